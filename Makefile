@@ -1,0 +1,72 @@
+# Every target sets up $(VENV) by itself, from python3 and its venv module alone, and again when setup.py or
+# constraints.txt change. `make test PYTHON=python3.12 VENV=.venv-3.12` does the same beside it.
+
+PYTHON ?= python3
+VENV ?= .venv
+WORKERS ?= 2
+
+PY := $(VENV)/bin/python
+PIP := $(PY) -m pip --disable-pip-version-check -qq
+PYTEST := $(PY) -m pytest -q --durations=10 --durations-min=5
+
+# The virtual environment must hold what setup.py says and nothing from around it.
+unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_TARGET PIP_PREFIX
+export PIP_USER := 0
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help demo test test-slow parity bench lint format hooks clean
+
+help: ## list the targets
+	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
+
+demo: $(VENV)/.package ## make a small checkpoint, convert it, chat about a photograph, draw images
+	@$(PY) -m launch.demo
+
+test: $(VENV)/.test ## the tests, but for the slow ones and the comparison with PyTorch
+	@$(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
+
+test-slow: $(VENV)/.test ## the slow tests, one at a time: some fill most of the memory
+	@$(PYTEST) -m slow --ignore tests/parity
+
+parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyTorch
+	@$(PYTEST) -m "" tests/parity
+
+bench: $(VENV)/.parity ## time and memory beside PyTorch
+	@$(PY) -m benchmarks.inference
+
+lint: $(VENV)/.test ## style, format and types
+	@$(PY) -m ruff check
+	@$(PY) -m ruff format --check
+	@$(PY) -m mypy
+
+format: $(VENV)/.test ## mend what can be mended by itself
+	@$(PY) -m ruff check --fix
+	@$(PY) -m ruff format
+
+hooks: $(VENV)/.test ## run lint before every commit
+	@$(PY) -m pre_commit install
+
+clean: ## remove the virtual environments and all caches
+	@rm -rf .venv* .cache .*_cache build *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.package: setup.py constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with make PYTHON=..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || \
+	  { echo "$(PYTHON) has no venv module; install it (on Debian and Ubuntu: apt install python3-venv)." >&2; exit 1; }
+	@echo "Setting up $(VENV); the first time takes a few minutes."
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) install -c constraints.txt -e '.[demo]'
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.package
+	@$(PIP) install -c constraints.txt -e '.[demo,test]'
+	@touch $@
+
+# torch first and by itself: it settles which build the others find, and no second one is fetched for them.
+$(VENV)/.parity: $(VENV)/.test
+	@$(PIP) install torch==2.13.0
+	@$(PIP) install -c constraints.txt -e '.[demo,test,parity]'
+	@touch $@

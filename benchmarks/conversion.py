@@ -1,0 +1,143 @@
+"""Converting a checkpoint against copying its files: time, and the memory that conversion takes.
+
+    python -m benchmarks.conversion --preset janus_pro_7b --dir /big/disk
+
+Makes a released checkpoint of the preset's true shape from random bits, then copies and converts it in turns, each
+starting from and ending with everything on the disk. The last line is one JSON object with every figure. Anonymous
+memory (RssAnon of the converting process, sampled every 50 ms) leaves out the pages of the mapped files, which belong
+to the page cache.
+"""
+
+import contextlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from statistics import median
+
+import ml_dtypes
+import numpy as np
+from absl import flags
+
+from checkpoints_convert import released
+from checkpoints_convert.safetensors_writer import SafetensorsWriter
+from janus_jax.config import preset
+from launch import cli
+
+_PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "whose shapes the checkpoint has")
+_DIR = flags.DEFINE_string("dir", None, "where to work; room for three times the checkpoint (default: the temporary)")
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "how often each is done", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "keep", ["keep", "bfloat16", "float32"], "what parameters are stored as")
+_MAX_SHARD = 5_000_000_000
+_SAMPLE_SECONDS = 0.05
+
+
+def make_checkpoint(folder: Path, name: str) -> int:
+    """A released checkpoint of random bfloat16 bits, in shards; its bytes."""
+    folder.mkdir()
+    config, dtype = preset(name), np.dtype(ml_dtypes.bfloat16)
+    manifest = released.manifest(config)
+    # Bits of numbers in (-2, 2): no infinities, and as hard to compress as weights are.
+    bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 24, np.uint16) & np.uint16(0xBFFF)
+    with SafetensorsWriter(folder, {n: (shape, dtype) for n, shape in manifest.items()}, _MAX_SHARD) as writer:
+        for n, shape in manifest.items():
+            writer.write(n, np.resize(bits, shape).view(dtype))
+    (folder / "config.json").write_text(json.dumps(released.write_config(config, "bfloat16")))
+    return sum(file.stat().st_size for file in folder.iterdir())
+
+
+def forget(folder: Path) -> None:
+    """Writes out what is pending and drops the folder's files from the page cache, as after a reboot."""
+    os.sync()
+    for file in folder.rglob("*"):
+        if file.is_file():
+            handle = os.open(file, os.O_RDONLY)
+            os.posix_fadvise(handle, 0, 0, os.POSIX_FADV_DONTNEED)
+            os.close(handle)
+
+
+def anonymous_bytes(process: int) -> int:
+    """The process's own memory at this moment."""
+    with contextlib.suppress(OSError):
+        for line in Path(f"/proc/{process}/status").read_text().splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
+
+
+def copy_seconds(source: Path, target: Path) -> tuple[float, float]:
+    """Seconds of `cp`, and seconds until what it wrote was on the disk."""
+    begin = time.monotonic()
+    subprocess.run(["cp", "-r", source, target], check=True)
+    copied = time.monotonic() - begin
+    os.sync()
+    return copied, time.monotonic() - begin
+
+
+def convert_seconds(source: Path, target: Path, dtype: str) -> tuple[float, int]:
+    """Seconds of the command from its start to its end, and its largest anonymous memory."""
+    begin, peak = time.monotonic(), 0
+    command = [sys.executable, "-m", "checkpoints_convert.from_pytorch", str(source), str(target), f"--dtype={dtype}"]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        while process.poll() is None:
+            peak = max(peak, anonymous_bytes(process.pid))
+            time.sleep(_SAMPLE_SECONDS)
+        errors = process.stderr.read().decode() if process.stderr else ""
+    if process.returncode:
+        raise RuntimeError(errors)
+    return time.monotonic() - begin, peak
+
+
+@contextlib.contextmanager
+def workplace(base: str | None) -> Iterator[Path]:
+    """A folder that goes when the block ends."""
+    folder = Path(tempfile.mkdtemp(prefix="conversion-", dir=base))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints a table and one line of JSON."""
+    with workplace(_DIR.value) as folder:
+        source = folder / "Janus-Pro"
+        size = make_checkpoint(source, _PRESET.value)
+        copies, durables, conversions, peaks = [], [], [], []
+        for _round in range(_ROUNDS.value):
+            forget(source)
+            copied, durable = copy_seconds(source, folder / "copy")
+            shutil.rmtree(folder / "copy")
+            forget(source)
+            converted, peak = convert_seconds(source, folder / "converted", _DTYPE.value)
+            shutil.rmtree(folder / "converted")
+            copies.append(copied)
+            durables.append(durable)
+            conversions.append(converted)
+            peaks.append(peak)
+            print(
+                f"copy {copied:6.1f} s ({durable:.1f} s on disk)   convert {converted:6.1f} s   {peak / 2**30:.2f} GiB"
+            )
+    figures = {
+        "preset": _PRESET.value,
+        "dtype": _DTYPE.value,
+        "gigabytes": size / 1e9,
+        "copy_seconds": median(copies),
+        "copy_on_disk_seconds": median(durables),
+        "convert_seconds": median(conversions),
+        "convert_over_copy": median(conversions) / median(copies),
+        "convert_over_copy_on_disk": median(conversions) / median(durables),
+        "peak_anonymous_gib": max(peaks) / 2**30,
+    }
+    for name, value in figures.items():
+        print(f"{name:28} {value:.3f}" if isinstance(value, float) else f"{name:28} {value}")
+    print(json.dumps(figures))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,366 @@
+"""Whole folders from one layout to another.
+
+A converted folder holds `config.json` (`{"format": "janus_jax", "model": …, "dtype": …, "source": …}`), the Orbax
+checkpoint `params/`, the tokenizer's and processor's files as they came, and `unused.safetensors`: the tensors of the
+source that no network here uses, for the way back.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import ml_dtypes
+import numpy as np
+
+from checkpoints_convert import released, sidecars, transformers_janus
+from checkpoints_convert.folders import appearing
+from checkpoints_convert.layout import Layout
+from checkpoints_convert.readers import open_tensors, read_json
+from checkpoints_convert.safetensors_writer import SafetensorsWriter
+from checkpoints_convert.sources import Config, Source, is_converted, open_source
+from checkpoints_convert.tree import Leaf, Shape, leaves
+from janus_jax.config import ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.errors import JanusError
+
+FORMAT = "janus_jax"
+PARAMS = "params"
+UNUSED = "unused"
+
+StoredDtype = Literal["keep", "bfloat16", "float32"]
+WholeLayout = Literal["released", "transformers"]
+Progress = Callable[[int], None]
+Meter = Callable[[int], Progress]
+"""Given the bytes to come, gives what is told of those that have."""
+
+_PARTS: dict[str, type[JanusConfig | SiglipConfig | VQConfig | LlamaConfig]] = {
+    "janus": JanusConfig,
+    "und_encoder": SiglipConfig,
+    "gen_encoder": VQConfig,
+    "llm": LlamaConfig,
+}
+_LAYOUTS: dict[str, Layout] = {"released": released.LAYOUT, "transformers": transformers_janus.LAYOUT}
+
+
+@dataclass(frozen=True)
+class Summary:
+    """What a conversion did.
+
+    Attributes:
+      layout: the layout found, or written.
+      tensors: tensors in use.
+      parameters: numbers in them.
+      num_bytes: bytes that were written of them.
+      notes: what a person should know: what was left out or made up.
+      seconds: time taken.
+    """
+
+    layout: str
+    tensors: int
+    parameters: int
+    num_bytes: int
+    notes: tuple[str, ...]
+    seconds: float
+
+    def __str__(self) -> str:
+        head = (
+            f"{self.layout} layout, {self.tensors} tensors, {self.parameters:,} parameters, "
+            f"{self.num_bytes / 1e9:.2f} GB, {self.seconds:.1f} s"
+        )
+        return "\n".join([head, *self.notes])
+
+
+def _no_meter(total: int) -> Progress:
+    return lambda _: None
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """The numpy dtype of that name, bfloat16 among them."""
+    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+
+
+def convert(
+    source: Path | str,
+    target: Path | str,
+    dtype: StoredDtype = "keep",
+    conversation: ConversationStyle | None = None,
+    meter: Meter = _no_meter,
+) -> Summary:
+    """A checkpoint in one of PyTorch's layouts -> a converted folder.
+
+    Args:
+      source: a released or transformers' folder, or one of the parts that training starts from.
+      target: the folder to make. It appears when it is complete.
+      dtype: that parameters are stored in; "keep" keeps every tensor's own, so that the way back is exact.
+      conversation: the role strings; None to tell from the folder.
+      meter: makes what is told of the bytes written.
+
+    Raises:
+      JanusError: see `open_source`; or the target exists or cannot be written.
+    """
+    begin = time.monotonic()
+    opened = open_source(source, conversation)
+    target = Path(target)
+    with appearing(target) as folder:
+        num_bytes = _write_converted(folder, opened, dtype, meter)
+    used = [piece for unit in opened.units for piece in unit.pieces]
+    notes = [*_left_out(opened), *_gelu_note(opened.config)]
+    return Summary(
+        opened.layout.name,
+        len(used),
+        sum(leaf.size for leaf in opened.leaves),
+        num_bytes,
+        tuple(notes),
+        time.monotonic() - begin,
+    )
+
+
+def _write_converted(folder: Path, source: Source, dtype: StoredDtype, meter: Meter) -> int:
+    # Here, so that what only reads does not wait for jax.
+    from checkpoints_convert.orbax_params import Promise, write_params
+
+    own = source.dtypes()
+    stored = own if dtype == "keep" else dict.fromkeys(own, numpy_dtype(dtype))
+    units = {(unit.leaf.path, unit.layer): unit for unit in source.units}
+    total = sum(leaf.size * stored[leaf.path].itemsize for leaf in source.leaves)
+    progress = meter(total)
+
+    def reader(leaf: Leaf) -> Callable[[int | None], np.ndarray]:
+        return lambda layer: units[leaf.path, layer].read(source.tensors)
+
+    write_params(
+        folder / PARAMS,
+        [Promise(leaf, stored[leaf.path], reader(leaf), progress) for leaf in source.leaves],
+    )
+    is_whole = isinstance(source.config, JanusConfig)
+    if source.unused and is_whole:
+        _write_tensors(folder, UNUSED, source.unused)
+    origin = source.path if source.path.is_dir() else source.path.parent
+    copied = sidecars.copy_sidecars(origin, folder) if is_whole else []
+    provenance: dict[str, Any] = {"layout": source.layout.name, "name": source.path.resolve().name, "files": copied}
+    if dtype == "keep":
+        provenance["dtypes"] = _odd_dtypes(source, stored)
+    write_config(folder, source.config, _main_dtype(stored, source.leaves), provenance)
+    return total
+
+
+def write_config(folder: Path, config: Config, dtype: str, provenance: Mapping[str, Any] | None = None) -> None:
+    """Writes the `config.json` of a converted folder.
+
+    Args:
+      folder: that holds `params/`.
+      config: of the whole model or of one part.
+      dtype: that most parameters are stored in.
+      provenance: where the parameters are from.
+    """
+    part = next(name for name, kind in _PARTS.items() if isinstance(config, kind))
+    model = config.to_dict() if isinstance(config, JanusConfig) else asdict(config)
+    content = {"format": FORMAT, "part": part, "model": model, "dtype": dtype, "source": dict(provenance or {})}
+    sidecars.write_json(folder / "config.json", content)
+
+
+def _odd_dtypes(source: Source, stored: Mapping[str, np.dtype]) -> dict[str, str]:
+    """By name in the file, the dtypes of tensors that share a stack with wider ones."""
+    return {
+        piece.name: source.tensors[piece.name].dtype.name
+        for unit in source.units
+        for piece in unit.pieces
+        if source.tensors[piece.name].dtype != stored[unit.leaf.path]
+    }
+
+
+def _main_dtype(dtypes: Mapping[str, np.dtype], all_leaves: list[Leaf]) -> str:
+    sizes: Counter[str] = Counter()
+    for leaf in all_leaves:
+        sizes[dtypes[leaf.path].name] += leaf.size
+    return sizes.most_common(1)[0][0]
+
+
+def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, np.ndarray]) -> None:
+    announced = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
+    with SafetensorsWriter(folder, announced, shard_bytes=1 << 62, stem=stem) as writer:
+        for name, tensor in tensors.items():
+            writer.write(name, tensor)
+
+
+def _left_out(source: Source) -> list[str]:
+    if not source.unused:
+        return []
+    whole = isinstance(source.config, JanusConfig)
+    kept = f"kept in {UNUSED}.safetensors for the way back" if whole else "they take no part in Janus"
+    names = sorted(source.unused)
+    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
+    return [f"Left out: {len(names)} tensors that no network here uses ({shown}), {kept}."]
+
+
+def _gelu_note(config: Config) -> list[str]:
+    if not isinstance(config, SiglipConfig):
+        return []
+    return [f"The encoder's GELU is {config.gelu!r}; SigLIP was trained with the tanh one, Janus with the exact."]
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A converted folder, opened and checked, not read.
+
+    Attributes:
+      path: the folder.
+      config: of the whole model, or of the one part it holds.
+      provenance: where its parameters are from, as config.json says.
+    """
+
+    path: Path
+    config: Config
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def params_path(self) -> Path:
+        """The Orbax checkpoint."""
+        return self.path / PARAMS
+
+
+def open_converted(path: Path | str) -> Converted:
+    """Reads the config of a converted folder.
+
+    Raises:
+      JanusError: it is none, or its config.json is damaged.
+    """
+    path = Path(path)
+    file = path / "config.json"
+    content = read_json(file)
+    if content.get("format") != FORMAT or not (path / PARAMS).is_dir():
+        raise JanusError(f"{path} is no converted folder: it needs a config.json of format {FORMAT!r} and {PARAMS}/.")
+    part = content.get("part", "janus")
+    if part not in _PARTS:
+        raise JanusError(f"{file}: part is {part!r}; it must be one of {', '.join(_PARTS)}.")
+    kind = _PARTS[part]
+    try:
+        model = content["model"]
+        config = JanusConfig.from_dict(model) if kind is JanusConfig else kind(**_tuples(model))
+    except (KeyError, TypeError, JanusError) as error:
+        raise JanusError(f"{file} does not describe a model ({error}); convert it again.") from None
+    return Converted(path, config, content.get("source") or {})
+
+
+def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+
+
+def read_config(path: Path | str, conversation: ConversationStyle | None = None) -> JanusConfig:
+    """The config of a whole model's checkpoint in any layout, converted folders included.
+
+    Raises:
+      JanusError: see `open_source` and `open_converted`; or the checkpoint holds one part of a model.
+    """
+    path = Path(path)
+    config = open_converted(path).config if is_converted(path) else open_source(path, conversation).config
+    if not isinstance(config, JanusConfig):
+        raise JanusError(f"{path} holds one part of a model ({type(config).__name__}); a whole Janus is needed.")
+    return config
+
+
+def read_params(
+    path: Path | str, dtype: str | None = None, conversation: ConversationStyle | None = None
+) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+    """The parameters of a checkpoint in any layout, leaf by leaf and layer by layer, never the whole at once.
+
+    Args:
+      path: the checkpoint.
+      dtype: "bfloat16", "float32" or "float16"; None for the checkpoint's own.
+      conversation: see `open_source`.
+
+    Yields:
+      (keys from the tree's root, layer of a stacked leaf or None, numbers).
+    """
+    if not is_converted(Path(path)):
+        yield from open_source(path, conversation).params(None if dtype is None else numpy_dtype(dtype))
+        return
+    from checkpoints_convert.orbax_params import StoredParams
+
+    converted = open_converted(path)
+    all_leaves = leaves(converted.config)
+    stored = StoredParams(converted.params_path, all_leaves)
+    for leaf in all_leaves:
+        for layer in leaf.layer_indices:
+            array = stored.read(leaf, layer)
+            yield leaf.keys, layer, array if dtype is None else array.astype(numpy_dtype(dtype), copy=False)
+
+
+def export(
+    source: Path | str,
+    target: Path | str,
+    layout: WholeLayout,
+    meter: Meter = _no_meter,
+    shard_bytes: int = 5_000_000_000,
+) -> Summary:
+    """A converted folder -> a folder in the released or transformers' layout, as safetensors with its json files.
+
+    Raises:
+      JanusError: the source is no converted folder of a whole model, the layout cannot say what the model is, or
+        the target exists or cannot be written.
+    """
+    from checkpoints_convert.orbax_params import StoredParams
+
+    begin = time.monotonic()
+    if layout not in _LAYOUTS:
+        raise JanusError(f"--layout is {layout!r}; it must be one of {', '.join(_LAYOUTS)}.")
+    converted = open_converted(source)
+    config = converted.config
+    if not isinstance(config, JanusConfig):
+        raise JanusError(f"{source} holds one part of a model; only a whole one can be written as {layout}.")
+    all_leaves = leaves(config)
+    units = _LAYOUTS[layout].units(all_leaves)
+    image_token_id = sidecars.token_ids(converted.path).get(sidecars.IMAGE, 100581)
+    stored = StoredParams(converted.params_path, all_leaves)
+    # A folder whose parameters were kept as they came knows the dtypes of tensors that shared a stack with wider ones.
+    own = {name: numpy_dtype(kind) for name, kind in converted.provenance.get("dtypes", {}).items()}
+    announced = {
+        piece.name: (piece.shape, own.get(piece.name, stored.dtype(unit.leaf)))
+        for unit in units
+        for piece in unit.pieces
+    }
+    main = _main_dtype({leaf.path: stored.dtype(leaf) for leaf in all_leaves}, all_leaves)
+    unused, notes = _unused(converted, config, layout, numpy_dtype(main))
+    announced |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
+    if layout == "released":
+        json_config = released.write_config(config, main)
+    else:
+        json_config = transformers_janus.write_config(config, main, image_token_id)
+    total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in announced.values())
+    progress = meter(total)
+    with appearing(Path(target)) as folder:
+        with SafetensorsWriter(folder, announced, shard_bytes) as writer:
+            for unit in units:
+                for name, array in unit.write(stored.read(unit.leaf, unit.layer)):
+                    writer.write(name, array)
+                    progress(array.size * announced[name][1].itemsize)
+            for name, tensor in unused.items():
+                writer.write(name, tensor)
+                progress(tensor.nbytes)
+        sidecars.write_json(folder / "config.json", json_config)
+        if converted.provenance.get("layout") == layout:
+            sidecars.copy_sidecars(converted.path, folder)
+        else:
+            sidecars.copy_sidecars(converted.path, folder, sidecars.TOKENIZER_FILES)
+            write = {"released": sidecars.write_released_sidecars, "transformers": sidecars.write_transformers_sidecars}
+            write[layout](folder, config)
+    return Summary(layout, len(announced), config.num_params, total, tuple(notes), time.monotonic() - begin)
+
+
+def _unused(
+    converted: Converted, config: JanusConfig, layout: str, dtype: np.dtype
+) -> tuple[dict[str, np.ndarray], list[str]]:
+    """The tensors that only the file wants, and what to say of them."""
+    file = converted.path / f"{UNUSED}.safetensors"
+    if converted.provenance.get("layout") == layout and file.is_file():
+        return open_tensors(file), []
+    if layout != "released":
+        return {}, []
+    wanted: dict[str, Shape] = released.unused(config)
+    zeros = {name: np.zeros(shape, dtype) for name, shape in wanted.items()}
+    return zeros, [
+        f"{len(zeros)} tensors that released files hold and no network uses (attention pool, counter) are zeros: "
+        f"this model has none."
+    ]

@@ -1,0 +1,77 @@
+"""A folder that appears when it is complete, and not before."""
+
+import contextlib
+import os
+import re
+import shutil
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from janus_jax.errors import JanusError
+
+
+@contextlib.contextmanager
+def appearing(target: Path) -> Iterator[Path]:
+    """Gives a temporary folder beside `target`, which takes its name when the block ends well and goes when it fails.
+
+    A killed process leaves a folder named `.NAME.incomplete-PID`, which holds nothing that is taken for a
+    checkpoint's folder and is removed by the next run for the same target.
+
+    Raises:
+      JanusError: the target exists, or its parent does not or cannot be written.
+    """
+    if target.exists() or target.is_symlink():
+        raise JanusError(f"{target} exists; give a folder that does not, or remove it.")
+    parent = target.absolute().parent
+    if not parent.is_dir():
+        raise JanusError(f"{parent} does not exist; make it, or give another place.")
+    _remove_abandoned(target)
+    temporary = parent / f".{target.name}.incomplete-{os.getpid()}"
+    try:
+        temporary.mkdir()
+    except OSError as error:
+        raise JanusError(f"{parent} cannot be written ({error.strerror}); give another place.") from None
+    try:
+        yield temporary
+        _flush(temporary)
+        # Renaming onto a folder that someone made meanwhile fails unless it is empty.
+        temporary.rename(target)
+        _sync(parent)
+    except BaseException as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if isinstance(error, OSError) and not isinstance(error, FileNotFoundError):
+            raise JanusError(f"{target} could not be written ({error.strerror or error}).") from error
+        raise
+
+
+def _remove_abandoned(target: Path) -> None:
+    for left in target.absolute().parent.glob(f".{target.name}.incomplete-*"):
+        process = re.fullmatch(r"\d+", left.name.rpartition("-")[2])
+        if process and not _alive(int(process[0])):
+            shutil.rmtree(left, ignore_errors=True)
+
+
+def _alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
+def _flush(folder: Path) -> None:
+    """Everything below the folder onto the disk, so that a rename that survives a power cut finds its files."""
+    paths = [Path(root) / name for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync, [*paths, folder]))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,0 +1,158 @@
+"""Tensors by name from the files that checkpoints come in, opened and not read.
+
+Every tensor is a read-only numpy view of a memory-mapped file: nothing is read before its numbers are used, and
+what is read belongs to the page cache, not to the process. Neither torch nor jax is needed.
+"""
+
+import json
+import math
+import mmap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from checkpoints_convert.torch_zip import open_torch_zip
+from janus_jax.errors import JanusError
+
+SAFETENSORS_DTYPES: dict[str, np.dtype] = {
+    "F64": np.dtype(np.float64),
+    "F32": np.dtype(np.float32),
+    "F16": np.dtype(np.float16),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I64": np.dtype(np.int64),
+    "I32": np.dtype(np.int32),
+    "I16": np.dtype(np.int16),
+    "I8": np.dtype(np.int8),
+    "U8": np.dtype(np.uint8),
+    "BOOL": np.dtype(np.bool_),
+}
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+_MAX_HEADER_BYTES = 100_000_000
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a json file.
+
+    Raises:
+      JanusError: the file is missing, is no json, or holds no object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise JanusError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:
+        raise JanusError(f"{path} cannot be read as json ({error}); fetch it again.") from None
+    if not isinstance(content, dict):
+        raise JanusError(f"{path} holds no json object; fetch it again.")
+    return content
+
+
+def find_weights(path: Path) -> Path:
+    """The file that a checkpoint starts with: `path` itself, or the weights or index in that folder.
+
+    Raises:
+      JanusError: the path does not exist, or the folder holds no weights, or several files that might be meant.
+    """
+    if path.is_file():
+        return path
+    if not path.is_dir():
+        raise JanusError(f"{path} does not exist; give a checkpoint's folder or its file of weights.")
+    for name in WEIGHT_FILES:
+        if (path / name).is_file():
+            return path / name
+    found = sorted(p for p in path.iterdir() if p.suffix in _WEIGHT_SUFFIXES and p.is_file())
+    safe = [p for p in found if p.suffix == ".safetensors"]
+    candidates = safe or found
+    if len(candidates) == 1:
+        return candidates[0]
+    if not candidates:
+        raise JanusError(f"{path} holds no weights; looked for {', '.join(WEIGHT_FILES)}.")
+    raise JanusError(
+        f"{path} holds several files of weights and no index ({', '.join(p.name for p in candidates)}); "
+        f"name the file that is meant, or fetch the missing *.index.json."
+    )
+
+
+def open_tensors(path: Path) -> dict[str, np.ndarray]:
+    """Every tensor of a checkpoint, by its name there.
+
+    Args:
+      path: a folder, a `.safetensors`, a `.bin` or `.pt` of torch's zip format, or an `*.index.json` of shards.
+
+    Raises:
+      JanusError: a file is missing, truncated, corrupt, or of a format that is not read; the message names it.
+    """
+    file = find_weights(path)
+    if file.name.endswith(".index.json"):
+        return _open_shards(file)
+    if not file.stat().st_size:
+        raise JanusError(f"{file} is empty; fetch it again.")
+    if file.suffix == ".safetensors":
+        return _open_safetensors(file)
+    if file.suffix in _WEIGHT_SUFFIXES:
+        return open_torch_zip(file)
+    raise JanusError(f"{file} is of no known kind; weights end in {', '.join(_WEIGHT_SUFFIXES)}.")
+
+
+def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    size = len(mapped)
+    length = int.from_bytes(mapped[:8], "little")
+    if size < 8 or length > _MAX_HEADER_BYTES:
+        raise JanusError(f"{path} is not a safetensors file; fetch it again.")
+    if size < 8 + length:
+        raise JanusError(f"{path} is truncated within its header; fetch it again.")
+    try:
+        header = json.loads(mapped[8 : 8 + length])
+        header.pop("__metadata__", None)
+        entries = {
+            name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
+            for name, entry in header.items()
+        }
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise JanusError(f"{path} has a corrupt header ({error}); fetch it again.") from None
+    start, tensors = 8 + length, {}
+    if (end := start + max((last for *_, last in entries.values()), default=0)) > size:
+        raise JanusError(f"{path} is truncated: it has {size} bytes and its header promises {end}; fetch it again.")
+    for name, (kind, shape, first, last) in entries.items():
+        if kind not in SAFETENSORS_DTYPES:
+            raise JanusError(
+                f"{path}: tensor {name} is of type {kind}, which is not read; the types are "
+                f"{', '.join(SAFETENSORS_DTYPES)}."
+            )
+        dtype, count = SAFETENSORS_DTYPES[kind], math.prod(shape)
+        if first < 0 or last - first != count * dtype.itemsize or min(shape, default=0) < 0:
+            raise JanusError(f"{path} has a corrupt header: tensor {name} does not fit its bytes; fetch it again.")
+        # Of an empty buffer numpy takes no view.
+        flat = np.frombuffer(mapped, dtype, count, start + first) if count else np.empty(0, dtype)
+        tensors[name] = flat.reshape(shape)
+    return tensors
+
+
+def _open_shards(index: Path) -> dict[str, np.ndarray]:
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, Mapping) or not all(isinstance(f, str) for f in weight_map.values()):
+        raise JanusError(f"{index} has no weight_map of tensor names to files; fetch it again.")
+    files = sorted(set(weight_map.values()))
+    if strange := [f for f in files if Path(f).name != f]:
+        raise JanusError(f"{index} names {strange[0]!r}, which is no file of its own folder; fetch it again.")
+    if missing := [f for f in files if not (index.parent / f).is_file()]:
+        raise JanusError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch what is missing.")
+    shards = {f: open_tensors(index.parent / f) for f in files}
+    if lost := [name for name, f in weight_map.items() if name not in shards[f]]:
+        raise JanusError(
+            f"{index} places {len(lost)} tensors in files that lack them, among them {lost[0]} in "
+            f"{weight_map[lost[0]]}; index and shards are not of one checkpoint."
+        )
+    return {name: shards[f][name] for name, f in weight_map.items()}

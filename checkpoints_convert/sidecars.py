@@ -1,0 +1,148 @@
+"""The json files that lie beside the weights: tokenizer, image preparation, processor, generation."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from checkpoints_convert.readers import read_json
+from janus_jax.config import JanusConfig
+
+TOKENIZER_FILES = (
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+PROCESSOR_FILES = (
+    "preprocessor_config.json",
+    "processor_config.json",
+    "generation_config.json",
+    "chat_template.jinja",
+    "chat_template.json",
+)
+
+BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
+BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
+
+_ROLES = {"janus": ("User", "Assistant"), "janus_pro": ("<|User|>", "<|Assistant|>")}
+# Turns as Janus was trained with them: a blank line after a user's turn, end-of-sentence after an answer.
+_CHAT_TEMPLATE = (
+    "{% for message in messages %}"
+    "{% if message['role'] | lower == 'system' %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'text' %}{{ part['text'] | trim }}{% endif %}{% endfor %}{{ '\\n\\n' }}"
+    "{% else %}"
+    "{% if message['role'] | lower == 'user' %}{{ 'USER: ' }}{% else %}{{ 'ASSISTANT: ' }}{% endif %}"
+    "{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ 'IMAGE\\n' }}{% else %}{{ part['text'] | trim }}{% endif %}"
+    "{% endfor %}"
+    "{% if message['role'] | lower == 'user' %}{{ '\\n\\n' }}{% else %}{{ 'EOS' }}{% endif %}"
+    "{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT:' }}{% endif %}"
+)
+
+
+def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER_FILES + PROCESSOR_FILES) -> list[str]:
+    """Copies those of the files that the source has, byte for byte; their names."""
+    found = [name for name in names if (source / name).is_file()]
+    for name in found:
+        shutil.copyfile(source / name, target / name)
+    return found
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes an object as a json file."""
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def token_ids(folder: Path) -> dict[str, int]:
+    """Ids of the tokens that the folder's tokenizer has by name beside its vocabulary; empty without a tokenizer."""
+    file = folder / "tokenizer.json"
+    if not file.is_file():
+        return {}
+    return {token["content"]: token["id"] for token in read_json(file).get("added_tokens", [])}
+
+
+def write_released_sidecars(folder: Path, config: JanusConfig) -> list[str]:
+    """Image preparation and processor as the released folders have them."""
+    image = {
+        "image_processor_type": "VLMImageProcessor",
+        "processor_class": "VLChatProcessor",
+        **_image_preparation(config),
+        "image_size": config.und_encoder.image_size,
+        "background_color": [127, 127, 127],
+    }
+    processor = {
+        "processor_class": "VLChatProcessor",
+        "image_tag": IMAGE,
+        "num_image_tokens": config.und_encoder.num_patches,
+        "add_special_token": False,
+        "ignore_id": -100,
+        "mask_prompt": True,
+        "sft_format": "deepseek",
+    }
+    return _write_all(folder, {"preprocessor_config.json": image, "processor_config.json": processor})
+
+
+def write_transformers_sidecars(folder: Path, config: JanusConfig) -> list[str]:
+    """What transformers' `JanusProcessor` and `generate` need beside weights and tokenizer."""
+    side = config.und_encoder.image_size
+    image = {
+        "image_processor_type": "JanusImageProcessor",
+        "processor_class": "JanusProcessor",
+        **_image_preparation(config),
+        "size": {"height": side, "width": side},
+        "do_resize": True,
+        "do_pad": True,
+        "resample": 3,
+    }
+    processor = {
+        "processor_class": "JanusProcessor",
+        "num_image_tokens": config.und_encoder.num_patches,
+        "use_default_system_prompt": False,
+    }
+    files: dict[str, Mapping[str, Any]] = {"preprocessor_config.json": image, "processor_config.json": processor}
+    if ids := token_ids(folder):
+        generation = {"bos_token_id": ids.get(BOS), "eos_token_id": ids.get(EOS), "pad_token_id": ids.get(PAD)}
+        image_start = {"boi_token_id": ids[BEGIN_OF_IMAGE]} if BEGIN_OF_IMAGE in ids else {}
+        files["generation_config.json"] = {
+            **{name: value for name, value in generation.items() if value is not None},
+            "generation_kwargs": image_start,
+        }
+        files["tokenizer_config.json"] = _tokenizer_config(folder)
+    user, assistant = _ROLES[config.conversation]
+    template = _CHAT_TEMPLATE.replace("USER", user).replace("ASSISTANT", assistant)
+    template = template.replace("IMAGE", IMAGE).replace("EOS", EOS)
+    (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
+    return [*_write_all(folder, files), "chat_template.jinja"]
+
+
+def _image_preparation(config: JanusConfig) -> dict[str, Any]:
+    return {
+        "do_normalize": True,
+        "image_mean": [0.5, 0.5, 0.5],
+        "image_std": [0.5, 0.5, 0.5],
+        "min_size": 14,
+        "rescale_factor": 1 / 255,
+    }
+
+
+def _tokenizer_config(folder: Path) -> dict[str, Any]:
+    file = folder / "tokenizer_config.json"
+    own = read_json(file) if file.is_file() else {}
+    return {name: value for name, value in own.items() if name != "chat_template"} | {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "processor_class": "JanusProcessor",
+        "bos_token": BOS,
+        "eos_token": EOS,
+        "pad_token": PAD,
+        "extra_special_tokens": {"image_token": IMAGE, "boi_token": BEGIN_OF_IMAGE, "eoi_token": END_OF_IMAGE},
+    }
+
+
+def _write_all(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    for name, content in files.items():
+        write_json(folder / name, content)
+    return list(files)

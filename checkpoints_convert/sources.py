@@ -1,0 +1,195 @@
+"""A checkpoint folder or file, whatever its layout, as a config and the leaves of our tree."""
+
+import logging
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+
+from checkpoints_convert import released, transformers_janus
+from checkpoints_convert.jsons import Section
+from checkpoints_convert.layout import Layout, Unit
+from checkpoints_convert.parts import PARTS
+from checkpoints_convert.readers import find_weights, open_tensors, read_json
+from checkpoints_convert.tree import Leaf, leaves
+from janus_jax.config import PRESETS, ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.errors import JanusError
+
+Config = JanusConfig | SiglipConfig | VQConfig | LlamaConfig
+
+_WHOLE_MODELS = {"multi_modality": released, "janus": transformers_janus}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Source:
+    """A checkpoint in PyTorch's world, opened and checked, not read.
+
+    Attributes:
+      path: where it lies.
+      layout: its table of names.
+      config: of the whole model, or of the one part that the checkpoint holds.
+      tensors: the tensors in use, by their names in the file.
+      unused: the tensors that no network here uses, by their names in the file.
+    """
+
+    path: Path
+    layout: Layout
+    config: Config
+    tensors: Mapping[str, np.ndarray]
+    unused: Mapping[str, np.ndarray]
+
+    @property
+    def units(self) -> list[Unit]:
+        """Every leaf, layer by layer, with the tensors it is made of."""
+        return self.layout.units(leaves(self.config))
+
+    @property
+    def leaves(self) -> list[Leaf]:
+        return leaves(self.config)
+
+    def dtypes(self) -> dict[str, np.dtype]:
+        """By leaf path, the narrowest dtype that holds every tensor of the leaf as it is."""
+        found: dict[str, np.dtype] = {}
+        for unit in self.units:
+            for piece in unit.pieces:
+                dtype = self.tensors[piece.name].dtype
+                found[unit.leaf.path] = _joint(found.get(unit.leaf.path, dtype), dtype)
+        return found
+
+    def params(self, dtype: np.dtype | str | None = None) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+        """Every leaf as (keys, layer, numbers), in the tree's order, a stacked leaf layer by layer.
+
+        Args:
+          dtype: of the arrays; the leaf's own dtype (`dtypes`) where None. Where nothing has to be cast or
+            transposed, the array is a view of the file.
+        """
+        own = self.dtypes() if dtype is None else {}
+        for unit in self.units:
+            array = unit.read(self.tensors)
+            yield unit.leaf.keys, unit.layer, array.astype(own.get(unit.leaf.path, dtype), copy=False)
+
+
+def _joint(left: np.dtype, right: np.dtype) -> np.dtype:
+    # numpy itself knows none for float16 and bfloat16.
+    return left if left == right else np.dtype(np.float64 if 8 in (left.itemsize, right.itemsize) else np.float32)
+
+
+def detect_layout(path: Path | str) -> str:
+    """Name of the layout: "converted", "released", "transformers", or that of a part.
+
+    Raises:
+      JanusError: there is nothing there, or nothing that is known.
+    """
+    path = Path(path)
+    if is_converted(path):
+        return "converted"
+    return open_source(path, conversation="janus_pro").layout.name
+
+
+def is_converted(path: Path) -> bool:
+    """Whether this is a folder that `convert` wrote."""
+    file = path / "config.json"
+    return file.is_file() and read_json(file).get("format") == "janus_jax"
+
+
+def open_source(path: Path | str, conversation: ConversationStyle | None = None) -> Source:
+    """Opens a released or transformers' Janus, or one of the parts that training starts from.
+
+    Every mismatch between config and tensors is reported here, before any number is read.
+
+    Args:
+      path: the checkpoint's folder or, for a part that is a single file, that file.
+      conversation: the role strings that the model was trained with; None to tell from the folder. Janus-1.3B and
+        Janus-Pro-1B differ in nothing else.
+
+    Raises:
+      JanusError: nothing is there, a file is corrupt or missing, the layout is unknown, the config describes
+        another network, or tensors are missing, surplus or misshapen.
+    """
+    path = Path(path)
+    if is_converted(path):
+        raise JanusError(f"{path} is converted already; give the checkpoint that it came from.")
+    if conversation is not None and conversation not in get_args(ConversationStyle):
+        raise JanusError(f"--conversation is {conversation!r}; it must be one of {get_args(ConversationStyle)}.")
+    weights = find_weights(path)
+    file = weights.parent / "config.json"
+    section = Section(read_json(file) if file.is_file() else {}, str(file))
+    tensors = open_tensors(weights)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    layout, config = _recognise(path, section, shapes)
+    if isinstance(config, JanusConfig):
+        style = conversation or _conversation(path, section, config)
+        config = replace(config, conversation=style)
+        config = replace(config, name=_name(path, config))
+    kept = layout.resolve(tensors)
+    layout.check(layout.units(leaves(config)), kept, str(path))
+    unused = {name: tensor for name, tensor in tensors.items() if name not in kept}
+    return Source(path, layout, config, kept, unused)
+
+
+def _recognise(path: Path, file: Section, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layout, Config]:
+    kind = file.values.get("model_type")
+    if kind in _WHOLE_MODELS:
+        module = _WHOLE_MODELS[kind]
+        return module.LAYOUT, module.read_config(file, shapes)
+    for name, layout, read in PARTS:
+        if name in shapes:
+            return layout, read(path, shapes)
+    if any(name.startswith(("language_model.", "gen_vision_model.", "model.language_model.")) for name in shapes):
+        what = f"says model_type {kind!r}" if file.values else "does not exist"
+        raise JanusError(
+            f"{path} holds tensors of a Janus, but {file.where} {what}; it should say 'multi_modality' (the released "
+            f"layout) or 'janus' (transformers')."
+        )
+    raise JanusError(
+        f"{path} is of no known layout (its first tensor is {next(iter(shapes), 'absent')}); known are "
+        f"{', '.join(dict.fromkeys(['released', 'transformers', *(part.name for _, part, _ in PARTS)]))}."
+    )
+
+
+def _conversation(path: Path, file: Section, config: JanusConfig) -> ConversationStyle:
+    stated = file.values.get("conversation")
+    for style in get_args(ConversationStyle):
+        if stated == style:
+            return style
+    folder = path if path.is_dir() else path.parent
+    template = _chat_template(folder)
+    if "<|User|>" in template:
+        return "janus_pro"
+    # A released tokenizer may carry the template of the language model it was, so there "User" tells nothing.
+    if file.values.get("model_type") == "janus" and re.search(r"\bUser\b", template):
+        return "janus"
+    names = [*folder.resolve().parts[-3:], str(file.values.get("_name_or_path", ""))]
+    if any(re.search(r"(?<![a-z])pro(?![a-z])", name, re.IGNORECASE) for name in names):
+        return "janus_pro"
+    if any(re.search(r"janus[-_]?1[._]?3b", name, re.IGNORECASE) for name in names):
+        return "janus"
+    if config.llm.width != PRESETS["janus_pro_7b"].llm.width:
+        _log.warning(
+            "%s does not tell whether it is a Janus or a Janus-Pro, which differ in their role strings; taking "
+            "Janus-Pro's. Pass --conversation janus if it is Janus-1.3B.",
+            path,
+        )
+    return "janus_pro"
+
+
+def _chat_template(folder: Path) -> str:
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return plain.read_text(encoding="utf-8")
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        template = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
+        if template:
+            return str(template)
+    return ""
+
+
+def _name(path: Path, config: JanusConfig) -> str:
+    for name, known in PRESETS.items():
+        if replace(config, name=name) == known:
+            return name
+    return (path if path.is_dir() else path.parent).resolve().name

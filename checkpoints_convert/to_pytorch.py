@@ -1,0 +1,29 @@
+"""Writes a converted folder back as safetensors with its json files, for PyTorch.
+
+    python -m checkpoints_convert.to_pytorch SRC DST --layout released|transformers
+
+SRC is a folder that from_pytorch or a training run made. DST is made; it appears when it is complete.
+"""
+
+from collections.abc import Sequence
+from typing import cast, get_args
+
+from absl import flags
+
+from checkpoints_convert.commands import meter
+from checkpoints_convert.convert import WholeLayout, export
+from launch import cli
+
+_LAYOUT = flags.DEFINE_enum("layout", None, get_args(WholeLayout), "names and config to write", required=True)
+_SHARD = flags.DEFINE_float("shard_gb", 5.0, "largest size of one file", lower_bound=0.001)
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Writes SRC as DST and prints a summary."""
+    source, target = arguments
+    summary = export(source, target, cast(WholeLayout, _LAYOUT.value), meter, int(_SHARD.value * 1e9))
+    print(f"{target}: in the {summary}")
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=("SRC", "DST"))

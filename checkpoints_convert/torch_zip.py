@@ -1,0 +1,207 @@
+"""Reads what `torch.save` wrote, without torch and without running anything that the file asks for.
+
+The zip format keeps each storage uncompressed, so tensors are views of the memory-mapped file. The pickle beside
+them is read by an unpickler that knows a closed list of harmless names and refuses every other by name.
+"""
+
+import io
+import mmap
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import ml_dtypes
+import numpy as np
+
+from janus_jax.errors import JanusError
+
+_STORAGES = {
+    "DoubleStorage": np.dtype(np.float64),
+    "FloatStorage": np.dtype(np.float32),
+    "HalfStorage": np.dtype(np.float16),
+    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
+    "LongStorage": np.dtype(np.int64),
+    "IntStorage": np.dtype(np.int32),
+    "ShortStorage": np.dtype(np.int16),
+    "CharStorage": np.dtype(np.int8),
+    "ByteStorage": np.dtype(np.uint8),
+    "BoolStorage": np.dtype(np.bool_),
+}
+
+# Keys under which training scripts nest the weights; LlamaGen's own loader prefers them in this order.
+_NESTINGS = ("ema", "model", "state_dict", "module")
+
+_MAX_PICKLE_BYTES = 1 << 28
+
+
+class _Storage(NamedTuple):
+    """One storage of the file: its numbers as a flat view."""
+
+    numbers: np.ndarray
+
+
+class _StorageType(NamedTuple):
+    dtype: np.dtype
+
+
+class _Unknown(pickle.UnpicklingError):
+    """The pickle asks for a name outside the closed list."""
+
+
+class _RebuildTensor:
+    # Slots leave a hostile BUILD instruction nothing to set.
+    __slots__ = ()
+
+    def __call__(
+        self,
+        storage: _Storage,
+        offset: int,
+        shape: Sequence[int],
+        strides: Sequence[int],
+        *_: Any,
+    ) -> np.ndarray:
+        flat = storage.numbers
+        shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
+        if len(shape) != len(strides) or offset < 0 or min((*shape, *strides), default=0) < 0:
+            raise pickle.UnpicklingError("a tensor has impossible strides")
+        empty = 0 in shape
+        last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
+        if not empty and last >= flat.size:
+            raise pickle.UnpicklingError("a tensor reaches past the end of its storage")
+        if empty:
+            return np.empty(shape, flat.dtype)
+        steps = tuple(step * flat.itemsize for step in strides)
+        return np.lib.stride_tricks.as_strided(flat[offset:], shape, steps, writeable=False)
+
+
+class _RebuildParameter:
+    __slots__ = ()
+
+    def __call__(self, data: np.ndarray, *_: Any) -> np.ndarray:
+        return data
+
+
+class _Device:
+    __slots__ = ()
+
+    def __call__(self, *_: Any) -> None:
+        return None
+
+
+def _allowed() -> dict[tuple[str, str], Any]:
+    # Made anew for every file, so that nothing a pickle does to it outlives the file.
+    class Namespace:
+        """Stands for `argparse.Namespace`: attributes and no behaviour."""
+
+    names: dict[tuple[str, str], Any] = {
+        ("collections", "OrderedDict"): OrderedDict,
+        ("argparse", "Namespace"): Namespace,
+        ("torch", "Size"): tuple,
+        ("torch", "device"): _Device(),
+        ("torch._utils", "_rebuild_tensor"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(),
+        ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
+        ("torch._utils", "_rebuild_parameter_with_state"): _RebuildParameter(),
+    }
+    names |= {("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()}
+    return names
+
+
+class _Unpickler(pickle.Unpickler):
+    def __init__(self, data: bytes, storages: Mapping[str, np.ndarray]) -> None:
+        super().__init__(io.BytesIO(data), encoding="utf-8")
+        self._storages = storages
+        self._names = _allowed()
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return self._names[module, name]
+        except KeyError:
+            raise _Unknown(f"{module}.{name}") from None
+
+    def persistent_load(self, pid: Any) -> _Storage:
+        kind, storage_type, key, _, numel = pid
+        if kind != "storage" or not isinstance(storage_type, _StorageType):
+            raise pickle.UnpicklingError("it refers to something that is no storage")
+        raw, dtype = self._storages[str(key)], storage_type.dtype
+        if numel * dtype.itemsize > raw.size:
+            raise pickle.UnpicklingError(f"storage {key} is shorter than it should be")
+        return _Storage(raw[: numel * dtype.itemsize].view(dtype))
+
+
+def _map_records(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = np.frombuffer(mapped, np.uint8)
+    records = {}
+    for info in archive.infolist():
+        start = info.header_offset
+        name_length, extra_length = struct.unpack("<HH", whole[start + 26 : start + 30].tobytes())
+        start += 30 + name_length + extra_length
+        if start + info.compress_size > whole.size:
+            raise JanusError(f"{path} is truncated: record {info.filename} reaches past its end; fetch it again.")
+        if info.compress_type == zipfile.ZIP_STORED:
+            records[info.filename] = whole[start : start + info.file_size]
+    return records
+
+
+def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
+    """The tensors of a file written by `torch.save` (zip format), as read-only views of the mapped file.
+
+    A state dict nested under "ema", "model", "state_dict" or "module" is found there; what else lies beside it
+    (optimizer state, arguments) is left alone.
+
+    Raises:
+      JanusError: the file is truncated, is of the format before torch 1.6, asks for code to be run, or holds no
+        state dict.
+    """
+    try:
+        archive = zipfile.ZipFile(path)
+    except (zipfile.BadZipFile, OSError):
+        with path.open("rb") as file:
+            head = file.read(4)
+        if head[:1] == b"\x80":
+            raise JanusError(
+                f"{path} is in torch's format from before 1.6, which is not read here; re-save it with "
+                f"torch.save(torch.load(FILE, map_location='cpu', weights_only=True), FILE)."
+            ) from None
+        what = "is truncated" if head == b"PK\x03\x04" else "was not written by torch.save"
+        raise JanusError(f"{path} {what}; fetch it again.") from None
+    with archive:
+        records = _map_records(path, archive)
+        pickles = [name for name in records if name.rpartition("/")[2] == "data.pkl"]
+        if len(pickles) != 1:
+            raise JanusError(f"{path} is a zip archive but was not written by torch.save: it has no data.pkl.")
+        root = pickles[0].rpartition("/")[0]
+        prefix = f"{root}/" if root else ""
+        if records.get(f"{prefix}byteorder", np.empty(0, np.uint8)).tobytes() == b"big":
+            raise JanusError(f"{path} was written on a big-endian machine; re-save it on a little-endian one.")
+        data = records[pickles[0]]
+        if data.size > _MAX_PICKLE_BYTES:
+            raise JanusError(f"{path} has a data.pkl of {data.size} bytes; that is no state dict.")
+        storages = {n.removeprefix(f"{prefix}data/"): r for n, r in records.items() if n.startswith(f"{prefix}data/")}
+        try:
+            content = _Unpickler(data.tobytes(), storages).load()
+        except _Unknown as error:
+            raise JanusError(
+                f"{path} asks for {error}, which is not among the names a file of weights may use; re-save its "
+                f"state dict alone as safetensors if you trust it."
+            ) from None
+        except Exception as error:
+            raise JanusError(f"{path} is corrupt ({error}); fetch it again.") from error
+    return _state_dict(path, content)
+
+
+def _state_dict(path: Path, content: Any) -> dict[str, np.ndarray]:
+    if isinstance(content, dict):
+        tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
+        if tensors and all(isinstance(name, str) for name in tensors):
+            return tensors
+        for key in _NESTINGS:
+            if isinstance(content.get(key), dict):
+                return _state_dict(path, content[key])
+    raise JanusError(f"{path} holds no state dict, neither at its top nor under {', '.join(_NESTINGS)}.")

@@ -1,0 +1,139 @@
+"""Attention, behind one function: which places attend to which, and the kernels that compute it.
+
+Two rules decide it everywhere: a place attends only within its segment and, where the order matters, only to places
+before it and to itself. Heads come before places (B H L K), the order in which batched products, the decoding
+cache and the splash kernel want them.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Bool, Float, Int
+
+from janus_jax.config import AttentionKernel
+from janus_jax.models.layers import precision
+
+
+class Mask(NamedTuple):
+    """Who attends to whom.
+
+    Attributes:
+      query_segments, key_segments: a query attends only to keys of its own segment; None, to all.
+      causal: whether a query at slot i attends only to keys at slots <= i.
+      query_offset: slot of the first query among the keys; beyond 0 when queries continue a cache.
+    """
+
+    query_segments: Int[Array, "B T"] | None = None
+    key_segments: Int[Array, "B S"] | None = None
+    causal: bool = False
+    query_offset: Int[Array, ""] | int = 0
+
+    def dense(self, num_queries: int, num_keys: int) -> Bool[Array, "#B 1 T S"] | None:
+        """The mask as booleans, True where a query attends; None where everything is attended to."""
+        allowed = None
+        if self.query_segments is not None and self.key_segments is not None:
+            allowed = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
+        if self.causal:
+            slots = self.query_offset + jnp.arange(num_queries)
+            order = (slots[:, None] >= jnp.arange(num_keys))[None, None]
+            allowed = order if allowed is None else allowed & order
+        return allowed
+
+
+EVERYTHING = Mask()
+
+
+def attend(
+    query: Float[Array, "B H T K"],
+    key: Float[Array, "B KV S K"],
+    value: Float[Array, "B KV S K"],
+    mask: Mask = EVERYTHING,
+    kernel: AttentionKernel = "xla",
+) -> Float[Array, "B H T K"]:
+    """softmax(q k^T / sqrt(K)) v, with H a multiple of KV (grouped queries), the softmax in float32."""
+    return _KERNELS[kernel](query, key, value, mask)
+
+
+def _xla(
+    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
+) -> Float[Array, "B H T K"]:
+    batch, heads, num_queries, head_dim = query.shape
+    kv_heads, num_keys = key.shape[1:3]
+    # Grouped queries share a key: laid along T they stay one product, with nothing repeated.
+    grouped = (query * head_dim**-0.5).reshape(batch, kv_heads, -1, head_dim)
+    scores = jnp.einsum(
+        "BHTK,BHSK->BHTS", grouped, key, precision=precision(query.dtype), preferred_element_type=jnp.float32
+    )
+    allowed = mask.dense(num_queries, num_keys)
+    if allowed is not None:
+        scores = scores.reshape(batch, heads, num_queries, num_keys)
+        # Finite, so that a padding row that attends to nothing has no NaN in it.
+        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        scores = scores.reshape(grouped.shape[:3] + (num_keys,))
+    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
+    out = jnp.einsum("BHTS,BHSK->BHTK", weights, value, precision=precision(value.dtype))
+    return out.reshape(query.shape)
+
+
+def _cudnn(
+    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
+) -> Float[Array, "B H T K"]:
+    # cuDNN's fused kernel has no float32; one query gains nothing from it.
+    if query.dtype == jnp.float32 or query.shape[2] == 1:
+        return _xla(query, key, value, mask)
+    to_cudnn = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
+    out = jax.nn.dot_product_attention(
+        to_cudnn(query),
+        to_cudnn(key),
+        to_cudnn(value),
+        mask=mask.dense(query.shape[2], key.shape[2]),
+        implementation="cudnn",
+    )
+    return jnp.swapaxes(out, 1, 2)
+
+
+def _splash(
+    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
+) -> Float[Array, "B H T K"]:
+    from janus_jax.models.splash import fits, splash_attention
+
+    if not fits(query, key, mask):
+        return _xla(query, key, value, mask)
+    return splash_attention(query, key, value, mask)
+
+
+_KERNELS: dict[AttentionKernel, Callable[[Array, Array, Array, Mask], Array]] = {
+    "xla": _xla,
+    "cudnn": _cudnn,
+    "splash": _splash,
+}
+
+
+def rotary_angles(
+    positions: Int[Array, "B L"], head_dim: int, theta: float
+) -> tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]:
+    """Cosine and sine of each place's rotation, float32 (RoPE, arXiv 2104.09864, §3.2.2)."""
+    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
+    return jnp.cos(angles), jnp.sin(angles)
+
+
+def rotate(
+    x: Float[Array, "B H L K"], angles: tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
+) -> Float[Array, "B H L K"]:
+    """Rotates dimension i together with i + K/2: the pairing of the released LLaMA files, not RoPE's own 2i, 2i+1."""
+    cos, sin = angles
+    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
+    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
+    return rotated.astype(x.dtype)
+
+
+def update_slots(
+    cache: Float[Array, "B KV S K"], new: Float[Array, "B KV T K"], start: Int[Array, ""]
+) -> Float[Array, "B KV S K"]:
+    """Writes T new places into the cache from slot `start` on."""
+    return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)

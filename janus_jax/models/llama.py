@@ -1,0 +1,298 @@
+"""The language model: a LLaMA decoder over embeddings, with grouped queries and a key-value cache.
+
+DeepSeek-LLM (arXiv 2401.02954, §2.2): pre-RMSNorm, SwiGLU, rotary positions, no biases. Embeddings come in and hidden
+states go out; what an embedding stands for and which head reads a hidden state is `models.janus`' business.
+"""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from janus_jax.config import Execution, LlamaConfig, RematPolicy
+from janus_jax.models.attention import Mask, attend, rotary_angles, rotate, update_slots
+from janus_jax.models.layers import Embedding, Linear, RMSNorm
+
+Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
+LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]
+
+
+class KVCache(NamedTuple):
+    """Keys and values of the places so far, S slots of them.
+
+    Attributes:
+      layers: one (keys, values) pair a layer. A tuple of arrays and not one stack, so that a loop on the device can
+        update each in place.
+      segment_ids: segment of each slot; 0 where nothing is written yet or padding was.
+      length: number of slots written, the same for all rows (prompts are padded on the left).
+    """
+
+    layers: tuple[LayerCache, ...]
+    segment_ids: Int[Array, "B S"]
+    length: Int[Array, ""]
+
+
+def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any) -> KVCache:
+    """A cache of `slots` unwritten slots for each of `batch` rows."""
+    shape = (batch, config.num_kv_heads, slots, config.head_dim)
+    layers = tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.depth))
+    return KVCache(layers, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
+
+
+def grow_cache(cache: KVCache, slots: int) -> KVCache:
+    """The cache with unwritten slots added, `slots` in all.
+
+    A decoding step reads every slot, written or not, so a cache is best kept little longer than what is in it.
+    """
+    more = slots - cache.segment_ids.shape[1]
+    layers = jax.tree.map(lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, more), (0, 0))), cache.layers)
+    return KVCache(layers, jnp.pad(cache.segment_ids, ((0, 0), (0, more))), cache.length)
+
+
+def remat_policy(name: RematPolicy) -> Any:
+    """The `policy` argument of `jax.checkpoint` for a policy's name; see `Execution.remat`."""
+    policies = jax.checkpoint_policies
+    return {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}[name]
+
+
+def _dtypes(execution: Execution) -> dict[str, jnp.dtype]:
+    return {"dtype": jnp.dtype(execution.dtype), "param_dtype": jnp.dtype(execution.param_dtype)}
+
+
+class Attention(nn.Module):
+    """Causal self-attention with rotary positions and grouped queries."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], angles: Angles, mask: Mask, cache: LayerCache | None
+    ) -> tuple[Float[Array, "B L D"], LayerCache]:
+        c = self.config
+        project = self._fused if self.execution.layers == "unrolled" else self._separate
+        query, key, value = project(x)
+        query, key = rotate(query, angles), rotate(key, angles)
+        if cache is not None:
+            key = update_slots(cache[0], key, mask.query_offset)
+            value = update_slots(cache[1], value, mask.query_offset)
+        out = attend(query, key, value, mask, self.execution.attention).swapaxes(1, 2)
+        axes = ("embed", "heads", "head_dim")
+        y = Linear((c.width,), axes, num_inputs=2, use_bias=False, name="out", **_dtypes(self.execution))(out)
+        return y, (key, value)
+
+    def _separate(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
+        c = self.config
+
+        def heads(name: str, count: int, axis: str) -> Float[Array, "B H L K"]:
+            shape, axes = (count, c.head_dim), (axis, "head_dim", "embed")
+            y = Linear(shape, axes, use_bias=False, name=name, **_dtypes(self.execution))(x)
+            return nn.with_logical_constraint(y.swapaxes(1, 2), ("batch", axis, "length", "head_dim"))
+
+        return (
+            heads("q", c.num_heads, "heads"),
+            heads("k", c.num_kv_heads, "kv_heads"),
+            heads("v", c.num_kv_heads, "kv_heads"),
+        )
+
+    def _fused(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
+        c = self.config
+        # Each key head lies with its queries, so that tensor parallelism splits the product between heads.
+        shape = (c.num_kv_heads, c.num_heads // c.num_kv_heads + 2, c.head_dim)
+        axes = ("kv_heads", None, "head_dim", "embed")
+        y = Linear(shape, axes, use_bias=False, name="qkv", **_dtypes(self.execution))(x)
+        y = nn.with_logical_constraint(y.transpose(0, 2, 3, 1, 4), ("batch", "kv_heads", None, "length", "head_dim"))
+        query = y[:, :, :-2].reshape(x.shape[0], c.num_heads, x.shape[1], c.head_dim)
+        return query, y[:, :, -2], y[:, :, -1]
+
+
+class SwiGLU(nn.Module):
+    """down(silu(gate(x)) * up(x)) (arXiv 2002.05202)."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
+        width, dtypes = self.config.mlp_dim, _dtypes(self.execution)
+        if self.execution.layers == "unrolled":
+            fused = Linear((2, width), (None, "mlp", "embed"), use_bias=False, name="gate_up", **dtypes)(x)
+            gate, up = fused[..., 0, :], fused[..., 1, :]
+        else:
+            gate = Linear((width,), ("mlp", "embed"), use_bias=False, name="gate", **dtypes)(x)
+            up = Linear((width,), ("mlp", "embed"), use_bias=False, name="up", **dtypes)(x)
+        hidden = nn.with_logical_constraint(nn.silu(gate) * up, ("batch", "length", "mlp"))
+        return Linear((self.config.width,), ("embed", "mlp"), use_bias=False, name="down", **dtypes)(hidden)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    config: LlamaConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B L D"], angles: Angles, mask: Mask, cache: LayerCache | None, keep_kv: bool
+    ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
+        dtypes = _dtypes(self.execution)
+        eps = self.config.rms_norm_eps
+        normed = RMSNorm(eps, name="attn_norm", **dtypes)(x)
+        y, kv = Attention(self.config, self.execution, name="attn")(normed, angles, mask, cache)
+        x = x + y
+        x = x + SwiGLU(self.config, self.execution, name="mlp")(RMSNorm(eps, name="mlp_norm", **dtypes)(x))
+        x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
+        return x, kv if keep_kv else None
+
+
+class Llama(nn.Module):
+    """Embedding table, transformer and text head.
+
+    The parameters of its blocks are stacked under `layers`. With `execution.layers` "unrolled" they lie in `layers_0`,
+    `layers_1`, ..., and matrices that read the same input are one: `qkv` and `gate_up`.
+    """
+
+    config: LlamaConfig
+    execution: Execution = Execution()
+
+    def setup(self) -> None:
+        c, e = self.config, self.execution
+        dtypes = _dtypes(e)
+        self.embed = Embedding(c.vocab_size, c.width, ("vocab", "embed"), **dtypes)
+        block = Block if e.remat == "none" else nn.remat(
+            Block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
+        )
+        if e.layers == "unrolled":
+            self.layers = [block(c, e) for _ in range(c.depth)]
+        else:
+            self.layers = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
+                length=c.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )(c, e)
+        self.norm = RMSNorm(c.rms_norm_eps, **dtypes)
+        self.head = Linear((c.vocab_size,), ("vocab", "embed"), use_bias=False, output_dtype=jnp.float32, **dtypes)
+
+    def __call__(
+        self,
+        x: Float[Array, "B L D"],
+        positions: Int[Array, "B L"],
+        segment_ids: Int[Array, "B L"],
+        cache: KVCache | None = None,
+    ) -> tuple[Float[Array, "B L D"], KVCache | None]:
+        """Hidden states after the last norm.
+
+        Args:
+          x: embeddings.
+          positions: rotary positions.
+          segment_ids: samples of a row, 0 at padding.
+          cache: earlier places, which the new ones attend to and are appended to.
+
+        Returns:
+          The hidden states and, where a cache was given, the cache with the L new places.
+        """
+        c, e = self.config, self.execution
+        x = nn.with_logical_constraint(x.astype(jnp.dtype(e.dtype)), ("batch", "length", "activation_embed"))
+        angles = rotary_angles(positions, c.head_dim, c.rope_theta)
+        if cache is None:
+            mask = Mask(segment_ids, segment_ids, causal=True)
+            x, _ = self._blocks(x, angles, mask, None)
+            return self.norm(x), None
+        segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
+        mask = Mask(segment_ids, segments, causal=True, query_offset=cache.length)
+        x, layers = self._blocks(x, angles, mask, cache.layers)
+        return self.norm(x), KVCache(layers, segments, cache.length + segment_ids.shape[1])
+
+    def prefill(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"], slots: int
+    ) -> tuple[Float[Array, "B L D"], KVCache]:
+        """Hidden states of a prompt, and a cache of `slots` >= L slots that begins with it.
+
+        Faster than `__call__` with an empty cache: the prompt attends to itself, not to the empty slots.
+        """
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        mask = Mask(segment_ids, segment_ids, causal=True)
+        x, layers = self._blocks(x.astype(jnp.dtype(self.execution.dtype)), angles, mask, None, keep_kv=True)
+        cache = KVCache(layers, segment_ids, jnp.asarray(x.shape[1], jnp.int32))
+        return self.norm(x), grow_cache(cache, slots)
+
+    def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
+        """Text logits, float32."""
+        return self.head(hidden)
+
+    def _blocks(
+        self,
+        x: Float[Array, "B L D"],
+        angles: Angles,
+        mask: Mask,
+        cache: tuple[LayerCache, ...] | None,
+        keep_kv: bool = False,
+    ) -> tuple[Float[Array, "B L D"], Any]:
+        keep_kv = keep_kv or cache is not None
+        if self.execution.layers == "unrolled":
+            layers = []
+            for i, block in enumerate(self.layers):
+                x, kv = block(x, angles, mask, cache[i] if cache is not None else None, keep_kv)
+                layers.append(kv)
+            return x, tuple(layers)
+        stacked = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cache)
+        x, kv = self.layers(x, angles, mask, stacked, keep_kv)
+        if not keep_kv:
+            return x, None
+        return x, tuple(jax.tree.map(lambda leaf, i=i: leaf[i], kv) for i in range(self.config.depth))
+
+
+def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
+    """One block's parameters with `q`, `k`, `v` as `qkv` and `gate`, `up` as `gate_up`; numpy or jax arrays."""
+    attn, mlp = block["attn"], block["mlp"]
+    xp = np if isinstance(attn["q"]["weight"], np.ndarray) else jnp
+    grouped = (config.num_kv_heads, -1, config.head_dim, config.width)
+    qkv = xp.concatenate([attn[name]["weight"].reshape(grouped) for name in "qkv"], axis=1)
+    gate_up = xp.stack([mlp["gate"]["weight"], mlp["up"]["weight"]])
+    return {
+        "attn_norm": block["attn_norm"],
+        "attn": {"qkv": {"weight": qkv}, "out": attn["out"]},
+        "mlp_norm": block["mlp_norm"],
+        "mlp": {"gate_up": {"weight": gate_up}, "down": mlp["down"]},
+    }
+
+
+def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
+    """The inverse of `fuse_block`."""
+    attn, mlp = block["attn"], block["mlp"]
+    qkv, gate_up = attn["qkv"]["weight"], mlp["gate_up"]["weight"]
+    query = qkv[:, :-2].reshape(config.num_heads, config.head_dim, config.width)
+    return {
+        "attn_norm": block["attn_norm"],
+        "attn": {
+            "q": {"weight": query},
+            "k": {"weight": qkv[:, -2]},
+            "v": {"weight": qkv[:, -1]},
+            "out": attn["out"],
+        },
+        "mlp_norm": block["mlp_norm"],
+        "mlp": {"gate": {"weight": gate_up[0]}, "up": {"weight": gate_up[1]}, "down": mlp["down"]},
+    }
+
+
+def unstack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
+    """The `llm` parameters in the form that `Execution.layers` "unrolled" reads."""
+    tree = {name: value for name, value in llm.items() if name != "layers"}
+    for i in range(config.depth):
+        block = jax.tree.map(lambda leaf, i=i: leaf[i], llm["layers"])
+        tree[f"layers_{i}"] = fuse_block(block, config)
+    return tree
+
+
+def stack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
+    """The inverse of `unstack_layers`: the form of training and of checkpoints."""
+    blocks = [split_block(llm[f"layers_{i}"], config) for i in range(config.depth)]
+    tree = {name: value for name, value in llm.items() if not name.startswith("layers_")}
+    return tree | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

@@ -1,0 +1,226 @@
+"""The image tokenizer: pixels to ids and back (LlamaGen's VQ-16, arXiv 2406.06525, §2.1; VQGAN, arXiv 2012.09841).
+
+Images are channels-last with pixels in [-1, 1]. Normalisation and the codebook search are float32 whatever the
+computation's dtype is: neighbouring codes differ by less than bfloat16 resolves.
+"""
+
+import functools
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import lax
+from jaxtyping import Array, Float, Int
+
+from janus_jax.config import Execution, VQConfig
+from janus_jax.models.attention import attend
+from janus_jax.models.layers import Conv, Embedding, GroupNorm, Linear, precision
+
+
+def _dtypes(execution: Execution) -> dict[str, jnp.dtype]:
+    return {"dtype": jnp.dtype(execution.dtype), "param_dtype": jnp.dtype(execution.param_dtype)}
+
+
+class ResBlock(nn.Module):
+    """x + conv(swish(norm(conv(swish(norm(x)))))), through a linear shortcut where the width changes."""
+
+    channels: int
+    config: VQConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C2"]:
+        c, dtypes = self.config, _dtypes(self.execution)
+        y = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm1", **dtypes)(x))
+        y = Conv(self.channels, 3, name="conv1", **dtypes)(y)
+        y = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm2", **dtypes)(y))
+        y = Conv(self.channels, 3, name="conv2", **dtypes)(y)
+        if x.shape[-1] != self.channels:
+            x = Linear((self.channels,), ("conv_out", "conv_in"), name="shortcut", **dtypes)(x)
+        return x + y
+
+
+class AttentionBlock(nn.Module):
+    """Single-head attention among all places of the grid, with a residual."""
+
+    config: VQConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        c, dtypes = self.config, _dtypes(self.execution)
+        batch, height, width, channels = x.shape
+        normed = GroupNorm(c.norm_groups, c.norm_eps, name="norm", **dtypes)(x).reshape(batch, -1, channels)
+        query, key, value = (
+            Linear((channels,), ("conv_out", "conv_in"), name=name, **dtypes)(normed)[:, None] for name in "qkv"
+        )
+        y = attend(query, key, value)[:, 0].reshape(batch, height, width, channels)
+        return x + Linear((channels,), ("conv_out", "conv_in"), name="out", **dtypes)(y)
+
+
+class Middle(nn.Module):
+    """The lowest resolution's residual block, attention, residual block."""
+
+    channels: int
+    config: VQConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
+        x = ResBlock(self.channels, self.config, self.execution, name="res_0")(x)
+        x = AttentionBlock(self.config, self.execution, name="attn")(x)
+        return ResBlock(self.channels, self.config, self.execution, name="res_1")(x)
+
+
+class Level(nn.Module):
+    """Residual blocks at one resolution, each followed by attention at the lowest, then a change of resolution.
+
+    Attributes:
+      resample: makes the layer that changes the resolution; None where the resolution stays.
+    """
+
+    channels: int
+    num_res_blocks: int
+    with_attention: bool
+    config: VQConfig
+    execution: Execution
+    resample: Callable[..., nn.Module] | None
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
+        for j in range(self.num_res_blocks):
+            x = ResBlock(self.channels, self.config, self.execution, name=f"res_{j}")(x)
+            if self.with_attention:
+                x = AttentionBlock(self.config, self.execution, name=f"attn_{j}")(x)
+        return x if self.resample is None else self.resample(self.channels, 3, **_dtypes(self.execution))(x)
+
+
+# Padded on the right and below alone, as in VQGAN.
+Downsample = functools.partial(Conv, stride=2, padding=((0, 1), (0, 1)), name="downsample")
+
+
+class Upsample(Conv):
+    """The nearest-neighbour enlargement by 2, then the convolution, in 4/9 of the operations.
+
+    After the enlargement a 3x3 window covers only 2x2 different pixels, which ones depending on the output's parity.
+    So each of the four parities is a 2x2 convolution of the small image, with kernel taps that meet the same pixel
+    added up.
+    """
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C2"]:
+        batch, height, width, channels = x.shape
+        kernel, bias = self.weights(channels)
+        by_row = self._fold(kernel, axis=0)
+        parities = [
+            lax.conv_general_dilated(
+                x.astype(self.dtype),
+                folded,
+                window_strides=(1, 1),
+                padding=((1 - row, row), (1 - column, column)),
+                dimension_numbers=("NHWC", "HWIO", "NHWC"),
+                precision=precision(self.dtype),
+            )
+            for row in range(2)
+            for column, folded in enumerate(self._fold(by_row[row], axis=1))
+        ]
+        y = jnp.stack(parities, axis=3).reshape(batch, height, width, 2, 2, self.channels)
+        y = y.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, self.channels)
+        return y + bias
+
+    @staticmethod
+    def _fold(kernel: Array, axis: int) -> tuple[Array, Array]:
+        """The two-tap kernels of the even and the odd outputs along an axis."""
+        first, middle, last = jnp.split(kernel.astype(jnp.float32), 3, axis=axis)
+        even = jnp.concatenate([first, middle + last], axis=axis)
+        odd = jnp.concatenate([first + middle, last], axis=axis)
+        return even.astype(kernel.dtype), odd.astype(kernel.dtype)
+
+
+class Encoder(nn.Module):
+    """Pixels to a grid of `z_channels` features."""
+
+    config: VQConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w Z"]:
+        c, e = self.config, self.execution
+        x = Conv(c.base_channels, 3, name="conv_in", **_dtypes(e))(pixels)
+        lowest = len(c.level_channels) - 1
+        for i, channels in enumerate(c.level_channels):
+            resample = Downsample if i < lowest else None
+            x = Level(channels, c.num_res_blocks, i == lowest, c, e, resample, name=f"down_{i}")(x)
+        x = Middle(c.level_channels[-1], c, e, name="mid")(x)
+        x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm_out", **_dtypes(e))(x))
+        return Conv(c.z_channels, 3, name="conv_out", **_dtypes(e))(x)
+
+
+class Decoder(nn.Module):
+    """A grid of `z_channels` features to pixels; `up_0` is the lowest resolution."""
+
+    config: VQConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
+        c, e = self.config, self.execution
+        x = Conv(c.level_channels[-1], 3, name="conv_in", **_dtypes(e))(z)
+        x = Middle(c.level_channels[-1], c, e, name="mid")(x)
+        finest = len(c.level_channels) - 1
+        for i, channels in enumerate(reversed(c.level_channels)):
+            resample = functools.partial(Upsample, name="upsample") if i < finest else None
+            x = Level(channels, c.num_res_blocks + 1, i == 0, c, e, resample, name=f"up_{i}")(x)
+        x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm_out", **_dtypes(e))(x))
+        return Conv(3, 3, name="conv_out", **_dtypes(e))(x)
+
+
+class VQTokenizer(nn.Module):
+    """Encoder, codebook and decoder. Ids run over an image's grid row by row."""
+
+    config: VQConfig
+    execution: Execution = Execution()
+
+    def setup(self) -> None:
+        c, e = self.config, self.execution
+        self.encoder = Encoder(c, e)
+        self.decoder = Decoder(c, e)
+        self.quant_conv = Linear((c.code_dim,), (None, "conv_in"), **_dtypes(e))
+        self.post_quant_conv = Linear((c.z_channels,), ("conv_out", None), **_dtypes(e))
+        self.codebook = Embedding(
+            c.codebook_size, c.code_dim, (None, None), param_dtype=jnp.dtype(e.param_dtype), dtype=jnp.float32
+        )
+
+    def latents(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
+        """Features before quantisation, `code_dim` a place, pixels in [-1, 1]."""
+        return self.quant_conv(self.encoder(pixels))
+
+    def quantize(self, latents: Float[Array, "B h w C"]) -> Int[Array, "B N"]:
+        """Ids of the codes nearest to the latents, both on the unit sphere."""
+        directions = _normalize(latents).reshape(latents.shape[0], -1, latents.shape[-1])
+        similarity = jnp.einsum("BNC,VC->BNV", directions, self._codes(), precision=lax.Precision.HIGHEST)
+        # On the unit sphere the nearest code is the one with the largest dot product.
+        return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+
+    def encode(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
+        """Ids of images with pixels in [-1, 1]."""
+        return self.quantize(self.latents(pixels))
+
+    def decode(self, ids: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
+        """Pixels of a grid of ids: about [-1, 1], not clipped."""
+        codes = jnp.take(self._codes(), ids, axis=0)
+        side = self.config.grid_size
+        grid = codes.reshape(-1, side, side, self.config.code_dim).astype(jnp.dtype(self.execution.dtype))
+        return self.decoder(self.post_quant_conv(grid))
+
+    def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
+        """Images through the tokenizer and back."""
+        return self.decode(self.encode(pixels))
+
+    def _codes(self) -> Float[Array, "V C"]:
+        return _normalize(self.codebook.embedding)
+
+
+def _normalize(x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+    x = x.astype(jnp.float32)
+    return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)

@@ -1,0 +1,190 @@
+"""Drawing images: id after id with classifier-free guidance, in one loop on the device.
+
+Janus (arXiv 2410.13848, §3.2, inference): guided logits are u + s (c - u), with c the logits after the prompt and u
+those after the prompt with its text replaced by padding. The two rows of a pair lie next to each other, so that a
+batch that is sharded over its rows never parts them.
+"""
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from janus_jax.batch import Batch
+from janus_jax.models.janus import Janus, to_images
+from janus_jax.models.llama import KVCache, grow_cache
+from janus_jax.sample.sampling import Knobs, Sampling, Strategy, draw
+from janus_jax.sample.shapes import CACHE_STEP, round_up
+
+Params = dict[str, Any]
+
+KV_AXES = ("batch", "kv_heads", "length", "head_dim")
+
+
+class Drawing(NamedTuple):
+    """R images in the making, P prompts of N images each; Q rows a prompt are 2 with guidance, 1 without.
+
+    Attributes:
+      ids: drawn so far, then zeros.
+      drawn: number of ids drawn, the same for all images.
+      cache: of the R * Q rows, the pair of one image next to each other.
+      positions: of each row's next place.
+      keys: one an image.
+    """
+
+    ids: Int[Array, "R T"]
+    drawn: Int[Array, ""]
+    cache: KVCache
+    positions: Int[Array, " R*Q"]
+    keys: Key[Array, " R"]
+
+
+def draw_images(
+    model: Janus,
+    params: Params,
+    prompts: Batch,
+    keys: Key[Array, "P N"],
+    sampling: Sampling,
+    guidance_scale: float,
+    report: Callable[[int], None] | None = None,
+    report_every: int = 24,
+) -> Int[Array, "P*N T"]:
+    """Ids of N images for each of P prompts.
+
+    Args:
+      prompts: left-padded prompts that end in begin-of-image. With a guidance scale of 1, P rows; otherwise 2 P rows,
+        each prompt followed by its unconditional twin.
+      keys: one an image.
+      report: called with the number of ids drawn a image since the last call, about every `report_every` ids.
+    """
+    guided = guidance_scale != 1
+    num_tokens = model.config.gen_encoder.num_tokens
+    length = prompts.shape[1]
+    last = length + num_tokens - 1
+    slots = min(round_up(length + 1, CACHE_STEP), last)
+    knobs, strategy = sampling.knobs, sampling.strategy
+    state = _start(model, params, prompts, keys, knobs, guidance_scale, slots, strategy, guided)
+    drawn = 1
+    if report is not None:
+        report(drawn)
+    while drawn < num_tokens:
+        if length + drawn > slots:
+            slots = min(slots + CACHE_STEP, last)
+            state = _grow(state, slots)
+        # Each id but the last takes a slot.
+        steps = min(slots - (length + drawn - 1), num_tokens - drawn)
+        if report is not None:
+            steps = min(steps, report_every)
+        state = _advance(model, params, state, knobs, guidance_scale, steps, strategy)
+        drawn += steps
+        if report is not None:
+            report(steps)
+            # The device runs behind: a report is worth something only once the ids are there.
+            state.ids.block_until_ready()
+    return state.ids
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots", "strategy", "guided"))
+def _start(
+    model: Janus,
+    params: Params,
+    prompts: Batch,
+    keys: Key[Array, "P N"],
+    knobs: Knobs,
+    guidance_scale: float,
+    slots: int,
+    strategy: Strategy,
+    guided: bool,
+) -> Drawing:
+    hidden, cache = model.apply({"params": params}, prompts, slots, method="prefill")
+    num_prompts, per_prompt = keys.shape
+    rows = 2 if guided else 1
+
+    def repeat(x: Array) -> Array:
+        x = x.reshape(num_prompts, 1, rows, *x.shape[1:])
+        return jnp.broadcast_to(x, (num_prompts, per_prompt, *x.shape[2:])).reshape(-1, *x.shape[3:])
+
+    # A prompt runs once, however many images it draws.
+    layers = jax.tree.map(lambda kv: nn.with_logical_constraint(repeat(kv), KV_AXES), cache.layers)
+    cache = KVCache(layers, repeat(cache.segment_ids), cache.length)
+    positions = repeat(prompts.positions[:, -1] + 1)
+    keys = keys.reshape(-1)
+    first = _draw_ids(model, params, repeat(hidden[:, -1]), keys, 0, knobs, guidance_scale, strategy)
+    ids = jnp.zeros((keys.shape[0], model.config.gen_encoder.num_tokens), jnp.int32).at[:, 0].set(first)
+    return Drawing(ids, jnp.asarray(1, jnp.int32), cache, positions, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "strategy"), donate_argnames=("state",))
+def _advance(
+    model: Janus,
+    params: Params,
+    state: Drawing,
+    knobs: Knobs,
+    guidance_scale: float,
+    steps: int,
+    strategy: Strategy,
+) -> Drawing:
+    """Draws `steps` more ids an image; how many is no part of the compiled program."""
+    rows = state.positions.shape[0] // state.ids.shape[0]
+
+    def step(_: int, state: Drawing) -> Drawing:
+        last = jax.lax.dynamic_index_in_dim(state.ids, state.drawn - 1, axis=1)
+        x = model.apply({"params": params}, jnp.repeat(last, rows, axis=0), method="embed_image_ids")
+        places = jnp.ones_like(state.positions)[:, None]
+        hidden, cache = model.apply(
+            {"params": params}, x, state.positions[:, None], places, state.cache, method="extend"
+        )
+        new = _draw_ids(
+            model, params, hidden[:, 0], state.keys, state.drawn, knobs, guidance_scale, strategy
+        )
+        ids = jax.lax.dynamic_update_index_in_dim(state.ids, new, state.drawn, axis=1)
+        return Drawing(ids, state.drawn + 1, cache, state.positions + 1, state.keys)
+
+    return jax.lax.fori_loop(0, steps, step, state)
+
+
+@functools.partial(jax.jit, static_argnames=("slots",))
+def _grow(state: Drawing, slots: int) -> Drawing:
+    return state._replace(cache=grow_cache(state.cache, slots))
+
+
+def _draw_ids(
+    model: Janus,
+    params: Params,
+    hidden: Float[Array, "R*Q D"],
+    keys: Key[Array, " R"],
+    step: Int[Array, ""] | int,
+    knobs: Knobs,
+    guidance_scale: float,
+    strategy: Strategy,
+) -> Int[Array, " R"]:
+    logits = model.apply({"params": params}, hidden, method="image_logits")
+    return draw(guide(logits, keys.shape[0], guidance_scale), keys, step, knobs, strategy)
+
+
+def guide(logits: Float[Array, "R*Q V"], num_images: int, guidance_scale: float) -> Float[Array, "R V"]:
+    """u + s (c - u) where the rows are pairs (c, u); the logits themselves where they are not."""
+    if logits.shape[0] == num_images:
+        return logits
+    pairs = logits.reshape(num_images, 2, -1)
+    conditional, unconditional = pairs[:, 0], pairs[:, 1]
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def _render(model: Janus, params: Params, ids: Int[Array, "B T"]) -> UInt8[Array, "B H W 3"]:
+    return to_images(model.apply({"params": params}, ids, method="detokenize"))
+
+
+def render_images(
+    model: Janus, params: Params, ids: Int[Array, "R T"], batch_size: int = 8
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The pictures of ids, 0..255, `batch_size` on the device at a time."""
+    for start in range(0, ids.shape[0], batch_size):
+        group = ids[start : start + batch_size]
+        yield from np.asarray(_render(model, params, group))

@@ -1,0 +1,119 @@
+"""The mesh, the one table that says which logical axis lies on which mesh axis, and arrays born in place.
+
+Mesh axes:
+  data    rows of the batch; parameters are repeated.
+  fsdp    rows of the batch too; parameters are split, and gathered layer by layer (ZeRO-3, arXiv 1910.02054).
+  tensor  heads, hidden units and vocabulary (Megatron, arXiv 1909.08053).
+"""
+
+import contextlib
+import math
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from janus_jax.config import JanusConfig
+from janus_jax.errors import JanusError
+
+MESH_AXES = ("data", "fsdp", "tensor")
+
+# Logical axis -> mesh axis. A mesh axis is used once per array: the first logical axis that asks for it gets it.
+LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
+    # Activations.
+    ("batch", ("data", "fsdp")),
+    ("length", None),
+    ("activation_embed", None),
+    # Parameters, and the activations that they make.
+    ("heads", "tensor"),
+    ("kv_heads", "tensor"),
+    ("mlp", "tensor"),
+    ("vocab", "tensor"),
+    ("embed", "fsdp"),
+    ("head_dim", None),
+    ("norm", None),
+    ("layers", None),
+    # The image tokenizer is small (72 M parameters): repeated everywhere.
+    ("conv_in", None),
+    ("conv_out", None),
+)
+
+
+def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh over all devices (or the given ones).
+
+    Args:
+      data, fsdp, tensor: size of each axis; at most one may be -1, which takes the devices that are left.
+
+    Raises:
+      JanusError: the sizes do not multiply to the number of devices.
+    """
+    devices = list(jax.devices() if devices is None else devices)
+    sizes = [data, fsdp, tensor]
+    known = math.prod(size for size in sizes if size != -1)
+    if sizes.count(-1) > 1 or known <= 0:
+        raise JanusError(f"A mesh takes positive sizes and at most one -1; it was given {dict(zip(MESH_AXES, sizes))}.")
+    sizes = [len(devices) // known if size == -1 else size for size in sizes]
+    if math.prod(sizes) != len(devices):
+        raise JanusError(
+            f"A mesh of {dict(zip(MESH_AXES, sizes))} needs {math.prod(sizes)} devices; there are {len(devices)}."
+        )
+    # Linen's constraints want Auto axes; jax's own default is Explicit.
+    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+
+
+def check_mesh(config: JanusConfig, mesh: Mesh) -> None:
+    """Refuses a mesh over which the model cannot be split evenly.
+
+    Raises:
+      JanusError: the sentence names the axis, the number and the divisors that would do.
+    """
+    llm, und = config.llm, config.und_encoder
+    divisible = {
+        "tensor": {
+            "llm.num_kv_heads": llm.num_kv_heads,
+            "llm.mlp_dim": llm.mlp_dim,
+            "llm.vocab_size": llm.vocab_size,
+            "llm.width": llm.width,
+            "und_encoder.num_heads": und.num_heads,
+            "und_encoder.mlp_dim": und.mlp_dim,
+            "gen_head_width": config.gen_head_width,
+            "gen_encoder.codebook_size": config.gen_encoder.codebook_size,
+        },
+        "fsdp": {"llm.width": llm.width, "und_encoder.width": und.width},
+    }
+    for axis, numbers in divisible.items():
+        for name, number in numbers.items():
+            if number % mesh.shape[axis]:
+                raise JanusError(
+                    f"The mesh's {axis} axis of {mesh.shape[axis]} does not divide {name} = {number}; "
+                    f"take a divisor of {math.gcd(*numbers.values())}."
+                )
+
+
+@contextlib.contextmanager
+def use_mesh(mesh: Mesh | None) -> Iterator[None]:
+    """Within it, logical axis names mean places on this mesh; None leaves everything on one device."""
+    if mesh is None:
+        yield
+        return
+    with jax.set_mesh(mesh), nn.logical_axis_rules(LOGICAL_RULES):
+        yield
+
+
+def param_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """The sharding of every parameter, from a tree that is boxed with logical names (`models.janus.abstract_params`)."""
+    specs = nn.get_partition_spec(boxed)
+    return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Rows over the data axes, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
+
+
+def batch_multiple(mesh: Mesh | None) -> int:
+    """The number that a batch's rows must be a multiple of."""
+    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]

@@ -1,0 +1,1 @@
+"""Entry points: thin commands over `janus_jax`. Nothing imports them."""

@@ -1,0 +1,109 @@
+"""What every command shares: its flags, its help, and how it ends.
+
+A command defines its flags with absl at the top of its module and ends with
+
+    if __name__ == "__main__":
+        cli.run(main, positional=("SRC", "DST"))
+
+Exit codes: 0 done, 1 a fault in the program (with its traceback), 2 a mistake in what the user gave (one
+sentence on stderr), 130 interrupted, 141 the reader of the output went away.
+"""
+
+import os
+import signal
+import sys
+import textwrap
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from types import ModuleType
+
+from absl import flags, logging
+
+from janus_jax.errors import JanusError
+
+USER_ERROR = 2
+_ABSENT = "must have a value other than None."  # absl's words for a required flag that is not given.
+
+
+def run(main: Callable[[Sequence[str]], None], *, positional: Sequence[str] = ()) -> None:
+    """Parses `sys.argv`, calls `main` with the positional arguments (without the program's name), and exits.
+
+    Args:
+      main: the command; its module's docstring and flags are what `--help` shows.
+      positional: the names of the positional arguments, all of them required, e.g. `("SRC", "DST")`.
+    """
+    logging.use_absl_handler()
+    module = sys.modules[main.__module__]
+    if not {"-h", "-help", "--help"}.isdisjoint(sys.argv[1:]):
+        print(_help(module, positional))
+        sys.exit(0)
+    try:
+        main(_parse(sys.argv, positional))
+        # Here and not at shutdown, where a vanished reader could no longer be answered.
+        sys.stdout.flush()
+    except JanusError as error:
+        print(f"{_name(module)}: {error}", file=sys.stderr)
+        sys.exit(USER_ERROR)
+    except KeyboardInterrupt:
+        sys.exit(128 + signal.SIGINT)
+    except BrokenPipeError:
+        # The interpreter flushes stdout once more at shutdown: let it have somewhere to go.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(128 + signal.SIGPIPE)
+    sys.exit(0)
+
+
+def enable_compilation_cache() -> None:
+    """Lets JAX keep what it compiles (if it took a second or more) from one run to the next.
+
+    The place is `$JAX_COMPILATION_CACHE_DIR` if set, else `janus_jax/xla` in `$XDG_CACHE_HOME` (`~/.cache`).
+    `JAX_ENABLE_COMPILATION_CACHE=0` turns it off. A place that cannot be made costs a warning, no more.
+    """
+    import jax  # Here, so that a command without arrays starts at once.
+
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
+        try:
+            place.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            logging.warning("What is compiled is not kept for the next run: %s", error)
+        else:
+            jax.config.update("jax_compilation_cache_dir", str(place))
+
+
+def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
+    try:
+        arguments = flags.FLAGS(argv)[1:]
+    except flags.Error as error:
+        raise JanusError(_sentence(error)) from error
+    if len(arguments) != len(positional):
+        wanted = " ".join(positional) or "no arguments besides flags"
+        raise JanusError(f"takes {wanted}, got {' '.join(arguments) or 'none'} (--help shows how it is called)")
+    return arguments
+
+
+def _sentence(error: flags.Error) -> str:
+    text = " ".join(str(error).split())
+    if text.endswith(_ABSENT):
+        return f"{text.split('=', 1)[0]} is required"
+    return text
+
+
+def _name(module: ModuleType) -> str:
+    return module.__spec__.name if module.__spec__ else Path(sys.argv[0]).name
+
+
+def _help(module: ModuleType, positional: Sequence[str]) -> str:
+    usage = " ".join(["usage: python -m", _name(module), *positional, "[flags]"])
+    return "\n".join([usage, "", (module.__doc__ or "").strip(), "", *_flag_lines(module)])
+
+
+def _flag_lines(module: ModuleType) -> Iterator[str]:
+    for flag in flags.FLAGS.get_key_flags_for_module(module):
+        form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name} {flag.flag_type().upper()}"
+        if any(validator.message.endswith(_ABSENT) for validator in flag.validators):
+            note = " (required)"
+        else:
+            note = "" if flag.default is None else f" (default: {flag.default})"
+        yield f"  {form}"
+        yield textwrap.fill(f"{flag.help}{note}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

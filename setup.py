@@ -1,0 +1,39 @@
+"""The package and what it needs: every bound says what was tried, `constraints.txt` what is known to be good."""
+
+from setuptools import find_packages, setup
+
+setup(
+    name="janus_jax",
+    version="0.1.0",
+    description="Janus, Janus-Pro and JanusFlow in JAX: understanding and generating images with one transformer",
+    packages=find_packages(include=["janus_jax*", "checkpoints_convert*", "configs*", "launch*"]),
+    package_data={"janus_jax": ["py.typed"]},
+    python_requires=">=3.11",
+    install_requires=[
+        "absl-py>=2.1,<3",
+        "flax>=0.12.8,<0.13",
+        "jax>=0.10.2,<0.13",
+        "jaxtyping>=0.3,<0.4",
+        "ml_dtypes>=0.5,<0.7",
+        "numpy>=2.0,<3",
+        "orbax-checkpoint>=0.12,<0.13",
+        "pillow>=11,<13",
+        "safetensors>=0.5,<0.9",
+        "tokenizers>=0.22,<1",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "tpu": ["jax[tpu]>=0.10.2,<0.13"],
+        "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "demo": [],  # What `make demo` needs beyond the package: nothing yet.
+        "test": [
+            "mypy>=2.4,<3",
+            "pre-commit>=4,<5",
+            "pytest>=9,<10",
+            "pytest-xdist>=3.8,<4",
+            "ruff>=0.17,<0.18",
+        ],
+        # The PyTorch models that the parity tests and the benchmarks compare with; nothing else uses them.
+        "parity": ["diffusers>=0.42,<0.43", "torch==2.13.*", "transformers>=5.23,<6"],
+    },
+)

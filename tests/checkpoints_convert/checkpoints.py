@@ -1,0 +1,80 @@
+"""Makes checkpoints of pseudo-weights in the layouts that the converters read."""
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from checkpoints_convert import released, transformers_janus
+from checkpoints_convert.layout import Layout
+from checkpoints_convert.safetensors_writer import SafetensorsWriter
+from checkpoints_convert.tree import Shape, leaves
+from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from tests.golden.pseudo_weights import tensor
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+FLOAT32 = np.dtype(np.float32)
+FLOAT16 = np.dtype(np.float16)
+
+# The smallest model that transformers' Janus can run too: 32 groups, as many ids as patches, one width.
+SMALL = JanusConfig(
+    name="small",
+    und_encoder=SiglipConfig(image_size=32, patch_size=8, width=64, depth=2, num_heads=2, mlp_dim=128),
+    gen_encoder=VQConfig(
+        image_size=16,
+        codebook_size=96,
+        base_channels=32,
+        channel_multipliers=(1, 2, 2),
+        num_res_blocks=1,
+        z_channels=48,
+    ),
+    llm=LlamaConfig(
+        vocab_size=128, width=64, depth=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=160, max_positions=512
+    ),
+    gen_head_width=64,
+)
+
+
+def pseudo(
+    manifest: Mapping[str, Shape], dtype: np.dtype | Callable[[str], np.dtype] = BFLOAT16
+) -> dict[str, np.ndarray]:
+    """A pseudo-weight for every name and shape."""
+    choose = dtype if callable(dtype) else lambda _: dtype
+    return {name: tensor(name, shape).astype(choose(name)) for name, shape in manifest.items()}
+
+
+def save(
+    folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None, shard_bytes=1 << 40
+) -> Path:
+    """Writes a folder of safetensors with its config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    announced = {name: (array.shape, array.dtype) for name, array in tensors.items()}
+    with SafetensorsWriter(folder, announced, shard_bytes) as writer:
+        for name, array in tensors.items():
+            writer.write(name, array)
+    if config is not None:
+        (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def save_released(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
+    """A folder in the released layout."""
+    return save(folder, pseudo(released.manifest(config), dtype), released.write_config(config, "bfloat16"), **options)
+
+
+def save_transformers(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
+    """A folder in transformers' layout, with the numbers of `save_released`."""
+    numbers = pseudo(released.manifest(config), dtype)
+    units = zip(released.LAYOUT.units(leaves(config)), transformers_janus.LAYOUT.units(leaves(config)), strict=True)
+    tensors = {name: part for ours, theirs in units for name, part in theirs.write(ours.read(numbers))}
+    return save(folder, tensors, transformers_janus.write_config(config, "bfloat16", 7), **options)
+
+
+def save_part(
+    folder: Path, layout: Layout, config, json_config: Mapping[str, Any] | None = None, dtype=BFLOAT16
+) -> Path:
+    """A folder with one part of the model."""
+    return save(folder, pseudo(layout.manifest(leaves(config)), dtype), json_config)

@@ -1,0 +1,326 @@
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from checkpoints_convert import (
+    convert,
+    export,
+    open_converted,
+    open_source,
+    orbax_params,
+    read_config,
+    read_params,
+    released,
+)
+from checkpoints_convert.parts import VQ
+from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tree import leaves
+from janus_jax.config import PRESETS
+from janus_jax.errors import JanusError
+from tests.checkpoints_convert.checkpoints import (
+    BFLOAT16,
+    FLOAT16,
+    FLOAT32,
+    SMALL,
+    pseudo,
+    save,
+    save_released,
+    save_transformers,
+)
+
+ROOT = Path(__file__).parents[2]
+
+
+def assert_same_tensors(left, right):
+    left, right = open_tensors(left), open_tensors(right)
+    assert left.keys() == right.keys()
+    for name in left:
+        assert left[name].dtype == right[name].dtype, name
+        assert left[name].tobytes() == right[name].tobytes(), name
+
+
+def by_place(name):
+    if name.startswith("gen_vision_model"):
+        return FLOAT32
+    if name.startswith("language_model.model.layers.1.mlp"):
+        return FLOAT16
+    if "norm" in name or name.endswith("layers.2.self_attn.q_proj.weight"):
+        return FLOAT32
+    return BFLOAT16
+
+
+@pytest.mark.parametrize(
+    "dtype", [BFLOAT16, FLOAT16, FLOAT32, by_place], ids=["bfloat16", "float16", "float32", "mixed"]
+)
+@pytest.mark.parametrize(("make", "layout"), [(save_released, "released"), (save_transformers, "transformers")])
+def test_there_and_back_changes_no_bit(tmp_path, make, layout, dtype):
+    source = make(tmp_path / "Janus-Pro", dtype=dtype)
+    convert(source, tmp_path / "converted")
+    export(tmp_path / "converted", tmp_path / "back", layout)
+    assert_same_tensors(source, tmp_path / "back")
+
+
+def test_a_released_folder_comes_back_with_its_pool_and_counter(released_folder, converted_folder, tmp_path):
+    export(converted_folder, tmp_path / "back", "released")
+    assert_same_tensors(released_folder, tmp_path / "back")
+    assert (tmp_path / "back" / "config.json").exists()
+    assert replace(read_config(tmp_path / "back"), name=released_folder.name) == read_config(released_folder)
+
+
+def test_through_transformers_layout_nothing_in_use_changes(released_folder, converted_folder, tmp_path):
+    export(converted_folder, tmp_path / "theirs", "transformers")
+    convert(tmp_path / "theirs", tmp_path / "again", conversation="janus_pro")
+    summary = export(tmp_path / "again", tmp_path / "back", "released")
+    assert any("zeros" in note for note in summary.notes)
+    before, after = open_tensors(released_folder), open_tensors(tmp_path / "back")
+    assert before.keys() == after.keys()
+    unused = released.unused(SMALL)
+    for name in before:
+        expected = np.zeros_like(before[name]) if name in unused else before[name]
+        np.testing.assert_array_equal(after[name], expected, err_msg=name)
+
+
+def test_shards_in_and_out(tmp_path):
+    source = save_released(tmp_path / "Janus-Pro", shard_bytes=300_000)
+    assert len(list(source.glob("*.safetensors"))) > 2
+    convert(source, tmp_path / "converted")
+    export(tmp_path / "converted", tmp_path / "back", "released", shard_bytes=500_000)
+    assert (tmp_path / "back" / "model.safetensors.index.json").exists()
+    assert_same_tensors(source, tmp_path / "back")
+
+
+def test_files_beside_the_weights_travel_untouched(released_folder, tmp_path):
+    source = shutil.copytree(released_folder, tmp_path / "Janus-Pro")
+    (source / "tokenizer.json").write_text('{"added_tokens":[]}')
+    (source / "preprocessor_config.json").write_text('{ "image_size":32}')
+    (source / "README.md").write_text("not needed")
+    convert(source, tmp_path / "converted")
+    export(tmp_path / "converted", tmp_path / "back", "released")
+    for name in ("tokenizer.json", "preprocessor_config.json"):
+        assert (tmp_path / "back" / name).read_bytes() == (source / name).read_bytes()
+    assert not (tmp_path / "back" / "README.md").exists()
+
+
+def test_the_converted_config_is_ours(released_folder, converted_folder):
+    content = json.loads((converted_folder / "config.json").read_text())
+    assert content["format"] == "janus_jax"
+    assert content["dtype"] == "bfloat16"
+    assert content["source"]["layout"] == "released"
+    assert open_converted(converted_folder).config == replace(SMALL, name=released_folder.name)
+
+
+def sharded(axis_names, shape):
+    return jax.make_mesh(shape, axis_names, axis_types=(jax.sharding.AxisType.Auto,) * len(shape))
+
+
+def abstract_tree(mesh, dtype):
+    def spec(shape):
+        axes = [None] * len(shape)
+        for axis in range(len(shape)):
+            if shape[axis] % mesh.size == 0:
+                axes[axis] = mesh.axis_names
+                break
+        return P(*axes)
+
+    tree: dict[str, Any] = {}
+    for leaf in leaves(SMALL):
+        node = tree
+        for key in leaf.keys[:-1]:
+            node = node.setdefault(key, {})
+        sharding = NamedSharding(mesh, spec(leaf.full_shape))
+        node[leaf.keys[-1]] = jax.ShapeDtypeStruct(leaf.full_shape, dtype, sharding=sharding)
+    return tree
+
+
+def expected_leaves(folder):
+    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
+    for keys, _, array in open_source(folder).params():
+        stacks.setdefault(keys, []).append(array)
+    return {keys: arrays[0] if len(arrays) == 1 else np.stack(arrays) for keys, arrays in stacks.items()}
+
+
+def at(tree, keys):
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+@pytest.mark.parametrize(("axes", "shape"), [(("data",), (1,)), (("fsdp", "tensor"), (2, 4))])
+def test_plain_orbax_restores_it_onto_a_mesh(released_folder, converted_folder, axes, shape):
+    target = abstract_tree(sharded(axes, shape), jax.numpy.bfloat16)
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(converted_folder / "params", target)
+    for keys, array in expected_leaves(released_folder).items():
+        found = at(restored, keys)
+        assert found.sharding == at(target, keys).sharding
+        np.testing.assert_array_equal(np.asarray(found), array, err_msg=str(keys))
+
+
+def test_plain_orbax_restores_it_without_a_target(released_folder, converted_folder):
+    with ocp.StandardCheckpointer() as checkpointer:
+        restored = checkpointer.restore(converted_folder / "params")
+    for keys, array in expected_leaves(released_folder).items():
+        np.testing.assert_array_equal(at(restored, keys), array, err_msg=str(keys))
+
+
+def test_a_checkpoint_manager_restores_it(converted_folder, tmp_path):
+    shutil.copytree(converted_folder / "params", tmp_path / "0" / "params")
+    target = abstract_tree(sharded(("data",), (8,)), jax.numpy.float32)
+    with ocp.CheckpointManager(tmp_path, item_names=("params",)) as manager:
+        restored = manager.restore(0, args=ocp.args.Composite(params=ocp.args.StandardRestore(target)))
+    assert restored["params"]["llm"]["head"]["weight"].dtype == np.float32
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float32"])
+def test_params_are_stored_as_asked(released_folder, tmp_path, dtype):
+    convert(released_folder, tmp_path / "converted", dtype)
+    assert json.loads((tmp_path / "converted" / "config.json").read_text())["dtype"] == dtype
+    found = {keys: array for keys, _, array in read_params(tmp_path / "converted")}
+    assert {array.dtype.name for array in found.values()} == {dtype}
+
+
+@pytest.mark.parametrize("rows", [3, 1 << 30])
+def test_chunks_of_any_size_hold_the_same_numbers(released_folder, tmp_path, monkeypatch, rows):
+    # With 3 rows, the last chunk of most leaves reaches past the array's edge.
+    monkeypatch.setattr(orbax_params.Promise, "chunk_shape", property(lambda self: chunked(self, rows)))
+    convert(released_folder, tmp_path / "converted")
+    assert_same_params(released_folder, tmp_path / "converted")
+
+
+def chunked(promise, rows):
+    shape = promise.leaf.shape
+    return (*([] if promise.leaf.layers is None else [1]), min(rows, shape[0]), *shape[1:])
+
+
+def test_chunks_that_are_not_raw_are_left_to_tensorstore(released_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(orbax_params, "_chunks_are_raw", lambda *_: False)
+    convert(released_folder, tmp_path / "converted")
+    assert_same_params(released_folder, tmp_path / "converted")
+
+
+def assert_same_params(left, right):
+    for (keys, layer, array), (keys2, layer2, array2) in zip(read_params(left), read_params(right), strict=True):
+        assert (keys, layer) == (keys2, layer2)
+        np.testing.assert_array_equal(array, array2, err_msg=str(keys))
+
+
+def test_chunks_are_at_most_64_mib_and_one_layer():
+    for leaf in leaves(PRESETS["janus_pro_7b"]):
+        shape = orbax_params.Promise(leaf, BFLOAT16, lambda _: np.zeros(0)).chunk_shape
+        assert np.prod(shape) * 2 <= 64 << 20
+        assert leaf.layers is None or shape[0] == 1
+
+
+def test_params_saved_by_orbax_itself_are_exported(released_folder, converted_folder, tmp_path):
+    folder = tmp_path / "trained"
+    folder.mkdir()
+    (folder / "config.json").write_bytes((converted_folder / "config.json").read_bytes())
+    with ocp.StandardCheckpointer() as checkpointer:
+        checkpointer.save(folder / "params", checkpointer.restore(converted_folder / "params"))
+    export(folder, tmp_path / "back", "released")
+    before, after = open_tensors(released_folder), open_tensors(tmp_path / "back")
+    for name in before.keys() - released.unused(SMALL).keys():
+        np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_a_params_folder_of_another_model_tells_all_mismatches(converted_folder, tmp_path):
+    folder = shutil.copytree(converted_folder, tmp_path / "other")
+    content = json.loads((folder / "config.json").read_text())
+    content["model"]["llm"]["vocab_size"] = 64
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(JanusError, match=r"llm/embed/embedding is \[128, 64\], not \[64, 64\], llm/head/weight"):
+        export(folder, tmp_path / "back", "released")
+
+
+def test_a_damaged_params_folder_is_named(converted_folder, tmp_path):
+    folder = shutil.copytree(converted_folder, tmp_path / "damaged")
+    (folder / "params" / "_METADATA").unlink()
+    with pytest.raises(JanusError, match=r"damaged/params is no complete Orbax checkpoint"):
+        export(folder, tmp_path / "back", "released")
+
+
+def test_an_existing_target_is_left_alone(released_folder, tmp_path):
+    (tmp_path / "there").mkdir()
+    with pytest.raises(JanusError, match="there exists"):
+        convert(released_folder, tmp_path / "there")
+    assert not list((tmp_path / "there").iterdir())
+
+
+def test_a_missing_parent_is_named(released_folder, tmp_path):
+    with pytest.raises(JanusError, match="nowhere does not exist"):
+        convert(released_folder, tmp_path / "nowhere" / "out")
+
+
+def test_what_is_converted_is_not_converted_again(converted_folder, tmp_path):
+    with pytest.raises(JanusError, match="is converted already"):
+        convert(converted_folder, tmp_path / "out")
+
+
+def test_nothing_is_left_of_a_failed_run(released_folder, tmp_path, monkeypatch):
+    def fail(*_):
+        raise RuntimeError("disk on fire")
+
+    monkeypatch.setattr(orbax_params, "_write_file", fail)
+    with pytest.raises(RuntimeError, match="disk on fire"):
+        convert(released_folder, tmp_path / "out")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_killed_run_leaves_nothing_that_looks_finished_and_the_next_clears_it(released_folder, tmp_path):
+    code = (
+        "import sys, time\n"
+        "from checkpoints_convert import convert, orbax_params\n"
+        "write = orbax_params._write_file\n"
+        "def slowly(*a): time.sleep(0.5); write(*a)\n"
+        "orbax_params._write_file = slowly\n"
+        f"convert({str(released_folder)!r}, {str(tmp_path / 'out')!r})\n"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.DEVNULL)
+    deadline = time.monotonic() + 60
+    while not list(tmp_path.glob(".out.incomplete-*/params*/*/0*")) and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (tmp_path / "out").exists()
+    (left,) = tmp_path.iterdir()
+    assert not (left / "config.json").exists()
+    convert(released_folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_progress_adds_up_to_what_was_announced(released_folder, tmp_path):
+    told = []
+
+    def meter(total):
+        told.append(-total)
+        return told.append
+
+    summary = convert(released_folder, tmp_path / "converted", meter=meter)
+    assert sum(told) == 0
+    assert summary.parameters == SMALL.num_params
+    assert summary.num_bytes == 2 * SMALL.num_params
+    told.clear()
+    export(tmp_path / "converted", tmp_path / "back", "released", meter=meter)
+    assert sum(told) == 0
+
+
+def test_a_part_alone_is_not_exported(tmp_path):
+    convert(save(tmp_path / "vq", pseudo(VQ.manifest(leaves(SMALL.gen_encoder)))), tmp_path / "converted")
+    with pytest.raises(JanusError, match="holds one part of a model"):
+        export(tmp_path / "converted", tmp_path / "back", "released")

@@ -1,0 +1,142 @@
+import os
+import signal
+import subprocess
+import sys
+
+import pytest
+
+COMMAND = '''
+"""Greets politely."""
+
+import sys
+import time
+
+from absl import flags
+
+from janus_jax.errors import JanusError
+from launch import cli
+
+NAME = flags.DEFINE_string("name", None, "who is greeted", required=True)
+TIMES = flags.DEFINE_integer("times", 1, "how often", lower_bound=1)
+LOUD = flags.DEFINE_bool("loud", False, "whether to shout")
+
+
+def main(arguments):
+    if NAME.value == "nobody":
+        raise JanusError("--name nobody: there is no such person; name another.")
+    if NAME.value == "broken":
+        raise RuntimeError("a fault of the program")
+    if NAME.value == "forever":
+        print("waiting", flush=True)
+        time.sleep(60)
+    for _ in range(TIMES.value):
+        print("hello", NAME.value, *arguments)
+
+
+if __name__ == "__main__":
+    cli.run(main, positional=("PLACE",))
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("command")
+    (folder / "greet.py").write_text(COMMAND)
+    return folder
+
+
+def start(folder, *arguments):
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
+    command = [sys.executable, "-m", "greet", *arguments]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def finish(folder, *arguments):
+    process = start(folder, *arguments)
+    out, err = process.communicate(timeout=60)
+    return process.returncode, out, err
+
+
+def test_positional_arguments_reach_main_without_the_programs_name(folder):
+    assert finish(folder, "here", "--name", "Ann") == (0, "hello Ann here\n", "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["here", "--name=Ann", "--times=-1"], ["--times", "-1"]),
+        (["here", "--name=Ann", "--times=x"], ["--times", "x"]),
+        (["here", "--nane=Ann"], ["nane", "name"]),
+        (["here"], ["--name", "required"]),
+        (["--name=Ann"], ["PLACE"]),
+        (["here", "there", "--name=Ann"], ["PLACE", "there"]),
+        (["here", "--name=nobody"], ["no such person"]),
+    ],
+)
+def test_a_users_mistake_is_one_sentence_and_code_2(folder, arguments, words):
+    code, out, err = finish(folder, *arguments)
+    assert (code, out, err.count("\n")) == (2, "", 1)
+    assert err.startswith("greet: ")
+    assert all(word in err for word in words), err
+
+
+def test_a_fault_of_the_program_shows_its_traceback(folder):
+    code, _, err = finish(folder, "here", "--name=broken")
+    assert code == 1
+    assert "Traceback" in err
+    assert "RuntimeError: a fault of the program" in err
+
+
+def test_help_shows_the_purpose_and_the_commands_own_flags_alone(folder):
+    code, out, err = finish(folder, "--help")
+    assert (code, err) == (0, "")
+    assert "python -m greet PLACE" in out
+    assert "Greets politely." in out
+    assert [line.split()[0] for line in out.splitlines() if line.startswith("  --")] == [
+        "--name",
+        "--times",
+        "--[no]loud",
+    ]
+    assert "who is greeted (required)" in out
+    assert "(default: 1)" in out
+
+
+def test_an_interrupt_ends_quietly(folder):
+    process = start(folder, "here", "--name=forever")
+    assert process.stdout.readline() == "waiting\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (130, "")
+
+
+def test_a_reader_that_leaves_ends_the_command_quietly(folder):
+    process = start(folder, "here", "--name=Ann", "--times=1000000")
+    process.stdout.readline()
+    process.stdout.close()
+    process.stdout = None
+    _, err = process.communicate(timeout=60)
+    assert (process.returncode, err) == (141, "")
+
+
+def cache_directory(**environment):
+    code = "import jax; from launch import cli; cli.enable_compilation_cache(); "
+    code += "print(jax.config.jax_compilation_cache_dir)"
+    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    return subprocess.check_output(
+        [sys.executable, "-c", code],
+        env=inherited | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
+        text=True,
+    ).strip()
+
+
+def test_the_compilation_cache_lives_in_the_users_cache_directory(tmp_path):
+    assert cache_directory(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "janus_jax" / "xla")
+
+
+def test_a_compilation_cache_the_user_chose_is_kept(tmp_path):
+    assert cache_directory(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
+
+
+def test_the_command_line_does_not_import_jax():
+    code = "import sys; from launch import cli; assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})

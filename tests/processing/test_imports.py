@@ -1,0 +1,11 @@
+"""Data workers import the processing without paying for jax, or taking its devices."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+
+def test_processing_does_not_import_jax():
+    code = "import sys, janus_jax.processing; sys.exit('jax' in sys.modules)"
+    root = Path(__file__).parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0

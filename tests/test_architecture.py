@@ -1,0 +1,77 @@
+"""Imports run one way, as docs/architecture.md has it."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+OURS = ("janus_jax", "checkpoints_convert", "configs", "launch", "benchmarks", "tests")
+ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
+
+GROUND = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors")
+MIDDLE = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
+
+# Who (the longest name that fits) may import which of our own modules.
+MAY_IMPORT = {
+    "janus_jax.config": GROUND,
+    "janus_jax.batch": GROUND,
+    "janus_jax.errors": GROUND,
+    "janus_jax.models": (*GROUND, "janus_jax.models"),
+    "janus_jax.processing": (*GROUND, "janus_jax.processing"),
+    "janus_jax.sharding": (*GROUND, "janus_jax.sharding"),
+    "janus_jax.sample": (*GROUND, *MIDDLE, "janus_jax.sample"),
+    "janus_jax": ("janus_jax", "checkpoints_convert"),
+    "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert", "launch.cli"),
+    "configs": ("janus_jax", "configs"),
+    "launch": ("janus_jax", "checkpoints_convert", "configs", "launch"),
+}
+# Beyond the ground these work where there is no accelerator: in data workers, in a thin client.
+WITHOUT_ARRAYS = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.processing", "launch.cli")
+
+
+def sources(packages=("janus_jax", "checkpoints_convert", "configs", "launch")):
+    """The files of these packages and modules."""
+    files = sorted(path for top in {name.split(".")[0] for name in packages} for path in (ROOT / top).rglob("*.py"))
+    return [path for path in files if within(module_name(path), packages)]
+
+
+def module_name(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def within(name, packages):
+    return any(name == package or name.startswith(f"{package}.") for package in packages)
+
+
+def imports(path, *, inside_functions=True):
+    """Every module that a file names in an import, `from a import b` as `a.b`."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree) if inside_functions else tree.body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", sources(), ids=module_name)
+def test_a_module_imports_only_what_it_stands_on(path):
+    name = module_name(path)
+    owner = max((key for key in MAY_IMPORT if within(name, [key])), key=len)
+    above = {found for found in imports(path) if within(found, OURS) and not within(found, MAY_IMPORT[owner])}
+    assert not above
+
+
+@pytest.mark.parametrize("path", sources(WITHOUT_ARRAYS), ids=module_name)
+def test_the_ground_and_the_processing_import_no_arrays(path):
+    assert not {found for found in imports(path, inside_functions=False) if within(found, ARRAYS)}
+
+
+def test_processing_starts_without_jax():
+    modules = [module_name(path) for path in sources(["janus_jax.processing"])]
+    code = f"import importlib, sys; list(map(importlib.import_module, {modules})); assert 'jax' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
