@@ -1,0 +1,406 @@
+"""A checkpoint folder, in any layout, as a model to talk to: config, parameters, processor, `chat` and `generate`."""
+
+import logging
+import math
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Bool, Int, UInt8
+from PIL import Image
+
+from checkpoints_convert import read_config, read_params
+from janus_jax.batch import Batch
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, JanusConfig
+from janus_jax.errors import JanusError
+from janus_jax.models.janus import Janus, abstract_params
+from janus_jax.models.llama import fuse_block
+from janus_jax.processing import ImageSource, Message, Processor, Row, StreamDecoder
+from janus_jax.sample.images import draw_images, render_images
+from janus_jax.sample.sampling import Sampling, row_keys
+from janus_jax.sample.shapes import bucket_length, round_up
+from janus_jax.sample.text import write_text
+from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
+
+Params = dict[str, Any]
+
+_log = logging.getLogger(__name__)
+
+
+def load(
+    path: str | os.PathLike[str],
+    dtype: Dtype = "bfloat16",
+    mesh: Mesh | None = None,
+    *,
+    attention: AttentionKernel = "xla",
+    conversation: ConversationStyle | None = None,
+) -> "Pretrained":
+    """A model from a released, transformers' or converted folder.
+
+    Parameters go to their place one by one: the host never holds them all, and no device more than its share.
+
+    Args:
+      path: the folder.
+      dtype: of parameters and computation. On a CPU float32 is about ten times as fast as bfloat16.
+      mesh: devices to spread over (`janus_jax.sharding.make_mesh`); None for the default device.
+      attention: see `Execution.attention`.
+      conversation: role strings, where the folder does not tell which release it is.
+
+    Raises:
+      JanusError: the folder is missing, damaged or of no known layout; or the mesh does not divide the model.
+    """
+    if dtype not in get_args(Dtype):
+        raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    config = read_config(path, conversation)
+    processor = Processor.from_directory(path, config)
+    execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
+    if mesh is not None:
+        check_mesh(config, mesh)
+    params = place_params(read_params(path, dtype, conversation), config, execution, mesh)
+    return Pretrained(config, params, processor, Janus(config, execution), mesh)
+
+
+def place_params(
+    leaves: Iterator[tuple[tuple[str, ...], int | None, np.ndarray]],
+    config: JanusConfig,
+    execution: Execution,
+    mesh: Mesh | None,
+) -> Params:
+    """The tree that sampling reads, on its devices, from leaves that come one by one and layer by layer."""
+    shardings = None if mesh is None else param_shardings(abstract_params(config, execution), mesh)
+    # What is not complete yet: the layers of a stack, the matrices of a block.
+    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
+    blocks: dict[int, dict[tuple[str, ...], np.ndarray]] = {}
+    params: Params = {}
+
+    def put(keys: tuple[str, ...], array: np.ndarray) -> None:
+        _insert(params, keys, jax.device_put(array, None if shardings is None else _get(shardings, keys)))
+
+    for keys, layer, array in leaves:
+        if layer is None:
+            put(keys, array)
+        elif keys[:2] == ("llm", "layers"):
+            blocks.setdefault(layer, {})[keys[2:]] = array
+        else:
+            stack = stacks.setdefault(keys, [])
+            stack.append(array)
+            if len(stack) == config.und_encoder.depth:
+                put(keys, np.stack(stacks.pop(keys)))
+    for layer in sorted(blocks):
+        block: Params = {}
+        for keys, array in blocks.pop(layer).items():
+            _insert(block, keys, array)
+        for path, array in jax.tree_util.tree_flatten_with_path(fuse_block(block, config.llm))[0]:
+            put(("llm", f"layers_{layer}", *(entry.key for entry in path)), array)
+    return params
+
+
+def _insert(tree: Params, keys: tuple[str, ...], value: Any) -> None:
+    for key in keys[:-1]:
+        tree = tree.setdefault(key, {})
+    tree[keys[-1]] = value
+
+
+def _get(tree: Params, keys: tuple[str, ...]) -> Any:
+    for key in keys:
+        tree = tree[key]
+    return tree
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A model that can be talked to.
+
+    Attributes:
+      config: its architecture.
+      params: its parameters, in the form that `model` reads (`models.llama.stack_layers` gives the LLM's training form).
+      processor: from messages and pictures to arrays.
+      model: the network; `model.apply({"params": params}, ...)`.
+      mesh: the devices that the parameters lie on; None for one device.
+    """
+
+    config: JanusConfig
+    params: Params
+    processor: Processor
+    model: Janus
+    mesh: Mesh | None = None
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageSource] | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        **options: Any,
+    ) -> str:
+        """The answer to a conversation about any number of images.
+
+        Args:
+          messages: dicts of role ("user", "assistant", or the release's own strings), content, in which every
+            `<image_placeholder>` stands for an image, and optionally images.
+          images: the images, where the messages carry none.
+          max_new_tokens: ids written at most.
+          temperature: 0 writes the likeliest answer.
+          **options: `top_k`, `top_p`, `seed`, `stop` (strings that end the answer), `system_prompt`.
+
+        Raises:
+          JanusError: a message, an image or a number is wrong, or the conversation is longer than the model reads.
+        """
+        rows = [self.processor.understanding_row(messages, images, options.pop("system_prompt", None))]
+        return self.answer(rows, max_new_tokens, temperature, **options)[0]
+
+    def chat_stream(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageSource] | None = None,
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        **options: Any,
+    ) -> Iterator[str]:
+        """`chat`, a few words at a time; the pieces add up to its answer, but for white space at its ends."""
+        rows = [self.processor.understanding_row(messages, images, options.pop("system_prompt", None))]
+        shown = 0
+        for (text,), finished in self._answers(rows, max_new_tokens, temperature, chunk=4, **options):
+            # What may turn out to be the beginning of a stop string is held back.
+            safe = len(text) if finished else _settled(text, options.get("stop", ()))
+            if safe > shown:
+                yield text[shown:safe]
+                shown = safe
+
+    def chat_batch(
+        self,
+        conversations: Sequence[Sequence[Message]],
+        max_new_tokens: int = 512,
+        temperature: float = 0.0,
+        **options: Any,
+    ) -> list[str]:
+        """`chat` for several conversations at once, of whatever lengths and numbers of images."""
+        system_prompt = options.pop("system_prompt", None)
+        rows = [self.processor.understanding_row(messages, None, system_prompt) for messages in conversations]
+        return self.answer(rows, max_new_tokens, temperature, **options)
+
+    def answer(
+        self, rows: Sequence[Row], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
+    ) -> list[str]:
+        """The answers to rows of places, as `processor.understanding_row` makes them."""
+        texts: tuple[str, ...] = ()
+        for texts, _ in self._answers(rows, max_new_tokens, temperature, **options):
+            pass
+        return [text.strip() for text in texts]
+
+    def _answers(
+        self,
+        rows: Sequence[Row],
+        max_new_tokens: int,
+        temperature: float,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        seed: int = 0,
+        stop: Sequence[str] = (),
+        chunk: int = 16,
+    ) -> Iterator[tuple[tuple[str, ...], bool]]:
+        """Yields the texts so far and whether they are final."""
+        sampling = Sampling(temperature, top_k, top_p)
+        if max_new_tokens < 1:
+            raise JanusError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        num_rows = len(rows)
+        padded = _pad(rows, batch_multiple(self.mesh))
+        prompts = self._prompts(padded, max_new_tokens)
+        eos = self.processor.tokenizer.special.eos
+        decoders = [_Answer(StreamDecoder(self.processor.tokenizer), eos, stops) for _ in rows]
+        read = 0
+
+        def is_finished(ids: Int[np.ndarray, "B T"]) -> Bool[np.ndarray, " B"]:
+            nonlocal read
+            for decoder, new in zip(decoders, ids[:num_rows, read:], strict=True):
+                decoder.read(new)
+            read = ids.shape[1]
+            # The rows that only fill the mesh have nothing to say.
+            return np.array([decoder.finished for decoder in decoders] + [True] * (len(padded) - num_rows))
+
+        with use_mesh(self.mesh):
+            keys = jnp.concatenate([row_keys(seed, row, 1) for row in range(len(padded))])
+            steps = write_text(
+                self.model,
+                self.params,
+                prompts,
+                keys,
+                sampling,
+                [eos],
+                max_new_tokens,
+                chunk=min(chunk, max_new_tokens),
+                is_finished=is_finished,
+            )
+            for _ in steps:
+                yield tuple(decoder.text for decoder in decoders), False
+        yield tuple(decoder.close() for decoder in decoders), True
+
+    def generate(
+        self,
+        prompts: str | Sequence[str],
+        images_per_prompt: int = 1,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        batch_size: int = 16,
+        report: Callable[[int], None] | None = None,
+    ) -> list[list[Image.Image]]:
+        """Images of each prompt.
+
+        What image i of prompt p looks like depends on the prompt, p, i and the seed, and on nothing else.
+
+        Args:
+          guidance_scale: weight of the condition (Janus: 5); 1 leaves guidance out, and is twice as fast.
+          temperature: 0 takes the likeliest id at every step.
+          batch_size: images drawn at a time.
+          report: called with numbers that add up to the ids of all images (`num_ids`), for a progress bar.
+
+        Raises:
+          JanusError: a number is out of its range, or a prompt is longer than the model reads.
+        """
+        prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        sampling = Sampling(temperature, top_k, top_p)
+        for name, number in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
+            if number < 1:
+                raise JanusError(f"{name} is {number}; it must be at least 1.")
+        if not 0 <= guidance_scale < math.inf:
+            raise JanusError(f"guidance_scale is {guidance_scale}; it must be 0 or a positive number.")
+        rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
+        images: list[list[Image.Image]] = [[] for _ in prompts]
+        with use_mesh(self.mesh):
+            for group in _groups(len(prompts), images_per_prompt, batch_size):
+                pictures = self._draw(rows, group, guidance_scale, sampling, seed, report)
+                for prompt, pixels in pictures:
+                    images[prompt].append(Image.fromarray(pixels))
+        return images
+
+    def num_ids(self, num_prompts: int, images_per_prompt: int) -> int:
+        """Ids that `generate` draws, and reports, for so many images."""
+        return num_prompts * images_per_prompt * self.config.gen_encoder.num_tokens
+
+    def _draw(
+        self,
+        rows: Sequence[Row],
+        group: "_Group",
+        guidance_scale: float,
+        sampling: Sampling,
+        seed: int,
+        report: Callable[[int], None] | None,
+    ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
+        """The pictures of one group, with the numbers of their prompts."""
+        multiple = batch_multiple(self.mesh)
+        numbers, samples = list(group.prompts), group.samples
+        keys = jnp.stack([row_keys(seed, prompt, samples.stop)[samples.start :] for prompt in numbers])
+        if len(numbers) % multiple:
+            # Too few prompts for the mesh: a prompt's images, spread over the devices, each run it for themselves.
+            numbers = [prompt for prompt in numbers for _ in samples]
+            keys = keys.reshape(-1, 1)
+        padded = _pad(numbers, multiple)
+        keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(padded) - len(numbers), axis=0)])
+        prompts = [rows[prompt] for prompt in padded]
+        if guidance_scale != 1:
+            prompts = [row for prompt in prompts for row in (prompt, self.processor.unconditional_row(prompt))]
+        num_images = len(group.prompts) * len(samples)
+        ids = draw_images(
+            self.model,
+            self.params,
+            self._prompts(prompts, self.config.gen_encoder.num_tokens, max(map(len, rows))),
+            keys,
+            sampling,
+            guidance_scale,
+            report=None if report is None else lambda count: report(count * num_images),
+        )
+        owners = [prompt for prompt in numbers for _ in range(keys.shape[1])]
+        pictures = render_images(self.model, self.params, ids, batch_size=round_up(min(8, ids.shape[0]), multiple))
+        # The rows that only fill the mesh come last and are left out.
+        yield from zip(owners, pictures, strict=False)
+
+    def _prompts(self, rows: Sequence[Row], num_new: int, longest: int = 0) -> Batch:
+        """Prompts side by side, padded to one of a few lengths, on the devices."""
+        longest = max(longest, *map(len, rows))
+        limit = self.config.llm.max_positions
+        if longest + num_new > limit:
+            raise JanusError(
+                f"The prompt takes {longest} places and {num_new} may follow it, but the model reads {limit}; "
+                f"shorten the prompt, or ask for fewer."
+            )
+        batch = self.processor.left_padded(rows, bucket_length(longest))
+        if self.mesh is None:
+            return batch
+        return jax.device_put(batch, batch_sharding(self.mesh))
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Images drawn together: samples `samples` of prompts `prompts`."""
+
+    prompts: range
+    samples: range
+
+
+def _groups(num_prompts: int, images_per_prompt: int, batch_size: int) -> Iterator[_Group]:
+    if images_per_prompt >= batch_size:
+        for prompt in range(num_prompts):
+            for start in range(0, images_per_prompt, batch_size):
+                yield _Group(range(prompt, prompt + 1), range(start, min(start + batch_size, images_per_prompt)))
+        return
+    step = batch_size // images_per_prompt
+    for start in range(0, num_prompts, step):
+        yield _Group(range(start, min(start + step, num_prompts)), range(images_per_prompt))
+
+
+def _pad(rows: Sequence[Any], multiple: int) -> list[Any]:
+    """The rows, the last repeated until their number is a multiple."""
+    return [*rows, *[rows[-1]] * (round_up(len(rows), multiple) - len(rows))]
+
+
+class _Answer:
+    """One row's text, up to its end-of-sentence or to the first of its stop strings."""
+
+    def __init__(self, decoder: StreamDecoder, eos: int, stops: tuple[str, ...]) -> None:
+        self.text = ""
+        self.finished = False
+        self._decoder = decoder
+        self._eos = eos
+        self._stops = stops
+
+    def read(self, ids: Int[np.ndarray, " T"]) -> None:
+        for token in ids.tolist():
+            if self.finished:
+                return
+            if token == self._eos:
+                self.close()
+                return
+            self._append(self._decoder.push(token))
+
+    def close(self) -> str:
+        if not self.finished:
+            self._append(self._decoder.finish())
+            self.finished = True
+        return self.text
+
+    def _append(self, piece: str) -> None:
+        self.text += piece
+        ends = [end for stop in self._stops if (end := self.text.find(stop)) >= 0]
+        if ends:
+            self.text = self.text[: min(ends)]
+            self.finished = True
+
+
+def _settled(text: str, stops: str | Sequence[str]) -> int:
+    """How much of the text can no longer become part of a stop string."""
+    stops = (stops,) if isinstance(stops, str) else stops
+    pending = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    return len(text) - max(pending, default=0)

@@ -1,0 +1,73 @@
+"""A golden set: true outputs of the PyTorch implementation on pseudo-weights that any name and shape determine.
+
+`data/` holds the project's own sets. `JANUS_GOLDEN_DIR=DIR` runs the suite on another set of the same form, with its
+own config, salt and sizes; tests of another kind of model than DIR's are skipped.
+"""
+
+import json
+import os
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.golden.pseudo_weights import tensor
+
+DATA = Path(__file__).parent / "data"
+
+
+@dataclass(frozen=True)
+class GoldenSet:
+    """One folder: `config.json`, `manifest.json`, `expected.npz` and the images it speaks of."""
+
+    path: Path
+
+    @cached_property
+    def config(self):
+        return json.loads((self.path / "config.json").read_text())
+
+    @cached_property
+    def shapes(self):
+        return {name: tuple(shape) for name, shape in json.loads((self.path / "manifest.json").read_text()).items()}
+
+    @cached_property
+    def expected(self):
+        with np.load(self.path / "expected.npz") as file:
+            return {name: file[name] for name in file.files}
+
+    @property
+    def kind(self):
+        if "gen_vision_config" in self.config:
+            return "janus"
+        return "flow" if "vision_gen_enc_config" in self.config else "vae"
+
+    @cached_property
+    def salt(self):
+        return int(self.expected["salt"])
+
+    def tensor(self, name):
+        """The pseudo-weight of that name."""
+        return tensor(name, self.shapes[name], self.salt)
+
+
+def golden_set(kind, default):
+    """The set of that kind to test: `JANUS_GOLDEN_DIR`'s, or the project's own."""
+    given = os.environ.get("JANUS_GOLDEN_DIR")
+    if given is None:
+        return GoldenSet(DATA / default)
+    if not (Path(given) / "config.json").is_file():
+        pytest.fail(f"JANUS_GOLDEN_DIR={given} has no config.json", pytrace=False)
+    found = GoldenSet(Path(given))
+    if found.kind != kind:
+        pytest.skip(f"JANUS_GOLDEN_DIR is a set of kind {found.kind}")
+    return found
+
+
+def assert_close(actual, expected, relative):
+    """Differs nowhere by more than `relative` times the expected array's largest value."""
+    actual = np.asarray(actual, np.float32)
+    assert actual.shape == expected.shape
+    error = np.abs(actual - expected).max() / np.abs(expected).max()
+    assert error <= relative, f"relative error {error:.2e}"
