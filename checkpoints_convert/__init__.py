@@ -12,7 +12,7 @@ from checkpoints_convert.convert import (
     open_converted,
     read_config,
     read_params,
-    write_config,
+    save_converted,
 )
 from checkpoints_convert.sources import Source, detect_layout, is_converted, open_source
 
@@ -28,5 +28,5 @@ __all__ = [
     "open_source",
     "read_config",
     "read_params",
-    "write_config",
+    "save_converted",
 ]

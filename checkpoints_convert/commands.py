@@ -10,8 +10,9 @@ def meter(total: int) -> Callable[[int], None]:
     bar = tqdm.tqdm(total=total, unit="B", unit_scale=True, unit_divisor=1000, smoothing=0.1)
 
     def progress(count: int) -> None:
-        bar.update(count)
-        if bar.n >= total:
-            bar.close()
+        with bar.get_lock():
+            bar.update(count)
+            if bar.n >= total:
+                bar.close()
 
     return progress

@@ -5,6 +5,7 @@ checkpoint `params/`, the tokenizer's and processor's files as they came, and `u
 source that no network here uses, for the way back.
 """
 
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
@@ -20,14 +21,17 @@ from checkpoints_convert.folders import appearing
 from checkpoints_convert.layout import Layout
 from checkpoints_convert.readers import open_tensors, read_json
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
-from checkpoints_convert.sources import Config, Source, is_converted, open_source
-from checkpoints_convert.tree import Leaf, Shape, leaves
+from checkpoints_convert.sources import Config, Source, StrPath, is_converted, open_source
+from checkpoints_convert.tree import Leaf, Shape, layer_by_layer, leaves
 from janus_jax.config import ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
 
 FORMAT = "janus_jax"
 PARAMS = "params"
 UNUSED = "unused"
+
+_IMAGE_TOKEN_ID = 100581
+"""The image placeholder's id in Janus-Pro-1B, where neither tokenizer nor source tells it."""
 
 StoredDtype = Literal["keep", "bfloat16", "float32"]
 WholeLayout = Literal["released", "transformers"]
@@ -82,8 +86,8 @@ def numpy_dtype(name: str) -> np.dtype:
 
 
 def convert(
-    source: Path | str,
-    target: Path | str,
+    source: StrPath,
+    target: StrPath,
     dtype: StoredDtype = "keep",
     conversation: ConversationStyle | None = None,
     meter: Meter = _no_meter,
@@ -140,10 +144,50 @@ def _write_converted(folder: Path, source: Source, dtype: StoredDtype, meter: Me
     origin = source.path if source.path.is_dir() else source.path.parent
     copied = sidecars.copy_sidecars(origin, folder) if is_whole else []
     provenance: dict[str, Any] = {"layout": source.layout.name, "name": source.path.resolve().name, "files": copied}
+    if source.image_token_id is not None:
+        provenance["image_token_id"] = source.image_token_id
     if dtype == "keep":
         provenance["dtypes"] = _odd_dtypes(source, stored)
     write_config(folder, source.config, _main_dtype(stored, source.leaves), provenance)
     return total
+
+
+def save_converted(
+    target: StrPath,
+    params: Mapping[str, Any],
+    config: JanusConfig,
+    beside: StrPath | None = None,
+    meter: Meter = _no_meter,
+) -> None:
+    """Writes a converted folder from a tree in memory.
+
+    Args:
+      target: the folder to make. It appears when it is complete.
+      params: nested dicts of numpy or (wholly addressable) jax arrays, repeated blocks stacked.
+      config: the model's.
+      beside: a folder with the tokenizer's and processor's files, which are copied.
+      meter: makes what is told of the bytes written.
+
+    Raises:
+      JanusError: the arrays are not those of the config, or the target exists or cannot be written.
+    """
+    from checkpoints_convert.orbax_params import Promise, check_arrays, flatten, write_params
+
+    all_leaves, arrays = leaves(config), dict(flatten(params))
+    check_arrays({path: tuple(array.shape) for path, array in arrays.items()}, all_leaves, "params")
+    dtypes = {path: np.dtype(array.dtype) for path, array in arrays.items()}
+    progress = meter(sum(leaf.size * dtypes[leaf.path].itemsize for leaf in all_leaves))
+
+    def reader(array: Any) -> Callable[[int | None], np.ndarray]:
+        return lambda layer: np.asarray(array if layer is None else array[layer])
+
+    with appearing(Path(target)) as folder:
+        write_params(
+            folder / PARAMS,
+            [Promise(leaf, dtypes[leaf.path], reader(arrays[leaf.path]), progress) for leaf in all_leaves],
+        )
+        copied = [] if beside is None else sidecars.copy_sidecars(Path(beside), folder)
+        write_config(folder, config, _main_dtype(dtypes, all_leaves), {"files": copied})
 
 
 def write_config(folder: Path, config: Config, dtype: str, provenance: Mapping[str, Any] | None = None) -> None:
@@ -221,7 +265,7 @@ class Converted:
         return self.path / PARAMS
 
 
-def open_converted(path: Path | str) -> Converted:
+def open_converted(path: StrPath) -> Converted:
     """Reads the config of a converted folder.
 
     Raises:
@@ -231,7 +275,7 @@ def open_converted(path: Path | str) -> Converted:
     file = path / "config.json"
     content = read_json(file)
     if content.get("format") != FORMAT or not (path / PARAMS).is_dir():
-        raise JanusError(f"{path} is no converted folder: it needs a config.json of format {FORMAT!r} and {PARAMS}/.")
+        raise JanusError(f"{path} is no converted folder with its {PARAMS}/; make one with from_pytorch.")
     part = content.get("part", "janus")
     if part not in _PARTS:
         raise JanusError(f"{file}: part is {part!r}; it must be one of {', '.join(_PARTS)}.")
@@ -248,7 +292,7 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def read_config(path: Path | str, conversation: ConversationStyle | None = None) -> JanusConfig:
+def read_config(path: StrPath, conversation: ConversationStyle | None = None) -> JanusConfig:
     """The config of a whole model's checkpoint in any layout, converted folders included.
 
     Raises:
@@ -262,9 +306,12 @@ def read_config(path: Path | str, conversation: ConversationStyle | None = None)
 
 
 def read_params(
-    path: Path | str, dtype: str | None = None, conversation: ConversationStyle | None = None
+    path: StrPath, dtype: str | None = None, conversation: ConversationStyle | None = None
 ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
-    """The parameters of a checkpoint in any layout, leaf by leaf and layer by layer, never the whole at once.
+    """The parameters of a checkpoint in any layout, one array at a time.
+
+    A stacked leaf comes layer by layer, and all leaves of one block before the next block's. What is not yet used is
+    not yet read; arrays that need no cast and no transposition are views of the mapped files.
 
     Args:
       path: the checkpoint.
@@ -282,15 +329,14 @@ def read_params(
     converted = open_converted(path)
     all_leaves = leaves(converted.config)
     stored = StoredParams(converted.params_path, all_leaves)
-    for leaf in all_leaves:
-        for layer in leaf.layer_indices:
-            array = stored.read(leaf, layer)
-            yield leaf.keys, layer, array if dtype is None else array.astype(numpy_dtype(dtype), copy=False)
+    for leaf, layer in layer_by_layer(all_leaves):
+        array = stored.read(leaf, layer)
+        yield leaf.keys, layer, array if dtype is None else array.astype(numpy_dtype(dtype), copy=False)
 
 
 def export(
-    source: Path | str,
-    target: Path | str,
+    source: StrPath,
+    target: StrPath,
     layout: WholeLayout,
     meter: Meter = _no_meter,
     shard_bytes: int = 5_000_000_000,
@@ -312,7 +358,9 @@ def export(
         raise JanusError(f"{source} holds one part of a model; only a whole one can be written as {layout}.")
     all_leaves = leaves(config)
     units = _LAYOUTS[layout].units(all_leaves)
-    image_token_id = sidecars.token_ids(converted.path).get(sidecars.IMAGE, 100581)
+    image_token_id = sidecars.token_ids(converted.path).get(
+        sidecars.IMAGE, converted.provenance.get("image_token_id", _IMAGE_TOKEN_ID)
+    )
     stored = StoredParams(converted.params_path, all_leaves)
     # A folder whose parameters were kept as they came knows the dtypes of tensors that shared a stack with wider ones.
     own = {name: numpy_dtype(kind) for name, kind in converted.provenance.get("dtypes", {}).items()}
@@ -328,7 +376,9 @@ def export(
         json_config = released.write_config(config, main)
     else:
         json_config = transformers_janus.write_config(config, main, image_token_id)
-    total = sum(int(np.prod(shape)) * dtype.itemsize for shape, dtype in announced.values())
+        if not sidecars.token_ids(converted.path):
+            notes.append(f"There is no tokenizer.json to look the image placeholder up in; its id is {image_token_id}.")
+    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values())
     progress = meter(total)
     with appearing(Path(target)) as folder:
         with SafetensorsWriter(folder, announced, shard_bytes) as writer:

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-import re
+import platform
 import shutil
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,8 +15,8 @@ from janus_jax.errors import JanusError
 def appearing(target: Path) -> Iterator[Path]:
     """Gives a temporary folder beside `target`, which takes its name when the block ends well and goes when it fails.
 
-    A killed process leaves a folder named `.NAME.incomplete-PID`, which holds nothing that is taken for a
-    checkpoint's folder and is removed by the next run for the same target.
+    A killed process leaves a folder named `.NAME.incomplete-HOST-PID`, which no one takes for a checkpoint and which
+    the next run for the same target removes.
 
     Raises:
       JanusError: the target exists, or its parent does not or cannot be written.
@@ -27,7 +27,7 @@ def appearing(target: Path) -> Iterator[Path]:
     if not parent.is_dir():
         raise JanusError(f"{parent} does not exist; make it, or give another place.")
     _remove_abandoned(target)
-    temporary = parent / f".{target.name}.incomplete-{os.getpid()}"
+    temporary = parent / f".{target.name}.incomplete-{platform.node()}-{os.getpid()}"
     try:
         temporary.mkdir()
     except OSError as error:
@@ -46,9 +46,11 @@ def appearing(target: Path) -> Iterator[Path]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    for left in target.absolute().parent.glob(f".{target.name}.incomplete-*"):
-        process = re.fullmatch(r"\d+", left.name.rpartition("-")[2])
-        if process and not _alive(int(process[0])):
+    # Another machine's may still be at work on it, and its process cannot be asked from here.
+    start = f".{target.name}.incomplete-{platform.node()}-"
+    for left in target.absolute().parent.iterdir():
+        process = left.name.removeprefix(start)
+        if left.name.startswith(start) and process.isdigit() and not _alive(int(process)):
             shutil.rmtree(left, ignore_errors=True)
 
 

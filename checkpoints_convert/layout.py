@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from checkpoints_convert.tree import Leaf, Shape, View
+from checkpoints_convert.tree import Leaf, Shape, View, layer_by_layer
 from janus_jax.errors import JanusError
 
 _SUFFIXES = {"kernel": "weight", "weight": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
@@ -76,13 +76,13 @@ class Layout:
       table: our module (or leaf) -> the file's. `{x}` in the key stands for any one key of the path and is put
         where the value says `{x}`; `{layer}` is the layer of a stacked leaf. The first key that fits counts.
       dropped: regular expressions for tensors that such files hold and no network here uses.
-      stand_ins: a tensor that may be absent, and the one whose numbers it then has (tied embeddings).
+      tied: a tensor that may be absent where the config ties embeddings, and the one whose numbers it then has.
     """
 
     name: str
     table: Mapping[str, Entry]
     dropped: Sequence[str] = ()
-    stand_ins: Mapping[str, str] = field(default_factory=dict)
+    tied: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], Entry]]:
@@ -96,8 +96,8 @@ class Layout:
         return any(re.fullmatch(pattern, name) for pattern in self.dropped)
 
     def units(self, leaves: Iterable[Leaf]) -> list[Unit]:
-        """Every unit of these leaves with its tensors, in the order of the leaves, layers ascending."""
-        return [Unit(leaf, layer, self._pieces(leaf, layer)) for leaf in leaves for layer in leaf.layer_indices]
+        """Every unit of these leaves with its tensors, in the order of `layer_by_layer`."""
+        return [Unit(leaf, layer, self._pieces(leaf, layer)) for leaf, layer in layer_by_layer(leaves)]
 
     def manifest(self, leaves: Iterable[Leaf]) -> dict[str, Shape]:
         """Name and shape of every tensor that a file of this layout holds for these leaves."""
@@ -121,13 +121,10 @@ class Layout:
             return tuple(Piece(f"{one.format(**names)}.{_SUFFIXES[last]}", shape, view) for one in entry)
         raise LookupError(f"layout {self.name} has no name for {leaf.path}")
 
-    def resolve(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The tensors in use, stand-ins filled in and the unused left out."""
-        kept = {name: tensor for name, tensor in tensors.items() if not self.is_dropped(name)}
-        for name, stand_in in self.stand_ins.items():
-            if name not in kept and stand_in in kept:
-                kept[name] = kept[stand_in]
-        return kept
+    def with_tied(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """The tensors, and under the name of each that is absent because it is tied, the other one's."""
+        tied = {name: tensors[other] for name, other in self.tied.items() if other in tensors}
+        return tied | dict(tensors)
 
     def check(self, units: Iterable[Unit], tensors: Mapping[str, np.ndarray], where: str) -> None:
         """Holds the tensors of a checkpoint against what the model needs.

@@ -13,7 +13,7 @@ import itertools
 import logging
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,7 +33,7 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
 )
 
 from checkpoints_convert.safetensors_writer import as_bytes
-from checkpoints_convert.tree import Leaf
+from checkpoints_convert.tree import Leaf, Shape
 from janus_jax.errors import JanusError
 
 _CHUNK_BYTES = 64 << 20
@@ -77,18 +77,19 @@ class _PromiseHandler(NumpyHandler):
     """Writes promises as Orbax writes numpy arrays, and reads them back as those."""
 
     async def serialize(self, values: Sequence[Any], infos: Sequence[ParamInfo], args: Any = None) -> Sequence[Any]:
-        jobs = []
-        for promise, info in zip(values, infos, strict=True):
-            await info.await_path_creation()
-            store = await self._create(promise, info)
-            for layer in promise.leaf.layer_indices:
-                jobs.append((promise, Path(info.path), store, layer))
+        stores = await asyncio.gather(*map(self._create, values, infos))
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(_WRITERS) as pool:
-            await asyncio.gather(*(loop.run_in_executor(pool, _write_layer, *job) for job in jobs))
+            jobs = [
+                loop.run_in_executor(pool, _write_layer, promise, Path(info.path), store, layer)
+                for promise, info, store in zip(values, infos, stores, strict=True)
+                for layer in promise.leaf.layer_indices
+            ]
+            await asyncio.gather(*jobs)
         return []
 
     async def _create(self, promise: Promise, info: ParamInfo) -> ts.TensorStore:
+        await info.await_path_creation()
         spec = get_json_tspec_write(info, False, promise.shape, promise.chunk_shape, promise.dtype)
         return await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
 
@@ -181,22 +182,10 @@ class StoredParams:
             with ocp.StandardCheckpointer() as checkpointer:
                 metadata = checkpointer.metadata(self._directory)
             tree = getattr(metadata, "item_metadata", metadata)
-            found = dict(_flatten(tree.tree))
+            found = dict(flatten(tree.tree))
         except (FileNotFoundError, ValueError, AttributeError, KeyError) as error:
             raise JanusError(f"{directory} is no complete Orbax checkpoint ({error}); convert it again.") from error
-        expected = {leaf.path: leaf.full_shape for leaf in leaves}
-        faults = [
-            *(f"{path} is missing" for path in expected if path not in found),
-            *(f"{path} is surplus" for path in found if path not in expected),
-            *(
-                f"{path} is {list(found[path].shape)}, not {list(shape)}"
-                for path, shape in expected.items()
-                if path in found and tuple(found[path].shape) != shape
-            ),
-        ]
-        if faults:
-            more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-            raise JanusError(f"{directory} does not hold the model of its config: {', '.join(faults[:8])}{more}.")
+        check_arrays({path: tuple(array.shape) for path, array in found.items()}, leaves, str(directory))
         self._found = found
         self._ocdbt = is_ocdbt_checkpoint(self._directory)
         self._context = get_ts_context(use_ocdbt=self._ocdbt)
@@ -234,8 +223,26 @@ def _epath(path: Path) -> Any:
     return epath.Path(os.fspath(path))
 
 
-def _flatten(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    if isinstance(tree, dict):
-        yield from itertools.chain.from_iterable(_flatten(value, (*keys, name)) for name, value in tree.items())
+def check_arrays(shapes: Mapping[str, Shape], leaves: Sequence[Leaf], where: str) -> None:
+    """Holds the arrays of a tree against the leaves it should have.
+
+    Raises:
+      JanusError: arrays are missing, surplus or misshapen; one message tells all of them.
+    """
+    expected = {leaf.path: leaf.full_shape for leaf in leaves}
+    faults = [
+        *(f"{path} is missing" for path in expected if path not in shapes),
+        *(f"{path} is surplus" for path in shapes if path not in expected),
+        *(f"{p} is {list(shapes[p])}, not {list(s)}" for p, s in expected.items() if shapes.get(p, s) != s),
+    ]
+    if faults:
+        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
+        raise JanusError(f"{where} does not hold the model of its config: {', '.join(faults[:8])}{more}.")
+
+
+def flatten(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """The arrays of nested dicts, by their paths."""
+    if isinstance(tree, Mapping):
+        yield from itertools.chain.from_iterable(flatten(value, (*keys, name)) for name, value in tree.items())
     else:
         yield "/".join(keys), tree

@@ -126,7 +126,7 @@ LLAMA = Layout(
     "llama",
     llama_table("model.", "lm_head"),
     dropped=(_ROTARY,),
-    stand_ins={"lm_head.weight": "model.embed_tokens.weight"},
+    tied={"lm_head.weight": "model.embed_tokens.weight"},
 )
 # The text tower and the pooling heads take no part in Janus.
 SIGLIP = Layout(

@@ -93,6 +93,13 @@ def open_tensors(path: Path) -> dict[str, np.ndarray]:
       JanusError: a file is missing, truncated, corrupt, or of a format that is not read; the message names it.
     """
     file = find_weights(path)
+    try:
+        return _open(file)
+    except OSError as error:
+        raise JanusError(f"{file} cannot be read ({error.strerror or error}).") from error
+
+
+def _open(file: Path) -> dict[str, np.ndarray]:
     if file.name.endswith(".index.json"):
         return _open_shards(file)
     if not file.stat().st_size:

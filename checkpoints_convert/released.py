@@ -125,7 +125,7 @@ def _und_encoder(params: Section, shapes: Shapes) -> SiglipConfig:
     params.require("select_feature", "same")
     if not params.get("model_name", _MODEL_NAME).startswith("siglip_large_"):
         raise JanusError(f"{params.where}: model_name is {params.values['model_name']!r}; only SigLIP-L is known.")
-    heads = params.get("heads", _SIGLIP_L.num_heads)
+    params.require("gelu", "exact", "tanh")
     inferred = infer_siglip(shapes, _TOWER, replace(_SIGLIP_L, gelu=params.get("gelu", "exact")))
     # The reference cuts the tower when it builds it, so the file holds the kept blocks alone.
     layers, select = params.get("layers", _SIGLIP_L.depth), params.get("select_layer", -1)
@@ -136,7 +136,7 @@ def _und_encoder(params: Section, shapes: Shapes) -> SiglipConfig:
         patch_size=params.get("patch_size", inferred.patch_size),
         width=width,
         depth=min(layers, select) if select > 0 else min(layers, layers + select + 1),
-        num_heads=heads,
+        num_heads=params.get("heads", _SIGLIP_L.num_heads),
         mlp_dim=params.get("mlp_dim", int(width * params.get("mlp_ratio", 0.0)) or inferred.mlp_dim),
     )
 

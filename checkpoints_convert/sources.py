@@ -1,6 +1,8 @@
 """A checkpoint folder or file, whatever its layout, as a config and the leaves of our tree."""
 
+import functools
 import logging
+import os
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -18,6 +20,7 @@ from checkpoints_convert.tree import Leaf, leaves
 from janus_jax.config import PRESETS, ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
 
+StrPath = str | os.PathLike[str]
 Config = JanusConfig | SiglipConfig | VQConfig | LlamaConfig
 
 _WHOLE_MODELS = {"multi_modality": released, "janus": transformers_janus}
@@ -34,6 +37,7 @@ class Source:
       config: of the whole model, or of the one part that the checkpoint holds.
       tensors: the tensors in use, by their names in the file.
       unused: the tensors that no network here uses, by their names in the file.
+      image_token_id: the image placeholder's id, where the config states it.
     """
 
     path: Path
@@ -41,14 +45,16 @@ class Source:
     config: Config
     tensors: Mapping[str, np.ndarray]
     unused: Mapping[str, np.ndarray]
+    image_token_id: int | None = None
 
-    @property
+    @functools.cached_property
     def units(self) -> list[Unit]:
         """Every leaf, layer by layer, with the tensors it is made of."""
         return self.layout.units(leaves(self.config))
 
-    @property
+    @functools.cached_property
     def leaves(self) -> list[Leaf]:
+        """Every leaf of the tree that this checkpoint fills."""
         return leaves(self.config)
 
     def dtypes(self) -> dict[str, np.dtype]:
@@ -78,7 +84,7 @@ def _joint(left: np.dtype, right: np.dtype) -> np.dtype:
     return left if left == right else np.dtype(np.float64 if 8 in (left.itemsize, right.itemsize) else np.float32)
 
 
-def detect_layout(path: Path | str) -> str:
+def detect_layout(path: StrPath) -> str:
     """Name of the layout: "converted", "released", "transformers", or that of a part.
 
     Raises:
@@ -96,7 +102,7 @@ def is_converted(path: Path) -> bool:
     return file.is_file() and read_json(file).get("format") == "janus_jax"
 
 
-def open_source(path: Path | str, conversation: ConversationStyle | None = None) -> Source:
+def open_source(path: StrPath, conversation: ConversationStyle | None = None) -> Source:
     """Opens a released or transformers' Janus, or one of the parts that training starts from.
 
     Every mismatch between config and tensors is reported here, before any number is read.
@@ -125,10 +131,14 @@ def open_source(path: Path | str, conversation: ConversationStyle | None = None)
         style = conversation or _conversation(path, section, config)
         config = replace(config, conversation=style)
         config = replace(config, name=_name(path, config))
-    kept = layout.resolve(tensors)
-    layout.check(layout.units(leaves(config)), kept, str(path))
-    unused = {name: tensor for name, tensor in tensors.items() if name not in kept}
-    return Source(path, layout, config, kept, unused)
+    kept = {name: tensor for name, tensor in tensors.items() if not layout.is_dropped(name)}
+    unused = {name: tensor for name, tensor in tensors.items() if layout.is_dropped(name)}
+    # transformers' Janus ties where its config says nothing.
+    if section.get("tie_word_embeddings", section.values.get("model_type") == "janus"):
+        kept = layout.with_tied(kept)
+    source = Source(path, layout, config, kept, unused, section.get("image_token_id", 0) or None)
+    layout.check(source.units, kept, str(path))
+    return source
 
 
 def _recognise(path: Path, file: Section, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layout, Config]:

@@ -34,7 +34,7 @@ LAYOUT = Layout(
         **llama_table("model.language_model.", "lm_head"),
     },
     dropped=(r".*rotary_emb\.inv_freq", r".*position_ids"),
-    stand_ins={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+    tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
 )
 
 _NORM_GROUPS = 32

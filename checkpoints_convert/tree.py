@@ -8,7 +8,7 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,37 +27,38 @@ class View:
 
     pattern: str
 
-    @functools.cached_property
-    def _axes(self) -> tuple[list[str], list[list[str]]]:
-        ours, file = self.pattern.split("->")
-        groups = re.findall(r"\(([^)]*)\)|(\S+)", file)
-        return ours.split(), [(many or one).split() if one != "1" else [] for many, one in groups]
-
     def file_shape(self, shape: Shape) -> Shape:
         """Shape in the file of a leaf of this shape."""
-        names, groups = self._axes
+        names, groups = _axes(self.pattern)
         sizes = dict(zip(names, shape, strict=True))
         return tuple(math.prod(sizes[name] for name in group) for group in groups)
 
     def to_leaf(self, array: np.ndarray, shape: Shape) -> np.ndarray:
         """The file's array as a leaf of this shape; a view where the file's array is contiguous."""
-        names, groups = self._axes
+        names, groups = _axes(self.pattern)
         sizes = dict(zip(names, shape, strict=True))
         order = [name for group in groups for name in group]
         return array.reshape([sizes[name] for name in order]).transpose([order.index(name) for name in names])
 
     def to_file(self, leaf: np.ndarray) -> np.ndarray:
         """The leaf as the file holds it."""
-        names, groups = self._axes
+        names, groups = _axes(self.pattern)
         order = [name for group in groups for name in group]
         return leaf.transpose([names.index(name) for name in order]).reshape(self.file_shape(leaf.shape))
 
     def without_first_axis(self) -> "View":
         """The view of one slice `leaf[i]`."""
-        names, groups = self._axes
+        names, groups = _axes(self.pattern)
         first, *rest = names
         kept = [" ".join(name for name in group if name != first) for group in groups]
         return View(f"{' '.join(rest)} -> {' '.join(f'({names})' for names in kept)}")
+
+
+@functools.cache
+def _axes(pattern: str) -> tuple[list[str], list[list[str]]]:
+    ours, file = pattern.split("->")
+    groups = re.findall(r"\(([^)]*)\)|(\S+)", file)
+    return ours.split(), [(many or one).split() if one != "1" else [] for many, one in groups]
 
 
 @dataclass(frozen=True)
@@ -91,6 +92,17 @@ class Leaf:
     @property
     def size(self) -> int:
         return math.prod(self.full_shape)
+
+
+def layer_by_layer(all_leaves: Iterable[Leaf]) -> Iterator[tuple[Leaf, int | None]]:
+    """Every leaf with every layer it has (None: not stacked), all leaves of one block before the next block."""
+
+    def stack(leaf: Leaf) -> tuple[str, ...]:
+        return leaf.keys[:2] if leaf.layers is not None else ()
+
+    for _, group in itertools.groupby(all_leaves, stack):
+        block = list(group)
+        yield from ((leaf, layer) for layer in block[0].layer_indices for leaf in block)
 
 
 _AS_IT_IS = {1: "a -> a", 2: "a b -> a b"}

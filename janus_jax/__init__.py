@@ -1,9 +1,9 @@
 """Janus, Janus-Pro and JanusFlow in JAX: one transformer that understands images and draws them.
 
-    from janus_jax import load
-    janus = load("Janus-Pro-1B")
-    janus.chat([{"role": "user", "content": "<image_placeholder>\\nWhat is this?", "images": ["photo.jpg"]}])
-    janus.generate(["A lighthouse at dusk"])[0][0].save("lighthouse.png")
+from janus_jax import load
+janus = load("Janus-Pro-1B")
+janus.chat([{"role": "user", "content": "<image_placeholder>\\nWhat is this?", "images": ["photo.jpg"]}])
+janus.generate(["A lighthouse at dusk"])[0][0].save("lighthouse.png")
 """
 
 from typing import TYPE_CHECKING, Any

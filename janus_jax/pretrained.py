@@ -2,26 +2,24 @@
 
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, get_args
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Bool, Int, UInt8
+from jaxtyping import Bool, Int, UInt8
 from PIL import Image
 
 from checkpoints_convert import read_config, read_params
 from janus_jax.batch import Batch
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, JanusConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, abstract_params
-from janus_jax.models.llama import fuse_block
+from janus_jax.models.janus import Janus, Params, abstract_params
+from janus_jax.models.llama import LEAVES_OF_BLOCK, fuse_block
 from janus_jax.processing import ImageSource, Message, Processor, Row, StreamDecoder
 from janus_jax.sample.images import draw_images, render_images
 from janus_jax.sample.sampling import Sampling, row_keys
@@ -29,13 +27,11 @@ from janus_jax.sample.shapes import bucket_length, round_up
 from janus_jax.sample.text import write_text
 from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
 
-Params = dict[str, Any]
-
 _log = logging.getLogger(__name__)
 
 
 def load(
-    path: str | os.PathLike[str],
+    path: str | Path,
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
@@ -75,30 +71,29 @@ def place_params(
 ) -> Params:
     """The tree that sampling reads, on its devices, from leaves that come one by one and layer by layer."""
     shardings = None if mesh is None else param_shardings(abstract_params(config, execution), mesh)
-    # What is not complete yet: the layers of a stack, the matrices of a block.
-    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
-    blocks: dict[int, dict[tuple[str, ...], np.ndarray]] = {}
     params: Params = {}
 
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
         _insert(params, keys, jax.device_put(array, None if shardings is None else _get(shardings, keys)))
 
+    # What is not complete yet: the layers of a stack, the matrices of a block.
+    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
+    blocks: dict[int, Params] = {}
     for keys, layer, array in leaves:
         if layer is None:
             put(keys, array)
         elif keys[:2] == ("llm", "layers"):
-            blocks.setdefault(layer, {})[keys[2:]] = array
+            block = blocks.setdefault(layer, {})
+            _insert(block, keys[2:], array)
+            if len(jax.tree.leaves(block)) == LEAVES_OF_BLOCK:
+                fused = fuse_block(blocks.pop(layer), config.llm)
+                for path, matrix in jax.tree_util.tree_flatten_with_path(fused)[0]:
+                    put(("llm", f"layers_{layer}", *(entry.key for entry in path)), matrix)
         else:
             stack = stacks.setdefault(keys, [])
             stack.append(array)
             if len(stack) == config.und_encoder.depth:
                 put(keys, np.stack(stacks.pop(keys)))
-    for layer in sorted(blocks):
-        block: Params = {}
-        for keys, array in blocks.pop(layer).items():
-            _insert(block, keys, array)
-        for path, array in jax.tree_util.tree_flatten_with_path(fuse_block(block, config.llm))[0]:
-            put(("llm", f"layers_{layer}", *(entry.key for entry in path)), array)
     return params
 
 
@@ -120,7 +115,8 @@ class Pretrained:
 
     Attributes:
       config: its architecture.
-      params: its parameters, in the form that `model` reads (`models.llama.stack_layers` gives the LLM's training form).
+      params: its parameters, in the form that `model` reads; `models.llama.stack_layers` gives the LLM's training
+        form.
       processor: from messages and pictures to arrays.
       model: the network; `model.apply({"params": params}, ...)`.
       mesh: the devices that the parameters lie on; None for one device.
@@ -190,9 +186,7 @@ class Pretrained:
         self, rows: Sequence[Row], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
     ) -> list[str]:
         """The answers to rows of places, as `processor.understanding_row` makes them."""
-        texts: tuple[str, ...] = ()
-        for texts, _ in self._answers(rows, max_new_tokens, temperature, **options):
-            pass
+        *_, (texts, _) = self._answers(rows, max_new_tokens, temperature, **options)
         return [text.strip() for text in texts]
 
     def _answers(

@@ -54,11 +54,11 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     sizes = [data, fsdp, tensor]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or known <= 0:
-        raise JanusError(f"A mesh takes positive sizes and at most one -1; it was given {dict(zip(MESH_AXES, sizes))}.")
+        raise JanusError(f"A mesh takes positive sizes and at most one -1; it was given {tuple(sizes)}.")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise JanusError(
-            f"A mesh of {dict(zip(MESH_AXES, sizes))} needs {math.prod(sizes)} devices; there are {len(devices)}."
+            f"A mesh of {' x '.join(map(str, sizes))} needs {math.prod(sizes)} devices; there are {len(devices)}."
         )
     # Linen's constraints want Auto axes; jax's own default is Explicit.
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
@@ -104,7 +104,11 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """The sharding of every parameter, from a tree that is boxed with logical names (`models.janus.abstract_params`)."""
+    """The sharding of every parameter.
+
+    Args:
+      boxed: the tree with its logical names, as `models.janus.abstract_params` gives it.
+    """
     specs = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)
 

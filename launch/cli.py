@@ -34,11 +34,11 @@ def run(main: Callable[[Sequence[str]], None], *, positional: Sequence[str] = ()
     """
     logging.use_absl_handler()
     module = sys.modules[main.__module__]
-    if not {"-h", "-help", "--help"}.isdisjoint(sys.argv[1:]):
-        print(_help(module, positional))
-        sys.exit(0)
     try:
-        main(_parse(sys.argv, positional))
+        if {"-h", "-help", "--help"}.isdisjoint(sys.argv[1:]):
+            main(_parse(sys.argv, positional))
+        else:
+            print(_help(module, positional))
         # Here and not at shutdown, where a vanished reader could no longer be answered.
         sys.stdout.flush()
     except JanusError as error:
@@ -100,10 +100,12 @@ def _help(module: ModuleType, positional: Sequence[str]) -> str:
 
 def _flag_lines(module: ModuleType) -> Iterator[str]:
     for flag in flags.FLAGS.get_key_flags_for_module(module):
-        form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name} {flag.flag_type().upper()}"
+        kind = flag.flag_type().removeprefix("multi ").split()[0].upper()
+        form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name} {kind}"
         if any(validator.message.endswith(_ABSENT) for validator in flag.validators):
             note = " (required)"
         else:
-            note = "" if flag.default is None else f" (default: {flag.default})"
+            note = "" if flag.default in (None, []) else f" (default: {flag.default})"
+        text = flag.help.partition(";\n")[0]  # absl adds a line to what may be given several times.
         yield f"  {form}"
-        yield textwrap.fill(f"{flag.help}{note}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        yield textwrap.fill(f"{text}{note}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

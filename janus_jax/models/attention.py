@@ -73,7 +73,7 @@ def _xla(
         scores = scores.reshape(batch, heads, num_queries, num_keys)
         # Finite, so that a padding row that attends to nothing has no NaN in it.
         scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
-        scores = scores.reshape(grouped.shape[:3] + (num_keys,))
+        scores = scores.reshape(*grouped.shape[:3], num_keys)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.einsum("BHTS,BHSK->BHTK", weights, value, precision=precision(value.dtype))
     return out.reshape(query.shape)
@@ -133,7 +133,7 @@ def rotate(
 
 
 def update_slots(
-    cache: Float[Array, "B KV S K"], new: Float[Array, "B KV T K"], start: Int[Array, ""]
+    cache: Float[Array, "B KV S K"], new: Float[Array, "B KV T K"], start: Int[Array, ""] | int
 ) -> Float[Array, "B KV S K"]:
     """Writes T new places into the cache from slot `start` on."""
     return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)

@@ -4,9 +4,12 @@ Janus (arXiv 2410.13848, §3.1, figure 2). The parameter tree carries the paper'
 `gen_encoder`, `gen_embed`, `gen_adaptor`, `gen_head`, `llm`.
 """
 
+from typing import Any
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, UInt8
 
 from janus_jax.batch import NO_IMAGE, Batch
@@ -16,13 +19,16 @@ from janus_jax.models.llama import KVCache, Llama
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.vq import VQTokenizer
 
+Params = dict[str, Any]
+"""A parameter tree, or what lies beneath one of its names."""
+
 
 class TwoLayerMLP(nn.Module):
     """fc2(gelu(fc1(x))), the GELU exact: both adaptors and the image head.
 
     Attributes:
       hidden, outputs: widths after the first and the second layer.
-      hidden_axis, output_axis: their logical names.
+      axes: logical names of the input, of the layer between, and of the output.
       output_dtype: of the result, where it is not to be the computation's.
     """
 
@@ -30,15 +36,15 @@ class TwoLayerMLP(nn.Module):
     outputs: int
     axes: Axes
     execution: Execution
-    output_dtype: jnp.dtype | None = None
+    output_dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows D"]:
         inputs, hidden, outputs = self.axes
-        dtypes = {"dtype": jnp.dtype(self.execution.dtype), "param_dtype": jnp.dtype(self.execution.param_dtype)}
-        x = Linear((self.hidden,), (hidden, inputs), name="fc1", **dtypes)(x)
+        x = Linear((self.hidden,), (hidden, inputs), self.execution, name="fc1")(x)
         x = nn.gelu(x, approximate=False)
-        return Linear((self.outputs,), (outputs, hidden), output_dtype=self.output_dtype, name="fc2", **dtypes)(x)
+        fc2 = Linear((self.outputs,), (outputs, hidden), self.execution, output_dtype=self.output_dtype, name="fc2")
+        return fc2(x)
 
 
 def to_pixels(images: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
@@ -66,13 +72,7 @@ class Janus(nn.Module):
         self.und_encoder = Siglip(c.und_encoder, e)
         self.und_adaptor = TwoLayerMLP(width, width, ("embed", "mlp", "embed"), e)
         self.gen_encoder = VQTokenizer(c.gen_encoder, e)
-        self.gen_embed = Embedding(
-            c.gen_encoder.codebook_size,
-            c.gen_encoder.code_dim,
-            ("vocab", None),
-            dtype=jnp.dtype(e.dtype),
-            param_dtype=jnp.dtype(e.param_dtype),
-        )
+        self.gen_embed = Embedding(c.gen_encoder.codebook_size, c.gen_encoder.code_dim, ("vocab", None), e)
         self.gen_adaptor = TwoLayerMLP(width, width, (None, "mlp", "embed"), e)
         self.gen_head = TwoLayerMLP(
             c.gen_head_width, c.gen_encoder.codebook_size, ("embed", "mlp", "vocab"), e, output_dtype=jnp.float32
@@ -132,7 +132,9 @@ class Janus(nn.Module):
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], cache: KVCache
     ) -> tuple[Float[Array, "B T D"], KVCache]:
         """Hidden states of T more embedded places, and the cache with them."""
-        return self.llm(x, positions, segment_ids, cache)
+        hidden, extended = self.llm(x, positions, segment_ids, cache)
+        assert extended is not None
+        return hidden, extended
 
     def text_logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Logits over the text vocabulary, float32."""
@@ -151,15 +153,13 @@ class Janus(nn.Module):
         return jnp.zeros((batch.shape[0], self.config.gen_encoder.num_tokens), jnp.int32)
 
 
-def _fill(
-    x: Float[Array, "B L D"], images: Float[Array, "B M D"], places: Int[Array, "B L"]
-) -> Float[Array, "B L D"]:
+def _fill(x: Float[Array, "B L D"], images: Float[Array, "B M D"], places: Int[Array, "B L"]) -> Float[Array, "B L D"]:
     """Puts row-local image embeddings into the places that name them."""
     filled = jnp.take_along_axis(images.astype(x.dtype), jnp.maximum(places, 0)[..., None], axis=1)
     return jnp.where((places == NO_IMAGE)[..., None], x, filled)
 
 
-def init_params(config: JanusConfig, key: Array, execution: Execution = Execution()) -> dict[str, dict]:
+def init_params(config: JanusConfig, key: Array, execution: Execution = Execution()) -> Params:
     """Freshly made parameters, boxed with their logical axis names (`flax.linen.unbox` gives the plain tree)."""
     und, gen = config.und_encoder, config.gen_encoder
     length = und.num_patches + gen.num_tokens
@@ -173,9 +173,16 @@ def init_params(config: JanusConfig, key: Array, execution: Execution = Executio
         und_images=jnp.zeros((1, 1, und.image_size, und.image_size, 3), jnp.uint8),
         gen_images=jnp.zeros((1, 1, gen.image_size, gen.image_size, 3), jnp.uint8),
     )
-    return Janus(config, execution).init(key, batch, method="touch")["params"]
+    params: Params = Janus(config, execution).init(key, batch, method="touch")["params"]
+    return params
 
 
-def abstract_params(config: JanusConfig, execution: Execution = Execution()) -> dict[str, dict]:
+def abstract_params(config: JanusConfig, execution: Execution = Execution()) -> Params:
     """Shapes, dtypes and logical axis names of the parameters, with nothing computed."""
-    return jax.eval_shape(lambda key: init_params(config, key, execution), jax.random.key(0))
+    params: Params = jax.eval_shape(lambda key: init_params(config, key, execution), jax.random.key(0))
+    return params
+
+
+def apply(model: Janus, params: Params, method: str, *args: Any) -> Any:
+    """The result of one of the model's methods with these parameters."""
+    return model.apply({"params": params}, *args, method=method)

@@ -6,14 +6,19 @@ backend reads it about twice as fast. And every parameter carries logical axis n
 maps to a mesh.
 """
 
+import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
+
+from janus_jax.config import Execution
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Array]
@@ -23,25 +28,37 @@ Initializer = Callable[..., Array]
 FEW_ROWS = 16
 
 
-def precision(dtype: jnp.dtype) -> lax.Precision:
+def parameter(
+    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, execution: Execution
+) -> Array:
+    """A parameter of `module` that carries the logical names of its axes."""
+    # Typed as Any: flax says what is stored, a box, where what one gets is the array in it.
+    boxed_init: Any = nn.with_logical_partitioning(init, axes)
+    array: Array = module.param(name, boxed_init, shape, execution.param_dtype)
+    return array
+
+
+def precision(dtype: DTypeLike) -> lax.Precision:
     """The product precision that makes `dtype` mean what it says: float32 is not silently TF32 or bfloat16."""
-    return lax.Precision.HIGHEST if dtype == jnp.float32 else lax.Precision.DEFAULT
+    return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
 def project(
     x: Float[Array, "*rows_and_inputs"],
     weight: Float[Array, "*outputs_and_inputs"],
     num_inputs: int = 1,
-    output_dtype: jnp.dtype | None = None,
+    output_dtype: DTypeLike | None = None,
 ) -> Float[Array, "*rows_and_outputs"]:
     """Contracts the last `num_inputs` axes of `x` with the last `num_inputs` axes of `weight`."""
     x_inputs = tuple(range(x.ndim - num_inputs, x.ndim))
     w_inputs = tuple(range(weight.ndim - num_inputs, weight.ndim))
-    options = {"precision": precision(x.dtype), "preferred_element_type": output_dtype or x.dtype}
+    product = functools.partial(
+        lax.dot_general, precision=precision(x.dtype), preferred_element_type=output_dtype or x.dtype
+    )
     num_rows = math.prod(x.shape[: x.ndim - num_inputs])
     if num_rows > FEW_ROWS:
-        return lax.dot_general(x, weight, ((x_inputs, w_inputs), ((), ())), **options)
-    y = lax.dot_general(weight, x, ((w_inputs, x_inputs), ((), ())), **options)
+        return product(x, weight, ((x_inputs, w_inputs), ((), ())))
+    y = product(weight, x, ((w_inputs, x_inputs), ((), ())))
     num_outputs = weight.ndim - num_inputs
     return y.transpose(*range(num_outputs, y.ndim), *range(num_outputs))
 
@@ -49,7 +66,7 @@ def project(
 def fan_in_normal(num_inputs: int = 1) -> Initializer:
     """Normal with variance 1 / fan-in for weights whose last `num_inputs` axes are the inputs."""
 
-    def init(key: Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> Array:
+    def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         fan_in = math.prod(shape[len(shape) - num_inputs :])
         return jax.random.normal(key, shape, dtype) / math.sqrt(fan_in)
 
@@ -64,27 +81,25 @@ class Linear(nn.Module):
       axes: logical names of W's axes, outputs first.
       num_inputs: how many trailing axes of the input are contracted.
       use_bias: whether there is a b, of shape (*outputs).
-      output_dtype: of the result, where it is not to be `dtype` (logits in float32).
+      output_dtype: of the result, where it is not to be the execution's (logits in float32).
     """
 
     outputs: tuple[int, ...]
     axes: Axes
+    execution: Execution = Execution()
     num_inputs: int = 1
     use_bias: bool = True
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
-    output_dtype: jnp.dtype | None = None
+    output_dtype: DTypeLike | None = None
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows_and_inputs"]) -> Float[Array, "*rows_and_outputs"]:
-        inputs = x.shape[x.ndim - self.num_inputs :]
-        init = nn.with_logical_partitioning(fan_in_normal(self.num_inputs), self.axes)
-        weight = self.param("weight", init, (*self.outputs, *inputs), self.param_dtype)
-        y = project(x.astype(self.dtype), weight.astype(self.dtype), self.num_inputs, self.output_dtype)
+        e = self.execution
+        shape = (*self.outputs, *x.shape[x.ndim - self.num_inputs :])
+        weight = parameter(self, "weight", fan_in_normal(self.num_inputs), shape, self.axes, e)
+        y = project(x.astype(e.dtype), weight.astype(e.dtype), self.num_inputs, self.output_dtype)
         if self.use_bias:
-            names = self.axes[: len(self.outputs)]
-            init = nn.with_logical_partitioning(nn.initializers.zeros, names)
-            y += self.param("bias", init, self.outputs, self.param_dtype).astype(y.dtype)
+            axes = self.axes[: len(self.outputs)]
+            y += parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, e).astype(y.dtype)
         return y
 
 
@@ -94,55 +109,51 @@ class Embedding(nn.Module):
     num_embeddings: int
     width: int
     axes: Axes
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    execution: Execution = Execution()
 
     def setup(self) -> None:
-        init = nn.with_logical_partitioning(nn.initializers.normal(0.02), self.axes)
-        self.embedding = self.param("embedding", init, (self.num_embeddings, self.width), self.param_dtype)
+        shape = (self.num_embeddings, self.width)
+        self.embedding = parameter(self, "embedding", nn.initializers.normal(0.02), shape, self.axes, self.execution)
 
     def __call__(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
-        return jnp.take(self.embedding, ids, axis=0).astype(self.dtype)
+        return jnp.take(self.embedding, ids, axis=0).astype(self.execution.dtype)
 
 
 class RMSNorm(nn.Module):
     """x / rms(x) * scale over the last axis, computed in float32 (arXiv 1910.07467)."""
 
     eps: float
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        init = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-        scale = self.param("scale", init, (x.shape[-1],), self.param_dtype)
+        scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), self.execution)
         y = x.astype(jnp.float32)
         y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * scale.astype(jnp.float32)).astype(self.dtype)
+        return (y * scale.astype(jnp.float32)).astype(self.execution.dtype)
 
 
-def _scale_and_bias(module: nn.Module, channels: int, param_dtype: jnp.dtype) -> tuple[Array, Array]:
-    ones = nn.with_logical_partitioning(nn.initializers.ones, ("norm",))
-    zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("norm",))
-    scale = module.param("scale", ones, (channels,), param_dtype)
-    bias = module.param("bias", zeros, (channels,), param_dtype)
+def _scale_and_bias(
+    module: nn.Module, channels: int, execution: Execution
+) -> tuple[Float[Array, " C"], Float[Array, " C"]]:
+    scale = parameter(module, "scale", nn.initializers.ones, (channels,), ("norm",), execution)
+    bias = parameter(module, "bias", nn.initializers.zeros, (channels,), ("norm",), execution)
     return scale.astype(jnp.float32), bias.astype(jnp.float32)
 
 
 class LayerNorm(nn.Module):
-    """LayerNorm over the last axis, computed in float32."""
+    """LayerNorm over the last axis, computed in float32 (arXiv 1607.06450)."""
 
     eps: float
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
-        scale, bias = _scale_and_bias(self, x.shape[-1], self.param_dtype)
+        scale, bias = _scale_and_bias(self, x.shape[-1], self.execution)
         y = x.astype(jnp.float32)
         y -= jnp.mean(y, axis=-1, keepdims=True)
         y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
-        return (y * scale + bias).astype(self.dtype)
+        return (y * scale + bias).astype(self.execution.dtype)
 
 
 class GroupNorm(nn.Module):
@@ -150,20 +161,19 @@ class GroupNorm(nn.Module):
 
     groups: int
     eps: float
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
         channels = x.shape[-1]
-        scale, bias = _scale_and_bias(self, channels, self.param_dtype)
+        scale, bias = _scale_and_bias(self, channels, self.execution)
         y = x.astype(jnp.float32)
         mean = self._group_mean(jnp.mean(y, axis=(1, 2)))
         variance = self._group_mean(jnp.mean(jnp.square(y - mean[:, None, None]), axis=(1, 2)))
         gain = lax.rsqrt(variance + self.eps) * scale
         # One multiplication and one addition an element: the per-channel terms are folded first.
         y = y * gain[:, None, None] + (bias - mean * gain)[:, None, None]
-        return y.astype(self.dtype)
+        return y.astype(self.execution.dtype)
 
     def _group_mean(self, per_channel: Float[Array, "B C"]) -> Float[Array, "B C"]:
         batch, channels = per_channel.shape
@@ -182,19 +192,18 @@ class Conv(nn.Module):
     kernel_size: int
     stride: int = 1
     padding: tuple[tuple[int, int], tuple[int, int]] = ((1, 1), (1, 1))
-    dtype: jnp.dtype = jnp.float32
-    param_dtype: jnp.dtype = jnp.float32
+    execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H2 W2 C2"]:
         kernel, bias = self.weights(x.shape[-1])
         y = lax.conv_general_dilated(
-            x.astype(self.dtype),
+            x.astype(kernel.dtype),
             kernel,
             window_strides=(self.stride, self.stride),
             padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            precision=precision(self.dtype),
+            precision=precision(kernel.dtype),
         )
         return y + bias
 
@@ -202,8 +211,7 @@ class Conv(nn.Module):
         """Kernel and bias, in the computation's dtype."""
         shape = (self.kernel_size, self.kernel_size, input_channels, self.channels)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
-        init = nn.with_logical_partitioning(init, (None, None, "conv_in", "conv_out"))
-        kernel = self.param("kernel", init, shape, self.param_dtype)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("conv_out",))
-        bias = self.param("bias", zeros, (self.channels,), self.param_dtype)
-        return kernel.astype(self.dtype), bias.astype(self.dtype)
+        axes = (None, None, "conv_in", "conv_out")
+        kernel = parameter(self, "kernel", init, shape, axes, self.execution)
+        bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), axes[-1:], self.execution)
+        return kernel.astype(self.execution.dtype), bias.astype(self.execution.dtype)

@@ -59,10 +59,6 @@ def remat_policy(name: RematPolicy) -> Any:
     return {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}[name]
 
 
-def _dtypes(execution: Execution) -> dict[str, jnp.dtype]:
-    return {"dtype": jnp.dtype(execution.dtype), "param_dtype": jnp.dtype(execution.param_dtype)}
-
-
 class Attention(nn.Module):
     """Causal self-attention with rotary positions and grouped queries."""
 
@@ -82,7 +78,7 @@ class Attention(nn.Module):
             value = update_slots(cache[1], value, mask.query_offset)
         out = attend(query, key, value, mask, self.execution.attention).swapaxes(1, 2)
         axes = ("embed", "heads", "head_dim")
-        y = Linear((c.width,), axes, num_inputs=2, use_bias=False, name="out", **_dtypes(self.execution))(out)
+        y = Linear((c.width,), axes, self.execution, num_inputs=2, use_bias=False, name="out")(out)
         return y, (key, value)
 
     def _separate(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
@@ -90,7 +86,7 @@ class Attention(nn.Module):
 
         def heads(name: str, count: int, axis: str) -> Float[Array, "B H L K"]:
             shape, axes = (count, c.head_dim), (axis, "head_dim", "embed")
-            y = Linear(shape, axes, use_bias=False, name=name, **_dtypes(self.execution))(x)
+            y = Linear(shape, axes, self.execution, use_bias=False, name=name)(x)
             return nn.with_logical_constraint(y.swapaxes(1, 2), ("batch", axis, "length", "head_dim"))
 
         return (
@@ -104,7 +100,7 @@ class Attention(nn.Module):
         # Each key head lies with its queries, so that tensor parallelism splits the product between heads.
         shape = (c.num_kv_heads, c.num_heads // c.num_kv_heads + 2, c.head_dim)
         axes = ("kv_heads", None, "head_dim", "embed")
-        y = Linear(shape, axes, use_bias=False, name="qkv", **_dtypes(self.execution))(x)
+        y = Linear(shape, axes, self.execution, use_bias=False, name="qkv")(x)
         y = nn.with_logical_constraint(y.transpose(0, 2, 3, 1, 4), ("batch", "kv_heads", None, "length", "head_dim"))
         query = y[:, :, :-2].reshape(x.shape[0], c.num_heads, x.shape[1], c.head_dim)
         return query, y[:, :, -2], y[:, :, -1]
@@ -118,15 +114,15 @@ class SwiGLU(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
-        width, dtypes = self.config.mlp_dim, _dtypes(self.execution)
-        if self.execution.layers == "unrolled":
-            fused = Linear((2, width), (None, "mlp", "embed"), use_bias=False, name="gate_up", **dtypes)(x)
+        width, e = self.config.mlp_dim, self.execution
+        if e.layers == "unrolled":
+            fused = Linear((2, width), (None, "mlp", "embed"), e, use_bias=False, name="gate_up")(x)
             gate, up = fused[..., 0, :], fused[..., 1, :]
         else:
-            gate = Linear((width,), ("mlp", "embed"), use_bias=False, name="gate", **dtypes)(x)
-            up = Linear((width,), ("mlp", "embed"), use_bias=False, name="up", **dtypes)(x)
+            gate = Linear((width,), ("mlp", "embed"), e, use_bias=False, name="gate")(x)
+            up = Linear((width,), ("mlp", "embed"), e, use_bias=False, name="up")(x)
         hidden = nn.with_logical_constraint(nn.silu(gate) * up, ("batch", "length", "mlp"))
-        return Linear((self.config.width,), ("embed", "mlp"), use_bias=False, name="down", **dtypes)(hidden)
+        return Linear((self.config.width,), ("embed", "mlp"), e, use_bias=False, name="down")(hidden)
 
 
 class Block(nn.Module):
@@ -139,12 +135,11 @@ class Block(nn.Module):
     def __call__(
         self, x: Float[Array, "B L D"], angles: Angles, mask: Mask, cache: LayerCache | None, keep_kv: bool
     ) -> tuple[Float[Array, "B L D"], LayerCache | None]:
-        dtypes = _dtypes(self.execution)
-        eps = self.config.rms_norm_eps
-        normed = RMSNorm(eps, name="attn_norm", **dtypes)(x)
-        y, kv = Attention(self.config, self.execution, name="attn")(normed, angles, mask, cache)
+        c, e = self.config, self.execution
+        normed = RMSNorm(c.rms_norm_eps, e, name="attn_norm")(x)
+        y, kv = Attention(c, e, name="attn")(normed, angles, mask, cache)
         x = x + y
-        x = x + SwiGLU(self.config, self.execution, name="mlp")(RMSNorm(eps, name="mlp_norm", **dtypes)(x))
+        x = x + SwiGLU(c, e, name="mlp")(RMSNorm(c.rms_norm_eps, e, name="mlp_norm")(x))
         x = nn.with_logical_constraint(x, ("batch", "length", "activation_embed"))
         return x, kv if keep_kv else None
 
@@ -161,24 +156,25 @@ class Llama(nn.Module):
 
     def setup(self) -> None:
         c, e = self.config, self.execution
-        dtypes = _dtypes(e)
-        self.embed = Embedding(c.vocab_size, c.width, ("vocab", "embed"), **dtypes)
-        block = Block if e.remat == "none" else nn.remat(
-            Block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
-        )
-        if e.layers == "unrolled":
-            self.layers = [block(c, e) for _ in range(c.depth)]
-        else:
-            self.layers = nn.scan(
+        self.embed = Embedding(c.vocab_size, c.width, ("vocab", "embed"), e)
+        block: Any = Block
+        if e.remat != "none":
+            # Within a scan nothing can be shared with the forward pass, so that nothing has to prevent it.
+            block = nn.remat(
+                Block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
+            )
+        if e.layers == "scanned":
+            block = nn.scan(
                 block,
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.depth,
                 metadata_params={nn.PARTITION_NAME: "layers"},
-            )(c, e)
-        self.norm = RMSNorm(c.rms_norm_eps, **dtypes)
-        self.head = Linear((c.vocab_size,), ("vocab", "embed"), use_bias=False, output_dtype=jnp.float32, **dtypes)
+            )
+        self.layers: Any = [block(c, e) for _ in range(c.depth)] if e.layers == "unrolled" else block(c, e)
+        self.norm = RMSNorm(c.rms_norm_eps, e)
+        self.head = Linear((c.vocab_size,), ("vocab", "embed"), e, use_bias=False, output_dtype=jnp.float32)
 
     def __call__(
         self,
@@ -199,7 +195,7 @@ class Llama(nn.Module):
           The hidden states and, where a cache was given, the cache with the L new places.
         """
         c, e = self.config, self.execution
-        x = nn.with_logical_constraint(x.astype(jnp.dtype(e.dtype)), ("batch", "length", "activation_embed"))
+        x = nn.with_logical_constraint(x.astype(e.dtype), ("batch", "length", "activation_embed"))
         angles = rotary_angles(positions, c.head_dim, c.rope_theta)
         if cache is None:
             mask = Mask(segment_ids, segment_ids, causal=True)
@@ -219,7 +215,7 @@ class Llama(nn.Module):
         """
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         mask = Mask(segment_ids, segment_ids, causal=True)
-        x, layers = self._blocks(x.astype(jnp.dtype(self.execution.dtype)), angles, mask, None, keep_kv=True)
+        x, layers = self._blocks(x.astype(self.execution.dtype), angles, mask, None, keep_kv=True)
         cache = KVCache(layers, segment_ids, jnp.asarray(x.shape[1], jnp.int32))
         return self.norm(x), grow_cache(cache, slots)
 
@@ -247,6 +243,10 @@ class Llama(nn.Module):
         if not keep_kv:
             return x, None
         return x, tuple(jax.tree.map(lambda leaf, i=i: leaf[i], kv) for i in range(self.config.depth))
+
+
+LEAVES_OF_BLOCK = 9
+"""Arrays in the tree of one block, before it is fused."""
 
 
 def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.models.attention import attend
-from janus_jax.models.layers import LayerNorm, Linear, precision
+from janus_jax.models.layers import LayerNorm, Linear, parameter, precision
 from janus_jax.models.llama import remat_policy
 
 
@@ -19,12 +19,11 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         c = self.config
-        dtypes = {"dtype": jnp.dtype(self.execution.dtype), "param_dtype": jnp.dtype(self.execution.param_dtype)}
         axes = (None, "heads", "head_dim", "embed")
-        qkv = Linear((3, c.num_heads, c.head_dim), axes, name="qkv", **dtypes)(x)
+        qkv = Linear((3, c.num_heads, c.head_dim), axes, self.execution, name="qkv")(x)
         query, key, value = qkv.transpose(2, 0, 3, 1, 4)
         out = attend(query, key, value, kernel=self.execution.attention).swapaxes(1, 2)
-        return Linear((c.width,), ("embed", "heads", "head_dim"), num_inputs=2, name="out", **dtypes)(out)
+        return Linear((c.width,), ("embed", "heads", "head_dim"), self.execution, num_inputs=2, name="out")(out)
 
 
 class MLP(nn.Module):
@@ -36,10 +35,9 @@ class MLP(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         c = self.config
-        dtypes = {"dtype": jnp.dtype(self.execution.dtype), "param_dtype": jnp.dtype(self.execution.param_dtype)}
-        hidden = Linear((c.mlp_dim,), ("mlp", "embed"), name="fc1", **dtypes)(x)
+        hidden = Linear((c.mlp_dim,), ("mlp", "embed"), self.execution, name="fc1")(x)
         hidden = nn.gelu(hidden, approximate=c.gelu == "tanh")
-        return Linear((c.width,), ("embed", "mlp"), name="fc2", **dtypes)(hidden)
+        return Linear((c.width,), ("embed", "mlp"), self.execution, name="fc2")(hidden)
 
 
 class Block(nn.Module):
@@ -51,9 +49,8 @@ class Block(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B N D"], None]:
         c, e = self.config, self.execution
-        dtypes = {"dtype": jnp.dtype(e.dtype), "param_dtype": jnp.dtype(e.param_dtype)}
-        x = x + Attention(c, e, name="attn")(LayerNorm(c.layer_norm_eps, name="norm1", **dtypes)(x))
-        x = x + MLP(c, e, name="mlp")(LayerNorm(c.layer_norm_eps, name="norm2", **dtypes)(x))
+        x = x + Attention(c, e, name="attn")(LayerNorm(c.layer_norm_eps, e, name="norm1")(x))
+        x = x + MLP(c, e, name="mlp")(LayerNorm(c.layer_norm_eps, e, name="norm2")(x))
         return nn.with_logical_constraint(x, ("batch", "length", "activation_embed")), None
 
 
@@ -67,10 +64,9 @@ class Siglip(nn.Module):
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Features of images of `config.image_size` squared, pixels in [-1, 1], patches row by row."""
         c, e = self.config, self.execution
-        dtypes = {"dtype": jnp.dtype(e.dtype), "param_dtype": jnp.dtype(e.param_dtype)}
-        x = PatchEmbed(c, name="patch_embed", **dtypes)(pixels)
-        init = nn.with_logical_partitioning(nn.initializers.normal(c.width**-0.5), (None, "embed"))
-        x = x + self.param("pos_embed", init, (c.num_patches, c.width), dtypes["param_dtype"]).astype(x.dtype)
+        x = PatchEmbed(c, e, name="patch_embed")(pixels)
+        init = nn.initializers.normal(c.width**-0.5)
+        x = x + parameter(self, "pos_embed", init, x.shape[1:], (None, "embed"), e).astype(x.dtype)
         block = Block if e.remat == "none" else nn.remat(Block, policy=remat_policy(e.remat), prevent_cse=False)
         blocks = nn.scan(
             block,
@@ -80,26 +76,23 @@ class Siglip(nn.Module):
             metadata_params={nn.PARTITION_NAME: "layers"},
         )
         x, _ = blocks(c, e, name="blocks")(x)
-        return LayerNorm(c.layer_norm_eps, name="norm", **dtypes)(x)
+        return LayerNorm(c.layer_norm_eps, e, name="norm")(x)
 
 
 class PatchEmbed(nn.Module):
     """A linear map of each patch's pixels: the convolution with equal kernel and stride, as one product."""
 
     config: SiglipConfig
-    dtype: jnp.dtype
-    param_dtype: jnp.dtype
+    execution: Execution
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
-        c = self.config
+        c, e = self.config, self.execution
         p, side = c.patch_size, c.image_size // c.patch_size
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
-        init = nn.with_logical_partitioning(init, (None, None, None, "embed"))
-        kernel = self.param("kernel", init, (p, p, 3, c.width), self.param_dtype)
-        zeros = nn.with_logical_partitioning(nn.initializers.zeros, ("embed",))
-        bias = self.param("bias", zeros, (c.width,), self.param_dtype)
-        patches = pixels.astype(self.dtype).reshape(-1, side, p, side, p, 3).swapaxes(2, 3)
+        kernel = parameter(self, "kernel", init, (p, p, 3, c.width), (None, None, None, "embed"), e)
+        bias = parameter(self, "bias", nn.initializers.zeros, (c.width,), ("embed",), e)
+        patches = pixels.astype(e.dtype).reshape(-1, side, p, side, p, 3).swapaxes(2, 3)
         patches = patches.reshape(-1, side * side, p * p * 3)
-        kernel = kernel.astype(self.dtype).reshape(p * p * 3, c.width)
-        return jnp.einsum("BNP,PD->BND", patches, kernel, precision=precision(self.dtype)) + bias.astype(self.dtype)
+        kernel = kernel.astype(e.dtype).reshape(p * p * 3, c.width)
+        return jnp.einsum("BNP,PD->BND", patches, kernel, precision=precision(e.dtype)) + bias.astype(e.dtype)

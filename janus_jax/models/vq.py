@@ -17,10 +17,6 @@ from janus_jax.models.attention import attend
 from janus_jax.models.layers import Conv, Embedding, GroupNorm, Linear, precision
 
 
-def _dtypes(execution: Execution) -> dict[str, jnp.dtype]:
-    return {"dtype": jnp.dtype(execution.dtype), "param_dtype": jnp.dtype(execution.param_dtype)}
-
-
 class ResBlock(nn.Module):
     """x + conv(swish(norm(conv(swish(norm(x)))))), through a linear shortcut where the width changes."""
 
@@ -30,13 +26,13 @@ class ResBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C2"]:
-        c, dtypes = self.config, _dtypes(self.execution)
-        y = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm1", **dtypes)(x))
-        y = Conv(self.channels, 3, name="conv1", **dtypes)(y)
-        y = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm2", **dtypes)(y))
-        y = Conv(self.channels, 3, name="conv2", **dtypes)(y)
+        c, e = self.config, self.execution
+        y = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm1")(x))
+        y = Conv(self.channels, 3, execution=e, name="conv1")(y)
+        y = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm2")(y))
+        y = Conv(self.channels, 3, execution=e, name="conv2")(y)
         if x.shape[-1] != self.channels:
-            x = Linear((self.channels,), ("conv_out", "conv_in"), name="shortcut", **dtypes)(x)
+            x = Linear((self.channels,), ("conv_out", "conv_in"), e, name="shortcut")(x)
         return x + y
 
 
@@ -48,14 +44,14 @@ class AttentionBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
-        c, dtypes = self.config, _dtypes(self.execution)
+        c, e = self.config, self.execution
         batch, height, width, channels = x.shape
-        normed = GroupNorm(c.norm_groups, c.norm_eps, name="norm", **dtypes)(x).reshape(batch, -1, channels)
+        normed = GroupNorm(c.norm_groups, c.norm_eps, e, name="norm")(x).reshape(batch, -1, channels)
         query, key, value = (
-            Linear((channels,), ("conv_out", "conv_in"), name=name, **dtypes)(normed)[:, None] for name in "qkv"
+            Linear((channels,), ("conv_out", "conv_in"), e, name=name)(normed)[:, None] for name in "qkv"
         )
         y = attend(query, key, value)[:, 0].reshape(batch, height, width, channels)
-        return x + Linear((channels,), ("conv_out", "conv_in"), name="out", **dtypes)(y)
+        return x + Linear((channels,), ("conv_out", "conv_in"), e, name="out")(y)
 
 
 class Middle(nn.Module):
@@ -92,7 +88,7 @@ class Level(nn.Module):
             x = ResBlock(self.channels, self.config, self.execution, name=f"res_{j}")(x)
             if self.with_attention:
                 x = AttentionBlock(self.config, self.execution, name=f"attn_{j}")(x)
-        return x if self.resample is None else self.resample(self.channels, 3, **_dtypes(self.execution))(x)
+        return x if self.resample is None else self.resample(self.channels, 3, execution=self.execution)(x)
 
 
 # Padded on the right and below alone, as in VQGAN.
@@ -114,12 +110,12 @@ class Upsample(Conv):
         by_row = self._fold(kernel, axis=0)
         parities = [
             lax.conv_general_dilated(
-                x.astype(self.dtype),
+                x.astype(kernel.dtype),
                 folded,
                 window_strides=(1, 1),
                 padding=((1 - row, row), (1 - column, column)),
                 dimension_numbers=("NHWC", "HWIO", "NHWC"),
-                precision=precision(self.dtype),
+                precision=precision(kernel.dtype),
             )
             for row in range(2)
             for column, folded in enumerate(self._fold(by_row[row], axis=1))
@@ -146,14 +142,14 @@ class Encoder(nn.Module):
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w Z"]:
         c, e = self.config, self.execution
-        x = Conv(c.base_channels, 3, name="conv_in", **_dtypes(e))(pixels)
+        x = Conv(c.base_channels, 3, execution=e, name="conv_in")(pixels)
         lowest = len(c.level_channels) - 1
         for i, channels in enumerate(c.level_channels):
             resample = Downsample if i < lowest else None
             x = Level(channels, c.num_res_blocks, i == lowest, c, e, resample, name=f"down_{i}")(x)
         x = Middle(c.level_channels[-1], c, e, name="mid")(x)
-        x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm_out", **_dtypes(e))(x))
-        return Conv(c.z_channels, 3, name="conv_out", **_dtypes(e))(x)
+        x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm_out")(x))
+        return Conv(c.z_channels, 3, execution=e, name="conv_out")(x)
 
 
 class Decoder(nn.Module):
@@ -165,14 +161,14 @@ class Decoder(nn.Module):
     @nn.compact
     def __call__(self, z: Float[Array, "B h w Z"]) -> Float[Array, "B H W 3"]:
         c, e = self.config, self.execution
-        x = Conv(c.level_channels[-1], 3, name="conv_in", **_dtypes(e))(z)
+        x = Conv(c.level_channels[-1], 3, execution=e, name="conv_in")(z)
         x = Middle(c.level_channels[-1], c, e, name="mid")(x)
         finest = len(c.level_channels) - 1
         for i, channels in enumerate(reversed(c.level_channels)):
             resample = functools.partial(Upsample, name="upsample") if i < finest else None
             x = Level(channels, c.num_res_blocks + 1, i == 0, c, e, resample, name=f"up_{i}")(x)
-        x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, name="norm_out", **_dtypes(e))(x))
-        return Conv(3, 3, name="conv_out", **_dtypes(e))(x)
+        x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm_out")(x))
+        return Conv(3, 3, execution=e, name="conv_out")(x)
 
 
 class VQTokenizer(nn.Module):
@@ -185,11 +181,9 @@ class VQTokenizer(nn.Module):
         c, e = self.config, self.execution
         self.encoder = Encoder(c, e)
         self.decoder = Decoder(c, e)
-        self.quant_conv = Linear((c.code_dim,), (None, "conv_in"), **_dtypes(e))
-        self.post_quant_conv = Linear((c.z_channels,), ("conv_out", None), **_dtypes(e))
-        self.codebook = Embedding(
-            c.codebook_size, c.code_dim, (None, None), param_dtype=jnp.dtype(e.param_dtype), dtype=jnp.float32
-        )
+        self.quant_conv = Linear((c.code_dim,), (None, "conv_in"), e)
+        self.post_quant_conv = Linear((c.z_channels,), ("conv_out", None), e)
+        self.codebook = Embedding(c.codebook_size, c.code_dim, (None, None), e)
 
     def latents(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
         """Features before quantisation, `code_dim` a place, pixels in [-1, 1]."""
@@ -210,7 +204,7 @@ class VQTokenizer(nn.Module):
         """Pixels of a grid of ids: about [-1, 1], not clipped."""
         codes = jnp.take(self._codes(), ids, axis=0)
         side = self.config.grid_size
-        grid = codes.reshape(-1, side, side, self.config.code_dim).astype(jnp.dtype(self.execution.dtype))
+        grid = codes.reshape(-1, side, side, self.config.code_dim).astype(self.execution.dtype)
         return self.decoder(self.post_quant_conv(grid))
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:

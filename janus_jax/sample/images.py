@@ -7,7 +7,7 @@ batch that is sharded over its rows never parts them.
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -16,12 +16,10 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from janus_jax.batch import Batch
-from janus_jax.models.janus import Janus, to_images
+from janus_jax.models.janus import Janus, Params, apply, to_images
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
-
-Params = dict[str, Any]
 
 KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
@@ -101,7 +99,7 @@ def _start(
     strategy: Strategy,
     guided: bool,
 ) -> Drawing:
-    hidden, cache = model.apply({"params": params}, prompts, slots, method="prefill")
+    hidden, cache = apply(model, params, "prefill", prompts, slots)
     num_prompts, per_prompt = keys.shape
     rows = 2 if guided else 1
 
@@ -134,14 +132,10 @@ def _advance(
 
     def step(_: int, state: Drawing) -> Drawing:
         last = jax.lax.dynamic_index_in_dim(state.ids, state.drawn - 1, axis=1)
-        x = model.apply({"params": params}, jnp.repeat(last, rows, axis=0), method="embed_image_ids")
+        x = apply(model, params, "embed_image_ids", jnp.repeat(last, rows, axis=0))
         places = jnp.ones_like(state.positions)[:, None]
-        hidden, cache = model.apply(
-            {"params": params}, x, state.positions[:, None], places, state.cache, method="extend"
-        )
-        new = _draw_ids(
-            model, params, hidden[:, 0], state.keys, state.drawn, knobs, guidance_scale, strategy
-        )
+        hidden, cache = apply(model, params, "extend", x, state.positions[:, None], places, state.cache)
+        new = _draw_ids(model, params, hidden[:, 0], state.keys, state.drawn, knobs, guidance_scale, strategy)
         ids = jax.lax.dynamic_update_index_in_dim(state.ids, new, state.drawn, axis=1)
         return Drawing(ids, state.drawn + 1, cache, state.positions + 1, state.keys)
 
@@ -163,7 +157,7 @@ def _draw_ids(
     guidance_scale: float,
     strategy: Strategy,
 ) -> Int[Array, " R"]:
-    logits = model.apply({"params": params}, hidden, method="image_logits")
+    logits = apply(model, params, "image_logits", hidden)
     return draw(guide(logits, keys.shape[0], guidance_scale), keys, step, knobs, strategy)
 
 
@@ -178,7 +172,7 @@ def guide(logits: Float[Array, "R*Q V"], num_images: int, guidance_scale: float)
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def _render(model: Janus, params: Params, ids: Int[Array, "B T"]) -> UInt8[Array, "B H W 3"]:
-    return to_images(model.apply({"params": params}, ids, method="detokenize"))
+    return to_images(apply(model, params, "detokenize", ids))
 
 
 def render_images(

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -11,13 +11,11 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from janus_jax.batch import Batch
-from janus_jax.models.janus import Janus
+from janus_jax.models.janus import Janus, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.images import KV_AXES
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
-
-Params = dict[str, Any]
 
 
 class Writing(NamedTuple):
@@ -68,12 +66,12 @@ def write_text(
     knobs, strategy = sampling.knobs, sampling.strategy
     stops = jnp.asarray(list(stop_ids), jnp.int32)
     state = _start(model, params, prompts, keys, knobs, stops, slots, strategy)
-    ids = np.asarray(state.last)[:, None]
+    ids = new_ids = np.asarray(state.last)[:, None]
     while True:
         written = ids.shape[1]
         if is_finished is not None:
             state = state._replace(finished=state.finished | jnp.asarray(is_finished(ids)))
-        yield ids[:, -1:] if written == 1 else new_ids
+        yield new_ids
         if written >= max_new_tokens or np.asarray(state.finished).all():
             return
         if length + written > slots:
@@ -96,10 +94,8 @@ def _start(
     slots: int,
     strategy: Strategy,
 ) -> Writing:
-    hidden, cache = model.apply({"params": params}, prompts, slots, method="prefill")
-    cache = cache._replace(
-        layers=jax.tree.map(lambda kv: nn.with_logical_constraint(kv, KV_AXES), cache.layers)
-    )
+    hidden, cache = apply(model, params, "prefill", prompts, slots)
+    cache = cache._replace(layers=jax.tree.map(lambda kv: nn.with_logical_constraint(kv, KV_AXES), cache.layers))
     first = _draw_ids(model, params, hidden[:, -1], keys, 0, knobs, strategy)
     finished = jnp.isin(first, stop_ids)
     return Writing(first, jnp.asarray(1, jnp.int32), finished, cache, prompts.positions[:, -1] + 1, keys)
@@ -126,11 +122,9 @@ def _advance(
 
     def step(carry: tuple[Writing, Array]) -> tuple[Writing, Array]:
         state, buffer = carry
-        x = model.apply({"params": params}, state.last[:, None], method="embed_text")
+        x = apply(model, params, "embed_text", state.last[:, None])
         places = jnp.ones_like(state.positions)[:, None]
-        hidden, cache = model.apply(
-            {"params": params}, x, state.positions[:, None], places, state.cache, method="extend"
-        )
+        hidden, cache = apply(model, params, "extend", x, state.positions[:, None], places, state.cache)
         new = _draw_ids(model, params, hidden[:, 0], state.keys, state.written, knobs, strategy)
         buffer = jax.lax.dynamic_update_index_in_dim(buffer, new, state.written - start, axis=1)
         finished = state.finished | jnp.isin(new, stop_ids)
@@ -153,4 +147,4 @@ def _draw_ids(
     knobs: Knobs,
     strategy: Strategy,
 ) -> Int[Array, " B"]:
-    return draw(model.apply({"params": params}, hidden, method="text_logits"), keys, step, knobs, strategy)
+    return draw(apply(model, params, "text_logits", hidden), keys, step, knobs, strategy)

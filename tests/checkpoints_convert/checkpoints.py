@@ -1,5 +1,6 @@
 """Makes checkpoints of pseudo-weights in the layouts that the converters read."""
 
+import functools
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -43,7 +44,10 @@ def pseudo(
 ) -> dict[str, np.ndarray]:
     """A pseudo-weight for every name and shape."""
     choose = dtype if callable(dtype) else lambda _: dtype
-    return {name: tensor(name, shape).astype(choose(name)) for name, shape in manifest.items()}
+    return {name: _tensor(name, shape).astype(choose(name)) for name, shape in manifest.items()}
+
+
+_tensor = functools.cache(tensor)
 
 
 def save(

@@ -11,7 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 import pytest
 from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
@@ -25,6 +25,7 @@ from checkpoints_convert import (
     read_config,
     read_params,
     released,
+    save_converted,
 )
 from checkpoints_convert.parts import VQ
 from checkpoints_convert.readers import open_tensors
@@ -63,9 +64,7 @@ def by_place(name):
     return BFLOAT16
 
 
-@pytest.mark.parametrize(
-    "dtype", [BFLOAT16, FLOAT16, FLOAT32, by_place], ids=["bfloat16", "float16", "float32", "mixed"]
-)
+@pytest.mark.parametrize("dtype", [FLOAT32, by_place], ids=["float32", "mixed"])
 @pytest.mark.parametrize(("make", "layout"), [(save_released, "released"), (save_transformers, "transformers")])
 def test_there_and_back_changes_no_bit(tmp_path, make, layout, dtype):
     source = make(tmp_path / "Janus-Pro", dtype=dtype)
@@ -193,9 +192,9 @@ def test_params_are_stored_as_asked(released_folder, tmp_path, dtype):
     assert {array.dtype.name for array in found.values()} == {dtype}
 
 
-@pytest.mark.parametrize("rows", [3, 1 << 30])
+@pytest.mark.parametrize("rows", [7, 1 << 30])
 def test_chunks_of_any_size_hold_the_same_numbers(released_folder, tmp_path, monkeypatch, rows):
-    # With 3 rows, the last chunk of most leaves reaches past the array's edge.
+    # With 7 rows, the last chunk of most leaves reaches past the array's edge.
     monkeypatch.setattr(orbax_params.Promise, "chunk_shape", property(lambda self: chunked(self, rows)))
     convert(released_folder, tmp_path / "converted")
     assert_same_params(released_folder, tmp_path / "converted")
@@ -235,6 +234,24 @@ def test_params_saved_by_orbax_itself_are_exported(released_folder, converted_fo
     before, after = open_tensors(released_folder), open_tensors(tmp_path / "back")
     for name in before.keys() - released.unused(SMALL).keys():
         np.testing.assert_array_equal(after[name], before[name], err_msg=name)
+
+
+def test_a_tree_in_memory_is_saved_as_a_converted_folder(released_folder, converted_folder, tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(converted_folder / "params", abstract_tree(sharded(("data",), (1,)), np.float32))
+    save_converted(tmp_path / "trained", params, SMALL)
+    assert read_config(tmp_path / "trained") == SMALL
+    assert_same_params(converted_folder, tmp_path / "trained")
+    summary = export(tmp_path / "trained", tmp_path / "back", "released")
+    assert any("14 tensors" in note and "zeros" in note for note in summary.notes)
+
+
+def test_a_tree_of_another_model_is_not_saved(converted_folder, tmp_path):
+    with ocp.StandardCheckpointer() as checkpointer:
+        params = checkpointer.restore(converted_folder / "params")
+    del params["gen_embed"]
+    with pytest.raises(JanusError, match="gen_embed/embedding is missing"):
+        save_converted(tmp_path / "trained", params, SMALL)
 
 
 def test_a_params_folder_of_another_model_tells_all_mismatches(converted_folder, tmp_path):

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 import numpy as np
-import orbax.checkpoint as ocp
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 import pytest
 
 from checkpoints_convert import convert, open_converted, open_source

@@ -220,8 +220,16 @@ def test_a_tied_output_matrix_is_the_embedding(tmp_path):
     tensors = dict(open_source(folder).tensors)
     del tensors["lm_head.weight"]
     tied = save(tmp_path / "without", tensors, json.loads((folder / "config.json").read_text()))
+    rewrite(tied, lambda content: content.pop("tie_word_embeddings"))
     found = {keys: array for keys, _, array in open_source(tied).params()}
     np.testing.assert_array_equal(found["llm", "head", "weight"], found["llm", "embed", "embedding"])
+
+
+def test_a_missing_output_matrix_is_missing_where_nothing_is_tied(tmp_path):
+    folder = save_transformers(tmp_path / "untied")
+    tensors = {name: array for name, array in open_source(folder).tensors.items() if name != "lm_head.weight"}
+    with pytest.raises(JanusError, match=r"1 missing: lm_head\.weight"):
+        open_source(save(tmp_path / "without", tensors, json.loads((folder / "config.json").read_text())))
 
 
 def test_transformers_is_not_given_what_it_cannot_run():

@@ -98,9 +98,7 @@ class Subject:
         return np.asarray(middle), np.asarray(jnp.stack(logits, axis=1))
 
     def apply_prefill(self, batch, slots):
-        run = jax.jit(
-            lambda params, batch: self.model.apply({"params": params}, batch, slots, method="prefill")
-        )
+        run = jax.jit(lambda params, batch: self.model.apply({"params": params}, batch, slots, method="prefill"))
         return run(self.params, batch)
 
     @cached_property
@@ -131,9 +129,7 @@ class Subject:
         logits = [guide(self.apply("image_logits", hidden[:, -1]), rows, GUIDANCE)]
         for step in range(steps):
             ids = jnp.asarray(np.repeat(drawn[:, step : step + 1], 2, axis=0))
-            hidden, cache = self.extend(
-                self.apply("embed_image_ids", ids), batch.positions[:, -1:] + 1 + step, cache
-            )
+            hidden, cache = self.extend(self.apply("embed_image_ids", ids), batch.positions[:, -1:] + 1 + step, cache)
             logits.append(guide(self.apply("image_logits", hidden[:, 0]), rows, GUIDANCE))
         return np.asarray(jnp.stack(logits, axis=1))
 

@@ -1,0 +1,82 @@
+"""Splash attention: the TPU kernel that skips what the mask leaves out and never holds the scores.
+
+jax ships the kernel (`jax.experimental.pallas.ops.tpu.splash_attention`). It works on one row's heads, so here it is
+mapped over rows and, under a mesh, over the devices that hold them. Away from a TPU it runs interpreted: for tests.
+"""
+
+import functools
+
+import flax.linen as nn
+import jax
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
+from jaxtyping import Array, Float, Int
+
+from janus_jax.models.attention import Mask
+
+# The lanes of a TPU's vector unit: the kernel wants blocks in multiples of it.
+LANES = 128
+MAX_BLOCK = 512
+
+
+def fits(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Mask) -> bool:
+    """Whether the kernel can compute this: a whole sequence attending to itself, in whole blocks."""
+    whole = query.shape[2] == key.shape[2] and isinstance(mask.query_offset, int) and mask.query_offset == 0
+    return whole and query.shape[2] % LANES == 0 and query.shape[3] % LANES == 0
+
+
+def splash_attention(
+    query: Float[Array, "B H L K"], key: Float[Array, "B KV L K"], value: Float[Array, "B KV L K"], mask: Mask
+) -> Float[Array, "B H L K"]:
+    """`attention.attend` by the splash kernel, for what `fits`."""
+    query = query * query.shape[-1] ** -0.5
+    segments = (mask.query_segments, mask.key_segments)
+    mesh = jax.sharding.get_abstract_mesh()
+    attend = functools.partial(_attend_rows, causal=mask.causal)
+    if mesh.empty:
+        return attend(query, key, value, segments)
+    heads = _spec("batch", "heads", None, None)
+    kv_heads = _spec("batch", "kv_heads", None, None)
+    rows = _spec("batch", None)
+    # A Pallas call cannot say how its result varies over the mesh, which check_vma would ask for.
+    mapped = jax.shard_map(
+        attend, mesh=mesh, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False
+    )
+    return mapped(query, key, value, segments)
+
+
+def _spec(*axes: str | None) -> PartitionSpec:
+    return nn.logical_to_mesh_axes(axes) or PartitionSpec()
+
+
+def _attend_rows(
+    query: Float[Array, "B H L K"],
+    key: Float[Array, "B KV L K"],
+    value: Float[Array, "B KV L K"],
+    segments: tuple[Int[Array, "B L"] | None, Int[Array, "B L"] | None],
+    causal: bool,
+) -> Float[Array, "B H L K"]:
+    heads, length = query.shape[1:3]
+    block = next(size for size in (MAX_BLOCK, MAX_BLOCK // 2, LANES) if length % size == 0)
+    one = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
+    attend = kernel.make_splash_mha(
+        masks.MultiHeadMask([one] * heads),
+        block_sizes=kernel.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_kv_compute=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        head_shards=1,
+        q_seq_shards=1,
+        interpret=jax.default_backend() != "tpu",
+    )
+    queries, keys = segments
+    if queries is None or keys is None:
+        return jax.vmap(attend)(query, key, value)
+    return jax.vmap(lambda q, k, v, s, t: attend(q, k, v, kernel.SegmentIds(s, t)))(query, key, value, queries, keys)

@@ -1,0 +1,113 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.models.attention import Mask, attend, rotary_angles, rotate
+from janus_jax.sharding import make_mesh, use_mesh
+
+
+def arrays(seed, *shapes):
+    keys = jax.random.split(jax.random.key(seed), len(shapes))
+    return [jax.random.normal(key, shape) for key, shape in zip(keys, shapes, strict=True)]
+
+
+def by_definition(query, key, value, allowed):
+    """softmax(q k^T / sqrt(K)) v in float64, one head after another."""
+    query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
+    group = query.shape[1] // key.shape[1]
+    out = np.zeros_like(query)
+    for b in range(query.shape[0]):
+        for h in range(query.shape[1]):
+            scores = query[b, h] @ key[b, h // group].T / np.sqrt(query.shape[-1])
+            scores = np.where(allowed[b], scores, -np.inf)
+            weights = np.exp(scores - scores.max(-1, keepdims=True))
+            out[b, h] = weights / weights.sum(-1, keepdims=True) @ value[b, h // group]
+    return out
+
+
+SEGMENTS = np.array([[1] * 100 + [2] * 60 + [3] * 96, [0] * 56 + [1] * 200])
+
+
+def allowed_places(causal, segments):
+    same = segments[:, :, None] == segments[:, None, :]
+    return same & np.tri(segments.shape[1], dtype=bool) if causal else same
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("causal", [True, False])
+@pytest.mark.parametrize("kernel", ["xla", "splash"])
+def test_attention_is_the_masked_softmax_of_its_definition(kernel, causal, kv_heads):
+    query, key, value = arrays(0, (2, 4, 256, 128), (2, kv_heads, 256, 128), (2, kv_heads, 256, 128))
+    mask = Mask(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), causal=causal)
+    expected = by_definition(query, key, value, allowed_places(causal, SEGMENTS))
+    np.testing.assert_allclose(attend(query, key, value, mask, kernel), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("kernel", ["xla", "splash"])
+def test_without_a_mask_everything_is_attended_to(kernel):
+    query, key, value = arrays(1, *[(1, 2, 128, 128)] * 3)
+    expected = by_definition(query, key, value, np.ones((1, 128, 128), bool))
+    np.testing.assert_allclose(attend(query, key, value, kernel=kernel), expected, atol=1e-5)
+
+
+def test_splash_has_the_gradients_of_xla():
+    query, key, value = arrays(2, *[(2, 2, 256, 128)] * 3)
+    mask = Mask(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), causal=True)
+
+    def loss(kernel):
+        return lambda q, k, v: jnp.sum(jnp.sin(attend(q, k, v, mask, kernel)))
+
+    for ours, reference in zip(
+        jax.grad(loss("splash"), (0, 1, 2))(query, key, value),
+        jax.grad(loss("xla"), (0, 1, 2))(query, key, value),
+        strict=True,
+    ):
+        np.testing.assert_allclose(ours, reference, atol=1e-4)
+
+
+@pytest.mark.parametrize("sizes", [(2, 1, 2), (1, 2, 1)])
+def test_splash_on_a_mesh_equals_splash_on_one_device(sizes):
+    data, fsdp, tensor = sizes
+    query, key, value = arrays(3, (2, 4, 256, 128), (2, 2, 256, 128), (2, 2, 256, 128))
+    mask = Mask(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), causal=True)
+    expected = attend(query, key, value, mask, "splash")
+    with use_mesh(make_mesh(data, fsdp, tensor, jax.devices()[: data * fsdp * tensor])):
+        run = jax.jit(lambda q, k, v, s: attend(q, k, v, Mask(s, s, causal=True), "splash"))
+        actual = run(query, key, value, jnp.asarray(SEGMENTS))
+    np.testing.assert_allclose(actual, expected, atol=1e-6)
+
+
+def test_shapes_that_splash_cannot_block_fall_back():
+    query, key, value = arrays(4, (1, 2, 100, 64), (1, 2, 100, 64), (1, 2, 100, 64))
+    mask = Mask(causal=True)
+    np.testing.assert_array_equal(attend(query, key, value, mask, "splash"), attend(query, key, value, mask, "xla"))
+
+
+def test_queries_that_continue_a_cache_attend_up_to_their_own_slot():
+    query, key, value = arrays(5, (1, 2, 3, 16), (1, 2, 10, 16), (1, 2, 10, 16))
+    order = np.arange(10)[None, :] <= 4 + np.arange(3)[:, None]
+    mask = Mask(causal=True, query_offset=4)
+    np.testing.assert_allclose(
+        attend(query, key, value, mask), by_definition(query, key, value, order[None]), atol=1e-5
+    )
+
+
+def test_a_padding_place_has_no_nan():
+    query, key, value = arrays(6, *[(1, 1, 4, 8)] * 3)
+    mask = Mask(jnp.array([[9, 1, 1, 1]]), jnp.array([[1, 1, 1, 1]]))
+    assert np.isfinite(attend(query, key, value, mask)).all()
+
+
+def test_rotation_keeps_lengths_and_tells_only_distances():
+    (query, key) = arrays(7, (1, 1, 1, 32), (1, 1, 1, 32))
+
+    def score(at_query, at_key):
+        rotated = [
+            rotate(x, rotary_angles(jnp.array([[at]]), 32, 10000.0)) for x, at in ((query, at_query), (key, at_key))
+        ]
+        np.testing.assert_allclose(jnp.linalg.norm(rotated[0]), jnp.linalg.norm(query), rtol=1e-5)
+        return float(jnp.sum(rotated[0] * rotated[1]))
+
+    assert score(7, 3) == pytest.approx(score(104, 100), rel=1e-3)
+    assert score(7, 3) != pytest.approx(score(8, 3), rel=1e-3)

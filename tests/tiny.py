@@ -1,0 +1,70 @@
+"""The `tiny` preset with random parameters and a tokenizer of its own: everything there, seconds to compile."""
+
+import dataclasses
+import functools
+import tempfile
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from janus_jax.config import PRESETS, Execution
+from janus_jax.models.janus import Janus, init_params
+from janus_jax.models.llama import unstack_layers
+from janus_jax.pretrained import Pretrained, place_params
+from janus_jax.processing import Processor, make_byte_level_tokenizer
+
+CORPUS = ["A small red boat on a quiet lake.", "What is in the picture?", "Two birds and a tree, drawn in ink."]
+# Heads that two kinds of mesh can split, and queries that share keys.
+CONFIG = dataclasses.replace(PRESETS["tiny"], llm=dataclasses.replace(PRESETS["tiny"].llm, num_kv_heads=2))
+
+
+@functools.cache
+def processor():
+    with tempfile.TemporaryDirectory() as folder:
+        make_byte_level_tokenizer(
+            folder,
+            CORPUS,
+            CONFIG.llm.vocab_size,
+            CONFIG.conversation,
+            image_size=CONFIG.und_encoder.image_size,
+            num_image_tokens=CONFIG.und_encoder.num_patches,
+        )
+        return Processor.from_directory(folder, CONFIG)
+
+
+@functools.cache
+def stacked_params():
+    return nn.unbox(init_params(CONFIG, jax.random.key(0)))
+
+
+def leaves_of(tree, keys=()):
+    """A stacked tree as the checkpoint readers give it: leaf by leaf, layer by layer."""
+    for key, value in tree.items():
+        path = (*keys, key)
+        if isinstance(value, dict):
+            yield from leaves_of(value, path)
+        elif path[:2] in (("llm", "layers"), ("und_encoder", "blocks")):
+            for layer, array in enumerate(np.asarray(value)):
+                yield path, layer, array
+        else:
+            yield path, None, np.asarray(value)
+
+
+def pretrained(mesh=None):
+    execution = Execution(layers="unrolled")
+    params = place_params(leaves_of(stacked_params()), CONFIG, execution, mesh)
+    return Pretrained(CONFIG, params, processor(), Janus(CONFIG, execution), mesh)
+
+
+def unrolled_params():
+    params = stacked_params()
+    return params | {"llm": unstack_layers(params["llm"], CONFIG.llm)}
+
+
+def picture(seed, size=(40, 28)):
+    """An image of smooth colours."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    return Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
