@@ -110,7 +110,9 @@ class VQConfig:
             )
         for channels in self.level_channels:
             if channels % self.norm_groups:
-                raise JanusError(f"VQConfig: {channels} channels cannot be normalised in {self.norm_groups} groups.")
+                raise JanusError(
+                    f"VQConfig.norm_groups {self.norm_groups} does not divide {channels}, the channels of one level."
+                )
 
     @property
     def downsampling(self) -> int:

@@ -100,7 +100,7 @@ def run(out: Path, config: JanusConfig) -> None:
 
 
 def _ask(model: janus_jax.Pretrained, photo: Path) -> None:
-    pieces = model.chat_stream([terminal.question(QUESTION, [photo])], None, 28, 1.0, seed=3)
+    pieces = model.chat_stream([terminal.question(QUESTION, [photo])], None, 14, 1.0, seed=3)
     _say(f"Question: {QUESTION}")
     print("   Answer:   ", end="")
     for piece in terminal.without_leading_space(pieces):

@@ -68,9 +68,9 @@ def pseudo_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def readable(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """A weight for every row of the text head: much for words of several letters, little for all other ids.
+    """A weight for every row of the text head: much for whole words, little for pieces of words and single bytes.
 
-    What a model without training writes is noise; so it is at least noise of words, not of bytes.
+    What a model without training writes is noise; so it is at least noise of words.
     """
     texts = [tokenizer.decode([token]) for token in range(vocab_size)]
-    return np.array([2.0 if len(text.strip()) > 1 else 0.02 for text in texts], np.float32)
+    return np.array([2.5 if text.startswith(" ") and len(text) > 3 else 0.02 for text in texts], np.float32)

@@ -35,7 +35,9 @@ def processor():
 
 @functools.cache
 def stacked_params():
-    return nn.unbox(init_params(CONFIG, jax.random.key(0)))
+    # Now, also where a traced function asks first.
+    with jax.ensure_compile_time_eval():
+        return nn.unbox(jax.jit(lambda key: init_params(CONFIG, key))(jax.random.key(0)))
 
 
 def leaves_of(tree, keys=()):
@@ -57,9 +59,11 @@ def pretrained(mesh=None):
     return Pretrained(CONFIG, params, processor(), Janus(CONFIG, execution), mesh)
 
 
+@functools.cache
 def unrolled_params():
     params = stacked_params()
-    return params | {"llm": unstack_layers(params["llm"], CONFIG.llm)}
+    with jax.ensure_compile_time_eval():
+        return params | {"llm": unstack_layers(params["llm"], CONFIG.llm)}
 
 
 def picture(seed, size=(40, 28)):

@@ -7,8 +7,8 @@ cache and the splash kernel want them.
 
 import functools
 from collections.abc import Callable
-from typing import NamedTuple
 
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jax import lax
@@ -18,19 +18,22 @@ from janus_jax.config import AttentionKernel
 from janus_jax.models.layers import precision
 
 
-class Mask(NamedTuple):
+@flax.struct.dataclass
+class Mask:
     """Who attends to whom.
 
     Attributes:
       query_segments, key_segments: a query attends only to keys of its own segment; None, to all.
-      causal: whether a query at slot i attends only to keys at slots <= i.
-      query_offset: slot of the first query among the keys; beyond 0 when queries continue a cache.
+      causal: whether a query attends only to keys at its own slot and before it.
+      query_offset: slot of the first query among the keys, where queries continue a cache; None where they are
+        the keys' own places.
     """
 
     query_segments: Int[Array, "B T"] | None = None
     key_segments: Int[Array, "B S"] | None = None
-    causal: bool = False
-    query_offset: Int[Array, ""] | int = 0
+    # No data: it decides what is computed, also within a transformation that traces the mask.
+    causal: bool = flax.struct.field(pytree_node=False, default=False)
+    query_offset: Int[Array, ""] | None = None
 
     def dense(self, num_queries: int, num_keys: int) -> Bool[Array, "#B 1 T S"] | None:
         """The mask as booleans, True where a query attends; None where everything is attended to."""
@@ -38,7 +41,7 @@ class Mask(NamedTuple):
         if self.query_segments is not None and self.key_segments is not None:
             allowed = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
         if self.causal:
-            slots = self.query_offset + jnp.arange(num_queries)
+            slots = jnp.arange(num_queries) + (0 if self.query_offset is None else self.query_offset)
             order = (slots[:, None] >= jnp.arange(num_keys))[None, None]
             allowed = order if allowed is None else allowed & order
         return allowed
@@ -133,7 +136,7 @@ def rotate(
 
 
 def update_slots(
-    cache: Float[Array, "B KV S K"], new: Float[Array, "B KV T K"], start: Int[Array, ""] | int
+    cache: Float[Array, "B KV S K"], new: Float[Array, "B KV T K"], start: Int[Array, ""]
 ) -> Float[Array, "B KV S K"]:
     """Writes T new places into the cache from slot `start` on."""
     return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)

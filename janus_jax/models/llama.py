@@ -73,7 +73,7 @@ class Attention(nn.Module):
         project = self._fused if self.execution.layers == "unrolled" else self._separate
         query, key, value = project(x)
         query, key = rotate(query, angles), rotate(key, angles)
-        if cache is not None:
+        if cache is not None and mask.query_offset is not None:
             key = update_slots(cache[0], key, mask.query_offset)
             value = update_slots(cache[1], value, mask.query_offset)
         out = attend(query, key, value, mask, self.execution.attention).swapaxes(1, 2)

@@ -87,7 +87,7 @@ def test_shapes_that_splash_cannot_block_fall_back():
 def test_queries_that_continue_a_cache_attend_up_to_their_own_slot():
     query, key, value = arrays(5, (1, 2, 3, 16), (1, 2, 10, 16), (1, 2, 10, 16))
     order = np.arange(10)[None, :] <= 4 + np.arange(3)[:, None]
-    mask = Mask(causal=True, query_offset=4)
+    mask = Mask(causal=True, query_offset=jnp.array(4))
     np.testing.assert_allclose(
         attend(query, key, value, mask), by_definition(query, key, value, order[None]), atol=1e-5
     )

@@ -1,0 +1,164 @@
+import dataclasses
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.batch import NO_IMAGE
+from janus_jax.config import Execution
+from janus_jax.models.janus import Janus, apply, init_params, to_images, to_pixels
+from janus_jax.models.layers import FEW_ROWS, Conv, GroupNorm, project
+from janus_jax.models.llama import stack_layers, unstack_layers
+from janus_jax.models.vq import Upsample
+from tests import tiny
+
+
+def conversation():
+    question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [tiny.picture(0)]}
+    processor = tiny.processor()
+    return processor.left_padded([processor.understanding_row([question]), processor.text_row("Two birds")])
+
+
+def text_logits(execution, params):
+    model = Janus(tiny.CONFIG, execution)
+    batch = conversation()
+    run = jax.jit(lambda params: apply(model, params, "text_logits", model.apply({"params": params}, batch)))
+    return np.asarray(run(params))[batch.attended]
+
+
+def test_unstacking_is_undone_by_stacking():
+    llm = tiny.stacked_params()["llm"]
+    back = stack_layers(unstack_layers(llm, tiny.CONFIG.llm), tiny.CONFIG.llm)
+    jax.tree.map(np.testing.assert_array_equal, back, dict(llm))
+
+
+def test_the_unrolled_form_computes_what_the_scanned_one_does():
+    scanned = text_logits(Execution(), tiny.stacked_params())
+    np.testing.assert_allclose(text_logits(Execution(layers="unrolled"), tiny.unrolled_params()), scanned, atol=1e-5)
+
+
+@pytest.mark.parametrize("remat", ["dots", "full"])
+@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+def test_remat_changes_neither_value_nor_gradient(remat, layers):
+    params = tiny.stacked_params() if layers == "scanned" else tiny.unrolled_params()
+    batch = conversation()
+
+    def loss(params, policy):
+        model = Janus(tiny.CONFIG, Execution(layers=layers, remat=policy))
+        return jnp.square(model.apply({"params": params}, batch)).mean()
+
+    value, gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, "none")
+    other_value, other_gradient = jax.jit(jax.value_and_grad(loss), static_argnums=1)(params, remat)
+    np.testing.assert_allclose(other_value, value, rtol=1e-6)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_gradient, gradient)
+
+
+def test_bfloat16_computes_about_the_same_and_keeps_logits_in_float32():
+    params = tiny.stacked_params()
+    exact = text_logits(Execution(), params)
+    rounded = text_logits(Execution(dtype="bfloat16"), params)
+    assert rounded.dtype == np.float32
+    assert np.abs(rounded - exact).max() < 5e-2 * np.abs(exact).max()
+    assert (rounded != exact).any()
+
+
+def test_parameter_and_computation_dtypes_are_chosen_apart():
+    execution = Execution(dtype="float32", param_dtype="bfloat16")
+    shapes = jax.eval_shape(lambda key: init_params(tiny.CONFIG, key, execution), jax.random.key(0))
+    assert {leaf.dtype for leaf in jax.tree.leaves(nn.unbox(shapes))} == {jnp.dtype("bfloat16")}
+    hidden = jax.eval_shape(lambda p: Janus(tiny.CONFIG, execution).apply({"params": p}, conversation()), shapes)
+    assert hidden.dtype == jnp.float32
+
+
+def test_a_later_place_changes_no_earlier_one():
+    batch = conversation()
+    changed = batch._replace(tokens=batch.tokens.copy())
+    changed.tokens[0, -1] += 1
+    model = Janus(tiny.CONFIG)
+    run = jax.jit(lambda batch: model.apply({"params": tiny.stacked_params()}, batch))
+    before, after = run(batch), run(changed)
+    np.testing.assert_array_equal(before[0, :-1], after[0, :-1])
+    assert (before[0, -1] != after[0, -1]).any()
+
+
+def test_a_sample_changes_nothing_in_its_neighbours():
+    batch = conversation()
+    first = batch.shape[1] // 2
+    segments = np.ones_like(batch.segment_ids)
+    segments[:, first:] = 2
+    batch = batch._replace(segment_ids=segments)
+    changed = batch._replace(tokens=batch.tokens.copy())
+    changed.tokens[:, :first] = 3
+    model = Janus(tiny.CONFIG)
+    run = jax.jit(lambda batch: model.apply({"params": tiny.stacked_params()}, batch))
+    np.testing.assert_array_equal(run(batch)[:, first:], run(changed)[:, first:])
+
+
+def test_image_places_take_their_images_and_no_others():
+    batch = conversation()
+    model, params = Janus(tiny.CONFIG), tiny.stacked_params()
+    embed = jax.jit(lambda batch: apply(model, params, "embed", batch))
+    images = np.array(batch.und_images)
+    images[0] = 255 - images[0]
+    differs = (embed(batch) != embed(batch._replace(und_images=images))).any(axis=-1)
+    np.testing.assert_array_equal(differs, batch.und_places != NO_IMAGE)
+
+
+def test_images_to_generate_fill_their_places_with_their_ids():
+    processor = tiny.processor()
+    batch = processor.left_padded([processor.generation_row("A red boat", tiny.picture(3))])
+    model, params = Janus(tiny.CONFIG), tiny.stacked_params()
+    ids = apply(model, params, "tokenize", to_pixels(jnp.asarray(batch.gen_images[:, 0])))
+    known = apply(model, params, "embed", batch, ids[:, None])
+    np.testing.assert_allclose(apply(model, params, "embed", batch), known, atol=1e-6)
+    filled = known[0, batch.gen_places[0] != NO_IMAGE]
+    np.testing.assert_allclose(filled, apply(model, params, "embed_image_ids", ids[0]), atol=1e-6)
+
+
+def test_pixels_and_images_are_each_others_inverse():
+    images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
+    # Half a step up: `to_images` cuts off.
+    np.testing.assert_array_equal(to_images(to_pixels(images) + 1 / 255), images)
+
+
+@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+def test_both_orders_of_a_product_are_the_same_product(rows):
+    x = jax.random.normal(jax.random.key(0), (rows, 4, 8))
+    weight = jax.random.normal(jax.random.key(1), (3, 5, 4, 8))
+    np.testing.assert_allclose(project(x, weight, 2), np.einsum("rab,cdab->rcd", x, weight), atol=1e-5)
+
+
+def test_group_norm_normalises_each_group_of_each_image():
+    x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 6, 6, 16))
+    y, _ = GroupNorm(4, 1e-6).init_with_output(jax.random.key(1), x)
+    groups = np.asarray(y).reshape(2, 36, 4, 4)
+    np.testing.assert_allclose(groups.mean(axis=(1, 3)), 0, atol=1e-5)
+    np.testing.assert_allclose(groups.std(axis=(1, 3)), 1, atol=1e-4)
+
+
+def test_upsampling_is_the_convolution_of_the_enlarged_image():
+    x = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
+    y, variables = Upsample(4, 3).init_with_output(jax.random.key(1), x)
+    enlarged = x.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(y, Conv(4, 3).apply(variables, enlarged), atol=1e-5)
+
+
+def test_the_tokenizer_finds_the_codes_it_decoded():
+    model, params = Janus(tiny.CONFIG), tiny.stacked_params()
+    codes = params["gen_encoder"]["codebook"]["embedding"][:64]
+    ids = model.apply(
+        {"params": params}, 3 * codes[None, None], method=lambda model, latents: model.gen_encoder.quantize(latents)
+    )
+    np.testing.assert_array_equal(ids[0], np.arange(64))
+
+
+def test_compile_time_does_not_grow_with_depth():
+    def operations(depth):
+        config = dataclasses.replace(tiny.CONFIG, llm=dataclasses.replace(tiny.CONFIG.llm, depth=depth))
+        shapes = nn.unbox(jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0)))
+        model = Janus(config)
+        return jax.jit(lambda p: model.apply({"params": p}, conversation())).lower(shapes).as_text().count("\n")
+
+    assert operations(24) == operations(3)

@@ -1,0 +1,159 @@
+import numpy as np
+import pytest
+
+from checkpoints_convert import convert, released, transformers_janus
+from janus_jax import load
+from janus_jax.errors import JanusError
+from janus_jax.processing import make_byte_level_tokenizer
+from tests import tiny
+from tests.checkpoints_convert.checkpoints import SMALL, save_released, save_transformers
+
+QUESTION = [{"role": "user", "content": "<image_placeholder>\nWhat is in the picture?", "images": [tiny.picture(0)]}]
+
+
+@pytest.fixture(scope="module")
+def janus():
+    return tiny.pretrained()
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """One small model in every layout that `load` reads."""
+    import dataclasses
+
+    root = tmp_path_factory.mktemp("models")
+    config = dataclasses.replace(SMALL, llm=dataclasses.replace(SMALL.llm, vocab_size=320))
+    found = {
+        "released": save_released(root / "Janus-Pro-small", config),
+        "transformers": save_transformers(root / "transformers-pro", config),
+    }
+    for folder in found.values():
+        make_byte_level_tokenizer(
+            folder, tiny.CORPUS, 320, "janus_pro", config.und_encoder.image_size, config.und_encoder.num_patches
+        )
+    found["converted"] = root / "converted"
+    convert(found["released"], found["converted"])
+    return found
+
+
+def test_every_layout_loads_to_the_same_model(folders):
+    answers, drawings = set(), []
+    for path in folders.values():
+        janus = load(path, dtype="float32")
+        answers.add(janus.chat(QUESTION, max_new_tokens=8))
+        drawings.append(np.asarray(janus.generate("A red boat", seed=1)[0][0]))
+    assert len(answers) == 1
+    assert all((drawing == drawings[0]).all() for drawing in drawings)
+
+
+def test_bfloat16_is_the_default_and_runs(folders):
+    janus = load(folders["converted"])
+    assert janus.params["llm"]["head"]["weight"].dtype == "bfloat16"
+    assert isinstance(janus.chat(QUESTION, max_new_tokens=4), str)
+
+
+def test_layouts_have_distinct_tables():
+    assert released.LAYOUT.name != transformers_janus.LAYOUT.name
+
+
+@pytest.mark.parametrize("dtype", ["float64", "int8", ""])
+def test_a_dtype_that_is_none_is_refused(folders, dtype):
+    with pytest.raises(JanusError, match="dtype"):
+        load(folders["released"], dtype=dtype)
+
+
+def test_a_folder_without_a_tokenizer_is_refused_by_name(folders, tmp_path):
+    for file in folders["released"].iterdir():
+        if file.name != "tokenizer.json":
+            (tmp_path / file.name).symlink_to(file)
+    with pytest.raises(JanusError, match=r"tokenizer\.json"):
+        load(tmp_path)
+
+
+def test_streamed_pieces_add_up_to_the_answer(janus):
+    pieces = list(janus.chat_stream(QUESTION, max_new_tokens=40))
+    assert len(pieces) > 1
+    assert "".join(pieces).strip() == janus.chat(QUESTION, max_new_tokens=40)
+
+
+def test_an_answer_ends_before_a_stop_string(janus):
+    free = janus.chat(QUESTION, max_new_tokens=40)
+    stop = free[10:13]
+    assert janus.chat(QUESTION, max_new_tokens=40, stop=[stop]) == free[: free.index(stop)].strip()
+    streamed = "".join(janus.chat_stream(QUESTION, max_new_tokens=40, stop=[stop]))
+    assert streamed == free[: free.index(stop)]
+
+
+def test_a_batch_answers_as_each_alone(janus):
+    questions = [QUESTION, [{"role": "user", "content": "Hello"}]]
+    assert janus.chat_batch(questions, max_new_tokens=10) == [
+        janus.chat(question, max_new_tokens=10) for question in questions
+    ]
+
+
+def test_turns_before_the_question_change_the_answer(janus):
+    turns = [*QUESTION, {"role": "assistant", "content": "A boat."}, {"role": "user", "content": "Why?"}]
+    assert janus.chat(turns, max_new_tokens=16) != janus.chat(turns[2:], max_new_tokens=16)
+
+
+def test_images_may_stand_beside_the_messages(janus):
+    bare = [{"role": "user", "content": QUESTION[0]["content"]}]
+    assert janus.chat(bare, [tiny.picture(0)], max_new_tokens=8) == janus.chat(QUESTION, max_new_tokens=8)
+
+
+def test_warm_answers_follow_the_seed(janus):
+    answers = [janus.chat(QUESTION, max_new_tokens=20, temperature=2.0, seed=seed) for seed in (1, 1, 2)]
+    assert answers[0] == answers[1] != answers[2]
+
+
+def pixels(images):
+    return np.stack([np.asarray(image) for group in images for image in group])
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
+def test_images_do_not_depend_on_the_batch_they_are_drawn_in(janus, batch_size):
+    expected = janus.generate(["A red boat", "Ink"], images_per_prompt=3, seed=4)
+    actual = janus.generate(["A red boat", "Ink"], images_per_prompt=3, seed=4, batch_size=batch_size)
+    assert [len(group) for group in actual] == [3, 3]
+    assert np.abs(pixels(actual).astype(int) - pixels(expected)).max() <= 1
+
+
+def test_images_follow_the_seed(janus):
+    one, again, other = (pixels(janus.generate("Ink", seed=seed)) for seed in (1, 1, 2))
+    assert (one == again).all()
+    assert (one != other).any()
+
+
+def test_reports_add_up_to_all_ids(janus):
+    reports = []
+    janus.generate(["A red boat", "Ink"], images_per_prompt=3, batch_size=2, report=reports.append)
+    assert sum(reports) == janus.num_ids(2, 3)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"images_per_prompt": 0},
+        {"images_per_prompt": -2},
+        {"batch_size": 0},
+        {"guidance_scale": -1.0},
+        {"guidance_scale": float("nan")},
+        {"temperature": -0.5},
+        {"top_p": 2.0},
+        {"top_k": -1},
+    ],
+    ids=str,
+)
+def test_a_number_out_of_range_is_refused_by_name(janus, wrong):
+    with pytest.raises(JanusError, match=next(iter(wrong))):
+        janus.generate("A red boat", **wrong)
+
+
+def test_a_conversation_beyond_the_models_places_is_refused(janus):
+    with pytest.raises(JanusError, match="1024"):
+        janus.chat([{"role": "user", "content": "long " * 2000}])
+
+
+def test_no_new_tokens_is_refused(janus):
+    with pytest.raises(JanusError, match="max_new_tokens"):
+        janus.chat(QUESTION, max_new_tokens=0)
