@@ -179,17 +179,22 @@ class StoredParams:
     def __init__(self, directory: Path, leaves: Sequence[Leaf]) -> None:
         self._directory = directory.absolute()
         try:
-            with ocp.StandardCheckpointer() as checkpointer:
+            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
                 metadata = checkpointer.metadata(self._directory)
             tree = getattr(metadata, "item_metadata", metadata)
-            found = dict(flatten(tree.tree))
-        except (FileNotFoundError, ValueError, AttributeError, KeyError) as error:
-            raise JanusError(f"{directory} is no complete Orbax checkpoint ({error}); convert it again.") from error
+        except (FileNotFoundError, ValueError, KeyError):
+            tree = None
+        if tree is None:
+            raise JanusError(f"{directory} is no complete Orbax checkpoint; convert the checkpoint again.")
+        found = dict(flatten(tree.tree))
         check_arrays({path: tuple(array.shape) for path, array in found.items()}, leaves, str(directory))
         self._found = found
         self._ocdbt = is_ocdbt_checkpoint(self._directory)
         self._context = get_ts_context(use_ocdbt=self._ocdbt)
         self._stores: dict[str, ts.TensorStore] = {}
+        # Now, and not when half of the model is on its devices.
+        for leaf in leaves:
+            self._check_chunks(leaf)
 
     def dtype(self, leaf: Leaf) -> np.dtype:
         """The dtype that the leaf is stored in."""
@@ -198,7 +203,27 @@ class StoredParams:
     def read(self, leaf: Leaf, layer: int | None) -> np.ndarray:
         """The numbers of one layer (None: of a leaf that is not stacked)."""
         store = self._open(leaf)
-        return np.asarray(store[() if layer is None else layer].read().result())
+        try:
+            return np.asarray(store[() if layer is None else layer].read().result())
+        except ValueError as error:
+            raise self._damaged(leaf, str(error)) from error
+
+    def _damaged(self, leaf: Leaf, what: str) -> JanusError:
+        return JanusError(f"{self._directory} is damaged at {leaf.path} ({what}); convert the checkpoint again.")
+
+    def _check_chunks(self, leaf: Leaf) -> None:
+        """Whether the files that `write_params` makes of a leaf are there, and whole."""
+        store = self._open(leaf)
+        chunk_shape = store.chunk_layout.read_chunk.shape
+        if chunk_shape is None or not _chunks_are_raw(store, chunk_shape):
+            return
+        size = math.prod(chunk_shape) * self.dtype(leaf).itemsize
+        counts = (math.ceil(side / chunk) for side, chunk in zip(store.shape, chunk_shape, strict=True))
+        for place in itertools.product(*map(range, counts)):
+            file = self._directory / ".".join(leaf.keys) / ".".join(map(str, place))
+            found = file.stat().st_size if file.exists() else 0
+            if found != size:
+                raise self._damaged(leaf, f"{file.name} has {found} bytes, not {size}")
 
     def _open(self, leaf: Leaf) -> ts.TensorStore:
         if leaf.path not in self._stores:
@@ -210,7 +235,10 @@ class StoredParams:
                 ts_context=self._context,
             )
             spec = get_json_tspec_read(info, self._ocdbt)
-            self._stores[leaf.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
+            try:
+                self._stores[leaf.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
+            except ValueError as error:
+                raise self._damaged(leaf, "no array is there") from error
         return self._stores[leaf.path]
 
     def _uses_zarr3(self) -> bool:

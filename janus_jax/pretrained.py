@@ -5,7 +5,7 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -221,21 +221,24 @@ class Pretrained:
             # The rows that only fill the mesh have nothing to say.
             return np.array([decoder.finished for decoder in decoders] + [True] * (len(padded) - num_rows))
 
-        with use_mesh(self.mesh):
-            keys = jnp.concatenate([row_keys(seed, row, 1) for row in range(len(padded))])
-            steps = write_text(
-                self.model,
-                self.params,
-                prompts,
-                keys,
-                sampling,
-                [eos],
-                max_new_tokens,
-                chunk=min(chunk, max_new_tokens),
-                is_finished=is_finished,
-            )
-            for _ in steps:
-                yield tuple(decoder.text for decoder in decoders), False
+        keys = jnp.concatenate([row_keys(seed, row, 1) for row in range(len(padded))])
+        steps = write_text(
+            self.model,
+            self.params,
+            prompts,
+            keys,
+            sampling,
+            [eos],
+            max_new_tokens,
+            chunk=min(chunk, max_new_tokens),
+            is_finished=is_finished,
+        )
+        while True:
+            # Not around the yield: what the caller does between two pieces is no business of this mesh.
+            with use_mesh(self.mesh):
+                if next(steps, None) is None:
+                    break
+            yield tuple(decoder.text for decoder in decoders), False
         yield tuple(decoder.close() for decoder in decoders), True
 
     def generate(
@@ -245,11 +248,7 @@ class Pretrained:
         guidance_scale: float = 5.0,
         temperature: float = 1.0,
         seed: int = 0,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
-        batch_size: int = 16,
-        report: Callable[[int], None] | None = None,
+        **options: Any,
     ) -> list[list[Image.Image]]:
         """Images of each prompt.
 
@@ -258,13 +257,35 @@ class Pretrained:
         Args:
           guidance_scale: weight of the condition (Janus: 5); 1 leaves guidance out, and is twice as fast.
           temperature: 0 takes the likeliest id at every step.
-          batch_size: images drawn at a time.
-          report: called with numbers that add up to the ids of all images (`num_ids`), for a progress bar.
+          **options: `top_k`, `top_p`, `batch_size` (images drawn at a time), `report` (see `generate_stream`).
 
         Raises:
           JanusError: a number is out of its range, or a prompt is longer than the model reads.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+        images: list[list[Image.Image]] = [[] for _ in prompts]
+        for drawn in self.generate_stream(prompts, images_per_prompt, guidance_scale, temperature, seed, **options):
+            images[drawn.prompt].append(drawn.image)
+        return images
+
+    def generate_stream(
+        self,
+        prompts: Sequence[str],
+        images_per_prompt: int = 1,
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        batch_size: int = 16,
+        report: Callable[[int], None] | None = None,
+    ) -> Iterator["Drawn"]:
+        """`generate`, each image as soon as its batch is drawn, in order.
+
+        Args:
+          report: called with numbers that add up to the ids of all images (`num_ids`), for a progress bar.
+        """
         sampling = Sampling(temperature, top_k, top_p)
         for name, number in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
             if number < 1:
@@ -272,13 +293,11 @@ class Pretrained:
         if not 0 <= guidance_scale < math.inf:
             raise JanusError(f"guidance_scale is {guidance_scale}; it must be 0 or a positive number.")
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
-        images: list[list[Image.Image]] = [[] for _ in prompts]
-        with use_mesh(self.mesh):
-            for group in _groups(len(prompts), images_per_prompt, batch_size):
-                pictures = self._draw(rows, group, guidance_scale, sampling, seed, report)
-                for prompt, pixels in pictures:
-                    images[prompt].append(Image.fromarray(pixels))
-        return images
+        numbers = [0] * len(rows)
+        for group in _groups(len(rows), images_per_prompt, batch_size):
+            for prompt, pixels in self._draw(rows, group, guidance_scale, sampling, seed, report):
+                yield Drawn(prompt, numbers[prompt], Image.fromarray(pixels))
+                numbers[prompt] += 1
 
     def num_ids(self, num_prompts: int, images_per_prompt: int) -> int:
         """Ids that `generate` draws, and reports, for so many images."""
@@ -307,17 +326,20 @@ class Pretrained:
         if guidance_scale != 1:
             prompts = [row for prompt in prompts for row in (prompt, self.processor.unconditional_row(prompt))]
         num_images = len(group.prompts) * len(samples)
-        ids = draw_images(
-            self.model,
-            self.params,
-            self._prompts(prompts, self.config.gen_encoder.num_tokens, max(map(len, rows))),
-            keys,
-            sampling,
-            guidance_scale,
-            report=None if report is None else lambda count: report(count * num_images),
-        )
+        batch = self._prompts(prompts, self.config.gen_encoder.num_tokens, max(map(len, rows)))
+        with use_mesh(self.mesh):
+            ids = draw_images(
+                self.model,
+                self.params,
+                batch,
+                keys,
+                sampling,
+                guidance_scale,
+                report=None if report is None else lambda count: report(count * num_images),
+            )
+            render_size = round_up(min(8, ids.shape[0]), multiple)
+            pictures = list(render_images(self.model, self.params, ids, render_size))
         owners = [prompt for prompt in numbers for _ in range(keys.shape[1])]
-        pictures = render_images(self.model, self.params, ids, batch_size=round_up(min(8, ids.shape[0]), multiple))
         # The rows that only fill the mesh come last and are left out.
         yield from zip(owners, pictures, strict=False)
 
@@ -334,6 +356,14 @@ class Pretrained:
         if self.mesh is None:
             return batch
         return jax.device_put(batch, batch_sharding(self.mesh))
+
+
+class Drawn(NamedTuple):
+    """An image: number `number` of prompt number `prompt`, both counted from 0."""
+
+    prompt: int
+    number: int
+    image: Image.Image
 
 
 @dataclass(frozen=True)

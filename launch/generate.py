@@ -7,10 +7,12 @@ the same again by the same model, prompts in the same order, seed and settings, 
 """
 
 import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import tqdm
 from absl import flags
 
 from janus_jax.errors import JanusError
@@ -39,30 +41,26 @@ def main(_: Sequence[str]) -> None:
     }
     with pictures.output_folder(Path(_OUT.value)) as out:
         model = models.load_model()
+        common = {
+            "seed": models.SEED.value,
+            "model": f"{model.config.name} ({models.MODEL.value})",
+            "settings": json.dumps(settings | {"dtype": models.resolve_dtype(models.DTYPE.value)}),
+            "Software": "janus_jax",
+        }
         with pictures.drawing_bar(model, len(prompts), _NUM_IMAGES.value) as report:
-            drawn = model.generate(
+            # Saved batch by batch: what a killed run has drawn is not lost.
+            for drawn in model.generate_stream(
                 prompts,
                 _NUM_IMAGES.value,
                 seed=models.SEED.value,
                 batch_size=_BATCH_SIZE.value,
                 report=report,
                 **settings,
-            )
-        settings["dtype"] = models.resolve_dtype(models.DTYPE.value)
-        for number, (prompt, images) in enumerate(zip(prompts, drawn, strict=True)):
-            for index, image in enumerate(images):
-                path = out / f"{number:05}_{index}.png"
-                notes = {
-                    "prompt": prompt,
-                    "prompt_number": number,
-                    "image_number": index,
-                    "seed": models.SEED.value,
-                    "model": f"{model.config.name} ({models.MODEL.value})",
-                    "settings": json.dumps(settings),
-                    "Software": "janus_jax",
-                }
-                pictures.save_png(image, path, notes)
-                print(path)
+            ):
+                path = out / f"{drawn.prompt:05}_{drawn.number}.png"
+                place = {"prompt_number": drawn.prompt, "image_number": drawn.number}
+                pictures.save_png(drawn.image, path, {"prompt": prompts[drawn.prompt], **place, **common})
+                tqdm.tqdm.write(str(path), file=sys.stdout)
 
 
 def read_prompts(path: str | None) -> list[str]:

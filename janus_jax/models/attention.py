@@ -74,8 +74,8 @@ def _xla(
     allowed = mask.dense(num_queries, num_keys)
     if allowed is not None:
         scores = scores.reshape(batch, heads, num_queries, num_keys)
-        # Finite, so that a padding row that attends to nothing has no NaN in it.
-        scores = jnp.where(allowed, scores, jnp.finfo(jnp.float32).min)
+        # Added, which the product's kernel takes in, and finite, so that a row that attends to nothing has no NaN.
+        scores += jnp.where(allowed, 0, jnp.finfo(jnp.float32).min)
         scores = scores.reshape(*grouped.shape[:3], num_keys)
     weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
     out = jnp.einsum("BHTS,BHSK->BHTK", weights, value, precision=precision(value.dtype))
@@ -130,9 +130,10 @@ def rotate(
 ) -> Float[Array, "B H L K"]:
     """Rotates dimension i together with i + K/2: the pairing of the released LLaMA files, not RoPE's own 2i, 2i+1."""
     cos, sin = angles
-    first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
-    rotated = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return rotated.astype(x.dtype)
+    halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
+    # A flip and not a concatenation of two results, which a CPU would compute number by number.
+    rotated = halves * cos[..., None, :] + jnp.flip(halves, -2) * jnp.stack([-sin, sin], axis=-2)
+    return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def update_slots(

@@ -49,7 +49,10 @@ def project(
     num_inputs: int = 1,
     output_dtype: DTypeLike | None = None,
 ) -> Float[Array, "*rows_and_outputs"]:
-    """Contracts the last `num_inputs` axes of `x` with the last `num_inputs` axes of `weight`."""
+    """Contracts the last `num_inputs` axes of `x` with the last `num_inputs` axes of `weight`.
+
+    Of the weight's outputs and of its inputs, a mesh may split the first axis alone: they are merged.
+    """
     x_inputs = tuple(range(x.ndim - num_inputs, x.ndim))
     w_inputs = tuple(range(weight.ndim - num_inputs, weight.ndim))
     product = functools.partial(
@@ -57,7 +60,11 @@ def project(
     )
     num_rows = math.prod(x.shape[: x.ndim - num_inputs])
     if num_rows > FEW_ROWS:
-        return product(x, weight, ((x_inputs, w_inputs), ((), ())))
+        # With more axes than two, XLA's CPU backend would transpose the weight at every call.
+        rows, outputs = x.shape[: x.ndim - num_inputs], weight.shape[: weight.ndim - num_inputs]
+        x = x.reshape(num_rows, -1)
+        y = product(x, weight.reshape(-1, x.shape[1]), (((1,), (1,)), ((), ())))
+        return y.reshape(*rows, *outputs)
     y = product(weight, x, ((w_inputs, x_inputs), ((), ())))
     num_outputs = weight.ndim - num_inputs
     return y.transpose(*range(num_outputs, y.ndim), *range(num_outputs))

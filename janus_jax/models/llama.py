@@ -116,8 +116,9 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         width, e = self.config.mlp_dim, self.execution
         if e.layers == "unrolled":
-            fused = Linear((2, width), (None, "mlp", "embed"), e, use_bias=False, name="gate_up")(x)
-            gate, up = fused[..., 0, :], fused[..., 1, :]
+            # Each gate lies with its unit, so that tensor parallelism splits the product between units.
+            fused = Linear((width, 2), ("mlp", None, "embed"), e, use_bias=False, name="gate_up")(x)
+            gate, up = fused[..., 0], fused[..., 1]
         else:
             gate = Linear((width,), ("mlp", "embed"), e, use_bias=False, name="gate")(x)
             up = Linear((width,), ("mlp", "embed"), e, use_bias=False, name="up")(x)
@@ -255,7 +256,7 @@ def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
     xp = np if isinstance(attn["q"]["weight"], np.ndarray) else jnp
     grouped = (config.num_kv_heads, -1, config.head_dim, config.width)
     qkv = xp.concatenate([attn[name]["weight"].reshape(grouped) for name in "qkv"], axis=1)
-    gate_up = xp.stack([mlp["gate"]["weight"], mlp["up"]["weight"]])
+    gate_up = xp.stack([mlp["gate"]["weight"], mlp["up"]["weight"]], axis=1)
     return {
         "attn_norm": block["attn_norm"],
         "attn": {"qkv": {"weight": qkv}, "out": attn["out"]},
@@ -278,7 +279,7 @@ def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]
             "out": attn["out"],
         },
         "mlp_norm": block["mlp_norm"],
-        "mlp": {"gate": {"weight": gate_up[0]}, "up": {"weight": gate_up[1]}, "down": mlp["down"]},
+        "mlp": {"gate": {"weight": gate_up[:, 0]}, "up": {"weight": gate_up[:, 1]}, "down": mlp["down"]},
     }
 
 

@@ -6,12 +6,29 @@ from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.models.attention import attend
-from janus_jax.models.layers import LayerNorm, Linear, parameter, precision
+from janus_jax.models.layers import LayerNorm, Linear, fan_in_normal, parameter, precision, project
 from janus_jax.models.llama import remat_policy
 
 
+class QKV(nn.Module):
+    """Queries, keys and values of every head, by three linear maps in one stack."""
+
+    config: SiglipConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B H N K"], ...]:
+        c, e = self.config, self.execution
+        axes = (None, "heads", "head_dim", "embed")
+        weight = parameter(self, "weight", fan_in_normal(), (3, c.num_heads, c.head_dim, c.width), axes, e)
+        bias = parameter(self, "bias", nn.initializers.zeros, (3, c.num_heads, c.head_dim), axes[:3], e)
+        # One by one: merged into one product, the three would lie across the heads that a mesh splits.
+        maps = zip(weight.astype(e.dtype), bias.astype(e.dtype), strict=True)
+        return tuple((project(x.astype(e.dtype), w) + b).swapaxes(1, 2) for w, b in maps)
+
+
 class Attention(nn.Module):
-    """Self-attention among an image's patches, with one fused projection."""
+    """Self-attention among an image's patches."""
 
     config: SiglipConfig
     execution: Execution
@@ -19,9 +36,7 @@ class Attention(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B N D"]) -> Float[Array, "B N D"]:
         c = self.config
-        axes = (None, "heads", "head_dim", "embed")
-        qkv = Linear((3, c.num_heads, c.head_dim), axes, self.execution, name="qkv")(x)
-        query, key, value = qkv.transpose(2, 0, 3, 1, 4)
+        query, key, value = QKV(c, self.execution, name="qkv")(x)
         out = attend(query, key, value, kernel=self.execution.attention).swapaxes(1, 2)
         return Linear((c.width,), ("embed", "heads", "head_dim"), self.execution, num_inputs=2, name="out")(out)
 

@@ -22,7 +22,12 @@ MAX_BLOCK = 512
 
 def fits(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Mask) -> bool:
     """Whether the kernel can compute this: a whole sequence attending to itself, in whole blocks."""
-    return mask.query_offset is None and query.shape[2] == key.shape[2] and query.shape[2] % LANES == 0 and query.shape[3] % LANES == 0
+    return (
+        mask.query_offset is None
+        and query.shape[2] == key.shape[2]
+        and query.shape[2] % LANES == 0
+        and query.shape[3] % LANES == 0
+    )
 
 
 def splash_attention(

@@ -109,15 +109,23 @@ def prepare_generation(
     # image 1 pixel high and 100,000 wide the scaled one would not fit into memory.
     x, y = (side / side_scaled for side, side_scaled in zip(image.size, scaled, strict=True))
     box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
-    return np.array(image.resize((size, size), Image.Resampling.BICUBIC, box=box))
+    return np.array(_resize(image, size, size, box))
 
 
-def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
+def _resize(
+    image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
+) -> Image.Image:
     # Pillow scales one axis after the other and rounds in between, so that the order shows in the pixels; its
     # versions before 13 always began with the width. Two calls give every version the pixels of the 13th.
-    height_first = image.height - height > max(0, 2 * (image.width - width))
-    between = (image.width, height) if height_first else (width, image.height)
-    return image.resize(between, Image.Resampling.BICUBIC).resize((width, height), Image.Resampling.BICUBIC)
+    left, top, right, bottom = box or (0, 0, *image.size)
+    passes = [
+        lambda image: image.resize((width, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height)),
+        lambda image: image.resize((image.width, height), Image.Resampling.BICUBIC, (0, top, image.width, bottom)),
+    ]
+    height_first = (bottom - top) - height > max(0, 2 * ((right - left) - width))
+    for scale in reversed(passes) if height_first else passes:
+        image = scale(image)
+    return image
 
 
 def _name(source: ImageSource) -> str:

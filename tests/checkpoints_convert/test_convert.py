@@ -341,3 +341,20 @@ def test_a_part_alone_is_not_exported(tmp_path):
     convert(save(tmp_path / "vq", pseudo(VQ.manifest(leaves(SMALL.gen_encoder)))), tmp_path / "converted")
     with pytest.raises(JanusError, match="holds one part of a model"):
         export(tmp_path / "converted", tmp_path / "back", "released")
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda params: (params / "llm.head.weight" / "0.0").unlink(),
+        lambda params: os.truncate(params / "llm.head.weight" / "0.0", 5),
+        lambda params: shutil.rmtree(params / "llm.head.weight"),
+        lambda params: (params / "_METADATA").unlink(),
+    ],
+    ids=["a chunk is gone", "a chunk is cut short", "an array is gone", "the metadata is gone"],
+)
+def test_a_damaged_converted_folder_is_refused_before_anything_is_read(converted_folder, tmp_path, damage):
+    folder = shutil.copytree(converted_folder, tmp_path / "damaged")
+    damage(folder / "params")
+    with pytest.raises(JanusError, match="convert the checkpoint again"):
+        next(read_params(folder))

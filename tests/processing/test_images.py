@@ -226,4 +226,4 @@ def test_an_image_without_pixels_is_refused():
 
 def test_another_kind_of_source_is_refused():
     with pytest.raises(JanusError, match="given as int"):
-        open_image(3)  # type: ignore[arg-type]
+        open_image(3)
