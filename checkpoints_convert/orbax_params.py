@@ -214,8 +214,8 @@ class StoredParams:
     def _check_chunks(self, leaf: Leaf) -> None:
         """Whether the files that `write_params` makes of a leaf are there, and whole."""
         store = self._open(leaf)
-        chunk_shape = store.chunk_layout.read_chunk.shape
-        if chunk_shape is None or not _chunks_are_raw(store, chunk_shape):
+        chunk_shape = tuple(side or 1 for side in store.chunk_layout.read_chunk.shape or ())
+        if not _chunks_are_raw(store, chunk_shape):
             return
         size = math.prod(chunk_shape) * self.dtype(leaf).itemsize
         counts = (math.ceil(side / chunk) for side, chunk in zip(store.shape, chunk_shape, strict=True))
