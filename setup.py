@@ -11,6 +11,7 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
+        "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
@@ -19,6 +20,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<13",
         "safetensors>=0.5,<0.9",
+        "tensorstore>=0.1.74,<0.2",
         "tokenizers>=0.22,<1",
         "tqdm>=4.66,<5",
     ],
