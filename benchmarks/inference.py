@@ -122,7 +122,7 @@ class Figure:
 
     @property
     def compile_seconds(self) -> float:
-        return self.first - median(self.seconds)
+        return max(0.0, self.first - median(self.seconds))
 
 
 def _timed(run: Callable[[], np.ndarray]) -> tuple[float, np.ndarray]:

@@ -44,6 +44,15 @@ def test_attention_is_the_masked_softmax_of_its_definition(kernel, causal, kv_he
     np.testing.assert_allclose(attend(query, key, value, mask, kernel), expected, atol=1e-5)
 
 
+@pytest.mark.parametrize("length", [255, 256, 263])
+def test_causal_attention_in_blocks_is_that_of_the_whole_square(length):
+    query, key, value = arrays(8, (2, 4, length, 8), (2, 2, length, 8), (2, 2, length, 8))
+    segments = np.sort(np.random.default_rng(0).integers(0, 4, (2, length)))
+    mask = Mask(jnp.asarray(segments), jnp.asarray(segments), causal=True)
+    expected = by_definition(query, key, value, allowed_places(True, segments))
+    np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
 def test_without_a_mask_everything_is_attended_to(kernel):
     query, key, value = arrays(1, *[(1, 2, 128, 128)] * 3)
