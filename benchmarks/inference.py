@@ -195,7 +195,7 @@ class Ours:
         prompt = self.inputs.prompt
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
-        keys = row_keys(0, 0, num_images)[None]
+        keys = row_keys(0, 0, range(num_images))[None]
         ids = draw_images(self.model, self.params, _batch(tokens), keys, Sampling(), GUIDANCE)
         return np.asarray(ids)
 

@@ -9,9 +9,10 @@ tokenizer (arXiv 2406.06525).
 """
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Self, get_args, get_origin
 
 from janus_jax.errors import JanusError
 
@@ -23,11 +24,34 @@ LayerLoop = Literal["scanned", "unrolled"]
 Dtype = Literal["float32", "bfloat16", "float16"]
 
 
-def _positive(config: Any, *names: str) -> None:
-    for name in names:
-        value = getattr(config, name)
-        if value <= 0:
-            raise JanusError(f"{type(config).__name__}.{name} is {value}; it must be positive.")
+# Far above any model, and far below what makes a loop over layers or an array of pixels exhaust the machine.
+_MOST = {"depth": 1000, "num_res_blocks": 64, "image_size": 1 << 14}
+_MOST_OF_ALL = (1 << 31) - 1
+
+
+def _check_fields(config: Any) -> None:
+    """Holds each field against its declared kind: sizes are whole and positive, other numbers finite and positive.
+
+    Raises:
+      JanusError: a field is none of what it may be; the message names it.
+    """
+    for f in dataclasses.fields(config):
+        value, where = getattr(config, f.name), f"{type(config).__name__}.{f.name}"
+        most = _MOST.get(f.name, _MOST_OF_ALL)
+        if f.type is int and not (_is_whole(value) and 0 < value <= most):
+            raise JanusError(f"{where} is {value!r}; it must be a whole number from 1 to {most}.")
+        if f.type is float and not (isinstance(value, int | float) and 0 < value < math.inf):
+            raise JanusError(f"{where} is {value!r}; it must be a positive number.")
+        if get_origin(f.type) is Literal and value not in get_args(f.type):
+            raise JanusError(f"{where} is {value!r}; it must be one of {', '.join(get_args(f.type))}.")
+        if get_origin(f.type) is tuple and not (
+            isinstance(value, tuple) and value and all(_is_whole(item) and 0 < item <= 1024 for item in value)
+        ):
+            raise JanusError(f"{where} is {value!r}; it must be a list of whole numbers from 1 to 1024.")
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 @dataclass(frozen=True)
@@ -46,7 +70,7 @@ class SiglipConfig:
     gelu: Gelu = "exact"
 
     def __post_init__(self) -> None:
-        _positive(self, "image_size", "patch_size", "width", "depth", "num_heads", "mlp_dim")
+        _check_fields(self)
         if self.image_size % self.patch_size:
             raise JanusError(
                 f"SiglipConfig.image_size {self.image_size} is not a multiple of patch_size {self.patch_size}."
@@ -102,7 +126,7 @@ class VQConfig:
     norm_eps: float = 1e-6
 
     def __post_init__(self) -> None:
-        _positive(self, "image_size", "codebook_size", "code_dim", "base_channels", "num_res_blocks", "z_channels")
+        _check_fields(self)
         if self.image_size % self.downsampling:
             raise JanusError(
                 f"VQConfig.image_size {self.image_size} is not a multiple of {self.downsampling}, "
@@ -237,9 +261,7 @@ class LlamaConfig:
     max_positions: int = 16384
 
     def __post_init__(self) -> None:
-        _positive(
-            self, "vocab_size", "width", "depth", "num_heads", "num_kv_heads", "head_dim", "mlp_dim", "max_positions"
-        )
+        _check_fields(self)
         if self.num_heads % self.num_kv_heads:
             raise JanusError(
                 f"LlamaConfig.num_heads {self.num_heads} is not a multiple of num_kv_heads {self.num_kv_heads}."
@@ -283,11 +305,7 @@ class JanusConfig:
     conversation: ConversationStyle = "janus_pro"
 
     def __post_init__(self) -> None:
-        _positive(self, "gen_head_width")
-        if self.conversation not in get_args(ConversationStyle):
-            raise JanusError(
-                f"JanusConfig.conversation is {self.conversation!r}; it must be one of {get_args(ConversationStyle)}."
-            )
+        _check_fields(self)
 
     @property
     def num_params(self) -> int:
@@ -349,16 +367,12 @@ def _from_dict(cls: Any, values: Any, where: str) -> Any:
         value = values[name]
         if dataclasses.is_dataclass(f.type):
             value = _from_dict(f.type, value, f"{where}.{name}")
-        elif isinstance(value, list):
+        elif get_origin(f.type) is tuple and isinstance(value, list):
             value = tuple(value)
-        elif isinstance(f.type, type) and (isinstance(value, bool) or not isinstance(value, _accepted(f.type))):
-            raise JanusError(f"{where}.{name} is {value!r}; it must be of type {f.type.__name__}.")
+        elif f.type is str and not isinstance(value, str):
+            raise JanusError(f"{where}.{name} is {value!r}; it must be text.")
         arguments[name] = value
     return cls(**arguments)
-
-
-def _accepted(kind: type) -> tuple[type, ...]:
-    return (int, float) if kind is float else (kind,)
 
 
 @dataclass(frozen=True)
@@ -384,18 +398,7 @@ class Execution:
     layers: LayerLoop = "scanned"
 
     def __post_init__(self) -> None:
-        choices = {
-            "dtype": Dtype,
-            "param_dtype": Dtype,
-            "attention": AttentionKernel,
-            "remat": RematPolicy,
-            "layers": LayerLoop,
-        }
-        for name, allowed in choices.items():
-            if getattr(self, name) not in get_args(allowed):
-                raise JanusError(
-                    f"Execution.{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(allowed))}."
-                )
+        _check_fields(self)
 
 
 def _tiny() -> JanusConfig:

@@ -1,9 +1,8 @@
 """A checkpoint folder, in any layout, as a model to talk to: config, parameters, processor, `chat` and `generate`."""
 
 import logging
-import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
 
@@ -50,10 +49,13 @@ def load(
       conversation: role strings, where the folder does not tell which release it is.
 
     Raises:
-      JanusError: the folder is missing, damaged or of no known layout; or the mesh does not divide the model.
+      JanusError: the folder is missing, damaged or of no known layout; the mesh does not divide the model; or there is
+        more than one process, whose shares of an answer nothing here gathers yet.
     """
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    if jax.process_count() > 1:
+        raise JanusError("load runs in one process; start it on one host, with all of that host's devices in the mesh.")
     config = read_config(path, conversation)
     processor = Processor.from_directory(path, config)
     execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
@@ -109,7 +111,7 @@ def _get(tree: Params, keys: tuple[str, ...]) -> Any:
     return tree
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Pretrained:
     """A model that can be talked to.
 
@@ -123,7 +125,7 @@ class Pretrained:
     """
 
     config: JanusConfig
-    params: Params
+    params: Params = field(repr=False)
     processor: Processor
     model: Janus
     mesh: Mesh | None = None
@@ -186,6 +188,8 @@ class Pretrained:
         self, rows: Sequence[Row], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
     ) -> list[str]:
         """The answers to rows of places, as `processor.understanding_row` makes them."""
+        if not rows:
+            return []
         *_, (texts, _) = self._answers(rows, max_new_tokens, temperature, **options)
         return [text.strip() for text in texts]
 
@@ -203,8 +207,7 @@ class Pretrained:
     ) -> Iterator[tuple[tuple[str, ...], bool]]:
         """Yields the texts so far and whether they are final."""
         sampling = Sampling(temperature, top_k, top_p)
-        if max_new_tokens < 1:
-            raise JanusError(f"max_new_tokens is {max_new_tokens}; it must be at least 1.")
+        _check_count("max_new_tokens", max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         num_rows = len(rows)
         padded = _pad(rows, batch_multiple(self.mesh))
@@ -221,7 +224,7 @@ class Pretrained:
             # The rows that only fill the mesh have nothing to say.
             return np.array([decoder.finished for decoder in decoders] + [True] * (len(padded) - num_rows))
 
-        keys = jnp.concatenate([row_keys(seed, row, 1) for row in range(len(padded))])
+        keys = jnp.concatenate([row_keys(seed, row, range(1)) for row in range(len(padded))])
         steps = write_text(
             self.model,
             self.params,
@@ -252,7 +255,8 @@ class Pretrained:
     ) -> list[list[Image.Image]]:
         """Images of each prompt.
 
-        What image i of prompt p looks like depends on the prompt, p, i and the seed, and on nothing else.
+        Image i of prompt p is drawn from the prompt, p, i and the seed alone: the batch it is drawn in changes no more
+        than rounding does.
 
         Args:
           guidance_scale: weight of the condition (Janus: 5); 1 leaves guidance out, and is twice as fast.
@@ -287,11 +291,10 @@ class Pretrained:
           report: called with numbers that add up to the ids of all images (`num_ids`), for a progress bar.
         """
         sampling = Sampling(temperature, top_k, top_p)
-        for name, number in (("images_per_prompt", images_per_prompt), ("batch_size", batch_size)):
-            if number < 1:
-                raise JanusError(f"{name} is {number}; it must be at least 1.")
-        if not 0 <= guidance_scale < math.inf:
-            raise JanusError(f"guidance_scale is {guidance_scale}; it must be 0 or a positive number.")
+        _check_count("images_per_prompt", images_per_prompt)
+        _check_count("batch_size", batch_size)
+        if not 0 <= guidance_scale <= 1e6:
+            raise JanusError(f"guidance_scale is {guidance_scale}; it must be from 0 to 1e6.")
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
         numbers = [0] * len(rows)
         for group in _groups(len(rows), images_per_prompt, batch_size):
@@ -315,7 +318,7 @@ class Pretrained:
         """The pictures of one group, with the numbers of their prompts."""
         multiple = batch_multiple(self.mesh)
         numbers, samples = list(group.prompts), group.samples
-        keys = jnp.stack([row_keys(seed, prompt, samples.stop)[samples.start :] for prompt in numbers])
+        keys = jnp.stack([row_keys(seed, prompt, samples) for prompt in numbers])
         if len(numbers) % multiple:
             # Too few prompts for the mesh: a prompt's images, spread over the devices, each run it for themselves.
             numbers = [prompt for prompt in numbers for _ in samples]
@@ -383,6 +386,11 @@ def _groups(num_prompts: int, images_per_prompt: int, batch_size: int) -> Iterat
     step = batch_size // images_per_prompt
     for start in range(0, num_prompts, step):
         yield _Group(range(start, min(start + step, num_prompts)), range(images_per_prompt))
+
+
+def _check_count(name: str, number: int) -> None:
+    if not isinstance(number, int) or number < 1:
+        raise JanusError(f"{name} is {number!r}; it must be a whole number from 1 on.")
 
 
 def _pad(rows: Sequence[Any], multiple: int) -> list[Any]:

@@ -53,7 +53,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     known = math.prod(size for size in sizes if size != -1)
-    if sizes.count(-1) > 1 or known <= 0:
+    if sizes.count(-1) > 1 or any(size < 1 for size in sizes if size != -1):
         raise JanusError(f"A mesh takes positive sizes and at most one -1; it was given {tuple(sizes)}.")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):

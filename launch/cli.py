@@ -62,10 +62,11 @@ def enable_compilation_cache() -> None:
     import jax  # Here, so that a command without arrays starts at once.
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
         try:
+            place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
             place.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
+        # A user without a home, as containers have them, is a RuntimeError.
+        except (OSError, RuntimeError) as error:
             logging.warning("What is compiled is not kept for the next run: %s", error)
         else:
             jax.config.update("jax_compilation_cache_dir", str(place))

@@ -1,6 +1,5 @@
 """The flags that say which model a command runs, in which numbers and on which devices, and the loading of it."""
 
-import math
 import sys
 import time
 from typing import TYPE_CHECKING, cast, get_args
@@ -9,7 +8,7 @@ from absl import flags
 
 import janus_jax
 from checkpoints_convert import read_config
-from janus_jax.config import ConversationStyle, Dtype
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 from launch import cli
@@ -34,7 +33,12 @@ MESH = flags.DEFINE_string(
 CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "role strings of the model (default: told from the folder)"
 )
-TOP_K = flags.DEFINE_integer("top_k", 0, "draw from the k likeliest ids alone; 0: from all", lower_bound=0)
+ATTENTION = flags.DEFINE_enum(
+    "attention", "xla", get_args(AttentionKernel), "kernel: cudnn on NVIDIA GPUs, splash on TPUs, xla anywhere"
+)
+TOP_K = flags.DEFINE_integer(
+    "top_k", 0, "draw from the k likeliest ids alone; 0: from all", lower_bound=0, upper_bound=2**31 - 1
+)
 TOP_P = flags.DEFINE_float("top_p", 1.0, "draw from the fewest ids whose probabilities add up to p")
 SEED = flags.DEFINE_integer("seed", 0, "of what is drawn", lower_bound=0, upper_bound=2**32 - 1)
 
@@ -43,9 +47,11 @@ flags.register_validator("mesh", lambda text: text is None or _sizes(text), "it 
 
 
 def define_amount(name: str, default: float, text: str) -> "flags.FlagHolder[float]":
-    """Defines a flag that is a finite number from 0 on."""
+    """Defines a flag that is 0 or a positive number of a scale that float32 can compute with."""
     holder = flags.DEFINE_float(name, default, text)
-    flags.register_validator(name, lambda value: 0 <= value < math.inf, "it must be 0 or a positive number")
+    flags.register_validator(
+        name, lambda value: value == 0 or 1e-6 <= value <= 1e6, "it must be 0, or from 1e-6 to 1e6"
+    )
     return holder
 
 
@@ -64,7 +70,13 @@ def load_model() -> "Pretrained":
     dtype = resolve_dtype(DTYPE.value)
     begin = time.monotonic()
     _tell(f"Loading {MODEL.value} as {dtype}, {jax.default_backend()} ...")
-    model = janus_jax.load(MODEL.value, dtype, _mesh(MESH.value), conversation=config.conversation)
+    model = janus_jax.load(
+        MODEL.value,
+        dtype,
+        _mesh(MESH.value),
+        attention=cast(AttentionKernel, ATTENTION.value),
+        conversation=config.conversation,
+    )
     jax.block_until_ready(model.params)
     _tell(f" {time.monotonic() - begin:.1f} s\n")
     return model

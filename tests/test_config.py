@@ -158,3 +158,29 @@ def test_an_unknown_way_to_run_is_refused_by_name(field):
 def test_grouped_queries_are_counted():
     full, grouped = LlamaConfig(), LlamaConfig(num_kv_heads=4)
     assert full.num_params - grouped.num_params == full.depth * 2 * 12 * full.head_dim * full.width
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        ("llm.depth", 2**31),
+        ("llm.depth", True),
+        ("llm.depth", 2.0),
+        ("llm.rms_norm_eps", float("nan")),
+        ("llm.rope_theta", 0),
+        ("llm.rope_theta", [1]),
+        ("und_encoder.gelu", "Tanh"),
+        ("und_encoder.gelu", []),
+        ("und_encoder.layer_norm_eps", -1e-6),
+        ("gen_encoder.image_size", 2**31),
+        ("gen_encoder.norm_groups", 0),
+        ("gen_encoder.num_res_blocks", 2**31),
+        ("gen_encoder.channel_multipliers", []),
+        ("gen_encoder.channel_multipliers", [None]),
+        ("gen_encoder.channel_multipliers", 2),
+        ("name", 7),
+    ],
+)
+def test_a_hostile_field_is_named_before_anything_is_computed_from_it(path, value):
+    with pytest.raises(JanusError, match=path.rpartition(".")[2]):
+        JanusConfig.from_dict(damaged(path, value))

@@ -141,6 +141,9 @@ def test_reports_add_up_to_all_ids(janus):
         {"temperature": -0.5},
         {"top_p": 2.0},
         {"top_k": -1},
+        {"seed": -1},
+        {"seed": 2**32},
+        {"seed": 1.5},
     ],
     ids=str,
 )
@@ -152,6 +155,14 @@ def test_a_number_out_of_range_is_refused_by_name(janus, wrong):
 def test_a_conversation_beyond_the_models_places_is_refused(janus):
     with pytest.raises(JanusError, match="1024"):
         janus.chat([{"role": "user", "content": "long " * 2000}])
+
+
+def test_no_conversations_have_no_answers(janus):
+    assert janus.chat_batch([]) == []
+
+
+def test_a_model_does_not_print_its_parameters(janus):
+    assert len(repr(janus)) < 4000
 
 
 def test_no_new_tokens_is_refused(janus):

@@ -74,7 +74,7 @@ def test_a_mesh_that_does_not_divide_the_model_is_refused_by_name():
         check_mesh(tiny.CONFIG, make_mesh(1, 1, 8))
 
 
-@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (-1, 3, 1)])
+@pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (-1, 3, 1), (-2, -4, 1)])
 def test_a_mesh_that_does_not_fit_the_devices_is_refused(sizes):
     with pytest.raises(JanusError, match="mesh"):
         make_mesh(*sizes)

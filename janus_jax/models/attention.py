@@ -12,6 +12,7 @@ from collections.abc import Callable
 import flax.struct
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
@@ -111,8 +112,10 @@ def _scores_and_mix(
 def _cudnn(
     query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
 ) -> Float[Array, "B H T K"]:
-    # cuDNN's fused kernel has no float32; one query gains nothing from it.
-    if query.dtype == jnp.float32 or query.shape[2] == 1:
+    # cuDNN's fused kernel has no float32 and wants heads of 8 to 128 numbers; one query gains nothing from it.
+    head_dim = query.shape[3]
+    fits = query.dtype != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128 and query.shape[2] > 1
+    if not fits or jax.default_backend() != "gpu":
         return _xla(query, key, value, mask)
     to_cudnn = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     out = jax.nn.dot_product_attention(
@@ -146,7 +149,8 @@ def rotary_angles(
     positions: Int[Array, "B L"], head_dim: int, theta: float
 ) -> tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]:
     """Cosine and sine of each place's rotation, float32 (RoPE, arXiv 2104.09864, §3.2.2)."""
-    frequencies = theta ** (-jnp.arange(0, head_dim, 2, dtype=jnp.float32) / head_dim)
+    # By numpy: an accelerator's power function is not exact, and the angles are what positions are told by.
+    frequencies = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 

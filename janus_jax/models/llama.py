@@ -36,13 +36,6 @@ class KVCache(NamedTuple):
     length: Int[Array, ""]
 
 
-def empty_cache(config: LlamaConfig, batch: int, slots: int, dtype: Any) -> KVCache:
-    """A cache of `slots` unwritten slots for each of `batch` rows."""
-    shape = (batch, config.num_kv_heads, slots, config.head_dim)
-    layers = tuple((jnp.zeros(shape, dtype), jnp.zeros(shape, dtype)) for _ in range(config.depth))
-    return KVCache(layers, jnp.zeros((batch, slots), jnp.int32), jnp.zeros((), jnp.int32))
-
-
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
     """The cache with unwritten slots added, `slots` in all.
 
@@ -216,7 +209,8 @@ class Llama(nn.Module):
         """
         angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
         mask = Mask(segment_ids, segment_ids, causal=True)
-        x, layers = self._blocks(x.astype(self.execution.dtype), angles, mask, None, keep_kv=True)
+        x = nn.with_logical_constraint(x.astype(self.execution.dtype), ("batch", "length", "activation_embed"))
+        x, layers = self._blocks(x, angles, mask, None, keep_kv=True)
         cache = KVCache(layers, segment_ids, jnp.asarray(x.shape[1], jnp.int32))
         return self.norm(x), grow_cache(cache, slots)
 

@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -166,7 +167,9 @@ def _stream(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
 
 def _decode_header(stream: BinaryIO, max_pixels: int) -> Image.Image:
     Image.init()
-    with _pillow_limit(max_pixels):
+    with _pillow_limit(max_pixels), warnings.catch_warnings():
+        # Up to twice its limit Pillow only warns.
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 

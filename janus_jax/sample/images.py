@@ -81,9 +81,9 @@ def draw_images(
         state = _advance(model, params, state, knobs, guidance_scale, steps, strategy)
         drawn += steps
         if report is not None:
-            report(steps)
             # The device runs behind: a report is worth something only once the ids are there.
             state.ids.block_until_ready()
+            report(steps)
     return state.ids
 
 

@@ -39,10 +39,10 @@ class Sampling:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if not 0 <= self.temperature < float("inf"):
-            raise JanusError(f"temperature is {self.temperature}; it must be 0 (greedy) or a positive number.")
-        if self.top_k < 0:
-            raise JanusError(f"top_k is {self.top_k}; it must be 0 (all) or a positive number.")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise JanusError(f"temperature is {self.temperature}; it must be 0 (greedy) or from 1e-6 to 1e6.")
+        if not 0 <= self.top_k < 2**31:
+            raise JanusError(f"top_k is {self.top_k}; it must be 0 (all) or a positive number below 2**31.")
         if not 0 < self.top_p <= 1:
             raise JanusError(f"top_p is {self.top_p}; it must be above 0 and at most 1.")
 
@@ -58,10 +58,16 @@ class Sampling:
         return Knobs(self.temperature, self.top_k, self.top_p)
 
 
-def row_keys(seed: int, row: int, count: int) -> Key[Array, " N"]:
-    """One key for each of `count` samples of row `row`: what it draws depends on nothing else in the batch."""
+def row_keys(seed: int, row: int, samples: range) -> Key[Array, " N"]:
+    """A key for each of these samples of a row: what it draws depends on nothing else in the batch.
+
+    Raises:
+      JanusError: the seed is no whole number from 0 to 2**32 - 1, which is what a key can tell apart.
+    """
+    if not isinstance(seed, int) or not 0 <= seed < 2**32:
+        raise JanusError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1.")
     base = jax.random.fold_in(jax.random.key(seed), row)
-    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base, jnp.arange(count))
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base, jnp.arange(samples.start, samples.stop))
 
 
 def draw(

@@ -288,7 +288,7 @@ def test_guided_image_ids(pair):
 
 
 def keys(count):
-    return jnp.concatenate([row_keys(0, row, 1) for row in range(count)])
+    return jnp.concatenate([row_keys(0, row, range(1)) for row in range(count)])
 
 
 def test_image_embeddings_and_logits(pair):

@@ -29,7 +29,7 @@ GREEDY, WARM = Sampling(), Sampling(1.0)
 
 def draw(prompts=PROMPTS, per_prompt=1, sampling=WARM, scale=5.0, seed=0, model=MODEL, **options):
     length = options.pop("length", None)
-    keys = jnp.stack([row_keys(seed, prompt, per_prompt) for prompt in range(len(prompts))])
+    keys = jnp.stack([row_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
     batch = prompt_batch(prompts, scale != 1, length)
     return np.asarray(draw_images(model, tiny.unrolled_params(), batch, keys, sampling, scale, **options))
 

@@ -11,7 +11,7 @@ LOGITS = jnp.log(jnp.array([0.05, 0.5, 0.25, 0.15, 0.05]))
 
 def frequencies(sampling, count=20000):
     logits = jnp.broadcast_to(LOGITS, (count, LOGITS.size))
-    ids = draw(logits, row_keys(0, 0, count), 0, sampling.knobs, sampling.strategy)
+    ids = draw(logits, row_keys(0, 0, range(count)), 0, sampling.knobs, sampling.strategy)
     return np.bincount(ids, minlength=LOGITS.size) / count
 
 
@@ -51,7 +51,7 @@ def test_top_p_counts_after_top_k():
 
 def test_a_row_draws_the_same_whatever_the_rows_beside_it():
     logits = jax.random.normal(jax.random.key(1), (4, 50))
-    keys = row_keys(3, 0, 4)
+    keys = row_keys(3, 0, range(4))
     together = draw(logits, keys, 5, Sampling(1.0).knobs, "all")
     alone = [draw(logits[i : i + 1], keys[i : i + 1], 5, Sampling(1.0).knobs, "all")[0] for i in range(4)]
     np.testing.assert_array_equal(together, alone)
@@ -61,7 +61,7 @@ def test_steps_and_rows_and_seeds_draw_differently():
     logits = jnp.zeros((1, 1000))
 
     def one(seed, row, step):
-        return int(draw(logits, row_keys(seed, row, 1), step, Sampling(1.0).knobs, "all")[0])
+        return int(draw(logits, row_keys(seed, row, range(1)), step, Sampling(1.0).knobs, "all")[0])
 
     assert len({one(*case) for case in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}) == 4
 

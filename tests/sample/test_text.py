@@ -33,7 +33,7 @@ GREEDY = Sampling()
 
 def write(rows, count=20, stop_ids=NO_STOP, sampling=GREEDY, **options):
     rows = [ask(*row) for row in rows]
-    keys = jnp.concatenate([row_keys(0, row, 1) for row in range(len(rows))])
+    keys = jnp.concatenate([row_keys(0, row, range(1)) for row in range(len(rows))])
     batch = tiny.processor().left_padded(rows, options.pop("length", None))
     steps = write_text(MODEL, tiny.unrolled_params(), batch, keys, sampling, stop_ids, count, **options)
     return np.concatenate(list(steps), axis=1)
