@@ -11,20 +11,22 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import ml_dtypes
 import numpy as np
 
 from checkpoints_convert import released, sidecars, transformers_janus
 from checkpoints_convert.folders import appearing
+from checkpoints_convert.jsons import Section
 from checkpoints_convert.layout import Layout
-from checkpoints_convert.readers import open_tensors, read_json
+from checkpoints_convert.readers import open_tensors
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from checkpoints_convert.sources import Config, Source, StrPath, is_converted, open_source
 from checkpoints_convert.tree import Leaf, Shape, layer_by_layer, leaves
 from janus_jax.config import ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
+from janus_jax.files import named, read_json, reading
 
 FORMAT = "janus_jax"
 PARAMS = "params"
@@ -38,6 +40,9 @@ WholeLayout = Literal["released", "transformers"]
 Progress = Callable[[int], None]
 Meter = Callable[[int], Progress]
 """Given the bytes to come, gives what is told of those that have."""
+
+_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
+_AGAIN = "convert it again"
 
 _PARTS: dict[str, type[JanusConfig | SiglipConfig | VQConfig | LlamaConfig]] = {
     "janus": JanusConfig,
@@ -81,8 +86,14 @@ def _no_meter(total: int) -> Progress:
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """The numpy dtype of that name, bfloat16 among them."""
-    return np.dtype(ml_dtypes.bfloat16) if name == "bfloat16" else np.dtype(name)
+    """The dtype of that name.
+
+    Raises:
+      JanusError: parameters are of no such dtype.
+    """
+    if name not in _DTYPES:
+        raise JanusError(f"dtype is {name!r}; it must be one of {', '.join(_DTYPES)}.")
+    return np.dtype(_DTYPES[name])
 
 
 def convert(
@@ -102,9 +113,11 @@ def convert(
       meter: makes what is told of the bytes written.
 
     Raises:
-      JanusError: see `open_source`; or the target exists or cannot be written.
+      JanusError: see `open_source`; or the target exists or cannot be written, or there is no such dtype.
     """
     begin = time.monotonic()
+    if dtype not in get_args(StoredDtype):
+        raise JanusError(f"--dtype is {dtype!r}; it must be one of {', '.join(get_args(StoredDtype))}.")
     opened = open_source(source, conversation)
     target = Path(target)
     with appearing(target) as folder:
@@ -273,19 +286,16 @@ def open_converted(path: StrPath) -> Converted:
     """
     path = Path(path)
     file = path / "config.json"
-    content = read_json(file)
+    content = read_json(file, _AGAIN)
     if content.get("format") != FORMAT or not (path / PARAMS).is_dir():
         raise JanusError(f"{path} is no converted folder with its {PARAMS}/; make one with from_pytorch.")
-    part = content.get("part", "janus")
-    if part not in _PARTS:
-        raise JanusError(f"{file}: part is {part!r}; it must be one of {', '.join(_PARTS)}.")
-    kind = _PARTS[part]
-    try:
-        model = content["model"]
+    with reading(file, _AGAIN), named(file):
+        part, model = content.get("part", "janus"), content["model"]
+        if part not in _PARTS:
+            raise JanusError(f"part is {part!r}; it must be one of {', '.join(_PARTS)}.")
+        kind = _PARTS[part]
         config = JanusConfig.from_dict(model) if kind is JanusConfig else kind(**_tuples(model))
-    except (KeyError, TypeError, JanusError) as error:
-        raise JanusError(f"{file} does not describe a model ({error}); convert it again.") from None
-    return Converted(path, config, content.get("source") or {})
+    return Converted(path, config, Section(content, str(file)).section("source").values)
 
 
 def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -358,12 +368,15 @@ def export(
         raise JanusError(f"{source} holds one part of a model; only a whole one can be written as {layout}.")
     all_leaves = leaves(config)
     units = _LAYOUTS[layout].units(all_leaves)
+    file = converted.path / "config.json"
+    origin = Section(converted.provenance, f"{file}: source")
     image_token_id = sidecars.token_ids(converted.path).get(
-        sidecars.IMAGE, converted.provenance.get("image_token_id", _IMAGE_TOKEN_ID)
+        sidecars.IMAGE, origin.get("image_token_id", _IMAGE_TOKEN_ID)
     )
     stored = StoredParams(converted.params_path, all_leaves)
     # A folder whose parameters were kept as they came knows the dtypes of tensors that shared a stack with wider ones.
-    own = {name: numpy_dtype(kind) for name, kind in converted.provenance.get("dtypes", {}).items()}
+    with reading(file, _AGAIN), named(file):
+        own = {name: numpy_dtype(kind) for name, kind in origin.section("dtypes").values.items()}
     announced = {
         piece.name: (piece.shape, own.get(piece.name, stored.dtype(unit.leaf)))
         for unit in units

@@ -21,17 +21,11 @@ def appearing(target: Path) -> Iterator[Path]:
     Raises:
       JanusError: the target exists, or its parent does not or cannot be written.
     """
-    if target.exists() or target.is_symlink():
-        raise JanusError(f"{target} exists; give a folder that does not, or remove it.")
     parent = target.absolute().parent
-    if not parent.is_dir():
-        raise JanusError(f"{parent} does not exist; make it, or give another place.")
-    _remove_abandoned(target)
-    temporary = parent / f".{target.name}.incomplete-{platform.node()}-{os.getpid()}"
     try:
-        temporary.mkdir()
+        temporary = _start(target, parent)
     except OSError as error:
-        raise JanusError(f"{parent} cannot be written ({error.strerror}); give another place.") from None
+        raise JanusError(f"{target} cannot be written ({error.strerror}); give another place.") from error
     try:
         yield temporary
         _flush(temporary)
@@ -45,6 +39,19 @@ def appearing(target: Path) -> Iterator[Path]:
         raise
 
 
+def _start(target: Path, parent: Path) -> Path:
+    if "\0" in str(target):
+        raise JanusError(f"{str(target)!r} is no name of a folder; give another place.")
+    if target.exists() or target.is_symlink():
+        raise JanusError(f"{target} exists; give a folder that does not, or remove it.")
+    if not parent.is_dir():
+        raise JanusError(f"{parent} does not exist; make it, or give another place.")
+    _remove_abandoned(target)
+    temporary = parent / f".{target.name}.incomplete-{platform.node()}-{os.getpid()}"
+    temporary.mkdir()
+    return temporary
+
+
 def _remove_abandoned(target: Path) -> None:
     # Another machine's may still be at work on it, and its process cannot be asked from here.
     start = f".{target.name}.incomplete-{platform.node()}-"
@@ -55,9 +62,12 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _alive(process: int) -> bool:
+    # In a container every run may have the same number.
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
-    except ProcessLookupError:
+    except (ProcessLookupError, OverflowError):
         return False
     except PermissionError:
         return True

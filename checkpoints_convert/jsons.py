@@ -18,7 +18,7 @@ class Section:
 
     def __init__(self, values: Any, where: str) -> None:
         if not isinstance(values, Mapping):
-            raise JanusError(f"{where} is {values!r}; it must be an object.")
+            raise JanusError(f"{where} is {values!r:.80}; it must be an object.")
         self.values = values
         self.where = where
 
@@ -45,7 +45,7 @@ class Section:
         if kind is float and isinstance(value, int) and not isinstance(value, bool):
             return float(value)  # type: ignore[return-value]
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise JanusError(f"{self.where}: {name} is {value!r}; it must be of type {kind.__name__}.")
+            raise JanusError(f"{self.where}: {name} is {value!r:.80}; it must be of type {kind.__name__}.")
         return value
 
     def require(self, name: str, *allowed: Any) -> None:
@@ -57,5 +57,5 @@ class Section:
         value = self.values.get(name, allowed[0])
         if value not in allowed:
             raise JanusError(
-                f"{self.where}: {name} is {value!r}; the networks here have {' or '.join(map(repr, allowed))}."
+                f"{self.where}: {name} is {value!r:.80}; the networks here have {' or '.join(map(repr, allowed))}."
             )

@@ -35,11 +35,14 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
 from checkpoints_convert.safetensors_writer import as_bytes
 from checkpoints_convert.tree import Leaf, Shape
 from janus_jax.errors import JanusError
+from janus_jax.files import FAULTS, read_json, reading
 
 _CHUNK_BYTES = 64 << 20
 """Chunks are at most this large: few enough files, and small enough that a shard reads little beside its own."""
 
 _WRITERS = 4
+
+_AGAIN = "convert the checkpoint again"
 
 Progress = Callable[[int], None]
 
@@ -178,27 +181,28 @@ class StoredParams:
 
     def __init__(self, directory: Path, leaves: Sequence[Leaf]) -> None:
         self._directory = directory.absolute()
-        try:
-            with _quiet(), ocp.StandardCheckpointer() as checkpointer:
-                metadata = checkpointer.metadata(self._directory)
-            tree = getattr(metadata, "item_metadata", metadata)
-        except (FileNotFoundError, ValueError, KeyError):
-            tree = None
-        if tree is None:
-            raise JanusError(f"{directory} is no complete Orbax checkpoint; convert the checkpoint again.")
-        found = dict(flatten(tree.tree))
-        check_arrays({path: tuple(array.shape) for path, array in found.items()}, leaves, str(directory))
-        self._found = found
+        file = self._directory / "_METADATA"
+        if not file.is_file():
+            raise JanusError(f"{directory} is no complete Orbax checkpoint; {_AGAIN}.")
+        metadata = read_json(file, _AGAIN)
+        # Not by Orbax, which opens all arrays at once and leaves the rest hanging, loudly, when one fails.
+        with reading(file, _AGAIN):
+            keys = [entry["key_metadata"] for entry in metadata["tree_metadata"].values()]
+            found = {"/".join(str(key["key"]) for key in path) for path in keys}
+        self._zarr3 = metadata.get("use_zarr3") is True
         self._ocdbt = is_ocdbt_checkpoint(self._directory)
         self._context = get_ts_context(use_ocdbt=self._ocdbt)
         self._stores: dict[str, ts.TensorStore] = {}
+        shapes: dict[str, Shape] = dict.fromkeys(found, ())
+        shapes |= {leaf.path: tuple(self._open(leaf).shape) for leaf in leaves if leaf.path in found}
+        check_arrays(shapes, leaves, str(directory))
         # Now, and not when half of the model is on its devices.
         for leaf in leaves:
             self._check_chunks(leaf)
 
     def dtype(self, leaf: Leaf) -> np.dtype:
         """The dtype that the leaf is stored in."""
-        return np.dtype(self._found[leaf.path].dtype)
+        return np.dtype(self._open(leaf).dtype.numpy_dtype)
 
     def read(self, leaf: Leaf, layer: int | None) -> np.ndarray:
         """The numbers of one layer (None: of a leaf that is not stacked)."""
@@ -209,7 +213,7 @@ class StoredParams:
             raise self._damaged(leaf, str(error)) from error
 
     def _damaged(self, leaf: Leaf, what: str) -> JanusError:
-        return JanusError(f"{self._directory} is damaged at {leaf.path} ({what}); convert the checkpoint again.")
+        return JanusError(f"{self._directory} is damaged at {leaf.path} ({what}); {_AGAIN}.")
 
     def _check_chunks(self, leaf: Leaf) -> None:
         """Whether the files that `write_params` makes of a leaf are there, and whole."""
@@ -231,18 +235,15 @@ class StoredParams:
                 name=".".join(leaf.keys),
                 parent_dir=_epath(self._directory),
                 is_ocdbt_checkpoint=self._ocdbt,
-                use_zarr3=self._uses_zarr3(),
+                use_zarr3=self._zarr3,
                 ts_context=self._context,
             )
             spec = get_json_tspec_read(info, self._ocdbt)
             try:
                 self._stores[leaf.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
-            except ValueError as error:
-                raise self._damaged(leaf, "no array is there") from error
+            except FAULTS as error:
+                raise self._damaged(leaf, "no array that can be read is there") from error
         return self._stores[leaf.path]
-
-    def _uses_zarr3(self) -> bool:
-        return '"use_zarr3": true' in (self._directory / "_METADATA").read_text()
 
 
 def _epath(path: Path) -> Any:

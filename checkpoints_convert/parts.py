@@ -21,6 +21,7 @@ from checkpoints_convert.layout import Entry, Layout, Named
 from checkpoints_convert.tree import Shape
 from janus_jax.config import LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
+from janus_jax.files import read_json_if_any
 
 Shapes = Mapping[str, Shape]
 
@@ -150,13 +151,28 @@ def count(shapes: Shapes, pattern: str) -> int:
     return len({match[1] for match in map(name.match, shapes) if match})
 
 
+def shape_of(shapes: Shapes, name: str, default: Shape) -> Shape:
+    """The shape of a tensor that sizes are read off; the default, which has as many axes, where there is none.
+
+    Raises:
+      JanusError: it has another number of axes, or an empty one.
+    """
+    found = shapes.get(name, default)
+    if len(found) != len(default) or 0 in found:
+        raise JanusError(
+            f"sizes are read off the tensor {name}, which is {list(found)} and should have {len(default)} axes, "
+            f"none of them empty; fetch the weights again."
+        )
+    return found
+
+
 def infer_siglip(shapes: Shapes, prefix: str, base: SiglipConfig) -> SiglipConfig:
     """The sizes of a tower in timm's layout that its shapes give away; the rest from `base`."""
-    width = shapes.get(f"{prefix}patch_embed.proj.bias", (base.width,))[0]
-    patch = shapes.get(f"{prefix}patch_embed.proj.weight", (base.patch_size,))[-1]
-    mlp_dim = shapes.get(f"{prefix}blocks.0.mlp.fc1.bias", (base.mlp_dim,))[0]
+    (width,) = shape_of(shapes, f"{prefix}patch_embed.proj.bias", (base.width,))
+    *_, patch = shape_of(shapes, f"{prefix}patch_embed.proj.weight", (width, 3, base.patch_size, base.patch_size))
+    (mlp_dim,) = shape_of(shapes, f"{prefix}blocks.0.mlp.fc1.bias", (base.mlp_dim,))
     depth = count(shapes, f"{prefix}blocks.{{}}.") or base.depth
-    places = shapes.get(f"{prefix}pos_embed", (1, base.num_patches, width))[-2]
+    _, places, _ = shape_of(shapes, f"{prefix}pos_embed", (1, base.num_patches, width))
     return replace(
         base, width=width, patch_size=patch, mlp_dim=mlp_dim, depth=depth, image_size=patch * math.isqrt(places)
     )
@@ -164,11 +180,13 @@ def infer_siglip(shapes: Shapes, prefix: str, base: SiglipConfig) -> SiglipConfi
 
 def infer_vq(shapes: Shapes, prefix: str, base: VQConfig) -> VQConfig:
     """The sizes of an image tokenizer in LlamaGen's layout that its shapes give away; the rest from `base`."""
-    channels = shapes.get(f"{prefix}encoder.conv_in.bias", (base.base_channels,))[0]
+    (channels,) = shape_of(shapes, f"{prefix}encoder.conv_in.bias", (base.base_channels,))
     levels = count(shapes, f"{prefix}encoder.conv_blocks.{{}}.")
     first = [f"{prefix}encoder.conv_blocks.{i}.res.0.conv1.bias" for i in range(levels)]
-    multipliers = tuple(shapes[name][0] // channels for name in first if name in shapes)
-    codebook_size, code_dim = shapes.get(f"{prefix}quantize.embedding.weight", (base.codebook_size, base.code_dim))
+    multipliers = tuple(shape_of(shapes, name, (channels,))[0] // channels for name in first if name in shapes)
+    codebook = (base.codebook_size, base.code_dim)
+    codebook_size, code_dim = shape_of(shapes, f"{prefix}quantize.embedding.weight", codebook)
+    (z_channels,) = shape_of(shapes, f"{prefix}encoder.conv_out.bias", (base.z_channels,))
     return replace(
         base,
         codebook_size=codebook_size,
@@ -176,7 +194,7 @@ def infer_vq(shapes: Shapes, prefix: str, base: VQConfig) -> VQConfig:
         base_channels=channels,
         channel_multipliers=multipliers or base.channel_multipliers,
         num_res_blocks=count(shapes, f"{prefix}encoder.conv_blocks.0.res.{{}}.") or base.num_res_blocks,
-        z_channels=shapes.get(f"{prefix}encoder.conv_out.bias", (base.z_channels,))[0],
+        z_channels=z_channels,
     )
 
 
@@ -190,7 +208,7 @@ def llama_config(section: Section) -> LlamaConfig:
     # transformers 5 moved the base into an object of its own; before, the object held a scaling or was null.
     rope = section.section("rope_parameters" if "rope_parameters" in section else "rope_scaling")
     if rope.values.get("rope_type", rope.values.get("type", "default")) != "default":
-        raise JanusError(f"{rope.where} is {dict(rope.values)}; scaled rotary positions are not supported.")
+        raise JanusError(f"{rope.where} is {dict(rope.values)!s:.80}; scaled rotary positions are not supported.")
     if width <= 0 or heads <= 0:
         raise JanusError(f"{section.where}: hidden_size {width} and num_attention_heads {heads} must be positive.")
     return LlamaConfig(
@@ -208,11 +226,8 @@ def llama_config(section: Section) -> LlamaConfig:
 
 
 def _config(path: Path) -> Section:
-    from checkpoints_convert.readers import read_json
-
-    folder = path if path.is_dir() else path.parent
-    file = folder / "config.json"
-    return Section(read_json(file) if file.is_file() else {}, str(file))
+    file = (path if path.is_dir() else path.parent) / "config.json"
+    return Section(read_json_if_any(file), str(file))
 
 
 def read_llama_config(path: Path, shapes: Shapes) -> LlamaConfig:

@@ -16,6 +16,7 @@ import numpy as np
 
 from checkpoints_convert.torch_zip import open_torch_zip
 from janus_jax.errors import JanusError
+from janus_jax.files import read_json, reading, refuse_pointer
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -38,23 +39,6 @@ WEIGHT_FILES = (
 )
 _WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _MAX_HEADER_BYTES = 100_000_000
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a json file.
-
-    Raises:
-      JanusError: the file is missing, is no json, or holds no object.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise JanusError(f"{path} does not exist.") from None
-    except (OSError, ValueError) as error:
-        raise JanusError(f"{path} cannot be read as json ({error}); fetch it again.") from None
-    if not isinstance(content, dict):
-        raise JanusError(f"{path} holds no json object; fetch it again.")
-    return content
 
 
 def find_weights(path: Path) -> Path:
@@ -92,11 +76,10 @@ def open_tensors(path: Path) -> dict[str, np.ndarray]:
     Raises:
       JanusError: a file is missing, truncated, corrupt, or of a format that is not read; the message names it.
     """
-    file = find_weights(path)
-    try:
+    with reading(path):
+        file = find_weights(path)
+    with reading(file):
         return _open(file)
-    except OSError as error:
-        raise JanusError(f"{file} cannot be read ({error.strerror or error}).") from error
 
 
 def _open(file: Path) -> dict[str, np.ndarray]:
@@ -104,6 +87,8 @@ def _open(file: Path) -> dict[str, np.ndarray]:
         return _open_shards(file)
     if not file.stat().st_size:
         raise JanusError(f"{file} is empty; fetch it again.")
+    with file.open("rb") as opened:
+        refuse_pointer(file, opened.read(64))
     if file.suffix == ".safetensors":
         return _open_safetensors(file)
     if file.suffix in _WEIGHT_SUFFIXES:
@@ -120,15 +105,9 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
         raise JanusError(f"{path} is not a safetensors file; fetch it again.")
     if size < 8 + length:
         raise JanusError(f"{path} is truncated within its header; fetch it again.")
-    try:
-        header = json.loads(mapped[8 : 8 + length])
-        header.pop("__metadata__", None)
-        entries = {
-            name: (entry["dtype"], tuple(map(int, entry["shape"])), *map(int, entry["data_offsets"]))
-            for name, entry in header.items()
-        }
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
-        raise JanusError(f"{path} has a corrupt header ({error}); fetch it again.") from None
+    header = json.loads(mapped[8 : 8 + length])
+    header.pop("__metadata__", None)
+    entries = {name: _entry(values) for name, values in header.items()}
     start, tensors = 8 + length, {}
     if (end := start + max((last for *_, last in entries.values()), default=0)) > size:
         raise JanusError(f"{path} is truncated: it has {size} bytes and its header promises {end}; fetch it again.")
@@ -147,13 +126,18 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
     return tensors
 
 
+def _entry(values: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
+    first, last = values["data_offsets"]
+    return values["dtype"], tuple(map(int, values["shape"])), int(first), int(last)
+
+
 def _open_shards(index: Path) -> dict[str, np.ndarray]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not all(isinstance(f, str) for f in weight_map.values()):
         raise JanusError(f"{index} has no weight_map of tensor names to files; fetch it again.")
     files = sorted(set(weight_map.values()))
-    if strange := [f for f in files if Path(f).name != f]:
-        raise JanusError(f"{index} names {strange[0]!r}, which is no file of its own folder; fetch it again.")
+    if strange := [f for f in files if Path(f).name != f or Path(f).suffix not in _WEIGHT_SUFFIXES]:
+        raise JanusError(f"{index} names {strange[0]!r}, which is no weights of its own folder; fetch it again.")
     if missing := [f for f in files if not (index.parent / f).is_file()]:
         raise JanusError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch what is missing.")
     shards = {f: open_tensors(index.parent / f) for f in files}

@@ -19,6 +19,7 @@ from checkpoints_convert.parts import (
     infer_vq,
     llama_config,
     llama_table,
+    shape_of,
     timm_siglip_table,
     vq_table,
 )
@@ -112,7 +113,7 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     )
     llm = llama_config(file.section("language_config"))
     head = file.section("gen_head_config").section("params")
-    inferred_width = shapes.get("gen_head.output_mlp_projector.bias", (llm.width,))[0]
+    (inferred_width,) = shape_of(shapes, "gen_head.output_mlp_projector.bias", (llm.width,))
     return JanusConfig(
         und_encoder=und_encoder,
         gen_encoder=gen_encoder,

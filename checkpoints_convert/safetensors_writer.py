@@ -55,7 +55,6 @@ class SafetensorsWriter:
             filename = f"{stem}.safetensors" if single else f"{stem}-{number:05}-of-{len(shards):05}.safetensors"
             self._open(folder / filename, {name: tensors[name] for name in names})
             self._shard_of |= dict.fromkeys(names, filename)
-        self.files = sorted(set(self._shard_of.values()))
 
     def _open(self, path: Path, tensors: Mapping[str, tuple[Shape, np.dtype]]) -> None:
         header: dict[str, object] = {"__metadata__": {"format": "pt"}}

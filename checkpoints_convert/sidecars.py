@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from checkpoints_convert.readers import read_json
 from janus_jax.config import JanusConfig
+from janus_jax.files import read_json, read_json_if_any, reading
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -27,6 +27,13 @@ PROCESSOR_FILES = (
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
 
+_IMAGE_PREPARATION = {
+    "do_normalize": True,
+    "image_mean": [0.5, 0.5, 0.5],
+    "image_std": [0.5, 0.5, 0.5],
+    "min_size": 14,
+    "rescale_factor": 1 / 255,
+}
 _ROLES = {"janus": ("User", "Assistant"), "janus_pro": ("<|User|>", "<|Assistant|>")}
 # Turns as Janus was trained with them: a blank line after a user's turn, end-of-sentence after an answer.
 _CHAT_TEMPLATE = (
@@ -62,15 +69,17 @@ def token_ids(folder: Path) -> dict[str, int]:
     file = folder / "tokenizer.json"
     if not file.is_file():
         return {}
-    return {token["content"]: token["id"] for token in read_json(file).get("added_tokens", [])}
+    content = read_json(file)
+    with reading(file):
+        return {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
 
 
-def write_released_sidecars(folder: Path, config: JanusConfig) -> list[str]:
+def write_released_sidecars(folder: Path, config: JanusConfig) -> None:
     """Image preparation and processor as the released folders have them."""
     image = {
         "image_processor_type": "VLMImageProcessor",
         "processor_class": "VLChatProcessor",
-        **_image_preparation(config),
+        **_IMAGE_PREPARATION,
         "image_size": config.und_encoder.image_size,
         "background_color": [127, 127, 127],
     }
@@ -83,16 +92,16 @@ def write_released_sidecars(folder: Path, config: JanusConfig) -> list[str]:
         "mask_prompt": True,
         "sft_format": "deepseek",
     }
-    return _write_all(folder, {"preprocessor_config.json": image, "processor_config.json": processor})
+    _write_all(folder, {"preprocessor_config.json": image, "processor_config.json": processor})
 
 
-def write_transformers_sidecars(folder: Path, config: JanusConfig) -> list[str]:
+def write_transformers_sidecars(folder: Path, config: JanusConfig) -> None:
     """What transformers' `JanusProcessor` and `generate` need beside weights and tokenizer."""
     side = config.und_encoder.image_size
     image = {
         "image_processor_type": "JanusImageProcessor",
         "processor_class": "JanusProcessor",
-        **_image_preparation(config),
+        **_IMAGE_PREPARATION,
         "size": {"height": side, "width": side},
         "do_resize": True,
         "do_pad": True,
@@ -116,22 +125,11 @@ def write_transformers_sidecars(folder: Path, config: JanusConfig) -> list[str]:
     template = _CHAT_TEMPLATE.replace("USER", user).replace("ASSISTANT", assistant)
     template = template.replace("IMAGE", IMAGE).replace("EOS", EOS)
     (folder / "chat_template.jinja").write_text(template, encoding="utf-8")
-    return [*_write_all(folder, files), "chat_template.jinja"]
-
-
-def _image_preparation(config: JanusConfig) -> dict[str, Any]:
-    return {
-        "do_normalize": True,
-        "image_mean": [0.5, 0.5, 0.5],
-        "image_std": [0.5, 0.5, 0.5],
-        "min_size": 14,
-        "rescale_factor": 1 / 255,
-    }
+    _write_all(folder, files)
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    file = folder / "tokenizer_config.json"
-    own = read_json(file) if file.is_file() else {}
+    own = read_json_if_any(folder / "tokenizer_config.json")
     return {name: value for name, value in own.items() if name != "chat_template"} | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "JanusProcessor",
@@ -142,7 +140,6 @@ def _tokenizer_config(folder: Path) -> dict[str, Any]:
     }
 
 
-def _write_all(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def _write_all(folder: Path, files: Mapping[str, Mapping[str, Any]]) -> None:
     for name, content in files.items():
         write_json(folder / name, content)
-    return list(files)

@@ -15,10 +15,11 @@ from checkpoints_convert import released, transformers_janus
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.layout import Layout, Unit
 from checkpoints_convert.parts import PARTS
-from checkpoints_convert.readers import find_weights, open_tensors, read_json
+from checkpoints_convert.readers import find_weights, open_tensors
 from checkpoints_convert.tree import Leaf, leaves
 from janus_jax.config import PRESETS, ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
+from janus_jax.files import named, read_json, read_json_if_any, read_text, reading
 
 StrPath = str | os.PathLike[str]
 Config = JanusConfig | SiglipConfig | VQConfig | LlamaConfig
@@ -99,7 +100,8 @@ def detect_layout(path: StrPath) -> str:
 def is_converted(path: Path) -> bool:
     """Whether this is a folder that `convert` wrote."""
     file = path / "config.json"
-    return file.is_file() and read_json(file).get("format") == "janus_jax"
+    with reading(path):
+        return file.is_file() and read_json(file).get("format") == "janus_jax"
 
 
 def open_source(path: StrPath, conversation: ConversationStyle | None = None) -> Source:
@@ -121,12 +123,15 @@ def open_source(path: StrPath, conversation: ConversationStyle | None = None) ->
         raise JanusError(f"{path} is converted already; give the checkpoint that it came from.")
     if conversation is not None and conversation not in get_args(ConversationStyle):
         raise JanusError(f"--conversation is {conversation!r}; it must be one of {get_args(ConversationStyle)}.")
-    weights = find_weights(path)
+    with reading(path):
+        weights = find_weights(path)
     file = weights.parent / "config.json"
-    section = Section(read_json(file) if file.is_file() else {}, str(file))
+    section = Section(read_json_if_any(file), str(file))
     tensors = open_tensors(weights)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
-    layout, config = _recognise(path, section, shapes)
+    described_by = file if section.values else path
+    with reading(described_by), named(described_by):
+        layout, config = _recognise(path, section, shapes)
     if isinstance(config, JanusConfig):
         style = conversation or _conversation(path, section, config)
         config = replace(config, conversation=style)
@@ -173,11 +178,12 @@ def _conversation(path: Path, file: Section, config: JanusConfig) -> Conversatio
     # A released tokenizer may carry the template of the language model it was, so there "User" tells nothing.
     if file.values.get("model_type") == "janus" and re.search(r"\bUser\b", template):
         return "janus"
-    names = [*folder.resolve().parts[-3:], str(file.values.get("_name_or_path", ""))]
-    if any(re.search(r"(?<![a-z])pro(?![a-z])", name, re.IGNORECASE) for name in names):
-        return "janus_pro"
-    if any(re.search(r"janus[-_]?1[._]?3b", name, re.IGNORECASE) for name in names):
-        return "janus"
+    # The innermost name that tells anything: a parent's may stand for something else.
+    for name in (*folder.resolve().parts[:-4:-1], str(file.values.get("_name_or_path", ""))):
+        if re.search(r"(?<![a-z])pro(?![a-z])", name, re.IGNORECASE):
+            return "janus_pro"
+        if re.search(r"janus[-_]?1[._]?3b", name, re.IGNORECASE):
+            return "janus"
     if config.llm.width != PRESETS["janus_pro_7b"].llm.width:
         _log.warning(
             "%s does not tell whether it is a Janus or a Janus-Pro, which differ in their role strings; taking "
@@ -190,10 +196,9 @@ def _conversation(path: Path, file: Section, config: JanusConfig) -> Conversatio
 def _chat_template(folder: Path) -> str:
     plain = folder / "chat_template.jinja"
     if plain.is_file():
-        return plain.read_text(encoding="utf-8")
+        return read_text(plain)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        template = read_json(folder / name).get("chat_template") if (folder / name).is_file() else None
-        if template:
+        if template := read_json_if_any(folder / name).get("chat_template"):
             return str(template)
     return ""
 

@@ -5,6 +5,7 @@
 SRC is a folder that from_pytorch or a training run made. DST is made; it appears when it is complete.
 """
 
+import math
 from collections.abc import Sequence
 from typing import cast, get_args
 
@@ -15,7 +16,8 @@ from checkpoints_convert.convert import WholeLayout, export
 from launch import cli
 
 _LAYOUT = flags.DEFINE_enum("layout", None, get_args(WholeLayout), "names and config to write", required=True)
-_SHARD = flags.DEFINE_float("shard_gb", 5.0, "largest size of one file", lower_bound=0.001)
+_SHARD = flags.DEFINE_float("shard_gb", 5.0, "largest size of one file")
+flags.register_validator("shard_gb", lambda size: 0.001 <= size < math.inf, "must be a number of at least 0.001")
 
 
 def main(arguments: Sequence[str]) -> None:

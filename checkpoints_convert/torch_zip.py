@@ -34,6 +34,8 @@ _STORAGES = {
 
 # Keys under which training scripts nest the weights; LlamaGen's own loader prefers them in this order.
 _NESTINGS = ("ema", "model", "state_dict", "module")
+# A dict may hold itself.
+_MOST_NESTINGS = 8
 
 _MAX_PICKLE_BYTES = 1 << 28
 
@@ -197,11 +199,11 @@ def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, np.ndarray]:
-    if isinstance(content, dict):
+    for _ in range(_MOST_NESTINGS):
+        if not isinstance(content, dict):
+            break
         tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
         if tensors and all(isinstance(name, str) for name in tensors):
             return tensors
-        for key in _NESTINGS:
-            if isinstance(content.get(key), dict):
-                return _state_dict(path, content[key])
+        content = next((content[key] for key in _NESTINGS if isinstance(content.get(key), dict)), None)
     raise JanusError(f"{path} holds no state dict, neither at its top nor under {', '.join(_NESTINGS)}.")

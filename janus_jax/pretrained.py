@@ -78,8 +78,7 @@ def place_params(
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
         _insert(params, keys, jax.device_put(array, None if shardings is None else _get(shardings, keys)))
 
-    # What is not complete yet: the layers of a stack, the matrices of a block.
-    stacks: dict[tuple[str, ...], list[np.ndarray]] = {}
+    # The LLM's blocks that are not complete yet: their matrices are fused.
     blocks: dict[int, Params] = {}
     for keys, layer, array in leaves:
         if layer is None:
@@ -92,10 +91,8 @@ def place_params(
                 for path, matrix in jax.tree_util.tree_flatten_with_path(fused)[0]:
                     put(("llm", f"layers_{layer}", *(entry.key for entry in path)), matrix)
         else:
-            stack = stacks.setdefault(keys, [])
-            stack.append(array)
-            if len(stack) == config.und_encoder.depth:
-                put(keys, np.stack(stacks.pop(keys)))
+            stack, *rest = keys[1:]
+            put((keys[0], f"{stack}_{layer}", *rest), array)
     return params
 
 
@@ -117,8 +114,7 @@ class Pretrained:
 
     Attributes:
       config: its architecture.
-      params: its parameters, in the form that `model` reads; `models.llama.stack_layers` gives the LLM's training
-        form.
+      params: its parameters, in the form that `model` reads; `models.janus.scan_params` gives that of training.
       processor: from messages and pictures to arrays.
       model: the network; `model.apply({"params": params}, ...)`.
       mesh: the devices that the parameters lie on; None for one device.

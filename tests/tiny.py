@@ -9,8 +9,7 @@ import jax
 import numpy as np
 
 from janus_jax.config import PRESETS, Execution
-from janus_jax.models.janus import Janus, abstract_params
-from janus_jax.models.llama import unstack_layers
+from janus_jax.models.janus import Janus, abstract_params, unroll_params
 from janus_jax.pretrained import Pretrained, place_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 
@@ -69,8 +68,7 @@ def pretrained(mesh=None):
 
 @functools.cache
 def unrolled_params():
-    params = stacked_params()
-    return params | {"llm": unstack_layers(params["llm"], CONFIG.llm)}
+    return unroll_params(stacked_params(), CONFIG)
 
 
 def picture(seed, size=(40, 28)):

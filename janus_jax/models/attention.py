@@ -104,9 +104,17 @@ def _scores_and_mix(
         # Added, which the product's kernel takes in, and finite, so that a row that attends to nothing has no NaN.
         scores += jnp.where(allowed, 0, jnp.finfo(jnp.float32).min)
         scores = scores.reshape(*grouped.shape[:3], num_keys)
-    weights = jax.nn.softmax(scores, axis=-1).astype(value.dtype)
-    out = jnp.einsum("BHTS,BHSK->BHTK", weights, value, precision=precision(value.dtype))
-    return out.reshape(query.shape)
+    # The softmax, divided by its sum only after the product: a pass over K numbers a query and not over S.
+    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    out = jnp.einsum(
+        "BHTS,BHSK->BHTK",
+        weights.astype(value.dtype),
+        value,
+        precision=precision(value.dtype),
+        preferred_element_type=jnp.float32,
+    )
+    out = out / weights.sum(axis=-1, keepdims=True)
+    return out.astype(value.dtype).reshape(query.shape)
 
 
 def _cudnn(

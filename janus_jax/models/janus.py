@@ -15,8 +15,8 @@ from jaxtyping import Array, Float, Int, UInt8
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig
 from janus_jax.models.layers import Axes, Embedding, Linear
-from janus_jax.models.llama import KVCache, Llama
-from janus_jax.models.siglip import Siglip
+from janus_jax.models.llama import KVCache, Llama, stack_layers, unstack_layers
+from janus_jax.models.siglip import Siglip, stack_blocks, unstack_blocks
 from janus_jax.models.vq import VQTokenizer
 
 Params = dict[str, Any]
@@ -181,6 +181,22 @@ def abstract_params(config: JanusConfig, execution: Execution = Execution()) -> 
     """Shapes, dtypes and logical axis names of the parameters, with nothing computed."""
     params: Params = jax.eval_shape(lambda key: init_params(config, key, execution), jax.random.key(0))
     return params
+
+
+def unroll_params(params: Params, config: JanusConfig) -> Params:
+    """Parameters in the form that `Execution.layers` "unrolled" reads, from that of training and checkpoints."""
+    return params | {
+        "und_encoder": unstack_blocks(params["und_encoder"], config.und_encoder),
+        "llm": unstack_layers(params["llm"], config.llm),
+    }
+
+
+def scan_params(params: Params, config: JanusConfig) -> Params:
+    """The inverse of `unroll_params`."""
+    return params | {
+        "und_encoder": stack_blocks(params["und_encoder"], config.und_encoder),
+        "llm": stack_layers(params["llm"], config.llm),
+    }
 
 
 def apply(model: Janus, params: Params, method: str, *args: Any) -> Any:

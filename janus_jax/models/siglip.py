@@ -1,6 +1,10 @@
 """The understanding encoder: SigLIP's vision transformer (arXiv 2303.15343; ViT, arXiv 2010.11929)."""
 
+from collections.abc import Mapping
+from typing import Any
+
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -82,15 +86,23 @@ class Siglip(nn.Module):
         x = PatchEmbed(c, e, name="patch_embed")(pixels)
         init = nn.initializers.normal(c.width**-0.5)
         x = x + parameter(self, "pos_embed", init, x.shape[1:], (None, "embed"), e).astype(x.dtype)
-        block = Block if e.remat == "none" else nn.remat(Block, policy=remat_policy(e.remat), prevent_cse=False)
-        blocks = nn.scan(
-            block,
-            variable_axes={"params": 0},
-            split_rngs={"params": True},
-            length=c.depth,
-            metadata_params={nn.PARTITION_NAME: "layers"},
+        block = (
+            Block
+            if e.remat == "none"
+            else nn.remat(Block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled")
         )
-        x, _ = blocks(c, e, name="blocks")(x)
+        if e.layers == "unrolled":
+            for i in range(c.depth):
+                x, _ = block(c, e, name=f"blocks_{i}")(x)
+        else:
+            blocks = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                length=c.depth,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            x, _ = blocks(c, e, name="blocks")(x)
         return LayerNorm(c.layer_norm_eps, e, name="norm")(x)
 
 
@@ -111,3 +123,17 @@ class PatchEmbed(nn.Module):
         patches = patches.reshape(-1, side * side, p * p * 3)
         kernel = kernel.astype(e.dtype).reshape(p * p * 3, c.width)
         return jnp.einsum("BNP,PD->BND", patches, kernel, precision=precision(e.dtype)) + bias.astype(e.dtype)
+
+
+def unstack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
+    """The encoder's parameters in the form that `Execution.layers` "unrolled" reads."""
+    tree = {name: value for name, value in params.items() if name != "blocks"}
+    blocks = {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(config.depth)}
+    return tree | blocks
+
+
+def stack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
+    """The inverse of `unstack_blocks`: the form of training and of checkpoints."""
+    blocks = [params[f"blocks_{i}"] for i in range(config.depth)]
+    tree = {name: value for name, value in params.items() if not name.startswith("blocks_")}
+    return tree | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

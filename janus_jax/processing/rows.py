@@ -2,7 +2,6 @@
 
 import dataclasses
 import enum
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ from jaxtyping import Bool, Int, UInt8
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
 from janus_jax.config import JanusConfig
 from janus_jax.errors import JanusError
+from janus_jax.files import read_json_if_any
 from janus_jax.processing.conversation import (
     TEMPLATES,
     UNDERSTANDING_SYSTEM_PROMPT,
@@ -328,11 +328,11 @@ def _released_min_side(directory: Path, config: JanusConfig) -> int:
     """The one number of the directory's image settings that no config holds; the others are checked against it."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
     processor_file = directory / "processor_config.json"
-    processor = _json_object(processor_file)
+    processor = read_json_if_any(processor_file, "copy it from the released checkpoint again")
     _check_agreement(processor_file, "num_image_tokens", processor.get("num_image_tokens", patches), patches)
 
     file = directory / "preprocessor_config.json"
-    values = _json_object(file)
+    values = read_json_if_any(file, "copy it from the released checkpoint again")
     if isinstance(nested := processor.get("image_processor"), dict) and not values:  # transformers 5 writes one file
         file, values = processor_file, nested
     size = values.get("size")  # transformers' name for image_size, an object
@@ -351,15 +351,3 @@ def _check_agreement(file: Path, name: str, found: object, expected: object) -> 
         raise JanusError(
             f"{file}: {name} is {found!r}, but the model's config makes it {expected!r}; correct the wrong one."
         )
-
-
-def _json_object(file: Path) -> dict[str, Any]:
-    if not file.exists():
-        return {}
-    try:
-        values = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise JanusError(f"{file} is no json ({error}); copy it from the released checkpoint again.") from error
-    if not isinstance(values, dict):
-        raise JanusError(f"{file} is no json object; copy it from the released checkpoint again.")
-    return values

@@ -1,6 +1,6 @@
 """Text to ids and back: byte-level BPE as the released `tokenizer.json` describes it."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Self
@@ -8,6 +8,7 @@ from typing import NamedTuple, Self
 import tokenizers
 
 from janus_jax.errors import JanusError
+from janus_jax.files import read_text, reading
 
 BEGIN_OF_SENTENCE = "<｜begin▁of▁sentence｜>"
 END_OF_SENTENCE = "<｜end▁of▁sentence｜>"
@@ -19,6 +20,8 @@ BEGIN_OF_GENERATION = "<｜begin▁of▁generation｜>"
 
 REQUIRED_TOKENS = (BEGIN_OF_SENTENCE, END_OF_SENTENCE, PAD, BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE_PLACEHOLDER)
 """What every model of the family needs."""
+
+_RARE = "a\N{GOTHIC LETTER AHSA}"
 
 
 @dataclass(frozen=True)
@@ -75,20 +78,20 @@ class Tokenizer:
         """Reads `tokenizer.json` from a model directory.
 
         Raises:
-          JanusError: the file is missing or no tokenizer.
+          JanusError: the file is missing, no tokenizer, or one that cannot take every text.
         """
         file = Path(path) / "tokenizer.json"
-        try:
-            text = file.read_text(encoding="utf-8")
-        except FileNotFoundError:
-            raise JanusError(f"{file} is missing; copy it there from the released checkpoint.") from None
-        except (OSError, UnicodeDecodeError) as error:
-            raise JanusError(f"{file} cannot be read ({error}); copy it from the released checkpoint again.") from error
+        with reading(file):
+            if not file.exists():
+                raise JanusError(f"{file} is missing; copy it there from the released checkpoint.")
+        text = read_text(file, "copy it from the released checkpoint again")
         try:
             backend = tokenizers.Tokenizer.from_str(text)
+            # Some kinds fail only when they meet what their vocabulary lacks.
+            backend.encode(_RARE, add_special_tokens=False)
         except Exception as error:  # the library raises nothing narrower
             raise JanusError(
-                f"{file} is no tokenizer file ({error}); copy it from the released checkpoint again."
+                f"{file} is no tokenizer that can be used ({error}); copy it from the released checkpoint again."
             ) from error
         return cls(backend, file)
 
@@ -165,10 +168,6 @@ class StreamDecoder:
             return ""
         self._pending.clear()
         return text
-
-    def extend(self, ids: Sequence[int]) -> str:
-        """The text that `ids` complete."""
-        return "".join(map(self.push, ids))
 
     def finish(self) -> str:
         """What is left when no more ids come, U+FFFD in place of an unfinished character."""

@@ -31,6 +31,7 @@ def test_there_and_back_by_the_commands(released_folder, tmp_path):
         ("from_pytorch", ["one"], "SRC DST"),
         ("to_pytorch", ["a", "b"], "layout is required"),
         ("to_pytorch", ["a", "b", "--layout=other"], "<released|transformers>"),
+        ("to_pytorch", ["a", "b", "--layout=released", "--shard_gb=nan"], "must be a number of at least 0.001"),
         ("to_pytorch", ["nowhere", "out", "--layout=released"], "nowhere/config.json does not exist"),
     ],
 )

@@ -1,5 +1,7 @@
+import gc
 import json
 import os
+import platform
 import shutil
 import signal
 import subprocess
@@ -44,6 +46,7 @@ from tests.checkpoints_convert.checkpoints import (
 )
 
 ROOT = Path(__file__).parents[2]
+NO_METADATA = ("[]", "null", '{"tree_metadata": []}', '{"tree_metadata": {"a": 1}}', "[[[[")
 
 
 def assert_same_tensors(left, right):
@@ -349,12 +352,67 @@ def test_a_part_alone_is_not_exported(tmp_path):
         lambda params: (params / "llm.head.weight" / "0.0").unlink(),
         lambda params: os.truncate(params / "llm.head.weight" / "0.0", 5),
         lambda params: shutil.rmtree(params / "llm.head.weight"),
+        lambda params: (params / "llm.head.weight" / ".zarray").unlink(),
+        lambda params: (params / "llm.head.weight" / ".zarray").write_text("["),
         lambda params: (params / "_METADATA").unlink(),
+        *(lambda params, text=text: (params / "_METADATA").write_text(text) for text in NO_METADATA),
     ],
-    ids=["a chunk is gone", "a chunk is cut short", "an array is gone", "the metadata is gone"],
+    ids=["no chunk", "half a chunk", "no array", "no header", "half a header", "no metadata", *NO_METADATA],
 )
-def test_a_damaged_converted_folder_is_refused_before_anything_is_read(converted_folder, tmp_path, damage):
+def test_a_damaged_converted_folder_is_refused_before_anything_is_read(converted_folder, tmp_path, damage, capfd):
     folder = shutil.copytree(converted_folder, tmp_path / "damaged")
     damage(folder / "params")
     with pytest.raises(JanusError, match="convert the checkpoint again"):
         next(read_params(folder))
+    # Of what hangs, Orbax's threads tell when they are collected.
+    gc.collect()
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"part": ["janus"]},
+        {"part": "llm", "model": [1]},
+        {"part": "llm", "model": {"depth": 1 << 31}},
+        {"model": [1]},
+        {"model": None},
+        {"source": "x"},
+        {"source": {"dtypes": {"a": "nonsense"}}},
+        {"source": {"dtypes": {"a": [1]}}},
+        {"source": {"dtypes": [1]}},
+        {"source": {"image_token_id": "x"}},
+    ],
+    ids=str,
+)
+def test_a_damaged_converted_config_is_named(converted_folder, tmp_path, change):
+    folder = shutil.copytree(converted_folder, tmp_path / "damaged")
+    content = json.loads((folder / "config.json").read_text()) | change
+    (folder / "config.json").write_text(json.dumps(content))
+    with pytest.raises(JanusError, match=r"damaged/config\.json"):
+        export(folder, tmp_path / "back", "released")
+
+
+@pytest.mark.parametrize("tokens", [[1], {"a": 1}, [{"content": []}], [{"content": "a", "id": None}]], ids=str)
+def test_damaged_added_tokens_are_named(converted_folder, tmp_path, tokens):
+    folder = shutil.copytree(converted_folder, tmp_path / "damaged")
+    (folder / "tokenizer.json").write_text(json.dumps({"added_tokens": tokens}))
+    with pytest.raises(JanusError, match=r"tokenizer\.json is damaged"):
+        export(folder, tmp_path / "back", "released")
+
+
+def test_parameters_are_stored_as_no_other_dtype(released_folder, tmp_path):
+    with pytest.raises(JanusError, match="--dtype is 'int8'"):
+        convert(released_folder, tmp_path / "out", "int8")
+
+
+@pytest.mark.parametrize("name", ["x\0y", "x" * 5000], ids=["a NUL", "too long"])
+def test_a_target_that_cannot_be_a_path_is_told(released_folder, tmp_path, name):
+    with pytest.raises(JanusError, match=r"no name of a folder|cannot be written"):
+        convert(released_folder, tmp_path / name)
+
+
+def test_a_leftover_of_an_earlier_run_with_our_own_process_number_is_abandoned(released_folder, tmp_path):
+    (tmp_path / f".out.incomplete-{platform.node()}-{os.getpid()}").mkdir()
+    convert(released_folder, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]

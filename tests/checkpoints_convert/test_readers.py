@@ -73,6 +73,11 @@ def test_a_truncated_file_is_named(folder, size):
         {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
         {"dtype": "F32", "shape": "2", "data_offsets": [0, "x"]},
         {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]},
+        {"dtype": "F32", "shape": [2], "data_offsets": [0, float("inf")]},
+        {"dtype": [1], "shape": [2], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [2, *[1] * 101], "data_offsets": [0, 8]},
+        {"dtype": "F32", "shape": [0, 1 << 70], "data_offsets": [0, 0]},
         {"shape": [2]},
         [],
     ],
@@ -81,6 +86,20 @@ def test_a_corrupt_header_is_named(tmp_path, entry):
     header = json.dumps({"a": entry}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(JanusError, match=r"model\.safetensors"):
+        open_tensors(tmp_path)
+
+
+def test_a_header_of_endless_depth_is_named(tmp_path):
+    header = b"[" * 100_000
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(JanusError, match=r"model\.safetensors is damaged"):
+        open_tensors(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
+def test_a_file_that_git_lfs_never_fetched_is_told(tmp_path, name):
+    (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(JanusError, match=f"{name} is a git-lfs pointer"):
         open_tensors(tmp_path)
 
 
@@ -93,7 +112,16 @@ def test_a_missing_shard_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "text", ["{", "[]", "{}", '{"weight_map": {"a": 1}}', '{"weight_map": {"a": "../x.safetensors"}}']
+    "text",
+    [
+        "{",
+        "[]",
+        "{}",
+        '{"weight_map": {"a": 1}}',
+        '{"weight_map": {"a": "../x.safetensors"}}',
+        "[" * 100_000,
+        '{"weight_map": {"a": "model.safetensors.index.json"}}',
+    ],
 )
 def test_a_bad_index_is_named(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)

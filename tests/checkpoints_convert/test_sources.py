@@ -149,6 +149,16 @@ def test_only_a_few_of_many_mismatches_are_told_by_name(tmp_path):
         (lambda c: c.update(vision_gen_enc_config={}), "JanusFlow"),
         (lambda c: c.update(language_config=3), "language_config is 3"),
         (lambda c: c.update(model_type="flamingo"), "model_type 'flamingo'"),
+        (lambda c: c["language_config"].update(num_hidden_layers=1 << 31), "config.json: LlamaConfig.depth"),
+        (lambda c: c["language_config"].update(num_hidden_layers=10**30), "config.json: LlamaConfig.depth"),
+        (lambda c: c["vision_config"]["params"].update(layers=1 << 31), "config.json: SiglipConfig.depth"),
+        (lambda c: c["gen_vision_config"]["params"].update(num_res_blocks=1 << 31), "config.json: VQConfig.num_res"),
+        (lambda c: c["gen_vision_config"]["params"].update(ch_mult=[]), "config.json: VQConfig.channel_mult"),
+        (lambda c: c["gen_vision_config"]["params"].update(ch_mult=["a"]), "config.json: VQConfig.channel_mult"),
+        (lambda c: c["gen_vision_config"]["params"].update(ch_mult=[None]), "config.json: VQConfig.channel_mult"),
+        (lambda c: c["vision_config"]["params"].update(mlp_ratio=float("nan")), "config.json is damaged"),
+        (lambda c: c["vision_config"]["params"].update(mlp_ratio=float("inf")), "config.json is damaged"),
+        (lambda c: c.update(model_type=["multi_modality"]), "config.json is damaged"),
     ],
 )
 def test_a_config_of_another_network_is_refused_by_field(tmp_path, change, field):
@@ -165,6 +175,49 @@ def test_weights_without_their_config_say_what_is_missing(tmp_path):
         open_source(folder)
 
 
+@pytest.mark.parametrize("shape", [(), (0,), (64, 1)], ids=str)
+@pytest.mark.parametrize(
+    "name",
+    [
+        "vision_model.vision_tower.patch_embed.proj.bias",
+        "vision_model.vision_tower.blocks.0.mlp.fc1.bias",
+        "vision_model.vision_tower.pos_embed",
+        "gen_vision_model.encoder.conv_in.bias",
+        "gen_vision_model.encoder.conv_blocks.0.res.0.conv1.bias",
+        "gen_vision_model.quantize.embedding.weight",
+        "gen_head.output_mlp_projector.bias",
+    ],
+)
+def test_a_tensor_that_gives_no_size_away_is_named(name, shape):
+    said = Section(released.write_config(SMALL, "bfloat16"), "config.json")
+    shapes = released.manifest(SMALL)
+    if len(shape) == len(shapes[name]):
+        shape = tuple(0 for _ in shape)
+    with pytest.raises(JanusError, match=name):
+        released.read_config(said, shapes | {name: shape})
+
+
+def test_a_chat_template_that_is_no_text_is_named(tmp_path):
+    folder = save_transformers(tmp_path / "Janus-Pro-1B")
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+    with pytest.raises(JanusError, match=r"chat_template\.jinja is damaged"):
+        open_source(folder)
+
+
+def test_a_folder_in_place_of_the_config_is_told(tmp_path):
+    folder = save_released(tmp_path / "Janus-Pro")
+    (folder / "config.json").unlink()
+    (folder / "config.json").mkdir()
+    with pytest.raises(JanusError, match=r"config\.json cannot be read \(Is a directory\)"):
+        open_source(folder)
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "x\0y"], ids=["too long", "a NUL"])
+def test_what_cannot_be_a_path_is_told(path):
+    with pytest.raises(JanusError, match=r"does not exist|File name too long"):
+        open_source(path)
+
+
 def test_weights_of_no_known_layout_are_told(tmp_path):
     with pytest.raises(JanusError, match="no known layout"):
         open_source(save(tmp_path / "other", {"conv1.weight": np.zeros(3, FLOAT32)}))
@@ -178,6 +231,8 @@ def test_weights_of_no_known_layout_are_told(tmp_path):
         ("janus_pro_mine", "janus_pro"),
         ("Janus-1.3B", "janus"),
         ("models--deepseek-ai--Janus-1.3B/snapshots/0a1b", "janus"),
+        ("pro/Janus-1.3B", "janus"),
+        ("Janus-1.3B/janus_pro_mine", "janus_pro"),
     ],
 )
 def test_the_conversation_is_told_from_the_folders_name(tmp_path, name, style):

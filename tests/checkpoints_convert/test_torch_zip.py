@@ -128,3 +128,21 @@ def test_a_truncated_archive_is_named(tmp_path):
 def test_a_file_without_weights_is_told(tmp_path, content):
     with pytest.raises(JanusError, match="holds no state dict"):
         open_tensors(archive(tmp_path / "pytorch_model.bin", pickle.dumps(content)))
+
+
+def test_a_state_dict_that_holds_itself_is_told(tmp_path):
+    content = {}
+    content["model"] = content
+    with pytest.raises(JanusError, match="holds no state dict"):
+        open_tensors(archive(tmp_path / "pytorch_model.bin", pickle.dumps(content)))
+
+
+def test_a_wrong_directory_of_the_archive_is_told(tmp_path):
+    file = archive(tmp_path / "pytorch_model.bin", pickle.dumps({}))
+    content = bytearray(file.read_bytes())
+    # The offset of the first record, in the central directory's entry for it.
+    place = content.index(b"PK\x01\x02") + 42
+    content[place : place + 4] = (len(content) - 8).to_bytes(4, "little")
+    file.write_bytes(content)
+    with pytest.raises(JanusError, match=r"pytorch_model\.bin is damaged"):
+        open_tensors(file)

@@ -17,7 +17,7 @@ from checkpoints_convert.released import LAYOUT, read_config
 from checkpoints_convert.tree import leaves
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, to_pixels
+from janus_jax.models.janus import Janus, scan_params, to_pixels
 from janus_jax.pretrained import place_params
 from janus_jax.processing import open_image, prepare_understanding
 from janus_jax.sample.images import draw_images, guide
@@ -240,12 +240,10 @@ def test_janus_text_logits(subject, layers):
     batch = subject.batch(ids, np.ones_like(ids))
     model, params = subject.model, subject.params
     if layers == "scanned":
-        from janus_jax.models.llama import stack_layers
-
         if subject.golden.path == DATA / "janus_1b":
             pytest.skip("both forms of the parameters at once do not fit beside each other at true size")
         model = Janus(subject.config, Execution(layers="scanned"))
-        params = params | {"llm": stack_layers(params["llm"], subject.config.llm)}
+        params = scan_params(params, subject.config)
     logits = model.apply({"params": params}, batch, method=lambda model, batch: model.text_logits(model(batch)))
     assert_close(strided(logits[0], vocabulary_step(subject, 256)), subject.expected["text_logits"], 1e-4)
 

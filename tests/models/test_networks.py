@@ -8,9 +8,8 @@ import pytest
 
 from janus_jax.batch import NO_IMAGE
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, apply, init_params, to_images, to_pixels
+from janus_jax.models.janus import Janus, apply, init_params, scan_params, to_images, to_pixels, unroll_params
 from janus_jax.models.layers import FEW_ROWS, Conv, GroupNorm, project
-from janus_jax.models.llama import stack_layers, unstack_layers
 from janus_jax.models.vq import Upsample
 from tests import tiny
 
@@ -29,9 +28,9 @@ def text_logits(execution, params):
 
 
 def test_unstacking_is_undone_by_stacking():
-    llm = tiny.stacked_params()["llm"]
-    back = stack_layers(unstack_layers(llm, tiny.CONFIG.llm), tiny.CONFIG.llm)
-    jax.tree.map(np.testing.assert_array_equal, back, dict(llm))
+    params = tiny.stacked_params()
+    back = scan_params(unroll_params(params, tiny.CONFIG), tiny.CONFIG)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 def test_the_unrolled_form_computes_what_the_scanned_one_does():
