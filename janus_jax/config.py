@@ -39,15 +39,15 @@ def _check_fields(config: Any) -> None:
         value, where = getattr(config, f.name), f"{type(config).__name__}.{f.name}"
         most = _MOST.get(f.name, _MOST_OF_ALL)
         if f.type is int and not (_is_whole(value) and 0 < value <= most):
-            raise JanusError(f"{where} is {value!r}; it must be a whole number from 1 to {most}.")
+            raise JanusError(f"{where} is {value!r:.80}; it must be a whole number from 1 to {most}.")
         if f.type is float and not (isinstance(value, int | float) and 0 < value < math.inf):
-            raise JanusError(f"{where} is {value!r}; it must be a positive number.")
+            raise JanusError(f"{where} is {value!r:.80}; it must be a positive number.")
         if get_origin(f.type) is Literal and value not in get_args(f.type):
-            raise JanusError(f"{where} is {value!r}; it must be one of {', '.join(get_args(f.type))}.")
+            raise JanusError(f"{where} is {value!r:.80}; it must be one of {', '.join(get_args(f.type))}.")
         if get_origin(f.type) is tuple and not (
             isinstance(value, tuple) and value and all(_is_whole(item) and 0 < item <= 1024 for item in value)
         ):
-            raise JanusError(f"{where} is {value!r}; it must be a list of whole numbers from 1 to 1024.")
+            raise JanusError(f"{where} is {value!r:.80}; it must be a list of whole numbers from 1 to 1024.")
 
 
 def _is_whole(value: Any) -> bool:
@@ -356,7 +356,7 @@ def _mlp_params(inputs: int, hidden: int, outputs: int) -> int:
 
 def _from_dict(cls: Any, values: Any, where: str) -> Any:
     if not isinstance(values, Mapping):
-        raise JanusError(f"{where} is {values!r}; it must be an object with the fields of {cls.__name__}.")
+        raise JanusError(f"{where} is {values!r:.80}; it must be an object with the fields of {cls.__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
     if unknown := sorted(set(values) - set(fields)):
         raise JanusError(f"{where} has no field {unknown[0]!r}; its fields are {', '.join(fields)}.")
@@ -370,7 +370,7 @@ def _from_dict(cls: Any, values: Any, where: str) -> Any:
         elif get_origin(f.type) is tuple and isinstance(value, list):
             value = tuple(value)
         elif f.type is str and not isinstance(value, str):
-            raise JanusError(f"{where}.{name} is {value!r}; it must be text.")
+            raise JanusError(f"{where}.{name} is {value!r:.80}; it must be text.")
         arguments[name] = value
     return cls(**arguments)
 
@@ -385,10 +385,10 @@ class Execution:
       attention: the attention kernel: "xla" anywhere, "cudnn" on NVIDIA GPUs, "splash" on TPUs.
       remat: what the backward pass computes again rather than keeps: "none", "dots" (keeps matrix products that
         have no batch axis), "full" (keeps each block's input alone).
-      layers: "scanned" stacks the parameters of all LLM blocks, so that compile time does not grow with depth;
+      layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with depth;
         "unrolled" is the form for sampling: one tree a block, so that a decoding step reads each matrix where it lies
         (a scan would copy it out of the stack first), and matrices that read the same input fused into one.
-        `models.llama.stack_layers` and `unstack_layers` change one into the other.
+        `models.janus.unroll_params` and `scan_params` change one into the other.
     """
 
     dtype: Dtype = "float32"
