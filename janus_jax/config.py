@@ -385,9 +385,9 @@ class Execution:
       attention: the attention kernel: "xla" anywhere, "cudnn" on NVIDIA GPUs, "splash" on TPUs.
       remat: what the backward pass computes again rather than keeps: "none", "dots" (keeps matrix products that
         have no batch axis), "full" (keeps each block's input alone).
-      layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with depth;
-        "unrolled" is the form for sampling: one tree a block, so that a decoding step reads each matrix where it lies
-        (a scan would copy it out of the stack first), and matrices that read the same input fused into one.
+      layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with
+        depth; "unrolled" is the form for sampling: one tree a block, so that a decoding step reads each matrix where
+        it lies (a scan would copy it out of the stack first), and matrices that read the same input fused into one.
         `models.janus.unroll_params` and `scan_params` change one into the other.
     """
 
