@@ -102,7 +102,10 @@ def test_help_shows_the_purpose_and_the_commands_own_flags_alone(folder):
 
 
 def test_an_interrupt_ends_quietly(folder):
+    # A shell starts what runs in its background deaf to interrupts, and that is inherited.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(folder, "here", "--name=forever")
+    signal.signal(signal.SIGINT, before)
     assert process.stdout.readline() == "waiting\n"
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=60)
