@@ -11,15 +11,21 @@ setup(
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
+        "array-record>=0.8,<0.9",
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
+        "ml-collections>=1.1,<2",
         "ml_dtypes>=0.5,<0.7",
         "numpy>=2.0,<3",
+        "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<13",
         "safetensors>=0.5,<0.9",
+        "tensorboardX>=2.6,<3",
+        "tensorflow-datasets>=4.9.10,<4.10",
         "tensorstore>=0.1.74,<0.2",
         "tokenizers>=0.22,<1",
         "tqdm>=4.66,<5",
@@ -27,8 +33,12 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "beam": ["apache-beam>=2.77,<3"],  # `launch.prepare` beyond one machine
+        "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
         "demo": [],  # What `make demo` needs beyond the package: nothing yet.
         "test": [
+            "apache-beam>=2.77,<3",
+            "pyarrow>=20,<26",
             "mypy>=2.4,<3",
             "pre-commit>=4,<5",
             "pytest>=9,<10",

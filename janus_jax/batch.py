@@ -12,6 +12,9 @@ from jaxtyping import Bool, Int, Shaped, UInt8
 NO_IMAGE = -1
 """In `und_places` and `gen_places`: this place is no part of an image."""
 
+NO_PLACE = -1
+"""In `text_targets` and `gen_starts`: there is none."""
+
 PADDING_SEGMENT = 0
 """In `segment_ids`: this place is padding."""
 
@@ -31,6 +34,12 @@ class Batch(NamedTuple):
       gen_places: index of the generation-image id that fills the place, or `NO_IMAGE`.
       und_images: images to understand, padded with zeros to U a row, RGB, 0..255.
       gen_images: images to generate, padded with zeros to G a row, RGB, 0..255.
+      text_targets: for training: places whose text id is to be predicted (from the place before), padded with
+        `NO_PLACE` to T a row.
+      gen_starts: for training: the place of each generated image's first id, all of whose ids are to be predicted
+        (the first from the place before it); `NO_PLACE` where a row has fewer images.
+      gen_ids: ids of the images to generate where they are known; None where the tokenizer has yet to run on
+        `gen_images`, which may be empty (G = 0) otherwise.
     """
 
     tokens: Int[Any, "B L"]
@@ -40,6 +49,9 @@ class Batch(NamedTuple):
     gen_places: Int[Any, "B L"]
     und_images: UInt8[Any, "B U H W 3"]
     gen_images: UInt8[Any, "B G H2 W2 3"]
+    text_targets: Int[Any, "B T"] | None = None
+    gen_starts: Int[Any, "B G"] | None = None
+    gen_ids: Int[Any, "B G N"] | None = None
 
     @property
     def attended(self) -> Bool[Any, "B L"]:

@@ -24,14 +24,16 @@ MAY_IMPORT = {
     "janus_jax.models": (*GROUND, "janus_jax.models"),
     "janus_jax.processing": (*GROUND, "janus_jax.processing"),
     "janus_jax.sharding": (*GROUND, "janus_jax.sharding"),
+    "janus_jax.data": (*GROUND, "janus_jax.processing", "janus_jax.data"),
     "janus_jax.sample": (*GROUND, *MIDDLE, "janus_jax.sample"),
+    "janus_jax.train": (*GROUND, *MIDDLE, "janus_jax.data", "janus_jax.sample", "janus_jax.train"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert", "launch.cli"),
     "configs": ("janus_jax", "configs"),
     "launch": ("janus_jax", "checkpoints_convert", "configs", "launch"),
 }
 # Beyond the ground these work where there is no accelerator: in data workers, in a thin client.
-WITHOUT_ARRAYS = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.processing", "launch.cli")
+WITHOUT_ARRAYS = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.processing", "janus_jax.data", "launch.cli")
 
 
 def sources(packages=("janus_jax", "checkpoints_convert", "configs", "launch")):

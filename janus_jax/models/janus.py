@@ -99,29 +99,31 @@ class Janus(nn.Module):
         """Embeddings of image ids (§3.1, generation adaptor)."""
         return self.gen_adaptor(self.gen_embed(ids))
 
-    def embed(self, batch: Batch, image_ids: Int[Array, "B G N"] | None = None) -> Float[Array, "B L D"]:
-        """Fills each place of a batch with its embedding.
-
-        Args:
-          batch: rows of places.
-          image_ids: ids of `batch.gen_images` where they are known; None runs the tokenizer.
-        """
+    def embed(self, batch: Batch) -> Float[Array, "B L D"]:
+        """Fills each place of a batch with its embedding; runs the tokenizer where image ids are not yet known."""
         x = self.embed_text(batch.tokens)
         if batch.und_images.shape[1]:
             rows, images = batch.und_images.shape[:2]
             features = self.understand(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
             x = _fill(x, features.reshape(rows, images * features.shape[1], -1), batch.und_places)
-        if batch.gen_images.shape[1] or image_ids is not None:
-            if image_ids is None:
-                rows, images = batch.gen_images.shape[:2]
-                pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
-                image_ids = self.tokenize(pixels).reshape(rows, images, -1)
+        image_ids = self.generation_ids(batch)
+        if image_ids.shape[1]:
             x = _fill(x, self.embed_image_ids(image_ids.reshape(len(image_ids), -1)), batch.gen_places)
         return x
 
-    def __call__(self, batch: Batch, image_ids: Int[Array, "B G N"] | None = None) -> Float[Array, "B L D"]:
+    def generation_ids(self, batch: Batch) -> Int[Array, "B G N"]:
+        """Ids of the batch's images to generate: those it came with, or the tokenizer's."""
+        if batch.gen_ids is not None:
+            return batch.gen_ids
+        rows, images = batch.gen_images.shape[:2]
+        if not images:
+            return jnp.zeros((rows, 0, self.config.gen_encoder.num_tokens), jnp.int32)
+        pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
+        return self.tokenize(pixels).reshape(rows, images, -1)
+
+    def __call__(self, batch: Batch) -> Float[Array, "B L D"]:
         """Hidden states of every place; `text_logits` and `image_logits` read them."""
-        hidden, _ = self.llm(self.embed(batch, image_ids), batch.positions, batch.segment_ids)
+        hidden, _ = self.llm(self.embed(batch), batch.positions, batch.segment_ids)
         return hidden
 
     def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B L D"], KVCache]:

@@ -110,7 +110,7 @@ def test_images_to_generate_fill_their_places_with_their_ids():
     batch = processor.left_padded([processor.generation_row("A red boat", tiny.picture(3))])
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
     ids = apply(model, params, "tokenize", to_pixels(jnp.asarray(batch.gen_images[:, 0])))
-    known = apply(model, params, "embed", batch, ids[:, None])
+    known = apply(model, params, "embed", batch._replace(gen_ids=ids[:, None]))
     np.testing.assert_allclose(apply(model, params, "embed", batch), known, atol=1e-6)
     filled = known[0, batch.gen_places[0] != NO_IMAGE]
     np.testing.assert_allclose(filled, apply(model, params, "embed_image_ids", ids[0]), atol=1e-6)
