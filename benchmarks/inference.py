@@ -4,8 +4,8 @@
     python -m benchmarks.inference --preset janus_pro_1b --dtype bfloat16 --batches 32,128 --bandwidth 4.8e12
 
 Measured are the drawing of one image (guidance 5, the likeliest id at every step, the prompt's pass included, divided
-by its number of ids), one pass of the understanding encoder, a prompt's pass through the language model, and the
-image tokenizer both ways. The first command takes the networks of a Janus-Pro-1B but for a language model of 12 layers
+by its number of ids), one pass of the understanding encoder, its linear maps alone, a prompt's pass through the
+language model, and the image tokenizer both ways. The first command takes the networks of a Janus-Pro-1B but for a language model of 12 layers
 of width 1024 and 8192 words, in float32 on two cores; the second, on an accelerator, a released model's shape and also
 batches of images, and sets the time of an id against that of reading the weights from memory.
 
@@ -41,6 +41,7 @@ from checkpoints_convert.tree import leaves
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, preset
 from janus_jax.models.janus import Janus
+from janus_jax.models.layers import project
 from janus_jax.pretrained import place_params
 from janus_jax.sample.images import draw_images, render_images
 from janus_jax.sample.sampling import Sampling, row_keys
@@ -49,7 +50,7 @@ from launch import cli
 _PRESET = flags.DEFINE_string("preset", None, "measure a released model's shape instead of the small one")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "of parameters and computation")
 _ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "our attention kernel")
-_ONLY = flags.DEFINE_list("only", None, "some of token, siglip, prefill, vq_decode, vq_encode, images_N")
+_ONLY = flags.DEFINE_list("only", None, "some of token, siglip, products, prefill, vq_decode, vq_encode, images_N")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "pairs a figure; of the short ones three times as many", lower_bound=1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores to run on", lower_bound=1)
 _BATCHES = flags.DEFINE_list("batches", [], "also draw this many images at a time, pictures included")
@@ -162,6 +163,7 @@ class Inputs:
 
     prompt: np.ndarray
     pixels: np.ndarray
+    features: np.ndarray
     embeddings: np.ndarray
     ids: np.ndarray
 
@@ -174,6 +176,7 @@ class Inputs:
         return cls(
             prompt=prompt,
             pixels=random.random((1, und.image_size, und.image_size, 3), np.float32) * 2 - 1,
+            features=random.random((und.num_patches, und.width), np.float32) * 2 - 1,
             embeddings=random.random((1, PREFILL_PLACES, config.llm.width), np.float32) * 2 - 1,
             ids=random.integers(0, gen.codebook_size, (1, gen.num_tokens), np.int32),
         )
@@ -206,6 +209,19 @@ class Ours:
     def siglip(self) -> np.ndarray:
         """Features of one image."""
         return self._run("siglip", lambda model, pixels: model.und_encoder(pixels), self.inputs.pixels)
+
+    def products(self) -> np.ndarray:
+        """One image's places through the linear maps of every encoder block's MLP, and nothing else."""
+
+        def products(params: Any, x: jax.Array) -> jax.Array:
+            for block in range(self.config.und_encoder.depth):
+                mlp = params["und_encoder"][f"blocks_{block}"]["mlp"]
+                x = project(project(x, mlp["fc1"]["weight"]), mlp["fc2"]["weight"])
+            return x
+
+        if "products" not in self._compiled:
+            self._compiled["products"] = jax.jit(products)
+        return np.asarray(self._compiled["products"](self.params, self.inputs.features).astype(jnp.float32))
 
     def prefill(self) -> np.ndarray:
         """Hidden states of a prompt, its keys and values kept."""
@@ -293,6 +309,14 @@ class Theirs:
         """Features of one image."""
         return self._numpy(self.model.model.vision_model(self._pixels()).last_hidden_state)
 
+    def products(self) -> np.ndarray:
+        """One image's places through the linear maps of every encoder block's MLP, and nothing else."""
+        x = self.torch.from_numpy(self.inputs.features).to(self.device, self.dtype)
+        for layer in self.model.model.vision_model.encoder.layers:
+            x = self.torch.nn.functional.linear(x, layer.mlp.fc1.weight)
+            x = self.torch.nn.functional.linear(x, layer.mlp.fc2.weight)
+        return self._numpy(x)
+
     def prefill(self) -> np.ndarray:
         """Hidden states of a prompt, its keys and values kept."""
         embeddings = self.torch.from_numpy(self.inputs.embeddings).to(self.device, self.dtype)
@@ -346,6 +370,7 @@ def _figures(ours: Ours, theirs: Theirs | None) -> list[Figure]:
         Figure(name, getattr(ours, method), getattr(theirs, method, None), parts, pairs)
         for name, method, parts, pairs in (
             ("siglip", "siglip", 1, short),
+            ("products", "products", 1, short),
             ("prefill", "prefill", 1, short),
             ("vq_decode", "vq_decode", 1, short),
             ("vq_encode", "vq_encode", 1, short),

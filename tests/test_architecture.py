@@ -33,7 +33,14 @@ MAY_IMPORT = {
     "launch": ("janus_jax", "checkpoints_convert", "configs", "launch"),
 }
 # Beyond the ground these work where there is no accelerator: in data workers, in a thin client.
-WITHOUT_ARRAYS = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.processing", "janus_jax.data", "launch.cli")
+WITHOUT_ARRAYS = (
+    "janus_jax.config",
+    "janus_jax.batch",
+    "janus_jax.errors",
+    "janus_jax.processing",
+    "janus_jax.data",
+    "launch.cli",
+)
 
 
 def sources(packages=("janus_jax", "checkpoints_convert", "configs", "launch")):

@@ -105,7 +105,7 @@ def _scores_and_mix(
         scores += jnp.where(allowed, 0, jnp.finfo(jnp.float32).min)
         scores = scores.reshape(*grouped.shape[:3], num_keys)
     # The softmax, divided by its sum only after the product: a pass over K numbers a query and not over S.
-    weights = jnp.exp(scores - jax.lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
+    weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     out = jnp.einsum(
         "BHTS,BHSK->BHTK",
         weights.astype(value.dtype),

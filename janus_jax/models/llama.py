@@ -240,7 +240,7 @@ class Llama(nn.Module):
         return x, tuple(jax.tree.map(lambda leaf, i=i: leaf[i], kv) for i in range(self.config.depth))
 
 
-LEAVES_OF_BLOCK = 9
+LEAVES_OF_BLOCK = len(("attn_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "down"))
 """Arrays in the tree of one block, before it is fused."""
 
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from janus_jax.batch import Batch
 from janus_jax.models.janus import Janus, Params, apply, to_images
 from janus_jax.models.llama import KVCache, grow_cache
-from janus_jax.sample.sampling import Knobs, Sampling, Strategy, draw
+from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
 
 KV_AXES = ("batch", "kv_heads", "length", "head_dim")
@@ -178,7 +178,12 @@ def _render(model: Janus, params: Params, ids: Int[Array, "B T"]) -> UInt8[Array
 def render_images(
     model: Janus, params: Params, ids: Int[Array, "R T"], batch_size: int = 8
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The pictures of ids, 0..255, `batch_size` on the device at a time."""
+    """The pictures of ids, 0..255, `batch_size` on the device at a time.
+
+    Raises:
+      JanusError: ids are missing, because the model's logits were not numbers.
+    """
+    check_drawn(np.asarray(ids))
     for start in range(0, ids.shape[0], batch_size):
         group = ids[start : start + batch_size]
         yield from np.asarray(_render(model, params, group))

@@ -5,11 +5,15 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from janus_jax.errors import JanusError
 
 Strategy = Literal["greedy", "all", "filtered"]
+
+NO_ID = -1
+"""In place of an id: there were no numbers to draw it from."""
 
 
 class Knobs(NamedTuple):
@@ -80,7 +84,27 @@ def draw(
       keys: one a row, the same at every step.
       step: number of the step, which sets the steps' randomness apart.
       knobs, strategy: of a `Sampling`.
+
+    Returns:
+      The ids; `NO_ID` where logits are NaN, which `check_drawn` tells the user of.
     """
+    ids = _draw(logits, keys, step, knobs, strategy)
+    return jnp.where(jnp.isnan(logits.max(axis=-1)), NO_ID, ids)
+
+
+def check_drawn(ids: Int[np.ndarray, "..."]) -> None:
+    """Checks that every id was drawn from numbers.
+
+    Raises:
+      JanusError: one was not.
+    """
+    if (ids == NO_ID).any():
+        raise JanusError("The model's logits are not numbers; its weights are damaged: convert or fetch them again.")
+
+
+def _draw(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], step: Int[Array, ""] | int, knobs: Knobs, strategy: Strategy
+) -> Int[Array, " B"]:
     if strategy == "greedy":
         return jnp.argmax(logits, axis=-1).astype(jnp.int32)
     logits = logits / knobs.temperature

@@ -14,7 +14,7 @@ from janus_jax.batch import Batch
 from janus_jax.models.janus import Janus, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.images import KV_AXES
-from janus_jax.sample.sampling import Knobs, Sampling, Strategy, draw
+from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
 
 
@@ -60,6 +60,9 @@ def write_text(
       max_new_tokens: ids a row at most.
       is_finished: called with all ids so far after every chunk; tells which rows need go no further (a stop string,
         which only the text can show).
+
+    Raises:
+      JanusError: the model's logits are not numbers.
     """
     length = prompts.shape[1]
     slots = round_up(length + 1, CACHE_STEP)
@@ -68,6 +71,7 @@ def write_text(
     state = _start(model, params, prompts, keys, knobs, stops, slots, strategy)
     ids = new_ids = np.asarray(state.last)[:, None]
     while True:
+        check_drawn(new_ids)
         written = ids.shape[1]
         if is_finished is not None:
             state = state._replace(finished=state.finished | jnp.asarray(is_finished(ids)))

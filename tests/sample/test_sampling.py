@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.sample.sampling import Sampling, draw, row_keys
+from janus_jax.sample.sampling import NO_ID, Sampling, check_drawn, draw, row_keys
 
 LOGITS = jnp.log(jnp.array([0.05, 0.5, 0.25, 0.15, 0.05]))
 
@@ -17,6 +17,17 @@ def frequencies(sampling, count=20000):
 
 def test_temperature_zero_takes_the_largest():
     assert frequencies(Sampling(0.0), 10)[1] == 1
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0.0), Sampling(1.0), Sampling(1.0, top_k=2)])
+def test_logits_that_are_no_numbers_give_no_id(sampling):
+    logits = jnp.stack([LOGITS, LOGITS.at[2].set(jnp.nan)])
+    ids = np.asarray(draw(logits, row_keys(0, 0, range(2)), 0, sampling.knobs, sampling.strategy))
+    assert ids[0] != NO_ID
+    assert ids[1] == NO_ID
+    check_drawn(ids[:1])
+    with pytest.raises(JanusError, match="logits are not numbers"):
+        check_drawn(ids)
 
 
 def test_temperature_one_draws_by_probability():
