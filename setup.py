@@ -15,6 +15,7 @@ setup(
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "grain>=0.2.18,<0.3",
+        "importlib-resources>=6,<8",  # what TFDS' own files are found with, and does not ask for
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
         "ml-collections>=1.1,<2",
@@ -24,6 +25,7 @@ setup(
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<13",
         "safetensors>=0.5,<0.9",
+        "scipy>=1.14,<2",
         "tensorboardX>=2.6,<3",
         "tensorflow-datasets>=4.9.10,<4.10",
         "tensorstore>=0.1.74,<0.2",

@@ -7,7 +7,7 @@ them; images stay in the encoding in which they came.
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,7 @@ class Record:
     text: str = ""
     messages: tuple[Message, ...] = ()
     images: tuple[bytes, ...] = ()
-    image_ids: Int[np.ndarray, " N"] = NO_IDS
+    image_ids: Int[np.ndarray, " N"] = field(default_factory=lambda: NO_IDS)
 
     def to_example(self) -> dict[str, Any]:
         """The record as `features` describes it."""

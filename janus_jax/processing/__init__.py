@@ -10,6 +10,7 @@ from janus_jax.processing.conversation import (
 from janus_jax.processing.images import (
     MAX_PIXELS,
     ImageSource,
+    TooManyPixels,
     open_image,
     prepare_generation,
     prepare_understanding,
@@ -32,6 +33,7 @@ __all__ = [
     "StreamDecoder",
     "Task",
     "Tokenizer",
+    "TooManyPixels",
     "make_byte_level_tokenizer",
     "open_image",
     "prepare_generation",

@@ -39,6 +39,10 @@ _TRANSPOSITIONS = {
 _pillow_limit_lock = threading.Lock()
 
 
+class TooManyPixels(JanusError):
+    """An image has more pixels than are read: a decompression bomb, or an honest giant."""
+
+
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
     """Reads an image, upright, as 8-bit RGB. Of an animation, the first frame.
 
@@ -47,8 +51,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     that holds them, and anything larger from 0 to its own maximum.
 
     Raises:
-      JanusError: the file is missing, no image, truncated, corrupt or has more than `max_pixels` pixels. The
-        message names it.
+      JanusError: the file is missing, no image, truncated, corrupt or has more than `max_pixels` pixels (then a
+        `TooManyPixels`). The message names it.
     """
     name = _name(source)
     try:
@@ -61,7 +65,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except UnidentifiedImageError:
         raise JanusError(f"{name} is no image, or in none of the formats {', '.join(_FORMATS)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise JanusError(
+        raise TooManyPixels(
             f"{name} has more than {max_pixels} pixels, the most that are read; make it smaller."
         ) from None
     # A corrupt file can make a decoder raise nearly anything: OSError, SyntaxError, struct.error, zlib.error ...
@@ -85,9 +89,10 @@ def prepare_understanding(
     longest = max(image.size)
     # The models were trained with sides cut down to whole pixels; rounding moves the picture by one.
     width, height = (max(int(side / longest * size), min_size) for side in image.size)
-    square = Image.new("RGB", (size, size), (background,) * 3)
-    square.paste(_resize(image, width, height), ((size - width) // 2, (size - height) // 2))
-    return np.array(square)
+    left, top = (size - width) // 2, (size - height) // 2
+    square = np.full((size, size, 3), background, np.uint8)
+    square[top : top + height, left : left + width] = np.asarray(_resize(image, width, height))
+    return square
 
 
 def prepare_generation(
@@ -110,7 +115,7 @@ def prepare_generation(
     # image 1 pixel high and 100,000 wide the scaled one would not fit into memory.
     x, y = (side / side_scaled for side, side_scaled in zip(image.size, scaled, strict=True))
     box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
-    return np.array(_resize(image, size, size, box))
+    return np.asarray(_resize(image, size, size, box))
 
 
 def _resize(
@@ -189,7 +194,7 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     if not width * height:
         raise JanusError(f"{name} has no pixels: its size is {width} x {height}.")
     if width * height > max_pixels:
-        raise JanusError(
+        raise TooManyPixels(
             f"{name} has {width} x {height} pixels, more than the {max_pixels} that are read; make it smaller."
         )
     image.load()

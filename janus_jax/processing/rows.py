@@ -281,8 +281,8 @@ class Processor:
             answer=answer,
             und_places=nowhere if und_places is None else und_places,
             gen_places=nowhere if gen_places is None else gen_places,
-            und_images=np.stack(und_images) if und_images else self._blank(self.und_image_size, 0),
-            gen_images=np.stack(gen_images) if gen_images else self._blank(self.gen_image_size, 0),
+            und_images=_stacked(und_images) if und_images else self._blank(self.und_image_size, 0),
+            gen_images=_stacked(gen_images) if gen_images else self._blank(self.gen_image_size, 0),
         )
 
     @staticmethod
@@ -297,6 +297,11 @@ class Processor:
                 f"Row {needed.index(most)} of the batch has {most} {what}, more than the {given} there is room for."
             )
         return most if given is None else given
+
+
+def _stacked(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "U H W 3"]:
+    # One image, the usual number, is not worth a copy.
+    return images[0][None] if len(images) == 1 else np.stack(images)
 
 
 def _sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:

@@ -1,0 +1,259 @@
+"""The stream beside the least it could do: decoding and resizing the same images with PIL.
+
+    python -m benchmarks.data
+    python -m benchmarks.data --ratio 7:3:10 --workers 8 --rounds 100
+
+Makes a prepared data set of its own: JPEGs of 640 x 480 pixels with texture and noise, with questions and answers of
+20 to 300 ids, with captions of up to 100, and documents of 50 to 4,000 ids. Measured are the fill of the batches (rows
+of 4096 places, images of 576); samples and images a second and core, next to PIL's images from the same files; and the
+time from nothing, in a fresh interpreter, to the first batch.
+
+PIL and the stream, without worker processes, take turns in one process and on one core: the stream makes a batch, then
+PIL opens, decodes and resizes the images that were in it, to the sizes that the model takes. The ratio is of processor
+time, which other programs on the machine do not count into; that of wall time stands beside it. What the stream does
+besides, reading records, tokenising, packing and laying the batch, counts against it. `ratio` is of samples with
+images, for which PIL does something; `mixture_ratio` is of the whole mixture, where the stream tokenises documents
+too and PIL has nothing to do for them. The figures with worker processes are of wall time and mean something on an
+idle machine alone. The last line is one JSON object with every figure.
+"""
+
+import io
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image
+
+from janus_jax.config import preset
+from janus_jax.data.components import Component
+from janus_jax.data.records import Record
+from janus_jax.data.shards import shard_path, write_metadata, write_shard
+from janus_jax.data.stream import Stream, StreamConfig, open_stream
+from janus_jax.errors import JanusError
+from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT, Processor, Task, make_byte_level_tokenizer
+from launch import cli
+
+_RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generation, in samples")
+_ROUNDS = flags.DEFINE_integer("rounds", 40, "batches to measure", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 4, "rows of a batch", lower_bound=1)
+_WORKERS = flags.DEFINE_integer(
+    "workers", 2, "worker processes of the figure with them; 0 leaves it out", lower_bound=0
+)
+_RECORDS = flags.DEFINE_integer("records", 150, "records of each kind", lower_bound=1)
+
+NAMES = ("und", "text", "gen")
+SIZE = (640, 480)
+BARS = {"fill": 0.95, "mixture_fill": 0.95, "ratio": 0.8}
+_FIRST_BATCH = """
+import time
+begin = time.perf_counter()
+from benchmarks.data import make_config, make_processor
+from janus_jax.data.stream import open_stream
+from pathlib import Path
+import sys
+folder, ratio, rows, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+config, processor = make_config(folder, ratio, rows), make_processor(folder)
+opened = time.perf_counter()
+with open_stream(config, processor, workers=workers) as stream:
+    next(stream)
+    print(opened - begin, time.perf_counter() - opened)
+"""
+
+
+def make_picture(rng: np.random.Generator) -> bytes:
+    """A JPEG about as hard to decode as a photograph: colours, texture and noise."""
+    width, height = SIZE
+    layers = [
+        np.asarray(
+            Image.fromarray(rng.integers(0, 256, (side * 3 // 4, side, 3), np.uint8)).resize(
+                SIZE, Image.Resampling.BICUBIC
+            ),
+            np.float32,
+        )
+        * share
+        for side, share in ((8, 0.5), (40, 0.3), (160, 0.15))
+    ]
+    pixels = sum(layers) + rng.normal(0, 4, (height, width, 3))
+    file = io.BytesIO()
+    Image.fromarray(np.clip(pixels, 0, 255).astype(np.uint8)).save(file, "JPEG", quality=90)
+    return file.getvalue()
+
+
+def make_records(kind: str, count: int) -> Iterator[Record]:
+    """Records of one component; a word is about an id."""
+    rng = np.random.default_rng(NAMES.index(kind))
+    for number in range(count):
+        key = f"{kind}{number}"
+        if kind == "text":
+            yield Record(key, Task.TEXT, text=_words(rng, int(np.exp(rng.uniform(np.log(50), np.log(4000))))))
+        elif kind == "gen":
+            caption = _words(rng, int(rng.integers(8, 100)))
+            yield Record(key, Task.GENERATION, text=caption, images=(make_picture(rng),))
+        else:
+            question = f"<image_placeholder>\n{_words(rng, 10)}?"
+            answer = _words(rng, int(rng.integers(10, 250)))
+            yield Record(
+                key,
+                Task.UNDERSTANDING,
+                messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}),
+                images=(make_picture(rng),),
+            )
+
+
+_VOCABULARY = tuple(
+    start + middle + end
+    for start in ("b", "cl", "dr", "f", "gr", "h", "l", "m", "p", "st")
+    for middle in ("a", "ea", "i", "o", "oo", "u")
+    for end in ("ck", "d", "ll", "n", "st", "t")
+)
+
+
+def _words(rng: np.random.Generator, count: int) -> str:
+    return " ".join(rng.choice(_VOCABULARY, max(count, 1)))
+
+
+def make_processor(folder: Path) -> Processor:
+    """That of a released model's sizes, with a tokenizer that knows the words."""
+    model = folder / "model"
+    config = preset("janus_pro_1b")
+    if not model.exists():
+        corpus = [" ".join(_VOCABULARY), UNDERSTANDING_SYSTEM_PROMPT] * 9
+        make_byte_level_tokenizer(model, corpus, 4096, config.conversation, 384, 576)
+    return Processor.from_directory(model, config)
+
+
+def make_config(folder: Path, ratio: str, rows: int) -> StreamConfig:
+    """The mixture of the data sets in a folder."""
+    weights = [float(part) for part in ratio.split(":")]
+    if len(weights) != len(NAMES):
+        raise JanusError(f"--ratio is {ratio!r}; it must be three numbers, as 2:3:5.")
+    components = [
+        Component(name, folder / name, weight) for name, weight in zip(NAMES, weights, strict=True) if weight > 0
+    ]
+    return StreamConfig(tuple(components), batch_size=rows)
+
+
+def bare(file: bytes, kind: str) -> Image.Image:
+    """What cannot be left out: the image, decoded and at the size that the model takes."""
+    image = Image.open(io.BytesIO(file)).convert("RGB")
+    width, height = image.size
+    if kind == "und":
+        return image.resize((384, 384 * height // width), Image.Resampling.BICUBIC)
+    left = (width - height) // 2
+    return image.resize((384, 384), Image.Resampling.BICUBIC, (left, 0, left + height, height))
+
+
+@dataclass
+class Clock:
+    """Adds up wall and processor seconds of this process."""
+
+    wall: float = 0.0
+    cpu: float = 0.0
+
+    def __enter__(self) -> None:
+        self._begin = time.perf_counter(), time.process_time()
+
+    def __exit__(self, *_: object) -> None:
+        self.wall += time.perf_counter() - self._begin[0]
+        self.cpu += time.process_time() - self._begin[1]
+
+
+def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, float]:
+    """The stream and PIL in turns, on one core."""
+    ours, theirs, samples, images = Clock(), Clock(), 0, 0
+    next(stream)  # the first batch also fills what waits
+    for _ in range(rounds):
+        with ours:
+            next(stream)
+        names = [name.split("#")[0] for row in stream.sample_ids for name in row]
+        pictures = [(files[name], name.partition("/")[0]) for name in names if name in files]
+        with theirs:
+            for file, kind in pictures:
+                bare(file, kind)
+        samples, images = samples + len(names), images + len(pictures)
+    return {
+        "fill": stream.report()["fill/places"],
+        "samples_per_second_per_core": samples / ours.cpu,
+        "images_per_second_per_core": images / ours.cpu,
+        "pil_images_per_second_per_core": images / theirs.cpu,
+        "ratio": theirs.cpu / ours.cpu,
+        "ratio_wall": theirs.wall / ours.wall,
+    }
+
+
+def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
+    """The stream alone, as fast as its workers are."""
+    for _ in range(3):  # by then nothing was read ahead of the clock
+        next(stream)
+    samples, images, clock = 0, 0, Clock()
+    with clock:
+        for _ in range(rounds):
+            next(stream)
+            kinds = [name.partition("/")[0] for row in stream.sample_ids for name in row]
+            samples, images = samples + len(kinds), images + len(kinds) - kinds.count("text")
+    return {
+        "workers_samples_per_second": samples / clock.wall,
+        "workers_images_per_second": images / clock.wall,
+        "workers_main_process_share": clock.cpu / clock.wall,
+    }
+
+
+def measure_start(folder: Path, workers: int) -> dict[str, float]:
+    """Seconds of a fresh interpreter until the stream is opened, and from there to the first batch."""
+    command = [sys.executable, "-c", _FIRST_BATCH, str(folder), _RATIO.value, str(_ROWS.value), str(workers)]
+    printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
+    return {f"start_{workers}_import_s": float(printed[0]), f"start_{workers}_first_batch_s": float(printed[1])}
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints a table and one line of JSON."""
+    available = sorted(os.sched_getaffinity(0))
+    report: dict[str, object] = {
+        "ratio_of_samples": _RATIO.value,
+        "rows": _ROWS.value,
+        "cores": len(available),
+        "load": os.getloadavg()[0],
+        "versions": {name: version(name) for name in ("pillow", "numpy", "tokenizers")},
+    }
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        files: dict[str, bytes] = {}
+        for kind in NAMES:
+            records = list(make_records(kind, _RECORDS.value))
+            files |= {f"{kind}/{record.key}": record.images[0] for record in records if record.images}
+            (folder / kind).mkdir()
+            size = write_shard(shard_path(folder / kind, "train", 0, 1), records, folder)
+            write_metadata(folder / kind, "train", [size])
+        report["kilobytes_per_image"] = sum(len(file) for file in files.values()) / len(files) / 1e3
+        processor, config = make_processor(folder), make_config(folder, _RATIO.value, _ROWS.value)
+
+        for workers in sorted({0, _WORKERS.value}):
+            report |= measure_start(folder, workers)
+        os.sched_setaffinity(0, available[:1])
+        with_images = replace(config, components=tuple(c for c in config.components if c.name != "text"))
+        with open_stream(with_images, processor) as stream:
+            report |= measure(stream, files, _ROUNDS.value)
+        with open_stream(config, processor) as stream:
+            mixture = measure(stream, files, _ROUNDS.value)
+            report |= {f"mixture_{key}": value for key, value in mixture.items()} | stream.report()
+        os.sched_setaffinity(0, available)
+        if _WORKERS.value:
+            with open_stream(config, processor, workers=_WORKERS.value) as stream:
+                report |= measure_workers(stream, _ROUNDS.value)
+    for key, value in report.items():
+        bar = f"   (bar {BARS[key]})" if key in BARS else ""
+        print(f"{key:32} {f'{value:12.3f}' if isinstance(value, float) else f'{value!s:>12}'}{bar}")
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,256 @@
+"""Samples laid end to end into rows of one length, under budgets: every array has one shape and is nearly full."""
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+from janus_jax.batch import NO_IMAGE, NO_PLACE, PADDING_SEGMENT, Batch
+from janus_jax.data.faults import Reason, Refused
+from janus_jax.errors import JanusError
+from janus_jax.processing import Processor, Row
+
+_TRIED = 16
+_TOGETHER = 3
+_CLOSE = 1 / 256
+"""How a row's last room is filled: the best of all groups of up to 3 of the 16 oldest samples that fit; a group of 3
+only once it leaves less than this share of the row free."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one row of a batch has room for.
+
+    Attributes:
+      places: L of the batch.
+      und_images: U, images to understand.
+      gen_images: G, images to generate.
+      text_targets: T, supervised text places.
+    """
+
+    places: int = 4096
+    und_images: int = 3
+    gen_images: int = 5
+    text_targets: int = 4096
+
+    def __post_init__(self) -> None:
+        if self.places < 2 or min(self.und_images, self.gen_images, self.text_targets) < 0:
+            raise JanusError(f"{self} is no budget: it needs at least 2 places, and at least 0 of everything else.")
+
+    @property
+    def room(self) -> Int[np.ndarray, "4"]:
+        """As a vector, in the order of `Sample.size`."""
+        return np.array([self.places, self.und_images, self.gen_images, self.text_targets])
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """A row, and what training wants to know of it.
+
+    Attributes:
+      sample_id: "component/key", with "#epoch" from the second epoch on.
+      row: the places.
+      text_targets: as in `Batch`, counted within the row.
+      gen_starts: as in `Batch`, counted within the row.
+      gen_ids: as in `Batch`; None where the row has the images themselves, or none.
+      cut: how many places the over-long rule took off its end.
+    """
+
+    sample_id: str
+    row: Row
+    text_targets: Int[np.ndarray, " T"]
+    gen_starts: Int[np.ndarray, " G"]
+    gen_ids: Int[np.ndarray, "G N"] | None = None
+    cut: int = 0
+
+    @property
+    def size(self) -> Int[np.ndarray, "4"]:
+        """What it takes of a `Budget`: places, images to understand, images to generate, supervised text places."""
+        row = self.row
+        return np.array([len(row), len(row.und_images), len(self.gen_starts), len(self.text_targets)])
+
+
+def cut_to(sample: Sample, budget: Budget) -> Sample:
+    """The over-long rule: text that is too long loses its end; anything else that does not fit is dropped.
+
+    Cut is at the last place within the budget, of all places and of supervised ones. A sample with more images than
+    the budget, with an image that the cut would reach, or with nothing left to learn gives none.
+
+    Raises:
+      Refused: the sample cannot be made to fit.
+    """
+    if (sample.size <= budget.room).all():
+        return sample
+    length = min(budget.places, len(sample.row))
+    if len(sample.text_targets) > budget.text_targets:
+        length = min(length, int(sample.text_targets[budget.text_targets]))
+    row, targets = sample.row, sample.text_targets[sample.text_targets < length]
+    # An end-of-image belongs to its image.
+    has_image = (row.und_places[length - 1 :] != NO_IMAGE).any() or (row.gen_places[length:] != NO_IMAGE).any()
+    cut = replace(
+        sample,
+        row=replace(
+            row,
+            tokens=row.tokens[:length],
+            answer=row.answer[:length],
+            und_places=row.und_places[:length],
+            gen_places=row.gen_places[:length],
+        ),
+        text_targets=targets,
+        cut=len(row) - length,
+    )
+    if has_image or not (len(targets) or len(sample.gen_starts)) or not (cut.size <= budget.room).all():
+        size = ", ".join(f"{n} {name}" for n, name in zip(sample.size, _SIZE_NAMES, strict=True))
+        raise Refused(Reason.TOO_LONG, f"it has {size}; a row has room for {_words(budget)}.")
+    return cut
+
+
+_SIZE_NAMES = ("places", "images to understand", "images to generate", "supervised text places")
+
+
+def _words(budget: Budget) -> str:
+    return ", ".join(f"{n} {name}" for n, name in zip(budget.room, _SIZE_NAMES, strict=True))
+
+
+def choose(sizes: Int[np.ndarray, "S 4"], room: Int[np.ndarray, "4"]) -> list[int]:
+    """Which of the waiting samples, oldest first, make one row.
+
+    The oldest always does, so that none waits for ever; then the oldest that fit follow, until the room that is left
+    can be filled well by trying all groups of a few.
+    """
+    chosen: list[int] = []
+    taken = np.zeros(len(sizes), bool)
+    free = room.copy()
+    while (fit := np.flatnonzero(~taken & (sizes <= free).all(axis=1))).size:
+        group = fit[:1] if not chosen else _best_group(sizes, fit[:_TRIED], free, room[0] * _CLOSE)
+        chosen.extend(group.tolist())
+        taken[group] = True
+        free = free - sizes[group].sum(axis=0)
+    return chosen
+
+
+def _best_group(
+    sizes: Int[np.ndarray, "S 4"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, "4"], close: float
+) -> Int[np.ndarray, " C"]:
+    """The group that leaves fewest places free; the oldest alone as long as there is room for more than a group."""
+    first, second, third = groups = _groups(len(fit))
+    # The column past the end stands for "no further sample".
+    columns = np.vstack([sizes[fit], np.zeros_like(free)]).T
+    totals = columns[:, first] + columns[:, second] + columns[:, third]
+    places = np.where((totals <= free[:, None]).all(axis=0), totals[0], 0)
+    best = groups[:, places.argmax()]
+    best = fit[best[best < len(fit)]]
+    return best if len(best) < _TOGETHER or free[0] - places.max() <= close else fit[:1]
+
+
+@functools.cache
+def _groups(count: int) -> Int[np.ndarray, "3 C"]:
+    """All groups of up to three of `count`, filled up with `count`."""
+    groups = [
+        (*group, *[count] * (_TOGETHER - size))
+        for size in range(1, _TOGETHER + 1)
+        for group in itertools.combinations(range(count), size)
+    ]
+    return np.ascontiguousarray(np.array(groups).T)
+
+
+class Waiting(NamedTuple):
+    """A sample that was drawn and is not yet in a row, and where it was drawn."""
+
+    sample: Sample
+    origin: tuple[int, int]
+
+
+class Packer:
+    """Takes samples as they are drawn and gives rows of them, each nearly full.
+
+    Before each row, samples are drawn until `lookahead` of them wait; the row takes the oldest and those that fill it
+    best. What is left waits for the next row, of the next batch too. So a sample comes at most that much later than it
+    was drawn.
+
+    Attributes:
+      waiting: the samples between two rows, oldest first.
+      filled: what all rows so far hold, in the order of `Sample.size`.
+      rows: how many those are.
+      cut: how many samples in them the over-long rule has cut.
+    """
+
+    def __init__(self, budget: Budget, lookahead: int):
+        self.budget = budget
+        self.lookahead = lookahead
+        self.waiting: list[Waiting] = []
+        self.filled = np.zeros(4, np.int64)
+        self.rows = 0
+        self.cut = 0
+
+    def next_row(self, draw: Callable[[], Waiting]) -> list[Sample]:
+        """One row's samples, in the order in which they lie in it."""
+        while len(self.waiting) < self.lookahead:
+            self.waiting.append(draw())
+        sizes = np.stack([waiting.sample.size for waiting in self.waiting])
+        chosen = choose(sizes, self.budget.room)
+        row = [self.waiting[index].sample for index in chosen]
+        self.waiting = [waiting for index, waiting in enumerate(self.waiting) if index not in set(chosen)]
+        self.filled += sizes[chosen].sum(axis=0)
+        self.rows += 1
+        self.cut += sum(sample.cut > 0 for sample in row)
+        return row
+
+
+def lay(rows: Sequence[Sequence[Sample]], budget: Budget, processor: Processor, known_ids: bool = False) -> Batch:
+    """The batch of B rows of samples that fit them.
+
+    Args:
+      rows: the samples of each.
+      budget: L, U, G and T.
+      processor: knows the padding id, the images' sizes and their numbers of places.
+      known_ids: whether the images to generate come as ids; `gen_images` is then empty.
+    """
+    b, n_und, n_gen = len(rows), processor.und_tokens, processor.gen_tokens
+    und_side, gen_side = processor.und_image_size, processor.gen_image_size
+
+    def filled(width: int, value: int) -> Int[np.ndarray, "B W"]:
+        return np.full((b, width), value, np.int32)
+
+    batch = Batch(
+        tokens=filled(budget.places, processor.tokenizer.special.pad),
+        segment_ids=filled(budget.places, PADDING_SEGMENT),
+        positions=filled(budget.places, 0),
+        und_places=filled(budget.places, NO_IMAGE),
+        gen_places=filled(budget.places, NO_IMAGE),
+        und_images=np.zeros((b, budget.und_images, und_side, und_side, 3), np.uint8),
+        gen_images=np.zeros((b, 0 if known_ids else budget.gen_images, gen_side, gen_side, 3), np.uint8),
+        text_targets=filled(budget.text_targets, NO_PLACE),
+        gen_starts=filled(budget.gen_images, NO_PLACE),
+        gen_ids=np.zeros((b, budget.gen_images, n_gen), np.int32) if known_ids else None,
+    )
+    for index, samples in enumerate(rows):
+        places, und, gen, targets = 0, 0, 0, 0
+        for segment, sample in enumerate(samples, start=PADDING_SEGMENT + 1):
+            row, size = sample.row, sample.size
+            here = np.s_[index, places : places + size[0]]
+            batch.tokens[here] = row.tokens
+            batch.segment_ids[here] = segment
+            batch.positions[here] = np.arange(size[0])
+            batch.und_places[here] = _moved(row.und_places, und * n_und)
+            batch.gen_places[here] = _moved(row.gen_places, gen * n_gen)
+            batch.und_images[index, und : und + size[1]] = row.und_images
+            gens = np.s_[index, gen : gen + size[2]]
+            if batch.gen_ids is None:
+                batch.gen_images[gens] = row.gen_images
+            elif sample.gen_ids is not None:
+                batch.gen_ids[gens] = sample.gen_ids
+            assert batch.gen_starts is not None
+            assert batch.text_targets is not None
+            batch.gen_starts[gens] = sample.gen_starts + places
+            batch.text_targets[index, targets : targets + size[3]] = sample.text_targets + places
+            places, und, gen, targets = np.add((places, und, gen, targets), size)
+    return batch
+
+
+def _moved(image_places: Int[np.ndarray, "L"], offset: int) -> Int[np.ndarray, "L"]:
+    return np.where(image_places == NO_IMAGE, NO_IMAGE, image_places + offset)

@@ -1,0 +1,289 @@
+"""Scenes: what is in a picture, before it is drawn or told."""
+
+import enum
+import functools
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from janus_jax.data.shapes.vocabulary import (
+    ALL_COLOURS,
+    ALL_SHAPES,
+    DEFAULT,
+    HELD_OUT_COLOURS,
+    HELD_OUT_NUMBERS,
+    MOST_THINGS,
+    Split,
+    Vocabulary,
+    together_held_out,
+)
+from janus_jax.errors import JanusError
+
+SIZES = {"small": 0.24, "large": 0.31}
+"""Diameters in picture sides."""
+
+TEXTURES = ("plain", "shaded", "striped", "dotted")
+TINTS = ("paper", "mist", "sand", "sage", "lilac", "slate")
+
+Kind = tuple[str, str]
+"""A shape and its colour."""
+
+_LINES = (1 / 6, 1 / 2, 5 / 6)
+_PLACES = tuple((x, y) for y in _LINES for x in _LINES)
+_GAP = 0.04
+_ANY_SIZE = tuple(SIZES)
+_POPULARITY = 1.5
+_TRIES = 10_000
+
+
+class Category(enum.StrEnum):
+    """GenEval's six categories (arXiv 2310.11513, §3): what a prompt asks for."""
+
+    SINGLE_OBJECT = "single_object"
+    TWO_OBJECT = "two_object"
+    COUNTING = "counting"
+    COLORS = "colors"
+    POSITION = "position"
+    COLOR_ATTR = "color_attr"
+
+
+class Relation(enum.StrEnum):
+    """Where one thing is, seen from another."""
+
+    LEFT = "left"
+    RIGHT = "right"
+    ABOVE = "above"
+    BELOW = "below"
+
+    @property
+    def phrase(self) -> str:
+        """As it stands between two things in a sentence."""
+        return f"{self} of" if self in (Relation.LEFT, Relation.RIGHT) else str(self)
+
+    @property
+    def opposite(self) -> "Relation":
+        """The same, seen from the other thing."""
+        return _OPPOSITES[self]
+
+
+_OPPOSITES = {
+    Relation.LEFT: Relation.RIGHT,
+    Relation.RIGHT: Relation.LEFT,
+    Relation.ABOVE: Relation.BELOW,
+    Relation.BELOW: Relation.ABOVE,
+}
+
+
+def _check(field: str, name: str, known: Sequence[str]) -> None:
+    if name not in known:
+        raise JanusError(f"The {field} {name!r} is none of the shapes world's; it can be {', '.join(known)}.")
+
+
+@dataclass(frozen=True)
+class Thing:
+    """One shape in a picture: its names, and its middle from the upper left corner, in picture sides.
+
+    Raises:
+      JanusError: a name is none of the world's.
+    """
+
+    shape: str
+    colour: str
+    size: str
+    x: float
+    y: float
+
+    def __post_init__(self) -> None:
+        _check("shape", self.shape, ALL_SHAPES)
+        _check("colour", self.colour, ALL_COLOURS)
+        _check("size", self.size, _ANY_SIZE)
+
+    @property
+    def diameter(self) -> float:
+        """In picture sides."""
+        return SIZES[self.size]
+
+
+@dataclass(frozen=True)
+class Background:
+    """What lies behind the things: one of TEXTURES in one of TINTS, all of them pale or grey.
+
+    Raises:
+      JanusError: there is no such texture or tint.
+    """
+
+    texture: str
+    tint: str
+
+    def __post_init__(self) -> None:
+        _check("texture", self.texture, TEXTURES)
+        _check("tint", self.tint, TINTS)
+
+
+@dataclass(frozen=True)
+class Scene:
+    """All that a picture shows. Things stand clear of one another; their order is that of reading."""
+
+    things: tuple[Thing, ...]
+    background: Background
+
+    def count(self, shape: str | None = None, colour: str | None = None) -> int:
+        """How many things have this shape and this colour; None for any."""
+        return sum(shape in (None, thing.shape) and colour in (None, thing.colour) for thing in self.things)
+
+    @property
+    def shapes(self) -> set[str]:
+        """Those that are there."""
+        return {thing.shape for thing in self.things}
+
+    @property
+    def colours(self) -> set[str]:
+        """Those that are there."""
+        return {thing.colour for thing in self.things}
+
+
+def relation(one: Thing, other: Thing) -> Relation | None:
+    """Where `one` is, seen from `other`; None where it is as far to a side as above or below."""
+    dx, dy = one.x - other.x, one.y - other.y
+    if math.isclose(abs(dx), abs(dy), abs_tol=1e-6):
+        return None
+    if abs(dx) > abs(dy):
+        return Relation.LEFT if dx < 0 else Relation.RIGHT
+    return Relation.ABOVE if dy < 0 else Relation.BELOW
+
+
+def sample_scene(
+    rng: np.random.Generator,
+    vocabulary: Vocabulary = DEFAULT,
+    split: Split | None = Split.TRAIN,
+    category: Category | None = None,
+    about: frozenset[str] = frozenset(),
+) -> Scene:
+    """A scene of one to four things.
+
+    Args:
+      rng: the only source of chance.
+      vocabulary: the shapes and colours it may show.
+      split: whether it must show no held-out combination, or one that is its category's to show; None for either.
+        (The prompt of a single object has no combination to hold out: in TEST what is drawn has a held-out colour.)
+      category: what a prompt for it should ask; None for a mixture of things.
+      about: shapes and colours of which it must show one; empty for any.
+
+    Raises:
+      JanusError: there is no such scene.
+    """
+    for _ in range(_TRIES):
+        kinds = _propose(rng, vocabulary, split, category)
+        if _fits(kinds, split, category) and (not about or _is_about(kinds, about)):
+            sizes = [_ANY_SIZE[i] for i in rng.integers(len(SIZES), size=len(kinds))]
+            if category is Category.COUNTING:
+                sizes = sizes[:1] * len(kinds)
+            places = _place(rng, sizes, related=category is Category.POSITION)
+            things = (Thing(*kind, size, *place) for kind, size, place in zip(kinds, sizes, places, strict=True))
+            background = Background(TEXTURES[rng.integers(len(TEXTURES))], TINTS[rng.integers(len(TINTS))])
+            return Scene(tuple(sorted(things, key=lambda thing: (thing.y, thing.x))), background)
+    raise JanusError(
+        f"No {split or 'such'} scene for {category or 'a mixture'} can be made of {', '.join(vocabulary.shapes)} in "
+        f"{', '.join(vocabulary.colours)}{' about ' + ', '.join(sorted(about)) if about else ''}; "
+        f"give the vocabulary more shapes and colours."
+    )
+
+
+def _propose(
+    rng: np.random.Generator, vocabulary: Vocabulary, split: Split | None, category: Category | None
+) -> list[Kind]:
+    kinds, cumulated = _kinds(vocabulary, split)
+
+    def draw(count: int) -> list[Kind]:
+        return [kinds[i] for i in np.searchsorted(cumulated, rng.random(count), "right")]
+
+    match category:
+        case Category.SINGLE_OBJECT | Category.COLORS:
+            return draw(1)
+        case Category.COUNTING:
+            return draw(1) * int(rng.integers(2, MOST_THINGS + 1))
+        case None:
+            return draw(int(rng.integers(1, MOST_THINGS + 1)))
+        case _:
+            return draw(2)
+
+
+@functools.lru_cache(maxsize=64)
+def _kinds(vocabulary: Vocabulary, split: Split | None) -> tuple[list[Kind], np.ndarray]:
+    """What a thing can be, and the cumulated chances of it."""
+    kinds = [
+        (shape, colour)
+        for shape in vocabulary.shapes
+        for colour in vocabulary.colours
+        if split is not Split.TRAIN or (shape, colour) not in HELD_OUT_COLOURS
+    ]
+    weights = np.array([popularity(vocabulary, *kind) for kind in kinds])
+    cumulated = np.cumsum(weights / weights.sum())
+    cumulated[-1] = 1.0  # Rounding must leave no room above the last.
+    return kinds, cumulated
+
+
+def popularity(vocabulary: Vocabulary, shape: str, colour: str | None = None) -> float:
+    """How often a thing is of this kind, in proportion to the rarest."""
+    weight = 1.0
+    for names, name in ((vocabulary.shapes, shape), (vocabulary.colours, colour)):
+        if name in names[: len(names) // 2]:
+            weight *= _POPULARITY
+    return weight
+
+
+def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
+    """The categories whose held-out combinations a scene with things of these kinds shows; None for any at all."""
+    numbers = Counter(shape for shape, _ in kinds)
+    # Captions also tell how many are of one shape and colour.
+    counts = {*numbers.items(), *((shape, count) for (shape, _), count in Counter(kinds).items())}
+    found: set[Category | None] = set()
+    if not HELD_OUT_COLOURS.isdisjoint(kinds):
+        found |= {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR}
+    if together_held_out(set(numbers)):
+        found |= {None, Category.TWO_OBJECT, Category.POSITION}
+    if not HELD_OUT_NUMBERS.isdisjoint(counts):
+        found |= {None, Category.COUNTING}
+    return found
+
+
+def _fits(kinds: Sequence[Kind], split: Split | None, category: Category | None) -> bool:
+    shapes, colours = ({kind[axis] for kind in kinds} for axis in range(2))
+    if category in (Category.TWO_OBJECT, Category.POSITION, Category.COLOR_ATTR) and len(shapes) < 2:
+        return False
+    if category is Category.COLOR_ATTR and len(colours) < 2:
+        return False
+    if split is None:
+        return True
+    found = held_out(kinds)
+    return category in found if split is Split.TEST else not found
+
+
+def _is_about(kinds: Sequence[Kind], about: frozenset[str]) -> bool:
+    return any(not about.isdisjoint(kind) for kind in kinds)
+
+
+def _place(rng: np.random.Generator, sizes: Sequence[str], related: bool) -> list[tuple[float, float]]:
+    """Places for things of these sizes, clear of one another; if related, with a relation between the first two."""
+    while True:
+        places = [_PLACES[i] for i in rng.permutation(len(_PLACES))[: len(sizes)]]
+        if _clear(tuple(places), tuple(sizes)) and not (related and _diagonal(places)):
+            return places
+
+
+@functools.lru_cache(maxsize=1 << 16)
+def _clear(places: tuple[tuple[float, float], ...], sizes: tuple[str, ...]) -> bool:
+    circles = [(*place, SIZES[size] / 2) for place, size in zip(places, sizes, strict=True)]
+    return all(
+        math.dist(one[:2], other[:2]) >= one[2] + other[2] + _GAP
+        for index, one in enumerate(circles)
+        for other in circles[:index]
+    )
+
+
+def _diagonal(places: Sequence[tuple[float, float]]) -> bool:
+    (x1, y1), (x2, y2) = places[:2]
+    return math.isclose(abs(x1 - x2), abs(y1 - y2), abs_tol=1e-6)

@@ -1,0 +1,119 @@
+"""Shards: ArrayRecord files of records in TFDS' layout, which TFDS and grain open."""
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from janus_jax.data.records import Record, features
+from janus_jax.errors import JanusError
+
+_NAME = "records"
+_FORMAT = "array_record"
+
+
+class Size(NamedTuple):
+    """What a shard holds."""
+
+    records: int
+    bytes: int
+
+
+NOTHING = Size(0, 0)
+
+
+def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
+    """Where shard `index` of `count` lies."""
+    return Path(_template(folder, split).sharded_filepath(shard_index=index, num_shards=count))
+
+
+def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> Size:
+    """Writes a shard, which appears when it is complete. The same records give the same bytes.
+
+    Args:
+      path: where.
+      records: what.
+      scratch: folder of the file while it is incomplete, on the same disk.
+
+    Raises:
+      JanusError: it cannot be written.
+    """
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    temporary = scratch / f"{path.name}.incomplete-{os.getpid()}"
+    count = size = 0
+    with _writing(path):
+        # One record a group: random access then decompresses nothing else.
+        writer = ArrayRecordWriter(str(temporary), "group_size:1")
+    try:
+        for record in records:
+            content = _serialize(record)
+            with _writing(path):
+                writer.write(content)
+            count, size = count + 1, size + len(content)
+        with _writing(path):
+            writer.close()
+            with temporary.open("rb") as written:
+                os.fsync(written.fileno())
+            temporary.rename(path)
+    finally:
+        if writer.is_open():
+            writer.close()
+        temporary.unlink(missing_ok=True)
+    return Size(count, size)
+
+
+@contextlib.contextmanager
+def _writing(path: Path) -> Iterator[None]:
+    try:
+        yield
+    # The writer knows one kind of error, RuntimeError, for a full disk and all else.
+    except (OSError, RuntimeError) as error:
+        raise JanusError(f"{path} could not be written ({error}); look for room on the disk.") from error
+
+
+def read_shard(path: Path) -> Iterator[Record]:
+    """The records of a shard, in their order."""
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    reader = ArrayRecordReader(str(path))
+    try:
+        for index in range(reader.num_records()):
+            yield Record.from_example(features().deserialize_example_np(reader.read([index])[0]))
+    finally:
+        reader.close()
+
+
+def write_metadata(folder: Path, split: str, sizes: Iterable[Size]) -> None:
+    """Makes the shards of a folder a data set that TFDS opens."""
+    import tensorflow_datasets as tfds
+
+    sizes = list(sizes)
+    info = tfds.core.SplitInfo(
+        name=split,
+        shard_lengths=[size.records for size in sizes],
+        num_bytes=sum(size.bytes for size in sizes),
+        filename_template=_template(folder, split),
+    )
+    tfds.folder_dataset.write_metadata(data_dir=folder, features=features(), split_infos=[info], check_data=False)
+
+
+def _serialize(record: Record) -> bytes:
+    example = _serializer().get_tf_example(features().encode_example(record.to_example()))
+    # A map's order is a matter of chance unless asked for.
+    return example.SerializeToString(deterministic=True)
+
+
+@functools.cache
+def _serializer() -> Any:
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    return ExampleSerializer(features().get_serialized_info())
+
+
+def _template(folder: Path, split: str) -> Any:
+    import tensorflow_datasets as tfds
+
+    return tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=_NAME, split=split, filetype_suffix=_FORMAT)

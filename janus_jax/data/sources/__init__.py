@@ -1,0 +1,31 @@
+"""Everything that records are made from: one small file a kind, each registered in `SOURCES`."""
+
+from janus_jax.data.sources import captions, conversations, text, tfds, webdataset
+from janus_jax.data.sources.base import (
+    SOURCES,
+    Entry,
+    File,
+    Options,
+    Part,
+    Reason,
+    Refused,
+    Source,
+    find_source,
+    source,
+)
+
+KINDS = (captions, conversations, text, tfds, webdataset)
+
+__all__ = [
+    "KINDS",
+    "SOURCES",
+    "Entry",
+    "File",
+    "Options",
+    "Part",
+    "Reason",
+    "Refused",
+    "Source",
+    "find_source",
+    "source",
+]

@@ -1,0 +1,83 @@
+"""Files of lines, cut into spans that can be read apart, without ever holding more than one line."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from janus_jax.data.sources.base import File, Reason, Refused
+from janus_jax.data.sources.fields import LARGEST_FILE
+from janus_jax.files import reading
+
+
+@dataclass(frozen=True)
+class Span:
+    """Bytes `start` to `stop` of a file, and the number of its first entry, counted from 1."""
+
+    file: File
+    start: int
+    stop: int
+    first: int
+    size: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.file.label}:{self.first}"
+
+    def open(self) -> BinaryIO:
+        stream = self.file.path.open("rb")
+        stream.seek(self.start)
+        return stream
+
+
+class Line(NamedTuple):
+    """A line, by its number in the file; None for one that is too long to be read."""
+
+    number: int
+    content: bytes | None
+
+
+def line_spans(file: File, size: int) -> Iterator[Span]:
+    """Spans of `size` lines each, but for the last."""
+    start = stop = 0
+    first = number = 1
+    with reading(file.path), file.path.open("rb") as stream:
+        for length, _ in _lines(stream):
+            stop += length
+            number += 1
+            if number - first == size:
+                yield Span(file, start, stop, first, size)
+                start, first = stop, number
+    if stop > start:
+        yield Span(file, start, stop, first, number - first)
+
+
+def read_lines(span: Span) -> Iterator[Line]:
+    """The lines of a span that are not blank."""
+    with span.open() as stream:
+        for offset, (_, content) in zip(range(span.size), _lines(stream), strict=False):
+            if content is None or content.strip():
+                yield Line(span.first + offset, content)
+
+
+def whole(line: Line) -> bytes:
+    """The line's content.
+
+    Raises:
+      Refused: it is too long.
+    """
+    if line.content is None:
+        raise Refused(Reason.TOO_LONG, f"line {line.number} has more than {LARGEST_FILE} bytes.")
+    return line.content
+
+
+def _lines(stream: BinaryIO) -> Iterator[tuple[int, bytes | None]]:
+    """Each line's length, and its content unless that is too long."""
+    while content := stream.readline(LARGEST_FILE):
+        length = len(content)
+        complete = content.endswith(b"\n") or length < LARGEST_FILE
+        while not complete:
+            more = stream.readline(LARGEST_FILE)
+            length += len(more)
+            complete = more.endswith(b"\n") or len(more) < LARGEST_FILE
+            content = b""
+        yield length, content or None

@@ -1,0 +1,1 @@
+"""Training: recipes, losses, steps, checkpoints and what is told of a run."""

@@ -1,0 +1,61 @@
+"""A source as a user adds one."""
+
+import functools
+import os
+import signal
+import time
+
+from janus_jax.data.records import Record
+from janus_jax.data.sources import Entry, Part, source
+from janus_jax.processing import Task
+
+
+@source("poems", Task.TEXT)
+def poems(options):
+    yield Part("poems", functools.partial(_entries, int(options.inputs[0])))
+
+
+def _entries(count):
+    for number in range(count):
+        yield Entry(f"poem {number}", functools.partial(Record, f"poem {number}", Task.TEXT, f"Poem {number}"))
+
+
+@source("slow", Task.TEXT)
+def slow(options):
+    """Parts of ten records, each of which takes as many seconds as the input says."""
+    for index in range(6):
+        yield Part(f"part {index}", functools.partial(_slow_entries, index, float(options.inputs[0])), 10)
+
+
+def _slow_entries(index, seconds):
+    for entry in _entries(10):
+        time.sleep(seconds)
+        yield entry._replace(key=f"{index}/{entry.key}")
+
+
+@source("deadly", Task.TEXT)
+def deadly(options):
+    """The third part kills the process that reads it."""
+    for index in range(6):
+        yield Part(f"part {index}", functools.partial(_deadly_entries, index), 10)
+
+
+def _deadly_entries(index):
+    if index == 2:
+        os.kill(os.getpid(), signal.SIGKILL)
+    yield from _entries(10)
+
+
+@source("faulty", Task.TEXT)
+def faulty(options):
+    """The second of three records is one that the source did not think of."""
+    yield Part("faulty", _faulty_entries)
+
+
+def _faulty_entries():
+    for number in range(3):
+        yield Entry(f"{number}", functools.partial(_faulty_record, number))
+
+
+def _faulty_record(number):
+    return Record(f"{number}", Task.TEXT, text={0: "zero", 2: "two"}[number])

@@ -1,0 +1,72 @@
+"""Records for the stream's tests, prepared sets of them, and some that nobody should have made."""
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image
+
+from janus_jax.data.records import Record, features
+from janus_jax.processing import Task
+
+QUESTION = "<image_placeholder>\nWhat is in the picture?"
+
+
+def encoded(seed, size=(40, 28), image_format="JPEG"):
+    """An image file of smooth colours."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, image_format)
+    return file.getvalue()
+
+
+def bomb():
+    """A PNG of a few bytes that says it has a thousand million pixels."""
+
+    def chunk(name, content):
+        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
+
+    header = struct.pack(">IIBBBBB", 32000, 32000, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+
+
+def text(number, words=8):
+    return Record(f"text{number}", Task.TEXT, text=f"{number} " + "word " * words)
+
+
+def understanding(number, answer="A boat."):
+    messages = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": f"{answer} {number}"})
+    return Record(f"und{number}", Task.UNDERSTANDING, messages=messages, images=(encoded(number),))
+
+
+def generation(number, caption="A red boat. It lies on a lake.", ids=()):
+    return Record(
+        f"gen{number}",
+        Task.GENERATION,
+        text=f"{number} {caption}",
+        images=(encoded(number, (28, 44)),),
+        image_ids=np.array(ids, np.int32),
+    )
+
+
+def write(folder, examples):
+    """A prepared data set of records; a dict among them is written with its own fields alone."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+    from tensorflow_datasets.core.example_serializer import ExampleSerializer
+
+    folder.mkdir()
+    everything = features()
+    name = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name="janus", split="train", filetype_suffix="array_record"
+    )
+    writer = ArrayRecordWriter(str(name.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
+    for example in examples:
+        fields = example if isinstance(example, dict) else example.to_example()
+        here = tfds.features.FeaturesDict({key: everything[key] for key in fields})
+        writer.write(ExampleSerializer(here.get_serialized_info()).serialize_example(here.encode_example(fields)))
+    writer.close()
+    split = tfds.core.SplitInfo(name="train", shard_lengths=[len(examples)], num_bytes=1, filename_template=name)
+    tfds.folder_dataset.write_metadata(data_dir=str(folder), features=everything, split_infos=[split], check_data=False)
+    return folder

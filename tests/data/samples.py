@@ -1,0 +1,108 @@
+"""Small inputs of every kind, and what is read from them."""
+
+import csv
+import io
+import json
+import tarfile
+from typing import NamedTuple
+
+import numpy as np
+from PIL import Image
+
+from janus_jax.data.prepare import Job, begin
+from janus_jax.data.processes import write_parts
+from janus_jax.data.records import Record
+from janus_jax.data.sources import Options, find_source
+from janus_jax.processing import Task
+
+
+def image(seed=0, kind="JPEG", size=(12, 8)):
+    """The bytes of an image file."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, kind)
+    return stream.getvalue()
+
+
+def images(folder, count, kind="jpg"):
+    """A folder of 0.jpg, 1.jpg ..."""
+    folder.mkdir(exist_ok=True)
+    for number in range(count):
+        (folder / f"{number}.{kind}").write_bytes(image(number))
+    return folder
+
+
+def json_lines(path, values):
+    path.write_text("".join(json.dumps(value, ensure_ascii=False) + "\n" for value in values), encoding="utf-8")
+    return path
+
+
+def table(path, rows):
+    with path.open("w", newline="", encoding="utf-8") as stream:
+        csv.writer(stream, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
+    return path
+
+
+def tar(path, members, mode="w"):
+    """An archive of (name, bytes)."""
+    with tarfile.open(path, mode) as archive:
+        for name, content in members:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return path
+
+
+def turns(*values):
+    """LLaVA's: the user's turn, the model's, and so on."""
+    return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
+
+
+class Rejection(NamedTuple):
+    key: str
+    reason: str
+    message: str
+
+
+class Prepared(NamedTuple):
+    """What a source gave."""
+
+    records: list[Record]
+    rejections: list[Rejection]
+    summary: str
+
+    @property
+    def keys(self):
+        return [record.key for record in self.records]
+
+    @property
+    def reasons(self):
+        return {rejection.key: rejection.reason for rejection in self.rejections}
+
+
+def options(kind, *inputs, task=None, **more):
+    return Options(tuple(map(str, inputs)), task or find_source(kind).tasks[0], **more)
+
+
+def job(output, kind, *inputs, **more):
+    return Job(kind, options(kind, *inputs, **more), output)
+
+
+def read_back(folder):
+    """The records of a prepared folder, as TFDS reads them."""
+    import tensorflow_datasets as tfds
+
+    data = tfds.builder_from_directory(folder).as_data_source("train")
+    return [Record.from_example(data[i]) for i in range(len(data))]
+
+
+def prepare(output, kind, *inputs, **more):
+    """Everything through the files and back, in this process, however much is rejected."""
+    preparation = begin(job(output, kind, *inputs, **more))
+    write_parts(preparation, preparation.unfinished(), 1, 1.0)
+    summary = preparation.finish(1.0)
+    lines = (output / "quarantine.jsonl").read_text().splitlines()
+    return Prepared(read_back(output), [Rejection(**json.loads(line)) for line in lines], str(summary))
+
+
+GENERATION, UNDERSTANDING, TEXT = Task.GENERATION, Task.UNDERSTANDING, Task.TEXT

@@ -1,0 +1,374 @@
+"""Files that were not made to be read: each costs the records it spoils, with a reason, and nothing else."""
+
+import io
+import json
+import os
+import struct
+import tarfile
+import zlib
+
+import pytest
+
+from janus_jax.data import checking
+from janus_jax.data.sources import Reason, fields, lines
+from janus_jax.errors import JanusError
+from tests.data.samples import TEXT, UNDERSTANDING, image, images, json_lines, prepare, table, tar, turns
+
+BOMB = (1 << 16, 1 << 15)
+
+
+def png(width, height, data=b""):
+    """A PNG whose header promises so many pixels."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+HOSTILE_IMAGES = {
+    "truncated.jpg": (image(size=(64, 64))[:600], "bad_image"),
+    "truncated.png": (image(kind="PNG", size=(64, 64))[:-2000], "bad_image"),
+    "bomb.png": (png(*BOMB), "image_too_large"),
+    "lying.png": (png(100, 100, b"short"), "bad_image"),
+    "no_pixels.png": (png(0, 0), "bad_image"),
+    "text.jpg": (b"I am a picture, honestly.", "bad_image"),
+    "page.html": (b"<html><body>404</body></html>", "bad_image"),
+    "script.eps": (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n", "bad_image"),
+    "zeros.jpg": (bytes(5000), "bad_image"),
+    "empty.jpg": (b"", "bad_image"),
+}
+HOSTILE_PATHS = {
+    "absent.jpg": "missing_file",
+    "a folder": "missing_file",
+    "a pipe": "missing_file",
+    "../outside.jpg": "missing_file",
+    "inside/../../outside.jpg": "missing_file",
+    "/dev/zero": "missing_file",
+    "/etc/passwd": "missing_file",
+    "nul\0.jpg": "missing_file",
+    "x" * 5000: "missing_file",
+    "": "no_image",
+    "data:image/png;base64,!!!": "bad_image",
+    "data:": "bad_image",
+}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Good pictures 0.jpg, 1.jpg, and all that are not."""
+    folder = images(tmp_path / "pictures", 2)
+    for name, (content, _) in HOSTILE_IMAGES.items():
+        (folder / name).write_bytes(content)
+    (folder / "a folder").mkdir()
+    os.mkfifo(folder / "a pipe")
+    (tmp_path / "outside.jpg").write_bytes(image())
+    return folder
+
+
+def test_a_folder_of_hostile_images_leaves_the_good_ones(tmp_path, folder):
+    names = ["0.jpg", *HOSTILE_IMAGES, *HOSTILE_PATHS, "1.jpg"]
+    file = json_lines(tmp_path / "c.jsonl", [{"image": name, "caption": "A cat."} for name in names])
+    read = prepare(tmp_path / "out", "captions", file, images=str(folder))
+    assert [record.images for record in read.records] == [(image(0),), (image(1),)]
+    expected = {name: reason for name, (_, reason) in HOSTILE_IMAGES.items()} | HOSTILE_PATHS
+    assert {names[int(key.split(":")[1]) - 1]: reason for key, reason in read.reasons.items()} == expected
+    assert f"{len(expected)} ({len(expected) / len(names):.2%})" in read.summary
+
+
+@pytest.mark.parametrize("name", HOSTILE_IMAGES)
+def test_the_same_images_inside_tables_and_tars(tmp_path, name):
+    content, reason = HOSTILE_IMAGES[name]
+    file = tar(tmp_path / "0.tar", [("0.jpg", image()), ("0.txt", b"A cat."), ("1.jpg", content), ("1.txt", b"Two.")])
+    read = prepare(tmp_path / "out", "webdataset", file)
+    assert read.keys == ["0.tar/0"]
+    assert read.reasons == {"0.tar/1": reason}
+
+
+TWO = turns("<image>\nWhat?", "A cat.")
+HOSTILE_SAMPLES = {
+    "no object": ([1, 2], "malformed"),
+    "null": (None, "malformed"),
+    "no conversation": ({"image": "0.jpg"}, "missing_field"),
+    "an empty conversation": ({"image": "0.jpg", "conversations": []}, "bad_conversation"),
+    "a conversation that is none": ({"image": "0.jpg", "conversations": "hello"}, "bad_conversation"),
+    "a turn that is none": ({"image": "0.jpg", "conversations": ["hello"]}, "bad_conversation"),
+    "a turn without words": ({"image": "0.jpg", "conversations": [{"from": "human"}]}, "missing_field"),
+    "words that are none": ({"image": "0.jpg", "conversations": turns("<image>", 7)}, "bad_conversation"),
+    "an unknown role": ({"image": "0.jpg", "conversations": [{"from": "root", "value": "rm"}]}, "bad_conversation"),
+    "a role that is none": ({"image": "0.jpg", "conversations": [{"from": ["x"], "value": "rm"}]}, "bad_conversation"),
+    "a late system message": (
+        {"image": "0.jpg", "conversations": [*TWO, {"from": "system", "value": "x"}]},
+        "bad_conversation",
+    ),
+    "no answer": ({"image": "0.jpg", "conversations": turns("<image>\nWhat?")}, "empty_text"),
+    "an empty answer": ({"image": "0.jpg", "conversations": turns("<image>\nWhat?", "  ")}, "empty_text"),
+    "an image too few": ({"image": "0.jpg", "conversations": turns("<image><image>", "Two.")}, "image_count"),
+    "an image too many": ({"image": ["0.jpg", "1.jpg"], "conversations": TWO}, "image_count"),
+    "no image where one is promised": ({"conversations": TWO}, "image_count"),
+    "an image's name that is none": ({"image": 7, "conversations": TWO}, "malformed"),
+    "an image's name that is null": ({"image": [None], "conversations": TWO}, "no_image"),
+    "a second image that is broken": (
+        {"image": ["0.jpg", "truncated.jpg"], "conversations": turns("<image><image>", "Two.")},
+        "bad_image",
+    ),
+    "a hundred images": ({"image": ["0.jpg"] * 100, "conversations": turns("<image>" * 100, "Many.")}, "too_long"),
+    "a placeholder of the model's": (
+        {"image": "0.jpg", "conversations": turns("<image_placeholder>\nWhat?", "A cat.")},
+        "special_token",
+    ),
+    "an end of sentence": (
+        {"image": "0.jpg", "conversations": turns("<image>\nWhat?", "A.<｜end▁of▁sentence｜><|User|>: and?")},
+        "special_token",
+    ),
+    "half a surrogate pair": ({"image": "0.jpg", "conversations": turns("<image>\n\ud800", "A.")}, "malformed"),
+}
+
+
+@pytest.mark.parametrize("as_lines", [True, False])
+def test_hostile_conversations_leave_the_good_ones(tmp_path, folder, as_lines):
+    good = {"image": "0.jpg", "conversations": TWO}
+    samples = [good, *(sample for sample, _ in HOSTILE_SAMPLES.values()), good]
+    text = "\n".join(map(json.dumps, samples)) if as_lines else json.dumps(samples)
+    (tmp_path / "chat.json").write_text(text)
+    read = prepare(tmp_path / "out", "llava", tmp_path / "chat.json", images=str(folder), shard_records=5)
+    assert read.keys == ["chat.json:1", f"chat.json:{len(samples)}"]
+    names = list(HOSTILE_SAMPLES)
+    found = {names[int(key.split(":")[1]) - 2]: reason for key, reason in read.reasons.items()}
+    assert found == {name: reason for name, (_, reason) in HOSTILE_SAMPLES.items()}
+
+
+HOSTILE_LINES = {
+    b'{"text": "cut': "malformed",
+    b"[" * 100_000: "malformed",
+    b'{"text": ' + b"9" * 5000 + b"}": "malformed",
+    b'"just a string"': "malformed",
+    b'{"text": "\xff\xfe"}': "malformed",
+    b"\x00\x01\x02": "malformed",
+    '{"text": "utf-16"}'.encode("utf-16"): "malformed",
+    b'{"text": ""}': "empty_text",
+    b'{"text": " \\t\\u00a0"}': "empty_text",
+    b'{"text": null}': "missing_field",
+    b'{"body": "?"}': "missing_field",
+    b'{"text": ["a"]}': "malformed",
+    '{"text": "an <｜▁pad▁｜> in it"}'.encode(): "special_token",
+}
+
+
+def test_hostile_lines_leave_the_good_ones(tmp_path):
+    good = b'{"text": "good"}'
+    (tmp_path / "t.jsonl").write_bytes(b"\n".join([good, *(line.replace(b"\n", b"") for line in HOSTILE_LINES), good]))
+    read = prepare(tmp_path / "out", "text", tmp_path / "t.jsonl", shard_records=4)
+    assert read.keys == ["t.jsonl:1", f"t.jsonl:{len(HOSTILE_LINES) + 2}"]
+    assert list(read.reasons.values()) == list(HOSTILE_LINES.values())
+
+
+def test_a_line_that_never_ends_is_not_held(tmp_path, monkeypatch):
+    monkeypatch.setattr(lines, "LARGEST_FILE", 100)
+    (tmp_path / "t.jsonl").write_text('{"text": "one"}\n{"text": "' + "x" * 1000 + '"}\n{"text": "three"}')
+    read = prepare(tmp_path / "out", "text", tmp_path / "t.jsonl")
+    assert read.keys == ["t.jsonl:1", "t.jsonl:3"]
+    assert read.reasons == {"t.jsonl:2": "too_long"}
+
+
+def test_a_text_that_is_too_long_and_a_file_that_is_too_large(tmp_path, monkeypatch):
+    monkeypatch.setattr(checking, "LONGEST_TEXT", 100)
+    monkeypatch.setattr(fields, "LARGEST_FILE", len(image()) - 1)
+    (tmp_path / "0.jpg").write_bytes(image())
+    texts = json_lines(tmp_path / "t.jsonl", [{"text": "x" * 101}, {"text": "x" * 100}])
+    assert prepare(tmp_path / "a", "text", texts).reasons == {"t.jsonl:1": "too_long"}
+    captions = json_lines(tmp_path / "c.jsonl", [{"image": "0.jpg", "caption": "x"}, {"image": "", "caption": "x"}])
+    with pytest.raises(JanusError, match="holds no records"):
+        prepare(tmp_path / "b", "captions", captions)
+    rejected = [json.loads(line) for path in (tmp_path / "b").rglob("*.jsonl") for line in path.open()]
+    assert [line["reason"] for line in rejected] == ["image_too_large", "no_image"]
+
+
+class TestCSV:
+    def test_hostile_rows_leave_the_good_ones(self, tmp_path, folder):
+        rows = [
+            ("image", "caption"),
+            ("0.jpg", "good"),
+            ("0.jpg",),
+            ("0.jpg", "a", "b"),
+            ("0.jpg", ""),
+            ("1.jpg", "good"),
+        ]
+        file = table(tmp_path / "c.csv", rows)
+        file.write_bytes(file.read_bytes() + b"\n0.jpg,\xff\xfe\n")
+        read = prepare(tmp_path / "out", "captions", file, images=str(folder))
+        assert read.keys == ["c.csv:1", "c.csv:5"]
+        assert read.reasons == {
+            "c.csv:2": "malformed",
+            "c.csv:3": "malformed",
+            "c.csv:4": "empty_text",
+            "c.csv:7": "malformed",
+        }
+
+    @pytest.mark.parametrize(
+        ("content", "words"),
+        [
+            (b'image,caption\n0.jpg,"never closed\n1.jpg,x\n', r"c\.csv is no CSV at line 3"),
+            (b'image,caption\n0.jpg,"a"b\n', r"c\.csv is no CSV at line 2"),
+            (b"\xff\xfe\x00\x01", "has no column"),
+            (b"", "has no column .* only none"),
+        ],
+    )
+    def test_a_table_that_is_none_is_an_error(self, tmp_path, content, words):
+        (tmp_path / "c.csv").write_bytes(content)
+        with pytest.raises(JanusError, match=words):
+            prepare(tmp_path / "out", "captions", tmp_path / "c.csv")
+
+
+class TestParquet:
+    def make(self, path, rows=6):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        columns = {"image": [image(i) for i in range(rows)], "caption": [f"Number {i}." for i in range(rows)]}
+        pq.write_table(pa.table(columns), path, row_group_size=2, compression="gzip")
+        return path
+
+    @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all, but long enough to hold one"])
+    def test_a_file_that_is_none_is_an_error(self, tmp_path, content):
+        (tmp_path / "c.parquet").write_bytes(content)
+        with pytest.raises(JanusError, match=r"c\.parquet is damaged"):
+            prepare(tmp_path / "out", "captions", tmp_path / "c.parquet")
+
+    def test_a_truncated_file_is_an_error(self, tmp_path):
+        path = self.make(tmp_path / "c.parquet")
+        path.write_bytes(path.read_bytes()[:-100])
+        with pytest.raises(JanusError, match=r"c\.parquet is damaged"):
+            prepare(tmp_path / "out", "captions", path)
+
+    def test_a_damaged_row_group_is_lost_and_the_others_are_not(self, tmp_path):
+        import pyarrow.parquet as pq
+
+        path = self.make(tmp_path / "c.parquet")
+        column = pq.read_metadata(path).row_group(1).column(0)
+        content = bytearray(path.read_bytes())
+        start = column.dictionary_page_offset or column.data_page_offset
+        content[start + 20 : start + column.total_compressed_size] = bytes(column.total_compressed_size - 20)
+        path.write_bytes(content)
+        read = prepare(tmp_path / "out", "captions", path, shard_records=2)
+        assert read.keys == ["c.parquet:1", "c.parquet:2", "c.parquet:5", "c.parquet:6"]
+        assert list(read.reasons.values()) == ["damaged_file"]
+        assert str(path) in read.rejections[0].message
+
+    def test_values_of_other_types(self, tmp_path):
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        pq.write_table(pa.table({"image": [1, 2], "caption": [["a"], None]}), tmp_path / "c.parquet")
+        with pytest.raises(JanusError, match="holds no records"):
+            prepare(tmp_path / "out", "captions", tmp_path / "c.parquet")
+
+
+class TestTar:
+    MEMBERS = tuple(
+        member for number in range(4) for member in ((f"{number}.jpg", image(number)), (f"{number}.txt", b"A cat."))
+    )
+
+    @pytest.fixture
+    def file(self, tmp_path):
+        return tar(tmp_path / "0.tar", self.MEMBERS)
+
+    def test_one_that_is_cut_inside_a_member_keeps_what_came_before(self, tmp_path, file):
+        with tarfile.open(file) as archive:
+            middle = archive.getmember("2.jpg").offset_data + 100
+        file.write_bytes(file.read_bytes()[:middle])
+        read = prepare(tmp_path / "out", "webdataset", file)
+        assert read.keys == ["0.tar/0", "0.tar/1"]
+        assert list(read.reasons.values()) == ["damaged_file"]
+
+    @pytest.mark.parametrize(("more", "kept"), [(0, 1), (100, 1), (512, 2)])
+    def test_one_that_is_cut_at_or_within_a_header_loses_the_sample_before(self, tmp_path, file, more, kept):
+        with tarfile.open(file) as archive:
+            middle = archive.getmember("2.jpg").offset + more
+        file.write_bytes(file.read_bytes()[:middle])
+        read = prepare(tmp_path / "out", "webdataset", file)
+        assert read.keys == ["0.tar/0", "0.tar/1"][:kept]
+        assert list(read.reasons.values()) == ["damaged_file"]
+
+    def test_a_damaged_header_keeps_what_came_before(self, tmp_path, file):
+        with tarfile.open(file) as archive:
+            start = archive.getmember("2.jpg").offset
+        content = bytearray(file.read_bytes())
+        content[start : start + 512] = os.urandom(512)
+        file.write_bytes(content)
+        read = prepare(tmp_path / "out", "webdataset", file)
+        assert read.keys == ["0.tar/0"]
+        assert list(read.reasons.values()) == ["damaged_file"]
+
+    @pytest.mark.parametrize("content", [b"", b"no archive at all", b"\x1f\x8b\x08 no gzip", bytes(100)])
+    def test_one_that_is_none_is_lost_alone(self, tmp_path, file, content):
+        (tmp_path / "1.tar").write_bytes(content)
+        read = prepare(tmp_path / "out", "webdataset", tmp_path / "*.tar")
+        assert read.keys == ["0.tar/0", "0.tar/1", "0.tar/2", "0.tar/3"]
+        assert list(read.reasons.values()) == ["damaged_file"]
+
+    def test_a_truncated_gzip_keeps_what_came_before(self, tmp_path):
+        file = tar(
+            tmp_path / "0.tar.gz",
+            [(f"{i}.{end}", c) for i in range(40) for end, c in (("jpg", image(i)), ("txt", b"x"))],
+            "w:gz",
+        )
+        file.write_bytes(file.read_bytes()[:-3000])
+        read = prepare(tmp_path / "out", "webdataset", file)
+        assert 0 < len(read.records) < 40
+        assert "damaged_file" in read.reasons.values()
+
+    def test_links_devices_and_giants_are_not_read(self, tmp_path, monkeypatch):
+        monkeypatch.setattr("janus_jax.data.sources.webdataset.LARGEST_FILE", 5000)
+        with tarfile.open(tmp_path / "0.tar", "w") as archive:
+            for name, kind in (("a.jpg", tarfile.SYMTYPE), ("b.jpg", tarfile.CHRTYPE), ("c.jpg", tarfile.FIFOTYPE)):
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = kind, "/etc/passwd"
+                archive.addfile(member)
+            for name, content in (("a.txt", b"A cat."), ("d.jpg", bytes(6000)), ("d.txt", b"A cat.")):
+                member = tarfile.TarInfo(name)
+                member.size = len(content)
+                archive.addfile(member, io.BytesIO(content))
+        tar(tmp_path / "1.tar", [("x.jpg", image()), ("x.txt", b"A cat.")])
+        read = prepare(tmp_path / "out", "webdataset", tmp_path / "*.tar")
+        assert read.reasons == {"0.tar/a": "no_image", "0.tar/d": "image_too_large"}
+
+    def test_samples_without_a_part_or_told_twice(self, tmp_path):
+        members = [
+            ("a.jpg", image()),
+            ("b.txt", b"A cat."),
+            ("c.jpg", image()),
+            ("c.json", b"{"),
+            ("d.jpg", image()),
+            ("d.json", b'{"url": "x"}'),
+            ("e.jpg", image()),
+            ("e.txt", b"\xff\xfe"),
+            ("a.txt", b"A cat."),
+            ("f.jpg", image()),
+            ("f.txt", b"good"),
+        ]
+        read = prepare(tmp_path / "out", "webdataset", tar(tmp_path / "0.tar", members))
+        assert read.keys == ["0.tar/f"]
+        assert [(rejection.key, rejection.reason) for rejection in read.rejections] == [
+            ("0.tar/a", "missing_field"),
+            ("0.tar/b", "no_image"),
+            ("0.tar/c", "malformed"),
+            ("0.tar/d", "missing_field"),
+            ("0.tar/e", "malformed"),
+            ("0.tar/a", "malformed"),
+        ]
+
+
+def test_reasons_are_told_from_a_closed_list(tmp_path, folder):
+    known = {reason.value for reason in Reason}
+    told = {reason for _, reason in HOSTILE_IMAGES.values()} | {reason for _, reason in HOSTILE_SAMPLES.values()}
+    assert told | set(HOSTILE_PATHS.values()) | set(HOSTILE_LINES.values()) <= known
+
+
+def test_text_sources_take_hostile_conversations_too(tmp_path):
+    file = json_lines(
+        tmp_path / "chat.jsonl", [{"conversations": turns("a <image> tag", "b")}, {"conversations": turns("a", "b")}]
+    )
+    assert prepare(tmp_path / "a", "llava", file, task=TEXT).reasons == {"chat.jsonl:1": "image_count"}
+    assert prepare(tmp_path / "b", "llava", file, task=UNDERSTANDING).reasons == {"chat.jsonl:1": "image_count"}

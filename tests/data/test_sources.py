@@ -1,0 +1,315 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax.data.sources import SOURCES, find_source
+from janus_jax.errors import JanusError
+from janus_jax.processing import Task
+from tests.data.samples import (
+    GENERATION,
+    TEXT,
+    UNDERSTANDING,
+    image,
+    images,
+    json_lines,
+    options,
+    prepare,
+    table,
+    tar,
+    turns,
+)
+
+
+def contents(record):
+    return [(message["role"], message["content"]) for message in record.messages]
+
+
+class TestConversations:
+    @pytest.fixture
+    def desk(self, tmp_path):
+        images(tmp_path / "photos", 3)
+        return tmp_path
+
+    SAMPLES = (
+        {"id": 7, "image": "0.jpg", "conversations": turns("<image>\nWhät?", "A cat.", "Sure?", "Yes.")},
+        {"image": ["1.jpg", "2.jpg"], "conversations": turns("Compare <image> to <image>.", "Alike. 猫")},
+        {"conversations": turns("Hello.", "Good day.")},
+        {"image": "2.jpg", "conversations": turns("What is it?", "A mat.")},
+    )
+
+    @pytest.fixture(params=["array", "indented array", "lines", "lines behind a byte order mark"])
+    def file(self, request, desk):
+        if request.param.startswith("lines"):
+            path = json_lines(desk / "chat.json", self.SAMPLES)
+            path.write_bytes(b"\xef\xbb\xbf" * ("mark" in request.param) + path.read_bytes())
+            return path
+        path = desk / "chat.json"
+        indent = 2 if "indented" in request.param else None
+        path.write_text(json.dumps(self.SAMPLES, indent=indent, ensure_ascii=False), encoding="utf-8")
+        return path
+
+    @pytest.mark.parametrize("shard_records", [1, 3, 100])
+    def test_turns_roles_and_images(self, desk, file, shard_records):
+        read = prepare(desk / "out", "llava", file, images=str(desk / "photos"), shard_records=shard_records)
+        assert not read.rejections
+        assert read.keys == ["chat.json:1", "chat.json:2", "chat.json:3", "chat.json:4"]
+        one, several, none, unplaced = read.records
+        assert contents(one) == [
+            ("user", "<image_placeholder>\nWhät?"),
+            ("assistant", "A cat."),
+            ("user", "Sure?"),
+            ("assistant", "Yes."),
+        ]
+        assert contents(several)[0] == ("user", "Compare <image_placeholder> to <image_placeholder>.")
+        assert contents(several)[1] == ("assistant", "Alike. 猫")
+        assert several.images == (image(1), image(2))
+        assert (none.task, none.images) == (Task.TEXT, ())
+        assert contents(unplaced)[0] == ("user", "<image_placeholder>\nWhat is it?")
+        assert {record.task for record in (one, several, unplaced)} == {Task.UNDERSTANDING}
+
+    def test_a_source_of_text_takes_no_images(self, desk, file):
+        read = prepare(desk / "out", "llava", file, images=str(desk / "photos"), task=TEXT)
+        assert read.keys == ["chat.json:3"]
+        assert set(read.reasons.values()) == {"image_count"}
+
+    @pytest.mark.parametrize("cut", [1, 20, 200])
+    def test_a_truncated_array_is_an_error_that_names_the_file(self, desk, cut):
+        path = desk / "chat.json"
+        path.write_text(json.dumps(self.SAMPLES)[:-cut])
+        with pytest.raises(JanusError, match=r"chat\.json is damaged"):
+            prepare(desk / "out", "llava", path)
+
+
+class TestCaptions:
+    ROWS = (("0.jpg", "A cat, on a mat."), ("1.jpg", 'Two\n"dogs"\r\nrunning.'), ("2.jpg", "Drei Bäume."))
+
+    @pytest.fixture(params=["jsonl", "csv", "tsv", "parquet"])
+    def file(self, request, tmp_path):
+        images(tmp_path, 3)
+        path = tmp_path / f"captions.{request.param}"
+        if request.param == "jsonl":
+            return json_lines(path, [{"image": name, "caption": caption} for name, caption in self.ROWS])
+        if request.param == "parquet":
+            columns = dict(zip(("image", "caption"), zip(*self.ROWS, strict=True), strict=True))
+            return parquet(path, {"extra": [1, 2, 3], **columns}, row_group_size=2)
+        return table(path, [("image", "caption"), *self.ROWS])
+
+    @pytest.mark.parametrize("shard_records", [1, 2, 100])
+    def test_paths_and_captions(self, tmp_path, file, shard_records):
+        read = prepare(tmp_path / "out", "captions", file, shard_records=shard_records)
+        assert not read.rejections
+        assert read.keys == [f"{file.name}:{number}" for number in (1, 2, 3)]
+        assert [record.text for record in read.records] == [caption for _, caption in self.ROWS]
+        assert [record.images for record in read.records] == [(image(i),) for i in range(3)]
+        assert {record.task for record in read.records} == {Task.GENERATION}
+
+    def test_as_answers_to_prompts_that_take_turns(self, tmp_path):
+        images(tmp_path, 1)
+        file = json_lines(tmp_path / "c.jsonl", [{"image": "0.jpg", "caption": f"Number {i}."} for i in range(40)])
+        several = {"task": UNDERSTANDING, "prompts": ("Describe it.", "What is there?")}
+        read = prepare(tmp_path / "out", "captions", file, **several)
+        asked = [contents(record)[0][1] for record in read.records]
+        assert set(asked) == {f"<image_placeholder>\n{prompt}" for prompt in several["prompts"]}
+        assert contents(read.records[5])[1] == ("assistant", "Number 5.")
+        again = prepare(tmp_path / "again", "captions", file, shard_records=7, **several)
+        assert [contents(record)[0][1] for record in again.records] == asked
+
+    @pytest.mark.parametrize("form", ["bytes", "bytes and path", "data address"])
+    def test_images_in_the_table(self, tmp_path, form):
+        import base64
+
+        picture = image()
+        if form == "data address":
+            address = f"data:image/jpeg;base64,{base64.b64encode(picture).decode()}"
+            file = table(tmp_path / "c.csv", [("image", "caption"), (address, "A cat.")])
+        else:
+            value = picture if form == "bytes" else {"bytes": picture, "path": None}
+            file = parquet(tmp_path / "c.parquet", {"image": [value], "caption": ["A cat."]})
+        (record,) = prepare(tmp_path / "out", "captions", file).records
+        assert record.images == (picture,)
+
+    def test_fields_of_other_names(self, tmp_path):
+        images(tmp_path, 1)
+        file = table(tmp_path / "c.csv", [("bild", "satz"), ("0.jpg", "Eine Katze.")])
+        with pytest.raises(JanusError, match=r"c\.csv has no column .* only bild, satz; .* --text_field"):
+            prepare(tmp_path / "no", "captions", file)
+        (record,) = prepare(tmp_path / "out", "captions", file, text_field="satz", image_field="bild").records
+        assert record.text == "Eine Katze."
+
+
+def parquet(path, columns, **more):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), path, **more)
+    return path
+
+
+class TestWebDataset:
+    def test_captions_in_txt_and_json(self, tmp_path):
+        members = [
+            ("a/000.jpg", image(0)),
+            ("a/000.txt", b"A cat.\n"),
+            ("a/000.json", b'{"caption": "not this one", "more": 1}'),
+            ("a/001.json", '{"caption": "Zwei Bäume."}'.encode()),
+            ("a/001.webp", image(1, "WEBP")),
+            ("b/000.txt", b"A dog."),
+            ("b/000.PNG", image(2, "PNG")),
+        ]
+        file = tar(tmp_path / "00.tar", members)
+        read = prepare(tmp_path / "out", "webdataset", file)
+        assert not read.rejections
+        assert read.keys == ["00.tar/a/000", "00.tar/a/001", "00.tar/b/000"]
+        assert [record.text for record in read.records] == ["A cat.", "Zwei Bäume.", "A dog."]
+        named = prepare(tmp_path / "named", "webdataset", file, text_field="caption")
+        assert [record.text for record in named.records] == ["not this one", "Zwei Bäume."]
+
+    @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+    def test_a_folder_of_tars_is_a_part_each(self, tmp_path, ending):
+        (tmp_path / "in").mkdir()
+        for number in range(3):
+            members = [("x.jpg", image(number)), ("x.txt", b"A cat.")]
+            tar(tmp_path / "in" / f"{number}.{ending}", members, "w:gz" if "gz" in ending else "w")
+        read = prepare(tmp_path / "out", "webdataset", tmp_path / "in")
+        assert read.keys == [f"{number}.{ending}/x" for number in range(3)]
+        assert len(list((tmp_path / "out").glob("records-train.array_record-*-of-00003"))) == 3
+
+    def test_conversations(self, tmp_path):
+        chat = json.dumps({"conversations": turns("<image>\nWhat?", "A cat.")}).encode()
+        file = tar(tmp_path / "0.tar", [("x.jpg", image()), ("x.json", chat)])
+        (record,) = prepare(tmp_path / "out", "webdataset", file, task=UNDERSTANDING).records
+        assert contents(record) == [("user", "<image_placeholder>\nWhat?"), ("assistant", "A cat.")]
+
+
+@pytest.fixture(scope="module")
+def pets(tmp_path_factory):
+    """A small data set of classes, as TFDS prepares one."""
+    import tensorflow_datasets as tfds
+
+    folder = tmp_path_factory.mktemp("tfds") / "pets" / "1.0.0"
+    features = tfds.features.FeaturesDict(
+        {
+            "image": tfds.features.Image(),
+            "pixels": tfds.features.Tensor(shape=(4, 5, 3), dtype=np.uint8),
+            "label": tfds.features.ClassLabel(names=["n001", "tabby_cat"]),
+            "said": tfds.features.Text(),
+        }
+    )
+    rows = [
+        {"image": Image.new("RGB", (9, 7), (i, 0, 0)), "pixels": np.full((4, 5, 3), i, np.uint8), "label": i % 2}
+        for i in range(5)
+    ]
+
+    class Pets(tfds.core.GeneratorBasedBuilder):
+        VERSION = tfds.core.Version("1.0.0")
+
+        def _info(self):
+            return tfds.core.DatasetInfo(builder=self, features=features)
+
+        def _split_generators(self, manager):
+            return {"train": self._generate_examples()}
+
+        def _generate_examples(self):
+            yield from ((i, row | {"said": f"Pet {i}"}) for i, row in enumerate(rows))
+
+    builder = Pets(data_dir=folder.parents[1], file_format="array_record")
+    builder.download_and_prepare()
+    return builder.data_path
+
+
+class TestTFDS:
+    @pytest.mark.parametrize("shard_records", [2, 100])
+    def test_class_names_are_captions_and_images_stay_encoded(self, tmp_path, pets, shard_records):
+        read = prepare(tmp_path / "out", "tfds", pets, shard_records=shard_records)
+        assert not read.rejections
+        assert len(read.records) == 5
+        assert {record.text for record in read.records} == {"n001", "tabby cat"}
+        assert all(record.images[0].startswith(b"\x89PNG") for record in read.records)
+        assert read.keys == [f"pets/1.0.0/train:{number}" for number in range(5)]
+
+    @pytest.mark.parametrize("form", ["lines", "json"])
+    def test_words_for_class_names(self, tmp_path, pets, form):
+        words = {"n001": "tench, Tinca tinca", "tabby_cat": "tabby"}
+        lines = "\n".join(f"{name} {text}" for name, text in words.items())
+        file = tmp_path / "words"
+        file.write_text(lines if form == "lines" else json.dumps(words))
+        read = prepare(tmp_path / "out", "tfds", pets, class_names=str(file))
+        assert {record.text for record in read.records} == set(words.values())
+
+    def test_a_class_without_words_is_an_error(self, tmp_path, pets):
+        (tmp_path / "words").write_text("n001 tench")
+        with pytest.raises(JanusError, match="no words for 1 of 2 classes, tabby_cat the first"):
+            prepare(tmp_path / "out", "tfds", pets, class_names=str(tmp_path / "words"))
+
+    def test_arrays_texts_and_a_part_of_a_split(self, tmp_path, pets):
+        given = {"image_field": "pixels", "text_field": "said", "input_split": "train[1:3]"}
+        read = prepare(tmp_path / "out", "tfds", pets, **given)
+        assert read.keys == ["pets/1.0.0/train[1:3]:0", "pets/1.0.0/train[1:3]:1"]
+        assert all(record.text.startswith("Pet ") for record in read.records)
+
+    @pytest.mark.parametrize(
+        ("name", "more", "words"),
+        [
+            ("no_such_data_set", {}, "no TFDS data set that can be opened"),
+            ("mnist", {"data_dir": "/nowhere"}, "mnist/.* is not in .*/nowhere.*download_and_prepare"),
+            ("", {"input_split": "dev"}, "cannot be read .*its splits are train"),
+            ("", {"text_field": "words"}, "no feature words, only .*--text_field"),
+        ],
+    )
+    def test_what_is_not_there_is_an_error(self, tmp_path, pets, name, more, words):
+        with pytest.raises(JanusError, match=words):
+            prepare(tmp_path / "out", "tfds", name or pets, **more)
+
+
+def test_text(tmp_path):
+    values = [{"text": " Once upon a time.\n"}, {"content": "Ende."}]
+    file = json_lines(tmp_path / "t.jsonl", values)
+    file.write_text(file.read_text() + "\n  \n" + '{"text": "after blank lines, without a line break"}')
+    read = prepare(tmp_path / "out", "text", file, shard_records=2)
+    assert [record.text for record in read.records] == [
+        "Once upon a time.",
+        "Ende.",
+        "after blank lines, without a line break",
+    ]
+    assert read.keys == ["t.jsonl:1", "t.jsonl:2", "t.jsonl:5"]
+    assert {record.task for record in read.records} == {Task.TEXT}
+
+
+def test_files_of_one_name_in_several_folders_have_keys_of_their_own(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        json_lines(tmp_path / name / "t.jsonl", [{"text": name}])
+    assert prepare(tmp_path / "out", "text", tmp_path / "*" / "t.jsonl").keys == ["a/t.jsonl:1", "b/t.jsonl:1"]
+
+
+@pytest.mark.parametrize("kind", sorted(SOURCES))
+def test_no_input_is_an_error(tmp_path, kind):
+    with pytest.raises(JanusError, match="--input"):
+        prepare(tmp_path / "out", kind, tmp_path / "absent")
+
+
+@pytest.mark.parametrize("kind", ["captions", "llava", "text"])
+def test_a_git_lfs_pointer_is_an_error(tmp_path, kind):
+    file = tmp_path / "a.jsonl"
+    file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
+    with pytest.raises(JanusError, match="git lfs pull"):
+        prepare(tmp_path / "out", kind, file)
+
+
+def test_a_source_of_ones_own_is_found_by_its_module():
+    source = find_source("tests.data.own_source:poems")
+    (part,) = source.parts(options("tests.data.own_source:poems", "3"))
+    assert [entry.make().text for entry in part.entries()] == ["Poem 0", "Poem 1", "Poem 2"]
+
+
+@pytest.mark.parametrize("kind", ["poem", "no.such.module:poems", "tests.data.own_source:prose"])
+def test_an_unknown_source_is_an_error(kind):
+    with pytest.raises(JanusError, match="--source"):
+        find_source(kind)
+
+
+def test_generation_is_nothing_that_text_can_teach(tmp_path):
+    with pytest.raises(JanusError, match="--task generation is nothing that --source text can teach; take text"):
+        prepare(tmp_path / "out", "text", "t.jsonl", task=GENERATION)
