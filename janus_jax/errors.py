@@ -1,4 +1,31 @@
-"""The one exception for mistakes a person can mend: a wrong path, file, field or number."""
+"""What ends a program that is not at fault: a mistake that a person can mend, or a run that had to stop."""
+
+import enum
+from typing import ClassVar
+
+
+class ExitCode(enum.IntEnum):
+    """How commands end: the one place that says so.
+
+    Attributes:
+      DONE: all is well.
+      FAULT: a fault in the program, with its traceback.
+      MISTAKE: in what the user gave; the same call will fail again.
+      DIVERGED: training came to nothing sensible: a loss that is not finite, too many bad records.
+      NO_ROOM: a disk is full. Make room and call again: nothing that was saved before is lost.
+      PREEMPTED: the machine was taken away, and all was saved (sysexits' EX_TEMPFAIL): call again.
+      INTERRUPTED: by Ctrl-C.
+      NO_READER: the reader of the output went away.
+    """
+
+    DONE = 0
+    FAULT = 1
+    MISTAKE = 2
+    DIVERGED = 3
+    NO_ROOM = 74
+    PREEMPTED = 75
+    INTERRUPTED = 130
+    NO_READER = 141
 
 
 class JanusError(ValueError):
@@ -6,3 +33,27 @@ class JanusError(ValueError):
 
     Commands print the sentence and end with exit code 2; a library caller catches it as a `ValueError`.
     """
+
+
+class RunStopped(Exception):
+    """A run that had to stop, told in one sentence; commands print it and end with `exit_code`."""
+
+    exit_code: ClassVar[ExitCode]
+
+
+class Diverged(RunStopped):
+    """Training came to nothing sensible: a loss that is not finite, too many bad records."""
+
+    exit_code = ExitCode.DIVERGED
+
+
+class StorageFull(RunStopped):
+    """A disk is full; what was saved before is as it was."""
+
+    exit_code = ExitCode.NO_ROOM
+
+
+class Preempted(RunStopped):
+    """The machine is taken away; all was saved, and the same call goes on from there."""
+
+    exit_code = ExitCode.PREEMPTED

@@ -5,12 +5,13 @@ A command defines its flags with absl at the top of its module and ends with
     if __name__ == "__main__":
         cli.run(main, positional=("SRC", "DST"))
 
-Exit codes: 0 done, 1 a fault in the program (with its traceback), 2 a mistake in what the user gave (one
-sentence on stderr), 130 interrupted, 141 the reader of the output went away.
+Exit codes (`janus_jax.errors.ExitCode` has them all): 0 done, 1 a fault in the program (with its traceback). All
+others come with one sentence on stderr: 2 a mistake in what the user gave; 3 training diverged; 74 a disk is full;
+75 the machine was taken away and all was saved, so that the same call goes on from there. Without a word: 130
+interrupted, 141 the reader of the output went away.
 """
 
 import os
-import signal
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
@@ -19,9 +20,8 @@ from types import ModuleType
 
 from absl import flags, logging
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import ExitCode, JanusError, RunStopped
 
-USER_ERROR = 2
 _ABSENT = "must have a value other than None."  # absl's words for a required flag that is not given.
 
 
@@ -43,14 +43,17 @@ def run(main: Callable[[Sequence[str]], None], *, positional: Sequence[str] = ()
         sys.stdout.flush()
     except JanusError as error:
         print(f"{_name(module)}: {error}", file=sys.stderr)
-        sys.exit(USER_ERROR)
+        sys.exit(ExitCode.MISTAKE)
+    except RunStopped as stopped:
+        print(f"{_name(module)}: {stopped}", file=sys.stderr)
+        sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
-        sys.exit(128 + signal.SIGINT)
+        sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
         # The interpreter flushes stdout once more at shutdown: let it have somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(128 + signal.SIGPIPE)
-    sys.exit(0)
+        sys.exit(ExitCode.NO_READER)
+    sys.exit(ExitCode.DONE)
 
 
 def enable_compilation_cache() -> None:
@@ -77,6 +80,11 @@ def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
         arguments = flags.FLAGS(argv)[1:]
     except flags.Error as error:
         raise JanusError(_sentence(error)) from error
+    # What ml_collections makes of a --config.FIELD that there is not, or of a value of another kind.
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        given = [argument for argument in argv if argument.startswith("--config.")]
+        reason = " ".join(str(error.args[0] if error.args else error).split())
+        raise JanusError(f"a flag does not fit the config ({reason}); given were {', '.join(given)}") from error
     if len(arguments) != len(positional):
         wanted = " ".join(positional) or "no arguments besides flags"
         raise JanusError(f"takes {wanted}, got {' '.join(arguments) or 'none'} (--help shows how it is called)")

@@ -13,7 +13,7 @@ import time
 
 from absl import flags
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import Diverged, JanusError, Preempted, StorageFull
 from launch import cli
 
 NAME = flags.DEFINE_string("name", None, "who is greeted", required=True)
@@ -24,6 +24,9 @@ LOUD = flags.DEFINE_bool("loud", False, "whether to shout")
 def main(arguments):
     if NAME.value == "nobody":
         raise JanusError("--name nobody: there is no such person; name another.")
+    for stop in (Diverged, Preempted, StorageFull):
+        if NAME.value == stop.__name__:
+            raise stop("the run had to stop.")
     if NAME.value == "broken":
         raise RuntimeError("a fault of the program")
     if NAME.value == "forever":
@@ -78,6 +81,12 @@ def test_a_users_mistake_is_one_sentence_and_code_2(folder, arguments, words):
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("greet: ")
     assert all(word in err for word in words), err
+
+
+@pytest.mark.parametrize(("name", "expected"), [("Diverged", 3), ("StorageFull", 74), ("Preempted", 75)])
+def test_a_run_that_had_to_stop_is_one_sentence_and_a_code_of_its_own(folder, name, expected):
+    code, out, err = finish(folder, "here", "--name", name)
+    assert (code, out, err) == (expected, "", "greet: the run had to stop.\n")
 
 
 def test_a_fault_of_the_program_shows_its_traceback(folder):
