@@ -1,0 +1,260 @@
+"""A recipe: a model and the stages that train it. All of it is data; the loop does what it says.
+
+Janus (arXiv 2410.13848, §3.2 and §4.1), Janus-Pro (arXiv 2501.17811, §2.2 and §3.1).
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, RematPolicy, preset
+from janus_jax.data.components import Component
+from janus_jax.data.mixture import Phase
+from janus_jax.data.packing import Budget
+from janus_jax.data.stream import StreamConfig
+from janus_jax.data.tasks import Supervision
+from janus_jax.errors import JanusError
+from janus_jax.processing import Task
+from janus_jax.train.optimizers import OptimizerConfig
+from janus_jax.train.step import Cut
+
+ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
+"""What stage I trains. That `gen_embed` is part of it is inferred: nothing has trained it before."""
+
+ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
+"""What stage II trains: all but SigLIP and the image tokenizer."""
+
+ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
+"""What stage III trains."""
+
+
+@dataclass(frozen=True)
+class Initialisation:
+    """Where parameters come from when a stage begins that has no checkpoint of its own yet.
+
+    Attributes:
+      source: "parts", the folders of an LLM, a SigLIP and an image tokenizer, with all else drawn at random; "stage",
+        the stage before, in the same workdir; "model", the folder of a whole model; "random", nowhere.
+      model: the folder of "model", in any layout that `janus_jax.load` reads.
+      llm, und_encoder, gen_encoder: the folders of "parts", in any layout that `checkpoints_convert` reads.
+    """
+
+    source: Literal["parts", "stage", "model", "random"] = "stage"
+    model: str = ""
+    llm: str = ""
+    und_encoder: str = ""
+    gen_encoder: str = ""
+
+    def check(self, where: str) -> None:
+        """Refuses a source whose folders are not named.
+
+        Raises:
+          JanusError: the sentence names the field.
+        """
+        needed = {"parts": ("llm", "und_encoder", "gen_encoder"), "model": ("model",)}.get(self.source, ())
+        for name in needed:
+            if not getattr(self, name):
+                raise JanusError(f"{where}.{name} is empty; name the folder of the checkpoint to start from.")
+
+
+@dataclass(frozen=True)
+class Precision:
+    """In what numbers are kept and computed. What trains is kept in float32, always.
+
+    Attributes:
+      compute: activations and matrix products.
+      frozen: what does not train.
+      tokenizer: the computation of image ids that did not come with the data.
+    """
+
+    compute: Dtype = "bfloat16"
+    frozen: Dtype = "bfloat16"
+    tokenizer: Dtype = "bfloat16"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage.
+
+    Attributes:
+      trained: patterns of the parameters that train (see `partition`); all else is frozen.
+      optimizer: learning rate, schedule, warm-up, decay, clip.
+      steps: that the schedule is made for.
+      stop_at: step at which training ends; None for `steps`.
+      batch_size: rows of a batch, each `budget.places` long.
+      phases: samples of each component in proportion, by step.
+      supervision: which text is learnt.
+      drop_condition: share of the generation samples whose prompt becomes pad tokens.
+      first_sentence: share of the captions that lose all but their first sentence.
+      random_crop: whether the part of an image to generate along its long side is drawn; else it is the middle.
+      budget: what a row has room for.
+      precision: see there.
+      initialisation: see there.
+      ema_decay: of a moving average of the parameters; 0 for none.
+    """
+
+    trained: tuple[str, ...]
+    optimizer: OptimizerConfig
+    steps: int
+    batch_size: int
+    phases: tuple[Phase, ...]
+    stop_at: int | None = None
+    supervision: Supervision = Supervision.TEXT
+    drop_condition: float = 0.1
+    first_sentence: float = 0.25
+    random_crop: bool = False
+    budget: Budget = field(default_factory=Budget)
+    precision: Precision = field(default_factory=Precision)
+    initialisation: Initialisation = field(default_factory=Initialisation)
+    ema_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.steps < 1 or self.batch_size < 1:
+            raise JanusError(f"A stage has {self.steps} steps of batch_size {self.batch_size}; both must be positive.")
+        if not 0 < self.last_step <= self.steps:
+            raise JanusError(f"A stage's stop_at is {self.stop_at}; it must be from 1 to steps, {self.steps}.")
+        if not 0 <= self.ema_decay < 1:
+            raise JanusError(f"A stage's ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
+
+    @property
+    def last_step(self) -> int:
+        """At which training ends."""
+        return self.steps if self.stop_at is None else self.stop_at
+
+
+@dataclass(frozen=True)
+class Source:
+    """A prepared data set of the mixture.
+
+    Attributes:
+      directory: its folder (`launch.prepare`).
+      task: what its records teach.
+      split: which of its splits is read, also as "train[:1000]".
+    """
+
+    directory: str = ""
+    task: Task | None = None
+    split: str = "train"
+
+
+@dataclass(frozen=True)
+class Resources:
+    """How the machine is used. Nothing here changes what is learnt, but for rounding.
+
+    Attributes:
+      data, fsdp, tensor: sizes of the mesh's axes (`sharding.make_mesh`); -1 takes what is left.
+      attention, remat: see `Execution`.
+      microbatches, logits_chunk: see `step.Cut`.
+      data_workers: processes that read ahead, on each host.
+    """
+
+    data: int = 1
+    fsdp: int = -1
+    tensor: int = 1
+    attention: AttentionKernel = "xla"
+    remat: RematPolicy = "full"
+    microbatches: int = 1
+    logits_chunk: int = 512
+    data_workers: int = 8
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `launch.train` runs.
+
+    Attributes:
+      model: name of a preset. `architecture` stands in its place where a model is none of them.
+      stage: which of the stages to run, counted from 1.
+      stages: the stages, in order.
+      sources: the data, by the names that the stages' phases use.
+      known_ids: whether images to generate come as ids, prepared with `launch.prepare --tokenizer`.
+      seed: of parameters and data.
+      resources: see there.
+      architecture: a model's own numbers.
+    """
+
+    model: str
+    stages: tuple[Stage, ...]
+    sources: Mapping[str, Source]
+    stage: int = 1
+    known_ids: bool = False
+    seed: int = 0
+    resources: Resources = field(default_factory=Resources)
+    architecture: JanusConfig | None = None
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.stage <= len(self.stages):
+            raise JanusError(f"config.stage is {self.stage}; the recipe has stages 1 to {len(self.stages)}.")
+
+    @property
+    def current(self) -> Stage:
+        """The stage to run."""
+        return self.stages[self.stage - 1]
+
+    @property
+    def janus(self) -> JanusConfig:
+        """The model's numbers.
+
+        Raises:
+          JanusError: there is no preset of that name.
+        """
+        return self.architecture or preset(self.model)
+
+    @property
+    def execution(self) -> Execution:
+        """How the stage's model is run."""
+        r = self.resources
+        return Execution(self.current.precision.compute, "float32", r.attention, r.remat, layers="scanned")
+
+    @property
+    def cut(self) -> Cut:
+        """How the stage's step is cut."""
+        r = self.resources
+        return Cut(r.microbatches, r.logits_chunk, self.current.precision.tokenizer)
+
+    @property
+    def stream(self) -> StreamConfig:
+        """What the stage reads: those sources that its phases give a weight.
+
+        Raises:
+          JanusError: a source that is needed is unknown or has no folder.
+        """
+        stage = self.current
+        used = sorted({name for phase in stage.phases for name, weight in phase.weights.items() if weight})
+        for name in used:
+            if name not in self.sources:
+                raise JanusError(
+                    f"config.stages.stage_{self.stage}.phases give a weight to {name!r}; the sources are "
+                    f"{', '.join(self.sources)}."
+                )
+            if not self.sources[name].directory:
+                raise JanusError(
+                    f"config.sources.{name}.directory is empty; name the prepared data set, or set its weights in "
+                    f"config.stages.stage_{self.stage}.phases to 0."
+                )
+        return StreamConfig(
+            components=tuple(
+                Component(name, source.directory, task=source.task, split=source.split)
+                for name, source in ((name, self.sources[name]) for name in used)
+            ),
+            batch_size=stage.batch_size,
+            budget=stage.budget,
+            phases=tuple(
+                Phase(phase.until_step, {name: phase.weights.get(name, 0) for name in used}) for phase in stage.phases
+            ),
+            supervision=stage.supervision,
+            seed=self.seed,
+            known_ids=self.known_ids,
+            drop_condition=stage.drop_condition,
+            first_sentence=stage.first_sentence,
+            random_crop=stage.random_crop,
+        )
+
+
+SOURCES: Mapping[str, Source] = {
+    "understanding": Source(task=Task.UNDERSTANDING),
+    "text": Source(task=Task.TEXT),
+    "generation": Source(task=Task.GENERATION),
+    "imagenet": Source(task=Task.GENERATION),
+}
+"""The papers' kinds of data: images with text about them, text alone, text with images of it, classes with images."""

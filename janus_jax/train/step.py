@@ -1,0 +1,248 @@
+"""The training step: a state and a batch in, the next state and what to report out.
+
+In order: the image ids that did not come with the data, the loss, its gradient for the trained part alone, summed over
+microbatches, one optimizer update. All of it is one compiled function over the whole mesh.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import optax
+from jax import lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jaxtyping import Array, Float, Key
+
+from janus_jax.batch import Batch
+from janus_jax.config import Dtype
+from janus_jax.errors import JanusError
+from janus_jax.models.janus import Janus, Params, abstract_params, apply, init_params
+from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
+from janus_jax.train.losses import TASKS, Totals, batch_losses, supervised_counts
+from janus_jax.train.partition import merge, partition
+from janus_jax.train.state import TrainState, abstract_state, born_state, new_state
+
+Metrics = dict[str, Float[Array, ""]]
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a step's work is cut to fit the memory; the result is the same but for rounding.
+
+    Attributes:
+      microbatches: parts of the batch's rows whose gradients are taken one after the other.
+      logits_chunk: supervised places of a row whose logits are in memory at a time.
+      tokenizer_dtype: in which the tokenizer makes image ids that did not come with the data.
+    """
+
+    microbatches: int = 1
+    logits_chunk: int = 512
+    tokenizer_dtype: Dtype = "bfloat16"
+
+    def __post_init__(self) -> None:
+        for name in ("microbatches", "logits_chunk"):
+            if getattr(self, name) < 1:
+                raise JanusError(f"cut.{name} is {getattr(self, name)!r}; it must be at least 1.")
+
+    def check(self, batch_size: int, mesh: Mesh | None) -> None:
+        """Refuses a number of rows that cannot be dealt out evenly.
+
+        Raises:
+          JanusError: the sentence names the numbers.
+        """
+        share = batch_multiple(mesh) * self.microbatches
+        if batch_size % share:
+            raise JanusError(
+                f"batch_size {batch_size} is not a multiple of {share}: {self.microbatches} microbatches "
+                f"on {batch_multiple(mesh)} devices along data and fsdp."
+            )
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A compiled function of a state and a batch, on its mesh."""
+
+    function: Any
+    mesh: Mesh | None
+
+    def __call__(self, state: TrainState, batch: Batch) -> Any:
+        with use_mesh(self.mesh):
+            return self.function(state, batch)
+
+    def lower(self, state: TrainState, batch: Batch) -> Any:
+        """The function as it would be compiled for these arrays, or for these shapes."""
+        with use_mesh(self.mesh):
+            return self.function.lower(state, batch)
+
+
+def abstract_train_state(
+    model: Janus,
+    trained: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    *,
+    frozen_dtype: Dtype = "bfloat16",
+    ema: bool = False,
+) -> TrainState:
+    """Shapes, dtypes and shardings of the state in which these parts of the model train (see `partition`).
+
+    What is frozen is kept in `frozen_dtype`; what is trained, in float32.
+
+    Raises:
+      JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches.
+    """
+
+    def make(params: Params) -> TrainState:
+        params, frozen = partition(params, trained)
+        if "gen_encoder" in params:
+            raise JanusError(
+                "The trained parts hold some of gen_encoder, the image tokenizer, which no gradient of these losses "
+                "reaches; train it with launch.train_tokenizer."
+            )
+        return new_state(params, frozen, optimizer, frozen_dtype=frozen_dtype, ema=ema)
+
+    return abstract_state(make, mesh, abstract_params(model.config, model.execution))
+
+
+def random_train_state(
+    model: Janus,
+    trained: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    abstract: TrainState,
+    key: Key[Array, ""],
+) -> TrainState:
+    """The state before the first step of freshly made parameters, each array made in its place.
+
+    Args:
+      abstract: see `abstract_train_state`, made with the same parts and the same optimizer.
+    """
+
+    def make(key: Key[Array, ""]) -> TrainState:
+        params, frozen = partition(init_params(model.config, key, model.execution), trained)
+        dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(abstract.frozen)]
+        return new_state(params, frozen, optimizer, frozen_dtype=dtypes[0], ema=abstract.ema is not None)
+
+    return born_state(make, abstract, key)
+
+
+def train_step(
+    model: Janus,
+    optimizer: optax.GradientTransformation,
+    cut: Cut,
+    abstract: TrainState,
+    mesh: Mesh | None,
+    ema_decay: float = 0.0,
+) -> Step:
+    """The step `(state, batch) -> (state, metrics)`. It takes the state for its own: the old one's arrays are gone.
+
+    Metrics: `loss` over all supervised places, `loss/TASK` and `places/TASK` by task, `grad_norm` before the clip,
+    and `finite`. Where the gradient is not finite, `finite` is 0 and the state is as it was, but for `step`.
+
+    Args:
+      abstract: shapes and shardings of the state (`state.abstract_state`).
+      mesh: that the state lies on; None for one device.
+      ema_decay: see `TrainState.apply_gradients`.
+    """
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        grads, totals = gradients(model, cut, state.params, state.frozen, batch)
+        if mesh is not None:
+            grads = lax.with_sharding_constraint(grads, state_shardings.params)
+        grad_norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(grad_norm)
+        after = state.apply_gradients(grads, optimizer, ema_decay)
+        return _chosen(finite, after, state), _metrics(totals) | {"grad_norm": grad_norm, "finite": finite * 1.0}
+
+    return Step(_compiled(step, state_shardings, mesh, (state_shardings, _everywhere(mesh)), donated=True), mesh)
+
+
+def evaluation_step(model: Janus, cut: Cut, abstract: TrainState, mesh: Mesh | None) -> Step:
+    """The step `(state, batch) -> Totals`, which add up over batches; the state stays."""
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+    def step(state: TrainState, batch: Batch) -> Totals:
+        params = merge(state.params, state.frozen)
+        return batch_losses(model, params, with_image_ids(model, params, batch, cut), cut.logits_chunk)
+
+    return Step(_compiled(step, state_shardings, mesh, _everywhere(mesh), donated=False), mesh)
+
+
+def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
+    """A batch on its devices: each process gives its own rows."""
+    if mesh is None:
+        return jax.device_put(batch)
+    sharding = batch_sharding(mesh)
+    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+
+
+def gradients(model: Janus, cut: Cut, trained: Params, frozen: Params, batch: Batch) -> tuple[Params, Totals]:
+    """The gradient of the batch's loss for the trained part, and the loss's sums.
+
+    The loss is the mean over the supervised places of the whole batch, on however many devices and in however many
+    microbatches it is computed.
+    """
+    # Known before the model runs, so that the parts' gradients only have to be added.
+    places = jnp.maximum(supervised_counts(batch, model.config.gen_encoder.num_tokens).sum(), 1)
+
+    def loss(trained: Params, part: Batch) -> tuple[Float[Array, ""], Totals]:
+        totals = batch_losses(model, merge(trained, frozen), part, cut.logits_chunk)
+        return totals.losses.sum() / places, totals
+
+    def of_part(part: Batch) -> tuple[Params, Totals]:
+        return jax.grad(loss, has_aux=True)(trained, with_image_ids(model, frozen, part, cut))
+
+    if cut.microbatches == 1:
+        return of_part(batch)
+
+    def add(sums: tuple[Params, Totals], part: Batch) -> tuple[tuple[Params, Totals], None]:
+        return jax.tree.map(jnp.add, sums, of_part(part)), None
+
+    nothing = jnp.zeros(len(TASKS), jnp.float32)
+    sums, _ = lax.scan(add, (jax.tree.map(jnp.zeros_like, trained), Totals(nothing, nothing)), _parts(batch, cut))
+    return sums
+
+
+def with_image_ids(model: Janus, params: Params, batch: Batch, cut: Cut) -> Batch:
+    """The batch with the ids of its images to generate: those it came with, or the tokenizer's."""
+    if batch.gen_ids is not None or not batch.gen_images.shape[1]:
+        return batch
+    tokenizer = Janus(model.config, replace(model.execution, dtype=cut.tokenizer_dtype))
+    return batch._replace(gen_ids=apply(tokenizer, params, "generation_ids", batch))
+
+
+def _parts(batch: Batch, cut: Cut) -> Batch:
+    """The batch's rows dealt out to microbatches in turn, so that each has an equal share of every device's rows."""
+
+    def deal(x: Array) -> Array:
+        x = x.reshape(len(x) // cut.microbatches, cut.microbatches, *x.shape[1:]).swapaxes(0, 1)
+        return nn.with_logical_constraint(x, (None, "batch", *(None,) * (x.ndim - 2)))
+
+    return jax.tree.map(deal, batch)
+
+
+def _chosen(finite: Array, after: TrainState, before: TrainState) -> TrainState:
+    """The state after the step, or with what it was before."""
+    changing = ("params", "opt_state", "ema")
+    news, olds = ({name: getattr(state, name) for name in changing} for state in (after, before))
+    return after.replace(**jax.tree.map(lambda new, old: jnp.where(finite, new, old), news, olds))
+
+
+def _metrics(totals: Totals) -> Metrics:
+    losses = {f"loss/{task.value}": loss for task, loss in zip(TASKS, totals.means, strict=True)}
+    places = {f"places/{task.value}": count for task, count in zip(TASKS, totals.counts, strict=True)}
+    return {"loss": totals.mean} | losses | places
+
+
+def _compiled(function: Callable[..., Any], state: Any, mesh: Mesh | None, out: Any, *, donated: bool) -> Any:
+    donate = ("state",) if donated else ()
+    if mesh is None:
+        return jax.jit(function, donate_argnames=donate)
+    return jax.jit(function, in_shardings=(state, batch_sharding(mesh)), out_shardings=out, donate_argnames=donate)
+
+
+def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
+    return None if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -1,0 +1,144 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.batch import NO_PLACE
+from janus_jax.config import Execution
+from janus_jax.models.janus import Janus
+from janus_jax.train.losses import batch_losses, cross_entropy, supervised_counts
+from tests import tiny
+from tests.train import batches
+from tests.train.jaxprs import largest
+
+MODEL = Janus(tiny.CONFIG, Execution())
+ROWS, LENGTH, WIDTH, VOCABULARY, TARGETS = 2, 12, 5, 7, 9
+
+
+def plain_cross_entropy(weight, hidden, places, targets):
+    logits = jnp.take_along_axis(hidden, places[..., None] - 1, axis=1) @ weight.T
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
+    hidden = rng.standard_normal((ROWS, LENGTH, WIDTH), np.float32)
+    places = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (ROWS, 1)), axis=1)[:, :TARGETS], axis=1)
+    return weight, hidden, places, rng.integers(0, VOCABULARY, places.shape)
+
+
+def chunked(weight, hidden, places, targets, chunk):
+    return cross_entropy(lambda states: states @ weight.T, hidden, places, targets, chunk)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9, 100])
+def test_chunks_change_nothing(problem, chunk):
+    np.testing.assert_allclose(chunked(*problem, chunk), plain_cross_entropy(*problem), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+def test_chunks_change_no_gradient(problem, chunk):
+    weight, hidden, places, targets = problem
+
+    def gradient(function):
+        return jax.grad(lambda weight, hidden: function(weight, hidden, places, targets).sum(), (0, 1))(weight, hidden)
+
+    ours, theirs = gradient(functools.partial(chunked, chunk=chunk)), gradient(plain_cross_entropy)
+    for actual, expected in zip(ours, theirs, strict=True):
+        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_logits_are_never_whole_forward_or_backward():
+    rows, length, width, vocabulary, chunk = 2, 64, 8, 4096, 16
+    hidden, weight = jnp.zeros((rows, length, width)), jnp.zeros((vocabulary, width))
+    places = jnp.ones((rows, length), int)
+    loss = jax.value_and_grad(
+        lambda weight, hidden: chunked(weight, hidden, places, places, chunk).sum(), argnums=(0, 1)
+    )
+    assert largest(loss, weight, hidden) == rows * chunk * vocabulary
+
+
+@functools.cache
+def losses(*rows, budget=batches.BUDGET):
+    totals = run(batches.batch(rows, budget))
+    return np.asarray(totals.losses), np.asarray(totals.counts)
+
+
+@jax.jit
+def run(batch):
+    return batch_losses(MODEL, tiny.stacked_params(), batch, chunk=32)
+
+
+def test_every_task_has_its_own_sum():
+    row = (batches.text(), batches.understanding(), batches.generation())
+    counts = [len(row[0].text_targets), len(row[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
+    for task, sample in enumerate(row):
+        sums, places = losses((sample,), ())
+        assert [bool(value) for value in sums] == [task == other for other in range(3)]
+        assert places.tolist() == [counts[task] * (task == other) for other in range(3)]
+
+
+def test_samples_in_one_row_lose_what_they_lose_apart():
+    one, other = batches.understanding(3), batches.text(1)
+    together, apart = losses((one, other), ()), losses((one,), (other,))
+    np.testing.assert_allclose(together[0], apart[0], rtol=1e-5)
+    np.testing.assert_array_equal(together[1], apart[1])
+
+
+def test_the_text_loss_is_that_of_each_supervised_id_after_all_before_it():
+    batch = batches.batch([(batches.text(0),), ()])
+
+    @jax.jit
+    def logits(batch):
+        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.text_logits(m(b)))
+
+    places = batch.text_targets[0][batch.text_targets[0] != NO_PLACE]
+    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))
+    expected = -log_p[places - 1, batch.tokens[0, places]].sum()
+    np.testing.assert_allclose(run(batch).losses[0], expected, rtol=1e-5)
+
+
+def test_the_image_loss_begins_with_the_first_id():
+    batch = batches.batch([(batches.generation(0),), ()])
+
+    @jax.jit
+    def logits(batch):
+        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.image_logits(m(b)))
+
+    begin_of_image = int(batch.gen_starts[0, 0]) - 1
+    assert batch.tokens[0, begin_of_image] == tiny.processor().tokenizer.special.begin_of_image
+    ids = batch.gen_ids[0, 0]
+    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))[begin_of_image : begin_of_image + len(ids)]
+    np.testing.assert_allclose(run(batch).losses[2], -log_p[np.arange(len(ids)), ids].sum(), rtol=1e-5)
+
+
+def test_empty_slots_hold_anything():
+    batch = batches.batch([(batches.generation(0),), (batches.understanding(1),)])
+    empty = batch._replace(und_images=batch.und_images.copy(), gen_ids=batch.gen_ids.copy())
+    empty.und_images[0, :] = 200
+    empty.und_images[1, 1] = 200
+    empty.gen_ids[0, 1], empty.gen_ids[1] = 5, 5
+    np.testing.assert_array_equal(run(batch).losses, run(empty).losses)
+
+
+def test_a_batch_without_anything_to_learn_loses_nothing():
+    totals = run(batches.batch([(), ()]))
+    assert float(totals.mean) == 0
+    assert totals.means.tolist() == totals.counts.tolist() == [0, 0, 0]
+
+
+def test_counts_are_known_before_the_model_runs():
+    batch, num_tokens = batches.mixed(), tiny.CONFIG.gen_encoder.num_tokens
+    counts = supervised_counts(batch, num_tokens)
+    assert float(counts[0] + counts[1]) == (batch.text_targets != NO_PLACE).sum()
+    assert float(counts[2]) == 3 * num_tokens
+
+
+def test_totals_of_parts_add_up():
+    parts = [run(batches.batch([(batches.text(i),), ()])) for i in range(2)]
+    whole = run(batches.batch([(batches.text(0),), (batches.text(1),)]))
+    np.testing.assert_allclose((parts[0] + parts[1]).mean, whole.mean, rtol=1e-5)
