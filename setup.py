@@ -14,7 +14,6 @@ setup(
         "array-record>=0.8,<0.9",
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
-        "grain>=0.2.18,<0.3",
         "importlib-resources>=6,<8",  # what TFDS' own files are found with, and does not ask for
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
@@ -40,9 +39,10 @@ setup(
         "demo": [],  # What `make demo` needs beyond the package: nothing yet.
         "test": [
             "apache-beam>=2.77,<3",
-            "pyarrow>=20,<26",
+            "grain>=0.2.18,<0.3",
             "mypy>=2.4,<3",
             "pre-commit>=4,<5",
+            "pyarrow>=20,<26",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
             "ruff>=0.17,<0.18",

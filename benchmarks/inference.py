@@ -5,9 +5,10 @@
 
 Measured are the drawing of one image (guidance 5, the likeliest id at every step, the prompt's pass included, divided
 by its number of ids), one pass of the understanding encoder, its linear maps alone, a prompt's pass through the
-language model, and the image tokenizer both ways. The first command takes the networks of a Janus-Pro-1B but for a language model of 12 layers
-of width 1024 and 8192 words, in float32 on two cores; the second, on an accelerator, a released model's shape and also
-batches of images, and sets the time of an id against that of reading the weights from memory.
+language model, and the image tokenizer both ways. The first command takes the networks of a Janus-Pro-1B but for a
+language model of 12 layers of width 1024 and 8192 words, in float32 on two cores; the second, on an accelerator, a
+released model's shape and also batches of images, and sets the time of an id against that of reading the weights from
+memory.
 
 Each measurement alternates between the two, and its ratio is the median over the pairs: what else the machine does
 meets both. The first call of each is apart, ours compiles in it. Both results are compared, so that the times are

@@ -168,7 +168,7 @@ def _write_converted(folder: Path, source: Source, dtype: StoredDtype, meter: Me
 def save_converted(
     target: StrPath,
     params: Mapping[str, Any],
-    config: JanusConfig,
+    config: Config,
     beside: StrPath | None = None,
     meter: Meter = _no_meter,
 ) -> None:
@@ -177,7 +177,7 @@ def save_converted(
     Args:
       target: the folder to make. It appears when it is complete.
       params: nested dicts of numpy or (wholly addressable) jax arrays, repeated blocks stacked.
-      config: the model's.
+      config: the model's, or that of the one part that there is.
       beside: a folder with the tokenizer's and processor's files, which are copied.
       meter: makes what is told of the bytes written.
 

@@ -4,15 +4,16 @@ The zip format keeps each storage uncompressed, so tensors are views of the memo
 them is read by an unpickler that knows a closed list of harmless names and refuses every other by name.
 """
 
+import contextlib
 import io
 import mmap
 import pickle
 import struct
 import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -114,8 +115,8 @@ def _allowed() -> dict[tuple[str, str], Any]:
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, data: bytes, storages: Mapping[str, np.ndarray]) -> None:
-        super().__init__(io.BytesIO(data), encoding="utf-8")
+    def __init__(self, file: BinaryIO, storages: Mapping[str, np.ndarray]) -> None:
+        super().__init__(file, encoding="utf-8")
         self._storages = storages
         self._names = _allowed()
 
@@ -126,9 +127,14 @@ class _Unpickler(pickle.Unpickler):
             raise _Unknown(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
-        kind, storage_type, key, _, numel = pid
+        # The old format has a sixth entry, for storages that are views of others: None.
+        kind, storage_type, key, _, numel, *view = pid
+        if view not in ([], [None]):
+            raise pickle.UnpicklingError("a storage is a view of another")
         if kind != "storage" or not isinstance(storage_type, _StorageType):
             raise pickle.UnpicklingError("it refers to something that is no storage")
+        if isinstance(self._storages, _Sizes):
+            self._storages.make(str(key), numel * storage_type.dtype.itemsize)
         raw, dtype = self._storages[str(key)], storage_type.dtype
         if numel * dtype.itemsize > raw.size:
             raise pickle.UnpicklingError(f"storage {key} is shorter than it should be")
@@ -152,14 +158,13 @@ def _map_records(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file written by `torch.save` (zip format), as read-only views of the mapped file.
+    """The tensors of a file written by `torch.save`, as read-only views of the mapped file.
 
     A state dict nested under "ema", "model", "state_dict" or "module" is found there; what else lies beside it
     (optimizer state, arguments) is left alone.
 
     Raises:
-      JanusError: the file is truncated, is of the format before torch 1.6, asks for code to be run, or holds no
-        state dict.
+      JanusError: the file is truncated, asks for code to be run, or holds no state dict.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -167,10 +172,7 @@ def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
         with path.open("rb") as file:
             head = file.read(4)
         if head[:1] == b"\x80":
-            raise JanusError(
-                f"{path} is in torch's format from before 1.6, which is not read here; re-save it with "
-                f"torch.save(torch.load(FILE, map_location='cpu', weights_only=True), FILE)."
-            ) from None
+            return _open_legacy(path)
         what = "is truncated" if head == b"PK\x03\x04" else "was not written by torch.save"
         raise JanusError(f"{path} {what}; fetch it again.") from None
     with archive:
@@ -186,15 +188,70 @@ def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
         if data.size > _MAX_PICKLE_BYTES:
             raise JanusError(f"{path} has a data.pkl of {data.size} bytes; that is no state dict.")
         storages = {n.removeprefix(f"{prefix}data/"): r for n, r in records.items() if n.startswith(f"{prefix}data/")}
-        try:
-            content = _Unpickler(data.tobytes(), storages).load()
-        except _Unknown as error:
-            raise JanusError(
-                f"{path} asks for {error}, which is not among the names a file of weights may use; re-save its "
-                f"state dict alone as safetensors if you trust it."
-            ) from None
-        except Exception as error:
-            raise JanusError(f"{path} is corrupt ({error}); fetch it again.") from error
+        with _unpickling(path):
+            content = _Unpickler(io.BytesIO(data.tobytes()), storages).load()
+    return _state_dict(path, content)
+
+
+@contextlib.contextmanager
+def _unpickling(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except _Unknown as error:
+        raise JanusError(
+            f"{path} asks for {error}, which is not among the names a file of weights may use; re-save its "
+            f"state dict alone as safetensors if you trust it."
+        ) from None
+    except Exception as error:
+        raise JanusError(f"{path} is corrupt ({error}); fetch it again.") from error
+
+
+_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+
+
+class _Sizes(dict[str, np.ndarray]):
+    """Stands for the storages of a file while it is not known where they lie: zeros, of the sizes asked for."""
+
+    def __init__(self, most: int) -> None:
+        super().__init__()
+        self.most = most
+
+    def make(self, key: str, size: int) -> None:
+        if size > self.most:
+            raise pickle.UnpicklingError(f"storage {key} is larger than the file")
+        self[key] = np.zeros(size, np.uint8)
+
+
+def _open_legacy(path: Path) -> dict[str, np.ndarray]:
+    """The format from before torch 1.6, which the files of older networks still have.
+
+    Pickles of a magic number, a version, the machine, the content and the storages' keys; then the storages, each
+    after its length.
+    """
+    with path.open("rb") as file:
+        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+    whole = np.frombuffer(mapped, np.uint8)
+    none: dict[str, np.ndarray] = {}
+    with path.open("rb") as file, _unpickling(path):
+        if _Unpickler(file, none).load() != _LEGACY_MAGIC:
+            raise pickle.UnpicklingError("it does not begin as torch's files do")
+        _Unpickler(file, none).load()
+        machine = _Unpickler(file, none).load()
+        if not isinstance(machine, dict) or machine.get("little_endian") is not True:
+            raise pickle.UnpicklingError("it was not written on a little-endian machine")
+        start, sizes = file.tell(), _Sizes(whole.size)
+        # Twice: where the storages lie is known when the content has said how large they are.
+        _Unpickler(file, sizes).load()
+        keys = _Unpickler(file, none).load()
+        place, storages = file.tell(), {}
+        for key in map(str, keys):
+            place += 8
+            storages[key] = whole[place : place + sizes[key].size]
+            place += sizes[key].size
+        if place > whole.size:
+            raise pickle.UnpicklingError("it is truncated")
+        file.seek(start)
+        content = _Unpickler(file, storages).load()
     return _state_dict(path, content)
 
 

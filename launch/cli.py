@@ -75,6 +75,25 @@ def enable_compilation_cache() -> None:
             jax.config.update("jax_compilation_cache_dir", str(place))
 
 
+def join_cluster() -> None:
+    """Joins the processes of a cluster, before jax looks for devices.
+
+    Raises:
+      JanusError: there is no cluster to be found.
+    """
+    import jax
+
+    # jax itself reads JAX_COORDINATOR_ADDRESS alone.
+    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    try:
+        jax.distributed.initialize(None, None if count is None else int(count), None if index is None else int(index))
+    except (ValueError, RuntimeError) as error:
+        raise JanusError(
+            f"--distributed finds no cluster ({str(error)[:200]}); start it under SLURM, on a TPU pod, or with "
+            f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set."
+        ) from error
+
+
 def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)[1:]

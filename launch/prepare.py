@@ -135,17 +135,7 @@ class _JaxCluster(_Cluster):
 
 
 def _join_cluster() -> _Cluster:
-    import jax
-
-    # jax itself reads JAX_COORDINATOR_ADDRESS alone.
-    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
-    try:
-        jax.distributed.initialize(None, None if count is None else int(count), None if index is None else int(index))
-    except (ValueError, RuntimeError) as error:
-        raise JanusError(
-            f"--distributed finds no cluster ({str(error)[:200]}); start it under SLURM, on a TPU pod, or with "
-            f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set."
-        ) from error
+    cli.join_cluster()
     return _JaxCluster()
 
 

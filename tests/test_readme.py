@@ -38,6 +38,7 @@ def desk(tmp_path_factory):
     make_checkpoint(desk / "Janus-Pro-1B", small(), CORPUS)
     (desk / "Janus-Pro-7B").symlink_to("Janus-Pro-1B")
     landscape(96, 64).save(desk / "photo.jpg")
+    (desk / "captions.jsonl").write_text('{"image": "photo.jpg", "caption": "Hills by a lake."}\n')
     return desk
 
 

@@ -191,10 +191,7 @@ class VQTokenizer(nn.Module):
 
     def quantize(self, latents: Float[Array, "B h w C"]) -> Int[Array, "B N"]:
         """Ids of the codes nearest to the latents, both on the unit sphere."""
-        directions = _normalize(latents).reshape(latents.shape[0], -1, latents.shape[-1])
-        similarity = jnp.einsum("BNC,VC->BNV", directions, self._codes(), precision=lax.Precision.HIGHEST)
-        # On the unit sphere the nearest code is the one with the largest dot product.
-        return jnp.argmax(similarity, axis=-1).astype(jnp.int32)
+        return nearest(normalize(latents).reshape(latents.shape[0], -1, latents.shape[-1]), self._codes())
 
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
         """Ids of images with pixels in [-1, 1]."""
@@ -204,17 +201,28 @@ class VQTokenizer(nn.Module):
         """Pixels of a grid of ids: about [-1, 1], not clipped."""
         codes = jnp.take(self._codes(), ids, axis=0)
         side = self.config.grid_size
-        grid = codes.reshape(-1, side, side, self.config.code_dim).astype(self.execution.dtype)
-        return self.decoder(self.post_quant_conv(grid))
+        return self.decode_codes(codes.reshape(-1, side, side, self.config.code_dim))
+
+    def decode_codes(self, codes: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
+        """Pixels of a grid of codes on the unit sphere: about [-1, 1], not clipped."""
+        return self.decoder(self.post_quant_conv(codes.astype(self.execution.dtype)))
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
         """Images through the tokenizer and back."""
         return self.decode(self.encode(pixels))
 
     def _codes(self) -> Float[Array, "V C"]:
-        return _normalize(self.codebook.embedding)
+        return normalize(self.codebook.embedding)
 
 
-def _normalize(x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+def normalize(x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
+    """Rows of length 1, float32."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
+
+
+def nearest(latents: Float[Array, "*rows C"], codes: Float[Array, "V C"]) -> Int[Array, "*rows"]:
+    """Ids of the codes nearest to the latents, both on the unit sphere."""
+    similarity = jnp.einsum("...C,VC->...V", latents, codes, precision=lax.Precision.HIGHEST)
+    # On the unit sphere the nearest code is the one with the largest dot product.
+    return jnp.argmax(similarity, axis=-1).astype(jnp.int32)

@@ -122,6 +122,11 @@ class Restored(Generic[S]):
     data_state: dict[str, Any]
     config: dict[str, Any]
 
+    def was_made_with(self, config: Mapping[str, Any]) -> bool:
+        """Whether the run had this config, as json tells them apart: there tuples come back as lists."""
+        was, now = (json.dumps(each, sort_keys=True) for each in (self.config, config))
+        return was == now
+
 
 class Checkpoints:
     """The checkpoints in a folder; a context manager, whose end waits for what is being saved.
@@ -344,14 +349,33 @@ def read_params(directory: str | Path, abstract: Any, *, average: bool = False) 
     Raises:
       JanusError: the folder holds no checkpoint that is whole, or one without these parameters.
     """
-    folder = _absolute(directory)
-    steps = sorted((int(path.name) for path in folder.glob("*") if path.name.isdecimal()), reverse=True)
+    branches = ["ema", "params", "frozen"] if average else ["params", "frozen"]
+    return _newest(directory, lambda place: _read_part(place, abstract, branches))
+
+
+def read_config(directory: str | Path) -> dict[str, Any]:
+    """The config that another run was saved with; see `read_params`."""
+    config: dict[str, Any] = _newest(directory, lambda place: _agreed(lambda: _read_run(place))["config"])
+    return config
+
+
+def saved_steps(directory: str | Path) -> list[int]:
+    """Of another run's checkpoints, at least one, and those included that are damaged.
+
+    Raises:
+      JanusError: there is none.
+    """
+    steps = sorted(int(path.name) for path in _absolute(directory).glob("*") if path.name.isdecimal())
     if not steps:
         raise JanusError(f"{directory} holds no checkpoint; name the folder that a run saved its checkpoints to.")
-    for step in steps:
-        place = folder / str(step)
+    return steps
+
+
+def _newest(directory: str | Path, read: Callable[[epath.Path], T]) -> T:
+    for step in reversed(saved_steps(directory)):
+        place = _absolute(directory) / str(step)
         try:
-            return _read_part(place, abstract, ["ema", "params", "frozen"] if average else ["params", "frozen"])
+            return read(place)
         except _DamagedError as error:
             _log.warning("%s is damaged (%s); the checkpoint before it is tried.", place, error)
     raise JanusError(f"{directory} has no checkpoint that is whole; bring one back from a copy.")

@@ -4,7 +4,7 @@ Janus (arXiv 2410.13848, §3.2 and §4.1), Janus-Pro (arXiv 2501.17811, §2.2 an
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, RematPolicy, preset
@@ -15,6 +15,7 @@ from janus_jax.data.stream import StreamConfig
 from janus_jax.data.tasks import Supervision
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
+from janus_jax.train.checkpoints import Keep
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.step import Cut
 
@@ -45,15 +46,20 @@ class Initialisation:
     und_encoder: str = ""
     gen_encoder: str = ""
 
+    @property
+    def folders(self) -> Mapping[str, str]:
+        """The folders that `source` reads, by the names of their fields."""
+        names = {"parts": ("llm", "und_encoder", "gen_encoder"), "model": ("model",)}.get(self.source, ())
+        return {name: getattr(self, name) for name in names}
+
     def check(self, where: str) -> None:
         """Refuses a source whose folders are not named.
 
         Raises:
           JanusError: the sentence names the field.
         """
-        needed = {"parts": ("llm", "und_encoder", "gen_encoder"), "model": ("model",)}.get(self.source, ())
-        for name in needed:
-            if not getattr(self, name):
+        for name, folder in self.folders.items():
+            if not folder:
                 raise JanusError(f"{where}.{name} is empty; name the folder of the checkpoint to start from.")
 
 
@@ -129,12 +135,33 @@ class Source:
     Attributes:
       directory: its folder (`launch.prepare`).
       task: what its records teach.
-      split: which of its splits is read, also as "train[:1000]".
+      split: which of its splits is read, also as "train[1000:]".
+      held_out: the split that the model is evaluated on, also as "train[:1000]"; "" for none.
     """
 
     directory: str = ""
     task: Task | None = None
     split: str = "train"
+    held_out: str = ""
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """In steps. Whatever they are, the last step is reported, evaluated and saved.
+
+    Attributes:
+      report, evaluate, save: 0 for the end alone.
+      evaluate_batches: of the sources' held-out splits, the same ones each time.
+    """
+
+    report: int = 10
+    evaluate: int = 1000
+    save: int = 1000
+    evaluate_batches: int = 8
+
+    def __post_init__(self) -> None:
+        if min(self.report, self.evaluate, self.save) < 0 or self.evaluate_batches < 1:
+            raise JanusError(f"config.intervals are {self}; none may be below 0, and evaluate_batches not below 1.")
 
 
 @dataclass(frozen=True)
@@ -168,8 +195,11 @@ class Recipe:
       stages: the stages, in order.
       sources: the data, by the names that the stages' phases use.
       known_ids: whether images to generate come as ids, prepared with `launch.prepare --tokenizer`.
+      tokenizer: folder of `tokenizer.json`; "" for the one that the run has already, or that lies with the model or
+        the LLM that it starts from.
       seed: of parameters and data.
-      resources: see there.
+      max_skipped: steps of a stage that may be left out because their gradient is not finite; one more ends the run.
+      intervals, keep, resources: see there.
       architecture: a model's own numbers.
     """
 
@@ -178,13 +208,19 @@ class Recipe:
     sources: Mapping[str, Source]
     stage: int = 1
     known_ids: bool = False
+    tokenizer: str = ""
     seed: int = 0
+    max_skipped: int = 0
+    intervals: Intervals = field(default_factory=Intervals)
+    keep: Keep = field(default_factory=Keep)
     resources: Resources = field(default_factory=Resources)
     architecture: JanusConfig | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.stage <= len(self.stages):
             raise JanusError(f"config.stage is {self.stage}; the recipe has stages 1 to {len(self.stages)}.")
+        if self.max_skipped < 0:
+            raise JanusError(f"config.max_skipped is {self.max_skipped}; it must be 0 or more.")
 
     @property
     def current(self) -> Stage:
@@ -249,6 +285,24 @@ class Recipe:
             first_sentence=stage.first_sentence,
             random_crop=stage.random_crop,
         )
+
+    @property
+    def held_out(self) -> StreamConfig | None:
+        """What the stage is evaluated on: its sources' held-out splits, in the proportion that it ends with.
+
+        None where there are none.
+        """
+        stream, weights = self.stream, self.current.phases[-1].weights
+        splits = {name: source.held_out for name, source in self.sources.items() if source.held_out}
+        components = tuple(
+            replace(component, split=splits[component.name])
+            for component in stream.components
+            if component.name in splits and weights.get(component.name)
+        )
+        if not components:
+            return None
+        phase = Phase(None, {component.name: weights[component.name] for component in components})
+        return replace(stream, components=components, phases=(phase,), drop_condition=0.0, first_sentence=0.0)
 
 
 SOURCES: Mapping[str, Source] = {

@@ -111,10 +111,33 @@ def test_a_hostile_build_changes_nothing_that_outlives_the_file(tmp_path):
     open_tensors(archive(tmp_path / "again.bin", rebuilt(4, 0, 4, 1)))
 
 
-def test_the_format_before_zip_says_how_to_save_it_again(tmp_path):
-    (tmp_path / "pytorch_model.bin").write_bytes(pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2))
-    with pytest.raises(JanusError, match=r"re-save it with torch\.save"):
-        open_tensors(tmp_path)
+def test_the_format_before_zip_is_read_too():
+    tensors = open_tensors(DATA / "torch_saved_before_zip.pth")
+    base = np.arange(24, dtype=np.float32).reshape(4, 6)
+    np.testing.assert_array_equal(tensors["plain"], base)
+    np.testing.assert_array_equal(tensors["transposed"], base.T)
+    np.testing.assert_array_equal(tensors["offset"], base[1:3, ::2])
+    np.testing.assert_array_equal(tensors["bfloat16"], np.arange(5).astype(BFLOAT16))
+    np.testing.assert_array_equal(tensors["int64"], np.arange(5))
+    np.testing.assert_array_equal(tensors["parameter"], np.ones(3, np.float32))
+    assert not tensors["plain"].flags.owndata
+
+
+@pytest.mark.parametrize("length", [3, 40, 300, -1])
+def test_a_file_of_the_format_before_zip_that_is_cut_off_is_refused(tmp_path, length):
+    content = (DATA / "torch_saved_before_zip.pth").read_bytes()
+    file = tmp_path / "cut.pth"
+    file.write_bytes(content[:length])
+    with pytest.raises(JanusError, match=r"cut\.pth"):
+        open_tensors(file)
+
+
+def test_code_in_the_format_before_zip_is_refused_by_name(tmp_path):
+    head = [0x1950A86A20F9469CFC6C, 1001, {"little_endian": True}]
+    file = tmp_path / "hostile.pth"
+    file.write_bytes(b"".join(map(pickle.dumps, [*head, Hostile(eval, "1/0")])))
+    with pytest.raises(JanusError, match=r"builtins\.eval"):
+        open_tensors(file)
 
 
 def test_a_truncated_archive_is_named(tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from janus_jax.config import preset
 from janus_jax.data.sources import SOURCES, Reason
+from janus_jax.processing import Task
 from launch.demo import CORPUS
 from launch.pseudo import make_checkpoint
 from tests.data.samples import image, read_back
@@ -19,7 +20,8 @@ ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
 SECTIONS = dict(section.split("\n", 1) for section in PAGE.split("\n## ")[1:])
 SOURCES_PART = SECTIONS["Sources"] + SECTIONS["Preparing"]
-BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", SOURCES_PART, re.MULTILINE | re.DOTALL)
+EVERY_PART = PAGE.partition("\n## Sources\n")[2]
+BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", EVERY_PART, re.MULTILINE | re.DOTALL)
 
 # What each example leaves: the texts of its records, or the answers of their conversations.
 LEAVES = {
@@ -102,6 +104,12 @@ def test_every_example_is_known():
 def test_an_example_leaves_what_it_shows(desk, name):
     records = read_back(desk / "prepared" / name)
     assert [record.text or record.messages[-1]["content"] for record in records] == LEAVES[name]
+
+
+def test_the_embedded_world_is_prepared(desk):
+    for task in Task:
+        (folder,) = (desk / "prepared").glob(f"shapes/{task.value}*/*")
+        assert len(read_back(folder)) == 2000
 
 
 def test_the_ids_are_there(desk):

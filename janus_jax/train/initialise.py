@@ -1,0 +1,175 @@
+"""How a stage begins that has no checkpoint of its own yet: what its initialisation names is found, checked and read.
+
+WORKDIR/tokenizer/                the tokenizer's and processor's files
+WORKDIR/stage_N/checkpoints/      of each stage that was run there
+"""
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jaxtyping import Array
+
+from checkpoints_convert import is_converted, open_converted, open_source
+from checkpoints_convert import read_params as read_leaves
+from checkpoints_convert.sidecars import copy_sidecars
+from checkpoints_convert.tree import leaves
+from janus_jax.config import JanusConfig
+from janus_jax.errors import JanusError
+from janus_jax.models.janus import Params, init_params
+from janus_jax.train.checkpoints import read_params, saved_steps
+from janus_jax.train.names import unboxed
+from janus_jax.train.partition import merge, partition
+from janus_jax.train.recipe import Recipe
+from janus_jax.train.state import TrainState, adopted_state
+
+_WHOLE = "model"
+
+
+def checkpoints_folder(workdir: str | Path, stage: int) -> Path:
+    """Where a stage's checkpoints are."""
+    return Path(workdir) / f"stage_{stage}" / "checkpoints"
+
+
+def tokenizer_folder(workdir: str | Path) -> Path:
+    """Where a run keeps its tokenizer, for its later stages and for what is exported."""
+    return Path(workdir) / "tokenizer"
+
+
+def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
+    """The folder of the run's `tokenizer.json`: the recipe's, the run's own, or that of what the stage starts from.
+
+    Raises:
+      JanusError: none is named, and there is none.
+    """
+    if recipe.tokenizer:
+        return Path(recipe.tokenizer)
+    folders = recipe.current.initialisation.folders
+    for folder in (tokenizer_folder(workdir), *(Path(folders[name]) for name in ("model", "llm") if name in folders)):
+        if (folder / "tokenizer.json").exists():
+            return folder
+    raise JanusError("config.tokenizer is empty, and nothing that the run starts from has one; name its folder.")
+
+
+def keep_tokenizer(source: Path, workdir: str | Path) -> None:
+    """Copies a tokenizer's files to where the run keeps them; the first process does."""
+    target = tokenizer_folder(workdir)
+    if source.resolve() != target.resolve() and jax.process_index() == 0:
+        target.mkdir(parents=True, exist_ok=True)
+        copy_sidecars(source, target)
+
+
+def check_initialisation(recipe: Recipe, workdir: str | Path) -> None:
+    """Refuses an initialisation that is not there, or is of another model, before any number is read.
+
+    Raises:
+      JanusError: the sentence names the field or the folder.
+    """
+    start = recipe.current.initialisation
+    where = f"config.stages.stage_{recipe.stage}.initialisation"
+    start.check(where)
+    if start.source == "stage":
+        _check_stage_before(recipe, workdir, where)
+    for field, folder in start.folders.items():
+        _check_folder(f"{where}.{field}", folder, field, recipe.janus)
+
+
+def initial_state(
+    recipe: Recipe, workdir: str | Path, optimizer: optax.GradientTransformation, abstract: TrainState
+) -> TrainState:
+    """The state before the stage's first step.
+
+    Of a folder, each host holds the stacked blocks of one part at a time; all else goes to its place at once.
+
+    Args:
+      abstract: see `step.abstract_train_state`.
+
+    Raises:
+      JanusError: see `check_initialisation`; or what is there cannot be read.
+    """
+    start, places = recipe.current.initialisation, merge(abstract.params, abstract.frozen)
+    if start.source == "stage":
+        params = read_params(checkpoints_folder(workdir, recipe.stage - 1), places, average=True)
+    else:
+        params = {}
+        for field, folder in start.folders.items():
+            parts = places if field == _WHOLE else {field: places[field]}
+            params |= _folder_params(folder, parts)
+        missing = {part: tree for part, tree in places.items() if part not in params}
+        params |= _random_params(recipe, missing) if missing else {}
+    return adopted_state(*partition(params, recipe.current.trained), optimizer, abstract)
+
+
+def _check_stage_before(recipe: Recipe, workdir: str | Path, where: str) -> None:
+    before = recipe.stage - 1
+    if not before:
+        raise JanusError(f"{where}.source is 'stage', and none is before stage 1; take parts, model or random.")
+    done, wanted = saved_steps(checkpoints_folder(workdir, before))[-1], recipe.stages[before - 1].last_step
+    if done < wanted:
+        raise JanusError(
+            f"Stage {before} in {workdir} has come to step {done} of {wanted}; run it to its end, or let that be it "
+            f"with --config.stages.stage_{before}.stop_at={done}."
+        )
+
+
+def _check_folder(where: str, folder: str, field: str, config: JanusConfig) -> None:
+    path = Path(folder)
+    found: Any = open_converted(path).config if is_converted(path) else open_source(path).config
+    wanted = config if field == _WHOLE else getattr(config, field)
+    if isinstance(found, JanusConfig) and field != _WHOLE:
+        found = getattr(found, field)
+    if type(found) is not type(wanted):
+        raise JanusError(
+            f"{where} names {folder}, whose config is a {type(found).__name__}; a {type(wanted).__name__} is needed."
+        )
+    # Shapes, and not the configs: a tokenizer reads any size of image, and SigLIP's own GELU is not Janus's.
+    there, here = ({leaf.path: leaf.full_shape for leaf in leaves(one)} for one in (found, wanted))
+    for name in sorted(there | here):
+        if there.get(name) != here.get(name):
+            shapes = [f"of shape {list(one[name])}" if name in one else "absent" for one in (there, here)]
+            raise JanusError(
+                f"{where} names {folder}, which is of another size than config's model: {name} is {shapes[0]} there "
+                f"and {shapes[1]} here."
+            )
+
+
+def _folder_params(folder: str, places: Params) -> Params:
+    """What a folder in any layout has of these parameters, in their places."""
+    wanted: Mapping[tuple[str, ...], Any] = flatten_dict(places)
+    stacks: dict[tuple[str, ...], np.ndarray] = {}
+    found: dict[tuple[str, ...], Array] = {}
+    for keys, layer, array in read_leaves(folder):
+        place = wanted.get(keys)
+        if place is None:
+            continue
+        if layer is None:
+            found[keys] = _put(array, place)
+            continue
+        stack = stacks.setdefault(keys, np.empty(place.shape, place.dtype)) if layer == 0 else stacks[keys]
+        stack[layer] = array
+        if layer == len(stack) - 1:
+            found[keys] = _put(stacks.pop(keys), place)
+    return unflatten_dict(found)
+
+
+def _put(array: np.ndarray, place: Any) -> Array:
+    array = array.astype(place.dtype, copy=False)
+    return jax.make_array_from_callback(place.shape, place.sharding, array.__getitem__)
+
+
+def _random_params(recipe: Recipe, places: Params) -> Params:
+    """Freshly made parameters of these parts of the model, each array made in its place."""
+    execution = replace(recipe.execution, param_dtype="float32")
+
+    def make(key: Array) -> Params:
+        params = unboxed(init_params(recipe.janus, key, execution))
+        return {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], places[part]) for part in places}
+
+    shardings = jax.tree.map(lambda place: place.sharding, places)
+    params: Params = jax.jit(make, out_shardings=shardings)(jax.random.key(recipe.seed))
+    return params

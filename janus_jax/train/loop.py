@@ -1,0 +1,176 @@
+"""The loop: from a recipe and a workdir to a trained stage. The same call goes on where a run was interrupted.
+
+WORKDIR/tokenizer/              the tokenizer's and processor's files, from the first stage on
+WORKDIR/stage_N/checkpoints/    see `train.checkpoints`
+WORKDIR/stage_N/tensorboard/    figures; WORKDIR/stage_N/metrics.jsonl has them as text
+WORKDIR/stage_N/not_finite/     samples of the batches whose gradient was not finite
+"""
+
+import contextlib
+import functools
+import logging
+import operator
+from collections.abc import Sequence
+from itertools import islice
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from janus_jax.batch import Batch
+from janus_jax.data.components import open_records
+from janus_jax.data.stream import Stream, open_stream
+from janus_jax.errors import Preempted
+from janus_jax.models.janus import Janus, abstract_params
+from janus_jax.processing import Processor
+from janus_jax.sharding import check_mesh, make_mesh
+from janus_jax.train.checkpoints import Checkpoints
+from janus_jax.train.config_dicts import to_json
+from janus_jax.train.figures import Figures
+from janus_jax.train.initialise import (
+    check_initialisation,
+    checkpoints_folder,
+    find_tokenizer,
+    initial_state,
+    keep_tokenizer,
+)
+from janus_jax.train.losses import TASKS
+from janus_jax.train.optimizers import make_optimizer, make_schedule
+from janus_jax.train.partition import partition
+from janus_jax.train.preemption import Preemption
+from janus_jax.train.recipe import Recipe
+from janus_jax.train.reports import Reports
+from janus_jax.train.state import TrainState
+from janus_jax.train.step import Step, abstract_train_state, evaluation_step, put_batch, train_step
+
+_log = logging.getLogger(__name__)
+
+
+def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
+    """Runs the recipe's current stage to its last step.
+
+    Args:
+      workdir: of all stages; made if need be. Several processes share it.
+      devices: to train on; all of them by default.
+
+    Raises:
+      JanusError: the recipe, the data, what the stage starts from or the workdir will not do.
+      Diverged: the gradient is no number too often, or too many records are rejected.
+      Preempted: the machine is taken away; all is saved.
+      StorageFull: the disk is full.
+    """
+    stage, resources, last_step = recipe.current, recipe.resources, recipe.current.last_step
+    folder = checkpoints_folder(workdir, recipe.stage)
+    tokenizer, processor = _checked(recipe, workdir)
+
+    grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
+    check_mesh(recipe.janus, grid)
+    recipe.cut.check(stage.batch_size, grid)
+    mesh = grid if grid.size > 1 else None
+    model = Janus(recipe.janus, recipe.execution)
+    optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_params(model.config), stage.trained)[0])
+    abstract = abstract_train_state(
+        model, stage.trained, optimizer, mesh, frozen_dtype=stage.precision.frozen, ema=stage.ema_decay > 0
+    )
+    step = train_step(model, optimizer, recipe.cut, abstract, mesh, stage.ema_decay)
+
+    with contextlib.ExitStack() as stack:
+        place = (processor, jax.process_index(), jax.process_count(), resources.data_workers)
+        stream = stack.enter_context(open_stream(recipe.stream, *place))
+        held_out = None
+        if recipe.held_out is not None:
+            held_out = _HeldOut(
+                stack.enter_context(open_stream(recipe.held_out, *place)),
+                evaluation_step(model, recipe.cut, abstract, mesh),
+                recipe.intervals.evaluate_batches,
+            )
+        checkpoints = stack.enter_context(Checkpoints(folder, recipe.keep))
+        keep_tokenizer(tokenizer, workdir)
+
+        # Where parameters come from: the newest whole checkpoint of this stage in the workdir, which brings moments,
+        # step and data with it. Where there is none, what the stage's `initialisation` names, at step 0 with new
+        # moments: the stage before in the same workdir (its average, where it kept one); or a whole model's folder; or
+        # the folders of an LLM, a SigLIP and an image tokenizer, and the seed for what they lack; or the seed alone.
+        restored = checkpoints.restore(abstract)
+        if restored is None:
+            state, done, skipped = initial_state(recipe, workdir, optimizer, abstract), 0, 0
+        else:
+            state, done, skipped = restored.state, restored.step, restored.data_state["skipped"]
+            stream.set_state(restored.data_state["stream"])
+            if not restored.was_made_with(to_json(recipe)):
+                _log.warning("The config is not the one that the checkpoint of step %d was made with.", done)
+
+        def is_due(interval: int, at: int) -> bool:
+            return at == last_step or bool(interval and at % interval == 0)
+
+        intervals = recipe.intervals
+        reports = stack.enter_context(Reports(folder.parent, last_step, done))
+        preemption = stack.enter_context(Preemption())
+        figures = Figures(
+            reports,
+            folder.parent,
+            functools.partial(is_due, intervals.report),
+            make_schedule(stage.optimizer, stage.steps),
+            max_skipped=recipe.max_skipped,
+            skipped=skipped,
+        )
+        scores: dict[str, float] = {}
+        while done < last_step:
+            with figures.meter.waiting():
+                batch = next(stream)
+            state, metrics = step(state, put_batch(batch, mesh))
+            done += 1
+            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream))
+            if held_out and is_due(intervals.evaluate, done):
+                scores = held_out.losses(state, mesh)
+                reports.scalars(done, scores)
+                reports.message(f"step {done}: held-out loss {scores['held_out/loss']:.4g}")
+            leaving = preemption.reached(done)
+            if leaving or is_due(intervals.save, done):
+                figures.settle()
+                at = {"stream": stream.get_state(), "skipped": figures.skipped}
+                checkpoints.save(done, state, at, to_json(recipe), figures.last | scores)
+            if leaving:
+                checkpoints.wait()
+                raise Preempted(f"Told to go at step {done}; all is saved. Give the same command again.")
+        return state
+
+
+def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
+    """Looks at all that the run reads, before any device is asked for; the tokenizer's folder, and what it makes."""
+    folder = checkpoints_folder(workdir, recipe.stage)
+    # A run that goes on needs what it started from no more.
+    if not any(path.name.isdecimal() for path in folder.glob("*")):
+        check_initialisation(recipe, workdir)
+    for stream in (recipe.stream, recipe.held_out):
+        for component in stream.components if stream else ():
+            open_records(component)
+    tokenizer = find_tokenizer(recipe, workdir)
+    return tokenizer, Processor.from_directory(tokenizer, recipe.janus)
+
+
+def _counts(batch: Batch, stream: Stream) -> dict[str, float]:
+    """Of all processes, reckoned from this one's share."""
+    share = {"tokens": int(np.sum(batch.attended)), "samples": sum(map(len, stream.sample_ids))}
+    return {name: count * jax.process_count() for name, count in share.items()}
+
+
+class _HeldOut:
+    """The loss over the same few batches, each time."""
+
+    def __init__(self, stream: Stream, step: Step, batches: int) -> None:
+        self._stream, self._step, self._batches = stream, step, batches
+        self._start = stream.get_state()
+
+    def losses(self, state: TrainState, mesh: Mesh | None) -> dict[str, float]:
+        """`held_out/loss`, and `held_out/loss/TASK` of each task that there is."""
+        self._stream.set_state(self._start)
+        batches = islice(self._stream, self._batches)
+        totals = functools.reduce(operator.add, (self._step(state, put_batch(batch, mesh)) for batch in batches))
+        losses = {
+            f"held_out/loss/{task.value}": float(mean)
+            for task, mean, count in zip(TASKS, totals.means, totals.counts, strict=True)
+            if count
+        }
+        return {"held_out/loss": float(totals.mean)} | losses

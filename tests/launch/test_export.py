@@ -1,0 +1,62 @@
+"""From a run's workdir to a folder that all the rest reads."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+import janus_jax
+from checkpoints_convert.commands import meter
+from checkpoints_convert.convert import export as to_pytorch
+from janus_jax.config import Execution
+from janus_jax.models.janus import Janus, apply
+from janus_jax.train.export import export, last_stage
+from janus_jax.train.partition import merge
+from tests.launch.conftest import ROOT
+from tests.train import runs
+
+QUESTION = [{"role": "user", "content": "What is in the picture?"}]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "model"
+    workdir, state = runs.finished()
+    assert export(workdir, last_stage(workdir), out, "float32", meter) == runs.STEPS
+    return out, merge(state.params, state.frozen)
+
+
+def logits(model, params, batch):
+    @functools.partial(jax.jit, static_argnums=0)
+    def read(model, params, batch):
+        hidden = apply(model, params, "__call__", batch)
+        return apply(model, params, "text_logits", hidden), apply(model, params, "image_logits", hidden)
+
+    return read(model, params, batch)
+
+
+def test_the_folder_loads_as_what_was_trained(exported):
+    folder, params = exported
+    loaded = janus_jax.load(folder, dtype="float32")
+    batch = loaded.processor.left_padded([loaded.processor.understanding_row(QUESTION)])
+    expected = logits(Janus(runs.MODEL, Execution()), params, batch)
+    for one, other in zip(logits(loaded.model, loaded.params, batch), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_folder_goes_on_to_pytorch(exported, tmp_path):
+    to_pytorch(exported[0], tmp_path / "released", "released")
+    names = {path.name for path in (tmp_path / "released").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--workdir=absent", "--out=model"), "absent holds no stage's checkpoints"),
+        (("--workdir=absent", "--stage=1", f"--out={ROOT}"), "exists"),
+    ],
+)
+def test_a_mistake_is_told(refuses, tmp_path, flags, words):
+    assert words in refuses("launch.export", *flags, cwd=tmp_path)

@@ -1,0 +1,138 @@
+"""A recipe for the tiny model that runs in seconds, data for it, and one finished run."""
+
+import functools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from checkpoints_convert import save_converted
+from janus_jax.data.mixture import Phase
+from janus_jax.data.packing import Budget
+from janus_jax.processing import Task, make_byte_level_tokenizer
+from janus_jax.train.config_dicts import from_config, to_config
+from janus_jax.train.loop import train
+from janus_jax.train.optimizers import OptimizerConfig
+from janus_jax.train.recipe import (
+    ADAPTORS_AND_HEAD,
+    ALL_BUT_ENCODERS,
+    Initialisation,
+    Intervals,
+    Precision,
+    Recipe,
+    Resources,
+    Source,
+    Stage,
+)
+from tests import tiny
+from tests.data import prepared
+
+MODEL = tiny.CONFIG
+STEPS = 4
+STAGE = Stage(
+    trained=ADAPTORS_AND_HEAD,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    steps=STEPS,
+    batch_size=2,
+    phases=(Phase(None, {"understanding": 1, "generation": 1}),),
+    budget=Budget(256, und_images=2, gen_images=2, text_targets=192),
+    precision=Precision("float32", "float32", "float32"),
+    initialisation=Initialisation("random"),
+)
+
+
+def get_config():
+    """The recipe, as flags see it."""
+    sources = {"understanding": Source(task=Task.UNDERSTANDING), "generation": Source(task=Task.GENERATION)}
+    second = replace(STAGE, trained=ALL_BUT_ENCODERS, initialisation=Initialisation("stage"))
+    return to_config(
+        Recipe(
+            "tiny",
+            (STAGE, second),
+            sources,
+            resources=Resources(remat="none", data_workers=0),
+            intervals=Intervals(report=1, evaluate=2, save=2, evaluate_batches=1),
+            known_ids=True,
+            architecture=MODEL,
+        )
+    )
+
+
+@functools.cache
+def data():
+    """A folder with two prepared data sets and a tokenizer."""
+    folder = _kept_folder()
+    prepared.write(folder / "understanding", [prepared.understanding(number) for number in range(12)])
+    ids = np.random.default_rng(0).integers(0, MODEL.gen_encoder.codebook_size, (12, MODEL.gen_encoder.num_tokens))
+    prepared.write(folder / "generation", [prepared.generation(number, ids=row) for number, row in enumerate(ids)])
+    make_byte_level_tokenizer(
+        folder / "tokenizer",
+        tiny.CORPUS,
+        MODEL.llm.vocab_size,
+        MODEL.conversation,
+        image_size=MODEL.und_encoder.image_size,
+        num_image_tokens=MODEL.und_encoder.num_patches,
+    )
+    return folder
+
+
+def flags():
+    """Where the data is, as a command is told."""
+    return (
+        *(f"--config.sources.{name}.directory={data() / name}" for name in ("understanding", "generation")),
+        f"--config.tokenizer={data() / 'tokenizer'}",
+    )
+
+
+def recipe(stage=1, **fields):
+    """The recipe with its data, from a model's folder, and other fields of the stage that is run."""
+    whole = from_config(Recipe, get_config())
+    sources = {name: replace(source, directory=str(data() / name)) for name, source in whole.sources.items()}
+    first = replace(STAGE, initialisation=Initialisation("model", model=str(models() / "model")))
+    stages = [first, whole.stages[1]]
+    stages[stage - 1] = replace(stages[stage - 1], **fields)
+    return replace(whole, sources=sources, stages=tuple(stages), stage=stage, tokenizer=str(data() / "tokenizer"))
+
+
+def held_out(recipe):
+    """The recipe with a part of its data to evaluate on."""
+    sources = {name: replace(source, held_out="train[:4]") for name, source in recipe.sources.items()}
+    return replace(recipe, sources=sources)
+
+
+@functools.cache
+def models():
+    """A folder with the parameters of `tests.tiny`: `model`, its parts by their names, and `spoiled`, with a NaN."""
+    folder, tree = _kept_folder(), tiny.stacked_params()
+    save_converted(folder / "model", tree, MODEL)
+    for part in ("llm", "und_encoder", "gen_encoder"):
+        save_converted(folder / part, {part: tree[part]}, getattr(MODEL, part))
+    spoiled = jax.tree.map(np.copy, tree)
+    spoiled["gen_head"]["fc2"]["bias"][0] = np.nan
+    save_converted(folder / "spoiled", spoiled, MODEL)
+    return folder
+
+
+def run(recipe, workdir):
+    """The state that a recipe ends with, on one device."""
+    return train(recipe, workdir, jax.devices()[:1])
+
+
+@functools.cache
+def finished():
+    """The workdir of stage I, and its last state."""
+    workdir = _kept_folder()
+    return workdir, run(held_out(recipe()), workdir)
+
+
+@functools.cache
+def _folders():
+    return []
+
+
+def _kept_folder():
+    """A folder that goes when the tests are over."""
+    _folders().append(tempfile.TemporaryDirectory())
+    return Path(_folders()[-1].name)
