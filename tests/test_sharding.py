@@ -29,7 +29,13 @@ def expected(single):
 
 
 @pytest.mark.parametrize(
-    "sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2), (4, 1, 2)], ids=["data", "fsdp", "all three", "data and tensor"]
+    "sizes",
+    [
+        pytest.param((8, 1, 1), id="data", marks=pytest.mark.slow),
+        pytest.param((1, 8, 1), id="fsdp", marks=pytest.mark.slow),
+        pytest.param((2, 2, 2), id="all three"),
+        pytest.param((4, 1, 2), id="data and tensor", marks=pytest.mark.slow),
+    ],
 )
 def test_every_mesh_answers_and_draws_as_one_device(expected, sizes):
     sharded = tiny.pretrained(make_mesh(*sizes))

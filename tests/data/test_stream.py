@@ -248,7 +248,7 @@ def test_a_share_below_the_limit_does_not_stop_it():
     config = StreamConfig((Component("c", records),), 1, Budget(128, 0, 0, 128), max_rejected=0.2, recent=100)
     with open_stream(config, P) as stream:
         run(stream, 100)
-        assert stream.report()["records/rejected/empty text or caption"] > 20
+        assert stream.report()["records/rejected/empty_text"] > 20
 
 
 def test_data_without_one_good_record_ends_in_an_error():

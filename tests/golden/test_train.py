@@ -149,7 +149,7 @@ def golden():
 @pytest.fixture(
     scope="module",
     params=[
-        "a row each",
+        pytest.param("a row each", marks=pytest.mark.slow),
         "one row, on a mesh",
         pytest.param("one row", marks=pytest.mark.slow),
         pytest.param("a row each, on a mesh", marks=pytest.mark.slow),

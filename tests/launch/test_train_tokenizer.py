@@ -44,6 +44,7 @@ def recipe(name):
     return from_config(TokenizerRecipe, runpy.run_path(str(CONFIGS / f"{name}.py"))["get_config"]())
 
 
+@pytest.mark.slow
 def test_what_comes_out_is_a_part_that_training_starts_from(tmp_path):
     arguments = ("--config", CONFIGS / "shapes_tokenizer.py", "--workdir", tmp_path, *SMALL)
     first = command(*arguments)

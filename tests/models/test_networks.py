@@ -39,7 +39,7 @@ def test_the_unrolled_form_computes_what_the_scanned_one_does():
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("layers", ["scanned", "unrolled"])
+@pytest.mark.parametrize("layers", ["scanned", pytest.param("unrolled", marks=pytest.mark.slow)])
 def test_remat_changes_neither_value_nor_gradient(remat, layers):
     params = tiny.stacked_params() if layers == "scanned" else tiny.unrolled_params()
     batch = conversation()

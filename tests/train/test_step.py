@@ -58,7 +58,13 @@ def assert_same_steps(actual, expected):
 
 
 @pytest.mark.parametrize(
-    "sizes", [pytest.param((8, 1, 1), marks=SLOW), (1, 8, 1), (2, 2, 2), pytest.param((1, 4, 2), marks=SLOW)]
+    "sizes",
+    [
+        pytest.param((8, 1, 1), marks=SLOW),
+        pytest.param((1, 8, 1), marks=SLOW),
+        (2, 2, 2),
+        pytest.param((1, 4, 2), marks=SLOW),
+    ],
 )
 def test_every_mesh_takes_the_same_steps(sizes):
     assert_same_steps(two_steps(make_mesh(*sizes)), two_steps())
@@ -120,7 +126,8 @@ def test_the_step_takes_the_state_for_its_own():
     assert state.params["llm"]["head"]["weight"].is_deleted()
 
 
-@pytest.mark.parametrize("remat", ["full", pytest.param("dots", marks=SLOW)])
+@SLOW
+@pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_changes_no_gradient(remat):
     batch = batches.batch([(batches.understanding(1), batches.generation(2))])
     grads = [stages.gradient("III", policy)(batch)[0] for policy in (remat, "none")]

@@ -38,6 +38,7 @@ def changed(before, after):
     )
 
 
+@pytest.mark.slow
 def test_the_discriminator_and_its_loss_wait_for_their_start():
     _, state, step = compiled("released")
     for number in range(4):
@@ -55,6 +56,7 @@ def test_the_average_follows_the_weights():
     np.testing.assert_allclose(weight(new.ema), 0.1 * weight(state.params) + 0.9 * weight(new.params), rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_patchwise_encoder_stays_one():
     training, state, step = compiled("kept in use")
     state = jax.jit(training.start_codebook)(state, pictures())
@@ -78,7 +80,7 @@ def leaves(trained):
     return jax.tree.leaves(jax.tree.map(np.asarray, trained.params))
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [pytest.param("released", marks=pytest.mark.slow), "kept in use"])
 def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     recipe = RECIPES[name]
     whole = train_tokenizer(recipe, tmp_path / "whole")
@@ -102,6 +104,7 @@ def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
     assert set(whole.scalars) == {f"eval/{name}" for name in told_of}
 
 
+@pytest.mark.slow
 def test_eight_devices_train_as_one(tmp_path):
     # Adam makes a whole step of a gradient that is nothing but rounding (a bias before a norm); a large eps does not.
     adam = replace(ADAM, eps=1e-2)
