@@ -8,7 +8,7 @@ source that no network here uses, for the way back.
 import math
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -277,6 +277,19 @@ class Converted:
         """The Orbax checkpoint."""
         return self.path / PARAMS
 
+    def params(
+        self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
+    ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+        """As `Source.params`."""
+        from checkpoints_convert.orbax_params import StoredParams
+
+        all_leaves = leaves(self.config)
+        stored = StoredParams(self.params_path, all_leaves)
+        for leaf, layer in layer_by_layer(all_leaves):
+            if parts is None or leaf.keys[0] in parts:
+                array = stored.read(leaf, layer)
+                yield leaf.keys, layer, array if dtype is None else array.astype(dtype, copy=False)
+
 
 def open_converted(path: StrPath) -> Converted:
     """Reads the config of a converted folder.
@@ -308,8 +321,7 @@ def read_config(path: StrPath, conversation: ConversationStyle | None = None) ->
     Raises:
       JanusError: see `open_source` and `open_converted`; or the checkpoint holds one part of a model.
     """
-    path = Path(path)
-    config = open_converted(path).config if is_converted(path) else open_source(path, conversation).config
+    config = open_checkpoint(path, conversation).config
     if not isinstance(config, JanusConfig):
         raise JanusError(f"{path} holds one part of a model ({type(config).__name__}); a whole Janus is needed.")
     return config
@@ -331,17 +343,17 @@ def read_params(
     Yields:
       (keys from the tree's root, layer of a stacked leaf or None, numbers).
     """
-    if not is_converted(Path(path)):
-        yield from open_source(path, conversation).params(None if dtype is None else numpy_dtype(dtype))
-        return
-    from checkpoints_convert.orbax_params import StoredParams
+    yield from open_checkpoint(path, conversation).params(None if dtype is None else numpy_dtype(dtype))
 
-    converted = open_converted(path)
-    all_leaves = leaves(converted.config)
-    stored = StoredParams(converted.params_path, all_leaves)
-    for leaf, layer in layer_by_layer(all_leaves):
-        array = stored.read(leaf, layer)
-        yield leaf.keys, layer, array if dtype is None else array.astype(numpy_dtype(dtype), copy=False)
+
+def open_checkpoint(path: StrPath, conversation: ConversationStyle | None = None) -> Converted | Source:
+    """A checkpoint in any layout, converted folders included: its config, and its `params` once they are wanted.
+
+    Raises:
+      JanusError: see `open_source` and `open_converted`.
+    """
+    path = Path(path)
+    return open_converted(path) if is_converted(path) else open_source(path, conversation)
 
 
 def export(

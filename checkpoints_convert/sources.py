@@ -4,7 +4,7 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -67,15 +67,20 @@ class Source:
                 found[unit.leaf.path] = _joint(found.get(unit.leaf.path, dtype), dtype)
         return found
 
-    def params(self, dtype: np.dtype | str | None = None) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+    def params(
+        self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
+    ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
         """Every leaf as (keys, layer, numbers), in the tree's order, a stacked leaf layer by layer.
 
         Args:
           dtype: of the arrays; the leaf's own dtype (`dtypes`) where None. Where nothing has to be cast or
             transposed, the array is a view of the file.
+          parts: first keys of the leaves that are wanted; the others are not read. None for all.
         """
         own = self.dtypes() if dtype is None else {}
         for unit in self.units:
+            if parts is not None and unit.leaf.keys[0] not in parts:
+                continue
             array = unit.read(self.tensors)
             yield unit.leaf.keys, unit.layer, array.astype(own.get(unit.leaf.path, dtype), copy=False)
 

@@ -204,37 +204,21 @@ def read_tokenizer(path: Path) -> Tokenizer:
     Raises:
       JanusError: there is none.
     """
-    from checkpoints_convert import is_converted, open_converted, open_source
-    from checkpoints_convert.tree import leaves
+    from checkpoints_convert import open_checkpoint
     from janus_jax.config import JanusConfig, VQConfig
     from janus_jax.train.image_ids import ENCODER
 
-    converted = open_converted(path) if is_converted(path) else None
-    source = None if converted else open_source(path)
-    config = (converted or source).config  # type: ignore[union-attr]
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
     vq = config.gen_encoder if isinstance(config, JanusConfig) else config
     if not isinstance(vq, VQConfig):
         raise JanusError(f"--tokenizer {path} holds no image tokenizer but {type(vq).__name__}; give one that does.")
 
     def read() -> "Params":
-        import numpy as np
+        from flax.traverse_util import unflatten_dict
 
-        params: Params = {}
-        if converted is not None:
-            from checkpoints_convert.orbax_params import StoredParams
-
-            wanted = leaves(converted.config)
-            stored = StoredParams(converted.params_path, wanted)
-            arrays = ((leaf.keys, stored.read(leaf, None)) for leaf in wanted if leaf.keys[0] == "gen_encoder")
-        else:
-            units = (unit for unit in source.units if unit.leaf.keys[0] == "gen_encoder")  # type: ignore[union-attr]
-            arrays = ((unit.leaf.keys, unit.read(source.tensors)) for unit in units)  # type: ignore[union-attr]
-        for keys, array in arrays:
-            if keys[1] in ENCODER:
-                below = params
-                for key in keys[1:-1]:
-                    below = below.setdefault(key, {})
-                below[keys[-1]] = np.asarray(array, np.float32)
+        arrays = checkpoint.params("float32", parts=("gen_encoder",))
+        params: Params = unflatten_dict({keys[1:]: array for keys, _, array in arrays if keys[1] in ENCODER})
         return params
 
     return vq, read

@@ -3,7 +3,7 @@
 import enum
 import hashlib
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -172,18 +172,7 @@ class RowMaker:
                 Reason.BAD_IMAGE_IDS,
                 f"it has {len(record.image_ids)} image ids where the model has {n}; prepare it with --tokenizer.",
             )
-        prompt = self.processor.generation_prompt(caption)
-        placeholder = self.processor.tokenizer.special.image_placeholder
-        nowhere = np.full(len(prompt) + n, NO_IMAGE, np.int32)
-        gen_places = nowhere.copy()
-        gen_places[len(prompt) :] = np.arange(n)
-        return replace(
-            prompt,
-            tokens=np.concatenate([prompt.tokens, np.full(n, placeholder, np.int32)]),
-            answer=np.zeros(len(nowhere), bool),
-            und_places=nowhere,
-            gen_places=gen_places,
-        )
+        return self.processor.generation_row(caption, None)
 
     def _check_special_tokens(self, row: Row) -> None:
         """Text that spells a marker would stand for an image, or for padding, that is not there."""

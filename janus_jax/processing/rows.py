@@ -162,7 +162,7 @@ class Processor:
     def generation_row(
         self,
         prompt: str,
-        image: ImageSource,
+        image: ImageSource | None,
         rng: np.random.Generator | None = None,
         end_of_image: bool = False,
     ) -> Row:
@@ -170,7 +170,7 @@ class Processor:
 
         Args:
           prompt: the caption.
-          image: the image that it describes.
+          image: the image that it describes; None where its ids are known, and only its places are wanted.
           rng: draws the image's crop; None for the middle.
           end_of_image: whether end-of-image closes the row. The papers supervise the image's ids alone.
 
@@ -190,7 +190,7 @@ class Processor:
             tokens,
             np.zeros(len(tokens), bool),
             gen_places=gen_places,
-            gen_images=[prepare_generation(open_image(image), self.gen_image_size, rng)],
+            gen_images=[] if image is None else [prepare_generation(open_image(image), self.gen_image_size, rng)],
         )
 
     def unconditional_prompt(self, tokens: Int[Any, "*B L"]) -> Int[np.ndarray, "*B L"]:

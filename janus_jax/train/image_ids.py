@@ -21,6 +21,7 @@ from janus_jax.data.records import Record
 from janus_jax.models.janus import Params, to_pixels
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
+from janus_jax.sample.shapes import round_up
 from janus_jax.sharding import batch_multiple, batch_sharding, make_mesh, use_mesh
 
 ENCODER = ("encoder", "quant_conv", "codebook")
@@ -44,8 +45,7 @@ class ImageTokenizer:
         """
         self.config = config
         self._mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
-        multiple = batch_multiple(self._mesh)
-        self.batch_size = -(-batch_size // multiple) * multiple
+        self.batch_size = round_up(batch_size, batch_multiple(self._mesh))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         self._params = jax.device_put({name: params[name] for name in ENCODER}, everywhere)
         model = VQTokenizer(config, Execution(dtype="float32", param_dtype="float32"))

@@ -15,8 +15,7 @@ import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array
 
-from checkpoints_convert import is_converted, open_converted, open_source
-from checkpoints_convert import read_params as read_leaves
+from checkpoints_convert import open_checkpoint
 from checkpoints_convert.sidecars import copy_sidecars
 from checkpoints_convert.tree import leaves
 from janus_jax.config import JanusConfig
@@ -118,8 +117,7 @@ def _check_stage_before(recipe: Recipe, workdir: str | Path, where: str) -> None
 
 
 def _check_folder(where: str, folder: str, field: str, config: JanusConfig) -> None:
-    path = Path(folder)
-    found: Any = open_converted(path).config if is_converted(path) else open_source(path).config
+    found: Any = open_checkpoint(folder).config
     wanted = config if field == _WHOLE else getattr(config, field)
     if isinstance(found, JanusConfig) and field != _WHOLE:
         found = getattr(found, field)
@@ -143,10 +141,8 @@ def _folder_params(folder: str, places: Params) -> Params:
     wanted: Mapping[tuple[str, ...], Any] = flatten_dict(places)
     stacks: dict[tuple[str, ...], np.ndarray] = {}
     found: dict[tuple[str, ...], Array] = {}
-    for keys, layer, array in read_leaves(folder):
-        place = wanted.get(keys)
-        if place is None:
-            continue
+    for keys, layer, array in open_checkpoint(folder).params(parts=tuple(places)):
+        place = wanted[keys]
         if layer is None:
             found[keys] = _put(array, place)
             continue

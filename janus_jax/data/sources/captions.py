@@ -21,10 +21,9 @@ from janus_jax.data.sources.fields import (
     caption_record,
     field,
     image_of,
-    json_object,
     text_of,
 )
-from janus_jax.data.sources.lines import Span, line_spans, read_lines, whole
+from janus_jax.data.sources.lines import Span, json_lines, line_spans
 from janus_jax.errors import JanusError
 from janus_jax.files import reading
 from janus_jax.processing import Task
@@ -70,12 +69,7 @@ def _record(key: str, row: Row, folder: ImageFolder, options: Options) -> Record
 
 def _json_pieces(file: File, options: Options) -> Iterator[Piece]:
     for span in line_spans(file, options.shard_records):
-        yield Piece(span.name, functools.partial(_json_rows, span), span.size)
-
-
-def _json_rows(span: Span) -> Iterator[tuple[int, Row]]:
-    for line in read_lines(span):
-        yield line.number, functools.partial(lambda line: json_object(whole(line), f"line {line.number}"), line)
+        yield Piece(span.name, functools.partial(json_lines, span), span.size)
 
 
 def _csv_pieces(file: File, options: Options) -> Iterator[Piece]:

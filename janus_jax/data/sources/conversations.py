@@ -11,8 +11,8 @@ from typing import Any
 
 from janus_jax.data.records import Record
 from janus_jax.data.sources.base import Entry, File, Options, Part, Reason, Refused, source
-from janus_jax.data.sources.fields import ImageFolder, field, image_of, json_object
-from janus_jax.data.sources.lines import Span, line_spans, read_lines, whole
+from janus_jax.data.sources.fields import ImageFolder, field, image_of
+from janus_jax.data.sources.lines import Span, json_lines, line_spans
 from janus_jax.errors import JanusError
 from janus_jax.files import read_text, reading
 from janus_jax.processing import Message, Task
@@ -35,7 +35,7 @@ def conversations(options: Options) -> Iterator[Part]:
     """A json array, or one object a line."""
     for file in options.files(".json", ".jsonl"):
         is_array = _is_array(file)
-        spans, read = (array_spans, _elements) if is_array else (line_spans, _objects)
+        spans, read = (array_spans, _elements) if is_array else (line_spans, json_lines)
         for span in spans(file, options.shard_records):
             yield Part(span.name, functools.partial(_entries, read, span, options), span.size, file.bytes)
 
@@ -99,11 +99,6 @@ def _given(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
         raise Refused(Reason.MALFORMED, f"it is a {type(value).__name__} where an object is wanted.")
     return value
-
-
-def _objects(span: Span) -> Iterator[tuple[int, Any]]:
-    for line in read_lines(span):
-        yield line.number, functools.partial(lambda line: json_object(whole(line), f"line {line.number}"), line)
 
 
 def _entries(read: Any, span: Span, options: Options) -> Iterator[Entry]:

@@ -1,11 +1,12 @@
 """Files of lines, cut into spans that can be read apart, without ever holding more than one line."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from janus_jax.data.sources.base import File, Reason, Refused
-from janus_jax.data.sources.fields import LARGEST_FILE
+from janus_jax.data.sources.fields import LARGEST_FILE, json_object
 from janus_jax.files import reading
 
 
@@ -57,6 +58,19 @@ def read_lines(span: Span) -> Iterator[Line]:
         for offset, (_, content) in zip(range(span.size), _lines(stream), strict=False):
             if content is None or content.strip():
                 yield Line(span.first + offset, content)
+
+
+def json_lines(span: Span) -> Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]:
+    """The lines of a span that are not blank, by number, each to be read as a json object when it is wanted.
+
+    Reading one raises `Refused` where it is none, or is too long.
+    """
+    for line in read_lines(span):
+        yield line.number, functools.partial(_json_object, line)
+
+
+def _json_object(line: Line) -> Mapping[str, Any]:
+    return json_object(whole(line), f"line {line.number}")
 
 
 def whole(line: Line) -> bytes:

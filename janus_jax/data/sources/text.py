@@ -1,12 +1,13 @@
 """Plain text: json lines with one document each."""
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
 
 from janus_jax.data.records import Record
 from janus_jax.data.sources.base import Entry, Options, Part, source
-from janus_jax.data.sources.fields import field, json_object, text_of
-from janus_jax.data.sources.lines import Line, Span, line_spans, read_lines, whole
+from janus_jax.data.sources.fields import field, text_of
+from janus_jax.data.sources.lines import Span, json_lines, line_spans
 from janus_jax.processing import Task
 
 _FIELDS = ("text", "content")
@@ -21,11 +22,10 @@ def text(options: Options) -> Iterator[Part]:
 
 
 def _entries(span: Span, name: str | None) -> Iterator[Entry]:
-    for line in read_lines(span):
-        key = f"{span.file.label}:{line.number}"
-        yield Entry(key, functools.partial(_record, key, line, name))
+    for number, read in json_lines(span):
+        key = f"{span.file.label}:{number}"
+        yield Entry(key, functools.partial(_record, key, read, name))
 
 
-def _record(key: str, line: Line, name: str | None) -> Record:
-    values = json_object(whole(line), f"line {line.number}")
-    return Record(key, Task.TEXT, text=text_of(field(values, name, _FIELDS)))
+def _record(key: str, read: Callable[[], Mapping[str, Any]], name: str | None) -> Record:
+    return Record(key, Task.TEXT, text=text_of(field(read(), name, _FIELDS)))

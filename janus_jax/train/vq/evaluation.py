@@ -11,6 +11,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from janus_jax.models.janus import Params, to_images, to_pixels
 from janus_jax.models.vq import VQTokenizer
+from janus_jax.sample.shapes import round_up
 from janus_jax.sharding import batch_multiple, batch_sharding
 from janus_jax.train.vq import metrics, world
 from janus_jax.train.vq.fid import FeatureStatistics, frechet_distance
@@ -102,7 +103,7 @@ class Evaluation:
 
     def _batches(self, images: UInt8[np.ndarray, "N S S 3"]) -> Iterator[Any]:
         """Batches on the devices; the last image fills the last one."""
-        size = -(-min(self._batch_size, len(images)) // batch_multiple(self._mesh)) * batch_multiple(self._mesh)
+        size = round_up(min(self._batch_size, len(images)), batch_multiple(self._mesh))
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
