@@ -34,6 +34,7 @@ parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyT
 
 bench: $(VENV)/.parity ## time and memory beside PyTorch
 	@$(PY) -m benchmarks.inference
+	@$(PY) -m benchmarks.train
 
 lint: $(VENV)/.test ## style, format and types
 	@$(PY) -m ruff check

@@ -20,13 +20,9 @@ import functools
 import gc
 import json
 import math
-import os
-import platform
 import time
-import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
 from typing import Any, cast, get_args
@@ -36,9 +32,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from checkpoints_convert.layout import Unit
-from checkpoints_convert.transformers_janus import LAYOUT, write_config
-from checkpoints_convert.tree import leaves
+from benchmarks.shared import machine, use_cores, weights
+from checkpoints_convert.transformers_janus import write_config
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, preset
 from janus_jax.models.janus import Janus
@@ -140,22 +135,6 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
     if np.issubdtype(expected.dtype, np.integer):
         return float((actual != expected).mean())
     return float(np.abs(actual - expected).max() / np.abs(expected).max())
-
-
-def weights(config: JanusConfig) -> Iterator[tuple[Unit, np.ndarray]]:
-    """Random numbers for every unit of the tree, of the scale at which signals keep theirs; always the same."""
-    for unit in LAYOUT.units(leaves(config)):
-        random = np.random.default_rng(zlib.crc32(f"{unit.leaf.path} {unit.layer}".encode()))
-        uniform = random.random(unit.leaf.shape, np.float32) * 2 - 1
-        if unit.leaf.keys[-1] == "scale":
-            yield unit, 1 + 0.1 * uniform
-        elif unit.leaf.keys[-1] == "bias":
-            yield unit, 0.02 * uniform
-        elif unit.leaf.keys[-2:] == ("codebook", "embedding"):
-            # transformers looks for the nearest code without normalising; so both find the same.
-            yield unit, uniform / np.linalg.norm(uniform, axis=-1, keepdims=True)
-        else:
-            yield unit, uniform * np.float32(math.sqrt(3 / math.prod(unit.pieces[0].shape[1:])))
 
 
 @dataclass(frozen=True)
@@ -387,20 +366,17 @@ def _figures(ours: Ours, theirs: Theirs | None) -> list[Figure]:
 def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
     # Before jax starts its threads, as many as there are cores.
-    available = sorted(os.sched_getaffinity(0))
-    os.sched_setaffinity(0, available[: _CORES.value])
+    cores = use_cores(_CORES.value)
     config = SMALL if _PRESET.value is None else preset(_PRESET.value)
     inputs = Inputs.make(config)
     dtype, attention = cast(Dtype, _DTYPE.value), cast(AttentionKernel, _ATTENTION.value)
     execution = Execution(dtype, dtype, attention, layers="unrolled")
     ours, theirs = Ours(config, execution, inputs), _peer(config, dtype, inputs)
-    device = jax.devices()[0]
     report: dict[str, Any] = {
         "model": config.name,
         "dtype": dtype,
-        "device": platform.processor() or platform.machine() if device.platform == "cpu" else device.device_kind,
-        "cores": min(_CORES.value, len(available)),
-        "versions": {name: version(name) for name in ("jax", "flax", *(("torch", "transformers") if theirs else ()))},
+        "cores": cores,
+        **machine(*(("torch", "transformers") if theirs else ())),
     }
     print(f"{'ms':12} {'ours':>9} {'peer':>9} {'ratio':>7} {'bar':>5} {'compile s':>10} {'difference':>11}")
     for figure in _figures(ours, theirs):

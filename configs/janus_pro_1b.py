@@ -27,6 +27,7 @@ from janus_jax.train.recipe import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     ALL_BUT_TOKENIZER,
+    SAMPLES,
     SOURCES,
     Initialisation,
     Recipe,
@@ -66,4 +67,4 @@ STAGE_3 = Stage(
 
 def get_config() -> ConfigDict:
     """The recipe, as flags see it."""
-    return to_config(Recipe(model="janus_pro_1b", stages=(STAGE_1, STAGE_2, STAGE_3), sources=SOURCES))
+    return to_config(Recipe(model="janus_pro_1b", stages=(STAGE_1, STAGE_2, STAGE_3), sources=SOURCES, samples=SAMPLES))

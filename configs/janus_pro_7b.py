@@ -17,11 +17,11 @@ from ml_collections import ConfigDict
 
 from configs.janus_pro_1b import STAGE_1, STAGE_2, STAGE_3
 from janus_jax.train.config_dicts import to_config
-from janus_jax.train.recipe import SOURCES, Recipe
+from janus_jax.train.recipe import SAMPLES, SOURCES, Recipe
 
 STAGES = (STAGE_1, STAGE_2, dataclasses.replace(STAGE_3, steps=40_000))
 
 
 def get_config() -> ConfigDict:
     """The recipe, as flags see it."""
-    return to_config(Recipe(model="janus_pro_7b", stages=STAGES, sources=SOURCES))
+    return to_config(Recipe(model="janus_pro_7b", stages=STAGES, sources=SOURCES, samples=SAMPLES))

@@ -2,10 +2,12 @@
 
 python -m launch.train_tokenizer --config configs/shapes_tokenizer.py --workdir runs/shapes_tokenizer
 
-The encoder is a fixed wavelet transform of each patch, the codebook its k-means; what is learnt is the decoder.
+The encoder is fixed as the principal components of each patch, the codebook their k-means; what is learnt is the
+decoder.
 
-Expected, and measured on two shared cores in four minutes: PSNR 29.4, 0.52 of reconstructions read right by the world's
-detector (0.97 is wanted), perplexity 238 of 1024 codes, every coloured patch of its code's commonest colour.
+Expected, and measured on 256 pictures that training does not see: 0.996 of reconstructions read right by the world's
+detector (0.97 is wanted), PSNR 34.5, perplexity 150 of 1024 codes, every coloured patch of its code's commonest colour.
+It takes 383 s of processor time (jax 0.10.2, a machine of two cores, compiling included).
 """
 
 from ml_collections import ConfigDict
@@ -15,28 +17,30 @@ from janus_jax.train.config_dicts import to_config
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.vq.recipe import Architecture, CodebookRecipe, Data, Intervals, LossWeights, TokenizerRecipe
 
+TOKENIZER = VQConfig(
+    image_size=48,
+    codebook_size=1024,
+    code_dim=32,
+    base_channels=8,
+    channel_multipliers=(1, 4, 4, 8),
+    num_res_blocks=1,
+    z_channels=64,
+    norm_groups=2,
+)
+
 
 def get_config() -> ConfigDict:
     """The recipe."""
     recipe = TokenizerRecipe(
-        model=VQConfig(
-            image_size=48,
-            codebook_size=1024,
-            code_dim=16,
-            base_channels=8,
-            channel_multipliers=(1, 2, 4, 8),
-            num_res_blocks=1,
-            z_channels=64,
-            norm_groups=2,
-        ),
-        steps=400,
+        model=TOKENIZER,
+        steps=500,
         batch_size=16,
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
         discriminator_optimizer=OptimizerConfig(learning_rate=3e-3),
         data=Data(world=4096, flip=False),
         losses=LossWeights(l1=0.2, colourful=4.0, edge=0.25, perceptual=0.0, commitment=0.1, adversarial=0.0),
         codebook=CodebookRecipe(update="moving_average", decay=0.99, kmeans_images=1024),
-        architecture=Architecture(encoder_reach="patch", encoder_start="wavelets", encoder_rate=0.0),
+        architecture=Architecture(encoder_reach="patch", encoder_start="principal", encoder_rate=0.0),
         intervals=Intervals(report=50, evaluate=200, save=0, eval_images=256),
         ema_decay=0.98,
     )

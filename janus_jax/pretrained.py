@@ -50,7 +50,7 @@ def load(
 
     Raises:
       JanusError: the folder is missing, damaged or of no known layout; the mesh does not divide the model; or there is
-        more than one process, whose shares of an answer nothing here gathers yet.
+        more than one process, which would all have to make the same calls in the same order.
     """
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")

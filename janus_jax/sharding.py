@@ -13,6 +13,8 @@ from typing import Any
 
 import flax.linen as nn
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.config import JanusConfig
@@ -65,7 +67,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def check_mesh(config: JanusConfig, mesh: Mesh) -> None:
-    """Refuses a mesh over which the model cannot be split evenly.
+    """Refuses a mesh over which the model cannot be split evenly, or whose processes cannot have their own rows.
 
     Raises:
       JanusError: the sentence names the axis, the number and the divisors that would do.
@@ -91,6 +93,12 @@ def check_mesh(config: JanusConfig, mesh: Mesh) -> None:
                     f"The mesh's {axis} axis of {mesh.shape[axis]} does not divide {name} = {number}; "
                     f"take a divisor of {math.gcd(*numbers.values())}."
                 )
+    for holders in mesh.devices.reshape(-1, mesh.shape["tensor"]):
+        if len({device.process_index for device in holders}) > 1:
+            raise JanusError(
+                f"The mesh's tensor axis of {mesh.shape['tensor']} goes over several processes, each of which has rows "
+                f"of its own; take a divisor of {jax.local_device_count()}, the devices of one."
+            )
 
 
 @contextlib.contextmanager
@@ -111,6 +119,14 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """
     specs = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)
+
+
+def on_host(array: jax.Array) -> np.ndarray:
+    """All of an array; where each process holds a share of it, every one of them takes part."""
+    if array.is_fully_addressable or array.is_fully_replicated:
+        return np.asarray(array)
+    whole: np.ndarray = multihost_utils.process_allgather(array, tiled=True)
+    return whole
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

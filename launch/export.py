@@ -1,8 +1,8 @@
 """Writes what was trained as a model's folder, which janus_jax.load and every command here reads.
 
-    python -m launch.export --workdir runs/janus_pro_1b --out models/mine
+    python -m launch.export --workdir runs/janus_pro_1b --out mine
 
-For PyTorch, `python -m checkpoints_convert.to_pytorch models/mine models/mine_released --layout released`.
+For PyTorch, `python -m checkpoints_convert.to_pytorch mine mine_released --layout released`.
 """
 
 from collections.abc import Sequence

@@ -28,6 +28,7 @@ MAY_IMPORT = {
     "janus_jax.sample": (*GROUND, *MIDDLE, "janus_jax.sample"),
     "janus_jax.train": (*GROUND, *MIDDLE, "janus_jax.data", "janus_jax.sample", "janus_jax.train"),
     "janus_jax.train.initialise": (*GROUND, *MIDDLE, "janus_jax.train", "checkpoints_convert"),
+    "janus_jax.train.samples": (*GROUND, *MIDDLE, "janus_jax.pretrained", "janus_jax.train"),
     "janus_jax.train.export": (*GROUND, *MIDDLE, "janus_jax.train", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert", "launch.cli"),

@@ -1,3 +1,6 @@
+from contextlib import nullcontext
+from types import SimpleNamespace
+
 import flax.linen as nn
 import jax
 import numpy as np
@@ -6,7 +9,7 @@ import pytest
 from janus_jax.config import PRESETS, Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import abstract_params
-from janus_jax.sharding import check_mesh, make_mesh, param_shardings
+from janus_jax.sharding import MESH_AXES, check_mesh, make_mesh, param_shardings
 from tests import tiny
 
 QUESTIONS = [
@@ -78,6 +81,14 @@ def test_every_parameter_has_a_name_for_each_of_its_axes():
 def test_a_mesh_that_does_not_divide_the_model_is_refused_by_name():
     with pytest.raises(JanusError, match=r"llm\.num_kv_heads = 2"):
         check_mesh(tiny.CONFIG, make_mesh(1, 1, 8))
+
+
+@pytest.mark.parametrize(("sizes", "refused"), [((1, 2, 1), False), ((1, 1, 2), True)])
+def test_processes_that_would_share_rows_are_refused(sizes, refused):
+    devices = np.array([SimpleNamespace(process_index=0), SimpleNamespace(process_index=1)]).reshape(sizes)
+    mesh = SimpleNamespace(devices=devices, shape=dict(zip(MESH_AXES, sizes, strict=True)))
+    with pytest.raises(JanusError, match="tensor axis of 2 goes over several") if refused else nullcontext():
+        check_mesh(tiny.CONFIG, mesh)
 
 
 @pytest.mark.parametrize("sizes", [(3, 1, 1), (-1, -1, 1), (0, 1, 1), (-1, 3, 1), (-2, -4, 1)])

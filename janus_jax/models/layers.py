@@ -27,6 +27,9 @@ Initializer = Callable[..., Array]
 # weight-first product is faster up to about 16 rows and equal from there on.
 FEW_ROWS = 16
 
+LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
+"""The names of a matrix's adapter, which lies beside its weight where there is one (`janus_jax.train.lora`)."""
+
 
 def parameter(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, execution: Execution
@@ -81,7 +84,9 @@ def fan_in_normal(num_inputs: int = 1) -> Initializer:
 
 
 class Linear(nn.Module):
-    """y = W x + b, with W of shape (*outputs, *inputs).
+    """y = W x + b, with W of shape (*outputs, *inputs); and + s B A x where the parameters hold a low-rank adapter.
+
+    The adapter (LoRA, arXiv 2106.09685, eq. 3) has A of shape (rank, *inputs), B (*outputs, rank) and a number s.
 
     Attributes:
       outputs: sizes of the output axes.
@@ -103,11 +108,20 @@ class Linear(nn.Module):
         e = self.execution
         shape = (*self.outputs, *x.shape[x.ndim - self.num_inputs :])
         weight = parameter(self, "weight", fan_in_normal(self.num_inputs), shape, self.axes, e)
-        y = project(x.astype(e.dtype), weight.astype(e.dtype), self.num_inputs, self.output_dtype)
+        x = x.astype(e.dtype)
+        y = project(x, weight.astype(e.dtype), self.num_inputs, self.output_dtype)
+        if self.has_variable("params", LORA_A):
+            # A branch of its own, and not W + s B A: so neither that sum nor its gradient, both as large as W, is made.
+            a, b, s = (self._adapter(name) for name in (LORA_A, LORA_B, LORA_SCALE))
+            y += project(s * project(x, a, self.num_inputs), b, output_dtype=self.output_dtype)
         if self.use_bias:
             axes = self.axes[: len(self.outputs)]
             y += parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, e).astype(y.dtype)
         return y
+
+    def _adapter(self, name: str) -> Array:
+        array: Array = self.get_variable("params", name)
+        return array.astype(self.execution.dtype)
 
 
 class Embedding(nn.Module):

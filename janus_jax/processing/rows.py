@@ -92,7 +92,8 @@ class Processor:
     def from_directory(cls, path: str | Path, config: JanusConfig) -> Self:
         """The processor of a model directory, released or converted.
 
-        `tokenizer.json` must be there; `preprocessor_config.json` and `processor_config.json` may be.
+        `tokenizer.json` must be there; `preprocessor_config.json` and `processor_config.json` may be. The latter's
+        `system_prompt` is our own field, for models that were tuned with another.
 
         Raises:
           JanusError: the tokenizer is missing or corrupt, or a file contradicts `config`.
@@ -107,6 +108,7 @@ class Processor:
             gen_image_size=config.gen_encoder.image_size,
             gen_tokens=config.gen_encoder.num_tokens,
             min_side=_released_min_side(Path(path), config),
+            system_prompt=_system_prompt(Path(path)),
         )
 
     def understanding_row(
@@ -329,15 +331,28 @@ def _check_counts(placeholders: int, images: int) -> None:
     )
 
 
+_PROCESSOR_FILE = "processor_config.json"
+_REMEDY = "copy it from the released checkpoint again"
+
+
+def _system_prompt(directory: Path) -> str:
+    """The directory's own, which the releases do not write down, or theirs."""
+    file = directory / _PROCESSOR_FILE
+    prompt = read_json_if_any(file, _REMEDY).get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
+    if not isinstance(prompt, str):
+        raise JanusError(f"{file}: system_prompt is {prompt!r:.80}; it must be text.")
+    return prompt
+
+
 def _released_min_side(directory: Path, config: JanusConfig) -> int:
     """The one number of the directory's image settings that no config holds; the others are checked against it."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
-    processor_file = directory / "processor_config.json"
-    processor = read_json_if_any(processor_file, "copy it from the released checkpoint again")
+    processor_file = directory / _PROCESSOR_FILE
+    processor = read_json_if_any(processor_file, _REMEDY)
     _check_agreement(processor_file, "num_image_tokens", processor.get("num_image_tokens", patches), patches)
 
     file = directory / "preprocessor_config.json"
-    values = read_json_if_any(file, "copy it from the released checkpoint again")
+    values = read_json_if_any(file, _REMEDY)
     if isinstance(nested := processor.get("image_processor"), dict) and not values:  # transformers 5 writes one file
         file, values = processor_file, nested
     size = values.get("size")  # transformers' name for image_size, an object

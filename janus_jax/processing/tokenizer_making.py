@@ -30,6 +30,7 @@ def make_byte_level_tokenizer(
     style: ConversationStyle,
     image_size: int = 384,
     num_image_tokens: int = 576,
+    system_prompt: str | None = None,
 ) -> Tokenizer:
     """Trains a byte-level BPE tokenizer and writes it as the released models have it, transformers' files included.
 
@@ -42,6 +43,7 @@ def make_byte_level_tokenizer(
       style: whose role strings are tokens of their own.
       image_size: side of an image to understand, in pixels.
       num_image_tokens: places of an image to understand.
+      system_prompt: of conversations about images; None for the releases' own.
 
     Raises:
       JanusError: `vocab_size` has no room for bytes and special tokens.
@@ -104,7 +106,8 @@ def make_byte_level_tokenizer(
             "num_image_tokens": num_image_tokens,
             "processor_class": "VLChatProcessor",
             "sft_format": "deepseek",
-        },
+        }
+        | ({} if system_prompt is None else {"system_prompt": system_prompt}),
     }
     for name, values in files.items():
         (directory / name).write_text(json.dumps(values, ensure_ascii=False, indent=2) + "\n", encoding="utf-8")

@@ -20,6 +20,7 @@ from janus_jax.models.janus import Janus, Params, apply, to_images
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
+from janus_jax.sharding import on_host
 
 KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
@@ -183,7 +184,7 @@ def render_images(
     Raises:
       JanusError: ids are missing, because the model's logits were not numbers.
     """
-    check_drawn(np.asarray(ids))
+    check_drawn(on_host(ids))
     for start in range(0, ids.shape[0], batch_size):
         group = ids[start : start + batch_size]
-        yield from np.asarray(_render(model, params, group))
+        yield from on_host(_render(model, params, group))

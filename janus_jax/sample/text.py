@@ -16,6 +16,7 @@ from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.images import KV_AXES
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
+from janus_jax.sharding import on_host
 
 
 class Writing(NamedTuple):
@@ -69,21 +70,21 @@ def write_text(
     knobs, strategy = sampling.knobs, sampling.strategy
     stops = jnp.asarray(list(stop_ids), jnp.int32)
     state = _start(model, params, prompts, keys, knobs, stops, slots, strategy)
-    ids = new_ids = np.asarray(state.last)[:, None]
+    ids = new_ids = on_host(state.last)[:, None]
     while True:
         check_drawn(new_ids)
         written = ids.shape[1]
         if is_finished is not None:
             state = state._replace(finished=state.finished | jnp.asarray(is_finished(ids)))
         yield new_ids
-        if written >= max_new_tokens or np.asarray(state.finished).all():
+        if written >= max_new_tokens or on_host(state.finished).all():
             return
         if length + written > slots:
             slots += CACHE_STEP
             state = _grow(state, slots)
         steps = min(chunk, max_new_tokens - written, slots - (length + written - 1))
         state, buffer = _advance(model, params, state, knobs, stops, steps, chunk, strategy)
-        new_ids = np.asarray(buffer)[:, : int(state.written) - written]
+        new_ids = on_host(buffer)[:, : int(state.written) - written]
         ids = np.concatenate([ids, new_ids], axis=1)
 
 

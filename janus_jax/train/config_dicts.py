@@ -44,7 +44,11 @@ def from_config(cls: type[T], values: Mapping[str, Any], where: str = "config") 
 
 def _fields(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+    return {field.name: hints[field.name] for field in _declared(cls)}
+
+
+def _declared(cls: type) -> tuple[dataclasses.Field[Any], ...]:
+    return dataclasses.fields(cls)
 
 
 def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
@@ -114,9 +118,11 @@ def _dataclass(cls: type[T], values: Any, where: str) -> T:
     kinds = _fields(cls)
     if unknown := sorted(set(values) - set(kinds)):
         raise JanusError(f"{where} has no field {unknown[0]!r}; its fields are {', '.join(kinds)}.")
-    if missing := sorted(set(kinds) - set(values)):
+    # What has a default may be missing: a checkpoint's config may be older than the field.
+    required = {f.name for f in _declared(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    if missing := sorted(required - set(values)):
         raise JanusError(f"{where}.{missing[0]} is missing.")
-    return cls(**{name: _from_plain(kind, values[name], f"{where}.{name}") for name, kind in kinds.items()})
+    return cls(**{name: _from_plain(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
 def _without_none(kind: Any) -> Any:

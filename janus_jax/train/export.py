@@ -9,9 +9,9 @@ from checkpoints_convert.convert import Meter, save_converted
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import abstract_params
-from janus_jax.train.checkpoints import read_config, read_params, saved_steps
+from janus_jax.train.checkpoints import read_config, saved_steps
 from janus_jax.train.config_dicts import from_config
-from janus_jax.train.initialise import checkpoints_folder, tokenizer_folder
+from janus_jax.train.initialise import checkpoints_folder, read_stage, tokenizer_folder
 from janus_jax.train.names import unboxed
 from janus_jax.train.recipe import Recipe
 
@@ -29,7 +29,9 @@ def last_stage(workdir: Path) -> int:
 
 
 def export(workdir: Path, stage: int, out: Path, dtype: Dtype, meter: Meter) -> int:
-    """Writes a stage's newest parameters, averaged where it keeps an average, as a converted folder.
+    """Writes a stage's newest parameters as a converted folder.
+
+    They are averaged where the stage keeps an average, and its adapters are merged.
 
     Args:
       out: the folder to make. It appears when it is complete.
@@ -51,6 +53,6 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, meter: Meter) -> 
     abstract = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unboxed(abstract_params(config))
     )
-    params = read_params(checkpoints, abstract, average=True)
+    params = read_stage(workdir, stage, abstract)
     save_converted(out, params, config, beside=tokenizer_folder(workdir), meter=meter)
     return step

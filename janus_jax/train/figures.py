@@ -33,6 +33,7 @@ class Figures:
       rate: the learning rate of a step, counted from 0.
       max_skipped: steps that may have been left out before one more stops the run.
       skipped: that were, before.
+      peak_flops: FLOP/s of all devices together, which `mfu` is the share of; None where nobody knows.
 
     Attributes:
       meter: of what was done since figures were last told.
@@ -49,12 +50,13 @@ class Figures:
         *,
         max_skipped: int = 0,
         skipped: int = 0,
+        peak_flops: float | None = None,
     ) -> None:
         self.meter = Meter()
         self.skipped = skipped
         self.last: dict[str, float] = {}
         self._reports, self._folder, self._is_due, self._rate = reports, folder / "not_finite", is_due, rate
-        self._max_skipped = max_skipped
+        self._max_skipped, self._peak_flops = max_skipped, peak_flops
         self._pending: _Pending | None = None
 
     def add(
@@ -66,7 +68,7 @@ class Figures:
           step: how many were taken, this one included.
           metrics: see `step.train_step`; on their devices, and maybe not computed yet.
           sample_ids: of this process's rows.
-          counts: what the step has done: tokens, samples.
+          counts: what the step has done: tokens, samples, flops.
 
         Raises:
           Diverged: the step before had a gradient that is not finite, and no more may be left out.
@@ -87,6 +89,8 @@ class Figures:
         self.last = {name: value for name, value in told.items() if told.get(name.replace("loss/", "places/"), 1)}
         if self._is_due(one.step):
             rates = self.meter.rates()
+            if self._peak_flops is not None:
+                rates["mfu"] = rates["flops/s"] / self._peak_flops
             also = {"learning_rate": float(self._rate(one.step - 1)), "skipped": self.skipped}
             self._reports.scalars(one.step, self.last | also | rates)
             shown = {name: value for name, value in self.last.items() if name.startswith("loss")}
@@ -109,4 +113,4 @@ class Figures:
         self._reports.message(f"step {one.step}: the gradient is not finite, nothing was learnt; see {file}")
 
 
-_SHOWN = ("tokens/s", "samples/s", "data_wait")
+_SHOWN = ("tokens/s", "samples/s", "mfu", "data_wait")

@@ -13,6 +13,7 @@ import jax
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from checkpoints_convert import open_checkpoint
@@ -20,8 +21,10 @@ from checkpoints_convert.sidecars import copy_sidecars
 from checkpoints_convert.tree import leaves
 from janus_jax.config import JanusConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Params, init_params
-from janus_jax.train.checkpoints import read_params, saved_steps
+from janus_jax.models.janus import Params, abstract_params, init_params
+from janus_jax.train.checkpoints import read_config, read_params, saved_steps
+from janus_jax.train.config_dicts import from_config
+from janus_jax.train.lora import apart, merge_adapters, new_adapters
 from janus_jax.train.names import unboxed
 from janus_jax.train.partition import merge, partition
 from janus_jax.train.recipe import Recipe
@@ -86,14 +89,15 @@ def initial_state(
     Of a folder, each host holds the stacked blocks of one part at a time; all else goes to its place at once.
 
     Args:
-      abstract: see `step.abstract_train_state`.
+      abstract: see `step.abstract_train_state`. Its adapters are drawn from the seed.
 
     Raises:
       JanusError: see `check_initialisation`; or what is there cannot be read.
     """
-    start, places = recipe.current.initialisation, merge(abstract.params, abstract.frozen)
+    start = recipe.current.initialisation
+    places, adapters = apart(merge(abstract.params, abstract.frozen))
     if start.source == "stage":
-        params = read_params(checkpoints_folder(workdir, recipe.stage - 1), places, average=True)
+        params = read_stage(workdir, recipe.stage - 1, places)
     else:
         params = {}
         for field, folder in start.folders.items():
@@ -101,7 +105,37 @@ def initial_state(
             params |= _folder_params(folder, parts)
         missing = {part: tree for part, tree in places.items() if part not in params}
         params |= _random_params(recipe, missing) if missing else {}
-    return adopted_state(*partition(params, recipe.current.trained), optimizer, abstract)
+    whole = flatten_dict(merge(params, _new_adapters(recipe, adapters)))
+
+    def alike(part: Params) -> Params:
+        return unflatten_dict({name: whole[name] for name in flatten_dict(part)})
+
+    return adopted_state(alike(abstract.params), alike(abstract.frozen), optimizer, abstract)
+
+
+def read_stage(workdir: str | Path, stage: int, places: Params) -> Params:
+    """A stage's newest parameters: averaged where it keeps an average, its adapters merged where it has some.
+
+    Args:
+      places: shapes, dtypes and shardings of the model's parameters.
+
+    Raises:
+      JanusError: there is no whole checkpoint, or it is of another model.
+    """
+    folder = checkpoints_folder(workdir, stage)
+    recipe = from_config(Recipe, read_config(folder))
+    adapters = flatten_dict(jax.eval_shape(lambda: unboxed(_drawn(recipe, jax.random.key(0)))))
+    wanted: dict[tuple[str, ...], Any] = flatten_dict(places)
+    for name, leaf in adapters.items():
+        # Adapters are small enough to be whole everywhere. What they are added to is not rounded before the sum.
+        weight = wanted[*name[:-1], "weight"]
+        everywhere = weight.sharding
+        if isinstance(everywhere, NamedSharding):
+            everywhere = NamedSharding(everywhere.mesh, PartitionSpec())
+        wanted[name] = jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=everywhere)
+        wanted[*name[:-1], "weight"] = weight.update(dtype=np.float32)
+    params = merge_adapters(read_params(folder, unflatten_dict(wanted), average=True))
+    return jax.tree.map(lambda array, place: array.astype(place.dtype, copy=False), params, places)
 
 
 def _check_stage_before(recipe: Recipe, workdir: str | Path, where: str) -> None:
@@ -156,6 +190,23 @@ def _folder_params(folder: str, places: Params) -> Params:
 def _put(array: np.ndarray, place: Any) -> Array:
     array = array.astype(place.dtype, copy=False)
     return jax.make_array_from_callback(place.shape, place.sharding, array.__getitem__)
+
+
+def _new_adapters(recipe: Recipe, places: Params) -> Params:
+    """The adapters that a stage begins with, each array made in its place."""
+    if not places:
+        return {}
+    shardings = jax.tree.map(lambda place: place.sharding, places)
+    adapters: Params = jax.jit(lambda key: unboxed(_drawn(recipe, key)), out_shardings=shardings)(
+        jax.random.key(recipe.seed)
+    )
+    return adapters
+
+
+def _drawn(recipe: Recipe, key: Array) -> Params:
+    params = abstract_params(recipe.janus)
+    frozen = partition(params, recipe.current.trained)[1]
+    return merge(*new_adapters(recipe.current.lora, params, frozen, key))
 
 
 def _random_params(recipe: Recipe, places: Params) -> Params:

@@ -4,6 +4,8 @@ WORKDIR/tokenizer/              the tokenizer's and processor's files, from the 
 WORKDIR/stage_N/checkpoints/    see `train.checkpoints`
 WORKDIR/stage_N/tensorboard/    figures; WORKDIR/stage_N/metrics.jsonl has them as text
 WORKDIR/stage_N/not_finite/     samples of the batches whose gradient was not finite
+WORKDIR/stage_N/profile/        a trace, where one is asked for
+WORKDIR/stage_N/samples/        answers and images as the model stood, see `train.samples`
 """
 
 import contextlib
@@ -15,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 
 import jax
-import numpy as np
+from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from janus_jax.batch import Batch
+from janus_jax.config import JanusConfig
 from janus_jax.data.components import open_records
 from janus_jax.data.stream import Stream, open_stream
 from janus_jax.errors import Preempted
@@ -28,6 +31,7 @@ from janus_jax.sharding import check_mesh, make_mesh
 from janus_jax.train.checkpoints import Checkpoints
 from janus_jax.train.config_dicts import to_json
 from janus_jax.train.figures import Figures
+from janus_jax.train.flops import Amounts, amounts, peak_flops, step_costs
 from janus_jax.train.initialise import (
     check_initialisation,
     checkpoints_folder,
@@ -37,10 +41,12 @@ from janus_jax.train.initialise import (
 )
 from janus_jax.train.losses import TASKS
 from janus_jax.train.optimizers import make_optimizer, make_schedule
-from janus_jax.train.partition import partition
+from janus_jax.train.partition import merge, partition
 from janus_jax.train.preemption import Preemption
+from janus_jax.train.profile import Profile
 from janus_jax.train.recipe import Recipe
 from janus_jax.train.reports import Reports
+from janus_jax.train.samples import Sampler
 from janus_jax.train.state import TrainState
 from janus_jax.train.step import Step, abstract_train_state, evaluation_step, put_batch, train_step
 
@@ -55,14 +61,16 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
       devices: to train on; all of them by default.
 
     Raises:
-      JanusError: the recipe, the data, what the stage starts from or the workdir will not do.
-      Diverged: the gradient is no number too often, or too many records are rejected.
+      JanusError: the recipe, the data, what the stage starts from or the workdir will not do; or too many records are
+        rejected, or a data worker has died.
+      Diverged: the gradient is no number too often.
       Preempted: the machine is taken away; all is saved.
       StorageFull: the disk is full.
     """
     stage, resources, last_step = recipe.current, recipe.resources, recipe.current.last_step
     folder = checkpoints_folder(workdir, recipe.stage)
     tokenizer, processor = _checked(recipe, workdir)
+    sampler = Sampler(recipe, processor, folder.parent)
 
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     check_mesh(recipe.janus, grid)
@@ -71,9 +79,17 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
     model = Janus(recipe.janus, recipe.execution)
     optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_params(model.config), stage.trained)[0])
     abstract = abstract_train_state(
-        model, stage.trained, optimizer, mesh, frozen_dtype=stage.precision.frozen, ema=stage.ema_decay > 0
+        model,
+        stage.trained,
+        optimizer,
+        mesh,
+        frozen_dtype=stage.precision.frozen,
+        ema=stage.ema_decay > 0,
+        lora=stage.lora,
     )
     step = train_step(model, optimizer, recipe.cut, abstract, mesh, stage.ema_decay)
+    costs = step_costs(recipe.janus, flatten_dict(abstract.params, sep="/"))
+    peak = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     with contextlib.ExitStack() as stack:
         place = (processor, jax.process_index(), jax.process_count(), resources.data_workers)
@@ -107,6 +123,7 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
         intervals = recipe.intervals
         reports = stack.enter_context(Reports(folder.parent, last_step, done))
         preemption = stack.enter_context(Preemption())
+        profile = stack.enter_context(Profile(folder.parent / "profile", *intervals.profile))
         figures = Figures(
             reports,
             folder.parent,
@@ -114,18 +131,23 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
             make_schedule(stage.optimizer, stage.steps),
             max_skipped=recipe.max_skipped,
             skipped=skipped,
+            peak_flops=peak and peak * grid.size,
         )
         scores: dict[str, float] = {}
         while done < last_step:
             with figures.meter.waiting():
                 batch = next(stream)
+            profile.before(done + 1)
             state, metrics = step(state, put_batch(batch, mesh))
             done += 1
-            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream))
+            profile.after(done, metrics)
+            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream, recipe.janus, costs))
             if held_out and is_due(intervals.evaluate, done):
                 scores = held_out.losses(state, mesh)
                 reports.scalars(done, scores)
                 reports.message(f"step {done}: held-out loss {scores['held_out/loss']:.4g}")
+            if is_due(intervals.sample, done):
+                sampler.tell(done, merge(state.params, state.frozen), mesh, reports)
             leaving = preemption.reached(done)
             if leaving or is_due(intervals.save, done):
                 figures.settle()
@@ -150,9 +172,10 @@ def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
     return tokenizer, Processor.from_directory(tokenizer, recipe.janus)
 
 
-def _counts(batch: Batch, stream: Stream) -> dict[str, float]:
+def _counts(batch: Batch, stream: Stream, config: JanusConfig, costs: Amounts) -> dict[str, float]:
     """Of all processes, reckoned from this one's share."""
-    share = {"tokens": int(np.sum(batch.attended)), "samples": sum(map(len, stream.sample_ids))}
+    held = amounts(batch, config)
+    share = {"tokens": held.places, "samples": sum(map(len, stream.sample_ids)), "flops": held.at(costs)}
     return {name: count * jax.process_count() for name, count in share.items()}
 
 

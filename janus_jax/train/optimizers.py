@@ -12,7 +12,8 @@ from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from janus_jax.errors import JanusError
-from janus_jax.train.names import is_boxed, map_named, matches
+from janus_jax.train.matrices import matrices
+from janus_jax.train.names import map_named, matches
 
 ScheduleShape = Literal["constant", "cosine"]
 MomentsDtype = Literal["float32", "bfloat16"]
@@ -134,7 +135,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int, params: Any = None
         return optax.chain(clip, adamw)
     if params is None:
         raise TypeError("Muon needs to be told the parameters.")
-    found = _matrices(params)
+    found = {name: MuonDimensionNumbers(axes.inputs, axes.outputs) for name, axes in matrices(params).items()}
 
     def axes(tree: Any) -> Any:
         return map_named(lambda name, _: found[name], tree)
@@ -167,30 +168,6 @@ def _in_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.Gradient
         return updates, cast(state, dtype)
 
     return optax.GradientTransformation(init, update)
-
-
-def _matrices(params: Any) -> dict[str, MuonDimensionNumbers]:
-    """Which parameters are matrices, by name, and which of their axes are inputs and outputs."""
-    found: dict[str, MuonDimensionNumbers] = {}
-
-    def visit(name: str, leaf: Any) -> None:
-        axes = leaf.names if is_boxed(leaf) else (None,) * leaf.ndim
-        kind = name.rpartition("/")[2]
-        stack = axes[:1] == ("layers",)
-        if kind not in ("weight", "kernel") or "vocab" in axes or len(axes) - stack < 2:
-            return
-        last = len(axes)
-        if kind == "kernel":
-            found[name] = MuonDimensionNumbers(tuple(range(stack, last - 1)), (last - 1,))
-            return
-        # A head's numbers belong to its head; what stands before outputs and inputs are matrices of their own.
-        units: list[tuple[int, ...]] = []
-        for axis, logical in enumerate(axes):
-            units.append((*units.pop(), axis) if logical == "head_dim" and units else (axis,))
-        found[name] = MuonDimensionNumbers(units[-1], units[-2])
-
-    map_named(visit, params)
-    return found
 
 
 def _scale_by_shape(update: Float[Array, "..."], axes: MuonDimensionNumbers) -> Float[Array, "..."]:

@@ -3,6 +3,7 @@
 Janus (arXiv 2410.13848, §3.2 and §4.1), Janus-Pro (arXiv 2501.17811, §2.2 and §3.1).
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
@@ -16,6 +17,7 @@ from janus_jax.data.tasks import Supervision
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.train.checkpoints import Keep
+from janus_jax.train.lora import Lora
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.step import Cut
 
@@ -29,6 +31,10 @@ ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
 """What stage III trains."""
 
 
+RANDOM = "random"
+"""In place of the folder of a part that nothing is to be read for."""
+
+
 @dataclass(frozen=True)
 class Initialisation:
     """Where parameters come from when a stage begins that has no checkpoint of its own yet.
@@ -37,7 +43,8 @@ class Initialisation:
       source: "parts", the folders of an LLM, a SigLIP and an image tokenizer, with all else drawn at random; "stage",
         the stage before, in the same workdir; "model", the folder of a whole model; "random", nowhere.
       model: the folder of "model", in any layout that `janus_jax.load` reads.
-      llm, und_encoder, gen_encoder: the folders of "parts", in any layout that `checkpoints_convert` reads.
+      llm, und_encoder, gen_encoder: the folders of "parts", in any layout that `checkpoints_convert` reads; RANDOM for
+        a part to draw from the seed.
     """
 
     source: Literal["parts", "stage", "model", "random"] = "stage"
@@ -50,7 +57,7 @@ class Initialisation:
     def folders(self) -> Mapping[str, str]:
         """The folders that `source` reads, by the names of their fields."""
         names = {"parts": ("llm", "und_encoder", "gen_encoder"), "model": ("model",)}.get(self.source, ())
-        return {name: getattr(self, name) for name in names}
+        return {name: folder for name in names if (folder := getattr(self, name)) != RANDOM}
 
     def check(self, where: str) -> None:
         """Refuses a source whose folders are not named.
@@ -60,7 +67,9 @@ class Initialisation:
         """
         for name, folder in self.folders.items():
             if not folder:
-                raise JanusError(f"{where}.{name} is empty; name the folder of the checkpoint to start from.")
+                raise JanusError(
+                    f"{where}.{name} is empty; name the folder of the checkpoint to start from, or {RANDOM}."
+                )
 
 
 @dataclass(frozen=True)
@@ -97,6 +106,7 @@ class Stage:
       precision: see there.
       initialisation: see there.
       ema_decay: of a moving average of the parameters; 0 for none.
+      lora: adapters of frozen matrices that train besides; its rank 0 for none.
     """
 
     trained: tuple[str, ...]
@@ -113,6 +123,7 @@ class Stage:
     precision: Precision = field(default_factory=Precision)
     initialisation: Initialisation = field(default_factory=Initialisation)
     ema_decay: float = 0.0
+    lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
@@ -121,6 +132,8 @@ class Stage:
             raise JanusError(f"A stage's stop_at is {self.stop_at}; it must be from 1 to steps, {self.steps}.")
         if not 0 <= self.ema_decay < 1:
             raise JanusError(f"A stage's ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
+        if not self.trained and not self.lora.rank:
+            raise JanusError("A stage's trained is empty and its lora.rank is 0; name parts, or give a rank.")
 
     @property
     def last_step(self) -> int:
@@ -146,22 +159,65 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """In steps. Whatever they are, the last step is reported, evaluated and saved.
+class Samples:
+    """What the model is asked to answer and to draw now and then, always the same, so that one sees it learn.
 
     Attributes:
-      report, evaluate, save: 0 for the end alone.
+      questions: pairs of an image's file and a question about it; "" in place of the file for a question about none.
+        What is answered is the likeliest.
+      prompts: of images, one each.
+      guidance_scale, temperature: of the images (`Pretrained.generate`).
+      max_new_tokens: of an answer.
+      seed: of the images.
+    """
+
+    questions: tuple[tuple[str, str], ...] = ()
+    prompts: tuple[str, ...] = ()
+    guidance_scale: float = 5.0
+    temperature: float = 1.0
+    max_new_tokens: int = 64
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for pair in self.questions:
+            if len(pair) != 2 or not pair[1].strip():
+                raise JanusError(f"config.samples.questions holds {pair!r}; each is a pair (image file, question).")
+        if not all(prompt.strip() for prompt in self.prompts):
+            raise JanusError("config.samples.prompts holds an empty prompt; take it out, or say what to draw.")
+        if not 0 <= self.guidance_scale <= 1e6:
+            raise JanusError(f"config.samples.guidance_scale is {self.guidance_scale}; it must be from 0 to 1e6.")
+        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
+            raise JanusError(f"config.samples.temperature is {self.temperature}; it must be 0 or from 1e-6 to 1e6.")
+        if self.max_new_tokens < 1:
+            raise JanusError(f"config.samples.max_new_tokens is {self.max_new_tokens}; it must be 1 or more.")
+        if not 0 <= self.seed < 2**32:
+            raise JanusError(f"config.samples.seed is {self.seed}; it must be from 0 to 2**32 - 1.")
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """In steps. Whatever they are, the last step is reported, evaluated, sampled from and saved.
+
+    Attributes:
+      report, evaluate, sample, save: 0 for the end alone.
       evaluate_batches: of the sources' held-out splits, the same ones each time.
+      profile: the first step (counted from 1) and the number of steps that are traced; no steps for no trace.
     """
 
     report: int = 10
     evaluate: int = 1000
+    sample: int = 1000
     save: int = 1000
     evaluate_batches: int = 8
+    profile: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        if min(self.report, self.evaluate, self.save) < 0 or self.evaluate_batches < 1:
+        if min(self.report, self.evaluate, self.sample, self.save) < 0 or self.evaluate_batches < 1:
             raise JanusError(f"config.intervals are {self}; none may be below 0, and evaluate_batches not below 1.")
+        if len(self.profile) != 2 or min(self.profile) < 0 or (self.profile[1] and not self.profile[0]):
+            raise JanusError(
+                f"config.intervals.profile is {self.profile}; it must be (first step, number of steps), as in (10, 3)."
+            )
 
 
 @dataclass(frozen=True)
@@ -173,6 +229,7 @@ class Resources:
       attention, remat: see `Execution`.
       microbatches, logits_chunk: see `step.Cut`.
       data_workers: processes that read ahead, on each host.
+      peak_flops: FLOP/s of one device, which the MFU is reckoned with; None for that of `flops.PEAK_FLOPS`.
     """
 
     data: int = 1
@@ -183,6 +240,11 @@ class Resources:
     microbatches: int = 1
     logits_chunk: int = 512
     data_workers: int = 8
+    peak_flops: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
+            raise JanusError(f"config.resources.peak_flops is {self.peak_flops}; it must be above 0, or left out.")
 
 
 @dataclass(frozen=True)
@@ -199,7 +261,7 @@ class Recipe:
         the LLM that it starts from.
       seed: of parameters and data.
       max_skipped: steps of a stage that may be left out because their gradient is not finite; one more ends the run.
-      intervals, keep, resources: see there.
+      intervals, samples, keep, resources: see there.
       architecture: a model's own numbers.
     """
 
@@ -212,6 +274,7 @@ class Recipe:
     seed: int = 0
     max_skipped: int = 0
     intervals: Intervals = field(default_factory=Intervals)
+    samples: Samples = field(default_factory=Samples)
     keep: Keep = field(default_factory=Keep)
     resources: Resources = field(default_factory=Resources)
     architecture: JanusConfig | None = None
@@ -312,3 +375,13 @@ SOURCES: Mapping[str, Source] = {
     "imagenet": Source(task=Task.GENERATION),
 }
 """The papers' kinds of data: images with text about them, text alone, text with images of it, classes with images."""
+
+SAMPLES = Samples(
+    prompts=(
+        "A red apple beside a green bottle on a wooden table.",
+        "Two dogs running on a beach at sunset.",
+        "A steam train crossing a stone bridge, oil painting.",
+        "A portrait of an old fisherman, black and white photograph.",
+    )
+)
+"""What is drawn to see a model learn: colours, a number, a style. Questions need files of one's own."""

@@ -21,6 +21,7 @@ from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus, Params, abstract_params, apply, init_params
 from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
+from janus_jax.train.lora import NO_LORA, Lora, new_adapters
 from janus_jax.train.losses import TASKS, Totals, batch_losses, supervised_counts
 from janus_jax.train.partition import merge, partition
 from janus_jax.train.state import TrainState, abstract_state, born_state, new_state
@@ -86,17 +87,21 @@ def abstract_train_state(
     *,
     frozen_dtype: Dtype = "bfloat16",
     ema: bool = False,
+    lora: Lora = NO_LORA,
 ) -> TrainState:
     """Shapes, dtypes and shardings of the state in which these parts of the model train (see `partition`).
 
     What is frozen is kept in `frozen_dtype`; what is trained, in float32.
 
+    Args:
+      lora: adapters that train besides.
+
     Raises:
-      JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches.
+      JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches; see also `new_adapters`.
     """
 
     def make(params: Params) -> TrainState:
-        params, frozen = partition(params, trained)
+        params, frozen = _split(params, trained, lora, jax.random.key(0))
         if "gen_encoder" in params:
             raise JanusError(
                 "The trained parts hold some of gen_encoder, the image tokenizer, which no gradient of these losses "
@@ -113,19 +118,27 @@ def random_train_state(
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
     key: Key[Array, ""],
+    lora: Lora = NO_LORA,
 ) -> TrainState:
     """The state before the first step of freshly made parameters, each array made in its place.
 
     Args:
-      abstract: see `abstract_train_state`, made with the same parts and the same optimizer.
+      abstract: see `abstract_train_state`, made with the same parts, the same optimizer and the same adapters.
     """
 
     def make(key: Key[Array, ""]) -> TrainState:
-        params, frozen = partition(init_params(model.config, key, model.execution), trained)
+        params, frozen = _split(init_params(model.config, key, model.execution), trained, lora, key)
         dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(abstract.frozen)]
         return new_state(params, frozen, optimizer, frozen_dtype=dtypes[0], ema=abstract.ema is not None)
 
     return born_state(make, abstract, key)
+
+
+def _split(params: Params, trained: Sequence[str], lora: Lora, key: Key[Array, ""]) -> tuple[Params, Params]:
+    """What trains, adapters included, and what is frozen."""
+    kept, rest = partition(params, trained)
+    adapters, scales = new_adapters(lora, params, rest, key)
+    return merge(kept, adapters), merge(rest, scales)
 
 
 def train_step(

@@ -55,6 +55,11 @@ def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
         (("--config.stage=3",), "config.stage is 3; the recipe has stages 1 to 2"),
         (("--config.sources.generation.directory=absent",), "absent, of the component 'generation', is no folder"),
         (("--config.stages.stage_1.initialisation.source=model",), "initialisation.model is empty"),
+        (
+            ("--config.samples.questions=(('absent.png', 'What?'),)",),
+            "questions, number 1, cannot be asked: The image absent.png does not",
+        ),
+        (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts holds an empty prompt"),
     ],
 )
 def test_a_mistake_ends_it_before_any_device_is_asked_for(refuses, tmp_path, flags, words):

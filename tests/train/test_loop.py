@@ -1,5 +1,6 @@
 """The loop: what a resumed run makes, where a stage begins, and what ends a run."""
 
+import itertools
 import json
 import re
 import shutil
@@ -13,12 +14,13 @@ from janus_jax.config import PRESETS
 from janus_jax.errors import Diverged, JanusError, Preempted
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.train import loop
 from janus_jax.train.initialise import check_initialisation, initial_state
 from janus_jax.train.optimizers import make_optimizer
 from janus_jax.train.partition import merge
 from janus_jax.train.preemption import Preemption
 from janus_jax.train.recipe import Initialisation
-from janus_jax.train.step import abstract_train_state
+from janus_jax.train.step import abstract_train_state, put_batch
 from tests import tiny
 from tests.train import runs
 
@@ -63,7 +65,7 @@ def test_a_finished_run_is_left_as_it_is():
 def test_figures_are_told():
     (first, *_) = told(runs.finished()[0], "")
     assert {"loss", "loss/understanding", "loss/generation", "grad_norm", "learning_rate"} < set(first)
-    assert {"tokens/s", "samples/s", "data_wait"} < set(first)
+    assert {"tokens/s", "samples/s", "flops/s", "data_wait"} < set(first)
     assert "loss/text" not in first
 
 
@@ -134,6 +136,22 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
     rows = json.loads(dumps[-1].read_text())["sample_ids"]
     assert len(rows) == runs.STAGE.batch_size
     assert all(re.match("(understanding|generation)", name) for row in rows for name in row)
+
+
+def test_a_step_that_is_not_finite_may_be_left_out(tmp_path, monkeypatch):
+    steps = itertools.count(1)
+
+    def spoil(batch, mesh):
+        # An id that there is not has no embedding but NaN.
+        unknown = np.full_like(batch.tokens, runs.MODEL.llm.vocab_size)
+        return put_batch(batch._replace(tokens=unknown) if next(steps) == 2 else batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", spoil)
+    state = runs.run(replace(runs.recipe(), max_skipped=1), tmp_path)
+    assert int(state.step) == runs.STEPS
+    assert [line["skipped"] for line in told(tmp_path, "skipped")] == [0, 1, 1, 1]
+    assert [line["loss"] is None for line in told(tmp_path, "loss")] == [False, True, False, False]
+    assert [file.name for file in (tmp_path / "stage_1" / "not_finite").iterdir()] == ["step_2.process_0.json"]
 
 
 def changed(**fields):

@@ -30,7 +30,7 @@ TINT_PALETTE: dict[str, tuple[int, int, int]] = {
     "sand": (238, 227, 209),
     "sage": (219, 230, 217),
     "lilac": (231, 224, 238),
-    "slate": (84, 92, 108),
+    "stone": (204, 209, 216),
 }
 
 _KEPT = 128

@@ -26,7 +26,7 @@ SIZES = {"small": 0.24, "large": 0.31}
 """Diameters in picture sides."""
 
 TEXTURES = ("plain", "shaded", "striped", "dotted")
-TINTS = ("paper", "mist", "sand", "sage", "lilac", "slate")
+TINTS = ("paper", "mist", "sand", "sage", "lilac", "stone")
 
 Kind = tuple[str, str]
 """A shape and its colour."""
@@ -109,7 +109,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the things: one of TEXTURES in one of TINTS, all of them pale or grey.
+    """What lies behind the things: one of TEXTURES in one of TINTS.
+
+    All are pale: every patch at an edge shows a thing on a ground, and a dark one would double the codes that a
+    tokenizer needs for them.
 
     Raises:
       JanusError: there is no such texture or tint.

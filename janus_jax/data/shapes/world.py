@@ -55,6 +55,11 @@ class World:
         if not self.categories:
             raise JanusError("categories is empty; name those that captions are to ask for.")
 
+    @property
+    def name(self) -> str:
+        """Of the world among others, but for its vocabulary."""
+        return f"shapes/{self.split}/{self.seed}"
+
     def record(self, task: Task, index: int) -> Record:
         """The record of this task and number.
 
@@ -62,7 +67,7 @@ class World:
           JanusError: the vocabulary holds no such scene.
         """
         rng = self._rng(task, index)
-        key = f"shapes/{self.split}/{self.seed}/{task.value}/{index}"
+        key = f"{self.name}/{task.value}/{index}"
         match task:
             case Task.TEXT:
                 return Record(key, task, text=document(rng, self.vocabulary, self.split, self.about))

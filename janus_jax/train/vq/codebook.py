@@ -94,24 +94,6 @@ def kmeans(latents: Float[Array, "M C"], num_codes: int, key: Key[Array, ""], ro
     return jax.lax.fori_loop(0, rounds, improve, start)
 
 
-def principal(features: Float[Array, "M Z"], dimensions: int) -> tuple[Float[Array, "C Z"], Float[Array, " C"]]:
-    """Weight and bias of a linear map onto the first principal components, and a constant as the last dimension.
-
-    The constant makes the sphere, on which latents are compared, flat where they lie. Components are half whitened:
-    deviations become their square roots, and that of the first one 1. So a patch's colour, what varies most, counts
-    most, and what varies less still counts.
-    """
-    mean = jnp.mean(features, axis=0)
-    centred = features - mean
-    variances, directions = jnp.linalg.eigh(centred.T @ centred / features.shape[0])
-    kept = dimensions - 1
-    variances, directions = variances[: -kept - 1 : -1], directions[:, : -kept - 1 : -1]
-    variances = jnp.maximum(variances, 1e-6)
-    weight = (directions / (variances * variances[0]) ** 0.25).T
-    weight = jnp.concatenate([weight, jnp.zeros_like(weight[:1])])
-    return weight, (-weight @ mean).at[-1].set(1.0)
-
-
 def perplexity(counts: Float[Array, " V"]) -> Float[Array, ""]:
     """exp of the entropy of the codes' frequencies: how many codes used equally often would be as hard to guess."""
     share = counts / jnp.maximum(jnp.sum(counts), 1e-12)

@@ -6,11 +6,11 @@ from typing import Literal
 from janus_jax.config import Dtype, VQConfig
 from janus_jax.errors import JanusError
 from janus_jax.train.optimizers import OptimizerConfig
+from janus_jax.train.vq.principal import check_principal
 from janus_jax.train.vq.reach import Reach
-from janus_jax.train.vq.wavelets import check_wavelets
 
 CodebookUpdate = Literal["gradient", "moving_average"]
-EncoderStart = Literal["random", "wavelets"]
+EncoderStart = Literal["random", "principal"]
 
 
 @dataclass(frozen=True)
@@ -48,8 +48,8 @@ class CodebookRecipe:
     Attributes:
       update: "gradient" (the codebook loss moves it), or "moving_average" of the latents that chose each code.
       decay: of that average, and of the count of each code's use.
-      kmeans_images: images over which latents and codes are spread at the start
-        (`TokenizerTraining.start_codebook`); 0 leaves both random.
+      kmeans_images: images from which latents and codes begin (`TokenizerTraining.start_from`), and an encoder that
+        begins as principal components; 0 leaves them random.
       reseed_below: a code chosen less often than this share of the mean is put onto a latent; 0 never does.
     """
 
@@ -65,7 +65,7 @@ class Architecture:
 
     Attributes:
       encoder_reach: see `reach.reach_mask`.
-      encoder_start: "random", or "wavelets" (see `wavelets.as_wavelets`).
+      encoder_start: "random", or "principal" (see `principal.as_principal`).
       encoder_rate: share of the optimizer's steps that the encoder takes; 0 leaves it as it began, and its gradient is
         then not computed. An encoder that moves faster than its codebook ends with few codes.
       discriminator_channels, discriminator_downsamplings: see `patchgan.PatchGAN`.
@@ -186,8 +186,13 @@ class TokenizerRecipe:
             raise JanusError(f"config has {self.steps} steps of batch_size {self.batch_size}; both must be positive.")
         if not 0 <= self.ema_decay < 1:
             raise JanusError(f"config.ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
-        if self.architecture.encoder_start == "wavelets":
-            check_wavelets(self.model)
+        if self.architecture.encoder_start == "principal":
+            check_principal(self.model)
+            if not self.codebook.kmeans_images:
+                raise JanusError(
+                    "config.architecture.encoder_start is 'principal', which takes images to begin from; set "
+                    "config.codebook.kmeans_images, to 1000 or so."
+                )
         if not 0 <= self.architecture.encoder_rate <= 1:
             raise JanusError(f"config.architecture.encoder_rate is {self.architecture.encoder_rate}; it is a share.")
         if not 0 <= self.codebook.decay < 1:

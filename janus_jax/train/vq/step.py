@@ -20,9 +20,9 @@ from janus_jax.train.vq import losses
 from janus_jax.train.vq.codebook import CodeUse
 from janus_jax.train.vq.losses import Quantized
 from janus_jax.train.vq.patchgan import PatchGAN
+from janus_jax.train.vq.principal import as_principal, half_whitened
 from janus_jax.train.vq.reach import encoder_reach, reach_mask, within_reach
 from janus_jax.train.vq.recipe import TokenizerRecipe
-from janus_jax.train.vq.wavelets import as_wavelets
 
 Scalars = dict[str, Float[Array, ""]]
 Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]
@@ -81,8 +81,6 @@ class TokenizerTraining:
         tokenizer_key, discriminator_key = jax.random.split(jax.random.key(self.recipe.seed))
         pixels = jnp.zeros((1, self.config.image_size, self.config.image_size, 3))
         params = nn.unbox(self._init_params(tokenizer_key))
-        if self.recipe.architecture.encoder_start == "wavelets":
-            params = params | {"encoder": as_wavelets(params["encoder"], self.config)}
         params = within_reach(params, reach_mask(params, self.recipe.architecture.encoder_reach))
         discriminator: Params = {}
         if self.is_adversarial:
@@ -101,20 +99,25 @@ class TokenizerTraining:
         pixels = jnp.zeros((1, self.config.image_size, self.config.image_size, 3))
         return self.model.init(key, pixels)["params"]
 
-    def start_codebook(self, state: TokenizerState, images: UInt8[Array, "B H W 3"]) -> TokenizerState:
+    def start_from(self, state: TokenizerState, images: UInt8[Array, "B H W 3"]) -> TokenizerState:
         """The state with latents spread evenly over these images, and a codebook of their k-means.
 
-        `quant_conv` becomes the principal components of what the encoder gives (`codebook.principal`).
+        `quant_conv` becomes the principal components of what the encoder gives (`principal.half_whitened`), and the
+        encoder, where the recipe says so, those of the images.
         """
-        features = run(self.model, state.params, to_pixels(images), method=lambda model, pixels: model.encoder(pixels))
+        params, pixels = state.params, to_pixels(images)
+        if self.recipe.architecture.encoder_start == "principal":
+            params = params | {"encoder": as_principal(params["encoder"], pixels, self.config)}
+        with encoder_reach(self.recipe.architecture.encoder_reach):
+            features = run(self.model, params, pixels, method=lambda model, pixels: model.encoder(pixels))
         features = features.reshape(-1, features.shape[-1]).astype(jnp.float32)
-        weight, bias = codes.principal(features, self.config.code_dim)
+        weight, bias = half_whitened(features, self.config.code_dim)
         table = codes.kmeans(
             normalize(features @ weight.T + bias),
             self.config.codebook_size,
             jax.random.fold_in(jax.random.key(self.recipe.seed), self.config.codebook_size),
         )
-        params = _with_codebook(state.params, table)
+        params = _with_codebook(params, table)
         dtype = params["quant_conv"]["weight"].dtype
         params = params | {"quant_conv": {"weight": weight.astype(dtype), "bias": bias.astype(dtype)}}
         use = codes.start_use(table, self.recipe.batch_size * self.config.num_tokens)

@@ -136,7 +136,7 @@ class _Run:
         if restored is None:
             self.state = jax.jit(self._training.init, out_shardings=self._whole)()
             if self._recipe.codebook.kmeans_images:
-                start = jax.jit(self._training.start_codebook, out_shardings=self._whole)
+                start = jax.jit(self._training.start_from, out_shardings=self._whole)
                 self.state = start(self.state, self._first_images(self._recipe.codebook.kmeans_images))
             return
         if not restored.was_made_with(to_json(self._recipe)):

@@ -85,6 +85,10 @@ def test_backgrounds_are_greyer_than_any_thing():
     assert set(TINT_PALETTE) == set(TINTS)
 
 
+def test_backgrounds_are_paler_than_any_thing():
+    assert min(min(tint) for tint in TINT_PALETTE.values()) > max(min(colour) for colour in PALETTE.values())
+
+
 def test_pictures_for_a_tokenizer_follow_from_seed_and_number():
     many = images(3, 8, 32)
     assert many.shape == (8, 32, 32, 3)

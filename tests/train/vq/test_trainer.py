@@ -59,7 +59,7 @@ def test_the_average_follows_the_weights():
 @pytest.mark.slow
 def test_a_patchwise_encoder_stays_one():
     training, state, step = compiled("kept in use")
-    state = jax.jit(training.start_codebook)(state, pictures())
+    state = jax.jit(training.start_from)(state, pictures())
     new, scalars = step(state, pictures(), {})
     kernel = np.array(new.params["encoder"]["conv_in"]["kernel"])
     assert changed(state.params["encoder"], new.params["encoder"])
@@ -70,7 +70,7 @@ def test_a_patchwise_encoder_stays_one():
 
 def test_the_codebook_starts_spread_over_the_images():
     training, state, _ = compiled("kept in use")
-    state = jax.jit(training.start_codebook)(state, pictures())
+    state = jax.jit(training.start_from)(state, pictures())
     pixels = jnp.asarray(pictures(), jnp.float32) * (2 / 255) - 1
     ids = training.model.apply({"params": state.params}, pixels, method="encode")
     assert len(np.unique(ids)) == RECIPE.model.codebook_size
@@ -126,8 +126,8 @@ def test_recipes_that_cannot_be_are_refused(tmp_path):
         Data()
     with pytest.raises(JanusError, match=r"config\.weights\.lpips"):
         WeightFiles(vgg16="vgg16.pth")
-    with pytest.raises(JanusError, match="base_channels 4"):
-        replace(RECIPE, architecture=replace(RECIPE.architecture, encoder_start="wavelets"))
+    with pytest.raises(JanusError, match=r"config\.codebook\.kmeans_images"):
+        replace(RECIPE, architecture=replace(RECIPE.architecture, encoder_start="principal"))
     with pytest.raises(JanusError, match="batch_size 6"):
         train_tokenizer(replace(RECIPE, batch_size=6), tmp_path, mesh=make_mesh())
     with pytest.raises(JanusError, match=r"config\.losses\.l2"):

@@ -1,0 +1,53 @@
+"""What several benchmarks need: the same random weights for both sides, and the machine's name."""
+
+import math
+import os
+import platform
+import zlib
+from collections.abc import Iterator
+from importlib.metadata import version
+from typing import Any
+
+import jax
+import numpy as np
+
+from checkpoints_convert.layout import Unit
+from checkpoints_convert.transformers_janus import LAYOUT
+from checkpoints_convert.tree import leaves
+from janus_jax.config import JanusConfig
+
+
+def weights(config: JanusConfig) -> Iterator[tuple[Unit, np.ndarray]]:
+    """Random numbers for every unit of the tree, of the scale at which signals keep theirs; always the same."""
+    for unit in LAYOUT.units(leaves(config)):
+        random = np.random.default_rng(zlib.crc32(f"{unit.leaf.path} {unit.layer}".encode()))
+        uniform = random.random(unit.leaf.shape, np.float32) * 2 - 1
+        if unit.leaf.keys[-1] == "scale":
+            yield unit, 1 + 0.1 * uniform
+        elif unit.leaf.keys[-1] == "bias":
+            yield unit, 0.02 * uniform
+        elif unit.leaf.keys[-2:] == ("codebook", "embedding"):
+            # transformers looks for the nearest code without normalising; so both find the same.
+            yield unit, uniform / np.linalg.norm(uniform, axis=-1, keepdims=True)
+        else:
+            yield unit, uniform * np.float32(math.sqrt(3 / math.prod(unit.pieces[0].shape[1:])))
+
+
+def use_cores(cores: int) -> int:
+    """Keeps the process to so many cores, or to those there are; their number. To call before jax makes its threads."""
+    available = sorted(os.sched_getaffinity(0))
+    os.sched_setaffinity(0, available[:cores])
+    return min(cores, len(available))
+
+
+def machine(*peers: str) -> dict[str, Any]:
+    """What a report says of where it was made.
+
+    Args:
+      peers: packages that took part besides our own.
+    """
+    device = jax.devices()[0]
+    return {
+        "device": platform.processor() or platform.machine() if device.platform == "cpu" else device.device_kind,
+        "versions": {name: version(name) for name in ("jax", "flax", *peers)},
+    }

@@ -1,0 +1,122 @@
+"""A small Janus for the embedded shapes world, from nothing, in the papers' three stages.
+
+    python -m launch.shapes --budget 25min --workdir runs/shapes
+
+makes tokenizer, data and understanding encoder, and runs these stages on them. To run one of them alone:
+
+    python -m launch.train --config configs/shapes_janus.py --config.stage=2 --workdir DIR
+
+Expected: see docs/shapes.md.
+
+Where it is not the papers': there is no LLM to start from, so stage II has most of the steps and Muon; rows are short,
+for two cores.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import shapes_tokenizer
+from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig
+from janus_jax.data.mixture import Phase
+from janus_jax.data.packing import Budget
+from janus_jax.data.tasks import Supervision
+from janus_jax.train.config_dicts import from_config, to_config
+from janus_jax.train.contrastive import ContrastiveRecipe
+from janus_jax.train.optimizers import OptimizerConfig
+from janus_jax.train.recipe import (
+    ADAPTORS_AND_HEAD,
+    ALL_BUT_ENCODERS,
+    ALL_BUT_TOKENIZER,
+    RANDOM,
+    SOURCES,
+    Initialisation,
+    Intervals,
+    Precision,
+    Recipe,
+    Resources,
+    Stage,
+)
+from janus_jax.train.vq.recipe import TokenizerRecipe
+
+TOKENIZER = from_config(TokenizerRecipe, shapes_tokenizer.get_config())
+
+MODEL = JanusConfig(
+    name="janus_shapes",
+    und_encoder=SiglipConfig(image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=384),
+    gen_encoder=TOKENIZER.model,
+    llm=LlamaConfig(
+        vocab_size=512, width=192, depth=6, num_heads=6, num_kv_heads=6, head_dim=32, mlp_dim=512, max_positions=512
+    ),
+    gen_head_width=256,
+)
+
+ENCODER = ContrastiveRecipe(
+    encoder=MODEL.und_encoder,
+    vocab_size=MODEL.llm.vocab_size,
+    steps=400,
+    optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
+)
+
+_FLOAT32 = Precision("float32", "float32", "float32")
+_ROW = Budget(places=256, und_images=2, gen_images=4, text_targets=160)
+
+
+def _optimizer(scale: float) -> OptimizerConfig:
+    return OptimizerConfig(
+        learning_rate=2e-3 * scale,
+        schedule="cosine",
+        warmup_steps=20,
+        weight_decay=0.01,
+        muon_learning_rate=0.02 * scale,
+    )
+
+
+STAGE_1 = Stage(
+    trained=ADAPTORS_AND_HEAD,
+    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
+    steps=40,
+    batch_size=16,
+    phases=(Phase(None, {"understanding": 1, "imagenet": 3}),),
+    budget=_ROW,
+    precision=_FLOAT32,
+    initialisation=Initialisation("parts", llm=RANDOM),
+)
+
+STAGE_2 = Stage(
+    trained=ALL_BUT_ENCODERS,
+    optimizer=_optimizer(1.0),
+    steps=1000,
+    batch_size=16,
+    phases=(
+        Phase(200, {"understanding": 2, "text": 1, "imagenet": 5}),
+        Phase(None, {"understanding": 3, "text": 1, "generation": 5}),
+    ),
+    budget=_ROW,
+    precision=_FLOAT32,
+)
+
+STAGE_3 = Stage(
+    trained=ALL_BUT_TOKENIZER,
+    optimizer=_optimizer(0.5),
+    steps=1000,
+    batch_size=16,
+    phases=(Phase(None, {"understanding": 5, "text": 1, "generation": 4}),),
+    supervision=Supervision.ANSWERS,
+    budget=_ROW,
+    precision=_FLOAT32,
+    ema_decay=0.99,
+)
+
+RECIPE = Recipe(
+    model="janus_shapes",
+    architecture=MODEL,
+    stages=(STAGE_1, STAGE_2, STAGE_3),
+    sources=SOURCES,
+    known_ids=True,
+    intervals=Intervals(report=20, evaluate=0, sample=0, save=200),
+    resources=Resources(remat="none", data_workers=1),
+)
+
+
+def get_config() -> ConfigDict:
+    """The recipe, as flags see it."""
+    return to_config(RECIPE)

@@ -1,0 +1,178 @@
+"""What a step has to compute, in floating-point operations, and what a device could: together, the MFU.
+
+Counted are matrix products and convolutions that the samples need: real places and images, no padding, attention
+within each sample and only to earlier places, heads at supervised places alone. A product's backward pass is one more
+of it where the gradient goes on to what stands before, and another where its own weight trains: so what is frozen
+costs its forward pass, and once more where a gradient has to pass through. What remat computes again is not counted
+(PaLM's "model FLOPs utilization", arXiv 2204.02311, appendix B), nor are norms, activations and the optimizer.
+"""
+
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+
+from janus_jax.batch import NO_IMAGE, NO_PLACE, PADDING_SEGMENT, Batch
+from janus_jax.config import Dtype, JanusConfig
+
+PEAK_FLOPS: tuple[tuple[str, dict[Dtype, float]], ...] = (
+    ("NVIDIA H200 NVL", {"bfloat16": 836e12, "float32": 60e12}),
+    ("NVIDIA H200", {"bfloat16": 989e12, "float32": 67e12}),
+    ("NVIDIA H100 PCIe", {"bfloat16": 756e12, "float32": 51e12}),
+    ("NVIDIA H100 NVL", {"bfloat16": 836e12, "float32": 60e12}),
+    ("NVIDIA H100", {"bfloat16": 989e12, "float32": 67e12}),
+    ("NVIDIA A100", {"bfloat16": 312e12, "float32": 19.5e12}),
+    ("TPU v4", {"bfloat16": 275e12}),
+    ("TPU v5 lite", {"bfloat16": 197e12}),
+    ("TPU v5e", {"bfloat16": 197e12}),
+    ("TPU v5", {"bfloat16": 459e12}),
+    ("TPU v6", {"bfloat16": 918e12}),
+    # A chip of 2307e12 is two devices.
+    ("TPU7x", {"bfloat16": 1153.5e12}),
+)
+"""FLOP/s of one device, dense, by its makers' data sheets; the first row whose name a device's kind begins with.
+
+float32 without TF32, as this project computes it; TPUs have no units for it.
+"""
+
+
+def peak_flops(device_kind: str, dtype: Dtype) -> float | None:
+    """FLOP/s that one device could do in products of `dtype`; None where nobody says.
+
+    Args:
+      device_kind: as `jax.Device` names it.
+    """
+    dtype = "bfloat16" if dtype == "float16" else dtype
+    return next((peaks.get(dtype) for name, peaks in PEAK_FLOPS if device_kind.startswith(name)), None)
+
+
+class Amounts(NamedTuple):
+    """How much there is of everything that costs something in a batch; or what one of each costs.
+
+    Attributes:
+      places: that are no padding.
+      pairs: of a place and one that it attends to, itself included.
+      und_images: images to understand.
+      gen_images: images to generate, whose ids are embedded and supervised.
+      tokenized_images: those of them whose ids the tokenizer has to make.
+      text_targets: supervised text places.
+    """
+
+    places: float
+    pairs: float
+    und_images: float
+    gen_images: float
+    tokenized_images: float
+    text_targets: float
+
+    def at(self, costs: "Amounts") -> float:
+        """What all of it costs, at what one of each does."""
+        return float(sum(amount * cost for amount, cost in zip(self, costs, strict=True)))
+
+
+def amounts(batch: Batch, config: JanusConfig) -> Amounts:
+    """What a batch of numpy arrays holds."""
+    length = batch.shape[1]
+    rows = np.arange(len(batch.tokens))[:, None] * (length + 1)
+    sizes = np.bincount((batch.segment_ids + rows)[batch.segment_ids != PADDING_SEGMENT]).astype(np.int64)
+    gen_images = 0 if batch.gen_starts is None else np.sum(batch.gen_starts != NO_PLACE)
+    return Amounts(
+        places=float(sizes.sum()),
+        pairs=float(np.sum(sizes * (sizes + 1) // 2)),
+        und_images=float(np.sum(batch.und_places != NO_IMAGE) / config.und_encoder.num_patches),
+        gen_images=float(gen_images),
+        tokenized_images=float(gen_images) if batch.gen_ids is None else 0.0,
+        text_targets=0.0 if batch.text_targets is None else float(np.sum(batch.text_targets != NO_PLACE)),
+    )
+
+
+def step_costs(config: JanusConfig, trained: Collection[str]) -> Amounts:
+    """Floating-point operations of a step, forward and backward, for one of each.
+
+    Args:
+      trained: names of the parameters that train. Those that a model of this config has not, such as LoRA's factors,
+        let the gradient through and cost nothing by themselves.
+    """
+    und, gen, llm, width = config.und_encoder, config.gen_encoder, config.llm, config.llm.width
+    patches, ids, heads = und.num_patches, gen.num_tokens, llm.head_dim * llm.width
+
+    understanding = _Pass(trained)
+    understanding.product("und_encoder/patch_embed/kernel", patches, 3 * und.patch_size**2 * und.width)
+    understanding.enter("und_encoder/patch_embed", "und_encoder/pos_embed", "und_encoder/blocks")
+    for name, weights in (
+        ("attn/qkv", 3 * und.width**2),
+        ("attn/out", und.width**2),
+        ("mlp/fc1", und.width * und.mlp_dim),
+        ("mlp/fc2", und.width * und.mlp_dim),
+    ):
+        understanding.product(f"und_encoder/blocks/{name}/weight", patches, und.depth * weights)
+    understanding.attention(patches**2, und.depth * und.width)
+    understanding.enter("und_encoder/norm")
+    understanding.mlp("und_adaptor", patches, und.width, width, width)
+
+    generation = _Pass(trained)
+    generation.enter("gen_embed")
+    generation.mlp("gen_adaptor", ids, gen.code_dim, width, width)
+
+    place = _Pass(trained, understanding.reached or generation.reached)
+    place.enter("llm/embed", "llm/layers")
+    for name, weights in (
+        ("attn/q", llm.num_heads * heads),
+        ("attn/k", llm.num_kv_heads * heads),
+        ("attn/v", llm.num_kv_heads * heads),
+        ("attn/out", llm.num_heads * heads),
+        ("mlp/gate", width * llm.mlp_dim),
+        ("mlp/up", width * llm.mlp_dim),
+        ("mlp/down", width * llm.mlp_dim),
+    ):
+        place.product(f"llm/layers/{name}/weight", 1, llm.depth * weights)
+    pair = _Pass(trained, place.reached)
+    pair.attention(1, llm.depth * llm.num_heads * llm.head_dim)
+    place.enter("llm/norm")
+
+    text = _Pass(trained, place.reached)
+    text.product("llm/head/weight", 1, llm.vocab_size * width)
+    image = _Pass(trained, place.reached)
+    image.mlp("gen_head", ids, width, config.gen_head_width, gen.codebook_size)
+    return Amounts(
+        places=place.flops,
+        pairs=pair.flops,
+        und_images=understanding.flops,
+        gen_images=generation.flops + image.flops,
+        tokenized_images=gen.encode_flops_per_image,
+        text_targets=text.flops,
+    )
+
+
+class _Pass:
+    """Operations added up along the way of the data, and whether anything before has use for a gradient.
+
+    Attributes:
+      flops: so far.
+      reached: whether the gradient goes back beyond here.
+    """
+
+    def __init__(self, trained: Collection[str], reached: bool = False) -> None:
+        self.flops = 0
+        self.reached = reached
+        self._trained = trained
+
+    def enter(self, *parts: str) -> None:
+        """From here on, these parts want a gradient where some of them trains. Those in a loop enter it together."""
+        self.reached |= any(
+            name.startswith(tuple(f"{part}/" for part in parts)) or name in parts for name in self._trained
+        )
+
+    def product(self, weight: str, rows: int, size: int) -> None:
+        """Of `rows` rows and a weight of `size` numbers."""
+        self.flops += 2 * rows * size * (1 + self.reached + (weight in self._trained))
+
+    def mlp(self, name: str, rows: int, inputs: int, hidden: int, outputs: int) -> None:
+        """Of two layers."""
+        for layer, size in (("fc1", inputs * hidden), ("fc2", hidden * outputs)):
+            self.product(f"{name}/{layer}/weight", rows, size)
+            self.enter(f"{name}/{layer}")
+
+    def attention(self, pairs: int, width: int) -> None:
+        """Scores and mixing: two products, with an operand each that has no weight."""
+        self.flops += 4 * pairs * width * (1 + 2 * self.reached)

@@ -1,0 +1,248 @@
+"""Trains a small Janus from nothing on the embedded shapes world, and tells what it has learnt.
+
+    python -m launch.shapes --budget 25min --workdir runs/shapes
+
+In turn: the image tokenizer, a text tokenizer, the data, the understanding encoder, stages I to III by the trainer of
+launch.train, the export, and the scores on combinations that none of it has seen. What is finished stays: the same
+command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads, WORKDIR/Janus-shapes the
+same in the released layout; WORKDIR/report.json has the figures. docs/shapes.md has those of the shipped model.
+"""
+
+import json
+import logging
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import tqdm
+from absl import flags
+
+from janus_jax.data.prepare import Job, begin
+from janus_jax.data.processes import Progress, alone, write_parts
+from janus_jax.data.shapes import EVERYTHING, World
+from janus_jax.data.sources import Options
+from janus_jax.processing import Processor, Task, make_byte_level_tokenizer, open_image
+from launch import cli
+
+_BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "how long it takes, on two cores")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "folder for everything it makes")
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+      tokenizer_steps: of the image tokenizer; None for its recipe's.
+      pairs: pictures with captions for the encoder.
+      encoder_steps: of the encoder.
+      understanding, generation: records; there are as many easy ones as a fifth of the latter, and 4,000 of text.
+      stages: steps of stages I, II and III.
+      asked: questions a topic, and prompts a category, of the evaluation.
+    """
+
+    pairs: int
+    encoder_steps: int
+    understanding: int
+    generation: int
+    stages: tuple[int, int, int]
+    asked: tuple[int, int] = (100, 50)
+    tokenizer_steps: int | None = None
+
+
+PLANS = {
+    "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
+    "25min": Plan(10_000, 400, 16_000, 24_000, (20, 700, 700)),
+    "full": Plan(20_000, 1_500, 60_000, 100_000, (40, 9_000, 9_000), (200, 100)),
+}
+_TEXTS = 4_000
+_CAPTION = 48
+"""Ids of a caption that the encoder's text tower reads."""
+
+
+def main(_: Sequence[str]) -> None:
+    """All of it."""
+    cli.enable_compilation_cache()
+    run(Path(_WORKDIR.value), PLANS[_BUDGET.value])
+
+
+def run(workdir: Path, plan: Plan) -> dict[str, float]:
+    """Trains by a plan; the figures of the report."""
+    minutes: dict[str, float] = {}
+
+    def timed(name: str, action: Callable[[], None]) -> None:
+        # Times are kept, so that a run in several goes tells the sum.
+        note = workdir / "minutes" / f"{name}.json"
+        print(f"\n{name}", flush=True)
+        began = time.monotonic()
+        action()
+        before = json.loads(note.read_text()) if note.exists() else 0.0
+        minutes[name] = round(before + (time.monotonic() - began) / 60, 2)
+        note.parent.mkdir(parents=True, exist_ok=True)
+        note.write_text(json.dumps(minutes[name]))
+
+    timed("image tokenizer", lambda: _image_tokenizer(workdir, plan))
+    timed("text tokenizer", lambda: _text_tokenizer(workdir))
+    timed("data", lambda: _data(workdir, plan))
+    timed("understanding encoder", lambda: _encoder(workdir, plan))
+    for stage in (1, 2, 3):
+        timed(f"stage {stage}", lambda stage=stage: _stage(workdir, plan, stage))  # type: ignore[misc]
+    timed("export", lambda: _export(workdir))
+    figures: dict[str, float] = {}
+    timed("evaluation", lambda: figures.update(_evaluate(workdir, plan)))
+    report = figures | {"minutes": round(sum(minutes.values()), 1)}
+    (workdir / "report.json").write_text(json.dumps(report | {"minutes by part": minutes}, indent=2) + "\n")
+    for name, value in report.items():
+        print(f"{name:32}{value:8.3f}")
+    return report
+
+
+def _image_tokenizer(workdir: Path, plan: Plan) -> None:
+    if (workdir / "gen_encoder").exists():
+        return
+    from checkpoints_convert.convert import save_converted
+    from configs.shapes_janus import TOKENIZER
+    from janus_jax.train.vq.trainer import train_tokenizer
+
+    recipe = TOKENIZER if plan.tokenizer_steps is None else replace(TOKENIZER, steps=plan.tokenizer_steps)
+    if plan.tokenizer_steps is not None:
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, warmup_steps=0))
+    trained = train_tokenizer(recipe, workdir / "runs" / "gen_encoder")
+    save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
+
+
+def _text_tokenizer(workdir: Path) -> None:
+    from configs.shapes_janus import MODEL
+
+    if not (workdir / "text" / "tokenizer.json").exists():
+        make_byte_level_tokenizer(
+            workdir / "text",
+            # The kept-out words too: a tokenizer stays as it is when they are taught.
+            World(vocabulary=EVERYTHING).texts(_TEXTS),
+            MODEL.llm.vocab_size,
+            MODEL.conversation,
+            MODEL.und_encoder.image_size,
+            MODEL.und_encoder.num_patches,
+            system_prompt="",
+        )
+
+
+def _data(workdir: Path, plan: Plan) -> None:
+    easy = "categories=single_object+colors"
+    prepare(workdir / "data" / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
+    prepare(workdir / "data" / "text", f"train:{_TEXTS}", Task.TEXT)
+    tokenizer = workdir / "gen_encoder"
+    prepare(workdir / "data" / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
+    prepare(workdir / "data" / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
+
+
+def prepare(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:
+    """What `launch.prepare --source shapes` does: a data set of the world, image ids and all."""
+    from janus_jax.train.image_ids import ImageTokenizer, add_image_ids
+    from launch.prepare import read_tokenizer
+
+    named = None if tokenizer is None else str(tokenizer)
+    job = Job("shapes", Options((world,), task, shard_records=2048), output, tokenizer=named)
+    preparation = begin(job)
+    if preparation.summary is not None:
+        return
+    with alone(preparation), tqdm.tqdm(unit=" records", desc=output.name) as bar:
+
+        def show(progress: Progress) -> None:
+            bar.total, bar.n = progress.total, progress.entries
+            bar.refresh()
+
+        write_parts(preparation, preparation.unfinished(), 2, 0.0, show)
+        if tokenizer is not None:
+            config, read = read_tokenizer(tokenizer)
+            encoder = ImageTokenizer(config, read(), 64)
+            bar.reset(sum(preparation.outcome(index).size.records for index in preparation.without_ids()))
+            bar.set_description(f"{output.name}, ids")
+            add_image_ids(preparation, preparation.without_ids(), encoder, bar.update)
+        preparation.finish(0.0)
+
+
+def _encoder(workdir: Path, plan: Plan) -> None:
+    if (workdir / "und_encoder").exists():
+        return
+    from checkpoints_convert.convert import save_converted
+    from configs.shapes_janus import ENCODER, MODEL
+    from janus_jax.train.contrastive import train_encoder
+
+    processor = Processor.from_directory(workdir / "text", MODEL)
+    # Captions that tell all: of two pictures, one caption should not fit both.
+    records = World(categories=(None,)).records(Task.GENERATION, plan.pairs)
+    images = np.empty((plan.pairs, *[MODEL.und_encoder.image_size] * 2, 3), np.uint8)
+    captions = np.zeros((plan.pairs, _CAPTION), np.int32)
+    for index in tqdm.trange(plan.pairs, unit=" pairs", desc="pictures with captions"):
+        record = records[index]
+        ids = processor.tokenizer.encode(record.text or "")[:_CAPTION]
+        images[index], captions[index, : len(ids)] = np.asarray(open_image(record.images[0])), ids
+    recipe = replace(ENCODER, steps=plan.encoder_steps)
+    if plan.encoder_steps < ENCODER.steps:
+        recipe = replace(recipe, optimizer=replace(recipe.optimizer, warmup_steps=0))
+    params, _ = train_encoder(recipe, images, captions, workdir / "runs" / "und_encoder")
+    save_converted(workdir / "und_encoder", {"und_encoder": params}, MODEL.und_encoder)
+
+
+def recipe(workdir: Path, plan: Plan, stage: int) -> Any:
+    """The recipe of a stage, on this workdir's folders."""
+    from configs.shapes_janus import RECIPE
+    from janus_jax.data.mixture import Phase
+
+    stages = []
+    for number, (one, steps) in enumerate(zip(RECIPE.stages, plan.stages, strict=True)):
+        warmup = min(one.optimizer.warmup_steps, steps // 10)
+        phases = one.phases
+        if len(phases) > 1:  # The easy beginning takes its share, whatever the budget.
+            first = phases[0].until_step or 0
+            phases = (Phase(max(first * steps // one.steps, 1), phases[0].weights), *phases[1:])
+        start = one.initialisation
+        if not number:
+            start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))
+        optimizer = replace(one.optimizer, warmup_steps=warmup)
+        stages.append(replace(one, steps=steps, phases=phases, optimizer=optimizer, initialisation=start))
+    sources = {name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()}
+    return replace(RECIPE, stages=tuple(stages), sources=sources, stage=stage, tokenizer=str(workdir / "text"))
+
+
+def _stage(workdir: Path, plan: Plan, stage: int) -> None:
+    from janus_jax.train.loop import train
+
+    if not (workdir / "converted").exists():
+        train(recipe(workdir, plan, stage), workdir / "janus")
+
+
+def _export(workdir: Path) -> None:
+    from checkpoints_convert import export as export_released
+    from checkpoints_convert.commands import meter
+    from janus_jax.train.export import export
+
+    if not (workdir / "converted").exists():
+        shutil.rmtree(workdir / "Janus-shapes", ignore_errors=True)
+        export(workdir / "janus", 3, workdir / "converted", "bfloat16", meter)
+    if not (workdir / "Janus-shapes").exists():
+        export_released(workdir / "converted", workdir / "Janus-shapes", "released", meter)
+
+
+def _evaluate(workdir: Path, plan: Plan) -> dict[str, float]:
+    import janus_jax
+    from janus_jax.evaluate.shapes import ShapesProtocol, evaluate_generation, evaluate_understanding, figures
+
+    model = janus_jax.load(workdir / "Janus-shapes", "float32")
+    protocol = ShapesProtocol(per_topic=plan.asked[0], per_category=plan.asked[1])
+    with tqdm.tqdm(unit=" questions", desc="answers", total=5 * plan.asked[0]) as bar:
+        understanding = evaluate_understanding(model, protocol, bar.update)
+    with tqdm.tqdm(unit=" pictures", desc="pictures", total=6 * plan.asked[1]) as bar:
+        generation = evaluate_generation(model, protocol, bar.update)
+    return dict(figures(understanding, generation))
+
+
+if __name__ == "__main__":
+    cli.run(main)
