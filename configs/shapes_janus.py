@@ -52,7 +52,7 @@ MODEL = JanusConfig(
 ENCODER = ContrastiveRecipe(
     encoder=MODEL.und_encoder,
     vocab_size=MODEL.llm.vocab_size,
-    steps=400,
+    steps=200,
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
 )
 

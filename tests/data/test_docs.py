@@ -10,6 +10,7 @@ import pytest
 from PIL import Image
 
 from janus_jax.config import preset
+from janus_jax.data.shapes import DEFAULT, World
 from janus_jax.data.sources import SOURCES, Reason
 from janus_jax.processing import Task
 from launch.demo import CORPUS
@@ -23,6 +24,8 @@ SOURCES_PART = SECTIONS["Sources"] + SECTIONS["Preparing"]
 EVERY_PART = PAGE.partition("\n## Sources\n")[2]
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", EVERY_PART, re.MULTILINE | re.DOTALL)
 
+NEW = World(seed=7, vocabulary=DEFAULT.with_extras("heart", "pink"), about=frozenset({"heart", "pink"}))
+
 # What each example leaves: the texts of its records, or the answers of their conversations.
 LEAVES = {
     "captions": ["A cat on a mat.", "A small red boat. It lies on a quiet lake."],
@@ -35,6 +38,8 @@ LEAVES = {
     "haiku": ["An old silent pond.\nA frog jumps into the pond:\nSplash! Silence again.\n"],
     "beam": ["Once upon a time there was a lake.", "A boat lay on it."],
     "with_ids": ["A cat on a mat.", "A small red boat. It lies on a quiet lake."],
+    "questions": [World().record(Task.UNDERSTANDING, i).messages[-1]["content"] for i in range(4)],
+    "new": [NEW.record(Task.GENERATION, i).text for i in range(2)],
 }
 
 
@@ -129,7 +134,7 @@ def test_the_first_lines_of_the_page_open_what_the_examples_made(desk):
 
 
 def test_every_kind_and_every_reason_is_described():
-    assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text")} == set(
+    assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text", "shapes")} == set(
         re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
     ) & set(SOURCES)
     assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in Reason}
@@ -138,5 +143,5 @@ def test_every_kind_and_every_reason_is_described():
 def test_examples_are_short():
     formats = PAGE.partition("### captions")[2].partition("### A source of your own")[0]
     blocks = re.findall(r"^```(?:python|bash)\n(.*?)^```", formats, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     assert all(len(block.splitlines()) <= 5 for block in blocks)

@@ -20,6 +20,7 @@ def command(workdir, *flags):
     return ("launch.train", CONFIG, f"--workdir={workdir}", *runs.flags(), *flags)
 
 
+@pytest.mark.slow
 def test_a_notice_ends_it_with_all_saved(tmp_path):
     steps = ("--config.stages.stage_1.steps=100000", "--config.intervals.save=0", "--config.intervals.report=1")
     begun = subprocess.Popen(

@@ -86,12 +86,14 @@ def test_the_example_goes_all_the_way():
     assert commands == ["launch.prepare", "launch.prepare", "launch.train", "launch.export", "launch.chat"]
 
 
+@pytest.mark.slow
 def test_it_learns_what_it_is_shown(desk):
     lines = (desk[0] / "runs" / "mine" / "stage_1" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     assert losses[-1] < 0.8 * losses[0]
 
 
+@pytest.mark.slow
 def test_what_is_trained_is_exported_and_answers(desk):
     _, told, answer = desk[1][-1].partition("mine: stage 1 at step 40\n")
     assert told

@@ -168,10 +168,6 @@ def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
     assert re.search(rf"launch.train: .*data worker \(process {worker}\) has ended by signal 9", last)
 
 
-def test_a_run_killed_while_it_saves_goes_on_bit_for_bit(tmp_path):
-    assert_the_same_whenever_killed(tmp_path, [while_it_saves], 12)
-
-
 @pytest.mark.slow
 def test_a_run_killed_ten_times_goes_on_bit_for_bit(tmp_path):
     moments = [while_it_saves, while_it_steps] * 4 + [while_it_starts, while_it_saves]

@@ -117,6 +117,7 @@ def test_training_lowers_the_loss_and_moves_the_adapters_alone():
         assert (leaf != before).mean() > 0.9
 
 
+@pytest.mark.slow
 def test_a_mesh_trains_as_one_device():
     (expected, one), (found, four) = trained_by(), trained_by(make_mesh(1, 2, 2, jax.devices()[:4]))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -206,6 +207,7 @@ def average(finished):
     return jax.tree.map(np.asarray, merge(finished[1].ema, finished[1].frozen))
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
     workdir, state = finished
     shutil.copytree(workdir, tmp_path / "run")
@@ -231,6 +233,7 @@ def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])], ids=["one device", "a mesh"])
+@pytest.mark.slow
 def test_the_next_stage_begins_with_what_is_merged(finished, average, mesh):
     recipe = runs.recipe(stage=2)
     stage = recipe.current

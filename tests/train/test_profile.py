@@ -32,6 +32,7 @@ def test_nothing_is_traced_unasked(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_within_leaves_a_trace(tmp_path):
     with pytest.raises(InterruptedError):
         run(tmp_path, first=1, count=3, fails_at=2)

@@ -62,7 +62,7 @@ def assert_same_steps(actual, expected):
     [
         pytest.param((8, 1, 1), marks=SLOW),
         pytest.param((1, 8, 1), marks=SLOW),
-        (2, 2, 2),
+        pytest.param((2, 2, 2), marks=SLOW),
         pytest.param((1, 4, 2), marks=SLOW),
     ],
 )

@@ -48,6 +48,7 @@ def test_the_discriminator_and_its_loss_wait_for_their_start():
         assert (float(scalars["loss/adversarial"]) != 0) == (number >= 2)
 
 
+@pytest.mark.slow
 def test_the_average_follows_the_weights():
     _, state, step = compiled("released")
     new, _ = step(state, pictures(), {})
@@ -115,6 +116,7 @@ def test_eight_devices_train_as_one(tmp_path):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
     recipe = replace(RECIPE, losses=replace(RECIPE.losses, l2=float("inf")))
     with pytest.raises(Diverged, match="learning_rate"):
