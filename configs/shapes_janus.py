@@ -19,7 +19,7 @@ from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.data.mixture import Phase
 from janus_jax.data.packing import Budget
 from janus_jax.data.tasks import Supervision
-from janus_jax.train.config_dicts import from_config, to_config
+from janus_jax.train.config_dicts import to_config
 from janus_jax.train.contrastive import ContrastiveRecipe
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.recipe import (
@@ -35,14 +35,11 @@ from janus_jax.train.recipe import (
     Resources,
     Stage,
 )
-from janus_jax.train.vq.recipe import TokenizerRecipe
-
-TOKENIZER = from_config(TokenizerRecipe, shapes_tokenizer.get_config())
 
 MODEL = JanusConfig(
     name="janus_shapes",
     und_encoder=SiglipConfig(image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=384),
-    gen_encoder=TOKENIZER.model,
+    gen_encoder=shapes_tokenizer.RECIPE.model,
     llm=LlamaConfig(
         vocab_size=512, width=192, depth=6, num_heads=6, num_kv_heads=6, head_dim=32, mlp_dim=512, max_positions=512
     ),

@@ -17,31 +17,30 @@ from janus_jax.train.config_dicts import to_config
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.vq.recipe import Architecture, CodebookRecipe, Data, Intervals, LossWeights, TokenizerRecipe
 
-TOKENIZER = VQConfig(
-    image_size=48,
-    codebook_size=1024,
-    code_dim=32,
-    base_channels=8,
-    channel_multipliers=(1, 4, 4, 8),
-    num_res_blocks=1,
-    z_channels=64,
-    norm_groups=2,
+RECIPE = TokenizerRecipe(
+    model=VQConfig(
+        image_size=48,
+        codebook_size=1024,
+        code_dim=32,
+        base_channels=8,
+        channel_multipliers=(1, 4, 4, 8),
+        num_res_blocks=1,
+        z_channels=64,
+        norm_groups=2,
+    ),
+    steps=500,
+    batch_size=16,
+    optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
+    discriminator_optimizer=OptimizerConfig(learning_rate=3e-3),
+    data=Data(world=4096, flip=False),
+    losses=LossWeights(l1=0.2, colourful=4.0, edge=0.25, perceptual=0.0, commitment=0.1, adversarial=0.0),
+    codebook=CodebookRecipe(update="moving_average", decay=0.99, kmeans_images=1024),
+    architecture=Architecture(encoder_reach="patch", encoder_start="principal", encoder_rate=0.0),
+    intervals=Intervals(report=50, evaluate=200, save=0, eval_images=256),
+    ema_decay=0.98,
 )
 
 
 def get_config() -> ConfigDict:
-    """The recipe."""
-    recipe = TokenizerRecipe(
-        model=TOKENIZER,
-        steps=500,
-        batch_size=16,
-        optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
-        discriminator_optimizer=OptimizerConfig(learning_rate=3e-3),
-        data=Data(world=4096, flip=False),
-        losses=LossWeights(l1=0.2, colourful=4.0, edge=0.25, perceptual=0.0, commitment=0.1, adversarial=0.0),
-        codebook=CodebookRecipe(update="moving_average", decay=0.99, kmeans_images=1024),
-        architecture=Architecture(encoder_reach="patch", encoder_start="principal", encoder_rate=0.0),
-        intervals=Intervals(report=50, evaluate=200, save=0, eval_images=256),
-        ema_decay=0.98,
-    )
-    return to_config(recipe)
+    """The recipe, as flags see it."""
+    return to_config(RECIPE)

@@ -8,8 +8,8 @@ command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.l
 same in the released layout; WORKDIR/report.json has the figures. docs/shapes.md has those of the shipped model.
 """
 
+import functools
 import json
-import logging
 import shutil
 import time
 from collections.abc import Callable, Sequence
@@ -21,17 +21,15 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from janus_jax.data.prepare import Job, begin
-from janus_jax.data.processes import Progress, alone, write_parts
+from janus_jax.data.prepare import Job
 from janus_jax.data.shapes import EVERYTHING, World
 from janus_jax.data.sources import Options
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer, open_image
 from launch import cli
+from launch.preparing import Means, prepare, read_tokenizer
 
 _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "how long it takes, on two cores")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "folder for everything it makes")
-
-_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -92,7 +90,7 @@ def run(workdir: Path, plan: Plan) -> dict[str, float]:
     timed("data", lambda: _data(workdir, plan))
     timed("understanding encoder", lambda: _encoder(workdir, plan))
     for stage in (1, 2, 3):
-        timed(f"stage {stage}", lambda stage=stage: _stage(workdir, plan, stage))  # type: ignore[misc]
+        timed(f"stage {stage}", functools.partial(_stage, workdir, plan, stage))
     timed("export", lambda: _export(workdir))
     figures: dict[str, float] = {}
     timed("evaluation", lambda: figures.update(_evaluate(workdir, plan)))
@@ -103,16 +101,20 @@ def run(workdir: Path, plan: Plan) -> dict[str, float]:
     return report
 
 
+def _of_steps(recipe: Any, steps: int) -> Any:
+    """A recipe, or a stage, of so many steps, of which the warm-up takes a tenth at most."""
+    warmup = min(recipe.optimizer.warmup_steps, steps // 10)
+    return replace(recipe, steps=steps, optimizer=replace(recipe.optimizer, warmup_steps=warmup))
+
+
 def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     if (workdir / "gen_encoder").exists():
         return
     from checkpoints_convert.convert import save_converted
-    from configs.shapes_janus import TOKENIZER
+    from configs.shapes_tokenizer import RECIPE
     from janus_jax.train.vq.trainer import train_tokenizer
 
-    recipe = TOKENIZER if plan.tokenizer_steps is None else replace(TOKENIZER, steps=plan.tokenizer_steps)
-    if plan.tokenizer_steps is not None:
-        recipe = replace(recipe, optimizer=replace(recipe.optimizer, warmup_steps=0))
+    recipe = RECIPE if plan.tokenizer_steps is None else _of_steps(RECIPE, plan.tokenizer_steps)
     trained = train_tokenizer(recipe, workdir / "runs" / "gen_encoder")
     save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
@@ -135,37 +137,18 @@ def _text_tokenizer(workdir: Path) -> None:
 
 def _data(workdir: Path, plan: Plan) -> None:
     easy = "categories=single_object+colors"
-    prepare(workdir / "data" / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
-    prepare(workdir / "data" / "text", f"train:{_TEXTS}", Task.TEXT)
+    _prepare(workdir / "data" / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
+    _prepare(workdir / "data" / "text", f"train:{_TEXTS}", Task.TEXT)
     tokenizer = workdir / "gen_encoder"
-    prepare(workdir / "data" / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
-    prepare(workdir / "data" / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
+    _prepare(workdir / "data" / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
+    _prepare(workdir / "data" / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
 
 
-def prepare(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:
+def _prepare(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:
     """What `launch.prepare --source shapes` does: a data set of the world, image ids and all."""
-    from janus_jax.train.image_ids import ImageTokenizer, add_image_ids
-    from launch.prepare import read_tokenizer
-
     named = None if tokenizer is None else str(tokenizer)
     job = Job("shapes", Options((world,), task, shard_records=2048), output, tokenizer=named)
-    preparation = begin(job)
-    if preparation.summary is not None:
-        return
-    with alone(preparation), tqdm.tqdm(unit=" records", desc=output.name) as bar:
-
-        def show(progress: Progress) -> None:
-            bar.total, bar.n = progress.total, progress.entries
-            bar.refresh()
-
-        write_parts(preparation, preparation.unfinished(), 2, 0.0, show)
-        if tokenizer is not None:
-            config, read = read_tokenizer(tokenizer)
-            encoder = ImageTokenizer(config, read(), 64)
-            bar.reset(sum(preparation.outcome(index).size.records for index in preparation.without_ids()))
-            bar.set_description(f"{output.name}, ids")
-            add_image_ids(preparation, preparation.without_ids(), encoder, bar.update)
-        preparation.finish(0.0)
+    prepare(job, Means(workers=2, max_rejected=0.0), None if tokenizer is None else read_tokenizer(tokenizer))
 
 
 def _encoder(workdir: Path, plan: Plan) -> None:
@@ -184,9 +167,7 @@ def _encoder(workdir: Path, plan: Plan) -> None:
         record = records[index]
         ids = processor.tokenizer.encode(record.text or "")[:_CAPTION]
         images[index], captions[index, : len(ids)] = np.asarray(open_image(record.images[0])), ids
-    recipe = replace(ENCODER, steps=plan.encoder_steps)
-    if plan.encoder_steps < ENCODER.steps:
-        recipe = replace(recipe, optimizer=replace(recipe.optimizer, warmup_steps=0))
+    recipe = _of_steps(ENCODER, plan.encoder_steps)
     params, _ = train_encoder(recipe, images, captions, workdir / "runs" / "und_encoder")
     save_converted(workdir / "und_encoder", {"und_encoder": params}, MODEL.und_encoder)
 
@@ -198,7 +179,6 @@ def recipe(workdir: Path, plan: Plan, stage: int) -> Any:
 
     stages = []
     for number, (one, steps) in enumerate(zip(RECIPE.stages, plan.stages, strict=True)):
-        warmup = min(one.optimizer.warmup_steps, steps // 10)
         phases = one.phases
         if len(phases) > 1:  # The easy beginning takes its share, whatever the budget.
             first = phases[0].until_step or 0
@@ -206,8 +186,7 @@ def recipe(workdir: Path, plan: Plan, stage: int) -> Any:
         start = one.initialisation
         if not number:
             start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))
-        optimizer = replace(one.optimizer, warmup_steps=warmup)
-        stages.append(replace(one, steps=steps, phases=phases, optimizer=optimizer, initialisation=start))
+        stages.append(replace(_of_steps(one, steps), phases=phases, initialisation=start))
     sources = {name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()}
     return replace(RECIPE, stages=tuple(stages), sources=sources, stage=stage, tokenizer=str(workdir / "text"))
 

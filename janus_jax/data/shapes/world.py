@@ -55,10 +55,9 @@ class World:
         if not self.categories:
             raise JanusError("categories is empty; name those that captions are to ask for.")
 
-    @property
-    def name(self) -> str:
-        """Of the world among others, but for its vocabulary."""
-        return f"shapes/{self.split}/{self.seed}"
+    def key(self, task: Task, index: int) -> str:
+        """Of the record of this task and number."""
+        return f"shapes/{self.split}/{self.seed}/{task.value}/{index}"
 
     def record(self, task: Task, index: int) -> Record:
         """The record of this task and number.
@@ -67,7 +66,7 @@ class World:
           JanusError: the vocabulary holds no such scene.
         """
         rng = self._rng(task, index)
-        key = f"{self.name}/{task.value}/{index}"
+        key = self.key(task, index)
         match task:
             case Task.TEXT:
                 return Record(key, task, text=document(rng, self.vocabulary, self.split, self.about))

@@ -33,7 +33,7 @@ def shapes(options: Options) -> Iterator[Part]:
 
 def _entries(world: World, task: Task, span: range) -> Iterator[Entry]:
     for number in span:
-        yield Entry(f"{world.name}/{number}", functools.partial(world.record, task, number))
+        yield Entry(world.key(task, number), functools.partial(world.record, task, number))
 
 
 def _world(given: str) -> tuple[World, int]:

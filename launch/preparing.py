@@ -1,0 +1,187 @@
+"""The preparation of a data set, whoever asks for it: the shards, then the image ids, then what TFDS opens it by."""
+
+import contextlib
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeVar
+
+import tqdm
+
+from janus_jax.data.beam import write_parts_with_beam
+from janus_jax.data.prepare import Job, Preparation, Summary, begin
+from janus_jax.data.processes import Progress, Report, alone, write_parts
+from janus_jax.errors import JanusError
+from launch import cli
+
+if TYPE_CHECKING:
+    from janus_jax.config import VQConfig
+    from janus_jax.models.janus import Params
+
+_Result = TypeVar("_Result")
+
+Tokenizer = tuple["VQConfig", Callable[[], "Params"]]
+"""An image tokenizer's config, and the reading of its parameters."""
+
+
+@dataclass(frozen=True)
+class Means:
+    """What a preparation is done with; but for `max_rejected`, none of it changes what is written.
+
+    Attributes:
+      workers: processes.
+      max_rejected: share of rejected records at which it stops.
+      batch_size: images that the tokenizer takes at a time.
+      beam: options of an Apache Beam pipeline that stands in the workers' place; None for none.
+    """
+
+    workers: int
+    max_rejected: float
+    batch_size: int = 64
+    beam: str | None = None
+
+
+class Cluster:
+    """The processes that share the work: this one alone."""
+
+    index, count = 0, 1
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process does what one alone has to."""
+        return self.index == 0
+
+    def share(self, indices: Sequence[int]) -> list[int]:
+        """Those of the numbers that are this process's to do."""
+        return [index for index in indices if index % self.count == self.index]
+
+    def together(self, action: Callable[[], _Result]) -> _Result:
+        """Does what all processes do at this point, and waits for the others.
+
+        Raises:
+          JanusError: another process failed.
+        """
+        return action()
+
+
+class JaxCluster(Cluster):
+    """All processes that `jax.distributed` has joined."""
+
+    def __init__(self) -> None:
+        import jax
+
+        self.index, self.count = jax.process_index(), jax.process_count()
+
+    def together(self, action: Callable[[], _Result]) -> _Result:
+        import numpy as np
+        from jax.experimental.multihost_utils import process_allgather
+
+        failure = None
+        try:
+            result = action()
+        # Of whatever kind: the others would wait for this process.
+        except Exception as error:
+            failure = error
+        failed = np.flatnonzero(process_allgather(np.array(failure is not None)))
+        if failure is not None:
+            raise failure
+        if failed.size:
+            raise JanusError(f"Process {failed[0]} of the cluster has failed; its own message tells why.")
+        return result
+
+
+def prepare(job: Job, means: Means, tokenizer: Tokenizer | None, cluster: Cluster | None = None) -> Summary | None:
+    """Prepares, or goes on where an earlier run was ended; what there is then, for the first process alone.
+
+    Args:
+      tokenizer: that of the job, as `read_tokenizer` gives it.
+      cluster: whose processes share the work; None for this one alone.
+
+    Raises:
+      JanusError: too much is rejected, or input or output fails.
+    """
+    cluster = cluster or Cluster()
+    with contextlib.ExitStack() as stack:
+        # The first process claims the folder before the others look at it.
+        claimed = cluster.together(lambda: _claim(job, stack) if cluster.is_first else None)
+        preparation = cluster.together(lambda: claimed or begin(job))
+        if preparation.summary is not None:
+            return preparation.summary if cluster.is_first else None
+        cluster.together(lambda: _write_parts(preparation, cluster, means))
+        if tokenizer is not None:
+            cluster.together(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
+        return cluster.together(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
+
+
+def _claim(job: Job, stack: contextlib.ExitStack) -> Preparation:
+    # Most inputs are cut up in no time, and need no bar.
+    with tqdm.tqdm(unit=" parts", desc="parts", delay=2, leave=False) as bar:
+        preparation = begin(job, bar.update)
+    if preparation.summary is None:
+        stack.enter_context(alone(preparation))
+    return preparation
+
+
+def _write_parts(preparation: Preparation, cluster: Cluster, means: Means) -> None:
+    indices = cluster.share(preparation.unfinished())
+    if means.beam is not None:
+        write_parts_with_beam(preparation, indices, shlex.split(means.beam))
+        return
+    with _bar(cluster) as report:
+        write_parts(preparation, indices, means.workers, means.max_rejected, report)
+
+
+@contextlib.contextmanager
+def _bar(cluster: Cluster) -> Iterator[Report]:
+    with tqdm.tqdm(unit=" records", desc="records", smoothing=0.1, disable=cluster.index > 0) as bar:
+
+        def report(progress: Progress) -> None:
+            if not bar.n:
+                bar.initial = progress.entries  # What an earlier run did is no part of this one's speed.
+            bar.total = progress.total
+            bar.n = progress.entries
+            bar.set_postfix(rejected=progress.rejected, shards=progress.parts, refresh=False)
+            bar.refresh()
+
+        yield report
+
+
+def read_tokenizer(path: Path) -> Tokenizer:
+    """The image tokenizer of a checkpoint in any layout: a model's, or one of its own.
+
+    Raises:
+      JanusError: there is none.
+    """
+    from checkpoints_convert import open_checkpoint
+    from janus_jax.config import JanusConfig, VQConfig
+    from janus_jax.train.image_ids import ENCODER
+
+    checkpoint = open_checkpoint(path)
+    config = checkpoint.config
+    vq = config.gen_encoder if isinstance(config, JanusConfig) else config
+    if not isinstance(vq, VQConfig):
+        raise JanusError(f"--tokenizer {path} holds no image tokenizer but {type(vq).__name__}; give one that does.")
+
+    def read() -> "Params":
+        from flax.traverse_util import unflatten_dict
+
+        arrays = checkpoint.params("float32", parts=("gen_encoder",))
+        params: Params = unflatten_dict({keys[1:]: array for keys, _, array in arrays if keys[1] in ENCODER})
+        return params
+
+    return vq, read
+
+
+def _add_ids(preparation: Preparation, cluster: Cluster, tokenizer: Tokenizer, batch_size: int) -> None:
+    from janus_jax.train.image_ids import ImageTokenizer, add_image_ids
+
+    cli.enable_compilation_cache()
+    indices = cluster.share(preparation.without_ids())
+    if not indices:
+        return
+    config, read = tokenizer
+    encoder = ImageTokenizer(config, read(), batch_size)
+    total = sum(preparation.outcome(index).size.records for index in indices)
+    with tqdm.tqdm(unit=" images", desc="image ids", total=total, disable=cluster.index > 0) as bar:
+        add_image_ids(preparation, indices, encoder, bar.update)
