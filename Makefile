@@ -20,14 +20,15 @@ export PIP_USER := 0
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: $(VENV)/.package ## make a small checkpoint, convert it, chat about a photograph, draw images
+demo: $(VENV)/.package ## ask the shipped small Janus, have it draw, score it, teach it something new
 	@$(PY) -m launch.demo
 
 test: $(VENV)/.test ## the tests, but for the slow ones and the comparison with PyTorch
 	@$(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
 
-test-slow: $(VENV)/.test ## the slow tests, one at a time: some fill most of the memory
-	@$(PYTEST) -m slow --ignore tests/parity
+test-slow: $(VENV)/.test ## the slow tests; those of the true size one at a time, for they fill most of the memory
+	@$(PYTEST) -m slow -n $(WORKERS) --dist loadfile --ignore tests/parity --ignore tests/golden
+	@$(PYTEST) -m slow tests/golden
 
 parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyTorch
 	@$(PYTEST) -m "" tests/parity

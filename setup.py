@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Janus, Janus-Pro and JanusFlow in JAX: understanding and generating images with one transformer",
     packages=find_packages(include=["janus_jax*", "checkpoints_convert*", "configs*", "launch*"]),
-    package_data={"janus_jax": ["py.typed"]},
+    package_data={"janus_jax": ["py.typed", "shipped/*/*"], "launch": ["page.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
@@ -36,7 +36,7 @@ setup(
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
         "beam": ["apache-beam>=2.77,<3"],  # `launch.prepare` beyond one machine
         "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
-        "demo": [],  # What `make demo` needs beyond the package: nothing yet.
+        "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
         "test": [
             "apache-beam>=2.77,<3",
             "grain>=0.2.18,<0.3",
@@ -49,5 +49,7 @@ setup(
         ],
         # The PyTorch models that the parity tests and the benchmarks compare with; nothing else uses them.
         "parity": ["diffusers>=0.42,<0.43", "torch==2.13.*", "transformers>=5.23,<6"],
+        # What tests/parity/test_fid.py compares with. By itself, because torchvision must be of torch's own build.
+        "fid": ["clean-fid>=0.1.35,<0.2", "pytorch-fid>=0.3,<0.4", "scipy<1.18", "torchvision==0.28.*"],
     },
 )

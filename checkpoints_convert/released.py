@@ -148,6 +148,10 @@ def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
     Raises:
       JanusError: the layout has no way to say what this model is.
     """
+    if config.understands_by != "und_encoder":
+        raise JanusError(
+            f"The released layout cannot say that {config.name} understands by its {config.understands_by}."
+        )
     width, vq = config.llm.width, config.gen_encoder
     return {
         "architectures": ["MultiModalityCausalLM"],

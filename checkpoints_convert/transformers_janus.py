@@ -152,5 +152,6 @@ def _limits(config: JanusConfig) -> list[str]:
         f"a drawn image has {vq.num_tokens} ids and one to understand {encoder.num_patches} patches": (
             vq.num_tokens != encoder.num_patches
         ),
+        f"it understands by its {config.understands_by}": config.understands_by != "und_encoder",
     }
     return [limit for limit, broken in found.items() if broken]

@@ -12,6 +12,8 @@ Where it is not the papers': there is no LLM to start from, so stage II has most
 for two cores.
 """
 
+from dataclasses import replace
+
 from ml_collections import ConfigDict
 
 from configs import shapes_tokenizer
@@ -41,7 +43,7 @@ MODEL = JanusConfig(
     und_encoder=SiglipConfig(image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=384),
     gen_encoder=shapes_tokenizer.RECIPE.model,
     llm=LlamaConfig(
-        vocab_size=512, width=192, depth=6, num_heads=6, num_kv_heads=6, head_dim=32, mlp_dim=512, max_positions=512
+        vocab_size=512, width=192, depth=4, num_heads=4, num_kv_heads=4, head_dim=48, mlp_dim=512, max_positions=512
     ),
     gen_head_width=256,
 )
@@ -54,24 +56,17 @@ ENCODER = ContrastiveRecipe(
 )
 
 _FLOAT32 = Precision("float32", "float32", "float32")
-_ROW = Budget(places=256, und_images=2, gen_images=4, text_targets=160)
+_ROW = Budget(places=224, und_images=2, gen_images=4, text_targets=150)
 
 
-def _optimizer(scale: float) -> OptimizerConfig:
-    return OptimizerConfig(
-        learning_rate=2e-3 * scale,
-        schedule="cosine",
-        warmup_steps=20,
-        weight_decay=0.01,
-        muon_learning_rate=0.02 * scale,
-    )
+_OPTIMIZER = OptimizerConfig(learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.02)
 
 
 STAGE_1 = Stage(
     trained=ADAPTORS_AND_HEAD,
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
     steps=40,
-    batch_size=16,
+    batch_size=18,
     phases=(Phase(None, {"understanding": 1, "imagenet": 3}),),
     budget=_ROW,
     precision=_FLOAT32,
@@ -80,9 +75,9 @@ STAGE_1 = Stage(
 
 STAGE_2 = Stage(
     trained=ALL_BUT_ENCODERS,
-    optimizer=_optimizer(1.0),
+    optimizer=_OPTIMIZER,
     steps=1000,
-    batch_size=16,
+    batch_size=18,
     phases=(
         Phase(200, {"understanding": 2, "text": 1, "imagenet": 5}),
         Phase(None, {"understanding": 3, "text": 1, "generation": 5}),
@@ -93,10 +88,10 @@ STAGE_2 = Stage(
 
 STAGE_3 = Stage(
     trained=ALL_BUT_TOKENIZER,
-    optimizer=_optimizer(0.5),
+    optimizer=replace(_OPTIMIZER, schedule="cosine"),
     steps=1000,
-    batch_size=16,
-    phases=(Phase(None, {"understanding": 5, "text": 1, "generation": 4}),),
+    batch_size=12,
+    phases=(Phase(None, {"understanding": 4, "text": 0.5, "generation": 6}),),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,
@@ -110,7 +105,7 @@ RECIPE = Recipe(
     sources=SOURCES,
     known_ids=True,
     intervals=Intervals(report=20, evaluate=0, sample=0, save=200),
-    resources=Resources(remat="none", data_workers=1),
+    resources=Resources(remat="none", scan_unroll=4, data_workers=1),
 )
 
 

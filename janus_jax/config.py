@@ -18,6 +18,7 @@ from janus_jax.errors import JanusError
 
 Gelu = Literal["exact", "tanh"]
 ConversationStyle = Literal["janus", "janus_pro"]
+VisualEncoder = Literal["und_encoder", "gen_encoder"]
 AttentionKernel = Literal["xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 LayerLoop = Literal["scanned", "unrolled"]
@@ -303,9 +304,21 @@ class JanusConfig:
     gen_head_width: int = 2048
     # Role strings differ between the releases, and scores fall with the wrong ones.
     conversation: ConversationStyle = "janus_pro"
+    # Which encoder images to understand go through. The papers' models have one of their own for it; "gen_encoder" is
+    # what they compare with, one encoder for both (arXiv 2410.13848, table 5, A).
+    understands_by: VisualEncoder = "und_encoder"
 
     def __post_init__(self) -> None:
         _check_fields(self)
+        und, gen = self.und_encoder, self.gen_encoder
+        if self.understands_by == "gen_encoder" and (und.image_size, und.num_patches) != (
+            gen.image_size,
+            gen.num_tokens,
+        ):
+            raise JanusError(
+                f"JanusConfig.understands_by is 'gen_encoder', which makes {gen.num_tokens} ids of {gen.image_size} "
+                f"pixels, where und_encoder makes {und.num_patches} patches of {und.image_size}; give both the same."
+            )
 
     @property
     def num_params(self) -> int:
@@ -389,6 +402,8 @@ class Execution:
         depth; "unrolled" is the form for sampling: one tree a block, so that a decoding step reads each matrix where
         it lies (a scan would copy it out of the stack first), and matrices that read the same input fused into one.
         `models.janus.unroll_params` and `scan_params` change one into the other.
+      scan_unroll: blocks that one turn of the loop over "scanned" layers computes. All of them in one turn is a tenth
+        faster for small models on a CPU, and takes longer to compile.
     """
 
     dtype: Dtype = "float32"
@@ -396,6 +411,7 @@ class Execution:
     attention: AttentionKernel = "xla"
     remat: RematPolicy = "none"
     layers: LayerLoop = "scanned"
+    scan_unroll: int = 1
 
     def __post_init__(self) -> None:
         _check_fields(self)

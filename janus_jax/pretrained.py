@@ -9,8 +9,9 @@ from typing import Any, NamedTuple, get_args
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Array, Bool, Int, Key, UInt8
 from PIL import Image
 
 from checkpoints_convert import read_config, read_params
@@ -49,13 +50,15 @@ def load(
       conversation: role strings, where the folder does not tell which release it is.
 
     Raises:
-      JanusError: the folder is missing, damaged or of no known layout; the mesh does not divide the model; or there is
-        more than one process, which would all have to make the same calls in the same order.
+      JanusError: the folder is missing, damaged or of no known layout; the mesh does not divide the model, or has
+        devices of other processes, which would all have to make the same calls in the same order.
     """
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
-    if jax.process_count() > 1:
-        raise JanusError("load runs in one process; start it on one host, with all of that host's devices in the mesh.")
+    if mesh is not None and any(device.process_index != jax.process_index() for device in mesh.devices.flat):
+        raise JanusError(
+            "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
+        )
     config = read_config(path, conversation)
     processor = Processor.from_directory(path, config)
     execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
@@ -72,39 +75,28 @@ def place_params(
     mesh: Mesh | None,
 ) -> Params:
     """The tree that sampling reads, on its devices, from leaves that come one by one and layer by layer."""
-    shardings = None if mesh is None else param_shardings(abstract_params(config, execution), mesh)
-    params: Params = {}
+    shardings = None if mesh is None else flatten_dict(param_shardings(abstract_params(config, execution), mesh))
+    params: dict[tuple[str, ...], jax.Array] = {}
 
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
-        _insert(params, keys, jax.device_put(array, None if shardings is None else _get(shardings, keys)))
+        params[keys] = jax.device_put(array, None if shardings is None else shardings[keys])
 
     # The LLM's blocks that are not complete yet: their matrices are fused.
-    blocks: dict[int, Params] = {}
+    blocks: dict[int, dict[tuple[str, ...], np.ndarray]] = {}
     for keys, layer, array in leaves:
         if layer is None:
             put(keys, array)
         elif keys[:2] == ("llm", "layers"):
             block = blocks.setdefault(layer, {})
-            _insert(block, keys[2:], array)
-            if len(jax.tree.leaves(block)) == LEAVES_OF_BLOCK:
-                fused = fuse_block(blocks.pop(layer), config.llm)
-                for path, matrix in jax.tree_util.tree_flatten_with_path(fused)[0]:
-                    put(("llm", f"layers_{layer}", *(entry.key for entry in path)), matrix)
+            block[keys[2:]] = array
+            if len(block) == LEAVES_OF_BLOCK:
+                fused = fuse_block(unflatten_dict(blocks.pop(layer)), config.llm)
+                for path, matrix in flatten_dict(fused).items():
+                    put(("llm", f"layers_{layer}", *path), matrix)
         else:
             stack, *rest = keys[1:]
             put((keys[0], f"{stack}_{layer}", *rest), array)
-    return params
-
-
-def _insert(tree: Params, keys: tuple[str, ...], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
-
-
-def _get(tree: Params, keys: tuple[str, ...]) -> Any:
-    for key in keys:
-        tree = tree[key]
+    tree: Params = unflatten_dict(params)
     return tree
 
 
@@ -289,14 +281,42 @@ class Pretrained:
         sampling = Sampling(temperature, top_k, top_p)
         _check_count("images_per_prompt", images_per_prompt)
         _check_count("batch_size", batch_size)
-        if not 0 <= guidance_scale <= 1e6:
-            raise JanusError(f"guidance_scale is {guidance_scale}; it must be from 0 to 1e6.")
+        _check_guidance(guidance_scale)
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
         numbers = [0] * len(rows)
         for group in _groups(len(rows), images_per_prompt, batch_size):
             for prompt, pixels in self._draw(rows, group, guidance_scale, sampling, seed, report):
                 yield Drawn(prompt, numbers[prompt], Image.fromarray(pixels))
                 numbers[prompt] += 1
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[tuple[int, int]],
+        guidance_scale: float = 5.0,
+        temperature: float = 1.0,
+        seed: int = 0,
+        *,
+        top_k: int = 0,
+        top_p: float = 1.0,
+    ) -> list[Image.Image]:
+        """An image of each of these prompts, all at once.
+
+        Args:
+          numbers: of each image, the number of its prompt and its own. Image (p, i) is the one that `generate` draws as
+            image i of its prompt p, if that is the same.
+
+        Raises:
+          JanusError: a number is out of its range, or a prompt is longer than the model reads.
+        """
+        if not prompts:
+            return []
+        sampling = Sampling(temperature, top_k, top_p)
+        _check_guidance(guidance_scale)
+        rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
+        keys = jnp.stack([row_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
+        pictures = self._pictures(rows, keys, guidance_scale, sampling, max(map(len, rows)))
+        return [Image.fromarray(pixels) for pixels in pictures[: len(rows)]]
 
     def num_ids(self, num_prompts: int, images_per_prompt: int) -> int:
         """Ids that `generate` draws, and reports, for so many images."""
@@ -312,20 +332,41 @@ class Pretrained:
         report: Callable[[int], None] | None,
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
         """The pictures of one group, with the numbers of their prompts."""
-        multiple = batch_multiple(self.mesh)
         numbers, samples = list(group.prompts), group.samples
         keys = jnp.stack([row_keys(seed, prompt, samples) for prompt in numbers])
-        if len(numbers) % multiple:
+        if len(numbers) % batch_multiple(self.mesh):
             # Too few prompts for the mesh: a prompt's images, spread over the devices, each run it for themselves.
             numbers = [prompt for prompt in numbers for _ in samples]
             keys = keys.reshape(-1, 1)
-        padded = _pad(numbers, multiple)
-        keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(padded) - len(numbers), axis=0)])
-        prompts = [rows[prompt] for prompt in padded]
+        num_images = len(group.prompts) * len(samples)
+        pictures = self._pictures(
+            [rows[prompt] for prompt in numbers],
+            keys,
+            guidance_scale,
+            sampling,
+            max(map(len, rows)),
+            report=None if report is None else lambda count: report(count * num_images),
+        )
+        owners = [prompt for prompt in numbers for _ in range(keys.shape[1])]
+        # The rows that only fill the mesh come last and are left out.
+        yield from zip(owners, pictures, strict=False)
+
+    def _pictures(
+        self,
+        rows: Sequence[Row],
+        keys: Key[Array, "P N"],
+        guidance_scale: float,
+        sampling: Sampling,
+        longest: int,
+        report: Callable[[int], None] | None = None,
+    ) -> list[UInt8[np.ndarray, "H W 3"]]:
+        """N pictures of each of P prompts; more follow where prompts are too few for the mesh."""
+        multiple = batch_multiple(self.mesh)
+        prompts = _pad(rows, multiple)
+        keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(prompts) - len(rows), axis=0)])
         if guidance_scale != 1:
             prompts = [row for prompt in prompts for row in (prompt, self.processor.unconditional_row(prompt))]
-        num_images = len(group.prompts) * len(samples)
-        batch = self._prompts(prompts, self.config.gen_encoder.num_tokens, max(map(len, rows)))
+        batch = self._prompts(prompts, self.config.gen_encoder.num_tokens, longest)
         with use_mesh(self.mesh):
             ids = draw_images(
                 self.model,
@@ -334,13 +375,10 @@ class Pretrained:
                 keys,
                 sampling,
                 guidance_scale,
-                report=None if report is None else lambda count: report(count * num_images),
+                report=report,
             )
             render_size = round_up(min(8, ids.shape[0]), multiple)
-            pictures = list(render_images(self.model, self.params, ids, render_size))
-        owners = [prompt for prompt in numbers for _ in range(keys.shape[1])]
-        # The rows that only fill the mesh come last and are left out.
-        yield from zip(owners, pictures, strict=False)
+            return list(render_images(self.model, self.params, ids, render_size))
 
     def _prompts(self, rows: Sequence[Row], num_new: int, longest: int = 0) -> Batch:
         """Prompts side by side, padded to one of a few lengths, on the devices."""
@@ -387,6 +425,11 @@ def _groups(num_prompts: int, images_per_prompt: int, batch_size: int) -> Iterat
 def _check_count(name: str, number: int) -> None:
     if not isinstance(number, int) or number < 1:
         raise JanusError(f"{name} is {number!r}; it must be a whole number from 1 on.")
+
+
+def _check_guidance(guidance_scale: float) -> None:
+    if not 0 <= guidance_scale <= 1e6:
+        raise JanusError(f"guidance_scale is {guidance_scale}; it must be from 0 to 1e6.")
 
 
 def _pad(rows: Sequence[Any], multiple: int) -> list[Any]:

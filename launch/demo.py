@@ -1,143 +1,347 @@
-"""Everything once, from nothing: makes a checkpoint, converts it, asks it about a picture, and draws.
+"""The small Janus that comes with the project: imported, asked, made to draw, scored, and taught something new.
 
     python -m launch.demo
 
-The checkpoint has the files and names of a released one and pseudo-random numbers in place of trained weights: what
-it answers means nothing and what it draws is abstract, but every step is the one that a released checkpoint takes.
+1 imports the shipped PyTorch checkpoint, and holds the conversion against the file, bit by bit;
+2 answers questions about pictures it has never seen, and draws prompts, on all devices of the host;
+3 scores answers and drawings on combinations that its training kept out, beside what guessing gives;
+4 fine-tunes it on a shape and a colour that it has never met, kills the run in the middle, goes on, and scores again;
+5 writes a page that shows it all, OUT/index.html, and the figures, OUT/report.json.
 """
 
+import json
+import os
 import shutil
+import subprocess
 import sys
 import textwrap
 import time
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import tqdm
 from absl import flags
 
-import janus_jax
-from checkpoints_convert import convert, export, read_config
-from checkpoints_convert.commands import meter
-from checkpoints_convert.readers import open_tensors
-from checkpoints_convert.released import manifest
-from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
-from launch import cli, pictures, terminal
-from launch.pseudo import make_checkpoint
-from launch.scenery import landscape
+from janus_jax.errors import ExitCode, JanusError
+from launch import cli, pictures
+
+if TYPE_CHECKING:
+    from janus_jax import Pretrained
+    from janus_jax.evaluate.shapes import Generation, Understanding
 
 _OUT = flags.DEFINE_string("out", "runs/demo", "folder for everything it makes; what an earlier demo left is replaced")
+_MODEL = flags.DEFINE_string("model", None, "a model of the shapes world to show (default: the shipped one)")
 
-CONFIG = JanusConfig(
-    name="demo",
-    und_encoder=SiglipConfig(image_size=192, width=192, depth=4, num_heads=6, mlp_dim=768),
-    gen_encoder=VQConfig(image_size=192, codebook_size=1024, base_channels=32, z_channels=64),
-    llm=LlamaConfig(
-        vocab_size=640, width=256, depth=6, num_heads=8, num_kv_heads=8, head_dim=32, mlp_dim=704, max_positions=2048
-    ),
-    gen_head_width=256,
-)
-"""Janus-Pro in miniature: every part, the released patch and downsampling, 144 places an image."""
+NEW = ("heart", "pink")
+"""What the shipped model has never met: a shape and a colour."""
 
-CORPUS = (
-    "A picture of a lake in the mountains at sunset, with the light of the low sun on the water and on the hills.",
-    "The photograph shows a small town near the sea; there are boats, white houses, and a lighthouse on the rocks.",
-    "In the foreground there is a path through a green meadow. Behind it stand old trees, and above them clouds drift.",
-    "The image is mostly blue and orange. It looks calm: nobody is seen, nothing moves, and the evening is near.",
-    "On the left a bird sits on a branch, looking at the moon. On the right, a river runs down into the dark valley.",
-    "What is in this picture? Describe the scene in a few words. Which colours are there, and where is the sun?",
-)
-QUESTION = "What is in this picture?"
-PROMPTS = ("A lighthouse at dusk", "A meadow in spring, seen from above", "An old map of an island")
-IMAGES_PER_PROMPT = 3
-TEMPERATURE = 0.3
-"""Lower than a trained model wants: ids that repeat make shapes."""
+_MOST_DEVICES = 8
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+      asked, drawn: questions a topic and prompts a category, of held-out combinations.
+      new_asked, new_drawn: of those about the new words.
+      new_records, old_records: to fine-tune on, of each task.
+      steps: of fine-tuning; None for the recipe's.
+      killed_at: the step after which it is killed, with whatever it has not saved.
+    """
+
+    asked: int = 60
+    drawn: int = 40
+    new_asked: int = 40
+    new_drawn: int = 20
+    new_records: int = 6_000
+    old_records: int = 3_000
+    steps: int | None = None
+    killed_at: int = 60
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A model's answers and drawings, with their scores: about what it was trained on, and about the new words."""
+
+    understanding: "Understanding"
+    generation: "Generation"
+    new_understanding: "Understanding"
+    new_generation: "Generation"
+
+    def figures(self) -> dict[str, float]:
+        """By name, as in report.json."""
+        from janus_jax.evaluate.shapes import figures
+
+        return {
+            **figures(self.understanding, self.generation),
+            "new.understanding": self.new_understanding.scores.overall,
+            "new.generation": self.new_generation.scores.geneval.overall,
+            "chance.new.understanding": self.new_understanding.chance.overall,
+            "chance.new.generation": self.new_generation.chance.geneval.overall,
+        }
+
+
+@dataclass(frozen=True)
+class FineTuning:
+    """How the fine-tuning went.
+
+    Attributes:
+      losses: lines of its metrics.jsonl.
+      killed_at: the last step that was told of before it was killed.
+      resumed_at: the step whose checkpoint it went on from.
+      repeated: steps that were computed before and after, with the same losses to the last bit.
+    """
+
+    losses: Sequence[Mapping[str, float]]
+    killed_at: int
+    resumed_at: int
+    repeated: int
 
 
 def main(_: Sequence[str]) -> None:
     """Runs all steps."""
+    import jax
+
+    from janus_jax.shipped import SHAPES
+
+    # On a host without an accelerator its cores are the devices.
+    jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MOST_DEVICES))
     cli.enable_compilation_cache()
     with pictures.output_folder(Path(_OUT.value)) as out:
-        run(out, CONFIG)
+        run(out, Path(_MODEL.value) if _MODEL.value else SHAPES, Plan())
 
 
-def run(out: Path, config: JanusConfig) -> None:
-    """All steps with a model of that config, into a folder."""
+def run(out: Path, released: Path, plan: Plan) -> dict[str, float]:
+    """All steps; the figures of the report."""
+    import janus_jax
+    from janus_jax.sharding import make_mesh
+
     began = time.monotonic()
-    released, converted, back = (out / name for name in ("Janus-demo", "Janus-demo-jax", "Janus-demo-back"))
-    for earlier in (released, converted, back):
-        shutil.rmtree(earlier, ignore_errors=True)
+    for earlier in ("converted", "finetuned", "data", "run", "before", "after"):
+        shutil.rmtree(out / earlier, ignore_errors=True)
 
-    _step(1, f"A checkpoint in the released layout, of pseudo-random numbers: {released}")
-    with tqdm.tqdm(total=len(manifest(config)), unit=" tensors", desc="making") as bar:
-        make_checkpoint(released, config, CORPUS, bar.update)
-    size = sum(file.stat().st_size for file in released.iterdir())
-    _say(f"{size / 1e6:.1f} MB: {', '.join(sorted(file.name for file in released.iterdir()))}")
+    _step(1, f"Import {released.name}, a PyTorch checkpoint")
+    _import(released, out / "converted")
+    model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
+    _say(f"{model.config.num_params:,} parameters on {_devices(model)}.")
 
-    _step(2, f"Converted for JAX: {converted}")
+    _step(2, "Ask it and let it draw: combinations that its training kept out")
+    before = _scored(model, out / "before", plan)
+    _show(before)
+
+    _step(3, "Its scores, beside guessing")
+    _table({"now": before.figures()})
+
+    _step(4, f"Teach it what it has never met: {' and '.join(NEW)}")
+    tuning = _finetune(out, plan)
+    _say(
+        f"Killed after step {tuning.killed_at}, gone on from step {tuning.resumed_at}: {tuning.repeated} losses were "
+        f"computed twice, alike to the last bit."
+    )
+    model = janus_jax.load(out / "finetuned", "float32", make_mesh(data=-1, fsdp=1))
+    after = _scored(model, out / "after", plan)
+    _table({"before": before.figures(), "after": after.figures()})
+
+    figures = report(before, after, (time.monotonic() - began) / 60)
+    (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
+    _step(5, "Show it all")
+    from launch.page import write_page
+
+    write_page(out / "index.html", before, after, tuning, figures, NEW)
+    _say(f"{out / 'index.html'} is the page, {out / 'report.json'} the figures, {out / 'finetuned'} the model.")
+    print(f"\nDone in {figures['minutes']:.1f} minutes.\n")
+    return figures
+
+
+def report(before: Scored, after: Scored, minutes: float) -> dict[str, float]:
+    """The shipped model's scores, those of the new words after fine-tuning, and what the old ones lost by it."""
+    first, last = before.figures(), after.figures()
+    kept = {name: value for name, value in first.items() if not name.startswith("new.")}
+    return {
+        **kept,
+        "new.understanding.before": first["new.understanding"],
+        "new.generation.before": first["new.generation"],
+        "new.understanding": last["new.understanding"],
+        "new.generation": last["new.generation"],
+        "old_drop": max(first[name] - last[name] for name in ("understanding", "generation.overall")),
+        "minutes": round(minutes, 2),
+    }
+
+
+def _import(released: Path, converted: Path) -> None:
+    from checkpoints_convert import convert, export
+    from checkpoints_convert.commands import meter
+
+    back = converted.with_name("back")
+    shutil.rmtree(back, ignore_errors=True)
     _say(str(convert(released, converted, meter=meter)))
-
-    _step(3, f"And back again, to be compared: {back}")
     export(converted, back, "released", meter)
-    _say(f"{compare(released, back)} tensors, and every other file, are the same to the last bit.")
+    _say(f"Exported again, {compare(released, back)} tensors are the same to the last bit.")
     shutil.rmtree(back)
-
-    photo = out / "landscape.png"
-    _step(4, f"A question about a picture: {photo}")
-    pictures.save_png(landscape(), photo, {"Title": "A landscape out of numbers"})
-    model = janus_jax.load(converted, "float32")
-    _say(f"{config.num_params:,} parameters loaded. The first word waits for the compiler.")
-    _ask(model, photo)
-
-    _step(5, f"Pictures of {len(PROMPTS)} prompts, {IMAGES_PER_PROMPT} each, drawn with guidance: {out / 'drawn.png'}")
-    _draw(model, out)
-
-    print(f"\nDone in {time.monotonic() - began:.0f} s. The same with any checkpoint, this one or a released one:\n")
-    print(f"   python -m launch.chat --model {converted} --image {photo} --prompt '{QUESTION}'")
-    print(f"   python -m launch.generate --model {converted} --prompt '{PROMPTS[0]}' --out {out}/more\n")
-
-
-def _ask(model: janus_jax.Pretrained, photo: Path) -> None:
-    pieces = model.chat_stream([terminal.question(QUESTION, [photo])], None, 14, 1.0, seed=3)
-    _say(f"Question: {QUESTION}")
-    print("   Answer:   ", end="")
-    for piece in terminal.without_leading_space(pieces):
-        print(piece.replace("\n", " "), end="", flush=True)
-    print(" ...")
-    _say("(Words at random: the weights have learnt nothing. What was computed is real, what was said is not.)")
-
-
-def _draw(model: janus_jax.Pretrained, out: Path) -> None:
-    with pictures.drawing_bar(model, len(PROMPTS), IMAGES_PER_PROMPT) as report:
-        drawn = model.generate(PROMPTS, IMAGES_PER_PROMPT, temperature=TEMPERATURE, report=report)
-    for number, (prompt, images) in enumerate(zip(PROMPTS, drawn, strict=True)):
-        _say(f"{number:05}_0.png ... {number:05}_{len(images) - 1}.png: {prompt}")
-        for index, image in enumerate(images):
-            pictures.save_png(image, out / f"{number:05}_{index}.png", {"prompt": prompt, "image_number": index})
-    pictures.save_png(pictures.contact_sheet(drawn), out / "drawn.png", {"prompt": "; ".join(PROMPTS)})
-    _say("(Abstract, as untrained weights draw.)")
 
 
 def compare(first: Path, second: Path) -> int:
-    """Holds two checkpoint folders against each other; the number of tensors they hold.
+    """Holds the weights of two checkpoint folders against each other; the number of tensors they hold.
 
     Raises:
-      AssertionError: a tensor or a file of the first is not the same in the second.
+      JanusError: a tensor of the first is not the same in the second.
     """
+    from checkpoints_convert.readers import open_tensors
+
     before, after = open_tensors(first), open_tensors(second)
     if before.keys() != after.keys():
-        raise AssertionError(f"Tensors that only one has: {sorted(before.keys() ^ after.keys())}")
+        raise JanusError(
+            f"{first} and {second} differ in tensors: {min(before.keys() ^ after.keys())} is in one alone."
+        )
     for name, array in tqdm.tqdm(before.items(), unit=" tensors", desc="comparing"):
-        if array.dtype != after[name].dtype or not np.array_equal(_bits(array), _bits(after[name])):
-            raise AssertionError(f"{name} is not what it was")
-    for file in first.glob("*.json"):
-        if file.name != "config.json" and file.read_bytes() != (second / file.name).read_bytes():
-            raise AssertionError(f"{file.name} is not what it was")
-    if replace(read_config(first), name="") != replace(read_config(second), name=""):
-        raise AssertionError("config.json does not say what it said")
+        if array.dtype != after[name].dtype or _bits(array) != _bits(after[name]):
+            raise JanusError(f"{name} of {first} is another in {second}; one of the two is damaged.")
     return len(before)
+
+
+def _bits(array: np.ndarray) -> bytes:
+    return np.ascontiguousarray(array).tobytes()
+
+
+def _devices(model: "Pretrained") -> str:
+    assert model.mesh is not None
+    devices = list(model.mesh.devices.flat)
+    return f"{len(devices)} x {devices[0].device_kind}"
+
+
+def _scored(model: "Pretrained", folder: Path, plan: Plan) -> Scored:
+    """Scores a model; its answers and drawings stay in a folder."""
+    from janus_jax.data.shapes import DEFAULT
+    from janus_jax.evaluate.shapes import ShapesProtocol, evaluate_generation, evaluate_understanding
+    from launch.bars import answers_bar
+
+    old = ShapesProtocol(per_topic=plan.asked, per_category=plan.drawn)
+    new = ShapesProtocol(
+        per_topic=plan.new_asked,
+        per_category=plan.new_drawn,
+        vocabulary=DEFAULT.with_extras(*NEW),
+        about=frozenset(NEW),
+    )
+    understanding, generation = [], []
+    for name, protocol in (("old", old), ("new", new)):
+        with answers_bar(f"   answering, {name} words") as bar:
+            answered = evaluate_understanding(model, folder / f"{name}_answers", protocol, report=bar)
+        with answers_bar(f"   drawing, {name} words") as bar:
+            drawn = evaluate_generation(model, folder / f"{name}_drawings", protocol, report=bar)
+        understanding.append(answered)
+        generation.append(drawn)
+    return Scored(understanding[0], generation[0], understanding[1], generation[1])
+
+
+def _show(scored: Scored) -> None:
+    answered, drawn = scored.understanding, scored.generation
+    for index in range(0, len(answered.questions), max(len(answered.questions) // 5, 1)):
+        question = answered.questions[index]
+        mark = "right" if answered.right[index] else f"wrong, it is {question.answer}"
+        _say(f"{question.text}  {answered.answers[index]}  ({mark})")
+    for index in range(0, len(drawn.prompts), max(len(drawn.prompts) // 6, 1)):
+        verdict = drawn.verdicts[index]
+        _say(f"{drawn.prompts[index].text}: {verdict.reason or 'as asked for'}")
+
+
+def _finetune(out: Path, plan: Plan) -> FineTuning:
+    from janus_jax.processing import Task
+    from launch.preparing import prepare_world
+
+    data = out / "data"
+    tokenizer = out / "converted"
+    about = f"about={'+'.join(NEW)}"
+    for name, world in (
+        ("new", f"train:{plan.new_records},seed=1,{about}"),
+        ("old", f"train:{plan.old_records},seed=2"),
+    ):
+        prepare_world(data / f"{name}_understanding", world, Task.UNDERSTANDING)
+        prepare_world(data / f"{name}_generation", world, Task.GENERATION, tokenizer)
+    command = [
+        *(sys.executable, "-m", "launch.train", "--config", str(_config("shapes_finetune"))),
+        *("--workdir", str(out / "run")),
+        f"--config.stages.stage_1.initialisation.model={out / 'converted'}",
+        *(
+            f"--config.sources.{source}.directory={data / folder}"
+            for source, folder in {
+                "new_understanding": "new_understanding",
+                "new_generation": "new_generation",
+                "understanding": "old_understanding",
+                "generation": "old_generation",
+            }.items()
+        ),
+    ]
+    if plan.steps is not None:
+        command.append(f"--config.stages.stage_1.steps={plan.steps}")
+        command.append(f"--config.stages.stage_1.optimizer.warmup_steps={plan.steps // 10}")
+    metrics = out / "run" / "stage_1" / "metrics.jsonl"
+    first = _killed(command, metrics, plan.killed_at)
+    _say("Killed. The same command again:")
+    saved = _newest_step(out / "run" / "stage_1" / "checkpoints")
+    done = subprocess.run(command, check=False)
+    if done.returncode:
+        raise JanusError(f"fine-tuning ended with exit code {done.returncode}; what it wrote above tells why.")
+    losses = _read(metrics)
+    again = {line["step"]: line["loss"] for line in losses}
+    repeated = [line for line in first if line["step"] > saved]
+    if any(again[line["step"]] != line["loss"] for line in repeated):
+        raise RuntimeError("A resumed run has other losses than the one that was killed.")
+    _export(out)
+    return FineTuning(losses, int(first[-1]["step"]), saved, len(repeated))
+
+
+def _killed(command: Sequence[str], metrics: Path, at: int) -> list[dict[str, float]]:
+    """Starts a run and kills it, without warning, when it has told of a step; what it had told by then."""
+    process = subprocess.Popen(command)
+    try:
+        while process.poll() is None:
+            if (told := _read(metrics)) and told[-1]["step"] >= at:
+                return told
+            time.sleep(0.2)
+    finally:
+        process.kill()
+        process.wait()
+    if process.returncode != ExitCode.DONE:
+        raise JanusError(f"fine-tuning ended with exit code {process.returncode}; what it wrote above tells why.")
+    return _read(metrics)
+
+
+def _read(metrics: Path) -> list[dict[str, float]]:
+    """The whole lines of a run's figures that tell of a loss."""
+    if not metrics.exists():
+        return []
+    lines = metrics.read_text().splitlines(keepends=True)
+    return [line for line in map(json.loads, (text for text in lines if text.endswith("\n"))) if "loss" in line]
+
+
+def _newest_step(checkpoints: Path) -> int:
+    return max((int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()), default=0)
+
+
+def _export(out: Path) -> None:
+    from checkpoints_convert.commands import meter
+    from janus_jax.train.export import export
+
+    export(out / "run", 1, out / "finetuned", "float32", meter)
+
+
+def _config(name: str) -> Path:
+    import configs
+
+    return Path(configs.__path__[0]) / f"{name}.py"
+
+
+def _table(columns: Mapping[str, Mapping[str, float]]) -> None:
+    figures = next(iter(columns.values()))
+    chances = {name.removeprefix("chance."): value for name, value in figures.items() if name.startswith("chance.")}
+    print(" " * 31 + "".join(f"{title:>9}" for title in (*columns, "chance")))
+    for name, chance in chances.items():
+        values = (*(column[name] for column in columns.values()), chance)
+        print(f"   {name:28}" + "".join(f"{value:9.2f}" for value in values))
 
 
 def _step(number: int, text: str) -> None:
@@ -148,10 +352,6 @@ def _step(number: int, text: str) -> None:
 def _say(text: str) -> None:
     for line in text.splitlines():
         print(textwrap.fill(line, 112, initial_indent="   ", subsequent_indent="   "), flush=True)
-
-
-def _bits(array: np.ndarray) -> np.ndarray:
-    return array.reshape(-1).view(np.uint8)
 
 
 if __name__ == "__main__":

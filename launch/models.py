@@ -92,12 +92,15 @@ def resolve_dtype(name: str) -> Dtype:
 
 
 def _mesh(text: str | None) -> "Mesh | None":
+    import jax
+
     from janus_jax.sharding import make_mesh
 
     if text is None:
         return None
     data, fsdp, tensor = _sizes(text)
-    return make_mesh(data, fsdp, tensor)
+    # Processes that share the work have a copy of the model each.
+    return make_mesh(data, fsdp, tensor, jax.local_devices())
 
 
 def _sizes(text: str) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 import contextlib
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,15 +74,3 @@ def drawing_bar(model: "Pretrained", num_prompts: int, images_per_prompt: int) -
             bar.update(count)
 
         yield report
-
-
-def contact_sheet(rows: Sequence[Sequence[Image.Image]], gap: int = 8) -> Image.Image:
-    """All pictures in one, row by row. They are of one size."""
-    width, height = rows[0][0].size
-    columns = max(map(len, rows))
-    size = (columns * (width + gap) + gap, len(rows) * (height + gap) + gap)
-    sheet = Image.new("RGB", size, (24, 24, 28))
-    for y, row in enumerate(rows):
-        for x, image in enumerate(row):
-            sheet.paste(image, (gap + x * (width + gap), gap + y * (height + gap)))
-    return sheet

@@ -12,7 +12,9 @@ import tqdm
 from janus_jax.data.beam import write_parts_with_beam
 from janus_jax.data.prepare import Job, Preparation, Summary, begin
 from janus_jax.data.processes import Progress, Report, alone, write_parts
+from janus_jax.data.sources import Options
 from janus_jax.errors import JanusError
+from janus_jax.processing import Task
 from launch import cli
 
 if TYPE_CHECKING:
@@ -145,6 +147,13 @@ def _bar(cluster: Cluster) -> Iterator[Report]:
             bar.refresh()
 
         yield report
+
+
+def prepare_world(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:
+    """What `launch.prepare --source shapes` does: a data set of the world, image ids and all."""
+    named = None if tokenizer is None else str(tokenizer)
+    job = Job("shapes", Options((world,), task, shard_records=2048), output, tokenizer=named)
+    prepare(job, Means(workers=2, max_rejected=0.0), None if tokenizer is None else read_tokenizer(tokenizer))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:

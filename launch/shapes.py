@@ -6,11 +6,13 @@ In turn: the image tokenizer, a text tokenizer, the data, the understanding enco
 launch.train, the export, and the scores on combinations that none of it has seen. What is finished stays: the same
 command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads, WORKDIR/Janus-shapes the
 same in the released layout; WORKDIR/report.json has the figures. docs/shapes.md has those of the shipped model.
+
+--ablation trains, under the same budget, the model that the papers compare with: one whose image tokenizer serves
+understanding too (Janus, arXiv 2410.13848, table 5, A against D).
 """
 
 import functools
 import json
-import shutil
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -21,15 +23,17 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from janus_jax.data.prepare import Job
+from janus_jax.config import VisualEncoder
 from janus_jax.data.shapes import EVERYTHING, World
-from janus_jax.data.sources import Options
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer, open_image
 from launch import cli
-from launch.preparing import Means, prepare, read_tokenizer
+from launch.preparing import prepare_world
 
 _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "how long it takes, on two cores")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "folder for everything it makes")
+_ABLATION = flags.DEFINE_boolean(
+    "ablation", False, "also train the model that understands by its image tokenizer, and compare the two"
+)
 
 
 @dataclass(frozen=True)
@@ -57,7 +61,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
     "25min": Plan(10_000, 200, 16_000, 24_000, (20, 700, 700)),
-    "full": Plan(20_000, 1_500, 60_000, 100_000, (40, 9_000, 9_000), (200, 100)),
+    "full": Plan(20_000, 600, 40_000, 50_000, (20, 1_000, 3_200), (200, 100)),
 }
 _TEXTS = 4_000
 _CAPTION = 48
@@ -67,11 +71,15 @@ _CAPTION = 48
 def main(_: Sequence[str]) -> None:
     """All of it."""
     cli.enable_compilation_cache()
-    run(Path(_WORKDIR.value), PLANS[_BUDGET.value])
+    run(Path(_WORKDIR.value), PLANS[_BUDGET.value], _ABLATION.value)
 
 
-def run(workdir: Path, plan: Plan) -> dict[str, float]:
-    """Trains by a plan; the figures of the report."""
+def run(workdir: Path, plan: Plan, ablation: bool = False) -> dict[str, Any]:
+    """Trains by a plan; the report.
+
+    Args:
+      ablation: whether to train the model with one encoder for both tasks too, under the same plan.
+    """
     minutes: dict[str, float] = {}
 
     def timed(name: str, action: Callable[[], None]) -> None:
@@ -89,15 +97,28 @@ def run(workdir: Path, plan: Plan) -> dict[str, float]:
     timed("text tokenizer", lambda: _text_tokenizer(workdir))
     timed("data", lambda: _data(workdir, plan))
     timed("understanding encoder", lambda: _encoder(workdir, plan))
-    for stage in (1, 2, 3):
-        timed(f"stage {stage}", functools.partial(_stage, workdir, plan, stage))
-    timed("export", lambda: _export(workdir))
-    figures: dict[str, float] = {}
-    timed("evaluation", lambda: figures.update(_evaluate(workdir, plan)))
-    report = figures | {"minutes": round(sum(minutes.values()), 1)}
-    (workdir / "report.json").write_text(json.dumps(report | {"minutes by part": minutes}, indent=2) + "\n")
-    for name, value in report.items():
-        print(f"{name:32}{value:8.3f}")
+
+    def janus(home: Path, understands_by: VisualEncoder, prefix: str = "") -> dict[str, float]:
+        """A model in its folder, by all three stages; its scores."""
+        for stage in (1, 2, 3):
+            timed(f"{prefix}stage {stage}", functools.partial(_stage, workdir, home, plan, stage, understands_by))
+        timed(f"{prefix}export", lambda: _export(home))
+        figures: dict[str, float] = {}
+        timed(f"{prefix}evaluation", lambda: figures.update(_evaluate(home, plan)))
+        return figures
+
+    figures = janus(workdir, "und_encoder")
+    if not (workdir / "Janus-shapes").exists():
+        _release(workdir)
+    report: dict[str, Any] = figures | {"minutes": round(sum(minutes.values()), 1), "minutes by part": dict(minutes)}
+    rows = {"two encoders": figures}
+    if ablation:
+        rows["one encoder"] = report["one encoder"] = janus(workdir / "one_encoder", "gen_encoder", "one encoder: ")
+    (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
+    print(" " * 28 + "".join(f"{title:>15}" for title in rows))
+    for name in figures:
+        print(f"{name:28}" + "".join(f"{row[name]:15.3f}" for row in rows.values()))
+    print(f"{report['minutes']:.0f} minutes")
     return report
 
 
@@ -137,18 +158,11 @@ def _text_tokenizer(workdir: Path) -> None:
 
 def _data(workdir: Path, plan: Plan) -> None:
     easy = "categories=single_object+colors"
-    _prepare(workdir / "data" / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
-    _prepare(workdir / "data" / "text", f"train:{_TEXTS}", Task.TEXT)
-    tokenizer = workdir / "gen_encoder"
-    _prepare(workdir / "data" / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
-    _prepare(workdir / "data" / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
-
-
-def _prepare(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:
-    """What `launch.prepare --source shapes` does: a data set of the world, image ids and all."""
-    named = None if tokenizer is None else str(tokenizer)
-    job = Job("shapes", Options((world,), task, shard_records=2048), output, tokenizer=named)
-    prepare(job, Means(workers=2, max_rejected=0.0), None if tokenizer is None else read_tokenizer(tokenizer))
+    data, tokenizer = workdir / "data", workdir / "gen_encoder"
+    prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
+    prepare_world(data / "text", f"train:{_TEXTS}", Task.TEXT)
+    prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
+    prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
 
 
 def _encoder(workdir: Path, plan: Plan) -> None:
@@ -172,9 +186,9 @@ def _encoder(workdir: Path, plan: Plan) -> None:
     save_converted(workdir / "und_encoder", {"und_encoder": params}, MODEL.und_encoder)
 
 
-def recipe(workdir: Path, plan: Plan, stage: int) -> Any:
+def recipe(workdir: Path, plan: Plan, stage: int, understands_by: VisualEncoder = "und_encoder") -> Any:
     """The recipe of a stage, on this workdir's folders."""
-    from configs.shapes_janus import RECIPE
+    from configs.shapes_janus import MODEL, RECIPE
     from janus_jax.data.mixture import Phase
 
     stages = []
@@ -187,39 +201,55 @@ def recipe(workdir: Path, plan: Plan, stage: int) -> Any:
         if not number:
             start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))
         stages.append(replace(_of_steps(one, steps), phases=phases, initialisation=start))
-    sources = {name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()}
-    return replace(RECIPE, stages=tuple(stages), sources=sources, stage=stage, tokenizer=str(workdir / "text"))
+    return replace(
+        RECIPE,
+        architecture=replace(MODEL, understands_by=understands_by),
+        stages=tuple(stages),
+        sources={
+            name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()
+        },
+        stage=stage,
+        tokenizer=str(workdir / "text"),
+    )
 
 
-def _stage(workdir: Path, plan: Plan, stage: int) -> None:
+def _stage(workdir: Path, home: Path, plan: Plan, stage: int, understands_by: VisualEncoder) -> None:
     from janus_jax.train.loop import train
 
-    if not (workdir / "converted").exists():
-        train(recipe(workdir, plan, stage), workdir / "janus")
+    if not (home / "converted").exists():
+        train(recipe(workdir, plan, stage, understands_by), home / "janus")
 
 
-def _export(workdir: Path) -> None:
-    from checkpoints_convert import export as export_released
+def _export(home: Path) -> None:
     from checkpoints_convert.commands import meter
     from janus_jax.train.export import export
 
-    if not (workdir / "converted").exists():
-        shutil.rmtree(workdir / "Janus-shapes", ignore_errors=True)
-        export(workdir / "janus", 3, workdir / "converted", "bfloat16", meter)
-    if not (workdir / "Janus-shapes").exists():
-        export_released(workdir / "converted", workdir / "Janus-shapes", "released", meter)
+    if not (home / "converted").exists():
+        export(home / "janus", 3, home / "converted", "bfloat16", meter)
 
 
-def _evaluate(workdir: Path, plan: Plan) -> dict[str, float]:
+def _release(home: Path) -> None:
+    from checkpoints_convert import export
+    from checkpoints_convert.commands import meter
+
+    export(home / "converted", home / "Janus-shapes", "released", meter)
+
+
+def _evaluate(home: Path, plan: Plan) -> dict[str, float]:
     import janus_jax
+    from janus_jax.evaluate.results import fingerprint
     from janus_jax.evaluate.shapes import ShapesProtocol, evaluate_generation, evaluate_understanding, figures
+    from launch.bars import answers_bar
 
-    model = janus_jax.load(workdir / "Janus-shapes", "float32")
-    protocol = ShapesProtocol(per_topic=plan.asked[0], per_category=plan.asked[1])
-    with tqdm.tqdm(unit=" questions", desc="answers", total=5 * plan.asked[0]) as bar:
-        understanding = evaluate_understanding(model, protocol, bar.update)
-    with tqdm.tqdm(unit=" pictures", desc="pictures", total=6 * plan.asked[1]) as bar:
-        generation = evaluate_generation(model, protocol, bar.update)
+    model = janus_jax.load(home / "converted", "float32")
+    protocol, named = (
+        ShapesProtocol(per_topic=plan.asked[0], per_category=plan.asked[1]),
+        fingerprint(home / "converted"),
+    )
+    with answers_bar("answering") as report:
+        understanding = evaluate_understanding(model, home / "evaluation" / "understanding", protocol, named, report)
+    with answers_bar("drawing") as report:
+        generation = evaluate_generation(model, home / "evaluation" / "generation", protocol, named, report)
     return dict(figures(understanding, generation))
 
 

@@ -54,7 +54,7 @@ def read_judges(files: WeightFiles) -> "Judges":
     Raises:
       JanusError: a file is missing, or not what it should be.
     """
-    from janus_jax.train.vq.inception import inception_params
+    from janus_jax.models.inception import inception_params
     from janus_jax.train.vq.lpips import lpips_params
     from janus_jax.train.vq.trainer import Judges
 

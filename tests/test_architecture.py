@@ -12,7 +12,7 @@ ROOT = Path(__file__).parents[1]
 OURS = ("janus_jax", "checkpoints_convert", "configs", "launch", "benchmarks", "tests")
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 
-GROUND = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.files")
+GROUND = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.files", "janus_jax.storage")
 MIDDLE = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
 
 # Who (the longest name that fits) may import which of our own modules.
@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "janus_jax.batch": GROUND,
     "janus_jax.errors": GROUND,
     "janus_jax.files": GROUND,
+    "janus_jax.storage": GROUND,
     "janus_jax.models": (*GROUND, "janus_jax.models"),
     "janus_jax.processing": (*GROUND, "janus_jax.processing"),
     "janus_jax.sharding": (*GROUND, "janus_jax.sharding"),
@@ -29,7 +30,30 @@ MAY_IMPORT = {
     "janus_jax.train": (*GROUND, *MIDDLE, "janus_jax.data", "janus_jax.sample", "janus_jax.train"),
     "janus_jax.train.initialise": (*GROUND, *MIDDLE, "janus_jax.train", "checkpoints_convert"),
     "janus_jax.train.samples": (*GROUND, *MIDDLE, "janus_jax.pretrained", "janus_jax.train"),
+    "janus_jax.train.benchmarks": (
+        *GROUND,
+        *MIDDLE,
+        "janus_jax.sample",
+        "janus_jax.pretrained",
+        "janus_jax.evaluate",
+        "janus_jax.train",
+    ),
     "janus_jax.train.export": (*GROUND, *MIDDLE, "janus_jax.train", "checkpoints_convert"),
+    "janus_jax.evaluate": (
+        *GROUND,
+        "janus_jax.processing",
+        "janus_jax.data",
+        "janus_jax.pretrained",
+        "janus_jax.evaluate",
+    ),
+    "janus_jax.evaluate.generation": (
+        *GROUND,
+        *MIDDLE,
+        "janus_jax.data",
+        "janus_jax.sample",
+        "janus_jax.evaluate",
+        "checkpoints_convert",
+    ),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert", "launch.cli"),
     "configs": ("janus_jax", "configs"),
@@ -42,7 +66,15 @@ WITHOUT_ARRAYS = (
     "janus_jax.errors",
     "janus_jax.processing",
     "janus_jax.data",
+    "janus_jax.evaluate.benchmark",
+    "janus_jax.evaluate.generation",
+    "janus_jax.evaluate.journal",
+    "janus_jax.evaluate.registry",
+    "janus_jax.evaluate.results",
+    "janus_jax.evaluate.runner",
+    "janus_jax.evaluate.understanding",
     "launch.cli",
+    "launch.evaluate",
 )
 
 

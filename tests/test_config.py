@@ -184,3 +184,12 @@ def test_grouped_queries_are_counted():
 def test_a_hostile_field_is_named_before_anything_is_computed_from_it(path, value):
     with pytest.raises(JanusError, match=path.rpartition(".")[2]):
         JanusConfig.from_dict(damaged(path, value))
+
+
+def test_one_encoder_serves_both_tasks_only_where_its_ids_are_as_many_as_the_others_patches():
+    with pytest.raises(JanusError, match="makes 16 ids of 32 pixels, where und_encoder makes 4 patches of 32"):
+        dataclasses.replace(
+            preset("tiny"),
+            und_encoder=dataclasses.replace(preset("tiny").und_encoder, patch_size=16),
+            understands_by="gen_encoder",
+        )

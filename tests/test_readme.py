@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from janus_jax.config import JanusConfig, VQConfig, preset
-from launch.demo import CORPUS
-from launch.pseudo import make_checkpoint
-from launch.scenery import landscape
+from tests.pseudo import CORPUS, make_checkpoint
+from tests.scenery import landscape
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")

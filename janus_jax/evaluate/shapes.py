@@ -1,7 +1,8 @@
-"""The embedded world as a benchmark: questions about pictures never seen, and prompts drawn and read by a detector."""
+"""The embedded world as a benchmark, whole: what a model answers and draws, question by question, and the scores."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 from jaxtyping import UInt8
@@ -14,23 +15,21 @@ from janus_jax.data.shapes import (
     Question,
     Scores,
     Split,
+    Verdict,
     Vocabulary,
     chance_of_answers,
     chance_of_drawings,
-    draw,
+    is_right,
     prompts,
     questions,
     score_answers,
-    score_drawings,
+    score_verdicts,
 )
-from janus_jax.pretrained import Pretrained
-from janus_jax.processing import Message
-from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
-
-_SEED = 1 << 16
-"""Of what is asked and drawn here, beside those of data sets."""
-
-Report = Callable[[int], object]
+from janus_jax.evaluate.generation import shapes as generation
+from janus_jax.evaluate.generation.drawing import Painter, drawing
+from janus_jax.evaluate.results import digest
+from janus_jax.evaluate.runner import Model, Report, answering, collect
+from janus_jax.evaluate.understanding import shapes as understanding
 
 
 @dataclass(frozen=True)
@@ -51,8 +50,8 @@ class ShapesProtocol:
     split: Split = Split.TEST
     per_topic: int = 100
     per_category: int = 50
-    guidance_scale: float = 2.0
-    temperature: float = 0.7
+    guidance_scale: float = generation.GUIDANCE_SCALE
+    temperature: float = generation.TEMPERATURE
     vocabulary: Vocabulary = DEFAULT
     about: frozenset[str] = frozenset()
     batch_size: int = 50
@@ -68,72 +67,87 @@ class Understanding:
     scores: Scores
     chance: Scores
 
+    @property
+    def right(self) -> list[bool]:
+        """Of each answer."""
+        return [is_right(question, answer) for question, answer in zip(self.questions, self.answers, strict=True)]
+
 
 @dataclass(frozen=True)
 class Generation:
-    """Prompts, the model's pictures and their scores, by category and beside chance."""
+    """Prompts, the model's pictures, what the detector says of them, and scores by category, beside chance."""
 
     prompts: Sequence[Prompt]
     images: Sequence[UInt8[np.ndarray, "S S 3"]]
+    verdicts: Sequence[Verdict]
     scores: DrawingScores
     chance: DrawingScores
 
 
+def _silent(done: int, total: int) -> None:
+    pass
+
+
 def evaluate_understanding(
-    model: Pretrained, protocol: ShapesProtocol = ShapesProtocol(), report: Report = lambda count: None
+    model: Model, folder: Path, protocol: ShapesProtocol = ShapesProtocol(), named: str = "", report: Report = _silent
 ) -> Understanding:
     """Asks a model.
 
     Args:
-      report: told how many more questions are answered.
+      folder: where its answers go as they come; the same call goes on from there.
+      named: the model (`results.fingerprint`); a folder that another has begun is refused.
+      report: told how many questions are answered, and how many there are.
+
+    Raises:
+      JanusError: as `runner.collect`.
     """
-    asked = questions(protocol.split, protocol.per_topic, _SEED + protocol.seed, protocol.vocabulary, protocol.about)
-    size = model.config.und_encoder.image_size
-    answers: list[str] = []
-    for first in range(0, len(asked), protocol.batch_size):
-        group = asked[first : first + protocol.batch_size]
-        answers += model.chat_batch([_message(question, size) for question in group], max_new_tokens=8)
-        report(len(group))
+    asked = questions(protocol.split, protocol.per_topic, _seed(protocol), protocol.vocabulary, protocol.about)
+    items = understanding.asking(asked)
+    began = {"model": named, "questions": digest(items)}
+    found = collect(items, answering(model, protocol.batch_size), folder, began, report=report)
+    answers = [(found or {})[item.id] for item in items]
     return Understanding(asked, answers, score_answers(asked, answers), chance_of_answers(asked))
 
 
 def evaluate_generation(
-    model: Pretrained, protocol: ShapesProtocol = ShapesProtocol(), report: Report = lambda count: None
+    model: Painter, folder: Path, protocol: ShapesProtocol = ShapesProtocol(), named: str = "", report: Report = _silent
 ) -> Generation:
-    """Has a model draw.
+    """Has a model draw; arguments as of `evaluate_understanding`.
 
-    Args:
-      report: told how many more pictures are drawn.
+    Raises:
+      JanusError: as `runner.collect`.
     """
-    asked = prompts(protocol.split, protocol.per_category, _SEED + protocol.seed, protocol.vocabulary, protocol.about)
-    images = []
-    for drawn in model.generate_stream(
-        [prompt.text for prompt in asked],
-        1,
-        protocol.guidance_scale,
-        protocol.temperature,
-        protocol.seed,
-        batch_size=protocol.batch_size,
-    ):
-        images.append(np.asarray(drawn.image))
-        report(1)
-    return Generation(asked, images, score_drawings(asked, images), chance_of_drawings(asked, protocol.vocabulary))
+    wanted = prompts(protocol.split, protocol.per_category, _seed(protocol), protocol.vocabulary, protocol.about)
+    items = generation.drawing(wanted)
+    options = {"guidance_scale": str(protocol.guidance_scale), "temperature": str(protocol.temperature)}
+    work = drawing(model, folder, options, protocol.seed, protocol.batch_size)
+    began = {"model": named, "questions": digest(items), "options": options, "seed": protocol.seed}
+    files = {id: str(folder / file) for id, file in (collect(items, work, folder, began, report=report) or {}).items()}
+    verdicts = generation.verdicts(items, files)
+    images = [np.asarray(Image.open(files[item.id])) for item in items]
+    chance = chance_of_drawings(wanted, protocol.vocabulary)
+    return Generation(wanted, images, verdicts, score_verdicts(wanted, verdicts), chance)
 
 
 def figures(understanding: Understanding, generation: Generation) -> Mapping[str, float]:
-    """All scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, `.CATEGORY`, `.strict`."""
-    by_topic, drawn = understanding.scores.by_category, generation.scores
+    """All scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, `.CATEGORY`, `.strict`.
+
+    What guessing gives has the same names behind `chance.`.
+    """
+    answers, drawings = understanding.scores, generation.scores
+    guesses, guessed = understanding.chance, generation.chance
+    return _figures(answers, drawings) | {f"chance.{name}": value for name, value in _figures(guesses, guessed).items()}
+
+
+def _figures(answers: Scores, drawings: DrawingScores) -> dict[str, float]:
     return {
-        "understanding": understanding.scores.overall,
-        **{f"understanding.{topic}": score for topic, score in by_topic.items()},
-        "generation.overall": drawn.geneval.overall,
-        **{f"generation.{category}": score for category, score in drawn.geneval.by_category.items()},
-        "generation.strict": drawn.strict.overall,
-        "chance.understanding": understanding.chance.overall,
-        "chance.generation": generation.chance.geneval.overall,
+        "understanding": answers.overall,
+        **{f"understanding.{topic}": score for topic, score in answers.by_category.items()},
+        "generation.overall": drawings.geneval.overall,
+        **{f"generation.{category}": score for category, score in drawings.geneval.by_category.items()},
+        "generation.strict": drawings.strict.overall,
     }
 
 
-def _message(question: Question, size: int) -> list[Message]:
-    picture = Image.fromarray(draw(question.scene, size))
-    return [{"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{question.text}", "images": [picture]}]
+def _seed(protocol: ShapesProtocol) -> int:
+    return understanding.SEED + protocol.seed

@@ -81,6 +81,8 @@ class Janus(nn.Module):
 
     def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Embeddings of images to understand, pixels in [-1, 1], patches row by row (§3.1, understanding adaptor)."""
+        if self.config.understands_by == "gen_encoder":
+            return self.embed_image_ids(self.tokenize(pixels))
         return self.und_adaptor(self.und_encoder(pixels))
 
     def tokenize(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
@@ -149,6 +151,9 @@ class Janus(nn.Module):
     def touch(self, batch: Batch) -> tuple[Array, Array, Array]:
         """Runs every part once, which is what `init` needs to make every parameter."""
         hidden = self(batch)
+        if self.config.understands_by != "und_encoder":
+            # Every model has the same parameters, whichever way its images go.
+            self.und_adaptor(self.und_encoder(to_pixels(batch.und_images[:, 0])))
         return self.text_logits(hidden), self.image_logits(hidden), self.detokenize(self._any_ids(batch))
 
     def _any_ids(self, batch: Batch) -> Int[Array, "B N"]:

@@ -164,6 +164,7 @@ class Llama(nn.Module):
                 split_rngs={"params": True},
                 in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
                 length=c.depth,
+                unroll=e.scan_unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
         self.layers: Any = [block(c, e) for _ in range(c.depth)] if e.layers == "unrolled" else block(c, e)

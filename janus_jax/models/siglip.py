@@ -100,6 +100,7 @@ class Siglip(nn.Module):
                 variable_axes={"params": 0},
                 split_rngs={"params": True},
                 length=c.depth,
+                unroll=e.scan_unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
             x, _ = blocks(c, e, name="blocks")(x)

@@ -27,12 +27,13 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from etils import epath  # type: ignore[import-untyped]
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.train import checksums
 from janus_jax.train.names import map_named, name_of
-from janus_jax.train.storage import is_full
+from janus_jax.storage import is_full
 
 _log = logging.getLogger(__name__)
 
@@ -397,7 +398,7 @@ def _read_part(place: epath.Path, abstract: Any, branches: Sequence[str]) -> Any
     _agreed(lambda: checksums.verify(place, jax.process_index(), jax.process_count()))
     saved = _agreed(lambda: _read_run(place))["arrays"]
     found: dict[str, str] = {}
-    wanted: dict[str, Any] = {}
+    leaves: dict[str, Any] = {}
 
     def seek(name: str, leaf: Any) -> None:
         shape = f"[{','.join(map(str, leaf.shape))}]"
@@ -406,30 +407,19 @@ def _read_part(place: epath.Path, abstract: Any, branches: Sequence[str]) -> Any
             if there is not None:
                 if not there.endswith(shape):
                     raise JanusError(f"{place} is of another model: {name} is {there} in it; it must be {shape}.")
-                found[name] = branch
-                _insert(wanted, [branch, *name.split("/")], leaf)
+                found[name] = f"{branch}/{name}"
+                leaves[found[name]] = leaf
                 return
         raise JanusError(f"{place} has no parameter {name}; it was trained with another model.")
 
     map_named(seek, abstract)
+    wanted = unflatten_dict(leaves, sep="/")
     handler = ocp.PyTreeCheckpointHandler()
     arguments = ocp.args.PyTreeRestore(
         item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
     )
-    read = _agreed(lambda: handler.restore(place / _STATE, args=arguments))
-    return map_named(lambda name, _: _get(read, [found[name], *name.split("/")]), abstract)
-
-
-def _insert(tree: dict[str, Any], keys: Sequence[str], value: Any) -> None:
-    for key in keys[:-1]:
-        tree = tree.setdefault(key, {})
-    tree[keys[-1]] = value
-
-
-def _get(tree: Any, keys: Sequence[str]) -> Any:
-    for key in keys:
-        tree = tree[key]
-    return tree
+    read = flatten_dict(_agreed(lambda: handler.restore(place / _STATE, args=arguments)), sep="/")
+    return map_named(lambda name, _: read[found[name]], abstract)
 
 
 def _read_run(place: epath.Path) -> dict[str, Any]:

@@ -12,7 +12,7 @@ import jax
 from janus_jax.errors import Diverged
 from janus_jax.train.reports import Meter, Reports
 from janus_jax.train.step import Metrics
-from janus_jax.train.storage import writing
+from janus_jax.storage import writing
 
 
 @dataclass(frozen=True)

@@ -93,23 +93,10 @@ def step_costs(config: JanusConfig, trained: Collection[str]) -> Amounts:
       trained: names of the parameters that train. Those that a model of this config has not, such as LoRA's factors,
         let the gradient through and cost nothing by themselves.
     """
-    und, gen, llm, width = config.und_encoder, config.gen_encoder, config.llm, config.llm.width
-    patches, ids, heads = und.num_patches, gen.num_tokens, llm.head_dim * llm.width
+    gen, llm, width = config.gen_encoder, config.llm, config.llm.width
+    ids, heads = gen.num_tokens, llm.head_dim * llm.width
 
-    understanding = _Pass(trained)
-    understanding.product("und_encoder/patch_embed/kernel", patches, 3 * und.patch_size**2 * und.width)
-    understanding.enter("und_encoder/patch_embed", "und_encoder/pos_embed", "und_encoder/blocks")
-    for name, weights in (
-        ("attn/qkv", 3 * und.width**2),
-        ("attn/out", und.width**2),
-        ("mlp/fc1", und.width * und.mlp_dim),
-        ("mlp/fc2", und.width * und.mlp_dim),
-    ):
-        understanding.product(f"und_encoder/blocks/{name}/weight", patches, und.depth * weights)
-    understanding.attention(patches**2, und.depth * und.width)
-    understanding.enter("und_encoder/norm")
-    understanding.mlp("und_adaptor", patches, und.width, width, width)
-
+    understanding = _understanding(config, trained)
     generation = _Pass(trained)
     generation.enter("gen_embed")
     generation.mlp("gen_adaptor", ids, gen.code_dim, width, width)
@@ -142,6 +129,30 @@ def step_costs(config: JanusConfig, trained: Collection[str]) -> Amounts:
         tokenized_images=gen.encode_flops_per_image,
         text_targets=text.flops,
     )
+
+
+def _understanding(config: JanusConfig, trained: Collection[str]) -> "_Pass":
+    """An image to understand on its way to the transformer."""
+    und, gen, patches, width = config.und_encoder, config.gen_encoder, config.und_encoder.num_patches, config.llm.width
+    understanding = _Pass(trained)
+    if config.understands_by == "gen_encoder":
+        understanding.flops += gen.encode_flops_per_image
+        understanding.enter("gen_embed")
+        understanding.mlp("gen_adaptor", gen.num_tokens, gen.code_dim, width, width)
+        return understanding
+    understanding.product("und_encoder/patch_embed/kernel", patches, 3 * und.patch_size**2 * und.width)
+    understanding.enter("und_encoder/patch_embed", "und_encoder/pos_embed", "und_encoder/blocks")
+    for name, weights in (
+        ("attn/qkv", 3 * und.width**2),
+        ("attn/out", und.width**2),
+        ("mlp/fc1", und.width * und.mlp_dim),
+        ("mlp/fc2", und.width * und.mlp_dim),
+    ):
+        understanding.product(f"und_encoder/blocks/{name}/weight", patches, und.depth * weights)
+    understanding.attention(patches**2, und.depth * und.width)
+    understanding.enter("und_encoder/norm")
+    understanding.mlp("und_adaptor", patches, und.width, width, width)
+    return understanding
 
 
 class _Pass:

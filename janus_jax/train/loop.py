@@ -6,6 +6,7 @@ WORKDIR/stage_N/tensorboard/    figures; WORKDIR/stage_N/metrics.jsonl has them 
 WORKDIR/stage_N/not_finite/     samples of the batches whose gradient was not finite
 WORKDIR/stage_N/profile/        a trace, where one is asked for
 WORKDIR/stage_N/samples/        answers and images as the model stood, see `train.samples`
+WORKDIR/stage_N/benchmarks/     answers to benchmarks' questions, see `train.benchmarks`
 """
 
 import contextlib
@@ -28,6 +29,7 @@ from janus_jax.errors import Preempted
 from janus_jax.models.janus import Janus, abstract_params
 from janus_jax.processing import Processor
 from janus_jax.sharding import check_mesh, make_mesh
+from janus_jax.train.benchmarks import Evaluator
 from janus_jax.train.checkpoints import Checkpoints
 from janus_jax.train.config_dicts import to_json
 from janus_jax.train.figures import Figures
@@ -71,6 +73,7 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
     folder = checkpoints_folder(workdir, recipe.stage)
     tokenizer, processor = _checked(recipe, workdir)
     sampler = Sampler(recipe, processor, folder.parent)
+    evaluator = Evaluator(recipe, processor, folder.parent)
 
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     check_mesh(recipe.janus, grid)
@@ -148,6 +151,8 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
                 reports.message(f"step {done}: held-out loss {scores['held_out/loss']:.4g}")
             if is_due(intervals.sample, done):
                 sampler.tell(done, merge(state.params, state.frozen), mesh, reports)
+            if is_due(intervals.benchmark, done):
+                evaluator.tell(done, merge(state.params, state.frozen), mesh, reports)
             leaving = preemption.reached(done)
             if leaving or is_due(intervals.save, done):
                 figures.settle()

@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import jax
 
-from janus_jax.train.storage import writing
+from janus_jax.storage import writing
 
 
 class Profile:

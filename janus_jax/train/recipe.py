@@ -195,11 +195,36 @@ class Samples:
 
 
 @dataclass(frozen=True)
-class Intervals:
-    """In steps. Whatever they are, the last step is reported, evaluated, sampled from and saved.
+class Evaluation:
+    """Benchmarks that are run on the model as it is trained.
 
     Attributes:
-      report, evaluate, sample, save: 0 for the end alone.
+      benchmarks: pairs of a benchmark's name (`launch.evaluate --list`) and the folder of its data.
+      limit: questions of each, drawn by the recipe's seed, the same ones each time; 0 for all.
+      batch_size: questions at a time.
+    """
+
+    benchmarks: tuple[tuple[str, str], ...] = ()
+    limit: int = 0
+    batch_size: int = 16
+
+    def __post_init__(self) -> None:
+        for pair in self.benchmarks:
+            if len(pair) != 2 or not all(pair):
+                raise JanusError(f"config.evaluation.benchmarks holds {pair!r}; each is a pair (name, data's folder).")
+        if self.limit < 0 or self.batch_size < 1:
+            raise JanusError(
+                f"config.evaluation has limit {self.limit} and batch_size {self.batch_size}; the first must be 0 or "
+                f"more, the second 1 or more."
+            )
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """In steps. Whatever they are, the last step is reported, evaluated, sampled from, benchmarked and saved.
+
+    Attributes:
+      report, evaluate, sample, benchmark, save: 0 for the end alone.
       evaluate_batches: of the sources' held-out splits, the same ones each time.
       profile: the first step (counted from 1) and the number of steps that are traced; no steps for no trace.
     """
@@ -207,12 +232,13 @@ class Intervals:
     report: int = 10
     evaluate: int = 1000
     sample: int = 1000
+    benchmark: int = 0
     save: int = 1000
     evaluate_batches: int = 8
     profile: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        if min(self.report, self.evaluate, self.sample, self.save) < 0 or self.evaluate_batches < 1:
+        if min(self.report, self.evaluate, self.sample, self.benchmark, self.save) < 0 or self.evaluate_batches < 1:
             raise JanusError(f"config.intervals are {self}; none may be below 0, and evaluate_batches not below 1.")
         if len(self.profile) != 2 or min(self.profile) < 0 or (self.profile[1] and not self.profile[0]):
             raise JanusError(
@@ -226,7 +252,7 @@ class Resources:
 
     Attributes:
       data, fsdp, tensor: sizes of the mesh's axes (`sharding.make_mesh`); -1 takes what is left.
-      attention, remat: see `Execution`.
+      attention, remat, scan_unroll: see `Execution`.
       microbatches, logits_chunk: see `step.Cut`.
       data_workers: processes that read ahead, on each host.
       peak_flops: FLOP/s of one device, which the MFU is reckoned with; None for that of `flops.PEAK_FLOPS`.
@@ -237,6 +263,7 @@ class Resources:
     tensor: int = 1
     attention: AttentionKernel = "xla"
     remat: RematPolicy = "full"
+    scan_unroll: int = 1
     microbatches: int = 1
     logits_chunk: int = 512
     data_workers: int = 8
@@ -261,7 +288,7 @@ class Recipe:
         the LLM that it starts from.
       seed: of parameters and data.
       max_skipped: steps of a stage that may be left out because their gradient is not finite; one more ends the run.
-      intervals, samples, keep, resources: see there.
+      intervals, samples, evaluation, keep, resources: see there.
       architecture: a model's own numbers.
     """
 
@@ -275,6 +302,7 @@ class Recipe:
     max_skipped: int = 0
     intervals: Intervals = field(default_factory=Intervals)
     samples: Samples = field(default_factory=Samples)
+    evaluation: Evaluation = field(default_factory=Evaluation)
     keep: Keep = field(default_factory=Keep)
     resources: Resources = field(default_factory=Resources)
     architecture: JanusConfig | None = None
@@ -303,7 +331,9 @@ class Recipe:
     def execution(self) -> Execution:
         """How the stage's model is run."""
         r = self.resources
-        return Execution(self.current.precision.compute, "float32", r.attention, r.remat, layers="scanned")
+        return Execution(
+            self.current.precision.compute, "float32", r.attention, r.remat, layers="scanned", scan_unroll=r.scan_unroll
+        )
 
     @property
     def cut(self) -> Cut:

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import UInt8
 
 from janus_jax.errors import JanusError
-from janus_jax.train.storage import writing
+from janus_jax.storage import writing
 
 _REDRAW = 0.1  # seconds
 _FLUSH = 20.0  # seconds

@@ -13,9 +13,8 @@ from janus_jax.config import preset
 from janus_jax.data.shapes import DEFAULT, World
 from janus_jax.data.sources import SOURCES, Reason
 from janus_jax.processing import Task
-from launch.demo import CORPUS
-from launch.pseudo import make_checkpoint
 from tests.data.samples import image, read_back
+from tests.pseudo import CORPUS, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")

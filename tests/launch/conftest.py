@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from janus_jax.config import preset
-from launch.demo import CORPUS
-from launch.pseudo import make_checkpoint
-from launch.scenery import landscape
+from tests.pseudo import CORPUS, make_checkpoint
+from tests.scenery import landscape
 
 ROOT = Path(__file__).parents[2]
 

@@ -1,77 +1,121 @@
+"""The shipped model, and what the demo makes of it."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
 import numpy as np
 import pytest
-from PIL import Image
 
-from checkpoints_convert import detect_layout
-from janus_jax.config import preset
+import janus_jax
+from checkpoints_convert import read_config
+from configs import shapes_finetune, shapes_janus
+from janus_jax.data.shapes import (
+    DEFAULT,
+    EVERYTHING,
+    Split,
+    chance_of_answers,
+    chance_of_drawings,
+    draw,
+    judge,
+    prompts,
+    questions,
+    score_answers,
+    score_verdicts,
+)
+from janus_jax.errors import JanusError
+from janus_jax.evaluate.shapes import Generation, ShapesProtocol, Understanding, evaluate_understanding
+from janus_jax.shipped import SHAPES
 from launch import demo
-from launch.pseudo import make_checkpoint
-from launch.scenery import landscape
+from launch.page import write_page
+from tests.pseudo import CORPUS, make_checkpoint
+from tests.tiny import CONFIG
 
 
-@pytest.fixture(scope="module")
-def shown(tmp_path_factory):
-    """The folder that the demo filled for the smallest model."""
-    folder = tmp_path_factory.mktemp("demo")
-    demo.run(folder, preset("tiny"))
-    return folder
+def scored(knows=True, knows_new=True):
+    """Of a model that knows all, or answers and draws always the same."""
+
+    def both(vocabulary, about, knows):
+        asked = questions(Split.TEST, 2, 0, vocabulary, about)
+        answers = [question.answer if knows else "seven" for question in asked]
+        wanted = prompts(Split.TEST, 2, 0, vocabulary, about)
+        images = [draw(prompt.scene if knows else wanted[0].scene) for prompt in wanted]
+        verdicts = [judge(prompt, image) for prompt, image in zip(wanted, images, strict=True)]
+        return (
+            Understanding(asked, answers, score_answers(asked, answers), chance_of_answers(asked)),
+            Generation(wanted, images, verdicts, score_verdicts(wanted, verdicts), chance_of_drawings(wanted)),
+        )
+
+    old = both(DEFAULT, frozenset(), knows)
+    new = both(DEFAULT.with_extras(*demo.NEW), frozenset(demo.NEW), knows_new)
+    return demo.Scored(*old, *new)
 
 
-def test_it_leaves_a_checkpoint_in_both_layouts(shown):
-    assert detect_layout(shown / "Janus-demo") == "released"
-    assert detect_layout(shown / "Janus-demo-jax") == "converted"
+TUNING = demo.FineTuning(
+    [{"step": step, "loss/understanding": 1 / step, "loss/generation": 2 / step} for step in range(1, 5)], 3, 2, 1
+)
 
 
-def test_it_leaves_its_pictures(shown):
-    names = {f"0000{prompt}_{image}.png" for prompt in range(3) for image in range(3)}
-    assert {path.name for path in shown.glob("*.png")} == names | {"landscape.png", "drawn.png"}
+def test_the_report_has_the_scores_and_what_the_old_ones_lost():
+    figures = demo.report(scored(knows_new=False), scored(), minutes=7)
+    assert figures["understanding"] == figures["generation.overall"] == figures["generation.strict"] == 1
+    assert figures["new.understanding.before"] == 0 < figures["new.understanding"] == figures["new.generation"] == 1
+    assert figures["old_drop"] == 0
+    assert figures["minutes"] == 7
+    assert demo.report(scored(), scored(knows=False), 7)["old_drop"] == 1
 
 
-def test_it_does_not_draw_the_same_for_every_prompt(shown):
-    first, second = (np.array(Image.open(shown / f"0000{prompt}_0.png")) for prompt in (0, 1))
-    assert (first != second).any()
+def test_the_page_shows_questions_drawings_and_verdicts_and_needs_no_network(tmp_path):
+    before, after = scored(knows_new=False), scored()
+    write_page(tmp_path / "index.html", before, after, TUNING, demo.report(before, after, 7), demo.NEW)
+    page = (tmp_path / "index.html").read_text()
+    for words in (before.understanding.questions[0].text, before.generation.prompts[0].text, "as asked for", "seven"):
+        assert words.replace("'", "&#39;") in page
+    assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
+    assert page.count("data:image/png") >= 2 * len(demo.NEW)
+    assert "<svg" in page
 
 
-def test_it_runs_again_over_what_it_left_and_says_what_its_weights_are(shown, capsys):
-    demo.run(shown, preset("tiny"))
-    said = capsys.readouterr().out
-    assert all(words in said for words in ("same to the last bit", "pseudo-random", "learnt nothing"))
-
-
-def test_the_same_config_gives_the_same_bytes(tmp_path):
-    for name in ("one", "two"):
-        make_checkpoint(tmp_path / name, preset("tiny"), demo.CORPUS)
-    files = sorted(path.name for path in (tmp_path / "one").iterdir())
-    assert [(tmp_path / "one" / name).read_bytes() for name in files] == [
-        (tmp_path / "two" / name).read_bytes() for name in files
-    ]
-
-
-@pytest.mark.parametrize("name", ["model.safetensors", "tokenizer_config.json", "config.json"])
-def test_one_changed_byte_is_noticed(tmp_path, name):
-    for folder in ("before", "after"):
-        make_checkpoint(tmp_path / folder, preset("tiny"), demo.CORPUS)
+def test_a_changed_weight_is_noticed(tmp_path):
+    make_checkpoint(tmp_path / "before", CONFIG, CORPUS)
+    shutil.copytree(tmp_path / "before", tmp_path / "after")
     assert demo.compare(tmp_path / "before", tmp_path / "after") > 0
-    file = tmp_path / "after" / name
+    file = tmp_path / "after" / "model.safetensors"
     content = bytearray(file.read_bytes())
-    if name == "config.json":
-        content = content.replace(b'"janus_pro"', b'"janus"')
-    else:
-        content[-3] ^= 1
+    content[-3] ^= 1
     file.write_bytes(content)
-    with pytest.raises(AssertionError):
+    with pytest.raises(JanusError, match="damaged"):
         demo.compare(tmp_path / "before", tmp_path / "after")
 
 
-def test_every_part_of_the_demos_model_is_that_of_a_released_one():
-    assert demo.CONFIG.und_encoder.num_patches == demo.CONFIG.gen_encoder.num_tokens
-    assert demo.CONFIG.gen_encoder.downsampling == 16
-    assert demo.CONFIG.und_encoder.patch_size == 16
+def test_the_shipped_model_is_the_recipes_and_small():
+    config = read_config(SHAPES)
+    assert replace(config, name="") == replace(shapes_janus.MODEL, name="")
+    assert sum(file.stat().st_size for file in SHAPES.iterdir()) < 12_000_000
 
 
-def test_the_landscape_is_the_same_every_time_and_bright_where_the_sun_is():
-    picture = np.array(landscape(192, 128))
-    np.testing.assert_array_equal(picture, np.array(landscape(192, 128)))
-    assert picture.shape == (128, 192, 3)
-    row, column = np.unravel_index(picture.sum(axis=-1).argmax(), picture.shape[:2])
-    assert (0.2 < row / 128 < 0.4) & (0.55 < column / 192 < 0.75)
+def test_the_new_words_are_none_that_it_was_trained_on():
+    assert not set(demo.NEW) & {*DEFAULT.shapes, *DEFAULT.colours}
+    assert set(demo.NEW) <= {*EVERYTHING.shapes, *EVERYTHING.colours}
+    assert demo.Plan().killed_at < shapes_finetune.STAGE.steps
+
+
+def test_the_shipped_model_answers_better_than_guessing(tmp_path):
+    answered = evaluate_understanding(janus_jax.load(SHAPES, "float32"), tmp_path, ShapesProtocol(per_topic=8))
+    assert answered.scores.overall > answered.chance.overall + 0.25
+
+
+@pytest.mark.slow
+def test_the_whole_demo(tmp_path):
+    plan = demo.Plan(
+        asked=4, drawn=2, new_asked=2, new_drawn=1, new_records=256, old_records=256, steps=40, killed_at=28
+    )
+    figures = demo.run(tmp_path, SHAPES, plan)
+    assert json.loads((tmp_path / "report.json").read_text()) == figures
+    wanted = {"understanding", "generation.overall", "generation.position", "generation.strict", "new.understanding"}
+    assert wanted | {"new.generation", "old_drop", "minutes"} <= set(figures)
+    assert all(np.isfinite(value) for value in figures.values())
+    assert (tmp_path / "index.html").stat().st_size > 100_000
+    losses = [json.loads(line) for line in (tmp_path / "run" / "stage_1" / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in losses if "loss" in line] == list(range(1, 41))

@@ -121,14 +121,3 @@ def test_a_folder_made_for_nothing_goes_again(tmp_path):
     with pytest.raises(RuntimeError), pictures.output_folder(tmp_path / "a" / "b"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
-
-
-def test_a_contact_sheet_shows_every_picture():
-    red, blue = (Image.new("RGB", (10, 6), colour) for colour in ("red", "blue"))
-    sheet = pictures.contact_sheet([[red, blue], [blue]], gap=2)
-    assert sheet.size == (26, 18)
-    assert [sheet.getpixel(place) for place in ((2, 2), (14, 2), (2, 10))] == [
-        (255, 0, 0),
-        (0, 0, 255),
-        (0, 0, 255),
-    ]

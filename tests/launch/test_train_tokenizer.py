@@ -53,7 +53,7 @@ def test_what_comes_out_is_a_part_that_training_starts_from(tmp_path):
     assert isinstance(converted.config, VQConfig)
     assert converted.config.image_size == 24
     params = {"/".join(keys): array for keys, _, array in read_params(tmp_path / "tokenizer")}
-    assert params["gen_encoder/codebook/embedding"].shape == (16, 16)
+    assert params["gen_encoder/codebook/embedding"].shape == (16, converted.config.code_dim)
     assert all(np.isfinite(array).all() for array in params.values())
     # Nothing is left to train: the same command writes the same tokenizer.
     second = command(*arguments)

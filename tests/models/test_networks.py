@@ -161,3 +161,27 @@ def test_compile_time_does_not_grow_with_depth():
         return jax.jit(lambda p: model.apply({"params": p}, conversation())).lower(shapes).as_text().count("\n")
 
     assert operations(24) == operations(3)
+
+
+def test_one_encoder_may_serve_both_tasks():
+    config = dataclasses.replace(tiny.CONFIG, understands_by="gen_encoder")
+    pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
+    model, params = Janus(config, Execution(layers="unrolled")), tiny.unrolled_params()
+    ids = apply(model, params, "tokenize", pixels)
+    assert len(np.unique(ids)) > 1
+    np.testing.assert_array_equal(
+        apply(model, params, "understand", pixels), apply(model, params, "embed_image_ids", ids)
+    )
+
+
+def test_all_models_have_the_same_parameters_whichever_encoder_understands():
+    shapes = [
+        jax.eval_shape(lambda config=config: init_params(config, jax.random.key(0)))
+        for config in (tiny.CONFIG, dataclasses.replace(tiny.CONFIG, understands_by="gen_encoder"))
+    ]
+    assert shapes[0] == shapes[1]
+
+
+def test_a_scan_of_several_blocks_a_turn_computes_the_same():
+    scanned = text_logits(Execution(), tiny.stacked_params())
+    np.testing.assert_allclose(text_logits(Execution(scan_unroll=2), tiny.stacked_params()), scanned, atol=1e-5)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.train.vq.inception import Inception, inception_params
+from janus_jax.models.inception import Inception, inception_params
 from janus_jax.train.vq.lpips import LPIPS, lpips_params
 from tests.train.vq.judges import VGG, inception_file, lpips_files
 

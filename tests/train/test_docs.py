@@ -17,9 +17,8 @@ from janus_jax.train.config_dicts import from_config
 from janus_jax.train.optimizers import make_optimizer
 from janus_jax.train.recipe import Recipe
 from janus_jax.train.step import abstract_train_state
-from launch.demo import CORPUS
-from launch.pseudo import make_checkpoint
-from launch.scenery import landscape
+from tests.pseudo import CORPUS, make_checkpoint
+from tests.scenery import landscape
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")

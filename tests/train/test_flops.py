@@ -60,6 +60,14 @@ def test_a_step_costs_what_its_program_computes(stage):
     assert reckoned == in_program
 
 
+def test_understanding_by_the_tokenizer_costs_the_tokenizer_and_the_generation_adaptor():
+    one, two = (step_costs(config, ()) for config in (replace(CONFIG, understands_by="gen_encoder"), CONFIG))
+    vq, width = CONFIG.gen_encoder, CONFIG.llm.width
+    adaptor = 2 * vq.num_tokens * (vq.code_dim * width + width * width)
+    assert one.und_images == vq.encode_flops_per_image + adaptor
+    assert one._replace(und_images=0) == two._replace(und_images=0)
+
+
 def test_the_tokenizer_is_counted_where_it_runs():
     batch = batches.batch([(batches.generation(2),)])
     side = CONFIG.gen_encoder.image_size

@@ -15,9 +15,11 @@ from janus_jax.data.shapes.scoring import (
     Verdict,
     chance_of_answers,
     chance_of_drawings,
+    is_right,
     judge,
     score_answers,
     score_drawings,
+    score_verdicts,
 )
 from janus_jax.data.shapes.vocabulary import DEFAULT, EVERYTHING, Split, Vocabulary
 from janus_jax.data.shapes.world import World, WorldRecords
@@ -53,6 +55,7 @@ __all__ = [
     "detect",
     "draw",
     "images",
+    "is_right",
     "judge",
     "prompts",
     "questions",
@@ -60,4 +63,5 @@ __all__ = [
     "sample_scene",
     "score_answers",
     "score_drawings",
+    "score_verdicts",
 ]

@@ -23,7 +23,7 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Message
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-MOST_TURNS = 6
+MOST_TURNS = 8
 
 _DESCRIBE = ("Describe the picture.", "What is in the picture?")
 _DESCRIBED = 0.25
@@ -138,7 +138,7 @@ def conversation(
     split: Split = Split.TRAIN,
     about: frozenset[str] = frozenset(),
 ) -> tuple[Scene, tuple[Message, ...]]:
-    """A scene, and a conversation of one to six questions about it; the picture's place is in the first turn.
+    """A scene, and a conversation of one to eight questions about it; the picture's place is in the first turn.
 
     Raises:
       JanusError: the vocabulary holds nothing to ask.

@@ -83,7 +83,11 @@ def score_drawings(prompts: Sequence[Prompt], images: Iterable[UInt8[np.ndarray,
     """
     images = list(images)
     _check_numbers("pictures", len(images), "prompts", len(prompts))
-    verdicts = [judge(prompt, image) for prompt, image in zip(prompts, images, strict=True)]
+    return score_verdicts(prompts, [judge(prompt, image) for prompt, image in zip(prompts, images, strict=True)])
+
+
+def score_verdicts(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> DrawingScores:
+    """Scores of pictures that are judged already, one for each prompt."""
     categories = [prompt.category.value for prompt in prompts]
     return DrawingScores(
         _scores(categories, [verdict.correct for verdict in verdicts]),
@@ -92,17 +96,19 @@ def score_drawings(prompts: Sequence[Prompt], images: Iterable[UInt8[np.ndarray,
 
 
 def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Scores:
-    """Scores of answers by topic: right is what equals the answer but for case, white space and a last full stop.
+    """Scores of answers by topic.
 
     Raises:
       JanusError: they differ in number, or there are none.
     """
     _check_numbers("answers", len(answers), "questions", len(questions))
-    right = [
-        answer.strip().removesuffix(".").strip().lower() == question.answer
-        for question, answer in zip(questions, answers, strict=True)
-    ]
+    right = [is_right(question, answer) for question, answer in zip(questions, answers, strict=True)]
     return _scores([question.topic.value for question in questions], right)
+
+
+def is_right(question: Question, answer: str) -> bool:
+    """Whether an answer is the question's, but for case, white space and a last full stop."""
+    return answer.strip().removesuffix(".").strip().lower() == question.answer
 
 
 def chance_of_drawings(

@@ -5,17 +5,18 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+from janus_jax.models.fid import FeatureStatistics, frechet_distance
+from janus_jax.models.inception import FEATURES, Inception
 from janus_jax.models.janus import Params, to_images, to_pixels
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.sample.shapes import round_up
 from janus_jax.sharding import batch_multiple, batch_sharding
-from janus_jax.train.vq import metrics, world
-from janus_jax.train.vq.fid import FeatureStatistics, frechet_distance
-from janus_jax.train.vq.inception import FEATURES, Inception
+from janus_jax.train.vq import codebook, metrics, world
 from janus_jax.train.vq.step import run
 
 _SHOWN = 8
@@ -72,7 +73,7 @@ class Evaluation:
             "eval/psnr": float(psnr.mean()),
             "eval/ssim": float(ssim.mean()),
             "eval/codes_used": float(np.mean(counts > 0)),
-            "eval/code_perplexity": _perplexity(counts),
+            "eval/code_perplexity": float(codebook.perplexity(jnp.asarray(counts, jnp.float32))),
             "eval/colour_explained": _explained(world.patches_of(self._images, ids.shape[1]).mean(axis=1), ids),
         }
         if self._of_world:
@@ -116,11 +117,6 @@ class Evaluation:
 def _features(params: Params, images: UInt8[Array, "B S S 3"]) -> Float[Array, "B D"]:
     features: Float[Array, "B D"] = run(Inception(), params, to_pixels(images))
     return features
-
-
-def _perplexity(counts: Int[np.ndarray, " V"]) -> float:
-    share = counts[counts > 0] / counts.sum()
-    return float(np.exp(-np.sum(share * np.log(share))))
 
 
 def _explained(values: Float[np.ndarray, "M 3"], ids: Int[np.ndarray, "N T"]) -> float:

@@ -14,8 +14,8 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from janus_jax.config import Execution
-from janus_jax.errors import JanusError
 from janus_jax.models.layers import Conv
+from janus_jax.models.published import take
 
 # Channels of the convolutions between two poolings, and their numbers among torchvision's `features`.
 _STAGES: tuple[tuple[int, tuple[int, ...]], ...] = (
@@ -95,19 +95,3 @@ def lpips_params(vgg: Mapping[str, np.ndarray], lins: Mapping[str, np.ndarray]) 
         lin = take(lins, f"lin{stage}.model.1.weight", (1, channels, 1, 1), "the lpips package's vgg.pth")
         params[f"lin_{stage}"] = lin.reshape(channels)
     return params
-
-
-def take(tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], file: str) -> np.ndarray:
-    """A tensor in float32.
-
-    Args:
-      file: what the tensors should be, for the message.
-
-    Raises:
-      JanusError: it is missing or misshapen.
-    """
-    if name not in tensors:
-        raise JanusError(f"The weights lack the tensor {name} and so are not {file}; give that file.")
-    if tensors[name].shape != shape:
-        raise JanusError(f"The tensor {name} is {list(tensors[name].shape)}, in {file} it is {list(shape)}.")
-    return np.asarray(tensors[name], np.float32)

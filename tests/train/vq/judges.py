@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from janus_jax.train.vq.inception import tensor_shapes
+from janus_jax.models.inception import tensor_shapes
 
 VGG = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
 VGG |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}

@@ -1,11 +1,30 @@
 """The Fréchet distance between two sets of images' features (FID, arXiv 1706.08500, §2, eq. 6). No jax."""
 
 from dataclasses import dataclass, field
+from typing import Protocol
 
 import numpy as np
 from jaxtyping import Float
 
 from janus_jax.errors import JanusError
+
+
+class Moments(Protocol):
+    """A mean and a covariance."""
+
+    @property
+    def mean(self) -> Float[np.ndarray, " D"]: ...
+
+    @property
+    def covariance(self) -> Float[np.ndarray, "D D"]: ...
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """A mean and a covariance that are known."""
+
+    mean: Float[np.ndarray, " D"]
+    covariance: Float[np.ndarray, "D D"]
 
 
 @dataclass
@@ -39,18 +58,22 @@ class FeatureStatistics:
 
     @property
     def covariance(self) -> Float[np.ndarray, "D D"]:
-        """Of the features as a sample: divided by one less than their number."""
+        """Of the features as a sample: divided by one less than their number.
+
+        Raises:
+          JanusError: there are fewer than two.
+        """
+        if self.count < 2:
+            raise JanusError(f"FID is of two images at least on each side; one side has {self.count}.")
         return (self._products - self.count * np.outer(self.mean, self.mean)) / (self.count - 1)
 
 
-def frechet_distance(real: FeatureStatistics, other: FeatureStatistics) -> float:
+def frechet_distance(real: Moments, other: Moments) -> float:
     """|m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)).
 
     Raises:
       JanusError: a set has fewer than two images.
     """
-    if min(real.count, other.count) < 2:
-        raise JanusError(f"FID is of two images at least on each side; there are {real.count} and {other.count}.")
     first, second = real.covariance, other.covariance
     # C1 C2 has the eigenvalues of the symmetric C1^(1/2) C2 C1^(1/2), whose roots are real, few samples or many.
     values, vectors = np.linalg.eigh(first)

@@ -14,6 +14,16 @@ from checkpoints_convert.sidecars import write_json
 from janus_jax.config import JanusConfig
 from janus_jax.processing import Tokenizer, make_byte_level_tokenizer
 
+CORPUS = (
+    "A picture of a lake in the mountains at sunset, with the light of the low sun on the water and on the hills.",
+    "The photograph shows a small town near the sea; there are boats, white houses, and a lighthouse on the rocks.",
+    "In the foreground there is a path through a green meadow. Behind it stand old trees, and above them clouds drift.",
+    "The image is mostly blue and orange. It looks calm: nobody is seen, nothing moves, and the evening is near.",
+    "On the left a bird sits on a branch, looking at the moon. On the right, a river runs down into the dark valley.",
+    "What is in this picture? Describe the scene in a few words. Which colours are there, and where is the sun?",
+)
+"""What a tokenizer may learn its words from."""
+
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # What deviates from variance 1 / fan-in: what a convolutional block adds, for calm pictures rather than noise, and the
 # pixels, which would lie far beyond black and white.

@@ -14,10 +14,11 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
-from janus_jax.train.vq.lpips import take
+from janus_jax.models.published import take
 
 FEATURES = 2048
-_SIDE = 299
+SIDE = 299
+"""Pixels of a side of what the network sees."""
 _EPS = 1e-3
 _FILE = "pytorch-fid's pt_inception-2015-12-05"
 
@@ -53,6 +54,13 @@ def _pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
 
 def _shrink(x: Float[Array, "B H W C"]) -> Float[Array, "B h w C"]:
     return nn.max_pool(x, (3, 3), (2, 2))
+
+
+def _resize(x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
+    # As torch enlarges: half-pixel centres, and no smoothing where it shrinks.
+    scale = jnp.array([SIDE / x.shape[1], SIDE / x.shape[2]])
+    shape = (x.shape[0], SIDE, SIDE, 3)
+    return jax.image.scale_and_translate(x, shape, (1, 2), scale, jnp.zeros(2), "linear", antialias=False)
 
 
 class BlockA(nn.Module):
@@ -142,16 +150,7 @@ class Inception(nn.Module):
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
         """The features of images of any size, pixels in [-1, 1]."""
-        # As torch enlarges: half-pixel centres, and no smoothing where it shrinks.
-        x = jax.image.scale_and_translate(
-            pixels,
-            (pixels.shape[0], _SIDE, _SIDE, 3),
-            (1, 2),
-            jnp.array([_SIDE / pixels.shape[1], _SIDE / pixels.shape[2]]),
-            jnp.zeros(2),
-            "linear",
-            antialias=False,
-        )
+        x = pixels if pixels.shape[1:3] == (SIDE, SIDE) else _resize(pixels)
         x = Unit(32, (3, 3), 2, name="Conv2d_1a_3x3")(x)
         x = Unit(32, (3, 3), name="Conv2d_2a_3x3")(x)
         x = _shrink(Unit(64, (3, 3), padding=(1, 1), name="Conv2d_2b_3x3")(x))
@@ -174,7 +173,7 @@ def inception_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     Raises:
       JanusError: a tensor is missing or misshapen.
     """
-    pixels = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
     shapes = jax.eval_shape(Inception().init, jax.random.key(0), pixels)["params"]
 
     def fill(node: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -194,7 +193,7 @@ def inception_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
 
 def tensor_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
     """Name and shape of every tensor that `inception_params` reads."""
-    pixels = jax.ShapeDtypeStruct((1, _SIDE, _SIDE, 3), jnp.float32)
+    pixels = jax.ShapeDtypeStruct((1, SIDE, SIDE, 3), jnp.float32)
     shapes = jax.eval_shape(Inception().init, jax.random.key(0), pixels)["params"]
     for path, leaf in jax.tree_util.tree_flatten_with_path(shapes)[0]:
         *modules, kind = (entry.key for entry in path)

@@ -1,0 +1,110 @@
+"""Drawing as the runner's work: every picture is a file before its answer is written down."""
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Protocol
+
+from PIL import Image
+
+from janus_jax.errors import JanusError
+from janus_jax.evaluate.benchmark import Options
+from janus_jax.evaluate.generation.picture import Picture
+from janus_jax.evaluate.runner import Work
+from janus_jax.files import named
+from janus_jax.processing import Processor
+from janus_jax.sample.shapes import bucket_length
+from janus_jax.storage import writing
+
+_WRITERS = min(8, os.cpu_count() or 1)
+
+
+class Painter(Protocol):
+    """What draws: a `Pretrained`."""
+
+    @property
+    def processor(self) -> Processor: ...
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[tuple[int, int]],
+        guidance_scale: float = ...,
+        temperature: float = ...,
+        seed: int = ...,
+    ) -> list[Image.Image]:
+        """An image of each of these prompts."""
+        ...
+
+
+def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_size: int) -> Work[Picture]:
+    """Has a model draw, `batch_size` pictures at a time, into files of a folder.
+
+    Batches are of prompts that are padded to one length, and always full: a model compiles for few shapes, and what a
+    picture is drawn with does not change it, but for rounding.
+
+    Args:
+      folder: the run's.
+      options: those of `picture.DRAWING`, at least.
+    """
+    guidance_scale, temperature = float(options["guidance_scale"]), float(options["temperature"])
+
+    def work(pictures: Sequence[Picture]) -> Iterator[Mapping[str, str]]:
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            for batch in batched(model.processor, pictures, batch_size):
+                full = [*batch, *[batch[-1]] * (batch_size - len(batch))]
+                images = model.draw(
+                    [picture.prompt for picture in full],
+                    [(picture.prompt_number, picture.number) for picture in full],
+                    guidance_scale=guidance_scale,
+                    temperature=temperature,
+                    seed=seed,
+                )
+                files = [folder / picture.file for picture in batch]
+                sides = [picture.side for picture in batch]
+                list(writers.map(save, images[: len(batch)], files, sides))
+                yield {picture.id: picture.file for picture in batch}
+
+    return work
+
+
+def batched(processor: Processor, pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
+    """Pictures whose prompts are padded to one length together, the longest first."""
+    by_length: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        with named(f"The prompt of {picture.id}"):
+            length = bucket_length(len(processor.generation_prompt(picture.prompt)))
+        by_length.setdefault(length, []).append(picture)
+    return [
+        alike[start : start + size]
+        for _, alike in sorted(by_length.items(), reverse=True)
+        for start in range(0, len(alike), size)
+    ]
+
+
+def save(image: Image.Image, file: Path, side: int | None) -> None:
+    """Writes a PNG that outlives a power cut; a killed process leaves no half of it.
+
+    Args:
+      side: pixels of a side, to which it is scaled (Lanczos); None: as it is.
+
+    Raises:
+      JanusError: it cannot be written.
+      StorageFull: the disk is full.
+    """
+    if side is not None and image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                image.save(stream, "PNG", compress_level=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise JanusError(f"{file} cannot be written ({error.strerror}); give another --out.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

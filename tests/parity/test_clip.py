@@ -1,0 +1,42 @@
+"""CLIP beside transformers', with random weights."""
+
+import json
+
+import numpy as np
+import pytest
+
+from checkpoints_convert.readers import open_tensors
+from janus_jax.models.clip import clip_config, clip_params, embed_pictures, embed_texts
+
+torch = pytest.importorskip("torch")
+transformers = pytest.importorskip("transformers")
+
+TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3}
+
+
+@pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
+def test_embeddings(tmp_path, activation):
+    torch.manual_seed(0)
+    config = transformers.CLIPConfig(
+        text_config=TOWER
+        | {"vocab_size": 99, "max_position_embeddings": 9, "hidden_act": activation, "eos_token_id": 98},
+        vision_config=TOWER | {"image_size": 24, "patch_size": 8, "hidden_act": activation},
+        projection_dim=16,
+    )
+    model = transformers.CLIPModel(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            # As made, biases are zero and norms one.
+            parameter += 0.2 * torch.randn_like(parameter)
+    model.save_pretrained(tmp_path)
+    ids = np.array([[97, 5, 6, 98, 0, 0, 0, 0, 0], [97, 1, 2, 3, 4, 5, 6, 7, 98]])
+    pixels = np.random.default_rng(0).standard_normal((2, 24, 24, 3), np.float32)
+    with torch.inference_mode():
+        expected = model(
+            input_ids=torch.from_numpy(ids), pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
+        )
+    ours = clip_config(json.loads((tmp_path / "config.json").read_text()))
+    params = clip_params(open_tensors(tmp_path / "model.safetensors"), ours)
+    np.testing.assert_allclose(embed_pictures(params, pixels, ours), expected.image_embeds, rtol=1e-4, atol=1e-5)
+    found = embed_texts(params, ids, np.array([3, 8]), ours)
+    np.testing.assert_allclose(found, expected.text_embeds, rtol=1e-4, atol=1e-5)
