@@ -65,19 +65,19 @@ _OPTIMIZER = OptimizerConfig(learning_rate=2e-3, warmup_steps=20, weight_decay=0
 STAGE_1 = Stage(
     trained=ADAPTORS_AND_HEAD,
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
-    steps=40,
-    batch_size=18,
+    steps=20,
+    batch_size=12,
     phases=(Phase(None, {"understanding": 1, "imagenet": 3}),),
     budget=_ROW,
     precision=_FLOAT32,
-    initialisation=Initialisation("parts", llm=RANDOM),
+    initialisation=Initialisation("parts", llm=RANDOM, ids_from_codebook=True),
 )
 
 STAGE_2 = Stage(
     trained=ALL_BUT_ENCODERS,
     optimizer=_OPTIMIZER,
     steps=1000,
-    batch_size=18,
+    batch_size=12,
     phases=(
         Phase(200, {"understanding": 2, "text": 1, "imagenet": 5}),
         Phase(None, {"understanding": 3, "text": 1, "generation": 5}),

@@ -47,7 +47,7 @@ class Evaluator:
       folder: the stage's, `WORKDIR/stage_N`.
 
     Raises:
-      JanusError: there is no such benchmark, it draws rather than asks, or its data will not do. No device is asked for.
+      JanusError: there is no such benchmark, it draws, or its data will not do. No device is asked for.
     """
 
     def __init__(self, recipe: Recipe, processor: Processor, folder: Path) -> None:

@@ -31,9 +31,9 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import JanusError, StorageFull
+from janus_jax.storage import is_full
 from janus_jax.train import checksums
 from janus_jax.train.names import map_named, name_of
-from janus_jax.storage import is_full
 
 _log = logging.getLogger(__name__)
 

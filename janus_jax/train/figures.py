@@ -10,9 +10,9 @@ from typing import Any
 import jax
 
 from janus_jax.errors import Diverged
+from janus_jax.storage import writing
 from janus_jax.train.reports import Meter, Reports
 from janus_jax.train.step import Metrics
-from janus_jax.storage import writing
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from flax.traverse_util import flatten_dict, unflatten_dict
@@ -105,6 +106,8 @@ def initial_state(
             params |= _folder_params(folder, parts)
         missing = {part: tree for part, tree in places.items() if part not in params}
         params |= _random_params(recipe, missing) if missing else {}
+        if start.ids_from_codebook:
+            params |= _ids_from_codebook(recipe, params, places)
     whole = flatten_dict(merge(params, _new_adapters(recipe, adapters)))
 
     def alike(part: Params) -> Params:
@@ -220,3 +223,25 @@ def _random_params(recipe: Recipe, places: Params) -> Params:
     shardings = jax.tree.map(lambda place: place.sharding, places)
     params: Params = jax.jit(make, out_shardings=shardings)(jax.random.key(recipe.seed))
     return params
+
+
+def _ids_from_codebook(recipe: Recipe, params: Params, places: Params) -> Params:
+    """`gen_embed` and `gen_head` with their tables begun as the image tokenizer's codebook.
+
+    An id is embedded as its vector, centred and of variance 1; its row of the head is a random map of the vector. So
+    what is learnt of an id, such as the colour that a prompt must ask for, is learnt of those that look like it.
+    """
+    table, row = places["gen_embed"]["embedding"], places["gen_head"]["fc2"]["weight"]
+
+    def make(codebook: Array, key: Array) -> tuple[Array, Array]:
+        codes = codebook.astype(np.float32)
+        codes /= jnp.linalg.norm(codes, axis=1, keepdims=True)
+        codes = (codes - codes.mean(0)) / codes.std()
+        rows = codes @ jax.random.normal(key, (codes.shape[1], row.shape[1]))
+        return codes.astype(table.dtype), (rows / (rows.std() * row.shape[1] ** 0.5)).astype(row.dtype)
+
+    embedding, weight = jax.jit(make, out_shardings=(table.sharding, row.sharding))(
+        params["gen_encoder"]["codebook"]["embedding"], jax.random.key(recipe.seed)
+    )
+    head = params["gen_head"]
+    return {"gen_embed": {"embedding": embedding}, "gen_head": head | {"fc2": head["fc2"] | {"weight": weight}}}

@@ -45,6 +45,8 @@ class Initialisation:
       model: the folder of "model", in any layout that `janus_jax.load` reads.
       llm, und_encoder, gen_encoder: the folders of "parts", in any layout that `checkpoints_convert` reads; RANDOM for
         a part to draw from the seed.
+      ids_from_codebook: of "parts": whether ids of images to generate begin with the tokenizer's codes as embeddings
+        and in the image head, rather than with random numbers.
     """
 
     source: Literal["parts", "stage", "model", "random"] = "stage"
@@ -52,6 +54,7 @@ class Initialisation:
     llm: str = ""
     und_encoder: str = ""
     gen_encoder: str = ""
+    ids_from_codebook: bool = False
 
     @property
     def folders(self) -> Mapping[str, str]:
@@ -60,11 +63,13 @@ class Initialisation:
         return {name: folder for name in names if (folder := getattr(self, name)) != RANDOM}
 
     def check(self, where: str) -> None:
-        """Refuses a source whose folders are not named.
+        """Refuses a source whose folders are not named, or a codebook that is in none.
 
         Raises:
           JanusError: the sentence names the field.
         """
+        if self.ids_from_codebook and "gen_encoder" not in self.folders:
+            raise JanusError(f"{where}.ids_from_codebook needs {where}.gen_encoder, the folder of an image tokenizer.")
         for name, folder in self.folders.items():
             if not folder:
                 raise JanusError(

@@ -23,9 +23,9 @@ from janus_jax.models.janus import Janus, Params
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, Row
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
+from janus_jax.storage import writing
 from janus_jax.train.recipe import Recipe
 from janus_jax.train.reports import Reports
-from janus_jax.storage import writing
 
 _GAP = 4  # pixels between two pictures of a sheet
 

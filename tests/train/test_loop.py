@@ -116,6 +116,19 @@ def test_a_stage_begins_with_a_model(mesh):
     assert_equal(started("model", model=str(runs.models() / "model"), mesh=mesh), tiny.stacked_params())
 
 
+def test_ids_may_begin_as_their_codes():
+    parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
+    found, drawn = started("parts", **parts, ids_from_codebook=True), started("parts", **parts)
+    codes = tiny.stacked_params()["gen_encoder"]["codebook"]["embedding"]
+    codes = codes / np.linalg.norm(codes, axis=1, keepdims=True)
+    embedding, rows = np.asarray(found["gen_embed"]["embedding"]), np.asarray(found["gen_head"]["fc2"]["weight"])
+    np.testing.assert_allclose(embedding, (codes - codes.mean(0)) / codes.std(), atol=1e-5)
+    # Ids that look alike have rows alike; otherwise the head is of the size that it is drawn with.
+    assert np.linalg.matrix_rank(rows, tol=1e-3) == codes.shape[1]
+    np.testing.assert_allclose(rows.std(), rows.shape[1] ** -0.5, rtol=1e-3)
+    np.testing.assert_array_equal(found["gen_head"]["fc1"]["weight"], drawn["gen_head"]["fc1"]["weight"])
+
+
 def test_a_stage_begins_with_parts_and_the_seed_for_the_rest():
     parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
     # One of them out of a whole model.

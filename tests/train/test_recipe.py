@@ -187,6 +187,8 @@ def test_a_weight_of_no_source_is_named():
 def test_a_checkpoint_to_start_from_must_be_named():
     with pytest.raises(JanusError, match=r"config\.stages\.stage_1\.initialisation\.llm is empty"):
         Initialisation("parts").check("config.stages.stage_1.initialisation")
+    with pytest.raises(JanusError, match=r"ids_from_codebook needs here\.gen_encoder, the folder"):
+        Initialisation("model", model="/model", ids_from_codebook=True).check("here")
     Initialisation("stage").check("config.stages.stage_2.initialisation")
     Initialisation("model", model="/model").check("config.stages.stage_1.initialisation")
 

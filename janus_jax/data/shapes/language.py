@@ -97,7 +97,7 @@ def description(scene: Scene, sizes: bool = True) -> str:
 
 
 def document(rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]) -> str:
-    """A short plain text about a scene of its split and about shapes: it names held-out combinations in TEST alone."""
+    """A short plain text about a scene of its split, and about shapes."""
     scene = sample_scene(rng, vocabulary, split, about=about)
     first = description(scene)
     verb = "is" if first.startswith(("a ", "an ")) else "are"

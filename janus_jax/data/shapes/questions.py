@@ -9,15 +9,13 @@ from typing import ClassVar, Self
 import numpy as np
 
 from janus_jax.data.shapes.language import counted, description, plural, related, shuffled
-from janus_jax.data.shapes.scene import Category, Kind, Relation, Scene, popularity, relation, sample_scene
+from janus_jax.data.shapes.scene import Category, Relation, Scene, popularity, relation, sample_scene
 from janus_jax.data.shapes.vocabulary import (
     DEFAULT,
     HELD_OUT_COLOURS,
-    HELD_OUT_NUMBERS,
     NUMBERS,
     Split,
     Vocabulary,
-    together_held_out,
 )
 from janus_jax.errors import JanusError
 from janus_jax.processing import Message
@@ -91,9 +89,6 @@ def ask(
 ) -> Question | None:
     """A question about a scene, or None where it gives no reason for one; of existence, as often yes as no.
 
-    In TRAIN no text brings together what the scene may not show together; in TEST every question is about a held-out
-    combination.
-
     Args:
       scene: what to ask about.
       topic: what to ask for.
@@ -103,7 +98,7 @@ def ask(
       about: shapes and colours of which the question or its answer must name one; empty for any.
     """
     if topic is not Topic.EXISTENCE:
-        return _one_of(_ABOUT_WHAT_IS_THERE[topic](scene, vocabulary, split), rng, about)
+        return _one_of(_ABOUT_WHAT_IS_THERE[topic](scene, vocabulary), rng, about)
     way = _Way.numbered(int(rng.integers(_Way.COUNT)))
     # No is an answer only where yes could have been one, or it would be the likelier.
     if not _existence(scene, vocabulary, split, dataclasses.replace(way, there=True), about):
@@ -159,9 +154,8 @@ def conversation(
 def _turns(
     scene: Scene, rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]
 ) -> list[tuple[str, str]]:
-    """Questions and answers, none twice, that in TRAIN name no two shapes that are not to come together."""
+    """Questions and answers, none twice."""
     turns: dict[str, str] = {}
-    shapes = scene.shapes
     count = 1 + rng.integers(MOST_TURNS)
     # Scenes may be about new words without every question being so; what is to be measured is about nothing else.
     asked_about = about if split is Split.TEST else frozenset[str]()
@@ -169,10 +163,7 @@ def _turns(
         if len(turns) == count:
             break
         if question := ask(scene, topic, rng, vocabulary, split, asked_about):
-            named = shapes | (question.named & set(vocabulary.shapes))
-            if split is Split.TEST or not together_held_out(named):
-                turns.setdefault(question.text, question.answer)
-                shapes = named
+            turns.setdefault(question.text, question.answer)
     if turns and rng.random() < _DESCRIBED:
         turns[_DESCRIBE[rng.integers(len(_DESCRIBE))]] = description(scene)
     return list(turns.items())
@@ -203,7 +194,7 @@ def _sample(
                 scene = sample_scene(rng, vocabulary, split, category, about)
             else:
                 scene = _scene(rng, vocabulary, split, about)
-            found = _ABOUT_WHAT_IS_THERE[topic](scene, vocabulary, split)
+            found = _ABOUT_WHAT_IS_THERE[topic](scene, vocabulary)
         if question := _one_of(found, rng, about):
             return question
     raise _nothing_to_ask(split, vocabulary)
@@ -229,7 +220,7 @@ def _nothing_to_ask(split: Split, vocabulary: Vocabulary) -> JanusError:
     )
 
 
-def _colours(scene: Scene, vocabulary: Vocabulary, split: Split) -> list[Question]:
+def _colours(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     return [
         Question(
             scene,
@@ -240,11 +231,11 @@ def _colours(scene: Scene, vocabulary: Vocabulary, split: Split) -> list[Questio
             frozenset({thing.shape, thing.colour}),
         )
         for thing in scene.things
-        if scene.count(thing.shape) == 1 and _asked((thing.shape, thing.colour), split)
+        if scene.count(thing.shape) == 1
     ]
 
 
-def _shapes(scene: Scene, vocabulary: Vocabulary, split: Split) -> list[Question]:
+def _shapes(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     return [
         Question(
             scene,
@@ -255,32 +246,25 @@ def _shapes(scene: Scene, vocabulary: Vocabulary, split: Split) -> list[Question
             frozenset({thing.shape, thing.colour}),
         )
         for thing in scene.things
-        if scene.count(colour=thing.colour) == 1 and _asked((thing.shape, thing.colour), split)
+        if scene.count(colour=thing.colour) == 1
     ]
 
 
-def _counts(scene: Scene, vocabulary: Vocabulary, split: Split) -> list[Question]:
+def _counts(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     numbers = [
-        (plural(shape), scene.count(shape), frozenset({shape}))
-        for shape in sorted(scene.shapes)
-        if split is Split.TRAIN or (shape, scene.count(shape)) in HELD_OUT_NUMBERS
+        *((plural(shape), scene.count(shape), frozenset({shape})) for shape in sorted(scene.shapes)),
+        *((f"{colour} objects", scene.count(colour=colour), frozenset({colour})) for colour in sorted(scene.colours)),
+        ("objects", len(scene.things), frozenset[str]()),
     ]
-    if split is Split.TRAIN:  # No other number is held out.
-        numbers += [
-            (f"{colour} objects", scene.count(colour=colour), frozenset({colour})) for colour in sorted(scene.colours)
-        ]
-        numbers.append(("objects", len(scene.things), frozenset()))
     return [
         Question(scene, Topic.COUNT, f"How many {what} are there?", NUMBERS[count], tuple(NUMBERS.values()), named)
         for what, count, named in numbers
     ]
 
 
-def _positions(scene: Scene, vocabulary: Vocabulary, split: Split) -> list[Question]:
+def _positions(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     found = []
     for one, other in related(scene):
-        if split is Split.TEST and not together_held_out({one.shape, other.shape}):
-            continue
         where = relation(one, other)
         assert where, "they are related"
         axis = next(axis for axis in _AXES if where in axis)
@@ -326,7 +310,7 @@ def _existence(scene: Scene, vocabulary: Vocabulary, split: Split, way: _Way, ab
         for colour in (vocabulary.colours if way.coloured else (None,))
         if ((shape, colour) in present) == way.there
         and (not about or {shape, colour} & about)
-        and _may_deny(shape, colour, scene, split)
+        and _could_be(shape, colour, scene, split)
     ]
     if not way.there:
         kinds = _narrowed(kinds, scene, vocabulary, way.negatives)
@@ -344,15 +328,9 @@ def _existence(scene: Scene, vocabulary: Vocabulary, split: Split, way: _Way, ab
     ]
 
 
-def _may_deny(shape: str, colour: str | None, scene: Scene, split: Split) -> bool:
-    """Whether the question for this thing is its split's, whatever the answer.
-
-    In TEST what is asked for has a held-out colour, or is not to come together with something in the picture.
-    """
-    with_others = any(together_held_out({shape, other}) for other in scene.shapes)
-    if split is Split.TRAIN:
-        return not with_others and (shape, colour) not in HELD_OUT_COLOURS
-    return (shape, colour) in HELD_OUT_COLOURS if colour else with_others
+def _could_be(shape: str, colour: str | None, scene: Scene, split: Split) -> bool:
+    """Whether a picture of its split with as many things may show this one."""
+    return split is Split.TEST or len(scene.things) > 2 or (shape, colour) not in HELD_OUT_COLOURS
 
 
 def _narrowed(
@@ -381,11 +359,7 @@ def _most(
     return [kind for kind in kinds if value(kind) == max(map(value, kinds))]
 
 
-def _asked(kind: Kind, split: Split) -> bool:
-    return (kind in HELD_OUT_COLOURS) == (split is Split.TEST)
-
-
-_ABOUT_WHAT_IS_THERE: dict[Topic, Callable[[Scene, Vocabulary, Split], list[Question]]] = {
+_ABOUT_WHAT_IS_THERE: dict[Topic, Callable[[Scene, Vocabulary], list[Question]]] = {
     Topic.COLOUR: _colours,
     Topic.SHAPE: _shapes,
     Topic.COUNT: _counts,

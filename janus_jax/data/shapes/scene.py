@@ -3,7 +3,6 @@
 import enum
 import functools
 import math
-from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -15,10 +14,10 @@ from janus_jax.data.shapes.vocabulary import (
     DEFAULT,
     HELD_OUT_COLOURS,
     HELD_OUT_NUMBERS,
+    HELD_OUT_TOGETHER,
     MOST_THINGS,
     Split,
     Vocabulary,
-    together_held_out,
 )
 from janus_jax.errors import JanusError
 
@@ -170,7 +169,7 @@ def sample_scene(
     Args:
       rng: the only source of chance.
       vocabulary: the shapes and colours it may show.
-      split: whether it must show no held-out combination, or one that is its category's to show; None for either.
+      split: whether it must be of no held-out combination, or of one that is its category's; None for either.
         (The prompt of a single object has no combination to hold out: in TEST what is drawn has a held-out colour.)
       category: what a prompt for it should ask; None for a mixture of things.
       about: shapes and colours of which it must show one; empty for any.
@@ -179,7 +178,7 @@ def sample_scene(
       JanusError: there is no such scene.
     """
     for _ in range(_TRIES):
-        kinds = _propose(rng, vocabulary, split, category)
+        kinds = _propose(rng, vocabulary, category)
         if _fits(kinds, split, category) and (not about or _is_about(kinds, about)):
             sizes = [_ANY_SIZE[i] for i in rng.integers(len(SIZES), size=len(kinds))]
             if category is Category.COUNTING:
@@ -195,10 +194,8 @@ def sample_scene(
     )
 
 
-def _propose(
-    rng: np.random.Generator, vocabulary: Vocabulary, split: Split | None, category: Category | None
-) -> list[Kind]:
-    kinds, cumulated = _kinds(vocabulary, split)
+def _propose(rng: np.random.Generator, vocabulary: Vocabulary, category: Category | None) -> list[Kind]:
+    kinds, cumulated = _kinds(vocabulary)
 
     def draw(count: int) -> list[Kind]:
         return [kinds[i] for i in np.searchsorted(cumulated, rng.random(count), "right")]
@@ -215,14 +212,9 @@ def _propose(
 
 
 @functools.lru_cache(maxsize=64)
-def _kinds(vocabulary: Vocabulary, split: Split | None) -> tuple[list[Kind], np.ndarray]:
+def _kinds(vocabulary: Vocabulary) -> tuple[list[Kind], np.ndarray]:
     """What a thing can be, and the cumulated chances of it."""
-    kinds = [
-        (shape, colour)
-        for shape in vocabulary.shapes
-        for colour in vocabulary.colours
-        if split is not Split.TRAIN or (shape, colour) not in HELD_OUT_COLOURS
-    ]
+    kinds = [(shape, colour) for shape in vocabulary.shapes for colour in vocabulary.colours]
     weights = np.array([popularity(vocabulary, *kind) for kind in kinds])
     cumulated = np.cumsum(weights / weights.sum())
     cumulated[-1] = 1.0  # Rounding must leave no room above the last.
@@ -239,16 +231,14 @@ def popularity(vocabulary: Vocabulary, shape: str, colour: str | None = None) ->
 
 
 def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
-    """The categories whose held-out combinations a scene with things of these kinds shows; None for any at all."""
-    numbers = Counter(shape for shape, _ in kinds)
-    # Captions also tell how many are of one shape and colour.
-    counts = {*numbers.items(), *((shape, count) for (shape, _), count in Counter(kinds).items())}
+    """The categories whose held-out combinations a picture of just these things shows; None for any at all."""
+    shapes = [shape for shape, _ in kinds]
     found: set[Category | None] = set()
-    if not HELD_OUT_COLOURS.isdisjoint(kinds):
+    if len(kinds) <= 2 and not HELD_OUT_COLOURS.isdisjoint(kinds):
         found |= {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR}
-    if together_held_out(set(numbers)):
+    if len(kinds) == 2 and frozenset(shapes) in HELD_OUT_TOGETHER:
         found |= {None, Category.TWO_OBJECT, Category.POSITION}
-    if not HELD_OUT_NUMBERS.isdisjoint(counts):
+    if len(set(shapes)) == 1 and (shapes[0], len(shapes)) in HELD_OUT_NUMBERS:
         found |= {None, Category.COUNTING}
     return found
 

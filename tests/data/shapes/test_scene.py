@@ -17,7 +17,13 @@ from janus_jax.data.shapes import (
     sample_scene,
 )
 from janus_jax.data.shapes.scene import held_out
-from janus_jax.data.shapes.vocabulary import ALL_COLOURS, ALL_SHAPES, HELD_OUT_COLOURS, HELD_OUT_TOGETHER
+from janus_jax.data.shapes.vocabulary import (
+    ALL_COLOURS,
+    ALL_SHAPES,
+    HELD_OUT_COLOURS,
+    HELD_OUT_NUMBERS,
+    HELD_OUT_TOGETHER,
+)
 from janus_jax.errors import JanusError
 
 
@@ -50,9 +56,15 @@ def test_every_test_scene_shows_a_combination_held_out_for_its_category(category
     ("shown", "expected"),
     [
         ([("circle", "red")], {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR}),
+        (
+            [("circle", "red"), ("star", "blue")],
+            {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR},
+        ),
+        ([("circle", "red"), ("star", "blue"), ("cross", "green")], set()),
         ([("triangle", "red"), ("star", "red")], {None, Category.TWO_OBJECT, Category.POSITION}),
+        ([("triangle", "red"), ("star", "red"), ("cross", "red")], set()),
         ([("star", "red"), ("star", "blue")], {None, Category.COUNTING}),
-        ([("star", "red"), ("star", "red"), ("star", "blue")], {None, Category.COUNTING}),
+        ([("star", "red"), ("star", "red"), ("cross", "blue")], set()),
         ([("star", "red")] * 3, set()),
         ([("star", "red"), ("square", "red")], set()),
     ],
@@ -132,3 +144,15 @@ def test_names_that_the_world_lacks_are_refused():
         Thing("hexagon", "red", "small", 0.5, 0.5)
     with pytest.raises(JanusError, match="tint 'black' is none"):
         Background("plain", "black")
+
+
+def test_crowds_show_what_is_held_out():
+    """Whatever pictures of one or two things never have, so that it is no law of the world."""
+    crowds = [kinds(scene) for scene in scenes(3000) if len(scene.things) > 2]
+    assert {kind for crowd in crowds for kind in crowd} >= {
+        kind for kind in HELD_OUT_COLOURS if kind[0] in DEFAULT.shapes and kind[1] in DEFAULT.colours
+    }
+    together = [pair for pair in HELD_OUT_TOGETHER if pair <= set(DEFAULT.shapes)]
+    assert all(any(pair <= {shape for shape, _ in crowd} for crowd in crowds) for pair in together)
+    numbers = [(shape, number) for shape, number in HELD_OUT_NUMBERS if shape in DEFAULT.shapes]
+    assert all(any([shape for shape, _ in crowd].count(held) == number for crowd in crowds) for held, number in numbers)
