@@ -163,8 +163,14 @@ def test_compile_time_does_not_grow_with_depth():
     assert operations(24) == operations(3)
 
 
+def by_one_encoder(understands_by="gen_encoder"):
+    """As many patches as ids."""
+    patches = dataclasses.replace(tiny.CONFIG.und_encoder, patch_size=4)
+    return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understands_by=understands_by)
+
+
 def test_one_encoder_may_serve_both_tasks():
-    config = dataclasses.replace(tiny.CONFIG, understands_by="gen_encoder")
+    config = by_one_encoder()
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     model, params = Janus(config, Execution(layers="unrolled")), tiny.unrolled_params()
     ids = apply(model, params, "tokenize", pixels)
@@ -177,7 +183,7 @@ def test_one_encoder_may_serve_both_tasks():
 def test_all_models_have_the_same_parameters_whichever_encoder_understands():
     shapes = [
         jax.eval_shape(lambda config=config: init_params(config, jax.random.key(0)))
-        for config in (tiny.CONFIG, dataclasses.replace(tiny.CONFIG, understands_by="gen_encoder"))
+        for config in (by_one_encoder(), by_one_encoder("und_encoder"))
     ]
     assert shapes[0] == shapes[1]
 

@@ -61,7 +61,9 @@ def test_a_step_costs_what_its_program_computes(stage):
 
 
 def test_understanding_by_the_tokenizer_costs_the_tokenizer_and_the_generation_adaptor():
-    one, two = (step_costs(config, ()) for config in (replace(CONFIG, understands_by="gen_encoder"), CONFIG))
+    two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
+    one_encoder = replace(two_encoders, understands_by="gen_encoder")
+    one, two = (step_costs(config, ()) for config in (one_encoder, two_encoders))
     vq, width = CONFIG.gen_encoder, CONFIG.llm.width
     adaptor = 2 * vq.num_tokens * (vq.code_dim * width + width * width)
     assert one.und_images == vq.encode_flops_per_image + adaptor
