@@ -79,7 +79,7 @@ STAGE_2 = Stage(
     steps=1000,
     batch_size=12,
     phases=(
-        Phase(200, {"understanding": 2, "text": 1, "imagenet": 5}),
+        Phase(400, {"understanding": 2, "text": 1, "imagenet": 5}),
         Phase(None, {"understanding": 3, "text": 1, "generation": 5}),
     ),
     budget=_ROW,
