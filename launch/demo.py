@@ -4,7 +4,7 @@
 
 1 imports the shipped PyTorch checkpoint, and holds the conversion against the file, bit by bit;
 2 answers questions about pictures it has never seen, and draws prompts, on all devices of the host;
-3 scores answers and drawings on combinations that its training kept out, beside what guessing gives;
+3 scores answers and drawings on combinations that training never showed by themselves, beside what guessing gives;
 4 fine-tunes it on a shape and a colour that it has never met, kills the run in the middle, goes on, and scores again;
 5 writes a page that shows it all, OUT/index.html, and the figures, OUT/report.json.
 """
@@ -129,7 +129,7 @@ def run(out: Path, released: Path, plan: Plan) -> dict[str, float]:
     model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
     _say(f"{model.config.num_params:,} parameters on {_devices(model)}.")
 
-    _step(2, "Ask it and let it draw: combinations that its training kept out")
+    _step(2, "Ask it and let it draw: combinations that training never showed by themselves")
     before = _scored(model, out / "before", plan)
     _show(before)
 
