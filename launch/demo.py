@@ -33,7 +33,6 @@ if TYPE_CHECKING:
     from janus_jax.evaluate.shapes import Generation, Understanding
 
 _OUT = flags.DEFINE_string("out", "runs/demo", "folder for everything it makes; what an earlier demo left is replaced")
-_MODEL = flags.DEFINE_string("model", None, "a model of the shapes world to show (default: the shipped one)")
 
 NEW = ("heart", "pink")
 """What the shipped model has never met: a shape and a colour."""
@@ -112,7 +111,7 @@ def main(_: Sequence[str]) -> None:
     jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MOST_DEVICES))
     cli.enable_compilation_cache()
     with pictures.output_folder(Path(_OUT.value)) as out:
-        run(out, Path(_MODEL.value) if _MODEL.value else SHAPES, Plan())
+        run(out, SHAPES, Plan())
 
 
 def run(out: Path, released: Path, plan: Plan) -> dict[str, float]:

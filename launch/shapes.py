@@ -15,7 +15,6 @@ import functools
 import json
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from janus_jax.config import VisualEncoder
 from janus_jax.data.shapes import EVERYTHING, World
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer, open_image
 from launch import cli
+from launch.plans import PLANS, TEXTS, Plan, of_steps, recipe
 from launch.preparing import prepare_world
 
 _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "how long it takes, on two cores")
@@ -36,34 +36,6 @@ _ABLATION = flags.DEFINE_boolean(
 )
 
 
-@dataclass(frozen=True)
-class Plan:
-    """How much of everything.
-
-    Attributes:
-      tokenizer_steps: of the image tokenizer; None for its recipe's.
-      pairs: pictures with captions for the encoder.
-      encoder_steps: of the encoder.
-      understanding, generation: records; there are as many easy ones as a fifth of the latter, and 4,000 of text.
-      stages: steps of stages I, II and III.
-      asked: questions a topic, and prompts a category, of the evaluation.
-    """
-
-    pairs: int
-    encoder_steps: int
-    understanding: int
-    generation: int
-    stages: tuple[int, int, int]
-    asked: tuple[int, int] = (100, 50)
-    tokenizer_steps: int | None = None
-
-
-PLANS = {
-    "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
-    "25min": Plan(10_000, 200, 16_000, 24_000, (20, 500, 1_000)),
-    "full": Plan(20_000, 600, 40_000, 50_000, (20, 2_000, 14_000), (200, 100)),
-}
-_TEXTS = 4_000
 _CAPTION = 48
 """Ids of a caption that the encoder's text tower reads."""
 
@@ -122,12 +94,6 @@ def run(workdir: Path, plan: Plan, ablation: bool = False) -> dict[str, Any]:
     return report
 
 
-def _of_steps(recipe: Any, steps: int) -> Any:
-    """A recipe, or a stage, of so many steps, of which the warm-up takes a tenth at most."""
-    warmup = min(recipe.optimizer.warmup_steps, steps // 10)
-    return replace(recipe, steps=steps, optimizer=replace(recipe.optimizer, warmup_steps=warmup))
-
-
 def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     if (workdir / "gen_encoder").exists():
         return
@@ -135,7 +101,7 @@ def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     from configs.shapes_tokenizer import RECIPE
     from janus_jax.train.vq.trainer import train_tokenizer
 
-    recipe = RECIPE if plan.tokenizer_steps is None else _of_steps(RECIPE, plan.tokenizer_steps)
+    recipe = RECIPE if plan.tokenizer_steps is None else of_steps(RECIPE, plan.tokenizer_steps)
     trained = train_tokenizer(recipe, workdir / "runs" / "gen_encoder")
     save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
@@ -147,7 +113,7 @@ def _text_tokenizer(workdir: Path) -> None:
         make_byte_level_tokenizer(
             workdir / "text",
             # The kept-out words too: a tokenizer stays as it is when they are taught.
-            World(vocabulary=EVERYTHING).texts(_TEXTS),
+            World(vocabulary=EVERYTHING).texts(TEXTS),
             MODEL.llm.vocab_size,
             MODEL.conversation,
             MODEL.und_encoder.image_size,
@@ -160,7 +126,7 @@ def _data(workdir: Path, plan: Plan) -> None:
     easy = "categories=single_object+colors"
     data, tokenizer = workdir / "data", workdir / "gen_encoder"
     prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
-    prepare_world(data / "text", f"train:{_TEXTS}", Task.TEXT)
+    prepare_world(data / "text", f"train:{TEXTS}", Task.TEXT)
     prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
     prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
 
@@ -181,36 +147,9 @@ def _encoder(workdir: Path, plan: Plan) -> None:
         record = records[index]
         ids = processor.tokenizer.encode(record.text or "")[:_CAPTION]
         images[index], captions[index, : len(ids)] = np.asarray(open_image(record.images[0])), ids
-    recipe = _of_steps(ENCODER, plan.encoder_steps)
+    recipe = of_steps(ENCODER, plan.encoder_steps)
     params, _ = train_encoder(recipe, images, captions, workdir / "runs" / "und_encoder")
     save_converted(workdir / "und_encoder", {"und_encoder": params}, MODEL.und_encoder)
-
-
-def recipe(workdir: Path, plan: Plan, stage: int, understands_by: VisualEncoder = "und_encoder") -> Any:
-    """The recipe of a stage, on this workdir's folders."""
-    from configs.shapes_janus import MODEL, RECIPE
-    from janus_jax.data.mixture import Phase
-
-    stages = []
-    for number, (one, steps) in enumerate(zip(RECIPE.stages, plan.stages, strict=True)):
-        phases = one.phases
-        if len(phases) > 1:  # The easy beginning takes its share, whatever the budget.
-            first = phases[0].until_step or 0
-            phases = (Phase(max(first * steps // one.steps, 1), phases[0].weights), *phases[1:])
-        start = one.initialisation
-        if not number:
-            start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))
-        stages.append(replace(_of_steps(one, steps), phases=phases, initialisation=start))
-    return replace(
-        RECIPE,
-        architecture=replace(MODEL, understands_by=understands_by),
-        stages=tuple(stages),
-        sources={
-            name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()
-        },
-        stage=stage,
-        tokenizer=str(workdir / "text"),
-    )
 
 
 def _stage(workdir: Path, home: Path, plan: Plan, stage: int, understands_by: VisualEncoder) -> None:

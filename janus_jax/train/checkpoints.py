@@ -269,7 +269,9 @@ class Checkpoints:
         try:
             self.wait()
         finally:
-            self._manager.close()
+            # What failed in the background while `save` failed is told here.
+            with self._room():
+                self._manager.close()
             for logger in _LOGGERS:
                 logger.removeFilter(_tells_news)
 

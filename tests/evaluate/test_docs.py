@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+from janus_jax.evaluate.benchmark import Amount, default_of
 from janus_jax.evaluate.runner import answering, collect
 from janus_jax.evaluate.understanding import BENCHMARKS
 from tests.evaluate.asking import FakeModel, put_picture
@@ -44,4 +45,5 @@ def test_all_benchmarks_and_their_options_are_told():
     for benchmark in BENCHMARKS:
         row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{benchmark.name}`"))
         for option, values in benchmark.options.items():
-            assert f"`{option}={'|'.join(values)}`" in row.replace("\\|", "|")
+            allowed = default_of(values) if isinstance(values, Amount) else "|".join(values)
+            assert f"`{option}={allowed}`" in row.replace("\\|", "|")

@@ -102,8 +102,8 @@ def test_the_new_words_are_none_that_it_was_trained_on():
 
 
 def test_the_shipped_model_answers_better_than_guessing(tmp_path):
-    answered = evaluate_understanding(janus_jax.load(SHAPES, "float32"), tmp_path, ShapesProtocol(per_topic=8))
-    assert answered.scores.overall > answered.chance.overall + 0.25
+    answered = evaluate_understanding(janus_jax.load(SHAPES, "float32"), tmp_path, ShapesProtocol(per_topic=20))
+    assert answered.scores.overall > answered.chance.overall + 0.1
 
 
 @pytest.mark.slow

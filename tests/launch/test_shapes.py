@@ -8,7 +8,7 @@ import pytest
 
 from checkpoints_convert import detect_layout
 from configs import shapes_janus
-from launch.shapes import PLANS, recipe
+from launch.plans import PLANS, recipe
 from tests.launch.conftest import ROOT, environment
 
 

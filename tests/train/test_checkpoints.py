@@ -1,3 +1,4 @@
+import contextlib
 import errno
 import logging
 import os
@@ -291,7 +292,9 @@ def test_a_disk_that_is_really_full_is_told(small_disk, state, abstract):
     with pytest.raises(StorageFull, match="has no room left for a checkpoint"):
         fill()
     newest = checkpoints.steps[-1]
-    checkpoints.close()
+    # The one before may have met with the same, in the background.
+    with contextlib.suppress(StorageFull):
+        checkpoints.close()
     assert 0 < newest < 99
     assert restore(small_disk, abstract).step == newest
 

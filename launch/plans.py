@@ -1,0 +1,72 @@
+"""How much of everything `launch.shapes` does, by its budgets, and the recipes that come of it."""
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from janus_jax.config import VisualEncoder
+
+TEXTS = 4_000
+"""Records of plain text, whatever the budget."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How much of everything.
+
+    Attributes:
+      tokenizer_steps: of the image tokenizer; None for its recipe's.
+      pairs: pictures with captions for the encoder.
+      encoder_steps: of the encoder.
+      understanding, generation: records; there are as many easy ones as a fifth of the latter, and 4,000 of text.
+      stages: steps of stages I, II and III.
+      asked: questions a topic, and prompts a category, of the evaluation.
+    """
+
+    pairs: int
+    encoder_steps: int
+    understanding: int
+    generation: int
+    stages: tuple[int, int, int]
+    asked: tuple[int, int] = (100, 50)
+    tokenizer_steps: int | None = None
+
+
+PLANS = {
+    "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
+    "25min": Plan(10_000, 200, 16_000, 24_000, (20, 500, 1_000)),
+    "full": Plan(20_000, 600, 40_000, 50_000, (20, 2_000, 14_000), (200, 100)),
+}
+
+
+def of_steps(recipe: Any, steps: int) -> Any:
+    """A recipe, or a stage, of so many steps, of which the warm-up takes a tenth at most."""
+    warmup = min(recipe.optimizer.warmup_steps, steps // 10)
+    return replace(recipe, steps=steps, optimizer=replace(recipe.optimizer, warmup_steps=warmup))
+
+
+def recipe(workdir: Path, plan: Plan, stage: int, understands_by: VisualEncoder = "und_encoder") -> Any:
+    """The recipe of a stage, on this workdir's folders."""
+    from configs.shapes_janus import MODEL, RECIPE
+    from janus_jax.data.mixture import Phase
+
+    stages = []
+    for number, (one, steps) in enumerate(zip(RECIPE.stages, plan.stages, strict=True)):
+        phases = one.phases
+        if len(phases) > 1:  # The easy beginning takes its share, whatever the budget.
+            first = phases[0].until_step or 0
+            phases = (Phase(max(first * steps // one.steps, 1), phases[0].weights), *phases[1:])
+        start = one.initialisation
+        if not number:
+            start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))
+        stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
+    return replace(
+        RECIPE,
+        architecture=replace(MODEL, understands_by=understands_by),
+        stages=tuple(stages),
+        sources={
+            name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()
+        },
+        stage=stage,
+        tokenizer=str(workdir / "text"),
+    )
