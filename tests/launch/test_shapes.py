@@ -15,14 +15,14 @@ from tests.launch.conftest import ROOT, environment
 @pytest.mark.slow
 def test_it_makes_both_models_and_their_report_and_does_nothing_twice(tmp_path):
     command = [sys.executable, "-m", "launch.shapes", "--budget=smoke", "--ablation", f"--workdir={tmp_path}"]
-    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
+    subprocess.run(command, cwd=ROOT, env=environment(XLA_FLAGS=""), check=True)
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"understanding", "generation.overall", "generation.strict", "minutes"} <= set(report)
     assert set(report["one encoder"]) < set(report)
     assert detect_layout(tmp_path / "Janus-shapes") == "released"
     assert detect_layout(tmp_path / "one_encoder" / "converted") == "converted"
     before = (tmp_path / "converted" / "config.json").stat().st_mtime_ns
-    again = subprocess.run(command, cwd=ROOT, env=environment(), check=True, capture_output=True, text=True)
+    again = subprocess.run(command, cwd=ROOT, env=environment(XLA_FLAGS=""), check=True, capture_output=True, text=True)
     assert (tmp_path / "converted" / "config.json").stat().st_mtime_ns == before
     assert "step 4/4" not in again.stdout
 
