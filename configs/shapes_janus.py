@@ -8,8 +8,8 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 
 Expected: see docs/shapes.md.
 
-Where it is not the papers': there is no LLM to start from, so stage II has most of the steps and Muon; rows are short,
-for two cores.
+Where it is not the papers': there is no LLM to start from, so stage II begins with drawing single things alone,
+learns answers alone and by Muon; rows are few and short, for two cores.
 """
 
 from dataclasses import replace
@@ -59,7 +59,7 @@ _FLOAT32 = Precision("float32", "float32", "float32")
 _ROW = Budget(places=224, und_images=2, gen_images=4, text_targets=150)
 
 
-_OPTIMIZER = OptimizerConfig(learning_rate=2e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.02)
+_OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.02)
 
 
 STAGE_1 = Stage(
@@ -79,9 +79,10 @@ STAGE_2 = Stage(
     steps=1000,
     batch_size=16,
     phases=(
-        Phase(400, {"understanding": 2, "text": 1, "imagenet": 5}),
-        Phase(None, {"understanding": 3, "text": 1, "generation": 5}),
+        Phase(300, {"imagenet": 1}),
+        Phase(None, {"understanding": 4, "text": 0.5, "generation": 5, "imagenet": 1}),
     ),
+    supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,
 )
@@ -91,7 +92,7 @@ STAGE_3 = Stage(
     optimizer=replace(_OPTIMIZER, schedule="cosine"),
     steps=1000,
     batch_size=16,
-    phases=(Phase(None, {"understanding": 4, "text": 0.5, "generation": 6}),),
+    phases=(Phase(None, {"understanding": 5, "text": 0.5, "generation": 6}),),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,

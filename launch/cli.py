@@ -20,6 +20,7 @@ from types import ModuleType
 
 from absl import flags, logging
 
+from janus_jax.cluster import Cluster, JaxCluster
 from janus_jax.errors import ExitCode, JanusError, RunStopped
 
 _ABSENT = "must have a value other than None."  # absl's words for a required flag that is not given.
@@ -75,7 +76,7 @@ def enable_compilation_cache() -> None:
             jax.config.update("jax_compilation_cache_dir", str(place))
 
 
-def join_cluster() -> None:
+def join_cluster() -> Cluster:
     """Joins the processes of a cluster, before jax looks for devices.
 
     Raises:
@@ -92,6 +93,7 @@ def join_cluster() -> None:
             f"--distributed finds no cluster ({str(error)[:200]}); start it under SLURM, on a TPU pod, or with "
             f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set."
         ) from error
+    return JaxCluster()
 
 
 def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:

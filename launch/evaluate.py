@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, cast
 from absl import flags
 
 from checkpoints_convert import read_config
+from janus_jax.cluster import Cluster
 from janus_jax.config import ConversationStyle, JanusConfig
 from janus_jax.errors import JanusError
 from janus_jax.evaluate.benchmark import Amount, Benchmark, Options, Question, default_of, limited
@@ -30,7 +31,6 @@ from janus_jax.evaluate.runner import answering, collect
 from janus_jax.processing import Processor
 from launch import cli, models, pictures
 from launch.bars import answers_bar
-from launch.preparing import Cluster, JaxCluster
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
@@ -73,9 +73,7 @@ def main(_: Sequence[str]) -> None:
         jobs = read_jobs(Path(_DATA.value), out)
         config = read_config(models.MODEL.value, cast(ConversationStyle | None, models.CONVERSATION.value))
         Processor.from_directory(models.MODEL.value, config)
-        if _DISTRIBUTED.value:
-            cli.join_cluster()
-        cluster: Cluster = JaxCluster() if _DISTRIBUTED.value else Cluster()
+        cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
         common = {
             "model": fingerprint(Path(models.MODEL.value)),

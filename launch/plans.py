@@ -34,8 +34,8 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
-    "25min": Plan(10_000, 200, 16_000, 24_000, (20, 500, 1_000)),
-    "full": Plan(20_000, 600, 40_000, 50_000, (20, 2_000, 14_000), (200, 100)),
+    "25min": Plan(10_000, 200, 16_000, 24_000, (20, 600, 800)),
+    "full": Plan(20_000, 600, 40_000, 50_000, (20, 1_700, 4_200), (200, 100)),
 }
 
 
@@ -53,9 +53,8 @@ def recipe(workdir: Path, plan: Plan, stage: int, understands_by: VisualEncoder 
     stages = []
     for number, (one, steps) in enumerate(zip(RECIPE.stages, plan.stages, strict=True)):
         phases = one.phases
-        if len(phases) > 1:  # The easy beginning takes its share, whatever the budget.
-            first = phases[0].until_step or 0
-            phases = (Phase(max(first * steps // one.steps, 1), phases[0].weights), *phases[1:])
+        if len(phases) > 1:  # The easy beginning takes what it takes, where there are steps for it.
+            phases = (Phase(min(phases[0].until_step or 0, max(steps // 2, 1)), phases[0].weights), *phases[1:])
         start = one.initialisation
         if not number:
             start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))

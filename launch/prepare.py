@@ -12,12 +12,13 @@ from pathlib import Path
 
 from absl import flags
 
+from janus_jax.cluster import Cluster
 from janus_jax.data.prepare import Job
 from janus_jax.data.sources import SOURCES, Options, find_source
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from launch import cli
-from launch.preparing import Cluster, JaxCluster, Means, prepare, read_tokenizer
+from launch.preparing import Means, prepare, read_tokenizer
 
 _SOURCE = flags.DEFINE_string(
     "source", None, f"kind of input: {', '.join(sorted(SOURCES))}, or MODULE:KIND of your own", required=True
@@ -62,16 +63,11 @@ def main(_: Sequence[str]) -> None:
     """Prepares, and prints what there is."""
     job = _job()
     tokenizer = None if job.tokenizer is None else read_tokenizer(Path(job.tokenizer))
-    cluster = _join_cluster() if _DISTRIBUTED.value else Cluster()
+    cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
     means = Means(_WORKERS.value, _MAX_REJECTED.value, _BATCH_SIZE.value, _BEAM.value)
     summary = prepare(job, means, tokenizer, cluster)
     if summary is not None:
         print(summary)
-
-
-def _join_cluster() -> Cluster:
-    cli.join_cluster()
-    return JaxCluster()
 
 
 def _job() -> Job:

@@ -2,26 +2,26 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
 import tqdm
 
+from janus_jax.cluster import Cluster
 from janus_jax.data.beam import write_parts_with_beam
 from janus_jax.data.prepare import Job, Preparation, Summary, begin
-from janus_jax.data.processes import Progress, Report, alone, write_parts
+from janus_jax.data.processes import alone, write_parts
 from janus_jax.data.sources import Options
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from launch import cli
+from launch.bars import records_bar
 
 if TYPE_CHECKING:
     from janus_jax.config import VQConfig
     from janus_jax.models.janus import Params
-
-_Result = TypeVar("_Result")
 
 Tokenizer = tuple["VQConfig", Callable[[], "Params"]]
 """An image tokenizer's config, and the reading of its parameters."""
@@ -42,55 +42,6 @@ class Means:
     max_rejected: float
     batch_size: int = 64
     beam: str | None = None
-
-
-class Cluster:
-    """The processes that share the work: this one alone."""
-
-    index, count = 0, 1
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process does what one alone has to."""
-        return self.index == 0
-
-    def share(self, indices: Sequence[int]) -> list[int]:
-        """Those of the numbers that are this process's to do."""
-        return [index for index in indices if index % self.count == self.index]
-
-    def together(self, action: Callable[[], _Result]) -> _Result:
-        """Does what all processes do at this point, and waits for the others.
-
-        Raises:
-          JanusError: another process failed.
-        """
-        return action()
-
-
-class JaxCluster(Cluster):
-    """All processes that `jax.distributed` has joined."""
-
-    def __init__(self) -> None:
-        import jax
-
-        self.index, self.count = jax.process_index(), jax.process_count()
-
-    def together(self, action: Callable[[], _Result]) -> _Result:
-        import numpy as np
-        from jax.experimental.multihost_utils import process_allgather
-
-        failure = None
-        try:
-            result = action()
-        # Of whatever kind: the others would wait for this process.
-        except Exception as error:
-            failure = error
-        failed = np.flatnonzero(process_allgather(np.array(failure is not None)))
-        if failure is not None:
-            raise failure
-        if failed.size:
-            raise JanusError(f"Process {failed[0]} of the cluster has failed; its own message tells why.")
-        return result
 
 
 def prepare(job: Job, means: Means, tokenizer: Tokenizer | None, cluster: Cluster | None = None) -> Summary | None:
@@ -130,23 +81,8 @@ def _write_parts(preparation: Preparation, cluster: Cluster, means: Means) -> No
     if means.beam is not None:
         write_parts_with_beam(preparation, indices, shlex.split(means.beam))
         return
-    with _bar(cluster) as report:
+    with records_bar(disable=not cluster.is_first) as report:
         write_parts(preparation, indices, means.workers, means.max_rejected, report)
-
-
-@contextlib.contextmanager
-def _bar(cluster: Cluster) -> Iterator[Report]:
-    with tqdm.tqdm(unit=" records", desc="records", smoothing=0.1, disable=cluster.index > 0) as bar:
-
-        def report(progress: Progress) -> None:
-            if not bar.n:
-                bar.initial = progress.entries  # What an earlier run did is no part of this one's speed.
-            bar.total = progress.total
-            bar.n = progress.entries
-            bar.set_postfix(rejected=progress.rejected, shards=progress.parts, refresh=False)
-            bar.refresh()
-
-        yield report
 
 
 def prepare_world(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:

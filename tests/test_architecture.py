@@ -12,16 +12,19 @@ ROOT = Path(__file__).parents[1]
 OURS = ("janus_jax", "checkpoints_convert", "configs", "launch", "benchmarks", "tests")
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 
-GROUND = ("janus_jax.config", "janus_jax.batch", "janus_jax.errors", "janus_jax.files", "janus_jax.storage")
+GROUND = (
+    "janus_jax.batch",
+    "janus_jax.cluster",
+    "janus_jax.config",
+    "janus_jax.errors",
+    "janus_jax.files",
+    "janus_jax.storage",
+)
 MIDDLE = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
 
 # Who (the longest name that fits) may import which of our own modules.
 MAY_IMPORT = {
-    "janus_jax.config": GROUND,
-    "janus_jax.batch": GROUND,
-    "janus_jax.errors": GROUND,
-    "janus_jax.files": GROUND,
-    "janus_jax.storage": GROUND,
+    **dict.fromkeys(GROUND, GROUND),
     "janus_jax.models": (*GROUND, "janus_jax.models"),
     "janus_jax.processing": (*GROUND, "janus_jax.processing"),
     "janus_jax.sharding": (*GROUND, "janus_jax.sharding"),
@@ -61,9 +64,7 @@ MAY_IMPORT = {
 }
 # Beyond the ground these work where there is no accelerator: in data workers, in a thin client.
 WITHOUT_ARRAYS = (
-    "janus_jax.config",
-    "janus_jax.batch",
-    "janus_jax.errors",
+    *GROUND,
     "janus_jax.processing",
     "janus_jax.data",
     "janus_jax.evaluate.benchmark",

@@ -8,15 +8,14 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
+from janus_jax.cluster import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluate.benchmark import Asked, Question
 from janus_jax.evaluate.journal import appending, claim, read_answers
 from janus_jax.files import named
 from janus_jax.processing import Processor, Row
-
-_Result = TypeVar("_Result")
 
 Work = Callable[[Sequence[Asked]], Iterator[Mapping[str, str]]]
 """From the items that are left to their answers by id, a batch at a time."""
@@ -25,30 +24,6 @@ Report = Callable[[int, int], object]
 """Told how many of a process's items are done, and how many there are; those that earlier runs did are among them."""
 
 _READERS = min(8, os.cpu_count() or 1)
-
-
-class Processes(Protocol):
-    """The processes that share the work. Their folder is one that all of them see."""
-
-    @property
-    def index(self) -> int: ...
-
-    @property
-    def count(self) -> int: ...
-
-    def together(self, action: Callable[[], _Result]) -> _Result:
-        """Does what all processes do at this point, and waits for the others."""
-        ...
-
-
-class Alone:
-    """One process."""
-
-    index, count = 0, 1
-
-    def together(self, action: Callable[[], _Result]) -> _Result:
-        """Does it."""
-        return action()
 
 
 class Model(Protocol):
@@ -67,7 +42,7 @@ def collect(
     work: Work[Asked],
     folder: Path,
     began: Mapping[str, Any],
-    processes: Processes | None = None,
+    cluster: Cluster | None = None,
     report: Report = lambda done, total: None,
 ) -> dict[str, str] | None:
     """The answers to all items, by id, for the first process; None for the others.
@@ -85,25 +60,25 @@ def collect(
       JanusError: the folder is of another run, or cannot be written.
       StorageFull: the disk is full.
     """
-    processes = processes or Alone()
-    processes.together(lambda: claim(folder, began) if processes.index == 0 else None)
+    cluster = cluster or Cluster()
+    cluster.together(lambda: claim(folder, began) if cluster.is_first else None)
     # Read by all before any of them writes: they must agree on what is left.
-    before = processes.together(lambda: read_answers(folder))
+    before = cluster.together(lambda: read_answers(folder))
     left = [item for item in items if item.id not in before]
-    mine = left[processes.index :: processes.count]
+    mine = [left[number] for number in cluster.share(range(len(left)))]
 
     def finish() -> None:
         done = len(items) - len(left)
         total = done + len(mine)
         report(done, total)
-        with appending(folder, processes.index if processes.count > 1 else None) as journal:
+        with appending(folder, cluster.index if cluster.count > 1 else None) as journal:
             for answers in work(mine):
                 journal.append(answers)
                 done += len(answers)
                 report(done, total)
 
-    processes.together(finish)
-    if processes.index:
+    cluster.together(finish)
+    if not cluster.is_first:
         return None
     answers = read_answers(folder)
     if absent := sum(item.id not in answers for item in items):

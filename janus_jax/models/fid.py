@@ -8,6 +8,11 @@ from jaxtyping import Float
 
 from janus_jax.errors import JanusError
 
+FEATURES = 2048
+"""Numbers that Inception makes of a picture."""
+SIDE = 299
+"""Pixels of a side of what it sees."""
+
 
 class Moments(Protocol):
     """A mean and a covariance."""
@@ -51,6 +56,12 @@ class FeatureStatistics:
         self.count += len(features)
         self._sum += features.sum(axis=0)
         self._products += features.T @ features
+
+    def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
+        """Of both together."""
+        both = FeatureStatistics(self.dimensions, self.count + other.count)
+        both._sum, both._products = self._sum + other._sum, self._products + other._products
+        return both
 
     @property
     def mean(self) -> Float[np.ndarray, " D"]:

@@ -14,11 +14,9 @@ import numpy as np
 from jax import lax
 from jaxtyping import Array, Float
 
+from janus_jax.models.fid import SIDE
 from janus_jax.models.published import take
 
-FEATURES = 2048
-SIDE = 299
-"""Pixels of a side of what the network sees."""
 _EPS = 1e-3
 _FILE = "pytorch-fid's pt_inception-2015-12-05"
 

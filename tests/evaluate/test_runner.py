@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import pytest
 
+from janus_jax.cluster import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluate.benchmark import Question, limited
 from janus_jax.evaluate.journal import appending, claim
@@ -119,7 +120,7 @@ def test_progress_counts_what_was_there_before(tmp_path):
     assert told == [(4, 7), (6, 7), (7, 7)]
 
 
-class Threads:
+class Threads(Cluster):
     """Processes that are threads of this one."""
 
     def __init__(self, index, barrier):

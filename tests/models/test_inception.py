@@ -4,7 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.models.inception import FEATURES, Inception, inception_params, tensor_shapes
+from janus_jax.models.fid import FEATURES
+from janus_jax.models.inception import Inception, inception_params, tensor_shapes
 from tests.train.vq.judges import inception_file
 
 

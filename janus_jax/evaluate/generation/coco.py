@@ -1,14 +1,13 @@
 """COCO-30K: pictures of 30,000 of COCO's captions, held against its photographs by FID."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 
-from janus_jax.evaluate.benchmark import Answers, Benchmark, Options, Scores, check_ids, published
+from janus_jax.evaluate.benchmark import Benchmark, Options, check_ids, published
 from janus_jax.evaluate.generation import fid
-from janus_jax.evaluate.generation.judging import JUDGES, judged
-from janus_jax.evaluate.generation.picture import DRAWING, PREDICTIONS, Picture, drawn_files, pictures_of
+from janus_jax.evaluate.generation.judging import JUDGES, score, write_predictions
+from janus_jax.evaluate.generation.picture import DRAWING, PREDICTIONS, Picture, pictures_of
 from janus_jax.evaluate.understanding.reading import json_object
 
 _FILE = "captions_val2014.json"
@@ -40,16 +39,6 @@ def read(data: Path, options: Options) -> list[Picture]:
 def int_id(text: str) -> str:
     """An id as part of a file's name."""
     return f"{int(text):012}" if text.isdigit() else text.replace("/", "_")
-
-
-def write_predictions(pictures: Sequence[Picture], answers: Answers, folder: Path) -> None:
-    """The pictures are there already."""
-    drawn_files(pictures, answers)
-
-
-def score(pictures: Sequence[Picture], answers: Answers, options: Options) -> Scores:
-    """FID and CLIP score, where the data's folder has what they take."""
-    return judged(pictures, answers, options["fid"])
 
 
 BENCHMARK = Benchmark(

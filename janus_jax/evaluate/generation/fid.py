@@ -9,12 +9,14 @@ pytorch-fid's file; what clean-fid fetches, NVIDIA's TorchScript, is another con
 Statistics made with one are of no use with the other.
 """
 
+import functools
+import operator
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -23,15 +25,11 @@ from PIL import Image
 from checkpoints_convert.readers import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.files import named, reading
-
-if TYPE_CHECKING:
-    from janus_jax.models.fid import FeatureStatistics, Gaussian
+from janus_jax.models.fid import FEATURES, SIDE, FeatureStatistics, Gaussian, frechet_distance
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
 
-_SIDE = 299
-_FEATURES = 2048
 _BATCH = 32
 _READERS = min(8, os.cpu_count() or 1)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
@@ -43,7 +41,7 @@ def clean(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 299 3"]:
     """A picture as clean-fid shows it to the network."""
     channels = [
         Image.fromarray(np.ascontiguousarray(pixels[..., channel], np.float32)).resize(
-            (_SIDE, _SIDE), Image.Resampling.BICUBIC
+            (SIDE, SIDE), Image.Resampling.BICUBIC
         )
         for channel in range(3)
     ]
@@ -63,7 +61,7 @@ def pytorch(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 299 3"
 
 def _neighbours(size: int) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " 299"]]:
     """Which two places of a line a place of the network's line lies between, and the share of the second."""
-    places = ((np.arange(_SIDE) + 0.5) * size / _SIDE - 0.5).clip(0)
+    places = ((np.arange(SIDE) + 0.5) * size / SIDE - 0.5).clip(0)
     below = np.minimum(places.astype(int), size - 1)
     return below, np.minimum(below + 1, size - 1), (places - below).astype(np.float32)
 
@@ -130,48 +128,58 @@ class Judge:
                 batch = np.stack([*pixels, *[pixels[-1]] * (_BATCH - len(pixels))])
                 yield np.asarray(self._apply({"params": self._params}, batch))[: len(pixels)]
 
-    def statistics(self, files: Sequence[Path]) -> "FeatureStatistics":
-        """Of all pictures."""
-        from janus_jax.models.fid import FeatureStatistics
-
-        statistics = FeatureStatistics(_FEATURES)
+    def statistics(self, files: Sequence[Path]) -> dict[str, FeatureStatistics]:
+        """Of the pictures of each folder, by its name."""
+        found: dict[str, FeatureStatistics] = {}
+        folders = iter([file.parent.name for file in files])
         for batch in self.features(files):
-            statistics.add(batch)
-        return statistics
+            names = np.array(list(islice(folders, len(batch))))
+            for name in np.unique(names).tolist():
+                found.setdefault(name, FeatureStatistics(FEATURES)).add(batch[names == name])
+        return found
 
 
-def fid(data: Path, files: Sequence[Path], method: str) -> float | None:
-    """The distance of pictures to those of a benchmark's folder; None where that has no weights.
+def distances(data: Path, files: Sequence[Path], method: str) -> dict[str, float]:
+    """FIDs of pictures to those of a benchmark's folder; nothing where that has no weights.
+
+    Returns:
+      `fid` of all; and `fid/NAME` of the two pictures or more in a folder NAME that both sides have.
 
     Raises:
       JanusError: what is there is not what it should be.
     """
-    from janus_jax.models.fid import frechet_distance
     from janus_jax.models.inception import inception_params
 
     if not (data / INCEPTION).exists():
-        return None
+        return {}
     check_judge(data, method)
     tensors = open_tensors(data / INCEPTION)
     with named(data / INCEPTION):
         judge = Judge(inception_params(tensors), method)
     reference = _reference(data, method)
     assert reference is not None
-    real = stored(reference) if reference.suffix == ".npz" else judge.statistics(pictures_in(reference))
-    return frechet_distance(real, judge.statistics(files))
+    drawn = judge.statistics(files)
+    if reference.suffix == ".npz":
+        return {"fid": frechet_distance(stored(reference), _together(drawn))}
+    real = judge.statistics(pictures_in(reference))
+    shared = [name for name in sorted(drawn) if name in real and min(drawn[name].count, real[name].count) > 1]
+    parts = {f"fid/{name}": frechet_distance(real[name], drawn[name]) for name in shared}
+    return {"fid": frechet_distance(_together(real), _together(drawn))} | parts
 
 
-def stored(file: Path) -> "Gaussian":
+def _together(folders: Mapping[str, FeatureStatistics]) -> FeatureStatistics:
+    return functools.reduce(operator.add, folders.values())
+
+
+def stored(file: Path) -> Gaussian:
     """The statistics in an .npz file, as pytorch-fid and clean-fid write them.
 
     Raises:
       JanusError: it is damaged, or of another network.
     """
-    from janus_jax.models.fid import Gaussian
-
     with reading(file), np.load(file, allow_pickle=False) as arrays:
         found = {name: np.asarray(arrays[name], np.float64) for name in ("mu", "sigma") if name in arrays}
-    shapes = {"mu": (_FEATURES,), "sigma": (_FEATURES, _FEATURES)}
+    shapes = {"mu": (FEATURES,), "sigma": (FEATURES, FEATURES)}
     for name, shape in shapes.items():
         if name not in found or found[name].shape != shape:
             is_there = f"is {list(found[name].shape)}" if name in found else "is missing"

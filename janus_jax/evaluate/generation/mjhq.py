@@ -1,13 +1,12 @@
 """MJHQ-30K (Playground v2.5, arXiv 2402.17245, §3.3): prompts of ten categories, FID to Midjourney's pictures."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluate.benchmark import Answers, Benchmark, Options, Scores, check_ids, published
+from janus_jax.evaluate.benchmark import Benchmark, Options, check_ids, published
 from janus_jax.evaluate.generation import fid
-from janus_jax.evaluate.generation.judging import JUDGES, judged
-from janus_jax.evaluate.generation.picture import DRAWING, PREDICTIONS, Picture, drawn_files, pictures_of
+from janus_jax.evaluate.generation.judging import JUDGES, score, write_predictions
+from janus_jax.evaluate.generation.picture import DRAWING, PREDICTIONS, Picture, pictures_of
 from janus_jax.evaluate.understanding.reading import named_entries
 
 _FILE = "meta_data.json"
@@ -26,16 +25,6 @@ def read(data: Path, options: Options) -> list[Picture]:
         pictures += pictures_of(entry.text("prompt"), index, [file], data, None)
     check_ids(pictures, data / _FILE)
     return pictures
-
-
-def write_predictions(pictures: Sequence[Picture], answers: Answers, folder: Path) -> None:
-    """The pictures are there already."""
-    drawn_files(pictures, answers)
-
-
-def score(pictures: Sequence[Picture], answers: Answers, options: Options) -> Scores:
-    """FID and CLIP score, where the data's folder has what they take."""
-    return judged(pictures, answers, options["fid"])
 
 
 BENCHMARK = Benchmark(
