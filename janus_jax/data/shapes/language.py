@@ -76,7 +76,9 @@ def caption(scene: Scene, rng: np.random.Generator, category: Category | None = 
     if category is None and rng.random() < 0.5:
         told = description(scene)
     else:
-        told = request(shuffled(scene.things, rng), category) if category else description(scene, sizes=False)
+        # What is named first comes first in reading, where no relation says it: so a prompt tells which to draw first.
+        things = shuffled(scene.things, rng) if category is Category.POSITION else scene.things
+        told = request(things, category) if category else description(scene, sizes=False)
         further += [f"The {thing.shape} is {thing.size}." for thing in scene.things if scene.count(thing.shape) == 1]
     if rng.random() >= _ADDED_SENTENCE:
         return beginning + told
