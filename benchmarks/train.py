@@ -47,7 +47,8 @@ from janus_jax.config import (
     preset,
 )
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params
+from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
 from janus_jax.train.flops import amounts, peak_flops, step_costs
 from janus_jax.train.names import matches
 from janus_jax.train.optimizers import MomentsDtype, OptimizerConfig, make_optimizer

@@ -18,7 +18,9 @@ from checkpoints_convert import read_config, read_params
 from janus_jax.batch import Batch
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, JanusConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params, abstract_params
+from janus_jax.models.backbone import Params
+from janus_jax.models.family import abstract_params
+from janus_jax.models.janus import Janus
 from janus_jax.models.llama import LEAVES_OF_BLOCK, fuse_block
 from janus_jax.processing import ImageSource, Message, Processor, Row, StreamDecoder
 from janus_jax.sample.images import draw_images, render_images
@@ -106,7 +108,7 @@ class Pretrained:
 
     Attributes:
       config: its architecture.
-      params: its parameters, in the form that `model` reads; `models.janus.scan_params` gives that of training.
+      params: its parameters, in the form that `model` reads; `models.backbone.scan_params` gives that of training.
       processor: from messages and pictures to arrays.
       model: the network; `model.apply({"params": params}, ...)`.
       mesh: the devices that the parameters lie on; None for one device.

@@ -115,7 +115,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every parameter.
 
     Args:
-      boxed: the tree with its logical names, as `models.janus.abstract_params` gives it.
+      boxed: the tree with its logical names, as `models.family.abstract_params` gives it.
     """
     specs = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)

@@ -19,7 +19,7 @@ from launch import cli
 
 if TYPE_CHECKING:
     from janus_jax.config import VQConfig
-    from janus_jax.models.janus import Params
+    from janus_jax.models.backbone import Params
 
 _Result = TypeVar("_Result")
 

@@ -10,7 +10,8 @@ import pytest
 
 from janus_jax.config import PRESETS, Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, abstract_params
+from janus_jax.models.family import abstract_params
+from janus_jax.models.janus import Janus
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.vq import VQTokenizer
 from tests import tiny

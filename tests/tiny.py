@@ -9,7 +9,9 @@ import jax
 import numpy as np
 
 from janus_jax.config import PRESETS, Execution
-from janus_jax.models.janus import Janus, abstract_params, unroll_params
+from janus_jax.models.backbone import unroll_params
+from janus_jax.models.family import abstract_params
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained, place_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 

@@ -24,7 +24,7 @@ class Execution:
       layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with
         depth; "unrolled" is the form for sampling: one tree a block, so that a decoding step reads each matrix where
         it lies (a scan would copy it out of the stack first), and matrices that read the same input fused into one.
-        `models.janus.unroll_params` and `scan_params` change one into the other.
+        `models.backbone.unroll_params` and `scan_params` change one into the other.
       scan_unroll: blocks that one turn of the loop over "scanned" layers computes. All of them in one turn is a tenth
         faster for small models on a CPU, and takes longer to compile.
     """

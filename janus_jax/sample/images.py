@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from janus_jax.batch import Batch
-from janus_jax.models.janus import Janus, Params, apply, to_images
+from janus_jax.models.backbone import Params, apply, to_images
+from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up

@@ -11,7 +11,8 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from janus_jax.batch import Batch
-from janus_jax.models.janus import Janus, Params, apply
+from janus_jax.models.backbone import Params, apply
+from janus_jax.models.janus import Janus
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.sample.images import KV_AXES
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw

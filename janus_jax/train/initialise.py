@@ -22,7 +22,8 @@ from checkpoints_convert.sidecars import copy_sidecars
 from checkpoints_convert.tree import leaves
 from janus_jax.config import JanusConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Params, abstract_params, init_params
+from janus_jax.models.backbone import Params
+from janus_jax.models.family import abstract_params, init_params
 from janus_jax.train.checkpoints import read_config, read_params, saved_steps
 from janus_jax.train.config_dicts import from_config
 from janus_jax.train.lora import apart, merge_adapters, new_adapters

@@ -19,7 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params
+from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, Row
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
