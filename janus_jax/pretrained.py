@@ -16,7 +16,7 @@ from PIL import Image
 
 from checkpoints_convert import read_config, read_params
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, JanusConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.family import abstract_params
@@ -72,7 +72,7 @@ def load(
 
 def place_params(
     leaves: Iterator[tuple[tuple[str, ...], int | None, np.ndarray]],
-    config: JanusConfig,
+    config: ModelConfig,
     execution: Execution,
     mesh: Mesh | None,
 ) -> Params:
@@ -114,7 +114,7 @@ class Pretrained:
       mesh: the devices that the parameters lie on; None for one device.
     """
 
-    config: JanusConfig
+    config: ModelConfig
     params: Params = field(repr=False)
     processor: Processor
     model: Janus
