@@ -35,7 +35,7 @@ from absl import flags
 from benchmarks.shared import machine, use_cores, weights
 from checkpoints_convert.transformers_janus import write_config
 from janus_jax.batch import NO_IMAGE, Batch
-from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, preset
+from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
 from janus_jax.pretrained import place_params
@@ -367,7 +367,7 @@ def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
     # Before jax starts its threads, as many as there are cores.
     cores = use_cores(_CORES.value)
-    config = SMALL if _PRESET.value is None else preset(_PRESET.value)
+    config = SMALL if _PRESET.value is None else janus_preset(_PRESET.value)
     inputs = Inputs.make(config)
     dtype, attention = cast(Dtype, _DTYPE.value), cast(AttentionKernel, _ATTENTION.value)
     execution = Execution(dtype, dtype, attention, layers="unrolled")

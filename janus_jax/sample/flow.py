@@ -22,6 +22,7 @@ from janus_jax.batch import PADDING_SEGMENT, Batch
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Backbone, Params, apply, to_images
+from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, Row
 from janus_jax.sample.drawing import Report, check_guidance, guide, repeat_cache, repeat_prompts
@@ -74,12 +75,14 @@ class FlowDrawing:
         self, model: Backbone, params: Params, prompts: Batch, keys: Key[Array, "P N"], report: Report | None
     ) -> Float[Array, "P*N h w C"]:
         """See `Drawing`; gives scaled latents."""
+        assert isinstance(model, JanusFlow)
         return draw_latents(model, params, prompts, keys, self, report)
 
     def render(
         self, model: Backbone, params: Params, drawn: Float[Array, "R h w C"], batch_size: int
     ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
         """See `Drawing`."""
+        assert isinstance(model, JanusFlow)
         return render_latents(model, params, drawn, batch_size)
 
 
@@ -97,7 +100,7 @@ class Prompted(NamedTuple):
 
 
 def draw_latents(
-    model: Backbone,
+    model: JanusFlow,
     params: Params,
     prompts: Batch,
     keys: Key[Array, "P N"],
@@ -137,7 +140,7 @@ def without_condition(prompts: Batch) -> Batch:
 
 
 @functools.partial(jax.jit, static_argnames=("model", "per_prompt", "guided"))
-def prefill(model: Backbone, params: Params, prompts: Batch, per_prompt: int, guided: bool) -> Prompted:
+def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, guided: bool) -> Prompted:
     """Runs each prompt once, and with guidance once more without its condition."""
     num_prompts, length = prompts.shape
     if guided:
@@ -151,7 +154,7 @@ def prefill(model: Backbone, params: Params, prompts: Batch, per_prompt: int, gu
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def draw_noise(model: Backbone, keys: Key[Array, " R"]) -> Float[Array, "R h w C"]:
+def draw_noise(model: JanusFlow, keys: Key[Array, " R"]) -> Float[Array, "R h w C"]:
     """Standard normal latents, one image a key."""
     g = model.config.gen_encoder
     shape = (g.latent_size, g.latent_size, g.latent_channels)
@@ -159,7 +162,7 @@ def draw_noise(model: Backbone, keys: Key[Array, " R"]) -> Float[Array, "R h w C
 
 
 def velocity(
-    model: Backbone,
+    model: JanusFlow,
     params: Params,
     prompted: Prompted,
     latents: Float[Array, "R h w C"],
@@ -181,7 +184,7 @@ def velocity(
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("latents",))
 def _advance(
-    model: Backbone,
+    model: JanusFlow,
     params: Params,
     prompted: Prompted,
     latents: Float[Array, "R h w C"],
@@ -226,12 +229,12 @@ SOLVERS: dict[Sampler, Solver] = {"euler": euler, "midpoint": midpoint, "heun": 
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def _render(model: Backbone, params: Params, latents: Float[Array, "B h w C"]) -> UInt8[Array, "B H W 3"]:
+def _render(model: JanusFlow, params: Params, latents: Float[Array, "B h w C"]) -> UInt8[Array, "B H W 3"]:
     return to_images(apply(model, params, "decode_latents", latents))
 
 
 def render_latents(
-    model: Backbone, params: Params, latents: Float[Array, "R h w C"], batch_size: int = 8
+    model: JanusFlow, params: Params, latents: Float[Array, "R h w C"], batch_size: int = 8
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The pictures of latents, 0..255, `batch_size` on the device at a time.
 

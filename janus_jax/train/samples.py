@@ -107,7 +107,7 @@ class Sampler:
 
     def _draw(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
-        drawn = model.generate(s.prompts, 1, s.guidance_scale, s.temperature, s.seed)
+        drawn = model.generate(s.prompts, 1, s.seed, guidance_scale=s.guidance_scale, temperature=s.temperature)
         return [picture for (picture,) in drawn]
 
     def _write(self, folder: Path, answers: Sequence[str], pictures: Sequence[Image.Image]) -> None:

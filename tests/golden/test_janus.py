@@ -21,7 +21,8 @@ from janus_jax.models.backbone import scan_params, to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
 from janus_jax.processing import open_image, prepare_understanding
-from janus_jax.sample.images import draw_images, guide
+from janus_jax.sample.drawing import guide
+from janus_jax.sample.images import draw_images
 from janus_jax.sample.sampling import Sampling
 from janus_jax.sample.text import write_text
 from tests.golden.conftest import DATA, GoldenSet, assert_close, golden_set

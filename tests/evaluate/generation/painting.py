@@ -27,7 +27,7 @@ class FakePainter:
         self.processor = SimpleNamespace(generation_prompt=lambda prompt: prompt)
         self._stop_at = stop_at
 
-    def draw(self, prompts, numbers, guidance_scale, temperature, seed):
+    def draw(self, prompts, numbers, seed, guidance_scale, temperature):
         if len(self.asked) == self._stop_at:
             raise KeyboardInterrupt
         self.asked.append(list(zip(prompts, numbers, strict=True)))
