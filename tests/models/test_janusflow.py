@@ -7,13 +7,16 @@ import pytest
 
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
-from janus_jax.models.backbone import apply, scan_params, unroll_params
+from janus_jax.models.backbone import apply as apply_eagerly
+from janus_jax.models.backbone import scan_params, unroll_params
 from janus_jax.models.janusflow import JanusFlow, images_that_follow
 from janus_jax.models.uvit import _by_convolution, _by_shifts, sinusoids, unpatch
 from janus_jax.models.vae import VAE, Gaussian
 from tests import tiny
 
 MODEL = JanusFlow(tiny.FLOW)
+# Operation by operation, jax would compile for minutes.
+apply = jax.jit(apply_eagerly, static_argnums=(0, 2))
 N = tiny.FLOW.gen_tokens
 
 
@@ -155,7 +158,7 @@ def test_gradients_go_through_the_sum_of_shifted_images():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((1, 4, 4, 2), np.float32), rng.standard_normal((3, 3, 1, 2), np.float32)
     ours, expected = (
-        jax.grad(lambda x, kernel, f=f: jnp.sin(f(x, kernel)).sum(), argnums=(0, 1))(x, kernel)
+        jax.jit(jax.grad(lambda x, kernel, f=f: jnp.sin(f(x, kernel)).sum(), argnums=(0, 1)))(x, kernel)
         for f in (_by_shifts, _by_convolution)
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, expected)
