@@ -17,6 +17,7 @@ from janus_jax.config import (
     SiglipConfig,
     VAEConfig,
     VQConfig,
+    flow_preset,
     janus_preset,
     preset,
 )
@@ -100,9 +101,10 @@ def test_a_flow_without_a_vae_survives_json():
     assert JanusFlowConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
-def test_a_flow_is_refused_where_only_a_janus_will_do():
-    with pytest.raises(JanusError, match=r"janusflow_1\.3b draws by a flow"):
-        janus_preset("janusflow_1.3b")
+@pytest.mark.parametrize(("ask", "name"), [(janus_preset, "janusflow_1.3b"), (flow_preset, "janus_pro_1b")])
+def test_a_model_of_the_other_kind_is_refused_with_those_that_will_do(ask, name):
+    with pytest.raises(JanusError, match=f"'{name}' is of another kind .* take one of "):
+        ask(name)
 
 
 @pytest.mark.parametrize(("name", "folder"), [("janus_pro_1b", "janus_1b"), ("janus_pro_7b", "janus_pro_7b")])

@@ -1,14 +1,11 @@
 """The doors of `Pretrained` on JanusFlow: the same calls, another way to draw."""
 
-import dataclasses
-
 import numpy as np
 import pytest
 
 from checkpoints_convert import convert
 from janus_jax import load
 from janus_jax.errors import JanusError
-from janus_jax.processing import make_byte_level_tokenizer
 from tests import tiny
 from tests.checkpoints_convert.checkpoints import save_speaking_flow
 

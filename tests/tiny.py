@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from janus_jax.config import Execution, janus_preset, preset
+from janus_jax.config import Execution, flow_preset, janus_preset
 from janus_jax.models.backbone import unroll_params
 from janus_jax.models.family import abstract_params, make_model
 from janus_jax.pretrained import Pretrained, place_params
@@ -18,7 +18,7 @@ CORPUS = ["A small red boat on a quiet lake.", "What is in the picture?", "Two b
 # Heads that two kinds of mesh can split, and queries that share keys.
 _TINY = janus_preset("tiny")
 CONFIG = dataclasses.replace(_TINY, llm=dataclasses.replace(_TINY.llm, num_kv_heads=2))
-FLOW = dataclasses.replace(preset("tiny_flow"), llm=CONFIG.llm)
+FLOW = dataclasses.replace(flow_preset("tiny_flow"), llm=CONFIG.llm)
 
 
 @functools.cache

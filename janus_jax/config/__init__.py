@@ -12,7 +12,7 @@ from janus_jax.config.autoencoders import AutoencoderConfig, VAEConfig, VQConfig
 from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, RematPolicy
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.models import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, VisualEncoder
-from janus_jax.config.presets import PRESETS, janus_preset, preset
+from janus_jax.config.presets import PRESETS, flow_preset, janus_preset, preset
 from janus_jax.config.siglip import Gelu, SiglipConfig
 from janus_jax.config.uvit import UViTConfig
 
@@ -35,6 +35,7 @@ __all__ = [
     "VAEConfig",
     "VQConfig",
     "VisualEncoder",
+    "flow_preset",
     "janus_preset",
     "preset",
 ]

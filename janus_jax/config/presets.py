@@ -1,5 +1,7 @@
 """The released models, and a tiny one of each kind, by name."""
 
+from typing import TypeVar
+
 from janus_jax.config.autoencoders import VAEConfig, VQConfig
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.models import JanusConfig, JanusFlowConfig, ModelConfig
@@ -73,8 +75,24 @@ def janus_preset(name: str) -> JanusConfig:
     Raises:
       JanusError: there is none of that name, or it is a JanusFlow.
     """
+    return _of_kind(name, JanusConfig)
+
+
+def flow_preset(name: str) -> JanusFlowConfig:
+    """`preset`, where only a JanusFlow will do.
+
+    Raises:
+      JanusError: there is none of that name, or it is a Janus.
+    """
+    return _of_kind(name, JanusFlowConfig)
+
+
+Kind = TypeVar("Kind", JanusConfig, JanusFlowConfig)
+
+
+def _of_kind(name: str, kind: type[Kind]) -> Kind:
     config = preset(name)
-    if not isinstance(config, JanusConfig):
-        names = [name for name, known in PRESETS.items() if isinstance(known, JanusConfig)]
-        raise JanusError(f"{name} draws by a flow, which this does not take; take one of {', '.join(names)}.")
+    if not isinstance(config, kind):
+        alike = [name for name, known in PRESETS.items() if isinstance(known, kind)]
+        raise JanusError(f"The model {name!r} is of another kind than this takes; take one of {', '.join(alike)}.")
     return config

@@ -49,11 +49,12 @@ SMALL = JanusConfig(
     gen_head_width=64,
 )
 
+SMALL_VAE = VAEConfig(base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, scaling_factor=0.5)
 SMALL_FLOW = JanusFlowConfig(
     name="JanusFlow-small",
     und_encoder=SMALL.und_encoder,
     gen_encoder=UViTConfig(latent_size=8, width=32, encoder_depth=1, decoder_depth=2, kernel_size=3, mlp_ratio=2),
-    vae=VAEConfig(base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, scaling_factor=0.5),
+    vae=SMALL_VAE,
     llm=SMALL.llm,
 )
 
@@ -95,7 +96,7 @@ def save_flow(folder: Path, config: JanusFlowConfig = SMALL_FLOW, dtype=BFLOAT16
     return save(folder, tensors, released_flow.write_config(config, "bfloat16"), **options)
 
 
-def save_vae(folder: Path, config: VAEConfig = SMALL_FLOW.vae, dtype=FLOAT32, rename=lambda name: name) -> Path:
+def save_vae(folder: Path, config: VAEConfig = SMALL_VAE, dtype=FLOAT32, rename=lambda name: name) -> Path:
     """A VAE in diffusers' layout, its tensors' names changed by `rename`."""
     tensors = pseudo(DIFFUSERS_VAE.manifest(leaves(config)), dtype)
     save(folder, {rename(name): array for name, array in tensors.items()}, write_vae_config(config, 32))

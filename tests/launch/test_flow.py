@@ -35,9 +35,7 @@ def test_the_commands_draw_along_a_flow_and_answer(folder, photo, tmp_path):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(
-    refuses, folder, tmp_path, arguments, told
-):
+def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, folder, tmp_path, arguments, told):
     given = [argument.replace("VAE", str(folder.parent / "sdxl-vae")) for argument in arguments]
     usual = [f"--model={folder}", "--prompt=the sea", "--out=pictures"]
     assert told in refuses("launch.generate", *usual, *given, cwd=tmp_path)
