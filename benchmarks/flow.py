@@ -3,6 +3,7 @@
 from dataclasses import replace
 from typing import TYPE_CHECKING, Self
 
+import jax.numpy as jnp
 import numpy as np
 
 from benchmarks.shared import prompt_batch, weights
@@ -53,7 +54,7 @@ class Flow:
 
     def ours(self) -> np.ndarray:
         """Latents of one image."""
-        noise = self.noise.transpose(0, 2, 3, 1)
+        noise = jnp.asarray(self.noise.transpose(0, 2, 3, 1))
         keys = row_keys(0, 0, range(1))[None]
         drawn = draw_latents(self.model, self.params, prompt_batch(self.prompt), keys, self.drawing, noise=noise)
         return np.asarray(drawn).transpose(0, 3, 1, 2)
