@@ -81,17 +81,15 @@ def read_vae_config(path: Path, shapes: Mapping[str, Shape]) -> VAEConfig:
     for field in ("shift_factor", "latents_mean", "latents_std"):
         section.require(field, None)
     channels = section.get("block_out_channels", (64,))
-    base = channels[0] if channels else 0
-    if not all(isinstance(width, int) and isinstance(base, int) and 0 < base <= width for width in channels) or any(
-        width % base for width in channels
-    ):
+    positive = channels and all(isinstance(width, int) and width > 0 for width in channels)
+    if not positive or any(width % channels[0] for width in channels):
         raise JanusError(
             f"{section.where}: block_out_channels is {list(channels)!s:.80}; it must be whole multiples of the first."
         )
     return VAEConfig(
         latent_channels=section.get("latent_channels", 4),
-        base_channels=base,
-        channel_multipliers=tuple(width // base for width in channels),
+        base_channels=channels[0],
+        channel_multipliers=tuple(width // channels[0] for width in channels),
         num_res_blocks=section.get("layers_per_block", 1),
         norm_groups=section.get("norm_num_groups", 32),
         scaling_factor=section.get("scaling_factor", 0.18215),
