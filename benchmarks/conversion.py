@@ -26,7 +26,7 @@ from absl import flags
 
 from checkpoints_convert import released
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
-from janus_jax.config import preset
+from janus_jax.config import janus_preset
 from launch import cli
 
 _PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "whose shapes the checkpoint has")
@@ -40,7 +40,7 @@ _SAMPLE_SECONDS = 0.05
 def make_checkpoint(folder: Path, name: str) -> int:
     """A released checkpoint of random bfloat16 bits, in shards; its bytes."""
     folder.mkdir()
-    config, dtype = preset(name), np.dtype(ml_dtypes.bfloat16)
+    config, dtype = janus_preset(name), np.dtype(ml_dtypes.bfloat16)
     manifest = released.manifest(config)
     # Bits of numbers in (-2, 2): no infinities, and as hard to compress as weights are.
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 24, np.uint16) & np.uint16(0xBFFF)

@@ -33,7 +33,7 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
-from janus_jax.config import preset
+from janus_jax.config import janus_preset
 from janus_jax.data.components import Component
 from janus_jax.data.records import Record
 from janus_jax.data.shards import shard_path, write_metadata, write_shard
@@ -124,7 +124,7 @@ def _words(rng: np.random.Generator, count: int) -> str:
 def make_processor(folder: Path) -> Processor:
     """That of a released model's sizes, with a tokenizer that knows the words."""
     model = folder / "model"
-    config = preset("janus_pro_1b")
+    config = janus_preset("janus_pro_1b")
     if not model.exists():
         corpus = [" ".join(_VOCABULARY), UNDERSTANDING_SYSTEM_PROMPT] * 9
         make_byte_level_tokenizer(model, corpus, 4096, config.conversation, 384, 576)

@@ -5,7 +5,9 @@
 
 Measured are the drawing of one image (guidance 5, the likeliest id at every step, the prompt's pass included, divided
 by its number of ids), one pass of the understanding encoder, its linear maps alone, a prompt's pass through the
-language model, and the image tokenizer both ways. The first command takes the networks of a Janus-Pro-1B but for a
+language model, the image tokenizer both ways, and the latents of one JanusFlow image in 30 steps (a language model of 6
+layers of width 1024, a prompt of 64 places, guidance 2; the peer computes the prompt anew at every step, as the public
+demo does). The first command takes the networks of a Janus-Pro-1B but for a
 language model of 12 layers of width 1024 and 8192 words, in float32 on two cores; the second, on an accelerator, a
 released model's shape and also batches of images, and sets the time of an id against that of reading the weights from
 memory.
@@ -21,21 +23,23 @@ import gc
 import json
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from statistics import median
 from typing import Any, cast, get_args
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from benchmarks.shared import machine, use_cores, weights
+from benchmarks import flow
+from benchmarks.shared import machine, prompt_batch, use_cores, weights
 from checkpoints_convert.transformers_janus import write_config
-from janus_jax.batch import NO_IMAGE, Batch
-from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, preset
+from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
+from janus_jax.models.family import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
 from janus_jax.pretrained import place_params
@@ -46,7 +50,9 @@ from launch import cli
 _PRESET = flags.DEFINE_string("preset", None, "measure a released model's shape instead of the small one")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "of parameters and computation")
 _ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "our attention kernel")
-_ONLY = flags.DEFINE_list("only", None, "some of token, siglip, products, prefill, vq_decode, vq_encode, images_N")
+_ONLY = flags.DEFINE_list(
+    "only", None, "some of token, siglip, products, prefill, vq_decode, vq_encode, flow, images_N"
+)
 _REPEATS = flags.DEFINE_integer("repeats", 3, "pairs a figure; of the short ones three times as many", lower_bound=1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores to run on", lower_bound=1)
 _BATCHES = flags.DEFINE_list("batches", [], "also draw this many images at a time, pictures included")
@@ -58,7 +64,7 @@ SMALL = JanusConfig(
     llm=LlamaConfig(vocab_size=8192, width=1024, depth=12, num_heads=16, num_kv_heads=16, head_dim=64, mlp_dim=2816),
     gen_head_width=1024,
 )
-BARS = {"token": 0.8, "siglip": 1.0, "prefill": 1.0, "vq_decode": 1.0}
+BARS = {"token": 0.8, "siglip": 1.0, "prefill": 1.0, "vq_decode": 1.0, "flow": 0.8}
 PROMPT_PLACES = 32
 PREFILL_PLACES = 640
 GUIDANCE = 5.0
@@ -179,7 +185,7 @@ class Ours:
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
         keys = row_keys(0, 0, range(num_images))[None]
-        ids = draw_images(self.model, self.params, _batch(tokens), keys, Sampling(), GUIDANCE)
+        ids = draw_images(self.model, self.params, prompt_batch(tokens), keys, Sampling(), GUIDANCE)
         return np.asarray(ids)
 
     def pictures(self, num_images: int) -> np.ndarray:
@@ -227,29 +233,13 @@ class Ours:
         result = jax.tree.leaves(outputs)[0]
         return np.asarray(result if jnp.issubdtype(result.dtype, jnp.integer) else result.astype(jnp.float32))
 
-    @property
-    def bytes_per_id(self) -> int:
-        """Of the weights that drawing an id reads."""
-        read: dict[str, Any] = {
-            **{name: block for name, block in self.params["llm"].items() if name.startswith("layers")},
-            "gen_adaptor": self.params["gen_adaptor"],
-            "gen_head": self.params["gen_head"],
-        }
-        return sum(leaf.nbytes for leaf in jax.tree.leaves(read))
 
-
-def _batch(tokens: np.ndarray) -> Batch:
-    rows, length = tokens.shape
-    no_image = np.full_like(tokens, NO_IMAGE)
-    return Batch(
-        tokens=tokens,
-        segment_ids=np.ones_like(tokens),
-        positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
-        und_places=no_image,
-        gen_places=no_image,
-        und_images=np.zeros((rows, 0, 16, 16, 3), np.uint8),
-        gen_images=np.zeros((rows, 0, 16, 16, 3), np.uint8),
-    )
+def bytes_per_id(config: JanusConfig, execution: Execution) -> int:
+    """Of the weights that drawing an id reads."""
+    params = nn.unbox(abstract_params(config, execution))
+    layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
+    read = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in read)
 
 
 class Theirs:
@@ -329,57 +319,68 @@ class Theirs:
         return result
 
 
-def _peer(config: JanusConfig, dtype: Dtype, inputs: Inputs) -> Theirs | None:
-    """transformers' Janus on the kind of device that jax has, if it is installed there."""
+def _peer_device() -> str | None:
+    """Where the peer runs: on the kind of device that jax has, if it is installed there."""
     if not _PEER.value or not (find_spec("torch") and find_spec("transformers")):
         return None
     import torch
 
     torch.set_num_threads(_CORES.value)
-    backend = jax.default_backend()
-    device = {"cpu": "cpu", "gpu": "cuda"}.get(backend)
-    if device is None or (device == "cuda" and not torch.cuda.is_available()):
-        return None
-    return Theirs(config, dtype, device, inputs)
+    device = {"cpu": "cpu", "gpu": "cuda"}.get(jax.default_backend())
+    return None if device == "cuda" and not torch.cuda.is_available() else device
 
 
-def _figures(ours: Ours, theirs: Theirs | None) -> list[Figure]:
+def _wanted(name: str) -> bool:
+    return _ONLY.value is None or name in _ONLY.value
+
+
+def _figures(config: JanusConfig, execution: Execution, device: str | None) -> Iterator[Figure]:
+    """What is wanted, one kind of model after the other."""
     long, short = _REPEATS.value, 3 * _REPEATS.value
-    num_ids = ours.config.gen_encoder.num_tokens
-    figures = [
-        Figure(name, getattr(ours, method), getattr(theirs, method, None), parts, pairs)
-        for name, method, parts, pairs in (
-            ("siglip", "siglip", 1, short),
-            ("products", "products", 1, short),
-            ("prefill", "prefill", 1, short),
-            ("vq_decode", "vq_decode", 1, short),
-            ("vq_encode", "vq_encode", 1, short),
-            ("token", "draw", num_ids, long),
-        )
-    ]
-    for count in map(int, _BATCHES.value):
-        run = None if theirs is None else functools.partial(theirs.pictures, count)
-        figures.append(Figure(f"images_{count}", functools.partial(ours.pictures, count), run, count, long))
-    return [figure for figure in figures if _ONLY.value is None or figure.name in _ONLY.value]
+    methods = (
+        ("siglip", "siglip", 1, short),
+        ("products", "products", 1, short),
+        ("prefill", "prefill", 1, short),
+        ("vq_decode", "vq_decode", 1, short),
+        ("vq_encode", "vq_encode", 1, short),
+        ("token", "draw", config.gen_encoder.num_tokens, long),
+    )
+    batches = [int(count) for count in _BATCHES.value if _wanted(f"images_{count}")]
+    if batches or any(_wanted(name) for name, *_ in methods):
+        inputs = Inputs.make(config)
+        ours = Ours(config, execution, inputs)
+        theirs = None if device is None else Theirs(config, execution.dtype, device, inputs)
+        for name, method, parts, pairs in methods:
+            if _wanted(name):
+                yield Figure(name, getattr(ours, method), getattr(theirs, method, None), parts, pairs)
+        for count in batches:
+            run = None if theirs is None else functools.partial(theirs.pictures, count)
+            yield Figure(f"images_{count}", functools.partial(ours.pictures, count), run, count, long)
+        # Its weights go before the next model's come.
+        del ours, theirs
+    if _wanted("flow"):
+        sides = flow.Flow(flow.SMALL if _PRESET.value is None else flow.RELEASED, execution)
+        if device is not None:
+            sides.beside(execution.dtype, device)
+        yield Figure("flow", sides.ours, None if device is None else sides.theirs, sides.drawing.steps, long)
 
 
 def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
     # Before jax starts its threads, as many as there are cores.
     cores = use_cores(_CORES.value)
-    config = SMALL if _PRESET.value is None else preset(_PRESET.value)
-    inputs = Inputs.make(config)
+    config = SMALL if _PRESET.value is None else janus_preset(_PRESET.value)
     dtype, attention = cast(Dtype, _DTYPE.value), cast(AttentionKernel, _ATTENTION.value)
     execution = Execution(dtype, dtype, attention, layers="unrolled")
-    ours, theirs = Ours(config, execution, inputs), _peer(config, dtype, inputs)
+    device = _peer_device()
     report: dict[str, Any] = {
         "model": config.name,
         "dtype": dtype,
         "cores": cores,
-        **machine(*(("torch", "transformers") if theirs else ())),
+        **machine(*(("torch", "transformers") if device else ())),
     }
     print(f"{'ms':12} {'ours':>9} {'peer':>9} {'ratio':>7} {'bar':>5} {'compile s':>10} {'difference':>11}")
-    for figure in _figures(ours, theirs):
+    for figure in _figures(config, execution, device):
         figure.measure()
         name, bar = figure.name, BARS.get(figure.name)
         print(
@@ -391,14 +392,14 @@ def main(_: Sequence[str]) -> None:
             f"{name}_ms": figure.ms,
             f"{name}_compile_s": figure.compile_seconds,
         }
-        if theirs is not None:
+        if device is not None:
             report |= {
                 f"{name}_ratio": figure.ratio,
                 f"{name}_peer_ms": figure.ms_theirs,
                 f"{name}_difference": figure.error,
             }
         if name == "token" and _BANDWIDTH.value:
-            bound = ours.bytes_per_id / _BANDWIDTH.value * 1e3
+            bound = bytes_per_id(config, execution) / _BANDWIDTH.value * 1e3
             print(f"  reading the weights takes {bound:.2f} ms; an id takes {figure.ms / bound:.2f} times that")
             report |= {"token_bound_ms": bound, "token_over_bound": figure.ms / bound}
         if name.startswith("images_"):

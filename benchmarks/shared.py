@@ -11,15 +11,16 @@ from typing import Any
 import jax
 import numpy as np
 
-from checkpoints_convert.layout import Unit
+from checkpoints_convert.layout import Layout, Unit
 from checkpoints_convert.transformers_janus import LAYOUT
 from checkpoints_convert.tree import leaves
-from janus_jax.config import JanusConfig
+from janus_jax.batch import NO_IMAGE, Batch
+from janus_jax.config import ModelConfig
 
 
-def weights(config: JanusConfig) -> Iterator[tuple[Unit, np.ndarray]]:
+def weights(config: ModelConfig, layout: Layout = LAYOUT) -> Iterator[tuple[Unit, np.ndarray]]:
     """Random numbers for every unit of the tree, of the scale at which signals keep theirs; always the same."""
-    for unit in LAYOUT.units(leaves(config)):
+    for unit in layout.units(leaves(config)):
         random = np.random.default_rng(zlib.crc32(f"{unit.leaf.path} {unit.layer}".encode()))
         uniform = random.random(unit.leaf.shape, np.float32) * 2 - 1
         if unit.leaf.keys[-1] == "scale":
@@ -31,6 +32,21 @@ def weights(config: JanusConfig) -> Iterator[tuple[Unit, np.ndarray]]:
             yield unit, uniform / np.linalg.norm(uniform, axis=-1, keepdims=True)
         else:
             yield unit, uniform * np.float32(math.sqrt(3 / math.prod(unit.pieces[0].shape[1:])))
+
+
+def prompt_batch(tokens: np.ndarray) -> Batch:
+    """Prompts of one length, without images."""
+    rows, length = tokens.shape
+    no_image = np.full_like(tokens, NO_IMAGE)
+    return Batch(
+        tokens=tokens,
+        segment_ids=np.ones_like(tokens),
+        positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
+        und_places=no_image,
+        gen_places=no_image,
+        und_images=np.zeros((rows, 0, 16, 16, 3), np.uint8),
+        gen_images=np.zeros((rows, 0, 16, 16, 3), np.uint8),
+    )
 
 
 def use_cores(cores: int) -> int:

@@ -44,10 +44,11 @@ from janus_jax.config import (
     RematPolicy,
     SiglipConfig,
     VQConfig,
-    preset,
+    janus_preset,
 )
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params
+from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
 from janus_jax.train.flops import amounts, peak_flops, step_costs
 from janus_jax.train.names import matches
 from janus_jax.train.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
@@ -366,7 +367,7 @@ def main(_: Sequence[str]) -> None:
     if wrong := [stage for stage in _STAGES.value if stage not in TRAINED]:
         raise JanusError(f"--stages holds {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
     cores = use_cores(_CORES.value) if _MODEL.value is None else None
-    config, layout = (SMALL, SMALL_ROWS) if _MODEL.value is None else (preset(_MODEL.value), REAL_ROWS)
+    config, layout = (SMALL, SMALL_ROWS) if _MODEL.value is None else (janus_preset(_MODEL.value), REAL_ROWS)
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = cast(Dtype, _DTYPE.value or ("float32" if on_cpu else "bfloat16"))

@@ -8,13 +8,13 @@ from checkpoints_convert.convert import (
     Converted,
     Summary,
     convert,
-    export,
     open_checkpoint,
     open_converted,
     read_config,
     read_params,
     save_converted,
 )
+from checkpoints_convert.export import export
 from checkpoints_convert.sources import Source, detect_layout, is_converted, open_source
 
 __all__ = [

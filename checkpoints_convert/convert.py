@@ -5,7 +5,6 @@ checkpoint `params/`, the tokenizer's and processor's files as they came, and `u
 source that no network here uses, for the way back.
 """
 
-import math
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -16,15 +15,22 @@ from typing import Any, Literal, get_args
 import ml_dtypes
 import numpy as np
 
-from checkpoints_convert import released, sidecars, transformers_janus
+from checkpoints_convert import sidecars
 from checkpoints_convert.folders import appearing
 from checkpoints_convert.jsons import Section
-from checkpoints_convert.layout import Layout
-from checkpoints_convert.readers import open_tensors
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from checkpoints_convert.sources import Config, Source, StrPath, is_converted, open_source
-from checkpoints_convert.tree import Leaf, Shape, layer_by_layer, leaves
-from janus_jax.config import ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from checkpoints_convert.tree import Leaf, layer_by_layer, leaves
+from janus_jax.config import (
+    ConversationStyle,
+    JanusConfig,
+    JanusFlowConfig,
+    LlamaConfig,
+    ModelConfig,
+    SiglipConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.errors import JanusError
 from janus_jax.files import named, read_json, reading
 
@@ -32,25 +38,23 @@ FORMAT = "janus_jax"
 PARAMS = "params"
 UNUSED = "unused"
 
-_IMAGE_TOKEN_ID = 100581
-"""The image placeholder's id in Janus-Pro-1B, where neither tokenizer nor source tells it."""
-
 StoredDtype = Literal["keep", "bfloat16", "float32"]
-WholeLayout = Literal["released", "transformers"]
 Progress = Callable[[int], None]
 Meter = Callable[[int], Progress]
 """Given the bytes to come, gives what is told of those that have."""
 
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
-_AGAIN = "convert it again"
+AGAIN = "convert it again"
+_VAE_REMEDY = "put SDXL's into the source as vae/, or name its folder with --vae, and convert again"
 
-_PARTS: dict[str, type[JanusConfig | SiglipConfig | VQConfig | LlamaConfig]] = {
+_PARTS: dict[str, type[Config]] = {
     "janus": JanusConfig,
+    "janusflow": JanusFlowConfig,
     "und_encoder": SiglipConfig,
     "gen_encoder": VQConfig,
+    "vae": VAEConfig,
     "llm": LlamaConfig,
 }
-_LAYOUTS: dict[str, Layout] = {"released": released.LAYOUT, "transformers": transformers_janus.LAYOUT}
 
 
 @dataclass(frozen=True)
@@ -81,7 +85,8 @@ class Summary:
         return "\n".join([head, *self.notes])
 
 
-def _no_meter(total: int) -> Progress:
+def no_meter(total: int) -> Progress:
+    """Tells nobody."""
     return lambda _: None
 
 
@@ -101,7 +106,8 @@ def convert(
     target: StrPath,
     dtype: StoredDtype = "keep",
     conversation: ConversationStyle | None = None,
-    meter: Meter = _no_meter,
+    meter: Meter = no_meter,
+    vae: StrPath | None = None,
 ) -> Summary:
     """A checkpoint in one of PyTorch's layouts -> a converted folder.
 
@@ -111,6 +117,7 @@ def convert(
       dtype: that parameters are stored in; "keep" keeps every tensor's own, so that the way back is exact.
       conversation: the role strings; None to tell from the folder.
       meter: makes what is told of the bytes written.
+      vae: see `open_source`.
 
     Raises:
       JanusError: see `open_source`; or the target exists or cannot be written, or there is no such dtype.
@@ -118,12 +125,12 @@ def convert(
     begin = time.monotonic()
     if dtype not in get_args(StoredDtype):
         raise JanusError(f"--dtype is {dtype!r}; it must be one of {', '.join(get_args(StoredDtype))}.")
-    opened = open_source(source, conversation)
+    opened = open_source(source, conversation, vae)
     target = Path(target)
     with appearing(target) as folder:
         num_bytes = _write_converted(folder, opened, dtype, meter)
     used = [piece for unit in opened.units for piece in unit.pieces]
-    notes = [*_left_out(opened), *_gelu_note(opened.config)]
+    notes = [*_left_out(opened), *_gelu_note(opened.config), *_vae_note(opened.config)]
     return Summary(
         opened.layout.name,
         len(used),
@@ -151,7 +158,7 @@ def _write_converted(folder: Path, source: Source, dtype: StoredDtype, meter: Me
         folder / PARAMS,
         [Promise(leaf, stored[leaf.path], reader(leaf), progress) for leaf in source.leaves],
     )
-    is_whole = isinstance(source.config, JanusConfig)
+    is_whole = isinstance(source.config, ModelConfig)
     if source.unused and is_whole:
         _write_tensors(folder, UNUSED, source.unused)
     origin = source.path if source.path.is_dir() else source.path.parent
@@ -161,7 +168,7 @@ def _write_converted(folder: Path, source: Source, dtype: StoredDtype, meter: Me
         provenance["image_token_id"] = source.image_token_id
     if dtype == "keep":
         provenance["dtypes"] = _odd_dtypes(source, stored)
-    write_config(folder, source.config, _main_dtype(stored, source.leaves), provenance)
+    write_config(folder, source.config, main_dtype(stored, source.leaves), provenance)
     return total
 
 
@@ -170,7 +177,7 @@ def save_converted(
     params: Mapping[str, Any],
     config: Config,
     beside: StrPath | None = None,
-    meter: Meter = _no_meter,
+    meter: Meter = no_meter,
 ) -> None:
     """Writes a converted folder from a tree in memory.
 
@@ -200,7 +207,7 @@ def save_converted(
             [Promise(leaf, dtypes[leaf.path], reader(arrays[leaf.path]), progress) for leaf in all_leaves],
         )
         copied = [] if beside is None else sidecars.copy_sidecars(Path(beside), folder)
-        write_config(folder, config, _main_dtype(dtypes, all_leaves), {"files": copied})
+        write_config(folder, config, main_dtype(dtypes, all_leaves), {"files": copied})
 
 
 def write_config(folder: Path, config: Config, dtype: str, provenance: Mapping[str, Any] | None = None) -> None:
@@ -213,7 +220,7 @@ def write_config(folder: Path, config: Config, dtype: str, provenance: Mapping[s
       provenance: where the parameters are from.
     """
     part = next(name for name, kind in _PARTS.items() if isinstance(config, kind))
-    model = config.to_dict() if isinstance(config, JanusConfig) else asdict(config)
+    model = asdict(config)
     content = {"format": FORMAT, "part": part, "model": model, "dtype": dtype, "source": dict(provenance or {})}
     sidecars.write_json(folder / "config.json", content)
 
@@ -228,7 +235,8 @@ def _odd_dtypes(source: Source, stored: Mapping[str, np.dtype]) -> dict[str, str
     }
 
 
-def _main_dtype(dtypes: Mapping[str, np.dtype], all_leaves: list[Leaf]) -> str:
+def main_dtype(dtypes: Mapping[str, np.dtype], all_leaves: list[Leaf]) -> str:
+    """The dtype of most numbers, from that of each leaf by its path."""
     sizes: Counter[str] = Counter()
     for leaf in all_leaves:
         sizes[dtypes[leaf.path].name] += leaf.size
@@ -245,7 +253,7 @@ def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, np.ndarray]) -
 def _left_out(source: Source) -> list[str]:
     if not source.unused:
         return []
-    whole = isinstance(source.config, JanusConfig)
+    whole = isinstance(source.config, ModelConfig)
     kept = f"kept in {UNUSED}.safetensors for the way back" if whole else "they take no part in Janus"
     names = sorted(source.unused)
     shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
@@ -256,6 +264,12 @@ def _gelu_note(config: Config) -> list[str]:
     if not isinstance(config, SiglipConfig):
         return []
     return [f"The encoder's GELU is {config.gelu!r}; SigLIP was trained with the tanh one, Janus with the exact."]
+
+
+def _vae_note(config: Config) -> list[str]:
+    if not isinstance(config, JanusFlowConfig) or config.vae is not None:
+        return []
+    return [f"There is no VAE: this model reads and answers, and draws no picture; {_VAE_REMEDY}."]
 
 
 @dataclass(frozen=True)
@@ -299,15 +313,15 @@ def open_converted(path: StrPath) -> Converted:
     """
     path = Path(path)
     file = path / "config.json"
-    content = read_json(file, _AGAIN)
+    content = read_json(file, AGAIN)
     if content.get("format") != FORMAT or not (path / PARAMS).is_dir():
         raise JanusError(f"{path} is no converted folder with its {PARAMS}/; make one with from_pytorch.")
-    with reading(file, _AGAIN), named(file):
+    with reading(file, AGAIN), named(file):
         part, model = content.get("part", "janus"), content["model"]
         if part not in _PARTS:
             raise JanusError(f"part is {part!r}; it must be one of {', '.join(_PARTS)}.")
         kind = _PARTS[part]
-        config = JanusConfig.from_dict(model) if kind is JanusConfig else kind(**_tuples(model))
+        config = kind.from_dict(model) if issubclass(kind, ModelConfig) else kind(**_tuples(model))
     return Converted(path, config, Section(content, str(file)).section("source").values)
 
 
@@ -315,20 +329,25 @@ def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
-def read_config(path: StrPath, conversation: ConversationStyle | None = None) -> JanusConfig:
+def read_config(
+    path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None
+) -> ModelConfig:
     """The config of a whole model's checkpoint in any layout, converted folders included.
 
     Raises:
       JanusError: see `open_source` and `open_converted`; or the checkpoint holds one part of a model.
     """
-    config = open_checkpoint(path, conversation).config
-    if not isinstance(config, JanusConfig):
+    config = open_checkpoint(path, conversation, vae).config
+    if not isinstance(config, ModelConfig):
         raise JanusError(f"{path} holds one part of a model ({type(config).__name__}); a whole Janus is needed.")
     return config
 
 
 def read_params(
-    path: StrPath, dtype: str | None = None, conversation: ConversationStyle | None = None
+    path: StrPath,
+    dtype: str | None = None,
+    conversation: ConversationStyle | None = None,
+    vae: StrPath | None = None,
 ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
     """The parameters of a checkpoint in any layout, one array at a time.
 
@@ -338,104 +357,25 @@ def read_params(
     Args:
       path: the checkpoint.
       dtype: "bfloat16", "float32" or "float16"; None for the checkpoint's own.
-      conversation: see `open_source`.
+      conversation, vae: see `open_source`.
 
     Yields:
       (keys from the tree's root, layer of a stacked leaf or None, numbers).
     """
-    yield from open_checkpoint(path, conversation).params(None if dtype is None else numpy_dtype(dtype))
+    yield from open_checkpoint(path, conversation, vae).params(None if dtype is None else numpy_dtype(dtype))
 
 
-def open_checkpoint(path: StrPath, conversation: ConversationStyle | None = None) -> Converted | Source:
+def open_checkpoint(
+    path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None
+) -> Converted | Source:
     """A checkpoint in any layout, converted folders included: its config, and its `params` once they are wanted.
 
     Raises:
       JanusError: see `open_source` and `open_converted`.
     """
     path = Path(path)
-    return open_converted(path) if is_converted(path) else open_source(path, conversation)
-
-
-def export(
-    source: StrPath,
-    target: StrPath,
-    layout: WholeLayout,
-    meter: Meter = _no_meter,
-    shard_bytes: int = 5_000_000_000,
-) -> Summary:
-    """A converted folder -> a folder in the released or transformers' layout, as safetensors with its json files.
-
-    Raises:
-      JanusError: the source is no converted folder of a whole model, the layout cannot say what the model is, or
-        the target exists or cannot be written.
-    """
-    from checkpoints_convert.orbax_params import StoredParams
-
-    begin = time.monotonic()
-    if layout not in _LAYOUTS:
-        raise JanusError(f"--layout is {layout!r}; it must be one of {', '.join(_LAYOUTS)}.")
-    converted = open_converted(source)
-    config = converted.config
-    if not isinstance(config, JanusConfig):
-        raise JanusError(f"{source} holds one part of a model; only a whole one can be written as {layout}.")
-    all_leaves = leaves(config)
-    units = _LAYOUTS[layout].units(all_leaves)
-    file = converted.path / "config.json"
-    origin = Section(converted.provenance, f"{file}: source")
-    image_token_id = sidecars.token_ids(converted.path).get(
-        sidecars.IMAGE, origin.get("image_token_id", _IMAGE_TOKEN_ID)
-    )
-    stored = StoredParams(converted.params_path, all_leaves)
-    # A folder whose parameters were kept as they came knows the dtypes of tensors that shared a stack with wider ones.
-    with reading(file, _AGAIN), named(file):
-        own = {name: numpy_dtype(kind) for name, kind in origin.section("dtypes").values.items()}
-    announced = {
-        piece.name: (piece.shape, own.get(piece.name, stored.dtype(unit.leaf)))
-        for unit in units
-        for piece in unit.pieces
-    }
-    main = _main_dtype({leaf.path: stored.dtype(leaf) for leaf in all_leaves}, all_leaves)
-    unused, notes = _unused(converted, config, layout, numpy_dtype(main))
-    announced |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
-    if layout == "released":
-        json_config = released.write_config(config, main)
-    else:
-        json_config = transformers_janus.write_config(config, main, image_token_id)
-        if not sidecars.token_ids(converted.path):
-            notes.append(f"There is no tokenizer.json to look the image placeholder up in; its id is {image_token_id}.")
-    total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values())
-    progress = meter(total)
-    with appearing(Path(target)) as folder:
-        with SafetensorsWriter(folder, announced, shard_bytes) as writer:
-            for unit in units:
-                for name, array in unit.write(stored.read(unit.leaf, unit.layer)):
-                    writer.write(name, array)
-                    progress(array.size * announced[name][1].itemsize)
-            for name, tensor in unused.items():
-                writer.write(name, tensor)
-                progress(tensor.nbytes)
-        sidecars.write_json(folder / "config.json", json_config)
-        if converted.provenance.get("layout") == layout:
-            sidecars.copy_sidecars(converted.path, folder)
-        else:
-            sidecars.copy_sidecars(converted.path, folder, sidecars.TOKENIZER_FILES)
-            write = {"released": sidecars.write_released_sidecars, "transformers": sidecars.write_transformers_sidecars}
-            write[layout](folder, config)
-    return Summary(layout, len(announced), config.num_params, total, tuple(notes), time.monotonic() - begin)
-
-
-def _unused(
-    converted: Converted, config: JanusConfig, layout: str, dtype: np.dtype
-) -> tuple[dict[str, np.ndarray], list[str]]:
-    """The tensors that only the file wants, and what to say of them."""
-    file = converted.path / f"{UNUSED}.safetensors"
-    if converted.provenance.get("layout") == layout and file.is_file():
-        return open_tensors(file), []
-    if layout != "released":
-        return {}, []
-    wanted: dict[str, Shape] = released.unused(config)
-    zeros = {name: np.zeros(shape, dtype) for name, shape in wanted.items()}
-    return zeros, [
-        f"{len(zeros)} tensors that released files hold and no network uses (attention pool, counter) are zeros: "
-        f"this model has none."
-    ]
+    if not is_converted(path):
+        return open_source(path, conversation, vae)
+    if vae is not None:
+        raise JanusError(f"{path} is converted, and holds the VAE that it came with; leave --vae out, or {AGAIN}.")
+    return open_converted(path)

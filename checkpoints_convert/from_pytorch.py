@@ -2,8 +2,8 @@
 
     python -m checkpoints_convert.from_pytorch SRC DST [--dtype bfloat16]
 
-SRC is a released Janus or Janus-Pro folder, transformers' Janus, or a part that training starts from (DeepSeek-LLM,
-SigLIP, LlamaGen's VQ-16). DST is made; it appears when it is complete.
+SRC is a released Janus, Janus-Pro or JanusFlow folder, transformers' Janus, or a part that training starts from
+(DeepSeek-LLM, SigLIP, LlamaGen's VQ-16, SDXL's VAE). DST is made; it appears when it is complete.
 """
 
 from collections.abc import Sequence
@@ -22,6 +22,7 @@ _DTYPE = flags.DEFINE_enum(
 _CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "role strings of the model (default: told from SRC)"
 )
+_VAE = flags.DEFINE_string("vae", None, "folder of a JanusFlow's VAE, in diffusers' layout (default: vae/ in SRC)")
 
 
 def main(arguments: Sequence[str]) -> None:
@@ -29,7 +30,7 @@ def main(arguments: Sequence[str]) -> None:
     source, target = arguments
     dtype = cast(StoredDtype, _DTYPE.value)
     conversation = cast(ConversationStyle | None, _CONVERSATION.value)
-    summary = convert(source, target, dtype, conversation, meter)
+    summary = convert(source, target, dtype, conversation, meter, _VAE.value)
     print(f"{target}: from the {summary}")
 
 

@@ -77,12 +77,14 @@ class Layout:
         where the value says `{x}`; `{layer}` is the layer of a stacked leaf. The first key that fits counts.
       dropped: regular expressions for tensors that such files hold and no network here uses.
       tied: a tensor that may be absent where the config ties embeddings, and the one whose numbers it then has.
+      renamed: regular expressions for parts of names that older files have, and what newer ones say instead.
     """
 
     name: str
     table: Mapping[str, Entry]
     dropped: Sequence[str] = ()
     tied: Mapping[str, str] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
     def _patterns(self) -> list[tuple[re.Pattern[str], Entry]]:
@@ -94,6 +96,12 @@ class Layout:
     def is_dropped(self, name: str) -> bool:
         """Whether such files hold this tensor without a use for it here."""
         return any(re.fullmatch(pattern, name) for pattern in self.dropped)
+
+    def current_name(self, name: str) -> str:
+        """What newer files call a tensor of that name."""
+        for old, new in self.renamed.items():
+            name = re.sub(old, new, name)
+        return name
 
     def units(self, leaves: Iterable[Leaf]) -> list[Unit]:
         """Every unit of these leaves with its tensors, in the order of `layer_by_layer`."""

@@ -2,7 +2,8 @@
 
 - the language model: DeepSeek-LLM as transformers' `LlamaForCausalLM`;
 - the understanding encoder: SigLIP-L/16-384 as transformers' `SiglipModel` and as timm's `VisionTransformer`;
-- the image tokenizer: LlamaGen's VQ-16.
+- the image tokenizer: LlamaGen's VQ-16;
+- the VAE: SDXL's as diffusers' `AutoencoderKL`.
 
 **Which GELU.** SigLIP was trained with the tanh approximation (arXiv 2303.15343; flax's default), and transformers
 runs it so. timm holds the same weights under an exact GELU, and so does Janus, whose own releases went on from
@@ -16,10 +17,11 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
+from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, read_vae_config
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.layout import Entry, Layout, Named
 from checkpoints_convert.tree import Shape
-from janus_jax.config import LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.config import LlamaConfig, SiglipConfig, VAEConfig, VQConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json_if_any
 
@@ -279,12 +281,13 @@ def read_vq_config(path: Path, shapes: Shapes) -> VQConfig:
     return infer_vq(shapes, "", VQConfig())
 
 
-PARTS: tuple[tuple[str, Layout, Callable[[Path, Shapes], LlamaConfig | SiglipConfig | VQConfig]], ...] = (
+PARTS: tuple[tuple[str, Layout, Callable[[Path, Shapes], LlamaConfig | SiglipConfig | VQConfig | VAEConfig]], ...] = (
     ("model.layers.0.self_attn.q_proj.weight", LLAMA, read_llama_config),
     ("vision_model.encoder.layers.0.self_attn.q_proj.weight", SIGLIP, read_siglip_config),
     ("encoder.layers.0.self_attn.q_proj.weight", SIGLIP_BARE, read_siglip_config),
     ("blocks.0.attn.qkv.weight", TIMM_SIGLIP, _timm_config("")),
     ("visual.trunk.blocks.0.attn.qkv.weight", OPEN_CLIP_SIGLIP, _timm_config("visual.trunk.")),
     ("quantize.embedding.weight", VQ, read_vq_config),
+    ("encoder.mid_block.attentions.0.group_norm.weight", DIFFUSERS_VAE, read_vae_config),
 )
 """For each layout of a part: a tensor that only it has, the layout, and where its numbers come from."""

@@ -53,7 +53,12 @@ LAYOUT = Layout(
 
 def unused(config: JanusConfig) -> dict[str, Shape]:
     """Name and shape of the tensors that released files hold and no Janus model uses."""
-    width, mlp_dim, pool = config.und_encoder.width, config.und_encoder.mlp_dim, f"{_TOWER}attn_pool."
+    return attention_pool(config.und_encoder, _TOWER) | {_COUNTER: (_COUNTER_LENGTH,)}
+
+
+def attention_pool(config: SiglipConfig, prefix: str) -> dict[str, Shape]:
+    """Name and shape of the tensors of the pooling head that comes with SigLIP's tower."""
+    width, mlp_dim, pool = config.width, config.mlp_dim, f"{prefix}attn_pool."
     return {
         f"{pool}latent": (1, 1, width),
         f"{pool}q.weight": (width, width),
@@ -68,7 +73,6 @@ def unused(config: JanusConfig) -> dict[str, Shape]:
         f"{pool}mlp.fc1.bias": (mlp_dim,),
         f"{pool}mlp.fc2.weight": (width, mlp_dim),
         f"{pool}mlp.fc2.bias": (width,),
-        _COUNTER: (_COUNTER_LENGTH,),
     }
 
 
@@ -90,15 +94,13 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     Raises:
       JanusError: it describes another network; the message names the field.
     """
-    if "vision_gen_enc_config" in file:
-        raise JanusError(f"{file.where} describes JanusFlow, which is not supported yet.")
     file.section("vision_config").require("cls", "CLIPVisionTower")
     file.section("gen_vision_config").require("cls", "VQ-16")
     for aligner in ("aligner_config", "gen_aligner_config"):
         params = file.section(aligner).section("params")
         params.require("projector_type", "mlp_gelu")
         params.require("depth", 2)
-    und_encoder = _und_encoder(file.section("vision_config").section("params"), shapes)
+    und_encoder = read_und_encoder(file.section("vision_config").section("params"), shapes, _TOWER)
     params = file.section("gen_vision_config").section("params")
     inferred = infer_vq(shapes, _VQ, replace(_VQ_16, norm_groups=params.get("norm_groups", _VQ_16.norm_groups)))
     gen_encoder = replace(
@@ -122,12 +124,20 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     )
 
 
-def _und_encoder(params: Section, shapes: Shapes) -> SiglipConfig:
+def read_und_encoder(params: Section, shapes: Shapes, prefix: str) -> SiglipConfig:
+    """The understanding encoder, from the `params` of its section.
+
+    Args:
+      prefix: of its tensors' names.
+
+    Raises:
+      JanusError: it is another network; the message names the field.
+    """
     params.require("select_feature", "same")
     if not params.get("model_name", _MODEL_NAME).startswith("siglip_large_"):
         raise JanusError(f"{params.where}: model_name is {params.values['model_name']!r}; only SigLIP-L is known.")
     params.require("gelu", "exact", "tanh")
-    inferred = infer_siglip(shapes, _TOWER, replace(_SIGLIP_L, gelu=params.get("gelu", "exact")))
+    inferred = infer_siglip(shapes, prefix, replace(_SIGLIP_L, gelu=params.get("gelu", "exact")))
     # The reference cuts the tower when it builds it, so the file holds the kept blocks alone.
     layers, select = params.get("layers", _SIGLIP_L.depth), params.get("select_layer", -1)
     width = params.get("width", inferred.width)
@@ -161,7 +171,7 @@ def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
         "vision_config": {
             "cls": "CLIPVisionTower",
             "model_type": "vision",
-            "params": _vision_params(config.und_encoder),
+            "params": write_und_encoder(config.und_encoder),
         },
         "aligner_config": _aligner("aligner", config.und_encoder.width, width),
         "gen_vision_config": {
@@ -188,18 +198,20 @@ def _aligner(kind: str, inputs: int, outputs: int) -> dict[str, Any]:
     return {"cls": "MlpProjector", "model_type": kind, "params": params}
 
 
-def _differing(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+def differing(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
+    """The values that are not the defaults beside them."""
     return {name: value for name, (value, default) in fields.items() if value != default}
 
 
-def _vision_params(config: SiglipConfig) -> dict[str, Any]:
+def write_und_encoder(config: SiglipConfig) -> dict[str, Any]:
+    """The `params` that `read_und_encoder` reads."""
     layers = max(config.depth, _SIGLIP_L.depth)
     return {
         "image_size": config.image_size,
         "model_name": _MODEL_NAME,
         "select_feature": "same",
         "select_layer": config.depth - layers - 1,
-    } | _differing(
+    } | differing(
         {
             "layers": (layers, _SIGLIP_L.depth),
             "width": (config.width, _SIGLIP_L.width),
@@ -212,7 +224,7 @@ def _vision_params(config: SiglipConfig) -> dict[str, Any]:
 
 
 def _gen_vision_params(config: VQConfig, und_image_size: int) -> dict[str, Any]:
-    return {"image_token_size": config.codebook_size, "n_embed": config.code_dim} | _differing(
+    return {"image_token_size": config.codebook_size, "n_embed": config.code_dim} | differing(
         {
             "image_size": (config.image_size, und_image_size),
             "ch": (config.base_channels, _VQ_16.base_channels),
@@ -236,7 +248,7 @@ def write_llama_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
         "num_key_value_heads": config.num_kv_heads,
         "vocab_size": config.vocab_size,
         "torch_dtype": dtype,
-    } | _differing(
+    } | differing(
         {
             "head_dim": (config.head_dim, config.width // config.num_heads),
             "rms_norm_eps": (config.rms_norm_eps, 1e-6),

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from janus_jax.config import JanusConfig
+from janus_jax.config import ModelConfig
 from janus_jax.files import read_json, read_json_if_any, reading
 
 TOKENIZER_FILES = (
@@ -74,7 +74,7 @@ def token_ids(folder: Path) -> dict[str, int]:
         return {token["content"]: int(token["id"]) for token in content.get("added_tokens") or []}
 
 
-def write_released_sidecars(folder: Path, config: JanusConfig) -> None:
+def write_released_sidecars(folder: Path, config: ModelConfig) -> None:
     """Image preparation and processor as the released folders have them."""
     image = {
         "image_processor_type": "VLMImageProcessor",
@@ -95,7 +95,7 @@ def write_released_sidecars(folder: Path, config: JanusConfig) -> None:
     _write_all(folder, {"preprocessor_config.json": image, "processor_config.json": processor})
 
 
-def write_transformers_sidecars(folder: Path, config: JanusConfig) -> None:
+def write_transformers_sidecars(folder: Path, config: ModelConfig) -> None:
     """What transformers' `JanusProcessor` and `generate` need beside weights and tokenizer."""
     side = config.und_encoder.image_size
     image = {

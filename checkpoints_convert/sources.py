@@ -11,18 +11,27 @@ from typing import get_args
 
 import numpy as np
 
-from checkpoints_convert import released, transformers_janus
+from checkpoints_convert import released, released_flow, transformers_janus
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.layout import Layout, Unit
 from checkpoints_convert.parts import PARTS
 from checkpoints_convert.readers import find_weights, open_tensors
 from checkpoints_convert.tree import Leaf, leaves
-from janus_jax.config import PRESETS, ConversationStyle, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.config import (
+    PRESETS,
+    ConversationStyle,
+    JanusFlowConfig,
+    LlamaConfig,
+    ModelConfig,
+    SiglipConfig,
+    VAEConfig,
+    VQConfig,
+)
 from janus_jax.errors import JanusError
 from janus_jax.files import named, read_json, read_json_if_any, read_text, reading
 
 StrPath = str | os.PathLike[str]
-Config = JanusConfig | SiglipConfig | VQConfig | LlamaConfig
+Config = ModelConfig | SiglipConfig | VQConfig | VAEConfig | LlamaConfig
 
 _WHOLE_MODELS = {"multi_modality": released, "janus": transformers_janus}
 _log = logging.getLogger(__name__)
@@ -109,8 +118,8 @@ def is_converted(path: Path) -> bool:
         return file.is_file() and read_json(file).get("format") == "janus_jax"
 
 
-def open_source(path: StrPath, conversation: ConversationStyle | None = None) -> Source:
-    """Opens a released or transformers' Janus, or one of the parts that training starts from.
+def open_source(path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None) -> Source:
+    """Opens a released Janus or JanusFlow, transformers' Janus, or one of the parts that training starts from.
 
     Every mismatch between config and tensors is reported here, before any number is read.
 
@@ -118,6 +127,8 @@ def open_source(path: StrPath, conversation: ConversationStyle | None = None) ->
       path: the checkpoint's folder or, for a part that is a single file, that file.
       conversation: the role strings that the model was trained with; None to tell from the folder. Janus-1.3B and
         Janus-Pro-1B differ in nothing else.
+      vae: folder of the VAE of a JanusFlow, in diffusers' layout; by default `vae/` in the checkpoint's, if that is
+        there.
 
     Raises:
       JanusError: nothing is there, a file is corrupt or missing, the layout is unknown, the config describes
@@ -137,7 +148,13 @@ def open_source(path: StrPath, conversation: ConversationStyle | None = None) ->
     described_by = file if section.values else path
     with reading(described_by), named(described_by):
         layout, config = _recognise(path, section, shapes)
-    if isinstance(config, JanusConfig):
+    tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
+    if isinstance(config, JanusFlowConfig):
+        config, latents = _with_vae(config, weights.parent, vae)
+        tensors |= latents
+    elif vae is not None:
+        raise JanusError(f"{path} is no JanusFlow, and only that has a VAE; leave --vae out.")
+    if isinstance(config, ModelConfig):
         style = conversation or _conversation(path, section, config)
         config = replace(config, conversation=style)
         config = replace(config, name=_name(path, config))
@@ -153,6 +170,8 @@ def open_source(path: StrPath, conversation: ConversationStyle | None = None) ->
 
 def _recognise(path: Path, file: Section, shapes: Mapping[str, tuple[int, ...]]) -> tuple[Layout, Config]:
     kind = file.values.get("model_type")
+    if kind == "multi_modality" and "vision_gen_enc_config" in file:
+        return released_flow.LAYOUT, released_flow.read_config(file, shapes)
     if kind in _WHOLE_MODELS:
         module = _WHOLE_MODELS[kind]
         return module.LAYOUT, module.read_config(file, shapes)
@@ -171,11 +190,28 @@ def _recognise(path: Path, file: Section, shapes: Mapping[str, tuple[int, ...]])
     )
 
 
-def _conversation(path: Path, file: Section, config: JanusConfig) -> ConversationStyle:
+def _with_vae(
+    config: JanusFlowConfig, folder: Path, vae: StrPath | None
+) -> tuple[JanusFlowConfig, Mapping[str, np.ndarray]]:
+    """The config with the VAE that was named or lies within, and its tensors; neither where there is none."""
+    path = Path(vae) if vae is not None else folder / released_flow.VAE_FOLDER
+    if vae is None and not path.is_dir():
+        return config, {}
+    opened = open_source(path)
+    if not isinstance(opened.config, VAEConfig):
+        raise JanusError(f"{path} is no VAE in diffusers' layout; give the folder of SDXL's (sdxl-vae).")
+    tensors = {released_flow.VAE_PREFIX + name: tensor for name, tensor in opened.tensors.items()}
+    with named(path):
+        return replace(config, vae=opened.config), tensors
+
+
+def _conversation(path: Path, file: Section, config: ModelConfig) -> ConversationStyle:
     stated = file.values.get("conversation")
     for style in get_args(ConversationStyle):
         if stated == style:
             return style
+    if isinstance(config, JanusFlowConfig):
+        return config.conversation
     folder = path if path.is_dir() else path.parent
     template = _chat_template(folder)
     if "<|User|>" in template:
@@ -208,8 +244,11 @@ def _chat_template(folder: Path) -> str:
     return ""
 
 
-def _name(path: Path, config: JanusConfig) -> str:
+def _name(path: Path, config: ModelConfig) -> str:
     for name, known in PRESETS.items():
+        if isinstance(known, JanusFlowConfig) and isinstance(config, JanusFlowConfig):
+            # It is the same model where its VAE has yet to be found.
+            known = replace(known, vae=config.vae)
         if replace(config, name=name) == known:
             return name
     return (path if path.is_dir() else path.parent).resolve().name

@@ -12,7 +12,7 @@ from typing import cast, get_args
 from absl import flags
 
 from checkpoints_convert.commands import meter
-from checkpoints_convert.convert import WholeLayout, export
+from checkpoints_convert.export import WholeLayout, export
 from launch import cli
 
 _LAYOUT = flags.DEFINE_enum("layout", None, get_args(WholeLayout), "names and config to write", required=True)

@@ -13,7 +13,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.config import (
+    AutoencoderConfig,
+    JanusFlowConfig,
+    LlamaConfig,
+    ModelConfig,
+    SiglipConfig,
+    UViTConfig,
+    VAEConfig,
+    VQConfig,
+)
 
 Shape = tuple[int, ...]
 
@@ -179,44 +188,88 @@ def _middle(path: str, channels: int) -> list[Leaf]:
     ]
 
 
-def _vq_levels(name: str, sampler: str, start: int, widths: list[int], blocks: int, lowest: int) -> Iterator[Leaf]:
+def _levels(name: str, sampler: str, start: int, widths: list[int], blocks: int, attends_at: int) -> Iterator[Leaf]:
     channels = start
     for level, width in enumerate(widths):
         for block in range(blocks):
             yield from _res_block(f"{name}_{level}/res_{block}", channels, width)
             channels = width
-            if level == lowest:
+            if level == attends_at:
                 yield from _attention(f"{name}_{level}/attn_{block}", width)
         if level != len(widths) - 1:
             yield from _conv(f"{name}_{level}/{sampler}", 3, width, width)
 
 
-def vq_leaves(config: VQConfig) -> list[Leaf]:
-    """The leaves of the image tokenizer, without a prefix."""
+def _autoencoder_leaves(config: AutoencoderConfig, outputs: int, inputs: int) -> list[Leaf]:
+    """Encoder, to a grid of `outputs` numbers a place, and decoder, from one of `inputs`."""
     widths = list(config.level_channels)
-    lowest = len(widths) - 1
-    down = _vq_levels("down", "downsample", config.base_channels, widths, config.num_res_blocks, lowest)
-    up = _vq_levels("up", "upsample", widths[-1], widths[::-1], config.num_res_blocks + 1, 0)
+    nowhere, lowest = -1, len(widths) - 1
+    down_attends, up_attends = (lowest, 0) if config.attends_at_lowest else (nowhere, nowhere)
     encoder = [
         *_conv("conv_in", 3, 3, config.base_channels),
-        *down,
+        *_levels("down", "downsample", config.base_channels, widths, config.num_res_blocks, down_attends),
         *_middle("mid", widths[-1]),
         *_norm("norm_out", widths[-1]),
-        *_conv("conv_out", 3, widths[-1], config.z_channels),
+        *_conv("conv_out", 3, widths[-1], outputs),
     ]
     decoder = [
-        *_conv("conv_in", 3, config.z_channels, widths[-1]),
+        *_conv("conv_in", 3, inputs, widths[-1]),
         *_middle("mid", widths[-1]),
-        *up,
+        *_levels("up", "upsample", widths[-1], widths[::-1], config.num_res_blocks + 1, up_attends),
         *_norm("norm_out", widths[0]),
         *_conv("conv_out", 3, widths[0], 3),
     ]
+    return [*_under("encoder", encoder), *_under("decoder", decoder)]
+
+
+def vq_leaves(config: VQConfig) -> list[Leaf]:
+    """The leaves of the image tokenizer, without a prefix."""
     return [
-        *_under("encoder", encoder),
-        *_under("decoder", decoder),
+        *_autoencoder_leaves(config, config.z_channels, config.z_channels),
         _leaf("codebook/embedding", (config.codebook_size, config.code_dim)),
         *_linear("quant_conv", config.z_channels, config.code_dim, _POINTWISE),
         *_linear("post_quant_conv", config.code_dim, config.z_channels, _POINTWISE),
+    ]
+
+
+def vae_leaves(config: VAEConfig) -> list[Leaf]:
+    """The leaves of the VAE, without a prefix."""
+    latent, moments = config.latent_channels, 2 * config.latent_channels
+    return [
+        *_autoencoder_leaves(config, moments, latent),
+        *_linear("quant_conv", moments, moments, _POINTWISE),
+        *_linear("post_quant_conv", latent, latent, _POINTWISE),
+    ]
+
+
+def _convnext(path: str, config: UViTConfig, width: int, time_width: int) -> list[Leaf]:
+    hidden = config.mlp_ratio * width
+    return [
+        *_conv(f"{path}/depthwise", config.kernel_size, 1, width),
+        _leaf(f"{path}/norm/scale", (width,)),
+        *_linear(f"{path}/fc1", width, hidden),
+        *_norm(f"{path}/response_norm", hidden),
+        *_linear(f"{path}/fc2", hidden, width),
+        *_linear(f"{path}/film", time_width, 2 * width),
+    ]
+
+
+def uvit_leaves(config: UViTConfig, llm_width: int) -> list[Leaf]:
+    """The leaves of JanusFlow's generation encoder and decoder, with their norms and linear maps."""
+    width, wide = config.width, 2 * config.width
+    encoder = [_convnext(f"gen_encoder/blocks_{i}", config, width, llm_width) for i in range(config.encoder_depth)]
+    decoder = [_convnext(f"gen_decoder/blocks_{i}", config, wide, llm_width) for i in range(config.decoder_depth)]
+    return [
+        *_mlp("gen_encoder/time_embed", width, llm_width, llm_width),
+        *_conv("gen_encoder/conv_in", config.patch_size, config.latent_channels, width),
+        *itertools.chain.from_iterable(encoder),
+        *_linear("gen_adaptor", width, llm_width),
+        _leaf("gen_decoder_adaptor/norm/scale", (llm_width,)),
+        *_linear("gen_decoder_adaptor/linear", llm_width, width),
+        _leaf("gen_decoder/norm_in/scale", (width,)),
+        *itertools.chain.from_iterable(decoder),
+        _leaf("gen_decoder/norm_out/scale", (wide,)),
+        *_linear("gen_decoder/head", wide, config.patch_numbers, _POINTWISE),
     ]
 
 
@@ -246,15 +299,26 @@ def _mlp(path: str, inputs: int, hidden: int, outputs: int) -> list[Leaf]:
     return [*_linear(f"{path}/fc1", inputs, hidden), *_linear(f"{path}/fc2", hidden, outputs)]
 
 
-def leaves(config: JanusConfig | SiglipConfig | VQConfig | LlamaConfig) -> list[Leaf]:
+def leaves(config: ModelConfig | SiglipConfig | VQConfig | VAEConfig | LlamaConfig) -> list[Leaf]:
     """Every leaf of the model's tree; for the config of one part, that part's leaves under its place in the tree."""
     match config:
         case SiglipConfig():
             return _under("und_encoder", siglip_leaves(config))
         case VQConfig():
             return _under("gen_encoder", vq_leaves(config))
+        case VAEConfig():
+            return _under("vae", vae_leaves(config))
         case LlamaConfig():
             return _under("llm", llama_leaves(config))
+        case JanusFlowConfig():
+            return [
+                *leaves(config.und_encoder),
+                *_linear("und_adaptor", config.und_encoder.width, config.llm.width),
+                _leaf("beg_of_und/embedding", (1, config.llm.width)),
+                *uvit_leaves(config.gen_encoder, config.llm.width),
+                *([] if config.vae is None else leaves(config.vae)),
+                *leaves(config.llm),
+            ]
     width, vq = config.llm.width, config.gen_encoder
     return [
         *leaves(config.und_encoder),

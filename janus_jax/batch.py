@@ -7,7 +7,7 @@ must not be imported) and jax (where it is a pytree) share it.
 
 from typing import Any, NamedTuple
 
-from jaxtyping import Bool, Int, Shaped, UInt8
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 NO_IMAGE = -1
 """In `und_places` and `gen_places`: this place is no part of an image."""
@@ -31,7 +31,7 @@ class Batch(NamedTuple):
         A place attends to earlier places of its own segment and to nothing else.
       positions: rotary position, restarting at 0 with every segment.
       und_places: index of the understanding-image patch that fills the place, or `NO_IMAGE`.
-      gen_places: index of the generation-image id that fills the place, or `NO_IMAGE`.
+      gen_places: index of the generation-image id, or patch of latents, that fills the place, or `NO_IMAGE`.
       und_images: images to understand, padded with zeros to U a row, RGB, 0..255.
       gen_images: images to generate, padded with zeros to G a row, RGB, 0..255.
       text_targets: for training: places whose text id is to be predicted (from the place before), padded with
@@ -40,6 +40,9 @@ class Batch(NamedTuple):
         (the first from the place before it); `NO_PLACE` where a row has fewer images.
       gen_ids: ids of the images to generate where they are known; None where the tokenizer has yet to run on
         `gen_images`, which may be empty (G = 0) otherwise.
+      gen_latents: in place of ids, for JanusFlow: latents of the images to generate where they are known, on their way
+        from noise to the image; None where the VAE has yet to run on `gen_images`.
+      gen_times: of the latents, how far on that way they are: 0 noise, 1 the image; None where all are at 1.
     """
 
     tokens: Int[Any, "B L"]
@@ -52,6 +55,8 @@ class Batch(NamedTuple):
     text_targets: Int[Any, "B T"] | None = None
     gen_starts: Int[Any, "B G"] | None = None
     gen_ids: Int[Any, "B G N"] | None = None
+    gen_latents: Float[Any, "B G h w C"] | None = None
+    gen_times: Float[Any, "B G"] | None = None
 
     @property
     def attended(self) -> Bool[Any, "B L"]:

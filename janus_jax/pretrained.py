@@ -1,7 +1,7 @@
 """A checkpoint folder, in any layout, as a model to talk to: config, parameters, processor, `chat` and `generate`."""
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -16,15 +16,17 @@ from PIL import Image
 
 from checkpoints_convert import read_config, read_params
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, JanusConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params, abstract_params
+from janus_jax.models.backbone import Backbone, Params
+from janus_jax.models.family import abstract_params, make_model
 from janus_jax.models.llama import LEAVES_OF_BLOCK, fuse_block
 from janus_jax.processing import ImageSource, Message, Processor, Row, StreamDecoder
-from janus_jax.sample.images import draw_images, render_images
+from janus_jax.sample.drawing import Drawing, Report
 from janus_jax.sample.sampling import Sampling, row_keys
 from janus_jax.sample.shapes import bucket_length, round_up
 from janus_jax.sample.text import write_text
+from janus_jax.sample.ways import drawing_of
 from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
 
 _log = logging.getLogger(__name__)
@@ -37,6 +39,7 @@ def load(
     *,
     attention: AttentionKernel = "xla",
     conversation: ConversationStyle | None = None,
+    vae: str | Path | None = None,
 ) -> "Pretrained":
     """A model from a released, transformers' or converted folder.
 
@@ -48,6 +51,8 @@ def load(
       mesh: devices to spread over (`janus_jax.sharding.make_mesh`); None for the default device.
       attention: see `Execution.attention`.
       conversation: role strings, where the folder does not tell which release it is.
+      vae: folder of SDXL's VAE in diffusers' layout, for a released JanusFlow that does not hold it as `vae/`. Without
+        one JanusFlow reads and answers, and draws nothing.
 
     Raises:
       JanusError: the folder is missing, damaged or of no known layout; the mesh does not divide the model, or has
@@ -59,18 +64,18 @@ def load(
         raise JanusError(
             "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
         )
-    config = read_config(path, conversation)
+    config = read_config(path, conversation, vae)
     processor = Processor.from_directory(path, config)
     execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
     if mesh is not None:
         check_mesh(config, mesh)
-    params = place_params(read_params(path, dtype, conversation), config, execution, mesh)
-    return Pretrained(config, params, processor, Janus(config, execution), mesh)
+    params = place_params(read_params(path, dtype, conversation, vae), config, execution, mesh)
+    return Pretrained(config, params, processor, make_model(config, execution), mesh)
 
 
 def place_params(
     leaves: Iterator[tuple[tuple[str, ...], int | None, np.ndarray]],
-    config: JanusConfig,
+    config: ModelConfig,
     execution: Execution,
     mesh: Mesh | None,
 ) -> Params:
@@ -106,16 +111,16 @@ class Pretrained:
 
     Attributes:
       config: its architecture.
-      params: its parameters, in the form that `model` reads; `models.janus.scan_params` gives that of training.
+      params: its parameters, in the form that `model` reads; `models.backbone.scan_params` gives that of training.
       processor: from messages and pictures to arrays.
       model: the network; `model.apply({"params": params}, ...)`.
       mesh: the devices that the parameters lie on; None for one device.
     """
 
-    config: JanusConfig
+    config: ModelConfig
     params: Params = field(repr=False)
     processor: Processor
-    model: Janus
+    model: Backbone
     mesh: Mesh | None = None
 
     def chat(
@@ -233,13 +238,7 @@ class Pretrained:
         yield tuple(decoder.close() for decoder in decoders), True
 
     def generate(
-        self,
-        prompts: str | Sequence[str],
-        images_per_prompt: int = 1,
-        guidance_scale: float = 5.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        **options: Any,
+        self, prompts: str | Sequence[str], images_per_prompt: int = 1, seed: int = 0, **options: Any
     ) -> list[list[Image.Image]]:
         """Images of each prompt.
 
@@ -247,16 +246,17 @@ class Pretrained:
         than rounding does.
 
         Args:
-          guidance_scale: weight of the condition (Janus: 5); 1 leaves guidance out, and is twice as fast.
-          temperature: 0 takes the likeliest id at every step.
-          **options: `top_k`, `top_p`, `batch_size` (images drawn at a time), `report` (see `generate_stream`).
+          **options: `batch_size` and `report` (see `generate_stream`), and the settings of the model's way to draw:
+            those of `sample.images.IdDrawing` for Janus (`guidance_scale`, `temperature`, `top_k`, `top_p`), of
+            `sample.flow.FlowDrawing` for JanusFlow (`guidance_scale`, `steps`, `sampler`).
 
         Raises:
-          JanusError: a number is out of its range, or a prompt is longer than the model reads.
+          JanusError: a number is out of its range, the model has no such setting or no VAE, or a prompt is longer than
+            the model reads.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
         images: list[list[Image.Image]] = [[] for _ in prompts]
-        for drawn in self.generate_stream(prompts, images_per_prompt, guidance_scale, temperature, seed, **options):
+        for drawn in self.generate_stream(prompts, images_per_prompt, seed, **options):
             images[drawn.prompt].append(drawn.image)
         return images
 
@@ -264,72 +264,60 @@ class Pretrained:
         self,
         prompts: Sequence[str],
         images_per_prompt: int = 1,
-        guidance_scale: float = 5.0,
-        temperature: float = 1.0,
         seed: int = 0,
         *,
-        top_k: int = 0,
-        top_p: float = 1.0,
         batch_size: int = 16,
-        report: Callable[[int], None] | None = None,
+        report: Report | None = None,
+        **settings: Any,
     ) -> Iterator["Drawn"]:
         """`generate`, each image as soon as its batch is drawn, in order.
 
         Args:
-          report: called with numbers that add up to the ids of all images (`num_ids`), for a progress bar.
+          batch_size: images drawn at a time.
+          report: called with numbers that add up to the steps of all images, of each `drawing(...).num_steps`, for a
+            progress bar.
         """
-        sampling = Sampling(temperature, top_k, top_p)
+        drawing = self.drawing(**settings)
         _check_count("images_per_prompt", images_per_prompt)
         _check_count("batch_size", batch_size)
-        _check_guidance(guidance_scale)
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
         numbers = [0] * len(rows)
         for group in _groups(len(rows), images_per_prompt, batch_size):
-            for prompt, pixels in self._draw(rows, group, guidance_scale, sampling, seed, report):
+            for prompt, pixels in self._draw(rows, group, drawing, seed, report):
                 yield Drawn(prompt, numbers[prompt], Image.fromarray(pixels))
                 numbers[prompt] += 1
 
     def draw(
-        self,
-        prompts: Sequence[str],
-        numbers: Sequence[tuple[int, int]],
-        guidance_scale: float = 5.0,
-        temperature: float = 1.0,
-        seed: int = 0,
-        *,
-        top_k: int = 0,
-        top_p: float = 1.0,
+        self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = 0, **settings: Any
     ) -> list[Image.Image]:
         """An image of each of these prompts, all at once.
 
         Args:
           numbers: of each image, the number of its prompt and its own. Image (p, i) is the one that `generate` draws as
             image i of its prompt p, if that is the same.
+          **settings: of the model's way to draw, as in `generate`.
 
         Raises:
-          JanusError: a number is out of its range, or a prompt is longer than the model reads.
+          JanusError: as of `generate`.
         """
         if not prompts:
             return []
-        sampling = Sampling(temperature, top_k, top_p)
-        _check_guidance(guidance_scale)
+        drawing = self.drawing(**settings)
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
         keys = jnp.stack([row_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
-        pictures = self._pictures(rows, keys, guidance_scale, sampling, max(map(len, rows)))
+        pictures = self._pictures(rows, keys, drawing, max(map(len, rows)))
         return [Image.fromarray(pixels) for pixels in pictures[: len(rows)]]
 
-    def num_ids(self, num_prompts: int, images_per_prompt: int) -> int:
-        """Ids that `generate` draws, and reports, for so many images."""
-        return num_prompts * images_per_prompt * self.config.gen_encoder.num_tokens
+    def drawing(self, **settings: Any) -> Drawing:
+        """The model's way to draw, with these settings and its paper's for the others.
+
+        Raises:
+          JanusError: see `sample.ways.drawing_of`.
+        """
+        return drawing_of(self.config, **settings)
 
     def _draw(
-        self,
-        rows: Sequence[Row],
-        group: "_Group",
-        guidance_scale: float,
-        sampling: Sampling,
-        seed: int,
-        report: Callable[[int], None] | None,
+        self, rows: Sequence[Row], group: "_Group", drawing: Drawing, seed: int, report: Report | None
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
         """The pictures of one group, with the numbers of their prompts."""
         numbers, samples = list(group.prompts), group.samples
@@ -342,8 +330,7 @@ class Pretrained:
         pictures = self._pictures(
             [rows[prompt] for prompt in numbers],
             keys,
-            guidance_scale,
-            sampling,
+            drawing,
             max(map(len, rows)),
             report=None if report is None else lambda count: report(count * num_images),
         )
@@ -355,30 +342,19 @@ class Pretrained:
         self,
         rows: Sequence[Row],
         keys: Key[Array, "P N"],
-        guidance_scale: float,
-        sampling: Sampling,
+        drawing: Drawing,
         longest: int,
-        report: Callable[[int], None] | None = None,
+        report: Report | None = None,
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
         """N pictures of each of P prompts; more follow where prompts are too few for the mesh."""
         multiple = batch_multiple(self.mesh)
         prompts = _pad(rows, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(prompts) - len(rows), axis=0)])
-        if guidance_scale != 1:
-            prompts = [row for prompt in prompts for row in (prompt, self.processor.unconditional_row(prompt))]
-        batch = self._prompts(prompts, self.config.gen_encoder.num_tokens, longest)
+        batch = self._prompts(drawing.rows(self.processor, prompts), self.config.gen_tokens, longest)
         with use_mesh(self.mesh):
-            ids = draw_images(
-                self.model,
-                self.params,
-                batch,
-                keys,
-                sampling,
-                guidance_scale,
-                report=report,
-            )
-            render_size = round_up(min(8, ids.shape[0]), multiple)
-            return list(render_images(self.model, self.params, ids, render_size))
+            drawn = drawing.draw(self.model, self.params, batch, keys, report)
+            render_size = round_up(min(8, drawn.shape[0]), multiple)
+            return list(drawing.render(self.model, self.params, drawn, render_size))
 
     def _prompts(self, rows: Sequence[Row], num_new: int, longest: int = 0) -> Batch:
         """Prompts side by side, padded to one of a few lengths, on the devices."""
@@ -425,11 +401,6 @@ def _groups(num_prompts: int, images_per_prompt: int, batch_size: int) -> Iterat
 def _check_count(name: str, number: int) -> None:
     if not isinstance(number, int) or number < 1:
         raise JanusError(f"{name} is {number!r}; it must be a whole number from 1 on.")
-
-
-def _check_guidance(guidance_scale: float) -> None:
-    if not 0 <= guidance_scale <= 1e6:
-        raise JanusError(f"guidance_scale is {guidance_scale}; it must be from 0 to 1e6.")
 
 
 def _pad(rows: Sequence[Any], multiple: int) -> list[Any]:

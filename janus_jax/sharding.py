@@ -17,7 +17,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from janus_jax.config import JanusConfig
+from janus_jax.config import JanusConfig, ModelConfig
 from janus_jax.errors import JanusError
 
 MESH_AXES = ("data", "fsdp", "tensor")
@@ -66,7 +66,7 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
 
 
-def check_mesh(config: JanusConfig, mesh: Mesh) -> None:
+def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
     """Refuses a mesh over which the model cannot be split evenly, or whose processes cannot have their own rows.
 
     Raises:
@@ -81,11 +81,15 @@ def check_mesh(config: JanusConfig, mesh: Mesh) -> None:
             "llm.width": llm.width,
             "und_encoder.num_heads": und.num_heads,
             "und_encoder.mlp_dim": und.mlp_dim,
-            "gen_head_width": config.gen_head_width,
-            "gen_encoder.codebook_size": config.gen_encoder.codebook_size,
         },
         "fsdp": {"llm.width": llm.width, "und_encoder.width": und.width},
     }
+    if isinstance(config, JanusConfig):
+        divisible["tensor"]["gen_head_width"] = config.gen_head_width
+        divisible["tensor"]["gen_encoder.codebook_size"] = config.gen_encoder.codebook_size
+    else:
+        # The hidden layers of its blocks, whose other axis is split too, are multiples of it.
+        divisible["tensor"]["gen_encoder.width"] = divisible["fsdp"]["gen_encoder.width"] = config.gen_encoder.width
     for axis, numbers in divisible.items():
         for name, number in numbers.items():
             if number % mesh.shape[axis]:
@@ -115,7 +119,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     """The sharding of every parameter.
 
     Args:
-      boxed: the tree with its logical names, as `models.janus.abstract_params` gives it.
+      boxed: the tree with its logical names, as `models.family.abstract_params` gives it.
     """
     specs = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)

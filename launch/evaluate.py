@@ -13,13 +13,12 @@ import functools
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from checkpoints_convert import read_config
 from janus_jax.cluster import Cluster
-from janus_jax.config import ConversationStyle, JanusConfig
+from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.evaluate.benchmark import Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluate.generation.drawing import drawing
@@ -71,7 +70,7 @@ def main(_: Sequence[str]) -> None:
         return
     with pictures.output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
-        config = read_config(models.MODEL.value, cast(ConversationStyle | None, models.CONVERSATION.value))
+        config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
         cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
@@ -143,7 +142,7 @@ def _fill_devices() -> None:
 
 
 def _run(
-    job: Job, load: Callable[[], "Pretrained"], config: JanusConfig, began: Mapping[str, Any], cluster: Cluster
+    job: Job, load: Callable[[], "Pretrained"], config: ModelConfig, began: Mapping[str, Any], cluster: Cluster
 ) -> None:
     def work(items: Sequence[Any]) -> Iterator[Mapping[str, str]]:
         # A run that is done is scored anew without the model.

@@ -23,8 +23,16 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "what to draw; may be given se
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "a text file with further prompts, one a line")
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "images of each prompt", lower_bound=1)
 _OUT = flags.DEFINE_string("out", None, "folder for the pictures; made if need be", required=True)
-_GUIDANCE_SCALE = models.define_amount("guidance_scale", 5.0, "weight of the prompt; 1 leaves guidance out")
-_TEMPERATURE = models.define_amount("temperature", 1.0, "0 takes the likeliest id at every step")
+_GUIDANCE_SCALE = models.define_amount(
+    "guidance_scale", None, "weight of the prompt; 1 leaves guidance out (default: Janus 5, JanusFlow 2)"
+)
+_TEMPERATURE = models.define_amount(
+    "temperature", None, "0 takes the likeliest id at every step (default: 1; JanusFlow draws no ids)"
+)
+_STEPS = flags.DEFINE_integer("steps", None, "JanusFlow: from noise to image (default: 30)", lower_bound=1)
+_SAMPLER = flags.DEFINE_string(
+    "sampler", None, "JanusFlow: euler (default), or midpoint or heun, more exact at twice the time"
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "images drawn at a time", lower_bound=1)
 flags.adopt_module_key_flags(models)
 
@@ -34,13 +42,22 @@ def main(_: Sequence[str]) -> None:
     prompts = [models.some_text(prompt, "--prompt") for prompt in _PROMPT.value] + read_prompts(_PROMPTS_FILE.value)
     if not prompts:
         raise JanusError("There is nothing to draw; give --prompt or --prompts_file.")
-    settings: dict[str, Any] = {
-        "guidance_scale": _GUIDANCE_SCALE.value,
-        "temperature": _TEMPERATURE.value,
-        "top_k": models.TOP_K.value,
-        "top_p": models.TOP_P.value,
-    }
+    # Which of them there are depends on the model: what is not given is its own.
+    holders: tuple[flags.FlagHolder[Any], ...] = (
+        _GUIDANCE_SCALE,
+        _TEMPERATURE,
+        models.TOP_K,
+        models.TOP_P,
+        _STEPS,
+        _SAMPLER,
+    )
+    given = {holder.name: holder.value for holder in holders if holder.present}
+    from janus_jax.sample.ways import drawing_of
+
     with pictures.output_folder(Path(_OUT.value)) as out:
+        # Before the model is loaded: a setting that it does not have, or a VAE that is missing.
+        drawing = drawing_of(models.model_config(), **given)
+        settings = dict(vars(drawing))
         model = models.load_model()
         common = {
             "seed": models.SEED.value,
@@ -48,7 +65,7 @@ def main(_: Sequence[str]) -> None:
             "settings": json.dumps(settings | {"dtype": models.resolve_dtype(models.DTYPE.value)}),
             "Software": "janus_jax",
         }
-        with pictures.drawing_bar(model, len(prompts), _NUM_IMAGES.value) as report:
+        with pictures.drawing_bar(model, drawing, len(prompts) * _NUM_IMAGES.value) as report:
             # Saved batch by batch: what a killed run has drawn is not lost.
             for drawn in model.generate_stream(
                 prompts,

@@ -2,13 +2,13 @@
 
 import sys
 import time
-from typing import TYPE_CHECKING, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 from absl import flags
 
 import janus_jax
 from checkpoints_convert import read_config
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 from launch import cli
@@ -25,6 +25,7 @@ DTYPE = flags.DEFINE_enum(
     ["auto", *get_args(Dtype)],
     "of parameters and computation; auto: float32 on a CPU (bfloat16 is many times slower there), bfloat16 elsewhere",
 )
+VAE = flags.DEFINE_string("vae", None, "folder of a released JanusFlow's VAE, in diffusers' layout (default: its vae/)")
 MESH = flags.DEFINE_string(
     "mesh",
     None,
@@ -46,13 +47,22 @@ flags.register_validator("top_p", lambda p: 0 < p <= 1, "it must be above 0 and 
 flags.register_validator("mesh", lambda text: text is None or _sizes(text), "it must be three numbers, such as 1,1,8")
 
 
-def define_amount(name: str, default: float, text: str) -> "flags.FlagHolder[float]":
+def define_amount(name: str, default: float | None, text: str) -> "flags.FlagHolder[Any]":
     """Defines a flag that is 0 or a positive number of a scale that float32 can compute with."""
     holder = flags.DEFINE_float(name, default, text)
     flags.register_validator(
-        name, lambda value: value == 0 or 1e-6 <= value <= 1e6, "it must be 0, or from 1e-6 to 1e6"
+        name, lambda value: value is None or value == 0 or 1e-6 <= value <= 1e6, "it must be 0, or from 1e-6 to 1e6"
     )
     return holder
+
+
+def model_config() -> ModelConfig:
+    """The config of the model that the flags name.
+
+    Raises:
+      JanusError: see `checkpoints_convert.read_config`.
+    """
+    return read_config(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
 
 
 def load_model() -> "Pretrained":
@@ -61,7 +71,7 @@ def load_model() -> "Pretrained":
     Raises:
       JanusError: see `janus_jax.load`; for a folder that will not do, before jax looks for devices.
     """
-    config = read_config(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value))
+    config = model_config()
     Processor.from_directory(MODEL.value, config)
 
     import jax
@@ -76,6 +86,7 @@ def load_model() -> "Pretrained":
         _mesh(MESH.value),
         attention=cast(AttentionKernel, ATTENTION.value),
         conversation=config.conversation,
+        vae=VAE.value,
     )
     jax.block_until_ready(model.params)
     _tell(f" {time.monotonic() - begin:.1f} s\n")

@@ -15,6 +15,7 @@ from janus_jax.errors import JanusError
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
+    from janus_jax.sample.drawing import Drawing
 
 
 @contextlib.contextmanager
@@ -65,10 +66,10 @@ def save_png(image: Image.Image, path: Path, notes: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def drawing_bar(model: "Pretrained", num_prompts: int, images_per_prompt: int) -> Iterator[Callable[[int], None]]:
-    """A progress bar over the ids of all images; gives `Pretrained.generate`'s `report`."""
-    total = model.num_ids(num_prompts, images_per_prompt)
-    with tqdm.tqdm(total=total, unit="id", desc="drawing", smoothing=0.1) as bar:
+def drawing_bar(model: "Pretrained", drawing: "Drawing", num_images: int) -> Iterator[Callable[[int], None]]:
+    """A progress bar over the steps of all images; gives `Pretrained.generate`'s `report`."""
+    total = drawing.num_steps(model.config) * num_images
+    with tqdm.tqdm(total=total, unit=drawing.unit, desc="drawing", smoothing=0.1) as bar:
 
         def report(count: int) -> None:
             bar.update(count)

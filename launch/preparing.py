@@ -21,7 +21,7 @@ from launch.bars import records_bar
 
 if TYPE_CHECKING:
     from janus_jax.config import VQConfig
-    from janus_jax.models.janus import Params
+    from janus_jax.models.backbone import Params
 
 Tokenizer = tuple["VQConfig", Callable[[], "Params"]]
 """An image tokenizer's config, and the reading of its parameters."""

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from janus_jax.config import JanusConfig, VQConfig, preset
+from janus_jax.config import JanusConfig, VQConfig, janus_preset
 from tests.pseudo import CORPUS, make_checkpoint
 from tests.scenery import landscape
 
@@ -25,7 +25,7 @@ def small() -> JanusConfig:
     tokenizer = VQConfig(
         image_size=16, codebook_size=128, base_channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1
     )
-    tiny = preset("tiny")
+    tiny = janus_preset("tiny")
     encoder = replace(tiny.und_encoder, num_heads=4)
     return replace(tiny, gen_encoder=tokenizer, und_encoder=encoder, llm=replace(tiny.llm, depth=1))
 

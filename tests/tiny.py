@@ -1,4 +1,4 @@
-"""The `tiny` preset with random parameters and a tokenizer of its own: everything there, seconds to compile."""
+"""The `tiny` presets with random parameters and a tokenizer: everything there, seconds to compile."""
 
 import dataclasses
 import functools
@@ -8,32 +8,35 @@ import flax.linen as nn
 import jax
 import numpy as np
 
-from janus_jax.config import PRESETS, Execution
-from janus_jax.models.janus import Janus, abstract_params, unroll_params
+from janus_jax.config import Execution, flow_preset, janus_preset
+from janus_jax.models.backbone import unroll_params
+from janus_jax.models.family import abstract_params, make_model
 from janus_jax.pretrained import Pretrained, place_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 
 CORPUS = ["A small red boat on a quiet lake.", "What is in the picture?", "Two birds and a tree, drawn in ink."]
 # Heads that two kinds of mesh can split, and queries that share keys.
-CONFIG = dataclasses.replace(PRESETS["tiny"], llm=dataclasses.replace(PRESETS["tiny"].llm, num_kv_heads=2))
+_TINY = janus_preset("tiny")
+CONFIG = dataclasses.replace(_TINY, llm=dataclasses.replace(_TINY.llm, num_kv_heads=2))
+FLOW = dataclasses.replace(flow_preset("tiny_flow"), llm=CONFIG.llm)
 
 
 @functools.cache
-def processor():
+def processor(config=CONFIG):
     with tempfile.TemporaryDirectory() as folder:
         make_byte_level_tokenizer(
             folder,
             CORPUS,
-            CONFIG.llm.vocab_size,
-            CONFIG.conversation,
-            image_size=CONFIG.und_encoder.image_size,
-            num_image_tokens=CONFIG.und_encoder.num_patches,
+            config.llm.vocab_size,
+            config.conversation,
+            image_size=config.und_encoder.image_size,
+            num_image_tokens=config.und_encoder.num_patches,
         )
-        return Processor.from_directory(folder, CONFIG)
+        return Processor.from_directory(folder, config)
 
 
 @functools.cache
-def stacked_params():
+def stacked_params(config=CONFIG):
     """Parameters of a healthy scale, made by numpy: jax would compile for longer than the tests run."""
     rng = np.random.default_rng(0)
 
@@ -44,7 +47,7 @@ def stacked_params():
         fan_in = {"weight": leaf.shape[-1], "kernel": np.prod(leaf.shape[-4:-1]), "embedding": 4}.get(name, 1000)
         return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(np.float32(fan_in))
 
-    return jax.tree_util.tree_map_with_path(make, nn.unbox(abstract_params(CONFIG)))
+    return jax.tree_util.tree_map_with_path(make, nn.unbox(abstract_params(config)))
 
 
 def leaves_of(tree, keys=()):
@@ -60,15 +63,15 @@ def leaves_of(tree, keys=()):
             yield path, None, np.asarray(value)
 
 
-def pretrained(mesh=None):
+def pretrained(mesh=None, config=CONFIG):
     execution = Execution(layers="unrolled")
-    params = place_params(leaves_of(stacked_params()), CONFIG, execution, mesh)
-    return Pretrained(CONFIG, params, processor(), Janus(CONFIG, execution), mesh)
+    params = place_params(leaves_of(stacked_params(config)), config, execution, mesh)
+    return Pretrained(config, params, processor(config), make_model(config, execution), mesh)
 
 
 @functools.cache
-def unrolled_params():
-    return unroll_params(stacked_params(), CONFIG)
+def unrolled_params(config=CONFIG):
+    return unroll_params(stacked_params(config), config)
 
 
 def picture(seed, size=(40, 28)):

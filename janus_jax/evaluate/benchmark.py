@@ -67,23 +67,29 @@ class Question:
         return parts
 
 
+OWN = "own"
+"""Of an option: what the model itself would take."""
+
+
 @dataclass(frozen=True)
 class Amount:
     """The values of an option that is a number.
 
     Attributes:
-      default: where none is given.
+      default: where none is given; None for the model's own, which is written `OWN`.
       least, most: that it may be.
       whole: whether only whole numbers will do.
     """
 
-    default: float
+    default: float | None
     least: float = 0.0
     most: float = 1e6
     whole: bool = False
 
     def read(self, text: str) -> str | None:
         """The number, written as all that mean it are; None where it will not do."""
+        if text == OWN and self.default is None:
+            return OWN
         try:
             value = float(text)
         except ValueError:
@@ -149,7 +155,9 @@ class Benchmark(Generic[Asked]):
 
 def default_of(values: tuple[str, ...] | Amount) -> str:
     """What an option is where it is not given."""
-    return _number(values.default) if isinstance(values, Amount) else values[0]
+    if not isinstance(values, Amount):
+        return values[0]
+    return OWN if values.default is None else _number(values.default)
 
 
 def _number(value: float) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
-from janus_jax.config import JanusConfig
+from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json_if_any
 from janus_jax.processing.conversation import (
@@ -72,7 +72,7 @@ class Processor:
       und_image_size: side of an image to understand, in pixels.
       und_tokens: places that an image to understand takes, without begin-of-image and end-of-image.
       gen_image_size: side of an image to generate, in pixels.
-      gen_tokens: ids of an image to generate.
+      gen_tokens: ids, or patches of latents, of an image to generate.
       min_side: least length that the short side of an image to understand is scaled to.
       background: grey value, 0..255, around an image to understand that is not square.
       system_prompt: opens conversations about images, unless another is asked for.
@@ -89,7 +89,7 @@ class Processor:
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
 
     @classmethod
-    def from_directory(cls, path: str | Path, config: JanusConfig) -> Self:
+    def from_directory(cls, path: str | Path, config: ModelConfig) -> Self:
         """The processor of a model directory, released or converted.
 
         `tokenizer.json` must be there; `preprocessor_config.json` and `processor_config.json` may be. The latter's
@@ -105,8 +105,8 @@ class Processor:
             TEMPLATES[config.conversation],
             und_image_size=config.und_encoder.image_size,
             und_tokens=config.und_encoder.num_patches,
-            gen_image_size=config.gen_encoder.image_size,
-            gen_tokens=config.gen_encoder.num_tokens,
+            gen_image_size=config.gen_image_size,
+            gen_tokens=config.gen_tokens,
             min_side=_released_min_side(Path(path), config),
             system_prompt=_system_prompt(Path(path)),
         )
@@ -344,7 +344,7 @@ def _system_prompt(directory: Path) -> str:
     return prompt
 
 
-def _released_min_side(directory: Path, config: JanusConfig) -> int:
+def _released_min_side(directory: Path, config: ModelConfig) -> int:
     """The one number of the directory's image settings that no config holds; the others are checked against it."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
     processor_file = directory / _PROCESSOR_FILE

@@ -6,26 +6,78 @@ batch that is sharded over its rows never parts them.
 """
 
 import functools
-from collections.abc import Callable, Iterator
-from typing import NamedTuple
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from janus_jax.batch import Batch
-from janus_jax.models.janus import Janus, Params, apply, to_images
+from janus_jax.config import ModelConfig
+from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.llama import KVCache, grow_cache
+from janus_jax.processing import Processor, Row
+from janus_jax.sample.drawing import Report, check_guidance, guide, repeat_cache, repeat_prompts
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
 from janus_jax.sharding import on_host
 
-KV_AXES = ("batch", "kv_heads", "length", "head_dim")
+
+@dataclass(frozen=True)
+class IdDrawing:
+    """Image ids, one after the other.
+
+    Attributes:
+      guidance_scale: weight of the condition (the paper's 5); 1 leaves guidance out, and is twice as fast.
+      temperature, top_k, top_p: see `Sampling`.
+
+    Raises:
+      JanusError: a setting is out of its range.
+    """
+
+    guidance_scale: float = 5.0
+    temperature: float = 1.0
+    top_k: int = 0
+    top_p: float = 1.0
+
+    unit: ClassVar[str] = "id"
+
+    def __post_init__(self) -> None:
+        check_guidance(self.guidance_scale)
+        assert self.sampling
+
+    @property
+    def sampling(self) -> Sampling:
+        """How each id is drawn."""
+        return Sampling(self.temperature, self.top_k, self.top_p)
+
+    def num_steps(self, config: ModelConfig) -> int:
+        """See `Drawing`."""
+        return config.gen_tokens
+
+    def rows(self, processor: Processor, prompts: Sequence[Row]) -> list[Row]:
+        """See `Drawing`: with guidance, each prompt followed by its unconditional twin."""
+        if self.guidance_scale == 1:
+            return list(prompts)
+        return [row for prompt in prompts for row in (prompt, processor.unconditional_row(prompt))]
+
+    def draw(
+        self, model: Backbone, params: Params, prompts: Batch, keys: Key[Array, "P N"], report: Report | None
+    ) -> Int[Array, "P*N T"]:
+        """See `Drawing`; gives ids."""
+        return draw_images(model, params, prompts, keys, self.sampling, self.guidance_scale, report)
+
+    def render(
+        self, model: Backbone, params: Params, drawn: Int[Array, "R T"], batch_size: int
+    ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        """See `Drawing`."""
+        return render_images(model, params, drawn, batch_size)
 
 
-class Drawing(NamedTuple):
+class Written(NamedTuple):
     """R images in the making, P prompts of N images each; Q rows a prompt are 2 with guidance, 1 without.
 
     Attributes:
@@ -44,13 +96,13 @@ class Drawing(NamedTuple):
 
 
 def draw_images(
-    model: Janus,
+    model: Backbone,
     params: Params,
     prompts: Batch,
     keys: Key[Array, "P N"],
     sampling: Sampling,
     guidance_scale: float,
-    report: Callable[[int], None] | None = None,
+    report: Report | None = None,
     report_every: int = 24,
 ) -> Int[Array, "P*N T"]:
     """Ids of N images for each of P prompts.
@@ -61,13 +113,12 @@ def draw_images(
       keys: one an image.
       report: called with the number of ids drawn a image since the last call, about every `report_every` ids.
     """
-    guided = guidance_scale != 1
-    num_tokens = model.config.gen_encoder.num_tokens
+    num_tokens = model.config.gen_tokens
     length = prompts.shape[1]
     last = length + num_tokens - 1
     slots = min(round_up(length + 1, CACHE_STEP), last)
     knobs, strategy = sampling.knobs, sampling.strategy
-    state = _start(model, params, prompts, keys, knobs, guidance_scale, slots, strategy, guided)
+    state = _start(model, params, prompts, keys, knobs, guidance_scale, slots, strategy)
     drawn = 1
     if report is not None:
         report(drawn)
@@ -88,9 +139,9 @@ def draw_images(
     return state.ids
 
 
-@functools.partial(jax.jit, static_argnames=("model", "slots", "strategy", "guided"))
+@functools.partial(jax.jit, static_argnames=("model", "slots", "strategy"))
 def _start(
-    model: Janus,
+    model: Backbone,
     params: Params,
     prompts: Batch,
     keys: Key[Array, "P N"],
@@ -98,58 +149,53 @@ def _start(
     guidance_scale: float,
     slots: int,
     strategy: Strategy,
-    guided: bool,
-) -> Drawing:
+) -> Written:
     hidden, cache = apply(model, params, "prefill", prompts, slots)
     num_prompts, per_prompt = keys.shape
-    rows = 2 if guided else 1
 
     def repeat(x: Array) -> Array:
-        x = x.reshape(num_prompts, 1, rows, *x.shape[1:])
-        return jnp.broadcast_to(x, (num_prompts, per_prompt, *x.shape[2:])).reshape(-1, *x.shape[3:])
+        return repeat_prompts(x, num_prompts, per_prompt)
 
-    # A prompt runs once, however many images it draws.
-    layers = jax.tree.map(lambda kv: nn.with_logical_constraint(repeat(kv), KV_AXES), cache.layers)
-    cache = KVCache(layers, repeat(cache.segment_ids), cache.length)
+    cache = repeat_cache(cache, num_prompts, per_prompt)
     positions = repeat(prompts.positions[:, -1] + 1)
     keys = keys.reshape(-1)
     first = _draw_ids(model, params, repeat(hidden[:, -1]), keys, 0, knobs, guidance_scale, strategy)
-    ids = jnp.zeros((keys.shape[0], model.config.gen_encoder.num_tokens), jnp.int32).at[:, 0].set(first)
-    return Drawing(ids, jnp.asarray(1, jnp.int32), cache, positions, keys)
+    ids = jnp.zeros((keys.shape[0], model.config.gen_tokens), jnp.int32).at[:, 0].set(first)
+    return Written(ids, jnp.asarray(1, jnp.int32), cache, positions, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "strategy"), donate_argnames=("state",))
 def _advance(
-    model: Janus,
+    model: Backbone,
     params: Params,
-    state: Drawing,
+    state: Written,
     knobs: Knobs,
     guidance_scale: float,
     steps: int,
     strategy: Strategy,
-) -> Drawing:
+) -> Written:
     """Draws `steps` more ids an image; how many is no part of the compiled program."""
     rows = state.positions.shape[0] // state.ids.shape[0]
 
-    def step(_: int, state: Drawing) -> Drawing:
+    def step(_: int, state: Written) -> Written:
         last = jax.lax.dynamic_index_in_dim(state.ids, state.drawn - 1, axis=1)
         x = apply(model, params, "embed_image_ids", jnp.repeat(last, rows, axis=0))
         places = jnp.ones_like(state.positions)[:, None]
         hidden, cache = apply(model, params, "extend", x, state.positions[:, None], places, state.cache)
         new = _draw_ids(model, params, hidden[:, 0], state.keys, state.drawn, knobs, guidance_scale, strategy)
         ids = jax.lax.dynamic_update_index_in_dim(state.ids, new, state.drawn, axis=1)
-        return Drawing(ids, state.drawn + 1, cache, state.positions + 1, state.keys)
+        return Written(ids, state.drawn + 1, cache, state.positions + 1, state.keys)
 
     return jax.lax.fori_loop(0, steps, step, state)
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))
-def _grow(state: Drawing, slots: int) -> Drawing:
+def _grow(state: Written, slots: int) -> Written:
     return state._replace(cache=grow_cache(state.cache, slots))
 
 
 def _draw_ids(
-    model: Janus,
+    model: Backbone,
     params: Params,
     hidden: Float[Array, "R*Q D"],
     keys: Key[Array, " R"],
@@ -162,22 +208,13 @@ def _draw_ids(
     return draw(guide(logits, keys.shape[0], guidance_scale), keys, step, knobs, strategy)
 
 
-def guide(logits: Float[Array, "R*Q V"], num_images: int, guidance_scale: float) -> Float[Array, "R V"]:
-    """u + s (c - u) where the rows are pairs (c, u); the logits themselves where they are not."""
-    if logits.shape[0] == num_images:
-        return logits
-    pairs = logits.reshape(num_images, 2, -1)
-    conditional, unconditional = pairs[:, 0], pairs[:, 1]
-    return unconditional + guidance_scale * (conditional - unconditional)
-
-
 @functools.partial(jax.jit, static_argnames=("model",))
-def _render(model: Janus, params: Params, ids: Int[Array, "B T"]) -> UInt8[Array, "B H W 3"]:
+def _render(model: Backbone, params: Params, ids: Int[Array, "B T"]) -> UInt8[Array, "B H W 3"]:
     return to_images(apply(model, params, "detokenize", ids))
 
 
 def render_images(
-    model: Janus, params: Params, ids: Int[Array, "R T"], batch_size: int = 8
+    model: Backbone, params: Params, ids: Int[Array, "R T"], batch_size: int = 8
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The pictures of ids, 0..255, `batch_size` on the device at a time.
 

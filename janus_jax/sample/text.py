@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int, Key
 
 from janus_jax.batch import Batch
-from janus_jax.models.janus import Janus, Params, apply
+from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
-from janus_jax.sample.images import KV_AXES
+from janus_jax.sample.drawing import KV_AXES
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
 from janus_jax.sharding import on_host
@@ -40,7 +40,7 @@ class Writing(NamedTuple):
 
 
 def write_text(
-    model: Janus,
+    model: Backbone,
     params: Params,
     prompts: Batch,
     keys: Key[Array, " B"],
@@ -90,7 +90,7 @@ def write_text(
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "strategy"))
 def _start(
-    model: Janus,
+    model: Backbone,
     params: Params,
     prompts: Batch,
     keys: Key[Array, " B"],
@@ -108,7 +108,7 @@ def _start(
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk", "strategy"), donate_argnames=("state",))
 def _advance(
-    model: Janus,
+    model: Backbone,
     params: Params,
     state: Writing,
     knobs: Knobs,
@@ -144,7 +144,7 @@ def _grow(state: Writing, slots: int) -> Writing:
 
 
 def _draw_ids(
-    model: Janus,
+    model: Backbone,
     params: Params,
     hidden: Float[Array, "B D"],
     keys: Key[Array, " B"],

@@ -20,7 +20,8 @@ from janus_jax.evaluate.journal import write_json
 from janus_jax.evaluate.registry import benchmark
 from janus_jax.evaluate.results import check_pictures
 from janus_jax.evaluate.runner import answering
-from janus_jax.models.janus import Janus, Params
+from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
 from janus_jax.sample.shapes import round_up

@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.errors import JanusError, Preempted
-from janus_jax.models.janus import Params, to_pixels
+from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.layers import Embedding, LayerNorm, Linear, parameter
 from janus_jax.models.siglip import Block, Siglip
 from janus_jax.train.checkpoints import Checkpoints

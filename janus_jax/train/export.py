@@ -8,7 +8,7 @@ from jax.sharding import SingleDeviceSharding
 from checkpoints_convert.convert import Meter, save_converted
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import abstract_params
+from janus_jax.models.family import abstract_params
 from janus_jax.train.checkpoints import read_config, saved_steps
 from janus_jax.train.config_dicts import from_config
 from janus_jax.train.initialise import checkpoints_folder, read_stage, tokenizer_folder

@@ -18,7 +18,7 @@ from jaxtyping import Array, Int, UInt8
 from janus_jax.config import Execution, VQConfig
 from janus_jax.data.prepare import Preparation
 from janus_jax.data.records import Record
-from janus_jax.models.janus import Params, to_pixels
+from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
 from janus_jax.sample.shapes import round_up

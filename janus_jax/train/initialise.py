@@ -20,9 +20,10 @@ from jaxtyping import Array
 from checkpoints_convert import open_checkpoint
 from checkpoints_convert.sidecars import copy_sidecars
 from checkpoints_convert.tree import leaves
-from janus_jax.config import JanusConfig
+from janus_jax.config import JanusConfig, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Params, abstract_params, init_params
+from janus_jax.models.backbone import Params
+from janus_jax.models.family import abstract_params, init_params
 from janus_jax.train.checkpoints import read_config, read_params, saved_steps
 from janus_jax.train.config_dicts import from_config
 from janus_jax.train.lora import apart, merge_adapters, new_adapters
@@ -156,7 +157,7 @@ def _check_stage_before(recipe: Recipe, workdir: str | Path, where: str) -> None
 def _check_folder(where: str, folder: str, field: str, config: JanusConfig) -> None:
     found: Any = open_checkpoint(folder).config
     wanted = config if field == _WHOLE else getattr(config, field)
-    if isinstance(found, JanusConfig) and field != _WHOLE:
+    if isinstance(found, ModelConfig) and field != _WHOLE:
         found = getattr(found, field)
     if type(found) is not type(wanted):
         raise JanusError(

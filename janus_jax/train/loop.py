@@ -26,7 +26,8 @@ from janus_jax.config import JanusConfig
 from janus_jax.data.components import open_records
 from janus_jax.data.stream import Stream, open_stream
 from janus_jax.errors import Preempted
-from janus_jax.models.janus import Janus, abstract_params
+from janus_jax.models.family import abstract_params
+from janus_jax.models.janus import Janus
 from janus_jax.processing import Processor
 from janus_jax.sharding import check_mesh, make_mesh
 from janus_jax.train.benchmarks import Evaluator

@@ -18,7 +18,7 @@ from jax import lax
 from jaxtyping import Array, Float, Key
 
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Params
+from janus_jax.models.backbone import Params
 from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE, fan_in_normal
 from janus_jax.train.matrices import matrices
 from janus_jax.train.names import matches

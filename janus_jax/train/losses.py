@@ -17,7 +17,8 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.batch import NO_IMAGE, NO_PLACE, Batch
-from janus_jax.models.janus import Janus, Params, apply
+from janus_jax.models.backbone import Params, apply
+from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 
 LogitsFn = Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]]

@@ -117,7 +117,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int, params: Any = None
     Args:
       total_steps: see `make_schedule`.
       params: the parameters that it will move, arrays or shapes, with the logical names of their axes where they have
-        some (`models.janus.abstract_params`). Muon alone needs it: names tell a matrix's outputs from its inputs.
+        some (`models.family.abstract_params`). Muon alone needs it: names tell a matrix's outputs from its inputs.
 
     Raises:
       JanusError: the warm-up is too long.

@@ -10,7 +10,7 @@ from typing import Any
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Params
+from janus_jax.models.backbone import Params
 from janus_jax.train.names import matches
 
 

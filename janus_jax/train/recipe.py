@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, RematPolicy, preset
+from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, RematPolicy, janus_preset
 from janus_jax.data.components import Component
 from janus_jax.data.mixture import Phase
 from janus_jax.data.packing import Budget
@@ -330,7 +330,7 @@ class Recipe:
         Raises:
           JanusError: there is no preset of that name.
         """
-        return self.architecture or preset(self.model)
+        return self.architecture or janus_preset(self.model)
 
     @property
     def execution(self) -> Execution:

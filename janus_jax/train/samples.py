@@ -19,7 +19,8 @@ from PIL.PngImagePlugin import PngInfo
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params
+from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, Row
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
@@ -106,7 +107,7 @@ class Sampler:
 
     def _draw(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
-        drawn = model.generate(s.prompts, 1, s.guidance_scale, s.temperature, s.seed)
+        drawn = model.generate(s.prompts, 1, s.seed, guidance_scale=s.guidance_scale, temperature=s.temperature)
         return [picture for (picture,) in drawn]
 
     def _write(self, folder: Path, answers: Sequence[str], pictures: Sequence[Image.Image]) -> None:

@@ -19,7 +19,9 @@ from jaxtyping import Array, Float, Key
 from janus_jax.batch import Batch
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, Params, abstract_params, apply, init_params
+from janus_jax.models.backbone import Params, apply
+from janus_jax.models.family import abstract_params, init_params
+from janus_jax.models.janus import Janus
 from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
 from janus_jax.train.lora import NO_LORA, Lora, new_adapters
 from janus_jax.train.losses import TASKS, Totals, batch_losses, supervised_counts

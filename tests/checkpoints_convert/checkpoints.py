@@ -3,17 +3,28 @@
 import functools
 import json
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes
 import numpy as np
 
-from checkpoints_convert import released, transformers_janus
+from checkpoints_convert import released, released_flow, transformers_janus
+from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, WEIGHTS_STEM, write_vae_config
 from checkpoints_convert.layout import Layout
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from checkpoints_convert.tree import Shape, leaves
-from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.config import (
+    JanusConfig,
+    JanusFlowConfig,
+    LlamaConfig,
+    SiglipConfig,
+    UViTConfig,
+    VAEConfig,
+    VQConfig,
+)
+from janus_jax.processing import make_byte_level_tokenizer
 from tests.golden.pseudo_weights import tensor
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -36,6 +47,15 @@ SMALL = JanusConfig(
         vocab_size=128, width=64, depth=3, num_heads=4, num_kv_heads=2, head_dim=16, mlp_dim=160, max_positions=512
     ),
     gen_head_width=64,
+)
+
+SMALL_VAE = VAEConfig(base_channels=32, channel_multipliers=(1, 2, 2), num_res_blocks=1, scaling_factor=0.5)
+SMALL_FLOW = JanusFlowConfig(
+    name="JanusFlow-small",
+    und_encoder=SMALL.und_encoder,
+    gen_encoder=UViTConfig(latent_size=8, width=32, encoder_depth=1, decoder_depth=2, kernel_size=3, mlp_ratio=2),
+    vae=SMALL_VAE,
+    llm=SMALL.llm,
 )
 
 
@@ -67,6 +87,31 @@ def save(
 def save_released(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
     """A folder in the released layout."""
     return save(folder, pseudo(released.manifest(config), dtype), released.write_config(config, "bfloat16"), **options)
+
+
+def save_flow(folder: Path, config: JanusFlowConfig = SMALL_FLOW, dtype=BFLOAT16, **options) -> Path:
+    """A JanusFlow in the released layout, with no VAE."""
+    config = replace(config, vae=None)
+    tensors = pseudo(released_flow.manifest(config), dtype)
+    return save(folder, tensors, released_flow.write_config(config, "bfloat16"), **options)
+
+
+def save_vae(folder: Path, config: VAEConfig = SMALL_VAE, dtype=FLOAT32, rename=lambda name: name) -> Path:
+    """A VAE in diffusers' layout, its tensors' names changed by `rename`."""
+    tensors = pseudo(DIFFUSERS_VAE.manifest(leaves(config)), dtype)
+    save(folder, {rename(name): array for name, array in tensors.items()}, write_vae_config(config, 32))
+    (folder / "model.safetensors").rename(folder / f"{WEIGHTS_STEM}.safetensors")
+    return folder
+
+
+def save_speaking_flow(root: Path) -> Path:
+    """A JanusFlow with a tokenizer in `root/JanusFlow-small`, and its VAE in `root/sdxl-vae`."""
+    config = replace(SMALL_FLOW, llm=replace(SMALL_FLOW.llm, vocab_size=320))
+    folder, und = save_flow(root / "JanusFlow-small", config), config.und_encoder
+    save_vae(root / "sdxl-vae")
+    corpus = ["A small red boat on a quiet lake.", "What is in the picture?"]
+    make_byte_level_tokenizer(folder, corpus, 320, config.conversation, und.image_size, und.num_patches)
+    return folder
 
 
 def save_transformers(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:

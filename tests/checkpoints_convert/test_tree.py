@@ -6,16 +6,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert import released
+from checkpoints_convert import released, released_flow
+from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, read_vae_config
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.tree import View, leaves
-from janus_jax.config import PRESETS
-from tests.checkpoints_convert.checkpoints import SMALL
+from janus_jax.config import PRESETS, VAEConfig
+from tests.checkpoints_convert.checkpoints import SMALL, SMALL_FLOW
 
 DATA = Path(__file__).parents[1] / "golden" / "data"
 
 
-@pytest.mark.parametrize("config", [*PRESETS.values(), SMALL], ids=lambda config: config.name)
+@pytest.mark.parametrize("config", [*PRESETS.values(), SMALL, SMALL_FLOW], ids=lambda config: config.name)
 def test_the_leaves_are_all_the_models_parameters(config):
     assert sum(leaf.size for leaf in leaves(config)) == config.num_params
 
@@ -25,6 +26,22 @@ def test_a_released_files_names_and_shapes_follow_from_its_config(name):
     expected = {name: tuple(shape) for name, shape in json.loads((DATA / name / "manifest.json").read_text()).items()}
     config = released.read_config(Section(json.loads((DATA / name / "config.json").read_text()), name), expected)
     assert released.manifest(config) == expected
+
+
+@pytest.mark.parametrize("name", ["janusflow_small", "janusflow_1b"])
+def test_a_released_flows_names_and_shapes_follow_from_its_config(name):
+    expected = {name: tuple(shape) for name, shape in json.loads((DATA / name / "manifest.json").read_text()).items()}
+    config = released_flow.read_config(Section(json.loads((DATA / name / "config.json").read_text()), name), expected)
+    assert released_flow.manifest(config) == expected
+    if name == "janusflow_1b":
+        assert replace(config, vae=VAEConfig()) == PRESETS["janusflow_1.3b"]
+
+
+def test_the_vaes_names_and_shapes_follow_from_its_config():
+    expected = json.loads((DATA / "sdxl_vae" / "manifest.json").read_text())
+    config = read_vae_config(DATA / "sdxl_vae", {})
+    assert config == VAEConfig()
+    assert DIFFUSERS_VAE.manifest(leaves(config)) == {name: tuple(shape) for name, shape in expected.items()}
 
 
 @pytest.mark.parametrize(("folder", "preset"), [("janus_1b", "janus_pro_1b"), ("janus_pro_7b", "janus_pro_7b")])

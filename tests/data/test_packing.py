@@ -12,7 +12,8 @@ from janus_jax.data.packing import Budget, Packer, Waiting, choose, lay
 from janus_jax.data.reading import MakeSamples, SampleTask
 from janus_jax.data.records import Record
 from janus_jax.data.tasks import RowMaker, Supervision
-from janus_jax.models.janus import Janus, apply
+from janus_jax.models.backbone import apply
+from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 from tests import tiny
 from tests.data.prepared import encoded, generation, text, understanding

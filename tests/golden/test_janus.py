@@ -17,10 +17,12 @@ from checkpoints_convert.released import LAYOUT, read_config
 from checkpoints_convert.tree import leaves
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, scan_params, to_pixels
+from janus_jax.models.backbone import scan_params, to_pixels
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
 from janus_jax.processing import open_image, prepare_understanding
-from janus_jax.sample.images import draw_images, guide
+from janus_jax.sample.drawing import guide
+from janus_jax.sample.images import draw_images
 from janus_jax.sample.sampling import Sampling
 from janus_jax.sample.text import write_text
 from tests.golden.conftest import DATA, GoldenSet, assert_close, golden_set

@@ -8,9 +8,10 @@ import pytest
 
 import janus_jax
 from checkpoints_convert.commands import meter
-from checkpoints_convert.convert import export as to_pytorch
+from checkpoints_convert.export import export as to_pytorch
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, apply
+from janus_jax.models.backbone import apply
+from janus_jax.models.janus import Janus
 from janus_jax.train.export import export, last_stage
 from janus_jax.train.partition import merge
 from tests.launch.conftest import ROOT

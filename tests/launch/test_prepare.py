@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax import load
-from janus_jax.models.janus import to_pixels
+from janus_jax.models.backbone import to_pixels
 from janus_jax.processing import open_image, prepare_generation
 from tests.data.samples import images, json_lines, read_back, table
 from tests.launch.conftest import environment, run

@@ -8,9 +8,11 @@ import pytest
 
 from janus_jax.batch import NO_IMAGE
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, apply, init_params, scan_params, to_images, to_pixels, unroll_params
+from janus_jax.models.autoencoder import Upsample
+from janus_jax.models.backbone import apply, scan_params, to_images, to_pixels, unroll_params
+from janus_jax.models.family import init_params
+from janus_jax.models.janus import Janus
 from janus_jax.models.layers import FEW_ROWS, Conv, GroupNorm, project
-from janus_jax.models.vq import Upsample
 from tests import tiny
 
 

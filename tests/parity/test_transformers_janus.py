@@ -23,7 +23,8 @@ from checkpoints_convert import read_config, read_params
 from checkpoints_convert.transformers_janus import write_config
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
-from janus_jax.models.janus import Janus, to_pixels
+from janus_jax.models.backbone import to_pixels
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
 from janus_jax.sample.images import draw_images
 from janus_jax.sample.sampling import Sampling, row_keys

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from janus_jax.config import JanusConfig, preset
+from janus_jax.config import JanusConfig, janus_preset
 from janus_jax.processing import Processor, Tokenizer, make_byte_level_tokenizer
 
 CORPUS = [
@@ -20,7 +20,7 @@ Edit = Callable[[dict[str, Any]], object]
 
 @pytest.fixture(scope="session")
 def config() -> JanusConfig:
-    return preset("tiny")
+    return janus_preset("tiny")
 
 
 @pytest.fixture(scope="session")

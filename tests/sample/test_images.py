@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, apply
+from janus_jax.models.backbone import apply
+from janus_jax.models.janus import Janus
 from janus_jax.sample import images
-from janus_jax.sample.images import draw_images, guide
+from janus_jax.sample.drawing import guide
+from janus_jax.sample.images import draw_images
 from janus_jax.sample.sampling import Sampling, row_keys
 from tests import tiny
 

@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.models.janus import Janus, apply
+from janus_jax.models.backbone import apply
+from janus_jax.models.janus import Janus
 from janus_jax.sample import text
 from janus_jax.sample.sampling import Sampling, row_keys
 from janus_jax.sample.text import write_text

@@ -10,7 +10,9 @@ from flax.traverse_util import flatten_dict
 
 from checkpoints_convert.tree import leaves
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
-from janus_jax.models.janus import Janus, init_params, unroll_params
+from janus_jax.models.backbone import unroll_params
+from janus_jax.models.family import init_params
+from janus_jax.models.janus import Janus
 from janus_jax.train.flops import PEAK_FLOPS, Amounts, amounts, peak_flops, step_costs
 from janus_jax.train.names import unboxed
 from janus_jax.train.partition import partition

@@ -6,7 +6,7 @@ import pytest
 
 from janus_jax.data.prepare import begin
 from janus_jax.data.processes import write_parts
-from janus_jax.models.janus import to_pixels
+from janus_jax.models.backbone import to_pixels
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
 from janus_jax.train.image_ids import ENCODER, ImageTokenizer, add_image_ids

@@ -14,7 +14,9 @@ import janus_jax
 from checkpoints_convert.commands import meter
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, abstract_params, apply
+from janus_jax.models.backbone import apply
+from janus_jax.models.family import abstract_params
+from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.train.config_dicts import from_config, to_json
 from janus_jax.train.export import export

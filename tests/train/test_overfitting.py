@@ -7,7 +7,8 @@ import pytest
 from janus_jax.config import Execution
 from janus_jax.data.packing import Budget
 from janus_jax.data.tasks import Supervision
-from janus_jax.models.janus import Janus, unroll_params
+from janus_jax.models.backbone import unroll_params
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.sample.images import draw_images
 from janus_jax.sample.sampling import Sampling

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import abstract_params
+from janus_jax.models.family import abstract_params
 from janus_jax.train.partition import merge, partition
 from janus_jax.train.recipe import ADAPTORS_AND_HEAD
 from tests import tiny

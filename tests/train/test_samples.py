@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import Janus, abstract_params
+from janus_jax.models.family import abstract_params
+from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.sharding import make_mesh, param_shardings
 from janus_jax.train.recipe import Intervals, Samples

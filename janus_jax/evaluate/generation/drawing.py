@@ -4,13 +4,13 @@ import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluate.benchmark import Options
-from janus_jax.evaluate.generation.picture import Picture
+from janus_jax.evaluate.benchmark import OWN, Options
+from janus_jax.evaluate.generation.picture import DRAWING, Picture
 from janus_jax.evaluate.runner import Work
 from janus_jax.files import named
 from janus_jax.processing import Processor
@@ -30,9 +30,8 @@ class Painter(Protocol):
         self,
         prompts: Sequence[str],
         numbers: Sequence[tuple[int, int]],
-        guidance_scale: float = ...,
-        temperature: float = ...,
         seed: int = ...,
+        **settings: Any,
     ) -> list[Image.Image]:
         """An image of each of these prompts."""
         ...
@@ -48,7 +47,7 @@ def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_siz
       folder: the run's.
       options: those of `picture.DRAWING`, at least.
     """
-    guidance_scale, temperature = float(options["guidance_scale"]), float(options["temperature"])
+    settings = {name: float(options[name]) for name in DRAWING if options[name] != OWN}
 
     def work(pictures: Sequence[Picture]) -> Iterator[Mapping[str, str]]:
         with ThreadPoolExecutor(_WRITERS) as writers:
@@ -57,9 +56,8 @@ def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_siz
                 images = model.draw(
                     [picture.prompt for picture in full],
                     [(picture.prompt_number, picture.number) for picture in full],
-                    guidance_scale=guidance_scale,
-                    temperature=temperature,
-                    seed=seed,
+                    seed,
+                    **settings,
                 )
                 files = [folder / picture.file for picture in batch]
                 sides = [picture.side for picture in batch]

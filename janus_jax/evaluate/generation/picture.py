@@ -10,8 +10,8 @@ from janus_jax.evaluate.benchmark import Amount, Answers
 PREDICTIONS = "predictions"
 """The folder of what official scorers read, in that of a run."""
 
-DRAWING: Mapping[str, Amount] = {"guidance_scale": Amount(5.0), "temperature": Amount(1.0)}
-"""Options of every benchmark of generation, and the authors' values."""
+DRAWING: Mapping[str, Amount] = {"guidance_scale": Amount(None), "temperature": Amount(None)}
+"""Options of every benchmark of generation; a model's own are its authors' values."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,9 +10,9 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
+from janus_jax.models.backbone import Params, to_images, to_pixels
 from janus_jax.models.fid import FEATURES, FeatureStatistics, frechet_distance
 from janus_jax.models.inception import Inception
-from janus_jax.models.janus import Params, to_images, to_pixels
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.sample.shapes import round_up
 from janus_jax.sharding import batch_multiple, batch_sharding

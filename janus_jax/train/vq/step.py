@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int, Key, UInt8
 
 from janus_jax.config import Execution
-from janus_jax.models.janus import Params, to_pixels
+from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.vq import VQTokenizer, normalize
 from janus_jax.train.optimizers import make_optimizer
 from janus_jax.train.vq import codebook as codes

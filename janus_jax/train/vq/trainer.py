@@ -20,7 +20,7 @@ from jaxtyping import UInt8
 from janus_jax.data.components import Component
 from janus_jax.data.shapes import images as draw_images
 from janus_jax.errors import Diverged, JanusError, Preempted
-from janus_jax.models.janus import Params
+from janus_jax.models.backbone import Params
 from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
 from janus_jax.train.checkpoints import Checkpoints
 from janus_jax.train.config_dicts import to_json

@@ -27,11 +27,11 @@ class FakePainter:
         self.processor = SimpleNamespace(generation_prompt=lambda prompt: prompt)
         self._stop_at = stop_at
 
-    def draw(self, prompts, numbers, guidance_scale, temperature, seed):
+    def draw(self, prompts, numbers, seed, **settings):
         if len(self.asked) == self._stop_at:
             raise KeyboardInterrupt
         self.asked.append(list(zip(prompts, numbers, strict=True)))
-        self.settings.append((guidance_scale, temperature))
+        self.settings.append(settings)
         return [Image.fromarray(painted(prompt, number, seed)) for prompt, number in zip(prompts, numbers, strict=True)]
 
 

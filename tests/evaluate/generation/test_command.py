@@ -39,7 +39,7 @@ def test_official_folders_and_results(done):
     assert json.loads((predictions / "00001" / "metadata.jsonl").read_text())["tag"] == "counting"
     results = json.loads((folder / "out" / "results.json").read_text())
     assert results["scores"] == {}
-    assert results["options"] == {"images": "2", "guidance_scale": "5", "temperature": "1"}
+    assert results["options"] == {"images": "2", "guidance_scale": "own", "temperature": "own"}
     assert "GenEval" in ran.stdout
 
 

@@ -59,7 +59,14 @@ def test_batches_are_full_and_of_one_length(tmp_path):
         [(0, 0), (0, 1), (2, 0)],
         [(2, 1), (4, 0), (4, 1)],
     ]
-    assert set(painter.settings) == {(5.0, 1.0)}
+    assert all(settings == {"guidance_scale": 5.0, "temperature": 1.0} for settings in painter.settings)
+
+
+def test_what_is_the_models_own_is_left_to_it(tmp_path):
+    painter = FakePainter()
+    work = drawing(painter, tmp_path, {"guidance_scale": "own", "temperature": "own"}, 3, 4)
+    collect(wanted(tmp_path), work, tmp_path, BEGAN)
+    assert all(settings == {} for settings in painter.settings)
 
 
 def test_a_killed_run_goes_on_and_draws_nothing_twice(tmp_path):

@@ -88,7 +88,13 @@ def test_a_number_that_will_not_do_is_refused(option, value):
 
 
 def test_numbers_that_are_the_same_are_written_alike():
-    assert BENCHMARK.settled({"guidance_scale": "5.0"}) == BENCHMARK.settled({})
+    assert BENCHMARK.settled({"guidance_scale": "5.0"}) == BENCHMARK.settled({"guidance_scale": "5"})
+
+
+def test_a_models_own_settings_are_the_default_and_can_be_asked_for():
+    settled = BENCHMARK.settled({})
+    assert settled["guidance_scale"] == settled["temperature"] == "own"
+    assert BENCHMARK.settled({"guidance_scale": "own"}) == settled
 
 
 @pytest.mark.parametrize(

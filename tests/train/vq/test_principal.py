@@ -9,7 +9,7 @@ import pytest
 
 from janus_jax.data.shapes import images
 from janus_jax.errors import JanusError
-from janus_jax.models.janus import to_pixels
+from janus_jax.models.backbone import to_pixels
 from janus_jax.train.vq import world
 from janus_jax.train.vq.principal import check_principal, components, half_whitened
 from janus_jax.train.vq.step import TokenizerTraining, run

@@ -1,0 +1,41 @@
+"""Every architecture number of the Janus family, the released presets, and what a model costs.
+
+The dataclasses are frozen and hold plain numbers, so that a config can be hashed as a static argument of
+`jax.jit`, compared, and written to json. How a model is *run* (dtypes, attention kernel, remat, scan) is no
+property of its weights and stands apart, in `Execution`.
+
+Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXiv 2411.07975), SigLIP (arXiv
+2303.15343), LlamaGen's image tokenizer (arXiv 2406.06525), SDXL's VAE (arXiv 2307.01952).
+"""
+
+from janus_jax.config.autoencoders import AutoencoderConfig, VAEConfig, VQConfig
+from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, RematPolicy
+from janus_jax.config.llama import LlamaConfig
+from janus_jax.config.models import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, VisualEncoder
+from janus_jax.config.presets import PRESETS, flow_preset, janus_preset, preset
+from janus_jax.config.siglip import Gelu, SiglipConfig
+from janus_jax.config.uvit import UViTConfig
+
+__all__ = [
+    "PRESETS",
+    "AttentionKernel",
+    "AutoencoderConfig",
+    "ConversationStyle",
+    "Dtype",
+    "Execution",
+    "Gelu",
+    "JanusConfig",
+    "JanusFlowConfig",
+    "LayerLoop",
+    "LlamaConfig",
+    "ModelConfig",
+    "RematPolicy",
+    "SiglipConfig",
+    "UViTConfig",
+    "VAEConfig",
+    "VQConfig",
+    "VisualEncoder",
+    "flow_preset",
+    "janus_preset",
+    "preset",
+]

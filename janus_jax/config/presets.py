@@ -1,0 +1,98 @@
+"""The released models, and a tiny one of each kind, by name."""
+
+from typing import TypeVar
+
+from janus_jax.config.autoencoders import VAEConfig, VQConfig
+from janus_jax.config.llama import LlamaConfig
+from janus_jax.config.models import JanusConfig, JanusFlowConfig, ModelConfig
+from janus_jax.config.siglip import SiglipConfig
+from janus_jax.config.uvit import UViTConfig
+from janus_jax.errors import JanusError
+
+_TINY_SIGLIP = SiglipConfig(image_size=32, patch_size=8, width=64, depth=2, num_heads=2, mlp_dim=128)
+_TINY_LLAMA = LlamaConfig(
+    vocab_size=512, width=64, depth=3, num_heads=4, num_kv_heads=4, head_dim=16, mlp_dim=160, max_positions=1024
+)
+
+
+def _tiny() -> JanusConfig:
+    return JanusConfig(
+        name="tiny",
+        und_encoder=_TINY_SIGLIP,
+        gen_encoder=VQConfig(
+            image_size=32,
+            codebook_size=128,
+            base_channels=16,
+            channel_multipliers=(1, 2, 2),
+            num_res_blocks=1,
+            z_channels=32,
+            norm_groups=8,
+        ),
+        llm=_TINY_LLAMA,
+        gen_head_width=64,
+    )
+
+
+def _tiny_flow() -> JanusFlowConfig:
+    return JanusFlowConfig(
+        name="tiny_flow",
+        und_encoder=_TINY_SIGLIP,
+        gen_encoder=UViTConfig(latent_size=16, width=32, encoder_depth=1, decoder_depth=2, kernel_size=3),
+        vae=VAEConfig(base_channels=16, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=8),
+        llm=_TINY_LLAMA,
+    )
+
+
+PRESETS: dict[str, ModelConfig] = {
+    "janus_1.3b": JanusConfig(name="janus_1.3b", conversation="janus"),
+    "janus_pro_1b": JanusConfig(name="janus_pro_1b"),
+    "janus_pro_7b": JanusConfig(
+        name="janus_pro_7b",
+        llm=LlamaConfig(width=4096, depth=30, num_heads=32, num_kv_heads=32, mlp_dim=11008),
+        gen_head_width=4096,
+    ),
+    "janusflow_1.3b": JanusFlowConfig(),
+    # For tests and first steps: every part present, seconds to compile.
+    "tiny": _tiny(),
+    "tiny_flow": _tiny_flow(),
+}
+
+
+def preset(name: str) -> ModelConfig:
+    """The released model (or `tiny`, `tiny_flow`) of that name.
+
+    Raises:
+      JanusError: there is no preset of that name.
+    """
+    if name not in PRESETS:
+        raise JanusError(f"There is no model {name!r}; the presets are {', '.join(PRESETS)}.")
+    return PRESETS[name]
+
+
+def janus_preset(name: str) -> JanusConfig:
+    """`preset`, where only a Janus or Janus-Pro will do.
+
+    Raises:
+      JanusError: there is none of that name, or it is a JanusFlow.
+    """
+    return _of_kind(name, JanusConfig)
+
+
+def flow_preset(name: str) -> JanusFlowConfig:
+    """`preset`, where only a JanusFlow will do.
+
+    Raises:
+      JanusError: there is none of that name, or it is a Janus.
+    """
+    return _of_kind(name, JanusFlowConfig)
+
+
+Kind = TypeVar("Kind", JanusConfig, JanusFlowConfig)
+
+
+def _of_kind(name: str, kind: type[Kind]) -> Kind:
+    config = preset(name)
+    if not isinstance(config, kind):
+        alike = [name for name, known in PRESETS.items() if isinstance(known, kind)]
+        raise JanusError(f"The model {name!r} is of another kind than this takes; take one of {', '.join(alike)}.")
+    return config

@@ -1,0 +1,190 @@
+"""JanusFlow's generation encoder and decoder: ConvNeXt blocks on both sides of the transformer, with a skip between.
+
+JanusFlow (arXiv 2411.07975, §3.1 and appendix A); ConvNeXt V2 (arXiv 2301.00808, §3.2, for the global response norm);
+FiLM (arXiv 1709.07871). Latents are channels-last, times in [0, 1], 0 noise and 1 the image.
+"""
+
+import math
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Array, Float
+
+from janus_jax.config import Execution, UViTConfig
+from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
+
+# What a time in [0, 1] is multiplied by before its sinusoids, whose periods run from 2 pi to about 2 pi MAX_PERIOD.
+TIME_SCALE = 1000.0
+MAX_PERIOD = 10000.0
+
+
+class Encoded(NamedTuple):
+    """Latents of M images as the transformer reads them, and as the decoder wants them again (the skip).
+
+    Attributes:
+      features: one a place of the transformer.
+      time: embedding of each image's time, as wide as the transformer.
+    """
+
+    features: Float[Array, "M h2 w2 C2"]
+    time: Float[Array, "M D"]
+
+
+def sinusoids(times: Float[Array, " M"], width: int) -> Float[Array, "M C"]:
+    """Cosines, then sines, of times in [0, 1], float32."""
+    half = width // 2
+    # By numpy, as the rotary angles are: an accelerator's exponential is not exact.
+    frequencies = np.exp(-math.log(MAX_PERIOD) / half * np.arange(half, dtype=np.float32))
+    angles = TIME_SCALE * times.astype(jnp.float32)[:, None] * frequencies
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class TimeEmbed(nn.Module):
+    """fc2(silu(fc1(sinusoids(t))))."""
+
+    inputs: int
+    outputs: int
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, times: Float[Array, " M"]) -> Float[Array, "M D"]:
+        x = sinusoids(times, self.inputs)
+        x = nn.silu(Linear((self.outputs,), ("mlp", None), self.execution, name="fc1")(x))
+        return Linear((self.outputs,), ("embed", "mlp"), self.execution, name="fc2")(x)
+
+
+class DepthwiseConv(nn.Module):
+    """A convolution of every channel by itself."""
+
+    config: UViTConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M H W C"]:
+        size, channels, e = self.config.kernel_size, x.shape[-1], self.execution
+        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
+        kernel = parameter(self, "kernel", init, (size, size, 1, channels), (None, None, None, "embed"), e)
+        bias = parameter(self, "bias", nn.initializers.zeros, (channels,), ("embed",), e)
+        x, kernel = x.astype(e.dtype), kernel.astype(e.dtype)
+        return lax.platform_dependent(x, kernel, cpu=_by_shifts, default=_by_convolution) + bias.astype(e.dtype)
+
+
+def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
+    margin = kernel.shape[0] // 2
+    return lax.conv_general_dilated(
+        x,
+        kernel,
+        window_strides=(1, 1),
+        padding=[(margin, margin)] * 2,
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+        feature_group_count=x.shape[-1],
+        precision=precision(x.dtype),
+    )
+
+
+def _by_shifts(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
+    # XLA's CPU backend convolves channel by channel and takes a hundred times as long as these sums.
+    size, (_, height, width, _) = kernel.shape[0], x.shape
+    margin = size // 2
+    # Laid down first: padding within the sum is a question at every element.
+    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))))
+    windows = (
+        padded[:, row : row + height, column : column + width] * kernel[row, column, 0]
+        for row in range(size)
+        for column in range(size)
+    )
+    return sum(windows, start=jnp.zeros_like(x))
+
+
+class GlobalResponseNorm(nn.Module):
+    """x + scale * x * (|x| / mean |x|) + bias, with |x| a channel's norm over the image and the mean over channels."""
+
+    eps: float
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M H W C"]:
+        channels, e = x.shape[-1:], self.execution
+        scale = parameter(self, "scale", nn.initializers.zeros, channels, ("mlp",), e)
+        bias = parameter(self, "bias", nn.initializers.zeros, channels, ("mlp",), e)
+        energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
+        norm = jnp.sqrt(energy)
+        response = norm / (jnp.mean(norm, axis=-1, keepdims=True) + self.eps)
+        gain = 1 + scale.astype(jnp.float32) * response
+        return (x.astype(jnp.float32) * gain + bias.astype(jnp.float32)).astype(e.dtype)
+
+
+class ConvNextBlock(nn.Module):
+    """ConvNeXt V2's block, its result scaled and shifted by the time (FiLM, after the residual)."""
+
+    config: UViTConfig
+    execution: Execution
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "M H W C"], time: Float[Array, "M D"]) -> Float[Array, "M H W C"]:
+        c, e, channels = self.config, self.execution, x.shape[-1]
+        y = DepthwiseConv(c, e, name="depthwise")(x)
+        y = RMSNorm(c.norm_eps, e, name="norm")(y)
+        y = Linear((c.mlp_ratio * channels,), ("mlp", "embed"), e, name="fc1")(y)
+        y = GlobalResponseNorm(c.norm_eps, e, name="response_norm")(nn.gelu(y, approximate=False))
+        x = x + Linear((channels,), ("embed", "mlp"), e, name="fc2")(y)
+        film = Linear((2 * channels,), (None, "embed"), e, name="film")(nn.silu(time))
+        scale, shift = jnp.split(film[:, None, None], 2, axis=-1)
+        return x * (1 + scale) + shift
+
+
+class LatentEncoder(nn.Module):
+    """Latents and their time to one feature a place of the transformer."""
+
+    config: UViTConfig
+    llm_width: int
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> Encoded:
+        c, e, none = self.config, self.execution, ((0, 0), (0, 0))
+        time = TimeEmbed(c.width, self.llm_width, e, name="time_embed")(times)
+        x = Conv(c.width, c.patch_size, c.patch_size, none, e, name="conv_in")(latents)
+        for i in range(c.encoder_depth):
+            x = ConvNextBlock(c, e, name=f"blocks_{i}")(x, time)
+        return Encoded(x, time)
+
+
+class DecoderAdaptor(nn.Module):
+    """Hidden states of the transformer, normed, to the decoder's width."""
+
+    config: UViTConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, hidden: Float[Array, "M N D"]) -> Float[Array, "M N C2"]:
+        normed = RMSNorm(self.config.norm_eps, self.execution, name="norm")(hidden)
+        return Linear((self.config.width,), (None, "embed"), self.execution, name="linear")(normed)
+
+
+class LatentDecoder(nn.Module):
+    """What came back from the transformer, beside what went in, to the velocity of every latent; float32."""
+
+    config: UViTConfig
+    execution: Execution = Execution()
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "M N C2"], skip: Encoded) -> Float[Array, "M h w C"]:
+        c, e = self.config, self.execution
+        x = RMSNorm(c.norm_eps, e, name="norm_in")(x).reshape(skip.features.shape)
+        x = jnp.concatenate([x, skip.features], axis=-1)
+        for i in range(c.decoder_depth):
+            x = ConvNextBlock(c, e, name=f"blocks_{i}")(x, skip.time)
+        x = RMSNorm(c.norm_eps, e, name="norm_out")(x)
+        y = Linear((c.patch_numbers,), (None, "embed"), e, output_dtype=jnp.float32, name="head")(x)
+        return unpatch(y, c.patch_size)
+
+
+def unpatch(x: Float[Array, "M h2 w2 C*P*P"], patch_size: int) -> Float[Array, "M h w C"]:
+    """Each place's numbers as the patch that it stands for, channels outermost (pixel shuffle, arXiv 1609.05158)."""
+    images, height, width, _ = x.shape
+    x = x.reshape(images, height, width, -1, patch_size, patch_size).transpose(0, 1, 4, 2, 5, 3)
+    return x.reshape(images, height * patch_size, width * patch_size, -1)

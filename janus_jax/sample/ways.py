@@ -1,0 +1,33 @@
+"""Which way a kind of model draws."""
+
+import dataclasses
+from typing import Any
+
+from janus_jax.config import JanusConfig, JanusFlowConfig, ModelConfig
+from janus_jax.errors import JanusError
+from janus_jax.sample.drawing import Drawing
+from janus_jax.sample.flow import FlowDrawing
+from janus_jax.sample.images import IdDrawing
+
+WAYS: dict[type[ModelConfig], type[IdDrawing] | type[FlowDrawing]] = {
+    JanusConfig: IdDrawing,
+    JanusFlowConfig: FlowDrawing,
+}
+
+
+def drawing_of(config: ModelConfig, **settings: Any) -> Drawing:
+    """How a model of that config draws, with these settings and its paper's for those that are not given.
+
+    Raises:
+      JanusError: it has no such setting, or the setting is out of its range, or it lacks its VAE.
+    """
+    way = WAYS[type(config)]
+    known = [setting.name for setting in dataclasses.fields(way)]
+    if unknown := [name for name in settings if name not in known]:
+        raise JanusError(f"{config.name} draws without {unknown[0]}; its settings are {', '.join(known)}.")
+    if isinstance(config, JanusFlowConfig) and config.vae is None:
+        raise JanusError(
+            f"{config.name} has no VAE to make pictures with; put SDXL's into its folder as vae/, or name its folder "
+            f"(--vae DIR, load's vae=)."
+        )
+    return way(**settings)

@@ -1,0 +1,176 @@
+"""JanusFlow and SDXL's VAE against the PyTorch implementations, number by number, in float32."""
+
+from functools import cached_property
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE
+from checkpoints_convert.jsons import Section
+from checkpoints_convert.released_flow import LAYOUT, read_config
+from checkpoints_convert.tree import leaves
+from janus_jax.batch import NO_IMAGE, Batch
+from janus_jax.config import Execution, VAEConfig
+from janus_jax.models.backbone import apply
+from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.vae import VAE
+from janus_jax.pretrained import place_params
+from janus_jax.processing import open_image, prepare_understanding
+from janus_jax.sample.flow import FlowDrawing, draw_latents, prefill, velocity
+from tests.golden.conftest import assert_close, golden_set
+from tests.golden.pseudo_weights import tensor, uniform
+from tests.golden.test_janus import Lazy
+
+SPECIAL = ("bos", "eos", "pad", "begin_of_image", "end_of_image", "image_placeholder")
+
+
+def channels_first(array):
+    return np.asarray(array).transpose(0, 3, 1, 2)
+
+
+class Subject:
+    """The model of a golden set, and its inputs as batches."""
+
+    def __init__(self, golden):
+        self.golden = golden
+        self.expected = golden.expected
+        self.config = read_config(Section(golden.config, "config.json"), golden.shapes)
+        self.model = JanusFlow(self.config, Execution(layers="unrolled"))
+        self.special = dict(zip(SPECIAL, self.expected["special_ids"].tolist(), strict=True))
+        self.guidance_scale, self.steps = float(self.expected["cfg_weight"]), int(self.expected["steps"])
+
+    @cached_property
+    def params(self):
+        tensors = Lazy(self.golden)
+        found = ((unit.leaf.keys, unit.layer, unit.read(tensors)) for unit in LAYOUT.units(leaves(self.config)))
+        return place_params(found, self.config, self.model.execution, mesh=None)
+
+    def apply(self, method, *args):
+        run = jax.jit(lambda params, *args: apply(self.model, params, method, *args))
+        return run(self.params, *args)
+
+    def batch(self, ids, images=None):
+        und, gen = self.config.und_encoder.image_size, self.config.gen_image_size
+        is_image = ids == self.special["image_placeholder"]
+        return Batch(
+            tokens=ids,
+            segment_ids=np.ones_like(ids),
+            positions=np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape),
+            und_places=np.where(is_image, np.cumsum(is_image, axis=1) - 1, NO_IMAGE).astype(np.int32),
+            gen_places=np.full_like(ids, NO_IMAGE),
+            und_images=np.zeros((len(ids), 0, und, und, 3), np.uint8) if images is None else images[:, None],
+            gen_images=np.zeros((len(ids), 0, gen, gen, 3), np.uint8),
+        )
+
+    @cached_property
+    def noise(self):
+        g = self.config.gen_encoder
+        shape = (2, g.latent_channels, g.latent_size, g.latent_size)
+        return (uniform("flow.z0", shape, self.golden.salt) * np.float32(np.sqrt(3))).transpose(0, 2, 3, 1)
+
+    @cached_property
+    def prompts(self):
+        ids = self.expected["gen_prompt_ids"].astype(np.int32)
+        return self.batch(np.stack([ids] * len(self.noise)))
+
+    @cached_property
+    def path(self):
+        """Latents and guided velocities, step by step."""
+        prompted = prefill(self.model, self.params, self.prompts, 1, True)
+        run = jax.jit(lambda params, prompted, z, t: velocity(self.model, params, prompted, z, t, self.guidance_scale))
+        latents, velocities = [jnp.asarray(self.noise)], []
+        for step in range(self.steps):
+            velocities.append(run(self.params, prompted, latents[-1], step / self.steps))
+            latents.append(latents[-1] + velocities[-1] / self.steps)
+        return latents, velocities
+
+
+@pytest.fixture(scope="module")
+def subject():
+    return Subject(golden_set("flow", "janusflow_small"))
+
+
+def test_janusflow_noise(subject):
+    np.testing.assert_allclose(channels_first(subject.noise)[:, :, ::4, ::4], subject.expected["z0"], rtol=1e-6)
+
+
+def test_janusflow_understanding_logits(subject):
+    (path,) = subject.golden.path.glob("image_*.png")
+    image = prepare_understanding(open_image(path), subject.config.und_encoder.image_size)
+    batch = subject.batch(subject.expected["und_input_ids"].astype(np.int32), image[None])
+    hidden = subject.apply("__call__", batch)
+    logits = np.asarray(subject.apply("text_logits", hidden[:, -1]))
+    step = subject.config.llm.vocab_size // subject.expected["und_logits_last"].shape[1]
+    assert_close(logits[:, ::step], subject.expected["und_logits_last"], 1e-4)
+    for row, ids in zip(logits, subject.expected["und_logits_top"], strict=True):
+        assert row[ids].min() >= np.sort(row)[-8] - 1e-3 * np.ptp(row)
+
+
+def test_janusflow_encoder_output(subject):
+    encoded = subject.apply("encode", subject.noise, jnp.zeros(len(subject.noise)))
+    # Rows 0 and 1 of the set are conditional, 2 and 3 unconditional: what goes in is the same.
+    both = np.concatenate([channels_first(encoded.features)] * 2)
+    assert_close(both[:, ::16, ::5, ::5], subject.expected["enc_out"], 1e-5)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_janusflow_time_embedding(subject, step):
+    times = jnp.full(len(subject.noise), step / subject.steps)
+    encoded = subject.apply("encode", subject.noise, times)
+    assert_close(np.tile(encoded.time, (2, 1))[:, ::16], subject.expected[f"t_emb_step{step}"], 1e-5)
+
+
+def test_janusflow_velocities(subject):
+    _, velocities = subject.path
+    for step, found in enumerate(velocities):
+        assert_close(channels_first(found)[:, :, ::4, ::4], subject.expected[f"v_step{step}"], 1e-4)
+
+
+def test_janusflow_latents_of_the_sampler(subject):
+    drawing = FlowDrawing(subject.guidance_scale, subject.steps)
+    keys = jax.random.split(jax.random.key(0), (len(subject.noise), 1))
+    latents = draw_latents(subject.model, subject.params, subject.prompts, keys, drawing, noise=subject.noise)
+    assert_close(channels_first(latents)[:, :, ::2, ::2], subject.expected["z_final"], 1e-4)
+
+
+class Autoencoder:
+    """The VAE of a golden set."""
+
+    def __init__(self, golden):
+        self.golden = golden
+        self.expected = golden.expected
+        self.vae = VAE(VAEConfig(scaling_factor=golden.config["scaling_factor"]))
+        self.params = {}
+        for unit in DIFFUSERS_VAE.units(leaves(self.vae.config)):
+            *parents, last = unit.leaf.keys[1:]
+            node = self.params
+            for key in parents:
+                node = node.setdefault(key, {})
+            node[last] = unit.read(self)
+
+    def __getitem__(self, name):
+        return tensor(f"vae.{name}", self.golden.shapes[name], self.golden.salt)
+
+    def apply(self, method, array):
+        run = jax.jit(lambda params, array: apply(self.vae, params, method, array))
+        return run(self.params, array.transpose(0, 2, 3, 1))
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return Autoencoder(golden_set("vae", "sdxl_vae"))
+
+
+def test_sdxl_vae_latents(autoencoder):
+    found = autoencoder.apply("encode", uniform("vae.pixels", (1, 3, 384, 384), autoencoder.golden.salt))
+    assert_close(channels_first(found.mean)[:, :, ::3, ::3], autoencoder.expected["enc_mean"], 1e-4)
+    assert_close(channels_first(found.log_variance)[:, :, ::3, ::3], autoencoder.expected["enc_logvar"], 1e-4)
+
+
+def test_sdxl_vae_decoded_pixels(autoencoder):
+    latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.golden.salt) * np.float32(np.sqrt(3))
+    assert_close(
+        channels_first(autoencoder.apply("decode", latents))[:, :, ::5, ::5], autoencoder.expected["decoded"], 1e-4
+    )

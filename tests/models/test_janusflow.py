@@ -1,0 +1,198 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.batch import NO_IMAGE, Batch
+from janus_jax.config import Execution
+from janus_jax.models.backbone import apply as apply_eagerly
+from janus_jax.models.backbone import scan_params, unroll_params
+from janus_jax.models.janusflow import JanusFlow, images_that_follow
+from janus_jax.models.uvit import _by_convolution, _by_shifts, sinusoids, unpatch
+from janus_jax.models.vae import VAE, Gaussian
+from tests import tiny
+
+MODEL = JanusFlow(tiny.FLOW)
+# Operation by operation, jax would compile for minutes.
+apply = jax.jit(apply_eagerly, static_argnums=(0, 2))
+N = tiny.FLOW.gen_tokens
+
+
+@pytest.fixture(scope="module")
+def run():
+    params = tiny.stacked_params(tiny.FLOW)
+
+    @jax.jit
+    def velocities(batch):
+        states = apply(MODEL, params, "states", batch)
+        return states.hidden, apply(MODEL, params, "velocities", batch, states)
+
+    return velocities
+
+
+def latents(seed, *images):
+    g = tiny.FLOW.gen_encoder
+    shape = (*images, g.latent_size, g.latent_size, g.latent_channels)
+    return np.random.default_rng(seed).standard_normal(shape, np.float32)
+
+
+def row(prompt):
+    return tiny.processor(tiny.FLOW).generation_row(prompt, tiny.picture(0))
+
+
+def packed(rows):
+    """Rows end to end in one sequence, as training packs them."""
+    segments = np.concatenate([np.full(len(row), number, np.int32) for number, row in enumerate(rows, 1)])
+    places = [
+        np.where(row.gen_places == NO_IMAGE, NO_IMAGE, row.gen_places + index * N) for index, row in enumerate(rows)
+    ]
+    und = tiny.FLOW.und_encoder.image_size
+    return Batch(
+        tokens=np.concatenate([row.tokens for row in rows])[None],
+        segment_ids=segments[None],
+        positions=np.concatenate([np.arange(len(row), dtype=np.int32) for row in rows])[None],
+        und_places=np.full((1, len(segments)), NO_IMAGE, np.int32),
+        gen_places=np.concatenate(places)[None].astype(np.int32),
+        und_images=np.zeros((1, 0, und, und, 3), np.uint8),
+        gen_images=np.zeros((1, 0, 32, 32, 3), np.uint8),
+    )
+
+
+def test_images_packed_into_a_row_have_the_velocities_of_each_alone_at_its_own_time(run):
+    rows, z, times = [row("Ink"), row("A red boat on a lake")], latents(0, 1, 2), np.array([[0.25, 0.75]], np.float32)
+    hidden, together = run(packed(rows)._replace(gen_latents=z, gen_times=times))
+    assert hidden.shape == (1, sum(map(len, rows)), tiny.FLOW.llm.width)
+    for index, one in enumerate(rows):
+        part = slice(index, index + 1)
+        alone = run(packed([one])._replace(gen_latents=z[:, part], gen_times=times[:, part]))[1]
+        np.testing.assert_allclose(together[:, part], alone, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", ["time", "latents", "prompt"])
+def test_a_velocity_depends_on_the_time_the_latents_and_the_prompt(run, change):
+    z, time = latents(0, 1, 1), np.array([[0.25]], np.float32)
+    before = run(packed([row("Ink")])._replace(gen_latents=z, gen_times=time))[1]
+    prompt = "Oak" if change == "prompt" else "Ink"
+    z, time = z + (change == "latents"), time + np.float32(change == "time") / 2
+    after = run(packed([row(prompt)])._replace(gen_latents=z, gen_times=time))[1]
+    assert np.abs(after - before).max() > 1e-3 * np.abs(before).max()
+
+
+def test_known_latents_without_times_are_images():
+    batch = packed([row("Ink")])._replace(gen_latents=latents(0, 1, 1))
+    found = apply(MODEL, tiny.stacked_params(tiny.FLOW), "generation_latents", batch)
+    np.testing.assert_array_equal(found.times, [[1.0]])
+
+
+def test_unknown_latents_are_the_vaes_means():
+    processor, params = tiny.processor(tiny.FLOW), tiny.stacked_params(tiny.FLOW)
+    batch = processor.left_padded([row("Ink")])
+    found = apply(MODEL, params, "generation_latents", batch)
+    pixels = jnp.asarray(batch.gen_images[:, 0], jnp.float32) / 127.5 - 1
+    expected = apply(MODEL, params, "encode_images", pixels).mean
+    np.testing.assert_allclose(found.values[:, 0], expected, atol=1e-4)
+
+
+def test_what_the_vae_encodes_is_scaled_and_what_it_decodes_is_not():
+    params, pixels = tiny.stacked_params(tiny.FLOW), latents(0, 1)[:, :, :, :3].repeat(2, 1).repeat(2, 2)
+    scale, vae = tiny.FLOW.vae.scaling_factor, VAE(tiny.FLOW.vae)
+    bare = apply(vae, params["vae"], "encode", pixels)
+    scaled = apply(MODEL, params, "encode_images", pixels)
+    np.testing.assert_allclose(scaled.mean, bare.mean * scale, rtol=1e-5)
+    np.testing.assert_allclose(jnp.exp(scaled.log_variance / 2), scale * jnp.exp(bare.log_variance / 2), rtol=1e-4)
+    z = latents(1, 1)
+    np.testing.assert_allclose(
+        apply(MODEL, params, "decode_latents", z * scale), apply(vae, params["vae"], "decode", z), atol=1e-4
+    )
+
+
+def test_a_gaussian_is_drawn_from_with_its_mean_and_variance():
+    shape = (1, 64, 64, 4)
+    drawn = Gaussian(jnp.full(shape, 3.0), jnp.full(shape, np.log(4.0))).sample(jax.random.key(0))
+    assert float(drawn.mean()) == pytest.approx(3, abs=0.1)
+    assert float(drawn.std()) == pytest.approx(2, abs=0.1)
+
+
+def test_begin_of_image_of_an_image_to_understand_is_learned():
+    question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [tiny.picture(0)]}
+    batch = tiny.processor(tiny.FLOW).left_padded([tiny.processor(tiny.FLOW).understanding_row([question])])
+    params = tiny.stacked_params(tiny.FLOW)
+    x = apply(MODEL, params, "embed", batch)
+    begin = int(np.argmax(batch.und_places[0] == 0)) - 1
+    np.testing.assert_array_equal(x[0, begin], params["beg_of_und"]["embedding"][0])
+    text = apply(MODEL, params, "embed_text", batch.tokens)
+    is_text = batch.und_places[0] == NO_IMAGE
+    is_text[begin] = False
+    np.testing.assert_array_equal(x[0, is_text], text[0, is_text])
+
+
+def test_the_image_that_follows_is_that_of_the_next_places_first_patch():
+    places = np.array([[-1, -1, 0, 1, -1, 2, 3, -1], [0, 1, -1, -1, -1, -1, -1, -1]])
+    expected = [[-1, 0, -1, -1, 1, -1, -1, -1], [-1] * 8]
+    np.testing.assert_array_equal(images_that_follow(places, 2), expected)
+
+
+def test_unrolled_and_scanned_compute_the_same(run):
+    batch = packed([row("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
+    model, params = JanusFlow(tiny.FLOW, Execution(layers="unrolled")), tiny.unrolled_params(tiny.FLOW)
+    states = apply(model, params, "states", batch)
+    np.testing.assert_allclose(apply(model, params, "velocities", batch, states), run(batch)[1], atol=1e-4)
+
+
+def test_stacking_undoes_unstacking():
+    params = tiny.stacked_params(tiny.FLOW)
+    back = scan_params(unroll_params(params, tiny.FLOW), tiny.FLOW)
+    jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+@pytest.mark.parametrize("size", [1, 3, 7])
+def test_a_depthwise_convolution_is_a_sum_of_shifted_images(size):
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((2, 5, 6, 8), np.float32), rng.standard_normal((size, size, 1, 8), np.float32)
+    np.testing.assert_allclose(jax.jit(_by_shifts)(x, kernel), _by_convolution(x, kernel), atol=1e-4)
+
+
+def test_gradients_go_through_the_sum_of_shifted_images():
+    rng = np.random.default_rng(0)
+    x, kernel = rng.standard_normal((1, 4, 4, 2), np.float32), rng.standard_normal((3, 3, 1, 2), np.float32)
+    ours, expected = (
+        jax.jit(jax.grad(lambda x, kernel, f=f: jnp.sin(f(x, kernel)).sum(), argnums=(0, 1)))(x, kernel)
+        for f in (_by_shifts, _by_convolution)
+    )
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, expected)
+
+
+def test_sinusoids_begin_with_the_cosines_of_a_thousand_times_the_time():
+    found = sinusoids(jnp.array([0.0, 0.5]), 4)
+    angles = np.array([500.0, 500 * 10000**-0.5])
+    np.testing.assert_allclose(found, [[1, 1, 0, 0], [*np.cos(angles), *np.sin(angles)]], atol=1e-4)
+
+
+def test_a_patchs_numbers_are_channel_by_channel_then_row_by_row():
+    x = jnp.arange(8.0).reshape(1, 1, 1, 8)
+    np.testing.assert_array_equal(unpatch(x, 2)[0, :, :, 0], [[0, 1], [2, 3]])
+    np.testing.assert_array_equal(unpatch(x, 2)[0, :, :, 1], [[4, 5], [6, 7]])
+
+
+def test_a_vae_in_a_float16_model_computes_in_float32():
+    params = tiny.stacked_params(tiny.FLOW)["vae"]
+    z = 1e3 * latents(0, 1)
+    half, full = (VAE(tiny.FLOW.vae, Execution(dtype=dtype)) for dtype in ("float16", "float32"))
+    np.testing.assert_array_equal(apply(half, params, "decode", z), apply(full, params, "decode", z))
+
+
+def test_bfloat16_computes_about_the_same_velocities_in_float32(run):
+    batch = packed([row("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
+    model = JanusFlow(tiny.FLOW, Execution(dtype="bfloat16"))
+    params, exact = tiny.stacked_params(tiny.FLOW), run(batch)[1]
+    rounded = apply(model, params, "velocities", batch, apply(model, params, "states", batch))
+    assert rounded.dtype == jnp.float32
+    assert np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
+
+
+def test_a_model_without_a_vae_has_no_parameters_of_one():
+    config = dataclasses.replace(tiny.FLOW, vae=None)
+    assert "vae" not in tiny.stacked_params(config)
+    assert config.num_params == tiny.FLOW.num_params - tiny.FLOW.vae.num_params
