@@ -24,13 +24,13 @@ from janus_jax.train.recipe import Initialisation, Intervals, Source
 STAGE = replace(
     shapes_janus.STAGE_3,
     optimizer=OptimizerConfig(
-        learning_rate=1e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.01
+        learning_rate=3e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.015
     ),
-    steps=150,
-    phases=(Phase(None, {"new_understanding": 4, "new_generation": 4, "understanding": 2, "generation": 2}),),
+    steps=220,
+    phases=(Phase(None, {"new_understanding": 4, "new_generation": 7, "understanding": 2, "generation": 3}),),
     supervision=Supervision.ANSWERS,
     initialisation=Initialisation("model"),
-    ema_decay=0.9,
+    ema_decay=0.95,
 )
 
 RECIPE = replace(
