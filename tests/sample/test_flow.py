@@ -123,7 +123,7 @@ def test_guidance_and_the_prompt_make_a_difference():
 def test_with_no_weight_on_the_condition_the_prompt_makes_none():
     # Positions still count: prompts of one length.
     nothing = FlowDrawing(0.0, 3)
-    assert_alike(draw(["A red boat"], drawing=nothing), draw(["A red bird"], drawing=nothing))
+    assert_alike(draw(["A red boat"], drawing=nothing), draw(["A boat red"], drawing=nothing))
 
 
 def test_reports_add_up_and_change_nothing():
