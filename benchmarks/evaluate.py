@@ -22,13 +22,13 @@ from absl import flags
 
 import janus_jax
 from benchmarks.shared import machine
+from janus_jax.config import Dtype
 from janus_jax.evaluate.generation import drawing as pictures
 from janus_jax.evaluate.generation import shapes as generation
 from janus_jax.evaluate.runner import answering, batched, collect, num_places
 from janus_jax.evaluate.understanding import shapes as understanding
 from janus_jax.shipped import SHAPES
 from launch import cli
-from launch.models import resolve_dtype
 
 _MODEL = flags.DEFINE_string("model", str(SHAPES), "folder of the model that answers and draws")
 _QUESTIONS = flags.DEFINE_integer("questions", 500, "asked in a round", lower_bound=5)
@@ -44,7 +44,7 @@ def main(_: Sequence[str]) -> None:
     import jax
 
     cli.enable_compilation_cache()
-    dtype = resolve_dtype("auto")
+    dtype: Dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     model = janus_jax.load(_MODEL.value, dtype)
     sides = {"questions": _asking(model), "pictures": _drawing(model)}
     counts = {name: count for name, (count, _, _) in sides.items()}
