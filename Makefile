@@ -67,10 +67,8 @@ $(VENV)/.test: $(VENV)/.package
 	@$(PIP) install -c constraints.txt -e '.[demo,test]'
 	@touch $@
 
-# torch first and by itself: it settles which build the others find, and no second one is fetched for them. torchvision
-# asks for its own build of it, and is taken without.
+# torch first and by itself: it settles which build the others find, and no second one is fetched for them.
 $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) install torch==2.13.0
-	@$(PIP) install --no-deps -c constraints.txt torchvision
 	@$(PIP) install -c constraints.txt -e '.[demo,test,parity]'
 	@touch $@
