@@ -158,13 +158,15 @@ def distances(data: Path, files: Sequence[Path], method: str) -> dict[str, float
         judge = Judge(inception_params(tensors), method)
     reference = _reference(data, method)
     assert reference is not None
-    drawn = judge.statistics(files)
+    # What the drawn ones are held against is read first: if it will not do, nothing is looked at in vain.
     if reference.suffix == ".npz":
-        return {"fid": frechet_distance(stored(reference), _together(drawn))}
-    real = judge.statistics(pictures_in(reference))
-    shared = [name for name in sorted(drawn) if name in real and min(drawn[name].count, real[name].count) > 1]
-    parts = {f"fid/{name}": frechet_distance(real[name], drawn[name]) for name in shared}
-    return {"fid": frechet_distance(_together(real), _together(drawn))} | parts
+        real = stored(reference)
+        return {"fid": frechet_distance(real, _together(judge.statistics(files)))}
+    folders = judge.statistics(pictures_in(reference))
+    drawn = judge.statistics(files)
+    shared = [name for name in sorted(drawn) if name in folders and min(drawn[name].count, folders[name].count) > 1]
+    parts = {f"fid/{name}": frechet_distance(folders[name], drawn[name]) for name in shared}
+    return {"fid": frechet_distance(_together(folders), _together(drawn))} | parts
 
 
 def _together(folders: Mapping[str, FeatureStatistics]) -> FeatureStatistics:
