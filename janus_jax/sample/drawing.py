@@ -1,5 +1,6 @@
 """What all ways of drawing have in common: the protocol that they follow, and guidance."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import ClassVar, Protocol
 
@@ -12,9 +13,10 @@ from jaxtyping import Array, Float, Key, Shaped, UInt8
 from janus_jax.batch import Batch
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Backbone, Params
+from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, Row
+from janus_jax.sharding import on_host
 
 KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
@@ -94,3 +96,20 @@ def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
 
     layers = jax.tree.map(lambda kv: nn.with_logical_constraint(repeat(kv), KV_AXES), cache.layers)
     return KVCache(layers, repeat(cache.segment_ids), cache.length)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "method"))
+def _pictures(model: Backbone, params: Params, method: str, drawn: Shaped[Array, "B ..."]) -> UInt8[Array, "B H W 3"]:
+    return to_images(apply(model, params, method, drawn))
+
+
+def pictures(
+    model: Backbone, params: Params, method: str, drawn: Shaped[Array, "R ..."], batch_size: int
+) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+    """The pictures of what was drawn, 0..255, `batch_size` on the device at a time.
+
+    Args:
+      method: the model's, from what was drawn to pixels.
+    """
+    for start in range(0, drawn.shape[0], batch_size):
+        yield from on_host(_pictures(model, params, method, drawn[start : start + batch_size]))

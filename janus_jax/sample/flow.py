@@ -21,11 +21,11 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from janus_jax.batch import PADDING_SEGMENT, Batch
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Backbone, Params, apply, to_images
+from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, Row
-from janus_jax.sample.drawing import Report, check_guidance, guide, repeat_cache, repeat_prompts
+from janus_jax.sample.drawing import Report, check_guidance, guide, pictures, repeat_cache, repeat_prompts
 from janus_jax.sharding import on_host
 
 Sampler = Literal["euler", "midpoint", "heun"]
@@ -228,11 +228,6 @@ def heun(field: Field, latents: Array, time: Array, step: Array | float) -> Arra
 SOLVERS: dict[Sampler, Solver] = {"euler": euler, "midpoint": midpoint, "heun": heun}
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def _render(model: JanusFlow, params: Params, latents: Float[Array, "B h w C"]) -> UInt8[Array, "B H W 3"]:
-    return to_images(apply(model, params, "decode_latents", latents))
-
-
 def render_latents(
     model: JanusFlow, params: Params, latents: Float[Array, "R h w C"], batch_size: int = 8
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -243,5 +238,4 @@ def render_latents(
     """
     if not np.isfinite(on_host(latents)).all():
         raise JanusError("The latents are no numbers; the model's weights are damaged: convert or fetch them again.")
-    for start in range(0, latents.shape[0], batch_size):
-        yield from on_host(_render(model, params, latents[start : start + batch_size]))
+    yield from pictures(model, params, "decode_latents", latents, batch_size)

@@ -17,10 +17,10 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 
 from janus_jax.batch import Batch
 from janus_jax.config import ModelConfig
-from janus_jax.models.backbone import Backbone, Params, apply, to_images
+from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.processing import Processor, Row
-from janus_jax.sample.drawing import Report, check_guidance, guide, repeat_cache, repeat_prompts
+from janus_jax.sample.drawing import Report, check_guidance, guide, pictures, repeat_cache, repeat_prompts
 from janus_jax.sample.sampling import Knobs, Sampling, Strategy, check_drawn, draw
 from janus_jax.sample.shapes import CACHE_STEP, round_up
 from janus_jax.sharding import on_host
@@ -47,7 +47,7 @@ class IdDrawing:
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance_scale)
-        assert self.sampling
+        _ = self.sampling  # Which refuses what is out of its range.
 
     @property
     def sampling(self) -> Sampling:
@@ -208,11 +208,6 @@ def _draw_ids(
     return draw(guide(logits, keys.shape[0], guidance_scale), keys, step, knobs, strategy)
 
 
-@functools.partial(jax.jit, static_argnames=("model",))
-def _render(model: Backbone, params: Params, ids: Int[Array, "B T"]) -> UInt8[Array, "B H W 3"]:
-    return to_images(apply(model, params, "detokenize", ids))
-
-
 def render_images(
     model: Backbone, params: Params, ids: Int[Array, "R T"], batch_size: int = 8
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
@@ -222,6 +217,4 @@ def render_images(
       JanusError: ids are missing, because the model's logits were not numbers.
     """
     check_drawn(on_host(ids))
-    for start in range(0, ids.shape[0], batch_size):
-        group = ids[start : start + batch_size]
-        yield from on_host(_render(model, params, group))
+    yield from pictures(model, params, "detokenize", ids, batch_size)
