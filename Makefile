@@ -23,8 +23,9 @@ help: ## list the targets
 demo: $(VENV)/.package ## ask the shipped small Janus, have it draw, score it, teach it something new
 	@$(PY) -m launch.demo
 
+# These compile far more than they compute: machine code that is not optimised takes a third off. The slow ones compute.
 test: $(VENV)/.test ## the tests, but for the slow ones and the comparison with PyTorch
-	@$(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
+	@XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
 
 test-slow: $(VENV)/.test ## the slow tests; those of the true size one at a time, for they fill most of the memory
 	@$(PYTEST) -m slow -n $(WORKERS) --dist loadfile --ignore tests/parity --ignore tests/golden
@@ -37,10 +38,13 @@ bench: $(VENV)/.parity ## time and memory beside PyTorch
 	@$(PY) -m benchmarks.inference
 	@$(PY) -m benchmarks.train
 
-lint: $(VENV)/.test ## style, format and types
+lint: $(VENV)/.test ## style, format and types; the launchers by their own tools
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
+	@$(VENV)/bin/shellcheck .ci/run launch/*/*.sh launch/*/*.sbatch
+	@$(VENV)/bin/hadolint launch/docker/*.Dockerfile
+	@$(PY) .ci/manifests.py launch/gke/*.yaml
 
 format: $(VENV)/.test ## mend what can be mended by itself
 	@$(PY) -m ruff check --fix

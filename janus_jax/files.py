@@ -52,9 +52,13 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
     except OSError as error:
         raise JanusError(f"{error.filename or file} cannot be read ({error.strerror or error}).") from error
     except FAULTS as error:
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        shown = reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
-        raise JanusError(f"{file} is damaged ({shown}); {remedy}.") from error
+        raise JanusError(f"{file} is damaged ({told(error)}); {remedy}.") from error
+
+
+def told(error: Exception) -> str:
+    """What is wrong, in one line of bounded length."""
+    reason = " ".join(f"{type(error).__name__}: {error}".split())
+    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from janus_jax.sample.drawing import Drawing, Report
 from janus_jax.sample.sampling import Sampling, row_keys
 from janus_jax.sample.shapes import bucket_length, round_up
 from janus_jax.sample.text import write_text
-from janus_jax.sample.ways import drawing_of
+from janus_jax.sample.ways import drawing_of, settings_of
 from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
 
 _log = logging.getLogger(__name__)
@@ -307,6 +307,11 @@ class Pretrained:
         keys = jnp.stack([row_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
         pictures = self._pictures(rows, keys, drawing, max(map(len, rows)))
         return [Image.fromarray(pixels) for pixels in pictures[: len(rows)]]
+
+    @property
+    def drawing_settings(self) -> tuple[str, ...]:
+        """Names of the settings of the model's way to draw."""
+        return settings_of(self.config)
 
     def drawing(self, **settings: Any) -> Drawing:
         """The model's way to draw, with these settings and its paper's for the others.

@@ -14,7 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
+from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from janus_jax.config import JanusConfig, ModelConfig
@@ -63,7 +63,26 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
             f"A mesh of {' x '.join(map(str, sizes))} needs {math.prod(sizes)} devices; there are {len(devices)}."
         )
     # Linen's constraints want Auto axes; jax's own default is Explicit.
-    return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=(AxisType.Auto,) * 3, devices=devices)
+    types = (AxisType.Auto,) * 3
+    slices = len({getattr(device, "slice_index", None) for device in devices})
+    if slices == 1:
+        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
+    over = _over_slices(sizes, slices)
+    within = [size // count for size, count in zip(sizes, over, strict=True)]
+    return Mesh(mesh_utils.create_hybrid_device_mesh(within, over, devices), MESH_AXES, axis_types=types)
+
+
+def _over_slices(sizes: Sequence[int], slices: int) -> list[int]:
+    """How many of each axis's parts lie on different slices, between which the network is slow: gradients go over it
+    once a step, where parameters split over it would be gathered from there in every layer.
+    """
+    for axis in (0, 1):
+        if sizes[axis] % slices == 0:
+            return [slices if axis == other else 1 for other in range(len(sizes))]
+    raise JanusError(
+        f"A mesh of {' x '.join(map(str, sizes))} lies on {slices} slices; its {MESH_AXES[0]} axis, or else its "
+        f"{MESH_AXES[1]} axis, must be a multiple of {slices}."
+    )
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh) -> None:

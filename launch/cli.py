@@ -7,8 +7,8 @@ A command defines its flags with absl at the top of its module and ends with
 
 Exit codes (`janus_jax.errors.ExitCode` has them all): 0 done, 1 a fault in the program (with its traceback). All
 others come with one sentence on stderr: 2 a mistake in what the user gave; 3 training diverged; 74 a disk is full;
-75 the machine was taken away and all was saved, so that the same call goes on from there. Without a word: 130
-interrupted, 141 the reader of the output went away.
+75 the machine was taken away and all was saved, so that the same call goes on from there, or the other processes of a
+cluster did not come. Without a word: 130 interrupted, 141 the reader of the output went away.
 """
 
 import os
@@ -17,11 +17,18 @@ import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 from absl import flags, logging
 
 from janus_jax.cluster import Cluster, JaxCluster
-from janus_jax.errors import ExitCode, JanusError, RunStopped
+from janus_jax.errors import ExitCode, JanusError, Preempted, RunStopped
+from launch.joining import find_place
+
+# Thousands of machines do not start, fetch an image or finish a save in the same minute.
+_JOINING_SECONDS = 1800
+# A process that has said nothing for so long is dead: longer than a host may stall, in garbage collection or on a disk.
+_SILENT_SECONDS = 300
 
 _ABSENT = "must have a value other than None."  # absl's words for a required flag that is not given.
 
@@ -77,17 +84,37 @@ def enable_compilation_cache() -> None:
 
 
 def join_cluster() -> Cluster:
-    """Joins the processes of a cluster, before jax looks for devices.
+    """Joins the processes of a cluster, before jax looks for devices. `launch.joining` says how they are found.
 
     Raises:
-      JanusError: there is no cluster to be found.
+      JanusError: there is no cluster to be found, or the environment says half of where it is.
+      Preempted: there is one, and its processes did not all come.
     """
     import jax
 
-    # jax itself reads JAX_COORDINATOR_ADDRESS alone.
-    count, index = (os.environ.get(name) for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID"))
+    place = find_place(os.environ)
+    found: dict[str, Any] = {}
+    if place is not None:
+        found = {
+            "coordinator_address": place.coordinator,
+            "num_processes": place.count,
+            "process_id": place.index,
+            "local_device_ids": place.device,
+            # Under SLURM jax would take one device a task, whatever is asked for.
+            "cluster_detection_method": "deactivate",
+        }
     try:
-        jax.distributed.initialize(None, None if count is None else int(count), None if index is None else int(index))
+        jax.distributed.initialize(
+            **found,
+            initialization_timeout=_JOINING_SECONDS,
+            heartbeat_timeout_seconds=_SILENT_SECONDS,
+            shutdown_timeout_seconds=_JOINING_SECONDS,
+        )
+    except jax.errors.JaxRuntimeError as error:
+        reason = " ".join(str(error).split())
+        raise Preempted(
+            f"The processes of the cluster did not all join ({reason:.200}); give all of them the same command again."
+        ) from error
     except (ValueError, RuntimeError) as error:
         raise JanusError(
             f"--distributed finds no cluster ({str(error)[:200]}); start it under SLURM, on a TPU pod, or with "

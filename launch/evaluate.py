@@ -20,9 +20,9 @@ from absl import flags
 from janus_jax.cluster import Cluster
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.evaluate.benchmark import Amount, Benchmark, Options, Question, default_of, limited
+from janus_jax.evaluate.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluate.generation.drawing import drawing
-from janus_jax.evaluate.generation.picture import Picture
+from janus_jax.evaluate.generation.picture import DRAWING, Picture
 from janus_jax.evaluate.journal import claim, write_json
 from janus_jax.evaluate.registry import REGISTRY, benchmark
 from janus_jax.evaluate.results import check_pictures, digest, fingerprint, table, versions
@@ -72,6 +72,7 @@ def main(_: Sequence[str]) -> None:
         jobs = read_jobs(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
+        _check_drawing(jobs, config)
         cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
         common = {
@@ -126,6 +127,16 @@ def _options(given: Sequence[str], chosen: Sequence[Benchmark[Any]]) -> dict[str
             )
         options[name] = value
     return options
+
+
+def _check_drawing(jobs: Sequence[Job], config: ModelConfig) -> None:
+    """Refuses what was asked of drawing and the model cannot do; defaults of benchmarks are for all models."""
+    if not any(isinstance(job.questions[0], Picture) for job in jobs):
+        return
+    from janus_jax.sample.ways import drawing_of
+
+    given = _options(_OPTION.value, [job.benchmark for job in jobs])
+    drawing_of(config, **{name: float(given[name]) for name in DRAWING if given.get(name, OWN) != OWN})
 
 
 def _claim(jobs: Sequence[Job], common: Mapping[str, Any]) -> None:

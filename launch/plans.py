@@ -1,5 +1,7 @@
 """How much of everything `launch.shapes` does, by its budgets, and the recipes that come of it."""
 
+import importlib
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +37,35 @@ class Plan:
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
     "25min": Plan(10_000, 200, 16_000, 24_000, (20, 600, 800)),
-    "full": Plan(20_000, 600, 40_000, 50_000, (20, 1_000, 3_800), (200, 100)),
+    "full": Plan(20_000, 600, 40_000, 50_000, (20, 1_000, 3_300), (200, 100)),
+}
+
+
+@dataclass(frozen=True)
+class SmallModel:
+    """A model that `launch.shapes` trains.
+
+    Attributes:
+      config: module of its `RECIPE`, its `MODEL` and the `ENCODER` that it understands with.
+      released: name of its folder in the released layout.
+      draws_ids: whether an image tokenizer is trained first, whose ids it draws.
+      plans: by budget.
+    """
+
+    config: str
+    released: str
+    draws_ids: bool
+    plans: Mapping[str, Plan]
+
+    @property
+    def module(self) -> Any:
+        """Its config's."""
+        return importlib.import_module(self.config)
+
+
+MODELS = {
+    "janus": SmallModel("configs.shapes_janus", "Janus-shapes", draws_ids=True, plans=PLANS),
+    "janusflow": SmallModel("configs.shapes_janusflow", "JanusFlow-shapes", draws_ids=False, plans=PLANS),
 }
 
 
@@ -45,26 +75,38 @@ def of_steps(recipe: Any, steps: int) -> Any:
     return replace(recipe, steps=steps, optimizer=replace(recipe.optimizer, warmup_steps=warmup))
 
 
-def recipe(workdir: Path, plan: Plan, stage: int, understands_by: VisualEncoder = "und_encoder") -> Any:
-    """The recipe of a stage, on this workdir's folders."""
-    from configs.shapes_janus import MODEL, RECIPE
+def recipe(
+    workdir: Path,
+    plan: Plan,
+    stage: int,
+    understands_by: VisualEncoder = "und_encoder",
+    model: SmallModel = MODELS["janus"],
+) -> Any:
+    """The recipe of a stage, on this workdir's folders.
+
+    Args:
+      understands_by: of a Janus.
+    """
     from janus_jax.data.mixture import Phase
 
+    whole = model.module.RECIPE
     stages = []
-    for number, (one, steps) in enumerate(zip(RECIPE.stages, plan.stages, strict=True)):
+    for number, (one, steps) in enumerate(zip(whole.stages, plan.stages, strict=True)):
         phases = one.phases
         if len(phases) > 1:  # The easy beginning takes what it takes, where there are steps for it.
             phases = (Phase(min(phases[0].until_step or 0, max(steps // 2, 1)), phases[0].weights), *phases[1:])
         start = one.initialisation
         if not number:
-            start = replace(start, und_encoder=str(workdir / "und_encoder"), gen_encoder=str(workdir / "gen_encoder"))
+            trained_before = ("und_encoder", "gen_encoder") if model.draws_ids else ("und_encoder",)
+            start = replace(start, **{part: str(workdir / part) for part in trained_before})
         stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
+    architecture = whole.architecture
     return replace(
-        RECIPE,
-        architecture=replace(MODEL, understands_by=understands_by),
+        whole,
+        architecture=replace(architecture, understands_by=understands_by) if model.draws_ids else architecture,
         stages=tuple(stages),
         sources={
-            name: replace(source, directory=str(workdir / "data" / name)) for name, source in RECIPE.sources.items()
+            name: replace(source, directory=str(workdir / "data" / name)) for name, source in whole.sources.items()
         },
         stage=stage,
         tokenizer=str(workdir / "text"),

@@ -49,7 +49,7 @@ _BEAM = flags.DEFINE_string(
     "beam", None, "run as an Apache Beam pipeline with these options, such as '--runner=FlinkRunner ...'"
 )
 _TOKENIZER = flags.DEFINE_string(
-    "tokenizer", None, "checkpoint of a model, or of an image tokenizer, to compute image ids with"
+    "tokenizer", None, "checkpoint of a model, an image tokenizer or a VAE, to compute image ids or latents with"
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images that the tokenizer takes at a time", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_boolean(

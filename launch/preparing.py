@@ -1,11 +1,11 @@
-"""The preparation of a data set, whoever asks for it: the shards, then the image ids, then what TFDS opens it by."""
+"""The preparation of a data set, whoever asks for it: shards, then image ids or latents, then what TFDS opens it by."""
 
 import contextlib
 import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import tqdm
 
@@ -20,11 +20,11 @@ from launch import cli
 from launch.bars import records_bar
 
 if TYPE_CHECKING:
-    from janus_jax.config import VQConfig
     from janus_jax.models.backbone import Params
+    from janus_jax.train.image_ids import Encoding
 
-Tokenizer = tuple["VQConfig", Callable[[], "Params"]]
-"""An image tokenizer's config, and the reading of its parameters."""
+Tokenizer = tuple["Encoding", Callable[[], "Params"]]
+"""What an image tokenizer, or a VAE, makes of images, and the reading of its parameters."""
 
 
 @dataclass(frozen=True)
@@ -93,29 +93,43 @@ def prepare_world(output: Path, world: str, task: Task, tokenizer: Path | None =
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
-    """The image tokenizer of a checkpoint in any layout: a model's, or one of its own.
+    """The image tokenizer, or the VAE, of a checkpoint in any layout: a model's, or one of its own.
+
+    A VAE of its own does not say what size of images it is for, and takes them as JanusFlow-1.3B does.
 
     Raises:
       JanusError: there is none.
     """
     from checkpoints_convert import open_checkpoint
-    from janus_jax.config import JanusConfig, VQConfig
-    from janus_jax.train.image_ids import ENCODER
+    from janus_jax.config import JanusConfig, JanusFlowConfig, VAEConfig, VQConfig
+    from janus_jax.train.image_ids import ids_encoding, latents_encoding
 
     checkpoint = open_checkpoint(path)
-    config = checkpoint.config
-    vq = config.gen_encoder if isinstance(config, JanusConfig) else config
-    if not isinstance(vq, VQConfig):
-        raise JanusError(f"--tokenizer {path} holds no image tokenizer but {type(vq).__name__}; give one that does.")
+    config: Any = checkpoint.config
+    size = JanusFlowConfig().gen_image_size
+    if isinstance(config, JanusFlowConfig):
+        config, size = config.vae, config.gen_image_size
+        if config is None:
+            raise JanusError(f"--tokenizer {path} is a JanusFlow without its VAE; give the folder of the VAE.")
+    elif isinstance(config, JanusConfig):
+        config = config.gen_encoder
+    if isinstance(config, VQConfig):
+        encoding = ids_encoding(config)
+    elif isinstance(config, VAEConfig):
+        encoding = latents_encoding(config, size)
+    else:
+        raise JanusError(
+            f"--tokenizer {path} holds no image tokenizer but {type(config).__name__}; give one that does, or a VAE."
+        )
 
     def read() -> "Params":
         from flax.traverse_util import unflatten_dict
 
-        arrays = checkpoint.params("float32", parts=("gen_encoder",))
-        params: Params = unflatten_dict({keys[1:]: array for keys, _, array in arrays if keys[1] in ENCODER})
+        arrays = checkpoint.params("float32", parts=(encoding.part,))
+        params: Params = unflatten_dict({keys[1:]: array for keys, _, array in arrays if keys[1] in encoding.needed})
         return params
 
-    return vq, read
+    return encoding, read
 
 
 def _add_ids(preparation: Preparation, cluster: Cluster, tokenizer: Tokenizer, batch_size: int) -> None:
@@ -125,8 +139,10 @@ def _add_ids(preparation: Preparation, cluster: Cluster, tokenizer: Tokenizer, b
     indices = cluster.share(preparation.without_ids())
     if not indices:
         return
-    config, read = tokenizer
-    encoder = ImageTokenizer(config, read(), batch_size)
+    encoding, read = tokenizer
+    encoder = ImageTokenizer(encoding, read(), batch_size)
     total = sum(preparation.outcome(index).size.records for index in indices)
-    with tqdm.tqdm(unit=" images", desc="image ids", total=total, disable=cluster.index > 0) as bar:
+    with tqdm.tqdm(
+        unit=" images", desc=encoding.field.replace("_", " "), total=total, disable=cluster.index > 0
+    ) as bar:
         add_image_ids(preparation, indices, encoder, bar.update)

@@ -1,11 +1,13 @@
-"""Trains a small Janus from nothing on the embedded shapes world, and tells what it has learnt.
+"""Trains a small Janus, or JanusFlow, from nothing on the embedded shapes world, and tells what it has learnt.
 
     python -m launch.shapes --budget 25min --workdir runs/shapes
+    python -m launch.shapes --model janusflow --budget 25min --workdir runs/shapes_janusflow
 
-In turn: the image tokenizer, a text tokenizer, the data, the understanding encoder, stages I to III by the trainer of
-launch.train, the export, and the scores on combinations that none of it has seen. What is finished stays: the same
-command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads, WORKDIR/Janus-shapes the
-same in the released layout; WORKDIR/report.json has the figures. docs/shapes.md has those of the shipped model.
+In turn: the image tokenizer (a Janus'), a text tokenizer, the data, the understanding encoder, stages I to III by the
+trainer of launch.train, the export, and the scores on combinations that none of it has seen. What is finished stays:
+the same command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads,
+WORKDIR/Janus-shapes (JanusFlow-shapes) the same in the released layout; WORKDIR/report.json has the figures.
+docs/shapes.md has those of the shipped model.
 
 --ablation trains, under the same budget, the model that the papers compare with: one whose image tokenizer serves
 understanding too (Janus, arXiv 2410.13848, table 5, A against D).
@@ -24,15 +26,17 @@ from absl import flags
 
 from janus_jax.config import VisualEncoder
 from janus_jax.data.shapes import EVERYTHING, World
+from janus_jax.errors import JanusError
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer, open_image
 from launch import cli
-from launch.plans import PLANS, TEXTS, Plan, of_steps, recipe
+from launch.plans import MODELS, TEXTS, Plan, SmallModel, of_steps, recipe
 from launch.preparing import prepare_world
 
 _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "how long it takes, on two cores")
-_WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "folder for everything it makes")
+_MODEL = flags.DEFINE_enum("model", "janus", list(MODELS), "which draws: id after id, or along a flow")
+_WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "folder for everything it makes; each model has its own")
 _ABLATION = flags.DEFINE_boolean(
-    "ablation", False, "also train the model that understands by its image tokenizer, and compare the two"
+    "ablation", False, "also train the Janus that understands by its image tokenizer, and compare the two"
 )
 
 
@@ -42,16 +46,23 @@ _CAPTION = 48
 
 def main(_: Sequence[str]) -> None:
     """All of it."""
+    model = MODELS[_MODEL.value]
+    if _ABLATION.value and not model.draws_ids:
+        raise JanusError(f"--ablation is of an image tokenizer, which --model {_MODEL.value} has not; leave it out.")
     cli.enable_compilation_cache()
-    run(Path(_WORKDIR.value), PLANS[_BUDGET.value], _ABLATION.value)
+    run(Path(_WORKDIR.value), model.plans[_BUDGET.value], _ABLATION.value, model)
 
 
-def run(workdir: Path, plan: Plan, ablation: bool = False) -> dict[str, Any]:
+def run(workdir: Path, plan: Plan, ablation: bool = False, model: SmallModel = MODELS["janus"]) -> dict[str, Any]:
     """Trains by a plan; the report.
 
     Args:
-      ablation: whether to train the model with one encoder for both tasks too, under the same plan.
+      ablation: whether to train the Janus with one encoder for both tasks too, under the same plan.
+
+    Raises:
+      JanusError: the folder is another model's.
     """
+    _check_alone(workdir, model)
     minutes: dict[str, float] = {}
 
     def timed(name: str, action: Callable[[], None]) -> None:
@@ -65,33 +76,41 @@ def run(workdir: Path, plan: Plan, ablation: bool = False) -> dict[str, Any]:
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(minutes[name]))
 
-    timed("image tokenizer", lambda: _image_tokenizer(workdir, plan))
-    timed("text tokenizer", lambda: _text_tokenizer(workdir))
-    timed("data", lambda: _data(workdir, plan))
-    timed("understanding encoder", lambda: _encoder(workdir, plan))
+    if model.draws_ids:
+        timed("image tokenizer", lambda: _image_tokenizer(workdir, plan))
+    timed("text tokenizer", lambda: _text_tokenizer(workdir, model))
+    timed("data", lambda: _data(workdir, plan, model))
+    timed("understanding encoder", lambda: _encoder(workdir, plan, model))
 
-    def janus(home: Path, understands_by: VisualEncoder, prefix: str = "") -> dict[str, float]:
+    def trained(home: Path, understands_by: VisualEncoder, prefix: str = "") -> dict[str, float]:
         """A model in its folder, by all three stages; its scores."""
         for stage in (1, 2, 3):
-            timed(f"{prefix}stage {stage}", functools.partial(_stage, workdir, home, plan, stage, understands_by))
+            one = recipe(workdir, plan, stage, understands_by, model)
+            timed(f"{prefix}stage {stage}", functools.partial(_stage, one, home))
         timed(f"{prefix}export", lambda: _export(home))
         figures: dict[str, float] = {}
         timed(f"{prefix}evaluation", lambda: figures.update(_evaluate(home, plan)))
         return figures
 
-    figures = janus(workdir, "und_encoder")
-    if not (workdir / "Janus-shapes").exists():
-        _release(workdir)
+    figures = trained(workdir, "und_encoder")
+    if not (workdir / model.released).exists():
+        _release(workdir, model)
     report: dict[str, Any] = figures | {"minutes": round(sum(minutes.values()), 1), "minutes by part": dict(minutes)}
     rows = {"two encoders": figures}
     if ablation:
-        rows["one encoder"] = report["one encoder"] = janus(workdir / "one_encoder", "gen_encoder", "one encoder: ")
+        rows["one encoder"] = report["one encoder"] = trained(workdir / "one_encoder", "gen_encoder", "one encoder: ")
     (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(" " * 28 + "".join(f"{title:>15}" for title in rows))
     for name in figures:
         print(f"{name:28}" + "".join(f"{row[name]:15.3f}" for row in rows.values()))
     print(f"{report['minutes']:.0f} minutes")
     return report
+
+
+def _check_alone(workdir: Path, model: SmallModel) -> None:
+    for other in MODELS.values():
+        if other != model and (workdir / other.released).exists():
+            raise JanusError(f"--workdir {workdir} holds {other.released}; give --model a folder of its own.")
 
 
 def _image_tokenizer(workdir: Path, plan: Plan) -> None:
@@ -106,57 +125,54 @@ def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
 
-def _text_tokenizer(workdir: Path) -> None:
-    from configs.shapes_janus import MODEL
-
+def _text_tokenizer(workdir: Path, model: SmallModel) -> None:
+    config = model.module.MODEL
     if not (workdir / "text" / "tokenizer.json").exists():
         make_byte_level_tokenizer(
             workdir / "text",
             # The kept-out words too: a tokenizer stays as it is when they are taught.
             World(vocabulary=EVERYTHING).texts(TEXTS),
-            MODEL.llm.vocab_size,
-            MODEL.conversation,
-            MODEL.und_encoder.image_size,
-            MODEL.und_encoder.num_patches,
+            config.llm.vocab_size,
+            config.conversation,
+            config.und_encoder.image_size,
+            config.und_encoder.num_patches,
             system_prompt="",
         )
 
 
-def _data(workdir: Path, plan: Plan) -> None:
+def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
     easy = "categories=single_object+colors"
-    data, tokenizer = workdir / "data", workdir / "gen_encoder"
+    data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.draws_ids else None
     prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
     prepare_world(data / "text", f"train:{TEXTS}", Task.TEXT)
     prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
     prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
 
 
-def _encoder(workdir: Path, plan: Plan) -> None:
+def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
     if (workdir / "und_encoder").exists():
         return
     from checkpoints_convert.convert import save_converted
-    from configs.shapes_janus import ENCODER, MODEL
     from janus_jax.train.contrastive import train_encoder
 
-    processor = Processor.from_directory(workdir / "text", MODEL)
+    processor, config = Processor.from_directory(workdir / "text", model.module.MODEL), model.module.ENCODER
     # Captions that tell all: of two pictures, one caption should not fit both.
     records = World(categories=(None,)).records(Task.GENERATION, plan.pairs)
-    images = np.empty((plan.pairs, *[MODEL.und_encoder.image_size] * 2, 3), np.uint8)
+    images = np.empty((plan.pairs, *[config.encoder.image_size] * 2, 3), np.uint8)
     captions = np.zeros((plan.pairs, _CAPTION), np.int32)
     for index in tqdm.trange(plan.pairs, unit=" pairs", desc="pictures with captions"):
         record = records[index]
         ids = processor.tokenizer.encode(record.text or "")[:_CAPTION]
         images[index], captions[index, : len(ids)] = np.asarray(open_image(record.images[0])), ids
-    recipe = of_steps(ENCODER, plan.encoder_steps)
-    params, _ = train_encoder(recipe, images, captions, workdir / "runs" / "und_encoder")
-    save_converted(workdir / "und_encoder", {"und_encoder": params}, MODEL.und_encoder)
+    params, _ = train_encoder(of_steps(config, plan.encoder_steps), images, captions, workdir / "runs" / "und_encoder")
+    save_converted(workdir / "und_encoder", {"und_encoder": params}, config.encoder)
 
 
-def _stage(workdir: Path, home: Path, plan: Plan, stage: int, understands_by: VisualEncoder) -> None:
+def _stage(recipe: Any, home: Path) -> None:
     from janus_jax.train.loop import train
 
     if not (home / "converted").exists():
-        train(recipe(workdir, plan, stage, understands_by), home / "janus")
+        train(recipe, home / "janus")
 
 
 def _export(home: Path) -> None:
@@ -167,11 +183,11 @@ def _export(home: Path) -> None:
         export(home / "janus", 3, home / "converted", "bfloat16", meter)
 
 
-def _release(home: Path) -> None:
+def _release(home: Path, model: SmallModel) -> None:
     from checkpoints_convert import export
     from checkpoints_convert.commands import meter
 
-    export(home / "converted", home / "Janus-shapes", "released", meter)
+    export(home / "converted", home / model.released, "released", meter)
 
 
 def _evaluate(home: Path, plan: Plan) -> dict[str, float]:

@@ -41,6 +41,7 @@ MAY_IMPORT = {
         "janus_jax.evaluate",
         "janus_jax.train",
     ),
+    "janus_jax.ahead": (*GROUND, *MIDDLE, "janus_jax.data", "janus_jax.sample", "janus_jax.train", "janus_jax.ahead"),
     "janus_jax.train.export": (*GROUND, *MIDDLE, "janus_jax.train", "checkpoints_convert"),
     "janus_jax.evaluate": (
         *GROUND,
@@ -59,6 +60,7 @@ MAY_IMPORT = {
     ),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert", "launch.cli"),
+    "launch.joining": GROUND,
     "configs": ("janus_jax", "configs"),
     "launch": ("janus_jax", "checkpoints_convert", "configs", "launch"),
 }
@@ -76,6 +78,7 @@ WITHOUT_ARRAYS = (
     "janus_jax.evaluate.understanding",
     "launch.cli",
     "launch.evaluate",
+    "launch.joining",
 )
 
 

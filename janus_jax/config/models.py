@@ -80,6 +80,16 @@ class JanusConfig(_Json):
         )
 
     @property
+    def pretrained_parts(self) -> tuple[str, ...]:
+        """The parts that training begins with from folders of their own."""
+        return "llm", "und_encoder", "gen_encoder"
+
+    @property
+    def latent_shape(self) -> None:
+        """Of an image to generate: it is ids, and has none."""
+        return None
+
+    @property
     def gen_image_size(self) -> int:
         """Pixels along a side of an image to generate."""
         return self.gen_encoder.image_size
@@ -108,7 +118,7 @@ class JanusFlowConfig(_Json):
     Attributes:
       gen_encoder: encoder and decoder of the latents, on both sides of the transformer.
       vae: between latents and pixels; None for a model that was loaded without one, which reads and answers, and
-        draws no picture.
+        draws no picture; or for one whose flow moves in pixels.
     """
 
     name: str = "janusflow_1.3b"
@@ -135,6 +145,21 @@ class JanusFlowConfig(_Json):
         return understanding + self.gen_encoder.num_params(width) + vae + self.llm.num_params
 
     @property
+    def in_pixels(self) -> bool:
+        """Whether the flow moves in pixels, in [-1, 1]: without a VAE, latents of three channels are colours."""
+        return self.vae is None and self.gen_encoder.latent_channels == _COLOURS
+
+    @property
+    def pretrained_parts(self) -> tuple[str, ...]:
+        """The parts that training begins with from folders of their own."""
+        return ("llm", "und_encoder") + (() if self.vae is None else ("vae",))
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the latents of an image to generate."""
+        return self.gen_encoder.latent_shape
+
+    @property
     def gen_image_size(self) -> int:
         """Pixels along a side of an image to generate; of its latents where there is no VAE."""
         return self.gen_encoder.latent_size * (1 if self.vae is None else self.vae.downsampling)
@@ -146,6 +171,8 @@ class JanusFlowConfig(_Json):
 
 
 ModelConfig = JanusConfig | JanusFlowConfig
+
+_COLOURS = 3
 
 
 def _mlp_params(inputs: int, hidden: int, outputs: int) -> int:

@@ -42,6 +42,11 @@ class UViTConfig:
             raise JanusError(f"UViTConfig.kernel_size is {self.kernel_size}; a window has a middle if it is odd.")
 
     @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of what the flow moves in."""
+        return self.latent_size, self.latent_size, self.latent_channels
+
+    @property
     def grid_size(self) -> int:
         """Places of the transformer along a side of the image."""
         return self.latent_size // self.patch_size

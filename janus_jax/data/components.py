@@ -8,7 +8,7 @@ from pathlib import Path
 
 from janus_jax.data.records import Record
 from janus_jax.errors import JanusError
-from janus_jax.files import reading
+from janus_jax.files import reading, told
 from janus_jax.processing import Task
 
 # `records.features`, as TFDS lays them into a tf.train.Example.
@@ -20,6 +20,8 @@ _KINDS = {
     "images": "bytes_list",
     "image_ids": "int64_list",
 }
+# Data sets of earlier versions have no latents.
+_ALL_KINDS = _KINDS | {"image_latents": "float_list"}
 
 
 @dataclass(frozen=True)
@@ -82,11 +84,12 @@ def open_records(component: Component) -> Records:
     def read(index: int) -> Record:
         try:
             fields = tf_example_generated_pb2.Example.FromString(data[index]).features.feature
-            example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
+            example = {
+                name: list(getattr(fields[name], kind).value) for name, kind in _ALL_KINDS.items() if name in fields
+            }
         # The readers beneath raise errors of their own making.
         except Exception as error:
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise JanusError(f"Example {index} of {folder} cannot be read ({reason:.200}).") from error
+            raise JanusError(f"Example {index} of {folder} cannot be read ({told(error)}).") from error
         if missing := [name for name in _KINDS if name not in example]:
             raise JanusError(f"Example {index} of {folder} has no {', '.join(missing)}.")
         texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}

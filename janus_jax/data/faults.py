@@ -41,6 +41,8 @@ class Reason(enum.Enum):
     """It is not of the task that its component of a mixture is to teach."""
     BAD_IMAGE_IDS = "bad_image_ids"
     """Its image ids are none that the model has, or not as many as its images have places."""
+    BAD_IMAGE_LATENTS = "bad_image_latents"
+    """Its latents are not as many as the model's images have, or no numbers."""
     NOTHING_TO_LEARN = "nothing_to_learn"
     """None of its places is supervised."""
     DAMAGED_FILE = "damaged_file"

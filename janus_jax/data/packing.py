@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from janus_jax.batch import NO_IMAGE, NO_PLACE, PADDING_SEGMENT, Batch
 from janus_jax.data.faults import Reason, Refused
@@ -57,6 +57,7 @@ class Sample:
       text_targets: as in `Batch`, counted within the row.
       gen_starts: as in `Batch`, counted within the row.
       gen_ids: as in `Batch`; None where the row has the images themselves, or none.
+      gen_latents: as in `Batch`, beside the images; None where the VAE has yet to run.
       cut: how many places the over-long rule took off its end.
     """
 
@@ -65,6 +66,7 @@ class Sample:
     text_targets: Int[np.ndarray, " T"]
     gen_starts: Int[np.ndarray, " G"]
     gen_ids: Int[np.ndarray, "G N"] | None = None
+    gen_latents: Float[np.ndarray, "G h w C"] | None = None
     cut: int = 0
 
     @property
@@ -201,6 +203,56 @@ class Packer:
         return row
 
 
+class Pictures(NamedTuple):
+    """What a batch holds of one image.
+
+    Attributes:
+      und_side: pixels along a side of one to understand.
+      gen_side: of one to generate.
+      ids: how many of one to generate come in place of its pixels.
+      latents: height, width and channels of what comes beside the pixels of one to generate; None where nothing does.
+    """
+
+    und_side: int
+    gen_side: int
+    ids: int = 0
+    latents: tuple[int, int, int] | None = None
+
+    @classmethod
+    def of(
+        cls, sides: tuple[int, int], gen_tokens: int, latent_shape: tuple[int, int, int] | None, known_ids: bool
+    ) -> "Pictures":
+        """Of a model's batches, by what its config or its processor says; `known_ids` as in `lay`."""
+        ids = gen_tokens if known_ids and latent_shape is None else 0
+        return cls(*sides, ids, latent_shape if known_ids else None)
+
+
+def blank(rows: int, budget: Budget, pictures: Pictures, pad: int = 0) -> Batch:
+    """The batch of B rows that hold nothing.
+
+    Args:
+      pad: the padding's id.
+    """
+
+    def filled(width: int, value: int) -> Int[np.ndarray, "B W"]:
+        return np.full((rows, width), value, np.int32)
+
+    und, gen, ids, latents = pictures
+    return Batch(
+        tokens=filled(budget.places, pad),
+        segment_ids=filled(budget.places, PADDING_SEGMENT),
+        positions=filled(budget.places, 0),
+        und_places=filled(budget.places, NO_IMAGE),
+        gen_places=filled(budget.places, NO_IMAGE),
+        und_images=np.zeros((rows, budget.und_images, und, und, 3), np.uint8),
+        gen_images=np.zeros((rows, 0 if ids else budget.gen_images, gen, gen, 3), np.uint8),
+        text_targets=filled(budget.text_targets, NO_PLACE),
+        gen_starts=filled(budget.gen_images, NO_PLACE),
+        gen_ids=np.zeros((rows, budget.gen_images, ids), np.int32) if ids else None,
+        gen_latents=None if latents is None else np.zeros((rows, budget.gen_images, *latents), np.float32),
+    )
+
+
 def lay(rows: Sequence[Sequence[Sample]], budget: Budget, processor: Processor, known_ids: bool = False) -> Batch:
     """The batch of B rows of samples that fit them.
 
@@ -208,33 +260,21 @@ def lay(rows: Sequence[Sequence[Sample]], budget: Budget, processor: Processor, 
       rows: the samples of each.
       budget: L, U, G and T.
       processor: knows the padding id, the images' sizes and their numbers of places.
-      known_ids: whether the images to generate come as ids; `gen_images` is then empty.
+      known_ids: whether the images to generate come as ids, `gen_images` then being empty; or, of a JanusFlow, as
+        latents beside their pixels, which SigLIP sees.
     """
-    b, n_und, n_gen = len(rows), processor.und_tokens, processor.gen_tokens
-    und_side, gen_side = processor.und_image_size, processor.gen_image_size
-
-    def filled(width: int, value: int) -> Int[np.ndarray, "B W"]:
-        return np.full((b, width), value, np.int32)
-
-    batch = Batch(
-        tokens=filled(budget.places, processor.tokenizer.special.pad),
-        segment_ids=filled(budget.places, PADDING_SEGMENT),
-        positions=filled(budget.places, 0),
-        und_places=filled(budget.places, NO_IMAGE),
-        gen_places=filled(budget.places, NO_IMAGE),
-        und_images=np.zeros((b, budget.und_images, und_side, und_side, 3), np.uint8),
-        gen_images=np.zeros((b, 0 if known_ids else budget.gen_images, gen_side, gen_side, 3), np.uint8),
-        text_targets=filled(budget.text_targets, NO_PLACE),
-        gen_starts=filled(budget.gen_images, NO_PLACE),
-        gen_ids=np.zeros((b, budget.gen_images, n_gen), np.int32) if known_ids else None,
-    )
+    n_und, n_gen = processor.und_tokens, processor.gen_tokens
+    sides = processor.und_image_size, processor.gen_image_size
+    pictures = Pictures.of(sides, n_gen, processor.latent_shape, known_ids)
+    batch = blank(len(rows), budget, pictures, processor.tokenizer.special.pad)
     for index, samples in enumerate(rows):
         places, und, gen, targets = 0, 0, 0, 0
         for segment, sample in enumerate(samples, start=PADDING_SEGMENT + 1):
             row, size = sample.row, sample.size
             here = np.s_[index, places : places + size[0]]
             batch.tokens[here] = row.tokens
-            batch.segment_ids[here] = segment
+            hidden = processor.masks_padding & (row.tokens == processor.tokenizer.special.pad)
+            batch.segment_ids[here] = np.where(hidden, PADDING_SEGMENT, segment)
             batch.positions[here] = np.arange(size[0])
             batch.und_places[here] = _moved(row.und_places, und * n_und)
             batch.gen_places[here] = _moved(row.gen_places, gen * n_gen)
@@ -244,6 +284,8 @@ def lay(rows: Sequence[Sequence[Sample]], budget: Budget, processor: Processor, 
                 batch.gen_images[gens] = row.gen_images
             elif sample.gen_ids is not None:
                 batch.gen_ids[gens] = sample.gen_ids
+            if batch.gen_latents is not None and sample.gen_latents is not None:
+                batch.gen_latents[gens] = sample.gen_latents
             assert batch.gen_starts is not None
             assert batch.text_targets is not None
             batch.gen_starts[gens] = sample.gen_starts + places

@@ -28,7 +28,7 @@ from janus_jax.data.records import Record
 from janus_jax.data.shards import NOTHING, Size, read_shard, shard_path, write_metadata, write_shard
 from janus_jax.data.sources import Entry, Options, Part, Reason, Refused, find_source
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, read_json, reading
+from janus_jax.files import FAULTS, read_json, reading, told
 from janus_jax.processing import Task
 
 SUMMARY = "preparation.json"
@@ -355,7 +355,7 @@ def _make(entry: Entry) -> Record:
         raise Refused(Reason.MALFORMED, str(error)) from None
     except FAULTS as error:
         # A source that takes a value at its word: one record's loss, and part of the share that stops the run.
-        raise Refused(Reason.MALFORMED, f"{type(error).__name__}: {error}"[:300]) from None
+        raise Refused(Reason.MALFORMED, told(error)) from None
     return record
 
 

@@ -2,7 +2,7 @@
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from janus_jax.data.records import Record
 from janus_jax.data.tasks import RowMaker, Supervision, text_targets
 from janus_jax.data.workers import Pool, Work
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS
+from janus_jax.files import FAULTS, told
 from janus_jax.processing import Row, Task
 
 
@@ -54,7 +54,7 @@ class MakeSamples:
         except Refused as error:
             return Rejected(sample_id, error.reason, str(error))
         except FAULTS as error:
-            reason = str(error) if isinstance(error, JanusError) else f"{type(error).__name__}: {error}"
+            reason = str(error) if isinstance(error, JanusError) else told(error)
             return Rejected(sample_id, Reason.MALFORMED, reason)
 
     def _sample(self, sample_id: str, record: Record, row: Row) -> Sample:
@@ -63,8 +63,13 @@ class MakeSamples:
         starts = np.flatnonzero((row.gen_places != NO_IMAGE) & (row.gen_places % n == 0)).astype(np.int32)
         if not len(targets) and not len(starts):
             raise Refused(Reason.NOTHING_TO_LEARN, "nothing in it is supervised.")
-        known = self.row_maker.known_ids and row.task is Task.GENERATION
-        return Sample(sample_id, row, targets, starts, record.image_ids[None] if known else None)
+        sample = Sample(sample_id, row, targets, starts)
+        if not self.row_maker.known_ids or row.task is not Task.GENERATION:
+            return sample
+        shape = self.row_maker.processor.latent_shape
+        if shape is None:
+            return replace(sample, gen_ids=record.image_ids[None])
+        return replace(sample, gen_latents=record.image_latents.reshape(1, *shape))
 
 
 class Feed:

@@ -11,12 +11,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from janus_jax.errors import JanusError
 from janus_jax.processing import Message, Task
 
 NO_IDS: Int[np.ndarray, "0"] = np.zeros(0, np.int32)
+NO_LATENTS: Float[np.ndarray, "0"] = np.zeros(0, np.float32)
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Record:
       messages: a conversation, with an `<image_placeholder>` for each image and the images themselves left out.
       images: encoded image files, in the order of their placeholders; one for generation.
       image_ids: ids of the image to generate, where they were computed beforehand.
+      image_latents: of JanusFlow's VAE in place of ids: the scaled mean of each place, row by row.
     """
 
     key: str
@@ -39,6 +41,7 @@ class Record:
     messages: tuple[Message, ...] = ()
     images: tuple[bytes, ...] = ()
     image_ids: Int[np.ndarray, " N"] = field(default_factory=lambda: NO_IDS)
+    image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: NO_LATENTS)
 
     def to_example(self) -> dict[str, Any]:
         """The record as `features` describes it."""
@@ -49,6 +52,7 @@ class Record:
             "messages": json.dumps(self.messages, ensure_ascii=False),
             "images": np.array(self.images, object),
             "image_ids": self.image_ids,
+            "image_latents": self.image_latents,
         }
 
     @classmethod
@@ -66,6 +70,8 @@ class Record:
                 messages=tuple(json.loads(example["messages"])),
                 images=tuple(example["images"]),
                 image_ids=np.asarray(example["image_ids"], np.int32),
+                # Data sets that were made before there were latents have no such field.
+                image_latents=np.asarray(example.get("image_latents", NO_LATENTS), np.float32),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise JanusError(
@@ -90,5 +96,6 @@ def features() -> Any:
             "messages": tfds.Text(),
             "images": tfds.Tensor(shape=(None,), dtype=np.object_),
             "image_ids": tfds.Tensor(shape=(None,), dtype=np.int32),
+            "image_latents": tfds.Tensor(shape=(None,), dtype=np.float32),
         }
     )

@@ -51,7 +51,8 @@ class StreamConfig:
       supervision: which text is learnt.
       seed: of the order and of all that is random about a record.
       known_ids: whether images to generate come as ids, which then must be in the records (`launch.prepare
-        --tokenizer`): batches carry `gen_ids`, and `gen_images` is empty. Otherwise ids in records are passed over.
+        --tokenizer`): batches carry `gen_ids`, and `gen_images` is empty. Of a JanusFlow, as latents: batches carry
+        `gen_latents`, and `gen_images` too. Otherwise ids and latents in records are passed over.
       drop_condition, first_sentence, random_crop: as in `RowMaker`.
       lookahead: samples among which a row's are chosen.
       max_rejected: share of the `recent` records last read that may be rejected before the run stops, in [0, 1).
@@ -185,6 +186,11 @@ class Stream(Iterator[Batch]):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    @property
+    def number(self) -> int:
+        """The process index that it was opened with."""
+        return self._shares[0].process_index
 
     def get_state(self) -> dict[str, Any]:
         """Where the stream is between two batches, as json knows it; a few hundred numbers at most."""

@@ -2,6 +2,7 @@
 
 import enum
 import hashlib
+import math
 import re
 from dataclasses import dataclass
 
@@ -96,7 +97,8 @@ class RowMaker:
       drop_condition: share of the generation samples whose prompt becomes pad tokens, for guidance.
       first_sentence: share of the captions that lose all but their first sentence (Janus, §4.1).
       random_crop: whether the part of an image to generate along its long side is drawn; else it is the middle.
-      known_ids: whether images to generate come as ids; their pixels are then not read.
+      known_ids: whether images to generate come as ids, whose pixels are then not read; or, of a JanusFlow, as latents,
+        beside the pixels of their middle.
       seed: of the randomness.
     """
 
@@ -155,14 +157,17 @@ class RowMaker:
     def _generation_row(self, record: Record, caption: str, chance: Chance) -> Row:
         if not caption.strip():
             raise Refused(Reason.EMPTY_TEXT, "its caption is empty.")
-        if self.known_ids:
+        if self.known_ids and self.processor.latent_shape is None:
             return self._row_of_ids(record, caption)
         if len(record.images) != 1:
             raise Refused(
                 Reason.IMAGE_COUNT if record.images else Reason.NO_IMAGE,
                 f"it has {len(record.images)} images where one is to be generated.",
             )
-        rng = np.random.default_rng(chance.bits("crop")) if self.random_crop else None
+        if self.known_ids:
+            self._check_latents(record)
+        cropped = self.random_crop and not self.known_ids
+        rng = np.random.default_rng(chance.bits("crop")) if cropped else None
         return self.processor.generation_row(caption, record.images[0], rng)
 
     def _row_of_ids(self, record: Record, caption: str) -> Row:
@@ -173,6 +178,15 @@ class RowMaker:
                 f"it has {len(record.image_ids)} image ids where the model has {n}; prepare it with --tokenizer.",
             )
         return self.processor.generation_row(caption, None)
+
+    def _check_latents(self, record: Record) -> None:
+        wanted = math.prod(self.processor.latent_shape or ())
+        if len(record.image_latents) != wanted or not np.isfinite(record.image_latents).all():
+            raise Refused(
+                Reason.BAD_IMAGE_LATENTS,
+                f"it has {len(record.image_latents)} numbers of latents where the model has {wanted}; prepare it with "
+                f"--tokenizer, of a JanusFlow or its VAE.",
+            )
 
     def _check_special_tokens(self, row: Row) -> None:
         """Text that spells a marker would stand for an image, or for padding, that is not there."""

@@ -207,10 +207,11 @@ class Processes:
 
 def serve(descriptor: int) -> None:
     """The worker process: gets its work, then tasks, one after the other, until the other end closes."""
-    # An interrupt, and the notice before a preemption, reach every process of the group. They are the main process's
-    # to answer; it needs its workers until it is done, and they end when it does.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    # An interrupt, and the notice before a preemption, reach every process of the group (SLURM's `--signal=USR1` every
+    # process of the job). They are the main process's to answer; it needs its workers until it is done, and they end
+    # when it does.
+    for notice in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(notice, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
         try:
             work = _receive(connection)()

@@ -18,6 +18,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.config import AttentionKernel
 from janus_jax.models.layers import precision
+from janus_jax.models.platform import platform
 
 
 @flax.struct.dataclass
@@ -123,7 +124,7 @@ def _cudnn(
     # cuDNN's fused kernel has no float32 and wants heads of 8 to 128 numbers; one query gains nothing from it.
     head_dim = query.shape[3]
     fits = query.dtype != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128 and query.shape[2] > 1
-    if not fits or jax.default_backend() != "gpu":
+    if not fits or platform() != "gpu":
         return _xla(query, key, value, mask)
     to_cudnn = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
     out = jax.nn.dot_product_attention(

@@ -46,7 +46,10 @@ class Backbone(nn.Module):
 
     def setup(self) -> None:
         self.und_encoder = Siglip(self.config.und_encoder, self.execution)
-        self.llm = Llama(self.config.llm, self.execution)
+        self.llm = self._make_llm()
+
+    def _make_llm(self) -> Llama:
+        return Llama(self.config.llm, self.execution)
 
     def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Embeddings of images to understand, pixels in [-1, 1], patches row by row."""

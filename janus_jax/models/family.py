@@ -18,6 +18,12 @@ def make_model(config: ModelConfig, execution: Execution = Execution()) -> Backb
 
 def init_params(config: ModelConfig, key: Array, execution: Execution = Execution()) -> Params:
     """Freshly made parameters, boxed with their logical axis names (`flax.linen.unbox` gives the plain tree)."""
+    return init_model(make_model(config, execution), key)
+
+
+def init_model(model: Backbone, key: Array) -> Params:
+    """`init_params` of this network."""
+    config = model.config
     und_size, gen_size = config.und_encoder.image_size, config.gen_image_size
     length = config.und_encoder.num_patches + config.gen_tokens
     zeros = jnp.zeros((1, length), jnp.int32)
@@ -30,11 +36,16 @@ def init_params(config: ModelConfig, key: Array, execution: Execution = Executio
         und_images=jnp.zeros((1, 1, und_size, und_size, 3), jnp.uint8),
         gen_images=jnp.zeros((1, 1, gen_size, gen_size, 3), jnp.uint8),
     )
-    params: Params = make_model(config, execution).init(key, batch, method="touch")["params"]
+    params: Params = model.init(key, batch, method="touch")["params"]
     return params
 
 
 def abstract_params(config: ModelConfig, execution: Execution = Execution()) -> Params:
     """Shapes, dtypes and logical axis names of the parameters, with nothing computed."""
-    params: Params = jax.eval_shape(lambda key: init_params(config, key, execution), jax.random.key(0))
+    return abstract_model(make_model(config, execution))
+
+
+def abstract_model(model: Backbone) -> Params:
+    """`abstract_params` of this network."""
+    params: Params = jax.eval_shape(lambda key: init_model(model, key), jax.random.key(0))
     return params

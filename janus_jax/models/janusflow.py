@@ -73,6 +73,8 @@ class JanusFlow(Backbone):
 
     def decode_latents(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """Pixels of scaled latents: about [-1, 1], not clipped."""
+        if self.config.in_pixels:
+            return latents
         return self._vae.decode(latents / self._vae.config.scaling_factor)
 
     def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> Encoded:
@@ -89,7 +91,7 @@ class JanusFlow(Backbone):
         return self.gen_decoder(self.gen_decoder_adaptor(hidden), encoded)
 
     def generation_latents(self, batch: Batch) -> Latents:
-        """Latents of the batch's images to generate: those it came with, or the VAE's means, at time 1."""
+        """Latents of the batch's images to generate: those it came with, or the VAE's means, or pixels; at time 1."""
         values = self._known_or_encoded(batch)
         times = jnp.ones(values.shape[:2]) if batch.gen_times is None else batch.gen_times
         return Latents(values, times)
@@ -98,10 +100,12 @@ class JanusFlow(Backbone):
         if batch.gen_latents is not None:
             return batch.gen_latents
         g, (rows, images) = self.config.gen_encoder, batch.gen_images.shape[:2]
-        shape = (rows, images, g.latent_size, g.latent_size, g.latent_channels)
+        shape = (rows, images, *g.latent_shape)
         if not images:
             return jnp.zeros(shape)
         pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
+        if self.config.in_pixels:
+            return pixels.reshape(shape)
         return self.encode_images(pixels).mean.reshape(shape)
 
     def embed(self, batch: Batch) -> Float[Array, "B L D"]:
@@ -118,18 +122,23 @@ class JanusFlow(Backbone):
     def velocities(self, batch: Batch, states: States) -> Float[Array, "B G h w C"]:
         """Velocities of a batch's latents, each image at its own time, float32; of padding images, anything."""
         assert states.encoded is not None, "the batch has no images to generate"
+        images = len(states.encoded.time) // batch.shape[0]
+        hidden = self.of_images(batch, states.hidden, images)
+        velocities = self.velocity(hidden.reshape(-1, *hidden.shape[2:]), states.encoded)
+        return velocities.reshape(*hidden.shape[:2], *velocities.shape[1:])
+
+    def of_images(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
+        """States at the places of each of a row's images to generate; of padding images, anything."""
         rows, tokens = batch.shape[0], self.config.gen_tokens
-        images = len(states.encoded.time) // rows
         firsts = batch.gen_places[:, None] == tokens * jnp.arange(images)[:, None]
         places = firsts.argmax(axis=-1)[..., None] + jnp.arange(tokens)
-        hidden = jnp.take_along_axis(states.hidden, places.reshape(rows, -1, 1), axis=1)
-        velocities = self.velocity(hidden.reshape(rows * images, tokens, -1), states.encoded)
-        return velocities.reshape(rows, images, *velocities.shape[1:])
+        states = jnp.take_along_axis(hidden, places.reshape(rows, -1, 1), axis=1)
+        return states.reshape(rows, images, tokens, -1)
 
     def touch(self, batch: Batch) -> tuple[Array, Array, Array | None]:
         """Runs every part once, which is what `init` needs to make every parameter."""
         g = self.config.gen_encoder
-        latents = jnp.zeros((1, 1, g.latent_size, g.latent_size, g.latent_channels))
+        latents = jnp.zeros((1, 1, *g.latent_shape))
         batch = batch._replace(gen_latents=latents)
         states = self.states(batch)
         through = None if self.vae is None else self.vae(to_pixels(batch.gen_images[:, 0]))

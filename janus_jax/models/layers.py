@@ -8,7 +8,7 @@ maps to a mesh.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import flax.linen as nn
@@ -236,3 +236,16 @@ class Conv(nn.Module):
         kernel = parameter(self, "kernel", init, shape, axes, self.execution)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), axes[-1:], self.execution)
         return kernel.astype(self.execution.dtype), bias.astype(self.execution.dtype)
+
+
+def unstacked(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
+    """Parameters whose `depth` blocks are stacked under `name`, with each block by itself: `name_0`, `name_1`, ..."""
+    blocks = {f"{name}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(depth)}
+    return {key: value for key, value in params.items() if key != name} | blocks
+
+
+def stacked(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
+    """The inverse of `unstacked`."""
+    blocks = [params[f"{name}_{i}"] for i in range(depth)]
+    tree = {key: value for key, value in params.items() if not key.startswith(f"{name}_")}
+    return tree | {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float, Int
 
 from janus_jax.config import Execution, LlamaConfig, RematPolicy
 from janus_jax.models.attention import Mask, attend, rotary_angles, rotate, update_slots
-from janus_jax.models.layers import Embedding, Linear, RMSNorm
+from janus_jax.models.layers import Embedding, Linear, RMSNorm, stacked, unstacked
 
 Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
 LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]
@@ -138,24 +138,57 @@ class Block(nn.Module):
         return x, kv if keep_kv else None
 
 
+class Tapped(NamedTuple):
+    """What goes from block to block where the states after one of them are wanted besides.
+
+    Attributes:
+      x: the states.
+      number: of blocks so far.
+      taken: the states after the wanted block, once it is behind.
+    """
+
+    x: Float[Array, "B L D"]
+    number: Int[Array, ""]
+    taken: Float[Array, "B L D"]
+
+
+class TappedBlock(Block):
+    """A block that keeps its result where it is the wanted one, counted from 1."""
+
+    wanted: int = 1
+
+    def __call__(  # type: ignore[override]
+        self, x: Tapped, angles: Angles, mask: Mask, cache: LayerCache | None, keep_kv: bool
+    ) -> tuple[Tapped, LayerCache | None]:
+        y, kv = super().__call__(x.x, angles, mask, cache, keep_kv)
+        number = x.number + 1
+        return Tapped(y, number, jnp.where(number == self.wanted, y, x.taken)), kv
+
+
 class Llama(nn.Module):
     """Embedding table, transformer and text head.
 
     The parameters of its blocks are stacked under `layers`. With `execution.layers` "unrolled" they lie in `layers_0`,
     `layers_1`, ..., and matrices that read the same input are one: `qkv` and `gate_up`.
+
+    Attributes:
+      tap: the block, counted from 1, whose states `tapped` gives; needs `execution.layers` "scanned". The loop over the
+        blocks carries them along, so that those of no other block are kept.
     """
 
     config: LlamaConfig
     execution: Execution = Execution()
+    tap: int | None = None
 
     def setup(self) -> None:
         c, e = self.config, self.execution
         self.embed = Embedding(c.vocab_size, c.width, ("vocab", "embed"), e)
-        block: Any = Block
+        assert self.tap is None or e.layers == "scanned", "states are tapped from scanned blocks alone"
+        block: Any = Block if self.tap is None else TappedBlock
         if e.remat != "none":
             # Within a scan nothing can be shared with the forward pass, so that nothing has to prevent it.
             block = nn.remat(
-                Block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
+                block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
             )
         if e.layers == "scanned":
             block = nn.scan(
@@ -167,7 +200,10 @@ class Llama(nn.Module):
                 unroll=e.scan_unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        self.layers: Any = [block(c, e) for _ in range(c.depth)] if e.layers == "unrolled" else block(c, e)
+        if self.tap is not None:
+            self.layers: Any = block(c, e, wanted=self.tap)
+        else:
+            self.layers = [block(c, e) for _ in range(c.depth)] if e.layers == "unrolled" else block(c, e)
         self.norm = RMSNorm(c.rms_norm_eps, e)
         self.head = Linear((c.vocab_size,), ("vocab", "embed"), e, use_bias=False, output_dtype=jnp.float32)
 
@@ -200,6 +236,16 @@ class Llama(nn.Module):
         mask = Mask(segment_ids, segments, causal=True, query_offset=cache.length)
         x, layers = self._blocks(x, angles, mask, cache.layers)
         return self.norm(x), KVCache(layers, segments, cache.length + segment_ids.shape[1])
+
+    def tapped(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
+        """Hidden states after the last norm, as `__call__` gives them, and those after block `tap`, not normed."""
+        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
+        mask = Mask(segment_ids, segment_ids, causal=True)
+        x = nn.with_logical_constraint(x.astype(self.execution.dtype), ("batch", "length", "activation_embed"))
+        after, _ = self.layers(self._carry(x), angles, mask, None, False)
+        return self.norm(after.x), after.taken
 
     def prefill(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"], slots: int
@@ -234,11 +280,15 @@ class Llama(nn.Module):
                 x, kv = block(x, angles, mask, cache[i] if cache is not None else None, keep_kv)
                 layers.append(kv)
             return x, tuple(layers)
-        stacked = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cache)
-        x, kv = self.layers(x, angles, mask, stacked, keep_kv)
+        in_one = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cache)
+        x, kv = self.layers(self._carry(x), angles, mask, in_one, keep_kv)
+        x = x.x if isinstance(x, Tapped) else x
         if not keep_kv:
             return x, None
         return x, tuple(jax.tree.map(lambda leaf, i=i: leaf[i], kv) for i in range(self.config.depth))
+
+    def _carry(self, x: Float[Array, "B L D"]) -> Any:
+        return x if self.tap is None else Tapped(x, jnp.zeros((), jnp.int32), jnp.zeros_like(x))
 
 
 LEAVES_OF_BLOCK = len(("attn_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "down"))
@@ -280,15 +330,15 @@ def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]
 
 def unstack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
     """The `llm` parameters in the form that `Execution.layers` "unrolled" reads."""
-    tree = {name: value for name, value in llm.items() if name != "layers"}
-    for i in range(config.depth):
-        block = jax.tree.map(lambda leaf, i=i: leaf[i], llm["layers"])
-        tree[f"layers_{i}"] = fuse_block(block, config)
-    return tree
+    tree = unstacked(llm, "layers", config.depth)
+    return tree | {name: fuse_block(tree[name], config) for name in _blocks(config)}
 
 
 def stack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
     """The inverse of `unstack_layers`: the form of training and of checkpoints."""
-    blocks = [split_block(llm[f"layers_{i}"], config) for i in range(config.depth)]
-    tree = {name: value for name, value in llm.items() if not name.startswith("layers_")}
-    return tree | {"layers": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    blocks = {name: split_block(llm[name], config) for name in _blocks(config)}
+    return stacked({**llm, **blocks}, "layers", config.depth)
+
+
+def _blocks(config: LlamaConfig) -> list[str]:
+    return [f"layers_{i}" for i in range(config.depth)]

@@ -4,13 +4,21 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
-import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.models.attention import attend
-from janus_jax.models.layers import LayerNorm, Linear, fan_in_normal, parameter, precision, project
+from janus_jax.models.layers import (
+    LayerNorm,
+    Linear,
+    fan_in_normal,
+    parameter,
+    precision,
+    project,
+    stacked,
+    unstacked,
+)
 from janus_jax.models.llama import remat_policy
 
 
@@ -128,13 +136,9 @@ class PatchEmbed(nn.Module):
 
 def unstack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
     """The encoder's parameters in the form that `Execution.layers` "unrolled" reads."""
-    tree = {name: value for name, value in params.items() if name != "blocks"}
-    blocks = {f"blocks_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params["blocks"]) for i in range(config.depth)}
-    return tree | blocks
+    return unstacked(params, "blocks", config.depth)
 
 
 def stack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
     """The inverse of `unstack_blocks`: the form of training and of checkpoints."""
-    blocks = [params[f"blocks_{i}"] for i in range(config.depth)]
-    tree = {name: value for name, value in params.items() if not name.startswith("blocks_")}
-    return tree | {"blocks": jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}
+    return stacked(params, "blocks", config.depth)

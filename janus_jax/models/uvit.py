@@ -111,7 +111,8 @@ class GlobalResponseNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.zeros, channels, ("mlp",), e)
         bias = parameter(self, "bias", nn.initializers.zeros, channels, ("mlp",), e)
         energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-        norm = jnp.sqrt(energy)
+        # The root's slope at 0 has no end, and one channel of zeros would make every gradient NaN.
+        norm = jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
         response = norm / (jnp.mean(norm, axis=-1, keepdims=True) + self.eps)
         gain = 1 + scale.astype(jnp.float32) * response
         return (x.astype(jnp.float32) * gain + bias.astype(jnp.float32)).astype(e.dtype)

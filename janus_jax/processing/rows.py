@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
-from janus_jax.config import ModelConfig
+from janus_jax.config import JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json_if_any
 from janus_jax.processing.conversation import (
@@ -76,6 +76,9 @@ class Processor:
       min_side: least length that the short side of an image to understand is scaled to.
       background: grey value, 0..255, around an image to understand that is not square.
       system_prompt: opens conversations about images, unless another is asked for.
+      masks_padding: whether what stands in a dropped condition's place is masked, as JanusFlow's sampler does, or
+        attended to, as Janus' does.
+      latent_shape: height, width and channels of the latents of an image to generate; None where it is ids.
     """
 
     tokenizer: Tokenizer
@@ -87,6 +90,8 @@ class Processor:
     min_side: int = 14
     background: int = int(IMAGE_MEAN * 255)
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
+    masks_padding: bool = False
+    latent_shape: tuple[int, int, int] | None = None
 
     @classmethod
     def from_directory(cls, path: str | Path, config: ModelConfig) -> Self:
@@ -109,6 +114,8 @@ class Processor:
             gen_tokens=config.gen_tokens,
             min_side=_released_min_side(Path(path), config),
             system_prompt=_system_prompt(Path(path)),
+            masks_padding=isinstance(config, JanusFlowConfig),
+            latent_shape=config.latent_shape,
         )
 
     def understanding_row(

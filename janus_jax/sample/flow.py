@@ -123,7 +123,7 @@ def draw_latents(
     made = 0
     while made < drawing.steps:
         count = drawing.steps - made if report is None else min(report_every, drawing.steps - made)
-        latents = _advance(
+        latents = advance(
             model, params, prompted, latents, drawing.guidance_scale, made, count, drawing.steps, drawing.sampler
         )
         made += count
@@ -156,9 +156,7 @@ def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, g
 @functools.partial(jax.jit, static_argnames=("model",))
 def draw_noise(model: JanusFlow, keys: Key[Array, " R"]) -> Float[Array, "R h w C"]:
     """Standard normal latents, one image a key."""
-    g = model.config.gen_encoder
-    shape = (g.latent_size, g.latent_size, g.latent_channels)
-    return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
+    return jax.vmap(lambda key: jax.random.normal(key, model.config.latent_shape))(keys)
 
 
 def velocity(
@@ -183,7 +181,7 @@ def velocity(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("latents",))
-def _advance(
+def advance(
     model: JanusFlow,
     params: Params,
     prompted: Prompted,

@@ -118,7 +118,7 @@ def draw_images(
     last = length + num_tokens - 1
     slots = min(round_up(length + 1, CACHE_STEP), last)
     knobs, strategy = sampling.knobs, sampling.strategy
-    state = _start(model, params, prompts, keys, knobs, guidance_scale, slots, strategy)
+    state = start(model, params, prompts, keys, knobs, guidance_scale, slots, strategy)
     drawn = 1
     if report is not None:
         report(drawn)
@@ -130,7 +130,7 @@ def draw_images(
         steps = min(slots - (length + drawn - 1), num_tokens - drawn)
         if report is not None:
             steps = min(steps, report_every)
-        state = _advance(model, params, state, knobs, guidance_scale, steps, strategy)
+        state = advance(model, params, state, knobs, guidance_scale, steps, strategy)
         drawn += steps
         if report is not None:
             # The device runs behind: a report is worth something only once the ids are there.
@@ -140,7 +140,7 @@ def draw_images(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "strategy"))
-def _start(
+def start(
     model: Backbone,
     params: Params,
     prompts: Batch,
@@ -150,6 +150,7 @@ def _start(
     slots: int,
     strategy: Strategy,
 ) -> Written:
+    """Runs the prompts and draws the first id of each image; the cache has room for `slots` places."""
     hidden, cache = apply(model, params, "prefill", prompts, slots)
     num_prompts, per_prompt = keys.shape
 
@@ -165,7 +166,7 @@ def _start(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "strategy"), donate_argnames=("state",))
-def _advance(
+def advance(
     model: Backbone,
     params: Params,
     state: Written,

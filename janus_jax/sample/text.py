@@ -69,7 +69,7 @@ def write_text(
     slots = round_up(length + 1, CACHE_STEP)
     knobs, strategy = sampling.knobs, sampling.strategy
     stops = jnp.asarray(list(stop_ids), jnp.int32)
-    state = _start(model, params, prompts, keys, knobs, stops, slots, strategy)
+    state = start(model, params, prompts, keys, knobs, stops, slots, strategy)
     ids = new_ids = on_host(state.last)[:, None]
     while True:
         check_drawn(new_ids)
@@ -83,13 +83,13 @@ def write_text(
             slots += CACHE_STEP
             state = _grow(state, slots)
         steps = min(chunk, max_new_tokens - written, slots - (length + written - 1))
-        state, buffer = _advance(model, params, state, knobs, stops, steps, chunk, strategy)
+        state, buffer = advance(model, params, state, knobs, stops, steps, chunk, strategy)
         new_ids = on_host(buffer)[:, : int(state.written) - written]
         ids = np.concatenate([ids, new_ids], axis=1)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "strategy"))
-def _start(
+def start(
     model: Backbone,
     params: Params,
     prompts: Batch,
@@ -99,6 +99,7 @@ def _start(
     slots: int,
     strategy: Strategy,
 ) -> Writing:
+    """Runs the prompts and writes the first id of each row; the cache has room for `slots` places."""
     hidden, cache = apply(model, params, "prefill", prompts, slots)
     cache = cache._replace(layers=jax.tree.map(lambda kv: nn.with_logical_constraint(kv, KV_AXES), cache.layers))
     first = _draw_ids(model, params, hidden[:, -1], keys, 0, knobs, strategy)
@@ -107,7 +108,7 @@ def _start(
 
 
 @functools.partial(jax.jit, static_argnames=("model", "chunk", "strategy"), donate_argnames=("state",))
-def _advance(
+def advance(
     model: Backbone,
     params: Params,
     state: Writing,

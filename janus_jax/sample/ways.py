@@ -15,19 +15,23 @@ WAYS: dict[type[ModelConfig], type[IdDrawing] | type[FlowDrawing]] = {
 }
 
 
+def settings_of(config: ModelConfig) -> tuple[str, ...]:
+    """Names of the settings that a model of that config draws with."""
+    return tuple(setting.name for setting in dataclasses.fields(WAYS[type(config)]))
+
+
 def drawing_of(config: ModelConfig, **settings: Any) -> Drawing:
     """How a model of that config draws, with these settings and its paper's for those that are not given.
 
     Raises:
       JanusError: it has no such setting, or the setting is out of its range, or it lacks its VAE.
     """
-    way = WAYS[type(config)]
-    known = [setting.name for setting in dataclasses.fields(way)]
+    known = settings_of(config)
     if unknown := [name for name in settings if name not in known]:
         raise JanusError(f"{config.name} draws without {unknown[0]}; its settings are {', '.join(known)}.")
-    if isinstance(config, JanusFlowConfig) and config.vae is None:
+    if isinstance(config, JanusFlowConfig) and config.vae is None and not config.in_pixels:
         raise JanusError(
             f"{config.name} has no VAE to make pictures with; put SDXL's into its folder as vae/, or name its folder "
             f"(--vae DIR, load's vae=)."
         )
-    return way(**settings)
+    return WAYS[type(config)](**settings)

@@ -21,7 +21,7 @@ from janus_jax.evaluate.registry import benchmark
 from janus_jax.evaluate.results import check_pictures
 from janus_jax.evaluate.runner import answering
 from janus_jax.models.backbone import Params
-from janus_jax.models.janus import Janus
+from janus_jax.models.family import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
 from janus_jax.sample.shapes import round_up
@@ -77,7 +77,7 @@ class Evaluator:
         """
         config = self._recipe.janus
         execution = Execution(self._recipe.current.precision.compute, layers="scanned")
-        model = Pretrained(config, params, self._processor, Janus(config, execution), mesh)
+        model = Pretrained(config, params, self._processor, make_model(config, execution), mesh)
         rows = round_up(self._recipe.evaluation.batch_size, batch_multiple(mesh))
         for chosen in self._chosen:
             name = chosen.benchmark.name

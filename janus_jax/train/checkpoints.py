@@ -113,15 +113,21 @@ class Restored(Generic[S]):
     Attributes:
       step: how many steps were taken.
       state: in place.
-      data_state: of this process' data iterator, as it was handed to `save`. From a run of another number of
-        processes it is some process' state: the iterator, whose state says so, refuses it.
+      data_states: of all processes' data iterators, in order, as they were handed to `save`.
       config: of the run, its seed included.
     """
 
     step: int
     state: S
-    data_state: dict[str, Any]
+    data_states: Sequence[dict[str, Any]]
     config: dict[str, Any]
+
+    @property
+    def data_state(self) -> dict[str, Any]:
+        """Of this process' data iterator. From a run of another number of processes it is some process' state: the
+        iterator, whose state says so, refuses it.
+        """
+        return self.data_states[jax.process_index() % len(self.data_states)]
 
     def was_made_with(self, config: Mapping[str, Any]) -> bool:
         """Whether the run had this config, as json tells them apart: there tuples come back as lists."""
@@ -255,8 +261,7 @@ class Checkpoints:
                 damaged.append(step)
                 continue
             self._put_aside(damaged)
-            data = content["data"]
-            return Restored(step, state, data[jax.process_index() % len(data)], content["config"])
+            return Restored(step, state, content["data"], content["config"])
         if damaged:
             raise JanusError(
                 f"{self._directory} has no checkpoint that is whole: {', '.join(map(str, sorted(damaged)))} "

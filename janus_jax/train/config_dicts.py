@@ -6,6 +6,8 @@ A tuple of dataclasses becomes a config of numbered ones, so that a flag reaches
 
 import dataclasses
 import enum
+import functools
+import operator
 import types
 import typing
 from collections.abc import Mapping
@@ -80,10 +82,11 @@ _PLAIN = (int, float, str)
 
 
 def _from_plain(kind: Any, value: Any, where: str) -> Any:
-    if _without_none(kind) is not kind:
-        if value is None:
-            return None
-        kind = _without_none(kind)
+    if value is None and type(None) in typing.get_args(kind):
+        return None
+    kind = _without_none(kind)
+    if isinstance(kind, types.UnionType):
+        kind = _dataclass_of(kind, value)
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass(typing.cast(type, kind), value, where)
@@ -128,9 +131,14 @@ def _dataclass(cls: type[T], values: Any, where: str) -> T:
 def _without_none(kind: Any) -> Any:
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         kinds = [one for one in typing.get_args(kind) if one is not type(None)]
-        if len(kinds) == 1:
-            return kinds[0]
+        return functools.reduce(operator.or_, kinds)
     return kind
+
+
+def _dataclass_of(kinds: Any, value: Any) -> Any:
+    """Of several dataclasses the one with most of these fields."""
+    there = set(value) if isinstance(value, Mapping) else set()
+    return max(typing.get_args(kinds), key=lambda kind: len(there & set(_fields(kind))))
 
 
 def _one_of(choices: Any) -> str:

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from janus_jax.batch import NO_IMAGE, NO_PLACE, PADDING_SEGMENT, Batch
-from janus_jax.config import Dtype, JanusConfig
+from janus_jax.config import Dtype, JanusConfig, JanusFlowConfig, ModelConfig
 
 PEAK_FLOPS: tuple[tuple[str, dict[Dtype, float]], ...] = (
     ("NVIDIA H200 NVL", {"bfloat16": 836e12, "float32": 60e12}),
@@ -53,8 +53,8 @@ class Amounts(NamedTuple):
       places: that are no padding.
       pairs: of a place and one that it attends to, itself included.
       und_images: images to understand.
-      gen_images: images to generate, whose ids are embedded and supervised.
-      tokenized_images: those of them whose ids the tokenizer has to make.
+      gen_images: images to generate, whose ids, or latents, are embedded and supervised.
+      tokenized_images: those of them whose ids, or latents, are still to be made.
       text_targets: supervised text places.
     """
 
@@ -70,7 +70,7 @@ class Amounts(NamedTuple):
         return float(sum(amount * cost for amount, cost in zip(self, costs, strict=True)))
 
 
-def amounts(batch: Batch, config: JanusConfig) -> Amounts:
+def amounts(batch: Batch, config: ModelConfig) -> Amounts:
     """What a batch of numpy arrays holds."""
     length = batch.shape[1]
     rows = np.arange(len(batch.tokens))[:, None] * (length + 1)
@@ -81,25 +81,28 @@ def amounts(batch: Batch, config: JanusConfig) -> Amounts:
         pairs=float(np.sum(sizes * (sizes + 1) // 2)),
         und_images=float(np.sum(batch.und_places != NO_IMAGE) / config.und_encoder.num_patches),
         gen_images=float(gen_images),
-        tokenized_images=float(gen_images) if batch.gen_ids is None else 0.0,
+        tokenized_images=float(gen_images) if batch.gen_ids is None and batch.gen_latents is None else 0.0,
         text_targets=0.0 if batch.text_targets is None else float(np.sum(batch.text_targets != NO_PLACE)),
     )
 
 
-def step_costs(config: JanusConfig, trained: Collection[str]) -> Amounts:
+def step_costs(config: ModelConfig, trained: Collection[str]) -> Amounts:
     """Floating-point operations of a step, forward and backward, for one of each.
 
     Args:
       trained: names of the parameters that train. Those that a model of this config has not, such as LoRA's factors,
         let the gradient through and cost nothing by themselves.
     """
-    gen, llm, width = config.gen_encoder, config.llm, config.llm.width
-    ids, heads = gen.num_tokens, llm.head_dim * llm.width
+    llm, width = config.llm, config.llm.width
+    heads = llm.head_dim * llm.width
 
     understanding = _understanding(config, trained)
     generation = _Pass(trained)
-    generation.enter("gen_embed")
-    generation.mlp("gen_adaptor", ids, gen.code_dim, width, width)
+    if isinstance(config, JanusConfig):
+        generation.enter("gen_embed")
+        generation.mlp("gen_adaptor", config.gen_tokens, config.gen_encoder.code_dim, width, width)
+    else:
+        _encoded_latents(generation, config)
 
     place = _Pass(trained, understanding.reached or generation.reached)
     place.enter("llm/embed", "llm/layers")
@@ -120,26 +123,80 @@ def step_costs(config: JanusConfig, trained: Collection[str]) -> Amounts:
     text = _Pass(trained, place.reached)
     text.product("llm/head/weight", 1, llm.vocab_size * width)
     image = _Pass(trained, place.reached)
-    image.mlp("gen_head", ids, width, config.gen_head_width, gen.codebook_size)
+    if isinstance(config, JanusConfig):
+        image.mlp("gen_head", config.gen_tokens, width, config.gen_head_width, config.gen_encoder.codebook_size)
+        making = config.gen_encoder.encode_flops_per_image
+    else:
+        image.reached |= generation.reached  # By the skip.
+        _velocities(image, config)
+        _alignment(image, config, trained)
+        making = 0 if config.vae is None else config.vae.encode_flops(config.gen_image_size)
     return Amounts(
         places=place.flops,
         pairs=pair.flops,
         und_images=understanding.flops,
         gen_images=generation.flops + image.flops,
-        tokenized_images=gen.encode_flops_per_image,
+        tokenized_images=making,
         text_targets=text.flops,
     )
 
 
-def _understanding(config: JanusConfig, trained: Collection[str]) -> "_Pass":
+def _encoded_latents(way: "_Pass", config: JanusFlowConfig) -> None:
+    """Latents, and their time, on their way to the transformer."""
+    gen, width = config.gen_encoder, config.llm.width
+    way.product("gen_encoder/time_embed/fc1/weight", 1, gen.width * width)
+    way.enter("gen_encoder/time_embed/fc1")
+    way.product("gen_encoder/time_embed/fc2/weight", 1, width**2)
+    way.enter("gen_encoder/time_embed/fc2")
+    way.product("gen_encoder/conv_in/kernel", gen.num_tokens, gen.patch_numbers * gen.width)
+    way.enter("gen_encoder/conv_in")
+    for block in range(gen.encoder_depth):
+        way.conv_next(f"gen_encoder/blocks_{block}", config, gen.width)
+    way.product("gen_adaptor/weight", gen.num_tokens, gen.width * width)
+    way.enter("gen_adaptor")
+
+
+def _velocities(way: "_Pass", config: JanusFlowConfig) -> None:
+    """From the transformer to velocities."""
+    gen, width = config.gen_encoder, config.llm.width
+    way.enter("gen_decoder_adaptor/norm")
+    way.product("gen_decoder_adaptor/linear/weight", gen.num_tokens, gen.width * width)
+    way.enter("gen_decoder_adaptor", "gen_decoder/norm_in")
+    for block in range(gen.decoder_depth):
+        way.conv_next(f"gen_decoder/blocks_{block}", config, 2 * gen.width)
+    way.enter("gen_decoder/norm_out")
+    way.product("gen_decoder/head/weight", gen.num_tokens, 2 * gen.width * gen.patch_numbers)
+
+
+def _alignment(way: "_Pass", config: JanusFlowConfig, trained: Collection[str]) -> None:
+    """SigLIP's look at an image to generate, where states are to align with it."""
+    if any(name.startswith("aligner/") for name in trained):
+        way.flops += _seen(config, _Pass(())).flops
+
+
+def _understanding(config: ModelConfig, trained: Collection[str]) -> "_Pass":
     """An image to understand on its way to the transformer."""
-    und, gen, patches, width = config.und_encoder, config.gen_encoder, config.und_encoder.num_patches, config.llm.width
+    patches, width = config.und_encoder.num_patches, config.llm.width
     understanding = _Pass(trained)
+    if isinstance(config, JanusFlowConfig):
+        _seen(config, understanding)
+        understanding.product("und_adaptor/weight", patches, config.und_encoder.width * width)
+        understanding.enter("und_adaptor", "beg_of_und")
+        return understanding
     if config.understands_by == "gen_encoder":
+        gen = config.gen_encoder
         understanding.flops += gen.encode_flops_per_image
         understanding.enter("gen_embed")
         understanding.mlp("gen_adaptor", gen.num_tokens, gen.code_dim, width, width)
         return understanding
+    _seen(config, understanding)
+    understanding.mlp("und_adaptor", patches, config.und_encoder.width, width, width)
+    return understanding
+
+
+def _seen(config: ModelConfig, understanding: "_Pass") -> "_Pass":
+    """An image through SigLIP."""
+    und, patches = config.und_encoder, config.und_encoder.num_patches
     understanding.product("und_encoder/patch_embed/kernel", patches, 3 * und.patch_size**2 * und.width)
     understanding.enter("und_encoder/patch_embed", "und_encoder/pos_embed", "und_encoder/blocks")
     for name, weights in (
@@ -151,7 +208,6 @@ def _understanding(config: JanusConfig, trained: Collection[str]) -> "_Pass":
         understanding.product(f"und_encoder/blocks/{name}/weight", patches, und.depth * weights)
     understanding.attention(patches**2, und.depth * und.width)
     understanding.enter("und_encoder/norm")
-    understanding.mlp("und_adaptor", patches, und.width, width, width)
     return understanding
 
 
@@ -183,6 +239,17 @@ class _Pass:
         for layer, size in (("fc1", inputs * hidden), ("fc2", hidden * outputs)):
             self.product(f"{name}/{layer}/weight", rows, size)
             self.enter(f"{name}/{layer}")
+
+    def conv_next(self, name: str, config: JanusFlowConfig, channels: int) -> None:
+        """A ConvNeXt block over an image's places."""
+        gen, places, hidden = config.gen_encoder, config.gen_tokens, config.gen_encoder.mlp_ratio * channels
+        self.product(f"{name}/depthwise/kernel", places, gen.kernel_size**2 * channels)
+        self.enter(f"{name}/depthwise", f"{name}/norm")
+        self.product(f"{name}/fc1/weight", places, channels * hidden)
+        self.enter(f"{name}/fc1", f"{name}/response_norm")
+        self.product(f"{name}/fc2/weight", places, channels * hidden)
+        self.product(f"{name}/film/weight", 1, config.llm.width * 2 * channels)
+        self.enter(name)
 
     def attention(self, pairs: int, width: int) -> None:
         """Scores and mixing: two products, with an operand each that has no weight."""

@@ -20,14 +20,16 @@ from jaxtyping import Array
 from checkpoints_convert import open_checkpoint
 from checkpoints_convert.sidecars import copy_sidecars
 from checkpoints_convert.tree import leaves
-from janus_jax.config import JanusConfig, ModelConfig
+from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.family import abstract_params, init_params
+from janus_jax.models.family import abstract_model, init_model
 from janus_jax.train.checkpoints import read_config, read_params, saved_steps
 from janus_jax.train.config_dicts import from_config
+from janus_jax.train.flow import ALIGNER
 from janus_jax.train.lora import apart, merge_adapters, new_adapters
 from janus_jax.train.names import unboxed
+from janus_jax.train.objectives import learning_model
 from janus_jax.train.partition import merge, partition
 from janus_jax.train.recipe import Recipe
 from janus_jax.train.state import TrainState, adopted_state
@@ -53,7 +55,7 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
     """
     if recipe.tokenizer:
         return Path(recipe.tokenizer)
-    folders = recipe.current.initialisation.folders
+    folders = recipe.current.initialisation.folders(recipe.janus)
     for folder in (tokenizer_folder(workdir), *(Path(folders[name]) for name in ("model", "llm") if name in folders)):
         if (folder / "tokenizer.json").exists():
             return folder
@@ -76,10 +78,10 @@ def check_initialisation(recipe: Recipe, workdir: str | Path) -> None:
     """
     start = recipe.current.initialisation
     where = f"config.stages.stage_{recipe.stage}.initialisation"
-    start.check(where)
+    start.check(where, recipe.janus)
     if start.source == "stage":
         _check_stage_before(recipe, workdir, where)
-    for field, folder in start.folders.items():
+    for field, folder in start.folders(recipe.janus).items():
         _check_folder(f"{where}.{field}", folder, field, recipe.janus)
 
 
@@ -102,8 +104,10 @@ def initial_state(
         params = read_stage(workdir, recipe.stage - 1, places)
     else:
         params = {}
-        for field, folder in start.folders.items():
+        for field, folder in start.folders(recipe.janus).items():
             parts = places if field == _WHOLE else {field: places[field]}
+            # No folder of a model has what serves training alone.
+            parts = {part: tree for part, tree in parts.items() if part != ALIGNER}
             params |= _folder_params(folder, parts)
         missing = {part: tree for part, tree in places.items() if part not in params}
         params |= _random_params(recipe, missing) if missing else {}
@@ -154,7 +158,7 @@ def _check_stage_before(recipe: Recipe, workdir: str | Path, where: str) -> None
         )
 
 
-def _check_folder(where: str, folder: str, field: str, config: JanusConfig) -> None:
+def _check_folder(where: str, folder: str, field: str, config: ModelConfig) -> None:
     found: Any = open_checkpoint(folder).config
     wanted = config if field == _WHOLE else getattr(config, field)
     if isinstance(found, ModelConfig) and field != _WHOLE:
@@ -208,17 +212,17 @@ def _new_adapters(recipe: Recipe, places: Params) -> Params:
 
 
 def _drawn(recipe: Recipe, key: Array) -> Params:
-    params = abstract_params(recipe.janus)
+    params = abstract_model(learning_model(recipe.janus, recipe.execution, recipe.flow))
     frozen = partition(params, recipe.current.trained)[1]
     return merge(*new_adapters(recipe.current.lora, params, frozen, key))
 
 
 def _random_params(recipe: Recipe, places: Params) -> Params:
     """Freshly made parameters of these parts of the model, each array made in its place."""
-    execution = replace(recipe.execution, param_dtype="float32")
+    model = learning_model(recipe.janus, replace(recipe.execution, param_dtype="float32"), recipe.flow)
 
     def make(key: Array) -> Params:
-        params = unboxed(init_params(recipe.janus, key, execution))
+        params = unboxed(init_model(model, key))
         return {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], places[part]) for part in places}
 
     shardings = jax.tree.map(lambda place: place.sharding, places)

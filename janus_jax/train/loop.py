@@ -22,14 +22,13 @@ from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
 from janus_jax.batch import Batch
-from janus_jax.config import JanusConfig
+from janus_jax.config import ModelConfig
 from janus_jax.data.components import open_records
-from janus_jax.data.stream import Stream, open_stream
+from janus_jax.data.sharing import Shares, open_shares, states_of_shares
 from janus_jax.errors import Preempted
-from janus_jax.models.family import abstract_params
-from janus_jax.models.janus import Janus
 from janus_jax.processing import Processor
-from janus_jax.sharding import check_mesh, make_mesh
+from janus_jax.sharding import make_mesh
+from janus_jax.train.assembly import assemble
 from janus_jax.train.benchmarks import Evaluator
 from janus_jax.train.checkpoints import Checkpoints
 from janus_jax.train.config_dicts import to_json
@@ -42,16 +41,15 @@ from janus_jax.train.initialise import (
     initial_state,
     keep_tokenizer,
 )
-from janus_jax.train.losses import TASKS
-from janus_jax.train.optimizers import make_optimizer, make_schedule
-from janus_jax.train.partition import merge, partition
+from janus_jax.train.optimizers import make_schedule
+from janus_jax.train.partition import merge
 from janus_jax.train.preemption import Preemption
 from janus_jax.train.profile import Profile
 from janus_jax.train.recipe import Recipe
 from janus_jax.train.reports import Reports
 from janus_jax.train.samples import Sampler
 from janus_jax.train.state import TrainState
-from janus_jax.train.step import Step, abstract_train_state, evaluation_step, put_batch, train_step
+from janus_jax.train.step import Step, evaluation_step, put_batch
 
 _log = logging.getLogger(__name__)
 
@@ -77,34 +75,12 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
     evaluator = Evaluator(recipe, processor, folder.parent)
 
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
-    check_mesh(recipe.janus, grid)
-    recipe.cut.check(stage.batch_size, grid)
     mesh = grid if grid.size > 1 else None
-    model = Janus(recipe.janus, recipe.execution)
-    optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_params(model.config), stage.trained)[0])
-    abstract = abstract_train_state(
-        model,
-        stage.trained,
-        optimizer,
-        mesh,
-        frozen_dtype=stage.precision.frozen,
-        ema=stage.ema_decay > 0,
-        lora=stage.lora,
-    )
-    step = train_step(model, optimizer, recipe.cut, abstract, mesh, stage.ema_decay)
+    model, optimizer, abstract, step = assemble(recipe, mesh)
     costs = step_costs(recipe.janus, flatten_dict(abstract.params, sep="/"))
     peak = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     with contextlib.ExitStack() as stack:
-        place = (processor, jax.process_index(), jax.process_count(), resources.data_workers)
-        stream = stack.enter_context(open_stream(recipe.stream, *place))
-        held_out = None
-        if recipe.held_out is not None:
-            held_out = _HeldOut(
-                stack.enter_context(open_stream(recipe.held_out, *place)),
-                evaluation_step(model, recipe.cut, abstract, mesh),
-                recipe.intervals.evaluate_batches,
-            )
         checkpoints = stack.enter_context(Checkpoints(folder, recipe.keep))
         keep_tokenizer(tokenizer, workdir)
 
@@ -113,11 +89,23 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
         # moments: the stage before in the same workdir (its average, where it kept one); or a whole model's folder; or
         # the folders of an LLM, a SigLIP and an image tokenizer, and the seed for what they lack; or the seed alone.
         restored = checkpoints.restore(abstract)
+        # Data are dealt out once: on another number of processes, each holds more or fewer of the same shares.
+        read = states_of_shares([one["stream"] for one in restored.data_states]) if restored else []
+        shares = len(read) or recipe.data_shares or jax.process_count()
+        place = (processor, jax.process_index(), jax.process_count(), shares, resources.data_workers)
+        stream = stack.enter_context(open_shares(recipe.stream, *place))
+        held_out = None
+        if recipe.held_out is not None:
+            held_out = _HeldOut(
+                stack.enter_context(open_shares(recipe.held_out, *place)),
+                evaluation_step(model, recipe.cut, abstract, mesh, recipe.seed),
+                recipe.intervals.evaluate_batches,
+            )
         if restored is None:
             state, done, skipped = initial_state(recipe, workdir, optimizer, abstract), 0, 0
         else:
             state, done, skipped = restored.state, restored.step, restored.data_state["skipped"]
-            stream.set_state(restored.data_state["stream"])
+            stream.set_state(read)
             if not restored.was_made_with(to_json(recipe)):
                 _log.warning("The config is not the one that the checkpoint of step %d was made with.", done)
 
@@ -178,7 +166,7 @@ def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
     return tokenizer, Processor.from_directory(tokenizer, recipe.janus)
 
 
-def _counts(batch: Batch, stream: Stream, config: JanusConfig, costs: Amounts) -> dict[str, float]:
+def _counts(batch: Batch, stream: Shares, config: ModelConfig, costs: Amounts) -> dict[str, float]:
     """Of all processes, reckoned from this one's share."""
     held = amounts(batch, config)
     share = {"tokens": held.places, "samples": sum(map(len, stream.sample_ids)), "flops": held.at(costs)}
@@ -188,18 +176,18 @@ def _counts(batch: Batch, stream: Stream, config: JanusConfig, costs: Amounts) -
 class _HeldOut:
     """The loss over the same few batches, each time."""
 
-    def __init__(self, stream: Stream, step: Step, batches: int) -> None:
+    def __init__(self, stream: Shares, step: Step, batches: int) -> None:
         self._stream, self._step, self._batches = stream, step, batches
-        self._start = stream.get_state()
+        self._start = states_of_shares([stream.get_state()])
 
     def losses(self, state: TrainState, mesh: Mesh | None) -> dict[str, float]:
-        """`held_out/loss`, and `held_out/loss/TASK` of each task that there is."""
+        """`held_out/loss`, and `held_out/loss/TERM` of each term that there is."""
         self._stream.set_state(self._start)
         batches = islice(self._stream, self._batches)
         totals = functools.reduce(operator.add, (self._step(state, put_batch(batch, mesh)) for batch in batches))
         losses = {
-            f"held_out/loss/{task.value}": float(mean)
-            for task, mean, count in zip(TASKS, totals.means, totals.counts, strict=True)
+            f"held_out/loss/{name}": float(mean)
+            for name, mean, count in zip(totals.terms.names, totals.means, totals.counts, strict=True)
             if count
         }
         return {"held_out/loss": float(totals.mean)} | losses

@@ -1,4 +1,4 @@
-"""One cross-entropy over the supervised places, and its share of each task.
+"""The sums that make a batch's loss, and Janus': one cross-entropy over the supervised places.
 
 Janus (arXiv 2410.13848, §3.2): plain cross-entropy and no task weights, so a batch's loss is the mean over all its
 supervised places: text ids, read by the text head, and ids of images to generate, read by the image head. Each head
@@ -8,6 +8,7 @@ not in the backward pass either.
 
 import functools
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.struct
 import jax
@@ -17,42 +18,67 @@ from jax import lax
 from jaxtyping import Array, Bool, Float, Int
 
 from janus_jax.batch import NO_IMAGE, NO_PLACE, Batch
-from janus_jax.models.backbone import Params, apply
+from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 
 LogitsFn = Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]]
 
 TASKS = (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION)
-"""The order of the last axis of `Totals`."""
+"""The order of the terms that every kind of model has."""
+
+
+class Terms(NamedTuple):
+    """The K terms of a loss, and how they make it.
+
+    Attributes:
+      names: of tasks, and of what else is learnt.
+      means: the terms with the same number here are one mean over the places of all of them; the means are added.
+      weights: of each in that sum.
+    """
+
+    names: tuple[str, ...]
+    means: tuple[int, ...]
+    weights: tuple[float, ...]
+
+    def scales(self, counts: Float[Array, " K"]) -> Float[Array, " K"]:
+        """What each term's sum is multiplied by to be its share of the loss."""
+        together = jnp.asarray([[float(one == other) for other in self.means] for one in self.means])
+        return jnp.asarray(self.weights) / jnp.maximum((together * counts).sum(axis=1), 1)
+
+
+JANUS_TERMS = Terms(tuple(task.value for task in TASKS), means=(0, 0, 0), weights=(1.0, 1.0, 1.0))
+"""One mean, whatever the task."""
 
 
 @flax.struct.dataclass
 class Totals:
-    """Sums over supervised places, task by task in the order of `TASKS`.
+    """Sums over supervised places, term by term.
 
     Totals of parts of a batch add up to those of the batch.
 
     Attributes:
-      losses: negative log-likelihoods of the ids, in nats.
+      losses: of Janus, negative log-likelihoods of the ids, in nats.
       counts: supervised places.
+      terms: what they are.
     """
 
     losses: Float[Array, " K"]
     counts: Float[Array, " K"]
+    terms: Terms = flax.struct.field(pytree_node=False, default=JANUS_TERMS)
 
     @property
     def mean(self) -> Float[Array, ""]:
-        """The loss: over all places, whatever their task; 0 where nothing is supervised."""
-        return self.losses.sum() / jnp.maximum(self.counts.sum(), 1)
+        """The loss; 0 where nothing is supervised."""
+        return (self.losses * self.terms.scales(self.counts)).sum()
 
     @property
     def means(self) -> Float[Array, " K"]:
-        """The loss of each task; 0 where it has no place."""
+        """The loss of each term; 0 where it has no place."""
         return self.losses / jnp.maximum(self.counts, 1)
 
     def __add__(self, other: "Totals") -> "Totals":
-        return Totals(self.losses + other.losses, self.counts + other.counts)
+        return Totals(self.losses + other.losses, self.counts + other.counts, self.terms)
 
 
 def supervised_counts(batch: Batch, num_tokens: int) -> Float[Array, " K"]:
@@ -73,13 +99,7 @@ def batch_losses(model: Janus, params: Params, batch: Batch, chunk: int) -> Tota
       chunk: supervised places of a row whose logits are in memory at a time.
     """
     hidden = apply(model, params, "__call__", batch)
-    sums = {task: jnp.zeros((), jnp.float32) for task in TASKS}
-    if batch.text_targets is not None and batch.text_targets.shape[1]:
-        targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
-        read = functools.partial(apply, model, params, "text_logits")
-        losses = cross_entropy(read, hidden, batch.text_targets, targets, chunk)
-        for task, mask in zip((Task.TEXT, Task.UNDERSTANDING), _text_tasks(batch), strict=True):
-            sums[task] = jnp.where(mask, losses, 0).sum()
+    sums = text_sums(model, params, batch, hidden, chunk) | {Task.GENERATION: jnp.zeros((), jnp.float32)}
     if batch.gen_starts is not None and batch.gen_ids is not None and batch.gen_ids.shape[1]:
         there = batch.gen_starts[..., None] != NO_PLACE
         places = jnp.where(there, batch.gen_starts[..., None] + jnp.arange(batch.gen_ids.shape[2]), NO_PLACE)
@@ -89,6 +109,25 @@ def batch_losses(model: Janus, params: Params, batch: Batch, chunk: int) -> Tota
         sums[Task.GENERATION] = jnp.where(places != NO_PLACE, losses, 0).sum()
     counts = supervised_counts(batch, model.config.gen_encoder.num_tokens)
     return Totals(jnp.stack([sums[task] for task in TASKS]), counts)
+
+
+def text_sums(
+    model: Backbone, params: Params, batch: Batch, hidden: Float[Array, "B L D"], chunk: int
+) -> dict[Task, Float[Array, ""]]:
+    """Summed cross-entropies of the text targets, by task.
+
+    Args:
+      hidden: states of every place.
+      chunk: see `batch_losses`.
+    """
+    sums = {task: jnp.zeros((), jnp.float32) for task in (Task.TEXT, Task.UNDERSTANDING)}
+    if batch.text_targets is not None and batch.text_targets.shape[1]:
+        targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
+        read = functools.partial(apply, model, params, "text_logits")
+        losses = cross_entropy(read, hidden, batch.text_targets, targets, chunk)
+        for task, mask in zip(sums, _text_tasks(batch), strict=True):
+            sums[task] = jnp.where(mask, losses, 0).sum()
+    return sums
 
 
 def cross_entropy(

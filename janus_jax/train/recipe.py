@@ -1,6 +1,7 @@
 """A recipe: a model and the stages that train it. All of it is data; the loop does what it says.
 
-Janus (arXiv 2410.13848, §3.2 and §4.1), Janus-Pro (arXiv 2501.17811, §2.2 and §3.1).
+Janus (arXiv 2410.13848, §3.2 and §4.1), Janus-Pro (arXiv 2501.17811, §2.2 and §3.1), JanusFlow (arXiv
+2411.07975, §3.3).
 """
 
 import math
@@ -8,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, RematPolicy, janus_preset
+from janus_jax.config import AttentionKernel, Dtype, Execution, JanusFlowConfig, ModelConfig, RematPolicy, preset
 from janus_jax.data.components import Component
 from janus_jax.data.mixture import Phase
 from janus_jax.data.packing import Budget
@@ -17,6 +18,7 @@ from janus_jax.data.tasks import Supervision
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.train.checkpoints import Keep
+from janus_jax.train.flow import ALIGNER, FlowLearning
 from janus_jax.train.lora import Lora
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.step import Cut
@@ -30,6 +32,26 @@ ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
 ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
 """What stage III trains."""
 
+LINEAR_LAYERS_AND_FLOW = (
+    "und_adaptor/*",
+    "beg_of_und/*",
+    "gen_encoder/*",
+    "gen_adaptor/*",
+    "gen_decoder_adaptor/*",
+    "gen_decoder/*",
+    f"{ALIGNER}/*",
+)
+"""What stage I of JanusFlow trains (arXiv 2411.07975, §3.3): its linear layers, generation encoder and decoder.
+
+That the embedding before an image to understand is part of it is inferred: nothing has trained it before.
+"""
+
+FLOW_ALL_BUT_ENCODER = (*LINEAR_LAYERS_AND_FLOW, "llm/*")
+"""What its stage II trains: all but SigLIP and the VAE."""
+
+FLOW_ALL_BUT_VAE = (*FLOW_ALL_BUT_ENCODER, "und_encoder/*")
+"""What its stage III trains."""
+
 
 RANDOM = "random"
 """In place of the folder of a part that nothing is to be read for."""
@@ -40,11 +62,11 @@ class Initialisation:
     """Where parameters come from when a stage begins that has no checkpoint of its own yet.
 
     Attributes:
-      source: "parts", the folders of an LLM, a SigLIP and an image tokenizer, with all else drawn at random; "stage",
-        the stage before, in the same workdir; "model", the folder of a whole model; "random", nowhere.
+      source: "parts", the folders of an LLM, a SigLIP and an image tokenizer or VAE, with all else drawn at random;
+        "stage", the stage before, in the same workdir; "model", the folder of a whole model; "random", nowhere.
       model: the folder of "model", in any layout that `janus_jax.load` reads.
-      llm, und_encoder, gen_encoder: the folders of "parts", in any layout that `checkpoints_convert` reads; RANDOM for
-        a part to draw from the seed.
+      llm, und_encoder, gen_encoder, vae: the folders of "parts", in any layout that `checkpoints_convert` reads; RANDOM
+        for a part to draw from the seed. A Janus has no `vae`, a JanusFlow no `gen_encoder`.
       ids_from_codebook: of "parts": whether ids of images to generate begin with the tokenizer's codes as embeddings
         and in the image head, rather than with random numbers.
     """
@@ -54,23 +76,23 @@ class Initialisation:
     llm: str = ""
     und_encoder: str = ""
     gen_encoder: str = ""
+    vae: str = ""
     ids_from_codebook: bool = False
 
-    @property
-    def folders(self) -> Mapping[str, str]:
-        """The folders that `source` reads, by the names of their fields."""
-        names = {"parts": ("llm", "und_encoder", "gen_encoder"), "model": ("model",)}.get(self.source, ())
+    def folders(self, config: ModelConfig) -> Mapping[str, str]:
+        """The folders that `source` reads for this model, by the names of their fields."""
+        names = {"parts": config.pretrained_parts, "model": ("model",)}.get(self.source, ())
         return {name: folder for name in names if (folder := getattr(self, name)) != RANDOM}
 
-    def check(self, where: str) -> None:
+    def check(self, where: str, config: ModelConfig) -> None:
         """Refuses a source whose folders are not named, or a codebook that is in none.
 
         Raises:
           JanusError: the sentence names the field.
         """
-        if self.ids_from_codebook and "gen_encoder" not in self.folders:
+        if self.ids_from_codebook and "gen_encoder" not in self.folders(config):
             raise JanusError(f"{where}.ids_from_codebook needs {where}.gen_encoder, the folder of an image tokenizer.")
-        for name, folder in self.folders.items():
+        for name, folder in self.folders(config).items():
             if not folder:
                 raise JanusError(
                     f"{where}.{name} is empty; name the folder of the checkpoint to start from, or {RANDOM}."
@@ -84,7 +106,7 @@ class Precision:
     Attributes:
       compute: activations and matrix products.
       frozen: what does not train.
-      tokenizer: the computation of image ids that did not come with the data.
+      tokenizer: the computation of image ids, or of latents, that did not come with the data.
     """
 
     compute: Dtype = "bfloat16"
@@ -171,7 +193,8 @@ class Samples:
       questions: pairs of an image's file and a question about it; "" in place of the file for a question about none.
         What is answered is the likeliest.
       prompts: of images, one each.
-      guidance_scale, temperature: of the images (`Pretrained.generate`).
+      guidance_scale, temperature, steps: of the images (`Pretrained.generate`), where the model has them: a Janus draws
+        without steps, a JanusFlow without a temperature.
       max_new_tokens: of an answer.
       seed: of the images.
     """
@@ -180,6 +203,7 @@ class Samples:
     prompts: tuple[str, ...] = ()
     guidance_scale: float = 5.0
     temperature: float = 1.0
+    steps: int = 30
     max_new_tokens: int = 64
     seed: int = 0
 
@@ -193,6 +217,8 @@ class Samples:
             raise JanusError(f"config.samples.guidance_scale is {self.guidance_scale}; it must be from 0 to 1e6.")
         if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
             raise JanusError(f"config.samples.temperature is {self.temperature}; it must be 0 or from 1e-6 to 1e6.")
+        if self.steps < 1:
+            raise JanusError(f"config.samples.steps is {self.steps}; it must be 1 or more.")
         if self.max_new_tokens < 1:
             raise JanusError(f"config.samples.max_new_tokens is {self.max_new_tokens}; it must be 1 or more.")
         if not 0 <= self.seed < 2**32:
@@ -288,13 +314,17 @@ class Recipe:
       stage: which of the stages to run, counted from 1.
       stages: the stages, in order.
       sources: the data, by the names that the stages' phases use.
-      known_ids: whether images to generate come as ids, prepared with `launch.prepare --tokenizer`.
+      known_ids: whether images to generate come as ids, or a JanusFlow's as latents, prepared with `launch.prepare
+        --tokenizer`.
       tokenizer: folder of `tokenizer.json`; "" for the one that the run has already, or that lies with the model or
         the LLM that it starts from.
       seed: of parameters and data.
+      data_shares: that the data are dealt into when a stage begins; a run may go on with any number of processes that
+        divides them. 0 for as many as it begins with.
       max_skipped: steps of a stage that may be left out because their gradient is not finite; one more ends the run.
       intervals, samples, evaluation, keep, resources: see there.
       architecture: a model's own numbers.
+      flow: how a JanusFlow learns its flow; None for its paper's way.
     """
 
     model: str
@@ -304,19 +334,22 @@ class Recipe:
     known_ids: bool = False
     tokenizer: str = ""
     seed: int = 0
+    data_shares: int = 0
     max_skipped: int = 0
     intervals: Intervals = field(default_factory=Intervals)
     samples: Samples = field(default_factory=Samples)
     evaluation: Evaluation = field(default_factory=Evaluation)
     keep: Keep = field(default_factory=Keep)
     resources: Resources = field(default_factory=Resources)
-    architecture: JanusConfig | None = None
+    architecture: ModelConfig | None = None
+    flow: FlowLearning | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.stage <= len(self.stages):
             raise JanusError(f"config.stage is {self.stage}; the recipe has stages 1 to {len(self.stages)}.")
-        if self.max_skipped < 0:
-            raise JanusError(f"config.max_skipped is {self.max_skipped}; it must be 0 or more.")
+        for name in ("data_shares", "max_skipped"):
+            if getattr(self, name) < 0:
+                raise JanusError(f"config.{name} is {getattr(self, name)}; it must be 0 or more.")
 
     @property
     def current(self) -> Stage:
@@ -324,13 +357,13 @@ class Recipe:
         return self.stages[self.stage - 1]
 
     @property
-    def janus(self) -> JanusConfig:
+    def janus(self) -> ModelConfig:
         """The model's numbers.
 
         Raises:
           JanusError: there is no preset of that name.
         """
-        return self.architecture or janus_preset(self.model)
+        return self.architecture or preset(self.model)
 
     @property
     def execution(self) -> Execution:
@@ -354,6 +387,10 @@ class Recipe:
           JanusError: a source that is needed is unknown or has no folder.
         """
         stage = self.current
+        if self.known_ids and isinstance(self.janus, JanusFlowConfig) and self.janus.vae is None:
+            raise JanusError(
+                "config.known_ids is True, but images of a model without a VAE are pixels; set it to False."
+            )
         used = sorted({name for phase in stage.phases for name, weight in phase.weights.items() if weight})
         for name in used:
             if name not in self.sources:

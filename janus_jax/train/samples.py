@@ -20,7 +20,7 @@ from PIL.PngImagePlugin import PngInfo
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.janus import Janus
+from janus_jax.models.family import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, Row
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
@@ -51,11 +51,11 @@ class Sampler:
         self._config, self._limit = recipe.janus, recipe.janus.llm.max_positions
         # Kernels for long training rows would not take prompts of any length.
         execution = Execution(recipe.current.precision.compute, layers="scanned")
-        self._model = Janus(self._config, execution)
+        self._model = make_model(self._config, execution)
         self._rows = [self._question_row(number, *pair) for number, pair in enumerate(self._samples.questions, 1)]
         for number, prompt in enumerate(self._samples.prompts, 1):
             row = processor.generation_prompt(prompt)
-            self._check_length(f"prompts, number {number},", row, self._config.gen_encoder.num_tokens)
+            self._check_length(f"prompts, number {number},", row, self._config.gen_tokens)
 
     def tell(self, step: int, params: Params, mesh: Mesh | None, reports: Reports) -> None:
         """Makes the samples; every process takes part. Parameters that give no numbers give a message.
@@ -107,7 +107,9 @@ class Sampler:
 
     def _draw(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
-        drawn = model.generate(s.prompts, 1, s.seed, guidance_scale=s.guidance_scale, temperature=s.temperature)
+        known = model.drawing_settings
+        settings = {name: getattr(s, name) for name in ("guidance_scale", "temperature", "steps") if name in known}
+        drawn = model.generate(s.prompts, 1, s.seed, **settings)
         return [picture for (picture,) in drawn]
 
     def _write(self, folder: Path, answers: Sequence[str], pictures: Sequence[Image.Image]) -> None:

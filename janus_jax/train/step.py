@@ -1,12 +1,12 @@
 """The training step: a state and a batch in, the next state and what to report out.
 
-In order: the image ids that did not come with the data, the loss, its gradient for the trained part alone, summed over
-microbatches, one optimizer update. All of it is one compiled function over the whole mesh.
+In order: what did not come with the data (image ids; latents, times and noise), the loss, its gradient for the trained
+part alone, summed over microbatches, one optimizer update. All of it is one compiled function over the whole mesh.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import flax.linen as nn
 import jax
@@ -14,21 +14,22 @@ import jax.numpy as jnp
 import optax
 from jax import lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Int, Key
 
 from janus_jax.batch import Batch
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Params, apply
-from janus_jax.models.family import abstract_params, init_params
-from janus_jax.models.janus import Janus
+from janus_jax.models.backbone import Backbone, Params
+from janus_jax.models.family import abstract_model, init_model
 from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
 from janus_jax.train.lora import NO_LORA, Lora, new_adapters
-from janus_jax.train.losses import TASKS, Totals, batch_losses, supervised_counts
+from janus_jax.train.losses import Totals
+from janus_jax.train.objectives import Draws, objective_of
 from janus_jax.train.partition import merge, partition
 from janus_jax.train.state import TrainState, abstract_state, born_state, new_state
 
 Metrics = dict[str, Float[Array, ""]]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,7 @@ class Cut:
     Attributes:
       microbatches: parts of the batch's rows whose gradients are taken one after the other.
       logits_chunk: supervised places of a row whose logits are in memory at a time.
-      tokenizer_dtype: in which the tokenizer makes image ids that did not come with the data.
+      tokenizer_dtype: in which image ids, or latents, are made that did not come with the data.
     """
 
     microbatches: int = 1
@@ -82,7 +83,7 @@ class Step:
 
 
 def abstract_train_state(
-    model: Janus,
+    model: Backbone,
     trained: Sequence[str],
     optimizer: optax.GradientTransformation,
     mesh: Mesh | None,
@@ -102,20 +103,25 @@ def abstract_train_state(
       JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches; see also `new_adapters`.
     """
 
+    untrained = objective_of(model).untrained
+
     def make(params: Params) -> TrainState:
         params, frozen = _split(params, trained, lora, jax.random.key(0))
-        if "gen_encoder" in params:
+        if untrained in params:
             raise JanusError(
-                "The trained parts hold some of gen_encoder, the image tokenizer, which no gradient of these losses "
-                "reaches; train it with launch.train_tokenizer."
+                f"The trained parts hold some of {untrained}, {_UNTRAINED[untrained]}, which no gradient of these "
+                f"losses reaches; leave it out."
             )
         return new_state(params, frozen, optimizer, frozen_dtype=frozen_dtype, ema=ema)
 
-    return abstract_state(make, mesh, abstract_params(model.config, model.execution))
+    return abstract_state(make, mesh, abstract_model(model))
+
+
+_UNTRAINED = {"gen_encoder": "the image tokenizer (launch.train_tokenizer trains it)", "vae": "the VAE"}
 
 
 def random_train_state(
-    model: Janus,
+    model: Backbone,
     trained: Sequence[str],
     optimizer: optax.GradientTransformation,
     abstract: TrainState,
@@ -129,7 +135,7 @@ def random_train_state(
     """
 
     def make(key: Key[Array, ""]) -> TrainState:
-        params, frozen = _split(init_params(model.config, key, model.execution), trained, lora, key)
+        params, frozen = _split(init_model(model, key), trained, lora, key)
         dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(abstract.frozen)]
         return new_state(params, frozen, optimizer, frozen_dtype=dtypes[0], ema=abstract.ema is not None)
 
@@ -144,27 +150,30 @@ def _split(params: Params, trained: Sequence[str], lora: Lora, key: Key[Array, "
 
 
 def train_step(
-    model: Janus,
+    model: Backbone,
     optimizer: optax.GradientTransformation,
     cut: Cut,
     abstract: TrainState,
     mesh: Mesh | None,
     ema_decay: float = 0.0,
+    seed: int = 0,
 ) -> Step:
     """The step `(state, batch) -> (state, metrics)`. It takes the state for its own: the old one's arrays are gone.
 
-    Metrics: `loss` over all supervised places, `loss/TASK` and `places/TASK` by task, `grad_norm` before the clip,
-    and `finite`. Where the gradient is not finite, `finite` is 0 and the state is as it was, but for `step`.
+    Metrics: `loss`, `loss/TERM` and `places/TERM` by term (tasks, and of a flow the alignment), `grad_norm` before the
+    clip, and `finite`. Where the gradient is not finite, `finite` is 0 and the state is as it was, but for `step`.
 
     Args:
       abstract: shapes and shardings of the state (`state.abstract_state`).
       mesh: that the state lies on; None for one device.
       ema_decay: see `TrainState.apply_gradients`.
+      seed: of what is drawn in a step, such as a flow's noise: with the step and a row's place it says all.
     """
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        grads, totals = gradients(model, cut, state.params, state.frozen, batch)
+        key = jax.random.fold_in(jax.random.key(seed), state.step)
+        grads, totals = gradients(model, cut, state.params, state.frozen, batch, key)
         if mesh is not None:
             grads = lax.with_sharding_constraint(grads, state_shardings.params)
         grad_norm = optax.tree.norm(grads)
@@ -175,13 +184,19 @@ def train_step(
     return Step(_compiled(step, state_shardings, mesh, (state_shardings, _everywhere(mesh)), donated=True), mesh)
 
 
-def evaluation_step(model: Janus, cut: Cut, abstract: TrainState, mesh: Mesh | None) -> Step:
-    """The step `(state, batch) -> Totals`, which add up over batches; the state stays."""
+def evaluation_step(model: Backbone, cut: Cut, abstract: TrainState, mesh: Mesh | None, seed: int = 0) -> Step:
+    """The step `(state, batch) -> Totals`, which add up over batches; the state stays.
+
+    What is drawn is drawn from the seed alone, so that losses of two steps can be compared.
+    """
+    objective = objective_of(model)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
     def step(state: TrainState, batch: Batch) -> Totals:
         params = merge(state.params, state.frozen)
-        return batch_losses(model, params, with_image_ids(model, params, batch, cut), cut.logits_chunk)
+        draws = Draws(jax.random.key(seed), jnp.arange(batch.shape[0]))
+        task = objective.set_out(model, params, batch, draws, cut.tokenizer_dtype)
+        return objective.losses(model, params, task, cut.logits_chunk)
 
     return Step(_compiled(step, state_shardings, mesh, _everywhere(mesh), donated=False), mesh)
 
@@ -194,49 +209,52 @@ def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
     return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
 
 
-def gradients(model: Janus, cut: Cut, trained: Params, frozen: Params, batch: Batch) -> tuple[Params, Totals]:
+def gradients(
+    model: Backbone, cut: Cut, trained: Params, frozen: Params, batch: Batch, key: Key[Array, ""] | None = None
+) -> tuple[Params, Totals]:
     """The gradient of the batch's loss for the trained part, and the loss's sums.
 
-    The loss is the mean over the supervised places of the whole batch, on however many devices and in however many
+    The loss is of means over the supervised places of the whole batch, on however many devices and in however many
     microbatches it is computed.
+
+    Args:
+      key: of what is drawn; that of seed 0 where None.
     """
+    objective, key = objective_of(model), jax.random.key(0) if key is None else key
+    terms = objective.terms(model)
     # Known before the model runs, so that the parts' gradients only have to be added.
-    places = jnp.maximum(supervised_counts(batch, model.config.gen_encoder.num_tokens).sum(), 1)
+    scales = terms.scales(objective.counts(model, batch))
 
-    def loss(trained: Params, part: Batch) -> tuple[Float[Array, ""], Totals]:
-        totals = batch_losses(model, merge(trained, frozen), part, cut.logits_chunk)
-        return totals.losses.sum() / places, totals
+    def loss(trained: Params, task: Any) -> tuple[Float[Array, ""], Totals]:
+        totals = objective.losses(model, merge(trained, frozen), task, cut.logits_chunk)
+        return (totals.losses * scales).sum(), totals
 
-    def of_part(part: Batch) -> tuple[Params, Totals]:
-        return jax.grad(loss, has_aux=True)(trained, with_image_ids(model, frozen, part, cut))
+    def of_part(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, Totals]:
+        # Outside the gradient: what is learnt from is no way to learn.
+        task = objective.set_out(model, merge(trained, frozen), part, Draws(key, rows), cut.tokenizer_dtype)
+        return jax.grad(loss, has_aux=True)(trained, task)
 
+    rows = jnp.arange(batch.shape[0])
     if cut.microbatches == 1:
-        return of_part(batch)
+        return of_part(batch, rows)
 
-    def add(sums: tuple[Params, Totals], part: Batch) -> tuple[tuple[Params, Totals], None]:
-        return jax.tree.map(jnp.add, sums, of_part(part)), None
+    def add(sums: tuple[Params, Totals], part: tuple[Batch, Int[Array, " B"]]) -> tuple[tuple[Params, Totals], None]:
+        return jax.tree.map(jnp.add, sums, of_part(*part)), None
 
-    nothing = jnp.zeros(len(TASKS), jnp.float32)
-    sums, _ = lax.scan(add, (jax.tree.map(jnp.zeros_like, trained), Totals(nothing, nothing)), _parts(batch, cut))
+    nothing = jnp.zeros(len(terms.names), jnp.float32)
+    start = jax.tree.map(jnp.zeros_like, trained), Totals(nothing, nothing, terms)
+    sums, _ = lax.scan(add, start, _parts((batch, rows), cut))
     return sums
 
 
-def with_image_ids(model: Janus, params: Params, batch: Batch, cut: Cut) -> Batch:
-    """The batch with the ids of its images to generate: those it came with, or the tokenizer's."""
-    if batch.gen_ids is not None or not batch.gen_images.shape[1]:
-        return batch
-    tokenizer = Janus(model.config, replace(model.execution, dtype=cut.tokenizer_dtype))
-    return batch._replace(gen_ids=apply(tokenizer, params, "generation_ids", batch))
-
-
-def _parts(batch: Batch, cut: Cut) -> Batch:
-    """The batch's rows dealt out to microbatches in turn, so that each has an equal share of every device's rows."""
+def _parts(rows: T, cut: Cut) -> T:
+    """A tree of rows dealt out to microbatches in turn, so that each has an equal share of every device's rows."""
 
     def deal(x: Array) -> Array:
         x = x.reshape(len(x) // cut.microbatches, cut.microbatches, *x.shape[1:]).swapaxes(0, 1)
         return nn.with_logical_constraint(x, (None, "batch", *(None,) * (x.ndim - 2)))
 
-    return jax.tree.map(deal, batch)
+    return jax.tree.map(deal, rows)
 
 
 def _chosen(finite: Array, after: TrainState, before: TrainState) -> TrainState:
@@ -247,8 +265,8 @@ def _chosen(finite: Array, after: TrainState, before: TrainState) -> TrainState:
 
 
 def _metrics(totals: Totals) -> Metrics:
-    losses = {f"loss/{task.value}": loss for task, loss in zip(TASKS, totals.means, strict=True)}
-    places = {f"places/{task.value}": count for task, count in zip(TASKS, totals.counts, strict=True)}
+    losses = {f"loss/{name}": loss for name, loss in zip(totals.terms.names, totals.means, strict=True)}
+    places = {f"places/{name}": count for name, count in zip(totals.terms.names, totals.counts, strict=True)}
     return {"loss": totals.mean} | losses | places
 
 

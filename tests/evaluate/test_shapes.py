@@ -20,6 +20,8 @@ SEED = understanding.SEED
 class Oracle:
     """Answers and draws what is right, or always the same."""
 
+    drawing_settings = ("guidance_scale", "temperature")
+
     def __init__(self, knows=True):
         self.knows = knows
         self.batches = 0

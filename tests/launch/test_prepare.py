@@ -1,3 +1,5 @@
+import dataclasses
+import math
 import subprocess
 import sys
 
@@ -5,9 +7,13 @@ import jax
 import numpy as np
 import pytest
 
+from checkpoints_convert import save_converted
 from janus_jax import load
+from janus_jax.errors import JanusError
 from janus_jax.models.backbone import to_pixels
 from janus_jax.processing import open_image, prepare_generation
+from launch.preparing import read_tokenizer
+from tests import tiny
 from tests.data.samples import images, json_lines, read_back, table
 from tests.launch.conftest import environment, run
 
@@ -69,6 +75,23 @@ def test_image_ids_with_a_converted_checkpoint(desk, checkpoint):
     assert done.returncode == 0, done.stderr
     records = read_back(desk / "out")
     np.testing.assert_array_equal([record.image_ids for record in records], expected_ids(checkpoint, records))
+
+
+def test_latents_with_a_janusflow(desk):
+    save_converted(desk / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
+    done = run("launch.prepare", *USUAL, f"--tokenizer={desk / 'flow'}", cwd=desk)
+    assert done.returncode == 0, done.stderr
+    records = read_back(desk / "out")
+    assert [len(record.image_latents) for record in records] == [math.prod(tiny.FLOW.gen_encoder.latent_shape)] * 4
+    assert [len(record.image_ids) for record in records] == [0] * 4
+
+
+def test_a_janusflow_without_its_vae_makes_no_latents(tmp_path):
+    config = dataclasses.replace(tiny.FLOW, vae=None)
+    params = {part: tree for part, tree in tiny.stacked_params(tiny.FLOW).items() if part != "vae"}
+    save_converted(tmp_path / "flow", params, config)
+    with pytest.raises(JanusError, match="a JanusFlow without its VAE; give the folder of the VAE"):
+        read_tokenizer(tmp_path / "flow")
 
 
 def cluster(desk, port, *arguments):

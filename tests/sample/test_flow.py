@@ -136,9 +136,9 @@ def test_reports_add_up_and_change_nothing():
 
 def test_other_numbers_compile_nothing():
     draw(PROMPTS[:1], length=64)
-    sizes = flow.prefill._cache_size(), flow._advance._cache_size()
+    sizes = flow.prefill._cache_size(), flow.advance._cache_size()
     draw(["Ink"], drawing=FlowDrawing(3.5, 2), seed=5, length=64)
-    assert (flow.prefill._cache_size(), flow._advance._cache_size()) == sizes
+    assert (flow.prefill._cache_size(), flow.advance._cache_size()) == sizes
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,8 @@ def test_padding_a_prompt_changes_nothing():
 
 def test_a_prompt_is_run_once_however_many_images_it_draws(monkeypatch):
     starts = []
-    start = images._start
-    monkeypatch.setattr(images, "_start", lambda *args: starts.append(args[2].shape) or start(*args))
+    start = images.start
+    monkeypatch.setattr(images, "start", lambda *args: starts.append(args[2].shape) or start(*args))
     drawn = draw(PROMPTS[:1], per_prompt=4)
     assert [rows for rows, _ in starts] == [2]
     assert len({tuple(ids) for ids in drawn.tolist()}) == 4
@@ -116,9 +116,9 @@ def test_reports_add_up_and_change_nothing():
 
 def test_another_prompt_and_other_numbers_compile_nothing(monkeypatch):
     draw(["A red boat on a lake"], length=64)
-    sizes = images._start._cache_size(), images._advance._cache_size()
+    sizes = images.start._cache_size(), images.advance._cache_size()
     draw(["Ink"], sampling=Sampling(0.7), scale=3.0, seed=5, length=64)
-    assert (images._start._cache_size(), images._advance._cache_size()) == sizes
+    assert (images.start._cache_size(), images.advance._cache_size()) == sizes
 
 
 @pytest.mark.parametrize("sampling", [Sampling(1.0, top_k=1), Sampling(1.0, top_p=1e-6)])

@@ -111,6 +111,6 @@ def test_sampling_depends_on_the_rows_key_alone():
 
 def test_another_prompt_compiles_nothing():
     write(ROWS[1:2], length=192)
-    sizes = text._start._cache_size(), text._advance._cache_size()
+    sizes = text.start._cache_size(), text.advance._cache_size()
     write([("Two birds",)], length=192, count=7)
-    assert (text._start._cache_size(), text._advance._cache_size()) == sizes
+    assert (text.start._cache_size(), text.advance._cache_size()) == sizes

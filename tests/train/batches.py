@@ -1,4 +1,4 @@
-"""Training batches of the tiny model, one or several samples a row."""
+"""Training batches of the tiny models, one or several samples a row."""
 
 import numpy as np
 
@@ -7,6 +7,7 @@ from janus_jax.data.tasks import Supervision, text_targets
 from tests import tiny
 
 BUDGET = Budget(places=128, und_images=2, gen_images=2, text_targets=96)
+FLOW_BUDGET = Budget(places=224, und_images=1, gen_images=2, text_targets=96)
 QUESTION = [
     {"role": "user", "content": "<image_placeholder>\nWhat is in the picture?"},
     {"role": "assistant", "content": "A small red boat."},
@@ -18,16 +19,16 @@ def sample(row, supervision=Supervision.TEXT):
     return Sample("test", row, text_targets(row, supervision), drawn.astype(np.int32))
 
 
-def text(seed=0):
-    return sample(tiny.processor().text_row(tiny.CORPUS[seed % 3]))
+def text(seed=0, config=tiny.CONFIG):
+    return sample(tiny.processor(config).text_row(tiny.CORPUS[seed % 3]))
 
 
-def understanding(seed=0):
-    return sample(tiny.processor().understanding_row(QUESTION, [tiny.picture(seed)], system_prompt=""))
+def understanding(seed=0, config=tiny.CONFIG):
+    return sample(tiny.processor(config).understanding_row(QUESTION, [tiny.picture(seed)], system_prompt=""))
 
 
-def generation(seed=0):
-    return sample(tiny.processor().generation_row("Two birds.", tiny.picture(seed)))
+def generation(seed=0, config=tiny.CONFIG):
+    return sample(tiny.processor(config).generation_row("Two birds.", tiny.picture(seed)))
 
 
 def batch(rows, budget=BUDGET, seed=0):
@@ -38,15 +39,21 @@ def batch(rows, budget=BUDGET, seed=0):
     return laid._replace(gen_ids=ids, gen_images=laid.gen_images[:, :0])
 
 
-def mixed(rows=8):
+def flow_batch(rows, budget=FLOW_BUDGET):
+    """Rows of samples of the tiny JanusFlow."""
+    return lay(rows, budget, tiny.processor(tiny.FLOW))
+
+
+def mixed(rows=8, kind="janus"):
     """Rows of different tasks and numbers of supervised places; the last holds nothing."""
+    config, lay_out = (tiny.CONFIG, batch) if kind == "janus" else (tiny.FLOW, flow_batch)
     kinds = [
-        [understanding(1), generation(2)],
-        [text(0), text(1), text(2)],
-        [generation(3)],
-        [understanding(4), text(5)],
-        [generation(6), understanding(7)],
-        [understanding(8)],
-        [text(9)],
+        [understanding(1, config), generation(2, config)],
+        [text(0, config), text(1, config), text(2, config)],
+        [generation(3, config)],
+        [understanding(4, config), text(5, config)],
+        [generation(6, config), understanding(7, config)],
+        [understanding(8, config)],
+        [text(9, config)],
     ]
-    return batch([*[kinds[i % 7] for i in range(rows - 1)], []])
+    return lay_out([*[kinds[i % 7] for i in range(rows - 1)], []])

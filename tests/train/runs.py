@@ -1,4 +1,4 @@
-"""A recipe for the tiny model that runs in seconds, data for it, and one finished run."""
+"""A recipe for each tiny model that runs in seconds, data for it, and one finished run."""
 
 import functools
 import tempfile
@@ -18,6 +18,8 @@ from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.recipe import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
+    FLOW_ALL_BUT_ENCODER,
+    LINEAR_LAYERS_AND_FLOW,
     Initialisation,
     Intervals,
     Precision,
@@ -28,8 +30,10 @@ from janus_jax.train.recipe import (
 )
 from tests import tiny
 from tests.data import prepared
+from tests.train import stages
 
 MODEL = tiny.CONFIG
+CONFIGS = stages.CONFIGS
 STEPS = 4
 STAGE = Stage(
     trained=ADAPTORS_AND_HEAD,
@@ -43,19 +47,25 @@ STAGE = Stage(
 )
 
 
-def get_config():
-    """The recipe, as flags see it."""
+TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYERS_AND_FLOW, FLOW_ALL_BUT_ENCODER)}
+
+
+def get_config(kind="janus"):
+    """The recipe, as flags see it; `runs.py:flow` is that of a JanusFlow, which keeps an average."""
     sources = {"understanding": Source(task=Task.UNDERSTANDING), "generation": Source(task=Task.GENERATION)}
-    second = replace(STAGE, trained=ALL_BUT_ENCODERS, initialisation=Initialisation("stage"))
+    first, second = (replace(STAGE, trained=trained) for trained in TRAINED[kind])
+    if kind == "flow":
+        first, second = (replace(stage, ema_decay=0.9) for stage in (first, second))
     return to_config(
         Recipe(
             "tiny",
-            (STAGE, second),
+            (first, replace(second, initialisation=Initialisation("stage"))),
             sources,
             resources=Resources(remat="none", data_workers=0),
             intervals=Intervals(report=1, evaluate=2, save=2, evaluate_batches=1),
-            known_ids=True,
-            architecture=MODEL,
+            known_ids=kind == "janus",
+            architecture=CONFIGS[kind],
+            flow=stages.LEARNING if kind == "flow" else None,
         )
     )
 
@@ -86,14 +96,14 @@ def flags():
     )
 
 
-def recipe(stage=1, **fields):
+def recipe(stage=1, kind="janus", **fields):
     """The recipe with its data, from a model's folder, and other fields of the stage that is run."""
-    whole = from_config(Recipe, get_config())
+    whole = from_config(Recipe, get_config(kind))
     sources = {name: replace(source, directory=str(data() / name)) for name, source in whole.sources.items()}
-    first = replace(STAGE, initialisation=Initialisation("model", model=str(models() / "model")))
-    stages = [first, whole.stages[1]]
-    stages[stage - 1] = replace(stages[stage - 1], **fields)
-    return replace(whole, sources=sources, stages=tuple(stages), stage=stage, tokenizer=str(data() / "tokenizer"))
+    folder = models() / ("model" if kind == "janus" else kind)
+    all_stages = [replace(whole.stages[0], initialisation=Initialisation("model", model=str(folder))), whole.stages[1]]
+    all_stages[stage - 1] = replace(all_stages[stage - 1], **fields)
+    return replace(whole, sources=sources, stages=tuple(all_stages), stage=stage, tokenizer=str(data() / "tokenizer"))
 
 
 def held_out(recipe):
@@ -104,11 +114,12 @@ def held_out(recipe):
 
 @functools.cache
 def models():
-    """A folder with the parameters of `tests.tiny`: `model`, its parts by their names, and `spoiled`, with a NaN."""
+    """A folder with the parameters of `tests.tiny`: `model`, `flow`, `model`'s parts, and `spoiled`, with a NaN."""
     folder, tree = _kept_folder(), tiny.stacked_params()
     save_converted(folder / "model", tree, MODEL)
     for part in ("llm", "und_encoder", "gen_encoder"):
         save_converted(folder / part, {part: tree[part]}, getattr(MODEL, part))
+    save_converted(folder / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     spoiled = jax.tree.map(np.copy, tree)
     spoiled["gen_head"]["fc2"]["bias"][0] = np.nan
     save_converted(folder / "spoiled", spoiled, MODEL)
@@ -121,10 +132,10 @@ def run(recipe, workdir):
 
 
 @functools.cache
-def finished():
+def finished(kind="janus"):
     """The workdir of stage I, and its last state."""
     workdir = _kept_folder()
-    return workdir, run(held_out(recipe()), workdir)
+    return workdir, run(held_out(recipe(kind=kind)), workdir)
 
 
 @functools.cache

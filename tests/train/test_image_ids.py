@@ -4,12 +4,19 @@ import jax
 import numpy as np
 import pytest
 
+from janus_jax.data.components import Component
+from janus_jax.data.faults import Reason, Refused
+from janus_jax.data.packing import Budget, lay
 from janus_jax.data.prepare import begin
 from janus_jax.data.processes import write_parts
-from janus_jax.models.backbone import to_pixels
+from janus_jax.data.reading import MakeSamples, SampleTask
+from janus_jax.data.records import Record
+from janus_jax.data.tasks import RowMaker, Supervision
+from janus_jax.models.backbone import apply, to_pixels
+from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.vq import VQTokenizer
-from janus_jax.processing import open_image, prepare_generation
-from janus_jax.train.image_ids import ENCODER, ImageTokenizer, add_image_ids
+from janus_jax.processing import Task, open_image, prepare_generation
+from janus_jax.train.image_ids import ENCODER, ImageTokenizer, add_image_ids, ids_encoding, latents_encoding
 from tests import tiny
 from tests.data.samples import image, job, json_lines, read_back
 
@@ -33,7 +40,7 @@ def preparation(tmp_path):
 
 
 def tokenizer(params, batch_size, devices):
-    return ImageTokenizer(tiny.CONFIG.gen_encoder, params, batch_size, jax.local_devices()[:devices])
+    return ImageTokenizer(ids_encoding(tiny.CONFIG.gen_encoder), params, batch_size, jax.local_devices()[:devices])
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (5, 8)])
@@ -50,6 +57,29 @@ def test_the_ids_are_those_of_the_middle_of_each_image(preparation, params, batc
     np.testing.assert_array_equal(np.stack([record.image_ids for record in records]), expected)
     assert len(np.unique(expected)) > 1
     assert [record.text for record in records] == [f"Number {number}." for number in range(11)]
+
+
+def test_the_latents_are_those_that_training_would_compute(preparation):
+    params = tiny.stacked_params(tiny.FLOW)
+    encoding = latents_encoding(tiny.FLOW.vae, tiny.FLOW.gen_image_size)
+    vae = ImageTokenizer(encoding, params["vae"], 4, jax.local_devices()[:2])
+    add_image_ids(preparation, preparation.without_ids(), vae)
+    preparation.finish(0.0)
+    records = read_back(preparation.job.output)
+    make = RowMaker(tiny.processor(tiny.FLOW), 0, 0, random_crop=True, known_ids=True)
+    budget = Budget(128, 0, 1, 0)
+    sample = MakeSamples([Component("c", records)], make, Supervision.TEXT, budget)()
+    batch = lay([[sample(SampleTask(0, 0, index))] for index in range(11)], budget, make.processor, known_ids=True)
+    model = JanusFlow(tiny.FLOW)
+    latents = jax.jit(lambda batch: apply(model, params, "generation_latents", batch).values)
+    np.testing.assert_allclose(batch.gen_latents, latents(batch._replace(gen_latents=None)), atol=1e-4)
+
+
+def test_latents_of_another_vae_are_a_fault(params):
+    record = Record("r", Task.GENERATION, "A boat.", images=(image(0),), image_latents=np.zeros(12, np.float32))
+    with pytest.raises(Refused, match="12 numbers of latents where the model has 1024") as error:
+        RowMaker(tiny.processor(tiny.FLOW), known_ids=True)(record, 0)
+    assert error.value.reason is Reason.BAD_IMAGE_LATENTS
 
 
 def test_only_the_encoder_is_placed(params):

@@ -47,14 +47,23 @@ def preempted(recipe, workdir, monkeypatch, at):
             runs.run(recipe, workdir)
 
 
-def test_a_preempted_run_goes_on_bit_for_bit(tmp_path, monkeypatch):
-    workdir, state = runs.finished()
-    preempted(runs.recipe(), tmp_path, monkeypatch, at=3)
-    assert_equal(runs.run(runs.recipe(), tmp_path), state)
+@pytest.mark.parametrize("kind", runs.CONFIGS)
+def test_a_preempted_run_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
+    recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
+    preempted(recipe, tmp_path, monkeypatch, at=3)
+    assert_equal(runs.run(recipe, tmp_path), state)
     curve = told(tmp_path, "loss", "places", "grad_norm")
     undisturbed = told(workdir, "loss", "places", "grad_norm")
     assert curve == [line for line in undisturbed if "loss" in line]
     assert [line["step"] for line in curve] == [1, 2, 3, 4]
+
+
+def test_a_run_of_several_shares_goes_on_with_those_it_began_with(tmp_path, monkeypatch):
+    """Also where the config then says nothing, or another number, of them."""
+    recipe = replace(runs.recipe(), data_shares=2)
+    undisturbed = runs.run(recipe, tmp_path / "undisturbed")
+    preempted(recipe, tmp_path / "disturbed", monkeypatch, at=3)
+    assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
 
 
 def test_a_finished_run_is_left_as_it_is():

@@ -1,4 +1,4 @@
-"""The step against the sampler: what was learnt by heart comes back word for word, and id for id."""
+"""The step against the samplers: what was learnt by heart comes back word for word, id for id, latent by latent."""
 
 import jax
 import numpy as np
@@ -7,19 +7,21 @@ import pytest
 from janus_jax.config import Execution
 from janus_jax.data.packing import Budget
 from janus_jax.data.tasks import Supervision
-from janus_jax.models.backbone import unroll_params
-from janus_jax.models.janus import Janus
+from janus_jax.models.backbone import apply, unroll_params
+from janus_jax.models.family import make_model
 from janus_jax.pretrained import Pretrained
+from janus_jax.sample.flow import FlowDrawing, draw_latents
 from janus_jax.sample.images import draw_images
 from janus_jax.sample.sampling import Sampling
+from janus_jax.train.flow import ALIGNER
 from janus_jax.train.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.train.partition import merge, partition
 from janus_jax.train.state import adopted_state
-from janus_jax.train.step import Cut, abstract_train_state, put_batch, train_step
+from janus_jax.train.step import abstract_train_state, put_batch, train_step
 from tests import tiny
 from tests.train import batches, stages
 
-SAMPLES, STEPS = 8, 400
+SAMPLES, STEPS, FLOW_STEPS = 8, 400, 1200
 WORDS = ["boat", "bird", "tree", "lake", "ink", "small", "red", "quiet"]
 
 
@@ -42,19 +44,26 @@ def samples():
         yield batches.sample(make.generation_row(f"A {WORDS[number]}.", tiny.picture(number)))
 
 
+def learn(batch, kind, trained, steps, learning_rate=2e-3):
+    """The last step's metrics, and the model that came of it."""
+    config, model = stages.CONFIGS[kind], stages.MODELS[kind]
+    optimizer = make_optimizer(OptimizerConfig(learning_rate, schedule="cosine", warmup_steps=20), steps)
+    abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype="float32")
+    state = adopted_state(*partition(stages.params(kind), trained), optimizer, abstract)
+    step = train_step(model, optimizer, stages.CUTS[kind], abstract, None)
+    for _ in range(steps):
+        state, metrics = step(state, put_batch(batch, None))
+    tree = merge(state.params, state.frozen)
+    tree.pop(ALIGNER, None)
+    model = make_model(config, Execution(layers="unrolled"))
+    return metrics, Pretrained(config, unroll_params(tree, config), tiny.processor(config), model)
+
+
 @pytest.fixture(scope="module")
 def learnt():
     """The batch, the last step's metrics, and the model that came of it."""
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20), STEPS)
-    abstract = abstract_train_state(stages.MODEL, stages.TRAINED["III"], optimizer, None)
-    state = adopted_state(*partition(tiny.stacked_params(), stages.TRAINED["III"]), optimizer, abstract)
-    step = train_step(stages.MODEL, optimizer, Cut(), abstract, None)
     batch = batches.batch([(sample,) for sample in samples()], Budget(96, und_images=1, gen_images=1, text_targets=24))
-    for _ in range(STEPS):
-        state, metrics = step(state, put_batch(batch, None))
-    params = unroll_params(merge(state.params, state.frozen), tiny.CONFIG)
-    model = Janus(tiny.CONFIG, Execution(layers="unrolled"))
-    return batch, metrics, Pretrained(tiny.CONFIG, params, tiny.processor(), model)
+    return batch, *learn(batch, "janus", stages.TRAINED["III"], STEPS)
 
 
 @pytest.mark.slow
@@ -82,3 +91,20 @@ def test_images_come_back_id_for_id(learnt):
     drawn = draw_images(pretrained.model, pretrained.params, prompts, keys, Sampling(), guidance_scale=1)
     expected = batch.gen_ids[batch.gen_starts[:, 0] >= 0, 0]
     assert (np.asarray(drawn) == expected).mean() >= 0.99
+
+
+@pytest.mark.slow
+def test_images_come_back_along_the_flow():
+    make = tiny.processor(tiny.FLOW)
+    rows = [make.generation_row(f"A {word}.", tiny.picture(number)) for number, word in enumerate(WORDS[:4])]
+    # Each several times over: a row is at one time of its way in a step.
+    batch = batches.flow_batch([[batches.sample(row)] for row in rows * 4], Budget(112, 0, 1, 0))
+    _, model = learn(batch, "flow", stages.FLOW_TRAINED["II"], FLOW_STEPS, learning_rate=4e-3)
+    prompts = make.left_padded([make.generation_prompt(f"A {word}.") for word in WORDS[:4]])
+    keys = jax.random.split(jax.random.key(0), (4, 1))
+    drawn = np.asarray(draw_latents(model.model, model.params, prompts, keys, FlowDrawing(guidance_scale=1)))
+    known = jax.jit(lambda params: apply(model.model, params, "generation_latents", batch).values)(model.params)
+    known = np.asarray(known)[:4, 0]
+    errors = np.square(drawn[:, None] - known).mean(axis=(2, 3, 4)) / known.var()
+    np.testing.assert_array_equal(errors.argmin(axis=1), range(4))
+    assert errors.diagonal().max() < 0.1

@@ -10,6 +10,7 @@ import sys
 import numpy as np
 import pytest
 
+from janus_jax.errors import ExitCode
 from janus_jax.train.step import put_batch
 from tests.launch.conftest import ROOT, environment
 from tests.train import batches, runs, stages
@@ -42,7 +43,32 @@ print(json.dumps(losses))
 """
 
 
-def together(count, *command):
+# launch.train, which SIGKILL ends in the midst of step 3 when what step 2 saved is whole; or SIGTERM, at step 5, tells
+# the last process to go.
+DISTURBED = """
+import os, pathlib, runpy, signal, sys, time
+import jax
+from janus_jax.train.preemption import Preemption
+
+how, saved = sys.argv.pop(1), pathlib.Path(sys.argv.pop(1))
+reached = Preemption.reached
+
+def disturbed(self, step):
+    if how == "killed" and step == 3:
+        while not saved.exists():
+            time.sleep(0.1)
+        os.kill(os.getpid(), signal.SIGKILL)
+    if how == "told" and step == 5 and jax.process_index() == jax.process_count() - 1:
+        os.kill(os.getpid(), signal.SIGTERM)
+    return reached(self, step)
+
+Preemption.reached = disturbed
+sys.argv[0] = "launch.train"
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+"""
+
+
+def together(count, *command, ends_well=lambda codes: not any(codes)):
     """What each of `count` processes, of one device each, prints."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
@@ -68,7 +94,7 @@ def together(count, *command):
     finally:
         for process in processes:
             process.kill()
-    assert [process.returncode for process in processes] == [0] * count, ends
+    assert ends_well([process.returncode for process in processes]), ends
     return [out for out, _ in ends]
 
 
@@ -112,3 +138,36 @@ def test_the_command_goes_on_with_two_processes(tmp_path):
     assert told(workdir, "loss", "grad_norm", "held_out") == undisturbed
     assert sorted(os.listdir(stage / "checkpoints")) == ["2", "4"]
     assert (stage / "samples" / "step_4" / "1.png").read_bytes() == drawn
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_with_fewer_processes_and_with_more(tmp_path):
+    """Four are killed, two go on and are told to go, four come to the end: the losses are those of four undisturbed."""
+
+    def command(workdir):
+        stage = {"batch_size": 8, "steps": 12, "initialisation.source": "model"}
+        stage["initialisation.model"] = runs.models() / "model"
+        return (
+            *(f"--workdir={workdir}", "--distributed", CONFIG, *runs.flags()),
+            *(f"--config.stages.stage_1.{name}={value}" for name, value in stage.items()),
+            "--config.intervals.sample=0",
+        )
+
+    together(4, "-m", "launch.train", *command(tmp_path / "undisturbed"))
+
+    workdir = tmp_path / "disturbed"
+    checkpoints = workdir / "stage_1" / "checkpoints"
+    disturbed = ("-c", DISTURBED)
+    # Those that are still alive when the first is gone may end of that.
+    together(4, *disturbed, "killed", checkpoints / "2", *command(workdir), ends_well=all)
+    assert os.listdir(checkpoints) == ["2"]
+    together(2, *disturbed, "told", "-", *command(workdir), ends_well=lambda codes: codes == [ExitCode.PREEMPTED] * 2)
+    stopped = max(map(int, os.listdir(checkpoints)))
+    assert 5 <= stopped < 12
+    together(4, "-m", "launch.train", *command(workdir))
+
+    found, expected = (told(folder, "loss", "grad_norm") for folder in (workdir, tmp_path / "undisturbed"))
+    assert [line["step"] for line in found] == list(range(1, 13))
+    for one, other in zip(found, expected, strict=True):
+        for name in other:
+            np.testing.assert_allclose(one[name], other[name], rtol=1e-4, atol=1e-6, err_msg=f"{name} {one['step']}")

@@ -9,6 +9,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
+from janus_jax.config import preset
 from janus_jax.data.tasks import Supervision
 from janus_jax.errors import JanusError
 from janus_jax.train.config_dicts import from_config, to_config, to_json
@@ -28,14 +29,23 @@ JANUS_PRO = [
     (4e-5, "constant", 0, 0, 80_000, 80_000, 128, (5, 1, 4)),
 ]
 JANUS_PRO_7B = [*JANUS_PRO[:2], (4e-5, "constant", 0, 0, 40_000, 40_000, 128, (5, 1, 4))]
+JANUSFLOW = [
+    (1e-4, "constant", 0, 2_000, 10_000, 10_000, 512, (50, 0, 50)),
+    (1e-4, "constant", 0, 2_000, 390_000, 390_000, 512, (14, 6, 80)),
+    (2e-5, "constant", 0, 1_000, 26_000, 26_000, 256, (21, 9, 70)),
+]
 Table = list[tuple[Any, ...]]
 TABLES: dict[str, Table] = {
     "janus_1_3b": JANUS,
     "janus_pro_1b": JANUS_PRO,
     "janus_pro_7b": JANUS_PRO_7B,
+    "janusflow_1_3b": JANUSFLOW,
 }
 ROWS = [(name, index, row) for name, table in TABLES.items() for index, row in enumerate(table)]
-MODELS = {"janus_1_3b": "janus_1.3b"}
+EARLIER = {("janusflow_1_3b", 1): {(30, 20, 50)}}
+"""Other ratios that a stage begins with."""
+MODELS = {"janus_1_3b": "janus_1.3b", "janusflow_1_3b": "janusflow_1.3b"}
+JANUS_PRO_1B = preset("janus_pro_1b")
 
 
 def recipe(name="janus_pro_1b"):
@@ -56,17 +66,30 @@ def test_every_stage_is_the_paper_s(name, index, row):
     assert (o.learning_rate, o.schedule, o.weight_decay, o.warmup_steps) == (rate, schedule, decay, warmup)
     assert (o.b1, o.b2, o.clip_norm, o.muon_learning_rate) == (0.9, 0.95, 1.0, None)
     assert (stage.steps, stage.last_step, stage.batch_size) == (steps, last_step, rows)
-    assert [ratio(phase) for phase in stage.phases] == [mixture] * len(stage.phases)
+    assert {ratio(phase) for phase in stage.phases} == {mixture} | EARLIER.get((name, index), set())
     assert (stage.drop_condition, stage.first_sentence, stage.budget.places) == (0.1, 0.25, 4096)
     assert stage.supervision is (Supervision.ANSWERS if index == 2 else Supervision.TEXT)
     last_rate = make_schedule(o, stage.steps)(stage.last_step - 1)
     assert last_rate == pytest.approx(rate if schedule == "constant" else 0, abs=1e-9)
 
 
+FIRST_TRAINED = {
+    "janusflow_1_3b": {
+        "und_adaptor",
+        "beg_of_und",
+        "gen_encoder",
+        "gen_adaptor",
+        "gen_decoder_adaptor",
+        "gen_decoder",
+        "aligner",
+    }
+}
+
+
 @pytest.mark.parametrize("name", TABLES)
 def test_every_stage_trains_the_paper_s_parts(name):
     trained = [{pattern.removesuffix("/*") for pattern in stage.trained} for stage in recipe(name).stages]
-    assert trained[0] == {"und_adaptor", "gen_embed", "gen_adaptor", "gen_head"}
+    assert trained[0] == FIRST_TRAINED.get(name, {"und_adaptor", "gen_embed", "gen_adaptor", "gen_head"})
     assert trained[1] == trained[0] | {"llm"}
     assert trained[2] == trained[1] | {"und_encoder"}
 
@@ -81,8 +104,18 @@ def test_janus_draws_imagenet_alone_for_120_000_steps_of_stage_two():
     assert (first.until_step, first.weights["generation"], second.weights["imagenet"]) == (120_000, 0, 0)
 
 
-def test_stages_begin_where_the_one_before_ended():
-    assert [stage.initialisation.source for stage in recipe().stages] == ["parts", "stage", "stage"]
+def test_janusflow_sees_more_text_for_10_000_steps_of_stage_two():
+    first, second = recipe("janusflow_1_3b").stages[1].phases
+    assert (first.until_step, ratio(first), ratio(second)) == (10_000, (30, 20, 50), (14, 6, 80))
+
+
+def test_janusflow_keeps_an_average_through_all_stages():
+    assert [stage.ema_decay for stage in recipe("janusflow_1_3b").stages] == [0.99] * 3
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_stages_begin_where_the_one_before_ended(name):
+    assert [stage.initialisation.source for stage in recipe(name).stages] == ["parts", "stage", "stage"]
 
 
 @pytest.mark.parametrize("name", TABLES)
@@ -186,11 +219,13 @@ def test_a_weight_of_no_source_is_named():
 
 def test_a_checkpoint_to_start_from_must_be_named():
     with pytest.raises(JanusError, match=r"config\.stages\.stage_1\.initialisation\.llm is empty"):
-        Initialisation("parts").check("config.stages.stage_1.initialisation")
+        Initialisation("parts").check("config.stages.stage_1.initialisation", JANUS_PRO_1B)
     with pytest.raises(JanusError, match=r"ids_from_codebook needs here\.gen_encoder, the folder"):
-        Initialisation("model", model="/model", ids_from_codebook=True).check("here")
-    Initialisation("stage").check("config.stages.stage_2.initialisation")
-    Initialisation("model", model="/model").check("config.stages.stage_1.initialisation")
+        Initialisation("model", model="/model", ids_from_codebook=True).check("here", JANUS_PRO_1B)
+    with pytest.raises(JanusError, match=r"here\.vae is empty; name the folder"):
+        Initialisation("parts", llm="/llm", und_encoder="/siglip").check("here", preset("janusflow_1.3b"))
+    Initialisation("stage").check("config.stages.stage_2.initialisation", JANUS_PRO_1B)
+    Initialisation("model", model="/model").check("config.stages.stage_1.initialisation", JANUS_PRO_1B)
 
 
 def test_a_model_of_one_s_own_takes_the_preset_s_place():

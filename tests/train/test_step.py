@@ -11,6 +11,7 @@ from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.train.objectives import with_image_ids
 from janus_jax.train.state import adopted_state
 from janus_jax.train.step import (
     Cut,
@@ -20,7 +21,6 @@ from janus_jax.train.step import (
     put_batch,
     random_train_state,
     train_step,
-    with_image_ids,
 )
 from tests import tiny
 from tests.train import batches, stages
@@ -30,13 +30,13 @@ SLOW = pytest.mark.slow
 
 
 @functools.cache
-def two_steps(mesh=None, cut=Cut()):  # noqa: B008
+def two_steps(mesh=None, cut=None, kind="janus"):
     """Metrics of two steps, and the moments of the gradient after them."""
-    state, reports = stages.state(mesh), []
+    state, reports = stages.state(mesh, kind), []
     for _ in range(2):
-        state, metrics = stages.step(mesh, cut)(state, put_batch(batches.mixed(), mesh))
+        state, metrics = stages.step(mesh, cut, kind)(state, put_batch(batches.mixed(kind=kind), mesh))
         reports.append({name: float(value) for name, value in metrics.items()})
-    shardings = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, stages.abstract(mesh))]
+    shardings = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, stages.abstract(mesh, kind))]
     assert shardings[0] == shardings[1]
     return reports, jax.tree.map(np.asarray, moments(state))
 
@@ -57,23 +57,29 @@ def assert_same_steps(actual, expected):
     jax.tree.map(functools.partial(assert_close, relative=1e-4), actual[1], expected[1])
 
 
+@SLOW
 @pytest.mark.parametrize(
-    "sizes",
+    ("kind", "sizes"),
     [
-        pytest.param((8, 1, 1), marks=SLOW),
-        pytest.param((1, 8, 1), marks=SLOW),
-        pytest.param((2, 2, 2), marks=SLOW),
-        pytest.param((1, 4, 2), marks=SLOW),
+        ("janus", (8, 1, 1)),
+        ("janus", (1, 8, 1)),
+        ("janus", (2, 2, 2)),
+        ("janus", (1, 4, 2)),
+        ("flow", (1, 8, 1)),
+        ("flow", (2, 2, 2)),
     ],
 )
-def test_every_mesh_takes_the_same_steps(sizes):
-    assert_same_steps(two_steps(make_mesh(*sizes)), two_steps())
+def test_every_mesh_takes_the_same_steps(kind, sizes):
+    assert_same_steps(two_steps(make_mesh(*sizes), kind=kind), two_steps(kind=kind))
 
 
 # Of eight rows with unequal numbers of supervised places, one of none.
-@pytest.mark.parametrize("microbatches", [pytest.param(2, marks=SLOW), 4])
-def test_microbatches_change_nothing(microbatches):
-    assert_same_steps(two_steps(cut=Cut(microbatches)), two_steps())
+@pytest.mark.parametrize(
+    ("kind", "microbatches"), [pytest.param("janus", 2, marks=SLOW), ("janus", 4), pytest.param("flow", 4, marks=SLOW)]
+)
+def test_microbatches_change_nothing(kind, microbatches):
+    cut = dataclasses.replace(stages.CUTS[kind], microbatches=microbatches)
+    assert_same_steps(two_steps(cut=cut, kind=kind), two_steps(kind=kind))
 
 
 @SLOW
@@ -153,7 +159,7 @@ def test_what_is_compiled_does_not_grow_with_depth(remat):
 def test_ids_made_in_the_step_are_the_tokenizer_s():
     laid = batches.batch([(batches.generation(1),), (batches.generation(2),)])
     pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
-    made = jax.jit(functools.partial(with_image_ids, stages.MODEL, cut=Cut(tokenizer_dtype="float32")))(
+    made = jax.jit(functools.partial(with_image_ids, stages.MODEL, dtype="float32"))(
         tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
     )
     pixels = pictures[1].astype(np.float32) / 127.5 - 1

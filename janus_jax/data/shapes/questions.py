@@ -9,10 +9,10 @@ from typing import ClassVar, Self
 import numpy as np
 
 from janus_jax.data.shapes.language import counted, description, plural, related, shuffled
-from janus_jax.data.shapes.scene import Category, Relation, Scene, popularity, relation, sample_scene
+from janus_jax.data.shapes.scene import COLUMNS, ROWS, Category, Relation, Scene, popularity, relation, sample_scene
 from janus_jax.data.shapes.vocabulary import (
     DEFAULT,
-    HELD_OUT_COLOURS,
+    HELD_OUT_ALONE,
     NUMBERS,
     Split,
     Vocabulary,
@@ -263,6 +263,19 @@ def _counts(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
 
 
 def _positions(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
+    return [*_lines(scene), *_related(scene, vocabulary)]
+
+
+def _lines(scene: Scene) -> list[Question]:
+    return [
+        Question(scene, Topic.POSITION, f"In which {line} is the {thing.shape}?", name, names, frozenset({thing.shape}))
+        for thing in scene.things
+        if scene.count(thing.shape) == 1
+        for line, name, names in (("row", thing.row, ROWS), ("column", thing.column, COLUMNS))
+    ]
+
+
+def _related(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     found = []
     for one, other in related(scene):
         where = relation(one, other)
@@ -330,7 +343,7 @@ def _existence(scene: Scene, vocabulary: Vocabulary, split: Split, way: _Way, ab
 
 def _could_be(shape: str, colour: str | None, scene: Scene, split: Split) -> bool:
     """Whether a picture of its split with as many things may show this one."""
-    return split is Split.TEST or len(scene.things) > 2 or (shape, colour) not in HELD_OUT_COLOURS
+    return split is Split.TEST or len(scene.things) > 1 or (shape, colour) not in HELD_OUT_ALONE
 
 
 def _narrowed(

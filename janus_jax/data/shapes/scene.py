@@ -12,12 +12,14 @@ from janus_jax.data.shapes.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
     DEFAULT,
-    HELD_OUT_COLOURS,
+    HELD_OUT_ALONE,
     HELD_OUT_NUMBERS,
     HELD_OUT_TOGETHER,
     MOST_THINGS,
+    Kind,
     Split,
     Vocabulary,
+    is_held_out_pair,
 )
 from janus_jax.errors import JanusError
 
@@ -27,14 +29,15 @@ SIZES = {"small": 0.24, "large": 0.31}
 TEXTURES = ("plain", "shaded", "striped", "dotted")
 TINTS = ("paper", "mist", "sand", "sage", "lilac", "stone")
 
-Kind = tuple[str, str]
-"""A shape and its colour."""
+ROWS = ("top", "middle", "bottom")
+COLUMNS = ("left", "middle", "right")
 
 _LINES = (1 / 6, 1 / 2, 5 / 6)
 _PLACES = tuple((x, y) for y in _LINES for x in _LINES)
 _GAP = 0.04
 _ANY_SIZE = tuple(SIZES)
 _POPULARITY = 1.5
+_REPEATED = 0.25
 _TRIES = 10_000
 
 
@@ -104,6 +107,16 @@ class Thing:
     def diameter(self) -> float:
         """In picture sides."""
         return SIZES[self.size]
+
+    @property
+    def row(self) -> str:
+        """One of ROWS."""
+        return ROWS[int(self.y * len(ROWS))]
+
+    @property
+    def column(self) -> str:
+        """One of COLUMNS."""
+        return COLUMNS[int(self.x * len(COLUMNS))]
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,12 @@ def _propose(rng: np.random.Generator, vocabulary: Vocabulary, category: Categor
         case Category.COUNTING:
             return draw(1) * int(rng.integers(2, MOST_THINGS + 1))
         case None:
-            return draw(int(rng.integers(1, MOST_THINGS + 1)))
+            # Some things are like one before, so that there is something to count among others too.
+            found = draw(int(rng.integers(1, MOST_THINGS + 1)))
+            for index in range(1, len(found)):
+                if rng.random() < _REPEATED:
+                    found[index] = found[rng.integers(index)]
+            return found
         case _:
             return draw(2)
 
@@ -234,8 +252,10 @@ def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
     """The categories whose held-out combinations a picture of just these things shows; None for any at all."""
     shapes = [shape for shape, _ in kinds]
     found: set[Category | None] = set()
-    if len(kinds) <= 2 and not HELD_OUT_COLOURS.isdisjoint(kinds):
-        found |= {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR}
+    if len(kinds) == 1 and kinds[0] in HELD_OUT_ALONE:
+        found |= {None, Category.SINGLE_OBJECT, Category.COLORS}
+    if len(kinds) == 2 and is_held_out_pair(*kinds):
+        found |= {None, Category.COLOR_ATTR}
     if len(kinds) == 2 and frozenset(shapes) in HELD_OUT_TOGETHER:
         found |= {None, Category.TWO_OBJECT, Category.POSITION}
     if len(set(shapes)) == 1 and (shapes[0], len(shapes)) in HELD_OUT_NUMBERS:
@@ -260,10 +280,10 @@ def _is_about(kinds: Sequence[Kind], about: frozenset[str]) -> bool:
 
 
 def _place(rng: np.random.Generator, sizes: Sequence[str], related: bool) -> list[tuple[float, float]]:
-    """Places for things of these sizes, clear of one another; if related, with a relation between the first two."""
+    """Places for things of these sizes, clear of one another; if related, in one row or in one column."""
     while True:
         places = [_PLACES[i] for i in rng.permutation(len(_PLACES))[: len(sizes)]]
-        if _clear(tuple(places), tuple(sizes)) and not (related and _diagonal(places)):
+        if _clear(tuple(places), tuple(sizes)) and (not related or _aligned(places)):
             return places
 
 
@@ -277,6 +297,6 @@ def _clear(places: tuple[tuple[float, float], ...], sizes: tuple[str, ...]) -> b
     )
 
 
-def _diagonal(places: Sequence[tuple[float, float]]) -> bool:
-    (x1, y1), (x2, y2) = places[:2]
-    return math.isclose(abs(x1 - x2), abs(y1 - y2), abs_tol=1e-6)
+def _aligned(places: Sequence[tuple[float, float]]) -> bool:
+    columns, rows = zip(*places, strict=True)
+    return len(set(columns)) == 1 or len(set(rows)) == 1

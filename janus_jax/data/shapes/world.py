@@ -31,8 +31,9 @@ class World:
       image_size: side of its pictures, in pixels.
       seed: another seed, another world.
       about: shapes and colours of which every scene shows one, to teach new ones; empty for any.
-      categories: what captions ask for, each as often; None names every thing. Those of one object make the easy
-        beginning that ImageNet is to Janus (arXiv 2410.13848, §3.3).
+      categories: what captions ask for, each as often; None names every thing. Numbers and places, which are learnt
+        last, come twice. Those of one object make the easy beginning that ImageNet is to Janus (arXiv 2410.13848,
+        §3.3).
 
     Raises:
       JanusError: `image_size` is too small, `about` is not in the vocabulary, or there are no categories.
@@ -43,7 +44,7 @@ class World:
     image_size: int = 48
     seed: int = 0
     about: frozenset[str] = frozenset()
-    categories: tuple[Category | None, ...] = (*Category, None, None)
+    categories: tuple[Category | None, ...] = (*Category, Category.COUNTING, Category.POSITION, None, None)
 
     def __post_init__(self) -> None:
         if self.image_size < SMALLEST:

@@ -1,7 +1,7 @@
 """Drawing as the runner's work: every picture is a file before its answer is written down."""
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
@@ -26,6 +26,11 @@ class Painter(Protocol):
     @property
     def processor(self) -> Processor: ...
 
+    @property
+    def drawing_settings(self) -> Collection[str]:
+        """Names of the settings that it draws with."""
+        ...
+
     def draw(
         self,
         prompts: Sequence[str],
@@ -45,9 +50,11 @@ def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_siz
 
     Args:
       folder: the run's.
-      options: those of `picture.DRAWING`, at least.
+      options: those of `picture.DRAWING`, at least. A benchmark's defaults are for all models: those of settings that a
+        model has not, such as a flow's temperature, are passed over.
     """
-    settings = {name: float(options[name]) for name in DRAWING if options[name] != OWN}
+    known = [name for name in DRAWING if name in model.drawing_settings]
+    settings = {name: float(options[name]) for name in known if options[name] != OWN}
 
     def work(pictures: Sequence[Picture]) -> Iterator[Mapping[str, str]]:
         with ThreadPoolExecutor(_WRITERS) as writers:

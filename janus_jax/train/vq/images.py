@@ -14,7 +14,7 @@ from janus_jax.data.faults import Ledger, Reason, Rejected
 from janus_jax.data.shapes import images as draw_images
 from janus_jax.data.workers import Inline, Pool, Processes, Work
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS
+from janus_jax.files import FAULTS, told
 from janus_jax.processing import open_image, prepare_generation
 
 _LEAST_CROP = 0.8
@@ -133,7 +133,7 @@ class _MakeImages:
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
         except FAULTS as error:
-            return Rejected(sample_id, Reason.BAD_IMAGE, f"{type(error).__name__}: {error}")
+            return Rejected(sample_id, Reason.BAD_IMAGE, told(error))
 
 
 class RecordImages:

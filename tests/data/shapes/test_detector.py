@@ -71,7 +71,7 @@ def test_scenes_are_read_right_at_any_size(size):
 
 @pytest.mark.parametrize("change", [blurred, coarse, noisy])
 def test_what_a_tokenizer_does_to_a_picture_hardly_matters(change):
-    assert share_right(280, 48, change) >= 0.98
+    assert share_right(560, 48, change) >= 0.98
 
 
 def test_boxes_are_where_things_are():

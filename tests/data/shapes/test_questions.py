@@ -54,6 +54,9 @@ def seen(question):
     if match := matching(r"Is there an? (\w+ )?(\w+)\?"):
         there = any(match[1] in (None, f"{thing.colour} ") and thing.shape == match[2] for thing in found)
         return "yes" if there else "no"
+    if match := matching(rf"In which (row|column) is the {SHAPE}\?"):
+        axis, names = (0, ("left", "middle", "right")) if match[1] == "column" else (1, ("top", "middle", "bottom"))
+        return names[int(3 * named(match["shape"]).middle[axis])]
     if match := matching(rf"Where is the {SHAPE}, seen from the {OTHER}\?"):
         return question.answer if question.answer in sides(named(match["shape"]), named(match["other"])) else "?"
     if match := matching(rf"Is the {SHAPE} (\w+) or (\w+)(?: of)? the {OTHER}\?"):
@@ -104,10 +107,10 @@ def test_popular_absent_things_are_popular_and_adversarial_ones_near():
             assert question.named & (question.scene.shapes | question.scene.colours)
 
 
-def test_positions_are_asked_in_three_ways():
+def test_positions_are_asked_in_four_ways():
     ways = Counter(question.text.split()[0] for question in of(Topic.POSITION))
-    assert set(ways) == {"Where", "Is", "What"}
-    assert min(ways.values()) >= PER_TOPIC // 6
+    assert set(ways) == {"In", "Where", "Is", "What"}
+    assert min(ways.values()) >= PER_TOPIC // 8
     assert set(Relation) <= {question.answer for question in of(Topic.POSITION)}
 
 

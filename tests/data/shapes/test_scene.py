@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections import Counter
 
@@ -20,11 +21,15 @@ from janus_jax.data.shapes.scene import held_out
 from janus_jax.data.shapes.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
-    HELD_OUT_COLOURS,
+    HELD_OUT_ALONE,
     HELD_OUT_NUMBERS,
     HELD_OUT_TOGETHER,
+    is_held_out_pair,
 )
 from janus_jax.errors import JanusError
+
+PAIR = (("circle", "red"), ("star", "green"))
+KINDS = [(shape, colour) for shape in ALL_SHAPES for colour in ALL_COLOURS]
 
 
 def scenes(count, **settings):
@@ -55,11 +60,11 @@ def test_every_test_scene_shows_a_combination_held_out_for_its_category(category
 @pytest.mark.parametrize(
     ("shown", "expected"),
     [
-        ([("circle", "red")], {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR}),
-        (
-            [("circle", "red"), ("star", "blue")],
-            {None, Category.SINGLE_OBJECT, Category.COLORS, Category.COLOR_ATTR},
-        ),
+        ([("circle", "red")], {None, Category.SINGLE_OBJECT, Category.COLORS}),
+        ([("circle", "red"), ("star", "blue")], set()),
+        ([PAIR[0], PAIR[1]], {None, Category.COLOR_ATTR}),
+        ([PAIR[1], PAIR[0]], {None, Category.COLOR_ATTR}),
+        ([*PAIR, ("cross", "green")], set()),
         ([("circle", "red"), ("star", "blue"), ("cross", "green")], set()),
         ([("triangle", "red"), ("star", "red")], {None, Category.TWO_OBJECT, Category.POSITION}),
         ([("triangle", "red"), ("star", "red"), ("cross", "red")], set()),
@@ -74,11 +79,31 @@ def test_what_is_held_out(shown, expected):
 
 
 def test_each_name_is_held_out_in_part_and_shown_in_most():
-    for axis, names in ((0, ALL_SHAPES), (1, ALL_COLOURS)):
-        assert {kind[axis] for kind in HELD_OUT_COLOURS} == set(names)
+    assert {shape for shape, _ in HELD_OUT_ALONE} == set(ALL_SHAPES)
     for shape in ALL_SHAPES:
-        assert sum(kind[0] == shape for kind in HELD_OUT_COLOURS) <= 2
+        assert sum(kind[0] == shape for kind in HELD_OUT_ALONE) <= 2
         assert 1 <= sum(shape in pair for pair in HELD_OUT_TOGETHER) <= 2
+
+
+def test_of_the_pairs_of_each_kind_most_are_shown():
+    for kind in KINDS:
+        partners = [other for other in KINDS if other[0] != kind[0] and other[1] != kind[1]]
+        assert sum(is_held_out_pair(kind, other) for other in partners) < len(partners) / 3
+    assert len({frozenset(pair) for pair in itertools.permutations(KINDS, 2) if is_held_out_pair(*pair)}) > 200
+
+
+def test_what_has_a_place_of_its_own_is_in_one_row_or_column():
+    for scene in scenes(100, category=Category.POSITION):
+        one, other = scene.things
+        assert (one.row == other.row) != (one.column == other.column)
+    corner = Thing("star", "red", "small", 1 / 6, 5 / 6)
+    assert (corner.row, corner.column) == ("bottom", "left")
+
+
+def test_mixtures_show_several_of_a_kind():
+    mixed = [kinds(scene) for scene in scenes(300) if len(scene.things) > 2]
+    several = [found for found in mixed if 1 < len(set(found)) < len(found)]
+    assert 0.3 < len(several) / len(mixed) < 0.8
 
 
 def test_things_stand_clear_of_one_another_and_of_the_edge():
@@ -147,10 +172,10 @@ def test_names_that_the_world_lacks_are_refused():
 
 
 def test_crowds_show_what_is_held_out():
-    """Whatever pictures of one or two things never have, so that it is no law of the world."""
+    """Whatever pictures of just a combination never have, so that it is no law of the world."""
     crowds = [kinds(scene) for scene in scenes(3000) if len(scene.things) > 2]
     assert {kind for crowd in crowds for kind in crowd} >= {
-        kind for kind in HELD_OUT_COLOURS if kind[0] in DEFAULT.shapes and kind[1] in DEFAULT.colours
+        kind for kind in HELD_OUT_ALONE if kind[0] in DEFAULT.shapes and kind[1] in DEFAULT.colours
     }
     together = [pair for pair in HELD_OUT_TOGETHER if pair <= set(DEFAULT.shapes)]
     assert all(any(pair <= {shape for shape, _ in crowd} for crowd in crowds) for pair in together)

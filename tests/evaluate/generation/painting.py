@@ -24,6 +24,7 @@ class FakePainter:
     def __init__(self, stop_at=None):
         self.asked = []
         self.settings = []
+        self.drawing_settings = ("guidance_scale", "temperature")
         self.processor = SimpleNamespace(generation_prompt=lambda prompt: prompt)
         self._stop_at = stop_at
 

@@ -1,0 +1,61 @@
+"""The descriptions of GPUs that XLA compiles for without one (its `GpuTargetConfigProto`, as text).
+
+The numbers are what CUDA says of each: compute capability 8.0 and 9.0 (CUDA C programming guide, "Technical
+specifications per compute capability") and the data sheets of A100, H100 and H200.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class _Target:
+    kind: str
+    capability: int
+    cores: int
+    fpus: int
+    shared: int
+    l2: int
+    clock: float
+    memory: int
+    bandwidth: int
+
+    @property
+    def text(self) -> str:
+        return f"""
+gpu_device_info {{
+  threads_per_block_limit: 1024
+  threads_per_warp: 32
+  shared_memory_per_block: 49152
+  shared_memory_per_core: {self.shared}
+  shared_memory_per_block_optin: {self.shared - 1024}
+  threads_per_core_limit: 2048
+  core_count: {self.cores}
+  fpus_per_core: {self.fpus}
+  block_dim_limit_x: 2147483647
+  block_dim_limit_y: 65535
+  block_dim_limit_z: 65535
+  memory_bandwidth: {self.bandwidth}
+  l2_cache_size: {self.l2}
+  clock_rate_ghz: {self.clock}
+  device_memory_size: {self.memory}
+  cuda_compute_capability {{ major: {self.capability} }}
+  registers_per_core_limit: 65536
+  registers_per_block_limit: 65536
+}}
+platform_name: "CUDA"
+dnn_version_info {{ major: 9 minor: 8 }}
+runtime_version {{ major: 13 }}
+device_description_str: "{self.kind}"
+"""
+
+
+_MIB = 2**20
+TARGETS = {
+    name: target.text
+    for name, target in {
+        "a100": _Target("NVIDIA A100-SXM4-40GB", 8, 108, 64, 167936, 40 * _MIB, 1.41, 42331013120, 1555200000000),
+        "a100-80": _Target("NVIDIA A100-SXM4-80GB", 8, 108, 64, 167936, 40 * _MIB, 1.41, 84987740160, 2039000000000),
+        "h100": _Target("NVIDIA H100 80GB HBM3", 9, 132, 128, 233472, 50 * _MIB, 1.98, 84942979072, 3352320000000),
+        "h200": _Target("NVIDIA H200", 9, 132, 128, 233472, 60 * _MIB, 1.98, 150109880320, 4800000000000),
+    }.items()
+}

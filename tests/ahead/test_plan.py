@@ -1,0 +1,118 @@
+"""Which parameter is split over which axis of a mesh, against what is stored: no layout changes unseen.
+
+`python -m tests.ahead.test_plan` stores what the rules now say.
+"""
+
+import itertools
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import flax.linen as nn
+import jax
+import pytest
+from flax.traverse_util import flatten_dict
+
+from janus_jax.ahead.collectives import read_collectives
+from janus_jax.ahead.programs import compile_training
+from janus_jax.ahead.topologies import find_topology
+from janus_jax.config import PRESETS, Execution
+from janus_jax.models.family import abstract_model, abstract_params
+from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
+from janus_jax.train.assembly import assemble
+from janus_jax.train.config_dicts import from_config
+from janus_jax.train.objectives import learning_model
+from janus_jax.train.recipe import Recipe
+from tests.train import runs
+
+STORED = Path(__file__).parent / "plans"
+MESHES = {"fsdp": (1, 8, 1), "data_fsdp": (2, 4, 1), "fsdp_tensor": (1, 4, 2), "data_fsdp_tensor": (2, 2, 2)}
+CASES = list(itertools.product(("janus_1.3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1.3b"), MESHES))
+
+
+def plan(model, mesh):
+    """One line a parameter: its shape, and the axes that split it."""
+    boxed = abstract_model(learning_model(PRESETS[model], Execution()))
+    shardings = flatten_dict(param_shardings(boxed, make_mesh(*MESHES[mesh])), sep="/")
+    for name, leaf in sorted(flatten_dict(nn.unbox(boxed), sep="/").items()):
+        axes = (*shardings[name].spec, *(None,) * leaf.ndim)[: leaf.ndim]
+        sides = " ".join(f"{side}{f'/{axis}' if axis else ''}" for side, axis in zip(leaf.shape, axes, strict=True))
+        yield f"{name}: {sides}"
+
+
+def printed(model, mesh):
+    return "\n".join(plan(model, mesh)) + "\n"
+
+
+def stored(model, mesh):
+    return STORED / f"{model}.{mesh}.txt"
+
+
+@pytest.mark.parametrize(("model", "mesh"), CASES)
+def test_parameters_are_split_as_is_stored(model, mesh):
+    assert printed(model, mesh) == stored(model, mesh).read_text(encoding="utf-8")
+
+
+def test_nothing_is_stored_of_what_is_gone():
+    assert sorted(STORED.iterdir()) == sorted(stored(*case) for case in CASES)
+
+
+def recipe(data, fsdp, tensor, kind="janus"):
+    """Of stage II, rematerialised, in float32 as CPUs like it."""
+    whole = from_config(Recipe, runs.get_config(kind))
+    stages = (whole.stages[0], replace(whole.stages[1], batch_size=8))
+    resources = replace(whole.resources, data=data, fsdp=fsdp, tensor=tensor, remat="full")
+    return replace(whole, stage=2, stages=stages, resources=resources)
+
+
+def moved(sizes):
+    mesh = make_mesh(*sizes)
+    text = compile_training(recipe(*sizes), mesh, "cpu").text
+    return read_collectives(text, mesh, find_topology("cpu:1x8"))
+
+
+def largest_matrix():
+    """Bytes of the largest parameter of one layer, and of any that is in no stack."""
+    params = flatten_dict(assemble(recipe(1, -1, 1), make_mesh(1, -1, 1)).abstract.params, sep="/")
+    sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in params.items()}
+    in_layers = [size // runs.MODEL.llm.depth for name, size in sizes.items() if name.startswith("llm/layers/")]
+    return max(in_layers), max(size for name, size in sizes.items() if not name.startswith("llm/layers/"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp", "fsdp_tensor"])
+def test_a_layer_gathers_its_own_matrices_and_no_step_gathers_a_stack(mesh):
+    """An accidental all-gather of all layers, or of the whole model, is larger than anything that is allowed here."""
+    depth, (of_layer, alone) = runs.MODEL.llm.depth, largest_matrix()
+    gathered = [one for one in moved(MESHES[mesh]) if one.kind == "all-gather" and one.dtype == "f32"]
+    rows = 8 // MESHES[mesh][1] * recipe(1, 1, 1).current.budget.places * runs.MODEL.llm.width * 4
+    layers = [one for one in gathered if one.loops == (depth,)]
+    assert layers
+    assert {one.axes for one in layers} <= {("fsdp",), ("fsdp", "tensor"), ("tensor",)}
+    assert max(one.payload for one in layers) <= max(of_layer, rows)
+    assert max(one.payload for one in gathered) <= max(alone, rows)
+    # Once on the way there, once on the way back: each matrix of a layer, and not more.
+    matrices = sum(one.payload for one in layers if one.axes == ("fsdp",))
+    weights = sum(
+        leaf.dtype.itemsize * math.prod(leaf.shape)
+        for name, leaf in flatten_dict(nn.unbox(abstract_params(runs.MODEL)), sep="/").items()
+        if name.startswith("llm/layers/")
+    )
+    assert matrices * depth <= 2.1 * weights
+
+
+def test_the_axes_are_those_of_the_table():
+    named = {word.split("/")[1] for model, mesh in CASES for word in printed_words(stored(model, mesh))}
+    assert named <= {*MESH_AXES}
+    assert "fsdp" in named
+
+
+def printed_words(file):
+    return [word for line in file.read_text().splitlines() for word in line.split(": ")[1].split() if "/" in word]
+
+
+if __name__ == "__main__":
+    jax.config.update("jax_num_cpu_devices", 8)
+    STORED.mkdir(exist_ok=True)
+    for case in CASES:
+        stored(*case).write_text(printed(*case), encoding="utf-8")

@@ -1,0 +1,32 @@
+"""The command, for a TPU that is not here."""
+
+import json
+
+import pytest
+
+from tests.ahead.test_topologies import HAS_TPU
+from tests.launch.conftest import ROOT, run
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
+def test_a_step_is_compiled_for_tpus_that_are_not_here(tmp_path):
+    file = tmp_path / "report.json"
+    config = ROOT / "tests" / "train" / "runs.py"
+    done = run(
+        "launch.compile",
+        *(f"--config={config}", "--config.stage=2", "--config.stages.stage_2.batch_size=16", "--topology=v5e:4x4"),
+        *("--config.stages.stage_2.precision.compute=bfloat16", "--config.resources.attention=splash"),
+        f"--json={file}",
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "fits"
+    whole = json.loads(file.read_text())
+    assert (whole["devices"], whole["device"]) == (16, "TPU v5 lite")
+    assert whole["programs"][0]["collectives"]
+
+
+def test_a_topology_that_is_none_is_refused_before_anything_is_compiled(refuses, tmp_path):
+    config = ROOT / "tests" / "train" / "runs.py"
+    told = refuses("launch.compile", f"--config={config}", "--topology=v9:2x2", cwd=tmp_path)
+    assert "--topology v9:2x2 is none" in told
