@@ -19,10 +19,11 @@ from janus_jax.data.tasks import Supervision
 from janus_jax.processing import Task
 from janus_jax.train.config_dicts import to_config
 from janus_jax.train.optimizers import OptimizerConfig
-from janus_jax.train.recipe import Initialisation, Intervals, Source
+from janus_jax.train.recipe import ALL_BUT_TOKENIZER, Initialisation, Intervals, Source
 
 STAGE = replace(
     shapes_janus.STAGE_3,
+    trained=ALL_BUT_TOKENIZER,
     optimizer=OptimizerConfig(
         learning_rate=3e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.015
     ),

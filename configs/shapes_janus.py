@@ -8,8 +8,9 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 
 Expected: see docs/shapes.md.
 
-Where it is not the papers': there is no LLM to start from, so stage II begins with drawing single things alone,
-learns answers alone and by Muon; rows are few and short, for two cores.
+Where it is not the papers': there is no LLM to start from, so stage II begins with questions alone and goes on with
+drawing single things beside them, learns answers alone and by Muon; the understanding encoder stays as it is, so that
+patches do not forget what is where; rows are few and short, for two cores.
 """
 
 from dataclasses import replace
@@ -27,7 +28,6 @@ from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.recipe import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
-    ALL_BUT_TOKENIZER,
     RANDOM,
     SOURCES,
     Initialisation,
@@ -40,7 +40,7 @@ from janus_jax.train.recipe import (
 
 MODEL = JanusConfig(
     name="janus_shapes",
-    und_encoder=SiglipConfig(image_size=48, patch_size=8, width=128, depth=4, num_heads=4, mlp_dim=384),
+    und_encoder=SiglipConfig(image_size=48, patch_size=8, width=128, depth=2, num_heads=4, mlp_dim=384),
     gen_encoder=shapes_tokenizer.RECIPE.model,
     llm=LlamaConfig(
         vocab_size=512, width=192, depth=4, num_heads=4, num_kv_heads=4, head_dim=48, mlp_dim=512, max_positions=512
@@ -52,6 +52,7 @@ ENCODER = ContrastiveRecipe(
     encoder=MODEL.und_encoder,
     vocab_size=MODEL.llm.vocab_size,
     steps=200,
+    patchwise=True,
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
 )
 
@@ -76,11 +77,11 @@ STAGE_1 = Stage(
 STAGE_2 = Stage(
     trained=ALL_BUT_ENCODERS,
     optimizer=_OPTIMIZER,
-    steps=1000,
+    steps=800,
     batch_size=16,
     phases=(
-        Phase(300, {"imagenet": 1}),
-        Phase(None, {"understanding": 4, "text": 0.5, "generation": 5, "imagenet": 1}),
+        Phase(250, {"understanding": 1}),
+        Phase(None, {"understanding": 1, "imagenet": 1}),
     ),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
@@ -88,9 +89,10 @@ STAGE_2 = Stage(
 )
 
 STAGE_3 = Stage(
-    trained=ALL_BUT_TOKENIZER,
-    optimizer=replace(_OPTIMIZER, schedule="cosine"),
-    steps=1000,
+    trained=ALL_BUT_ENCODERS,
+    # At stage II's rate the many tasks push one another about, and answers are lost.
+    optimizer=replace(_OPTIMIZER, learning_rate=6e-4, muon_learning_rate=0.01, schedule="cosine"),
+    steps=2500,
     batch_size=16,
     phases=(Phase(None, {"understanding": 5, "text": 0.5, "generation": 6}),),
     supervision=Supervision.ANSWERS,

@@ -9,8 +9,8 @@ makes data and understanding encoder, and runs these stages on them. To run one 
 Expected: see docs/shapes.md.
 
 Where it is not the paper's: the flow moves in pixels, 8 by 8 of them a place, for no VAE of pictures of 48 is worth its
-training; and, as of the small Janus (configs/shapes_janus.py), there is no LLM to start from, so stage II begins with
-drawing single things alone, learns answers alone and by Muon; rows are few and short, for two cores.
+training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, stage II begins with
+questions alone, the understanding encoder stays as it is, and rows are few and short, for two cores.
 """
 
 from dataclasses import replace
@@ -25,7 +25,6 @@ from janus_jax.train.config_dicts import to_config
 from janus_jax.train.flow import FlowLearning
 from janus_jax.train.recipe import (
     FLOW_ALL_BUT_ENCODER,
-    FLOW_ALL_BUT_VAE,
     LINEAR_LAYERS_AND_FLOW,
     RANDOM,
     Initialisation,
@@ -56,15 +55,15 @@ STAGE_2 = replace(
     trained=FLOW_ALL_BUT_ENCODER,
     # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
     phases=(
-        Phase(300, {"imagenet": 1}),
-        Phase(None, {"understanding": 3, "text": 0.5, "generation": 7, "imagenet": 1}),
+        Phase(250, {"understanding": 1}),
+        Phase(None, {"understanding": 1, "imagenet": 2}),
     ),
     ema_decay=_EMA,
 )
 
 STAGE_3 = replace(
     shapes_janus.STAGE_3,
-    trained=FLOW_ALL_BUT_VAE,
+    trained=FLOW_ALL_BUT_ENCODER,
     phases=(Phase(None, {"understanding": 4, "text": 0.5, "generation": 8}),),
     ema_decay=_EMA,
 )

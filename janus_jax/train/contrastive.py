@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import struct
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float, Int, UInt8
 
@@ -40,6 +41,9 @@ class ContrastiveRecipe:
       optimizer: see there.
       text_depth: blocks of the text tower, which are as wide as the encoder's and thrown away in the end.
       width: of the space that both towers map to.
+      patchwise: whether each patch is left to itself: attention adds nothing. The loss asks for the mean over patches
+        alone, and a small encoder soon writes what is in the picture everywhere, so that none can tell where it is
+        (docs/shapes.md). SigLIP's has attention.
       seed: of parameters and batches.
       save_every, report_every: in steps.
     """
@@ -51,6 +55,7 @@ class ContrastiveRecipe:
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
     text_depth: int = 2
     width: int = 128
+    patchwise: bool = False
     seed: int = 0
     save_every: int = 500
     report_every: int = 50
@@ -171,14 +176,17 @@ def _functions(recipe: ContrastiveRecipe, model: TwoTowers, length: int) -> tupl
     optimizer = make_optimizer(recipe.optimizer, recipe.steps, jax.eval_shape(boxed))
 
     def init() -> _State:
-        params = nn.unbox(boxed())
+        params = trained(nn.unbox(boxed()))
         return _State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
+
+    # What attention adds is left at zero: constants have no gradient, and no decay moves a zero.
+    trained = _without_attention if recipe.patchwise else lambda params: params
 
     def step(
         state: _State, images: UInt8[Array, "B S S 3"], tokens: Int[Array, "B T"]
     ) -> tuple[_State, dict[str, Array]]:
         def loss(params: Params) -> tuple[Array, Array]:
-            logits: Any = model.apply({"params": params}, to_pixels(images), tokens)
+            logits: Any = model.apply({"params": trained(params)}, to_pixels(images), tokens)
             return sigmoid_loss(logits), logits
 
         (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
@@ -188,3 +196,14 @@ def _functions(recipe: ContrastiveRecipe, model: TwoTowers, length: int) -> tupl
         return after, {"loss": value, "retrieval": jnp.mean(right)}
 
     return init, jax.jit(step, donate_argnums=0)
+
+
+def _without_attention(params: Params) -> Params:
+    """The same, with zeros where the encoder's attention is mapped back into the features."""
+    flat = flatten_dict(params)
+    return unflatten_dict(
+        {
+            path: jnp.zeros_like(leaf) if path[0] == "und_encoder" and path[-3:-1] == ("attn", "out") else leaf
+            for path, leaf in flat.items()
+        }
+    )

@@ -9,6 +9,7 @@ import pytest
 
 from janus_jax.config import SiglipConfig
 from janus_jax.errors import JanusError
+from janus_jax.models.siglip import Siglip
 from janus_jax.train.contrastive import ContrastiveRecipe, sigmoid_loss, train_encoder
 from janus_jax.train.optimizers import OptimizerConfig
 
@@ -42,6 +43,17 @@ def test_captions_find_their_pictures(tmp_path):
     params, figures = train_encoder(RECIPE, *pairs(), tmp_path)
     assert figures["retrieval"] == 1.0
     assert set(params) == {"patch_embed", "pos_embed", "blocks", "norm"}
+
+
+def test_patches_left_to_themselves_tell_nothing_of_one_another(tmp_path):
+    params, figures = train_encoder(dataclasses.replace(RECIPE, patchwise=True), *pairs(), tmp_path)
+    assert figures["retrieval"] == 1.0
+    pixels = np.random.default_rng(0).uniform(-1, 1, (1, 8, 8, 3))
+    changed = pixels.copy()
+    changed[:, :4, :4] = 0  # the first patch
+    one, other = (np.asarray(Siglip(RECIPE.encoder).apply({"params": params}, image)) for image in (pixels, changed))
+    assert np.abs(one - other)[:, 0].max() > 0.1
+    np.testing.assert_array_equal(one[:, 1:], other[:, 1:])
 
 
 @pytest.mark.slow

@@ -258,7 +258,7 @@ def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
         found |= {None, Category.COLOR_ATTR}
     if len(kinds) == 2 and frozenset(shapes) in HELD_OUT_TOGETHER:
         found |= {None, Category.TWO_OBJECT, Category.POSITION}
-    if len(set(shapes)) == 1 and (shapes[0], len(shapes)) in HELD_OUT_NUMBERS:
+    if len(set(kinds)) == 1 and (shapes[0], len(shapes)) in HELD_OUT_NUMBERS:
         found |= {None, Category.COUNTING}
     return found
 

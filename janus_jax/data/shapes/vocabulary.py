@@ -100,8 +100,8 @@ HELD_OUT_TOGETHER = frozenset(
 """Shapes that no picture in TRAIN shows as its two things, so that no prompt brings them together either."""
 
 HELD_OUT_NUMBERS = frozenset({("star", 2), ("triangle", 3), ("square", 2), ("heart", 3), ("ring", 2), ("moon", 3)})
-"""So many of a shape that no picture in TRAIN shows with nothing else. With other things they are met: the most there
-are, four, could not be."""
+"""So many of a shape that no picture in TRAIN shows in one colour with nothing else, so that no prompt asks for them.
+In several colours they are met, and with other things: the most there are, four, could not be."""
 
 _PAIRS_SHARE = 6
 
