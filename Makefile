@@ -37,6 +37,7 @@ parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyT
 bench: $(VENV)/.parity ## time and memory beside PyTorch
 	@$(PY) -m benchmarks.inference
 	@$(PY) -m benchmarks.train
+	@$(PY) -m benchmarks.evaluate
 
 lint: $(VENV)/.test ## style, format and types; the launchers by their own tools
 	@$(PY) -m ruff check

@@ -3,6 +3,9 @@
     python -m benchmarks.evaluate
     python -m benchmarks.evaluate --model Janus-Pro-1B --questions 64 --pictures 8
 
+Without --model a model with random weights answers and draws: 8 layers of width 512, pictures of the embedded world.
+The runner's cost is the host's, so much a question whatever answers it: the smaller the model, the larger its share.
+
 Both sides take the same batches of the embedded world's questions and prompts, in turn, in one process. Through the
 runner pictures are decoded, questions laid into rows, answers flushed to the disk and drawings written as PNG; the bare
 model is given rows that are ready, and what it draws is thrown away. The overhead is the median over rounds of the
@@ -21,20 +24,32 @@ from typing import Any
 from absl import flags
 
 import janus_jax
-from benchmarks.shared import machine
-from janus_jax.config import Dtype
+from benchmarks.shared import machine, weights
+from configs import shapes_tokenizer
+from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.evaluate.generation import drawing as pictures
 from janus_jax.evaluate.generation import shapes as generation
 from janus_jax.evaluate.runner import answering, batched, collect, num_places
 from janus_jax.evaluate.understanding import shapes as understanding
+from janus_jax.models.family import make_model
+from janus_jax.pretrained import Pretrained, place_params
+from janus_jax.processing import Processor
 from janus_jax.shipped import SHAPES
 from launch import cli
 
-_MODEL = flags.DEFINE_string("model", str(SHAPES), "folder of the model that answers and draws")
-_QUESTIONS = flags.DEFINE_integer("questions", 500, "asked in a round", lower_bound=5)
-_PICTURES = flags.DEFINE_integer("pictures", 120, "drawn in a round", lower_bound=6)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 50, "at a time", lower_bound=1)
+_MODEL = flags.DEFINE_string("model", None, "folder of the model that answers and draws; none: random weights")
+_QUESTIONS = flags.DEFINE_integer("questions", 150, "asked in a round", lower_bound=5)
+_PICTURES = flags.DEFINE_integer("pictures", 60, "drawn in a round", lower_bound=6)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 30, "at a time", lower_bound=1)
 _ROUNDS = flags.DEFINE_integer("rounds", 5, "of either side, in turn", lower_bound=1)
+
+RANDOM = JanusConfig(
+    name="8 layers of width 512",
+    und_encoder=SiglipConfig(image_size=48, patch_size=8, width=512, depth=6, num_heads=8, mlp_dim=2048),
+    gen_encoder=shapes_tokenizer.RECIPE.model,
+    llm=LlamaConfig(512, 512, 8, 8, 8, 64, 1408, max_positions=512),
+    gen_head_width=512,
+)
 
 Run = Callable[[], object]
 
@@ -45,7 +60,7 @@ def main(_: Sequence[str]) -> None:
 
     cli.enable_compilation_cache()
     dtype: Dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
-    model = janus_jax.load(_MODEL.value, dtype)
+    model = janus_jax.load(_MODEL.value, dtype) if _MODEL.value else _random(dtype)
     sides = {"questions": _asking(model), "pictures": _drawing(model)}
     counts = {name: count for name, (count, _, _) in sides.items()}
     rates: dict[str, dict[str, float]] = {}
@@ -55,7 +70,7 @@ def main(_: Sequence[str]) -> None:
         medians = [statistics.median(each) for each in times]
         rates[name] = {"runner": count / medians[0], "bare": count / medians[1]}
         overheads[name] = statistics.median(one / other for one, other in zip(*times, strict=True)) - 1
-    print(f"{Path(_MODEL.value).name}, {dtype}, {jax.device_count()} device(s), batches of {_BATCH_SIZE.value}\n")
+    print(f"{model.config.name}, {dtype}, {jax.device_count()} device(s), batches of {_BATCH_SIZE.value}\n")
     print(f"{'a second':12}{'runner':>10}{'bare model':>12}{'overhead':>10}")
     for name, rate in rates.items():
         print(f"{name:12}{rate['runner']:10.1f}{rate['bare']:12.1f}{overheads[name]:10.1%}")
@@ -63,6 +78,14 @@ def main(_: Sequence[str]) -> None:
     for name, rate in rates.items():
         figures |= {f"{name}_per_second_{side}": round(value, 2) for side, value in rate.items()}
     print("\n" + json.dumps(figures | {f"{name}_asked": count for name, count in counts.items()} | machine()))
+
+
+def _random(dtype: Dtype) -> Pretrained:
+    """A model of random weights that reads with the shipped model's tokenizer."""
+    execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
+    numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
+    params = place_params(numbers, RANDOM, execution, mesh=None)
+    return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
 
 
 def _in_turn(runner: Run, bare: Run) -> tuple[list[float], list[float]]:

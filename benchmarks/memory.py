@@ -75,7 +75,7 @@ def recipe_of(name: str, stage: int) -> Recipe:
 
 def needs(recipe: Recipe, devices: int) -> Needs:
     """What the recipe's stage needs on each of so many devices, its parameters split over all of them."""
-    stage, config, chunk = recipe.current, recipe.janus, recipe.resources.logits_chunk
+    stage, config, chunk = recipe.current, recipe.model_config, recipe.resources.logits_chunk
     assert isinstance(config, JanusConfig)
     mesh = make_mesh(1, devices, 1, jax.devices()[:devices]) if devices > 1 else None
     state = abstract_train_state(

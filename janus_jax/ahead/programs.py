@@ -69,7 +69,7 @@ def compile_training(recipe: Recipe, mesh: Mesh, platform: Platform) -> Compiled
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     """The shapes of the batches that the recipe's current stage trains on."""
-    config, stage = recipe.janus, recipe.current
+    config, stage = recipe.model_config, recipe.current
     sides = config.und_encoder.image_size, config.gen_image_size
     pictures = Pictures.of(sides, config.gen_tokens, config.latent_shape, recipe.known_ids)
     return batch_of_rows(blank(1, stage.budget, pictures), stage.batch_size, mesh)

@@ -91,7 +91,7 @@ class Report:
         """All of it, fit for json."""
         stage, resources = self.recipe.current, self.recipe.resources
         return {
-            "model": self.recipe.janus.name,
+            "model": self.recipe.model_config.name,
             "stage": self.recipe.stage,
             "job": self.job,
             "topology": self.topology.name,
@@ -130,7 +130,7 @@ class Report:
         stage, resources, chip = self.recipe.current, self.recipe.resources, self.topology.chip
         axes = " x ".join(f"{name} {size}" for name, size in self.mesh.shape.items())
         lines = [
-            f"{self.recipe.janus.name}, {self._what}, on {self.topology.name}: {self.mesh.size} x {chip.kind}"
+            f"{self.recipe.model_config.name}, {self._what}, on {self.topology.name}: {self.mesh.size} x {chip.kind}"
             + (f" on {self.topology.islands} islands" if self.topology.islands > 1 else ""),
             f"mesh {axes}; attention {resources.attention}"
             + (f", remat {resources.remat}, {resources.microbatches} microbatches" if self.job == "train" else ""),

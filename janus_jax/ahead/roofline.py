@@ -123,7 +123,7 @@ def roofline(
 
 def operations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[float, float]:
     """Floating-point operations of a step: those that full rows need, and those that are done."""
-    config, stage = recipe.janus, recipe.current
+    config, stage = recipe.model_config, recipe.current
     rows, budget = stage.batch_size, stage.budget
     samples = budget.und_images + budget.gen_images + 1
     length = budget.places / samples

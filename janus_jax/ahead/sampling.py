@@ -60,9 +60,10 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, job: Sampli
     Raises:
       JanusError: the mesh does not divide the model.
     """
-    check_mesh(recipe.janus, mesh)
+    check_mesh(recipe.model_config, mesh)
     asked = _asked(recipe, mesh, SAMPLED[job])
-    way = _writing if job != "generate" else _drawing_ids if isinstance(recipe.janus, JanusConfig) else _drawing_flow
+    draws = _drawing_ids if isinstance(recipe.model_config, JanusConfig) else _drawing_flow
+    way = draws if job == "generate" else _writing
     loop = way(asked)
     with compiling_for(platform), use_mesh(mesh):
         traced = loop.begin.trace(*loop.arguments)
@@ -127,10 +128,10 @@ class _Loop(NamedTuple):
 def _asked(recipe: Recipe, mesh: Mesh, sizes: Sizes) -> _Asked:
     dtype = recipe.current.precision.compute
     execution = Execution(dtype, dtype, recipe.resources.attention, layers="unrolled")
-    boxed = abstract_params(recipe.janus, execution)
+    boxed = abstract_params(recipe.model_config, execution)
     params = jax.tree.map(placed, nn.unbox(boxed), param_shardings(boxed, mesh))
     count = sizes.rows * mesh.shape["data"] * mesh.shape["fsdp"]
-    return _Asked(make_model(recipe.janus, execution), params, mesh, sizes, count)
+    return _Asked(make_model(recipe.model_config, execution), params, mesh, sizes, count)
 
 
 def _writing(asked: _Asked) -> _Loop:

@@ -40,9 +40,9 @@ def assemble(recipe: Recipe, mesh: Mesh | None) -> Assembly:
     """
     stage = recipe.current
     if mesh is not None:
-        check_mesh(recipe.janus, mesh)
+        check_mesh(recipe.model_config, mesh)
     recipe.cut.check(stage.batch_size, mesh)
-    model = learning_model(recipe.janus, recipe.execution, recipe.flow)
+    model = learning_model(recipe.model_config, recipe.execution, recipe.flow)
     optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_model(model), stage.trained)[0])
     abstract = abstract_train_state(
         model,

@@ -75,7 +75,7 @@ class Evaluator:
         Raises:
           StorageFull: the disk is full.
         """
-        config = self._recipe.janus
+        config = self._recipe.model_config
         execution = Execution(self._recipe.current.precision.compute, layers="scanned")
         model = Pretrained(config, params, self._processor, make_model(config, execution), mesh)
         rows = round_up(self._recipe.evaluation.batch_size, batch_multiple(mesh))

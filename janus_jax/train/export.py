@@ -47,7 +47,7 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, meter: Meter) -> 
         raise JanusError(f"{out} exists; give a folder that does not, or remove it.")
     checkpoints = checkpoints_folder(workdir, stage)
     step = saved_steps(checkpoints)[-1]
-    config = from_config(Recipe, read_config(checkpoints)).janus
+    config = from_config(Recipe, read_config(checkpoints)).model_config
     # Where a model has room that no accelerator may have.
     place = SingleDeviceSharding(jax.devices("cpu")[0])
     abstract = jax.tree.map(

@@ -55,7 +55,7 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
     """
     if recipe.tokenizer:
         return Path(recipe.tokenizer)
-    folders = recipe.current.initialisation.folders(recipe.janus)
+    folders = recipe.current.initialisation.folders(recipe.model_config)
     for folder in (tokenizer_folder(workdir), *(Path(folders[name]) for name in ("model", "llm") if name in folders)):
         if (folder / "tokenizer.json").exists():
             return folder
@@ -78,11 +78,11 @@ def check_initialisation(recipe: Recipe, workdir: str | Path) -> None:
     """
     start = recipe.current.initialisation
     where = f"config.stages.stage_{recipe.stage}.initialisation"
-    start.check(where, recipe.janus)
+    start.check(where, recipe.model_config)
     if start.source == "stage":
         _check_stage_before(recipe, workdir, where)
-    for field, folder in start.folders(recipe.janus).items():
-        _check_folder(f"{where}.{field}", folder, field, recipe.janus)
+    for field, folder in start.folders(recipe.model_config).items():
+        _check_folder(f"{where}.{field}", folder, field, recipe.model_config)
 
 
 def initial_state(
@@ -104,7 +104,7 @@ def initial_state(
         params = read_stage(workdir, recipe.stage - 1, places)
     else:
         params = {}
-        for field, folder in start.folders(recipe.janus).items():
+        for field, folder in start.folders(recipe.model_config).items():
             parts = places if field == _WHOLE else {field: places[field]}
             # No folder of a model has what serves training alone.
             parts = {part: tree for part, tree in parts.items() if part != ALIGNER}
@@ -212,14 +212,14 @@ def _new_adapters(recipe: Recipe, places: Params) -> Params:
 
 
 def _drawn(recipe: Recipe, key: Array) -> Params:
-    params = abstract_model(learning_model(recipe.janus, recipe.execution, recipe.flow))
+    params = abstract_model(learning_model(recipe.model_config, recipe.execution, recipe.flow))
     frozen = partition(params, recipe.current.trained)[1]
     return merge(*new_adapters(recipe.current.lora, params, frozen, key))
 
 
 def _random_params(recipe: Recipe, places: Params) -> Params:
     """Freshly made parameters of these parts of the model, each array made in its place."""
-    model = learning_model(recipe.janus, replace(recipe.execution, param_dtype="float32"), recipe.flow)
+    model = learning_model(recipe.model_config, replace(recipe.execution, param_dtype="float32"), recipe.flow)
 
     def make(key: Array) -> Params:
         params = unboxed(init_model(model, key))

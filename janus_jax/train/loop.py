@@ -77,7 +77,7 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     mesh = grid if grid.size > 1 else None
     model, optimizer, abstract, step = assemble(recipe, mesh)
-    costs = step_costs(recipe.janus, flatten_dict(abstract.params, sep="/"))
+    costs = step_costs(recipe.model_config, flatten_dict(abstract.params, sep="/"))
     peak = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     with contextlib.ExitStack() as stack:
@@ -133,7 +133,7 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
             state, metrics = step(state, put_batch(batch, mesh))
             done += 1
             profile.after(done, metrics)
-            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream, recipe.janus, costs))
+            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream, recipe.model_config, costs))
             if held_out and is_due(intervals.evaluate, done):
                 scores = held_out.losses(state, mesh)
                 reports.scalars(done, scores)
@@ -163,7 +163,7 @@ def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
         for component in stream.components if stream else ():
             open_records(component)
     tokenizer = find_tokenizer(recipe, workdir)
-    return tokenizer, Processor.from_directory(tokenizer, recipe.janus)
+    return tokenizer, Processor.from_directory(tokenizer, recipe.model_config)
 
 
 def _counts(batch: Batch, stream: Shares, config: ModelConfig, costs: Amounts) -> dict[str, float]:

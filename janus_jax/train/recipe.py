@@ -357,7 +357,7 @@ class Recipe:
         return self.stages[self.stage - 1]
 
     @property
-    def janus(self) -> ModelConfig:
+    def model_config(self) -> ModelConfig:
         """The model's numbers.
 
         Raises:
@@ -387,7 +387,7 @@ class Recipe:
           JanusError: a source that is needed is unknown or has no folder.
         """
         stage = self.current
-        if self.known_ids and isinstance(self.janus, JanusFlowConfig) and self.janus.vae is None:
+        if self.known_ids and isinstance(self.model_config, JanusFlowConfig) and self.model_config.vae is None:
             raise JanusError(
                 "config.known_ids is True, but images of a model without a VAE are pixels; set it to False."
             )

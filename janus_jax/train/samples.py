@@ -48,7 +48,7 @@ class Sampler:
 
     def __init__(self, recipe: Recipe, processor: Processor, folder: Path) -> None:
         self._samples, self._processor, self._folder = recipe.samples, processor, folder / "samples"
-        self._config, self._limit = recipe.janus, recipe.janus.llm.max_positions
+        self._config, self._limit = recipe.model_config, recipe.model_config.llm.max_positions
         # Kernels for long training rows would not take prompts of any length.
         execution = Execution(recipe.current.precision.compute, layers="scanned")
         self._model = make_model(self._config, execution)

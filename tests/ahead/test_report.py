@@ -69,7 +69,7 @@ def test_microbatches_are_advised_as_far_as_there_are_rows(mesh):
 @pytest.mark.parametrize("kind", ["janus", "flow"])
 def test_the_shapes_are_those_of_the_batches_that_training_gets(mesh, kind, known_ids):
     asked = replace(recipe(1, 8, 1, kind), known_ids=known_ids)
-    laid = lay([list[Sample]()] * 8, asked.current.budget, tiny.processor(asked.janus), known_ids)
+    laid = lay([list[Sample]()] * 8, asked.current.budget, tiny.processor(asked.model_config), known_ids)
     ours, theirs = (jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (abstract_batch(asked, mesh), laid))
     assert ours == theirs
 

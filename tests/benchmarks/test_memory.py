@@ -44,7 +44,7 @@ def test_a_row_needs_what_is_reckoned(stage):
 def test_a_recipe_s_state_is_that_of_its_parts():
     recipe = memory.recipe_of("Janus-Pro-1B", stage=1)
     one = memory.needs(recipe, devices=1)
-    frozen = recipe.janus.num_params - one.gradients // 4
+    frozen = recipe.model_config.num_params - one.gradients // 4
     assert one.state == pytest.approx(3 * one.gradients + 2 * frozen, rel=1e-6)
 
 

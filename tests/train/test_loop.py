@@ -114,7 +114,7 @@ def started(*start, mesh=None, **folders):
     recipe = starting(*start, **folders)
     stage = recipe.current
     optimizer = make_optimizer(stage.optimizer, stage.steps)
-    model = Janus(recipe.janus, recipe.execution)
+    model = Janus(recipe.model_config, recipe.execution)
     abstract = abstract_train_state(model, stage.trained, optimizer, mesh, frozen_dtype="float32")
     check_initialisation(recipe, "workdir")
     return params(initial_state(recipe, "workdir", optimizer, abstract))

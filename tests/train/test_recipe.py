@@ -96,7 +96,7 @@ def test_every_stage_trains_the_paper_s_parts(name):
 
 @pytest.mark.parametrize("name", TABLES)
 def test_every_recipe_is_of_its_model(name):
-    assert recipe(name).janus.name == MODELS.get(name, name)
+    assert recipe(name).model_config.name == MODELS.get(name, name)
 
 
 def test_janus_draws_imagenet_alone_for_120_000_steps_of_stage_two():
@@ -191,7 +191,7 @@ def test_a_missing_field_is_named():
 
 def test_an_unknown_model_is_named():
     with pytest.raises(JanusError, match="no model 'janus_2b'"):
-        _ = from_config(Recipe, changed(model="janus_2b")).janus
+        _ = from_config(Recipe, changed(model="janus_2b")).model_config
 
 
 def with_folders(stage, *names):
@@ -232,5 +232,5 @@ def test_a_model_of_one_s_own_takes_the_preset_s_place():
     from tests import tiny
 
     own = dataclasses.replace(recipe(), architecture=tiny.CONFIG)
-    assert from_config(Recipe, json.loads(json.dumps(to_json(own)))).janus == tiny.CONFIG
-    assert from_config(Recipe, to_config(own)).janus == tiny.CONFIG
+    assert from_config(Recipe, json.loads(json.dumps(to_json(own)))).model_config == tiny.CONFIG
+    assert from_config(Recipe, to_config(own)).model_config == tiny.CONFIG
