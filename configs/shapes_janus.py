@@ -8,9 +8,9 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 
 Expected: see docs/shapes.md.
 
-Where it is not the papers': there is no LLM to start from, so stage II begins with questions alone and goes on with
-drawing single things beside them, learns answers alone and by Muon; the understanding encoder stays as it is, so that
-patches do not forget what is where; rows are few and short, for two cores.
+Where it is not the papers': there is no LLM to start from, so stage II is of questions and of drawing single things,
+learns answers alone and by Muon; in it what is known of the image ids stays as the codebook tells it, and in all stages
+the understanding encoder stays as it is; rows are few and short, for two cores. docs/shapes.md tells why.
 """
 
 from dataclasses import replace
@@ -75,14 +75,12 @@ STAGE_1 = Stage(
 )
 
 STAGE_2 = Stage(
-    trained=ALL_BUT_ENCODERS,
+    # All but the encoders and what tells one image id from another: its embedding, and its row of the head.
+    trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
     optimizer=_OPTIMIZER,
-    steps=800,
+    steps=650,
     batch_size=16,
-    phases=(
-        Phase(250, {"understanding": 1}),
-        Phase(None, {"understanding": 1, "imagenet": 1}),
-    ),
+    phases=(Phase(None, {"understanding": 1, "imagenet": 2}),),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,
@@ -92,9 +90,9 @@ STAGE_3 = Stage(
     trained=ALL_BUT_ENCODERS,
     # At stage II's rate the many tasks push one another about, and answers are lost.
     optimizer=replace(_OPTIMIZER, learning_rate=6e-4, muon_learning_rate=0.01, schedule="cosine"),
-    steps=2500,
+    steps=3400,
     batch_size=16,
-    phases=(Phase(None, {"understanding": 5, "text": 0.5, "generation": 6}),),
+    phases=(Phase(None, {"understanding": 6, "text": 0.5, "generation": 6}),),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,

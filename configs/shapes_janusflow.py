@@ -9,8 +9,8 @@ makes data and understanding encoder, and runs these stages on them. To run one 
 Expected: see docs/shapes.md.
 
 Where it is not the paper's: the flow moves in pixels, 8 by 8 of them a place, for no VAE of pictures of 48 is worth its
-training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, stage II begins with
-questions alone, the understanding encoder stays as it is, and rows are few and short, for two cores.
+training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, stage II is of questions and
+of drawing single things, the understanding encoder stays as it is, and rows are few and short, for two cores.
 """
 
 from dataclasses import replace
@@ -54,10 +54,7 @@ STAGE_2 = replace(
     shapes_janus.STAGE_2,
     trained=FLOW_ALL_BUT_ENCODER,
     # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
-    phases=(
-        Phase(250, {"understanding": 1}),
-        Phase(None, {"understanding": 1, "imagenet": 2}),
-    ),
+    phases=(Phase(None, {"understanding": 1, "imagenet": 3}),),
     ema_decay=_EMA,
 )
 

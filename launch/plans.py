@@ -37,7 +37,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
     "25min": Plan(10_000, 200, 16_000, 24_000, (20, 600, 800)),
-    "full": Plan(10_000, 200, 40_000, 50_000, (20, 800, 2_500), (200, 100)),
+    "full": Plan(10_000, 200, 40_000, 50_000, (20, 650, 3_400), (200, 100)),
 }
 
 
@@ -87,19 +87,14 @@ def recipe(
     Args:
       understands_by: of a Janus.
     """
-    from janus_jax.data.mixture import Phase
-
     whole = model.module.RECIPE
     stages = []
     for number, (one, steps) in enumerate(zip(whole.stages, plan.stages, strict=True)):
-        phases = one.phases
-        if len(phases) > 1:  # The easy beginning takes what it takes, where there are steps for it.
-            phases = (Phase(min(phases[0].until_step or 0, max(steps // 2, 1)), phases[0].weights), *phases[1:])
         start = one.initialisation
         if not number:
             trained_before = ("und_encoder", "gen_encoder") if model.draws_ids else ("und_encoder",)
             start = replace(start, **{part: str(workdir / part) for part in trained_before})
-        stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
+        stages.append(replace(of_steps(one, steps), initialisation=start))
     architecture = whole.architecture
     return replace(
         whole,
