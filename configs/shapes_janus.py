@@ -8,8 +8,8 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 
 Expected: see docs/shapes.md.
 
-Where it is not the papers': there is no LLM to start from, so stage II is of questions and of drawing single things,
-learns answers alone and by Muon; in it what is known of the image ids stays as the codebook tells it, and in all stages
+Where it is not the papers': there is no LLM to start from, so stage II is of questions, and then of drawing single
+things too, learns answers alone and by Muon; in it what is known of the image ids stays as the codebook tells it, and in all stages
 the understanding encoder stays as it is; rows are few and short, for two cores. docs/shapes.md tells why.
 """
 
@@ -78,9 +78,12 @@ STAGE_2 = Stage(
     # All but the encoders and what tells one image id from another: its embedding, and its row of the head.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
     optimizer=_OPTIMIZER,
-    steps=650,
+    steps=700,
     batch_size=16,
-    phases=(Phase(None, {"understanding": 1, "imagenet": 2}),),
+    phases=(
+        Phase(250, {"understanding": 1}),
+        Phase(None, {"understanding": 1, "imagenet": 3}),
+    ),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,
@@ -90,7 +93,7 @@ STAGE_3 = Stage(
     trained=ALL_BUT_ENCODERS,
     # At stage II's rate the many tasks push one another about, and answers are lost.
     optimizer=replace(_OPTIMIZER, learning_rate=6e-4, muon_learning_rate=0.01, schedule="cosine"),
-    steps=3400,
+    steps=2800,
     batch_size=16,
     phases=(Phase(None, {"understanding": 6, "text": 0.5, "generation": 6}),),
     supervision=Supervision.ANSWERS,

@@ -9,8 +9,8 @@ makes data and understanding encoder, and runs these stages on them. To run one 
 Expected: see docs/shapes.md.
 
 Where it is not the paper's: the flow moves in pixels, 8 by 8 of them a place, for no VAE of pictures of 48 is worth its
-training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, stage II is of questions and
-of drawing single things, the understanding encoder stays as it is, and rows are few and short, for two cores.
+training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, stage II is of questions
+and of drawing single things, the understanding encoder stays as it is, and rows are few and short, for two cores.
 """
 
 from dataclasses import replace

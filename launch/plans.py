@@ -37,7 +37,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (2, 4, 4), (1, 1), tokenizer_steps=4),
     "25min": Plan(10_000, 200, 16_000, 24_000, (20, 600, 800)),
-    "full": Plan(10_000, 200, 40_000, 50_000, (20, 650, 3_400), (200, 100)),
+    "full": Plan(10_000, 200, 40_000, 50_000, (20, 700, 2_800), (200, 100)),
 }
 
 
@@ -90,11 +90,14 @@ def recipe(
     whole = model.module.RECIPE
     stages = []
     for number, (one, steps) in enumerate(zip(whole.stages, plan.stages, strict=True)):
+        phases = one.phases
+        if len(phases) > 1:  # The beginning takes what it takes, where there are steps for it.
+            phases = (replace(phases[0], until_step=min(phases[0].until_step or 0, max(steps // 2, 1))), *phases[1:])
         start = one.initialisation
         if not number:
             trained_before = ("und_encoder", "gen_encoder") if model.draws_ids else ("und_encoder",)
             start = replace(start, **{part: str(workdir / part) for part in trained_before})
-        stages.append(replace(of_steps(one, steps), initialisation=start))
+        stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
     architecture = whole.architecture
     return replace(
         whole,
