@@ -9,8 +9,9 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 Expected: see docs/shapes.md.
 
 Where it is not the papers': there is no LLM to start from, so stage II is of questions, and then of drawing single
-things too, learns answers alone and by Muon; in it what is known of the image ids stays as the codebook tells it, and in all stages
-the understanding encoder stays as it is; rows are few and short, for two cores. docs/shapes.md tells why.
+things too, learns answers alone and by Muon; in it what is known of the image ids stays as the codebook tells it, and
+in all stages the understanding encoder stays as it is; rows are few and short, for two cores. docs/shapes.md has the
+reasons.
 """
 
 from dataclasses import replace
