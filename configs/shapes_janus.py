@@ -94,7 +94,7 @@ STAGE_3 = Stage(
     trained=ALL_BUT_ENCODERS,
     # At stage II's rate the many tasks push one another about, and answers are lost.
     optimizer=replace(_OPTIMIZER, learning_rate=6e-4, muon_learning_rate=0.01, schedule="cosine"),
-    steps=2800,
+    steps=5000,
     batch_size=16,
     phases=(Phase(None, {"understanding": 6, "text": 0.5, "generation": 6}),),
     supervision=Supervision.ANSWERS,
