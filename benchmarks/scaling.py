@@ -33,7 +33,7 @@ from launch import cli
 _PUBLISH = flags.DEFINE_bool("publish", False, "put the tables of what is compiled into docs/scaling.md")
 _COMPILE = flags.DEFINE_bool("compile", True, "compile the rows that are missing")
 _ONLY = flags.DEFINE_list("only", [], "topologies (default: all)")
-_ROWS = flags.DEFINE_string("rows", "benchmarks/compiled", "folder of what is compiled, a file of lines a topology")
+_COMPILED = flags.DEFINE_string("compiled", "benchmarks/compiled", "folder of what is done, a file of lines a topology")
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
 MODELS = {
@@ -228,7 +228,7 @@ def written(page: str, tables: Mapping[str, str]) -> str:
 def main(_: Sequence[str]) -> None:
     """Compiles what is missing, and prints or writes the tables."""
     jax.config.update("jax_platforms", "cpu")
-    out = Path(_ROWS.value)
+    out = Path(_COMPILED.value)
     found = read(out)
     asked = rows(_ONLY.value or TOPOLOGIES)
     for row in sorted(asked, key=lambda row: row not in FIRST) if _COMPILE.value else ():

@@ -124,3 +124,29 @@ def test_processing_starts_without_jax():
     modules = [module_name(path) for path in sources(["janus_jax.processing"])]
     code = f"import importlib, sys; list(map(importlib.import_module, {modules})); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def flags_of(path):
+    """Names of the flags that a file defines."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
+            called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if called.lower().startswith("define_"):
+                yield node.args[0].value
+
+
+def test_no_flag_is_defined_by_two_modules_that_tests_import():
+    """They all come into one process, which knows each flag once."""
+    files = {module_name(path): path for path in sources(["launch", "benchmarks"])}
+    found, left = set(), [path for path in sources(["tests"]) if "parity" not in path.parts]
+    while left:
+        named = {name for path in left for name in imports(path)}
+        new = {name for name in files if any(within(one, [name]) for one in named)} - found
+        found |= new
+        left = [files[name] for name in new]
+    assert len(found) > 5
+    owners = {}
+    for module in found:
+        for flag in flags_of(files[module]):
+            owners.setdefault(flag, set()).add(module)
+    assert not {flag: modules for flag, modules in owners.items() if len(modules) > 1}
