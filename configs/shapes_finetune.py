@@ -27,8 +27,8 @@ STAGE = replace(
     optimizer=OptimizerConfig(
         learning_rate=1e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.01
     ),
-    steps=300,
-    phases=(Phase(None, {"new_understanding": 4, "new_generation": 6, "understanding": 3, "generation": 4}),),
+    steps=400,
+    phases=(Phase(None, {"new_understanding": 4, "new_generation": 7, "understanding": 2, "generation": 6}),),
     supervision=Supervision.ANSWERS,
     initialisation=Initialisation("model"),
     ema_decay=0.95,
