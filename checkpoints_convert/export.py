@@ -106,6 +106,7 @@ def export(
             sidecars.copy_sidecars(converted.path, folder, sidecars.TOKENIZER_FILES)
             make = {"released": sidecars.write_released_sidecars, "transformers": sidecars.write_transformers_sidecars}
             make[layout](folder, config)
+            sidecars.copy_system_prompt(converted.path, folder)
     return Summary(layout, len(announced), config.num_params, total, tuple(notes), time.monotonic() - begin)
 
 

@@ -16,9 +16,12 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "added_tokens.json",
 )
+PROCESSOR = "processor_config.json"
+_SYSTEM_PROMPT = "system_prompt"
+"""Our own field of that file (`janus_jax.processing.Processor`)."""
 PROCESSOR_FILES = (
     "preprocessor_config.json",
-    "processor_config.json",
+    PROCESSOR,
     "generation_config.json",
     "chat_template.jinja",
     "chat_template.json",
@@ -59,6 +62,14 @@ def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER
     return found
 
 
+def copy_system_prompt(source: Path, target: Path) -> None:
+    """Adds the source's own system prompt, of which no layout knows, to the target's processor file."""
+    own = read_json_if_any(source / PROCESSOR)
+    if _SYSTEM_PROMPT in own:
+        file = target / PROCESSOR
+        write_json(file, {**read_json(file), _SYSTEM_PROMPT: own[_SYSTEM_PROMPT]})
+
+
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
     """Writes an object as a json file."""
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -92,7 +103,7 @@ def write_released_sidecars(folder: Path, config: ModelConfig) -> None:
         "mask_prompt": True,
         "sft_format": "deepseek",
     }
-    _write_all(folder, {"preprocessor_config.json": image, "processor_config.json": processor})
+    _write_all(folder, {"preprocessor_config.json": image, PROCESSOR: processor})
 
 
 def write_transformers_sidecars(folder: Path, config: ModelConfig) -> None:
@@ -112,7 +123,7 @@ def write_transformers_sidecars(folder: Path, config: ModelConfig) -> None:
         "num_image_tokens": config.und_encoder.num_patches,
         "use_default_system_prompt": False,
     }
-    files: dict[str, Mapping[str, Any]] = {"preprocessor_config.json": image, "processor_config.json": processor}
+    files: dict[str, Mapping[str, Any]] = {"preprocessor_config.json": image, PROCESSOR: processor}
     if ids := token_ids(folder):
         generation = {"bos_token_id": ids.get(BOS), "eos_token_id": ids.get(EOS), "pad_token_id": ids.get(PAD)}
         image_start = {"boi_token_id": ids[BEGIN_OF_IMAGE]} if BEGIN_OF_IMAGE in ids else {}

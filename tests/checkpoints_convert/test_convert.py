@@ -117,6 +117,19 @@ def test_files_beside_the_weights_travel_untouched(released_folder, tmp_path):
     assert not (tmp_path / "back" / "README.md").exists()
 
 
+@pytest.mark.parametrize("layout", ["released", "transformers"])
+def test_its_own_system_prompt_travels_into_layouts_that_know_none(released_folder, tmp_path, layout):
+    convert(released_folder, tmp_path / "converted")
+    trained = json.loads((tmp_path / "converted" / "config.json").read_text())
+    trained["source"] = {}  # As training leaves it.
+    (tmp_path / "converted" / "config.json").write_text(json.dumps(trained))
+    (tmp_path / "converted" / "processor_config.json").write_text('{"system_prompt": "", "sft_format": "deepseek"}')
+    export(tmp_path / "converted", tmp_path / "exported", layout)
+    written = json.loads((tmp_path / "exported" / "processor_config.json").read_text())
+    assert written["system_prompt"] == ""
+    assert written["num_image_tokens"] == SMALL.und_encoder.num_patches
+
+
 def test_the_converted_config_is_ours(released_folder, converted_folder):
     content = json.loads((converted_folder / "config.json").read_text())
     assert content["format"] == "janus_jax"

@@ -26,6 +26,7 @@ from janus_jax.data.shapes import (
 )
 from janus_jax.errors import JanusError
 from janus_jax.evaluate.shapes import Generation, ShapesProtocol, Understanding, evaluate_understanding
+from janus_jax.processing import Processor
 from janus_jax.shipped import SHAPES
 from launch import demo
 from launch.page import write_page
@@ -93,6 +94,10 @@ def test_the_shipped_model_is_the_recipes_and_small():
     config = read_config(SHAPES)
     assert replace(config, name="") == replace(shapes_janus.MODEL, name="")
     assert sum(file.stat().st_size for file in SHAPES.iterdir()) < 12_000_000
+
+
+def test_the_shipped_model_is_asked_as_it_was_trained():
+    assert Processor.from_directory(SHAPES, read_config(SHAPES)).system_prompt == ""
 
 
 def test_the_new_words_are_none_that_it_was_trained_on():
