@@ -8,10 +8,10 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 
 Expected: see docs/shapes.md.
 
-Where it is not the papers': there is no LLM to start from, so stage II is of questions, and then of drawing single
-things too, learns answers alone and by Muon; in it what is known of the image ids stays as the codebook tells it, and
-in all stages the understanding encoder stays as it is; rows are few and short, for two cores. docs/shapes.md has the
-reasons.
+Where it is not the papers': there is no LLM to start from, so stage I teaches one to answer, and nothing else, and stage
+II to draw single things too; both learn answers alone and by Muon. What is known of the image ids stays as the codebook
+tells it until stage III, and the understanding encoder stays as it is in all of them; rows are few and short, for two
+cores. docs/shapes.md has the reasons.
 """
 
 from dataclasses import replace
@@ -27,7 +27,6 @@ from janus_jax.train.config_dicts import to_config
 from janus_jax.train.contrastive import ContrastiveRecipe
 from janus_jax.train.optimizers import OptimizerConfig
 from janus_jax.train.recipe import (
-    ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     RANDOM,
     SOURCES,
@@ -62,44 +61,41 @@ _ROW = Budget(places=224, und_images=2, gen_images=4, text_targets=150)
 
 
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.02)
-
+# At stage I's rate drawing, which comes then, would undo what was learnt of answering.
+_SLOWER = replace(_OPTIMIZER, muon_learning_rate=0.01)
 
 STAGE_1 = Stage(
-    trained=ADAPTORS_AND_HEAD,
-    optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=10),
-    steps=20,
-    batch_size=16,
-    phases=(Phase(None, {"understanding": 1, "imagenet": 3}),),
-    budget=_ROW,
-    precision=_FLOAT32,
-    initialisation=Initialisation("parts", llm=RANDOM, ids_from_codebook=True),
-)
-
-STAGE_2 = Stage(
-    # All but the encoders and what tells one image id from another: its embedding, and its row of the head.
-    trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
+    trained=("und_adaptor/*", "llm/*"),
     optimizer=_OPTIMIZER,
     steps=700,
     batch_size=16,
-    phases=(
-        Phase(250, {"understanding": 1}),
-        Phase(None, {"understanding": 1, "imagenet": 3}),
-    ),
+    phases=(Phase(None, {"understanding": 1}),),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,
+    initialisation=Initialisation("parts", llm=RANDOM, ids_from_codebook=True),
+    ema_decay=0.98,
 )
 
-STAGE_3 = Stage(
+STAGE_2 = replace(
+    STAGE_1,
+    # All but the encoders and what tells one image id from another: its embedding, and its row of the head.
+    trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
+    optimizer=_SLOWER,
+    steps=800,
+    phases=(
+        Phase(400, {"understanding": 1, "imagenet": 1}),
+        Phase(None, {"understanding": 1, "imagenet": 2}),
+    ),
+    initialisation=Initialisation(),
+)
+
+STAGE_3 = replace(
+    STAGE_2,
     trained=ALL_BUT_ENCODERS,
-    # At stage II's rate the many tasks push one another about, and answers are lost.
-    optimizer=replace(_OPTIMIZER, learning_rate=6e-4, muon_learning_rate=0.01, schedule="cosine"),
-    steps=5000,
-    batch_size=16,
+    optimizer=replace(_SLOWER, learning_rate=6e-4, schedule="cosine"),
+    steps=4000,
     phases=(Phase(None, {"understanding": 6, "text": 0.5, "generation": 6}),),
-    supervision=Supervision.ANSWERS,
-    budget=_ROW,
-    precision=_FLOAT32,
     ema_decay=0.99,
 )
 

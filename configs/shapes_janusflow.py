@@ -9,8 +9,9 @@ makes data and understanding encoder, and runs these stages on them. To run one 
 Expected: see docs/shapes.md.
 
 Where it is not the paper's: the flow moves in pixels, 8 by 8 of them a place, for no VAE of pictures of 48 is worth its
-training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, stage II is of questions
-and of drawing single things, the understanding encoder stays as it is, and rows are few and short, for two cores.
+training; and as in the small Janus (configs/shapes_janus.py) there is no LLM to start from, so stage I teaches one to
+answer and stage II to draw single things too, the understanding encoder stays as it is, and rows are few and short, for
+two cores.
 """
 
 from dataclasses import replace
@@ -25,7 +26,6 @@ from janus_jax.train.config_dicts import to_config
 from janus_jax.train.flow import FlowLearning
 from janus_jax.train.recipe import (
     FLOW_ALL_BUT_ENCODER,
-    LINEAR_LAYERS_AND_FLOW,
     RANDOM,
     Initialisation,
 )
@@ -41,28 +41,19 @@ MODEL = JanusFlowConfig(
     conversation=shapes_janus.MODEL.conversation,
 )
 
-_EMA = 0.99
-
 STAGE_1 = replace(
     shapes_janus.STAGE_1,
-    trained=LINEAR_LAYERS_AND_FLOW,
+    trained=("und_adaptor/*", "beg_of_und/*", "llm/*"),
     initialisation=Initialisation("parts", llm=RANDOM),
-    ema_decay=_EMA,
 )
 
-STAGE_2 = replace(
-    shapes_janus.STAGE_2,
-    trained=FLOW_ALL_BUT_ENCODER,
-    # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
-    phases=(Phase(None, {"understanding": 1, "imagenet": 3}),),
-    ema_decay=_EMA,
-)
+STAGE_2 = replace(shapes_janus.STAGE_2, trained=FLOW_ALL_BUT_ENCODER)
 
 STAGE_3 = replace(
     shapes_janus.STAGE_3,
     trained=FLOW_ALL_BUT_ENCODER,
+    # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
     phases=(Phase(None, {"understanding": 4, "text": 0.5, "generation": 8}),),
-    ema_decay=_EMA,
 )
 
 RECIPE = replace(
