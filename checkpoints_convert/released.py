@@ -160,7 +160,8 @@ def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
     """
     if config.understands_by != "und_encoder":
         raise JanusError(
-            f"The released layout cannot say that {config.name} understands by its {config.understands_by}."
+            f"The released layout cannot say that {config.name} understands by its {config.understands_by}; keep it as "
+            f"it is, a folder that `janus_jax.load` reads."
         )
     width, vq = config.llm.width, config.gen_encoder
     return {

@@ -10,9 +10,9 @@ from janus_jax.data.processes import Progress
 
 
 @contextlib.contextmanager
-def answers_bar(name: str, disable: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar over answers; gives the `report` of `evaluate.runner.collect`."""
-    with tqdm.tqdm(unit=" answers", desc=name, smoothing=0.1, disable=disable, file=sys.stderr) as bar:
+def answers_bar(name: str, unit: str = "answers", disable: bool = False) -> Iterator[Callable[[int, int], None]]:
+    """A bar over answers, or over pictures; gives the `report` of `evaluate.runner.collect`."""
+    with tqdm.tqdm(unit=f" {unit}", desc=name, smoothing=0.1, disable=disable, file=sys.stderr) as bar:
 
         def report(done: int, total: int) -> None:
             if bar.total is None:

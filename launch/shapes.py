@@ -203,7 +203,7 @@ def _evaluate(home: Path, plan: Plan) -> dict[str, float]:
     )
     with answers_bar("answering") as report:
         understanding = evaluate_understanding(model, home / "evaluation" / "understanding", protocol, named, report)
-    with answers_bar("drawing") as report:
+    with answers_bar("drawing", "pictures") as report:
         generation = evaluate_generation(model, home / "evaluation" / "generation", protocol, named, report)
     return dict(figures(understanding, generation))
 

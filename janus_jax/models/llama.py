@@ -225,11 +225,8 @@ class Llama(nn.Module):
         Returns:
           The hidden states and, where a cache was given, the cache with the L new places.
         """
-        c, e = self.config, self.execution
-        x = nn.with_logical_constraint(x.astype(e.dtype), ("batch", "length", "activation_embed"))
-        angles = rotary_angles(positions, c.head_dim, c.rope_theta)
+        x, angles, mask = self._begin(x, positions, segment_ids)
         if cache is None:
-            mask = Mask(segment_ids, segment_ids, causal=True)
             x, _ = self._blocks(x, angles, mask, None)
             return self.norm(x), None
         segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
@@ -241,9 +238,7 @@ class Llama(nn.Module):
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
         """Hidden states after the last norm, as `__call__` gives them, and those after block `tap`, not normed."""
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        mask = Mask(segment_ids, segment_ids, causal=True)
-        x = nn.with_logical_constraint(x.astype(self.execution.dtype), ("batch", "length", "activation_embed"))
+        x, angles, mask = self._begin(x, positions, segment_ids)
         after, _ = self.layers(self._carry(x), angles, mask, None, False)
         return self.norm(after.x), after.taken
 
@@ -254,9 +249,7 @@ class Llama(nn.Module):
 
         Faster than `__call__` with an empty cache: the prompt attends to itself, not to the empty slots.
         """
-        angles = rotary_angles(positions, self.config.head_dim, self.config.rope_theta)
-        mask = Mask(segment_ids, segment_ids, causal=True)
-        x = nn.with_logical_constraint(x.astype(self.execution.dtype), ("batch", "length", "activation_embed"))
+        x, angles, mask = self._begin(x, positions, segment_ids)
         x, layers = self._blocks(x, angles, mask, None, keep_kv=True)
         cache = KVCache(layers, segment_ids, jnp.asarray(x.shape[1], jnp.int32))
         return self.norm(x), grow_cache(cache, slots)
@@ -264,6 +257,14 @@ class Llama(nn.Module):
     def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
         """Text logits, float32."""
         return self.head(hidden)
+
+    def _begin(
+        self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
+    ) -> tuple[Float[Array, "B L D"], Angles, Mask]:
+        """Embeddings as the blocks read them, the angles of their places, and which of these attend to which."""
+        c, e = self.config, self.execution
+        x = nn.with_logical_constraint(x.astype(e.dtype), ("batch", "length", "activation_embed"))
+        return x, rotary_angles(positions, c.head_dim, c.rope_theta), Mask(segment_ids, segment_ids, causal=True)
 
     def _blocks(
         self,
