@@ -43,8 +43,7 @@ class ContrastiveRecipe:
       width: of the space that both towers map to.
       patchwise: whether each patch is left to itself: attention adds nothing. The loss asks for the mean over patches
         alone, and a small encoder soon writes what is in the picture everywhere, so that none can tell where it is
-        (docs/shapes.md). Nor would the loss, in few steps, make anything of the patches' places, so they begin as large
-        as what patches show. SigLIP's has attention, and learns its places.
+        (docs/shapes.md). SigLIP's has attention.
       seed: of parameters and batches.
       save_every, report_every: in steps.
     """
@@ -178,8 +177,6 @@ def _functions(recipe: ContrastiveRecipe, model: TwoTowers, length: int) -> tupl
 
     def init() -> _State:
         params = trained(nn.unbox(boxed()))
-        if recipe.patchwise:
-            params = _with_large_places(params, recipe.encoder.width)
         return _State(jnp.zeros((), jnp.int32), params, optimizer.init(params))
 
     # What attention adds is left at zero: constants have no gradient, and no decay moves a zero.
@@ -210,13 +207,3 @@ def _without_attention(params: Params) -> Params:
             for path, leaf in flat.items()
         }
     )
-
-
-_PLACES = 0.5
-"""Standard deviation of the numbers that tell a patch's place, beside about 1 of what it shows."""
-
-
-def _with_large_places(params: Params, width: int) -> Params:
-    """The same, with larger embeddings of the places than the encoder draws."""
-    encoder = params["und_encoder"]
-    return {**params, "und_encoder": {**encoder, "pos_embed": encoder["pos_embed"] * (_PLACES * width**0.5)}}

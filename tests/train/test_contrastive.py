@@ -54,8 +54,6 @@ def test_patches_left_to_themselves_tell_nothing_of_one_another(tmp_path):
     one, other = (np.asarray(Siglip(RECIPE.encoder).apply({"params": params}, image)) for image in (pixels, changed))
     assert np.abs(one - other)[:, 0].max() > 0.1
     np.testing.assert_array_equal(one[:, 1:], other[:, 1:])
-    # Its place it does tell: SigLIP draws these numbers with a deviation of 32 ** -0.5.
-    assert np.std(params["pos_embed"]) > 0.4
 
 
 @pytest.mark.slow
