@@ -8,10 +8,10 @@ makes tokenizer, data and understanding encoder, and runs these stages on them. 
 
 Expected: see docs/shapes.md.
 
-Where it is not the papers': there is no LLM to start from, so stage I teaches one to answer, and nothing else, and stage
-II to draw single things too; both learn answers alone and by Muon. What is known of the image ids stays as the codebook
-tells it until stage III, and the understanding encoder stays as it is in all of them; rows are few and short, for two
-cores. docs/shapes.md has the reasons.
+Where it is not the papers': there is no LLM to start from, so stage I teaches one to answer, and nothing else, and
+stage II to draw single things too; both learn answers alone and by Muon. What is known of the image ids stays as the
+codebook tells it until stage III, and the understanding encoder stays as it is in all of them; rows are few and short,
+for two cores. docs/shapes.md has the reasons.
 """
 
 from dataclasses import replace
@@ -23,6 +23,7 @@ from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.data.mixture import Phase
 from janus_jax.data.packing import Budget
 from janus_jax.data.tasks import Supervision
+from janus_jax.processing import Task
 from janus_jax.train.config_dicts import to_config
 from janus_jax.train.contrastive import ContrastiveRecipe
 from janus_jax.train.optimizers import OptimizerConfig
@@ -35,6 +36,7 @@ from janus_jax.train.recipe import (
     Precision,
     Recipe,
     Resources,
+    Source,
     Stage,
 )
 
@@ -69,7 +71,8 @@ STAGE_1 = Stage(
     optimizer=_OPTIMIZER,
     steps=700,
     batch_size=16,
-    phases=(Phase(None, {"understanding": 1}),),
+    # Single things are where it learns to look at a thing, and to tell its place.
+    phases=(Phase(None, {"understanding": 3, "singles": 2}),),
     supervision=Supervision.ANSWERS,
     budget=_ROW,
     precision=_FLOAT32,
@@ -84,8 +87,8 @@ STAGE_2 = replace(
     optimizer=_SLOWER,
     steps=800,
     phases=(
-        Phase(400, {"understanding": 1, "imagenet": 1}),
-        Phase(None, {"understanding": 1, "imagenet": 2}),
+        Phase(400, {"understanding": 3, "singles": 1, "imagenet": 4}),
+        Phase(None, {"understanding": 3, "singles": 1, "imagenet": 8}),
     ),
     initialisation=Initialisation(),
 )
@@ -94,8 +97,8 @@ STAGE_3 = replace(
     STAGE_2,
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(_SLOWER, learning_rate=6e-4, schedule="cosine"),
-    steps=4000,
-    phases=(Phase(None, {"understanding": 6, "text": 0.5, "generation": 6}),),
+    steps=3200,
+    phases=(Phase(None, {"understanding": 5, "singles": 1.5, "text": 0.3, "generation": 6}),),
     ema_decay=0.99,
 )
 
@@ -103,7 +106,7 @@ RECIPE = Recipe(
     model="janus_shapes",
     architecture=MODEL,
     stages=(STAGE_1, STAGE_2, STAGE_3),
-    sources=SOURCES,
+    sources={**SOURCES, "singles": Source(task=Task.UNDERSTANDING)},
     known_ids=True,
     intervals=Intervals(report=20, evaluate=0, sample=0, save=200),
     resources=Resources(remat="none", scan_unroll=4, data_workers=1),

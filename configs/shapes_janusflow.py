@@ -53,7 +53,7 @@ STAGE_3 = replace(
     shapes_janus.STAGE_3,
     trained=FLOW_ALL_BUT_ENCODER,
     # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
-    phases=(Phase(None, {"understanding": 4, "text": 0.5, "generation": 8}),),
+    phases=(Phase(None, {"understanding": 3, "singles": 1, "text": 0.3, "generation": 8}),),
 )
 
 RECIPE = replace(

@@ -20,7 +20,7 @@ class Plan:
       tokenizer_steps: of the image tokenizer; None for its recipe's.
       pairs: pictures with captions for the encoder.
       encoder_steps: of the encoder.
-      understanding, generation: records; there are as many easy ones as a fifth of the latter, and 4,000 of text.
+      understanding, generation: records; there are as many of single things as a fifth of each, and 4,000 of text.
       stages: steps of stages I, II and III.
       asked: questions a topic, and prompts a category, of the evaluation.
     """
@@ -37,7 +37,7 @@ class Plan:
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (4, 4, 4), (1, 1), tokenizer_steps=4),
     "25min": Plan(10_000, 200, 16_000, 24_000, (500, 500, 800)),
-    "full": Plan(10_000, 200, 40_000, 50_000, (700, 800, 4_000), (200, 100)),
+    "full": Plan(10_000, 200, 40_000, 50_000, (700, 800, 3_200), (200, 100)),
 }
 
 

@@ -141,9 +141,10 @@ def _text_tokenizer(workdir: Path, model: SmallModel) -> None:
 
 
 def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
-    easy = "categories=single_object+colors"
+    easy = "categories=single_object+colors"  # Single things.
     data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.draws_ids else None
     prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
+    prepare_world(data / "singles", f"train:{max(plan.understanding // 5, 64)},{easy}", Task.UNDERSTANDING)
     prepare_world(data / "text", f"train:{TEXTS}", Task.TEXT)
     prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
     prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)

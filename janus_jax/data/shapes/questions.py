@@ -132,14 +132,18 @@ def conversation(
     vocabulary: Vocabulary = DEFAULT,
     split: Split = Split.TRAIN,
     about: frozenset[str] = frozenset(),
+    categories: Sequence[Category | None] = (),
 ) -> tuple[Scene, tuple[Message, ...]]:
     """A scene, and a conversation of one to eight questions about it; the picture's place is in the first turn.
+
+    Args:
+      categories: what the scene is made for, each as often; empty for the shares that leave no topic rare.
 
     Raises:
       JanusError: the vocabulary holds nothing to ask.
     """
     for _ in range(_TRIES):
-        scene = _scene(rng, vocabulary, split, about)
+        scene = _scene(rng, vocabulary, split, about, categories or _SCENES)
         turns = _turns(scene, rng, vocabulary, split, about)
         if turns:
             pictured = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
@@ -169,9 +173,15 @@ def _turns(
     return list(turns.items())
 
 
-def _scene(rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]) -> Scene:
+def _scene(
+    rng: np.random.Generator,
+    vocabulary: Vocabulary,
+    split: Split,
+    about: frozenset[str],
+    categories: Sequence[Category | None] = _SCENES,
+) -> Scene:
     """A mixture, or a scene in which there is something to count, to place or to tell apart."""
-    return sample_scene(rng, vocabulary, split, _SCENES[rng.integers(len(_SCENES))], about)
+    return sample_scene(rng, vocabulary, split, categories[rng.integers(len(categories))], about)
 
 
 def _sample(

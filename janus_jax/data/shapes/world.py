@@ -18,6 +18,8 @@ from janus_jax.data.shapes.vocabulary import DEFAULT, Split, Vocabulary
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 
+# Numbers and places, which are learnt last, come twice.
+_CAPTIONED = (*Category, Category.COUNTING, Category.POSITION, None, None)
 _STREAMS = {Task.TEXT: 0, Task.UNDERSTANDING: 1, Task.GENERATION: 2}
 
 
@@ -31,12 +33,12 @@ class World:
       image_size: side of its pictures, in pixels.
       seed: another seed, another world.
       about: shapes and colours of which every scene shows one, to teach new ones; empty for any.
-      categories: what captions ask for, each as often; None names every thing. Numbers and places, which are learnt
-        last, come twice. Those of one object make the easy beginning that ImageNet is to Janus (arXiv 2410.13848,
-        §3.3).
+      categories: what scenes are made for and captions ask for, each as often; None is any scene, its caption naming
+        every thing; empty for the shares that captions and questions are best learnt in. Those of one object make the
+        easy beginning that ImageNet is to Janus (arXiv 2410.13848, §3.3).
 
     Raises:
-      JanusError: `image_size` is too small, `about` is not in the vocabulary, or there are no categories.
+      JanusError: `image_size` is too small, or `about` is not in the vocabulary.
     """
 
     split: Split = Split.TRAIN
@@ -44,7 +46,7 @@ class World:
     image_size: int = 48
     seed: int = 0
     about: frozenset[str] = frozenset()
-    categories: tuple[Category | None, ...] = (*Category, Category.COUNTING, Category.POSITION, None, None)
+    categories: tuple[Category | None, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size < SMALLEST:
@@ -53,8 +55,6 @@ class World:
             raise JanusError(
                 f"about names {min(unknown)!r}, which is not in the vocabulary; add it with Vocabulary.with_extras."
             )
-        if not self.categories:
-            raise JanusError("categories is empty; name those that captions are to ask for.")
 
     def key(self, task: Task, index: int) -> str:
         """Of the record of this task and number."""
@@ -72,7 +72,7 @@ class World:
             case Task.TEXT:
                 return Record(key, task, text=document(rng, self.vocabulary, self.split, self.about))
             case Task.UNDERSTANDING:
-                scene, messages = conversation(rng, self.vocabulary, self.split, self.about)
+                scene, messages = conversation(rng, self.vocabulary, self.split, self.about, self.categories)
                 return Record(key, task, messages=messages, images=(encode(draw(scene, self.image_size)),))
             case Task.GENERATION:
                 scene, text = self._captioned(rng)
@@ -83,7 +83,8 @@ class World:
         for index in range(count):
             yield document(self._rng(Task.TEXT, index), self.vocabulary, self.split, self.about)
             rng = self._rng(Task.UNDERSTANDING, index)
-            yield from (turn["content"] for turn in conversation(rng, self.vocabulary, self.split, self.about)[1])
+            asked = conversation(rng, self.vocabulary, self.split, self.about, self.categories)[1]
+            yield from (turn["content"] for turn in asked)
             yield self._captioned(self._rng(Task.GENERATION, index))[1]
 
     def records(self, task: Task, count: int) -> "WorldRecords":
@@ -91,7 +92,8 @@ class World:
         return WorldRecords(self, task, count)
 
     def _captioned(self, rng: np.random.Generator) -> tuple[Scene, str]:
-        category = self.categories[rng.integers(len(self.categories))]
+        categories = self.categories or _CAPTIONED
+        category = categories[rng.integers(len(categories))]
         scene = sample_scene(rng, self.vocabulary, self.split, category, self.about)
         return scene, caption(scene, rng, category)
 
