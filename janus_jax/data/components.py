@@ -19,9 +19,8 @@ _KINDS = {
     "messages": "bytes_list",
     "images": "bytes_list",
     "image_ids": "int64_list",
+    "image_latents": "float_list",
 }
-# Data sets of earlier versions have no latents.
-_ALL_KINDS = _KINDS | {"image_latents": "float_list"}
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,7 @@ def open_records(component: Component) -> Records:
         try:
             fields = tf_example_generated_pb2.Example.FromString(data[index]).features.feature
             example = {
-                name: list(getattr(fields[name], kind).value) for name, kind in _ALL_KINDS.items() if name in fields
+                name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields
             }
         # The readers beneath raise errors of their own making.
         except Exception as error:

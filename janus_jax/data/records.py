@@ -70,8 +70,7 @@ class Record:
                 messages=tuple(json.loads(example["messages"])),
                 images=tuple(example["images"]),
                 image_ids=np.asarray(example["image_ids"], np.int32),
-                # Data sets that were made before there were latents have no such field.
-                image_latents=np.asarray(example.get("image_latents", NO_LATENTS), np.float32),
+                image_latents=np.asarray(example["image_latents"], np.float32),
             )
         except (KeyError, TypeError, ValueError) as error:
             raise JanusError(

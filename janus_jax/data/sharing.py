@@ -52,8 +52,7 @@ def open_shares(
 
 def states_of_shares(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """The states of all shares, in order, of those of all processes as `Shares.get_state` gave them."""
-    # Before there were shares, a process's state was that of its stream.
-    return [share for state in states for share in state.get(_SHARES, [state])]
+    return [share for state in states for share in state[_SHARES]]
 
 
 class Shares(Iterator[Batch]):
