@@ -83,9 +83,7 @@ def open_records(component: Component) -> Records:
     def read(index: int) -> Record:
         try:
             fields = tf_example_generated_pb2.Example.FromString(data[index]).features.feature
-            example = {
-                name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields
-            }
+            example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
         # The readers beneath raise errors of their own making.
         except Exception as error:
             raise JanusError(f"Example {index} of {folder} cannot be read ({told(error)}).") from error
