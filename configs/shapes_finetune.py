@@ -28,7 +28,7 @@ STAGE = replace(
         learning_rate=1e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.01
     ),
     steps=400,
-    phases=(Phase(None, {"new_understanding": 4, "new_generation": 7, "understanding": 2, "generation": 6}),),
+    phases=(Phase(None, {"new_understanding": 4, "new_generation": 7, "understanding": 3, "generation": 5}),),
     supervision=Supervision.ANSWERS,
     initialisation=Initialisation("model"),
     ema_decay=0.95,

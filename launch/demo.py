@@ -6,7 +6,8 @@
 2 answers questions about pictures it has never seen, and draws prompts, on all devices of the host;
 3 scores answers and drawings on combinations that training never showed by themselves, beside what guessing gives;
 4 fine-tunes it on a shape and a colour that it has never met, kills the run in the middle, goes on, and scores again;
-5 writes a page that shows it all, OUT/index.html, and the figures, OUT/report.json.
+5 has the small JanusFlow that comes with the project draw too, along a flow in place of ids;
+6 writes a page that shows it all, OUT/index.html, and the figures, OUT/report.json.
 """
 
 import json
@@ -50,6 +51,7 @@ class Plan:
       new_records, old_records: to fine-tune on, of each task.
       steps: of fine-tuning; None for the recipe's.
       killed_at: the step after which it is killed, with whatever it has not saved.
+      flowed: prompts a category that the JanusFlow draws.
     """
 
     asked: int = 60
@@ -60,6 +62,7 @@ class Plan:
     old_records: int = 3_000
     steps: int | None = None
     killed_at: int = 60
+    flowed: int = 4
 
 
 @dataclass(frozen=True)
@@ -105,22 +108,27 @@ def main(_: Sequence[str]) -> None:
     """Runs all steps."""
     import jax
 
-    from janus_jax.shipped import SHAPES
+    from janus_jax.shipped import FLOW_SHAPES, SHAPES
 
     # On a host without an accelerator its cores are the devices.
     jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MOST_DEVICES))
     cli.enable_compilation_cache()
     with pictures.output_folder(Path(_OUT.value)) as out:
-        run(out, SHAPES, Plan())
+        run(out, SHAPES, FLOW_SHAPES, Plan())
 
 
-def run(out: Path, released: Path, plan: Plan) -> dict[str, float]:
-    """All steps; the figures of the report."""
+def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
+    """All steps; the figures of the report.
+
+    Args:
+      released: the Janus, as a PyTorch checkpoint.
+      flow: the JanusFlow.
+    """
     import janus_jax
     from janus_jax.sharding import make_mesh
 
     began = time.monotonic()
-    for earlier in ("converted", "finetuned", "data", "run", "before", "after"):
+    for earlier in ("converted", "finetuned", "data", "run", "before", "after", "flowed"):
         shutil.rmtree(out / earlier, ignore_errors=True)
 
     _step(1, f"Import {released.name}, a PyTorch checkpoint")
@@ -145,12 +153,15 @@ def run(out: Path, released: Path, plan: Plan) -> dict[str, float]:
     after = _scored(model, out / "after", plan)
     _table({"before": before.figures(), "after": after.figures()})
 
+    _step(5, f"Draw another way: {flow.name}, along a flow")
+    flowed = _flowed(flow, out / "flowed", plan)
+
     figures = report(before, after, (time.monotonic() - began) / 60)
     (out / "report.json").write_text(json.dumps(figures, indent=2) + "\n")
-    _step(5, "Show it all")
+    _step(6, "Show it all")
     from launch.page import write_page
 
-    write_page(out / "index.html", before, after, tuning, figures, NEW)
+    write_page(out / "index.html", before, after, flowed, tuning, figures, NEW)
     _say(f"{out / 'index.html'} is the page, {out / 'report.json'} the figures, {out / 'finetuned'} the model.")
     print(f"\nDone in {figures['minutes']:.1f} minutes.\n")
     return figures
@@ -229,7 +240,7 @@ def _scored(model: "Pretrained", folder: Path, plan: Plan) -> Scored:
     for name, protocol in (("old", old), ("new", new)):
         with answers_bar(f"   answering, {name} words") as bar:
             answered = evaluate_understanding(model, folder / f"{name}_answers", protocol, report=bar)
-        with answers_bar(f"   drawing, {name} words") as bar:
+        with answers_bar(f"   drawing, {name} words", "pictures") as bar:
             drawn = evaluate_generation(model, folder / f"{name}_drawings", protocol, report=bar)
         understanding.append(answered)
         generation.append(drawn)
@@ -245,6 +256,23 @@ def _show(scored: Scored) -> None:
     for index in range(0, len(drawn.prompts), max(len(drawn.prompts) // 6, 1)):
         verdict = drawn.verdicts[index]
         _say(f"{drawn.prompts[index].text}: {verdict.reason or 'as asked for'}")
+
+
+def _flowed(flow: Path, folder: Path, plan: Plan) -> "Generation":
+    """What the JanusFlow draws, all prompts in one batch."""
+    import janus_jax
+    from janus_jax.data.shapes import Category
+    from janus_jax.evaluate.shapes import ShapesProtocol, evaluate_generation
+    from janus_jax.sharding import make_mesh
+    from launch.bars import answers_bar
+
+    model = janus_jax.load(flow, "float32", make_mesh(data=-1, fsdp=1))
+    protocol = ShapesProtocol(per_category=plan.flowed, batch_size=len(Category) * plan.flowed)
+    with answers_bar("   drawing", "pictures") as bar:
+        drawn = evaluate_generation(model, folder, protocol, report=bar)
+    right = sum(verdict.correct for verdict in drawn.verdicts)
+    _say(f"{right} of {len(drawn.verdicts)} prompts are drawn right.")
+    return drawn
 
 
 def _finetune(out: Path, plan: Plan) -> FineTuning:

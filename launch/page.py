@@ -27,6 +27,7 @@ def write_page(
     path: Path,
     before: "Scored",
     after: "Scored",
+    flowed: "Generation",
     tuning: "FineTuning",
     figures: Mapping[str, float],
     new: Sequence[str],
@@ -34,7 +35,8 @@ def write_page(
     """Writes the page.
 
     Args:
-      before, after: the model before and after fine-tuning.
+      before, after: the Janus before and after fine-tuning.
+      flowed: what the JanusFlow drew.
       figures: of report.json.
       new: the words that were taught.
     """
@@ -59,6 +61,7 @@ def write_page(
             curves=_curves(tuning),
             answers=_spread([*_answers(before.understanding)], _SHOWN),
             drawings=_spread([*_drawings(before.generation)], _SHOWN),
+            flowed=_spread([*_drawings(flowed)], _SHOWN),
             learnt=_spread(_pairs(_drawings(before.new_generation), _drawings(after.new_generation)), _SHOWN_OF_NEW),
             understood=_spread(
                 _pairs(_answers(before.new_understanding), _answers(after.new_understanding)), _SHOWN_OF_NEW

@@ -6,7 +6,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from janus_jax.config import VisualEncoder
+from janus_jax.config import JanusConfig, VisualEncoder
+from janus_jax.train.recipe import RANDOM
 
 TEXTS = 4_000
 """Records of plain text, whatever the budget."""
@@ -20,7 +21,8 @@ class Plan:
       tokenizer_steps: of the image tokenizer; None for its recipe's.
       pairs: pictures with captions for the encoder.
       encoder_steps: of the encoder.
-      understanding, generation: records; there are as many of single things as a fifth of each, and 4,000 of text.
+      understanding, generation: records; there are as many of single things as a fifth of each, of places as a
+        third of the former, of numbers as half of the latter, and 4,000 of text.
       stages: steps of stages I, II and III.
       asked: questions a topic, and prompts a category, of the evaluation.
     """
@@ -36,8 +38,14 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (4, 4, 4), (1, 1), tokenizer_steps=4),
-    "25min": Plan(10_000, 200, 16_000, 24_000, (500, 500, 800)),
-    "full": Plan(10_000, 200, 40_000, 50_000, (700, 800, 3_200), (200, 100)),
+    "25min": Plan(16_000, 400, 16_000, 24_000, (600, 400, 700)),
+    "full": Plan(16_000, 400, 40_000, 50_000, (700, 600, 2_600), (200, 100)),
+}
+
+FLOW_PLANS = PLANS | {
+    # Its steps take longer.
+    "25min": replace(PLANS["25min"], stages=(600, 300, 400)),
+    "full": replace(PLANS["full"], stages=(700, 600, 1_400)),
 }
 
 
@@ -65,7 +73,7 @@ class SmallModel:
 
 MODELS = {
     "janus": SmallModel("configs.shapes_janus", "Janus-shapes", draws_ids=True, plans=PLANS),
-    "janusflow": SmallModel("configs.shapes_janusflow", "JanusFlow-shapes", draws_ids=False, plans=PLANS),
+    "janusflow": SmallModel("configs.shapes_janusflow", "JanusFlow-shapes", draws_ids=False, plans=FLOW_PLANS),
 }
 
 
@@ -95,17 +103,35 @@ def recipe(
             phases = (replace(phases[0], until_step=min(phases[0].until_step or 0, max(steps // 2, 1))), *phases[1:])
         start = one.initialisation
         if not number:
-            trained_before = ("und_encoder", "gen_encoder") if model.draws_ids else ("und_encoder",)
-            start = replace(start, **{part: str(workdir / part) for part in trained_before})
+            # Where the image tokenizer understands, nothing passes through the other encoder.
+            seen = str(workdir / "und_encoder") if understands_by == "und_encoder" else RANDOM
+            start = replace(start, und_encoder=seen)
+            if model.draws_ids:
+                start = replace(start, gen_encoder=str(workdir / "gen_encoder"))
         stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
-    architecture = whole.architecture
     return replace(
         whole,
-        architecture=replace(architecture, understands_by=understands_by) if model.draws_ids else architecture,
+        architecture=architecture(understands_by, model),
         stages=tuple(stages),
         sources={
             name: replace(source, directory=str(workdir / "data" / name)) for name, source in whole.sources.items()
         },
         stage=stage,
-        tokenizer=str(workdir / "text"),
+        tokenizer=str(text_tokenizer(workdir, understands_by)),
     )
+
+
+def architecture(understands_by: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
+    """The model's config; where its image tokenizer serves understanding too, a patch is an id's."""
+    config = model.module.MODEL
+    if understands_by == "und_encoder":
+        return config
+    assert isinstance(config, JanusConfig), "a JanusFlow has no image tokenizer"
+    side = round(config.gen_encoder.num_tokens**0.5)
+    patches = replace(config.und_encoder, patch_size=config.und_encoder.image_size // side)
+    return replace(config, und_encoder=patches, understands_by=understands_by)
+
+
+def text_tokenizer(workdir: Path, understands_by: VisualEncoder) -> Path:
+    """The folder of the text tokenizer, which knows how many places an image takes."""
+    return workdir / ("text" if understands_by == "und_encoder" else "text_one_encoder")

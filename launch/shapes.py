@@ -25,11 +25,11 @@ import tqdm
 from absl import flags
 
 from janus_jax.config import VisualEncoder
-from janus_jax.data.shapes import EVERYTHING, World
+from janus_jax.data.shapes import EVERYTHING, World, draw, inventory, sample_scene
 from janus_jax.errors import JanusError
-from janus_jax.processing import Processor, Task, make_byte_level_tokenizer, open_image
+from janus_jax.processing import Processor, Task, make_byte_level_tokenizer
 from launch import cli
-from launch.plans import MODELS, TEXTS, Plan, SmallModel, of_steps, recipe
+from launch.plans import MODELS, TEXTS, Plan, SmallModel, architecture, of_steps, recipe, text_tokenizer
 from launch.preparing import prepare_world
 
 _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "how long it takes, on two cores")
@@ -42,6 +42,9 @@ _ABLATION = flags.DEFINE_boolean(
 
 _CAPTION = 48
 """Ids of a caption that the encoder's text tower reads."""
+
+_PAIRS = 7
+"""The seed of the encoder's pictures."""
 
 
 def main(_: Sequence[str]) -> None:
@@ -78,7 +81,7 @@ def run(workdir: Path, plan: Plan, ablation: bool = False, model: SmallModel = M
 
     if model.draws_ids:
         timed("image tokenizer", lambda: _image_tokenizer(workdir, plan))
-    timed("text tokenizer", lambda: _text_tokenizer(workdir, model))
+    timed("text tokenizer", lambda: _text_tokenizer(workdir, model, "und_encoder"))
     timed("data", lambda: _data(workdir, plan, model))
     timed("understanding encoder", lambda: _encoder(workdir, plan, model))
 
@@ -98,6 +101,7 @@ def run(workdir: Path, plan: Plan, ablation: bool = False, model: SmallModel = M
     report: dict[str, Any] = figures | {"minutes": round(sum(minutes.values()), 1), "minutes by part": dict(minutes)}
     rows = {"two encoders": figures}
     if ablation:
+        timed("one encoder: text tokenizer", lambda: _text_tokenizer(workdir, model, "gen_encoder"))
         rows["one encoder"] = report["one encoder"] = trained(workdir / "one_encoder", "gen_encoder", "one encoder: ")
     (workdir / "report.json").write_text(json.dumps(report, indent=2) + "\n")
     print(" " * 28 + "".join(f"{title:>15}" for title in rows))
@@ -125,11 +129,11 @@ def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
 
-def _text_tokenizer(workdir: Path, model: SmallModel) -> None:
-    config = model.module.MODEL
-    if not (workdir / "text" / "tokenizer.json").exists():
+def _text_tokenizer(workdir: Path, model: SmallModel, understands_by: VisualEncoder) -> None:
+    config, folder = architecture(understands_by, model), text_tokenizer(workdir, understands_by)
+    if not (folder / "tokenizer.json").exists():
         make_byte_level_tokenizer(
-            workdir / "text",
+            folder,
             # The kept-out words too: a tokenizer stays as it is when they are taught.
             World(vocabulary=EVERYTHING).texts(TEXTS),
             config.llm.vocab_size,
@@ -145,9 +149,12 @@ def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
     data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.draws_ids else None
     prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
     prepare_world(data / "singles", f"train:{max(plan.understanding // 5, 64)},{easy}", Task.UNDERSTANDING)
+    prepare_world(data / "places", f"train:{max(plan.understanding // 3, 64)},asked=places", Task.UNDERSTANDING)
     prepare_world(data / "text", f"train:{TEXTS}", Task.TEXT)
     prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
     prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
+    hard = "categories=counting+position"  # Learnt last.
+    prepare_world(data / "numbers", f"train:{max(plan.generation // 2, 64)},{hard}", Task.GENERATION, tokenizer)
 
 
 def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
@@ -157,14 +164,13 @@ def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
     from janus_jax.train.contrastive import train_encoder
 
     processor, config = Processor.from_directory(workdir / "text", model.module.MODEL), model.module.ENCODER
-    # Captions that tell all: of two pictures, one caption should not fit both.
-    records = World(categories=(None,)).records(Task.GENERATION, plan.pairs)
     images = np.empty((plan.pairs, *[config.encoder.image_size] * 2, 3), np.uint8)
     captions = np.zeros((plan.pairs, _CAPTION), np.int32)
     for index in tqdm.trange(plan.pairs, unit=" pairs", desc="pictures with captions"):
-        record = records[index]
-        ids = processor.tokenizer.encode(record.text or "")[:_CAPTION]
-        images[index], captions[index, : len(ids)] = np.asarray(open_image(record.images[0])), ids
+        scene = sample_scene(np.random.default_rng((_PAIRS, index)))
+        # Captions that tell all, so that of two pictures one does not fit both.
+        ids = processor.tokenizer.encode(inventory(scene))[:_CAPTION]
+        images[index], captions[index, : len(ids)] = draw(scene, config.encoder.image_size), ids
     params, _ = train_encoder(of_steps(config, plan.encoder_steps), images, captions, workdir / "runs" / "und_encoder")
     save_converted(workdir / "und_encoder", {"und_encoder": params}, config.encoder)
 

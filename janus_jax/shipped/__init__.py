@@ -1,4 +1,4 @@
-"""What comes with the package: a small Janus of the shapes world, in the layout that the models were released in.
+"""What comes with the package: a small Janus and a small JanusFlow of the shapes world, in their released layouts.
 
 docs/shapes.md tells how it was trained and what it scores.
 """
@@ -6,4 +6,7 @@ docs/shapes.md tells how it was trained and what it scores.
 from pathlib import Path
 
 SHAPES = Path(__file__).parent / "Janus-shapes"
-"""Its folder, as `janus_jax.load` takes it."""
+"""The Janus' folder, as `janus_jax.load` takes it."""
+
+FLOW_SHAPES = SHAPES.with_name("JanusFlow-shapes")
+"""The JanusFlow's."""

@@ -333,7 +333,16 @@ class TestShapes:
 
     @pytest.mark.parametrize(
         "given",
-        ["train", "train:none", "train:0", "dev:3", "train:3,side=4", "train:3,about=dog", "train:3,categories=none"],
+        [
+            "train",
+            "train:none",
+            "train:0",
+            "dev:3",
+            "train:3,side=4",
+            "train:3,about=dog",
+            "train:3,categories=none",
+            "train:3,asked=none",
+        ],
     )
     def test_what_the_world_has_not_is_an_error(self, tmp_path, given):
         with pytest.raises(JanusError, match="shapes"):

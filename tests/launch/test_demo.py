@@ -1,4 +1,4 @@
-"""The shipped model, and what the demo makes of it."""
+"""The shipped models, and what the demo makes of it."""
 
 import json
 import re
@@ -10,7 +10,7 @@ import pytest
 
 import janus_jax
 from checkpoints_convert import read_config
-from configs import shapes_finetune, shapes_janus
+from configs import shapes_finetune, shapes_janus, shapes_janusflow
 from janus_jax.data.shapes import (
     DEFAULT,
     EVERYTHING,
@@ -25,9 +25,15 @@ from janus_jax.data.shapes import (
     score_verdicts,
 )
 from janus_jax.errors import JanusError
-from janus_jax.evaluate.shapes import Generation, ShapesProtocol, Understanding, evaluate_understanding
+from janus_jax.evaluate.shapes import (
+    Generation,
+    ShapesProtocol,
+    Understanding,
+    evaluate_generation,
+    evaluate_understanding,
+)
 from janus_jax.processing import Processor
-from janus_jax.shipped import SHAPES
+from janus_jax.shipped import FLOW_SHAPES, SHAPES
 from launch import demo
 from launch.page import write_page
 from tests.pseudo import CORPUS, make_checkpoint
@@ -69,9 +75,11 @@ def test_the_report_has_the_scores_and_what_the_old_ones_lost():
 
 def test_the_page_shows_questions_drawings_and_verdicts_and_needs_no_network(tmp_path):
     before, after = scored(knows_new=False), scored()
-    write_page(tmp_path / "index.html", before, after, TUNING, demo.report(before, after, 7), demo.NEW)
+    flowed = scored(knows=False).generation
+    write_page(tmp_path / "index.html", before, after, flowed, TUNING, demo.report(before, after, 7), demo.NEW)
     page = (tmp_path / "index.html").read_text()
-    for words in (before.understanding.questions[0].text, before.generation.prompts[0].text, "as asked for", "seven"):
+    told = (flowed.verdicts[-1].reason, "as asked for", "seven")
+    for words in (before.understanding.questions[0].text, before.generation.prompts[0].text, *told):
         assert words.replace("'", "&#39;") in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
     assert page.count("data:image/png") >= 2 * len(demo.NEW)
@@ -90,14 +98,20 @@ def test_a_changed_weight_is_noticed(tmp_path):
         demo.compare(tmp_path / "before", tmp_path / "after")
 
 
-def test_the_shipped_model_is_the_recipes_and_small():
-    config = read_config(SHAPES)
-    assert replace(config, name="") == replace(shapes_janus.MODEL, name="")
-    assert sum(file.stat().st_size for file in SHAPES.iterdir()) < 12_000_000
+SHIPPED = pytest.mark.parametrize(
+    ("shipped", "model"), [(SHAPES, shapes_janus.MODEL), (FLOW_SHAPES, shapes_janusflow.MODEL)]
+)
 
 
-def test_the_shipped_model_is_asked_as_it_was_trained():
-    assert Processor.from_directory(SHAPES, read_config(SHAPES)).system_prompt == ""
+@SHIPPED
+def test_the_shipped_models_are_the_recipes_and_small(shipped, model):
+    assert replace(read_config(shipped), name="") == replace(model, name="")
+    assert sum(file.stat().st_size for file in shipped.iterdir()) < 12_000_000
+
+
+@SHIPPED
+def test_the_shipped_models_are_asked_as_they_were_trained(shipped, model):
+    assert Processor.from_directory(shipped, read_config(shipped)).system_prompt == ""
 
 
 def test_the_new_words_are_none_that_it_was_trained_on():
@@ -106,17 +120,24 @@ def test_the_new_words_are_none_that_it_was_trained_on():
     assert demo.Plan().killed_at < shapes_finetune.STAGE.steps
 
 
-def test_the_shipped_model_answers_better_than_guessing(tmp_path):
-    answered = evaluate_understanding(janus_jax.load(SHAPES, "float32"), tmp_path, ShapesProtocol(per_topic=20))
+@SHIPPED
+def test_the_shipped_models_answer_better_than_guessing(shipped, model, tmp_path):
+    answered = evaluate_understanding(janus_jax.load(shipped, "float32"), tmp_path, ShapesProtocol(per_topic=20))
     assert answered.scores.overall > answered.chance.overall + 0.1
+
+
+@SHIPPED
+def test_the_shipped_models_draw_better_than_guessing(shipped, model, tmp_path):
+    drawn = evaluate_generation(janus_jax.load(shipped, "float32"), tmp_path, ShapesProtocol(per_category=4))
+    assert drawn.scores.geneval.overall > drawn.chance.geneval.overall + 0.2
 
 
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path):
     plan = demo.Plan(
-        asked=4, drawn=2, new_asked=2, new_drawn=1, new_records=256, old_records=256, steps=40, killed_at=28
+        asked=4, drawn=2, new_asked=2, new_drawn=1, new_records=256, old_records=256, steps=40, killed_at=28, flowed=1
     )
-    figures = demo.run(tmp_path, SHAPES, plan)
+    figures = demo.run(tmp_path, SHAPES, FLOW_SHAPES, plan)
     assert json.loads((tmp_path / "report.json").read_text()) == figures
     wanted = {"understanding", "generation.overall", "generation.position", "generation.strict", "new.understanding"}
     assert wanted | {"new.generation", "old_drop", "minutes"} <= set(figures)

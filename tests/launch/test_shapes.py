@@ -53,7 +53,9 @@ def test_the_ablation_differs_in_the_encoder_alone(tmp_path):
     plan = MODELS["janus"].plans["25min"]
     two, one = (recipe(tmp_path, plan, 2, encoder) for encoder in ("und_encoder", "gen_encoder"))
     assert one.architecture.understands_by == "gen_encoder"
-    assert (one.stages, one.sources) == (two.stages, two.sources)
+    assert one.architecture.und_encoder.num_patches == one.architecture.gen_encoder.num_tokens
+    assert (one.stages[1:], one.sources) == (two.stages[1:], two.sources)
+    assert one.architecture.llm == two.architecture.llm
 
 
 def test_a_mistake_is_told(refuses, tmp_path):

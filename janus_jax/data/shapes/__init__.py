@@ -5,9 +5,9 @@
 
 from janus_jax.data.shapes.detector import UNKNOWN, Detection, detect
 from janus_jax.data.shapes.drawing import draw, images
-from janus_jax.data.shapes.language import caption, description
+from janus_jax.data.shapes.language import caption, description, inventory
 from janus_jax.data.shapes.prompts import Prompt, Wanted, prompts
-from janus_jax.data.shapes.questions import Negatives, Question, Topic, ask, conversation, questions
+from janus_jax.data.shapes.questions import Asked, Negatives, Question, Topic, ask, conversation, questions
 from janus_jax.data.shapes.scene import Background, Category, Relation, Scene, Thing, relation, sample_scene
 from janus_jax.data.shapes.scoring import (
     DrawingScores,
@@ -28,6 +28,7 @@ __all__ = [
     "DEFAULT",
     "EVERYTHING",
     "UNKNOWN",
+    "Asked",
     "Background",
     "Category",
     "Detection",
@@ -55,6 +56,7 @@ __all__ = [
     "detect",
     "draw",
     "images",
+    "inventory",
     "is_right",
     "judge",
     "prompts",

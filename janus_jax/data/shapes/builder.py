@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import tensorflow_datasets as tfds
 
 from janus_jax.data.records import features
+from janus_jax.data.shapes.questions import Asked
 from janus_jax.data.shapes.scene import Category
 from janus_jax.data.shapes.vocabulary import DEFAULT, Split, Vocabulary
 from janus_jax.data.shapes.world import World
@@ -31,7 +32,7 @@ class ShapesConfig(tfds.core.BuilderConfig):
     Args:
       task: of all records.
       counts: how many records each split has.
-      image_size, seed, vocabulary, about, categories: as `World` has them.
+      image_size, seed, vocabulary, about, categories, asked: as `World` has them.
     """
 
     def __init__(
@@ -44,12 +45,13 @@ class ShapesConfig(tfds.core.BuilderConfig):
         vocabulary: Vocabulary = DEFAULT,
         about: frozenset[str] = frozenset(),
         categories: tuple[Category | None, ...] = World.categories,
+        asked: Asked = World.asked,
     ):
         self.task = task
         self.counts = {split: counts[split] for split in Split}
-        self.worlds = {split: World(split, vocabulary, image_size, seed, about, categories) for split in Split}
+        self.worlds = {split: World(split, vocabulary, image_size, seed, about, categories, asked) for split in Split}
         plain = self.counts == COUNTS and self.worlds == {split: World(split) for split in Split}
-        content = repr((self.counts, image_size, seed, vocabulary, sorted(about), categories))
+        content = repr((self.counts, image_size, seed, vocabulary, sorted(about), categories, asked))
         mark = "" if plain else f"_{hashlib.blake2b(content.encode(), digest_size=4).hexdigest()}"
         super().__init__(name=f"{task.value}{mark}", description=f"What teaches {task.value}.")
 
@@ -85,7 +87,8 @@ def prepare_shapes(directory: str | Path, **settings: Any) -> dict[Task, Path]:
 
     Args:
       directory: made if need be. A data set that is already there, with the same settings, is left as it is.
-      settings: `counts`, `image_size`, `seed`, `vocabulary`, `about` and `categories`, as `ShapesConfig` has them.
+      settings: `counts`, `image_size`, `seed`, `vocabulary`, `about`, `categories` and `asked`, as `ShapesConfig` has
+        them.
     """
     places = {}
     for task in Task:

@@ -98,6 +98,12 @@ def description(scene: Scene, sizes: bool = True) -> str:
     )
 
 
+def inventory(scene: Scene) -> str:
+    """All that a picture shows, in few words: every thing with size, colour, shape and place, and the background."""
+    things = [f"{thing.size} {_coloured(thing)} {thing.row} {thing.column}" for thing in scene.things]
+    return f"{', '.join(things)} {scene.background.texture}"
+
+
 def document(rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]) -> str:
     """A short plain text about a scene of its split, and about shapes."""
     scene = sample_scene(rng, vocabulary, split, about=about)

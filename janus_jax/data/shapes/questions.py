@@ -74,9 +74,23 @@ class Question:
     negatives: Negatives | None = None
 
 
+class Asked(enum.StrEnum):
+    """What conversations ask for: all topics, or the rows and columns of things alone.
+
+    The latter is where a model learns to look at one thing among others: no other question makes it (docs/shapes.md).
+    """
+
+    EVERYTHING = "everything"
+    PLACES = "places"
+
+
 # By these shares of turns and scenes no topic and no number is rare.
 _TOPICS = (*[*Topic] * 2, *[Topic.POSITION] * 4)
 _SCENES = (None, None, None, Category.COUNTING, Category.COUNTING, *[Category.POSITION] * 2, Category.COLOR_ATTR)
+_CONVERSED: dict[Asked, Sequence[Category | None]] = {
+    Asked.EVERYTHING: _SCENES,
+    Asked.PLACES: (None, None, None, *[Category.COLOR_ATTR] * 2, *[Category.POSITION] * 3),
+}
 
 
 def ask(
@@ -133,18 +147,20 @@ def conversation(
     split: Split = Split.TRAIN,
     about: frozenset[str] = frozenset(),
     categories: Sequence[Category | None] = (),
+    asked: Asked = Asked.EVERYTHING,
 ) -> tuple[Scene, tuple[Message, ...]]:
     """A scene, and a conversation of one to eight questions about it; the picture's place is in the first turn.
 
     Args:
       categories: what the scene is made for, each as often; empty for the shares that leave no topic rare.
+      asked: for what.
 
     Raises:
       JanusError: the vocabulary holds nothing to ask.
     """
     for _ in range(_TRIES):
-        scene = _scene(rng, vocabulary, split, about, categories or _SCENES)
-        turns = _turns(scene, rng, vocabulary, split, about)
+        scene = _scene(rng, vocabulary, split, about, categories or _CONVERSED[asked])
+        turns = _turns(scene, rng, vocabulary, split, about, asked)
         if turns:
             pictured = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
             return scene, tuple(
@@ -156,17 +172,25 @@ def conversation(
 
 
 def _turns(
-    scene: Scene, rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]
+    scene: Scene,
+    rng: np.random.Generator,
+    vocabulary: Vocabulary,
+    split: Split,
+    about: frozenset[str],
+    asked: Asked,
 ) -> list[tuple[str, str]]:
     """Questions and answers, none twice."""
     turns: dict[str, str] = {}
     count = 1 + rng.integers(MOST_TURNS)
     # Scenes may be about new words without every question being so; what is to be measured is about nothing else.
-    asked_about = about if split is Split.TEST else frozenset[str]()
+    named = about if split is Split.TEST else frozenset[str]()
+    if asked is Asked.PLACES:
+        found = [question for question in _lines(scene, by_colour=True) if not named or question.named & named]
+        return [(question.text, question.answer) for question in shuffled(found, rng)[:count]]
     for topic in shuffled(_TOPICS, rng):
         if len(turns) == count:
             break
-        if question := ask(scene, topic, rng, vocabulary, split, asked_about):
+        if question := ask(scene, topic, rng, vocabulary, split, named):
             turns.setdefault(question.text, question.answer)
     if turns and rng.random() < _DESCRIBED:
         turns[_DESCRIBE[rng.integers(len(_DESCRIBE))]] = description(scene)
@@ -181,7 +205,7 @@ def _scene(
     categories: Sequence[Category | None] = _SCENES,
 ) -> Scene:
     """A mixture, or a scene in which there is something to count, to place or to tell apart."""
-    return sample_scene(rng, vocabulary, split, categories[rng.integers(len(categories))], about)
+    return sample_scene(rng, vocabulary, split, categories[int(rng.integers(len(categories)))], about)
 
 
 def _sample(
@@ -276,11 +300,14 @@ def _positions(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     return [*_lines(scene), *_related(scene, vocabulary)]
 
 
-def _lines(scene: Scene) -> list[Question]:
+def _lines(scene: Scene, by_colour: bool = False) -> list[Question]:
+    told = [(thing, thing.shape, thing.shape) for thing in scene.things if scene.count(thing.shape) == 1]
+    if by_colour:
+        alone = [thing for thing in scene.things if scene.count(colour=thing.colour) == 1]
+        told += [(thing, f"{thing.colour} object", thing.colour) for thing in alone]
     return [
-        Question(scene, Topic.POSITION, f"In which {line} is the {thing.shape}?", name, names, frozenset({thing.shape}))
-        for thing in scene.things
-        if scene.count(thing.shape) == 1
+        Question(scene, Topic.POSITION, f"In which {line} is the {what}?", name, names, frozenset({word}))
+        for thing, what, word in told
         for line, name, names in (("row", thing.row, ROWS), ("column", thing.column, COLUMNS))
     ]
 

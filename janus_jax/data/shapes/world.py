@@ -12,11 +12,11 @@ from PIL import Image
 from janus_jax.data.records import Record
 from janus_jax.data.shapes.drawing import SMALLEST, draw
 from janus_jax.data.shapes.language import caption, document
-from janus_jax.data.shapes.questions import conversation
+from janus_jax.data.shapes.questions import Asked, conversation
 from janus_jax.data.shapes.scene import Category, Scene, sample_scene
 from janus_jax.data.shapes.vocabulary import DEFAULT, Split, Vocabulary
 from janus_jax.errors import JanusError
-from janus_jax.processing import Task
+from janus_jax.processing import Message, Task
 
 # Numbers and places, which are learnt last, come twice.
 _CAPTIONED = (*Category, Category.COUNTING, Category.POSITION, None, None)
@@ -37,6 +37,8 @@ class World:
         every thing; empty for the shares that captions and questions are best learnt in. Those of one object make the
         easy beginning that ImageNet is to Janus (arXiv 2410.13848, §3.3).
 
+      asked: what conversations ask for.
+
     Raises:
       JanusError: `image_size` is too small, or `about` is not in the vocabulary.
     """
@@ -47,6 +49,7 @@ class World:
     seed: int = 0
     about: frozenset[str] = frozenset()
     categories: tuple[Category | None, ...] = ()
+    asked: Asked = Asked.EVERYTHING
 
     def __post_init__(self) -> None:
         if self.image_size < SMALLEST:
@@ -72,7 +75,7 @@ class World:
             case Task.TEXT:
                 return Record(key, task, text=document(rng, self.vocabulary, self.split, self.about))
             case Task.UNDERSTANDING:
-                scene, messages = conversation(rng, self.vocabulary, self.split, self.about, self.categories)
+                scene, messages = self._asked(rng)
                 return Record(key, task, messages=messages, images=(encode(draw(scene, self.image_size)),))
             case Task.GENERATION:
                 scene, text = self._captioned(rng)
@@ -83,13 +86,15 @@ class World:
         for index in range(count):
             yield document(self._rng(Task.TEXT, index), self.vocabulary, self.split, self.about)
             rng = self._rng(Task.UNDERSTANDING, index)
-            asked = conversation(rng, self.vocabulary, self.split, self.about, self.categories)[1]
-            yield from (turn["content"] for turn in asked)
+            yield from (turn["content"] for turn in self._asked(rng)[1])
             yield self._captioned(self._rng(Task.GENERATION, index))[1]
 
     def records(self, task: Task, count: int) -> "WorldRecords":
         """The first `count` records of a task."""
         return WorldRecords(self, task, count)
+
+    def _asked(self, rng: np.random.Generator) -> tuple[Scene, tuple[Message, ...]]:
+        return conversation(rng, self.vocabulary, self.split, self.about, self.categories, self.asked)
 
     def _captioned(self, rng: np.random.Generator) -> tuple[Scene, str]:
         categories = self.categories or _CAPTIONED

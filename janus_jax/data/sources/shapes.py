@@ -10,6 +10,7 @@ the vocabulary and shows one of them in every scene.
 import functools
 from collections.abc import Iterator
 
+from janus_jax.data.shapes.questions import Asked
 from janus_jax.data.shapes.scene import Category
 from janus_jax.data.shapes.vocabulary import DEFAULT, Split
 from janus_jax.data.shapes.world import World
@@ -23,7 +24,7 @@ _ALL = "all"
 
 @source("shapes", Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, shard_records=2048)
 def shapes(options: Options) -> Iterator[Part]:
-    """SPLIT:COUNT, and after commas image_size=, seed=, about= and categories= of `shapes.World`."""
+    """SPLIT:COUNT, and after commas image_size=, seed=, about=, categories= and asked= of `shapes.World`."""
     for given in options.inputs:
         world, count = _world(given)
         for first in range(0, count, options.shard_records):
@@ -41,7 +42,7 @@ def _world(given: str) -> tuple[World, int]:
     split, _, count = head.partition(":")
     values = dict(setting.partition("=")[::2] for setting in settings)
     try:
-        if unknown := set(values) - {"image_size", "seed", "about", "categories"}:
+        if unknown := set(values) - {"image_size", "seed", "about", "categories", "asked"}:
             raise ValueError(f"it knows no {min(unknown)!r}")
         about = tuple(filter(None, values.get("about", "").split("+")))
         names = filter(None, values.get("categories", "").split("+"))
@@ -53,6 +54,7 @@ def _world(given: str) -> tuple[World, int]:
             seed=int(values.get("seed", World.seed)),
             about=frozenset(about),
             categories=categories or World.categories,
+            asked=Asked(values.get("asked", World.asked)),
         )
         if int(count) < 1:
             raise ValueError("the count must be 1 or more")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax.data.shapes import DEFAULT, EVERYTHING, Category, Split, World, detect
+from janus_jax.data.shapes import DEFAULT, EVERYTHING, Asked, Category, Split, World, detect, inventory, sample_scene
 from janus_jax.data.shapes.language import plural
 from janus_jax.data.shapes.scene import held_out
 from janus_jax.data.shapes.vocabulary import (
@@ -169,6 +169,25 @@ def test_scenes_can_be_kept_to_some_categories(task):
     world = World(categories=(Category.COLORS, Category.SINGLE_OBJECT))
     assert all(len(seen(record)) == 1 for record in world.records(task, 40))
     assert any(len(seen(record)) > 1 for record in World().records(task, 40))
+
+
+def test_conversations_can_ask_for_places_alone():
+    questions = [
+        turn["content"]
+        for record in World(asked=Asked.PLACES).records(Task.UNDERSTANDING, 40)
+        for turn in record.messages[::2]
+    ]
+    assert all(re.search(r"In which (row|column) is the \w+( object)?\?$", question) for question in questions)
+    assert {"object" in question for question in questions} == {True, False}
+
+
+def test_an_inventory_names_every_thing_with_its_place():
+    scene = sample_scene(np.random.default_rng(3))
+    told = inventory(scene)
+    for thing in scene.things:
+        assert f"{thing.size} {thing.colour} {thing.shape} {thing.row} {thing.column}" in told
+    assert told.count(",") == len(scene.things) - 1
+    assert told.endswith(scene.background.texture)
 
 
 def test_a_wrong_world_is_refused():
