@@ -4,8 +4,8 @@
         --config.stages.stage_1.initialisation.model=Janus-shapes --config.sources.NAME.directory=...
 
 `make demo` prepares the data and runs it. All but the encoders trains: the image tokenizer draws whatever the ids say,
-and patches of new things differ to the understanding encoder as they are. Two fifths of what it reads is old, so
-that the old is not forgotten.
+and patches of new things differ to the understanding encoder as they are. Half of what it reads is old, so that the old
+is not forgotten.
 
 Expected: see docs/shapes.md; the demo's report says what came of it.
 """
@@ -28,7 +28,7 @@ STAGE = replace(
         learning_rate=1e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.01
     ),
     steps=400,
-    phases=(Phase(None, {"new_understanding": 4, "new_generation": 7, "understanding": 3, "generation": 5}),),
+    phases=(Phase(None, {"new_understanding": 3, "new_generation": 6, "understanding": 4, "generation": 6}),),
     supervision=Supervision.ANSWERS,
     initialisation=Initialisation("model"),
     ema_decay=0.95,
