@@ -267,7 +267,7 @@ def _gelu_note(config: Config) -> list[str]:
 
 
 def _vae_note(config: Config) -> list[str]:
-    if not isinstance(config, JanusFlowConfig) or config.vae is not None or config.in_pixels:
+    if not isinstance(config, JanusFlowConfig) or config.vae is not None:
         return []
     return [f"There is no VAE: this model reads and answers, and draws no picture; {_VAE_REMEDY}."]
 

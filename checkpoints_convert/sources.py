@@ -246,9 +246,11 @@ def _chat_template(folder: Path) -> str:
 
 def _name(path: Path, config: ModelConfig) -> str:
     for name, known in PRESETS.items():
-        if isinstance(known, JanusFlowConfig) and isinstance(config, JanusFlowConfig):
-            # It is the same model where its VAE has yet to be found.
-            known = replace(known, vae=config.vae)
-        if replace(config, name=name) == known:
+        if _without_vae(replace(config, name=name)) == _without_vae(known):
             return name
     return (path if path.is_dir() else path.parent).resolve().name
+
+
+def _without_vae(config: ModelConfig) -> ModelConfig:
+    """A JanusFlow is the same model whichever VAE stands beside it, or none yet."""
+    return replace(config, vae=None) if isinstance(config, JanusFlowConfig) else config

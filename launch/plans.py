@@ -4,7 +4,7 @@ import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from janus_jax.config import JanusConfig, VisualEncoder
 from janus_jax.train.recipe import RANDOM
@@ -18,7 +18,7 @@ class Plan:
     """How much of everything.
 
     Attributes:
-      tokenizer_steps: of the image tokenizer; None for its recipe's.
+      tokenizer_steps: of the image tokenizer, or the VAE; None for its recipe's.
       pairs: pictures with captions for the encoder.
       encoder_steps: of the encoder.
       understanding, generation: records; there are as many of single things as a fifth of each, of places as a
@@ -44,8 +44,8 @@ PLANS = {
 
 FLOW_PLANS = PLANS | {
     # Its steps take longer.
-    "25min": replace(PLANS["25min"], stages=(600, 300, 400)),
-    "full": replace(PLANS["full"], stages=(700, 600, 1_400)),
+    "25min": replace(PLANS["25min"], stages=(600, 300, 600)),
+    "full": replace(PLANS["full"], stages=(700, 600, 2_200)),
 }
 
 
@@ -56,13 +56,13 @@ class SmallModel:
     Attributes:
       config: module of its `RECIPE`, its `MODEL` and the `ENCODER` that it understands with.
       released: name of its folder in the released layout.
-      draws_ids: whether an image tokenizer is trained first, whose ids it draws.
+      pixels_by: the part between pixels and what it draws, which is trained first.
       plans: by budget.
     """
 
     config: str
     released: str
-    draws_ids: bool
+    pixels_by: Literal["gen_encoder", "vae"]
     plans: Mapping[str, Plan]
 
     @property
@@ -72,8 +72,8 @@ class SmallModel:
 
 
 MODELS = {
-    "janus": SmallModel("configs.shapes_janus", "Janus-shapes", draws_ids=True, plans=PLANS),
-    "janusflow": SmallModel("configs.shapes_janusflow", "JanusFlow-shapes", draws_ids=False, plans=FLOW_PLANS),
+    "janus": SmallModel("configs.shapes_janus", "Janus-shapes", pixels_by="gen_encoder", plans=PLANS),
+    "janusflow": SmallModel("configs.shapes_janusflow", "JanusFlow-shapes", pixels_by="vae", plans=FLOW_PLANS),
 }
 
 
@@ -106,8 +106,7 @@ def recipe(
             # Where the image tokenizer understands, nothing passes through the other encoder.
             seen = str(workdir / "und_encoder") if understands_by == "und_encoder" else RANDOM
             start = replace(start, und_encoder=seen)
-            if model.draws_ids:
-                start = replace(start, gen_encoder=str(workdir / "gen_encoder"))
+            start = replace(start, **{model.pixels_by: str(workdir / model.pixels_by)})
         stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
     return replace(
         whole,

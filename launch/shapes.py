@@ -3,9 +3,9 @@
     python -m launch.shapes --budget 25min --workdir runs/shapes
     python -m launch.shapes --model janusflow --budget 25min --workdir runs/shapes_janusflow
 
-In turn: the image tokenizer (a Janus'), a text tokenizer, the data, the understanding encoder, stages I to III by the
-trainer of launch.train, the export, and the scores on combinations that none of it has seen. What is finished stays:
-the same command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads,
+In turn: the image tokenizer (a JanusFlow's VAE), a text tokenizer, the data, the understanding encoder, stages I to III
+by the trainer of launch.train, the export, and the scores on combinations that none of it has seen. What is finished
+stays: the same command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads,
 WORKDIR/Janus-shapes (JanusFlow-shapes) the same in the released layout; WORKDIR/report.json has the figures.
 docs/shapes.md has those of the shipped model.
 
@@ -25,7 +25,7 @@ import tqdm
 from absl import flags
 
 from janus_jax.config import VisualEncoder
-from janus_jax.data.shapes import EVERYTHING, World, draw, inventory, sample_scene
+from janus_jax.data.shapes import EVERYTHING, World, draw, images, inventory, sample_scene
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer
 from launch import cli
@@ -46,11 +46,14 @@ _CAPTION = 48
 _PAIRS = 7
 """The seed of the encoder's pictures."""
 
+_PICTURES = 0
+"""The seed of the VAE's."""
+
 
 def main(_: Sequence[str]) -> None:
     """All of it."""
     model = MODELS[_MODEL.value]
-    if _ABLATION.value and not model.draws_ids:
+    if _ABLATION.value and model.pixels_by != "gen_encoder":
         raise JanusError(f"--ablation is of an image tokenizer, which --model {_MODEL.value} has not; leave it out.")
     cli.enable_compilation_cache()
     run(Path(_WORKDIR.value), model.plans[_BUDGET.value], _ABLATION.value, model)
@@ -79,7 +82,9 @@ def run(workdir: Path, plan: Plan, ablation: bool = False, model: SmallModel = M
         note.parent.mkdir(parents=True, exist_ok=True)
         note.write_text(json.dumps(minutes[name]))
 
-    if model.draws_ids:
+    if model.pixels_by == "vae":
+        timed("VAE", lambda: _vae(workdir, plan, model))
+    else:
         timed("image tokenizer", lambda: _image_tokenizer(workdir, plan))
     timed("text tokenizer", lambda: _text_tokenizer(workdir, model, "und_encoder"))
     timed("data", lambda: _data(workdir, plan, model))
@@ -129,6 +134,17 @@ def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
 
+def _vae(workdir: Path, plan: Plan, model: SmallModel) -> None:
+    if (workdir / "vae").exists():
+        return
+    from checkpoints_convert.convert import save_converted
+    from janus_jax.train.vae import train_vae
+
+    recipe = model.module.VAE if plan.tokenizer_steps is None else of_steps(model.module.VAE, plan.tokenizer_steps)
+    params, _ = train_vae(recipe, images(_PICTURES, 4096, recipe.image_size), workdir / "runs" / "vae")
+    save_converted(workdir / "vae", {"vae": params}, recipe.model)
+
+
 def _text_tokenizer(workdir: Path, model: SmallModel, understands_by: VisualEncoder) -> None:
     config, folder = architecture(understands_by, model), text_tokenizer(workdir, understands_by)
     if not (folder / "tokenizer.json").exists():
@@ -146,7 +162,8 @@ def _text_tokenizer(workdir: Path, model: SmallModel, understands_by: VisualEnco
 
 def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
     easy = "categories=single_object+colors"  # Single things.
-    data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.draws_ids else None
+    # Ids are looked up once; latents, which are many numbers, are computed as they are needed.
+    data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.pixels_by == "gen_encoder" else None
     prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
     prepare_world(data / "singles", f"train:{max(plan.understanding // 5, 64)},{easy}", Task.UNDERSTANDING)
     prepare_world(data / "places", f"train:{max(plan.understanding // 3, 64)},asked=places", Task.UNDERSTANDING)
@@ -164,14 +181,16 @@ def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
     from janus_jax.train.contrastive import train_encoder
 
     processor, config = Processor.from_directory(workdir / "text", model.module.MODEL), model.module.ENCODER
-    images = np.empty((plan.pairs, *[config.encoder.image_size] * 2, 3), np.uint8)
+    pictures = np.empty((plan.pairs, *[config.encoder.image_size] * 2, 3), np.uint8)
     captions = np.zeros((plan.pairs, _CAPTION), np.int32)
     for index in tqdm.trange(plan.pairs, unit=" pairs", desc="pictures with captions"):
         scene = sample_scene(np.random.default_rng((_PAIRS, index)))
         # Captions that tell all, so that of two pictures one does not fit both.
         ids = processor.tokenizer.encode(inventory(scene))[:_CAPTION]
-        images[index], captions[index, : len(ids)] = draw(scene, config.encoder.image_size), ids
-    params, _ = train_encoder(of_steps(config, plan.encoder_steps), images, captions, workdir / "runs" / "und_encoder")
+        pictures[index], captions[index, : len(ids)] = draw(scene, config.encoder.image_size), ids
+    params, _ = train_encoder(
+        of_steps(config, plan.encoder_steps), pictures, captions, workdir / "runs" / "und_encoder"
+    )
     save_converted(workdir / "und_encoder", {"und_encoder": params}, config.encoder)
 
 

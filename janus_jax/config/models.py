@@ -118,7 +118,7 @@ class JanusFlowConfig(_Json):
     Attributes:
       gen_encoder: encoder and decoder of the latents, on both sides of the transformer.
       vae: between latents and pixels; None for a model that was loaded without one, which reads and answers, and
-        draws no picture; or for one whose flow moves in pixels.
+        draws no picture.
     """
 
     name: str = "janusflow_1.3b"
@@ -145,11 +145,6 @@ class JanusFlowConfig(_Json):
         return understanding + self.gen_encoder.num_params(width) + vae + self.llm.num_params
 
     @property
-    def in_pixels(self) -> bool:
-        """Whether the flow moves in pixels, in [-1, 1]: without a VAE, latents of three channels are colours."""
-        return self.vae is None and self.gen_encoder.latent_channels == _COLOURS
-
-    @property
     def pretrained_parts(self) -> tuple[str, ...]:
         """The parts that training begins with from folders of their own."""
         return ("llm", "und_encoder") + (() if self.vae is None else ("vae",))
@@ -171,8 +166,6 @@ class JanusFlowConfig(_Json):
 
 
 ModelConfig = JanusConfig | JanusFlowConfig
-
-_COLOURS = 3
 
 
 def _mlp_params(inputs: int, hidden: int, outputs: int) -> int:

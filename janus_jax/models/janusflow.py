@@ -73,8 +73,6 @@ class JanusFlow(Backbone):
 
     def decode_latents(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
         """Pixels of scaled latents: about [-1, 1], not clipped."""
-        if self.config.in_pixels:
-            return latents
         return self._vae.decode(latents / self._vae.config.scaling_factor)
 
     def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> Encoded:
@@ -91,7 +89,7 @@ class JanusFlow(Backbone):
         return self.gen_decoder(self.gen_decoder_adaptor(hidden), encoded)
 
     def generation_latents(self, batch: Batch) -> Latents:
-        """Latents of the batch's images to generate: those it came with, or the VAE's means, or pixels; at time 1."""
+        """Latents of the batch's images to generate: those it came with, or the VAE's means; at time 1."""
         values = self._known_or_encoded(batch)
         times = jnp.ones(values.shape[:2]) if batch.gen_times is None else batch.gen_times
         return Latents(values, times)
@@ -104,8 +102,6 @@ class JanusFlow(Backbone):
         if not images:
             return jnp.zeros(shape)
         pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
-        if self.config.in_pixels:
-            return pixels.reshape(shape)
         return self.encode_images(pixels).mean.reshape(shape)
 
     def embed(self, batch: Batch) -> Float[Array, "B L D"]:

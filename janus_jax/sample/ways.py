@@ -29,7 +29,7 @@ def drawing_of(config: ModelConfig, **settings: Any) -> Drawing:
     known = settings_of(config)
     if unknown := [name for name in settings if name not in known]:
         raise JanusError(f"{config.name} draws without {unknown[0]}; its settings are {', '.join(known)}.")
-    if isinstance(config, JanusFlowConfig) and config.vae is None and not config.in_pixels:
+    if isinstance(config, JanusFlowConfig) and config.vae is None:
         raise JanusError(
             f"{config.name} has no VAE to make pictures with; put SDXL's into its folder as vae/, or name its folder "
             f"(--vae DIR, load's vae=)."

@@ -15,50 +15,39 @@ import numpy as np
 import optax
 from flax import struct
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.sharding import SingleDeviceSharding
 from jaxtyping import Array, Float, Int, UInt8
 
 from janus_jax.config import Execution, SiglipConfig
-from janus_jax.errors import JanusError, Preempted
+from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.layers import Embedding, LayerNorm, Linear, parameter
 from janus_jax.models.siglip import Block, Siglip
-from janus_jax.train.checkpoints import Checkpoints
-from janus_jax.train.config_dicts import to_json
+from janus_jax.train.in_memory import Run, train_in_memory
 from janus_jax.train.optimizers import OptimizerConfig, make_optimizer
-from janus_jax.train.preemption import Preemption
-from janus_jax.train.reports import Meter, Reports
 
 
-@dataclass(frozen=True)
-class ContrastiveRecipe:
-    """How the encoder is trained.
+@dataclass(frozen=True, kw_only=True)
+class ContrastiveRecipe(Run):
+    """How the encoder is trained, beside what every `Run` states; each pair of a batch is told from all others in it.
 
     Attributes:
       encoder: what is trained.
       vocab_size: of the captions' ids.
-      steps, batch_size: pairs of a batch; each is told from all others in it.
       optimizer: see there.
       text_depth: blocks of the text tower, which are as wide as the encoder's and thrown away in the end.
       width: of the space that both towers map to.
       patchwise: whether each patch is left to itself: attention adds nothing. The loss asks for the mean over patches
         alone, and a small encoder soon writes what is in the picture everywhere, so that none can tell where it is
         (docs/shapes.md). SigLIP's has attention.
-      seed: of parameters and batches.
-      save_every, report_every: in steps.
     """
 
     encoder: SiglipConfig
     vocab_size: int
-    steps: int
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
     text_depth: int = 2
     width: int = 128
     patchwise: bool = False
-    seed: int = 0
-    save_every: int = 500
-    report_every: int = 50
 
 
 class TextTower(nn.Module):
@@ -117,7 +106,7 @@ def sigmoid_loss(logits: Float[Array, "B B"]) -> Float[Array, ""]:
 def train_encoder(
     recipe: ContrastiveRecipe, images: UInt8[np.ndarray, "N S S 3"], captions: Int[np.ndarray, "N T"], workdir: Path
 ) -> tuple[Params, dict[str, float]]:
-    """Trains to the last step, from the newest checkpoint in the workdir if there is one; on one device.
+    """Trains as `train_in_memory` does.
 
     Args:
       images: RGB, 0..255.
@@ -138,32 +127,8 @@ def train_encoder(
         )
     model = TwoTowers(recipe)
     init, step = _functions(recipe, model, captions.shape[1])
-    place = SingleDeviceSharding(jax.devices()[0])
-    abstract: Any = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), jax.eval_shape(init)
-    )
-    with Checkpoints(workdir / "checkpoints") as checkpoints, Preemption() as preemption:
-        restored = checkpoints.restore(abstract)
-        state: Any = jax.jit(init)() if restored is None else restored.state
-        done, meter, figures = int(state.step), Meter(), dict[str, float]()
-        with Reports(workdir, recipe.steps, done) as reports:
-            while done < recipe.steps:
-                # A batch follows from the seed and the step alone, so nothing of the data needs to be saved.
-                chosen = np.random.default_rng((recipe.seed, done)).choice(len(images), recipe.batch_size, False)
-                state, scalars = step(state, images[chosen], captions[chosen])
-                done += 1
-                meter.add(images=recipe.batch_size)
-                leaving = preemption.reached(done)
-                if done % recipe.report_every == 0 or done == recipe.steps:
-                    figures = {name: float(value) for name, value in scalars.items()}
-                    reports.scalars(done, figures | meter.rates())
-                    reports.progress(done, figures)
-                if leaving or done % recipe.save_every == 0 or done == recipe.steps:
-                    checkpoints.save(done, state, {}, to_json(recipe))
-                if leaving:
-                    checkpoints.wait()
-                    raise Preempted(f"Told to go at step {done}; all is saved. Give the same command again.")
-        return state.params["und_encoder"], figures
+    state, figures = train_in_memory(recipe, init, step, (images, captions), workdir)
+    return state.params["und_encoder"], figures
 
 
 def _functions(recipe: ContrastiveRecipe, model: TwoTowers, length: int) -> tuple[Callable[[], _State], Any]:

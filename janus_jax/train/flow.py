@@ -61,11 +61,8 @@ class FlowLearning:
         Raises:
           JanusError: the sentence names what is missing.
         """
-        if config.vae is None and not config.in_pixels:
-            raise JanusError(
-                f"{config.name} has no VAE, whose latents its flow is learnt in; give its config a vae, or "
-                f"gen_encoder.latent_channels 3 for a flow of pixels."
-            )
+        if config.vae is None:
+            raise JanusError(f"{config.name} has no VAE, whose latents its flow is learnt in; give its config a vae.")
         if self.align_weight and self.align_block > config.llm.depth:
             raise JanusError(
                 f"config.flow.align_block is {self.align_block}, but the transformer has {config.llm.depth} blocks; "

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from janus_jax.config import AttentionKernel, Dtype, Execution, JanusFlowConfig, ModelConfig, RematPolicy, preset
+from janus_jax.config import AttentionKernel, Dtype, Execution, ModelConfig, RematPolicy, preset
 from janus_jax.data.components import Component
 from janus_jax.data.mixture import Phase
 from janus_jax.data.packing import Budget
@@ -387,10 +387,6 @@ class Recipe:
           JanusError: a source that is needed is unknown or has no folder.
         """
         stage = self.current
-        if self.known_ids and isinstance(self.model_config, JanusFlowConfig) and self.model_config.vae is None:
-            raise JanusError(
-                "config.known_ids is True, but images of a model without a VAE are pixels; set it to False."
-            )
         used = sorted({name for phase in stage.phases for name, weight in phase.weights.items() if weight})
         for name in used:
             if name not in self.sources:

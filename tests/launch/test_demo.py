@@ -106,7 +106,7 @@ SHIPPED = pytest.mark.parametrize(
 @SHIPPED
 def test_the_shipped_models_are_the_recipes_and_small(shipped, model):
     assert replace(read_config(shipped), name="") == replace(model, name="")
-    assert sum(file.stat().st_size for file in shipped.iterdir()) < 12_000_000
+    assert sum(file.stat().st_size for file in shipped.rglob("*")) < 12_000_000
 
 
 @SHIPPED

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.data.packing import Budget, lay
+from janus_jax.data.packing import Budget
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.family import abstract_model
@@ -185,26 +185,7 @@ def test_a_block_that_is_not_there_is_refused():
         learning_model(tiny.FLOW, Execution())
 
 
-PIXELS = dataclasses.replace(
-    tiny.FLOW,
-    vae=None,
-    gen_encoder=dataclasses.replace(tiny.FLOW.gen_encoder, latent_size=32, latent_channels=3, patch_size=8),
-)
-
-
-def test_without_a_vae_pixels_are_what_moves():
-    model = learning_model(PIXELS, Execution(), LEARNING)
-    make = tiny.processor(PIXELS)
-    row = make.generation_row("Two birds.", tiny.picture(2))
-    laid = lay([[batches.sample(row)]], batches.FLOW_BUDGET, make)
-    latents = apply(model, {}, "generation_latents", laid).values
-    np.testing.assert_allclose(latents, laid.gen_images / 127.5 - 1, atol=1e-6)
-    assert PIXELS.gen_image_size == 32
-    np.testing.assert_array_equal(apply(model, {}, "decode_latents", latents[0]), latents[0])
-    assert drawing_of(PIXELS, steps=2).num_steps(PIXELS) == 2
-
-
-def test_latents_of_no_vae_that_are_no_colours_are_refused():
+def test_a_model_without_its_vae_is_refused():
     lacking = dataclasses.replace(tiny.FLOW, vae=None)
     with pytest.raises(JanusError, match="tiny_flow has no VAE"):
         learning_model(lacking, Execution(), LEARNING)

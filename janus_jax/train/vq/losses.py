@@ -11,6 +11,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.vq import nearest, normalize
+from janus_jax.train.vq.recipe import PixelWeights
 
 
 class Quantized(NamedTuple):
@@ -65,6 +66,22 @@ def entropy_loss(
     of_each = -jnp.mean(jnp.sum(choice * log_choice, axis=-1))
     of_mean = -jnp.sum(mean_choice * jnp.log(mean_choice + 1e-12))
     return of_each - of_mean
+
+
+def pixel_losses(
+    weights: PixelWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
+) -> dict[str, Float[Array, ""]]:
+    """What is to be made small of reconstructions beside their images, by name; already weighted."""
+    error = reconstructions - images
+    chroma = (jnp.max(images, axis=-1, keepdims=True) - jnp.min(images, axis=-1, keepdims=True)) / 2
+    importance = 1 + weights.colourful * chroma
+    terms = {
+        "l2": weights.l2 * jnp.mean(importance * jnp.square(error)),
+        "l1": weights.l1 * jnp.mean(importance * jnp.abs(error)),
+    }
+    if weights.edge:
+        terms["edge"] = weights.edge * edge_loss(images, reconstructions)
+    return terms
 
 
 def edge_loss(images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]) -> Float[Array, ""]:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from janus_jax.config import VQConfig
+from janus_jax.config import AutoencoderConfig
 from janus_jax.errors import JanusError
 
 Params = dict[str, Any]
@@ -57,8 +57,11 @@ def half_whitened(features: Float[Array, "M Z"], dimensions: int) -> tuple[Float
     return weight, (-weight @ mean).at[-1].set(1.0)
 
 
-def check_principal(config: VQConfig) -> None:
-    """Refuses a tokenizer whose encoder cannot begin so.
+def check_principal(config: AutoencoderConfig, outputs: int) -> None:
+    """Refuses an autoencoder whose encoder cannot begin so.
+
+    Args:
+      outputs: numbers that the encoder gives of a place: a tokenizer's z_channels, twice a VAE's latent_channels.
 
     Raises:
       JanusError: it has too few channels, or does not double them at its lowest resolution.
@@ -66,16 +69,17 @@ def check_principal(config: VQConfig) -> None:
     channels = (config.base_channels, *config.level_channels)
     half = channels[-2]
     in_group = channels[-1] // config.norm_groups
-    if channels[0] < 3 or channels[-1] != 2 * half or in_group < 4 or in_group % 2 or config.z_channels < half:
+    if channels[0] < 3 or channels[-1] != 2 * half or in_group < 4 or in_group % 2 or outputs < half:
         raise JanusError(
             f"An encoder that begins as principal components has base_channels of 3 or more, twice as many channels at "
-            f"the lowest resolution as before it, an even number of 4 or more of them in a norm's group and z_channels "
-            f"of {half} or more; config.model has base_channels {channels[0]}, channel_multipliers "
-            f"{config.channel_multipliers}, norm_groups {config.norm_groups} and z_channels {config.z_channels}."
+            f"the lowest resolution as before it, an even number of 4 or more of them in a norm's group and {half} or "
+            f"more outputs; config.model has base_channels {channels[0]}, channel_multipliers "
+            f"{config.channel_multipliers}, norm_groups {config.norm_groups} and {outputs} outputs (z_channels, or "
+            f"twice a VAE's latent_channels)."
         )
 
 
-def as_principal(encoder: Params, pixels: Float[Array, "B H W 3"], config: VQConfig) -> Params:
+def as_principal(encoder: Params, pixels: Float[Array, "B H W 3"], config: AutoencoderConfig) -> Params:
     """The encoder's parameters as principal components of these images, which have pixels in [-1, 1]."""
     result = encoder | {"conv_in": _convolution(encoder["conv_in"], _first(3, config.base_channels)[None, None])}
     x = pixels @ _first(3, config.base_channels)
@@ -94,19 +98,19 @@ def as_principal(encoder: Params, pixels: Float[Array, "B H W 3"], config: VQCon
         result[f"down_{i}"], x = level, squares @ directions + bias
     lowest = f"down_{len(widths)}"
     result[lowest], result["mid"] = _silent(encoder[lowest]), _silent(encoder["mid"])
-    split, join = _through_norm(x.shape[-1], config)
+    outputs = encoder["conv_out"]["bias"].shape[0]
+    split, join = _through_norm(x.shape[-1], outputs, config.norm_groups)
     result[lowest]["res_0"]["shortcut"] = split
     result["conv_out"] = _convolution(encoder["conv_out"], join[None, None])
     return result
 
 
-def _through_norm(inputs: int, config: VQConfig) -> tuple[Params, Float[Array, "C Z"]]:
+def _through_norm(inputs: int, outputs: int, groups: int) -> tuple[Params, Float[Array, "C Z"]]:
     """A linear map before the last norm and swish, and one after them, that give back what goes in.
 
     Each channel goes through beside its negative, as swish(x) - swish(-x) = x, and in the same group, whose mean is
     then zero. A group's last channel is a constant instead, so that its deviation is one, too.
     """
-    groups = config.norm_groups
     channel = jnp.arange(inputs)
     # Dealt out in turns, so that the constants are in the place of the last components, which vary least.
     place = channel % groups * (2 * inputs // groups) + channel // groups
@@ -116,7 +120,7 @@ def _through_norm(inputs: int, config: VQConfig) -> tuple[Params, Float[Array, "
     constant = jnp.where(steady, _STEADY, 0.0)
     bias = jnp.zeros(2 * inputs).at[place].set(constant).at[negative].set(-constant)
     deviation = _STEADY * (groups / inputs) ** 0.5
-    join = jnp.zeros((2 * inputs, config.z_channels))
+    join = jnp.zeros((2 * inputs, outputs))
     join = join.at[place, channel].set(deviation * ~steady).at[negative, channel].set(-deviation * ~steady)
     return {"weight": jnp.where(steady, 0.0, weight), "bias": bias}, join
 

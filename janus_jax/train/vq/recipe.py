@@ -14,24 +14,33 @@ EncoderStart = Literal["random", "principal"]
 
 
 @dataclass(frozen=True)
-class LossWeights:
-    """Of the terms of the generator's loss; 0 leaves a term out, and what it needs is then not computed.
+class PixelWeights:
+    """Of the terms that compare pixels in [-1, 1] with pixels; 0 leaves a term out.
 
     Attributes:
-      l2, l1: of pixels in [-1, 1].
+      l2, l1: of their differences.
       colourful: how many times as much as a grey pixel one of full chroma counts more, in l2 and l1: what stands out
         from a quiet background.
       edge: of the differences between neighbouring pixels.
-      perceptual: of LPIPS, where its weights are given.
-      codebook, commitment: of latents and codes on the unit sphere.
-      entropy: see `losses.entropy_loss`; `entropy_temperature` is its softmax's.
-      adversarial: of the hinge loss, from step `adversarial_start` on; 0 trains no discriminator.
     """
 
     l2: float = 1.0
     l1: float = 0.0
     colourful: float = 0.0
     edge: float = 0.0
+
+
+@dataclass(frozen=True)
+class LossWeights(PixelWeights):
+    """Of the terms of the generator's loss; 0 leaves a term out, and what it needs is then not computed.
+
+    Attributes:
+      perceptual: of LPIPS, where its weights are given.
+      codebook, commitment: of latents and codes on the unit sphere.
+      entropy: see `losses.entropy_loss`; `entropy_temperature` is its softmax's.
+      adversarial: of the hinge loss, from step `adversarial_start` on; 0 trains no discriminator.
+    """
+
     perceptual: float = 1.0
     codebook: float = 1.0
     commitment: float = 0.25
@@ -187,7 +196,7 @@ class TokenizerRecipe:
         if not 0 <= self.ema_decay < 1:
             raise JanusError(f"config.ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
         if self.architecture.encoder_start == "principal":
-            check_principal(self.model)
+            check_principal(self.model, self.model.z_channels)
             if not self.codebook.kmeans_images:
                 raise JanusError(
                     "config.architecture.encoder_start is 'principal', which takes images to begin from; set "

@@ -164,15 +164,7 @@ class TokenizerTraining:
     ) -> tuple[Float[Array, ""], "_Forward"]:
         weights = self.recipe.losses
         quantized, decoded = self._forward(params, pixels)
-        error = decoded - pixels
-        chroma = (jnp.max(pixels, axis=-1, keepdims=True) - jnp.min(pixels, axis=-1, keepdims=True)) / 2
-        importance = 1 + weights.colourful * chroma
-        terms = {
-            "l2": weights.l2 * jnp.mean(importance * jnp.square(error)),
-            "l1": weights.l1 * jnp.mean(importance * jnp.abs(error)),
-        }
-        if weights.edge:
-            terms["edge"] = weights.edge * losses.edge_loss(pixels, decoded)
+        terms = losses.pixel_losses(weights, pixels, decoded)
         if self._perceptual is not None:
             terms["perceptual"] = weights.perceptual * self._perceptual(perceptual_params, pixels, decoded)
         if self.recipe.codebook.update == "gradient":

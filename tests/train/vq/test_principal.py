@@ -123,10 +123,11 @@ def test_codes_tell_colours(pictures, ids):
         ({"base_channels": 2}, "base_channels 2"),
         ({"channel_multipliers": (1, 2, 2)}, r"channel_multipliers \(1, 2, 2\)"),
         ({"channel_multipliers": (1, 1, 2), "norm_groups": 12}, "norm_groups 12"),
-        ({"z_channels": 16}, "z_channels 16"),
+        ({"z_channels": 16}, "16 outputs"),
     ],
 )
 def test_a_tokenizer_without_the_channels_is_refused(wrong, named):
-    check_principal(CONFIG)
+    check_principal(CONFIG, CONFIG.z_channels)
+    config = replace(CONFIG, **wrong)
     with pytest.raises(JanusError, match=named):
-        check_principal(replace(CONFIG, **wrong))
+        check_principal(config, config.z_channels)
