@@ -49,11 +49,12 @@ class Mask:
             allowed = order if allowed is None else allowed & order
         return allowed
 
-    def block(self, start: int, stop: int) -> "Mask":
-        """The mask of queries `start` to `stop` and the keys up to `stop`, where these are the keys' own places."""
+    def block(self, start: int, stop: int, num_keys: int) -> "Mask":
+        """The mask of queries `start` to `stop` and the first `num_keys` keys."""
         queries = None if self.query_segments is None else self.query_segments[:, start:stop]
-        keys = None if self.key_segments is None else self.key_segments[:, :stop]
-        return Mask(queries, keys, causal=True, query_offset=jnp.asarray(start))
+        keys = None if self.key_segments is None else self.key_segments[:, :num_keys]
+        offset = start if self.query_offset is None else self.query_offset + start
+        return Mask(queries, keys, causal=True, query_offset=jnp.asarray(offset))
 
 
 EVERYTHING = Mask()
@@ -78,14 +79,17 @@ def _xla(
     query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
 ) -> Float[Array, "B H T K"]:
     length = query.shape[2]
-    if not mask.causal or mask.query_offset is not None or length < CAUSAL_BLOCKS_FROM:
+    if not mask.causal or length < CAUSAL_BLOCKS_FROM:
         return _scores_and_mix(query, key, value, mask)
-    # What lies behind a block of queries is not computed to be masked.
+    # What lies behind a block of queries is not computed to be masked. Where queries continue a cache, at most all that
+    # is not theirs comes before them.
+    before = key.shape[2] - length
     bounds = [length * i // CAUSAL_BLOCKS for i in range(CAUSAL_BLOCKS + 1)]
-    blocks = [
-        _scores_and_mix(query[:, :, start:stop], key[:, :, :stop], value[:, :, :stop], mask.block(start, stop))
-        for start, stop in itertools.pairwise(bounds)
-    ]
+    blocks = []
+    for start, stop in itertools.pairwise(bounds):
+        keys = before + stop
+        parts = query[:, :, start:stop], key[:, :, :keys], value[:, :, :keys]
+        blocks.append(_scores_and_mix(*parts, mask.block(start, stop, keys)))
     return jnp.concatenate(blocks, axis=2)
 
 

@@ -93,10 +93,11 @@ def test_shapes_that_splash_cannot_block_fall_back():
     np.testing.assert_array_equal(attend(query, key, value, mask, "splash"), attend(query, key, value, mask, "xla"))
 
 
-def test_queries_that_continue_a_cache_attend_up_to_their_own_slot():
-    query, key, value = arrays(5, (1, 2, 3, 16), (1, 2, 10, 16), (1, 2, 10, 16))
-    order = np.arange(10)[None, :] <= 4 + np.arange(3)[:, None]
-    mask = Mask(causal=True, query_offset=jnp.array(4))
+@pytest.mark.parametrize(("length", "slots", "offset"), [(3, 10, 4), (263, 300, 37), (263, 300, 20), (263, 263, 0)])
+def test_queries_that_continue_a_cache_attend_up_to_their_own_slot(length, slots, offset):
+    query, key, value = arrays(5, (1, 2, length, 16), (1, 2, slots, 16), (1, 2, slots, 16))
+    order = np.arange(slots)[None, :] <= offset + np.arange(length)[:, None]
+    mask = Mask(causal=True, query_offset=jnp.array(offset))
     np.testing.assert_allclose(
         attend(query, key, value, mask), by_definition(query, key, value, order[None]), atol=1e-5
     )
