@@ -95,7 +95,7 @@ STAGE_3 = replace(
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(_OPTIMIZER, learning_rate=6e-4, schedule="cosine"),
     steps=2600,
-    phases=(Phase(None, {"understanding": 3, "places": 1.5, "text": 0.3, "generation": 6, "numbers": 3}),),
+    phases=(Phase(None, {"understanding": 3, "places": 1, "sides": 1, "text": 0.3, "generation": 6, "numbers": 3}),),
     ema_decay=0.99,
 )
 
@@ -107,6 +107,7 @@ RECIPE = Recipe(
         **SOURCES,
         "singles": Source(task=Task.UNDERSTANDING),
         "places": Source(task=Task.UNDERSTANDING),
+        "sides": Source(task=Task.UNDERSTANDING),
         "numbers": Source(task=Task.GENERATION),
     },
     known_ids=True,

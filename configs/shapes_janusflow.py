@@ -73,7 +73,18 @@ STAGE_3 = replace(
     trained=FLOW_ALL_BUT_ENCODER,
     # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
     phases=(
-        Phase(None, {"understanding": 3, "places": 1, "text": 0.2, "generation": 7, "numbers": 2, "imagenet": 1.5}),
+        Phase(
+            None,
+            {
+                "understanding": 3,
+                "places": 0.5,
+                "sides": 0.5,
+                "text": 0.2,
+                "generation": 7,
+                "numbers": 2,
+                "imagenet": 1.5,
+            },
+        ),
     ),
 )
 

@@ -21,8 +21,8 @@ class Plan:
       tokenizer_steps: of the image tokenizer, or the VAE; None for its recipe's.
       pairs: pictures with captions for the encoder.
       encoder_steps: of the encoder.
-      understanding, generation: records; there are as many of single things as a fifth of each, of places as a
-        third of the former, of numbers as half of the latter, and 4,000 of text.
+      understanding, generation: records; there are as many of single things as a fifth of each, of places
+        and of sides as a third of the former, of numbers as half of the latter, and 4,000 of text.
       stages: steps of stages I, II and III.
       asked: questions a topic, and prompts a category, of the evaluation.
     """

@@ -166,7 +166,9 @@ def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
     data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.pixels_by == "gen_encoder" else None
     prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
     prepare_world(data / "singles", f"train:{max(plan.understanding // 5, 64)},{easy}", Task.UNDERSTANDING)
-    prepare_world(data / "places", f"train:{max(plan.understanding // 3, 64)},asked=places", Task.UNDERSTANDING)
+    for asked in ("places", "sides"):
+        few = f"train:{max(plan.understanding // 3, 64)},asked={asked}"
+        prepare_world(data / asked, few, Task.UNDERSTANDING)
     prepare_world(data / "text", f"train:{TEXTS}", Task.TEXT)
     prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
     prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)

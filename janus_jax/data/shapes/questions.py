@@ -75,13 +75,17 @@ class Question:
 
 
 class Asked(enum.StrEnum):
-    """What conversations ask for: all topics, or the rows and columns of things alone.
+    """What conversations ask for (docs/shapes.md has what each is good for).
 
-    The latter is where a model learns to look at one thing among others: no other question makes it (docs/shapes.md).
+    Attributes:
+      EVERYTHING: all topics.
+      PLACES: rows and columns of things: no other question makes a model look at one thing among others.
+      SIDES: what lies beside what, also among three things and four: there pairs meet that never are alone in TRAIN.
     """
 
     EVERYTHING = "everything"
     PLACES = "places"
+    SIDES = "sides"
 
 
 # By these shares of turns and scenes no topic and no number is rare.
@@ -90,6 +94,7 @@ _SCENES = (None, None, None, Category.COUNTING, Category.COUNTING, *[Category.PO
 _CONVERSED: dict[Asked, Sequence[Category | None]] = {
     Asked.EVERYTHING: _SCENES,
     Asked.PLACES: (None, None, None, *[Category.COLOR_ATTR] * 2, *[Category.POSITION] * 3),
+    Asked.SIDES: (None,),
 }
 
 
@@ -184,8 +189,9 @@ def _turns(
     count = 1 + rng.integers(MOST_TURNS)
     # Scenes may be about new words without every question being so; what is to be measured is about nothing else.
     named = about if split is Split.TEST else frozenset[str]()
-    if asked is Asked.PLACES:
-        found = [question for question in _lines(scene, by_colour=True) if not named or question.named & named]
+    if asked is not Asked.EVERYTHING:
+        found = _lines(scene, by_colour=True) if asked is Asked.PLACES else _related(scene, vocabulary)
+        found = [question for question in found if not named or question.named & named]
         return [(question.text, question.answer) for question in shuffled(found, rng)[:count]]
     for topic in shuffled(_TOPICS, rng):
         if len(turns) == count:
@@ -327,7 +333,7 @@ def _related(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
         found.append(
             question(f"Is the {one.shape} {axis[0]} or {axis[1].phrase} the {other.shape}?", where.value, axis)
         )
-        if len(scene.things) == 2:
+        if not any(relation(third, other) is where for third in scene.things if third not in (one, other)):
             found.append(question(f"What shape is {where.phrase} the {other.shape}?", one.shape, vocabulary.shapes))
     return found
 

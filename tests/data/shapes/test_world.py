@@ -171,14 +171,23 @@ def test_scenes_can_be_kept_to_some_categories(task):
     assert any(len(seen(record)) > 1 for record in World().records(task, 40))
 
 
+def turns(asked, count):
+    for record in World(asked=asked).records(Task.UNDERSTANDING, count):
+        for question, answer in zip(record.messages[::2], record.messages[1::2], strict=True):
+            yield question["content"], answer["content"]
+
+
 def test_conversations_can_ask_for_places_alone():
-    questions = [
-        turn["content"]
-        for record in World(asked=Asked.PLACES).records(Task.UNDERSTANDING, 40)
-        for turn in record.messages[::2]
-    ]
+    questions = [question for question, _ in turns(Asked.PLACES, 40)]
     assert all(re.search(r"In which (row|column) is the \w+( object)?\?$", question) for question in questions)
     assert {"object" in question for question in questions} == {True, False}
+
+
+def test_conversations_can_ask_what_lies_beside_what_and_so_of_pairs_that_are_never_alone():
+    asked = list(turns(Asked.SIDES, 400))
+    assert all(re.search(r"(seen from|Is the \w+|What shape is) ", question) for question, _ in asked)
+    beside = {answer for question, answer in asked if re.search(r"What shape is .* the square\?", question)}
+    assert beside == {*DEFAULT.shapes} - {"square"}
 
 
 def test_an_inventory_names_every_thing_with_its_place():
