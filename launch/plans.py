@@ -77,8 +77,10 @@ MODELS = {
 }
 
 
-def of_steps(recipe: Any, steps: int) -> Any:
-    """A recipe, or a stage, of so many steps, of which the warm-up takes a tenth at most."""
+def of_steps(recipe: Any, steps: int | None) -> Any:
+    """A recipe, or a stage, of so many steps, of which the warm-up takes a tenth at most; of its own for None."""
+    if steps is None:
+        return recipe
     warmup = min(recipe.optimizer.warmup_steps, steps // 10)
     return replace(recipe, steps=steps, optimizer=replace(recipe.optimizer, warmup_steps=warmup))
 

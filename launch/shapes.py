@@ -129,7 +129,7 @@ def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     from configs.shapes_tokenizer import RECIPE
     from janus_jax.train.vq.trainer import train_tokenizer
 
-    recipe = RECIPE if plan.tokenizer_steps is None else of_steps(RECIPE, plan.tokenizer_steps)
+    recipe = of_steps(RECIPE, plan.tokenizer_steps)
     trained = train_tokenizer(recipe, workdir / "runs" / "gen_encoder")
     save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
@@ -140,7 +140,7 @@ def _vae(workdir: Path, plan: Plan, model: SmallModel) -> None:
     from checkpoints_convert.convert import save_converted
     from janus_jax.train.vae import train_vae
 
-    recipe = model.module.VAE if plan.tokenizer_steps is None else of_steps(model.module.VAE, plan.tokenizer_steps)
+    recipe = of_steps(model.module.VAE, plan.tokenizer_steps)
     params, _ = train_vae(recipe, images(_PICTURES, 4096, recipe.image_size), workdir / "runs" / "vae")
     save_converted(workdir / "vae", {"vae": params}, recipe.model)
 

@@ -23,6 +23,7 @@ from janus_jax.config import VAEConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.vae import VAE
+from janus_jax.train.averaging import ramped_average
 from janus_jax.train.in_memory import Run, train_in_memory
 from janus_jax.train.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.train.vq.losses import pixel_losses
@@ -112,8 +113,7 @@ def principal_vae(recipe: VAERecipe, params: Params, pixels: Float[Array, "B S S
     params = params | {"encoder": as_principal(params["encoder"], pixels, recipe.model)}
     features: Any = model.apply({"params": params}, pixels, method=lambda vae, pixels: vae.encoder(pixels))
     features = features.reshape(-1, features.shape[-1])
-    # The last of what it gives is a constant, for spheres; a flow has no use for it.
-    weight, bias = (array[:-1] for array in half_whitened(features, latents + 1))
+    weight, bias = half_whitened(features, latents)
     scale = jnp.std(features @ weight.T, axis=0, keepdims=True)
     unit = jnp.sqrt(jnp.mean(jnp.square(scale)))
     variances = jnp.full(latents, 2 * jnp.log(recipe.deviation))
@@ -132,8 +132,8 @@ def _functions(recipe: VAERecipe, first: UInt8[np.ndarray, "M S S 3"]) -> tuple[
         params: Params = model.init(jax.random.key(recipe.seed), jnp.zeros((1, size, size, 3)))["params"]
         return params
 
-    learnt = {name: jax.eval_shape(boxed)[name] for name in _LEARNT}
-    optimizer = make_optimizer(recipe.optimizer, recipe.steps, learnt)
+    abstract = jax.eval_shape(boxed)
+    optimizer = make_optimizer(recipe.optimizer, recipe.steps, {name: abstract[name] for name in _LEARNT})
 
     def init() -> _State:
         params = principal_vae(recipe, nn.unbox(boxed()), to_pixels(jnp.asarray(first)))
@@ -156,9 +156,7 @@ def _functions(recipe: VAERecipe, first: UInt8[np.ndarray, "M S S 3"]) -> tuple[
         (total, terms), grads = jax.value_and_grad(loss, has_aux=True)(learnt)
         updates, opt_state = optimizer.update(grads, state.opt_state, learnt)
         learnt = optax.apply_updates(learnt, updates)
-        # At the beginning the average is over the steps there have been, not over the random start.
-        decay = jnp.minimum(recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, state.ema, learnt)
+        ema = ramped_average(state.ema, learnt, recipe.ema_decay, state.step)
         return _State(state.step + 1, state.params | learnt, opt_state, ema), terms | {"loss": total}
 
     return init, jax.jit(step, donate_argnums=0)

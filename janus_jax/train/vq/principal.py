@@ -43,18 +43,23 @@ def components(features: Float[Array, "M Z"], count: int) -> Components:
     return Components(mean, variances[::-1][:count], directions[:, ::-1][:, :count])
 
 
-def half_whitened(features: Float[Array, "M Z"], dimensions: int) -> tuple[Float[Array, "C Z"], Float[Array, " C"]]:
-    """Weight and bias of a linear map onto the first principal components, and a constant as the last dimension.
+def half_whitened(features: Float[Array, "M Z"], count: int) -> tuple[Float[Array, "C Z"], Float[Array, " C"]]:
+    """Weight and bias of a linear map onto the first principal components, half whitened.
 
-    The constant makes the sphere, on which latents are compared, flat where they lie. Components are half whitened:
-    deviations become their square roots, and that of the first one 1. So a patch's colour, what varies most, counts
+    Deviations become their square roots, and that of the first one 1. So a patch's colour, what varies most, counts
     most, and what varies less still counts.
     """
-    mean, variances, directions = components(features, dimensions - 1)
+    mean, variances, directions = components(features, count)
     variances = jnp.maximum(variances, 1e-6)
     weight = (directions / (variances * variances[0]) ** 0.25).T
-    weight = jnp.concatenate([weight, jnp.zeros_like(weight[:1])])
-    return weight, (-weight @ mean).at[-1].set(1.0)
+    return weight, -weight @ mean
+
+
+def beside_constant(
+    weight: Float[Array, "C Z"], bias: Float[Array, " C"]
+) -> tuple[Float[Array, "C1 Z"], Float[Array, " C1"]]:
+    """A linear map whose last dimension, one more, is 1: it makes the sphere of latents flat where they lie."""
+    return jnp.concatenate([weight, jnp.zeros_like(weight[:1])]), jnp.append(bias, 1.0)
 
 
 def check_principal(config: AutoencoderConfig, outputs: int) -> None:

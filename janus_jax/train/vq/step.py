@@ -14,13 +14,14 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from janus_jax.config import Execution
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.vq import VQTokenizer, normalize
+from janus_jax.train.averaging import ramped_average
 from janus_jax.train.optimizers import make_optimizer
 from janus_jax.train.vq import codebook as codes
 from janus_jax.train.vq import losses
 from janus_jax.train.vq.codebook import CodeUse
 from janus_jax.train.vq.losses import Quantized
 from janus_jax.train.vq.patchgan import PatchGAN
-from janus_jax.train.vq.principal import as_principal, half_whitened
+from janus_jax.train.vq.principal import as_principal, beside_constant, half_whitened
 from janus_jax.train.vq.reach import encoder_reach, reach_mask, within_reach
 from janus_jax.train.vq.recipe import TokenizerRecipe
 
@@ -111,7 +112,7 @@ class TokenizerTraining:
         with encoder_reach(self.recipe.architecture.encoder_reach):
             features = run(self.model, params, pixels, method=lambda model, pixels: model.encoder(pixels))
         features = features.reshape(-1, features.shape[-1]).astype(jnp.float32)
-        weight, bias = half_whitened(features, self.config.code_dim)
+        weight, bias = beside_constant(*half_whitened(features, self.config.code_dim - 1))
         table = codes.kmeans(
             normalize(features @ weight.T + bias),
             self.config.codebook_size,
@@ -243,9 +244,7 @@ class TokenizerTraining:
     def _average(self, state: TokenizerState, params: Params) -> Params:
         if not self.recipe.ema_decay:
             return params
-        # At the beginning the average is over the steps there have been, not over the random start.
-        decay = jnp.minimum(self.recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
-        ema = jax.tree.map(lambda old, new: (decay * old + (1 - decay) * new).astype(old.dtype), state.ema, params)
+        ema = ramped_average(state.ema, params, self.recipe.ema_decay, state.step)
         if self.recipe.codebook.update == "gradient" and not self.recipe.codebook.reseed_below:
             return ema
         # An average already; and between a dead code and the one in its place there is nothing.

@@ -11,7 +11,7 @@ from janus_jax.data.shapes import images
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import to_pixels
 from janus_jax.train.vq import world
-from janus_jax.train.vq.principal import check_principal, components, half_whitened
+from janus_jax.train.vq.principal import beside_constant, check_principal, components, half_whitened
 from janus_jax.train.vq.step import TokenizerTraining, run
 from tests.train.vq.recipes import KEPT_IN_USE, MODEL
 
@@ -79,7 +79,7 @@ def test_components_are_those_of_the_covariance():
 def test_half_whitened_components_stand_on_a_constant():
     deviations = jnp.array([9.0, 4.0, 1.0, 0.1, 0.1, 0.1])
     values = jax.random.normal(jax.random.key(0), (4000, 6)) * deviations + 4
-    weight, bias = half_whitened(values, 4)
+    weight, bias = beside_constant(*half_whitened(values, 3))
     latents = values @ weight.T + bias
     np.testing.assert_allclose(latents.mean(axis=0), [0, 0, 0, 1], atol=1e-3)
     np.testing.assert_allclose(latents.std(axis=0), [1, 2 / 3, 1 / 3, 0], atol=0.03)
