@@ -7,10 +7,12 @@
 
 It takes minutes a row, and jax[tpu] and jax[cuda13]. Each row is kept as soon as it is done, a line of json in
 `benchmarks/compiled/`, and so a run can be interrupted. The batch is the recipe's. Of the layouts that share it out
-evenly the one with the fewest parts is taken that fits: microbatches are doubled until it does.
+evenly the one with the fewest parts is taken that fits: microbatches are doubled until it does. That is done for each
+way to compute activations again, and the quicker is told.
 """
 
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -19,12 +21,14 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from absl import flags
 
 from configs import janus_1_3b, janus_pro_1b, janus_pro_7b, janusflow_1_3b
-from janus_jax.ahead.chips import KERNELS
+from janus_jax.ahead.chips import KERNELS, USABLE
 from janus_jax.ahead.report import report
 from janus_jax.ahead.topologies import Topology, find_topology
+from janus_jax.config import RematPolicy
 from janus_jax.errors import JanusError
 from janus_jax.train.config_dicts import from_config
 from janus_jax.train.recipe import Recipe
@@ -71,6 +75,9 @@ class Row:
     topology: str
 
 
+REMAT: tuple[RematPolicy, ...] = ("dots", "full")
+"""What is tried, that which computes less again first."""
+
 # What most depends on: the largest model in its longest stage, on the usual pods and on its paper's cluster.
 FIRST = tuple(
     Row("Janus-Pro-7B", 2, topology) for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:32x8", "v5p:4x4x4")
@@ -95,7 +102,7 @@ def keep(folder: Path, row: Row, told: Mapping[str, Any]) -> None:
         file.write(json.dumps({"row": asdict(row), "told": told}) + "\n")
 
 
-def layouts(recipe: Recipe, topology: Topology, devices: int) -> Iterator[Recipe]:
+def layouts(recipe: Recipe, topology: Topology, devices: int, remat: RematPolicy) -> Iterator[Recipe]:
     """The recipe in ways to share its batch out, those of the fewest microbatches first.
 
     A batch smaller than the number of devices is shared with the tensor axis.
@@ -104,41 +111,63 @@ def layouts(recipe: Recipe, topology: Topology, devices: int) -> Iterator[Recipe
     tensor = max(1, devices // batch)
     data = topology.islands if topology.chip.platform == "tpu" else 1
     each = max(1, batch * tensor // devices)
+    kernel = KERNELS[topology.chip.platform]
+    shared = replace(recipe.resources, data=data, fsdp=-1, tensor=tensor, attention=kernel, remat=remat)
+    if topology.chip.platform == "gpu":
+        # Its compiler adds the head's gradient up among devices after each chunk, a TPU's after the last.
+        shared = replace(shared, logits_chunk=2048)
     microbatches = 1
     while microbatches <= each:
         if each % microbatches == 0:
-            kernel = KERNELS[topology.chip.platform]
-            resources = replace(
-                recipe.resources, data=data, fsdp=-1, tensor=tensor, attention=kernel, microbatches=microbatches
-            )
-            yield replace(recipe, resources=resources)
+            yield replace(recipe, resources=replace(shared, microbatches=microbatches))
         microbatches *= 2
 
 
 def compiled(row: Row) -> dict[str, Any]:
-    """The first layout that fits, or the last that was tried; `mistake` where none is a layout at all."""
+    """The quicker of the layouts that fit, or the last that was tried; `mistake` where none is a layout at all."""
     topology = find_topology(row.topology)
     recipe = replace(from_config(Recipe, MODELS[row.model]), stage=row.stage)
-    devices, told = len(topology.devices()), dict[str, Any]()
+    devices, best = len(topology.devices()), dict[str, Any]()
     try:
-        for layout in layouts(recipe, topology, devices):
-            if told and not may_fit(told, layout.resources.microbatches):
-                continue
-            # Of the processors, which other work does not change.
-            start = time.process_time()
-            told = report(layout, topology).to_json()
-            told |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
-            if told["fits"]:
-                break
+        for remat in REMAT:
+            told = dict[str, Any]()
+            for layout in layouts(recipe, topology, devices, remat):
+                # With no fewer parts, what computes more again is no quicker.
+                if best.get("fits") and layout.resources.microbatches >= best["microbatches"]:
+                    break
+                if wanted(layout, devices, told) > topology.chip.memory * USABLE[topology.chip.platform]:
+                    continue
+                # Of the processors, which other work does not change.
+                start = time.process_time()
+                told = report(layout, topology).to_json()
+                told |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
+                if told["fits"]:
+                    break
+            if told and (not best.get("fits") or _at_worst(told) < _at_worst(best)):
+                best = told
     except JanusError as error:
-        told = {"mistake": str(error)}
-    return told
+        best = {"mistake": str(error)}
+    return best
 
 
-def may_fit(told: Mapping[str, Any], microbatches: int) -> bool:
-    """Whether more microbatches than in what was told could help: a part of the rows takes that part, or more."""
-    taken = told["programs"][0]["temporaries"] * told["microbatches"] / microbatches
-    return bool(taken < told["limit"])
+def wanted(layout: Recipe, devices: int, told: Mapping[str, Any]) -> float:
+    """Bytes that a layout cannot do without on each device, known before it is compiled.
+
+    Args:
+      told: of the same in fewer microbatches, or nothing; a part of the rows takes that part of the temporaries, or
+        more.
+    """
+    resources = layout.resources
+    if told:
+        return float(told["programs"][0]["temporaries"] * told["microbatches"] / resources.microbatches)
+    if resources.remat == "full":
+        return 0.0
+    # The results of the products of the language model's layers.
+    llm, stage = layout.model_config.llm, layout.current
+    heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
+    numbers = llm.depth * (heads + 2 * llm.width + 2 * llm.mlp_dim)
+    places = stage.batch_size * stage.budget.places / resources.microbatches
+    return float(numbers * places * jnp.dtype(stage.precision.compute).itemsize / devices)
 
 
 def versions(topology: Topology) -> dict[str, str]:
@@ -155,15 +184,17 @@ def tables(found: Mapping[Row, dict[str, Any]]) -> dict[str, str]:
 
 def table(found: dict[Row, dict[str, Any]]) -> str:
     """What it takes and may reach, in Markdown."""
-    head = "topology|devices|model|stage|mesh|microbatches|state GB|in all GB|of|step s|MFU|bound by|near GB|far GB"
+    head = (
+        "topology|devices|model|stage|mesh|microbatches|again|state GB|in all GB|of|step s|MFU|bound by|near GB|far GB"
+    )
     lines = [f"| {head.replace('|', ' | ')} |", "|---" * (head.count("|") + 1) + "|"]
     for row, told in found.items():
         if "mistake" in told:
-            lines.append(f"| {row.topology} | | {row.model} | {row.stage} | {told['mistake']} " + "| " * 9 + "|")
+            lines.append(f"| {row.topology} | | {row.model} | {row.stage} | {told['mistake']} " + "| " * 10 + "|")
             continue
         program, line = told["programs"][0], told["roofline"]
         mesh = "x".join(str(size) for size in told["mesh"].values())
-        cells = [row.topology, told["devices"], row.model, row.stage, mesh, told["microbatches"]]
+        cells = [row.topology, told["devices"], row.model, row.stage, mesh, told["microbatches"], told["remat"]]
         cells += [_gb(sum(program["inputs"].values())), _gb(program["total"]), _gb(told["limit"])]
         if told["fits"] and line:
             near, far = (sum(one[name] for one in program["collectives"]) for name in ("near", "far"))
@@ -242,6 +273,10 @@ def main(_: Sequence[str]) -> None:
         DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), tables(found)), encoding="utf-8")
     else:
         print("\n\n".join(tables(found).values()))
+
+
+def _at_worst(told: Mapping[str, Any]) -> float:
+    return float(told["roofline"]["seconds"]["at worst"]) if told["fits"] else math.inf
 
 
 def _gb(size: float) -> str:

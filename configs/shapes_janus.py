@@ -94,8 +94,10 @@ STAGE_3 = replace(
     STAGE_2,
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(_OPTIMIZER, learning_rate=6e-4, schedule="cosine"),
-    steps=2600,
-    phases=(Phase(None, {"understanding": 3, "places": 1, "sides": 1, "text": 0.3, "generation": 6, "numbers": 3}),),
+    steps=4000,
+    phases=(
+        Phase(None, {"understanding": 4, "places": 1, "sides": 1.5, "text": 0.3, "generation": 5.5, "numbers": 2.5}),
+    ),
     ema_decay=0.99,
 )
 

@@ -71,6 +71,7 @@ STAGE_2 = replace(shapes_janus.STAGE_2, trained=FLOW_ALL_BUT_ENCODER)
 STAGE_3 = replace(
     shapes_janus.STAGE_3,
     trained=FLOW_ALL_BUT_ENCODER,
+    steps=2200,
     # A row gives one time of each of its images, where ids would give all of theirs: more of it is drawing.
     phases=(
         Phase(

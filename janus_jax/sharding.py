@@ -116,11 +116,12 @@ def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
                     f"The mesh's {axis} axis of {mesh.shape[axis]} does not divide {name} = {number}; "
                     f"take a divisor of {math.gcd(*numbers.values())}."
                 )
+    processes = [device.process_index for device in mesh.devices.flat]
     for holders in mesh.devices.reshape(-1, mesh.shape["tensor"]):
         if len({device.process_index for device in holders}) > 1:
             raise JanusError(
                 f"The mesh's tensor axis of {mesh.shape['tensor']} goes over several processes, each of which has rows "
-                f"of its own; take a divisor of {jax.local_device_count()}, the devices of one."
+                f"of its own; take a divisor of {processes.count(processes[0])}, the devices of one."
             )
 
 

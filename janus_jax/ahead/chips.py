@@ -19,6 +19,7 @@ class Chip:
       link: bytes a second that leave through one link to a neighbour, one way.
       links: how many there are. TPUs have two along each axis of their torus; NVLink is one, to a switch.
       far: bytes a second, one way, of its share of the network between slices (DCN) or nodes.
+      hosts: sides of the slices that are rented as one host, although they have other than four chips.
     """
 
     name: str
@@ -29,6 +30,7 @@ class Chip:
     link: float
     links: int
     far: float
+    hosts: tuple[tuple[int, ...], ...] = ()
 
 
 _GIB = 2**30
@@ -39,9 +41,9 @@ CHIPS = {
         # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p-training,v6e,tpu7x}: memory, its bandwidth, ICI over all ports and
         # both ways, DCN of a pod or a chip. v4 and tpu7x are two devices a chip to jax, and share its links.
         Chip("v4", "TPU v4", "tpu", 16 * _GIB, 614e9, 25e9, 6, 3.1e9),
-        Chip("v5e", "TPU v5 lite", "tpu", 16 * _GIB, 819e9, 50e9, 4, 3.1e9),
+        Chip("v5e", "TPU v5 lite", "tpu", 16 * _GIB, 819e9, 50e9, 4, 3.1e9, ((1, 1), (2, 4))),
         Chip("v5p", "TPU v5", "tpu", 95 * _GIB, 2765e9, 100e9, 6, 6.2e9),
-        Chip("v6e", "TPU v6 lite", "tpu", 32 * _GIB, 1640e9, 112e9, 4, 12.5e9),
+        Chip("v6e", "TPU v6 lite", "tpu", 32 * _GIB, 1640e9, 112e9, 4, 12.5e9, ((1, 1), (2, 4))),
         Chip("tpu7x", "TPU7x", "tpu", 96 * _GIB, 3690e9, 50e9, 6, 6.2e9),
         # NVIDIA's data sheets of A100 (SXM4), H100 (SXM5) and H200 (SXM5): memory, its bandwidth, half of NVLink's,
         # which counts both ways. Between nodes one port a GPU: 200 Gbit/s in DGX A100, 400 Gbit/s in DGX H100 and H200.

@@ -167,7 +167,7 @@ def _described(
     arrays = [(dtype, _bytes(dtype, sides)) for dtype, sides in _ARRAY.findall(result)]
     if kind == "collective-permute":
         arrays = arrays[:1]
-    elif kind == "all-gather" and starts:
+    elif starts and kind != "all-reduce":
         # What goes in, and then what comes out.
         arrays = arrays[len(arrays) // 2 :]
     payload = sum(size for _, size in arrays)

@@ -13,7 +13,7 @@ from janus_jax.batch import Batch
 from janus_jax.data.packing import Pictures, blank
 from janus_jax.models.platform import Platform, compiling_for
 from janus_jax.sharding import batch_sharding
-from janus_jax.train.assembly import assemble
+from janus_jax.train.assembly import Assembly
 from janus_jax.train.recipe import Recipe
 
 
@@ -46,16 +46,11 @@ class Compiled:
         return (sum(self.inputs.values()) if self.arguments is None else self.arguments) + self.temporaries
 
 
-def compile_training(recipe: Recipe, mesh: Mesh, platform: Platform) -> Compiled:
-    """The recipe's training step.
-
-    Raises:
-      JanusError: the recipe and the mesh do not fit each other.
-    """
+def compile_training(recipe: Recipe, assembly: Assembly, mesh: Mesh, platform: Platform) -> Compiled:
+    """The recipe's training step, as it is assembled on the mesh."""
+    abstract, batch = assembly.abstract, abstract_batch(recipe, mesh)
     with compiling_for(platform):
-        _, _, abstract, step = assemble(recipe, mesh)
-        batch = abstract_batch(recipe, mesh)
-        lowered = step.lower(abstract, batch)
+        lowered = assembly.step.lower(abstract, batch)
     inputs = {
         "weights that train": abstract.params,
         "weights that do not": abstract.frozen,
@@ -64,7 +59,7 @@ def compile_training(recipe: Recipe, mesh: Mesh, platform: Platform) -> Compiled
         "batch": batch,
     }
     whole = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(abstract))
-    return replace(compile_lowered("step", lowered, inputs)[0], checkpoint=whole)
+    return replace(compile_lowered("step", lowered, platform, inputs)[0], checkpoint=whole)
 
 
 def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
@@ -97,10 +92,14 @@ def placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
+# Without a device nobody can measure which kernel of a product is the quickest, and a guess may be one that XLA cannot
+# make: cuBLAS has all of them.
+_OPTIONS: Mapping[Platform, dict[str, bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
+
 _SIZES = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_lowered(name: str, lowered: Any, inputs: Mapping[str, Any]) -> tuple[Compiled, Any]:
+def compile_lowered(name: str, lowered: Any, platform: Platform, inputs: Mapping[str, Any]) -> tuple[Compiled, Any]:
     """A lowered program, compiled, and the executable; None where the compiler gave up for want of memory.
 
     Args:
@@ -108,7 +107,7 @@ def compile_lowered(name: str, lowered: Any, inputs: Mapping[str, Any]) -> tuple
     """
     parts = {part: size for part, tree in inputs.items() if (size := held(tree))}
     try:
-        executable = lowered.compile()
+        executable = lowered.compile(compiler_options=_OPTIONS.get(platform))
     except jax.errors.JaxRuntimeError as error:
         told = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in told:

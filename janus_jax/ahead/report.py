@@ -175,12 +175,12 @@ def report(recipe: Recipe, topology: Topology, job: Job = "train") -> Report:
         programs = list(compile_sampling(recipe, mesh, chip.platform, job))
         moved = [read_collectives(program.text, mesh, topology) if program.text else [] for program in programs]
         return Report(recipe, topology, job, mesh, programs, moved, None)
-    program = compile_training(recipe, mesh, chip.platform)
+    assembly = assemble(recipe, mesh)
+    program = compile_training(recipe, assembly, mesh, chip.platform)
     if not program.text:
         return Report(recipe, topology, job, mesh, [program], [[]], None)
     collectives = read_collectives(program.text, mesh, topology)
-    trained = assemble(recipe, mesh).abstract.params
-    best = roofline(recipe, trained, program.inputs, collectives, mesh, chip)
+    best = roofline(recipe, assembly.abstract.params, program.inputs, collectives, mesh, chip)
     return Report(recipe, topology, job, mesh, [program], [collectives], best)
 
 

@@ -146,11 +146,14 @@ def operations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[float, float
         ),
     )
     costs, forward = step_costs(config, trained), step_costs(config, ())
-    # The kernels do not skip what lies in other samples: splash does a causal half, cuDNN (with a mask) the whole.
-    share = {"splash": 0.5, "xla": 0.625, "cudnn": 1.0}[recipe.resources.attention]
+    # The kernels skip what comes later, by halves or in four blocks, but not what lies in other samples.
+    share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[recipe.resources.attention]
     attended = filled._replace(pairs=rows * budget.places**2 * share, text_targets=float(rows * budget.text_targets))
     again = 0.0
-    if recipe.resources.remat == "full":
+    if recipe.resources.remat == "dots":
+        # Attention's products are batched: only what the weights give is kept.
+        again = attended.pairs * forward.pairs
+    elif recipe.resources.remat == "full":
         sees = any(name.startswith("und_encoder/") for name in trained)
         again = attended.at(
             forward._replace(

@@ -68,14 +68,14 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, job: Sampli
     with compiling_for(platform), use_mesh(mesh):
         traced = loop.begin.trace(*loop.arguments)
         inputs = {"weights": asked.params, "batch": loop.arguments[2]}
-        first, executable = compile_lowered("prompts", traced.lower(), inputs)
+        first, executable = compile_lowered("prompts", traced.lower(), platform, inputs)
     yield first
     if executable is None:
         return
     left = jax.tree.map(placed, traced.out_info, executable.output_shardings)
     with compiling_for(platform), use_mesh(mesh):
         lowered, state = loop.go_on(left)
-        yield compile_lowered(loop.unit, lowered, {"weights": asked.params, "cache": state})[0]
+        yield compile_lowered(loop.unit, lowered, platform, {"weights": asked.params, "cache": state})[0]
 
 
 @dataclass(frozen=True)

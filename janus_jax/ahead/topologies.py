@@ -62,8 +62,10 @@ class Topology:
         sides = "x".join(map(str, self.sides))
         try:
             if self.chip.platform == "tpu":
+                # libtpu cuts every slice into hosts of four chips, unless it is told.
+                alone = {"chips_per_host_bounds": (*self.sides, 1)} if self.sides in self.chip.hosts else {}
                 description = topologies.get_topology_desc(
-                    platform="tpu", topology_name=f"{self.chip.name}:{sides}", num_slices=self.islands
+                    platform="tpu", topology_name=f"{self.chip.name}:{sides}", num_slices=self.islands, **alone
                 )
             else:
                 description = topologies.get_topology_desc(

@@ -50,6 +50,24 @@ def test_operations_are_told_with_their_loops_axes_and_islands(mesh):
     assert exchange == Collective("all-to-all", 128, "f32", ("data", "fsdp"), 4, 2, 0)
 
 
+def test_what_starts_shows_what_goes_in_and_what_comes_out(mesh):
+    """As a GPU's compiler writes it."""
+    text = """HloModule jit_step
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %rs = ((f32[16,8]{0,1}, bf16[8]{0}), (f32[16,1]{0,1}, bf16[1]{0})) reduce-scatter-start(%a), replica_groups=[1,8]<=[8]
+  %a2a = ((f32[64]{0}), f32[64]{0}) all-to-all-start(%a), replica_groups=[1,8]<=[8]
+  %ar = f32[64]{0} all-reduce-start(%a), replica_groups=[1,8]<=[8]
+}
+"""
+    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    assert [(one.kind, one.payload) for one in found] == [
+        ("reduce-scatter", 4 * 128 + 2 * 8),
+        ("all-to-all", 256),
+        ("all-reduce", 256),
+    ]
+
+
 @pytest.mark.parametrize(
     ("kind", "group", "islands", "near", "far"),
     [

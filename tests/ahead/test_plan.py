@@ -67,7 +67,7 @@ def recipe(data, fsdp, tensor, kind="janus"):
 
 def moved(sizes):
     mesh = make_mesh(*sizes)
-    text = compile_training(recipe(*sizes), mesh, "cpu").text
+    text = compile_training(recipe(*sizes), assemble(recipe(*sizes), mesh), mesh, "cpu").text
     return read_collectives(text, mesh, find_topology("cpu:1x8"))
 
 

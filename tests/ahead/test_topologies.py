@@ -66,6 +66,12 @@ def test_tpus_are_there_without_being_there(name, per_chip):
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
+@pytest.mark.parametrize(("name", "hosts"), [("v5e:1x1", 1), ("v6e:2x4", 1), ("v5e:4x4", 4), ("v5p:2x2x2", 2)])
+def test_a_slice_has_the_hosts_that_are_rented(name, hosts):
+    assert len({device.process_index for device in find_topology(name).devices()}) == hosts
+
+
+@pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 def test_a_mesh_lies_on_slices_by_its_data_axis():
     mesh = make_mesh(2, 16, 1, find_topology("2xv5e:4x4").devices())
     slices = [{device.slice_index for device in row.flat} for row in mesh.devices]

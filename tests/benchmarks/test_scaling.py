@@ -1,6 +1,8 @@
 """The tables of docs/scaling.md, of reports that are made up."""
 
 from dataclasses import replace
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
@@ -16,6 +18,7 @@ TOLD = {
     "devices": 8,
     "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
     "microbatches": 2,
+    "remat": "full",
     "limit": 80e9,
     "checkpoint": 30e9,
     "fits": True,
@@ -71,8 +74,50 @@ def test_what_is_not_compiled_is_named():
 )
 def test_layouts_share_the_batch_out_evenly(stage, topology, devices, expected):
     recipe = replace(from_config(Recipe, scaling.MODELS["Janus-Pro-7B"]), stage=stage)
-    found = [layout.resources for layout in scaling.layouts(recipe, find_topology(topology), devices)]
+    found = [layout.resources for layout in scaling.layouts(recipe, find_topology(topology), devices, "full")]
     assert [(resources.tensor, resources.microbatches) for resources in found] == expected
+
+
+@pytest.mark.parametrize(
+    ("needs", "expected"),
+    [
+        # Gigabytes with "dots" and with "full" in one part; half of it in two. More parts take longer.
+        ((20, 10), ("dots", 1, ["dots 1"])),
+        ((50, 20), ("dots", 2, ["dots 1", "dots 2", "full 1"])),
+        ((90, 20), ("full", 1, ["dots 1", "dots 4", "full 1"])),
+        ((900, 20), ("full", 1, ["dots 1", "full 1"])),
+        ((900, 900), (None, 1, ["dots 1", "full 1"])),
+    ],
+)
+def test_the_quicker_layout_that_fits_is_told(monkeypatch, needs, expected):
+    tried = []
+
+    def report(layout, topology):
+        resources = layout.resources
+        tried.append(f"{resources.remat} {resources.microbatches}")
+        size = needs[resources.remat == "full"] / resources.microbatches
+        told = {
+            "fits": size < 30,
+            "remat": resources.remat,
+            "microbatches": resources.microbatches,
+            "programs": [{"temporaries": size * 1e9}],
+            "roofline": {"seconds": {"at worst": (resources.remat == "full") + resources.microbatches / 2}},
+        }
+        return SimpleNamespace(to_json=lambda: told)
+
+    chip = replace(find_topology("cpu:1x8").chip, memory=30e9)
+    topology = replace(find_topology("cpu:1x8"), chip=chip)
+    monkeypatch.setattr(scaling, "find_topology", lambda name: topology)
+    monkeypatch.setattr(scaling, "report", report)
+    monkeypatch.setattr(scaling, "wanted", partial(wanted_once_told, scaling.wanted))
+    told = scaling.compiled(Row("Janus-Pro-1B", 3, "cpu:1x8"))
+    remat, microbatches, in_order = expected
+    assert (told["remat"] if told["fits"] else None, told["microbatches"], tried) == (remat, microbatches, in_order)
+
+
+def wanted_once_told(wanted, layout, devices, told):
+    """What is known beforehand does not matter here."""
+    return wanted(layout, devices, told) if told else 0.0
 
 
 def test_a_row_is_kept_as_soon_as_it_is_done_and_the_later_counts(tmp_path):
@@ -82,10 +127,16 @@ def test_a_row_is_kept_as_soon_as_it_is_done_and_the_later_counts(tmp_path):
     assert scaling.read(tmp_path / "new") == {row: TOLD, other: TOLD}
 
 
-def test_parts_of_a_batch_are_tried_where_they_may_help():
-    told = {"programs": [{"temporaries": 50e9}], "microbatches": 2, "limit": 30e9}
-    assert not scaling.may_fit(told, 3)
-    assert scaling.may_fit(told, 4)
+def test_what_cannot_fit_is_known_before_it_is_compiled():
+    recipe = replace(from_config(Recipe, scaling.MODELS["Janus-Pro-7B"]), stage=2)
+    dots, more_dots = scaling.layouts(recipe, find_topology("v5e:16x16"), 256, "dots")
+    full, more_full = scaling.layouts(recipe, find_topology("v5e:16x16"), 256, "full")
+    assert scaling.wanted(full, 256, {}) == 0
+    # 30 layers x (q, k, v, out, down: 5 x 4096, gate, up: 2 x 11008), bfloat16, two rows of 4096 places a device.
+    assert scaling.wanted(dots, 256, {}) == 30 * (5 * 4096 + 2 * 11008) * 2 * 2 * 4096
+    assert scaling.wanted(more_dots, 256, {}) == scaling.wanted(dots, 256, {}) / 2
+    told = {"programs": [{"temporaries": 50e9}], "microbatches": 1}
+    assert scaling.wanted(more_full, 256, told) == 25e9
 
 
 def test_without_the_compiler_no_row_is_kept(monkeypatch):

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.models.attention import Mask, attend, rotary_angles, rotate
+from janus_jax.models.platform import compiling_for
 from janus_jax.sharding import make_mesh, use_mesh
 
 
@@ -58,6 +59,37 @@ def test_without_a_mask_everything_is_attended_to(kernel):
     query, key, value = arrays(1, *[(1, 2, 128, 128)] * 3)
     expected = by_definition(query, key, value, np.ones((1, 128, 128), bool))
     np.testing.assert_allclose(attend(query, key, value, kernel=kernel), expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("order", ["none", "causal", "continued"])
+def test_cudnn_is_told_the_same_by_its_own_words(monkeypatch, order):
+    """What there is for GPUs alone, computed by jax's other implementation."""
+    asked = []
+
+    def computed(*args, implementation, is_causal, **rest):
+        asked.append((implementation, is_causal))
+        return dot_product_attention(*args, implementation="xla", is_causal=is_causal, **rest)
+
+    dot_product_attention = jax.nn.dot_product_attention
+    monkeypatch.setattr(jax.nn, "dot_product_attention", computed)
+    query, key, value = (x.astype(jnp.bfloat16) for x in arrays(9, (2, 4, 256, 64), (2, 2, 256, 64), (2, 2, 256, 64)))
+    segments, start = jnp.asarray(SEGMENTS), 96 if order == "continued" else 0
+    offset = jnp.asarray(start) if order == "continued" else None
+    mask = Mask(segments[:, start:], segments, causal=order != "none", query_offset=offset)
+    with compiling_for("gpu"):
+        out = attend(query[:, :, start:], key, value, mask, "cudnn")
+    expected = attend(*(x.astype(jnp.float32) for x in (query[:, :, start:], key, value)), mask)
+    there = (segments[:, start:] != 0)[:, None, :, None]
+    np.testing.assert_allclose(jnp.where(there, out, 0), jnp.where(there, expected, 0), atol=0.02)
+    assert asked == [("cudnn", order == "causal")]
+
+
+@pytest.mark.parametrize("shape", [(1, 2, 255, 64), (1, 2, 256, 60), (1, 2, 256, 136)])
+def test_shapes_that_cudnn_has_no_kernel_for_fall_back(shape):
+    query, key, value = (x.astype(jnp.bfloat16) for x in arrays(10, *[shape] * 3))
+    with compiling_for("gpu"):
+        out = attend(query, key, value, Mask(causal=True), "cudnn")
+    np.testing.assert_array_equal(out, attend(query, key, value, Mask(causal=True)))
 
 
 def test_splash_has_the_gradients_of_xla():
