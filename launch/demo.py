@@ -13,12 +13,11 @@
 import json
 import os
 import shutil
-import subprocess
 import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -26,17 +25,16 @@ import numpy as np
 import tqdm
 from absl import flags
 
-from janus_jax.errors import ExitCode, JanusError
+from janus_jax.errors import JanusError
 from launch import cli, pictures
+from launch.scored import Scored, report
+from launch.teaching import Lesson, teach
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
-    from janus_jax.evaluate.shapes import Generation, Understanding
+    from janus_jax.evaluate.shapes import Generation
 
 _OUT = flags.DEFINE_string("out", "runs/demo", "folder for everything it makes; what an earlier demo left is replaced")
-
-NEW = ("heart", "pink")
-"""What the shipped model has never met: a shape and a colour."""
 
 _MOST_DEVICES = 8
 
@@ -48,9 +46,7 @@ class Plan:
     Attributes:
       asked, drawn: questions a topic and prompts a category, of held-out combinations.
       new_asked, new_drawn: of those about the new words.
-      new_records, old_records: to fine-tune on, of each task.
-      steps: of fine-tuning; None for the recipe's.
-      killed_at: the step after which it is killed, with whatever it has not saved.
+      lesson: what it is taught.
       flowed: prompts a category that the JanusFlow draws.
     """
 
@@ -58,50 +54,8 @@ class Plan:
     drawn: int = 40
     new_asked: int = 40
     new_drawn: int = 20
-    new_records: int = 6_000
-    old_records: int = 3_000
-    steps: int | None = None
-    killed_at: int = 60
+    lesson: Lesson = field(default_factory=Lesson)
     flowed: int = 4
-
-
-@dataclass(frozen=True)
-class Scored:
-    """A model's answers and drawings, with their scores: about what it was trained on, and about the new words."""
-
-    understanding: "Understanding"
-    generation: "Generation"
-    new_understanding: "Understanding"
-    new_generation: "Generation"
-
-    def figures(self) -> dict[str, float]:
-        """By name, as in report.json."""
-        from janus_jax.evaluate.shapes import figures
-
-        return {
-            **figures(self.understanding, self.generation),
-            "new.understanding": self.new_understanding.scores.overall,
-            "new.generation": self.new_generation.scores.geneval.overall,
-            "chance.new.understanding": self.new_understanding.chance.overall,
-            "chance.new.generation": self.new_generation.chance.geneval.overall,
-        }
-
-
-@dataclass(frozen=True)
-class FineTuning:
-    """How the fine-tuning went.
-
-    Attributes:
-      losses: lines of its metrics.jsonl.
-      killed_at: the last step that was told of before it was killed.
-      resumed_at: the step whose checkpoint it went on from.
-      repeated: steps that were computed before and after, with the same losses to the last bit.
-    """
-
-    losses: Sequence[Mapping[str, float]]
-    killed_at: int
-    resumed_at: int
-    repeated: int
 
 
 def main(_: Sequence[str]) -> None:
@@ -143,8 +97,8 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
     _step(3, "Its scores, beside guessing")
     _table({"now": before.figures()})
 
-    _step(4, f"Teach it what it has never met: {' and '.join(NEW)}")
-    tuning = _finetune(out, plan)
+    _step(4, f"Teach it what it has never met: {' and '.join(plan.lesson.words)}")
+    tuning = teach(plan.lesson, out, _say)
     _say(
         f"Killed after step {tuning.killed_at}, gone on from step {tuning.resumed_at}: {tuning.repeated} losses were "
         f"computed twice, alike to the last bit."
@@ -161,25 +115,10 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
     _step(6, "Show it all")
     from launch.page import write_page
 
-    write_page(out / "index.html", before, after, flowed, tuning, figures, NEW)
+    write_page(out / "index.html", before, after, flowed, tuning, figures, plan.lesson.words)
     _say(f"{out / 'index.html'} is the page, {out / 'report.json'} the figures, {out / 'finetuned'} the model.")
     print(f"\nDone in {figures['minutes']:.1f} minutes.\n")
     return figures
-
-
-def report(before: Scored, after: Scored, minutes: float) -> dict[str, float]:
-    """The shipped model's scores, those of the new words after fine-tuning, and what the old ones lost by it."""
-    first, last = before.figures(), after.figures()
-    kept = {name: value for name, value in first.items() if not name.startswith("new.")}
-    return {
-        **kept,
-        "new.understanding.before": first["new.understanding"],
-        "new.generation.before": first["new.generation"],
-        "new.understanding": last["new.understanding"],
-        "new.generation": last["new.generation"],
-        "old_drop": max(first[name] - last[name] for name in ("understanding", "generation.overall")),
-        "minutes": round(minutes, 2),
-    }
 
 
 def _import(released: Path, converted: Path) -> None:
@@ -233,8 +172,8 @@ def _scored(model: "Pretrained", folder: Path, plan: Plan) -> Scored:
     new = ShapesProtocol(
         per_topic=plan.new_asked,
         per_category=plan.new_drawn,
-        vocabulary=DEFAULT.with_extras(*NEW),
-        about=frozenset(NEW),
+        vocabulary=DEFAULT.with_extras(*plan.lesson.words),
+        about=frozenset(plan.lesson.words),
     )
     understanding, generation = [], []
     for name, protocol in (("old", old), ("new", new)):
@@ -273,93 +212,6 @@ def _flowed(flow: Path, folder: Path, plan: Plan) -> "Generation":
     right = sum(verdict.correct for verdict in drawn.verdicts)
     _say(f"{right} of {len(drawn.verdicts)} prompts are drawn right.")
     return drawn
-
-
-def _finetune(out: Path, plan: Plan) -> FineTuning:
-    from janus_jax.processing import Task
-    from launch.preparing import prepare_world
-
-    data = out / "data"
-    tokenizer = out / "converted"
-    about = f"about={'+'.join(NEW)}"
-    for name, world in (
-        ("new", f"train:{plan.new_records},seed=1,{about}"),
-        ("old", f"train:{plan.old_records},seed=2"),
-    ):
-        prepare_world(data / f"{name}_understanding", world, Task.UNDERSTANDING)
-        prepare_world(data / f"{name}_generation", world, Task.GENERATION, tokenizer)
-    command = [
-        *(sys.executable, "-m", "launch.train", "--config", str(_config("shapes_finetune"))),
-        *("--workdir", str(out / "run")),
-        f"--config.stages.stage_1.initialisation.model={out / 'converted'}",
-        *(
-            f"--config.sources.{source}.directory={data / folder}"
-            for source, folder in {
-                "new_understanding": "new_understanding",
-                "new_generation": "new_generation",
-                "understanding": "old_understanding",
-                "generation": "old_generation",
-            }.items()
-        ),
-    ]
-    if plan.steps is not None:
-        command.append(f"--config.stages.stage_1.steps={plan.steps}")
-        command.append(f"--config.stages.stage_1.optimizer.warmup_steps={plan.steps // 10}")
-    metrics = out / "run" / "stage_1" / "metrics.jsonl"
-    first = _killed(command, metrics, plan.killed_at)
-    _say("Killed. The same command again:")
-    saved = _newest_step(out / "run" / "stage_1" / "checkpoints")
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise JanusError(f"fine-tuning ended with exit code {done.returncode}; what it wrote above tells why.")
-    losses = _read(metrics)
-    again = {line["step"]: line["loss"] for line in losses}
-    repeated = [line for line in first if line["step"] > saved]
-    if any(again[line["step"]] != line["loss"] for line in repeated):
-        raise RuntimeError("A resumed run has other losses than the one that was killed.")
-    _export(out)
-    return FineTuning(losses, int(first[-1]["step"]), saved, len(repeated))
-
-
-def _killed(command: Sequence[str], metrics: Path, at: int) -> list[dict[str, float]]:
-    """Starts a run and kills it, without warning, when it has told of a step; what it had told by then."""
-    process = subprocess.Popen(command)
-    try:
-        while process.poll() is None:
-            if (told := _read(metrics)) and told[-1]["step"] >= at:
-                return told
-            time.sleep(0.2)
-    finally:
-        process.kill()
-        process.wait()
-    if process.returncode != ExitCode.DONE:
-        raise JanusError(f"fine-tuning ended with exit code {process.returncode}; what it wrote above tells why.")
-    return _read(metrics)
-
-
-def _read(metrics: Path) -> list[dict[str, float]]:
-    """The whole lines of a run's figures that tell of a loss."""
-    if not metrics.exists():
-        return []
-    lines = metrics.read_text().splitlines(keepends=True)
-    return [line for line in map(json.loads, (text for text in lines if text.endswith("\n"))) if "loss" in line]
-
-
-def _newest_step(checkpoints: Path) -> int:
-    return max((int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()), default=0)
-
-
-def _export(out: Path) -> None:
-    from checkpoints_convert.commands import meter
-    from janus_jax.train.export import export
-
-    export(out / "run", 1, out / "finetuned", "float32", meter)
-
-
-def _config(name: str) -> Path:
-    import configs
-
-    return Path(configs.__path__[0]) / f"{name}.py"
 
 
 def _table(columns: Mapping[str, Mapping[str, float]]) -> None:

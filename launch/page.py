@@ -14,7 +14,8 @@ from janus_jax.data.shapes import draw
 
 if TYPE_CHECKING:
     from janus_jax.evaluate.shapes import Generation, Understanding
-    from launch.demo import FineTuning, Scored
+    from launch.scored import Scored
+    from launch.teaching import FineTuning
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SCALE = 4  # The world's pictures are small: enlarged here, a browser blurs nothing.

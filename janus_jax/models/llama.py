@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from janus_jax.config import Execution, LlamaConfig, RematPolicy
-from janus_jax.models.attention import Mask, attend, rotary_angles, rotate, update_slots
+from janus_jax.models.attention import attend, rotary_angles, rotate, update_slots
 from janus_jax.models.layers import Embedding, Linear, RMSNorm, stacked, unstacked
+from janus_jax.models.masks import Mask
 
 Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
 LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
-from janus_jax.models.attention import Mask
+from janus_jax.models.masks import Mask
 from janus_jax.models.platform import platform
 
 # The lanes of a TPU's vector unit: the kernel wants blocks in multiples of it.

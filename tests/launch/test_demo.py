@@ -36,8 +36,12 @@ from janus_jax.processing import Processor
 from janus_jax.shipped import FLOW_SHAPES, SHAPES
 from launch import demo
 from launch.page import write_page
+from launch.scored import Scored, report
+from launch.teaching import FineTuning, Lesson
 from tests.pseudo import CORPUS, make_checkpoint
 from tests.tiny import CONFIG
+
+NEW = Lesson().words
 
 
 def scored(knows=True, knows_new=True):
@@ -55,34 +59,34 @@ def scored(knows=True, knows_new=True):
         )
 
     old = both(DEFAULT, frozenset(), knows)
-    new = both(DEFAULT.with_extras(*demo.NEW), frozenset(demo.NEW), knows_new)
-    return demo.Scored(*old, *new)
+    new = both(DEFAULT.with_extras(*NEW), frozenset(NEW), knows_new)
+    return Scored(*old, *new)
 
 
-TUNING = demo.FineTuning(
+TUNING = FineTuning(
     [{"step": step, "loss/understanding": 1 / step, "loss/generation": 2 / step} for step in range(1, 5)], 3, 2, 1
 )
 
 
 def test_the_report_has_the_scores_and_what_the_old_ones_lost():
-    figures = demo.report(scored(knows_new=False), scored(), minutes=7)
+    figures = report(scored(knows_new=False), scored(), minutes=7)
     assert figures["understanding"] == figures["generation.overall"] == figures["generation.strict"] == 1
     assert figures["new.understanding.before"] == 0 < figures["new.understanding"] == figures["new.generation"] == 1
     assert figures["old_drop"] == 0
     assert figures["minutes"] == 7
-    assert demo.report(scored(), scored(knows=False), 7)["old_drop"] == 1
+    assert report(scored(), scored(knows=False), 7)["old_drop"] == 1
 
 
 def test_the_page_shows_questions_drawings_and_verdicts_and_needs_no_network(tmp_path):
     before, after = scored(knows_new=False), scored()
     flowed = scored(knows=False).generation
-    write_page(tmp_path / "index.html", before, after, flowed, TUNING, demo.report(before, after, 7), demo.NEW)
+    write_page(tmp_path / "index.html", before, after, flowed, TUNING, report(before, after, 7), NEW)
     page = (tmp_path / "index.html").read_text()
     told = (flowed.verdicts[-1].reason, "as asked for", "seven")
     for words in (before.understanding.questions[0].text, before.generation.prompts[0].text, *told):
         assert words.replace("'", "&#39;") in page
     assert not re.findall(r'(?:src|href)="(?!data:|#)', page)
-    assert page.count("data:image/png") >= 2 * len(demo.NEW)
+    assert page.count("data:image/png") >= 2 * len(NEW)
     assert "<svg" in page
 
 
@@ -115,9 +119,9 @@ def test_the_shipped_models_are_asked_as_they_were_trained(shipped, model):
 
 
 def test_the_new_words_are_none_that_it_was_trained_on():
-    assert not set(demo.NEW) & {*DEFAULT.shapes, *DEFAULT.colours}
-    assert set(demo.NEW) <= {*EVERYTHING.shapes, *EVERYTHING.colours}
-    assert demo.Plan().killed_at < shapes_finetune.STAGE.steps
+    assert not set(NEW) & {*DEFAULT.shapes, *DEFAULT.colours}
+    assert set(NEW) <= {*EVERYTHING.shapes, *EVERYTHING.colours}
+    assert Lesson().killed_at < shapes_finetune.STAGE.steps
 
 
 @SHIPPED
@@ -134,9 +138,8 @@ def test_the_shipped_models_draw_better_than_guessing(shipped, model, tmp_path):
 
 @pytest.mark.slow
 def test_the_whole_demo(tmp_path):
-    plan = demo.Plan(
-        asked=4, drawn=2, new_asked=2, new_drawn=1, new_records=256, old_records=256, steps=40, killed_at=28, flowed=1
-    )
+    lesson = Lesson(new_records=256, old_records=256, steps=40, killed_at=28)
+    plan = demo.Plan(asked=4, drawn=2, new_asked=2, new_drawn=1, lesson=lesson, flowed=1)
     figures = demo.run(tmp_path, SHAPES, FLOW_SHAPES, plan)
     assert json.loads((tmp_path / "report.json").read_text()) == figures
     wanted = {"understanding", "generation.overall", "generation.position", "generation.strict", "new.understanding"}

@@ -3,7 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.attention import Mask, attend, rotary_angles, rotate
+from janus_jax.models.attention import attend, rotary_angles, rotate
+from janus_jax.models.masks import Mask
 from janus_jax.models.platform import compiling_for
 from janus_jax.sharding import make_mesh, use_mesh
 
