@@ -9,6 +9,9 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 PYTEST := $(PY) -m pytest -q --durations=10 --durations-min=5
 
+# On a CPU a step of training takes its memory anew each time, and is a tenth faster with pages of 2 MB (glibc 2.35).
+LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
+
 # The virtual environment must hold what setup.py says and nothing from around it.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_TARGET PIP_PREFIX
 export PIP_USER := 0
@@ -21,7 +24,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: $(VENV)/.package ## ask the shipped small Janus, have it draw, score it, teach it something new
-	@$(PY) -m launch.demo
+	@$(LARGE_PAGES) $(PY) -m launch.demo
 
 # These compile far more than they compute: machine code that is not optimised takes a third off. The slow ones compute.
 test: $(VENV)/.test ## the tests, but for the slow ones and the comparison with PyTorch
@@ -35,9 +38,9 @@ parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyT
 	@$(PYTEST) -m "" tests/parity
 
 bench: $(VENV)/.parity ## time and memory beside PyTorch
-	@$(PY) -m benchmarks.inference
-	@$(PY) -m benchmarks.train
-	@$(PY) -m benchmarks.evaluate
+	@$(LARGE_PAGES) $(PY) -m benchmarks.inference
+	@$(LARGE_PAGES) $(PY) -m benchmarks.train
+	@$(LARGE_PAGES) $(PY) -m benchmarks.evaluate
 
 lint: $(VENV)/.test ## style, format and types; the launchers by their own tools
 	@$(PY) -m ruff check

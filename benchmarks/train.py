@@ -4,10 +4,11 @@
     python -m benchmarks.train --model janus_pro_1b --stages 1,2,3 --rows 8
 
 The first command takes a small model in float32 on two cores, and runs in turns with it an equal step of transformers'
-Janus on PyTorch: the same weights, text and understanding samples, trained parts, clipping and AdamW. Our samples lie
-packed in rows; the peer's, all of one length, in a row each without padding, and its text head, too, reads supervised
-places alone. Before anything is timed, the losses of the first steps of both must agree. Ratios are medians over pairs
-of neighbouring steps: what else the machine does meets both.
+Janus on PyTorch (`train_peer.py`): the same weights, text and understanding samples, trained parts, clipping and AdamW.
+Ours lie packed in rows, the peer's have a row each. Samples that are alike, all 256 places long, cost neither of them
+any padding; of unlike ones the peer's rows are as long as the longest. Before anything is timed, the losses of the
+first steps of both must agree. Ratios are medians over pairs of neighbouring steps: what else the machine does meets
+both.
 
 The second, on an accelerator, takes a released model's shape with random weights, in bfloat16, rows of 4096 places with
 two images to understand, three to generate (which the tokenizer reads) and text. `compile_24_over_4` is how much longer
@@ -18,6 +19,7 @@ figure.
 import dataclasses
 import functools
 import gc
+import itertools
 import json
 import math
 import time
@@ -25,16 +27,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from importlib.util import find_spec
 from statistics import median
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, Any, cast, get_args
 
 import jax
 import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 
+from benchmarks.rows import Layout, batch_of, unlike_rows
 from benchmarks.shared import machine, use_cores, weights
-from checkpoints_convert.transformers_janus import write_config
-from janus_jax.batch import NO_IMAGE, Batch
+from janus_jax.batch import Batch
 from janus_jax.config import (
     AttentionKernel,
     Dtype,
@@ -50,13 +52,15 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
 from janus_jax.train.flops import amounts, peak_flops, step_costs
-from janus_jax.train.names import matches
 from janus_jax.train.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
 from janus_jax.train.partition import partition
 from janus_jax.train.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
 from janus_jax.train.state import TrainState, adopted_state
 from janus_jax.train.step import Cut, Step, abstract_train_state, put_batch, random_train_state, train_step
 from launch import cli
+
+if TYPE_CHECKING:
+    from benchmarks.train_peer import Theirs
 
 _MODEL = flags.DEFINE_string("model", None, "measure a released model's shape instead of the small one")
 _STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "whose trained parts train")
@@ -90,71 +94,6 @@ BAR, COMPILE_BAR = 0.9, 1.2
 MOST_DIFFERENCE = 1e-4
 CHECKED_STEPS = 3
 TRAINED = {"1": ADAPTORS_AND_HEAD, "2": ALL_BUT_ENCODERS, "3": ALL_BUT_TOKENIZER}
-IMAGE = 4
-
-
-@dataclass(frozen=True)
-class Layout:
-    """What every row of a batch holds, in this order: images to understand, images to generate, text.
-
-    Attributes:
-      places: of the row.
-      und_images, gen_images: of so many samples with one image each.
-      prompt: places of text before an image.
-      answer: places of text after an image to understand.
-    """
-
-    places: int
-    und_images: int
-    gen_images: int
-    prompt: int
-    answer: int
-
-    def lengths(self, config: JanusConfig) -> list[int]:
-        """Of the samples."""
-        und = self.prompt + config.und_encoder.num_patches + self.answer
-        gen = self.prompt + config.gen_encoder.num_tokens
-        lengths = [und] * self.und_images + [gen] * self.gen_images
-        if sum(lengths) + 2 > self.places:
-            raise JanusError(f"{self.places} places are too few for samples of {lengths}.")
-        return [*lengths, self.places - sum(lengths)]
-
-    def batch(self, config: JanusConfig, rows: int) -> Batch:
-        """Rows of random text and pictures. All text is learnt but the first word of a sample."""
-        random, und, gen = np.random.default_rng(0), config.und_encoder, config.gen_encoder
-        lengths = self.lengths(config)
-        ends = np.cumsum(lengths)
-        segments = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-        positions = np.concatenate([np.arange(length) for length in lengths])
-        und_places, gen_places = np.full((2, self.places), NO_IMAGE)
-        starts = [int(end - length) + self.prompt for end, length in zip(ends, lengths, strict=True)]
-        for places, firsts, size in (
-            (und_places, starts[: self.und_images], und.num_patches),
-            (gen_places, starts[self.und_images : -1], gen.num_tokens),
-        ):
-            for number, first in enumerate(firsts):
-                places[first : first + size] = np.arange(size) + number * size
-        text = (und_places == NO_IMAGE) & (gen_places == NO_IMAGE)
-        tokens = random.integers(IMAGE + 1, config.llm.vocab_size, (rows, self.places))
-
-        def repeated(row: Any) -> np.ndarray:
-            return np.tile(np.asarray(row, np.int32), (rows, 1))
-
-        def pictures(count: int, side: int) -> np.ndarray:
-            return random.integers(0, 256, (rows, count, side, side, 3), np.uint8)
-
-        return Batch(
-            tokens=np.where(text, tokens, IMAGE).astype(np.int32),
-            segment_ids=repeated(segments),
-            positions=repeated(positions),
-            und_places=repeated(und_places),
-            gen_places=repeated(gen_places),
-            und_images=pictures(self.und_images, und.image_size),
-            gen_images=pictures(self.gen_images, gen.image_size),
-            text_targets=repeated(np.flatnonzero(text & (positions > 0))),
-            gen_starts=repeated(starts[self.und_images : -1]),
-        )
-
 
 SMALL_ROWS = Layout(places=512, und_images=1, gen_images=0, prompt=12, answer=48)
 REAL_ROWS = Layout(places=4096, und_images=2, gen_images=3, prompt=32, answer=96)
@@ -184,63 +123,13 @@ class Ours:
         return int(kept + memory.temp_size_in_bytes)
 
 
-class Theirs:
-    """transformers' Janus with the weights and samples of ours."""
-
-    def __init__(self, config: JanusConfig, trained: Sequence[str], optimizer: OptimizerConfig, batch: Batch) -> None:
-        import torch
-        import transformers
-
-        torch.set_num_threads(_CORES.value)
-        self._torch, self._clip = torch, optimizer.clip_norm
-        model = transformers.JanusForConditionalGeneration(
-            transformers.JanusConfig(**write_config(config, "float32", IMAGE))
-        )
-        state, kept = model.state_dict(), set()
-        for unit, array in weights(config):
-            for name, part in unit.write(array):
-                state[name].copy_(torch.from_numpy(np.ascontiguousarray(part)))
-                if matches(unit.leaf.path, trained):
-                    kept.add(name)
-        for name, parameter in model.named_parameters():
-            parameter.requires_grad_(name in kept)
-        self._model = model.train()
-        self._params = [parameter for parameter in model.parameters() if parameter.requires_grad]
-        self._optimizer = torch.optim.AdamW(
-            self._params,
-            lr=optimizer.learning_rate,
-            betas=(optimizer.b1, optimizer.b2),
-            eps=optimizer.eps,
-            weight_decay=optimizer.weight_decay,
-            fused=True,
-        )
-        length = batch.shape[1] // int(batch.segment_ids.max())
-        self._ids = torch.from_numpy(batch.tokens.reshape(-1, length)).long()
-        pixels = batch.und_images.reshape(-1, *batch.und_images.shape[2:]).astype(np.float32) * np.float32(2 / 255) - 1
-        self._pixels = torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous()
-        targets = (np.asarray(batch.text_targets) + np.arange(len(batch.tokens))[:, None] * batch.shape[1]).reshape(-1)
-        self._before = torch.from_numpy(targets - 1)
-        self._targets = torch.from_numpy(batch.tokens.reshape(-1)[targets]).long()
-
-    def __call__(self) -> float:
-        """One more step; its loss before it."""
-        functional = self._torch.nn.functional
-        hidden = self._model.model(input_ids=self._ids, pixel_values=self._pixels, use_cache=False).last_hidden_state
-        logits = self._model.lm_head(hidden.reshape(-1, hidden.shape[-1])[self._before])
-        loss = functional.cross_entropy(logits, self._targets)
-        loss.backward()
-        self._torch.nn.utils.clip_grad_norm_(self._params, self._clip)
-        self._optimizer.step()
-        self._optimizer.zero_grad(set_to_none=True)
-        return float(loss.detach())
-
-
 @dataclass
 class Figure:
     """A stage's step, and the peer's.
 
     Attributes:
       ours, theirs: take a step, to its end; theirs None where there is no peer.
+      filled: the share of our rows' places that hold a sample.
       flops: of a step.
       tokens: of a batch.
       difference: the largest of the losses of the first steps, relative.
@@ -248,7 +137,8 @@ class Figure:
     """
 
     ours: Ours
-    theirs: Theirs | None
+    theirs: "Theirs | None"
+    filled: float
     flops: float
     tokens: float
     difference: float = math.nan
@@ -285,6 +175,7 @@ class Figure:
             "teraflops": self.flops / seconds / 1e12,
             "peak_gib": self.ours.peak_bytes / 2**30,
             "compile_s": self.ours.compile_seconds,
+            "filled": self.filled,
         }
         if peak is not None:
             figures["mfu"] = self.flops / seconds / peak
@@ -296,6 +187,7 @@ class Figure:
                 "ratio": median(ratios),
                 "ratio_of_least": min(self.seconds) / min(self.seconds_theirs),
                 "difference": self.difference,
+                "peer_filled": self.tokens / self.theirs.places,
             }
         return figures
 
@@ -342,11 +234,11 @@ def _compiling() -> dict[str, float]:
     return {"compile_4_s": few, "compile_24_s": many, "compile_24_over_4": many / few}
 
 
-def _figure(config: JanusConfig, stage: str, execution: Execution, layout: Layout, with_peer: bool) -> Figure:
+def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch, with_peer: bool) -> Figure:
     # The peer leaves parameters alone that no gradient reaches, and no image is generated here.
     trained = [part for part in TRAINED[stage] if not (with_peer and part.startswith("gen"))]
     recipe = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1, moments_dtype=cast(MomentsDtype, _MOMENTS.value))
-    optimizer, model, batch = make_optimizer(recipe, 100), Janus(config, execution), layout.batch(config, _ROWS.value)
+    optimizer, model = make_optimizer(recipe, 100), Janus(config, execution)
     abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype=execution.dtype)
     if with_peer:
         state = adopted_state(*partition(_stacked(config), trained), optimizer, abstract)
@@ -354,9 +246,15 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, layout: Layou
         state = random_train_state(model, trained, optimizer, abstract, jax.random.key(0))
     cut = Cut(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
     held = amounts(batch, config)
+    theirs = None
+    if with_peer:
+        from benchmarks.train_peer import Theirs
+
+        theirs = Theirs(config, trained, recipe, batch, _CORES.value)
     return Figure(
         Ours(train_step(model, optimizer, cut, abstract, None), state, batch),
-        Theirs(config, trained, recipe, batch) if with_peer else None,
+        theirs,
+        float(batch.attended.mean()),
         held.at(step_costs(config, flatten_dict(abstract.params, sep="/"))),
         held.places,
     )
@@ -367,15 +265,21 @@ def main(_: Sequence[str]) -> None:
     if wrong := [stage for stage in _STAGES.value if stage not in TRAINED]:
         raise JanusError(f"--stages holds {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
     cores = use_cores(_CORES.value) if _MODEL.value is None else None
+    small = _MODEL.value is None
     config, layout = (SMALL, SMALL_ROWS) if _MODEL.value is None else (janus_preset(_MODEL.value), REAL_ROWS)
+    batches = {"alike": layout.batch(config, _ROWS.value)}
+    if small:
+        batches["unlike"] = batch_of(config, unlike_rows(config, _ROWS.value, layout.places), layout.places)
     device = jax.devices()[0]
     on_cpu = device.platform == "cpu"
     dtype = cast(Dtype, _DTYPE.value or ("float32" if on_cpu else "bfloat16"))
-    remat = cast(RematPolicy, _REMAT.value or ("none" if _MODEL.value is None else "full"))
-    execution = Execution(dtype, "float32", cast(AttentionKernel, _ATTENTION.value), remat)
+    remat = cast(RematPolicy, _REMAT.value or ("none" if small else "full"))
+    # As the recipes of small models have it.
+    unroll = config.llm.depth if small else 1
+    execution = Execution(dtype, "float32", cast(AttentionKernel, _ATTENTION.value), remat, scan_unroll=unroll)
     with_peer = (
         _PEER.value
-        and _MODEL.value is None
+        and small
         and on_cpu
         and dtype == "float32"
         and bool(find_spec("torch") and find_spec("transformers"))
@@ -391,21 +295,22 @@ def main(_: Sequence[str]) -> None:
         **machine(*(("torch", "transformers") if with_peer else ())),
     }
     print(
-        f"{'stage':5} {'ms':>8} {'peer':>8} {'ratio':>6} {'bar':>4} {'tokens/s':>9} {'TFLOP/s':>8} {'MFU':>6} "
-        f"{'peak GiB':>8} {'compile s':>9} {'difference':>10}"
+        f"{'stage':5} {'samples':>7} {'ms':>8} {'peer':>8} {'ratio':>6} {'bar':>4} {'tokens/s':>9} {'TFLOP/s':>8} "
+        f"{'MFU':>6} {'peak GiB':>8} {'compile s':>9} {'filled':>6} {'peer':>6} {'difference':>10}"
     )
-    for stage in _STAGES.value:
-        figure = _figure(config, stage, execution, layout, with_peer)
+    for stage, (samples, batch) in itertools.product(_STAGES.value, batches.items()):
+        figure = _figure(config, stage, execution, batch, with_peer)
         figure.measure(_PAIRS.value)
         got = figure.report(peak)
         nan = math.nan
         print(
-            f"{stage:5} {got['ms']:8.1f} {got.get('peer_ms', nan):8.1f} {got.get('ratio', nan):6.3f} {BAR:4} "
-            f"{got['tokens_per_second']:9.0f} {got['teraflops']:8.3g} {got.get('mfu', nan):6.3f} "
-            f"{got['peak_gib']:8.2f} {got['compile_s']:9.1f} {got.get('difference', nan):10.1e}",
+            f"{stage:5} {samples:>7} {got['ms']:8.1f} {got.get('peer_ms', nan):8.1f} {got.get('ratio', nan):6.3f} "
+            f"{BAR:4} {got['tokens_per_second']:9.0f} {got['teraflops']:8.3g} {got.get('mfu', nan):6.3f} "
+            f"{got['peak_gib']:8.2f} {got['compile_s']:9.1f} {got['filled']:6.2f} "
+            f"{got.get('peer_filled', nan):6.2f} {got.get('difference', nan):10.1e}",
             flush=True,
         )
-        report |= {f"stage_{stage}_{name}": value for name, value in got.items()}
+        report |= {f"stage_{stage}_{samples}_{name}": value for name, value in got.items()}
         del figure
     if _COMPILING.value:
         report |= _compiling()

@@ -72,7 +72,7 @@ STAGE_1 = Stage(
     # Single things are where it learns what a place is; then it learns to look at one thing among others for its place.
     phases=(Phase(300, {"understanding": 3, "singles": 1}), Phase(None, {"understanding": 3, "places": 2})),
     supervision=Supervision.ANSWERS,
-    budget=_ROW,
+    budget=replace(_ROW, gen_images=0),
     precision=_FLOAT32,
     initialisation=Initialisation("parts", llm=RANDOM, ids_from_codebook=True),
     ema_decay=0.98,
@@ -87,6 +87,7 @@ STAGE_2 = replace(
         Phase(300, {"understanding": 3, "places": 1, "imagenet": 4}),
         Phase(None, {"understanding": 3, "places": 1, "imagenet": 8}),
     ),
+    budget=_ROW,
     initialisation=Initialisation(),
 )
 

@@ -38,13 +38,13 @@ class Plan:
 
 PLANS = {
     "smoke": Plan(256, 4, 256, 256, (4, 4, 4), (1, 1), tokenizer_steps=4),
-    "25min": Plan(16_000, 400, 16_000, 24_000, (600, 400, 1_200)),
+    "25min": Plan(16_000, 200, 16_000, 24_000, (500, 400, 1_200)),
     "full": Plan(16_000, 400, 40_000, 50_000, (700, 600, 4_000), (200, 100)),
 }
 
 FLOW_PLANS = PLANS | {
     # Its steps take longer.
-    "25min": replace(PLANS["25min"], stages=(600, 300, 600)),
+    "25min": replace(PLANS["25min"], stages=(500, 300, 600)),
     "full": replace(PLANS["full"], stages=(700, 600, 2_200)),
 }
 

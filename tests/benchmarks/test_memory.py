@@ -4,7 +4,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks import memory
-from benchmarks.train import Layout
+from benchmarks.rows import Layout
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.data.packing import Budget
 from janus_jax.models.janus import Janus
