@@ -160,7 +160,8 @@ def operations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[float, float
                 und_images=forward.und_images * sees,
                 gen_images=0,
                 tokenized_images=0,
-                text_targets=forward.text_targets,
+                # No head's logits are computed twice (train.cross_entropy).
+                text_targets=0,
             )
         )
     return filled.at(costs), attended.at(costs) + again

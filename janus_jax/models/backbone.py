@@ -4,7 +4,8 @@ They differ in how an image to generate comes into the transformer and out of it
 for no more than this.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -39,7 +40,13 @@ def fill(x: Float[Array, "B L D"], images: Float[Array, "B M D"], places: Int[Ar
 
 
 class Backbone(nn.Module):
-    """A model that reads rows of places and writes text; a kind of model adds how it embeds them all (`embed`)."""
+    """A model that reads rows of places and writes text; a kind of model adds how it embeds them all (`embed`).
+
+    Attributes:
+      HEADS: the methods that read logits, and where in the tree the parameters of each lie, all of them.
+    """
+
+    HEADS: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_logits": ("llm", "head")}
 
     config: ModelConfig
     execution: Execution = Execution()

@@ -4,6 +4,9 @@ Janus (arXiv 2410.13848, §3.1, figure 2). The parameter tree carries the paper'
 `gen_encoder`, `gen_embed`, `gen_adaptor`, `gen_head`, `llm`.
 """
 
+from collections.abc import Mapping
+from typing import ClassVar
+
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -42,6 +45,8 @@ class TwoLayerMLP(nn.Module):
 
 class Janus(Backbone):
     """Embeds rows of places, runs the transformer over them, and reads text or image logits."""
+
+    HEADS: ClassVar[Mapping[str, tuple[str, ...]]] = {**Backbone.HEADS, "image_logits": ("gen_head",)}
 
     config: JanusConfig
     execution: Execution = Execution()

@@ -2,27 +2,24 @@
 
 Janus (arXiv 2410.13848, §3.2): plain cross-entropy and no task weights, so a batch's loss is the mean over all its
 supervised places: text ids, read by the text head, and ids of images to generate, read by the image head. Each head
-runs on its own places alone, a chunk of them at a time: the logits of a large vocabulary are never whole in memory,
-not in the backward pass either.
+runs on its own places alone (`train.cross_entropy`).
 """
 
 import functools
-from collections.abc import Callable
+import operator
 from typing import NamedTuple
 
 import flax.struct
 import jax
 import jax.numpy as jnp
-from flax import linen as nn
-from jax import lax
-from jaxtyping import Array, Bool, Float, Int
+from flax.traverse_util import unflatten_dict
+from jaxtyping import Array, Bool, Float
 
 from janus_jax.batch import NO_IMAGE, NO_PLACE, Batch
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
-
-LogitsFn = Callable[[Float[Array, "B C D"]], Float[Array, "B C V"]]
+from janus_jax.train.cross_entropy import Losses, Supervised, cross_entropy
 
 TASKS = (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION)
 """The order of the terms that every kind of model has."""
@@ -92,84 +89,70 @@ def supervised_counts(batch: Batch, num_tokens: int) -> Float[Array, " K"]:
     return jnp.stack([text.sum(), understanding.sum(), jnp.asarray(images)]).astype(jnp.float32)
 
 
-def batch_losses(model: Janus, params: Params, batch: Batch, chunk: int) -> Totals:
-    """The summed losses of a batch whose image ids are known (`gen_ids`, where it has images to generate).
+class Loss(NamedTuple):
+    """Of a batch.
+
+    Attributes:
+      value: what the gradient is taken of.
+      totals: what is told of it, without a gradient.
+    """
+
+    value: Float[Array, ""]
+    totals: Totals
+
+
+def batch_losses(model: Janus, params: Params, batch: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
+    """The loss of a batch whose image ids are known (`gen_ids`, where it has images to generate).
 
     Args:
+      scales: what a place of each task counts (`Terms.scales`).
       chunk: supervised places of a row whose logits are in memory at a time.
     """
     hidden = apply(model, params, "__call__", batch)
-    sums = text_sums(model, params, batch, hidden, chunk) | {Task.GENERATION: jnp.zeros((), jnp.float32)}
+    value, sums = text_loss(model, params, batch, hidden, scales, chunk)
     if batch.gen_starts is not None and batch.gen_ids is not None and batch.gen_ids.shape[1]:
         there = batch.gen_starts[..., None] != NO_PLACE
         places = jnp.where(there, batch.gen_starts[..., None] + jnp.arange(batch.gen_ids.shape[2]), NO_PLACE)
         places, targets = (x.reshape(batch.shape[0], -1) for x in (places, batch.gen_ids))
-        read = functools.partial(apply, model, params, "image_logits")
-        losses = cross_entropy(read, hidden, places, targets, chunk)
-        sums[Task.GENERATION] = jnp.where(places != NO_PLACE, losses, 0).sum()
+        valid = places != NO_PLACE
+        taught = Supervised(places, targets, valid * scales[TASKS.index(Task.GENERATION)])
+        read = _read(model, params, "image_logits", hidden, taught, chunk)
+        value, sums = value + read.total, sums | {Task.GENERATION: jnp.where(valid, read.places, 0).sum()}
     counts = supervised_counts(batch, model.config.gen_encoder.num_tokens)
-    return Totals(jnp.stack([sums[task] for task in TASKS]), counts)
+    return Loss(value, Totals(jnp.stack([sums[task] for task in TASKS]), counts))
 
 
-def text_sums(
-    model: Backbone, params: Params, batch: Batch, hidden: Float[Array, "B L D"], chunk: int
-) -> dict[Task, Float[Array, ""]]:
-    """Summed cross-entropies of the text targets, by task.
+def text_loss(
+    model: Backbone, params: Params, batch: Batch, hidden: Float[Array, "B L D"], scales: Float[Array, " K"], chunk: int
+) -> tuple[Float[Array, ""], dict[Task, Float[Array, ""]]]:
+    """The text targets' share of the loss, and their summed cross-entropies by task, without a gradient.
 
     Args:
       hidden: states of every place.
-      chunk: see `batch_losses`.
+      scales, chunk: see `batch_losses`.
     """
-    sums = {task: jnp.zeros((), jnp.float32) for task in (Task.TEXT, Task.UNDERSTANDING)}
-    if batch.text_targets is not None and batch.text_targets.shape[1]:
-        targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
-        read = functools.partial(apply, model, params, "text_logits")
-        losses = cross_entropy(read, hidden, batch.text_targets, targets, chunk)
-        for task, mask in zip(sums, _text_tasks(batch), strict=True):
-            sums[task] = jnp.where(mask, losses, 0).sum()
-    return sums
+    nothing = jnp.zeros((), jnp.float32)
+    sums = dict.fromkeys(TASKS, nothing)
+    if batch.text_targets is None or not batch.text_targets.shape[1]:
+        return nothing, sums
+    masks = dict(zip(TASKS, _text_tasks(batch), strict=False))
+    targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
+    weights = jnp.stack([mask * scales[TASKS.index(task)] for task, mask in masks.items()]).sum(axis=0)
+    read = _read(model, params, "text_logits", hidden, Supervised(batch.text_targets, targets, weights), chunk)
+    return read.total, sums | {task: jnp.where(mask, read.places, 0).sum() for task, mask in masks.items()}
 
 
-def cross_entropy(
-    logits_fn: LogitsFn,
-    hidden: Float[Array, "B L D"],
-    places: Int[Array, "B T"],
-    targets: Int[Array, "B T"],
-    chunk: int,
-) -> Float[Array, "B T"]:
-    """-log p(target) of the ids at these places, each predicted from the place before it.
+def _read(
+    model: Backbone, params: Params, head: str, hidden: Float[Array, "B L D"], taught: Supervised, chunk: int
+) -> Losses:
+    """The losses of one of the model's heads, named as its method is."""
+    path = model.HEADS[head]
 
-    Args:
-      logits_fn: a head, float32.
-      hidden: states of every place.
-      places: where the ids stand; what comes out at `NO_PLACE` means nothing.
-      targets: the ids.
-      chunk: places of a row at a time; what the logits take in memory grows with it.
-    """
-    length = places.shape[1]
-    num_chunks = -(-length // chunk)
-    width = -(-length // num_chunks)  # Evenly, so that little is computed for nothing.
+    def logits(own: Params, states: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
+        read: Float[Array, "B C V"] = apply(model, unflatten_dict({path: own}), head, states)
+        return read
 
-    def cut(x: Array) -> Array:
-        x = jnp.pad(x, ((0, 0), (0, width * num_chunks - length), *((0, 0),) * (x.ndim - 2)))
-        x = x.reshape(x.shape[0], num_chunks, width, *x.shape[2:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(x, (None, "batch", *(None,) * (x.ndim - 2)))
-
-    # Computed once more in the backward pass rather than kept: kept, all chunks together would be the whole logits.
-    @functools.partial(jax.checkpoint, prevent_cse=False)
-    def losses_of_chunk(states: Float[Array, "B C D"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:
-        return _negative_log_likelihood(logits_fn(states), targets)
-
-    states = jnp.take_along_axis(hidden, jnp.maximum(places - 1, 0)[..., None], axis=1)
-    _, losses = lax.scan(lambda _, chunk: (None, losses_of_chunk(*chunk)), None, (cut(states), cut(targets)))
-    return losses.swapaxes(0, 1).reshape(len(places), -1)[:, :length]
-
-
-def _negative_log_likelihood(logits: Float[Array, "B C V"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:
-    logits = nn.with_logical_constraint(logits, ("batch", None, "vocab"))
-    # A sum and no gather: a mesh may split the vocabulary.
-    is_target = lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
-    return jax.nn.logsumexp(logits, axis=-1) - jnp.where(is_target, logits, 0).sum(axis=-1)
+    return cross_entropy(logits, functools.reduce(operator.getitem, path, params), hidden, taught, chunk)
 
 
 def _text_tasks(batch: Batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:

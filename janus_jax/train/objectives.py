@@ -13,7 +13,7 @@ from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 from janus_jax.train.flow import FlowLearning, FlowTask, LearningFlow, flow_losses, flow_task
-from janus_jax.train.losses import JANUS_TERMS, Terms, Totals, batch_losses, supervised_counts, text_sums
+from janus_jax.train.losses import JANUS_TERMS, Loss, Terms, Totals, batch_losses, supervised_counts, text_loss
 
 
 class Draws(NamedTuple):
@@ -50,10 +50,11 @@ class Objective(Protocol):
           dtype: of the computation of what did not come with the data.
         """
 
-    def losses(self, model: Any, params: Params, task: Any, chunk: int) -> Totals:
-        """Sums of what `set_out` gave.
+    def loss(self, model: Any, params: Params, task: Any, scales: Float[Array, " K"], chunk: int) -> Loss:
+        """The loss of what `set_out` gave.
 
         Args:
+          scales: what a place of each term counts (`Terms.scales` of the whole batch's counts).
           chunk: supervised places of a row whose logits are in memory at a time.
         """
 
@@ -75,9 +76,9 @@ class IdObjective:
         """See `Objective`: the image ids."""
         return with_image_ids(model, params, batch, dtype)
 
-    def losses(self, model: Janus, params: Params, task: Batch, chunk: int) -> Totals:
+    def loss(self, model: Janus, params: Params, task: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
-        return batch_losses(model, params, task, chunk)
+        return batch_losses(model, params, task, scales, chunk)
 
 
 class FlowObjective:
@@ -100,12 +101,14 @@ class FlowObjective:
         """See `Objective`: latents, times, noise and features."""
         return flow_task(model, params, batch, draws.key, draws.rows, dtype)
 
-    def losses(self, model: LearningFlow, params: Params, task: FlowTask, chunk: int) -> Totals:
+    def loss(self, model: LearningFlow, params: Params, task: FlowTask, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
         hidden, images = flow_losses(model, params, task)
-        text = text_sums(model, params, task.batch, hidden, chunk)
-        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], images.velocity, images.alignment])
-        return Totals(sums, self.counts(model, task.batch), self.terms(model))
+        value, text = text_loss(model, params, task.batch, hidden, scales, chunk)
+        of_images = jnp.stack(images)
+        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *of_images])
+        totals = Totals(sums, self.counts(model, task.batch), self.terms(model))
+        return Loss(value + (of_images * scales[-len(of_images) :]).sum(), totals)
 
 
 OBJECTIVES: Mapping[type[Backbone], Objective] = {Janus: IdObjective(), LearningFlow: FlowObjective()}

@@ -196,7 +196,8 @@ def evaluation_step(model: Backbone, cut: Cut, abstract: TrainState, mesh: Mesh 
         params = merge(state.params, state.frozen)
         draws = Draws(jax.random.key(seed), jnp.arange(batch.shape[0]))
         task = objective.set_out(model, params, batch, draws, cut.tokenizer_dtype)
-        return objective.losses(model, params, task, cut.logits_chunk)
+        scales = objective.terms(model).scales(objective.counts(model, batch))
+        return objective.loss(model, params, task, scales, cut.logits_chunk).totals
 
     return Step(_compiled(step, state_shardings, mesh, _everywhere(mesh), donated=False), mesh)
 
@@ -226,8 +227,8 @@ def gradients(
     scales = terms.scales(objective.counts(model, batch))
 
     def loss(trained: Params, task: Any) -> tuple[Float[Array, ""], Totals]:
-        totals = objective.losses(model, merge(trained, frozen), task, cut.logits_chunk)
-        return (totals.losses * scales).sum(), totals
+        loss = objective.loss(model, merge(trained, frozen), task, scales, cut.logits_chunk)
+        return loss.value, loss.totals
 
     def of_part(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, Totals]:
         # Outside the gradient: what is learnt from is no way to learn.

@@ -8,10 +8,11 @@ import pytest
 from janus_jax.batch import NO_PLACE
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
-from janus_jax.train.losses import batch_losses, cross_entropy, supervised_counts
+from janus_jax.train.cross_entropy import Supervised, cross_entropy
+from janus_jax.train.losses import JANUS_TERMS, batch_losses, supervised_counts
 from tests import tiny
 from tests.train import batches
-from tests.train.jaxprs import largest
+from tests.train.jaxprs import flops, largest
 
 MODEL = Janus(tiny.CONFIG, Execution())
 ROWS, LENGTH, WIDTH, VOCABULARY, TARGETS = 2, 12, 5, 7, 9
@@ -31,35 +32,54 @@ def problem():
     return weight, hidden, places, rng.integers(0, VOCABULARY, places.shape)
 
 
-def chunked(weight, hidden, places, targets, chunk):
-    return cross_entropy(lambda states: states @ weight.T, hidden, places, targets, chunk)
+def head(weight, states):
+    return states @ weight.T
+
+
+def chunked(weight, hidden, places, targets, chunk, weights=None):
+    weights = np.ones(places.shape, np.float32) if weights is None else weights
+    return cross_entropy(head, weight, hidden, Supervised(places, targets, weights), chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
 def test_chunks_change_nothing(problem, chunk):
-    np.testing.assert_allclose(chunked(*problem, chunk), plain_cross_entropy(*problem), rtol=1e-5)
+    found, expected = chunked(*problem, chunk), plain_cross_entropy(*problem)
+    np.testing.assert_allclose(found.places, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.total, expected.sum(), rtol=1e-5)
 
 
 @pytest.mark.parametrize("chunk", [4, 100])
-def test_chunks_change_no_gradient(problem, chunk):
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["head", "states", "both"])
+def test_chunks_change_no_gradient(problem, chunk, argnums):
     weight, hidden, places, targets = problem
+    weights = np.random.default_rng(1).random(places.shape, np.float32) * (places % 3 > 0)
 
-    def gradient(function):
-        return jax.grad(lambda weight, hidden: function(weight, hidden, places, targets).sum(), (0, 1))(weight, hidden)
+    def ours(weight, hidden):
+        return 3 * chunked(weight, hidden, places, targets, chunk, weights).total
 
-    ours, theirs = gradient(functools.partial(chunked, chunk=chunk)), gradient(plain_cross_entropy)
-    for actual, expected in zip(ours, theirs, strict=True):
-        np.testing.assert_allclose(actual, expected, rtol=1e-4, atol=1e-6)
+    def theirs(weight, hidden):
+        return 3 * (plain_cross_entropy(weight, hidden, places, targets) * weights).sum()
+
+    found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (ours, theirs))
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6)
 
 
-def test_logits_are_never_whole_forward_or_backward():
+def test_what_is_told_of_each_place_has_no_gradient(problem):
+    weight, hidden, places, targets = problem
+    gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).places.sum())(weight)
+    assert not gradient.any()
+
+
+def test_logits_are_never_whole_forward_or_backward_and_computed_once():
     rows, length, width, vocabulary, chunk = 2, 64, 8, 4096, 16
     hidden, weight = jnp.zeros((rows, length, width)), jnp.zeros((vocabulary, width))
     places = jnp.ones((rows, length), int)
     loss = jax.value_and_grad(
-        lambda weight, hidden: chunked(weight, hidden, places, places, chunk).sum(), argnums=(0, 1)
+        lambda weight, hidden: chunked(weight, hidden, places, places, chunk).total, argnums=(0, 1)
     )
     assert largest(loss, weight, hidden) == rows * chunk * vocabulary
+    assert flops(loss, weight, hidden) == 3 * 2 * rows * length * width * vocabulary
 
 
 @functools.cache
@@ -70,7 +90,7 @@ def losses(*rows, budget=batches.BUDGET):
 
 @jax.jit
 def run(batch):
-    return batch_losses(MODEL, tiny.stacked_params(), batch, chunk=32)
+    return batch_losses(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).totals
 
 
 def test_every_task_has_its_own_sum():
@@ -142,3 +162,15 @@ def test_totals_of_parts_add_up():
     parts = [run(batches.batch([(batches.text(i),), ()])) for i in range(2)]
     whole = run(batches.batch([(batches.text(0),), (batches.text(1),)]))
     np.testing.assert_allclose((parts[0] + parts[1]).mean, whole.mean, rtol=1e-5)
+
+
+def test_the_value_is_the_mean_that_is_told():
+    batch = batches.mixed()
+
+    @jax.jit
+    def loss(batch):
+        scales = JANUS_TERMS.scales(supervised_counts(batch, tiny.CONFIG.gen_encoder.num_tokens))
+        return batch_losses(MODEL, tiny.stacked_params(), batch, scales, chunk=32)
+
+    found = loss(batch)
+    np.testing.assert_allclose(found.value, found.totals.mean, rtol=1e-6)
