@@ -113,9 +113,6 @@ def layouts(recipe: Recipe, topology: Topology, devices: int, remat: RematPolicy
     each = max(1, batch * tensor // devices)
     kernel = KERNELS[topology.chip.platform]
     shared = replace(recipe.resources, data=data, fsdp=-1, tensor=tensor, attention=kernel, remat=remat)
-    if topology.chip.platform == "gpu":
-        # Its compiler adds the head's gradient up among devices after each chunk, a TPU's after the last.
-        shared = replace(shared, logits_chunk=2048)
     microbatches = 1
     while microbatches <= each:
         if each % microbatches == 0:

@@ -16,6 +16,7 @@ import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.typing import DTypeLike
 
 from janus_jax.config import JanusConfig, ModelConfig
 from janus_jax.errors import JanusError
@@ -161,3 +162,26 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 def batch_multiple(mesh: Mesh | None) -> int:
     """The number that a batch's rows must be a multiple of."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def batch_shards() -> int:
+    """How many parts the mesh of the context cuts a batch's rows into."""
+    mesh = jax.sharding.get_abstract_mesh()
+    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def split_over_batch(x: jax.Array) -> jax.Array:
+    """An array whose first axis has a part for each of `batch_shards`, put where their rows are."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return x
+    # How the rest lies is the compiler's affair: as what it is made of does.
+    spec = PartitionSpec(("data", "fsdp"), *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1))
+    return jax.lax.with_sharding_constraint(x, spec)
+
+
+def summed_over_batch(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The sum over the first axis of what `split_over_batch` has put on the shards, sent in this dtype."""
+    if x.shape[0] == 1:
+        return x[0]
+    # Not `sum`, which would widen it first.
+    return jax.lax.reduce(x.astype(dtype), np.zeros((), dtype), jax.lax.add, (0,))

@@ -25,7 +25,7 @@ ASSUMPTIONS = (
     f"products reach {REACHED:.0%} of the peak",
     "rows are full: their images to understand and to generate, the rest text, all of equal length",
     "collectives run as rings, both ways around each side of a torus that they extend along",
-    "a loop turns as often as the compiled program says",
+    "a loop turns as often as the compiled program says, and once where that hangs on the data",
     "no host or data stalls",
 )
 

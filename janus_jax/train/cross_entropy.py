@@ -4,10 +4,13 @@ The logits of a large vocabulary are too many to keep, so a head reads a chunk o
 wants of a chunk's logits is known as soon as they are there: softmax less target, times the place's weight. So the
 gradient by the head and by the states it reads is taken in the forward pass, chunk by chunk, and the backward pass
 has only to scale it. Keeping nothing and computing logits anew there would cost the head a third more.
+
+On a mesh the rows of each shard read a copy of the head that is theirs for as long as the chunks last, and add up a
+gradient of their own: a head is gathered once and its gradient summed once, however many chunks there are.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,28 +20,17 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.backbone import Params
+from janus_jax.sharding import batch_shards, split_over_batch, summed_over_batch
 
 Head = Callable[[Params, Float[Array, "B C D"]], Float[Array, "B C V"]]
 """From a head's own parameters and states to logits, float32."""
-
-
-class Losses(NamedTuple):
-    """Of T places a row.
-
-    Attributes:
-      total: the weighted sum, which alone has a gradient.
-      places: -log p(target) of each place, in nats, not weighted; without a gradient.
-    """
-
-    total: Float[Array, ""]
-    places: Float[Array, "B T"]
 
 
 class Supervised(NamedTuple):
     """What a head is taught.
 
     Attributes:
-      places: where the ids stand, each of which is predicted from the place before it.
+      places: where the ids stand, each of which is predicted from the place before it; those that there are, first.
       targets: the ids.
       weights: what each counts in the sum, with no gradient; 0 where there is no place.
     """
@@ -48,97 +40,158 @@ class Supervised(NamedTuple):
     weights: Float[Array, "B T"]
 
 
+class Losses(NamedTuple):
+    """Of T places a row.
+
+    Attributes:
+      total: the weighted sum, which alone has a gradient.
+      places: -log p(target) of each place, in nats, not weighted; without a gradient, and 0 where no row of the batch
+        has a place.
+    """
+
+    total: Float[Array, ""]
+    places: Float[Array, "B T"]
+
+
 def cross_entropy(head: Head, params: Params, hidden: Float[Array, "B L D"], taught: Supervised, chunk: int) -> Losses:
     """The losses of a head at its supervised places.
 
     Args:
-      params: the head's own, and no others: the gradient is accumulated for those that have one.
+      params: the head's own, and no others.
       hidden: states of every place.
       chunk: places of a row at a time; what the logits take in memory grows with it.
     """
-    length = taught.places.shape[1]
+    rows, length = taught.places.shape
     num_chunks = -(-length // chunk)
     width = -(-length // num_chunks)  # Evenly, so that little is computed for nothing.
+    shards = batch_shards()
 
     def cut(x: Array) -> Array:
+        """To N chunks of G shards of B rows of C places."""
         x = jnp.pad(x, ((0, 0), (0, width * num_chunks - length), *((0, 0),) * (x.ndim - 2)))
-        x = x.reshape(x.shape[0], num_chunks, width, *x.shape[2:]).swapaxes(0, 1)
-        return nn.with_logical_constraint(x, (None, "batch", *(None,) * (x.ndim - 2)))
+        return _laid(jnp.moveaxis(x.reshape(shards, rows // shards, num_chunks, width, *x.shape[2:]), 2, 0))
 
     states = jnp.take_along_axis(hidden, jnp.maximum(taught.places - 1, 0)[..., None], axis=1)
-    total, losses = _chunks(head, params, cut(states), cut(taught.targets), cut(taught.weights))
-    losses = lax.stop_gradient(losses).swapaxes(0, 1).reshape(len(states), -1)[:, :length]
+    total, losses = _summed(head, params, _Chunks(*map(cut, (states, taught.targets, taught.weights))))
+    losses = jnp.moveaxis(lax.stop_gradient(losses), 0, 2).reshape(rows, -1)[:, :length]
     return Losses(total, losses)
 
 
+class _Chunks(NamedTuple):
+    states: Float[Array, "N G B C D"]
+    targets: Int[Array, "N G B C"]
+    weights: Float[Array, "N G B C"]
+
+    @property
+    def taught(self) -> Int[Array, ""]:
+        """How many there are up to the last in which any row has a place: few rows are full of text."""
+        any_place = (self.weights != 0).any(axis=(1, 2, 3))
+        return jnp.max(jnp.where(any_place, jnp.arange(len(any_place)) + 1, 0))
+
+    def __call__(self, number: Array) -> "_Chunks":
+        """One of them, without the first axis."""
+        return _Chunks(*(lax.dynamic_index_in_dim(leaf, number, keepdims=False) for leaf in self))
+
+
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def _chunks(
-    head: Head,
-    params: Params,
-    states: Float[Array, "N B C D"],
-    targets: Int[Array, "N B C"],
-    weights: Float[Array, "N B C"],
-) -> tuple[Float[Array, ""], Float[Array, "N B C"]]:
-    """The weighted sum over N chunks, and the losses."""
+def _summed(head: Head, params: Params, chunks: _Chunks) -> tuple[Float[Array, ""], Float[Array, "N G B C"]]:
+    """The weighted sum over all chunks, and the losses."""
+    leaves, tree = jax.tree.flatten(params)
+    copies = jax.tree.unflatten(tree, [_copied(leaf, chunks.states) for leaf in leaves])
 
-    def one(_: None, chunk: tuple[Array, Array]) -> tuple[None, Array]:
-        states, targets = chunk
-        logits = _whole_batch(head(params, states))
-        return None, jax.nn.logsumexp(logits, axis=-1) - _of_targets(logits, targets)
+    def read(number: Array, losses: Array) -> Array:
+        chunk = chunks(number)
+        logits = _logits(head, copies, chunk.states)
+        return _put(losses, number, jax.nn.logsumexp(logits, axis=-1) - _of_targets(logits, chunk.targets))
 
-    _, losses = lax.scan(one, None, (states, targets))
-    return (losses * weights).sum(), losses
+    losses = lax.fori_loop(0, chunks.taught, read, _laid(jnp.zeros_like(chunks.weights)))
+    return (losses * chunks.weights).sum(), losses
 
 
-def _forward(head: Head, params: Any, states: Any, targets: Any, weights: Any) -> tuple[tuple[Array, Array], Any]:
+class _Learning(NamedTuple):
+    """What goes from chunk to chunk: losses, and their gradient by what trains of the head and by the states.
+
+    Attributes:
+      by_states: empty where nothing before the head trains.
+    """
+
+    losses: Float[Array, "N G B C"]
+    by_trained: list[Float[Array, "G ..."]]
+    by_states: list[Float[Array, "N G B C D"]]
+
+
+def _forward(head: Head, params: Any, chunks: Any) -> tuple[tuple[Array, Array], tuple[Any, Any]]:
     """Both results, and the gradient of the first by the parameters that have one and by the states."""
     leaves, tree = jax.tree.flatten(params)
+    passes_on, chunks = chunks.states.perturbed, _Chunks(*(leaf.value for leaf in chunks))
+    copies = [_copied(leaf.value, chunks.states) for leaf in leaves]
+    # What is frozen has no sums, which would be of its size.
     numbers = [number for number, leaf in enumerate(leaves) if leaf.perturbed]
-    # What is frozen is given to the head, and nothing of the size of it is made.
-    given = [leaf.value for leaf in leaves]
+    trained = [copies[number] for number in numbers]
 
-    def logits(trained: list[Array], states: Array) -> Array:
-        filled = list(given)
+    def logits(trained: Sequence[Array], states: Array) -> Array:
+        whole = list(copies)
         for number, leaf in zip(numbers, trained, strict=True):
-            filled[number] = leaf
-        return _whole_batch(head(jax.tree.unflatten(tree, filled), states))
+            whole[number] = leaf
+        return _logits(head, jax.tree.unflatten(tree, whole), states)
 
-    trained, passes_on = [given[number] for number in numbers], states.perturbed
-
-    def one(sums: list[Array], chunk: tuple[Array, Array, Array]) -> tuple[list[Array], tuple[Array, Array]]:
-        states, targets, weights = chunk
-        moved = (trained, states) if passes_on else (trained,)
-        read, pull = jax.vjp(lambda trained, states=states: logits(trained, states), *moved)
+    def learn(number: Array, before: _Learning) -> _Learning:
+        chunk = chunks(number)
+        moved = (trained, chunk.states) if passes_on else (trained,)
+        read, pull = jax.vjp(lambda trained, states=chunk.states: logits(trained, states), *moved)
         normalizer = jax.nn.logsumexp(read, axis=-1, keepdims=True)
-        by_trained, *by_states = pull((jnp.exp(read - normalizer) - _is_target(read, targets)) * weights[..., None])
-        losses = normalizer[..., 0] - _of_targets(read, targets)
-        return jax.tree.map(jnp.add, sums, by_trained), (losses, by_states)
+        wrong = (jnp.exp(read - normalizer) - _is_target(read, chunk.targets)) * chunk.weights[..., None]
+        by_trained, *by_states = pull(wrong)
+        return _Learning(
+            _put(before.losses, number, normalizer[..., 0] - _of_targets(read, chunk.targets)),
+            [total + part for total, part in zip(before.by_trained, by_trained, strict=True)],
+            [_put(all_, number, part) for all_, part in zip(before.by_states, by_states, strict=True)],
+        )
 
-    chunks = (states.value, targets.value, weights.value)
-    sums, (losses, by_states) = lax.scan(one, jax.tree.map(jnp.zeros_like, trained), chunks)
+    nothing = _Learning(
+        _laid(jnp.zeros_like(chunks.weights)),
+        [split_over_batch(jnp.zeros_like(copies[number], leaves[number].value.dtype)) for number in numbers],
+        [_laid(jnp.zeros_like(chunks.states))] * passes_on,
+    )
+    learnt = lax.fori_loop(0, chunks.taught, learn, nothing)
     by_params: list[Array | None] = [None] * len(leaves)
-    for number, leaf in zip(numbers, sums, strict=True):
-        by_params[number] = leaf
-    gradient = jax.tree.unflatten(tree, by_params), by_states[0] if passes_on else None
-    return ((losses * weights.value).sum(), losses), gradient
+    for number, of_shards in zip(numbers, learnt.by_trained, strict=True):
+        by_params[number] = summed_over_batch(of_shards, copies[number].dtype).astype(of_shards.dtype)
+    gradient = jax.tree.unflatten(tree, by_params), learnt.by_states[0] if passes_on else None
+    return ((learnt.losses * chunks.weights).sum(), learnt.losses), gradient
 
 
-def _backward(head: Head, gradient: tuple[Params, Array], scale: Any) -> tuple[Any, Any, None, None]:
+def _backward(head: Head, gradient: tuple[Any, Any], scale: Any) -> tuple[Any, _Chunks]:
     by_params, by_states = jax.tree.map(lambda leaf: (leaf * scale[0]).astype(leaf.dtype), gradient)
-    return by_params, by_states, None, None
+    return by_params, _Chunks(by_states, None, None)  # type: ignore[arg-type]
 
 
-_chunks.defvjp(_forward, _backward, symbolic_zeros=True)
+_summed.defvjp(_forward, _backward, symbolic_zeros=True)
 
 
-def _whole_batch(logits: Float[Array, "B C V"]) -> Float[Array, "B C V"]:
-    return nn.with_logical_constraint(logits, ("batch", None, "vocab"))
+def _copied(leaf: Array, states: Float[Array, "N G B C D"]) -> Float[Array, "G ..."]:
+    """One for each shard of the rows."""
+    # Matrices are multiplied in the states' dtype: so less is gathered. What is added to logits is not rounded.
+    leaf = leaf.astype(states.dtype) if leaf.ndim > 1 else leaf
+    return split_over_batch(jnp.broadcast_to(leaf, (states.shape[1], *leaf.shape)))
 
 
-def _is_target(logits: Float[Array, "B C V"], targets: Int[Array, "B C"]) -> Array:
-    return lax.broadcasted_iota(jnp.int32, logits.shape, 2) == targets[..., None]
+def _logits(head: Head, copies: Params, states: Float[Array, "G B C D"]) -> Float[Array, "G B C V"]:
+    return nn.with_logical_constraint(jax.vmap(head)(copies, states), ("batch", None, None, "vocab"))
 
 
-def _of_targets(logits: Float[Array, "B C V"], targets: Int[Array, "B C"]) -> Float[Array, "B C"]:
+def _laid(chunks: Float[Array, "N G ..."]) -> Float[Array, "N G ..."]:
+    return nn.with_logical_constraint(chunks, (None, "batch", *(None,) * (chunks.ndim - 2)))
+
+
+def _put(chunks: Float[Array, "N ..."], number: Array, one: Float[Array, "..."]) -> Float[Array, "N ..."]:
+    return lax.dynamic_update_index_in_dim(chunks, one, number, axis=0)
+
+
+def _is_target(logits: Float[Array, "G B C V"], targets: Int[Array, "G B C"]) -> Array:
+    return lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == targets[..., None]
+
+
+def _of_targets(logits: Float[Array, "G B C V"], targets: Int[Array, "G B C"]) -> Float[Array, "G B C"]:
     # A sum and no gather: a mesh may split the vocabulary.
     return jnp.where(_is_target(logits, targets), logits, 0).sum(axis=-1)

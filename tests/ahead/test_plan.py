@@ -57,17 +57,17 @@ def test_nothing_is_stored_of_what_is_gone():
     assert sorted(STORED.iterdir()) == sorted(stored(*case) for case in CASES)
 
 
-def recipe(data, fsdp, tensor, kind="janus"):
+def recipe(data, fsdp, tensor, kind="janus", **resources):
     """Of stage II, rematerialised, in float32 as CPUs like it."""
     whole = from_config(Recipe, runs.get_config(kind))
     stages = (whole.stages[0], replace(whole.stages[1], batch_size=8))
-    resources = replace(whole.resources, data=data, fsdp=fsdp, tensor=tensor, remat="full")
-    return replace(whole, stage=2, stages=stages, resources=resources)
+    laid = replace(whole.resources, data=data, fsdp=fsdp, tensor=tensor, remat="full", **resources)
+    return replace(whole, stage=2, stages=stages, resources=laid)
 
 
-def moved(sizes):
-    mesh = make_mesh(*sizes)
-    text = compile_training(recipe(*sizes), assemble(recipe(*sizes), mesh), mesh, "cpu").text
+def moved(sizes, **resources):
+    mesh, asked = make_mesh(*sizes), recipe(*sizes, **resources)
+    text = compile_training(asked, assemble(asked, mesh), mesh, "cpu").text
     return read_collectives(text, mesh, find_topology("cpu:1x8"))
 
 
@@ -99,6 +99,14 @@ def test_a_layer_gathers_its_own_matrices_and_no_step_gathers_a_stack(mesh):
         if name.startswith("llm/layers/")
     )
     assert matrices * depth <= 2.1 * weights
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", ["fsdp", "fsdp_tensor"])
+def test_a_head_is_gathered_once_however_many_chunks_there_are(mesh):
+    few, many = (moved(MESHES[mesh], logits_chunk=chunk) for chunk in (512, 16))
+    sent = [sum(one.times * one.near for one in found) for found in (few, many)]
+    assert sent[1] <= 1.02 * sent[0]
 
 
 def test_the_axes_are_those_of_the_table():

@@ -71,15 +71,33 @@ def test_what_is_told_of_each_place_has_no_gradient(problem):
     assert not gradient.any()
 
 
-def test_logits_are_never_whole_forward_or_backward_and_computed_once():
-    rows, length, width, vocabulary, chunk = 2, 64, 8, 4096, 16
+def test_chunks_behind_the_last_place_are_not_read(problem):
+    weight, hidden, places, targets = problem
+    weights = np.ones(places.shape, np.float32)
+    weights[0, 3:] = weights[1, 5:] = 0
+    read = np.asarray(chunked(weight, hidden, places, targets, 3, weights).places)
+    assert np.all(read[:, :6] > 0)
+    assert not read[:, 6:].any()
+
+
+def logits_of_chunks(chunk):
+    rows, length, width, vocabulary = 2, 64, 8, 4096
     hidden, weight = jnp.zeros((rows, length, width)), jnp.zeros((vocabulary, width))
     places = jnp.ones((rows, length), int)
     loss = jax.value_and_grad(
         lambda weight, hidden: chunked(weight, hidden, places, places, chunk).total, argnums=(0, 1)
     )
-    assert largest(loss, weight, hidden) == rows * chunk * vocabulary
-    assert flops(loss, weight, hidden) == 3 * 2 * rows * length * width * vocabulary
+    return largest(loss, weight, hidden), flops(loss, weight, hidden), rows * chunk * vocabulary, width
+
+
+def test_logits_are_never_whole_forward_or_backward():
+    largest_array, _, logits, _ = logits_of_chunks(16)
+    assert largest_array == logits
+
+
+def test_logits_are_computed_once():
+    _, operations, logits, width = logits_of_chunks(64)
+    assert operations == 3 * 2 * logits * width
 
 
 @functools.cache
