@@ -52,7 +52,7 @@ class Needs:
     Attributes:
       state: of the stage, with its optimizer's.
       gradients: of what trains.
-      gathered: weights of a mesh's other devices that are here for a while.
+      gathered: weights of a mesh's other devices that are here for a while, and gradients that are not yet summed.
       row: activations of one row.
     """
 
@@ -91,12 +91,17 @@ def needs(recipe: Recipe, devices: int) -> Needs:
             math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree)
         )
 
-    trained = flatten_dict(state.params, sep="/")
+    trained, size = flatten_dict(state.params, sep="/"), _BYTES[stage.precision.compute]
+    gathered = (
+        # The block at work, and the next one.
+        2 * size * config.llm.num_layer_params,
+        # The text head; and where it trains what its own rows teach it, added up and then sent.
+        config.llm.vocab_size * config.llm.width * (size + (_FLOAT32 + size) * ("llm/head/weight" in trained)),
+    )
     return Needs(
         state=held(state),
         gradients=held(state.params),
-        # The block at work, and the next one.
-        gathered=2 * _BYTES[stage.precision.compute] * config.llm.num_layer_params if mesh else 0,
+        gathered=max(gathered) if mesh else 0,
         row=activation_bytes(config, trained, stage.budget, chunk, stage.precision.compute),
     )
 
