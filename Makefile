@@ -9,8 +9,8 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 PYTEST := $(PY) -m pytest -q --durations=10 --durations-min=5
 
-# On a CPU a step of training takes its memory anew each time: in pages of 2 MB (glibc 2.35) that is a tenth faster. For
-# benchmarks it is kept, or what runs in between would cost the next step the pages that were given back meanwhile.
+# On a CPU a step of training takes its memory anew each time: in pages of 2 MB (glibc 2.35) that is a tenth faster. To
+# measure steps it is kept, or what runs in between would cost the next step the pages that were given back meanwhile.
 LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 KEPT_PAGES := $(LARGE_PAGES):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1
 
@@ -40,9 +40,9 @@ parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyT
 	@$(PYTEST) -m "" tests/parity
 
 bench: $(VENV)/.parity ## time and memory beside PyTorch
-	@$(KEPT_PAGES) $(PY) -m benchmarks.inference
+	@$(PY) -m benchmarks.inference
 	@$(KEPT_PAGES) $(PY) -m benchmarks.train
-	@$(KEPT_PAGES) $(PY) -m benchmarks.evaluate
+	@$(PY) -m benchmarks.evaluate
 
 lint: $(VENV)/.test ## style, format and types; the launchers by their own tools
 	@$(PY) -m ruff check

@@ -9,6 +9,7 @@ import numpy as np
 
 from janus_jax.batch import NO_IMAGE, NO_PLACE, Batch
 from janus_jax.config import JanusConfig
+from janus_jax.data.packing import Budget, choose
 from janus_jax.errors import JanusError
 
 IMAGE = 4
@@ -76,8 +77,14 @@ class Layout:
         return batch_of(config, [self.row(config)] * rows, self.places)
 
 
+_WAITING = 64
+"""Samples that the packer chooses from, as in `data.mixture`."""
+_UNDER_WAY = 32
+"""Rows after which those that wait are as in any later one."""
+
+
 def unlike_rows(config: JanusConfig, rows: int, places: int) -> list[Row]:
-    """As full as first-fit makes them of samples that differ.
+    """Rows as training packs them (`data.packing`), some way into a stream of samples that differ.
 
     Half of the samples have an image to understand, half none. Texts and answers have 16 to 256 and 8 to 128 places, as
     many between 16 and 32 as between 128 and 256.
@@ -87,12 +94,20 @@ def unlike_rows(config: JanusConfig, rows: int, places: int) -> list[Row]:
     def doubled(least: int, times: int) -> int:
         return int(least * 2 ** random.uniform(0, times))
 
-    full: list[list[Sample]] = [[] for _ in range(rows)]
-    for number in range(16 * rows):
-        sample = Sample(12, doubled(8, 4), "und") if number % 2 else Sample(doubled(16, 4))
-        room = (row for row in full if sum(one.length(config) for one in (*row, sample)) <= places)
-        next(room, []).append(sample)
-    return list(full)
+    def draw(number: int) -> Sample:
+        return Sample(12, doubled(8, 4), "und") if number % 2 else Sample(doubled(16, 4))
+
+    def size(sample: Sample) -> tuple[int, int, int, int]:
+        return sample.length(config), sample.image == "und", 0, sample.prompt + sample.answer
+
+    stream, waiting, packed = map(draw, itertools.count()), list[Sample](), list[Row]()
+    room = Budget(places, und_images=places // config.und_encoder.num_patches, gen_images=0, text_targets=places).room
+    while len(packed) < _UNDER_WAY + rows:
+        waiting += itertools.islice(stream, _WAITING - len(waiting))
+        chosen = choose(np.array([size(sample) for sample in waiting]), room)
+        packed.append([waiting[index] for index in chosen])
+        waiting = [sample for index, sample in enumerate(waiting) if index not in chosen]
+    return packed[_UNDER_WAY:]
 
 
 def batch_of(config: JanusConfig, rows: Sequence[Row], places: int) -> Batch:

@@ -1,7 +1,7 @@
 """The training step: its time, its share of what the device could do, its memory, and how long it compiles.
 
     python -m benchmarks.train
-    python -m benchmarks.train --model janus_pro_1b --stages 1,2,3 --rows 8
+    python -m benchmarks.train --model janus_pro_1b --stages 1,2,3
 
 The first command takes a small model in float32 on two cores, and runs in turns with it an equal step of transformers'
 Janus on PyTorch (`train_peer.py`): the same weights, text and understanding samples, trained parts, clipping and AdamW.
@@ -64,7 +64,7 @@ if TYPE_CHECKING:
 
 _MODEL = flags.DEFINE_string("model", None, "measure a released model's shape instead of the small one")
 _STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "whose trained parts train")
-_ROWS = flags.DEFINE_integer("rows", 2, "rows of a batch", lower_bound=1)
+_ROWS = flags.DEFINE_integer("rows", 8, "rows of a batch", lower_bound=1)
 _MICROBATCHES = flags.DEFINE_integer("microbatches", 1, "parts of the batch, one after the other", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", None, get_args(Dtype), "of the computation (float32 on a CPU, bfloat16 elsewhere)")
 _MOMENTS = flags.DEFINE_enum("moments", "float32", get_args(MomentsDtype), "dtype of the optimizer's moments")
@@ -264,9 +264,9 @@ def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
     if wrong := [stage for stage in _STAGES.value if stage not in TRAINED]:
         raise JanusError(f"--stages holds {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
-    cores = use_cores(_CORES.value) if _MODEL.value is None else None
     small = _MODEL.value is None
-    config, layout = (SMALL, SMALL_ROWS) if _MODEL.value is None else (janus_preset(_MODEL.value), REAL_ROWS)
+    cores = use_cores(_CORES.value) if small else None
+    config, layout = (SMALL, SMALL_ROWS) if small else (janus_preset(_MODEL.value), REAL_ROWS)
     batches = {"alike": layout.batch(config, _ROWS.value)}
     if small:
         batches["unlike"] = batch_of(config, unlike_rows(config, _ROWS.value, layout.places), layout.places)

@@ -1,7 +1,7 @@
 """What a compiled program moves between devices, read from its text (HLO): how often, how much, over which network.
 
-An operation in a loop counts as often as the loop turns. A group of devices is told by the mesh axes that it goes
-along. Of what a device sends, by the algorithms that move least (rings):
+An operation in a loop counts as often as the loop turns, or once where that hangs on the data. A group of devices is
+told by the mesh axes that it goes along. Of what a device sends, by the algorithms that move least (rings):
 
     all-gather, reduce-scatter   P (g - 1) / g       of P bytes whole, among g devices
     all-reduce                   2 P (g - 1) / g
@@ -59,7 +59,7 @@ class Collective:
       group: devices of one.
       islands: that a group lies on.
       dimensions: of a torus that a group extends along.
-      loops: turns of the loops it is in, the outermost first.
+      loops: turns of the loops it is in, the outermost first; None of one that turns as often as the data says.
     """
 
     kind: str
@@ -69,12 +69,12 @@ class Collective:
     group: int
     islands: int
     dimensions: int
-    loops: tuple[int, ...] = ()
+    loops: tuple[int | None, ...] = ()
 
     @property
     def times(self) -> int:
-        """How often a step runs it."""
-        return math.prod(self.loops)
+        """How often a step runs it, at least."""
+        return math.prod(turns for turns in self.loops if turns is not None)
 
     @property
     def near(self) -> float:
@@ -109,7 +109,7 @@ def read_collectives(text: str, mesh: Mesh, topology: Topology) -> list[Collecti
     devices = list(mesh.devices.flat)
     islands = _islands(devices, topology)
 
-    def within(name: str, loops: tuple[int, ...]) -> Iterator[Collective]:
+    def within(name: str, loops: tuple[int | None, ...]) -> Iterator[Collective]:
         for line in computations.get(name, ()):
             if found := _OPERATION.search(line):
                 group = _group(line, len(devices))
@@ -146,12 +146,12 @@ def _called(line: str) -> list[str]:
     return names
 
 
-def _turns(line: str, condition: Sequence[str]) -> int:
+def _turns(line: str, condition: Sequence[str]) -> int | None:
     if known := _TRIPS.search(line):
         return int(known[1])
-    # jax's loops count from 0 to a constant. Where it is none, as when ids are sampled, what is counted is one turn.
+    # jax's loops count from 0 to a constant, but where ids are sampled, or heads read the chunks that hold a place.
     bounds = [int(bound) for bound in _BOUND.findall("\n".join(condition))]
-    return max(bounds, default=1) or 1
+    return max(bounds, default=0) or None
 
 
 def _described(

@@ -24,6 +24,7 @@ REACHED = 0.8
 ASSUMPTIONS = (
     f"products reach {REACHED:.0%} of the peak",
     "rows are full: their images to understand and to generate, the rest text, all of equal length",
+    "the text head reads as many places as the budget has, as it does where one row of the batch is text alone",
     "collectives run as rings, both ways around each side of a torus that they extend along",
     "a loop turns as often as the compiled program says, and once where that hangs on the data",
     "no host or data stalls",

@@ -16,7 +16,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.config import AttentionKernel
-from janus_jax.models.layers import precision
+from janus_jax.models.layers import product
 from janus_jax.models.masks import EVERYTHING, Mask
 from janus_jax.models.platform import platform
 
@@ -61,9 +61,7 @@ def _scores_and_mix(
     kv_heads, num_keys = key.shape[1:3]
     # Grouped queries share a key: laid along T they stay one product, with nothing repeated.
     grouped = (query * head_dim**-0.5).reshape(batch, kv_heads, -1, head_dim)
-    scores = jnp.einsum(
-        "BHTK,BHSK->BHTS", grouped, key, precision=precision(query.dtype), preferred_element_type=jnp.float32
-    )
+    scores = product(grouped, key, (((3,), (3,)), ((0, 1), (0, 1))), jnp.float32)
     allowed = mask.dense(num_queries, num_keys)
     if allowed is not None:
         scores = scores.reshape(batch, heads, num_queries, num_keys)
@@ -72,13 +70,7 @@ def _scores_and_mix(
         scores = scores.reshape(*grouped.shape[:3], num_keys)
     # The softmax, divided by its sum only after the product: a pass over K numbers a query and not over S.
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
-    out = jnp.einsum(
-        "BHTS,BHSK->BHTK",
-        weights.astype(value.dtype),
-        value,
-        precision=precision(value.dtype),
-        preferred_element_type=jnp.float32,
-    )
+    out = product(weights.astype(value.dtype), value, (((3,), (2,)), ((0, 1), (0, 1))), jnp.float32)
     out = out / weights.sum(axis=-1, keepdims=True)
     return out.astype(value.dtype).reshape(query.shape)
 

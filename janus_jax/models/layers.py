@@ -8,7 +8,7 @@ maps to a mesh.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -46,6 +46,55 @@ def precision(dtype: DTypeLike) -> lax.Precision:
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
+Contractions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
+"""As `lax.dot_general` has them: axes that are contracted, and axes that are batched, of both operands."""
+
+
+def product(
+    x: Float[Array, "..."], y: Float[Array, "..."], contractions: Contractions, output_dtype: DTypeLike
+) -> Float[Array, "..."]:
+    """`lax.dot_general` of two arrays of one dtype, in that dtype, its gradient too where the output is wider.
+
+    The gradient of a wider output has its dtype, and a product with it would be computed in that: on a GPU at half of
+    the speed or less.
+    """
+    if jnp.dtype(output_dtype) == x.dtype:
+        return _product(x, y, contractions, output_dtype)
+    return _widened_product(contractions, output_dtype, x, y)
+
+
+def _product(x: Array, y: Array, contractions: Contractions, output_dtype: DTypeLike) -> Array:
+    return lax.dot_general(x, y, contractions, precision=precision(x.dtype), preferred_element_type=output_dtype)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _widened_product(contractions: Contractions, output_dtype: DTypeLike, x: Array, y: Array) -> Array:
+    return _product(x, y, contractions, output_dtype)
+
+
+def _widened_forward(contractions: Contractions, output_dtype: DTypeLike, x: Any, y: Any) -> tuple[Array, Any]:
+    # Trees without leaves say for the backward pass which of both is asked for.
+    asked = [() if operand.perturbed else None for operand in (x, y)]
+    return _product(x.value, y.value, contractions, output_dtype), (x.value, y.value, asked)
+
+
+def _widened_backward(
+    contractions: Contractions, _output_dtype: DTypeLike, kept: Any, gradient: Array
+) -> tuple[Array | None, Array | None]:
+    x, y, asked = kept
+
+    def narrow(x: Array, y: Array) -> Array:
+        return _product(x, y, contractions, x.dtype)
+
+    gradient = gradient.astype(x.dtype)
+    by_x = None if asked[0] is None else jax.linear_transpose(lambda x: narrow(x, y), x)(gradient)[0]
+    by_y = None if asked[1] is None else jax.linear_transpose(lambda y: narrow(x, y), y)(gradient)[0]
+    return by_x, by_y
+
+
+_widened_product.defvjp(_widened_forward, _widened_backward, symbolic_zeros=True)
+
+
 def project(
     x: Float[Array, "*rows_and_inputs"],
     weight: Float[Array, "*outputs_and_inputs"],
@@ -56,19 +105,17 @@ def project(
 
     Of the weight's outputs and of its inputs, a mesh may split the first axis alone: they are merged.
     """
+    output_dtype = output_dtype or x.dtype
     x_inputs = tuple(range(x.ndim - num_inputs, x.ndim))
     w_inputs = tuple(range(weight.ndim - num_inputs, weight.ndim))
-    product = functools.partial(
-        lax.dot_general, precision=precision(x.dtype), preferred_element_type=output_dtype or x.dtype
-    )
     num_rows = math.prod(x.shape[: x.ndim - num_inputs])
     if num_rows > FEW_ROWS:
         # With more axes than two, XLA's CPU backend would transpose the weight at every call.
         rows, outputs = x.shape[: x.ndim - num_inputs], weight.shape[: weight.ndim - num_inputs]
         x = x.reshape(num_rows, -1)
-        y = product(x, weight.reshape(-1, x.shape[1]), (((1,), (1,)), ((), ())))
+        y = product(x, weight.reshape(-1, x.shape[1]), (((1,), (1,)), ((), ())), output_dtype)
         return y.reshape(*rows, *outputs)
-    y = product(weight, x, ((w_inputs, x_inputs), ((), ())))
+    y = product(weight, x, ((w_inputs, x_inputs), ((), ())), output_dtype)
     num_outputs = weight.ndim - num_inputs
     return y.transpose(*range(num_outputs, y.ndim), *range(num_outputs))
 

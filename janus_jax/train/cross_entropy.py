@@ -32,7 +32,7 @@ class Supervised(NamedTuple):
     Attributes:
       places: where the ids stand, each of which is predicted from the place before it; those that there are, first.
       targets: the ids.
-      weights: what each counts in the sum, with no gradient; 0 where there is no place.
+      weights: what each counts in the sum, with no gradient; 0 where there is no place, or none that is to be read.
     """
 
     places: Int[Array, "B T"]
@@ -45,8 +45,8 @@ class Losses(NamedTuple):
 
     Attributes:
       total: the weighted sum, which alone has a gradient.
-      places: -log p(target) of each place, in nats, not weighted; without a gradient, and 0 where no row of the batch
-        has a place.
+      places: -log p(target) of each place, in nats, not weighted and without a gradient; of no meaning where there is
+        no place, and 0 in chunks that were not read.
     """
 
     total: Float[Array, ""]
@@ -59,6 +59,7 @@ def cross_entropy(head: Head, params: Params, hidden: Float[Array, "B L D"], tau
     Args:
       params: the head's own, and no others.
       hidden: states of every place.
+      taught: of at least one place a row.
       chunk: places of a row at a time; what the logits take in memory grows with it.
     """
     rows, length = taught.places.shape
@@ -129,7 +130,7 @@ def _forward(head: Head, params: Any, chunks: Any) -> tuple[tuple[Array, Array],
     numbers = [number for number, leaf in enumerate(leaves) if leaf.perturbed]
     trained = [copies[number] for number in numbers]
 
-    def logits(trained: Sequence[Array], states: Array) -> Array:
+    def read(trained: Sequence[Array], states: Array) -> Array:
         whole = list(copies)
         for number, leaf in zip(numbers, trained, strict=True):
             whole[number] = leaf
@@ -138,12 +139,12 @@ def _forward(head: Head, params: Any, chunks: Any) -> tuple[tuple[Array, Array],
     def learn(number: Array, before: _Learning) -> _Learning:
         chunk = chunks(number)
         moved = (trained, chunk.states) if passes_on else (trained,)
-        read, pull = jax.vjp(lambda trained, states=chunk.states: logits(trained, states), *moved)
-        normalizer = jax.nn.logsumexp(read, axis=-1, keepdims=True)
-        wrong = (jnp.exp(read - normalizer) - _is_target(read, chunk.targets)) * chunk.weights[..., None]
+        logits, pull = jax.vjp(lambda trained, states=chunk.states: read(trained, states), *moved)
+        normalizer = jax.nn.logsumexp(logits, axis=-1, keepdims=True)
+        wrong = (jnp.exp(logits - normalizer) - _is_target(logits, chunk.targets)) * chunk.weights[..., None]
         by_trained, *by_states = pull(wrong)
         return _Learning(
-            _put(before.losses, number, normalizer[..., 0] - _of_targets(read, chunk.targets)),
+            _put(before.losses, number, normalizer[..., 0] - _of_targets(logits, chunk.targets)),
             [total + part for total, part in zip(before.by_trained, by_trained, strict=True)],
             [_put(all_, number, part) for all_, part in zip(before.by_states, by_states, strict=True)],
         )

@@ -5,6 +5,7 @@ from dataclasses import replace
 from typing import Any, NamedTuple, Protocol
 
 import jax.numpy as jnp
+from jax import lax
 from jaxtyping import Array, Float, Int, Key
 
 from janus_jax.batch import Batch
@@ -106,7 +107,7 @@ class FlowObjective:
         hidden, images = flow_losses(model, params, task)
         value, text = text_loss(model, params, task.batch, hidden, scales, chunk)
         of_images = jnp.stack(images)
-        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *of_images])
+        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *lax.stop_gradient(of_images)])
         totals = Totals(sums, self.counts(model, task.batch), self.terms(model))
         return Loss(value + (of_images * scales[-len(of_images) :]).sum(), totals)
 

@@ -100,6 +100,21 @@ def test_a_loop_of_a_real_program_counts_as_often_as_it_turns(mesh):
     assert {one.loops for one in found} <= {(), (5,)}
 
 
+def test_a_loop_that_turns_as_the_data_says_counts_once_and_is_told_apart(mesh):
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def step(weight, x, turns):
+        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x @ weight), x)
+
+    weight = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
+    text = jax.jit(step, out_shardings=rows).lower(weight, x, 5).compile().as_text()
+    inside = [one for one in read_collectives(text, mesh, find_topology("cpu:1x8")) if one.loops]
+    assert inside
+    assert {(one.loops, one.times) for one in inside} == {((None,), 1)}
+
+
 @pytest.mark.parametrize(
     ("groups", "axes"),
     [

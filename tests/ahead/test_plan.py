@@ -107,6 +107,10 @@ def test_a_head_is_gathered_once_however_many_chunks_there_are(mesh):
     few, many = (moved(MESHES[mesh], logits_chunk=chunk) for chunk in (512, 16))
     sent = [sum(one.times * one.near for one in found) for found in (few, many)]
     assert sent[1] <= 1.02 * sent[0]
+    # How many chunks there are only the data says: what they send would be counted once.
+    in_chunks = [one for found in (few, many) for one in found if None in one.loops]
+    assert not {"data", "fsdp"} & {axis for one in in_chunks for axis in one.axes}
+    assert bool(in_chunks) == ("tensor" in mesh)
 
 
 def test_the_axes_are_those_of_the_table():

@@ -17,9 +17,12 @@ def test_alike_rows_are_full_of_samples_of_one_length():
 
 
 def test_unlike_rows_are_nearly_full_of_samples_that_differ():
-    rows = unlike_rows(SMALL, 2, 512)
-    lengths = [sample.length(SMALL) for row in rows for sample in row]
-    assert 0.95 < sum(lengths) / 1024 <= 1
+    rows = unlike_rows(SMALL, 8, 512)
+    samples = [sample for row in rows for sample in row]
+    lengths = [sample.length(SMALL) for sample in samples]
+    assert 0.95 < sum(lengths) / (8 * 512) <= 1
+    # As in the stream: none is left out for its length.
+    assert 0.4 < sum(sample.image == "und" for sample in samples) / len(samples) < 0.6
     assert max(lengths) > 2 * sum(lengths) / len(lengths) > 2 * min(lengths)
 
 

@@ -8,7 +8,7 @@ from jax.extend.core import jaxprs_in_params
 
 
 def equations(jaxpr, times=1):
-    """Every equation within a jaxpr, however deep, and how often it is run."""
+    """Every equation within a jaxpr, however deep, and how often it is run: once of a loop that turns as data says."""
     for equation in jaxpr.eqns:
         inner = times * equation.params["length"] if equation.primitive.name == "scan" else times
         found = list(jaxprs_in_params(equation.params))

@@ -29,7 +29,7 @@ def names(stage):
 
 
 def computed(batch, config=CONFIG):
-    """What the program computes, padding and masked places too."""
+    """What the program computes, padding and masked places too: a head's places are fewer than a chunk."""
     rows, length = batch.shape
     gen_images = batch.gen_starts.size
     return Amounts(

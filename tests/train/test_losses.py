@@ -18,8 +18,12 @@ MODEL = Janus(tiny.CONFIG, Execution())
 ROWS, LENGTH, WIDTH, VOCABULARY, TARGETS = 2, 12, 5, 7, 9
 
 
-def plain_cross_entropy(weight, hidden, places, targets):
-    logits = jnp.take_along_axis(hidden, places[..., None] - 1, axis=1) @ weight.T
+def head(weight, states):
+    return states @ weight.T
+
+
+def plain_cross_entropy(params, hidden, places, targets, head=head):
+    logits = head(params, jnp.take_along_axis(hidden, places[..., None] - 1, axis=1))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
 
 
@@ -32,13 +36,9 @@ def problem():
     return weight, hidden, places, rng.integers(0, VOCABULARY, places.shape)
 
 
-def head(weight, states):
-    return states @ weight.T
-
-
-def chunked(weight, hidden, places, targets, chunk, weights=None):
+def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
     weights = np.ones(places.shape, np.float32) if weights is None else weights
-    return cross_entropy(head, weight, hidden, Supervised(places, targets, weights), chunk)
+    return cross_entropy(head, params, hidden, Supervised(places, targets, weights), chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
@@ -63,6 +63,25 @@ def test_chunks_change_no_gradient(problem, chunk, argnums):
     found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (ours, theirs))
     for actual, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", ["first", "second", "bias"])
+def test_a_head_of_which_a_part_trains(problem, trained):
+    weight, *rest = problem
+    first = np.random.default_rng(2).standard_normal((4, WIDTH), np.float32)
+    whole = {"first": first, "second": weight[:, :4], "bias": weight[:, 0]}
+
+    def two_layers(params, states):
+        return jnp.tanh(states @ params["first"].T) @ params["second"].T + params["bias"]
+
+    def ours(part):
+        return chunked(whole | {trained: part}, *rest, chunk=4, head=two_layers).total
+
+    def theirs(part):
+        return plain_cross_entropy(whole | {trained: part}, *rest, head=two_layers).sum()
+
+    found, expected = (jax.grad(loss)(whole[trained]) for loss in (ours, theirs))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_what_is_told_of_each_place_has_no_gradient(problem):

@@ -70,7 +70,9 @@ def assert_same_steps(actual, expected):
     ],
 )
 def test_every_mesh_takes_the_same_steps(kind, sizes):
-    assert_same_steps(two_steps(make_mesh(*sizes), kind=kind), two_steps(kind=kind))
+    # A head reads its places in several chunks there.
+    cut = dataclasses.replace(stages.CUTS[kind], logits_chunk=32)
+    assert_same_steps(two_steps(make_mesh(*sizes), cut, kind=kind), two_steps(kind=kind))
 
 
 # Of eight rows with unequal numbers of supervised places, one of none.
@@ -182,7 +184,7 @@ def test_bfloat16_is_for_the_computation_alone():
         for equation, _ in equations(jax.make_jaxpr(function)(trained, frozen, batch).jaxpr)
         if equation.primitive.name == "dot_general"
     ]
-    in_float32 = [e for e in products if all(var.aval.dtype == jnp.float32 for var in e.invars)]
+    in_float32 = [e for e in products if any(var.aval.dtype == jnp.float32 for var in e.invars)]
     assert products
     assert not in_float32
 
