@@ -266,7 +266,7 @@ def main(_: Sequence[str]) -> None:
         raise JanusError(f"--stages holds {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
     small = _MODEL.value is None
     cores = use_cores(_CORES.value) if small else None
-    config, layout = (SMALL, SMALL_ROWS) if small else (janus_preset(_MODEL.value), REAL_ROWS)
+    config, layout = (SMALL, SMALL_ROWS) if _MODEL.value is None else (janus_preset(_MODEL.value), REAL_ROWS)
     batches = {"alike": layout.batch(config, _ROWS.value)}
     if small:
         batches["unlike"] = batch_of(config, unlike_rows(config, _ROWS.value, layout.places), layout.places)
