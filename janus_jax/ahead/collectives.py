@@ -25,6 +25,8 @@ from janus_jax.ahead.topologies import Topology
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
+# A kernel's attributes go over several lines, one of which begins with more braces than one.
+_END = re.compile(r"^\}(?!\})")
 _OPERATION = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
 _CALLED = re.compile(
@@ -132,7 +134,7 @@ def _computations(text: str) -> dict[str, list[str]]:
     for line in text.splitlines():
         if header := _COMPUTATION.match(line):
             lines = found[header[2]] = ["ENTRY"] if header[1] else []
-        elif line.startswith("}"):
+        elif _END.match(line):
             lines = []
         else:
             lines.append(line)

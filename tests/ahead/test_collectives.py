@@ -50,6 +50,29 @@ def test_operations_are_told_with_their_loops_axes_and_islands(mesh):
     assert exchange == Collective("all-to-all", 128, "f32", ("data", "fsdp"), 4, 2, 0)
 
 
+def test_a_kernel_of_many_lines_ends_no_computation(mesh):
+    """As a TPU's compiler writes the attention kernel's."""
+    text = r"""HloModule jit_step
+
+%body (t: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %kernel = bf16[8]{0} custom-call(%t), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 512, \"block_kv\": 512}"
+}}, metadata={op_name="jit(step)/splash"}
+  %ar = f32[64]{0} all-reduce(%kernel), replica_groups=[1,8]<=[8]
+}
+
+%condition (t: (s32[], f32[64])) -> pred[] {
+  %bound = s32[] constant(24)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
+}
+"""
+    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    assert [(one.kind, one.payload, one.loops) for one in found] == [("all-reduce", 256, (24,))]
+
+
 def test_what_starts_shows_what_goes_in_and_what_comes_out(mesh):
     """As a GPU's compiler writes it."""
     text = """HloModule jit_step
