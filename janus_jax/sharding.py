@@ -70,7 +70,9 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
     over = _over_slices(sizes, slices)
     within = [size // count for size, count in zip(sizes, over, strict=True)]
-    return Mesh(mesh_utils.create_hybrid_device_mesh(within, over, devices), MESH_AXES, axis_types=types)
+    # A side of a slice's torus may be cut between two axes, as `jax.make_mesh` has it.
+    placed = mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
+    return Mesh(placed, MESH_AXES, axis_types=types)
 
 
 def _over_slices(sizes: Sequence[int], slices: int) -> list[int]:

@@ -72,8 +72,9 @@ def test_a_slice_has_the_hosts_that_are_rented(name, hosts):
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
-def test_a_mesh_lies_on_slices_by_its_data_axis():
-    mesh = make_mesh(2, 16, 1, find_topology("2xv5e:4x4").devices())
+@pytest.mark.parametrize("sizes", [(2, 16, 1), (2, 8, 2)], ids=["fsdp", "fsdp and tensor on one side"])
+def test_a_mesh_lies_on_slices_by_its_data_axis(sizes):
+    mesh = make_mesh(*sizes, find_topology("2xv5e:4x4").devices())
     slices = [{device.slice_index for device in row.flat} for row in mesh.devices]
     assert slices == [{0}, {1}]
 
