@@ -78,7 +78,7 @@ class Layout:
 
 
 _WAITING = 64
-"""Samples that the packer chooses from, as in `data.mixture`."""
+"""Samples that the packer chooses from; training's default is 24 (`data.stream`)."""
 _UNDER_WAY = 32
 """Rows after which those that wait are as in any later one."""
 

@@ -60,19 +60,17 @@ def product(
     """
     if jnp.dtype(output_dtype) == x.dtype:
         return _product(x, y, contractions, output_dtype)
-    return _widened_product(contractions, output_dtype, x, y)
+    return _widened_product(x, y, contractions, output_dtype)
 
 
 def _product(x: Array, y: Array, contractions: Contractions, output_dtype: DTypeLike) -> Array:
     return lax.dot_general(x, y, contractions, precision=precision(x.dtype), preferred_element_type=output_dtype)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _widened_product(contractions: Contractions, output_dtype: DTypeLike, x: Array, y: Array) -> Array:
-    return _product(x, y, contractions, output_dtype)
+_widened_product = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
 
 
-def _widened_forward(contractions: Contractions, output_dtype: DTypeLike, x: Any, y: Any) -> tuple[Array, Any]:
+def _widened_forward(x: Any, y: Any, contractions: Contractions, output_dtype: DTypeLike) -> tuple[Array, Any]:
     # Trees without leaves say for the backward pass which of both is asked for.
     asked = [() if operand.perturbed else None for operand in (x, y)]
     return _product(x.value, y.value, contractions, output_dtype), (x.value, y.value, asked)
@@ -81,14 +79,11 @@ def _widened_forward(contractions: Contractions, output_dtype: DTypeLike, x: Any
 def _widened_backward(
     contractions: Contractions, _output_dtype: DTypeLike, kept: Any, gradient: Array
 ) -> tuple[Array | None, Array | None]:
-    x, y, asked = kept
-
-    def narrow(x: Array, y: Array) -> Array:
-        return _product(x, y, contractions, x.dtype)
-
+    x, y, (x_asked, y_asked) = kept
     gradient = gradient.astype(x.dtype)
-    by_x = None if asked[0] is None else jax.linear_transpose(lambda x: narrow(x, y), x)(gradient)[0]
-    by_y = None if asked[1] is None else jax.linear_transpose(lambda y: narrow(x, y), y)(gradient)[0]
+    narrow = functools.partial(_product, contractions=contractions, output_dtype=x.dtype)
+    by_x = None if x_asked is None else jax.linear_transpose(functools.partial(narrow, y=y), x)(gradient)[0]
+    by_y = None if y_asked is None else jax.linear_transpose(functools.partial(narrow, x), y)(gradient)[0]
     return by_x, by_y
 
 
