@@ -63,16 +63,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise JanusError(
             f"A mesh of {' x '.join(map(str, sizes))} needs {math.prod(sizes)} devices; there are {len(devices)}."
         )
-    # Linen's constraints want Auto axes; jax's own default is Explicit.
-    types = (AxisType.Auto,) * 3
     slices = len({getattr(device, "slice_index", None) for device in devices})
+    # A side of the torus may be cut between two axes: `tensor` is mostly shorter than any.
     if slices == 1:
-        return jax.make_mesh(tuple(sizes), MESH_AXES, axis_types=types, devices=devices)
-    over = _over_slices(sizes, slices)
-    within = [size // count for size, count in zip(sizes, over, strict=True)]
-    # A side of a slice's torus may be cut between two axes, as `jax.make_mesh` has it.
-    placed = mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
-    return Mesh(placed, MESH_AXES, axis_types=types)
+        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    else:
+        over = _over_slices(sizes, slices)
+        within = [size // count for size, count in zip(sizes, over, strict=True)]
+        placed = mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
+    # Linen's constraints want Auto axes; jax's own default is Explicit.
+    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
 def _over_slices(sizes: Sequence[int], slices: int) -> list[int]:

@@ -146,26 +146,33 @@ def operations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[float, float
             ),
         ),
     )
-    costs, forward = step_costs(config, trained), step_costs(config, ())
+    costs = step_costs(config, trained)
     # The kernels skip what comes later, by halves or in four blocks, but not what lies in other samples.
     share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[recipe.resources.attention]
     attended = filled._replace(pairs=rows * budget.places**2 * share, text_targets=float(rows * budget.text_targets))
-    again = 0.0
-    if recipe.resources.remat == "dots":
-        # Attention's products are batched: only what the weights give is kept.
-        again = attended.pairs * forward.pairs
-    elif recipe.resources.remat == "full":
-        sees = any(name.startswith("und_encoder/") for name in trained)
-        again = attended.at(
-            forward._replace(
-                und_images=forward.und_images * sees,
-                gen_images=0,
-                tokenized_images=0,
-                # No head's logits are computed twice (train.cross_entropy).
-                text_targets=0,
-            )
-        )
-    return filled.at(costs), attended.at(costs) + again
+    return filled.at(costs), attended.at(costs) + _again(recipe, attended, trained)
+
+
+def _again(recipe: Recipe, attended: Amounts, trained: Mapping[str, Any]) -> float:
+    """Floating-point operations that the backward pass computes a second time.
+
+    Policy "dots" keeps the products that have a weight, so attention's own are computed again. "full" keeps the input
+    of each block and computes again all of it but the last product, of which the backward pass wants what goes in and
+    not what comes out. Heads are in neither: no logits are computed twice (train.cross_entropy).
+    """
+    if recipe.resources.remat == "none":
+        return 0.0
+    llm, und = recipe.model_config.llm, recipe.model_config.und_encoder
+    forward = step_costs(recipe.model_config, ())
+    patch = 4.0 * und.num_patches * und.width
+    place = 0.0
+    if recipe.resources.remat == "full":
+        patch += 2 * und.width * (4 * und.width + und.mlp_dim)
+        place = forward.places - 2 * llm.depth * llm.mlp_dim * llm.width
+    again = attended.places * place + attended.pairs * forward.pairs
+    if any(name.startswith("und_encoder/") for name in trained):
+        again += attended.und_images * und.num_patches * und.depth * patch
+    return again
 
 
 def traffic_seconds(collectives: Sequence[Collective], chip: Chip) -> tuple[float, float]:

@@ -86,7 +86,10 @@ class _Chunks(NamedTuple):
     @property
     def taught(self) -> Int[Array, ""]:
         """How many there are up to the last in which any row has a place: few rows are full of text."""
-        any_place = (self.weights != 0).any(axis=(1, 2, 3))
+        # What the shards tell each other here shall wait for the states, though only the weights matter: a CPU's
+        # runtime keeps no order between a loop's collectives and one that hangs on nothing in the loop, and devices
+        # that take them up in different orders wait for each other without end.
+        any_place = ((self.weights != 0) | jnp.isnan(self.states[..., 0])).any(axis=(1, 2, 3))
         return jnp.max(jnp.where(any_place, jnp.arange(len(any_place)) + 1, 0))
 
     def __call__(self, number: Array) -> "_Chunks":

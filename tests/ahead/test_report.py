@@ -6,6 +6,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from janus_jax.ahead.collectives import Collective
 from janus_jax.ahead.programs import Compiled, abstract_batch, held
@@ -18,6 +19,7 @@ from janus_jax.sharding import make_mesh
 from janus_jax.train.assembly import assemble
 from tests import tiny
 from tests.ahead.test_plan import recipe
+from tests.train.jaxprs import flops
 
 GB = 10**9
 
@@ -87,14 +89,22 @@ def test_bytes_are_a_devices_own(mesh):
     assert held(state.params) == on_first
 
 
-def test_remat_is_done_and_not_useful():
-    params = assemble(recipe(1, 1, 1), make_mesh(1, 1, 1, jax.devices()[:1])).abstract.params
-    trained = {f"llm/layers/{name}": None for name in params["llm"]["layers"]}
-    asked = recipe(1, 1, 1)
-    ways = [replace(asked, resources=replace(asked.resources, remat=remat)) for remat in ("none", "dots", "full")]
-    useful, (less, attention, everything) = zip(*(operations(way, trained) for way in ways), strict=True)
+@pytest.mark.parametrize("trained", ["llm", "und_encoder"])
+@pytest.mark.parametrize("kind", ["janus", "flow"])
+def test_what_is_computed_again_is_done_and_not_useful(kind, trained):
+    useful, done, traced = [], [], []
+    for remat in ("none", "dots", "full"):
+        asked = recipe(1, 1, 1, kind)
+        stage = replace(asked.current, trained=(f"{trained}/*",))
+        asked = replace(asked, stages=(asked.stages[0], stage), resources=replace(asked.resources, remat=remat))
+        ready = assemble(asked, None)
+        needed, all_ = operations(asked, flatten_dict(ready.abstract.params, sep="/"))
+        useful.append(needed)
+        done.append(all_)
+        traced.append(flops(ready.step, ready.abstract, abstract_batch(asked, make_mesh(1, 8, 1))))
     assert len(set(useful)) == 1
-    assert useful[0] < less < attention < everything < 1.5 * less
+    assert done[0] > useful[0]
+    assert np.diff(done).tolist() == np.diff(traced).tolist()
 
 
 def test_networks_take_time_by_what_is_sent():

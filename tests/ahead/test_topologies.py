@@ -3,6 +3,7 @@
 import importlib.util
 import math
 
+import numpy as np
 import pytest
 
 from janus_jax.ahead import topologies
@@ -77,6 +78,15 @@ def test_a_mesh_lies_on_slices_by_its_data_axis(sizes):
     mesh = make_mesh(*sizes, find_topology("2xv5e:4x4").devices())
     slices = [{device.slice_index for device in row.flat} for row in mesh.devices]
     assert slices == [{0}, {1}]
+
+
+@pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
+@pytest.mark.parametrize("name", ["v5e:8x8", "v6e:8x8", "v5p:4x4x4"])
+def test_an_axis_shorter_than_every_side_is_laid_on_neighbours(name):
+    mesh = make_mesh(1, -1, 2, find_topology(name).devices())
+    for one, other in mesh.devices.reshape(-1, 2):
+        assert np.abs(np.subtract(one.coords, other.coords)).sum() == 1
+        assert one.process_index == other.process_index
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="the CUDA plug-in is not installed")
