@@ -63,25 +63,42 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
         raise JanusError(
             f"A mesh of {' x '.join(map(str, sizes))} needs {math.prod(sizes)} devices; there are {len(devices)}."
         )
-    slices = len({getattr(device, "slice_index", None) for device in devices})
-    # A side of the torus may be cut between two axes: `tensor` is mostly shorter than any.
-    if slices == 1:
-        placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-    else:
-        over = _over_slices(sizes, slices)
-        within = [size // count for size, count in zip(sizes, over, strict=True)]
-        placed = mesh_utils.create_hybrid_device_mesh(within, over, devices, allow_split_physical_axes=True)
+    slices: dict[int | None, list[jax.Device]] = {}
+    for device in devices:
+        slices.setdefault(getattr(device, "slice_index", None), []).append(device)
+    over = _over_slices(sizes, len(slices))
+    sizes[over] //= len(slices)
+    placed = np.concatenate([_within_slice(sizes, those) for _, those in sorted(slices.items())], axis=over)
     # Linen's constraints want Auto axes; jax's own default is Explicit.
     return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _over_slices(sizes: Sequence[int], slices: int) -> list[int]:
-    """How many of each axis's parts lie on different slices, between which the network is slow: gradients go over it
-    once a step, where parameters split over it would be gathered from there in every layer.
+def _within_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Devices of one slice, or of all nodes, so that those are near each other that send to each other.
+
+    A process has rows of its own, so what lies along `tensor` has to be in one.
+    """
+    # A side of the torus may be cut between two axes: `tensor` is mostly shorter than any.
+    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    tensor = sizes[MESH_AXES.index("tensor")]
+    if all(len({device.process_index for device in group}) == 1 for group in placed.reshape(-1, tensor)):
+        return placed
+    # It was laid along a line of chips, where a host of TPUs has a square: the squares, then, row by row.
+    hosts: dict[int, list[Any]] = {}
+    for device in sorted(devices, key=lambda device: (getattr(device, "coords", ()), device.id)):
+        hosts.setdefault(device.process_index, []).append(device)
+    if any(len(host) % tensor for host in hosts.values()):
+        return placed
+    return np.array([device for host in hosts.values() for device in host]).reshape(sizes)
+
+
+def _over_slices(sizes: Sequence[int], slices: int) -> int:
+    """The axis whose parts lie on different slices, between which the network is slow: gradients go over it once a
+    step, where parameters split over it would be gathered from there in every layer.
     """
     for axis in (0, 1):
         if sizes[axis] % slices == 0:
-            return [slices if axis == other else 1 for other in range(len(sizes))]
+            return axis
     raise JanusError(
         f"A mesh of {' x '.join(map(str, sizes))} lies on {slices} slices; its {MESH_AXES[0]} axis, or else its "
         f"{MESH_AXES[1]} axis, must be a multiple of {slices}."

@@ -20,6 +20,7 @@ class Chip:
       links: how many there are. TPUs have two along each axis of their torus; NVLink is one, to a switch.
       far: bytes a second, one way, of its share of the network between slices (DCN) or nodes.
       hosts: sides of the slices that are rented as one host, although they have other than four chips.
+      cores: libtpu's name for how the cores of a chip make devices.
     """
 
     name: str
@@ -31,6 +32,7 @@ class Chip:
     links: int
     far: float
     hosts: tuple[tuple[int, ...], ...] = ()
+    cores: str = "default"
 
 
 _GIB = 2**30
@@ -39,8 +41,9 @@ CHIPS = {
     chip.name: chip
     for chip in (
         # docs.cloud.google.com/tpu/docs/{v4,v5e,v5p-training,v6e,tpu7x}: memory, its bandwidth, ICI over all ports and
-        # both ways, DCN of a pod or a chip. v4 and tpu7x are two devices a chip to jax, and share its links.
-        Chip("v4", "TPU v4", "tpu", 16 * _GIB, 614e9, 25e9, 6, 3.1e9),
+        # both ways, DCN of a pod or a chip. tpu7x is two devices a chip to jax, which share its links; of the two cores
+        # of v4 and v5p it makes one.
+        Chip("v4", "TPU v4", "tpu", 32 * _GIB, 1228e9, 50e9, 6, 6.2e9, cores="megacore"),
         Chip("v5e", "TPU v5 lite", "tpu", 16 * _GIB, 819e9, 50e9, 4, 3.1e9, ((1, 1), (2, 4))),
         Chip("v5p", "TPU v5", "tpu", 95 * _GIB, 2765e9, 100e9, 6, 6.2e9),
         Chip("v6e", "TPU v6 lite", "tpu", 32 * _GIB, 1640e9, 112e9, 4, 12.5e9, ((1, 1), (2, 4))),

@@ -65,7 +65,11 @@ class Topology:
                 # libtpu cuts every slice into hosts of four chips, unless it is told.
                 alone = {"chips_per_host_bounds": (*self.sides, 1)} if self.sides in self.chip.hosts else {}
                 description = topologies.get_topology_desc(
-                    platform="tpu", topology_name=f"{self.chip.name}:{sides}", num_slices=self.islands, **alone
+                    platform="tpu",
+                    topology_name=f"{self.chip.name}:{sides}",
+                    num_slices=self.islands,
+                    chip_config_name=self.chip.cores,
+                    **alone,
                 )
             else:
                 description = topologies.get_topology_desc(

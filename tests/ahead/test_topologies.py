@@ -57,7 +57,7 @@ def test_every_chip_has_a_peak_and_every_gpu_a_description():
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
-@pytest.mark.parametrize(("name", "per_chip"), [("v5e:4x4", 1), ("2xv5e:4x4", 1), ("v4:2x2x2", 2), ("tpu7x:2x2x1", 2)])
+@pytest.mark.parametrize(("name", "per_chip"), [("v5e:4x4", 1), ("2xv5e:4x4", 1), ("v4:2x2x2", 1), ("tpu7x:2x2x1", 2)])
 def test_tpus_are_there_without_being_there(name, per_chip):
     topology = find_topology(name)
     devices = topology.devices()
@@ -81,12 +81,22 @@ def test_a_mesh_lies_on_slices_by_its_data_axis(sizes):
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
-@pytest.mark.parametrize("name", ["v5e:8x8", "v6e:8x8", "v5p:4x4x4"])
+@pytest.mark.parametrize("name", ["v5e:8x8", "v6e:8x8", "v5p:4x4x4", "v4:4x4x4"])
 def test_an_axis_shorter_than_every_side_is_laid_on_neighbours(name):
     mesh = make_mesh(1, -1, 2, find_topology(name).devices())
     for one, other in mesh.devices.reshape(-1, 2):
         assert np.abs(np.subtract(one.coords, other.coords)).sum() == 1
-        assert one.process_index == other.process_index
+
+
+@pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
+@pytest.mark.parametrize("tensor", [2, 4])
+@pytest.mark.parametrize("name", ["v4:4x4x4", "v5e:8x8", "v5p:4x4x8", "v6e:16x16", "tpu7x:4x4x4", "2xv5e:8x8"])
+def test_a_tensor_axis_lies_within_a_host(name, tensor):
+    topology = find_topology(name)
+    devices = topology.devices()
+    mesh = make_mesh(topology.islands, -1, tensor, devices)
+    assert set(mesh.devices.flat) == set(devices)
+    assert all(len({device.process_index for device in group}) == 1 for group in mesh.devices.reshape(-1, tensor))
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="the CUDA plug-in is not installed")
