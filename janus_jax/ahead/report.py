@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from janus_jax.ahead.chips import KERNELS, USABLE
 from janus_jax.ahead.collectives import Collective, read_collectives
 from janus_jax.ahead.programs import Compiled, compile_training
-from janus_jax.ahead.roofline import ASSUMPTIONS, Roofline, roofline
+from janus_jax.ahead.roofline import ASSUMPTIONS, Roofline, peak_of, roofline
 from janus_jax.ahead.sampling import SAMPLED, SamplingJob, compile_sampling
 from janus_jax.ahead.topologies import Topology
 from janus_jax.sharding import batch_multiple, make_mesh
@@ -167,7 +167,8 @@ def report(recipe: Recipe, topology: Topology, job: Job = "train") -> Report:
     """Compiles the job for the topology.
 
     Raises:
-      JanusError: recipe and topology do not fit each other, or the compiler is not installed.
+      JanusError: recipe and topology do not fit each other, the compiler is not installed, or nobody says what the
+        chip can compute.
     """
     resources, chip = recipe.resources, topology.chip
     mesh = make_mesh(resources.data, resources.fsdp, resources.tensor, topology.devices())
@@ -175,12 +176,12 @@ def report(recipe: Recipe, topology: Topology, job: Job = "train") -> Report:
         programs = list(compile_sampling(recipe, mesh, chip.platform, job))
         moved = [read_collectives(program.text, mesh, topology) if program.text else [] for program in programs]
         return Report(recipe, topology, job, mesh, programs, moved, None)
-    assembly = assemble(recipe, mesh)
+    peak, assembly = peak_of(recipe, chip), assemble(recipe, mesh)
     program = compile_training(recipe, assembly, mesh, chip.platform)
     if not program.text:
         return Report(recipe, topology, job, mesh, [program], [[]], None)
     collectives = read_collectives(program.text, mesh, topology)
-    best = roofline(recipe, assembly.abstract.params, program.inputs, collectives, mesh, chip)
+    best = roofline(recipe, peak, assembly.abstract.params, program.inputs, collectives, mesh, chip)
     return Report(recipe, topology, job, mesh, [program], [collectives], best)
 
 

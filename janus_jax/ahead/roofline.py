@@ -91,21 +91,37 @@ class Roofline:
         }
 
 
+def peak_of(recipe: Recipe, chip: Chip) -> float:
+    """FLOP/s that one device could do of the recipe's step.
+
+    Raises:
+      JanusError: nobody says.
+    """
+    dtype = recipe.current.precision.compute
+    peak = recipe.resources.peak_flops or peak_flops(chip.kind, dtype)
+    if peak is None:
+        raise JanusError(
+            f"What a {chip.kind} computes in {dtype} is not known; give config.resources.peak_flops, of one device."
+        )
+    return peak
+
+
 def roofline(
-    recipe: Recipe, params: Any, inputs: Mapping[str, int], collectives: Sequence[Collective], mesh: Mesh, chip: Chip
+    recipe: Recipe,
+    peak: float,
+    params: Any,
+    inputs: Mapping[str, int],
+    collectives: Sequence[Collective],
+    mesh: Mesh,
+    chip: Chip,
 ) -> Roofline:
     """Of the recipe's training step.
 
     Args:
+      peak: FLOP/s of one device.
       params: of what trains; only its names are read.
       inputs: see `programs.Compiled`.
-
-    Raises:
-      JanusError: nobody says what the chip can compute.
     """
-    peak = recipe.resources.peak_flops or peak_flops(chip.kind, recipe.current.precision.compute)
-    if peak is None:
-        raise JanusError(f"What a {chip.kind} computes is not known; give config.resources.peak_flops, of one device.")
     useful, done = operations(recipe, flatten_dict(params, sep="/"))
     near, far = traffic_seconds(collectives, chip)
     state = sum(inputs.get(name, 0) for name in ("weights that train", "optimizer", "average"))
