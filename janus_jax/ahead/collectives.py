@@ -9,7 +9,8 @@ told by the mesh axes that it goes along. Of what a device sends, by the algorit
     collective-permute           P
 
 A group on several islands (slices, nodes) moves P among the devices of each, and between them only what all of an
-island's devices together need of the others, each its share of it.
+island's devices together need of the others, each its share of it. A TPU's compiler splits such an operation by itself
+and writes what goes between slices as a device's own send to the runtime (Megascale), which does the rest.
 """
 
 import math
@@ -45,6 +46,7 @@ _AXIS = re.compile(r"'([^']+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
 # A TPU's compiler cuts a collective in pieces that run beside products; each piece shows it anew.
 _CONTINUED = re.compile(r"%async-collective-done|calls=%?async_collective_fusion")
 _LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
+_SENT = re.compile(r'= \((\S+), .*\) send\(.*_xla_megascale_target="?\{([^}]*)\}.*_xla_megascale_transfer_type="(\w+)"')
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
 
@@ -117,6 +119,8 @@ def read_collectives(text: str, mesh: Mesh, topology: Topology) -> list[Collecti
                 group = _group(line, len(devices))
                 if len(group) > 1:
                     yield replace(_described(found, line, name, group, mesh, devices, islands), loops=loops)
+            elif sent := _SENT.search(line):
+                yield replace(_described_send(sent, mesh, islands), loops=loops)
             elif turning := _WHILE.search(line):
                 turns = _turns(line, computations.get(turning[1], ()))
                 yield from within(turning[2], (*loops, turns))
@@ -189,6 +193,27 @@ def _described(
         group=len(group),
         islands=len({islands[number] for number in group}),
         dimensions=sum(len(set(along)) > 1 for along in zip(*coordinates, strict=True)),
+    )
+
+
+def _described_send(sent: re.Match[str], mesh: Mesh, islands: Sequence[int]) -> Collective:
+    """Of what a device gives to the runtime, for the devices at its place on other slices."""
+    (dtype, sides), among = _ARRAY.findall(sent[1])[0], sent[2]
+    kind, slices = "collective-permute", 2
+    if sent[3] != "ONE_TO_ONE":
+        kind = sent[3].lower().replace("_", "-")
+        # As in {1,2} or {1:4}.
+        ranges = [[int(end) for end in ends.split(":")] for ends in among.split(",")]
+        slices = sum(ends[-1] - ends[0] + 1 for ends in ranges)
+    lie = np.array(islands).reshape(mesh.devices.shape)
+    return Collective(
+        kind=kind,
+        payload=_bytes(dtype, sides) * (slices if kind == "all-gather" else 1),
+        dtype=dtype,
+        axes=tuple(name for axis, name in enumerate(mesh.axis_names) if np.diff(lie, axis=axis).any()),
+        group=slices,
+        islands=slices,
+        dimensions=0,
     )
 
 

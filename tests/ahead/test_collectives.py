@@ -73,6 +73,38 @@ ENTRY %main (p: f32[8]) -> f32[8] {
     assert [(one.kind, one.payload, one.loops) for one in found] == [("all-reduce", 256, (24,))]
 
 
+def test_what_goes_between_slices_is_sent_by_the_runtime(mesh):
+    """As a TPU's compiler writes it."""
+    to_all, to_one = '"{1,2}x{0:3}"', "{{200000->100000},{100001->200001}}"
+
+    def told(kind, target):
+        return f'frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}'
+
+    text = f"""HloModule jit_step
+
+%body (t: (s32[], f32[64])) -> (s32[], f32[64]) {{
+  %r = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) recv(%a), {told("ALL_REDUCE", to_all)}
+  %s = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) send(%g, %a), {told("ALL_REDUCE", to_all)}
+  %d = token[] send-done(%s), frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime"}}
+}}
+
+%condition (t: (s32[], f32[64])) -> pred[] {{
+  %bound = s32[] constant(24)
+}}
+
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
+  %g = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {told("ALL_GATHER", to_all)}
+  %o = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {told("ONE_TO_ONE", to_one)}
+}}
+"""
+    assert read_collectives(text, mesh, find_topology("cpu:2x4")) == [
+        Collective("all-reduce", 1024, "bf16", ("data",), 2, 2, 0, (24,)),
+        Collective("all-gather", 128, "f32", ("data",), 2, 2, 0),
+        Collective("collective-permute", 64, "f32", ("data",), 2, 2, 0),
+    ]
+
+
 def test_what_starts_shows_what_goes_in_and_what_comes_out(mesh):
     """As a GPU's compiler writes it."""
     text = """HloModule jit_step
