@@ -10,15 +10,18 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import pytest
 from flax.traverse_util import flatten_dict
+from jax.sharding import NamedSharding, PartitionSpec
 
 from janus_jax.ahead.collectives import read_collectives
 from janus_jax.ahead.programs import compile_training
 from janus_jax.ahead.topologies import find_topology
 from janus_jax.config import PRESETS, Execution
 from janus_jax.models.family import abstract_model, abstract_params
-from janus_jax.sharding import MESH_AXES, make_mesh, param_shardings
+from janus_jax.models.uvit import _by_convolution
+from janus_jax.sharding import MESH_AXES, batch_sharding, by_shards, make_mesh, param_shardings, use_mesh
 from janus_jax.train.assembly import assemble
 from janus_jax.train.config_dicts import from_config
 from janus_jax.train.objectives import learning_model
@@ -111,6 +114,22 @@ def test_a_head_is_gathered_once_however_many_chunks_there_are(mesh):
     in_chunks = [one for found in (few, many) for one in found if None in one.loops]
     assert not {"data", "fsdp"} & {axis for one in in_chunks for axis in one.axes}
     assert bool(in_chunks) == ("tensor" in mesh)
+
+
+@pytest.mark.parametrize("mesh", ["fsdp", "data_fsdp", "data_fsdp_tensor"])
+def test_a_depthwise_convolution_gathers_its_kernel_and_no_rows(mesh):
+    """Left to itself, the compiler splits it by channels as the kernel lies, and sends all rows there."""
+    mesh = make_mesh(*MESHES[mesh])
+    rows, split = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec(None, None, None, "fsdp"))
+    x = jax.ShapeDtypeStruct((16, 8, 8, 32), jnp.float32, sharding=rows)
+    kernel = jax.ShapeDtypeStruct((7, 7, 1, 32), jnp.float32, sharding=split)
+    # By what accelerators run; a CPU has other means.
+    gradient = jax.grad(lambda x, kernel: jnp.square(by_shards(_by_convolution, x, kernel)).sum(), (0, 1))
+    with use_mesh(mesh):
+        text = jax.jit(gradient, out_shardings=(rows, split)).lower(x, kernel).compile().as_text()
+    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    assert {one.kind for one in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
+    assert max(one.payload for one in found) == kernel.size * 4
 
 
 def test_the_axes_are_those_of_the_table():
