@@ -199,7 +199,7 @@ def split_over_batch(x: jax.Array) -> jax.Array:
 
 
 def by_shards(function: Callable[..., jax.Array], x: jax.Array, *whole: jax.Array) -> jax.Array:
-    """A function of rows that knows nothing of each other, on each of `batch_shards` by itself.
+    """What a function makes of rows that have nothing to do with each other, on each of `batch_shards` by itself.
 
     For operations that the compiler would split otherwise, and send all rows for: a depthwise convolution by channels,
     as its kernel lies.
