@@ -8,7 +8,7 @@ Mesh axes:
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -196,24 +196,6 @@ def split_over_batch(x: jax.Array) -> jax.Array:
     # How the rest lies is the compiler's affair: as what it is made of does.
     spec = PartitionSpec(("data", "fsdp"), *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
-
-
-def by_shards(function: Callable[..., jax.Array], x: jax.Array, *whole: jax.Array) -> jax.Array:
-    """What a function makes of rows that have nothing to do with each other, on each of `batch_shards` by itself.
-
-    For operations that the compiler would split otherwise, and send all rows for: a depthwise convolution by channels,
-    as its kernel lies.
-
-    Args:
-      x: its first axis is the batch's.
-      whole: what all shards read; its gradient is summed over them.
-    """
-    if (shards := batch_shards()) == 1 or x.shape[0] % shards:
-        return function(x, *whole)
-    rows = PartitionSpec(("data", "fsdp"))
-    mapped = jax.shard_map(function, in_specs=(rows, *(PartitionSpec(),) * len(whole)), out_specs=rows)
-    result: jax.Array = mapped(x, *whole)
-    return result
 
 
 def summed_over_batch(x: jax.Array, dtype: DTypeLike) -> jax.Array:

@@ -15,7 +15,7 @@ from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, UViTConfig
 from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
-from janus_jax.sharding import by_shards
+from janus_jax.models.shards import by_shards
 
 # What a time in [0, 1] is multiplied by before its sinusoids, whose periods run from 2 pi to about 2 pi MAX_PERIOD.
 TIME_SCALE = 1000.0

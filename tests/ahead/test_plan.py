@@ -20,8 +20,9 @@ from janus_jax.ahead.programs import compile_training
 from janus_jax.ahead.topologies import find_topology
 from janus_jax.config import PRESETS, Execution
 from janus_jax.models.family import abstract_model, abstract_params
+from janus_jax.models.shards import by_shards
 from janus_jax.models.uvit import _by_convolution
-from janus_jax.sharding import MESH_AXES, batch_sharding, by_shards, make_mesh, param_shardings, use_mesh
+from janus_jax.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.train.assembly import assemble
 from janus_jax.train.config_dicts import from_config
 from janus_jax.train.objectives import learning_model
