@@ -6,14 +6,15 @@ mapped over rows and, under a mesh, over the devices that hold them. Away from a
 
 import functools
 
+import flax.linen as nn
 import jax
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernel
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.masks import Mask
 from janus_jax.models.platform import platform
-from janus_jax.models.shards import spec
 
 # The lanes of a TPU's vector unit: the kernel wants blocks in multiples of it.
 LANES = 128
@@ -40,14 +41,18 @@ def splash_attention(
     attend = functools.partial(_attend_rows, causal=mask.causal)
     if mesh.empty:
         return attend(query, key, value, segments)
-    heads = spec("batch", "heads", None, None)
-    kv_heads = spec("batch", "kv_heads", None, None)
-    rows = spec("batch", None)
+    heads = _spec("batch", "heads", None, None)
+    kv_heads = _spec("batch", "kv_heads", None, None)
+    rows = _spec("batch", None)
     # A Pallas call cannot say how its result varies over the mesh, which check_vma would ask for.
     mapped = jax.shard_map(
         attend, mesh=mesh, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False
     )
     return mapped(query, key, value, segments)
+
+
+def _spec(*axes: str | None) -> PartitionSpec:
+    return nn.logical_to_mesh_axes(axes) or PartitionSpec()
 
 
 def _attend_rows(

@@ -15,7 +15,6 @@ from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, UViTConfig
 from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
-from janus_jax.models.shards import by_shards
 
 # What a time in [0, 1] is multiplied by before its sinusoids, whose periods run from 2 pi to about 2 pi MAX_PERIOD.
 TIME_SCALE = 1000.0
@@ -70,16 +69,13 @@ class DepthwiseConv(nn.Module):
         kernel = parameter(self, "kernel", init, (size, size, 1, channels), (None, None, None, "embed"), e)
         bias = parameter(self, "bias", nn.initializers.zeros, (channels,), ("embed",), e)
         x, kernel = x.astype(e.dtype), kernel.astype(e.dtype)
-        return by_shards(_convolved, x, kernel) + bias.astype(e.dtype)
-
-
-def _convolved(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
-    y: Array = lax.platform_dependent(x, kernel, cpu=_by_shifts, default=_by_convolution)
-    return y
+        return lax.platform_dependent(x, kernel, cpu=_by_shifts, default=_by_convolution) + bias.astype(e.dtype)
 
 
 def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
     margin = kernel.shape[0] // 2
+    # Whole first: a mesh would split the convolution by channels, as the kernel lies, and send all rows for that.
+    kernel = nn.with_logical_constraint(kernel, (None,) * 4)
     return lax.conv_general_dilated(
         x,
         kernel,

@@ -20,7 +20,6 @@ from janus_jax.ahead.programs import compile_training
 from janus_jax.ahead.topologies import find_topology
 from janus_jax.config import PRESETS, Execution
 from janus_jax.models.family import abstract_model, abstract_params
-from janus_jax.models.shards import by_shards
 from janus_jax.models.uvit import _by_convolution
 from janus_jax.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.train.assembly import assemble
@@ -125,7 +124,7 @@ def test_a_depthwise_convolution_gathers_its_kernel_and_no_rows(mesh):
     x = jax.ShapeDtypeStruct((16, 8, 8, 32), jnp.float32, sharding=rows)
     kernel = jax.ShapeDtypeStruct((7, 7, 1, 32), jnp.float32, sharding=split)
     # By what accelerators run; a CPU has other means.
-    gradient = jax.grad(lambda x, kernel: jnp.square(by_shards(_by_convolution, x, kernel)).sum(), (0, 1))
+    gradient = jax.grad(lambda x, kernel: jnp.square(_by_convolution(x, kernel)).sum(), (0, 1))
     with use_mesh(mesh):
         text = jax.jit(gradient, out_shardings=(rows, split)).lower(x, kernel).compile().as_text()
     found = read_collectives(text, mesh, find_topology("cpu:1x8"))
