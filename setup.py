@@ -7,7 +7,7 @@ setup(
     version="0.1.0",
     description="Janus, Janus-Pro and JanusFlow in JAX: understanding and generating images with one transformer",
     packages=find_packages(include=["janus_jax*", "checkpoints_convert*", "configs*", "launch*"]),
-    package_data={"janus_jax": ["py.typed", "shipped/*/*", "shipped/*/vae/*"], "launch": ["page.html"]},
+    package_data={"janus_jax": ["py.typed", "shipped/*/*", "shipped/*/vae/*"], "examples": ["shapes/demo/page.html"]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",

@@ -26,8 +26,8 @@ from absl import flags
 
 from checkpoints_convert import released
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
+from janus_jax.commands import cli
 from janus_jax.config import janus_preset
-from launch import cli
 
 _PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "whose shapes the checkpoint has")
 _DIR = flags.DEFINE_string("dir", None, "where to work; room for three times the checkpoint (default: the temporary)")

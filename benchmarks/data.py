@@ -33,14 +33,14 @@ import numpy as np
 from absl import flags
 from PIL import Image
 
+from janus_jax.commands import cli
 from janus_jax.config import janus_preset
-from janus_jax.data.components import Component
+from janus_jax.data.pipeline.dataset import Component
+from janus_jax.data.pipeline.stream import Stream, StreamConfig, open_stream
 from janus_jax.data.records import Record
 from janus_jax.data.shards import shard_path, write_metadata, write_shard
-from janus_jax.data.stream import Stream, StreamConfig, open_stream
 from janus_jax.errors import JanusError
 from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT, Processor, Task, make_byte_level_tokenizer
-from launch import cli
 
 _RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generation, in samples")
 _ROUNDS = flags.DEFINE_integer("rounds", 40, "batches to measure", lower_bound=1)
@@ -57,7 +57,7 @@ _FIRST_BATCH = """
 import time
 begin = time.perf_counter()
 from benchmarks.data import make_config, make_processor
-from janus_jax.data.stream import open_stream
+from janus_jax.data.pipeline.stream import open_stream
 from pathlib import Path
 import sys
 folder, ratio, rows, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])

@@ -25,17 +25,17 @@ from absl import flags
 
 import janus_jax
 from benchmarks.shared import machine, weights
-from configs import shapes_tokenizer
+from examples.shapes import generation_benchmark as generation
+from examples.shapes import understanding_benchmark as understanding
+from examples.shapes.configs import tokenizer as shapes_tokenizer
+from examples.shapes.models import SHAPES
+from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
-from janus_jax.evaluate.generation import drawing as pictures
-from janus_jax.evaluate.generation import shapes as generation
-from janus_jax.evaluate.runner import answering, batched, collect, num_places
-from janus_jax.evaluate.understanding import shapes as understanding
-from janus_jax.models.family import make_model
+from janus_jax.evaluation.generation import generate_images as pictures
+from janus_jax.evaluation.runner import answering, batched, collect, num_places
+from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained, place_params
 from janus_jax.processing import Processor
-from janus_jax.shipped import SHAPES
-from launch import cli
 
 _MODEL = flags.DEFINE_string("model", None, "folder of the model that answers and draws; none: random weights")
 _QUESTIONS = flags.DEFINE_integer("questions", 150, "asked in a round", lower_bound=5)
@@ -107,7 +107,8 @@ def _asking(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
     work = answering(model, size)
     batches = batched(questions, size, lambda question: num_places(model.processor, question))
     rows = [
-        [model.processor.understanding_row(one.messages, None, one.system_prompt) for one in batch] for batch in batches
+        [model.processor.understanding_sequence(one.messages, None, one.system_prompt) for one in batch]
+        for batch in batches
     ]
     full = [batch + [batch[-1]] * (size - len(batch)) for batch in rows]
 

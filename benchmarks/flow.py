@@ -9,10 +9,10 @@ import numpy as np
 from benchmarks.shared import prompt_batch, weights
 from checkpoints_convert.released_flow import LAYOUT
 from janus_jax.config import Dtype, Execution, JanusFlowConfig, LlamaConfig, SiglipConfig
+from janus_jax.generation.rectified_flow import FlowSampler, sample_latents
+from janus_jax.generation.sampling import row_keys
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.pretrained import place_params
-from janus_jax.sample.flow import FlowDrawing, draw_latents
-from janus_jax.sample.sampling import row_keys
 
 if TYPE_CHECKING:
     from benchmarks.flow_peer import Peer
@@ -25,7 +25,7 @@ SMALL = JanusFlowConfig(
     llm=LlamaConfig(vocab_size=8192, width=1024, depth=6, num_heads=16, num_kv_heads=16, head_dim=64, mlp_dim=2816),
 )
 RELEASED = replace(SMALL, name="JanusFlow-1.3B", llm=LlamaConfig())
-DRAWING = FlowDrawing()
+DRAWING = FlowSampler()
 BOS, PAD, BEGIN_OF_IMAGE = 0, 2, 3
 PROMPT_PLACES = 64
 
@@ -33,7 +33,7 @@ PROMPT_PLACES = 64
 class Flow:
     """Both sides, with the same weights, prompt and noise."""
 
-    def __init__(self, config: JanusFlowConfig, execution: Execution, drawing: FlowDrawing = DRAWING) -> None:
+    def __init__(self, config: JanusFlowConfig, execution: Execution, drawing: FlowSampler = DRAWING) -> None:
         self.config, self.drawing, self.model = config, drawing, JanusFlow(config, execution)
         dtype = np.dtype(execution.param_dtype)
         numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config, LAYOUT))
@@ -56,7 +56,7 @@ class Flow:
         """Latents of one image."""
         noise = jnp.asarray(self.noise.transpose(0, 2, 3, 1))
         keys = row_keys(0, 0, range(1))[None]
-        drawn = draw_latents(self.model, self.params, prompt_batch(self.prompt), keys, self.drawing, noise=noise)
+        drawn = sample_latents(self.model, self.params, prompt_batch(self.prompt), keys, self.drawing, noise=noise)
         return np.asarray(drawn).transpose(0, 3, 1, 2)
 
     def theirs(self) -> np.ndarray:

@@ -38,14 +38,14 @@ from absl import flags
 from benchmarks import flow
 from benchmarks.shared import machine, prompt_batch, use_cores, weights
 from checkpoints_convert.transformers_janus import write_config
+from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
-from janus_jax.models.family import abstract_params
+from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
+from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
 from janus_jax.pretrained import place_params
-from janus_jax.sample.images import draw_images, render_images
-from janus_jax.sample.sampling import Sampling, row_keys
-from launch import cli
 
 _PRESET = flags.DEFINE_string("preset", None, "measure a released model's shape instead of the small one")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "of parameters and computation")
@@ -185,12 +185,12 @@ class Ours:
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
         keys = row_keys(0, 0, range(num_images))[None]
-        ids = draw_images(self.model, self.params, prompt_batch(tokens), keys, Sampling(), GUIDANCE)
+        ids = sample_image_tokens(self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), GUIDANCE)
         return np.asarray(ids)
 
     def pictures(self, num_images: int) -> np.ndarray:
         """Images of one prompt, to the last pixel."""
-        return np.stack(list(render_images(self.model, self.params, jnp.asarray(self.draw(num_images)))))
+        return np.stack(list(tokens_to_images(self.model, self.params, jnp.asarray(self.draw(num_images)))))
 
     def siglip(self) -> np.ndarray:
         """Features of one image."""

@@ -22,15 +22,15 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 
 from configs import janus_pro_1b, janus_pro_7b
+from janus_jax.commands import cli
 from janus_jax.config import Dtype, JanusConfig
-from janus_jax.data.packing import Budget
+from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
-from janus_jax.train.config_dicts import from_config
-from janus_jax.train.optimizers import make_optimizer
-from janus_jax.train.recipe import Recipe
-from janus_jax.train.step import abstract_train_state
-from launch import cli
+from janus_jax.training.config_dicts import from_config
+from janus_jax.training.optimizers import make_optimizer
+from janus_jax.training.recipe import Recipe
+from janus_jax.training.train_step import abstract_train_state
 
 _WRITE = flags.DEFINE_bool("write", False, "put the table into docs/training.md")
 
@@ -111,19 +111,19 @@ def activation_bytes(config: JanusConfig, trained: Collection[str], budget: Budg
 
     Args:
       trained: names of the parameters that train.
-      chunk: see `step.Cut`.
+      chunk: see `step.Microbatching`.
       dtype: of the computation.
     """
     llm, und, gen, size = config.llm, config.und_encoder, config.gen_encoder, _BYTES[dtype]
     patches = budget.und_images * und.num_patches
     sees = any(name.startswith("und_encoder/") for name in trained)
-    inputs = size * (llm.depth * budget.places * llm.width + sees * und.depth * patches * und.width)
+    inputs = size * (llm.depth * budget.tokens * llm.width + sees * und.depth * patches * und.width)
     # Of the whole row: embeddings, the last hidden states, and the gradients of both.
-    rows = 4 * size * budget.places * llm.width
+    rows = 4 * size * budget.tokens * llm.width
     heads = (2 * llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
     for_a_while = (
         # What a block computes again, and its gradients.
-        2 * size * budget.places * (4 * llm.width + heads + 3 * llm.mlp_dim),
+        2 * size * budget.tokens * (4 * llm.width + heads + 3 * llm.mlp_dim),
         (1 + sees) * size * patches * (8 * und.width + 2 * und.mlp_dim),
         # Logits, their softmax and their gradient.
         3 * _FLOAT32 * min(chunk, budget.text_targets) * llm.vocab_size,

@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from janus_jax.batch import NO_IMAGE, NO_PLACE, Batch
+from janus_jax.batch import NO_IMAGE, NO_POSITION, Batch
 from janus_jax.config import JanusConfig
-from janus_jax.data.packing import Budget, choose
+from janus_jax.data.pipeline.packing import Budget, choose
 from janus_jax.errors import JanusError
 
 IMAGE = 4
@@ -116,7 +116,7 @@ def batch_of(config: JanusConfig, rows: Sequence[Row], places: int) -> Batch:
     segments, positions = np.zeros((2, *shape), np.int32)
     fillers = {"und": np.full(shape, NO_IMAGE, np.int32), "gen": np.full(shape, NO_IMAGE, np.int32)}
     counts = {kind: max(sum(one.image == kind for one in row) for row in rows) for kind in fillers}
-    gen_starts = np.full((len(rows), counts["gen"]), NO_PLACE, np.int32)
+    gen_starts = np.full((len(rows), counts["gen"]), NO_POSITION, np.int32)
     for index, row in enumerate(rows):
         seen = {kind: itertools.count() for kind in fillers}
         end = 0
@@ -131,7 +131,7 @@ def batch_of(config: JanusConfig, rows: Sequence[Row], places: int) -> Batch:
                 gen_starts[index, image] = first
     text = (segments > 0) & (fillers["und"] == NO_IMAGE) & (fillers["gen"] == NO_IMAGE)
     learnt = [np.flatnonzero(row) for row in text & (positions > 0)]
-    targets = np.full((len(rows), max(map(len, learnt))), NO_PLACE, np.int32)
+    targets = np.full((len(rows), max(map(len, learnt))), NO_POSITION, np.int32)
     for index, those in enumerate(learnt):
         targets[index, : len(those)] = those
     tokens = random.integers(IMAGE + 1, config.llm.vocab_size, shape)
@@ -143,8 +143,8 @@ def batch_of(config: JanusConfig, rows: Sequence[Row], places: int) -> Batch:
         tokens=np.where(text, tokens, IMAGE).astype(np.int32),
         segment_ids=segments,
         positions=positions,
-        und_places=fillers["und"],
-        gen_places=fillers["gen"],
+        und_patch_index=fillers["und"],
+        gen_token_index=fillers["gen"],
         und_images=pictures("und", config.und_encoder.image_size),
         gen_images=pictures("gen", config.gen_encoder.image_size),
         text_targets=targets,

@@ -25,14 +25,14 @@ import jax.numpy as jnp
 from absl import flags
 
 from configs import janus_1_3b, janus_pro_1b, janus_pro_7b, janusflow_1_3b
-from janus_jax.ahead.chips import KERNELS, USABLE
-from janus_jax.ahead.report import report
-from janus_jax.ahead.topologies import Topology, find_topology
+from janus_jax.aot.chip_specs import KERNELS, USABLE
+from janus_jax.aot.report import report
+from janus_jax.aot.topologies import Topology, find_topology
+from janus_jax.commands import cli
 from janus_jax.config import RematPolicy
 from janus_jax.errors import JanusError
-from janus_jax.train.config_dicts import from_config
-from janus_jax.train.recipe import Recipe
-from launch import cli
+from janus_jax.training.config_dicts import from_config
+from janus_jax.training.recipe import Recipe
 
 _PUBLISH = flags.DEFINE_bool("publish", False, "put the tables of what is compiled into docs/scaling.md")
 _COMPILE = flags.DEFINE_bool("compile", True, "compile the rows that are missing")
@@ -163,7 +163,7 @@ def wanted(layout: Recipe, devices: int, told: Mapping[str, Any]) -> float:
     llm, stage = layout.model_config.llm, layout.current
     heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
     numbers = llm.depth * (heads + 2 * llm.width + 2 * llm.mlp_dim)
-    places = stage.batch_size * stage.budget.places / resources.microbatches
+    places = stage.batch_size * stage.budget.tokens / resources.microbatches
     return float(numbers * places * jnp.dtype(stage.precision.compute).itemsize / devices)
 
 

@@ -42,8 +42,8 @@ def prompt_batch(tokens: np.ndarray) -> Batch:
         tokens=tokens,
         segment_ids=np.ones_like(tokens),
         positions=np.broadcast_to(np.arange(length, dtype=np.int32), tokens.shape),
-        und_places=no_image,
-        gen_places=no_image,
+        und_patch_index=no_image,
+        gen_token_index=no_image,
         und_images=np.zeros((rows, 0, 16, 16, 3), np.uint8),
         gen_images=np.zeros((rows, 0, 16, 16, 3), np.uint8),
     )

@@ -37,6 +37,7 @@ from flax.traverse_util import flatten_dict
 from benchmarks.rows import Layout, batch_of, unlike_rows
 from benchmarks.shared import machine, use_cores, weights
 from janus_jax.batch import Batch
+from janus_jax.commands import cli
 from janus_jax.config import (
     AttentionKernel,
     Dtype,
@@ -51,13 +52,19 @@ from janus_jax.config import (
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
-from janus_jax.train.flops import amounts, peak_flops, step_costs
-from janus_jax.train.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
-from janus_jax.train.partition import partition
-from janus_jax.train.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
-from janus_jax.train.state import TrainState, adopted_state
-from janus_jax.train.step import Cut, Step, abstract_train_state, put_batch, random_train_state, train_step
-from launch import cli
+from janus_jax.training.flops import amounts, peak_flops, step_costs
+from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
+from janus_jax.training.partition import partition
+from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
+from janus_jax.training.state import TrainState, state_from_params
+from janus_jax.training.train_step import (
+    Microbatching,
+    Step,
+    abstract_train_state,
+    put_batch,
+    random_train_state,
+    train_step,
+)
 
 if TYPE_CHECKING:
     from benchmarks.train_peer import Theirs
@@ -222,7 +229,7 @@ def compile_seconds(config: JanusConfig, depth: int) -> float:
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
     model = Janus(config, Execution(remat="full"))
     abstract = abstract_train_state(model, ALL_BUT_TOKENIZER, optimizer, None)
-    step = train_step(model, optimizer, Cut(), abstract, None)
+    step = train_step(model, optimizer, Microbatching(), abstract, None)
     batch = NARROW_ROWS.batch(config, 2)
     jax.clear_caches()
     return _seconds(lambda: step.lower(abstract, batch).compile())
@@ -241,10 +248,10 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
     optimizer, model = make_optimizer(recipe, 100), Janus(config, execution)
     abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype=execution.dtype)
     if with_peer:
-        state = adopted_state(*partition(_stacked(config), trained), optimizer, abstract)
+        state = state_from_params(*partition(_stacked(config), trained), optimizer, abstract)
     else:
         state = random_train_state(model, trained, optimizer, abstract, jax.random.key(0))
-    cut = Cut(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
+    cut = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
     held = amounts(batch, config)
     theirs = None
     if with_peer:

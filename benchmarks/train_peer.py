@@ -11,10 +11,10 @@ from torch.nn.utils.rnn import pad_sequence
 from benchmarks.rows import IMAGE
 from benchmarks.shared import weights
 from checkpoints_convert.transformers_janus import write_config
-from janus_jax.batch import NO_PLACE, Batch
+from janus_jax.batch import NO_POSITION, Batch
 from janus_jax.config import JanusConfig
-from janus_jax.train.names import matches
-from janus_jax.train.optimizers import OptimizerConfig
+from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.param_paths import matches
 
 
 class Theirs:
@@ -50,7 +50,7 @@ class Theirs:
         self._mask = None if mask.all() else mask
         self.places = mask.numel()
         # Our rows are filled up with empty images, of which no place holds a patch.
-        shown = (batch.und_places.max(axis=1) + 1) // config.und_encoder.num_patches
+        shown = (batch.und_patch_index.max(axis=1) + 1) // config.und_encoder.num_patches
         pixels = np.concatenate([images[:count] for images, count in zip(batch.und_images, shown, strict=True)])
         scaled = pixels.astype(np.float32) * np.float32(2 / 255) - 1
         self._pixels = torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
@@ -89,7 +89,7 @@ def _samples(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     samples, learnt = [], []
     for ids, segments, targets in zip(batch.tokens, batch.segment_ids, np.asarray(batch.text_targets), strict=True):
         is_target = np.zeros(len(ids), bool)
-        is_target[targets[targets != NO_PLACE]] = True
+        is_target[targets[targets != NO_POSITION]] = True
         for number in range(1, segments.max() + 1):
             here = segments == number
             samples.append(torch.from_numpy(ids[here]).long())

@@ -13,8 +13,8 @@ from absl import flags
 
 from checkpoints_convert.commands import meter
 from checkpoints_convert.convert import StoredDtype, convert
+from janus_jax.commands import cli
 from janus_jax.config import ConversationStyle
-from launch import cli
 
 _DTYPE = flags.DEFINE_enum(
     "dtype", "keep", get_args(StoredDtype), "what parameters are stored as; keep: as every tensor came"

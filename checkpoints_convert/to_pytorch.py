@@ -13,7 +13,7 @@ from absl import flags
 
 from checkpoints_convert.commands import meter
 from checkpoints_convert.export import WholeLayout, export
-from launch import cli
+from janus_jax.commands import cli
 
 _LAYOUT = flags.DEFINE_enum("layout", None, get_args(WholeLayout), "names and config to write", required=True)
 _SHARD = flags.DEFINE_float("shard_gb", 5.0, "largest size of one file")

@@ -13,13 +13,13 @@ loss, where there is some, says when further steps stop helping.
 
 from ml_collections import ConfigDict
 
-from janus_jax.data.mixture import Phase
-from janus_jax.data.packing import Budget
-from janus_jax.data.tasks import Supervision
-from janus_jax.train.config_dicts import to_config
-from janus_jax.train.lora import Lora
-from janus_jax.train.optimizers import OptimizerConfig
-from janus_jax.train.recipe import SOURCES, Initialisation, Intervals, Recipe, Stage
+from janus_jax.data.pipeline.examples import Supervision
+from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.data.pipeline.packing import Budget
+from janus_jax.training.config_dicts import to_config
+from janus_jax.training.lora import Lora
+from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.recipe import SOURCES, Initialisation, Intervals, Recipe, Stage
 
 STAGE = Stage(
     trained=(),
@@ -30,7 +30,7 @@ STAGE = Stage(
     phases=(Phase(None, {"understanding": 1, "text": 0, "generation": 1}),),
     supervision=Supervision.ANSWERS,
     first_sentence=0.0,
-    budget=Budget(places=2048, und_images=2, gen_images=2, text_targets=1024),
+    budget=Budget(tokens=2048, und_images=2, gen_images=2, text_targets=1024),
     initialisation=Initialisation("model"),
 )
 

@@ -18,12 +18,12 @@ crop of images to generate, and the budgets, which only change how full a row ge
 
 from ml_collections import ConfigDict
 
-from janus_jax.data.mixture import Phase
-from janus_jax.data.packing import Budget
-from janus_jax.data.tasks import Supervision
-from janus_jax.train.config_dicts import to_config
-from janus_jax.train.optimizers import OptimizerConfig
-from janus_jax.train.recipe import (
+from janus_jax.data.pipeline.examples import Supervision
+from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.data.pipeline.packing import Budget
+from janus_jax.training.config_dicts import to_config
+from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.recipe import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     ALL_BUT_TOKENIZER,

@@ -16,8 +16,8 @@ import dataclasses
 from ml_collections import ConfigDict
 
 from configs.janus_pro_1b import STAGE_1, STAGE_2, STAGE_3
-from janus_jax.train.config_dicts import to_config
-from janus_jax.train.recipe import SAMPLES, SOURCES, Recipe
+from janus_jax.training.config_dicts import to_config
+from janus_jax.training.recipe import SAMPLES, SOURCES, Recipe
 
 STAGES = (STAGE_1, STAGE_2, dataclasses.replace(STAGE_3, steps=40_000))
 

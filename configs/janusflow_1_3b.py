@@ -18,13 +18,13 @@ gets.
 
 from ml_collections import ConfigDict
 
-from janus_jax.data.mixture import Phase
-from janus_jax.data.packing import Budget
-from janus_jax.data.tasks import Supervision
-from janus_jax.train.config_dicts import to_config
-from janus_jax.train.flow import FlowLearning
-from janus_jax.train.optimizers import OptimizerConfig
-from janus_jax.train.recipe import (
+from janus_jax.data.pipeline.examples import Supervision
+from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.data.pipeline.packing import Budget
+from janus_jax.training.config_dicts import to_config
+from janus_jax.training.losses.rectified_flow import FlowLearning
+from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.recipe import (
     FLOW_ALL_BUT_ENCODER,
     FLOW_ALL_BUT_VAE,
     LINEAR_LAYERS_AND_FLOW,

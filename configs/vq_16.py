@@ -15,9 +15,9 @@ optimizer; one rate throughout, without warm-up; no weight decay.
 from ml_collections import ConfigDict
 
 from janus_jax.config import VQConfig
-from janus_jax.train.config_dicts import to_config
-from janus_jax.train.optimizers import OptimizerConfig
-from janus_jax.train.vq.recipe import Data, Intervals, TokenizerRecipe
+from janus_jax.training.config_dicts import to_config
+from janus_jax.training.image_tokenizer.recipe import Data, Intervals, TokenizerRecipe
+from janus_jax.training.optimizers import OptimizerConfig
 
 _IMAGES = 1_281_167
 _EPOCHS = 40

@@ -10,9 +10,9 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 NO_IMAGE = -1
-"""In `und_places` and `gen_places`: this place is no part of an image."""
+"""In `und_patch_index` and `gen_token_index`: this place is no part of an image."""
 
-NO_PLACE = -1
+NO_POSITION = -1
 """In `text_targets` and `gen_starts`: there is none."""
 
 PADDING_SEGMENT = 0
@@ -30,14 +30,14 @@ class Batch(NamedTuple):
       segment_ids: which sample of the row a place belongs to, counted from 1; `PADDING_SEGMENT` marks padding.
         A place attends to earlier places of its own segment and to nothing else.
       positions: rotary position, restarting at 0 with every segment.
-      und_places: index of the understanding-image patch that fills the place, or `NO_IMAGE`.
-      gen_places: index of the generation-image id, or patch of latents, that fills the place, or `NO_IMAGE`.
+      und_patch_index: index of the understanding-image patch that fills the place, or `NO_IMAGE`.
+      gen_token_index: index of the generation-image id, or patch of latents, that fills the place, or `NO_IMAGE`.
       und_images: images to understand, padded with zeros to U a row, RGB, 0..255.
       gen_images: images to generate, padded with zeros to G a row, RGB, 0..255.
       text_targets: for training: places whose text id is to be predicted (from the place before), padded with
-        `NO_PLACE` to T a row.
+        `NO_POSITION` to T a row.
       gen_starts: for training: the place of each generated image's first id, all of whose ids are to be predicted
-        (the first from the place before it); `NO_PLACE` where a row has fewer images.
+        (the first from the place before it); `NO_POSITION` where a row has fewer images.
       gen_ids: ids of the images to generate where they are known; None where the tokenizer has yet to run on
         `gen_images`, which may be empty (G = 0) otherwise.
       gen_latents: in place of ids, for JanusFlow: latents of the images to generate where they are known, on their way
@@ -48,8 +48,8 @@ class Batch(NamedTuple):
     tokens: Int[Any, "B L"]
     segment_ids: Int[Any, "B L"]
     positions: Int[Any, "B L"]
-    und_places: Int[Any, "B L"]
-    gen_places: Int[Any, "B L"]
+    und_patch_index: Int[Any, "B L"]
+    gen_token_index: Int[Any, "B L"]
     und_images: UInt8[Any, "B U H W 3"]
     gen_images: UInt8[Any, "B G H2 W2 3"]
     text_targets: Int[Any, "B T"] | None = None

@@ -18,15 +18,15 @@ from checkpoints_convert import read_config, read_params
 from janus_jax.batch import Batch
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
 from janus_jax.errors import JanusError
+from janus_jax.generation.image_sampler import ImageSampler, Report
+from janus_jax.generation.padding import bucket_length, round_up
+from janus_jax.generation.registry import make_image_sampler, sampler_settings
+from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import Backbone, Params
-from janus_jax.models.family import abstract_params, make_model
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.llama import LEAVES_OF_BLOCK, fuse_block
-from janus_jax.processing import ImageSource, Message, Processor, Row, StreamDecoder
-from janus_jax.sample.drawing import Drawing, Report
-from janus_jax.sample.sampling import Sampling, row_keys
-from janus_jax.sample.shapes import bucket_length, round_up
-from janus_jax.sample.text import write_text
-from janus_jax.sample.ways import drawing_of, settings_of
+from janus_jax.processing import ImageSource, Message, Processor, StreamDecoder, TokenSequence
 from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ class Pretrained:
         Raises:
           JanusError: a message, an image or a number is wrong, or the conversation is longer than the model reads.
         """
-        rows = [self.processor.understanding_row(messages, images, options.pop("system_prompt", None))]
+        rows = [self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))]
         return self.answer(rows, max_new_tokens, temperature, **options)[0]
 
     def chat_stream(
@@ -156,7 +156,7 @@ class Pretrained:
         **options: Any,
     ) -> Iterator[str]:
         """`chat`, a few words at a time; the pieces add up to its answer, but for white space at its ends."""
-        rows = [self.processor.understanding_row(messages, images, options.pop("system_prompt", None))]
+        rows = [self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))]
         shown = 0
         for (text,), finished in self._answers(rows, max_new_tokens, temperature, chunk=4, **options):
             # What may turn out to be the beginning of a stop string is held back.
@@ -174,13 +174,13 @@ class Pretrained:
     ) -> list[str]:
         """`chat` for several conversations at once, of whatever lengths and numbers of images."""
         system_prompt = options.pop("system_prompt", None)
-        rows = [self.processor.understanding_row(messages, None, system_prompt) for messages in conversations]
+        rows = [self.processor.understanding_sequence(messages, None, system_prompt) for messages in conversations]
         return self.answer(rows, max_new_tokens, temperature, **options)
 
     def answer(
-        self, rows: Sequence[Row], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
+        self, rows: Sequence[TokenSequence], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
     ) -> list[str]:
-        """The answers to rows of places, as `processor.understanding_row` makes them."""
+        """The answers to rows of places, as `processor.understanding_sequence` makes them."""
         if not rows:
             return []
         *_, (texts, _) = self._answers(rows, max_new_tokens, temperature, **options)
@@ -188,7 +188,7 @@ class Pretrained:
 
     def _answers(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TokenSequence],
         max_new_tokens: int,
         temperature: float,
         *,
@@ -199,7 +199,7 @@ class Pretrained:
         chunk: int = 16,
     ) -> Iterator[tuple[tuple[str, ...], bool]]:
         """Yields the texts so far and whether they are final."""
-        sampling = Sampling(temperature, top_k, top_p)
+        sampling = SamplingConfig(temperature, top_k, top_p)
         _check_count("max_new_tokens", max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         num_rows = len(rows)
@@ -218,7 +218,7 @@ class Pretrained:
             return np.array([decoder.finished for decoder in decoders] + [True] * (len(padded) - num_rows))
 
         keys = jnp.concatenate([row_keys(seed, row, range(1)) for row in range(len(padded))])
-        steps = write_text(
+        steps = generate_text(
             self.model,
             self.params,
             prompts,
@@ -247,8 +247,8 @@ class Pretrained:
 
         Args:
           **options: `batch_size` and `report` (see `generate_stream`), and the settings of the model's way to draw:
-            those of `sample.images.IdDrawing` for Janus (`guidance_scale`, `temperature`, `top_k`, `top_p`), of
-            `sample.flow.FlowDrawing` for JanusFlow (`guidance_scale`, `steps`, `sampler`).
+            those of `sample.images.TokenSampler` for Janus (`guidance_scale`, `temperature`, `top_k`, `top_p`), of
+            `sample.flow.FlowSampler` for JanusFlow (`guidance_scale`, `steps`, `sampler`).
 
         Raises:
           JanusError: a number is out of its range, the model has no such setting or no VAE, or a prompt is longer than
@@ -311,18 +311,18 @@ class Pretrained:
     @property
     def drawing_settings(self) -> tuple[str, ...]:
         """Names of the settings of the model's way to draw."""
-        return settings_of(self.config)
+        return sampler_settings(self.config)
 
-    def drawing(self, **settings: Any) -> Drawing:
+    def drawing(self, **settings: Any) -> ImageSampler:
         """The model's way to draw, with these settings and its paper's for the others.
 
         Raises:
-          JanusError: see `sample.ways.drawing_of`.
+          JanusError: see `sample.ways.make_image_sampler`.
         """
-        return drawing_of(self.config, **settings)
+        return make_image_sampler(self.config, **settings)
 
     def _draw(
-        self, rows: Sequence[Row], group: "_Group", drawing: Drawing, seed: int, report: Report | None
+        self, rows: Sequence[TokenSequence], group: "_Group", drawing: ImageSampler, seed: int, report: Report | None
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
         """The pictures of one group, with the numbers of their prompts."""
         numbers, samples = list(group.prompts), group.samples
@@ -345,9 +345,9 @@ class Pretrained:
 
     def _pictures(
         self,
-        rows: Sequence[Row],
+        rows: Sequence[TokenSequence],
         keys: Key[Array, "P N"],
-        drawing: Drawing,
+        drawing: ImageSampler,
         longest: int,
         report: Report | None = None,
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
@@ -361,7 +361,7 @@ class Pretrained:
             render_size = round_up(min(8, drawn.shape[0]), multiple)
             return list(drawing.render(self.model, self.params, drawn, render_size))
 
-    def _prompts(self, rows: Sequence[Row], num_new: int, longest: int = 0) -> Batch:
+    def _prompts(self, rows: Sequence[TokenSequence], num_new: int, longest: int = 0) -> Batch:
         """Prompts side by side, padded to one of a few lengths, on the devices."""
         longest = max(longest, *map(len, rows))
         limit = self.config.llm.max_positions
@@ -370,7 +370,7 @@ class Pretrained:
                 f"The prompt takes {longest} places and {num_new} may follow it, but the model reads {limit}; "
                 f"shorten the prompt, or ask for fewer."
             )
-        batch = self.processor.left_padded(rows, bucket_length(longest))
+        batch = self.processor.left_pad(rows, bucket_length(longest))
         if self.mesh is None:
             return batch
         return jax.device_put(batch, batch_sharding(self.mesh))

@@ -1,35 +1,7 @@
-"""Writes what was trained as a model's folder, which janus_jax.load and every command here reads.
+"""Exports a trained model from a checkout: `python -m launch.export` is `janus-export`."""
 
-    python -m launch.export --workdir runs/janus_pro_1b --out mine
-
-For PyTorch, `python -m checkpoints_convert.to_pytorch mine mine_released --layout released`.
-"""
-
-from collections.abc import Sequence
-from pathlib import Path
-from typing import cast, get_args
-
-from absl import flags
-
-from checkpoints_convert.commands import meter
-from janus_jax.config import Dtype
-from launch import cli
-
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder that launch.train was given", required=True)
-_OUT = flags.DEFINE_string("out", None, "folder to make; it appears when it is complete", required=True)
-_STAGE = flags.DEFINE_integer("stage", None, "stage to take (default: the last that was run)", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "that parameters are stored in")
-
-
-def main(_: Sequence[str]) -> None:
-    """Exports, and says what."""
-    from janus_jax.train.export import export, last_stage
-
-    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
-    stage = _STAGE.value or last_stage(workdir)
-    step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), meter)
-    print(f"{out}: stage {stage} at step {step}")
-
+from janus_jax.commands import cli
+from janus_jax.commands.export import main
 
 if __name__ == "__main__":
     cli.run(main)

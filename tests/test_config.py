@@ -22,7 +22,7 @@ from janus_jax.config import (
     preset,
 )
 from janus_jax.errors import JanusError
-from janus_jax.models.family import abstract_params
+from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.vae import VAE
@@ -155,7 +155,7 @@ def test_image_tokenizer_flops_are_those_of_the_compiled_network(direction):
 def test_language_model_flops_are_those_of_the_compiled_network():
     length = 64
     model = Janus(tiny.CONFIG, Execution(layers="unrolled"))
-    batch = tiny.processor().left_padded([tiny.processor().text_row("Hello")], length)
+    batch = tiny.processor().left_pad([tiny.processor().text_sequence("Hello")], length)
     counted = flops_of(
         lambda params: model.apply(
             {"params": params}, batch, method=lambda model, batch: model.text_logits(model(batch))

@@ -8,7 +8,7 @@ import pytest
 
 from janus_jax.config import PRESETS, Execution
 from janus_jax.errors import JanusError
-from janus_jax.models.family import abstract_params
+from janus_jax.models.factory import abstract_params
 from janus_jax.sharding import MESH_AXES, check_mesh, make_mesh, param_shardings
 from tests import tiny
 

@@ -10,7 +10,7 @@ import numpy as np
 
 from janus_jax.config import Execution, flow_preset, janus_preset
 from janus_jax.models.backbone import unroll_params
-from janus_jax.models.family import abstract_params, make_model
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.pretrained import Pretrained, place_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 

@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.config import AttentionKernel
 from janus_jax.models.layers import product
 from janus_jax.models.masks import EVERYTHING, Mask
-from janus_jax.models.platform import platform
+from janus_jax.models.target_platform import platform
 
 # Four blocks of queries, each with the keys up to its end, do 5/8 of the whole square's work.
 CAUSAL_BLOCKS = 4

@@ -76,7 +76,7 @@ class Backbone(nn.Module):
         if batch.und_images.shape[1]:
             rows, images = batch.und_images.shape[:2]
             features = self.understand(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
-            x = fill(x, features.reshape(rows, images * features.shape[1], -1), batch.und_places)
+            x = fill(x, features.reshape(rows, images * features.shape[1], -1), batch.und_patch_index)
         return x
 
     def __call__(self, batch: Batch) -> Float[Array, "B L D"]:

@@ -86,7 +86,7 @@ class Janus(Backbone):
         x = self.embed_read(batch)
         image_ids = self.generation_ids(batch)
         if image_ids.shape[1]:
-            x = fill(x, self.embed_image_ids(image_ids.reshape(len(image_ids), -1)), batch.gen_places)
+            x = fill(x, self.embed_image_ids(image_ids.reshape(len(image_ids), -1)), batch.gen_token_index)
         return x
 
     def generation_ids(self, batch: Batch) -> Int[Array, "B G N"]:

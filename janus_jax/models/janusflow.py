@@ -126,7 +126,7 @@ class JanusFlow(Backbone):
     def of_images(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
         """States at the places of each of a row's images to generate; of padding images, anything."""
         rows, tokens = batch.shape[0], self.config.gen_tokens
-        firsts = batch.gen_places[:, None] == tokens * jnp.arange(images)[:, None]
+        firsts = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
         places = firsts.argmax(axis=-1)[..., None] + jnp.arange(tokens)
         states = jnp.take_along_axis(hidden, places.reshape(rows, -1, 1), axis=1)
         return states.reshape(rows, images, tokens, -1)
@@ -143,7 +143,7 @@ class JanusFlow(Backbone):
     def _embed(self, batch: Batch) -> tuple[Float[Array, "B L D"], Encoded | None]:
         x = self.embed_read(batch)
         if batch.und_images.shape[1]:
-            is_begin = images_that_follow(batch.und_places, self.config.und_encoder.num_patches) != NO_IMAGE
+            is_begin = images_that_follow(batch.und_patch_index, self.config.und_encoder.num_patches) != NO_IMAGE
             x = jnp.where(is_begin[..., None], self.beg_of_und(jnp.zeros((), jnp.int32)), x)
         latents = self.generation_latents(batch)
         rows, images = latents.times.shape
@@ -151,9 +151,9 @@ class JanusFlow(Backbone):
             return x, None
         encoded = self.encode(latents.values.reshape(-1, *latents.values.shape[2:]), latents.times.reshape(-1))
         embeddings = self.embed_encoded(encoded)
-        x = fill(x, embeddings[:, 1:].reshape(rows, -1, x.shape[-1]), batch.gen_places)
+        x = fill(x, embeddings[:, 1:].reshape(rows, -1, x.shape[-1]), batch.gen_token_index)
         times = embeddings[:, 0].reshape(rows, images, -1)
-        return fill(x, times, images_that_follow(batch.gen_places, self.config.gen_tokens)), encoded
+        return fill(x, times, images_that_follow(batch.gen_token_index, self.config.gen_tokens)), encoded
 
     @property
     def _vae(self) -> VAE:
@@ -165,7 +165,7 @@ def images_that_follow(places: Int[Array, "B L"], tokens_per_image: int) -> Int[
     """At each place the number of the image whose first patch comes next, which is its begin-of-image; or `NO_IMAGE`.
 
     Args:
-      places: `und_places` or `gen_places` of a batch.
+      places: `und_patch_index` or `gen_token_index` of a batch.
     """
     following = jnp.pad(places[:, 1:], ((0, 0), (0, 1)), constant_values=NO_IMAGE)
     is_first = (following != NO_IMAGE) & (following % tokens_per_image == 0)

@@ -28,7 +28,7 @@ Initializer = Callable[..., Array]
 FEW_ROWS = 16
 
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
-"""The names of a matrix's adapter, which lies beside its weight where there is one (`janus_jax.train.lora`)."""
+"""The names of a matrix's adapter, which lies beside its weight where there is one (`janus_jax.training.lora`)."""
 
 
 def parameter(

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.masks import Mask
-from janus_jax.models.platform import platform
+from janus_jax.models.target_platform import platform
 
 # The lanes of a TPU's vector unit: the kernel wants blocks in multiples of it.
 LANES = 128

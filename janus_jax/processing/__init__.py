@@ -15,9 +15,9 @@ from janus_jax.processing.images import (
     prepare_generation,
     prepare_understanding,
 )
-from janus_jax.processing.rows import Processor, Row, Task
+from janus_jax.processing.processor import Processor, Task, TokenSequence
 from janus_jax.processing.tokenizer import SpecialIds, StreamDecoder, Tokenizer
-from janus_jax.processing.tokenizer_making import make_byte_level_tokenizer
+from janus_jax.processing.tokenizer_training import make_byte_level_tokenizer
 
 __all__ = [
     "MAX_PIXELS",
@@ -28,7 +28,7 @@ __all__ = [
     "Message",
     "Processor",
     "Rendered",
-    "Row",
+    "TokenSequence",
     "SpecialIds",
     "StreamDecoder",
     "Task",

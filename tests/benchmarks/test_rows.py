@@ -5,7 +5,7 @@ import pytest
 
 from benchmarks.rows import IMAGE, Layout, Sample, batch_of, unlike_rows
 from benchmarks.train import NARROW, SMALL, SMALL_ROWS
-from janus_jax.batch import NO_IMAGE, NO_PLACE
+from janus_jax.batch import NO_IMAGE, NO_POSITION
 from janus_jax.errors import JanusError
 
 
@@ -29,7 +29,7 @@ def test_unlike_rows_are_nearly_full_of_samples_that_differ():
 def test_every_text_but_a_sample_s_first_word_is_learnt():
     rows = [[Sample(3, 4, "und"), Sample(2, 0, "gen"), Sample(5)], [Sample(6)]]
     batch = batch_of(NARROW, rows, 128)
-    learnt = [set(row[row != NO_PLACE]) for row in batch.text_targets]
+    learnt = [set(row[row != NO_POSITION]) for row in batch.text_targets]
     text = (batch.segment_ids > 0) & (batch.tokens != IMAGE)
     assert [len(row) for row in learnt] == [2 + 4 + 1 + 4, 5]
     for row, places in enumerate(learnt):
@@ -40,11 +40,11 @@ def test_image_places_name_the_patches_of_their_image():
     rows = [[Sample(3, 1, "und"), Sample(3, 1, "und"), Sample(2, 0, "gen")], [Sample(4)]]
     batch = batch_of(NARROW, rows, 128)
     shown, drawn = NARROW.und_encoder.num_patches, NARROW.gen_encoder.num_tokens
-    filled = batch.und_places[0][batch.und_places[0] != NO_IMAGE]
+    filled = batch.und_patch_index[0][batch.und_patch_index[0] != NO_IMAGE]
     np.testing.assert_array_equal(filled, np.arange(2 * shown))
     start = batch.gen_starts[0, 0]
-    np.testing.assert_array_equal(batch.gen_places[0, start : start + drawn], np.arange(drawn))
-    assert batch.gen_starts[1, 0] == NO_PLACE
+    np.testing.assert_array_equal(batch.gen_token_index[0, start : start + drawn], np.arange(drawn))
+    assert batch.gen_starts[1, 0] == NO_POSITION
     assert batch.und_images.shape[:2] == (2, 2)
 
 

@@ -8,11 +8,11 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import Row
-from janus_jax.ahead import topologies
-from janus_jax.ahead.topologies import find_topology
+from janus_jax.aot import topologies
+from janus_jax.aot.topologies import find_topology
 from janus_jax.errors import JanusError
-from janus_jax.train.config_dicts import from_config
-from janus_jax.train.recipe import Recipe
+from janus_jax.training.config_dicts import from_config
+from janus_jax.training.recipe import Recipe
 
 TOLD = {
     "devices": 8,

@@ -9,8 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from janus_jax.data.prepare import Job, begin
-from janus_jax.data.processes import write_parts
+from janus_jax.data.prepare.parallel import write_parts
+from janus_jax.data.prepare.shard_writer import Job, begin
 from janus_jax.data.records import Record
 from janus_jax.data.sources import Options, find_source
 from janus_jax.processing import Task

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from examples.shapes.dataset import DEFAULT, World
 from janus_jax.config import preset
-from janus_jax.data.shapes import DEFAULT, World
 from janus_jax.data.sources import SOURCES, Reason
 from janus_jax.processing import Task
 from tests.data.samples import image, read_back
@@ -133,7 +133,7 @@ def test_the_first_lines_of_the_page_open_what_the_examples_made(desk):
 
 
 def test_every_kind_and_every_reason_is_described():
-    assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text", "shapes")} == set(
+    assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text")} == set(
         re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
     ) & set(SOURCES)
     assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in Reason}

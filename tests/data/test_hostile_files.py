@@ -9,7 +9,7 @@ import zlib
 
 import pytest
 
-from janus_jax.data import checking
+from janus_jax.data import validation as checking
 from janus_jax.data.sources import Reason, fields, lines
 from janus_jax.errors import JanusError
 from tests.data.samples import TEXT, UNDERSTANDING, image, images, json_lines, prepare, table, tar, turns

@@ -17,14 +17,14 @@ from checkpoints_convert.released import LAYOUT, read_config
 from checkpoints_convert.tree import leaves
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
+from janus_jax.generation.image_sampler import guide
+from janus_jax.generation.image_tokens import sample_image_tokens
+from janus_jax.generation.sampling import SamplingConfig
+from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import scan_params, to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
 from janus_jax.processing import open_image, prepare_understanding
-from janus_jax.sample.drawing import guide
-from janus_jax.sample.images import draw_images
-from janus_jax.sample.sampling import Sampling
-from janus_jax.sample.text import write_text
 from tests.golden.conftest import DATA, GoldenSet, assert_close, golden_set
 
 # Where the two best candidates are closer than this share of the logits' range, either may win.
@@ -74,8 +74,8 @@ class Subject:
             tokens=ids,
             segment_ids=mask.astype(np.int32),
             positions=np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32),
-            und_places=places.astype(np.int32),
-            gen_places=np.full_like(ids, NO_IMAGE),
+            und_patch_index=places.astype(np.int32),
+            gen_token_index=np.full_like(ids, NO_IMAGE),
             und_images=images,
             gen_images=np.zeros((len(ids), 0, 16, 16, 3), np.uint8),
         )
@@ -220,8 +220,8 @@ def test_janus_greedy_answer_after_the_golden_ids(subject):
 def test_janus_greedy_answer_of_the_sampler(subject):
     expected, logits = subject.expected["und_greedy_tokens"], subject.understanding_logits[1]
     keys = jax.random.split(jax.random.key(0), len(expected))
-    steps = write_text(
-        subject.model, subject.params, subject.understanding, keys, Sampling(), [-1], expected.shape[1], chunk=5
+    steps = generate_text(
+        subject.model, subject.params, subject.understanding, keys, SamplingConfig(), [-1], expected.shape[1], chunk=5
     )
     written = np.concatenate(list(steps), axis=1)
     assert_equal_until_near_tie(written, expected, logits)
@@ -272,7 +272,7 @@ def test_janus_guided_ids_of_the_sampler(subject):
     )
     model = Janus(dataclasses.replace(subject.config, gen_encoder=gen_encoder), subject.model.execution)
     keys = jax.random.split(jax.random.key(0), (len(expected), 1))
-    ids = draw_images(model, subject.params, subject.drawing_prompts, keys, Sampling(), GUIDANCE)
+    ids = sample_image_tokens(model, subject.params, subject.drawing_prompts, keys, SamplingConfig(), GUIDANCE)
     assert ids.shape == (len(expected), side**2)
     assert_equal_until_near_tie(np.asarray(ids)[:, : expected.shape[1]], expected, subject.guided_logits)
 

@@ -13,12 +13,12 @@ from checkpoints_convert.released_flow import LAYOUT, read_config
 from checkpoints_convert.tree import leaves
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, VAEConfig
+from janus_jax.generation.rectified_flow import FlowSampler, prefill, sample_latents, velocity
 from janus_jax.models.backbone import apply
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.vae import VAE
 from janus_jax.pretrained import place_params
 from janus_jax.processing import open_image, prepare_understanding
-from janus_jax.sample.flow import FlowDrawing, draw_latents, prefill, velocity
 from tests.golden.conftest import assert_close, golden_set
 from tests.golden.pseudo_weights import tensor, uniform
 from tests.golden.test_janus import Lazy
@@ -58,8 +58,8 @@ class Subject:
             tokens=ids,
             segment_ids=np.ones_like(ids),
             positions=np.broadcast_to(np.arange(ids.shape[1], dtype=np.int32), ids.shape),
-            und_places=np.where(is_image, np.cumsum(is_image, axis=1) - 1, NO_IMAGE).astype(np.int32),
-            gen_places=np.full_like(ids, NO_IMAGE),
+            und_patch_index=np.where(is_image, np.cumsum(is_image, axis=1) - 1, NO_IMAGE).astype(np.int32),
+            gen_token_index=np.full_like(ids, NO_IMAGE),
             und_images=np.zeros((len(ids), 0, und, und, 3), np.uint8) if images is None else images[:, None],
             gen_images=np.zeros((len(ids), 0, gen, gen, 3), np.uint8),
         )
@@ -129,9 +129,9 @@ def test_janusflow_velocities(subject):
 
 
 def test_janusflow_latents_of_the_sampler(subject):
-    drawing = FlowDrawing(subject.guidance_scale, subject.steps)
+    drawing = FlowSampler(subject.guidance_scale, subject.steps)
     keys = jax.random.split(jax.random.key(0), (len(subject.noise), 1))
-    latents = draw_latents(subject.model, subject.params, subject.prompts, keys, drawing, noise=subject.noise)
+    latents = sample_latents(subject.model, subject.params, subject.prompts, keys, drawing, noise=subject.noise)
     assert_close(channels_first(latents)[:, :, ::2, ::2], subject.expected["z_final"], 1e-4)
 
 

@@ -12,15 +12,15 @@ import pytest
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.released import LAYOUT, read_config, unused
 from checkpoints_convert.tree import leaves
-from janus_jax.batch import NO_IMAGE, NO_PLACE, PADDING_SEGMENT, Batch
+from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.processing import open_image, prepare_understanding
 from janus_jax.sharding import make_mesh
-from janus_jax.train.optimizers import OptimizerConfig, make_optimizer
-from janus_jax.train.partition import partition
-from janus_jax.train.state import adopted_state
-from janus_jax.train.step import Cut, abstract_train_state, put_batch, train_step
+from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
+from janus_jax.training.partition import partition
+from janus_jax.training.state import state_from_params
+from janus_jax.training.train_step import Microbatching, abstract_train_state, put_batch, train_step
 from tests.golden.conftest import assert_close, golden_set
 
 
@@ -65,20 +65,20 @@ class Golden:
                 yield from unit.write(np.asarray(node) if unit.layer is None else np.asarray(node[unit.layer]))
 
     def samples(self):
-        """Both sequences as (ids, und_places, gen_places, text targets, generation start)."""
+        """Both sequences as (ids, und_patch_index, gen_token_index, text targets, generation start)."""
         placeholder = int(self.golden.expected["special_ids"][-1])
         und = self.expected["train_und_ids"]
         is_image = und == placeholder
-        und_places = np.where(is_image, np.cumsum(is_image) - 1, NO_IMAGE)
+        und_patch_index = np.where(is_image, np.cumsum(is_image) - 1, NO_IMAGE)
         targets = np.arange(int(self.expected["train_und_supervised_from"]), len(und))
         prompt, codes = self.expected["train_gen_prompt"], self.expected["train_gen_codes"]
         gen = np.concatenate([prompt, np.full(len(codes), placeholder, np.int32)])
-        gen_places = np.concatenate([np.full(len(prompt), NO_IMAGE), np.arange(len(codes))])
+        gen_token_index = np.concatenate([np.full(len(prompt), NO_IMAGE), np.arange(len(codes))])
         nowhere = [np.full(len(ids), NO_IMAGE) for ids in (und, gen)]
-        return (und, und_places, nowhere[0], targets, NO_PLACE), (
+        return (und, und_patch_index, nowhere[0], targets, NO_POSITION), (
             gen,
             nowhere[1],
-            gen_places,
+            gen_token_index,
             np.array([]),
             len(prompt),
         )
@@ -93,25 +93,25 @@ class Golden:
             tokens=np.zeros(shape, np.int32),
             segment_ids=np.full(shape, PADDING_SEGMENT, np.int32),
             positions=np.zeros(shape, np.int32),
-            und_places=np.full(shape, NO_IMAGE, np.int32),
-            gen_places=np.full(shape, NO_IMAGE, np.int32),
+            und_patch_index=np.full(shape, NO_IMAGE, np.int32),
+            gen_token_index=np.full(shape, NO_IMAGE, np.int32),
             und_images=np.zeros((len(rows), 1, size, size, 3), np.uint8),
             gen_images=np.zeros((len(rows), 0, 16, 16, 3), np.uint8),
-            text_targets=np.full((len(rows), 16), NO_PLACE, np.int32),
-            gen_starts=np.full((len(rows), 1), NO_PLACE, np.int32),
+            text_targets=np.full((len(rows), 16), NO_POSITION, np.int32),
+            gen_starts=np.full((len(rows), 1), NO_POSITION, np.int32),
             gen_ids=np.zeros((len(rows), 1, len(codes)), np.int32),
         )
         for row, samples in enumerate(rows):
             at = 0
-            for segment, (ids, und_places, gen_places, targets, start) in enumerate(samples, 1):
+            for segment, (ids, und_patch_index, gen_token_index, targets, start) in enumerate(samples, 1):
                 places = np.s_[row, at : at + len(ids)]
                 batch.tokens[places], batch.segment_ids[places] = ids, segment
                 batch.positions[places] = np.arange(len(ids))
-                batch.und_places[places], batch.gen_places[places] = und_places, gen_places
-                batch.text_targets[row, : len(targets)] = targets + at if len(targets) else NO_PLACE
-                if (und_places != NO_IMAGE).any():
+                batch.und_patch_index[places], batch.gen_token_index[places] = und_patch_index, gen_token_index
+                batch.text_targets[row, : len(targets)] = targets + at if len(targets) else NO_POSITION
+                if (und_patch_index != NO_IMAGE).any():
                     batch.und_images[row, 0] = image
-                if start != NO_PLACE:
+                if start != NO_POSITION:
                     batch.gen_starts[row, 0], batch.gen_ids[row, 0] = start + at, codes
                 at += len(ids)
         return batch
@@ -128,9 +128,9 @@ class Stepped:
         self.expected, config = golden.expected, golden.config
         optimizer = make_optimizer(OPTIMIZER, total_steps=1)
         abstract = abstract_train_state(golden.model, TRAINED, optimizer, mesh)
-        state = adopted_state(*partition(golden.params, TRAINED), optimizer, abstract)
+        state = state_from_params(*partition(golden.params, TRAINED), optimizer, abstract)
         # A chunk that divides neither 16 nor 576, so that padding takes part.
-        step = train_step(golden.model, optimizer, Cut(logits_chunk=100), abstract, mesh)
+        step = train_step(golden.model, optimizer, Microbatching(logits_chunk=100), abstract, mesh)
         state, metrics = step(state, put_batch(golden.batch(rows, length), mesh))
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.after = dict(golden.tensors(jax.tree.map(np.asarray, state.params)))

@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from janus_jax.errors import ExitCode
-from tests.launch.conftest import ROOT
+from tests.commands.conftest import ROOT
 
 LAUNCH = ROOT / "launch"
 SCRIPTS = sorted([*LAUNCH.glob("*/*.sh"), *LAUNCH.glob("*/*.sbatch")])

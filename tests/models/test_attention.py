@@ -5,7 +5,7 @@ import pytest
 
 from janus_jax.models.attention import attend, rotary_angles, rotate
 from janus_jax.models.masks import Mask
-from janus_jax.models.platform import compiling_for
+from janus_jax.models.target_platform import compiling_for
 from janus_jax.sharding import make_mesh, use_mesh
 
 

@@ -39,22 +39,23 @@ def latents(seed, *images):
 
 
 def row(prompt):
-    return tiny.processor(tiny.FLOW).generation_row(prompt, tiny.picture(0))
+    return tiny.processor(tiny.FLOW).generation_sequence(prompt, tiny.picture(0))
 
 
 def packed(rows):
     """Rows end to end in one sequence, as training packs them."""
     segments = np.concatenate([np.full(len(row), number, np.int32) for number, row in enumerate(rows, 1)])
     places = [
-        np.where(row.gen_places == NO_IMAGE, NO_IMAGE, row.gen_places + index * N) for index, row in enumerate(rows)
+        np.where(row.gen_token_index == NO_IMAGE, NO_IMAGE, row.gen_token_index + index * N)
+        for index, row in enumerate(rows)
     ]
     und = tiny.FLOW.und_encoder.image_size
     return Batch(
         tokens=np.concatenate([row.tokens for row in rows])[None],
         segment_ids=segments[None],
         positions=np.concatenate([np.arange(len(row), dtype=np.int32) for row in rows])[None],
-        und_places=np.full((1, len(segments)), NO_IMAGE, np.int32),
-        gen_places=np.concatenate(places)[None].astype(np.int32),
+        und_patch_index=np.full((1, len(segments)), NO_IMAGE, np.int32),
+        gen_token_index=np.concatenate(places)[None].astype(np.int32),
         und_images=np.zeros((1, 0, und, und, 3), np.uint8),
         gen_images=np.zeros((1, 0, 32, 32, 3), np.uint8),
     )
@@ -88,7 +89,7 @@ def test_known_latents_without_times_are_images():
 
 def test_unknown_latents_are_the_vaes_means():
     processor, params = tiny.processor(tiny.FLOW), tiny.stacked_params(tiny.FLOW)
-    batch = processor.left_padded([row("Ink")])
+    batch = processor.left_pad([row("Ink")])
     found = apply(MODEL, params, "generation_latents", batch)
     pixels = jnp.asarray(batch.gen_images[:, 0], jnp.float32) / 127.5 - 1
     expected = apply(MODEL, params, "encode_images", pixels).mean
@@ -117,13 +118,13 @@ def test_a_gaussian_is_drawn_from_with_its_mean_and_variance():
 
 def test_begin_of_image_of_an_image_to_understand_is_learned():
     question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [tiny.picture(0)]}
-    batch = tiny.processor(tiny.FLOW).left_padded([tiny.processor(tiny.FLOW).understanding_row([question])])
+    batch = tiny.processor(tiny.FLOW).left_pad([tiny.processor(tiny.FLOW).understanding_sequence([question])])
     params = tiny.stacked_params(tiny.FLOW)
     x = apply(MODEL, params, "embed", batch)
-    begin = int(np.argmax(batch.und_places[0] == 0)) - 1
+    begin = int(np.argmax(batch.und_patch_index[0] == 0)) - 1
     np.testing.assert_array_equal(x[0, begin], params["beg_of_und"]["embedding"][0])
     text = apply(MODEL, params, "embed_text", batch.tokens)
-    is_text = batch.und_places[0] == NO_IMAGE
+    is_text = batch.und_patch_index[0] == NO_IMAGE
     is_text[begin] = False
     np.testing.assert_array_equal(x[0, is_text], text[0, is_text])
 

@@ -10,7 +10,7 @@ from janus_jax.batch import NO_IMAGE
 from janus_jax.config import Execution
 from janus_jax.models.autoencoder import Upsample
 from janus_jax.models.backbone import apply, scan_params, to_images, to_pixels, unroll_params
-from janus_jax.models.family import init_params
+from janus_jax.models.factory import init_params
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import FEW_ROWS, Conv, GroupNorm, project
 from tests import tiny
@@ -19,7 +19,7 @@ from tests import tiny
 def conversation():
     question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [tiny.picture(0)]}
     processor = tiny.processor()
-    return processor.left_padded([processor.understanding_row([question]), processor.text_row("Two birds")])
+    return processor.left_pad([processor.understanding_sequence([question]), processor.text_sequence("Two birds")])
 
 
 def text_logits(execution, params):
@@ -104,17 +104,17 @@ def test_image_places_take_their_images_and_no_others():
     images = np.array(batch.und_images)
     images[0] = 255 - images[0]
     differs = (embed(batch) != embed(batch._replace(und_images=images))).any(axis=-1)
-    np.testing.assert_array_equal(differs, batch.und_places != NO_IMAGE)
+    np.testing.assert_array_equal(differs, batch.und_patch_index != NO_IMAGE)
 
 
 def test_images_to_generate_fill_their_places_with_their_ids():
     processor = tiny.processor()
-    batch = processor.left_padded([processor.generation_row("A red boat", tiny.picture(3))])
+    batch = processor.left_pad([processor.generation_sequence("A red boat", tiny.picture(3))])
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
     ids = apply(model, params, "tokenize", to_pixels(jnp.asarray(batch.gen_images[:, 0])))
     known = apply(model, params, "embed", batch._replace(gen_ids=ids[:, None]))
     np.testing.assert_allclose(apply(model, params, "embed", batch), known, atol=1e-6)
-    filled = known[0, batch.gen_places[0] != NO_IMAGE]
+    filled = known[0, batch.gen_token_index[0] != NO_IMAGE]
     np.testing.assert_allclose(filled, apply(model, params, "embed_image_ids", ids[0]), atol=1e-6)
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from checkpoints_convert.readers import open_tensors
-from janus_jax.models.clip import clip_config, clip_params, embed_pictures, embed_texts
+from janus_jax.evaluation.metrics.clip import clip_config, clip_params, embed_pictures, embed_texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")

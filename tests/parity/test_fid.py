@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax.evaluate.generation import fid
-from janus_jax.models.fid import FeatureStatistics, frechet_distance
-from janus_jax.models.inception import inception_params
-from tests.train.vq.judges import inception_file
+from janus_jax.evaluation.metrics import fid
+from janus_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
+from janus_jax.evaluation.metrics.inception import inception_params
+from tests.training.image_tokenizer.judges import inception_file
 
 torch = pytest.importorskip("torch")
 try:

@@ -4,9 +4,9 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.models.inception import Inception, inception_params
-from janus_jax.train.vq.lpips import LPIPS, lpips_params
-from tests.train.vq.judges import VGG, inception_file, lpips_files
+from janus_jax.evaluation.metrics.inception import Inception, inception_params
+from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
+from tests.training.image_tokenizer.judges import VGG, inception_file, lpips_files
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

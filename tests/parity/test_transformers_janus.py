@@ -23,12 +23,12 @@ from checkpoints_convert import read_config, read_params
 from checkpoints_convert.transformers_janus import write_config
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
+from janus_jax.generation.image_tokens import sample_image_tokens
+from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
-from janus_jax.sample.images import draw_images
-from janus_jax.sample.sampling import Sampling, row_keys
-from janus_jax.sample.text import write_text
 from tests.golden.pseudo_weights import tensor
 
 torch = pytest.importorskip("torch")
@@ -173,8 +173,8 @@ def batch(rows, und_images=None):
         tokens=tokens,
         segment_ids=mask,
         positions=np.maximum(np.cumsum(mask, axis=1) - 1, 0).astype(np.int32),
-        und_places=np.where(is_image, np.cumsum(is_image, axis=1) - 1, NO_IMAGE).astype(np.int32),
-        gen_places=np.full_like(tokens, NO_IMAGE),
+        und_patch_index=np.where(is_image, np.cumsum(is_image, axis=1) - 1, NO_IMAGE).astype(np.int32),
+        gen_token_index=np.full_like(tokens, NO_IMAGE),
         und_images=np.zeros((len(rows), 0, 16, 16, 3), np.uint8) if und_images is None else und_images,
         gen_images=np.zeros((len(rows), 0, 16, 16, 3), np.uint8),
     )
@@ -261,7 +261,7 @@ def root_mean_square(array):
 @LANGUAGE
 def test_greedy_text(pair):
     prompts, images = pair.understanding
-    written = write_text(pair.ours, pair.params, prompts, keys(3), Sampling(), [NO_WORD], NEW_WORDS)
+    written = generate_text(pair.ours, pair.params, prompts, keys(3), SamplingConfig(), [NO_WORD], NEW_WORDS)
     theirs = pair.generate(
         prompts,
         pixel_values=channels_first(to_pixels(images)).to(pair.dtype),
@@ -278,7 +278,9 @@ def test_guided_image_ids(pair):
     prompts = batch(rows)
     # Each prompt is followed by its twin, all but its first and its last real place replaced by padding.
     with_twins = [one for row in rows for one in (row, [BOS, *[PAD] * (len(row) - 2), BEGIN_OF_IMAGE])]
-    ours = draw_images(pair.ours, pair.params, batch(with_twins), keys(len(rows))[:, None], Sampling(), GUIDANCE)
+    ours = sample_image_tokens(
+        pair.ours, pair.params, batch(with_twins), keys(len(rows))[:, None], SamplingConfig(), GUIDANCE
+    )
     steps = []
     hook = pair.theirs.model.generation_head.register_forward_hook(lambda *call: steps.append(numbers(call[-1])))
     expected = pair.generate(prompts, generation_mode="image", settings={"max_length": prompts.shape[1]}).numpy()

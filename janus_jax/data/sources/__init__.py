@@ -1,6 +1,6 @@
 """Everything that records are made from: one small file a kind, each registered in `SOURCES`."""
 
-from janus_jax.data.sources import captions, conversations, shapes, text, tfds, webdataset
+from janus_jax.data.sources import captions, conversations, text, tfds, webdataset
 from janus_jax.data.sources.base import (
     SOURCES,
     Entry,
@@ -14,7 +14,7 @@ from janus_jax.data.sources.base import (
     source,
 )
 
-KINDS = (captions, conversations, shapes, text, tfds, webdataset)
+KINDS = (captions, conversations, text, tfds, webdataset)
 
 __all__ = [
     "KINDS",

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from janus_jax.data.faults import Reason, Refused
 from janus_jax.data.records import Record
+from janus_jax.data.rejects import Reason, Refused
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, reading, refuse_pointer
 from janus_jax.processing import Task

@@ -1,0 +1,115 @@
+"""Drawing as the runner's work: every picture is a file before its answer is written down."""
+
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+from PIL import Image
+
+from janus_jax.errors import JanusError
+from janus_jax.evaluation.benchmark import OWN, Options
+from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
+from janus_jax.evaluation.runner import Work
+from janus_jax.files import named
+from janus_jax.generation.padding import bucket_length
+from janus_jax.processing import Processor
+from janus_jax.storage import writing
+
+_WRITERS = min(8, os.cpu_count() or 1)
+
+
+class Painter(Protocol):
+    """What draws: a `Pretrained`."""
+
+    @property
+    def processor(self) -> Processor: ...
+
+    @property
+    def drawing_settings(self) -> Collection[str]:
+        """Names of the settings that it draws with."""
+        ...
+
+    def draw(
+        self,
+        prompts: Sequence[str],
+        numbers: Sequence[tuple[int, int]],
+        seed: int = ...,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """An image of each of these prompts."""
+        ...
+
+
+def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_size: int) -> Work[Picture]:
+    """Has a model draw, `batch_size` pictures at a time, into files of a folder.
+
+    Batches are of prompts that are padded to one length, and always full: a model compiles for few shapes, and what a
+    picture is drawn with does not change it, but for rounding.
+
+    Args:
+      folder: the run's.
+      options: those of `picture.DRAWING`, at least. A benchmark's defaults are for all models: those of settings that a
+        model has not, such as a flow's temperature, are passed over.
+    """
+    known = [name for name in DRAWING if name in model.drawing_settings]
+    settings = {name: float(options[name]) for name in known if options[name] != OWN}
+
+    def work(pictures: Sequence[Picture]) -> Iterator[Mapping[str, str]]:
+        with ThreadPoolExecutor(_WRITERS) as writers:
+            for batch in batched(model.processor, pictures, batch_size):
+                full = [*batch, *[batch[-1]] * (batch_size - len(batch))]
+                images = model.draw(
+                    [picture.prompt for picture in full],
+                    [(picture.prompt_number, picture.number) for picture in full],
+                    seed,
+                    **settings,
+                )
+                files = [folder / picture.file for picture in batch]
+                sides = [picture.side for picture in batch]
+                list(writers.map(save, images[: len(batch)], files, sides))
+                yield {picture.id: picture.file for picture in batch}
+
+    return work
+
+
+def batched(processor: Processor, pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
+    """Pictures whose prompts are padded to one length together, the longest first."""
+    by_length: dict[int, list[Picture]] = {}
+    for picture in pictures:
+        with named(f"The prompt of {picture.id}"):
+            length = bucket_length(len(processor.generation_prompt(picture.prompt)))
+        by_length.setdefault(length, []).append(picture)
+    return [
+        alike[start : start + size]
+        for _, alike in sorted(by_length.items(), reverse=True)
+        for start in range(0, len(alike), size)
+    ]
+
+
+def save(image: Image.Image, file: Path, side: int | None) -> None:
+    """Writes a PNG that outlives a power cut; a killed process leaves no half of it.
+
+    Args:
+      side: pixels of a side, to which it is scaled (Lanczos); None: as it is.
+
+    Raises:
+      JanusError: it cannot be written.
+      StorageFull: the disk is full.
+    """
+    if side is not None and image.size != (side, side):
+        image = image.resize((side, side), Image.Resampling.LANCZOS)
+    temporary = file.with_name(f".{file.name}.{os.getpid()}")
+    try:
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+            with temporary.open("wb") as stream:
+                image.save(stream, "PNG", compress_level=1)
+                stream.flush()
+                os.fsync(stream.fileno())
+            temporary.replace(file)
+    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
+        raise JanusError(f"{file} cannot be written ({error.strerror}); give another --out.") from error
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -1,0 +1,202 @@
+"""What is read out of a compiled program."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from janus_jax.aot.collectives import Collective, read_collectives
+from janus_jax.aot.topologies import find_topology
+from janus_jax.sharding import make_mesh
+
+TEXT = """HloModule jit_step
+
+%all-reduce-scatter.1 (a: f32[64]) -> f32[8] {
+  %a = f32[64]{0} parameter(0)
+  ROOT %all-reduce.9 = f32[64]{0} all-reduce(%a), replica_groups={{0,1,2,3,4,5,6,7}}, to_apply=%add
+}
+
+%body (s: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %s = (s32[], f32[64]) parameter(0)
+  %ag = (bf16[8]{0}, bf16[16,4]{1,0:T(8,128)}) all-gather-start(%x), replica_groups=[4,2]<=[8], dimensions={0}
+  %agd = bf16[16,4]{1,0} all-gather-done(%ag)
+  %f = f32[8]{0} fusion(%y), kind=kCustom, calls=%all-reduce-scatter.1
+}
+
+%condition (s: (s32[], f32[64])) -> pred[] {
+  %bound = s32[]{:T(128)} constant(24)
+  ROOT %less = pred[] compare(%i, %bound), direction=LT
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
+  %cp = s32[512]{0} collective-permute(%q), source_target_pairs={{0,0},{1,4},{4,1}}
+  %a2a = f32[32]{0} all-to-all(%q), replica_groups=[2,4]<=[4,2]T(1,0), dimensions={0}
+  %alone = f32[32]{0} all-reduce(%q), replica_groups={{0},{1},{2},{3},{4},{5},{6},{7}}, to_apply=%add
+}
+"""
+
+
+@pytest.fixture
+def mesh():
+    return make_mesh(2, 2, 2)
+
+
+def test_operations_are_told_with_their_loops_axes_and_islands(mesh):
+    gather, scatter, permute, exchange = read_collectives(TEXT, mesh, find_topology("cpu:2x4"))
+    assert gather == Collective("all-gather", 128, "bf16", ("tensor",), 2, 1, 0, (24,))
+    assert scatter == Collective("reduce-scatter", 256, "f32", ("data", "fsdp", "tensor"), 8, 2, 0, (24,))
+    assert permute == Collective("collective-permute", 2048, "s32", ("data", "tensor"), 2, 2, 0)
+    assert exchange == Collective("all-to-all", 128, "f32", ("data", "fsdp"), 4, 2, 0)
+
+
+def test_a_kernel_of_many_lines_ends_no_computation(mesh):
+    """As a TPU's compiler writes the attention kernel's."""
+    text = r"""HloModule jit_step
+
+%body (t: (s32[], f32[64])) -> (s32[], f32[64]) {
+  %kernel = bf16[8]{0} custom-call(%t), custom_call_target="tpu_custom_call", frontend_attributes={kernel_metadata={
+"xprof_metadata":"{\"block_q\": 512, \"block_kv\": 512}"
+}}, metadata={op_name="jit(step)/splash"}
+  %ar = f32[64]{0} all-reduce(%kernel), replica_groups=[1,8]<=[8]
+}
+
+%condition (t: (s32[], f32[64])) -> pred[] {
+  %bound = s32[] constant(24)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
+}
+"""
+    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    assert [(one.kind, one.payload, one.loops) for one in found] == [("all-reduce", 256, (24,))]
+
+
+def test_what_goes_between_slices_is_sent_by_the_runtime(mesh):
+    """As a TPU's compiler writes it."""
+    to_all, to_one = '"{1,2}x{0:3}"', "{{200000->100000},{100001->200001}}"
+
+    def told(kind, target):
+        return f'frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}'
+
+    text = f"""HloModule jit_step
+
+%body (t: (s32[], f32[64])) -> (s32[], f32[64]) {{
+  %r = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) recv(%a), {told("ALL_REDUCE", to_all)}
+  %s = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) send(%g, %a), {told("ALL_REDUCE", to_all)}
+  %d = token[] send-done(%s), frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime"}}
+}}
+
+%condition (t: (s32[], f32[64])) -> pred[] {{
+  %bound = s32[] constant(24)
+}}
+
+ENTRY %main (p: f32[8]) -> f32[8] {{
+  %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
+  %g = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {told("ALL_GATHER", to_all)}
+  %o = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {told("ONE_TO_ONE", to_one)}
+}}
+"""
+    assert read_collectives(text, mesh, find_topology("cpu:2x4")) == [
+        Collective("all-reduce", 1024, "bf16", ("data",), 2, 2, 0, (24,)),
+        Collective("all-gather", 128, "f32", ("data",), 2, 2, 0),
+        Collective("collective-permute", 64, "f32", ("data",), 2, 2, 0),
+    ]
+
+
+def test_what_starts_shows_what_goes_in_and_what_comes_out(mesh):
+    """As a GPU's compiler writes it."""
+    text = """HloModule jit_step
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %rs = ((f32[16,8]{0,1}, bf16[8]{0}), (f32[16,1]{0,1}, bf16[1]{0})) reduce-scatter-start(%a), replica_groups=[1,8]<=[8]
+  %a2a = ((f32[64]{0}), f32[64]{0}) all-to-all-start(%a), replica_groups=[1,8]<=[8]
+  %ar = f32[64]{0} all-reduce-start(%a), replica_groups=[1,8]<=[8]
+}
+"""
+    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    assert [(one.kind, one.payload) for one in found] == [
+        ("reduce-scatter", 4 * 128 + 2 * 8),
+        ("all-to-all", 256),
+        ("all-reduce", 256),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("kind", "group", "islands", "near", "far"),
+    [
+        ("all-gather", 8, 1, 700, 0),
+        ("all-reduce", 8, 1, 1400, 0),
+        ("all-gather", 8, 2, 600, 100),
+        ("all-reduce", 8, 2, 1200, 200),
+        ("all-to-all", 8, 2, 300, 400),
+        ("all-gather", 2, 2, 0, 400),
+        ("collective-permute", 2, 2, 0, 800),
+    ],
+)
+def test_bytes_are_shared_between_the_networks(kind, group, islands, near, far):
+    one = Collective(kind, 800, "f32", ("fsdp",), group, islands, 1)
+    assert (one.near, one.far) == (near, far)
+
+
+def test_a_loop_of_a_real_program_counts_as_often_as_it_turns(mesh):
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def step(weights, x):
+        return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0]
+
+    weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=split)
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
+    text = jax.jit(step, out_shardings=rows).lower(weights, x).compile().as_text()
+    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    assert any(one.loops == (5,) and one.axes == ("fsdp",) for one in found)
+    assert {one.loops for one in found} <= {(), (5,)}
+
+
+def test_a_loop_that_turns_as_the_data_says_counts_once_and_is_told_apart(mesh):
+    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+    rows = NamedSharding(mesh, PartitionSpec("data"))
+
+    def step(weight, x, turns):
+        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x @ weight), x)
+
+    weight = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
+    text = jax.jit(step, out_shardings=rows).lower(weight, x, 5).compile().as_text()
+    inside = [one for one in read_collectives(text, mesh, find_topology("cpu:1x8")) if one.loops]
+    assert inside
+    assert {(one.loops, one.times) for one in inside} == {((None,), 1)}
+
+
+@pytest.mark.parametrize(
+    ("groups", "axes"),
+    [
+        ("[4,2]<=[8]", ("tensor",)),
+        ("[2,4]<=[2,2,2]T(2,0,1)", ("data", "fsdp")),
+        ("{{0,4},{1,5},{2,6},{3,7}}", ("data",)),
+        ("mesh['a'=2,'b'=2,'c'=2] {'b'}", ("fsdp",)),
+        ("mesh['a'=4,'b'=2] {'a'}", ("data", "fsdp")),
+        ("mesh['a'=8] {'a':(2)2}", ("fsdp",)),
+        ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("data", "fsdp")),
+    ],
+)
+def test_groups_are_read_in_every_form(mesh, groups, axes):
+    line = f"  %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add"
+    (one,) = read_collectives(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n", mesh, find_topology("cpu:1x8"))
+    assert one.axes == axes
+
+
+def test_a_collective_in_pieces_counts_once(mesh):
+    gather = "  %g = f32[16]{0} all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}"
+    pieces = "".join(
+        f"%{name} (p: f32[8]) -> f32[16] {{\n{gather}\n}}\n" for name in ("first", "async_collective_fusion.1", "last")
+    )
+    entry = """ENTRY %main (p: f32[8]) -> f32[8] {
+  %async-collective-start.1 = f32[16]{0} fusion(%p), kind=kCustom, calls=%first
+  %fusion.3 = f32[16]{0} fusion(%p), kind=kCustom, calls=%async_collective_fusion.1
+  %async-collective-done.1 = f32[16]{0} fusion(%p), kind=kCustom, calls=%last
+}
+"""
+    assert len(read_collectives(pieces + entry, mesh, find_topology("cpu:1x8"))) == 1

@@ -1,0 +1,88 @@
+"""From a run's workdir to a folder that all the rest reads."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+import janus_jax
+from checkpoints_convert import read_params
+from checkpoints_convert.commands import meter
+from checkpoints_convert.export import export as to_pytorch
+from janus_jax.config import Execution
+from janus_jax.models.backbone import apply
+from janus_jax.models.janus import Janus
+from janus_jax.training.export import export, last_stage
+from janus_jax.training.partition import merge
+from tests.commands.conftest import ROOT, run
+from tests.training import runs
+
+QUESTION = [{"role": "user", "content": "What is in the picture?"}]
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    out = tmp_path_factory.mktemp("exported") / "model"
+    workdir, state = runs.finished()
+    assert export(workdir, last_stage(workdir), out, "float32", meter) == runs.STEPS
+    return out, merge(state.params, state.frozen)
+
+
+def logits(model, params, batch):
+    @functools.partial(jax.jit, static_argnums=0)
+    def read(model, params, batch):
+        hidden = apply(model, params, "__call__", batch)
+        return apply(model, params, "text_logits", hidden), apply(model, params, "image_logits", hidden)
+
+    return read(model, params, batch)
+
+
+def test_the_folder_loads_as_what_was_trained(exported):
+    folder, params = exported
+    loaded = janus_jax.load(folder, dtype="float32")
+    batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(QUESTION)])
+    expected = logits(Janus(runs.MODEL, Execution()), params, batch)
+    for one, other in zip(logits(loaded.model, loaded.params, batch), expected, strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_the_folder_goes_on_to_pytorch(exported, tmp_path):
+    to_pytorch(exported[0], tmp_path / "released", "released")
+    names = {path.name for path in (tmp_path / "released").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
+
+
+def test_the_average_of_a_flow_is_exported_without_its_aligner(tmp_path):
+    workdir, state = runs.finished("flow")
+    export(workdir, 1, tmp_path / "model", "float32", meter)
+    found = {"/".join(path): array for path, _, array in read_params(tmp_path / "model", "float32")}
+    averages = flatten_dict(state.ema, sep="/")
+    assert set(averages) - set(found) == {f"aligner/fc{n}/{leaf}" for n in (1, 2, 3) for leaf in ("weight", "bias")}
+    for name in set(averages) & set(found):
+        np.testing.assert_array_equal(found[name], averages[name])
+
+
+def test_a_flow_is_trained_and_exported_by_the_commands_and_draws(tmp_path):
+    config = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}:flow"
+    steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")
+    one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+    done = run("launch.train", config, f"--workdir={tmp_path / 'run'}", *runs.flags(), *steps, **one_device)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "run" / "stage_1" / "samples" / "step_2" / "1.png").exists()
+    done = run("launch.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'mine'}", "--dtype=float32")
+    assert done.returncode == 0, done.stderr
+    ((picture,),) = janus_jax.load(tmp_path / "mine", dtype="float32").generate("A boat.", steps=2)
+    assert picture.size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--workdir=absent", "--out=model"), "absent holds no stage's checkpoints"),
+        (("--workdir=absent", "--stage=1", f"--out={ROOT}"), "exists"),
+    ],
+)
+def test_a_mistake_is_told(refuses, tmp_path, flags, words):
+    assert words in refuses("launch.export", *flags, cwd=tmp_path)

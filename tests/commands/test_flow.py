@@ -1,0 +1,42 @@
+"""JanusFlow through the commands."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from tests.checkpoints_convert.checkpoints import save_speaking_flow
+from tests.commands.conftest import run
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return save_speaking_flow(tmp_path_factory.mktemp("models"))
+
+
+def test_the_commands_draw_along_a_flow_and_answer(folder, photo, tmp_path):
+    vae = f"--vae={folder.parent / 'sdxl-vae'}"
+    done = run("launch.generate", f"--model={folder}", vae, "--prompt=a map", "--steps=3", "--out=new", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3/3" in done.stderr
+    settings = json.loads(Image.open(tmp_path / "new" / "00000_0.png").info["settings"])
+    assert settings == {"guidance_scale": 2.0, "steps": 3, "sampler": "euler", "dtype": "float32"}
+    asked = run("launch.chat", f"--model={folder}", f"--image={photo}", "--prompt=What?", "--max_new_tokens=4")
+    assert asked.returncode == 0, asked.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ([], "has no VAE"),
+        (["--vae=absent"], "absent does not exist"),
+        (["--vae=VAE", "--temperature=1"], "draws without temperature"),
+        (["--vae=VAE", "--sampler=dopri"], "sampler is 'dopri'"),
+    ],
+    ids=str,
+)
+def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, folder, tmp_path, arguments, told):
+    given = [argument.replace("VAE", str(folder.parent / "sdxl-vae")) for argument in arguments]
+    usual = [f"--model={folder}", "--prompt=the sea", "--out=pictures"]
+    assert told in refuses("launch.generate", *usual, *given, cwd=tmp_path)
+    assert not (tmp_path / "pictures").exists()

@@ -1,0 +1,123 @@
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from janus_jax import image_files as pictures
+from janus_jax import load
+from janus_jax.errors import JanusError
+from tests.commands.conftest import run
+
+
+@pytest.fixture(scope="module")
+def drawn(checkpoint, tmp_path_factory):
+    """The folder that one run of the command filled, and what it said."""
+    folder = tmp_path_factory.mktemp("drawn")
+    (folder / "prompts.txt").write_text("\ufeffthe sea\n\n  a map \n", encoding="utf-8")
+    done = run(
+        "launch.generate",
+        f"--model={checkpoint}",
+        "--prompt=晚上的湖",
+        "--prompts_file=prompts.txt",
+        "--num_images=2",
+        "--seed=5",
+        "--guidance_scale=3",
+        "--dtype=float32",
+        "--out=new/pictures",
+        cwd=folder,
+    )
+    assert done.returncode == 0, done.stderr
+    return folder / "new" / "pictures", done
+
+
+def test_every_image_of_every_prompt_is_there_and_nothing_else(drawn):
+    folder, done = drawn
+    names = [f"{prompt:05}_{image}.png" for prompt in range(3) for image in range(2)]
+    assert sorted(path.name for path in folder.iterdir()) == names
+    assert done.stdout.split() == [f"new/pictures/{name}" for name in names]
+
+
+def test_a_bar_runs_to_its_end(drawn, checkpoint):
+    _, done = drawn
+    assert "384/384" in done.stderr
+    assert "100%" in done.stderr
+
+
+def test_the_pictures_are_the_librarys(drawn, checkpoint):
+    folder, _ = drawn
+    images = load(checkpoint, "float32").generate(["晚上的湖", "the sea", "a map"], 2, guidance_scale=3.0, seed=5)
+    for prompt, row in enumerate(images):
+        for index, image in enumerate(row):
+            np.testing.assert_array_equal(np.array(Image.open(folder / f"{prompt:05}_{index}.png")), np.array(image))
+
+
+def test_a_picture_says_how_it_was_drawn(drawn, checkpoint):
+    folder, _ = drawn
+    notes = Image.open(folder / "00002_1.png").info
+    assert notes["prompt"] == "a map"
+    assert (notes["seed"], notes["prompt_number"], notes["image_number"]) == ("5", "2", "1")
+    assert str(checkpoint) in notes["model"]
+    assert json.loads(notes["settings"]) == {
+        "guidance_scale": 3.0,
+        "temperature": 1.0,
+        "top_k": 0,
+        "top_p": 1.0,
+        "dtype": "float32",
+    }
+    assert Image.open(folder / "00000_0.png").info["prompt"] == "晚上的湖"
+
+
+MISTAKES = {
+    "no such folder": (["--model=absent"], "absent does not exist"),
+    "a folder without a model": (["--model=no_model"], "no_model holds no weights"),
+    "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
+    "no tokenizer": (["--model=without_tokenizer"], "tokenizer.json is missing"),
+    "an empty prompt": (["--prompt="], "--prompt is empty"),
+    "no such file of prompts": (["--prompts_file=absent.txt"], "absent.txt cannot be read"),
+    "a file of blank lines": (["--prompts_file=blank.txt"], "blank.txt holds no prompt"),
+    "a negative number of images": (["--num_images=-1"], "--num_images=-1"),
+    "no images": (["--num_images=0"], "--num_images=0"),
+    "a negative batch": (["--batch_size=-4"], "--batch_size=-4"),
+    "a negative scale": (["--guidance_scale=-1"], "--guidance_scale=-1"),
+    "an endless scale": (["--guidance_scale=inf"], "--guidance_scale=inf"),
+    "a negative top-k": (["--top_k=-1"], "--top_k=-1"),
+    "a file in the way": (["--out=taken"], "taken cannot be written"),
+    "a file in place of a parent": (["--out=taken/pictures"], "taken/pictures cannot be written"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoiled, checkpoint, mistake):
+    arguments, words = MISTAKES[mistake]
+    given = {argument.split("=")[0] for argument in arguments}
+    usual = {"--model": checkpoint, "--prompt": "the sea", "--out": "pictures"}
+    arguments = [*arguments, *(f"{flag}={value}" for flag, value in usual.items() if flag not in given)]
+    assert words in refuses("launch.generate", *arguments, cwd=spoiled)
+    assert not (spoiled / "pictures").exists()
+
+
+def test_nothing_to_draw_is_refused(refuses, spoiled, checkpoint):
+    assert "nothing to draw" in refuses("launch.generate", f"--model={checkpoint}", "--out=pictures", cwd=spoiled)
+
+
+def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one_whole(tmp_path, monkeypatch):
+    path = tmp_path / "00000_0.png"
+    pictures.save_png(Image.new("RGB", (4, 4), "red"), path, {})
+
+    def fill_the_disk(self, file, *_, **__):
+        file.write_bytes(b"half a pict")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
+    with pytest.raises(JanusError, match="No space left"):
+        pictures.save_png(Image.new("RGB", (4, 4), "blue"), path, {})
+    monkeypatch.undo()
+    assert [file.name for file in tmp_path.iterdir()] == ["00000_0.png"]
+    assert Image.open(path).getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_a_folder_made_for_nothing_goes_again(tmp_path):
+    with pytest.raises(RuntimeError), pictures.output_folder(tmp_path / "a" / "b"):
+        raise RuntimeError
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,67 @@
+"""The command: how it ends. What it trains is tests/train/test_loop.py's."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from janus_jax.errors import ExitCode
+from tests.commands.conftest import ROOT, environment, run
+from tests.training import runs
+
+CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+
+
+def command(workdir, *flags):
+    return ("launch.train", CONFIG, f"--workdir={workdir}", *runs.flags(), *flags)
+
+
+@pytest.mark.slow
+def test_a_notice_ends_it_with_all_saved(tmp_path):
+    steps = ("--config.stages.stage_1.steps=100000", "--config.intervals.save=0", "--config.intervals.report=1")
+    begun = subprocess.Popen(
+        [sys.executable, "-m", *command(tmp_path, *steps)],
+        env=environment(**ONE_DEVICE),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    metrics = tmp_path / "stage_1" / "metrics.jsonl"
+    deadline = time.monotonic() + 120
+    while begun.poll() is None and not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    begun.send_signal(signal.SIGTERM)
+    assert begun.wait(60) == ExitCode.PREEMPTED
+    assert "all is saved" in begun.stderr.read()
+    (saved,) = (int(path.name) for path in (tmp_path / "stage_1" / "checkpoints").glob("[0-9]*"))
+    assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]
+
+
+def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
+    start = "--config.stages.stage_1.initialisation"
+    flags = (f"{start}.source=model", f"{start}.model={runs.models() / 'spoiled'}")
+    done = run(*command(tmp_path, *flags), **ONE_DEVICE)
+    assert done.returncode == ExitCode.DIVERGED, done.stderr
+    (dump,) = (tmp_path / "stage_1" / "not_finite").iterdir()
+    assert str(dump) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (("--config.stage=3",), "config.stage is 3; the recipe has stages 1 to 2"),
+        (("--config.sources.generation.directory=absent",), "absent, of the component 'generation', is no folder"),
+        (("--config.stages.stage_1.initialisation.source=model",), "initialisation.model is empty"),
+        (
+            ("--config.samples.questions=(('absent.png', 'What?'),)",),
+            "questions, number 1, cannot be asked: The image absent.png does not",
+        ),
+        (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts holds an empty prompt"),
+    ],
+)
+def test_a_mistake_ends_it_before_any_device_is_asked_for(refuses, tmp_path, flags, words):
+    assert words in refuses(*command(tmp_path, *flags), cwd=ROOT)

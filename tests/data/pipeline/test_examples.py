@@ -1,0 +1,194 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from janus_jax.batch import NO_IMAGE
+from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, first_sentence, text_targets
+from janus_jax.data.records import Record
+from janus_jax.data.rejects import Reason, Refused
+from janus_jax.processing import Task
+from tests.data.prepared import bomb, encoded, generation, text, understanding
+from tests.tiny import processor
+
+KNOWN = ExampleBuilder(processor(), precomputed_image_tokens=True)
+IDS = np.arange(processor().gen_tokens)
+SYSTEM = processor().system_prompt
+
+
+def conversation(*contents, images=(), task=Task.UNDERSTANDING, key="c"):
+    roles = itertools.cycle(("user", "assistant"))
+    messages = tuple({"role": role, "content": content} for role, content in zip(roles, contents, strict=False))
+    return Record(key, task, messages=messages, images=tuple(images))
+
+
+def learnt(record, supervision):
+    row = ExampleBuilder(processor(), drop_condition=0, first_sentence=0)(record, 0)
+    targets = text_targets(row, supervision)
+    return processor().tokenizer.decode(row.tokens[targets], skip_special_tokens=False)
+
+
+TWO_TURNS = conversation(
+    "<image_placeholder>\nWhat?", "A cat.", "And <image_placeholder>?", "A dog.", images=[encoded(1)] * 2
+)
+CHAT = conversation("Who?", "I.", task=Task.TEXT)
+EOS = "<｜end▁of▁sentence｜>"
+
+
+@pytest.mark.parametrize(
+    ("record", "supervision", "expected"),
+    [
+        (text(7, words=2), Supervision.TEXT, f"7 word word {EOS}"),
+        (text(7, words=2), Supervision.ANSWERS, f"7 word word {EOS}"),
+        (CHAT, Supervision.TEXT, f"{SYSTEM}\n\n<|User|>: Who?\n\n<|Assistant|>: I.{EOS}"),
+        (CHAT, Supervision.ANSWERS, f" I.{EOS}"),
+        (
+            TWO_TURNS,
+            Supervision.TEXT,
+            f"{SYSTEM}\n\n<|User|>: \nWhat?\n\n<|Assistant|>: A cat.{EOS}<|User|>: And ?\n\n<|Assistant|>: A dog.{EOS}",
+        ),
+        (TWO_TURNS, Supervision.ANSWERS, f" A cat.{EOS} A dog.{EOS}"),
+        (generation(1), Supervision.TEXT, ""),
+        (generation(1), Supervision.ANSWERS, ""),
+    ],
+    ids=lambda value: value if isinstance(value, str) else getattr(value, "key", None),
+)
+def test_the_supervised_text_is(record, supervision, expected):
+    assert learnt(record, supervision) == expected
+
+
+def test_images_and_their_markers_are_never_text_targets():
+    row = ExampleBuilder(processor())(TWO_TURNS, 0)
+    targets = text_targets(row, Supervision.TEXT)
+    special = processor().tokenizer.special
+    markers = {special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder}
+    assert not markers & set(row.tokens[targets].tolist())
+    assert (row.und_patch_index[targets] == NO_IMAGE).all()
+
+
+def test_an_unanswered_question_teaches_nothing_about_answers():
+    assert learnt(conversation("<image_placeholder>What?", images=[encoded(1)]), Supervision.ANSWERS) == ""
+
+
+def captions(epoch, maker, count=2000):
+    for number in range(count):
+        row = maker(generation(number, "One boat. Two birds.", IDS), epoch)
+        prompt = row.tokens[: row.gen_token_index.argmax() - len(IDS) + 1]
+        yield row, prompt
+
+
+def test_a_tenth_of_the_prompts_is_dropped_and_a_quarter_of_the_captions_shortened():
+    special = processor().tokenizer.special
+    dropped, shortened = [], []
+    for _, prompt in captions(0, KNOWN):
+        assert (prompt[0], prompt[-1]) == (special.bos, special.begin_of_image)
+        dropped.append((prompt[1:-1] == special.pad).all())
+        shortened.append("Two" not in processor().tokenizer.decode(prompt))
+    dropped, shortened = np.array(dropped), np.array(shortened)
+    # Three standard deviations of 2,000 draws are 0.020 and 0.031.
+    assert dropped.mean() == pytest.approx(0.1, abs=0.02)
+    assert shortened[~dropped].mean() == pytest.approx(0.25, abs=0.031)
+
+
+def test_what_is_dropped_follows_from_seed_key_and_epoch():
+    def prompts(maker, epoch):
+        return [prompt.tolist() for _, prompt in captions(epoch, maker, 100)]
+
+    assert prompts(KNOWN, 0) == prompts(ExampleBuilder(processor(), precomputed_image_tokens=True), 0)
+    assert prompts(KNOWN, 0) != prompts(KNOWN, 1)
+    assert prompts(KNOWN, 0) != prompts(ExampleBuilder(processor(), precomputed_image_tokens=True, seed=1), 0)
+
+
+def test_the_crop_follows_from_the_record_too():
+    maker = ExampleBuilder(processor(), random_crop=True)
+    record = generation(1)
+    crops = [maker(record, epoch).gen_images for epoch in (0, 0, 1, 2, 3)]
+    assert np.array_equal(crops[0], crops[1])
+    assert len({crop.tobytes() for crop in crops}) > 1
+
+
+def test_known_ids_make_the_same_row_without_pixels():
+    record = generation(1, ids=IDS)
+    with_pixels, with_ids = ExampleBuilder(processor())(record, 0), KNOWN(record, 0)
+    assert np.array_equal(with_pixels.tokens, with_ids.tokens)
+    assert np.array_equal(with_pixels.gen_token_index, with_ids.gen_token_index)
+    assert len(with_ids.gen_images) == 0
+
+
+@pytest.mark.parametrize(
+    ("caption", "expected"),
+    [
+        ("A cat. A dog.", "A cat."),
+        ("A cat", "A cat"),
+        ("  A cat!  a dog.", "A cat!"),
+        ("It costs 3.50 in Rome. Cheap.", "It costs 3.50 in Rome."),
+        ("Dr. J. Smith, e.g. here. There.", "Dr. J. Smith, e.g. here."),
+        ('He said "Stop!" Then he left.', 'He said "Stop!"'),
+        ("一只猫。一只狗。", "一只猫。"),
+        ("", ""),
+    ],
+)
+def test_the_first_sentence_of(caption, expected):
+    assert first_sentence(caption) == expected
+
+
+PICTURE = encoded(1)
+
+
+def talk(*messages):
+    return Record("r", Task.TEXT, messages=messages)
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (conversation("<image_placeholder>?", "Yes.", images=[PICTURE[:200]]), Reason.BAD_IMAGE),
+        (conversation("<image_placeholder>?", "Yes.", images=[bomb()]), Reason.IMAGE_TOO_LARGE),
+        (conversation("<image_placeholder>?", "Yes.", images=[b""]), Reason.BAD_IMAGE),
+        (conversation("<image_placeholder>?", "Yes."), Reason.NO_IMAGE),
+        (conversation("What is here?", "A cat."), Reason.NO_IMAGE),
+        (conversation("What is here?", "A cat.", images=[PICTURE]), Reason.BAD_CONVERSATION),
+        (conversation("<image_placeholder>?", "Yes.", images=[PICTURE] * 2), Reason.IMAGE_COUNT),
+        (conversation("Hello", "Yes.", images=[PICTURE], task=Task.TEXT), Reason.IMAGE_COUNT),
+        (conversation("<image_placeholder>", "  ", images=[PICTURE]), Reason.EMPTY_TEXT),
+        (Record("r", Task.UNDERSTANDING, text="no messages", images=(PICTURE,)), Reason.EMPTY_TEXT),
+        (talk({"role": "user"}), Reason.BAD_CONVERSATION),
+        (talk({"role": "user", "content": 5}), Reason.BAD_CONVERSATION),
+        (talk("hello"), Reason.BAD_CONVERSATION),
+        (talk({"role": "robot", "content": "Hm"}), Reason.BAD_CONVERSATION),
+        (Record("r", Task.TEXT, text=" \n"), Reason.EMPTY_TEXT),
+        (Record("r", Task.TEXT, text="half \ud83d a pair"), Reason.MALFORMED),
+        (Record("r", Task.TEXT, text="look: <image_placeholder>"), Reason.SPECIAL_TOKEN),
+        (Record("r", Task.TEXT, text="a <｜▁pad▁｜> b"), Reason.SPECIAL_TOKEN),
+        (Record("r", Task.GENERATION, text="", images=(PICTURE,)), Reason.EMPTY_TEXT),
+        (Record("r", Task.GENERATION, text="A <begin_of_image> cat", images=(PICTURE,)), Reason.SPECIAL_TOKEN),
+        (Record("r", Task.GENERATION, text="A cat"), Reason.NO_IMAGE),
+        (Record("r", Task.GENERATION, text="A cat", images=(PICTURE,) * 2), Reason.IMAGE_COUNT),
+        (Record("r", Task.GENERATION, text="A cat", images=(PICTURE[:100],)), Reason.BAD_IMAGE),
+    ],
+)
+def test_a_bad_record_is_told_by_its_reason(record, reason):
+    with pytest.raises(Refused) as error:
+        ExampleBuilder(processor())(record, 0)
+    assert error.value.reason is reason
+
+
+@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().gen_tokens])
+def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
+    with pytest.raises(Refused) as error:
+        KNOWN(generation(1, ids=ids), 0)
+    assert error.value.reason is Reason.BAD_IMAGE_IDS
+
+
+def test_paths_in_a_records_messages_are_not_followed(tmp_path):
+    (tmp_path / "secret.jpg").write_bytes(PICTURE)
+    message = {"role": "user", "content": "<image_placeholder>", "images": [str(tmp_path / "secret.jpg")]}
+    answer = {"role": "assistant", "content": "A secret."}
+    with pytest.raises(Refused) as error:
+        ExampleBuilder(processor())(Record("r", Task.UNDERSTANDING, messages=(message, answer)), 0)
+    assert error.value.reason is Reason.NO_IMAGE
+
+
+def test_understanding_is_one_record_one_row():
+    row = ExampleBuilder(processor())(understanding(3), 0)
+    assert (len(row.und_images), len(row.gen_images), row.task) == (1, 0, Task.UNDERSTANDING)

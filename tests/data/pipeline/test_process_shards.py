@@ -1,0 +1,69 @@
+"""What is read, row by row, is the same in however many processes."""
+
+import contextlib
+import dataclasses
+import json
+
+import numpy as np
+import pytest
+
+from janus_jax.data.pipeline.dataset import Component
+from janus_jax.data.pipeline.packing import Budget
+from janus_jax.data.pipeline.process_shards import open_shares, states_of_shares
+from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.errors import JanusError
+from tests import tiny
+from tests.data.prepared import generation, text
+
+P = dataclasses.replace(tiny.processor(), system_prompt="")
+CONFIG = StreamConfig(
+    components=(
+        Component("text", [text(n, n % 17) for n in range(40)]),
+        Component("gen", [generation(n) for n in range(23)]),
+    ),
+    batch_size=8,
+    budget=Budget(384, 2, 3, 300),
+)
+
+
+def read(processes, batches, states=None, shares=4):
+    """Ids and arrays of whole batches, and the states of all processes after them."""
+    with contextlib.ExitStack() as stack:
+        streams = [
+            stack.enter_context(open_shares(CONFIG, P, number, processes, shares, 0)) for number in range(processes)
+        ]
+        for stream in streams if states else ():
+            stream.set_state(states_of_shares(json.loads(json.dumps(states))))
+        found = []
+        for _ in range(batches):
+            parts = [next(stream) for stream in streams]
+            tokens, images = (
+                np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "gen_images")
+            )
+            found.append((tokens, images, [row for stream in streams for row in stream.sample_ids]))
+        return found, [stream.get_state() for stream in streams]
+
+
+def assert_same(ours, theirs):
+    assert [ids for _, _, ids in ours] == [ids for _, _, ids in theirs]
+    for one, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(one[0], other[0])
+        np.testing.assert_array_equal(one[1], other[1])
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_fewer_processes_read_the_same_rows(processes):
+    assert_same(read(processes, 3)[0], read(4, 3)[0])
+
+
+def test_a_stream_goes_on_in_another_number_of_processes():
+    undisturbed, _ = read(4, 6)
+    one, states = read(4, 2)
+    two, states = read(2, 2, states)
+    three, _ = read(4, 2, states)
+    assert_same(one + two + three, undisturbed)
+
+
+def test_a_number_of_processes_that_does_not_divide_the_shares_is_refused():
+    with pytest.raises(JanusError, match=r"4 shares, which 3 processes .* config\.data_shares"):
+        open_shares(CONFIG, P, 0, 3, 4, 0)

@@ -1,0 +1,389 @@
+import dataclasses
+import itertools
+import json
+import os
+import random
+import signal
+import time
+from collections import Counter
+
+import numpy as np
+import pytest
+
+from janus_jax.data.pipeline.dataset import Component
+from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
+from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.data.pipeline.packing import Budget, Example
+from janus_jax.data.pipeline.prefetch import MakeSamples, SampleTask
+from janus_jax.data.pipeline.stream import StreamConfig, open_stream
+from janus_jax.data.pipeline.workers import Processes
+from janus_jax.errors import JanusError
+from tests import tiny
+from tests.data.prepared import bomb, encoded, generation, text, understanding, write
+from tests.data.probe import Fails, LooksForJax, SendsMuch, Sleeps
+
+P = dataclasses.replace(tiny.processor(), system_prompt="")
+BROKEN = {"key": "no task", "text": "and no messages"}
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    """A prepared data set, one of whose records lacks fields."""
+    return write(tmp_path_factory.mktemp("data") / "und", [*map(understanding, range(11)), BROKEN])
+
+
+@pytest.fixture
+def config(prepared):
+    return StreamConfig(
+        components=(
+            Component("und", prepared),
+            Component("text", [text(n, n % 17) for n in range(40)]),
+            Component("gen", [generation(n) for n in range(23)]),
+        ),
+        batch_size=2,
+        budget=Budget(384, 2, 3, 300),
+        phases=(Phase(3, {"und": 2, "gen": 3}), Phase(None, {"und": 2, "text": 3, "gen": 5})),
+        random_crop=True,
+        max_rejected=0.5,
+        recent=20,
+    )
+
+
+def texts(**kinds):
+    return tuple(Component(name, [text(n, 3) for n in range(count)]) for name, count in kinds.items())
+
+
+def run(stream, batches):
+    """Sample ids and arrays of the next batches."""
+    return [(next(stream), stream.sample_ids) for _ in range(batches)]
+
+
+def same(ours, theirs):
+    ids = [ids for _, ids in ours] == [ids for _, ids in theirs]
+    arrays = [
+        a is b is None or (a.dtype == b.dtype and np.array_equal(a, b))
+        for (x, _), (y, _) in zip(ours, theirs, strict=True)
+        for a, b in zip(x, y, strict=True)
+    ]
+    return ids and all(arrays)
+
+
+@pytest.fixture
+def undisturbed(config):
+    with open_stream(config, P) as stream:
+        return run(stream, 12)
+
+
+def resumed(config, state, workers=0):
+    stream = open_stream(config, P, workers=workers)
+    stream.set_state(json.loads(json.dumps(state)))
+    return stream
+
+
+def test_it_goes_on_exactly_after_any_interruptions(config, undisturbed):
+    for seed in range(4):
+        rng = random.Random(seed)
+        batches, state = [], None
+        while len(batches) < 12:
+            with open_stream(config, P) if state is None else resumed(config, state) as stream:
+                batches += run(stream, min(rng.randrange(1, 6), 12 - len(batches)))
+                state = stream.get_state()
+        assert same(batches, undisturbed)
+
+
+@pytest.mark.parametrize(("workers", "then"), [(2, 3), (1, 0)])
+def test_it_goes_on_exactly_with_worker_processes_and_another_number_of_them(config, undisturbed, workers, then):
+    stop = random.Random(workers).randrange(1, 11)
+    with open_stream(config, P, workers=workers) as stream:
+        before = run(stream, stop)
+        state = stream.get_state()
+        run(stream, 1)
+    with resumed(config, state, workers=then) as stream:
+        after = run(stream, 12 - stop)
+    assert same(before + after, undisturbed)
+
+
+def test_a_running_stream_goes_back_to_a_state(config, undisturbed):
+    with open_stream(config, P, workers=1) as stream:
+        run(stream, 2)
+        state = stream.get_state()
+        run(stream, 3)
+        stream.set_state(state)
+        assert stream.get_state() == state
+        assert same(run(stream, 10), undisturbed[2:])
+
+
+def test_its_state_is_small_and_counts_what_was_rejected(config):
+    with open_stream(config, P) as stream:
+        run(stream, 20)
+        state = stream.get_state()
+    assert len(json.dumps(state)) < 2000
+    assert state["step"] == 20
+    assert state["records"]["rejected"] == {"malformed": state["positions"][0] - state["counts"][0]}
+
+
+def test_another_seed_is_another_order(config, undisturbed):
+    with open_stream(dataclasses.replace(config, seed=1), P) as stream:
+        assert [ids for _, ids in run(stream, 12)] != [ids for _, ids in undisturbed]
+
+
+def test_batches_have_one_shape_and_the_ids_of_their_segments(config, undisturbed):
+    shapes = {tuple(None if array is None else array.shape for array in batch) for batch, _ in undisturbed}
+    assert len(shapes) == 1
+    for batch, ids in undisturbed:
+        assert batch.segment_ids.max(axis=1).tolist() == list(map(len, ids))
+
+
+def test_processes_read_different_records_and_together_all(config):
+    config = dataclasses.replace(config, phases=(), components=texts(a=30))
+    seen = []
+    for index in range(2):
+        with open_stream(config, P, index, 2) as stream:
+            batches = run(stream, 10)
+        assert {batch.shape for batch, _ in batches} == {(1, 384)}
+        seen.append({name.split("#")[0] for _, ids in batches for name in ids[0]})
+    assert not seen[0] & seen[1]
+    assert seen[0] | seen[1] == {f"a/text{n}" for n in range(30)}
+
+
+def test_10000_samples_keep_the_ratio_across_a_change_at_a_step():
+    change = 40
+    weights = [{"und": 2, "text": 3, "gen": 5}, {"und": 7, "text": 3, "gen": 10}]
+    config = StreamConfig(
+        texts(und=500, text=700, gen=300),
+        batch_size=8,
+        budget=Budget(128, 0, 0, 128),
+        phases=(Phase(change, weights[0]), Phase(None, weights[1])),
+    )
+    drawn, counts, expected = [0, 0], Counter(), Counter()
+    with open_stream(config, P) as stream:
+        while sum(drawn) < 10_000:
+            phase = int(stream.step >= change)
+            next(stream)
+            counts.update(name.split("/")[0] for row in stream.sample_ids for name in row)
+            waiting = [w.sample.sample_id.split("/")[0] for w in stream._packer.waiting]
+            total = counts + Counter(waiting)
+            drawn[phase] = total.total() - drawn[1 - phase]
+            for name in weights[0]:
+                expected[name] = sum(n * w[name] / sum(w.values()) for n, w in zip(drawn, weights, strict=True))
+                assert abs(total[name] - expected[name]) < 1
+            assert len(waiting) < config.lookahead
+
+
+def test_a_rejected_records_place_is_taken_by_the_next_of_its_component():
+    bad = [generation(n) if n % 3 else dataclasses.replace(generation(n), images=()) for n in range(30)]
+    config = StreamConfig(
+        (Component("gen", bad), *texts(text=50)), 1, Budget(384, 0, 4, 384), max_rejected=0.5, lookahead=2
+    )
+    with open_stream(config, P) as stream:
+        run(stream, 10)
+        counts = stream.get_state()["counts"]
+    assert abs(counts[0] - counts[1]) <= 1
+
+
+HOSTILE = {
+    "truncated JPEG": (dataclasses.replace(generation(1), images=(encoded(1)[:300],)), "bad_image"),
+    "decompression bomb": (dataclasses.replace(understanding(2), images=(bomb(),)), "image_too_large"),
+    "no picture at all": (dataclasses.replace(understanding(3), images=(b"MZ\x90",)), "bad_image"),
+    "missing fields": (BROKEN, "malformed"),
+    "messages that are no json": ({**text(5).to_example(), "messages": "[{"}, "malformed"),
+    "messages that are no list": ({**text(6).to_example(), "messages": "7"}, "malformed"),
+    "a task of its own": ({**text(7).to_example(), "task": "poetry"}, "malformed"),
+    "a message without content": (
+        {**text(8).to_example(), "messages": '[{"role": "user"}]'},
+        "bad_conversation",
+    ),
+    "empty caption": (dataclasses.replace(generation(9), text="  "), "empty_text"),
+    "empty text": (dataclasses.replace(text(10), text=""), "empty_text"),
+    "no image to understand": (
+        dataclasses.replace(understanding(11), images=()),
+        "no_image",
+    ),
+    "no image to generate": (dataclasses.replace(generation(12), images=()), "no_image"),
+    "an image nobody speaks of": (
+        dataclasses.replace(understanding(13), images=(encoded(1), encoded(2))),
+        "image_count",
+    ),
+    "a marker in the text": (
+        dataclasses.replace(text(14), text="<image_placeholder>"),
+        "special_token",
+    ),
+    "a caption longer than a row": (generation(15, "long " * 400), "too_long"),
+}
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_hostile_records_are_skipped_and_counted_by_reason(tmp_path, workers, caplog):
+    good = [*map(text, range(100, 110)), *map(generation, range(110, 120)), *map(understanding, range(120, 130))]
+    folder = write(tmp_path / "hostile", [*good, *(record for record, _ in HOSTILE.values())])
+    config = StreamConfig((Component("all", folder),), 1, Budget(384, 2, 3, 384), max_rejected=0.6, first_sentence=0)
+    seen = set()
+    with open_stream(config, P, workers=workers) as stream:
+        while not any("#1" in name for name in seen):
+            next(stream)
+            seen.update(*stream.sample_ids)
+        waiting = {w.sample.sample_id for w in stream._packer.waiting}
+        state = stream.get_state()
+    first_epoch = {name for name in seen | waiting if "#" not in name}
+    assert first_epoch == {f"all/{record.key}" for record in good}
+    once = Counter(reason for _, reason in HOSTILE.values())
+    rejected = state["records"]["rejected"]
+    assert {name: count >= once[name] for name, count in rejected.items()} == dict.fromkeys(once, True)
+    logged = [record.getMessage() for record in caplog.records if "Rejected" in record.getMessage()]
+    assert len(logged) == 1
+
+
+def test_too_many_rejected_records_stop_the_run():
+    records = [text(n) if n % 4 else dataclasses.replace(text(n), text="") for n in range(400)]
+    config = StreamConfig((Component("c", records),), 1, Budget(128, 0, 0, 128), max_rejected=0.2, recent=100)
+    with (
+        open_stream(config, P) as stream,
+        pytest.raises(JanusError, match=r"21 of the last \d+ records .*empty_text: 21; the last is c/text\d+"),
+    ):
+        run(stream, 1000)
+
+
+def test_a_share_below_the_limit_does_not_stop_it():
+    records = [text(n) if n % 10 else dataclasses.replace(text(n), text="") for n in range(400)]
+    config = StreamConfig((Component("c", records),), 1, Budget(128, 0, 0, 128), max_rejected=0.2, recent=100)
+    with open_stream(config, P) as stream:
+        run(stream, 100)
+        assert stream.report()["records/rejected/empty_text"] > 20
+
+
+def test_data_without_one_good_record_ends_in_an_error():
+    records = [dataclasses.replace(text(n), text="") for n in range(5)]
+    config = StreamConfig((Component("c", records),), 1, max_rejected=0.99, recent=50)
+    with open_stream(config, P) as stream, pytest.raises(JanusError, match="50 of the last 50 records"):
+        next(stream)
+
+
+def test_known_ids_give_batches_without_pixels():
+    ids = np.arange(P.gen_tokens)
+    records = [generation(n, ids=ids + n) for n in range(9)]
+    config = StreamConfig((Component("g", records),), 1, Budget(384, 0, 3, 0), precomputed_image_tokens=True)
+    with open_stream(config, P) as stream:
+        batch = next(stream)
+        first = int(stream.sample_ids[0][0].removeprefix("g/gen").split("#")[0])
+    assert batch.gen_images.shape[1] == 0
+    assert batch.gen_ids[0, 0].tolist() == (ids + first).tolist()
+
+
+def test_a_state_of_other_processes_is_refused_with_the_way_out(config):
+    with open_stream(config, P, 1, 2) as stream:
+        state = stream.get_state()
+    with (
+        open_stream(config, P) as stream,
+        pytest.raises(JanusError, match=r"saved by 2 processes and this run has 1.*start 2 processes, or go on"),
+    ):
+        stream.set_state(state)
+    with open_stream(config, P, 0, 2) as stream, pytest.raises(JanusError, match="of process 1, and this is process 0"):
+        stream.set_state(state)
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 3}, {"lookahead": 9}, {"batch_size": 4}, {"supervision": Supervision.ANSWERS}]
+)
+def test_a_state_of_another_config_is_refused_by_the_fields_name(config, change):
+    with open_stream(config, P) as stream:
+        state = stream.get_state()
+    with (
+        open_stream(dataclasses.replace(config, **change), P) as stream,
+        pytest.raises(JanusError, match=f"saved with {next(iter(change))} "),
+    ):
+        stream.set_state(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"components": ()}, "components is empty"),
+        ({"components": texts(a=3) * 2}, "Two components are called 'a'"),
+        ({"batch_size": 0}, "batch_size is 0"),
+        ({"max_rejected": 1.0}, "max_rejected is 1.0"),
+        ({"drop_condition": -0.1}, "drop_condition is -0.1"),
+        ({"phases": (Phase(None, {"other": 1}),)}, "'other'; the components are und, text, gen"),
+    ],
+)
+def test_a_config_that_makes_no_sense_is_refused(config, change, words):
+    with pytest.raises(JanusError, match=words):
+        dataclasses.replace(config, **change)
+
+
+def test_a_batch_that_processes_cannot_share_is_refused(config):
+    with pytest.raises(JanusError, match="2 is not a multiple of 4"):
+        open_stream(config, P, 0, 4)
+
+
+def test_a_missing_data_set_ends_the_workers_too(config, tmp_path):
+    with pytest.raises(JanusError, match="is no folder"):
+        open_stream(
+            dataclasses.replace(config, components=(Component("und", tmp_path / "x"),), phases=()), P, workers=1
+        )
+
+
+def test_a_killed_worker_is_an_error_within_seconds(config):
+    with open_stream(config, P, workers=2) as stream:
+        next(stream)
+        os.kill(stream._feed._pool.processes[1].pid, signal.SIGKILL)
+        begin = time.monotonic()
+        with pytest.raises(JanusError, match=r"data worker \(process \d+\) has ended by signal 9 \(SIGKILL\)"):
+            run(stream, 1000)
+        assert time.monotonic() - begin < 10
+
+
+def test_a_worker_killed_while_it_sends_is_an_error_too():
+    for delay in (0.0, 0.02, 0.05):
+        pool = Processes(SendsMuch(), 1)
+        numbers = [pool.submit(64) for _ in range(50)]
+        assert len(pool.result(numbers[0])) == 64 << 20
+        time.sleep(delay)
+        pool.processes[0].kill()
+        with pytest.raises(JanusError, match="SIGKILL"):
+            list(map(pool.result, numbers[1:]))
+        pool.close()
+
+
+def test_a_worker_killed_before_its_first_task_is_an_error_too():
+    pool = Processes(Sleeps(), 2)
+    pool.processes[0].kill()
+    with pytest.raises(JanusError, match="SIGKILL"):
+        pool.result(pool.submit(3600))
+    pool.close()
+
+
+def test_workers_outlive_the_notice_of_a_preemption_and_end_with_their_stream():
+    pool = Processes(Sleeps(), 1)
+    pool.result(pool.submit(0))
+    pool.processes[0].send_signal(signal.SIGTERM)
+    pool.processes[0].send_signal(signal.SIGINT)
+    assert pool.result(pool.submit(0)) is None
+    begin = time.monotonic()
+    pool.close()
+    assert pool.processes[0].returncode is not None
+    assert time.monotonic() - begin < 4
+    with pytest.raises(JanusError, match="closed"):
+        pool.result(pool.submit(0))
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (JanusError("It is not there."), JanusError, r"^It is not there\.$"),
+        (KeyError("k"), RuntimeError, "(?s)Traceback.*KeyError"),
+    ],
+)
+def test_what_a_worker_raises_is_raised_here(error, kind, words):
+    pool = Processes(Fails(error), 1)
+    with pytest.raises(kind, match=words):
+        pool.result(pool.submit(None))
+    pool.close()
+
+
+def test_workers_import_no_jax(prepared):
+    make = MakeSamples([Component("und", prepared)], ExampleBuilder(P), Supervision.TEXT, Budget(384, 2, 3, 300))
+    pool = Processes(LooksForJax(make), 1)
+    samples = [pool.result(pool.submit(SampleTask(0, 0, index))) for index in range(3)]
+    pool.close()
+    assert all(isinstance(sample, Example) for sample, _ in samples)
+    assert not any(itertools.chain(has_jax for _, has_jax in samples))

@@ -1,0 +1,206 @@
+"""The world as records; above all, that nothing held out is learnt."""
+
+import io
+import itertools
+import pickle
+import re
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from examples.shapes.dataset import DEFAULT, EVERYTHING, Asked, Category, Split, World, detect, inventory, sample_scene
+from examples.shapes.dataset.captions import plural
+from examples.shapes.dataset.scene import held_out
+from examples.shapes.dataset.vocabulary import (
+    ALL_COLOURS,
+    ALL_SHAPES,
+    HELD_OUT_ALONE,
+    HELD_OUT_NUMBERS,
+    HELD_OUT_TOGETHER,
+    NUMBERS,
+    is_held_out_pair,
+)
+from janus_jax.errors import JanusError
+from janus_jax.processing import Task
+from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
+
+COUNT = 250
+WORDS = {word: shape for shape in ALL_SHAPES for word in (shape, plural(shape))}
+
+
+def text_of(record):
+    return " ".join(f"{text}." for text in (record.text, *(turn["content"] for turn in record.messages))).lower()
+
+
+def seen(record):
+    """What the record's picture shows, as the detector sees it."""
+    (file,) = record.images
+    picture = np.asarray(Image.open(io.BytesIO(file)))
+    return [(thing.shape, thing.colour) for thing in detect(picture)]
+
+
+def named_shapes(text):
+    return {WORDS[word] for word in re.findall("[a-z]+", text) if word in WORDS}
+
+
+def named_colours(text):
+    """Every `colour shape` of a text."""
+    pairs = re.findall(rf"\b({'|'.join(ALL_COLOURS)}) ({'|'.join(WORDS)})\b", text)
+    return {(WORDS[shape], colour) for colour, shape in pairs}
+
+
+def named_numbers(text):
+    """Every `number ... shapes` of a text, and every number that answers how many of a shape there are."""
+    numbers = {word: number for number, word in NUMBERS.items()}
+    told = re.findall(rf"\b({'|'.join(numbers)}) (?:\w+ ){{0,2}}?({'|'.join(WORDS)})\b", text)
+    asked = re.findall(rf"how many ({'|'.join(WORDS)}) are there\?\W+({'|'.join(numbers)})\b", text)
+    return {(WORDS[shape], numbers[number]) for number, shape in [*told, *((n, s) for s, n in asked)]}
+
+
+@pytest.mark.parametrize("vocabulary", [DEFAULT, EVERYTHING])
+@pytest.mark.parametrize("task", [Task.UNDERSTANDING, Task.GENERATION])
+def test_no_training_picture_is_of_just_a_held_out_combination(task, vocabulary):
+    for record in World(vocabulary=vocabulary).records(task, COUNT):
+        assert not held_out(seen(record))
+
+
+@pytest.mark.parametrize("vocabulary", [DEFAULT, EVERYTHING])
+def test_no_training_caption_asks_for_just_a_held_out_combination(vocabulary):
+    """Of captions that name one thing or two, as the test's prompts do."""
+    for record in World(vocabulary=vocabulary).records(Task.GENERATION, COUNT):
+        text = record.text.partition(".")[0]
+        shapes = named_shapes(text)
+        if len(named_colours(text)) + len(named_numbers(text)) <= 2 and len(re.findall(",", text)) == 0:
+            if len(seen(record)) <= 2:
+                assert len(seen(record)) > 1 or not named_colours(text) & HELD_OUT_ALONE, text
+                assert not any(is_held_out_pair(*pair) for pair in itertools.combinations(named_colours(text), 2)), text
+                assert frozenset(shapes) not in HELD_OUT_TOGETHER, text
+            if len(shapes) == 1 and len(set(seen(record))) == 1:
+                assert not named_numbers(text) & HELD_OUT_NUMBERS, text
+
+
+@pytest.mark.parametrize("task", [Task.UNDERSTANDING, Task.GENERATION])
+def test_every_test_picture_shows_what_was_held_out(task):
+    for record in World(Split.TEST).records(task, 60):
+        assert held_out(seen(record))
+
+
+def test_the_leak_would_be_found():
+    text = "a photo of two small red stars. how many triangles are there? three is there a yellow star?"
+    assert named_colours(text) == {("star", "red"), ("star", "yellow")}
+    assert named_numbers(text) == {("star", 2), ("triangle", 3)}
+    assert named_shapes(text) == {"star", "triangle"}
+
+
+@pytest.mark.parametrize("task", Task)
+def test_a_record_follows_from_its_number(task):
+    world = World(seed=3)
+    records = world.records(task, 10)
+    again = [world.record(task, index) for index in reversed(range(10))][::-1]
+    assert [record.to_example()["key"] for record in records] == [record.key for record in again]
+    assert [(text_of(record), record.images) for record in records] == [
+        (text_of(record), record.images) for record in again
+    ]
+    assert len({record.key for record in records}) == 10
+    assert text_of(World(seed=4).record(task, 0)) != text_of(world.record(task, 0))
+
+
+def test_conversations_have_several_turns_and_one_picture():
+    turns = set()
+    for record in World().records(Task.UNDERSTANDING, COUNT):
+        roles = [message["role"] for message in record.messages]
+        assert roles == ["user", "assistant"] * (len(roles) // 2)
+        assert text_of(record).count(IMAGE_PLACEHOLDER) == 1
+        assert record.messages[0]["content"].startswith(IMAGE_PLACEHOLDER)
+        turns.add(len(roles) // 2)
+    assert turns >= {1, 2, 3, 4, 5, 6}
+
+
+def test_yes_and_no_are_about_as_frequent():
+    said = [message["content"] for record in World().records(Task.UNDERSTANDING, 500) for message in record.messages]
+    assert 0.4 < said.count("yes") / (said.count("yes") + said.count("no")) < 0.6
+
+
+def test_captions_have_many_phrasings_and_some_a_second_sentence():
+    captions = [record.text for record in World().records(Task.GENERATION, COUNT)]
+    assert {caption.split(" of ")[0] for caption in captions} >= {"a photo", "a picture", "an image"}
+    second = [". " in caption for caption in captions]
+    assert 0.25 < np.mean(second) < 0.55
+
+
+def test_a_caption_names_only_what_its_picture_shows():
+    for record in World(vocabulary=EVERYTHING).records(Task.GENERATION, COUNT):
+        kinds = seen(record)
+        assert named_colours(record.text) <= set(kinds)
+        assert named_shapes(record.text) == {shape for shape, _ in kinds}
+
+
+def test_the_world_is_taught_new_words():
+    about = frozenset({"heart", "pink"})
+    world = World(vocabulary=DEFAULT.with_extras(*about), about=about)
+    for task in Task:
+        for record in world.records(task, 40):
+            shown = {name for kind in seen(record) for name in kind} if record.images else set()
+            assert about & (shown | named_shapes(text_of(record)) | set(re.findall("[a-z]+", text_of(record))))
+
+
+def test_texts_are_those_of_the_records():
+    world = World(seed=5)
+    expected = []
+    for index in range(3):
+        expected.append(world.record(Task.TEXT, index).text)
+        expected += [message["content"] for message in world.record(Task.UNDERSTANDING, index).messages]
+        expected.append(world.record(Task.GENERATION, index).text)
+    assert list(world.texts(3)) == expected
+
+
+def test_records_are_a_source_that_workers_can_be_sent():
+    records = pickle.loads(pickle.dumps(World().records(Task.TEXT, 5)))
+    assert len(records) == 5
+    assert [record.text for record in records[1:3]] == [records[1].text, records[2].text]
+    assert records[-1].text == records[4].text
+    with pytest.raises(IndexError):
+        records[5]
+
+
+@pytest.mark.parametrize("task", [Task.GENERATION, Task.UNDERSTANDING])
+def test_scenes_can_be_kept_to_some_categories(task):
+    world = World(categories=(Category.COLORS, Category.SINGLE_OBJECT))
+    assert all(len(seen(record)) == 1 for record in world.records(task, 40))
+    assert any(len(seen(record)) > 1 for record in World().records(task, 40))
+
+
+def turns(asked, count):
+    for record in World(asked=asked).records(Task.UNDERSTANDING, count):
+        for question, answer in zip(record.messages[::2], record.messages[1::2], strict=True):
+            yield question["content"], answer["content"]
+
+
+def test_conversations_can_ask_for_places_alone():
+    questions = [question for question, _ in turns(Asked.PLACES, 40)]
+    assert all(re.search(r"In which (row|column) is the \w+( object)?\?$", question) for question in questions)
+    assert {"object" in question for question in questions} == {True, False}
+
+
+def test_conversations_can_ask_what_lies_beside_what_and_so_of_pairs_that_are_never_alone():
+    asked = list(turns(Asked.SIDES, 400))
+    assert all(re.search(r"(seen from|Is the \w+|What shape is) ", question) for question, _ in asked)
+    beside = {answer for question, answer in asked if re.search(r"What shape is .* the square\?", question)}
+    assert beside == {*DEFAULT.shapes} - {"square"}
+
+
+def test_an_inventory_names_every_thing_with_its_place():
+    scene = sample_scene(np.random.default_rng(3))
+    told = inventory(scene)
+    for thing in scene.things:
+        assert f"{thing.size} {thing.colour} {thing.shape} {thing.row} {thing.column}" in told
+    assert told.count(",") == len(scene.things) - 1
+    assert told.endswith(scene.background.texture)
+
+
+def test_a_wrong_world_is_refused():
+    with pytest.raises(JanusError, match="image_size is 8"):
+        World(image_size=8)
+    with pytest.raises(JanusError, match="about names 'heart'"):
+        World(about=frozenset({"heart"}))

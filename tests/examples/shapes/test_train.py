@@ -1,0 +1,73 @@
+"""Everything from nothing, in miniature."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+import janus_jax
+from checkpoints_convert import detect_layout
+from examples.shapes.budgets import MODELS, recipe
+from tests.commands.conftest import ROOT, environment
+
+
+def command(workdir, model, *flags):
+    return [
+        sys.executable,
+        "-m",
+        "examples.shapes.train",
+        f"--model={model}",
+        "--budget=smoke",
+        f"--workdir={workdir}",
+        *flags,
+    ]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "flags"), [("janus", ("--ablation",)), ("janusflow", ())])
+def test_it_makes_a_model_and_its_report_and_does_nothing_twice(model, flags, tmp_path):
+    environ = environment(XLA_FLAGS="")
+    subprocess.run(command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True)
+    report = json.loads((tmp_path / "report.json").read_text())
+    assert {"understanding", "generation.overall", "generation.strict", "minutes"} <= set(report)
+    released = tmp_path / MODELS[model].released
+    assert detect_layout(released) == "released"
+    ((picture,),) = janus_jax.load(released, "float32").generate("A red circle.")
+    assert picture.size == (48, 48)
+    if flags:
+        assert set(report["one encoder"]) < set(report)
+        assert detect_layout(tmp_path / "one_encoder" / "converted") == "converted"
+    before = (tmp_path / "converted" / "config.json").stat().st_mtime_ns
+    again = subprocess.run(
+        command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True, capture_output=True, text=True
+    )
+    assert (tmp_path / "converted" / "config.json").stat().st_mtime_ns == before
+    assert "step 4/4" not in again.stdout
+
+
+@pytest.mark.parametrize(("model", "budget"), [(model, budget) for model in MODELS for budget in MODELS[model].plans])
+def test_a_budget_changes_how_long_and_not_what(tmp_path, model, budget):
+    small = MODELS[model]
+    for number, stage in enumerate(small.module.RECIPE.stages, 1):
+        one = recipe(tmp_path, small.plans[budget], number, model=small).current
+        assert one.trained == stage.trained
+        assert one.steps == small.plans[budget].stages[number - 1]
+        assert one.optimizer.warmup_steps <= one.steps // 10
+        assert [phase.weights for phase in one.phases] == [phase.weights for phase in stage.phases]
+
+
+def test_the_ablation_differs_in_the_encoder_alone(tmp_path):
+    plan = MODELS["janus"].plans["25min"]
+    two, one = (recipe(tmp_path, plan, 2, encoder) for encoder in ("und_encoder", "gen_encoder"))
+    assert one.architecture.understands_by == "gen_encoder"
+    assert one.architecture.und_encoder.num_patches == one.architecture.gen_encoder.num_tokens
+    assert (one.stages[1:], one.sources) == (two.stages[1:], two.sources)
+    assert one.architecture.llm == two.architecture.llm
+
+
+def test_a_mistake_is_told(refuses, tmp_path):
+    flow = ("examples.shapes.train", "--model=janusflow", f"--workdir={tmp_path}")
+    assert "--ablation is of an image tokenizer" in refuses(*flow, "--ablation", cwd=ROOT)
+    (tmp_path / "Janus-shapes").mkdir()
+    assert "holds Janus-shapes; give --model a folder of its own" in refuses(*flow, cwd=ROOT)

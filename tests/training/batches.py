@@ -1,0 +1,59 @@
+"""Training batches of the tiny models, one or several samples a row."""
+
+import numpy as np
+
+from janus_jax.data.pipeline.examples import Supervision, text_targets
+from janus_jax.data.pipeline.packing import Budget, Example, lay
+from tests import tiny
+
+BUDGET = Budget(tokens=128, und_images=2, gen_images=2, text_targets=96)
+FLOW_BUDGET = Budget(tokens=224, und_images=1, gen_images=2, text_targets=96)
+QUESTION = [
+    {"role": "user", "content": "<image_placeholder>\nWhat is in the picture?"},
+    {"role": "assistant", "content": "A small red boat."},
+]
+
+
+def sample(row, supervision=Supervision.TEXT):
+    drawn = np.flatnonzero(row.gen_token_index == 0)
+    return Example("test", row, text_targets(row, supervision), drawn.astype(np.int32))
+
+
+def text(seed=0, config=tiny.CONFIG):
+    return sample(tiny.processor(config).text_sequence(tiny.CORPUS[seed % 3]))
+
+
+def understanding(seed=0, config=tiny.CONFIG):
+    return sample(tiny.processor(config).understanding_sequence(QUESTION, [tiny.picture(seed)], system_prompt=""))
+
+
+def generation(seed=0, config=tiny.CONFIG):
+    return sample(tiny.processor(config).generation_sequence("Two birds.", tiny.picture(seed)))
+
+
+def batch(rows, budget=BUDGET, seed=0):
+    """Rows of samples, the ids of their images to generate drawn at random."""
+    laid = lay(rows, budget, tiny.processor())
+    shape = (*laid.gen_images.shape[:2], tiny.CONFIG.gen_encoder.num_tokens)
+    ids = np.random.default_rng(seed).integers(0, tiny.CONFIG.gen_encoder.codebook_size, shape, np.int32)
+    return laid._replace(gen_ids=ids, gen_images=laid.gen_images[:, :0])
+
+
+def flow_batch(rows, budget=FLOW_BUDGET):
+    """Rows of samples of the tiny JanusFlow."""
+    return lay(rows, budget, tiny.processor(tiny.FLOW))
+
+
+def mixed(rows=8, kind="janus"):
+    """Rows of different tasks and numbers of supervised places; the last holds nothing."""
+    config, lay_out = (tiny.CONFIG, batch) if kind == "janus" else (tiny.FLOW, flow_batch)
+    kinds = [
+        [understanding(1, config), generation(2, config)],
+        [text(0, config), text(1, config), text(2, config)],
+        [generation(3, config)],
+        [understanding(4, config), text(5, config)],
+        [generation(6, config), understanding(7, config)],
+        [understanding(8, config)],
+        [text(9, config)],
+    ]
+    return lay_out([*[kinds[i % 7] for i in range(rows - 1)], []])

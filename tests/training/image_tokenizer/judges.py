@@ -1,0 +1,40 @@
+"""Files of the judging networks, by the names they are published under, with random numbers."""
+
+import functools
+
+import numpy as np
+
+from janus_jax.evaluation.metrics.inception import tensor_shapes
+
+VGG = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
+VGG |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
+
+
+@functools.cache
+def lpips_files():
+    """torchvision's vgg16, with its classifier's bias, and the lpips package's vgg.pth."""
+    rng = np.random.default_rng(0)
+    vgg = {"classifier.6.bias": np.zeros(1000, np.float32)}
+    for number, (outputs, inputs) in VGG.items():
+        weight = rng.standard_normal((outputs, inputs, 3, 3), np.float32)
+        vgg[f"features.{number}.weight"] = weight * np.float32(np.sqrt(2 / (9 * inputs)))
+        vgg[f"features.{number}.bias"] = 0.1 * rng.standard_normal(outputs, np.float32)
+    widths = (64, 128, 256, 512, 512)
+    lins = {f"lin{i}.model.1.weight": rng.random((1, width, 1, 1), np.float32) for i, width in enumerate(widths)}
+    return vgg, lins
+
+
+@functools.cache
+def inception_file():
+    """pytorch-fid's, whose classifier nothing reads."""
+    rng = np.random.default_rng(0)
+    tensors = {"fc.bias": np.zeros(1008, np.float32)}
+    for name, shape in tensor_shapes():
+        if name.endswith("conv.weight"):
+            deviation = np.float32(np.sqrt(2 / np.prod(shape[1:])))
+            tensors[name] = rng.standard_normal(shape, np.float32) * deviation
+        elif name.endswith(("running_var", "bn.weight")):
+            tensors[name] = 1 + 0.2 * rng.random(shape, np.float32)
+        else:
+            tensors[name] = 0.1 * rng.standard_normal(shape, np.float32)
+    return tensors

@@ -1,0 +1,149 @@
+"""A recipe for each tiny model that runs in seconds, data for it, and one finished run."""
+
+import functools
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from checkpoints_convert import save_converted
+from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.data.pipeline.packing import Budget
+from janus_jax.processing import Task, make_byte_level_tokenizer
+from janus_jax.training.config_dicts import from_config, to_config
+from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.recipe import (
+    ADAPTORS_AND_HEAD,
+    ALL_BUT_ENCODERS,
+    FLOW_ALL_BUT_ENCODER,
+    LINEAR_LAYERS_AND_FLOW,
+    Initialisation,
+    Intervals,
+    Precision,
+    Recipe,
+    Resources,
+    Source,
+    Stage,
+)
+from janus_jax.training.trainer import train
+from tests import tiny
+from tests.data import prepared
+from tests.training import stages
+
+MODEL = tiny.CONFIG
+CONFIGS = stages.CONFIGS
+STEPS = 4
+STAGE = Stage(
+    trained=ADAPTORS_AND_HEAD,
+    optimizer=OptimizerConfig(learning_rate=1e-3),
+    steps=STEPS,
+    batch_size=2,
+    phases=(Phase(None, {"understanding": 1, "generation": 1}),),
+    budget=Budget(256, und_images=2, gen_images=2, text_targets=192),
+    precision=Precision("float32", "float32", "float32"),
+    initialisation=Initialisation("random"),
+)
+
+
+TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYERS_AND_FLOW, FLOW_ALL_BUT_ENCODER)}
+
+
+def get_config(kind="janus"):
+    """The recipe, as flags see it; `runs.py:flow` is that of a JanusFlow, which keeps an average."""
+    sources = {"understanding": Source(task=Task.UNDERSTANDING), "generation": Source(task=Task.GENERATION)}
+    first, second = (replace(STAGE, trained=trained) for trained in TRAINED[kind])
+    if kind == "flow":
+        first, second = (replace(stage, ema_decay=0.9) for stage in (first, second))
+    return to_config(
+        Recipe(
+            "tiny",
+            (first, replace(second, initialisation=Initialisation("stage"))),
+            sources,
+            resources=Resources(remat="none", data_workers=0),
+            intervals=Intervals(report=1, evaluate=2, save=2, evaluate_batches=1),
+            precomputed_image_tokens=kind == "janus",
+            architecture=CONFIGS[kind],
+            flow=stages.LEARNING if kind == "flow" else None,
+        )
+    )
+
+
+@functools.cache
+def data():
+    """A folder with two prepared data sets and a tokenizer."""
+    folder = _kept_folder()
+    prepared.write(folder / "understanding", [prepared.understanding(number) for number in range(12)])
+    ids = np.random.default_rng(0).integers(0, MODEL.gen_encoder.codebook_size, (12, MODEL.gen_encoder.num_tokens))
+    prepared.write(folder / "generation", [prepared.generation(number, ids=row) for number, row in enumerate(ids)])
+    make_byte_level_tokenizer(
+        folder / "tokenizer",
+        tiny.CORPUS,
+        MODEL.llm.vocab_size,
+        MODEL.conversation,
+        image_size=MODEL.und_encoder.image_size,
+        num_image_tokens=MODEL.und_encoder.num_patches,
+    )
+    return folder
+
+
+def flags():
+    """Where the data is, as a command is told."""
+    return (
+        *(f"--config.sources.{name}.directory={data() / name}" for name in ("understanding", "generation")),
+        f"--config.tokenizer={data() / 'tokenizer'}",
+    )
+
+
+def recipe(stage=1, kind="janus", **fields):
+    """The recipe with its data, from a model's folder, and other fields of the stage that is run."""
+    whole = from_config(Recipe, get_config(kind))
+    sources = {name: replace(source, directory=str(data() / name)) for name, source in whole.sources.items()}
+    folder = models() / ("model" if kind == "janus" else kind)
+    all_stages = [replace(whole.stages[0], initialisation=Initialisation("model", model=str(folder))), whole.stages[1]]
+    all_stages[stage - 1] = replace(all_stages[stage - 1], **fields)
+    return replace(whole, sources=sources, stages=tuple(all_stages), stage=stage, tokenizer=str(data() / "tokenizer"))
+
+
+def held_out(recipe):
+    """The recipe with a part of its data to evaluate on."""
+    sources = {name: replace(source, held_out="train[:4]") for name, source in recipe.sources.items()}
+    return replace(recipe, sources=sources)
+
+
+@functools.cache
+def models():
+    """A folder with the parameters of `tests.tiny`: `model`, `flow`, `model`'s parts, and `spoiled`, with a NaN."""
+    folder, tree = _kept_folder(), tiny.stacked_params()
+    save_converted(folder / "model", tree, MODEL)
+    for part in ("llm", "und_encoder", "gen_encoder"):
+        save_converted(folder / part, {part: tree[part]}, getattr(MODEL, part))
+    save_converted(folder / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
+    spoiled = jax.tree.map(np.copy, tree)
+    spoiled["gen_head"]["fc2"]["bias"][0] = np.nan
+    save_converted(folder / "spoiled", spoiled, MODEL)
+    return folder
+
+
+def run(recipe, workdir):
+    """The state that a recipe ends with, on one device."""
+    return train(recipe, workdir, jax.devices()[:1])
+
+
+@functools.cache
+def finished(kind="janus"):
+    """The workdir of stage I, and its last state."""
+    workdir = _kept_folder()
+    return workdir, run(held_out(recipe(kind=kind)), workdir)
+
+
+@functools.cache
+def _folders():
+    return []
+
+
+def _kept_folder():
+    """A folder that goes when the tests are over."""
+    _folders().append(tempfile.TemporaryDirectory())
+    return Path(_folders()[-1].name)

@@ -1,0 +1,81 @@
+"""The tiny models in their papers' three stages, each compiled once."""
+
+import functools
+
+import flax.linen as nn
+import jax
+import numpy as np
+
+from janus_jax.config import Execution, ModelConfig
+from janus_jax.models.factory import abstract_model
+from janus_jax.models.janus import Janus
+from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLearning
+from janus_jax.training.objectives import learning_model
+from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
+from janus_jax.training.partition import partition
+from janus_jax.training.recipe import (
+    ADAPTORS_AND_HEAD,
+    ALL_BUT_ENCODERS,
+    ALL_BUT_TOKENIZER,
+    FLOW_ALL_BUT_ENCODER,
+    FLOW_ALL_BUT_VAE,
+    LINEAR_LAYERS_AND_FLOW,
+)
+from janus_jax.training.state import state_from_params
+from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients, train_step
+from tests import tiny
+
+LEARNING = FlowLearning(align_block=2, align_width=32, align_weight=0.5)
+CONFIGS: dict[str, ModelConfig] = {"janus": tiny.CONFIG, "flow": tiny.FLOW}
+MODELS = {kind: learning_model(config, Execution(), LEARNING) for kind, config in CONFIGS.items()}
+CUTS = {"janus": Microbatching(), "flow": Microbatching(tokenizer_dtype="float32")}
+OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=0.1), total_steps=10)
+TRAINED = {"I": ADAPTORS_AND_HEAD, "II": ALL_BUT_ENCODERS, "III": ALL_BUT_TOKENIZER}
+FLOW_TRAINED = {"I": LINEAR_LAYERS_AND_FLOW, "II": FLOW_ALL_BUT_ENCODER, "III": FLOW_ALL_BUT_VAE}
+
+MODEL = MODELS["janus"]
+
+
+@functools.cache
+def params(kind="janus"):
+    """All of a model's, those that serve its training alone among them."""
+    tree = tiny.stacked_params(CONFIGS[kind])
+    if kind == "janus":
+        return tree
+    rng = np.random.default_rng(1)
+    shapes = nn.unbox(abstract_model(MODELS[kind]))[ALIGNER]
+    return tree | {ALIGNER: jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)}
+
+
+@functools.cache
+def parts(stage, kind="janus"):
+    """Trained and frozen parameters."""
+    return partition(params(kind), _trained(kind)[stage])
+
+
+@functools.cache
+def gradient(stage, remat="none"):
+    """From a batch to the gradient and the totals of a stage."""
+    model = Janus(tiny.CONFIG, Execution(remat=remat))
+    return jax.jit(functools.partial(gradients, model, Microbatching(), *parts(stage)))
+
+
+@functools.cache
+def abstract(mesh=None, kind="janus"):
+    """Of stage II."""
+    return abstract_train_state(MODELS[kind], _trained(kind)["II"], OPTIMIZER, mesh, frozen_dtype="float32")
+
+
+@functools.cache
+def step(mesh=None, cut=None, kind="janus"):
+    """The training step of stage II."""
+    return train_step(MODELS[kind], OPTIMIZER, cut or CUTS[kind], abstract(mesh, kind), mesh)
+
+
+def state(mesh=None, kind="janus"):
+    """A new one of stage II."""
+    return state_from_params(*parts("II", kind), OPTIMIZER, abstract(mesh, kind))
+
+
+def _trained(kind):
+    return FLOW_TRAINED if kind == "flow" else TRAINED

@@ -1,0 +1,77 @@
+"""Benchmarks in the middle of training: the scores of the parameters as they stand, and what cannot be asked."""
+
+import io
+import json
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.errors import JanusError
+from janus_jax.evaluation.understanding import pope
+from janus_jax.models.janus import Janus
+from janus_jax.pretrained import Pretrained
+from janus_jax.training.callbacks.evaluation import Evaluator
+from janus_jax.training.metric_writer import MetricWriter
+from janus_jax.training.recipe import Evaluation, Intervals
+from tests import tiny
+from tests.training import runs
+from tests.training.test_trainer import params
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pope")
+    (folder / "val2014").mkdir()
+    for number in (1, 2):
+        tiny.picture(number).save(folder / "val2014" / f"COCO_val2014_{number:012}.jpg")
+    lines = [
+        {"question_id": n, "image": f"COCO_val2014_{n:012}.jpg", "text": "Is there a boat?", "label": label}
+        for n, label in ((1, "yes"), (2, "no"))
+    ]
+    for split in ("random", "popular", "adversarial"):
+        (folder / f"coco_pope_{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    return folder
+
+
+def asking(*benchmarks, **fields):
+    """The recipe, with benchmarks at every second step."""
+    intervals = Intervals(report=1, evaluate=0, benchmark=2, save=0)
+    return replace(runs.recipe(), evaluation=Evaluation(benchmarks, **fields), intervals=intervals)
+
+
+def test_scores_are_those_of_the_parameters_at_that_step(data, tmp_path):
+    state = runs.run(asking(("pope", str(data)), batch_size=4), tmp_path)
+    model = Pretrained(tiny.CONFIG, params(state), tiny.processor(), Janus(tiny.CONFIG))
+    questions = pope.BENCHMARK.read(data, {})
+    answers = {q.id: model.chat(q.messages, max_new_tokens=32, system_prompt="") for q in questions}
+    found = json.loads((tmp_path / "stage_1" / "benchmarks" / "step_4" / "pope" / "answers.json").read_text())
+    assert found == answers
+    lines = map(json.loads, (tmp_path / "stage_1" / "metrics.jsonl").read_text().splitlines())
+    told = [line for line in lines if "benchmarks/pope/random.accuracy" in line]
+    assert [line["step"] for line in told] == [2, 4]
+    assert told[1]["benchmarks/pope/random.accuracy"] == pope.BENCHMARK.score(questions, answers, {})["random.accuracy"]
+
+
+def test_parameters_that_give_no_numbers_do_not_end_the_run(data, tmp_path):
+    spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
+    stream = io.StringIO()
+    evaluator = Evaluator(asking(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
+    evaluator.tell(7, spoiled, None, MetricWriter(None, 9, stream=stream))
+    assert "step 7: pope has no scores: The model's logits are not numbers" in stream.getvalue()
+
+
+@pytest.mark.parametrize(
+    ("benchmark", "sentence"),
+    [
+        (("pope", "absent"), "absent"),
+        (("pop", "."), "no benchmark 'pop'"),
+        (("geneval", "."), "."),
+        (("pope",), "a pair"),
+    ],
+)
+def test_what_cannot_be_asked_is_told_before_the_run(benchmark, sentence, tmp_path):
+    with pytest.raises(JanusError, match=sentence):
+        Evaluator(asking(benchmark), tiny.processor(), tmp_path)
+    assert not list(tmp_path.iterdir())

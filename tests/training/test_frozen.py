@@ -1,0 +1,103 @@
+"""What does not train costs nothing: no gradient, no moments, no float32 copy."""
+
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.config import PRESETS
+from janus_jax.errors import JanusError
+from janus_jax.models.janus import Janus
+from janus_jax.sharding import make_mesh
+from janus_jax.training.objectives import with_image_ids
+from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients
+from tests import tiny
+from tests.training import batches, stages
+from tests.training.jaxprs import flops
+
+SLOW = pytest.mark.slow
+
+# Parts that a sample of each task, alone in its batch, moves.
+MOVED = {
+    "text": {"llm"},
+    "understanding": {"llm", "und_adaptor", "und_encoder"},
+    "generation": {"llm", "gen_embed", "gen_adaptor", "gen_head"},
+}
+
+
+@pytest.mark.parametrize("task", MOVED)
+@pytest.mark.parametrize("stage", ["I", pytest.param("II", marks=SLOW), "III"])
+def test_every_stage_and_task_moves_its_parts_and_no_others(stage, task):
+    grads, _ = stages.gradient(stage)(batches.batch([(getattr(batches, task)(),)]))
+    trained, _ = stages.parts(stage)
+    assert jax.tree.structure(grads) == jax.tree.structure(trained)
+    moved = {part for part, tree in grads.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
+    assert moved == MOVED[task] & set(trained)
+
+
+@pytest.mark.parametrize("stage", stages.TRAINED)
+def test_what_is_frozen_has_no_float32_copy_and_no_moments(stage):
+    state = abstract_train_state(stages.MODEL, stages.TRAINED[stage], stages.OPTIMIZER, None)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
+    assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
+
+
+def test_the_image_tokenizer_cannot_be_trained_here():
+    with pytest.raises(JanusError, match="image tokenizer"):
+        abstract_train_state(stages.MODEL, ["*"], stages.OPTIMIZER, None)
+
+
+@pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
+def test_a_mesh_splits_the_state_of_a_released_model(name):
+    config = PRESETS[name]
+    state = abstract_train_state(Janus(config), stages.TRAINED["III"], stages.OPTIMIZER, make_mesh(1, 4, 2))
+
+    def held(tree):
+        return sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
+
+    trained = config.num_params - config.gen_encoder.num_params
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == trained
+    # Parameters and both moments, all but the image head's last matrix split eight ways; the tokenizer is repeated.
+    assert held((state.params, state.opt_state)) < 1.1 * 3 * trained / 8
+    assert held(state.frozen) == config.gen_encoder.num_params
+
+
+def gradient_flops(stage, batch):
+    return flops(functools.partial(gradients, stages.MODEL, Microbatching()), *stages.parts(stage), batch)
+
+
+@pytest.fixture(scope="module")
+def batch():
+    return batches.batch([(batches.understanding(1), batches.generation(2))])
+
+
+def test_a_frozen_encoder_has_no_backward_pass(batch):
+    images = batch.und_images.reshape(-1, *batch.und_images.shape[2:]).astype(np.float32)
+    forward = flops(
+        lambda: stages.MODEL.apply({"params": tiny.stacked_params()}, images, method=lambda m, x: m.und_encoder(x))
+    )
+    # Twice the forward pass, for activations and for weights: without the gradient of the pixels, which nothing
+    # needs, and with that of what the adaptor reads.
+    c = tiny.CONFIG.und_encoder
+    patches = len(images) * c.num_patches
+    of_pixels, of_features = 2 * patches * 3 * c.patch_size**2 * c.width, 2 * patches * c.width * tiny.CONFIG.llm.width
+    spared = gradient_flops("III", batch) - gradient_flops("II", batch)
+    assert spared == 2 * forward - of_pixels + of_features
+
+
+def test_a_frozen_transformer_passes_gradients_on_and_takes_none(batch):
+    llm, places = tiny.CONFIG.llm, batch.tokens.size
+    in_layers = places * llm.depth * (llm.num_layer_params - 2 * llm.width)
+    in_head = batch.text_targets.size * llm.vocab_size * llm.width
+    assert gradient_flops("II", batch) - gradient_flops("I", batch) == 2 * (in_layers + in_head)
+
+
+def test_the_image_tokenizer_runs_forward_alone(batch):
+    side = tiny.CONFIG.gen_encoder.image_size
+    pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
+    drawn = batch._replace(gen_images=pictures, gen_ids=None)
+    tokenize = flops(lambda: with_image_ids(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
+    assert gradient_flops("III", drawn) - gradient_flops("III", batch) == tokenize > 0

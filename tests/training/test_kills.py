@@ -1,0 +1,175 @@
+"""A run killed with -9 at any moment goes on as if nothing had been: the same loss curve, the same last state."""
+
+import functools
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+import pytest
+
+from janus_jax.errors import ExitCode
+from tests.commands.conftest import ROOT, environment
+from tests.training import runs
+
+CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+# As `python -m launch.train`, but without PyTorch: where it is installed, TensorBoard's writer reads it, for seconds.
+COMMAND = """
+import runpy, sys
+sys.modules["torch"] = None
+runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
+"""
+LONGEST = 600  # seconds that any moment is waited for
+
+
+@functools.cache
+def compiled():
+    """What is compiled is kept here for all runs, so that each new start is short."""
+    return tempfile.TemporaryDirectory()
+
+
+class Run:
+    """The command in a workdir of its own, and what it leaves there. It saves at every second step."""
+
+    def __init__(self, folder, name, *flags):
+        self.workdir, self.stage = folder / name, folder / name / "stage_1"
+        self.checkpoints = self.stage / "checkpoints"
+        self.log = folder / f"{name}.log"
+        start = "--config.stages.stage_1.initialisation"
+        settings = (
+            *("--config.intervals.save=2", "--config.intervals.evaluate=0", *runs.flags()),
+            *(f"{start}.source=model", f"{start}.model={runs.models() / 'model'}", *flags),
+        )
+        self._command = [sys.executable, "-c", COMMAND, CONFIG, f"--workdir={self.workdir}", *settings]
+        self._environment = environment(
+            XLA_FLAGS="--xla_force_host_platform_device_count=1",
+            JAX_COMPILATION_CACHE_DIR=compiled().name,
+            JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS="0",
+        )
+
+    def start(self):
+        with self.log.open("a") as log:
+            return subprocess.Popen(self._command, env=self._environment, stdout=log, stderr=log)
+
+    def finish(self):
+        with self.start() as process:
+            assert process.wait(LONGEST) == 0, self.log.read_text()
+
+    def kill(self, moment, rng):
+        """Starts it and kills it; whether that broke off a save, or None where it came to its end before."""
+        with self.start() as process:
+            try:
+                moment(self, process, rng)
+            finally:
+                process.kill()
+        # Signalled by its number where the kill found it alive.
+        assert process.returncode in (0, -signal.SIGKILL), self.log.read_text()
+        return None if process.returncode == 0 else bool(self.half_saved)
+
+    @property
+    def saved(self):
+        """The newest checkpoint's step; 0 for none."""
+        return max((int(name) for name in self._names if name.isdecimal()), default=0)
+
+    @property
+    def half_saved(self):
+        return [name for name in self._names if "tmp" in name]
+
+    @property
+    def curve(self):
+        """Of each step its last word on all that was learnt: no rates and no times."""
+        learnt = re.compile("loss|places|grad_norm|learning_rate|skipped")
+        lines = map(json.loads, (self.stage / "metrics.jsonl").read_text().splitlines())
+        return {line["step"]: {name: line[name] for name in line if learnt.match(name)} for line in lines}
+
+    def last(self, step):
+        """The last checkpoint's arrays and where its data is."""
+        folder = self.checkpoints / str(step)
+        content = json.loads((folder / "run" / "metadata").read_text())
+        return ocp.StandardCheckpointer().restore(folder / "state"), content["data"]
+
+    @property
+    def _names(self):
+        return os.listdir(self.checkpoints) if self.checkpoints.exists() else []
+
+
+def wait(process, until):
+    deadline = time.monotonic() + LONGEST
+    while process.poll() is None and not until():
+        assert time.monotonic() < deadline
+        time.sleep(0.003)
+
+
+def while_it_starts(run, process, rng):
+    time.sleep(rng.uniform(0, 5))
+
+
+def while_it_steps(run, process, rng):
+    before = run.saved
+    wait(process, lambda: run.saved > before)
+    time.sleep(rng.uniform(0, 0.3))
+
+
+def while_it_saves(run, process, rng):
+    before = run.saved
+    # What an earlier kill left half-written is gone when there is a new checkpoint.
+    wait(process, lambda: run.saved > before)
+    wait(process, lambda: run.half_saved)
+    time.sleep(rng.uniform(0, 0.02))
+
+
+def assert_the_same_whenever_killed(folder, moments, steps, *flags):
+    flags = (f"--config.stages.stage_1.steps={steps}", *flags)
+    undisturbed, rng = Run(folder, "undisturbed", *flags), np.random.default_rng(0)
+    undisturbed.finish()
+    assert sorted(undisturbed.curve) == list(range(1, steps + 1))
+    expected = undisturbed.last(steps)
+
+    moments, broken_off, number = list(moments), 0, 0
+    while moments:
+        number += 1
+        run = Run(folder, f"killed_{number}", *flags)
+        while moments:
+            broke_a_save = run.kill(moments[0], rng)
+            if broke_a_save is None:
+                break
+            broken_off += broke_a_save
+            moments.pop(0)
+        run.finish()
+        assert run.curve == undisturbed.curve
+        arrays, data = run.last(steps)
+        jax.tree.map(np.testing.assert_array_equal, arrays, expected[0])
+        assert data == expected[1]
+        assert not (run.checkpoints / "damaged").exists()
+        assert not run.half_saved
+    assert broken_off
+
+
+def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
+    run = Run(tmp_path, "run", "--config.stages.stage_1.steps=100000", "--config.resources.data_workers=1")
+    with run.start() as process:
+        try:
+            wait(process, lambda: run.saved)
+            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+            (worker,) = (int(pid) for pid in children if b"workers" in Path(f"/proc/{pid}/cmdline").read_bytes())
+            os.kill(worker, signal.SIGKILL)
+            assert process.wait(60) == ExitCode.MISTAKE
+        finally:
+            process.kill()
+    last = run.log.read_text().splitlines()[-1]
+    assert re.search(rf"launch.train: .*data worker \(process {worker}\) has ended by signal 9", last)
+
+
+@pytest.mark.slow
+def test_a_run_killed_ten_times_goes_on_bit_for_bit(tmp_path):
+    moments = [while_it_saves, while_it_steps] * 4 + [while_it_starts, while_it_saves]
+    np.random.default_rng(1).shuffle(moments)
+    assert_the_same_whenever_killed(tmp_path, moments, 50, "--config.resources.data_workers=1")

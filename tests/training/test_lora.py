@@ -1,0 +1,258 @@
+"""LoRA: what begins as the model itself trains in its adapters alone, and merges into a model like any other."""
+
+import functools
+import shutil
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from flax.traverse_util import flatten_dict
+
+import janus_jax
+from checkpoints_convert.commands import meter
+from janus_jax.config import Execution
+from janus_jax.errors import JanusError
+from janus_jax.models.backbone import apply
+from janus_jax.models.factory import abstract_params
+from janus_jax.models.janus import Janus
+from janus_jax.sharding import make_mesh
+from janus_jax.training.config_dicts import from_config, to_json
+from janus_jax.training.export import export
+from janus_jax.training.init_from import initial_state
+from janus_jax.training.lora import Lora, apart, merge_adapters, new_adapters
+from janus_jax.training.losses.tokens import batch_losses
+from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
+from janus_jax.training.param_paths import unboxed
+from janus_jax.training.partition import merge, partition
+from janus_jax.training.recipe import Recipe
+from janus_jax.training.state import state_from_params
+from janus_jax.training.train_step import (
+    Microbatching,
+    abstract_train_state,
+    gradients,
+    put_batch,
+    random_train_state,
+    train_step,
+)
+from tests import tiny
+from tests.training import batches, runs, stages
+from tests.training.jaxprs import flops
+
+RANK = 4
+EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
+ATTENTION = Lora(RANK, 8.0)
+# Muon is asked for, and finds no matrix among the adapters.
+MUON = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, muon_learning_rate=1e-2)
+OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(tiny.CONFIG), ())[0])
+
+
+@functools.cache
+def started(lora):
+    """Trained and frozen parameters; numpy arrays, so that no step can take them."""
+    trained, frozen = partition(tiny.stacked_params(), ())
+    adapters, scales = new_adapters(lora, abstract_params(tiny.CONFIG), frozen, jax.random.key(1))
+    return jax.tree.map(np.asarray, (merge(trained, unboxed(adapters)), merge(frozen, unboxed(scales))))
+
+
+@functools.cache
+def trained_by(mesh=None):
+    """Losses of steps on a batch, and the state after them."""
+    abstract = abstract_train_state(stages.MODEL, (), OPTIMIZER, mesh, frozen_dtype="float32", lora=EVERYWHERE)
+    step = train_step(stages.MODEL, OPTIMIZER, Microbatching(), abstract, mesh)
+    state = state_from_params(*started(EVERYWHERE), OPTIMIZER, abstract)
+    batch, losses = put_batch(batches.mixed(), mesh), []
+    for _ in range(4):
+        state, metrics = step(state, batch)
+        losses.append(float(metrics["loss"]))
+    return losses, jax.tree.map(np.asarray, state)
+
+
+def first_moments(state):
+    return [leaf for _, tree in optax.tree.get_all_with_path(state.opt_state, "mu") for leaf in jax.tree.leaves(tree)]
+
+
+@jax.jit
+def totals(params, batch):
+    return batch_losses(stages.MODEL, params, batch, jnp.ones(3), 512).totals
+
+
+def test_an_adapted_model_begins_as_the_model():
+    batch = batches.mixed()
+    found, expected = totals(merge(*started(EVERYWHERE)), batch), totals(tiny.stacked_params(), batch)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
+
+
+def test_a_begins_at_random_and_b_at_nothing():
+    for name, leaf in flatten_dict(started(EVERYWHERE)[0], sep="/").items():
+        if name.endswith("lora_b"):
+            assert not leaf.any()
+        else:
+            assert leaf.std() == pytest.approx(leaf[0, 0].size ** -0.5, rel=0.15)
+
+
+def test_adapters_alone_train_and_have_moments():
+    state = abstract_train_state(stages.MODEL, (), OPTIMIZER, None, ema=True, lora=ATTENTION)
+    names = set(flatten_dict(state.params, sep="/"))
+    assert names == {f"llm/layers/attn/{one}/lora_{ab}" for one in ("q", "k", "v", "out") for ab in "ab"}
+    size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1) == 2 * size
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
+    assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
+    assert set(flatten_dict(apart(state.frozen)[0])) == set(flatten_dict(tiny.stacked_params()))
+
+
+def test_no_gradient_of_a_frozen_matrix_is_computed():
+    batch = batches.mixed()
+
+    def cost(trained, frozen):
+        return flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+
+    llm = tiny.CONFIG.llm
+    # The same way back through the network, to nothing but a scale in its first layer and what is after it.
+    way_back = cost(*partition(tiny.stacked_params(), ("llm/layers/attn_norm/scale",)))
+    heads, kv = llm.num_heads * llm.head_dim, llm.num_kv_heads * llm.head_dim
+    numbers = RANK * (4 * llm.width + 2 * heads + 2 * kv) * llm.depth
+    # Forward, back to the input, and back to A and B.
+    assert cost(*started(ATTENTION)) - way_back == 3 * 2 * batch.tokens.size * numbers
+
+
+def test_training_lowers_the_loss_and_moves_the_adapters_alone():
+    losses, state = trained_by()
+    assert losses[-1] < losses[0] - 0.1
+    jax.tree.map(np.testing.assert_array_equal, state.frozen, started(EVERYWHERE)[1])
+    for leaf, before in zip(jax.tree.leaves(state.params), jax.tree.leaves(started(EVERYWHERE)[0]), strict=True):
+        assert (leaf != before).mean() > 0.9
+
+
+@pytest.mark.slow
+def test_a_mesh_trains_as_one_device():
+    (expected, one), (found, four) = trained_by(), trained_by(make_mesh(1, 2, 2, jax.devices()[:4]))
+    np.testing.assert_allclose(found, expected, rtol=1e-4)
+    for moment, told in zip(first_moments(four), first_moments(one), strict=True):
+        np.testing.assert_allclose(moment, told, atol=1e-3 * np.abs(told).max())
+
+
+def test_adapters_lie_as_their_matrices_do():
+    mesh = make_mesh(1, 2, 2, jax.devices()[:4])
+    state = abstract_train_state(stages.MODEL, (), OPTIMIZER, mesh, lora=EVERYWHERE)
+    layers = state.params["llm"]["layers"]
+
+    def specs(name):
+        part, matrix = name.split("/")
+        return [tuple(layers[part][matrix][f"lora_{ab}"].sharding.spec) for ab in "ab"]
+
+    assert specs("attn/q") == [(None, None, "fsdp"), (None, "tensor", None, None)]
+    assert specs("attn/out") == [(None, None, "tensor", None), (None, "fsdp", None)]
+    assert specs("mlp/down") == [(None, None, "tensor"), (None, "fsdp", None)]
+
+
+def test_freshly_made_parameters_are_adapted_too():
+    abstract = abstract_train_state(stages.MODEL, (), OPTIMIZER, None, lora=ATTENTION)
+    state = jax.eval_shape(
+        lambda key: random_train_state(stages.MODEL, (), OPTIMIZER, abstract, key, ATTENTION), jax.random.key(0)
+    )
+    assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(lambda leaf: leaf.shape, abstract)
+
+
+def test_a_merged_model_is_the_adapted_one():
+    batch, adapted = batches.mixed(), merge(trained_by()[1].params, trained_by()[1].frozen)
+    merged = merge_adapters(jax.tree.map(jax.numpy.array, adapted))
+    assert jax.tree.structure(merged) == jax.tree.structure(tiny.stacked_params())
+    found, expected, base = (totals(params, batch).losses for params in (merged, adapted, tiny.stacked_params()))
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    assert np.abs(expected / base - 1).max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("lora", "trained", "words"),
+    [
+        (Lora(4, targets=("llm/attn/*",)), (), r"lora\.targets holds 'llm/attn/\*', .* llm/layers/attn/q/weight"),
+        (Lora(4, targets=("llm/head/weight",)), (), r"'llm/head/weight', which names no matrix"),
+        (Lora(4, targets=("und_encoder/*",)), (), r"'und_encoder/\*', which names no matrix of the LLM"),
+        (Lora(4, targets=()), (), r"lora\.targets is empty"),
+        (Lora(4), ("llm/*",), r"lora\.targets names llm/layers/attn/k/weight, which the stage trains whole"),
+    ],
+)
+def test_a_wrong_target_is_told(lora, trained, words):
+    with pytest.raises(JanusError, match=words):
+        abstract_train_state(stages.MODEL, trained, OPTIMIZER, None, lora=lora)
+
+
+@pytest.mark.parametrize(("field", "value"), [("rank", -1), ("alpha", 0.0)])
+def test_a_number_that_cannot_be_is_told(field, value):
+    with pytest.raises(JanusError, match=rf"lora\.{field} is {value}"):
+        Lora(**{field: value})
+
+
+def test_a_stage_in_which_nothing_trains_is_told():
+    with pytest.raises(JanusError, match=r"trained is empty and its lora\.rank is 0"):
+        replace(runs.STAGE, trained=())
+
+
+def test_a_config_from_before_there_was_lora_reads_as_without():
+    values = to_json(runs.recipe())
+    del values["stages"]["stage_1"]["lora"]
+    assert from_config(Recipe, values) == runs.recipe()
+
+
+# A stage of the loop: adapters of the attention, and the adaptors whole.
+
+
+def adapted_recipe(stage=1, **fields):
+    return runs.recipe(stage, lora=EVERYWHERE, trained=("und_adaptor/*",), ema_decay=0.5, **fields)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("adapted")
+    return workdir, runs.run(adapted_recipe(), workdir)
+
+
+@pytest.fixture(scope="module")
+def average(finished):
+    """The model that the stage ended with, adapters unmerged."""
+    return jax.tree.map(np.asarray, merge(finished[1].ema, finished[1].frozen))
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
+    workdir, state = finished
+    shutil.copytree(workdir, tmp_path / "run")
+    shutil.rmtree(tmp_path / "run" / "stage_1" / "checkpoints" / str(runs.STEPS))
+    again = runs.run(adapted_recipe(), tmp_path / "run")
+    assert jax.tree.structure(again) == jax.tree.structure(state)
+    jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
+    export(finished[0], 1, tmp_path / "model", "float32", meter)
+    loaded = janus_jax.load(tmp_path / "model", dtype="float32")
+    batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(batches.QUESTION, [tiny.picture(0)])])
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def logits(model, params):
+        return apply(model, params, "text_logits", apply(model, params, "__call__", batch))
+
+    found, expected = logits(loaded.model, loaded.params), logits(Janus(runs.MODEL, Execution()), average)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+    base = logits(Janus(runs.MODEL, Execution()), tiny.stacked_params())
+    assert np.abs(expected - base).max() > 1e-2
+
+
+@pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])], ids=["one device", "a mesh"])
+@pytest.mark.slow
+def test_the_next_stage_begins_with_what_is_merged(finished, average, mesh):
+    recipe = runs.recipe(stage=2)
+    stage = recipe.current
+    optimizer = make_optimizer(stage.optimizer, stage.steps)
+    abstract = abstract_train_state(stages.MODEL, stage.trained, optimizer, mesh, frozen_dtype="float32")
+    state = initial_state(recipe, finished[0], optimizer, abstract)
+    jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, state, abstract)
+    found = flatten_dict(merge(state.params, state.frozen))
+    merged = flatten_dict(merge_adapters(jax.tree.map(jax.numpy.array, average)))
+    assert set(found) == set(merged)
+    for name, expected in merged.items():
+        np.testing.assert_allclose(found[name], expected, rtol=1e-5, atol=1e-6, err_msg="/".join(name))

@@ -1,0 +1,213 @@
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from janus_jax.batch import NO_POSITION
+from janus_jax.config import Execution
+from janus_jax.models.janus import Janus
+from janus_jax.training.losses.cross_entropy import Supervised, cross_entropy
+from janus_jax.training.losses.tokens import JANUS_TERMS, batch_losses, supervised_counts
+from tests import tiny
+from tests.training import batches
+from tests.training.jaxprs import flops, largest
+
+MODEL = Janus(tiny.CONFIG, Execution())
+ROWS, LENGTH, WIDTH, VOCABULARY, TARGETS = 2, 12, 5, 7, 9
+
+
+def head(weight, states):
+    return states @ weight.T
+
+
+def plain_cross_entropy(params, hidden, places, targets, head=head):
+    logits = head(params, jnp.take_along_axis(hidden, places[..., None] - 1, axis=1))
+    return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
+
+
+@pytest.fixture(scope="module")
+def problem():
+    rng = np.random.default_rng(0)
+    weight = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
+    hidden = rng.standard_normal((ROWS, LENGTH, WIDTH), np.float32)
+    places = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (ROWS, 1)), axis=1)[:, :TARGETS], axis=1)
+    return weight, hidden, places, rng.integers(0, VOCABULARY, places.shape)
+
+
+def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
+    weights = np.ones(places.shape, np.float32) if weights is None else weights
+    return cross_entropy(head, params, hidden, Supervised(places, targets, weights), chunk)
+
+
+@pytest.mark.parametrize("chunk", [1, 4, 9, 100])
+def test_chunks_change_nothing(problem, chunk):
+    found, expected = chunked(*problem, chunk), plain_cross_entropy(*problem)
+    np.testing.assert_allclose(found.places, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.total, expected.sum(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("chunk", [4, 100])
+@pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["head", "states", "both"])
+def test_chunks_change_no_gradient(problem, chunk, argnums):
+    weight, hidden, places, targets = problem
+    weights = np.random.default_rng(1).random(places.shape, np.float32) * (places % 3 > 0)
+
+    def ours(weight, hidden):
+        return 3 * chunked(weight, hidden, places, targets, chunk, weights).total
+
+    def theirs(weight, hidden):
+        return 3 * (plain_cross_entropy(weight, hidden, places, targets) * weights).sum()
+
+    found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (ours, theirs))
+    for actual, wanted in zip(found, expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("trained", ["first", "second", "bias"])
+def test_a_head_of_which_a_part_trains(problem, trained):
+    weight, *rest = problem
+    first = np.random.default_rng(2).standard_normal((4, WIDTH), np.float32)
+    whole = {"first": first, "second": weight[:, :4], "bias": weight[:, 0]}
+
+    def two_layers(params, states):
+        return jnp.tanh(states @ params["first"].T) @ params["second"].T + params["bias"]
+
+    def ours(part):
+        return chunked(whole | {trained: part}, *rest, chunk=4, head=two_layers).total
+
+    def theirs(part):
+        return plain_cross_entropy(whole | {trained: part}, *rest, head=two_layers).sum()
+
+    found, expected = (jax.grad(loss)(whole[trained]) for loss in (ours, theirs))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_what_is_told_of_each_place_has_no_gradient(problem):
+    weight, hidden, places, targets = problem
+    gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).places.sum())(weight)
+    assert not gradient.any()
+
+
+def test_chunks_behind_the_last_place_are_not_read(problem):
+    weight, hidden, places, targets = problem
+    weights = np.ones(places.shape, np.float32)
+    weights[0, 3:] = weights[1, 5:] = 0
+    read = np.asarray(chunked(weight, hidden, places, targets, 3, weights).places)
+    assert np.all(read[:, :6] > 0)
+    assert not read[:, 6:].any()
+
+
+def logits_of_chunks(chunk):
+    rows, length, width, vocabulary = 2, 64, 8, 4096
+    hidden, weight = jnp.zeros((rows, length, width)), jnp.zeros((vocabulary, width))
+    places = jnp.ones((rows, length), int)
+    loss = jax.value_and_grad(
+        lambda weight, hidden: chunked(weight, hidden, places, places, chunk).total, argnums=(0, 1)
+    )
+    return largest(loss, weight, hidden), flops(loss, weight, hidden), rows * chunk * vocabulary, width
+
+
+def test_logits_are_never_whole_forward_or_backward():
+    largest_array, _, logits, _ = logits_of_chunks(16)
+    assert largest_array == logits
+
+
+def test_logits_are_computed_once():
+    _, operations, logits, width = logits_of_chunks(64)
+    assert operations == 3 * 2 * logits * width
+
+
+@functools.cache
+def losses(*rows, budget=batches.BUDGET):
+    totals = run(batches.batch(rows, budget))
+    return np.asarray(totals.losses), np.asarray(totals.counts)
+
+
+@jax.jit
+def run(batch):
+    return batch_losses(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).totals
+
+
+def test_every_task_has_its_own_sum():
+    row = (batches.text(), batches.understanding(), batches.generation())
+    counts = [len(row[0].text_targets), len(row[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
+    for task, sample in enumerate(row):
+        sums, places = losses((sample,), ())
+        assert [bool(value) for value in sums] == [task == other for other in range(3)]
+        assert places.tolist() == [counts[task] * (task == other) for other in range(3)]
+
+
+def test_samples_in_one_row_lose_what_they_lose_apart():
+    one, other = batches.understanding(3), batches.text(1)
+    together, apart = losses((one, other), ()), losses((one,), (other,))
+    np.testing.assert_allclose(together[0], apart[0], rtol=1e-5)
+    np.testing.assert_array_equal(together[1], apart[1])
+
+
+def test_the_text_loss_is_that_of_each_supervised_id_after_all_before_it():
+    batch = batches.batch([(batches.text(0),), ()])
+
+    @jax.jit
+    def logits(batch):
+        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.text_logits(m(b)))
+
+    places = batch.text_targets[0][batch.text_targets[0] != NO_POSITION]
+    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))
+    expected = -log_p[places - 1, batch.tokens[0, places]].sum()
+    np.testing.assert_allclose(run(batch).losses[0], expected, rtol=1e-5)
+
+
+def test_the_image_loss_begins_with_the_first_id():
+    batch = batches.batch([(batches.generation(0),), ()])
+
+    @jax.jit
+    def logits(batch):
+        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.image_logits(m(b)))
+
+    begin_of_image = int(batch.gen_starts[0, 0]) - 1
+    assert batch.tokens[0, begin_of_image] == tiny.processor().tokenizer.special.begin_of_image
+    ids = batch.gen_ids[0, 0]
+    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))[begin_of_image : begin_of_image + len(ids)]
+    np.testing.assert_allclose(run(batch).losses[2], -log_p[np.arange(len(ids)), ids].sum(), rtol=1e-5)
+
+
+def test_empty_slots_hold_anything():
+    batch = batches.batch([(batches.generation(0),), (batches.understanding(1),)])
+    empty = batch._replace(und_images=batch.und_images.copy(), gen_ids=batch.gen_ids.copy())
+    empty.und_images[0, :] = 200
+    empty.und_images[1, 1] = 200
+    empty.gen_ids[0, 1], empty.gen_ids[1] = 5, 5
+    np.testing.assert_array_equal(run(batch).losses, run(empty).losses)
+
+
+def test_a_batch_without_anything_to_learn_loses_nothing():
+    totals = run(batches.batch([(), ()]))
+    assert float(totals.mean) == 0
+    assert totals.means.tolist() == totals.counts.tolist() == [0, 0, 0]
+
+
+def test_counts_are_known_before_the_model_runs():
+    batch, num_tokens = batches.mixed(), tiny.CONFIG.gen_encoder.num_tokens
+    counts = supervised_counts(batch, num_tokens)
+    assert float(counts[0] + counts[1]) == (batch.text_targets != NO_POSITION).sum()
+    assert float(counts[2]) == 3 * num_tokens
+
+
+def test_totals_of_parts_add_up():
+    parts = [run(batches.batch([(batches.text(i),), ()])) for i in range(2)]
+    whole = run(batches.batch([(batches.text(0),), (batches.text(1),)]))
+    np.testing.assert_allclose((parts[0] + parts[1]).mean, whole.mean, rtol=1e-5)
+
+
+def test_the_value_is_the_mean_that_is_told():
+    batch = batches.mixed()
+
+    @jax.jit
+    def loss(batch):
+        scales = JANUS_TERMS.scales(supervised_counts(batch, tiny.CONFIG.gen_encoder.num_tokens))
+        return batch_losses(MODEL, tiny.stacked_params(), batch, scales, chunk=32)
+
+    found = loss(batch)
+    np.testing.assert_allclose(found.value, found.totals.mean, rtol=1e-6)

@@ -1,0 +1,44 @@
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.errors import JanusError
+from janus_jax.models.factory import abstract_params
+from janus_jax.training.partition import merge, partition
+from janus_jax.training.recipe import ADAPTORS_AND_HEAD
+from tests import tiny
+
+
+def test_the_patterns_say_what_trains():
+    trained, frozen = partition(tiny.stacked_params(), ADAPTORS_AND_HEAD)
+    assert set(trained) == {"und_adaptor", "gen_embed", "gen_adaptor", "gen_head"}
+    assert set(frozen) == {"und_encoder", "gen_encoder", "llm"}
+
+
+def test_a_pattern_reaches_into_the_stacked_blocks():
+    trained, frozen = partition(tiny.stacked_params(), ["llm/layers/attn/[qv]/weight"])
+    assert jax.tree.structure(trained) == jax.tree.structure(
+        {"llm": {"layers": {"attn": {"q": {"weight": 0}, "v": {"weight": 0}}}}}
+    )
+    assert set(frozen["llm"]["layers"]["attn"]) == {"k", "out"}
+
+
+@pytest.mark.parametrize("patterns", [(), ("*",), ("llm/*", "*/bias")])
+def test_merge_is_the_inverse(patterns):
+    params = tiny.stacked_params()
+    merged = merge(*partition(params, patterns))
+    assert jax.tree.structure(merged) == jax.tree.structure(params)
+    jax.tree.map(np.testing.assert_array_equal, merged, params)
+
+
+def test_logical_names_stay_on_their_arrays():
+    boxed = abstract_params(tiny.CONFIG)
+    trained, frozen = partition(boxed, ["llm/*"])
+    assert isinstance(trained["llm"]["head"]["weight"], nn.Partitioned)
+    assert nn.get_partition_spec(merge(trained, frozen)) == nn.get_partition_spec(boxed)
+
+
+def test_a_pattern_that_names_nothing_is_refused():
+    with pytest.raises(JanusError, match=r"'lm/\*', which names no parameter; .*llm/\*"):
+        partition(tiny.stacked_params(), ["llm/*", "lm/*"])

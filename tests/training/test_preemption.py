@@ -1,0 +1,104 @@
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.state import abstract_state
+from tests.training import toy
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_is_a_notice_while_someone_listens(number):
+    before = signal.getsignal(number)
+    with Preemption() as preemption:
+        assert not preemption.reached(1)
+        os.kill(os.getpid(), number)
+        assert preemption.reached(2)
+        assert preemption.reached(3)
+    assert signal.getsignal(number) == before
+
+
+# Two processes that train together until one of them is told to go.
+TRAINING = """
+import json, os, signal, sys, time
+import jax
+jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
+from janus_jax.sharding import make_mesh, use_mesh
+from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training.state import abstract_state, init_sharded_state
+from tests.training import toy
+
+rank, mesh = jax.process_index(), make_mesh(1, 2, 1)
+with use_mesh(mesh), Checkpoints(sys.argv[3]) as checkpoints, Preemption() as preemption:
+    abstract = abstract_state(toy.make, mesh, 0)
+    restored = checkpoints.restore(abstract)
+    told = {"from": restored and [restored.step, restored.data_state]}
+    state = restored.state if restored else init_sharded_state(toy.make, abstract, 0)
+    step = restored.step if restored else 0
+    train = jax.jit(toy.step, static_argnums=1, donate_argnums=0)
+    while True:
+        state = train(state, 0)
+        step += 1
+        if step == 3:
+            checkpoints.save(step, state, {"rank": rank}, {})
+        if rank == 1 and step == 5:
+            os.kill(os.getpid(), getattr(signal, sys.argv[4]))
+        if preemption.reached(step):
+            break
+        time.sleep(0.01)
+        assert step < 1000
+    checkpoints.save(step, state, {"rank": rank, "step": step}, {})
+print(json.dumps(told | {"stopped": step}))
+"""
+
+
+def train(folder, number):
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        address = f"localhost:{free.getsockname()[1]}"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "XLA_FLAGS": ""}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", TRAINING, address, str(rank), folder, number],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        ends = [process.communicate(timeout=120) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+    assert [process.returncode for process in processes] == [0, 0], ends
+    return [json.loads(out.splitlines()[-1]) for out, _ in ends], ends[0][1]
+
+
+def test_processes_stop_at_the_same_step_and_agree_on_what_is_damaged(tmp_path):
+    folder = tmp_path / "checkpoints"
+    (one, other), _ = train(folder, "SIGTERM")
+    assert one["from"] is None
+    assert one["stopped"] == other["stopped"] > 5
+
+    # Damaged in a file that one process alone looks at.
+    victim = max((file for file in (folder / str(one["stopped"])).rglob("*.ocdbt")), key=str)
+    victim.write_bytes(b"")
+    again, errors = train(folder, "SIGUSR1")
+    assert [one["from"] for one in again] == [[3, {"rank": 0}], [3, {"rank": 1}]]
+    assert again[0]["stopped"] == again[1]["stopped"]
+    assert "is damaged" in errors
+
+    # What two processes saved, one reads.
+    with Checkpoints(folder) as checkpoints:
+        restored = checkpoints.restore(abstract_state(toy.make, None, 0))
+    assert restored.step == again[0]["stopped"]
+    assert restored.data_state == {"rank": 0, "step": restored.step}

@@ -1,0 +1,45 @@
+"""A trace of a few steps."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+
+from janus_jax.errors import JanusError
+from janus_jax.training.callbacks.profiling import Profile
+from janus_jax.training.recipe import Intervals
+
+
+def run(folder, first, count, steps=4, fails_at=None):
+    """Steps of which some are traced; after which of them the trace was there."""
+    there = []
+    with Profile(folder, first, count) as profile:
+        for step in range(1, steps + 1):
+            profile.before(step)
+            if step == fails_at:
+                raise InterruptedError
+            profile.after(step, jax.jit(jnp.sin)(jnp.ones(8)))
+            if list(folder.rglob("*.xplane.pb")):
+                there.append(step)
+    return there
+
+
+def test_the_steps_that_are_asked_for_are_traced(tmp_path):
+    assert run(tmp_path, first=2, count=2) == [3, 4]
+
+
+def test_nothing_is_traced_unasked(tmp_path):
+    assert run(tmp_path, first=0, count=0) == []
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_within_leaves_a_trace(tmp_path):
+    with pytest.raises(InterruptedError):
+        run(tmp_path, first=1, count=3, fails_at=2)
+    assert list(tmp_path.rglob("*.xplane.pb"))
+
+
+@pytest.mark.parametrize("asked", [(3,), (0, 2), (-1, 1), (1, -1)])
+def test_steps_that_cannot_be_are_told(asked):
+    with pytest.raises(JanusError, match=r"config\.intervals\.profile is"):
+        Intervals(profile=asked)

@@ -1,0 +1,198 @@
+"""What JanusFlow learns, against the same sums by numpy, and which parts learn it."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.config import Execution
+from janus_jax.data.pipeline.packing import Budget
+from janus_jax.errors import JanusError
+from janus_jax.generation.registry import make_image_sampler
+from janus_jax.models.backbone import apply
+from janus_jax.models.factory import abstract_model
+from janus_jax.models.llama import Llama
+from janus_jax.training.losses.rectified_flow import FlowLearning, FlowTask, draw_ways, flow_task
+from janus_jax.training.objectives import learning_model, objective_of
+from janus_jax.training.partition import merge, partition
+from janus_jax.training.train_step import gradients
+from tests import tiny
+from tests.training import batches, stages
+
+LEARNING, MODEL, params = stages.LEARNING, stages.MODELS["flow"], functools.partial(stages.params, "flow")
+TRAINED, CUT = stages.FLOW_TRAINED, stages.CUTS["flow"]
+text, understanding = (functools.partial(one, config=tiny.FLOW) for one in (batches.text, batches.understanding))
+
+
+def generation(seed=0, dropped=False):
+    make = tiny.processor(tiny.FLOW)
+    row = make.generation_sequence("Two birds.", tiny.picture(seed))
+    return batches.sample(make.unconditional_sequence(row) if dropped else row)
+
+
+def batch():
+    """Two rows, the second with a padding image."""
+    return batches.flow_batch([[generation(2), generation(3)], [understanding(), generation(4), text()]])
+
+
+@functools.cache
+def gradient(stage="III"):
+    grads, totals = jax.jit(functools.partial(gradients, MODEL, CUT))(*partition(params(), TRAINED[stage]), batch())
+    return jax.tree.map(np.asarray, grads), totals
+
+
+@functools.cache
+def task():
+    key, rows = jax.random.key(0), np.arange(2)
+    prepare_targets = jax.jit(functools.partial(flow_task, MODEL, dtype="float32"))
+    return prepare_targets(params(), batch(), key=key, rows=rows)
+
+
+def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
+    on_the_way, velocities, features = task()
+
+    @jax.jit
+    def read(params):
+        states, aligned = apply(MODEL, params, "states_and_aligned", on_the_way)
+        return states.hidden, aligned, apply(MODEL, params, "velocities", on_the_way, states)
+
+    hidden, aligned, told = (np.asarray(one) for one in read(params()))
+    there = on_the_way.gen_starts >= 0
+    velocity = np.mean((told - velocities)[there] ** 2)
+    x, y = aligned[there], np.asarray(features)[there]
+    cosines = (x * y).sum(-1) / np.linalg.norm(x, axis=-1) / np.linalg.norm(y, axis=-1)
+    logits = hidden @ params()["llm"]["head"]["weight"].T
+    nll = []
+    for row, places in enumerate(on_the_way.text_targets):
+        for place in places[places >= 0]:
+            at = logits[row, place - 1].astype(np.float64)
+            nll.append(np.log(np.exp(at - at.max()).sum()) + at.max() - at[on_the_way.tokens[row, place]])
+    totals = gradient()[1]
+    _, _, generation, alignment = np.asarray(totals.means)
+    np.testing.assert_allclose(generation, velocity, rtol=1e-4)
+    np.testing.assert_allclose(alignment, -cosines.mean(), rtol=1e-4)
+    np.testing.assert_allclose(totals.mean, np.mean(nll) + velocity - 0.5 * cosines.mean(), rtol=1e-4)
+
+
+def test_latents_lie_between_noise_and_image_and_move_straight_to_it():
+    on_the_way, velocities, _ = task()
+    pixels = batch()
+    latents = jax.jit(lambda p: apply(MODEL, p, "generation_latents", pixels).values)(params())
+    t = np.asarray(on_the_way.gen_times)[..., None, None, None]
+    np.testing.assert_allclose(on_the_way.gen_latents + (1 - t) * velocities, latents, atol=1e-4)
+
+
+def test_the_gradient_is_finite_and_reaches_what_stage_three_trains():
+    grads, _ = gradient()
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
+    moved = {part for part, tree in grads.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
+    assert moved == set(params()) - {"vae"}
+
+
+def learnt(task):
+    """Sums, counts and gradient of what a batch was set out as."""
+
+    def loss(trained, frozen, task):
+        objective = objective_of(MODEL)
+        scales = objective.terms(MODEL).scales(objective.counts(MODEL, task.batch))
+        loss = objective.loss(MODEL, merge(trained, frozen), task, scales, CUT.logits_chunk)
+        return loss.value, loss.totals
+
+    taken = jax.jit(jax.value_and_grad(loss, has_aux=True))
+    (value, totals), grads = taken(*partition(params(), TRAINED["III"]), task)
+    # What is told is what is learnt from.
+    np.testing.assert_allclose(value, totals.mean, rtol=1e-5)
+    return totals, grads
+
+
+def test_packed_samples_teach_what_each_does_in_a_row_of_its_own():
+    samples, budget = [generation(2), understanding(), generation(3), text()], Budget(320, 1, 2, 96)
+    prepare_targets = jax.jit(functools.partial(flow_task, MODEL, dtype="float32"))
+    packed = prepare_targets(params(), batches.flow_batch([samples], budget), key=jax.random.key(5), rows=np.arange(1))
+    alone = batches.flow_batch([[sample] for sample in samples], budget)
+
+    def dealt(images):
+        """The row's two images to the rows that they have for themselves."""
+        rows = np.zeros((4, *images.shape[1:]), np.float32)
+        rows[0, 0], rows[2, 0] = images[0]
+        return rows
+
+    unpacked = FlowTask(
+        alone._replace(
+            gen_latents=dealt(packed.batch.gen_latents),
+            gen_times=dealt(packed.batch.gen_times),
+            gen_images=alone.gen_images[:, :0],
+        ),
+        dealt(packed.velocities),
+        dealt(packed.features),
+    )
+    (totals, grads), (expected, its_grads) = learnt(packed), learnt(unpacked)
+    np.testing.assert_array_equal(totals.counts, expected.counts)
+    np.testing.assert_allclose(totals.losses, expected.losses, rtol=1e-4)
+    for ours, theirs in zip(jax.tree.leaves(grads), jax.tree.leaves(its_grads), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=2e-5 + 1e-4 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("stage", TRAINED)
+def test_every_stage_trains_its_parts(stage):
+    frozen = {"I": {"llm", "und_encoder", "vae"}, "II": {"und_encoder", "vae"}, "III": {"vae"}}
+    assert set(partition(params(), TRAINED[stage])[1]) == frozen[stage]
+
+
+def test_what_is_drawn_follows_from_the_row_alone():
+    key, shape = jax.random.key(3), (2, 4, 4, 1)
+    whole = draw_ways(LEARNING, key, np.arange(4), shape)
+    part = draw_ways(LEARNING, key, np.array([1, 3]), shape)
+    for ours, theirs in zip(part, whole, strict=True):
+        np.testing.assert_array_equal(ours, np.asarray(theirs)[[1, 3]])
+
+
+def test_times_are_logit_normal():
+    learning = FlowLearning(time_mean=-0.5, time_std=0.8)
+    times, _ = draw_ways(learning, jax.random.key(0), np.arange(2000), (1, 1, 1, 1))
+    logits = np.log(times / (1 - times))
+    np.testing.assert_allclose((logits.mean(), logits.std()), (-0.5, 0.8), atol=0.06)
+
+
+def test_tapped_states_go_on_to_the_last_ones():
+    config, execution = tiny.FLOW.llm, Execution()
+    llm, ones = params()["llm"], np.ones((1, 8), np.int32)
+    x = np.random.default_rng(0).standard_normal((1, 8, config.width), np.float32)
+    places = np.arange(8)[None]
+    tapped = Llama(config, execution, tap=2)
+    hidden, taken = tapped.apply({"params": llm}, x, places, ones, method="tapped")
+    expected, _ = Llama(config, execution).apply({"params": llm}, x, places, ones)
+    np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
+    rest = jax.tree.map(lambda leaf: leaf[2:], llm["layers"])
+    shorter = Llama(type(config)(**{**vars(config), "depth": config.depth - 2}), execution)
+    again, _ = shorter.apply({"params": llm | {"layers": rest}}, taken, places, ones)
+    np.testing.assert_allclose(again, hidden, rtol=1e-4, atol=1e-4)
+
+
+def test_a_dropped_condition_is_masked():
+    laid = batches.flow_batch([[generation(1, dropped=True)]])
+    begin = int(np.flatnonzero(laid.gen_token_index[0] == 0)[0]) - 1
+    assert laid.segment_ids[0, 0] == laid.segment_ids[0, begin] == 1
+    assert not laid.segment_ids[0, 1:begin].any()
+    assert laid.positions[0, begin] == begin
+
+
+def test_without_alignment_there_is_no_aligner():
+    model = learning_model(tiny.FLOW, Execution(), FlowLearning(align_weight=0.0))
+    assert "aligner" not in abstract_model(model)
+    assert float(objective_of(model).counts(model, batch())[-1]) == 0
+
+
+def test_a_block_that_is_not_there_is_refused():
+    with pytest.raises(JanusError, match="align_block is 6"):
+        learning_model(tiny.FLOW, Execution())
+
+
+def test_a_model_without_its_vae_is_refused():
+    lacking = dataclasses.replace(tiny.FLOW, vae=None)
+    with pytest.raises(JanusError, match="tiny_flow has no VAE"):
+        learning_model(lacking, Execution(), LEARNING)
+    with pytest.raises(JanusError, match="tiny_flow has no VAE"):
+        make_image_sampler(lacking)

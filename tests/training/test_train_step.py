@@ -1,0 +1,206 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from janus_jax.config import Execution
+from janus_jax.errors import JanusError
+from janus_jax.models.janus import Janus
+from janus_jax.sharding import make_mesh
+from janus_jax.training.objectives import with_image_ids
+from janus_jax.training.state import state_from_params
+from janus_jax.training.train_step import (
+    Microbatching,
+    abstract_train_state,
+    evaluation_step,
+    gradients,
+    put_batch,
+    random_train_state,
+    train_step,
+)
+from tests import tiny
+from tests.training import batches, stages
+from tests.training.jaxprs import equations
+
+SLOW = pytest.mark.slow
+
+
+@functools.cache
+def two_steps(mesh=None, cut=None, kind="janus"):
+    """Metrics of two steps, and the moments of the gradient after them."""
+    state, reports = stages.state(mesh, kind), []
+    for _ in range(2):
+        state, metrics = stages.step(mesh, cut, kind)(state, put_batch(batches.mixed(kind=kind), mesh))
+        reports.append({name: float(value) for name, value in metrics.items()})
+    shardings = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, stages.abstract(mesh, kind))]
+    assert shardings[0] == shardings[1]
+    return reports, jax.tree.map(np.asarray, moments(state))
+
+
+def moments(state):
+    ((_, mu),) = optax.tree.get_all_with_path(state.opt_state, "mu")
+    return mu
+
+
+def assert_close(actual, expected, relative):
+    assert np.abs(actual - expected).max() <= relative * np.abs(expected).max() + 1e-7
+
+
+def assert_same_steps(actual, expected):
+    for ours, theirs in zip(actual[0], expected[0], strict=True):
+        for name, value in theirs.items():
+            np.testing.assert_allclose(ours[name], value, rtol=2e-5, err_msg=name)
+    jax.tree.map(functools.partial(assert_close, relative=1e-4), actual[1], expected[1])
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("kind", "sizes"),
+    [
+        ("janus", (8, 1, 1)),
+        ("janus", (1, 8, 1)),
+        ("janus", (2, 2, 2)),
+        ("janus", (1, 4, 2)),
+        ("flow", (1, 8, 1)),
+        ("flow", (2, 2, 2)),
+    ],
+)
+def test_every_mesh_takes_the_same_steps(kind, sizes):
+    # A head reads its places in several chunks there.
+    cut = dataclasses.replace(stages.CUTS[kind], logits_chunk=32)
+    assert_same_steps(two_steps(make_mesh(*sizes), cut, kind=kind), two_steps(kind=kind))
+
+
+# Of eight rows with unequal numbers of supervised places, one of none.
+@pytest.mark.parametrize(
+    ("kind", "microbatches"), [pytest.param("janus", 2, marks=SLOW), ("janus", 4), pytest.param("flow", 4, marks=SLOW)]
+)
+def test_microbatches_change_nothing(kind, microbatches):
+    cut = dataclasses.replace(stages.CUTS[kind], microbatches=microbatches)
+    assert_same_steps(two_steps(cut=cut, kind=kind), two_steps(kind=kind))
+
+
+@SLOW
+def test_microbatches_on_a_mesh_change_nothing():
+    assert_same_steps(two_steps(make_mesh(2, 1, 2, jax.devices()[:4]), Microbatching(microbatches=2)), two_steps())
+
+
+def test_the_loss_falls():
+    first, second = two_steps()[0]
+    assert second["loss"] < first["loss"]
+
+
+def test_metrics_by_task_make_up_the_loss():
+    metrics = two_steps()[0][0]
+    tasks = ("text", "understanding", "generation")
+    places = [metrics[f"places/{task}"] for task in tasks]
+    assert all(places)
+    mean = np.average([metrics[f"loss/{task}"] for task in tasks], weights=places)
+    np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)
+    assert metrics["finite"] == 1
+
+
+def test_the_gradient_is_clipped():
+    state, metrics = stages.step()(stages.state(), put_batch(batches.mixed(), None))
+    assert float(metrics["grad_norm"]) > 1
+    # After one step the first moment is a tenth of the gradient.
+    np.testing.assert_allclose(float(optax.tree.norm(moments(state))) / 0.1, 1, rtol=1e-4)
+
+
+def test_evaluation_sees_the_loss_that_training_sees():
+    totals = evaluation_step(stages.MODEL, Microbatching(), stages.abstract(), None)(stages.state(), batches.mixed())
+    np.testing.assert_allclose(totals.mean, two_steps()[0][0]["loss"], rtol=1e-5)
+
+
+def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
+    state = stages.state()
+    spoilt = jax.tree.map(np.asarray, state.params)
+    spoilt["llm"]["norm"]["scale"] = np.full_like(spoilt["llm"]["norm"]["scale"], np.nan)
+    state = state_from_params(spoilt, state.frozen, stages.OPTIMIZER, stages.abstract())
+    before = jax.tree.map(np.asarray, state)
+    after, metrics = stages.step()(state, put_batch(batches.mixed(), None))
+    assert float(metrics["finite"]) == 0
+    assert int(after.step) == 1
+    jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
+
+
+def test_the_step_takes_the_state_for_its_own():
+    state = stages.state()
+    stages.step()(state, put_batch(batches.mixed(), None))
+    assert state.params["llm"]["head"]["weight"].is_deleted()
+
+
+@SLOW
+@pytest.mark.parametrize("remat", ["full", "dots"])
+def test_remat_changes_no_gradient(remat):
+    batch = batches.batch([(batches.understanding(1), batches.generation(2))])
+    grads = [stages.gradient("III", policy)(batch)[0] for policy in (remat, "none")]
+    jax.tree.map(functools.partial(assert_close, relative=1e-4), *grads)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_what_is_compiled_does_not_grow_with_depth(remat):
+    def operations(depth):
+        config = dataclasses.replace(
+            tiny.CONFIG,
+            llm=dataclasses.replace(tiny.CONFIG.llm, depth=depth),
+            und_encoder=dataclasses.replace(tiny.CONFIG.und_encoder, depth=depth),
+        )
+        model = Janus(config, Execution(remat=remat))
+        abstract = abstract_train_state(model, stages.TRAINED["III"], stages.OPTIMIZER, None)
+        lowered = train_step(model, stages.OPTIMIZER, Microbatching(), abstract, None).lower(abstract, batches.mixed())
+        return lowered.as_text().count("\n")
+
+    assert operations(4) == operations(24)
+
+
+def test_ids_made_in_the_step_are_the_tokenizer_s():
+    laid = batches.batch([(batches.generation(1),), (batches.generation(2),)])
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
+    made = jax.jit(functools.partial(with_image_ids, stages.MODEL, dtype="float32"))(
+        tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
+    )
+    pixels = pictures[1].astype(np.float32) / 127.5 - 1
+    tokenize = jax.jit(lambda params, pixels: stages.MODEL.apply({"params": params}, pixels, method="tokenize"))
+    expected = tokenize(tiny.stacked_params(), pixels)
+    assert made.gen_ids.shape == laid.gen_ids.shape
+    # But for near ties.
+    assert (np.asarray(made.gen_ids[1]) == np.asarray(expected)).mean() > 0.9
+
+
+def test_bfloat16_is_for_the_computation_alone():
+    model = Janus(tiny.CONFIG, Execution(dtype="bfloat16"))
+    trained, frozen = stages.parts("II")
+    frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), frozen)
+    function, batch = functools.partial(gradients, model, Microbatching()), batches.mixed()
+    grads, totals = jax.eval_shape(function, trained, frozen, batch)
+    assert {leaf.dtype.name for leaf in jax.tree.leaves((grads, totals))} == {"float32"}
+    products = [
+        equation
+        for equation, _ in equations(jax.make_jaxpr(function)(trained, frozen, batch).jaxpr)
+        if equation.primitive.name == "dot_general"
+    ]
+    in_float32 = [e for e in products if any(var.aval.dtype == jnp.float32 for var in e.invars)]
+    assert products
+    assert not in_float32
+
+
+@SLOW
+def test_random_parameters_are_born_where_they_stay():
+    mesh = make_mesh(2, 2, 2)
+    abstract = abstract_train_state(stages.MODEL, stages.TRAINED["II"], stages.OPTIMIZER, mesh)
+    state = random_train_state(stages.MODEL, stages.TRAINED["II"], stages.OPTIMIZER, abstract, jax.random.key(0))
+    for made, told in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
+        assert (made.shape, made.dtype, made.sharding) == (told.shape, told.dtype, told.sharding)
+    assert float(jnp.std(state.params["llm"]["head"]["weight"])) == pytest.approx(64**-0.5, rel=0.05)
+
+
+def test_rows_that_cannot_be_dealt_out_are_refused():
+    mesh = make_mesh(2, 2, 2)
+    Microbatching(microbatches=2).check(16, mesh)
+    with pytest.raises(JanusError, match="12 is not a multiple of 8"):
+        Microbatching(microbatches=2).check(12, mesh)

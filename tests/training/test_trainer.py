@@ -1,0 +1,215 @@
+"""The loop: what a resumed run makes, where a stage begins, and what ends a run."""
+
+import itertools
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import jax
+import numpy as np
+import pytest
+
+from janus_jax.config import PRESETS
+from janus_jax.errors import Diverged, JanusError, Preempted
+from janus_jax.models.janus import Janus
+from janus_jax.sharding import make_mesh
+from janus_jax.training import trainer as loop
+from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training.init_from import check_initialisation, initial_state
+from janus_jax.training.optimizers import make_optimizer
+from janus_jax.training.partition import merge
+from janus_jax.training.recipe import Initialisation
+from janus_jax.training.train_step import abstract_train_state, put_batch
+from tests import tiny
+from tests.training import runs
+
+
+def told(workdir, *names, stage=1):
+    """Of every step its number, and the figures whose names begin so."""
+    lines = map(json.loads, (workdir / f"stage_{stage}" / "metrics.jsonl").read_text().splitlines())
+    return [{key: value for key, value in line.items() if key == "step" or key.startswith(names)} for line in lines]
+
+
+def params(state):
+    return merge(state.params, state.frozen)
+
+
+def assert_equal(found, expected):
+    for name, (one, other) in enumerate(zip(*map(jax.tree.leaves, (found, expected)), strict=True)):
+        np.testing.assert_array_equal(one, other, err_msg=str(name))
+
+
+def preempted(recipe, workdir, monkeypatch, at):
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "reached", lambda self, step: step == at)
+        with pytest.raises(Preempted, match=f"step {at}; all is saved"):
+            runs.run(recipe, workdir)
+
+
+@pytest.mark.parametrize("kind", runs.CONFIGS)
+def test_a_preempted_run_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
+    recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
+    preempted(recipe, tmp_path, monkeypatch, at=3)
+    assert_equal(runs.run(recipe, tmp_path), state)
+    curve = told(tmp_path, "loss", "places", "grad_norm")
+    undisturbed = told(workdir, "loss", "places", "grad_norm")
+    assert curve == [line for line in undisturbed if "loss" in line]
+    assert [line["step"] for line in curve] == [1, 2, 3, 4]
+
+
+def test_a_run_of_several_shares_goes_on_with_those_it_began_with(tmp_path, monkeypatch):
+    """Also where the config then says nothing, or another number, of them."""
+    recipe = replace(runs.recipe(), data_shares=2)
+    undisturbed = runs.run(recipe, tmp_path / "undisturbed")
+    preempted(recipe, tmp_path / "disturbed", monkeypatch, at=3)
+    assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
+
+
+def test_a_finished_run_is_left_as_it_is():
+    workdir, state = runs.finished()
+    assert_equal(runs.run(runs.recipe(), workdir), state)
+
+
+def test_figures_are_told():
+    (first, *_) = told(runs.finished()[0], "")
+    assert {"loss", "loss/understanding", "loss/generation", "grad_norm", "learning_rate"} < set(first)
+    assert {"tokens/s", "samples/s", "flops/s", "data_wait"} < set(first)
+    assert "loss/text" not in first
+
+
+@pytest.fixture(scope="module")
+def second(tmp_path_factory):
+    """The last state of stage II, at a rate that moves nothing."""
+    workdir = tmp_path_factory.mktemp("second") / "run"
+    shutil.copytree(runs.finished()[0], workdir)
+    optimizer = replace(runs.STAGE.optimizer, learning_rate=1e-30)
+    recipe = runs.recipe(stage=2, optimizer=optimizer, stop_at=1)
+    # Without the tokenizer, which stage I has left in the workdir.
+    return runs.run(replace(recipe, tokenizer=""), workdir)
+
+
+def test_a_stage_begins_where_the_one_before_ended(second):
+    first = runs.finished()[1]
+    assert set(second.params) - set(first.params) == {"llm"}
+    assert_equal(params(second), params(first))
+
+
+def test_what_is_held_out_is_evaluated():
+    losses = [line for line in told(runs.finished()[0], "held_out") if len(line) > 1]
+    names = {"held_out/loss", "held_out/loss/understanding", "held_out/loss/generation"}
+    assert [(line["step"], set(line) - {"step"}) for line in losses] == [(2, names), (4, names)]
+    assert losses[1]["held_out/loss"] < losses[0]["held_out/loss"]
+
+
+def test_a_stage_before_that_is_not_done_is_told():
+    recipe = runs.recipe(stage=2)
+    recipe = replace(recipe, stages=(replace(runs.STAGE, steps=9), recipe.current))
+    with pytest.raises(JanusError, match=r"has come to step 4 of 9; .*--config\.stages\.stage_1\.stop_at=4"):
+        runs.run(recipe, runs.finished()[0])
+
+
+def started(*start, mesh=None, **folders):
+    """The parameters that a stage starts from."""
+    recipe = starting(*start, **folders)
+    stage = recipe.current
+    optimizer = make_optimizer(stage.optimizer, stage.steps)
+    model = Janus(recipe.model_config, recipe.execution)
+    abstract = abstract_train_state(model, stage.trained, optimizer, mesh, frozen_dtype="float32")
+    check_initialisation(recipe, "workdir")
+    return params(initial_state(recipe, "workdir", optimizer, abstract))
+
+
+@pytest.mark.parametrize("mesh", [None, make_mesh(2, 2, 2)])
+def test_a_stage_begins_with_a_model(mesh):
+    assert_equal(started("model", model=str(runs.models() / "model"), mesh=mesh), tiny.stacked_params())
+
+
+def test_ids_may_begin_as_their_codes():
+    parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
+    found, drawn = started("parts", **parts, ids_from_codebook=True), started("parts", **parts)
+    codes = tiny.stacked_params()["gen_encoder"]["codebook"]["embedding"]
+    codes = codes / np.linalg.norm(codes, axis=1, keepdims=True)
+    embedding, rows = np.asarray(found["gen_embed"]["embedding"]), np.asarray(found["gen_head"]["fc2"]["weight"])
+    np.testing.assert_allclose(embedding, (codes - codes.mean(0)) / codes.std(), atol=1e-5)
+    # Ids that look alike have rows alike; otherwise the head is of the size that it is drawn with.
+    assert np.linalg.matrix_rank(rows, tol=1e-3) == codes.shape[1]
+    np.testing.assert_allclose(rows.std(), rows.shape[1] ** -0.5, rtol=1e-3)
+    np.testing.assert_array_equal(found["gen_head"]["fc1"]["weight"], drawn["gen_head"]["fc1"]["weight"])
+
+
+def test_a_stage_begins_with_parts_and_the_seed_for_the_rest():
+    parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
+    # One of them out of a whole model.
+    found = started("parts", **parts | {"gen_encoder": str(runs.models() / "model")})
+    for part in parts:
+        assert_equal(found[part], tiny.stacked_params()[part])
+    assert set(found) == set(tiny.stacked_params())
+    assert np.std(found["gen_adaptor"]["fc2"]["weight"]) > 0.01
+
+
+@pytest.mark.parametrize("allowed", [0, 1])
+def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
+    recipe = replace(starting("model", model=str(runs.models() / "spoiled")), max_skipped=allowed)
+    with pytest.raises(Diverged, match=f"At step {1 + allowed} the gradient is not finite"):
+        runs.run(recipe, tmp_path)
+    dumps = sorted((tmp_path / "stage_1" / "not_finite").iterdir())
+    assert [file.name for file in dumps] == [f"step_{step}.process_0.json" for step in range(1, 2 + allowed)]
+    rows = json.loads(dumps[-1].read_text())["sample_ids"]
+    assert len(rows) == runs.STAGE.batch_size
+    assert all(re.match("(understanding|generation)", name) for row in rows for name in row)
+
+
+def test_a_step_that_is_not_finite_may_be_left_out(tmp_path, monkeypatch):
+    steps = itertools.count(1)
+
+    def spoil(batch, mesh):
+        # An id that there is not has no embedding but NaN.
+        unknown = np.full_like(batch.tokens, runs.MODEL.llm.vocab_size)
+        return put_batch(batch._replace(tokens=unknown) if next(steps) == 2 else batch, mesh)
+
+    monkeypatch.setattr(loop, "put_batch", spoil)
+    state = runs.run(replace(runs.recipe(), max_skipped=1), tmp_path)
+    assert int(state.step) == runs.STEPS
+    assert [line["skipped"] for line in told(tmp_path, "skipped")] == [0, 1, 1, 1]
+    assert [line["loss"] is None for line in told(tmp_path, "loss")] == [False, True, False, False]
+    assert [file.name for file in (tmp_path / "stage_1" / "not_finite").iterdir()] == ["step_2.process_0.json"]
+
+
+def changed(**fields):
+    return replace(runs.recipe(), **fields)
+
+
+def starting(*start, **folders):
+    return runs.recipe(initialisation=Initialisation(*start, **folders))
+
+
+@pytest.mark.parametrize(
+    ("make", "sentence"),
+    [
+        (lambda: changed(model="huge", architecture=None), "no model 'huge'"),
+        (lambda: changed(tokenizer=""), "config.tokenizer is empty"),
+        (lambda: changed(tokenizer="absent"), "absent/tokenizer.json is missing"),
+        (lambda: starting("stage"), "none is before stage 1"),
+        (lambda: starting("model"), "config.stages.stage_1.initialisation.model is empty"),
+        (lambda: starting("model", model="absent"), "absent"),
+        (lambda: runs.recipe(stage=2), "stage_1/checkpoints holds no checkpoint"),
+        (lambda: runs.recipe(trained=("lmm/*",)), "'lmm/*'"),
+    ],
+)
+def test_a_mistake_is_told(make, sentence, tmp_path):
+    with pytest.raises(JanusError, match=re.escape(sentence)):
+        runs.run(make(), tmp_path)
+
+
+def test_a_part_in_another_s_place_is_told(tmp_path):
+    parts = dict.fromkeys(("llm", "und_encoder", "gen_encoder"), str(runs.models() / "llm"))
+    recipe = starting("parts", **parts)
+    with pytest.raises(JanusError, match=r"initialisation\.und_encoder names .*LlamaConfig; a SiglipConfig is needed"):
+        runs.run(recipe, tmp_path)
+
+
+def test_a_model_of_another_size_is_told(tmp_path):
+    recipe = replace(starting("model", model=str(runs.models() / "model")), architecture=PRESETS["tiny"])
+    with pytest.raises(JanusError, match=r"llm/layers/attn/k/weight is of shape \[3, 2, 16, 64\] there and"):
+        runs.run(recipe, tmp_path)
