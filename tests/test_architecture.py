@@ -174,7 +174,10 @@ def flags_of(path):
 
 def test_no_flag_is_defined_by_two_modules_that_tests_import():
     """They all come into one process, which knows each flag once."""
-    files = {module_name(path): path for path in sources(["janus_jax.commands", "checkpoints_convert", "examples", "benchmarks"])}
+    files = {
+        module_name(path): path
+        for path in sources(["janus_jax.commands", "checkpoints_convert", "examples", "benchmarks"])
+    }
     found, left = set(), [path for path in sources(["tests"]) if "parity" not in path.parts]
     while left:
         named = {name for path in left for name in imports(path)}
