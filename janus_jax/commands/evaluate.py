@@ -31,7 +31,7 @@ from janus_jax.evaluation.registry import REGISTRY, benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
 from janus_jax.evaluation.runner import answering, collect
 from janus_jax.processing import Processor
-from janus_jax.progress import answers_bar
+from janus_jax.progress import count_bar
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
@@ -164,7 +164,7 @@ def _run(
         elif items:
             yield from answering(load(), _BATCH_SIZE.value)(items)
 
-    with answers_bar(job.benchmark.name, disable=not cluster.is_first) as report:
+    with count_bar(job.benchmark.name, disable=not cluster.is_first) as report:
         answers = collect(job.questions, work, job.out, began, cluster, report)
     if answers is None:
         return

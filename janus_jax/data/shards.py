@@ -14,14 +14,14 @@ _NAME = "records"
 _FORMAT = "array_record"
 
 
-class Size(NamedTuple):
+class ShardSize(NamedTuple):
     """What a shard holds."""
 
     records: int
     bytes: int
 
 
-NOTHING = Size(0, 0)
+NOTHING = ShardSize(0, 0)
 
 
 def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
@@ -29,7 +29,7 @@ def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
     return Path(_template(folder, split).sharded_filepath(shard_index=index, num_shards=count))
 
 
-def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> Size:
+def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> ShardSize:
     """Writes a shard, which appears when it is complete. The same records give the same bytes.
 
     Args:
@@ -62,7 +62,7 @@ def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> Size:
         if writer.is_open():
             writer.close()
         temporary.unlink(missing_ok=True)
-    return Size(count, size)
+    return ShardSize(count, size)
 
 
 @contextlib.contextmanager
@@ -86,7 +86,7 @@ def read_shard(path: Path) -> Iterator[Record]:
         reader.close()
 
 
-def write_metadata(folder: Path, split: str, sizes: Iterable[Size]) -> None:
+def write_metadata(folder: Path, split: str, sizes: Iterable[ShardSize]) -> None:
     """Makes the shards of a folder a data set that TFDS opens."""
     import tensorflow_datasets as tfds
 

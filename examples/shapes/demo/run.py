@@ -167,7 +167,7 @@ def _scored(model: "Pretrained", folder: Path, plan: Plan) -> DemoScores:
     """Scores a model; its answers and drawings stay in a folder."""
     from examples.shapes.dataset import DEFAULT
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding
-    from janus_jax.progress import answers_bar
+    from janus_jax.progress import count_bar
 
     old = ShapesProtocol(per_topic=plan.asked, per_category=plan.drawn)
     new = ShapesProtocol(
@@ -178,9 +178,9 @@ def _scored(model: "Pretrained", folder: Path, plan: Plan) -> DemoScores:
     )
     understanding, generation = [], []
     for name, protocol in (("old", old), ("new", new)):
-        with answers_bar(f"   answering, {name} words") as bar:
+        with count_bar(f"   answering, {name} words") as bar:
             answered = evaluate_understanding(model, folder / f"{name}_answers", protocol, report=bar)
-        with answers_bar(f"   drawing, {name} words", "pictures") as bar:
+        with count_bar(f"   drawing, {name} words", "pictures") as bar:
             drawn = evaluate_generation(model, folder / f"{name}_drawings", protocol, report=bar)
         understanding.append(answered)
         generation.append(drawn)
@@ -203,12 +203,12 @@ def _flowed(flow: Path, folder: Path, plan: Plan) -> "Generation":
     import janus_jax
     from examples.shapes.dataset import Category
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation
-    from janus_jax.progress import answers_bar
+    from janus_jax.progress import count_bar
     from janus_jax.sharding import make_mesh
 
     model = janus_jax.load(flow, "float32", make_mesh(data=-1, fsdp=1))
     protocol = ShapesProtocol(per_category=plan.flowed, batch_size=len(Category) * plan.flowed)
-    with answers_bar("   drawing", "pictures") as bar:
+    with count_bar("   drawing", "pictures") as bar:
         drawn = evaluate_generation(model, folder, protocol, report=bar)
     right = sum(verdict.correct for verdict in drawn.verdicts)
     _say(f"{right} of {len(drawn.verdicts)} prompts are drawn right.")

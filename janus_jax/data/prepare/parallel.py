@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from janus_jax.data.prepare.shard_writer import LEAST_ENTRIES, Preparation
+from janus_jax.data.prepare.shard_writer import LEAST_ENTRIES, ShardWriter
 from janus_jax.errors import JanusError
 
 _SECONDS_BETWEEN_REPORTS = 0.5
@@ -22,7 +22,7 @@ _LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """How far a run is.
 
     Attributes:
@@ -38,11 +38,11 @@ class Progress:
     parts: int
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[PrepareProgress], None]
 
 
 def write_parts(
-    preparation: Preparation,
+    preparation: ShardWriter,
     indices: Sequence[int],
     workers: int,
     max_rejected: float,
@@ -69,7 +69,7 @@ def write_parts(
     def follow(tally: Tally, finished: int) -> None:
         nonlocal entries, rejected
         entries, rejected = before.entries + tally.entries, before.num_rejected + tally.rejected
-        report(Progress(entries, total, rejected, parts + finished))
+        report(PrepareProgress(entries, total, rejected, parts + finished))
         if entries >= LEAST_ENTRIES and rejected > max_rejected * entries:
             raise _Stopped
 
@@ -98,7 +98,7 @@ Follow = Callable[[Tally, int], None]
 """Told what was read and how many parts are finished; may raise to end the run."""
 
 
-def _write_here(preparation: Preparation, indices: Sequence[int], follow: Follow) -> None:
+def _write_here(preparation: ShardWriter, indices: Sequence[int], follow: Follow) -> None:
     tally, done = Tally(0, 0), 0
 
     def on_entry(accepted: bool) -> None:
@@ -124,11 +124,11 @@ class _Shared:
         return Tally(int(np.sum(self.entries)), int(np.sum(self.rejected)))
 
 
-_preparation: Preparation
+_preparation: ShardWriter
 _shared: _Shared
 
 
-def _write_in_processes(preparation: Preparation, indices: Sequence[int], workers: int, follow: Follow) -> None:
+def _write_in_processes(preparation: ShardWriter, indices: Sequence[int], workers: int, follow: Follow) -> None:
     # A forked process would inherit the locks of threads that it lacks.
     context = multiprocessing.get_context("spawn")
     shared = _Shared(context, len(preparation.parts))
@@ -152,7 +152,7 @@ def _write_in_processes(preparation: Preparation, indices: Sequence[int], worker
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(preparation: Preparation, shared: _Shared) -> None:
+def _start_worker(preparation: ShardWriter, shared: _Shared) -> None:
     global _preparation, _shared
     _preparation, _shared = preparation, shared
     # Ctrl-C reaches every process of the terminal: the first one decides, and tells the others.
@@ -183,7 +183,7 @@ def _run_part(index: int) -> None:
 
 
 @contextlib.contextmanager
-def alone(preparation: Preparation) -> Iterator[None]:
+def alone(preparation: ShardWriter) -> Iterator[None]:
     """Keeps a second run out of the same folder; a killed one leaves nothing behind that would.
 
     Raises:

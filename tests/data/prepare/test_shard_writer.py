@@ -8,7 +8,7 @@ import time
 
 import pytest
 
-from janus_jax.data.prepare.parallel import LEAST_ENTRIES, Progress, alone, write_parts
+from janus_jax.data.prepare.parallel import LEAST_ENTRIES, PrepareProgress, alone, write_parts
 from janus_jax.data.prepare.shard_writer import QUARANTINE, SUMMARY, begin
 from janus_jax.data.shards import write_shard
 from janus_jax.errors import JanusError
@@ -233,8 +233,8 @@ def test_progress_is_told_from_what_was_done_before_to_the_end(tmp_path, caption
     write_parts(preparation, [0, 1], 1, 0.5)
     told = []
     write_parts(preparation, preparation.unfinished(), workers, 0.5, told.append)
-    assert told[0] == Progress(14, 60, 1, 2)
-    assert told[-1] == Progress(60, 60, 3, 9)
+    assert told[0] == PrepareProgress(14, 60, 1, 2)
+    assert told[-1] == PrepareProgress(60, 60, 3, 9)
     assert [progress.entries for progress in told] == sorted(progress.entries for progress in told)
 
 
