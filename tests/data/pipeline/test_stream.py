@@ -16,6 +16,7 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget, Example
 from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.pipeline.stream import StreamConfig, open_stream
+from janus_jax.data.pipeline.workers import ProcessPool
 from janus_jax.errors import JanusError
 from tests import tiny
 from tests.data.prepared import bomb, encoded, generation, text, understanding, write
