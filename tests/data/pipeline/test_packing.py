@@ -157,10 +157,11 @@ def test_a_sample_reads_back_from_the_batch(row, segment, laid):
     assert places.tolist() == list(range(places[0], places[0] + len(laid.row)))
     assert np.array_equal(BATCH.tokens[row, here], laid.row.tokens)
     assert BATCH.positions[row, here].tolist() == list(range(len(laid.row)))
-    for there, images, filled, packed_images, n in (
-        (laid.row.und_patch_index, laid.row.und_images, BATCH.und_patch_index[row, here], BATCH.und_images, P.und_tokens),
-        (laid.row.gen_token_index, laid.row.gen_images, BATCH.gen_token_index[row, here], BATCH.gen_images, P.gen_tokens),
+    for there, packed, images, packed_images, n in (
+        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.und_tokens),
+        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.gen_tokens),
     ):
+        filled = packed[row, here]
         assert np.array_equal(filled == NO_IMAGE, there == NO_IMAGE)
         for place in np.flatnonzero(there != NO_IMAGE):
             image, patch = divmod(int(filled[place]), n)
