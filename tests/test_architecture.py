@@ -18,6 +18,7 @@ GROUND = (
     "janus_jax.config",
     "janus_jax.errors",
     "janus_jax.files",
+    "janus_jax.image_files",
     "janus_jax.storage",
 )
 MIDDLE = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
