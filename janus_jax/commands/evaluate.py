@@ -26,7 +26,7 @@ from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Ques
 from janus_jax.evaluation.generation.generate_images import drawing
 from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
 from janus_jax.evaluation.journal import claim
-from janus_jax.evaluation.registry import REGISTRY, benchmark
+from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
 from janus_jax.evaluation.runner import answering, collect
 from janus_jax.processing import Processor
@@ -36,7 +36,7 @@ from janus_jax.storage import output_folder, write_json
 if TYPE_CHECKING:
     from janus_jax import Pretrained
 
-_BENCHMARK = flags.DEFINE_list("benchmark", None, "which, by name; several with commas between them", required=True)
+_BENCHMARK = flags.DEFINE_list("benchmark", None, "name, or MODULE:NAME; separate several with commas", required=True)
 _DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files; those of the embedded world have none")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results; all processes see the same", required=True)
 _LIST = flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
@@ -47,6 +47,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "be one of the processes of a cluster, which share the questions"
 )
 flags.adopt_module_key_flags(models)
+if "--list" in sys.argv:
+    # Listing needs no model. The flags are parsed before `main` runs, so their checks are removed here.
+    for _required in (_BENCHMARK, _OUT, models.MODEL):
+        flags.FLAGS[_required.name].validators.clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,7 +72,7 @@ class Job:
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks, one after the other."""
     if _LIST.value:
-        print("\n\n".join(map(describe, REGISTRY.values())))
+        print("\n\n".join(map(describe, BENCHMARKS.values())))
         return
     with output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
@@ -98,9 +102,9 @@ def read_jobs(data: Path, out: Path) -> list[Job]:
     Raises:
       JanusError: there is no such benchmark or option, or something is wrong with the data.
     """
-    chosen = [benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
+    chosen = [find_benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
     if not chosen:
-        raise JanusError(f"--benchmark is empty; there are {', '.join(REGISTRY)}.")
+        raise JanusError(f"--benchmark is empty; there are {', '.join(BENCHMARKS)}.")
     given = _options(_OPTION.value, chosen)
     jobs = []
     for one in chosen:
@@ -204,10 +208,3 @@ def describe(one: Benchmark[Any]) -> str:
         allowed = values if isinstance(values, Amount) else "|".join(values)
         lines.append(f"  --option {name}={allowed} (default: {default_of(values)})")
     return "\n".join(lines)
-
-
-if __name__ == "__main__":
-    if "--list" in sys.argv:
-        for required in (_BENCHMARK, _OUT, models.MODEL):
-            flags.FLAGS[required.name].validators.clear()
-    cli.run(main)

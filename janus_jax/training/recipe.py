@@ -314,7 +314,8 @@ class Recipe:
       stage: which of the stages to run, counted from 1.
       stages: the stages, in order.
       sources: the data, by the names that the stages' phases use.
-      precomputed_image_tokens: whether images to generate come as ids, or a JanusFlow's as latents, prepared with `launch.prepare
+      precomputed_image_tokens: whether images to generate come as ids, or a JanusFlow's as latents, prepared with
+        `launch.prepare
         --tokenizer`.
       tokenizer: folder of `tokenizer.json`; "" for the one that the run has already, or that lies with the model or
         the LLM that it starts from.
