@@ -27,9 +27,9 @@ from absl import flags
 
 from examples.shapes.demo.finetune import FineTuneSpec, teach
 from examples.shapes.demo.scores import DemoScores, report
-from janus_jax import image_files as pictures
 from janus_jax.commands import cli
 from janus_jax.errors import JanusError
+from janus_jax.storage import output_folder
 
 if TYPE_CHECKING:
     from examples.shapes.evaluation import Generation
@@ -68,7 +68,7 @@ def main(_: Sequence[str]) -> None:
     # On a host without an accelerator its cores are the devices.
     jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MOST_DEVICES))
     cli.enable_compilation_cache()
-    with pictures.output_folder(Path(_OUT.value)) as out:
+    with output_folder(Path(_OUT.value)) as out:
         run(out, SHAPES, FLOW_SHAPES, Plan())
 
 

@@ -1,12 +1,11 @@
 """Preparing in several processes: progress while they work, a clear end when one dies, none that outlives us."""
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ from janus_jax.data.prepare.shard_writer import LEAST_ENTRIES, ShardWriter
 from janus_jax.errors import JanusError
 
 _SECONDS_BETWEEN_REPORTS = 0.5
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
@@ -180,22 +178,3 @@ def _run_part(index: int) -> None:
 
     with contextlib.suppress(_Stopped):
         _preparation.run_part(index, on_entry)
-
-
-@contextlib.contextmanager
-def alone(preparation: ShardWriter) -> Iterator[None]:
-    """Keeps a second run out of the same folder; a killed one leaves nothing behind that would.
-
-    Raises:
-      JanusError: another run is at it.
-    """
-    with (preparation.job.work / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JanusError(
-                f"--output {preparation.job.output} is being written by another run; wait for it, or end it."
-            ) from None
-        except OSError:
-            pass  # A file system without locks. Two runs write the same bytes anyway.
-        yield

@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Any
 import tqdm
 
 from janus_jax.data.prepare.beam import write_parts_with_beam
-from janus_jax.data.prepare.parallel import alone, write_parts
+from janus_jax.data.prepare.parallel import write_parts
 from janus_jax.data.prepare.shard_writer import DatasetSpec, ShardWriter, Summary, begin
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.progress import records_bar
+from janus_jax.storage import exclusive_lock
 
 if TYPE_CHECKING:
     from janus_jax.data.prepare.encode_images import Encoding
@@ -71,7 +72,8 @@ def _claim(job: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:
     with tqdm.tqdm(unit=" parts", desc="parts", delay=2, leave=False) as bar:
         preparation = begin(job, bar.update)
     if preparation.summary is None:
-        stack.enter_context(alone(preparation))
+        # Without locks two runs write the same bytes.
+        stack.enter_context(exclusive_lock(job.work / "lock", job.output))
     return preparation
 
 

@@ -14,7 +14,6 @@ and so does one with another number of processes, or under Apache Beam (`beam.py
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -30,6 +29,7 @@ from janus_jax.data.validation import check
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, read_json, reading, told
 from janus_jax.processing import Task
+from janus_jax.storage import write_bytes
 
 SUMMARY = "preparation.json"
 QUARANTINE = "quarantine.jsonl"
@@ -362,18 +362,7 @@ def _make(entry: Entry) -> Record:
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    """Writes a text file, which appears when it is complete."""
-    temporary = path.with_name(f"{path.name}.incomplete-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        raise JanusError(f"{path} could not be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _readable(size: int) -> str:
