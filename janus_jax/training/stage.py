@@ -17,7 +17,7 @@ from flax.traverse_util import flatten_dict
 
 from janus_jax.batch import Batch
 from janus_jax.data.pipeline.dataset import open_records
-from janus_jax.data.pipeline.process_shards import Shares, open_shares, states_of_shares
+from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
 from janus_jax.data.pipeline.stream import StreamConfig
 from janus_jax.processing import Processor
 from janus_jax.sharding import make_mesh
@@ -67,7 +67,7 @@ def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Devic
 
 def stage_task(
     recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None
-) -> TrainingTask[TrainState, Shares]:
+) -> TrainingTask[TrainState, ShardedStream]:
     """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
     stage, resources, intervals = recipe.current, recipe.resources, recipe.intervals
     checkpoints = checkpoints_folder(workdir, recipe.stage)
@@ -91,25 +91,27 @@ def stage_task(
     device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     @contextlib.contextmanager
-    def open_data(positions: Sequence[Any] | None) -> Iterator[Shares]:
+    def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:
         keep_tokenizer(tokenizer, workdir)
-        # A run keeps its number of data shares, also if it resumes with another number of processes.
-        saved = states_of_shares(positions or [])
-        shares = len(saved) or recipe.data_shares or jax.process_count()
-        with open_split(recipe.stream, shares) as data:
+        # A run keeps its number of data shards, also if it resumes with another number of processes.
+        saved = merge_shard_states(positions or [])
+        shards = len(saved) or recipe.data_shards or jax.process_count()
+        with open_split(recipe.stream, shards) as data:
             if saved:
                 data.set_state(saved)
             yield data
 
-    def open_split(config: StreamConfig, shares: int) -> Shares:
-        return open_shares(config, processor, jax.process_index(), jax.process_count(), shares, resources.data_workers)
+    def open_split(config: StreamConfig, shards: int) -> ShardedStream:
+        return open_sharded_stream(
+            config, processor, jax.process_index(), jax.process_count(), shards, resources.data_workers
+        )
 
-    def make_callbacks(data: Shares) -> Sequence[Callback]:
+    def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
         callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
         if recipe.held_out is not None:
             loss = evaluation_step(setup.model, recipe.cut, setup.abstract, mesh, recipe.seed)
-            shares = len(states_of_shares([data.get_state()])) * jax.process_count()
-            held_out = open_split(recipe.held_out, shares)
+            shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
+            held_out = open_split(recipe.held_out, shards)
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))
         return [*callbacks, samples, benchmarks]
 
@@ -117,7 +119,7 @@ def stage_task(
         result: tuple[TrainState, Metrics] = setup.step(state, put_batch(batch, mesh))
         return result
 
-    def counts(batch: Batch, data: Shares) -> Mapping[str, float]:
+    def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
         # Every process has an equal share of the batch.
         held = amounts(batch, recipe.model_config)
         share = {"tokens": held.places, "samples": sum(map(len, data.sample_ids)), "flops": held.at(costs)}

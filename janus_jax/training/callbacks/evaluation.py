@@ -15,8 +15,7 @@ import jax
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Benchmark, Options, Question, limited
-from janus_jax.evaluation.journal import write_json
-from janus_jax.evaluation.registry import benchmark
+from janus_jax.evaluation.registry import find_benchmark
 from janus_jax.evaluation.results import check_pictures
 from janus_jax.evaluation.runner import answering
 from janus_jax.generation.padding import round_up
@@ -24,7 +23,7 @@ from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
 from janus_jax.sharding import batch_multiple
-from janus_jax.storage import writing
+from janus_jax.storage import write_json, writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.partition import merge
 from janus_jax.training.recipe import Recipe
@@ -55,7 +54,8 @@ class RunBenchmarks(Callback):
         self._selected = [self._read(name, data) for name, data in recipe.evaluation.benchmarks]
 
     def _read(self, name: str, data: str) -> _Selected:
-        selected, options = benchmark(name), benchmark(name).settled({})
+        selected = find_benchmark(name)
+        options = selected.settled({})
         questions = limited(
             selected.read(Path(data), options), self._recipe.evaluation.limit or None, self._recipe.seed
         )

@@ -4,7 +4,7 @@ import functools
 import operator
 from itertools import islice
 
-from janus_jax.data.pipeline.process_shards import Shares, states_of_shares
+from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.train_step import Step, put_batch
 
@@ -21,9 +21,9 @@ class HeldOutLoss(Callback):
       interval: Steps between evaluations; 0 evaluates after the last step only.
     """
 
-    def __init__(self, data: Shares, step: Step, batches: int, interval: int) -> None:
+    def __init__(self, data: ShardedStream, step: Step, batches: int, interval: int) -> None:
         self._data, self._step, self._batches, self._interval = data, step, batches, interval
-        self._start = states_of_shares([data.get_state()])
+        self._start = merge_shard_states([data.get_state()])
 
     def after_step(self, run: TrainingRun) -> None:
         """Evaluates if it is due."""
