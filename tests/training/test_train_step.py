@@ -9,6 +9,7 @@ import pytest
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
+from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.objectives import with_image_ids
@@ -165,7 +166,7 @@ def test_ids_made_in_the_step_are_the_tokenizer_s():
         tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
     )
     pixels = pictures[1].astype(np.float32) / 127.5 - 1
-    tokenize = jax.jit(lambda params, pixels: stages.MODEL.apply({"params": params}, pixels, method="tokenize"))
+    tokenize = jax.jit(functools.partial(apply, stages.MODEL.tokenize))
     expected = tokenize(tiny.stacked_params(), pixels)
     assert made.gen_ids.shape == laid.gen_ids.shape
     # But for near ties.

@@ -73,7 +73,7 @@ def test_the_codebook_starts_spread_over_the_images():
     training, state, _ = compiled("kept in use")
     state = jax.jit(training.start_from)(state, pictures())
     pixels = jnp.asarray(pictures(), jnp.float32) * (2 / 255) - 1
-    ids = training.model.apply({"params": state.params}, pixels, method="encode")
+    ids = training.model.apply({"params": state.params}, pixels, method=training.model.encode)
     assert len(np.unique(ids)) == RECIPE.model.codebook_size
 
 
