@@ -122,8 +122,8 @@ class StepMetrics:
         write_json(file, {"step": pending.step, "metrics": metrics, "sample_ids": pending.sample_ids})
         if self.skipped > self._max_skipped:
             raise Diverged(
-                f"At step {pending.step} the gradient is not finite (loss {values['loss']:.4g}), and config.max_skipped "
-                f"is {self._max_skipped}. The example ids of the batch are in {file}. Inspect them, lower "
-                f"optimizer.learning_rate or raise config.max_skipped, and repeat the command."
+                f"At step {pending.step} the gradient is not finite (loss {values['loss']:.4g}), and "
+                f"config.max_skipped is {self._max_skipped}. The example ids of the batch are in {file}. Inspect them, "
+                f"lower optimizer.learning_rate or raise config.max_skipped, and repeat the command."
             )
         self._writer.message(f"step {pending.step}: the gradient is not finite, update skipped; see {file}")
