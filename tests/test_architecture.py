@@ -19,6 +19,7 @@ GROUND = (
     "janus_jax.distributed",
     "janus_jax.errors",
     "janus_jax.files",
+    "janus_jax.image_files",
     "janus_jax.progress",
     "janus_jax.storage",
 )
@@ -54,6 +55,7 @@ MAY_IMPORT = {
     "janus_jax.training.callbacks": (
         *GROUND,
         *MIDDLE,
+        "janus_jax.data.pipeline",
         "janus_jax.generation",
         "janus_jax.pretrained",
         "janus_jax.evaluation",

@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from janus_jax import image_files as pictures
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
@@ -26,12 +25,13 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluation.generation.generate_images import drawing
 from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
-from janus_jax.evaluation.journal import claim, write_json
+from janus_jax.evaluation.journal import claim
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
 from janus_jax.evaluation.runner import answering, collect
 from janus_jax.processing import Processor
-from janus_jax.progress import answers_bar
+from janus_jax.progress import count_bar
+from janus_jax.storage import output_folder, write_json
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
@@ -74,7 +74,7 @@ def main(_: Sequence[str]) -> None:
     if _LIST.value:
         print("\n\n".join(map(describe, BENCHMARKS.values())))
         return
-    with pictures.output_folder(Path(_OUT.value)) as out:
+    with output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
@@ -168,7 +168,7 @@ def _run(
         elif items:
             yield from answering(load(), _BATCH_SIZE.value)(items)
 
-    with answers_bar(job.benchmark.name, disable=not cluster.is_first) as report:
+    with count_bar(job.benchmark.name, disable=not cluster.is_first) as report:
         answers = collect(job.questions, work, job.out, began, cluster, report)
     if answers is None:
         return
