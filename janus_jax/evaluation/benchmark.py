@@ -177,7 +177,7 @@ class Benchmark(Generic[ItemT]):
         return resolved
 
 
-def published_scores(**scores: tuple[float | None, float | None, float | None, float | None]) -> dict[str, Scores]:
+def published_scores(**scores: tuple[float | None, float | None, float | None, float | None]) -> Mapping[str, Scores]:
     """Arranges scores from the papers by model.
 
     Args:
@@ -185,10 +185,12 @@ def published_scores(**scores: tuple[float | None, float | None, float | None, f
         underscores in a name stand for a dot.
     """
     models = ("janus_1.3b", "janusflow_1.3b", "janus_pro_1b", "janus_pro_7b")
-    return {
-        model: {name.replace("__", "."): value for name, of_models in scores.items() if (value := of_models[index]) is not None}
-        for index, model in enumerate(models)
-    }
+    published: dict[str, dict[str, float]] = {model: {} for model in models}
+    for name, values in scores.items():
+        for model, value in zip(models, values, strict=True):
+            if value is not None:
+                published[model][name.replace("__", ".")] = value
+    return published
 
 
 def no_scores(items: Sequence[Item], answers: Answers, options: Options) -> Scores:

@@ -13,6 +13,9 @@ from janus_jax.evaluation.journal import claim_folder, open_journal, read_answer
 from janus_jax.files import named
 from janus_jax.processing import Processor, TokenSequence
 
+OnProgress = Callable[[int, int], object]
+"""Called with the number of answered items and the number of all items of this process."""
+
 _READERS = min(8, os.cpu_count() or 1)
 
 
@@ -34,7 +37,7 @@ def collect_answers(
     settings: Mapping[str, Any],
     *,
     cluster: Cluster | None = None,
-    on_progress: Callable[[int, int], object] = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, str] | None:
     """Answers all items that earlier runs in this folder have not answered.
 
@@ -47,8 +50,8 @@ def collect_answers(
       folder: The run's folder, visible to all processes.
       settings: Everything that the answers depend on; see `claim_folder`.
       cluster: The processes of this run; None for a single process.
-      on_progress: Called before the first batch and after each batch, with the number of answered items and the number
-        of all items of this process. Both include the items that earlier runs answered.
+      on_progress: Called before the first batch and after each batch. Both numbers include the items that earlier runs
+        answered.
 
     Returns:
       All answers by id on the first process, None on the others.
@@ -83,9 +86,7 @@ def collect_answers(
     return {item.id: answers[item.id] for item in items}
 
 
-def answer_questions(
-    model: ChatModel, questions: Sequence[Question], batch_size: int
-) -> Iterator[Mapping[str, str]]:
+def answer_questions(model: ChatModel, questions: Sequence[Question], batch_size: int) -> Iterator[Mapping[str, str]]:
     """Answers questions with greedy decoding.
 
     Batches contain questions of similar length and are always full, so that few shapes are compiled. The batch does not

@@ -75,9 +75,7 @@ def generate_images(
             yield {request.id: request.file for request in batch}
 
 
-def batch_requests(
-    processor: Processor, requests: Sequence[ImageRequest], batch_size: int
-) -> list[list[ImageRequest]]:
+def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch_size: int) -> list[list[ImageRequest]]:
     """Groups requests into batches of one padded prompt length, the longest first."""
     by_length: dict[int, list[ImageRequest]] = {}
     for request in requests:

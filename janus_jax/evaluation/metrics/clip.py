@@ -102,9 +102,12 @@ def _tower(prefix: str, values: Mapping[str, Any]) -> Tower:
 
 def _field(values: Mapping[str, Any], name: str, default: _Value) -> _Value:
     value = values.get(name, default)
-    valid = isinstance(value, str) if isinstance(default, str) else isinstance(value, int | float) and value > 0
+    if isinstance(default, str):
+        valid, expected = isinstance(value, str), "text"
+    else:
+        valid, expected = isinstance(value, int | float) and value > 0, "a positive number"
     if not valid:
-        raise JanusError(f"{name} is {value!r}; expected {'text' if isinstance(default, str) else 'a positive number'}.")
+        raise JanusError(f"{name} is {value!r}; expected {expected}.")
     return type(default)(value)
 
 
@@ -203,9 +206,8 @@ def _blocks(
 def _attention(
     tensors: Tensors, tower: Tower, name: str, x: Float[Array, "B L D"], mask: Bool[Array, "L L"]
 ) -> Float[Array, "B L D"]:
-    q, k, v = (
-        _linear(tensors, f"{name}.self_attn.{part}_proj", x).reshape(*x.shape[:2], tower.num_heads, -1) for part in "qkv"
-    )
+    shape = (*x.shape[:2], tower.num_heads, -1)
+    q, k, v = (_linear(tensors, f"{name}.self_attn.{part}_proj", x).reshape(shape) for part in "qkv")
     logits = jnp.einsum("bqhk,bshk->bhqs", q, k, precision=lax.Precision.HIGHEST) / np.sqrt(q.shape[-1])
     weights = jax.nn.softmax(jnp.where(mask, logits, -jnp.inf), axis=-1)
     y = jnp.einsum("bhqs,bshk->bqhk", weights, v, precision=lax.Precision.HIGHEST)

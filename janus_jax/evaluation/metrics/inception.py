@@ -1,7 +1,7 @@
 """Inception-v3 features for FID, as in the first implementation of FID (arXiv 1512.00567; 1706.08500).
 
-The weights are pytorch-fid's `pt_inception-2015-12-05`: TensorFlow's weights of that date under torchvision's names. The
-network differs from torchvision's: average pooling does not count padding, and the last block uses max pooling.
+The weights are pytorch-fid's `pt_inception-2015-12-05`: TensorFlow's weights of that date under torchvision's names.
+The network differs from torchvision's: average pooling does not count padding, and the last block uses max pooling.
 """
 
 from collections.abc import Iterator, Mapping
@@ -127,7 +127,7 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """Branches of 1x1, 3x3 and two 3x3, split into 1x3 and 3x1 at the end, and pooling.
+    """Branches of 1x1, 3x3, two 3x3 and pooling. The last 3x3 of a branch is split into 1x3 and 3x1.
 
     Attributes:
       max_pooling: Whether the pooling branch uses the maximum; only the last block does.
@@ -143,7 +143,10 @@ class BlockE(nn.Module):
         split = [ConvUnit(384, *across, name="branch3x3_2a")(three), ConvUnit(384, *down, name="branch3x3_2b")(three)]
         double = ConvUnit(448, name="branch3x3dbl_1")(x)
         double = ConvUnit(384, (3, 3), padding=(1, 1), name="branch3x3dbl_2")(double)
-        split += [ConvUnit(384, *across, name="branch3x3dbl_3a")(double), ConvUnit(384, *down, name="branch3x3dbl_3b")(double)]
+        split += [
+            ConvUnit(384, *across, name="branch3x3dbl_3a")(double),
+            ConvUnit(384, *down, name="branch3x3dbl_3b")(double),
+        ]
         pooled = nn.max_pool(x, (3, 3), padding="SAME") if self.max_pooling else _avg_pool(x)
         return jnp.concatenate([one, *split, ConvUnit(192, name="branch_pool")(pooled)], axis=-1)
 

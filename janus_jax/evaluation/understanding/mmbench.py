@@ -6,8 +6,8 @@ The circular protocol asks every rotation of the options and counts a question o
 import base64
 import binascii
 import csv
-from collections.abc import Iterator, Mapping, Sequence
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 

@@ -63,9 +63,7 @@ def read(data: Path, options: Options) -> list[MmmuQuestion]:
     """Reads the questions of all validation files in the folder and its subfolders."""
     files = sorted(path for kind in ("parquet", "jsonl", "json") for path in data.rglob(f"*validation*.{kind}"))
     if not files:
-        raise JanusError(
-            f"{data} contains no *validation*.parquet, .json or .jsonl; --list shows the expected files."
-        )
+        raise JanusError(f"{data} contains no *validation*.parquet, .json or .jsonl; --list shows the expected files.")
     questions = [_question(entry, file.parent, options["prompt"]) for file in files for entry in _read_entries(file)]
     check_items(questions, data)
     return questions

@@ -64,7 +64,7 @@ def parse_yes(answer: str) -> bool:
 
 
 def score(questions: Sequence[PopeQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns F1, accuracy, precision and recall of "yes" and the share of "yes" in percent, per split and on average."""
+    """Returns F1, accuracy, precision and recall of "yes", and the share of "yes", in percent: per split, and means."""
     scores: dict[str, float] = {}
     for split in SPLITS:
         pairs = [(parse_yes(answers[q.id]), q.present) for q in questions if q.split == split]

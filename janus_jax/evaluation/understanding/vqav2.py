@@ -72,7 +72,7 @@ def _read_annotations(file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def score(questions: Sequence[VqaQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the mean soft accuracy in percent, in total and by type of answer. Splits without annotations have none."""
+    """Returns the mean soft accuracy in percent, in total and by type of answer. None without annotations."""
     if options["split"] != _ANNOTATED_SPLIT:
         return {}
     points = {q.id: 100 * soft_accuracy(normalize(answers[q.id]), q.annotations) for q in questions}
