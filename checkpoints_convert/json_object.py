@@ -1,0 +1,73 @@
+"""Fields of other projects' json files, with an error message for every wrong value."""
+
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from janus_jax.errors import JanusError
+
+T = TypeVar("T")
+
+
+class JsonObject:
+    """An object of a json file and its location in the file.
+
+    Args:
+      values: The object.
+      where: The file and the path to the object, for messages.
+    """
+
+    def __init__(self, values: Any, where: str) -> None:
+        if not isinstance(values, Mapping):
+            raise JanusError(f"{where} is {values!r:.80}; it must be an object.")
+        self.values = values
+        self.where = where
+
+    def __contains__(self, name: str) -> bool:
+        return self.values.get(name) is not None
+
+    def object(self, name: str) -> "JsonObject":
+        """Returns the object of that name; an empty one if it is absent or null."""
+        found = self.values.get(name)
+        return JsonObject({} if found is None else found, f"{self.where}: {name}")
+
+    def get(self, name: str, default: T) -> T:
+        """Returns the value of that name; the default if it is absent or null.
+
+        Raises:
+          JanusError: The value is of another type than the default.
+        """
+        value = self.values.get(name)
+        if value is None:
+            return default
+        kind: Any = type(default)
+        if kind is tuple and isinstance(value, list):
+            return tuple(value)  # type: ignore[return-value]
+        if kind is float and isinstance(value, int) and not isinstance(value, bool):
+            return float(value)  # type: ignore[return-value]
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            raise JanusError(f"{self.where}: {name} is {value!r:.80}; it must be of type {kind.__name__}.")
+        return value
+
+    def require(self, name: str, *allowed: Any) -> None:
+        """Checks a field that decides which network the checkpoint is for; `allowed[0]` is its default.
+
+        Raises:
+          JanusError: The field has a value that is not allowed.
+        """
+        value = self.values.get(name, allowed[0])
+        if value not in allowed:
+            raise JanusError(
+                f"{self.where}: {name} is {value!r:.80}; the networks here support {' or '.join(map(repr, allowed))}."
+            )
+
+    def require_present(self, only_here: str) -> None:
+        """Checks that the file exists and is not empty.
+
+        Args:
+          only_here: The value that no other file states, for the message.
+
+        Raises:
+          JanusError: The object is empty.
+        """
+        if not self.values:
+            raise JanusError(f"{self.where} does not exist, and only config.json states {only_here}; fetch it.")
