@@ -1,4 +1,4 @@
-"""Compiles a recipe for hardware that is not attached from a checkout: `python -m launch.compile` is `janus-compile`."""
+"""Compiles a recipe for other hardware from a checkout: `python -m launch.compile` is `janus-compile`."""
 
 from janus_jax.commands import cli
 from janus_jax.commands.compile import main
