@@ -264,15 +264,17 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         parameters = model_parameters(config)
     mapped = layout.map(parameters)
     layout.check(mapped, {name: tensor for name, tensor in tensors.items() if name not in unused}, str(path))
-    metadata = {"layout": layout.name, "name": path.resolve().name, "dtypes": _narrower_dtypes(mapped, tensors)}
+    metadata: dict[str, Any] = {
+        "layout": layout.name,
+        "name": path.resolve().name,
+        "dtypes": _narrower_dtypes(mapped, tensors),
+    }
     if image_token_id := json.get("image_token_id", 0):
         metadata["image_token_id"] = image_token_id
     return TorchCheckpoint(path, layout.name, config, metadata, mapped, tensors, unused)
 
 
-def _common_dtypes(
-    mapped: Collection[MappedParameter], tensors: Mapping[str, np.ndarray]
-) -> dict[str, np.dtype]:
+def _common_dtypes(mapped: Collection[MappedParameter], tensors: Mapping[str, np.ndarray]) -> dict[str, np.dtype]:
     found: dict[str, np.dtype] = {}
     for one in mapped:
         for tensor in one.tensors:

@@ -77,10 +77,10 @@ class Tensor:
 Table = Mapping[str, str | Tensor]
 """Names by parameter.
 
-A key with a `Tensor` is the path of a parameter. A key with a string is the path of a module: the string is the module's
-name in the file, the parameters `kernel`, `weight`, `scale` and `embedding` are called `weight` there, and their axes
-are rearranged by default. In a key, `{x}` matches one path component and is inserted where the name has `{x}`;
-`{layer}` in a name is the layer of a stacked parameter. The first key that matches is used.
+A key with a `Tensor` is the path of a parameter. A key with a string is the path of a module, and the string is the
+module's name in the file; there its `kernel`, `weight`, `scale` or `embedding` is called `weight`, and axes are
+rearranged by default. In a key, `{x}` matches one path component and is inserted where the name has `{x}`; `{layer}` in
+a name is the layer of a stacked parameter. The first key that matches is used.
 """
 
 

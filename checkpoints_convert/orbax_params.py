@@ -1,10 +1,10 @@
 """Writes and reads Orbax checkpoints layer by layer.
 
 The result is a plain Orbax checkpoint of a tree of arrays: `StandardCheckpointer.restore` reads it, onto any mesh.
-Orbax itself takes whole arrays, and the stacked matrices of a 7B model are gigabytes each. So the leaves passed to Orbax
-are `DeferredParameter`s, and a type handler reads and writes them one layer at a time. Arrays are stored as uncompressed
-zarr (weights hardly compress), one directory per parameter. Chunks are then contiguous bytes, which go from the mapped
-source file to the disk without a copy.
+Orbax itself takes whole arrays, and the stacked matrices of a 7B model are gigabytes each. So the leaves passed to
+Orbax are `DeferredParameter`s, and a type handler reads and writes them one layer at a time. Arrays are stored as
+uncompressed zarr (weights hardly compress), one directory per parameter. Chunks are then contiguous bytes, which go
+from the mapped source file to the disk without a copy.
 """
 
 import asyncio
@@ -32,8 +32,8 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
     is_ocdbt_checkpoint,
 )
 
-from checkpoints_convert.safetensors_writer import as_bytes
 from checkpoints_convert.parameters import Parameter, Shape
+from checkpoints_convert.safetensors_writer import as_bytes
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, read_json, reading
 
@@ -175,7 +175,8 @@ class OrbaxParams:
       parameters: The expected parameters.
 
     Raises:
-      JanusError: The checkpoint does not exist, is damaged, or holds other parameters. One message lists all mismatches.
+      JanusError: The checkpoint does not exist, is damaged, or holds other parameters; one message lists all
+        mismatches.
     """
 
     def __init__(self, directory: Path, parameters: Sequence[Parameter]) -> None:

@@ -101,7 +101,8 @@ def _abstract_tree(config: Config) -> Any:
     if isinstance(config, VAEConfig):
         flow = flow_preset("tiny_flow")
         model = replace(flow, gen_encoder=replace(flow.gen_encoder, latent_channels=config.latent_channels), vae=None)
-    return {part: abstract_params(replace(model, **{part: config}))[part]}
+    fields: dict[str, Any] = {part: config}
+    return {part: abstract_params(replace(model, **fields))[part]}
 
 
 def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:

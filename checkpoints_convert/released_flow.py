@@ -144,7 +144,9 @@ def config_to_json(config: JanusFlowConfig, dtype: str, image_token_id: int = 0)
     g, width = config.gen_encoder, config.llm.width
     upsamples = g.patch_size.bit_length() - 1
     if 2**upsamples != g.patch_size:
-        raise JanusError(f"The released layout cannot describe {config.name}: patch_size is {g.patch_size} and must be a power of 2.")
+        raise JanusError(
+            f"The released layout cannot describe {config.name}: patch_size is {g.patch_size} and must be a power of 2."
+        )
     common = {"block_out_channels": [g.width], "hidden_size": width}
     encoder = common | {
         "input_channels": g.latent_channels,

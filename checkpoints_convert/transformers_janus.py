@@ -125,7 +125,8 @@ def _unsupported(config: JanusConfig) -> list[str]:
     found = {
         f"the GELU of its encoder is {encoder.gelu}, not exact": encoder.gelu != "exact",
         f"mlp_dim {encoder.mlp_dim} is not the width times a ratio": int(encoder.width * mlp_ratio) != encoder.mlp_dim,
-        f"the norms of its image tokenizer have {vq.norm_groups} groups, not {_NORM_GROUPS}": vq.norm_groups != _NORM_GROUPS,
+        f"the norms of its image tokenizer have {vq.norm_groups} groups, not {_NORM_GROUPS}": vq.norm_groups
+        != _NORM_GROUPS,
         f"the norms of its image tokenizer have epsilon {vq.norm_eps}, not 1e-06": vq.norm_eps != 1e-6,
         f"gen_head_width {config.gen_head_width} is not the LLM's width {config.llm.width}": (
             config.gen_head_width != config.llm.width

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING
 from absl import flags
 from ml_collections import config_flags
 
-from checkpoints_convert.convert import save_converted
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.commands import cli
 from janus_jax.commands.config_flag import read_config
 from janus_jax.files import named
@@ -78,5 +78,5 @@ def write_tokenizer(folder: Path, trained: "Trained", recipe: TokenizerRecipe) -
     """
     if folder.exists():
         shutil.rmtree(folder)
-    save_converted(folder, {"gen_encoder": trained.params}, recipe.model)
+    save_checkpoint(folder, {"gen_encoder": trained.params}, recipe.model)
     print(f"The tokenizer is in {folder}.")
