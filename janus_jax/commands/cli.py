@@ -51,7 +51,7 @@ def run(main: Callable[[Sequence[str]], None], *, positional: Sequence[str] = ()
         sys.stdout.flush()
     except JanusError as error:
         print(f"{_name(module)}: {error}", file=sys.stderr)
-        sys.exit(ExitCode.MISTAKE)
+        sys.exit(ExitCode.USER_ERROR)
     except RunStopped as stopped:
         print(f"{_name(module)}: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -60,8 +60,8 @@ def run(main: Callable[[Sequence[str]], None], *, positional: Sequence[str] = ()
     except BrokenPipeError:
         # The interpreter flushes stdout once more at shutdown: let it have somewhere to go.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.NO_READER)
-    sys.exit(ExitCode.DONE)
+        sys.exit(ExitCode.BROKEN_PIPE)
+    sys.exit(ExitCode.SUCCESS)
 
 
 def enable_compilation_cache() -> None:

@@ -107,7 +107,7 @@ class Sampler:
 
     def _draw(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
-        known = model.drawing_settings
+        known = model.sampler_settings
         settings = {name: getattr(s, name) for name in ("guidance_scale", "temperature", "steps") if name in known}
         drawn = model.generate(s.prompts, 1, s.seed, **settings)
         return [picture for (picture,) in drawn]
