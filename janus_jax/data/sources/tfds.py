@@ -102,8 +102,8 @@ def _data(builder: Any, options: SourceOptions) -> Any:
         return _opened(str(builder.data_dir), options.input_split, image)
     except Exception as error:
         raise JanusError(
-            f"{name} cannot be read ({describe_error(error)}); its splits are {', '.join(builder.info.splits)}, and its "
-            f'files must have been prepared with file_format="array_record".'
+            f"{name} cannot be read ({describe_error(error)}); its splits are {', '.join(builder.info.splits)}, and "
+            f'its files must have been prepared with file_format="array_record".'
         ) from error
 
 
