@@ -18,7 +18,7 @@ from janus_jax.training.train_step import Metrics
 class _Pending:
     step: int
     metrics: Metrics
-    sample_ids: Sequence[Sequence[str]]
+    example_ids: Sequence[Sequence[str]]
     counts: Mapping[str, float]
 
 
@@ -59,21 +59,21 @@ class StepMetrics:
         self._pending: _Pending | None = None
 
     def add(
-        self, step: int, metrics: Metrics, sample_ids: Sequence[Sequence[str]], counts: Mapping[str, float]
+        self, step: int, metrics: Metrics, example_ids: Sequence[Sequence[str]], counts: Mapping[str, float]
     ) -> None:
         """Takes the figures of a step that was begun, and tells of the one before it.
 
         Args:
           step: how many were taken, this one included.
           metrics: see `step.train_step`; on their devices, and maybe not computed yet.
-          sample_ids: of this process's rows.
+          example_ids: of this process's rows.
           counts: what the step has done: tokens, samples, flops.
 
         Raises:
           Diverged: the step before had a gradient that is not finite, and no more may be left out.
         """
         self.settle()
-        self._pending = _Pending(step, metrics, sample_ids, counts)
+        self._pending = _Pending(step, metrics, example_ids, counts)
 
     def settle(self) -> None:
         """Waits for the last step, and tells of it; as `add`."""
@@ -99,7 +99,7 @@ class StepMetrics:
         self.skipped += 1
         file = self._folder / f"step_{one.step}.process_{jax.process_index()}.json"
         metrics = {name: value if math.isfinite(value) else str(value) for name, value in told.items()}
-        write_json(file, {"step": one.step, "metrics": metrics, "sample_ids": one.sample_ids})
+        write_json(file, {"step": one.step, "metrics": metrics, "example_ids": one.example_ids})
         if self.skipped > self._max_skipped:
             raise Diverged(
                 f"At step {one.step} the gradient is not finite (loss {told['loss']:.4g}), and config.max_skipped "

@@ -133,7 +133,7 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
             state, metrics = step(state, put_batch(batch, mesh))
             done += 1
             profile.after(done, metrics)
-            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream, recipe.model_config, costs))
+            figures.add(done, metrics, stream.example_ids, _counts(batch, stream, recipe.model_config, costs))
             if held_out and is_due(intervals.evaluate, done):
                 scores = held_out.losses(state, mesh)
                 reports.scalars(done, scores)
@@ -169,7 +169,7 @@ def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
 def _counts(batch: Batch, stream: ShardedStream, config: ModelConfig, costs: Amounts) -> dict[str, float]:
     """Of all processes, reckoned from this one's share."""
     held = amounts(batch, config)
-    share = {"tokens": held.places, "samples": sum(map(len, stream.sample_ids)), "flops": held.at(costs)}
+    share = {"tokens": held.places, "samples": sum(map(len, stream.example_ids)), "flops": held.at(costs)}
     return {name: count * jax.process_count() for name, count in share.items()}
 
 

@@ -155,7 +155,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
         runs.run(recipe, tmp_path)
     dumps = sorted((tmp_path / "stage_1" / "not_finite").iterdir())
     assert [file.name for file in dumps] == [f"step_{step}.process_0.json" for step in range(1, 2 + allowed)]
-    rows = json.loads(dumps[-1].read_text())["sample_ids"]
+    rows = json.loads(dumps[-1].read_text())["example_ids"]
     assert len(rows) == runs.STAGE.batch_size
     assert all(re.match("(understanding|generation)", name) for row in rows for name in row)
 

@@ -18,7 +18,7 @@ _KINDS = {
     "text": "bytes_list",
     "messages": "bytes_list",
     "images": "bytes_list",
-    "image_ids": "int64_list",
+    "image_tokens": "int64_list",
     "image_latents": "float_list",
 }
 
