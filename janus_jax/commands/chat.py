@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.commands.chat_repl import HELP, Conversation, talk
 from janus_jax.processing import open_image
@@ -43,3 +44,8 @@ def main(_: Sequence[str]) -> None:
     for piece in conversation.ask(prompt):
         print(piece, end="", flush=True)
     print()
+
+
+def run() -> None:
+    """Runs `janus-chat`."""
+    cli.run(main, name="janus-chat")

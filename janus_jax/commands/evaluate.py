@@ -10,7 +10,6 @@ DATA/NAME and its results in OUT/NAME. Without --mesh, all devices have rows of 
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +20,7 @@ from janus_jax import image_files as pictures
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
-from janus_jax.distributed import Cluster
+from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluation.generation.generate_images import drawing
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _BENCHMARK = flags.DEFINE_list("benchmark", None, "which, by name; several with commas between them", required=True)
 _DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files; those of the embedded world have none")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results; all processes see the same", required=True)
-_LIST = flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
+flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; may be given several times")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions at a time; scores do not depend on it", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "ask only about so many questions, drawn by --seed", lower_bound=1)
@@ -67,15 +66,12 @@ class Job:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks, one after the other."""
-    if _LIST.value:
-        print("\n\n".join(map(describe, REGISTRY.values())))
-        return
     with pictures.output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
         _check_drawing(jobs, config)
-        cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
+        cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
         common = {
             "model": fingerprint(Path(models.MODEL.value)),
@@ -90,6 +86,11 @@ def main(_: Sequence[str]) -> None:
         load = functools.cache(models.load_model)
         for job in jobs:
             _run(job, load, config, job.began(common), cluster)
+
+
+def list_benchmarks() -> None:
+    """Prints the benchmarks, their options, and the layout and source of their data."""
+    print("\n\n".join(map(describe, REGISTRY.values())))
 
 
 def read_jobs(data: Path, out: Path) -> list[Job]:
@@ -206,8 +207,6 @@ def describe(one: Benchmark[Any]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    if "--list" in sys.argv:
-        for required in (_BENCHMARK, _OUT, models.MODEL):
-            flags.FLAGS[required.name].validators.clear()
-    cli.run(main)
+def run() -> None:
+    """Runs `janus-evaluate`."""
+    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})

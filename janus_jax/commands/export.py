@@ -12,6 +12,7 @@ from typing import cast, get_args
 from absl import flags
 
 from checkpoints_convert.commands import meter
+from janus_jax.commands import cli
 from janus_jax.config import Dtype
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder that launch.train was given", required=True)
@@ -28,3 +29,8 @@ def main(_: Sequence[str]) -> None:
     stage = _STAGE.value or last_stage(workdir)
     step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), meter)
     print(f"{out}: stage {stage} at step {step}")
+
+
+def run() -> None:
+    """Runs `janus-export`."""
+    cli.run(main, name="janus-export")

@@ -17,6 +17,7 @@ import tqdm
 from absl import flags
 
 from janus_jax import image_files as pictures
+from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.errors import JanusError
 
@@ -98,3 +99,8 @@ def read_prompts(path: str | None) -> list[str]:
     if not prompts:
         raise JanusError(f"{path} holds no prompt; write one a line.")
     return prompts
+
+
+def run() -> None:
+    """Runs `janus-generate`."""
+    cli.run(main, name="janus-generate")

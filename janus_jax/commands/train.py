@@ -11,29 +11,33 @@ interrupted. docs/training.md tells more; launch.export makes a model's folder o
 from collections.abc import Sequence
 
 from absl import flags
-from ml_collections import config_flags
 
 from janus_jax.commands import cli
-from janus_jax.commands.config_flag import read_config
+from janus_jax.commands.recipe_flag import define_recipe_flag
+from janus_jax.distributed import join_cluster
 from janus_jax.training.config_dicts import from_config
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "file of the recipe, such as configs/janus_pro_1b.py")
+_CONFIG = define_recipe_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages of the run; made if need be", required=True)
 _DISTRIBUTED = flags.DEFINE_boolean(
     "distributed", False, "train together with the processes of a cluster, as jax.distributed finds them"
 )
-flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains to the stage's last step."""
-    values = read_config(_CONFIG, "configs/janus_pro_1b.py")
+    values = _CONFIG.value
 
     from janus_jax.training.recipe import Recipe
     from janus_jax.training.trainer import train
 
     recipe = from_config(Recipe, values)
     if _DISTRIBUTED.value:
-        cli.join_cluster()
+        join_cluster()
     cli.enable_compilation_cache()
     train(recipe, _WORKDIR.value)
+
+
+def run() -> None:
+    """Runs `janus-train`."""
+    cli.run(main, name="janus-train")

@@ -152,9 +152,7 @@ def _parquet_pieces(file: File, options: Options) -> Iterator[Piece]:
             begin, first, count = group + 1, first + count, 0
 
 
-def _parquet_rows(
-    file: File, groups: tuple[int, ...], first: int, columns: list[str]
-) -> Iterator[tuple[int, Row]]:
+def _parquet_rows(file: File, groups: tuple[int, ...], first: int, columns: list[str]) -> Iterator[tuple[int, Row]]:
     number = first
     with refusing_damage(file.path), _pyarrow(file).ParquetFile(file.path) as table:
         # Few at a time: a row may hold an image.
