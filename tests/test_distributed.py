@@ -1,8 +1,8 @@
 """Detection of a cluster from environment variables; tests/training/test_processes.py joins one."""
 
 import pytest
-from janus_jax.distributed import ClusterProcess, detect_cluster
 
+from janus_jax.distributed import ClusterProcess, detect_cluster
 from janus_jax.errors import JanusError
 
 SLURM = {

@@ -1,6 +1,6 @@
 """Asks a model about pictures, or about nothing but text.
 
-    python -m launch.chat --model DIR --image FILE --prompt TEXT
+    janus-chat --model DIR --image FILE --prompt TEXT
 
 answers once. Without --prompt it is a chat in the terminal; in it, /image FILE shows a picture with the next line,
 /reset forgets everything, and /quit or Ctrl-D ends. The answer goes to stdout as it is written.

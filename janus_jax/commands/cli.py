@@ -48,6 +48,8 @@ def run(
       instead: Flags that run a function in place of `main`, without parsing other flags, such as `{"--list": ...}`.
     """
     logging.use_absl_handler()
+    # For a data source or benchmark of the user, MODULE:NAME. Last in the path, so that no file there hides a package.
+    sys.path.append(os.getcwd())
     module = sys.modules[main.__module__]
     name = name or (module.__spec__.name if module.__spec__ else Path(sys.argv[0]).name)
     actions: dict[str, Callable[[], None]] = {

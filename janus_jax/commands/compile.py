@@ -1,6 +1,6 @@
 """Compiles a recipe for a machine that is not here, and says whether it fits and how fast it may be.
 
-    python -m launch.compile --config configs/janus_pro_7b.py --config.stage=2 --topology v5p:8x8x8 \\
+    janus-compile --config janus_pro_7b --config.stage=2 --topology v5p:8x8x8 \\
         --config.resources.attention=splash
 
 A topology is a TPU slice by the sides of its torus (v4, v5e, v5p, v6e, tpu7x), several as 2xv5e:16x16 or with --slices;

@@ -1,6 +1,6 @@
 """Gives a model the papers' benchmarks, and prints what it scores beside what the papers say.
 
-    python -m launch.evaluate --model DIR --benchmark pope --data DIR --out DIR
+    janus-evaluate --model DIR --benchmark pope --data DIR --out DIR
 
 --list shows the benchmarks, where their data comes from and how it lies in its folder. Every answer is kept in OUT as
 soon as it is there: a run that was killed goes on where it stopped when it is called again. OUT/results.json has the

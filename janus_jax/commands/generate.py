@@ -1,6 +1,6 @@
 """Draws images of prompts.
 
-    python -m launch.generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
+    janus-generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
 
 Image i of prompt p becomes OUT/p_i.png (00000_0.png ...), with prompt, seed and settings in its metadata. It is drawn
 the same again by the same model, prompts in the same order, seed and settings; --batch_size changes no more than

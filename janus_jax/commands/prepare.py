@@ -1,6 +1,6 @@
 """Prepares data for training: ArrayRecord shards of records, in as many processes as wanted.
 
-    python -m launch.prepare --source captions --input captions.jsonl --images photos --output prepared/captions
+    janus-prepare --source captions --input captions.jsonl --images photos --output prepared/captions
 
 docs/data.md shows every kind of input. A run that was ended goes on when the same command is given again: finished
 shards stay. Rejected records are in OUTPUT/quarantine.jsonl, counts and sizes in OUTPUT/preparation.json.

@@ -1,11 +1,11 @@
 """Trains one stage of a recipe.
 
-    python -m launch.train --config configs/janus_pro_1b.py --config.stage=1 --workdir runs/janus_pro_1b \\
+    janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
 Every number of the config can be set: --config.stages.stage_1.batch_size=64. Figures go to WORKDIR/stage_N/tensorboard
 and WORKDIR/stage_N/metrics.jsonl, checkpoints to WORKDIR/stage_N/checkpoints; the same command goes on where it was
-interrupted. docs/training.md tells more; launch.export makes a model's folder of what was trained.
+interrupted. docs/training.md tells more; janus-export makes a model's folder of what was trained.
 """
 
 from collections.abc import Sequence

@@ -173,7 +173,7 @@ class Source:
     """A prepared data set of the mixture.
 
     Attributes:
-      directory: its folder (`launch.prepare`).
+      directory: its folder (`janus-prepare`).
       task: what its records teach.
       split: which of its splits is read, also as "train[1000:]".
       held_out: the split that the model is evaluated on, also as "train[:1000]"; "" for none.
@@ -307,14 +307,15 @@ class Resources:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `launch.train` runs.
+    """What `janus-train` runs.
 
     Attributes:
       model: name of a preset. `architecture` stands in its place where a model is none of them.
       stage: which of the stages to run, counted from 1.
       stages: the stages, in order.
       sources: the data, by the names that the stages' phases use.
-      precomputed_image_tokens: whether images to generate come as ids, or a JanusFlow's as latents, prepared with `launch.prepare
+      precomputed_image_tokens: whether images to generate come as ids, or a JanusFlow's as latents, prepared with
+        `launch.prepare
         --tokenizer`.
       tokenizer: folder of `tokenizer.json`; "" for the one that the run has already, or that lies with the model or
         the LLM that it starts from.

@@ -170,7 +170,7 @@ def test_a_mistake_is_one_sentence(desk, mistake):
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     sentence = done.stderr.splitlines()[-1]
-    assert sentence.startswith("launch.prepare: ")
+    assert sentence.startswith("janus-prepare: ")
     assert words in sentence
 
 

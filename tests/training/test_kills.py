@@ -165,7 +165,7 @@ def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
         finally:
             process.kill()
     last = run.log.read_text().splitlines()[-1]
-    assert re.search(rf"launch.train: .*data worker \(process {worker}\) has ended by signal 9", last)
+    assert re.search(rf"janus-train: .*data worker \(process {worker}\) has ended by signal 9", last)
 
 
 @pytest.mark.slow

@@ -23,8 +23,8 @@ CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
 TRAINING = """
 import json, sys
 import jax
-from launch import cli
-cli.join_cluster()
+from janus_jax.distributed import join_cluster
+join_cluster()
 from janus_jax.sharding import make_mesh
 from janus_jax.training.train_step import put_batch
 from tests.training import batches, stages

@@ -4,14 +4,14 @@
 
 makes data and understanding encoder, and runs these stages on them. To run one of them alone:
 
-    python -m launch.train --config examples/shapes/configs/janusflow.py --config.stage=2 --workdir DIR
+    janus-train --config examples/shapes/configs/janusflow.py --config.stage=2 --workdir DIR
 
 Expected: see docs/shapes.md.
 
 Where it is not the paper's: the VAE is one of this world, whose latents are principal components of 8 by 8 pixels, a
-place each; and as in the small Janus (examples/shapes/configs/janus.py) there is no LLM to start from, so stage I teaches one to
-answer and stage II to draw single things too, the understanding encoder stays as it is, and rows are few and short, for
-two cores.
+place each; and as in the small Janus (examples/shapes/configs/janus.py) there is no LLM to start from, so stage I
+teaches one to answer and stage II to draw single things too, the understanding encoder stays as it is, and rows are
+few and short, for two cores.
 """
 
 from dataclasses import replace

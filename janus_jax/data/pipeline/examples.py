@@ -97,7 +97,8 @@ class ExampleBuilder:
       drop_condition: share of the generation samples whose prompt becomes pad tokens, for guidance.
       first_sentence: share of the captions that lose all but their first sentence (Janus, §4.1).
       random_crop: whether the part of an image to generate along its long side is drawn; else it is the middle.
-      precomputed_image_tokens: whether images to generate come as ids, whose pixels are then not read; or, of a JanusFlow, as latents,
+      precomputed_image_tokens: whether images to generate come as ids, whose pixels are then not read; or, of a
+        JanusFlow, as latents,
         beside the pixels of their middle.
       seed: of the randomness.
     """

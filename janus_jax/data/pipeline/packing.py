@@ -268,7 +268,8 @@ def lay(
       rows: the samples of each.
       budget: L, U, G and T.
       processor: knows the padding id, the images' sizes and their numbers of places.
-      precomputed_image_tokens: whether the images to generate come as ids, `gen_images` then being empty; or, of a JanusFlow, as
+      precomputed_image_tokens: whether the images to generate come as ids, `gen_images` then being empty; or, of a
+        JanusFlow, as
         latents beside their pixels, which SigLIP sees.
     """
     n_und, n_gen = processor.und_tokens, processor.gen_tokens

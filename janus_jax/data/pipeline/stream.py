@@ -50,7 +50,8 @@ class StreamConfig:
       phases: weights by step; () for the components' own throughout.
       supervision: which text is learnt.
       seed: of the order and of all that is random about a record.
-      precomputed_image_tokens: whether images to generate come as ids, which then must be in the records (`launch.prepare
+      precomputed_image_tokens: whether images to generate come as ids, which then must be in the records
+        (`launch.prepare
         --tokenizer`): batches carry `gen_ids`, and `gen_images` is empty. Of a JanusFlow, as latents: batches carry
         `gen_latents`, and `gen_images` too. Otherwise ids and latents in records are passed over.
       drop_condition, first_sentence, random_crop: as in `ExampleBuilder`.

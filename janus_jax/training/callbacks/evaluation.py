@@ -40,7 +40,7 @@ class _Chosen(NamedTuple):
 class Evaluator:
     """Asks the model what the recipe's benchmarks ask, and tells of the scores.
 
-    Unlike `launch.evaluate` it keeps no journal: a run that is interrupted in the middle asks all again.
+    Unlike `janus-evaluate` it keeps no journal: a run that is interrupted in the middle asks all again.
 
     Args:
       recipe: its `evaluation` is made.

@@ -157,17 +157,17 @@ def test_a_sample_reads_back_from_the_batch(row, segment, laid):
     assert places.tolist() == list(range(places[0], places[0] + len(laid.row)))
     assert np.array_equal(BATCH.tokens[row, here], laid.row.tokens)
     assert BATCH.positions[row, here].tolist() == list(range(len(laid.row)))
-    for there, images, name, n in (
-        (laid.row.und_patch_index, laid.row.und_images, "und", P.und_tokens),
-        (laid.row.gen_token_index, laid.row.gen_images, "gen", P.gen_tokens),
+    for there, packed, images, packed_images, n in (
+        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.und_tokens),
+        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.gen_tokens),
     ):
-        filled = getattr(BATCH, f"{name}_places")[row, here]
+        filled = packed[row, here]
         assert np.array_equal(filled == NO_IMAGE, there == NO_IMAGE)
         for place in np.flatnonzero(there != NO_IMAGE):
             image, patch = divmod(int(filled[place]), n)
             expected_image, expected_patch = divmod(int(there[place]), n)
             assert patch == expected_patch
-            assert np.array_equal(getattr(BATCH, f"{name}_images")[row, image], images[expected_image])
+            assert np.array_equal(packed_images[row, image], images[expected_image])
     targets = BATCH.text_targets[row]
     assert [t for t in targets if t in places] == (laid.text_targets + places[0]).tolist()
     starts = BATCH.gen_starts[row]
