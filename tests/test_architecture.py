@@ -169,7 +169,12 @@ def flags_of(path):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
             if called == "define_recipe_flag":
                 yield "config"
-            elif called.lower().startswith("define_") and node.args and isinstance(node.args[0], ast.Constant):
+            elif (
+                called.startswith("DEFINE_")
+                and called != "DEFINE_config_file"
+                and node.args
+                and isinstance(node.args[0], ast.Constant)
+            ):
                 yield node.args[0].value
 
 

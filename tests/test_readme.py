@@ -56,9 +56,11 @@ def test_the_commands_run(desk):
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     for command in COMMANDS:
-        words = shlex.split(re.sub(r"^janus-", "python -m launch.", command))
+        words = shlex.split(
+            re.sub("^(python -m |janus-)", lambda m: "-m launch." if m[1] == "janus-" else "-m ", command)
+        )
         done = subprocess.run(
-            [sys.executable, *words[1:]],
+            [sys.executable, *words],
             cwd=desk,
             env=environment,
             stdin=subprocess.DEVNULL,

@@ -81,7 +81,7 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
         }
         # `collect` does it again, but would have the model loaded first.
-        cluster.together(lambda: _claim(jobs, common) if cluster.is_first else None)
+        cluster.run_on_all(lambda: _claim(jobs, common) if cluster.is_first else None)
         _fill_devices()
         load = functools.cache(models.load_model)
         for job in jobs:

@@ -19,7 +19,7 @@ def define_recipe_flag() -> "flags.FlagHolder[ConfigDict]":
     return holder
 
 
-class _RecipeParser(flags.ArgumentParser):
+class _RecipeParser(flags.ArgumentParser[ConfigDict]):
     """Loads a recipe and checks the names of the fields that the command line changes."""
 
     syntactic_help = ""

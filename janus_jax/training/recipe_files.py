@@ -6,10 +6,9 @@ from pathlib import Path
 
 from ml_collections import ConfigDict
 
-import janus_jax
 from janus_jax.errors import JanusError
 
-_PACKAGE = Path(janus_jax.__file__).parent
+_PACKAGE = Path(__file__).parents[1]
 # An installed package ships the recipes; a checkout has them in `configs/`.
 RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"
 

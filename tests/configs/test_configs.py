@@ -61,7 +61,7 @@ def test_broken_recipe_file_is_reported(tmp_path, content, words):
 def test_unknown_recipe_name_lists_the_recipes(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "janus_pro_1c").mkdir()
-    with pytest.raises(JanusError, match="Did you mean janus_pro_1b.*vq_16"):
+    with pytest.raises(JanusError, match=r"Did you mean janus_pro_1b.*vq_16"):
         load_recipe("janus_pro_1c")
 
 
