@@ -18,6 +18,7 @@ GROUND = (
     "janus_jax.distributed",
     "janus_jax.errors",
     "janus_jax.files",
+    "janus_jax.image_files",
     "janus_jax.progress",
     "janus_jax.storage",
 )

@@ -12,6 +12,7 @@ from examples.shapes.dataset import Prompt, Split, Verdict, chance_of_drawings, 
 from examples.shapes.understanding_benchmark import SEED
 from janus_jax.evaluation.benchmark import Amount, Answers, Benchmark, Options, Scores
 from janus_jax.evaluation.generation.image_requests import PREDICTIONS, Picture, drawn_files, pictures_of
+from janus_jax.evaluation.registry import register_benchmark
 
 GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
 """That the small models of this world draw best with, on combinations that they are trained on."""
@@ -68,18 +69,20 @@ def write_predictions(pictures: Sequence[ShapesPicture], answers: Answers, folde
             file.write(json.dumps(told | {"strict": verdict.strict, "reason": verdict.reason}) + "\n")
 
 
-BENCHMARK = Benchmark(
-    name="shapes_drawing",
-    title="The embedded world: prompts of six kinds, drawn",
-    layout="",
-    source="comes with the package",
-    read=read,
-    score=score,
-    write_predictions=write_predictions,
-    options={
-        "split": ("test", "train"),
-        "per_category": Amount(50, 1, 10_000, whole=True),
-        "guidance_scale": Amount(GUIDANCE_SCALE),
-        "temperature": Amount(TEMPERATURE),
-    },
+BENCHMARK = register_benchmark(
+    Benchmark(
+        name="shapes_drawing",
+        title="The embedded world: prompts of six kinds, drawn",
+        layout="",
+        source="comes with the package",
+        read=read,
+        score=score,
+        write_predictions=write_predictions,
+        options={
+            "split": ("test", "train"),
+            "per_category": Amount(50, 1, 10_000, whole=True),
+            "guidance_scale": Amount(GUIDANCE_SCALE),
+            "temperature": Amount(TEMPERATURE),
+        },
+    )
 )

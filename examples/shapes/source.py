@@ -9,12 +9,15 @@ the vocabulary and shows one of them in every scene.
 
 import functools
 from collections.abc import Iterator
+from pathlib import Path
 
 from examples.shapes.dataset.questions import Asked
 from examples.shapes.dataset.records import World
 from examples.shapes.dataset.scene import Category
 from examples.shapes.dataset.vocabulary import DEFAULT, Split
-from janus_jax.data.sources.base import Entry, Options, Part, source
+from janus_jax.data.prepare.prepare import PrepareOptions, prepare, read_tokenizer
+from janus_jax.data.prepare.shard_writer import DatasetSpec
+from janus_jax.data.sources import Entry, Part, SourceOptions, register_source
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 
@@ -22,8 +25,8 @@ _ALL = "all"
 """Among categories: captions that name every thing."""
 
 
-@source("shapes", Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, shard_records=2048)
-def shapes(options: Options) -> Iterator[Part]:
+@register_source("shapes", Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, shard_records=2048)
+def shapes(options: SourceOptions) -> Iterator[Part]:
     """SPLIT:COUNT, and after commas image_size=, seed=, about=, categories= and asked= of `shapes.World`."""
     for given in options.inputs:
         world, count = _world(given)
@@ -64,3 +67,21 @@ def _world(given: str) -> tuple[World, int]:
             f"--input {given} is no part of the shapes world ({error}); give one such as train:20000 or "
             f"train:2000,seed=7,about=heart+pink,categories=single_object+colors."
         ) from None
+
+
+def prepare_shards(output: Path, given: str, task: Task, tokenizer: Path | None = None) -> None:
+    """Writes the records that `given` describes (see `shapes`) as a prepared data set.
+
+    Args:
+      output: Folder of the data set.
+      given: Split, count and settings, such as "train:2000,seed=7".
+      task: Task of the records.
+      tokenizer: Checkpoint whose image tokenizer or VAE precomputes the image tokens or latents; None for none.
+    """
+    spec = DatasetSpec(
+        f"{__name__}:shapes",
+        SourceOptions((given,), task, shard_records=2048),
+        output,
+        tokenizer=None if tokenizer is None else str(tokenizer),
+    )
+    prepare(spec, PrepareOptions(workers=2, max_rejected=0.0), None if tokenizer is None else read_tokenizer(tokenizer))

@@ -26,9 +26,9 @@ from absl import flags
 
 from examples.shapes.budgets import MODELS, TEXTS, Plan, SmallModel, architecture, of_steps, recipe, text_tokenizer
 from examples.shapes.dataset import EVERYTHING, World, draw, images, inventory, sample_scene
+from examples.shapes.source import prepare_shards
 from janus_jax.commands import cli
 from janus_jax.config import VisualEncoder
-from janus_jax.data.prepare.prepare import prepare_world
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer
 
@@ -164,16 +164,16 @@ def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
     easy = "categories=single_object+colors"  # Single things.
     # Ids are looked up once; latents, which are many numbers, are computed as they are needed.
     data, tokenizer = workdir / "data", workdir / "gen_encoder" if model.pixels_by == "gen_encoder" else None
-    prepare_world(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
-    prepare_world(data / "singles", f"train:{max(plan.understanding // 5, 64)},{easy}", Task.UNDERSTANDING)
+    prepare_shards(data / "understanding", f"train:{plan.understanding}", Task.UNDERSTANDING)
+    prepare_shards(data / "singles", f"train:{max(plan.understanding // 5, 64)},{easy}", Task.UNDERSTANDING)
     for asked in ("places", "sides"):
         few = f"train:{max(plan.understanding // 3, 64)},asked={asked}"
-        prepare_world(data / asked, few, Task.UNDERSTANDING)
-    prepare_world(data / "text", f"train:{TEXTS}", Task.TEXT)
-    prepare_world(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
-    prepare_world(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
+        prepare_shards(data / asked, few, Task.UNDERSTANDING)
+    prepare_shards(data / "text", f"train:{TEXTS}", Task.TEXT)
+    prepare_shards(data / "imagenet", f"train:{max(plan.generation // 5, 64)},{easy}", Task.GENERATION, tokenizer)
+    prepare_shards(data / "generation", f"train:{plan.generation}", Task.GENERATION, tokenizer)
     hard = "categories=counting+position"  # Learnt last.
-    prepare_world(data / "numbers", f"train:{max(plan.generation // 2, 64)},{hard}", Task.GENERATION, tokenizer)
+    prepare_shards(data / "numbers", f"train:{max(plan.generation // 2, 64)},{hard}", Task.GENERATION, tokenizer)
 
 
 def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
@@ -222,16 +222,16 @@ def _evaluate(home: Path, plan: Plan) -> dict[str, float]:
     import janus_jax
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, figures
     from janus_jax.evaluation.results import fingerprint
-    from janus_jax.progress import answers_bar
+    from janus_jax.progress import count_bar
 
     model = janus_jax.load(home / "converted", "float32")
     protocol, named = (
         ShapesProtocol(per_topic=plan.asked[0], per_category=plan.asked[1]),
         fingerprint(home / "converted"),
     )
-    with answers_bar("answering") as report:
+    with count_bar("answering") as report:
         understanding = evaluate_understanding(model, home / "evaluation" / "understanding", protocol, named, report)
-    with answers_bar("drawing", "pictures") as report:
+    with count_bar("drawing", "pictures") as report:
         generation = evaluate_generation(model, home / "evaluation" / "generation", protocol, named, report)
     return dict(figures(understanding, generation))
 

@@ -9,6 +9,7 @@ from examples.shapes.dataset import Question as WorldQuestion
 from examples.shapes.dataset import Split, chance_of_answers, draw, is_right, questions, score_answers
 from examples.shapes.dataset.records import encode
 from janus_jax.evaluation.benchmark import Amount, Answers, Benchmark, Options, Question, Scores
+from janus_jax.evaluation.registry import register_benchmark
 from janus_jax.evaluation.understanding.prompts import about
 
 SEED = 1 << 16
@@ -57,13 +58,15 @@ def write_predictions(items: Sequence[ShapesQuestion], answers: Answers, folder:
             file.write(json.dumps(told | {"right": is_right(item.world, answers[item.id])}) + "\n")
 
 
-BENCHMARK = Benchmark(
-    name="shapes",
-    title="The embedded world: questions about drawn scenes",
-    layout="",
-    source="comes with the package",
-    read=read,
-    score=score,
-    write_predictions=write_predictions,
-    options={"split": ("test", "train"), "per_topic": Amount(100, 1, 10_000, whole=True)},
+BENCHMARK = register_benchmark(
+    Benchmark(
+        name="shapes",
+        title="The embedded world: questions about drawn scenes",
+        layout="",
+        source="comes with the package",
+        read=read,
+        score=score,
+        write_predictions=write_predictions,
+        options={"split": ("test", "train"), "per_topic": Amount(100, 1, 10_000, whole=True)},
+    )
 )

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from janus_jax import image_files as pictures
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
@@ -25,17 +24,18 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluation.generation.generate_images import drawing
 from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
-from janus_jax.evaluation.journal import claim, write_json
-from janus_jax.evaluation.registry import REGISTRY, benchmark
+from janus_jax.evaluation.journal import claim
+from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
 from janus_jax.evaluation.runner import answering, collect
 from janus_jax.processing import Processor
-from janus_jax.progress import answers_bar
+from janus_jax.progress import count_bar
+from janus_jax.storage import output_folder, write_json
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
 
-_BENCHMARK = flags.DEFINE_list("benchmark", None, "which, by name; several with commas between them", required=True)
+_BENCHMARK = flags.DEFINE_list("benchmark", None, "name, or MODULE:NAME; separate several with commas", required=True)
 _DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files; those of the embedded world have none")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results; all processes see the same", required=True)
 flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
@@ -46,6 +46,10 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "be one of the processes of a cluster, which share the questions"
 )
 flags.adopt_module_key_flags(models)
+if "--list" in sys.argv:
+    # Listing needs no model. The flags are parsed before `main` runs, so their checks are removed here.
+    for _required in (_BENCHMARK, _OUT, models.MODEL):
+        flags.FLAGS[_required.name].validators.clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,7 +70,7 @@ class Job:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks, one after the other."""
-    with pictures.output_folder(Path(_OUT.value)) as out:
+    with output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
@@ -90,7 +94,7 @@ def main(_: Sequence[str]) -> None:
 
 def list_benchmarks() -> None:
     """Prints the benchmarks, their options, and the layout and source of their data."""
-    print("\n\n".join(map(describe, REGISTRY.values())))
+    print("\n\n".join(map(describe, BENCHMARKS.values())))
 
 
 def read_jobs(data: Path, out: Path) -> list[Job]:
@@ -99,9 +103,9 @@ def read_jobs(data: Path, out: Path) -> list[Job]:
     Raises:
       JanusError: there is no such benchmark or option, or something is wrong with the data.
     """
-    chosen = [benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
+    chosen = [find_benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
     if not chosen:
-        raise JanusError(f"--benchmark is empty; there are {', '.join(REGISTRY)}.")
+        raise JanusError(f"--benchmark is empty; there are {', '.join(BENCHMARKS)}.")
     given = _options(_OPTION.value, chosen)
     jobs = []
     for one in chosen:
@@ -165,7 +169,7 @@ def _run(
         elif items:
             yield from answering(load(), _BATCH_SIZE.value)(items)
 
-    with answers_bar(job.benchmark.name, disable=not cluster.is_first) as report:
+    with count_bar(job.benchmark.name, disable=not cluster.is_first) as report:
         answers = collect(job.questions, work, job.out, began, cluster, report)
     if answers is None:
         return

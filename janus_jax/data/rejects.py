@@ -14,7 +14,7 @@ from janus_jax.errors import JanusError
 _SECONDS_BETWEEN_LOGS = 60.0
 
 
-class Reason(enum.Enum):
+class RejectReason(enum.Enum):
     """Why a record is rejected: the closed list that is counted; the sentence beside it tells the particulars."""
 
     MALFORMED = "malformed"
@@ -49,16 +49,16 @@ class Reason(enum.Enum):
     """The rest of an archive cannot be read: one rejection, however many records were lost."""
 
 
-class Refused(Exception):
+class RejectedRecord(Exception):
     """A record that will not do, with its reason and a sentence."""
 
-    def __init__(self, reason: Reason, sentence: str) -> None:
+    def __init__(self, reason: RejectReason, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
 
 
 @dataclass(frozen=True)
-class Rejected:
+class Rejection:
     """What stands in the place of a sample whose record gave none.
 
     Attributes:
@@ -68,7 +68,7 @@ class Rejected:
     """
 
     sample_id: str
-    reason: Reason
+    reason: RejectReason
     detail: str
 
 
@@ -87,7 +87,7 @@ class RejectCounter:
     most: float
     window: int
     read: int = 0
-    rejected: Counter[Reason] = field(default_factory=Counter)
+    rejected: Counter[RejectReason] = field(default_factory=Counter)
     recent: deque[int] = field(default_factory=deque)
     _logged_at: float = -math.inf
 
@@ -95,7 +95,7 @@ class RejectCounter:
         """Counts a record that gave a sample."""
         self._count()
 
-    def reject(self, rejected: Rejected) -> None:
+    def reject(self, rejected: Rejection) -> None:
         """Counts one that gave none.
 
         Raises:
@@ -143,7 +143,7 @@ class RejectCounter:
             self.most,
             self.window,
             state["read"],
-            Counter({Reason(name): count for name, count in state["rejected"].items()}),
+            Counter({RejectReason(name): count for name, count in state["rejected"].items()}),
             deque(state["recent"]),
         )
 

@@ -1,6 +1,5 @@
 """A step's figures, read one step late, so that the devices never wait for the host; and those that are no numbers."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from typing import Any
 import jax
 
 from janus_jax.errors import Diverged
-from janus_jax.storage import writing
+from janus_jax.storage import write_json
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
 from janus_jax.training.train_step import Metrics
 
@@ -100,10 +99,7 @@ class StepMetrics:
         self.skipped += 1
         file = self._folder / f"step_{one.step}.process_{jax.process_index()}.json"
         metrics = {name: value if math.isfinite(value) else str(value) for name, value in told.items()}
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            content = {"step": one.step, "metrics": metrics, "sample_ids": one.sample_ids}
-            file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(file, {"step": one.step, "metrics": metrics, "sample_ids": one.sample_ids})
         if self.skipped > self._max_skipped:
             raise Diverged(
                 f"At step {one.step} the gradient is not finite (loss {told['loss']:.4g}), and config.max_skipped "

@@ -24,7 +24,7 @@ from jax.sharding import Mesh
 from janus_jax.batch import Batch
 from janus_jax.config import ModelConfig
 from janus_jax.data.pipeline.dataset import open_records
-from janus_jax.data.pipeline.process_shards import Shares, open_shares, states_of_shares
+from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
 from janus_jax.errors import Preempted
 from janus_jax.processing import Processor
 from janus_jax.sharding import make_mesh
@@ -90,14 +90,14 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
         # the folders of an LLM, a SigLIP and an image tokenizer, and the seed for what they lack; or the seed alone.
         restored = checkpoints.restore(abstract)
         # Data are dealt out once: on another number of processes, each holds more or fewer of the same shares.
-        read = states_of_shares([one["stream"] for one in restored.data_states]) if restored else []
-        shares = len(read) or recipe.data_shares or jax.process_count()
+        read = merge_shard_states([one["stream"] for one in restored.data_states]) if restored else []
+        shares = len(read) or recipe.data_shards or jax.process_count()
         place = (processor, jax.process_index(), jax.process_count(), shares, resources.data_workers)
-        stream = stack.enter_context(open_shares(recipe.stream, *place))
+        stream = stack.enter_context(open_sharded_stream(recipe.stream, *place))
         held_out = None
         if recipe.held_out is not None:
             held_out = _HeldOut(
-                stack.enter_context(open_shares(recipe.held_out, *place)),
+                stack.enter_context(open_sharded_stream(recipe.held_out, *place)),
                 evaluation_step(model, recipe.cut, abstract, mesh, recipe.seed),
                 recipe.intervals.evaluate_batches,
             )
@@ -166,7 +166,7 @@ def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
     return tokenizer, Processor.from_directory(tokenizer, recipe.model_config)
 
 
-def _counts(batch: Batch, stream: Shares, config: ModelConfig, costs: Amounts) -> dict[str, float]:
+def _counts(batch: Batch, stream: ShardedStream, config: ModelConfig, costs: Amounts) -> dict[str, float]:
     """Of all processes, reckoned from this one's share."""
     held = amounts(batch, config)
     share = {"tokens": held.places, "samples": sum(map(len, stream.sample_ids)), "flops": held.at(costs)}
@@ -176,9 +176,9 @@ def _counts(batch: Batch, stream: Shares, config: ModelConfig, costs: Amounts) -
 class _HeldOut:
     """The loss over the same few batches, each time."""
 
-    def __init__(self, stream: Shares, step: Step, batches: int) -> None:
+    def __init__(self, stream: ShardedStream, step: Step, batches: int) -> None:
         self._stream, self._step, self._batches = stream, step, batches
-        self._start = states_of_shares([stream.get_state()])
+        self._start = merge_shard_states([stream.get_state()])
 
     def losses(self, state: TrainState, mesh: Mesh | None) -> dict[str, float]:
         """`held_out/loss`, and `held_out/loss/TERM` of each term that there is."""

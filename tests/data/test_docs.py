@@ -11,7 +11,7 @@ from PIL import Image
 
 from examples.shapes.dataset import DEFAULT, World
 from janus_jax.config import preset
-from janus_jax.data.sources import SOURCES, Reason
+from janus_jax.data.sources import SOURCES, RejectReason
 from janus_jax.processing import Task
 from tests.data.samples import image, read_back
 from tests.pseudo import CORPUS, make_checkpoint
@@ -136,7 +136,7 @@ def test_every_kind_and_every_reason_is_described():
     assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text")} == set(
         re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
     ) & set(SOURCES)
-    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in Reason}
+    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in RejectReason}
 
 
 def test_examples_are_short():

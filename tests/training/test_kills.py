@@ -20,7 +20,7 @@ from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
-CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 # As `python -m launch.train`, but without PyTorch: where it is installed, TensorBoard's writer reads it, for seconds.
 COMMAND = """
 import runpy, sys

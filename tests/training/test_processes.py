@@ -17,7 +17,7 @@ from tests.training import batches, runs, stages
 from tests.training.test_trainer import told
 
 STEPS = 2
-CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 
 # Each process gives its own rows of the one batch.
 TRAINING = """

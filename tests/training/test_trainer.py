@@ -60,7 +60,7 @@ def test_a_preempted_run_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
 
 def test_a_run_of_several_shares_goes_on_with_those_it_began_with(tmp_path, monkeypatch):
     """Also where the config then says nothing, or another number, of them."""
-    recipe = replace(runs.recipe(), data_shares=2)
+    recipe = replace(runs.recipe(), data_shards=2)
     undisturbed = runs.run(recipe, tmp_path / "undisturbed")
     preempted(recipe, tmp_path / "disturbed", monkeypatch, at=3)
     assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)

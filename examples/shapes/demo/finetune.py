@@ -53,7 +53,7 @@ def teach(lesson: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineTu
       JanusError: the training ended otherwise than done.
       RuntimeError: it went on with other losses than it had before it was killed.
     """
-    from janus_jax.data.prepare.prepare import prepare_world
+    from examples.shapes.source import prepare_shards
     from janus_jax.processing import Task
 
     data = out / "data"
@@ -63,8 +63,8 @@ def teach(lesson: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineTu
         ("new", f"train:{lesson.new_records},seed=1,{about}"),
         ("old", f"train:{lesson.old_records},seed=2"),
     ):
-        prepare_world(data / f"{name}_understanding", world, Task.UNDERSTANDING)
-        prepare_world(data / f"{name}_generation", world, Task.GENERATION, tokenizer)
+        prepare_shards(data / f"{name}_understanding", world, Task.UNDERSTANDING)
+        prepare_shards(data / f"{name}_generation", world, Task.GENERATION, tokenizer)
     command = [
         *(sys.executable, "-m", "launch.train", "--config", str(_config("shapes_finetune"))),
         *("--workdir", str(out / "run")),

@@ -27,9 +27,9 @@ from absl import flags
 
 from examples.shapes.demo.finetune import FineTuneSpec, teach
 from examples.shapes.demo.scores import DemoScores, report
-from janus_jax import image_files as pictures
 from janus_jax.commands import cli
 from janus_jax.errors import JanusError
+from janus_jax.storage import output_folder
 
 if TYPE_CHECKING:
     from examples.shapes.evaluation import Generation
@@ -68,7 +68,7 @@ def main(_: Sequence[str]) -> None:
     # On a host without an accelerator its cores are the devices.
     jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MOST_DEVICES))
     cli.enable_compilation_cache()
-    with pictures.output_folder(Path(_OUT.value)) as out:
+    with output_folder(Path(_OUT.value)) as out:
         run(out, SHAPES, FLOW_SHAPES, Plan())
 
 
@@ -167,7 +167,7 @@ def _scored(model: "Pretrained", folder: Path, plan: Plan) -> DemoScores:
     """Scores a model; its answers and drawings stay in a folder."""
     from examples.shapes.dataset import DEFAULT
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding
-    from janus_jax.progress import answers_bar
+    from janus_jax.progress import count_bar
 
     old = ShapesProtocol(per_topic=plan.asked, per_category=plan.drawn)
     new = ShapesProtocol(
@@ -178,9 +178,9 @@ def _scored(model: "Pretrained", folder: Path, plan: Plan) -> DemoScores:
     )
     understanding, generation = [], []
     for name, protocol in (("old", old), ("new", new)):
-        with answers_bar(f"   answering, {name} words") as bar:
+        with count_bar(f"   answering, {name} words") as bar:
             answered = evaluate_understanding(model, folder / f"{name}_answers", protocol, report=bar)
-        with answers_bar(f"   drawing, {name} words", "pictures") as bar:
+        with count_bar(f"   drawing, {name} words", "pictures") as bar:
             drawn = evaluate_generation(model, folder / f"{name}_drawings", protocol, report=bar)
         understanding.append(answered)
         generation.append(drawn)
@@ -203,12 +203,12 @@ def _flowed(flow: Path, folder: Path, plan: Plan) -> "Generation":
     import janus_jax
     from examples.shapes.dataset import Category
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation
-    from janus_jax.progress import answers_bar
+    from janus_jax.progress import count_bar
     from janus_jax.sharding import make_mesh
 
     model = janus_jax.load(flow, "float32", make_mesh(data=-1, fsdp=1))
     protocol = ShapesProtocol(per_category=plan.flowed, batch_size=len(Category) * plan.flowed)
-    with answers_bar("   drawing", "pictures") as bar:
+    with count_bar("   drawing", "pictures") as bar:
         drawn = evaluate_generation(model, folder, protocol, report=bar)
     right = sum(verdict.correct for verdict in drawn.verdicts)
     _say(f"{right} of {len(drawn.verdicts)} prompts are drawn right.")

@@ -43,14 +43,14 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Records:
+class RecordReader:
     """The records of a component: how many, and the one of a number."""
 
     length: int
     read: Callable[[int], Record]
 
 
-def open_records(component: Component) -> Records:
+def open_records(component: Component) -> RecordReader:
     """Opens a component's source.
 
     Raises:
@@ -58,7 +58,7 @@ def open_records(component: Component) -> Records:
     """
     source = component.source
     if not isinstance(source, str | os.PathLike):
-        return Records(len(source), source.__getitem__)
+        return RecordReader(len(source), source.__getitem__)
     # Here: it takes a second, and tests need none of it.
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
@@ -92,11 +92,11 @@ def open_records(component: Component) -> Records:
         texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}
         return Record.from_example(example | texts)
 
-    return Records(length, read)
+    return RecordReader(length, read)
 
 
 @dataclass(frozen=True)
-class Share:
+class ComponentShard:
     """The records of one component that one process reads, without end and shuffled anew in every epoch.
 
     Process p of P reads the records p, p + P, p + 2 P and so on.

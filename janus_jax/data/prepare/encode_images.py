@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from janus_jax.config import Execution, VAEConfig, VQConfig
-from janus_jax.data.prepare.shard_writer import Preparation
+from janus_jax.data.prepare.shard_writer import ShardWriter
 from janus_jax.data.records import Record
 from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, to_pixels
@@ -118,7 +118,7 @@ class ImageTokenizer:
 
 
 def add_image_ids(
-    preparation: Preparation,
+    preparation: ShardWriter,
     indices: Sequence[int],
     tokenizer: ImageTokenizer,
     report: Callable[[int], None] = lambda images: None,

@@ -16,8 +16,7 @@ from jax.sharding import Mesh
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Benchmark, Options, Question, limited
-from janus_jax.evaluation.journal import write_json
-from janus_jax.evaluation.registry import benchmark
+from janus_jax.evaluation.registry import find_benchmark
 from janus_jax.evaluation.results import check_pictures
 from janus_jax.evaluation.runner import answering
 from janus_jax.generation.padding import round_up
@@ -26,7 +25,7 @@ from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
 from janus_jax.sharding import batch_multiple
-from janus_jax.storage import writing
+from janus_jax.storage import write_json, writing
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Recipe
 
@@ -56,7 +55,8 @@ class Evaluator:
         self._chosen = [self._read(*pair) for pair in recipe.evaluation.benchmarks]
 
     def _read(self, name: str, data: str) -> _Chosen:
-        one, options = benchmark(name), benchmark(name).settled({})
+        one = find_benchmark(name)
+        options = one.settled({})
         questions = limited(one.read(Path(data), options), self._recipe.evaluation.limit or None, self._recipe.seed)
         if not all(isinstance(question, Question) for question in questions):
             raise JanusError(

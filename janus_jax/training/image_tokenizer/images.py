@@ -10,9 +10,9 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from examples.shapes.dataset import images as sample_image_tokens
-from janus_jax.data.pipeline.dataset import Component, Records, Share, open_records
-from janus_jax.data.pipeline.workers import Inline, Pool, Processes, Work
-from janus_jax.data.rejects import Reason, RejectCounter, Rejected
+from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
+from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
+from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, told
 from janus_jax.processing import open_image, prepare_generation
@@ -122,18 +122,18 @@ class _MakeImages:
         records = open_all(self.components)
         return lambda task: self.image(records, *task)
 
-    def image(self, records: Records, epoch: int, index: int) -> Pixels | Rejected:
+    def image(self, records: RecordReader, epoch: int, index: int) -> Pixels | Rejection:
         sample_id = f"number {index}"
         try:
             record = records.read(index)
             sample_id = record.key
             if not record.images:
-                return Rejected(sample_id, Reason.NO_IMAGE, "the record has no image.")
+                return Rejection(sample_id, RejectReason.NO_IMAGE, "the record has no image.")
             rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
         except FAULTS as error:
-            return Rejected(sample_id, Reason.BAD_IMAGE, told(error))
+            return Rejection(sample_id, RejectReason.BAD_IMAGE, told(error))
 
 
 class RecordImages:
@@ -157,10 +157,10 @@ class RecordImages:
         max_rejected: float = 0.1,
     ) -> None:
         total = open_all(components).length
-        self._share = Share(total, split.process_index, split.process_count, split.seed, "images")
+        self._share = ComponentShard(total, split.process_index, split.process_count, split.seed, "images")
         self._split, self._total = split, total
         make = _MakeImages(tuple(components), size, split.seed, flip)
-        self._pool: Pool = Processes(make, workers) if workers else Inline(make)
+        self._pool: Pool = ProcessPool(make, workers) if workers else InlinePool(make)
         self._ahead = split.local_size * (_READ_AHEAD if workers else 1)
         self._asked: deque[int] = deque()
         self._position = 0
@@ -176,7 +176,7 @@ class RecordImages:
                 self._asked.append(self._pool.submit(self._share.locate(self._position + len(self._asked))))
             result = self._pool.result(self._asked.popleft())
             self._position += 1
-            if isinstance(result, Rejected):
+            if isinstance(result, Rejection):
                 self._ledger.reject(result)
             else:
                 self._ledger.accept()
@@ -226,7 +226,7 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: b
 class _Joined:
     """Several data sets as one."""
 
-    parts: Sequence[Records]
+    parts: Sequence[RecordReader]
     starts: Sequence[int] = field(default_factory=tuple)
 
     def read(self, index: int) -> Any:
@@ -234,7 +234,7 @@ class _Joined:
         return self.parts[part].read(index - self.starts[part])
 
 
-def open_all(components: Sequence[Component]) -> Records:
+def open_all(components: Sequence[Component]) -> RecordReader:
     """All records, data set after data set.
 
     Raises:
@@ -245,7 +245,7 @@ def open_all(components: Sequence[Component]) -> Records:
     if not sum(lengths):
         raise JanusError("There are no records to train on; name a prepared data set in data.directories.")
     starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-    return Records(sum(lengths), _Joined(parts, starts).read)
+    return RecordReader(sum(lengths), _Joined(parts, starts).read)
 
 
 def middle_crops(components: Sequence[Component], size: int, count: int) -> UInt8[np.ndarray, "N S S 3"]:

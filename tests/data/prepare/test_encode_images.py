@@ -6,13 +6,13 @@ import pytest
 
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
-from janus_jax.data.pipeline.packing import Budget, lay
-from janus_jax.data.pipeline.prefetch import MakeSamples, SampleTask
+from janus_jax.data.pipeline.packing import Budget, pack
+from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.prepare.encode_images import ENCODER, ImageTokenizer, add_image_ids, ids_encoding, latents_encoding
 from janus_jax.data.prepare.parallel import write_parts
 from janus_jax.data.prepare.shard_writer import begin
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.vq import VQTokenizer
@@ -68,9 +68,9 @@ def test_the_latents_are_those_that_training_would_compute(preparation):
     records = read_back(preparation.job.output)
     make = ExampleBuilder(tiny.processor(tiny.FLOW), 0, 0, random_crop=True, precomputed_image_tokens=True)
     budget = Budget(128, 0, 1, 0)
-    sample = MakeSamples([Component("c", records)], make, Supervision.TEXT, budget)()
-    batch = lay(
-        [[sample(SampleTask(0, 0, index))] for index in range(11)],
+    sample = ExampleLoader([Component("c", records)], make, Supervision.TEXT, budget)()
+    batch = pack(
+        [[sample(LoadTask(0, 0, index))] for index in range(11)],
         budget,
         make.processor,
         precomputed_image_tokens=True,
@@ -82,9 +82,9 @@ def test_the_latents_are_those_that_training_would_compute(preparation):
 
 def test_latents_of_another_vae_are_a_fault(params):
     record = Record("r", Task.GENERATION, "A boat.", images=(image(0),), image_latents=np.zeros(12, np.float32))
-    with pytest.raises(Refused, match="12 numbers of latents where the model has 1024") as error:
+    with pytest.raises(RejectedRecord, match="12 numbers of latents where the model has 1024") as error:
         ExampleBuilder(tiny.processor(tiny.FLOW), precomputed_image_tokens=True)(record, 0)
-    assert error.value.reason is Reason.BAD_IMAGE_LATENTS
+    assert error.value.reason is RejectReason.BAD_IMAGE_LATENTS
 
 
 def test_only_the_encoder_is_placed(params):
