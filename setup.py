@@ -1,16 +1,16 @@
 """Package metadata and dependencies. Bounds are the versions that were tried; constraints.txt pins a tested set."""
 
-import re
 from pathlib import Path
 
 from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
+VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
 COMMANDS = ("chat", "compile", "evaluate", "export", "generate", "prepare", "train")
 
 setup(
     name="janus_jax",
-    version=re.search(r'^__version__ = "(.+)"', (ROOT / "janus_jax" / "__init__.py").read_text(), re.M)[1],
+    version=VERSION,
     description="Janus, Janus-Pro and JanusFlow in JAX: image understanding and generation with one transformer",
     long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",

@@ -46,10 +46,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "be one of the processes of a cluster, which share the questions"
 )
 flags.adopt_module_key_flags(models)
-if "--list" in sys.argv:
-    # Listing needs no model. The flags are parsed before `main` runs, so their checks are removed here.
-    for _required in (_BENCHMARK, _OUT, models.MODEL):
-        flags.FLAGS[_required.name].validators.clear()
 
 
 @dataclasses.dataclass(frozen=True)
