@@ -54,6 +54,7 @@ MAY_IMPORT = {
     "janus_jax.training.callbacks": (
         *GROUND,
         *MIDDLE,
+        "janus_jax.data.pipeline",
         "janus_jax.generation",
         "janus_jax.pretrained",
         "janus_jax.evaluation",

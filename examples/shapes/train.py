@@ -197,10 +197,10 @@ def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
 
 
 def _stage(recipe: Any, home: Path) -> None:
-    from janus_jax.training.trainer import train
+    from janus_jax.training.stage import train_stage
 
     if not (home / "converted").exists():
-        train(recipe, home / "janus")
+        train_stage(recipe, home / "janus")
 
 
 def _export(home: Path) -> None:

@@ -29,13 +29,13 @@ def main(_: Sequence[str]) -> None:
     values = _CONFIG.value
 
     from janus_jax.training.recipe import Recipe
-    from janus_jax.training.trainer import train
+    from janus_jax.training.stage import train_stage
 
     recipe = from_config(Recipe, values)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    train(recipe, _WORKDIR.value)
+    train_stage(recipe, _WORKDIR.value)
 
 
 def run() -> None:

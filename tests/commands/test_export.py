@@ -33,8 +33,8 @@ def exported(tmp_path_factory):
 def logits(model, params, batch):
     @functools.partial(jax.jit, static_argnums=0)
     def read(model, params, batch):
-        hidden = apply(model, params, "__call__", batch)
-        return apply(model, params, "text_logits", hidden), apply(model, params, "image_logits", hidden)
+        hidden = apply(model.__call__, params, batch)
+        return apply(model.text_logits, params, hidden), apply(model.image_logits, params, hidden)
 
     return read(model, params, batch)
 

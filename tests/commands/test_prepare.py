@@ -11,7 +11,7 @@ from checkpoints_convert import save_converted
 from janus_jax import load
 from janus_jax.data.prepare.prepare import read_tokenizer
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import to_pixels
+from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.processing import open_image, prepare_generation
 from tests import tiny
 from tests.commands.conftest import environment, run
@@ -63,7 +63,7 @@ def expected_ids(checkpoint, records):
     model = load(checkpoint, "float32")
     side = model.config.gen_encoder.image_size
     pixels = np.stack([prepare_generation(open_image(record.images[0]), side) for record in records])
-    tokenize = jax.jit(lambda params: model.model.apply({"params": params}, to_pixels(pixels), method="tokenize"))
+    tokenize = jax.jit(lambda params: apply(model.model.tokenize, params, to_pixels(pixels)))
     return tokenize(model.params)
 
 

@@ -86,7 +86,7 @@ class Run:
     @property
     def curve(self):
         """Of each step its last word on all that was learnt: no rates and no times."""
-        learnt = re.compile("loss|places|grad_norm|learning_rate|skipped")
+        learnt = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
         lines = map(json.loads, (self.stage / "metrics.jsonl").read_text().splitlines())
         return {line["step"]: {name: line[name] for name in line if learnt.match(name)} for line in lines}
 

@@ -48,7 +48,7 @@ print(json.dumps(losses))
 DISTURBED = """
 import os, pathlib, runpy, signal, sys, time
 import jax
-from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training.preemption import Preemption
 
 how, saved = sys.argv.pop(1), pathlib.Path(sys.argv.pop(1))
 reached = Preemption.reached

@@ -60,7 +60,7 @@ def ids_encoding(config: VQConfig) -> Encoding:
     tokenizer = VQTokenizer(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
-        return tokenizer.apply({"params": params}, pixels, method="encode")
+        return tokenizer.apply({"params": params}, pixels, method=tokenizer.encode)
 
     return Encoding(config.image_size, "gen_encoder", ENCODER, encode, "image_ids")
 
@@ -74,7 +74,7 @@ def latents_encoding(config: VAEConfig, image_size: int) -> Encoding:
     vae = VAE(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
-        latents: Any = vae.apply({"params": params}, pixels, method="encode")
+        latents: Any = vae.apply({"params": params}, pixels, method=vae.encode)
         return latents.mean.reshape(len(pixels), -1) * config.scaling_factor
 
     return Encoding(image_size, "vae", VAE_ENCODER, encode, "image_latents")

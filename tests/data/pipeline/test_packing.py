@@ -209,8 +209,8 @@ def outputs():
 
     @jax.jit
     def run(batch):
-        hidden = apply(model, params, "__call__", batch)
-        return hidden, apply(model, params, "text_logits", hidden), apply(model, params, "image_logits", hidden)
+        hidden = apply(model.__call__, params, batch)
+        return hidden, apply(model.text_logits, params, hidden), apply(model.image_logits, params, hidden)
 
     return lambda samples: [np.asarray(x[0]) for x in run(pack([samples], Budget(640, 3, 3, 512), P))]
 

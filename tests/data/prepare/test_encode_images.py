@@ -52,7 +52,7 @@ def test_the_ids_are_those_of_the_middle_of_each_image(preparation, params, batc
     assert sum(shown) == len(records) == 11
     config = tiny.CONFIG.gen_encoder
     pixels = np.stack([prepare_generation(open_image(record.images[0]), config.image_size) for record in records])
-    encode = jax.jit(lambda params: VQTokenizer(config).apply({"params": params}, to_pixels(pixels), method="encode"))
+    encode = jax.jit(lambda params: apply(VQTokenizer(config).encode, params, to_pixels(pixels)))
     expected = encode(params)
     np.testing.assert_array_equal(np.stack([record.image_ids for record in records]), expected)
     assert len(np.unique(expected)) > 1
@@ -76,7 +76,7 @@ def test_the_latents_are_those_that_training_would_compute(preparation):
         precomputed_image_tokens=True,
     )
     model = JanusFlow(tiny.FLOW)
-    latents = jax.jit(lambda batch: apply(model, params, "generation_latents", batch).values)
+    latents = jax.jit(lambda batch: apply(model.generation_latents, params, batch).values)
     np.testing.assert_allclose(batch.gen_latents, latents(batch._replace(gen_latents=None)), atol=1e-4)
 
 
