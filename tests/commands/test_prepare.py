@@ -126,7 +126,7 @@ def test_two_processes_of_a_cluster_share_the_work(desk, checkpoint, unused_port
 def test_a_process_of_a_cluster_that_fails_ends_the_others(desk, unused_port):
     codes, said = cluster(desk, unused_port, [], ["--input=empty.jsonl"])
     assert codes == [2, 2], said
-    assert "Process 1 of the cluster has failed" in said[0][1]
+    assert "Process 1 of the cluster failed" in said[0][1]
     assert "holds what was prepared from inputs" in said[1][1]
 
 
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_sentence(desk, mistake):
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     sentence = done.stderr.splitlines()[-1]
-    assert sentence.startswith("launch.prepare: ")
+    assert sentence.startswith("janus-prepare: ")
     assert words in sentence
 
 

@@ -57,14 +57,14 @@ def prepare(
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The first process claims the folder before the others look at it.
-        claimed = cluster.together(lambda: _claim(job, stack) if cluster.is_first else None)
-        preparation = cluster.together(lambda: claimed or begin(job))
+        claimed = cluster.run_on_all(lambda: _claim(job, stack) if cluster.is_first else None)
+        preparation = cluster.run_on_all(lambda: claimed or begin(job))
         if preparation.summary is not None:
             return preparation.summary if cluster.is_first else None
-        cluster.together(lambda: _write_parts(preparation, cluster, means))
+        cluster.run_on_all(lambda: _write_parts(preparation, cluster, means))
         if tokenizer is not None:
-            cluster.together(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
-        return cluster.together(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
+            cluster.run_on_all(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
+        return cluster.run_on_all(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
 
 
 def _claim(job: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:
