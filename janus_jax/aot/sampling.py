@@ -48,7 +48,7 @@ class Sizes:
 
 
 # A caption; a question about a picture and an answer to read; a benchmark's question and a short answer, as many at a
-# time as launch.evaluate asks.
+# time as janus-evaluate asks.
 SAMPLED: Mapping[SamplingJob, Sizes] = {
     "generate": Sizes(rows=1, prompt=64, und_images=0, new=576),
     "chat": Sizes(rows=1, prompt=768, und_images=1, new=512),

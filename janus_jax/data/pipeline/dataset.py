@@ -18,7 +18,7 @@ _KINDS = {
     "text": "bytes_list",
     "messages": "bytes_list",
     "images": "bytes_list",
-    "image_ids": "int64_list",
+    "image_tokens": "int64_list",
     "image_latents": "float_list",
 }
 
@@ -63,7 +63,7 @@ def open_records(component: Component) -> RecordReader:
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    folder, remedy = Path(source), "make it with python -m launch.prepare"
+    folder, remedy = Path(source), "make it with janus-prepare"
     with reading(folder):
         if not folder.is_dir():
             raise JanusError(f"{folder}, of the component {component.name!r}, is no folder; {remedy}.")
@@ -74,7 +74,7 @@ def open_records(component: Component) -> RecordReader:
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, of the component {component.name!r}, is a data set without {', '.join(sorted(missing))}, "
-                f"and so not one of records; make one of it with python -m launch.prepare --source tfds."
+                f"and so not one of records; make one of it with janus-prepare --source tfds."
             )
         # TFDS takes as long over an example's fields as over reading it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
