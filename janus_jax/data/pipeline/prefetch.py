@@ -52,8 +52,8 @@ class ExampleLoader:
             return truncate(self._sample(example_id, record, row), self.budget)
         except RejectedRecord as error:
             return Rejection(example_id, error.reason, str(error))
-        except FAULTS as error:
-            reason = str(error) if isinstance(error, JanusError) else told(error)
+        except PARSE_ERRORS as error:
+            reason = str(error) if isinstance(error, JanusError) else describe_error(error)
             return Rejection(example_id, RejectReason.MALFORMED, reason)
 
     def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:

@@ -131,8 +131,8 @@ class _MakeImages:
             rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
-        except FAULTS as error:
-            return Rejection(example_id, RejectReason.BAD_IMAGE, told(error))
+        except PARSE_ERRORS as error:
+            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
 
 
 class RecordImages:
