@@ -14,6 +14,7 @@ from janus_jax.data.pipeline.workers import Pool, Work
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import Task, TokenSequence
 
 

@@ -14,6 +14,7 @@ from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordRea
 from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
 from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
 from janus_jax.errors import JanusError
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image, prepare_generation
 
 _LEAST_CROP = 0.8
