@@ -261,7 +261,7 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
     return Figure(
         Ours(train_step(model, optimizer, cut, abstract, None), state, batch),
         theirs,
-        float(batch.attended.mean()),
+        float(batch.is_token.mean()),
         held.at(step_costs(config, flatten_dict(abstract.params, sep="/"))),
         held.places,
     )

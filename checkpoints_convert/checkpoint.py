@@ -32,7 +32,7 @@ from janus_jax.config import (
     config_from_dict,
 )
 from janus_jax.errors import JanusError
-from janus_jax.files import named, read_json, read_json_if_any, read_text, reading
+from janus_jax.files import naming, read_json, read_json_if_exists, read_text, reading
 
 if TYPE_CHECKING:
     from checkpoints_convert.orbax_params import OrbaxParams
@@ -228,7 +228,7 @@ def _open_orbax(path: Path) -> OrbaxCheckpoint:
     content = read_json(file, REMEDY)
     if not (path / PARAMS_FOLDER).is_dir():
         raise JanusError(f"{path} is a converted folder without its {PARAMS_FOLDER}/; {REMEDY}.")
-    with reading(file, REMEDY), named(file):
+    with reading(file, REMEDY), naming(file):
         part = content.get("part", "janus")
         if part not in KINDS:
             raise JanusError(f"part is {part!r}; it must be one of {', '.join(KINDS)}.")
@@ -240,11 +240,11 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     with reading(path):
         weights = find_weights(path)
     file = weights.parent / "config.json"
-    json = JsonObject(read_json_if_any(file), str(file))
+    json = JsonObject(read_json_if_exists(file), str(file))
     tensors = open_tensors(weights)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config_source = file if json.values else path
-    with reading(config_source), named(config_source):
+    with reading(config_source), naming(config_source):
         layout = _detect_layout(path, json, shapes)
         config: Config = layout.read_config(json, shapes)
     tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
@@ -260,7 +260,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     if json.get("tie_word_embeddings", json.values.get("model_type") == "janus"):
         tensors = layout.with_tied(tensors)
     unused = {name for name in tensors if layout.is_unused(name)}
-    with reading(config_source), named(config_source):
+    with reading(config_source), naming(config_source):
         parameters = model_parameters(config)
     mapped = layout.map(parameters)
     layout.check(mapped, {name: tensor for name, tensor in tensors.items() if name not in unused}, str(path))
@@ -331,7 +331,7 @@ def _add_vae(
     if not isinstance(opened.config, VAEConfig) or not isinstance(opened, TorchCheckpoint):
         raise JanusError(f"{path} is not a VAE in diffusers' layout; give the folder of SDXL's VAE (sdxl-vae).")
     tensors = {released_flow.VAE_PREFIX + name: tensor for name, tensor in opened.tensors.items()}
-    with named(path):
+    with naming(path):
         return replace(config, vae=opened.config), tensors
 
 
@@ -369,7 +369,7 @@ def _chat_template(folder: Path) -> str:
     if plain.is_file():
         return read_text(plain)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if template := read_json_if_any(folder / name).get("chat_template"):
+        if template := read_json_if_exists(folder / name).get("chat_template"):
             return str(template)
     return ""
 

@@ -35,7 +35,7 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
 from checkpoints_convert.parameters import Parameter, Shape
 from checkpoints_convert.safetensors_writer import as_bytes
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, read_json, reading
+from janus_jax.files import PARSE_ERRORS, read_json, reading
 
 _CHUNK_BYTES = 64 << 20
 """Largest size of a chunk: few files, and a device that reads its shard reads little else."""
@@ -241,7 +241,7 @@ class OrbaxParams:
             spec = get_json_tspec_read(info, self._ocdbt)
             try:
                 self._stores[parameter.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
-            except FAULTS as error:
+            except PARSE_ERRORS as error:
                 raise self._damaged(parameter, "it cannot be opened") from error
         return self._stores[parameter.path]
 

@@ -1,7 +1,6 @@
-"""Converts a checkpoint from a checkout: `python -m launch.convert` is `janus-convert`."""
+"""Runs `janus-convert` from a checkout: `python -m launch.convert`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.convert import POSITIONAL, main
+from janus_jax.commands.convert import run
 
 if __name__ == "__main__":
-    cli.run(main, positional=POSITIONAL)
+    run()

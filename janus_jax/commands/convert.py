@@ -14,9 +14,8 @@ from typing import cast, get_args
 from absl import flags
 
 from checkpoints_convert.convert import SHARD_BYTES, LayoutName, StoredDtype, convert
+from janus_jax.commands import cli
 from janus_jax.config import ConversationStyle
-
-POSITIONAL = ("SRC", "DST")
 
 _LAYOUT = flags.DEFINE_enum("layout", "orbax", get_args(LayoutName), "layout of DST")
 _DTYPE = flags.DEFINE_enum(
@@ -44,3 +43,8 @@ def main(arguments: Sequence[str]) -> None:
         progress=True,
     )
     print(f"{target}: {'from' if _LAYOUT.value == 'orbax' else 'in'} the {summary}")
+
+
+def run() -> None:
+    """Runs `janus-convert`."""
+    cli.run(main, name="janus-convert", positional=("SRC", "DST"))

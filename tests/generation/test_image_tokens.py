@@ -9,7 +9,7 @@ from janus_jax.config import Execution
 from janus_jax.generation import image_tokens as images
 from janus_jax.generation.image_sampler import guide
 from janus_jax.generation.image_tokens import sample_image_tokens
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from tests import tiny
@@ -31,7 +31,7 @@ GREEDY, WARM = SamplingConfig(), SamplingConfig(1.0)
 
 def draw(prompts=PROMPTS, per_prompt=1, sampling=WARM, scale=5.0, seed=0, model=MODEL, **options):
     length = options.pop("length", None)
-    keys = jnp.stack([row_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
+    keys = jnp.stack([sampling_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
     batch = prompt_batch(prompts, scale != 1, length)
     return np.asarray(sample_image_tokens(model, tiny.unrolled_params(), batch, keys, sampling, scale, **options))
 
@@ -45,13 +45,13 @@ def best_ids_of_the_whole_sequence(prompt, drawn, scale):
 
     @jax.jit
     def run(params, drawn):
-        x = [apply(model, params, "embed", batch), apply(model, params, "embed_image_ids", drawn)]
+        x = [apply(model.embed, params, batch), apply(model.embed_image_ids, params, drawn)]
         x = jnp.concatenate(x, axis=1)
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden = model.apply(
             {"params": params}, x, places, jnp.ones_like(places), method=lambda model, *args: model.llm(*args)[0]
         )
-        logits = apply(model, params, "image_logits", hidden[:, len(row) - 1 : -1])
+        logits = apply(model.image_logits, params, hidden[:, len(row) - 1 : -1])
         return jnp.argmax(logits[1] + scale * (logits[0] - logits[1]), axis=-1)
 
     return run(params, jnp.stack([drawn, drawn]))
@@ -136,7 +136,7 @@ def test_an_image_of_one_id_can_be_drawn():
 def test_rendering_is_the_tokenizers_decoder_in_any_batch():
     ids = jnp.asarray(draw())
     pictures = np.stack(list(images.tokens_to_images(MODEL, tiny.unrolled_params(), ids, batch_size=1)))
-    pixels = np.asarray(jax.jit(lambda params: apply(MODEL, params, "detokenize", ids))(tiny.unrolled_params()))
+    pixels = np.asarray(jax.jit(lambda params: apply(MODEL.detokenize, params, ids))(tiny.unrolled_params()))
     expected = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
     assert np.abs(pictures.astype(int) - expected).max() <= 1
     assert pictures.shape == (2, 32, 32, 3)

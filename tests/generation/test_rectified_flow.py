@@ -16,7 +16,7 @@ from janus_jax.generation.rectified_flow import (
     sample_latents,
     sample_noise,
 )
-from janus_jax.generation.sampling import row_keys
+from janus_jax.generation.sampling import sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.models.janusflow import JanusFlow
 from tests import tiny
@@ -28,7 +28,7 @@ THREE = FlowSampler(steps=3)
 
 def draw(prompts=PROMPTS, per_prompt=1, drawing=THREE, seed=0, length=None, **options):
     processor = tiny.processor(tiny.FLOW)
-    keys = jnp.stack([row_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
+    keys = jnp.stack([sampling_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
     batch = processor.left_pad([processor.generation_prompt(prompt) for prompt in prompts], length)
     return np.asarray(sample_latents(MODEL, tiny.unrolled_params(tiny.FLOW), batch, keys, drawing, **options))
 
@@ -55,7 +55,7 @@ def drawn_from_whole_rows(prompt, noise, drawing):
     @jax.jit
     def field(latents, time):
         at_time = batch._replace(gen_latents=jnp.stack([latents] * 2), gen_times=jnp.full((2, 1), time))
-        c, u = apply(model, params, "velocities", at_time, apply(model, params, "states", at_time))
+        c, u = apply(model.velocities, params, at_time, apply(model.states, params, at_time))
         return u + drawing.guidance_scale * (c - u)
 
     latents = noise
@@ -67,7 +67,7 @@ def drawn_from_whole_rows(prompt, noise, drawing):
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_with_the_prompt_computed_once_images_are_those_of_computing_everything_anew(sampler):
     drawing = FlowSampler(steps=3, sampler=sampler)
-    keys = row_keys(0, 0, range(1))
+    keys = sampling_keys(0, 0, range(1))
     expected = drawn_from_whole_rows(PROMPTS[1], sample_noise(MODEL, keys), drawing)
     assert_alike(draw(PROMPTS[1:], drawing=drawing), expected)
 
@@ -95,7 +95,7 @@ def test_prompts_of_different_lengths_draw_as_each_alone():
     for index, prompt in enumerate(PROMPTS):
         processor = tiny.processor(tiny.FLOW)
         batch = processor.left_pad([processor.generation_prompt(prompt)])
-        keys = row_keys(0, index, range(1))[None]
+        keys = sampling_keys(0, index, range(1))[None]
         alone = sample_latents(MODEL, tiny.unrolled_params(tiny.FLOW), batch, keys, THREE)
         assert_alike(together[index], alone[0])
 
@@ -175,7 +175,7 @@ def test_latents_that_are_no_numbers_are_told():
 def test_pictures_are_the_vaes_in_any_batch():
     latents, params = jnp.asarray(draw()), tiny.unrolled_params(tiny.FLOW)
     pictures = np.stack(list(flow.latents_to_images(MODEL, params, latents, batch_size=1)))
-    pixels = np.asarray(jax.jit(lambda params: apply(MODEL, params, "decode_latents", latents))(params))
+    pixels = np.asarray(jax.jit(lambda params: apply(MODEL.decode_latents, params, latents))(params))
     expected = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
     assert np.abs(pictures.astype(int) - expected).max() <= 1
     assert pictures.shape == (2, 32, 32, 3)

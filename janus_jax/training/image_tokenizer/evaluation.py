@@ -91,8 +91,8 @@ class Evaluation:
     def _reconstruct_batch(
         self, params: Params, images: UInt8[Array, "B S S 3"]
     ) -> tuple[UInt8[Array, "B S S 3"], Int[Array, "B N"], Float[Array, " B"], Float[Array, " B"]]:
-        ids = run(self._model, params, to_pixels(images), method="encode")
-        pictures = to_images(run(self._model, params, ids, method="decode"))
+        ids = run(self._model, params, to_pixels(images), method=self._model.encode)
+        pictures = to_images(run(self._model, params, ids, method=self._model.decode))
         return pictures, ids, metrics.psnr(images, pictures), metrics.ssim(images, pictures)
 
     def _statistics(self, images: UInt8[np.ndarray, "N S S 3"]) -> FeatureStatistics:

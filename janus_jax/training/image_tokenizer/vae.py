@@ -147,8 +147,8 @@ def _functions(recipe: VAERecipe, first: UInt8[np.ndarray, "M S S 3"]) -> tuple[
 
         def loss(learnt: Params) -> tuple[Array, dict[str, Array]]:
             params = {"params": state.params | learnt}
-            encoded: Any = model.apply(params, pixels, method="encode")
-            decoded: Any = model.apply(params, encoded.sample(key), method="decode")
+            encoded: Any = model.apply(params, pixels, method=model.encode)
+            decoded: Any = model.apply(params, encoded.sample(key), method=model.decode)
             terms = pixel_losses(recipe.losses, pixels, decoded)
             return jnp.sum(jnp.stack(list(terms.values()))), terms
 

@@ -153,11 +153,11 @@ class TokenizerTraining:
 
     def _forward(self, params: Params, pixels: Float[Array, "B H W 3"]) -> tuple[Quantized, Float[Array, "B H W 3"]]:
         with encoder_reach(self.recipe.architecture.encoder_reach):
-            latents = run(self.model, params, pixels, method="latents")
+            latents = run(self.model, params, pixels, method=self.model.latents)
         if not self.recipe.architecture.encoder_rate:
             latents = lax.stop_gradient(latents)
         quantized = losses.quantize(latents, params["codebook"]["embedding"])
-        decoded = run(self.model, params, quantized.decoded, method="decode_codes")
+        decoded = run(self.model, params, quantized.decoded, method=self.model.decode_codes)
         return quantized, decoded.astype(jnp.float32)
 
     def _generator_loss(
@@ -251,7 +251,7 @@ class TokenizerTraining:
         return _with_codebook(ema, params["codebook"]["embedding"])
 
 
-def run(module: nn.Module, params: Params, *arguments: Any, method: str | Callable[..., Any] | None = None) -> Any:
+def run(module: nn.Module, params: Params, *arguments: Any, method: Callable[..., Any] | None = None) -> Any:
     """What a module, or one of its methods, gives with these parameters."""
     return module.apply({"params": params}, *arguments, method=method)
 
