@@ -192,7 +192,7 @@ def test_counts(stepped):
 
 def test_gradient_norm_of_every_tensor(stepped):
     norms = dict(zip(stepped.expected["train_grad_names"], stepped.expected["train_grad_norms"], strict=True))
-    without_use = unused(stepped.config)
+    without_use = unused_shapes(stepped.config)
     assert not any(norms.pop(name) for name in list(norms) if name in without_use)
     assert norms.keys() == stepped.clipped.keys()
     scale = max(stepped.metrics["grad_norm"], OPTIMIZER.clip_norm)
