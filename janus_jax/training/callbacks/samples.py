@@ -24,7 +24,7 @@ from janus_jax.processing import Message, Processor, TokenSequence
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 from janus_jax.storage import writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
 
 _GAP = 4  # pixels between two images of a contact sheet
