@@ -56,7 +56,7 @@ def test_a_step_costs_what_its_program_computes(stage):
 
 def test_understanding_by_the_tokenizer_costs_the_tokenizer_and_the_generation_adaptor():
     two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
-    one_encoder = replace(two_encoders, understands_by="gen_encoder")
+    one_encoder = replace(two_encoders, understanding_encoder="gen_encoder")
     one, two = (step_costs(config, ()) for config in (one_encoder, two_encoders))
     vq, width = CONFIG.gen_encoder, CONFIG.llm.width
     adaptor = 2 * vq.num_tokens * (vq.code_dim * width + width * width)
