@@ -38,8 +38,8 @@ class JanusConfig:
             gen.num_tokens,
         ):
             raise JanusError(
-                f"JanusConfig.understanding_encoder is 'gen_encoder', which encodes an image of {gen.image_size} pixels as "
-                f"{gen.num_tokens} tokens, but und_encoder encodes one of {und.image_size} pixels as {und.num_patches} "
+                f"JanusConfig.understanding_encoder is 'gen_encoder', which encodes {gen.image_size} pixels as "
+                f"{gen.num_tokens} tokens, but und_encoder encodes {und.image_size} pixels as {und.num_patches} "
                 f"patches; both must be equal."
             )
 
