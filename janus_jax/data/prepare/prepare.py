@@ -127,7 +127,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _add_ids(preparation: ShardWriter, cluster: Cluster, tokenizer: Tokenizer, batch_size: int) -> None:
-    from janus_jax.data.prepare.encode_images import ImageTokenizer, add_image_ids
+    from janus_jax.data.prepare.encode_images import ImageTokenizer, encode_target_images
 
     indices = cluster.share(preparation.without_ids())
     if not indices:
@@ -138,4 +138,4 @@ def _add_ids(preparation: ShardWriter, cluster: Cluster, tokenizer: Tokenizer, b
     with tqdm.tqdm(
         unit=" images", desc=encoding.field.replace("_", " "), total=total, disable=cluster.index > 0
     ) as bar:
-        add_image_ids(preparation, indices, encoder, bar.update)
+        encode_target_images(preparation, indices, encoder, bar.update)
