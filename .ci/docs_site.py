@@ -28,7 +28,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Changes links to the pages from outside `docs/`."""
-    for page, source in PAGES.items():
+    for page, source in {**PAGES, "index.md": "README.md"}.items():
         markdown = markdown.replace(f"](../{source}", f"]({page}")
     return markdown
 
