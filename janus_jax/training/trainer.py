@@ -34,7 +34,8 @@ from janus_jax.training.callbacks.profiling import Profile
 from janus_jax.training.callbacks.samples import Sampler
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.config_dicts import to_json
-from janus_jax.training.flops import Amounts, amounts, peak_flops, step_costs
+from janus_jax.accelerators import peak_flops
+from janus_jax.training.flops import ItemCounts, count_items, flops_per_item
 from janus_jax.training.init_from import (
     check_initialisation,
     checkpoints_folder,
@@ -77,7 +78,7 @@ def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | N
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     mesh = grid if grid.size > 1 else None
     model, optimizer, abstract, step = set_up_stage(recipe, mesh)
-    costs = step_costs(recipe.model_config, flatten_dict(abstract.params, sep="/"))
+    costs = flops_per_item(recipe.model_config, flatten_dict(abstract.params, sep="/"))
     peak = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     with contextlib.ExitStack() as stack:
@@ -166,10 +167,10 @@ def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
     return tokenizer, Processor.from_directory(tokenizer, recipe.model_config)
 
 
-def _counts(batch: Batch, stream: ShardedStream, config: ModelConfig, costs: Amounts) -> dict[str, float]:
+def _counts(batch: Batch, stream: ShardedStream, config: ModelConfig, costs: ItemCounts) -> dict[str, float]:
     """Of all processes, reckoned from this one's share."""
-    held = amounts(batch, config)
-    share = {"tokens": held.places, "samples": sum(map(len, stream.sample_ids)), "flops": held.at(costs)}
+    held = count_items(batch, config)
+    share = {"tokens": held.tokens, "samples": sum(map(len, stream.sample_ids)), "flops": held.flops(costs)}
     return {name: count * jax.process_count() for name, count in share.items()}
 
 

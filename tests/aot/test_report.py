@@ -9,6 +9,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from janus_jax.aot.collectives import Collective
+from janus_jax.training.flops import traced_flops
 from janus_jax.aot.compile import Compiled, abstract_batch, held
 from janus_jax.aot.report import Report, report
 from janus_jax.aot.roofline import operations, traffic_seconds
@@ -19,7 +20,6 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training.setup import set_up_stage
 from tests import tiny
 from tests.aot.test_plan import recipe
-from tests.training.jaxprs import flops
 
 GB = 10**9
 
@@ -103,7 +103,7 @@ def test_what_is_computed_again_is_done_and_not_useful(kind, trained):
         needed, all_ = operations(asked, flatten_dict(ready.abstract.params, sep="/"))
         useful.append(needed)
         done.append(all_)
-        traced.append(flops(ready.step, ready.abstract, abstract_batch(asked, make_mesh(1, 8, 1))))
+        traced.append(traced_flops(ready.step, ready.abstract, abstract_batch(asked, make_mesh(1, 8, 1))))
     assert len(set(useful)) == 1
     assert done[0] > useful[0]
     assert np.diff(done).tolist() == np.diff(traced).tolist()

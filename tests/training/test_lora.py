@@ -14,6 +14,7 @@ from flax.traverse_util import flatten_dict
 import janus_jax
 from checkpoints_convert.commands import meter
 from janus_jax.config import Execution
+from janus_jax.training.flops import traced_flops
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.factory import abstract_params
@@ -39,7 +40,6 @@ from janus_jax.training.train_step import (
 )
 from tests import tiny
 from tests.training import batches, runs, stages
-from tests.training.jaxprs import flops
 
 RANK = 4
 EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
@@ -108,7 +108,7 @@ def test_no_gradient_of_a_frozen_matrix_is_computed():
     batch = batches.mixed()
 
     def cost(trained, frozen):
-        return flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+        return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
 
     llm = tiny.CONFIG.llm
     # The same way back through the network, to nothing but a scale in its first layer and what is after it.

@@ -8,6 +8,7 @@ import optax
 import pytest
 
 from janus_jax.config import Execution
+from janus_jax.training.flops import equations
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
@@ -25,7 +26,6 @@ from janus_jax.training.train_step import (
 )
 from tests import tiny
 from tests.training import batches, stages
-from tests.training.jaxprs import equations
 
 SLOW = pytest.mark.slow
 
