@@ -262,7 +262,7 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
     return Figure(
         Ours(train_step(model, optimizer, cut, abstract, None), state, batch),
         theirs,
-        float(batch.attended.mean()),
+        float(batch.is_token.mean()),
         held.flops(flops_per_item(config, flatten_dict(abstract.params, sep="/"))),
         held.tokens,
     )

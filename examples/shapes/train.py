@@ -4,7 +4,7 @@
     python -m examples.shapes.train --model janusflow --budget 25min --workdir runs/shapes_janusflow
 
 In turn: the image tokenizer (a JanusFlow's VAE), a text tokenizer, the data, the understanding encoder, stages I to III
-by the trainer of launch.train, the export, and the scores on combinations that none of it has seen. What is finished
+by the trainer of janus-train, the export, and the scores on combinations that none of it has seen. What is finished
 stays: the same command goes on where it was interrupted. WORKDIR/converted is what `janus_jax.load` reads,
 WORKDIR/Janus-shapes (JanusFlow-shapes) the same in the released layout; WORKDIR/report.json has the figures.
 docs/shapes.md has those of the shipped model.
@@ -197,10 +197,10 @@ def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
 
 
 def _stage(recipe: Any, home: Path) -> None:
-    from janus_jax.training.trainer import train
+    from janus_jax.training.stage import train_stage
 
     if not (home / "converted").exists():
-        train(recipe, home / "janus")
+        train_stage(recipe, home / "janus")
 
 
 def _export(home: Path) -> None:

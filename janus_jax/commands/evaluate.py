@@ -1,6 +1,6 @@
 """Gives a model the papers' benchmarks, and prints what it scores beside what the papers say.
 
-    python -m launch.evaluate --model DIR --benchmark pope --data DIR --out DIR
+    janus-evaluate --model DIR --benchmark pope --data DIR --out DIR
 
 --list shows the benchmarks, where their data comes from and how it lies in its folder. Every answer is kept in OUT as
 soon as it is there: a run that was killed goes on where it stopped when it is called again. OUT/results.json has the
@@ -10,7 +10,6 @@ DATA/NAME and its results in OUT/NAME. Without --mesh, all devices have rows of 
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from absl import flags
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
-from janus_jax.distributed import Cluster
+from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluation.generation.generate_images import drawing
@@ -39,7 +38,7 @@ if TYPE_CHECKING:
 _BENCHMARK = flags.DEFINE_list("benchmark", None, "name, or MODULE:NAME; separate several with commas", required=True)
 _DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files; those of the embedded world have none")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results; all processes see the same", required=True)
-_LIST = flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
+flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; may be given several times")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions at a time; scores do not depend on it", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "ask only about so many questions, drawn by --seed", lower_bound=1)
@@ -47,10 +46,6 @@ _DISTRIBUTED = flags.DEFINE_bool(
     "distributed", False, "be one of the processes of a cluster, which share the questions"
 )
 flags.adopt_module_key_flags(models)
-if "--list" in sys.argv:
-    # Listing needs no model. The flags are parsed before `main` runs, so their checks are removed here.
-    for _required in (_BENCHMARK, _OUT, models.MODEL):
-        flags.FLAGS[_required.name].validators.clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,15 +66,12 @@ class Job:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks, one after the other."""
-    if _LIST.value:
-        print("\n\n".join(map(describe, BENCHMARKS.values())))
-        return
     with output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
         _check_drawing(jobs, config)
-        cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
+        cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
         common = {
             "model": fingerprint(Path(models.MODEL.value)),
@@ -89,11 +81,16 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
         }
         # `collect` does it again, but would have the model loaded first.
-        cluster.together(lambda: _claim(jobs, common) if cluster.is_first else None)
+        cluster.run_on_all(lambda: _claim(jobs, common) if cluster.is_first else None)
         _fill_devices()
         load = functools.cache(models.load_model)
         for job in jobs:
             _run(job, load, config, job.began(common), cluster)
+
+
+def list_benchmarks() -> None:
+    """Prints the benchmarks, their options, and the layout and source of their data."""
+    print("\n\n".join(map(describe, BENCHMARKS.values())))
 
 
 def read_jobs(data: Path, out: Path) -> list[Job]:
@@ -208,3 +205,8 @@ def describe(one: Benchmark[Any]) -> str:
         allowed = values if isinstance(values, Amount) else "|".join(values)
         lines.append(f"  --option {name}={allowed} (default: {default_of(values)})")
     return "\n".join(lines)
+
+
+def run() -> None:
+    """Runs `janus-evaluate`."""
+    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})

@@ -14,7 +14,7 @@ from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Asked, Question
 from janus_jax.evaluation.journal import appending, claim, read_answers
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.processing import Processor, TokenSequence
 
 Work = Callable[[Sequence[Asked]], Iterator[Mapping[str, str]]]
@@ -61,9 +61,9 @@ def collect(
       StorageFull: the disk is full.
     """
     cluster = cluster or Cluster()
-    cluster.together(lambda: claim(folder, began) if cluster.is_first else None)
+    cluster.run_on_all(lambda: claim(folder, began) if cluster.is_first else None)
     # Read by all before any of them writes: they must agree on what is left.
-    before = cluster.together(lambda: read_answers(folder))
+    before = cluster.run_on_all(lambda: read_answers(folder))
     left = [item for item in items if item.id not in before]
     mine = [left[number] for number in cluster.share(range(len(left)))]
 
@@ -77,7 +77,7 @@ def collect(
                 done += len(answers)
                 report(done, total)
 
-    cluster.together(finish)
+    cluster.run_on_all(finish)
     if not cluster.is_first:
         return None
     answers = read_answers(folder)
@@ -133,5 +133,5 @@ def num_places(processor: Processor, question: Question) -> int:
 
 
 def _row(processor: Processor, question: Question) -> TokenSequence:
-    with named(f"Question {question.id}"):
+    with naming(f"Question {question.id}"):
         return processor.understanding_sequence(question.messages, None, question.system_prompt)

@@ -13,10 +13,10 @@ import numpy as np
 from jax.sharding import SingleDeviceSharding
 
 from janus_jax.errors import Preempted
-from janus_jax.training.callbacks.preemption import Preemption
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
+from janus_jax.training.preemption import Preemption
 
 
 @dataclass(frozen=True)

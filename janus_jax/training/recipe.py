@@ -173,7 +173,7 @@ class Source:
     """A prepared data set of the mixture.
 
     Attributes:
-      directory: its folder (`launch.prepare`).
+      directory: its folder (`janus-prepare`).
       task: what its records teach.
       split: which of its splits is read, also as "train[1000:]".
       held_out: the split that the model is evaluated on, also as "train[:1000]"; "" for none.
@@ -307,7 +307,7 @@ class Resources:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `launch.train` runs.
+    """What `janus-train` runs.
 
     Attributes:
       model: name of a preset. `architecture` stands in its place where a model is none of them.

@@ -98,7 +98,7 @@ def test_the_loss_falls():
 def test_metrics_by_task_make_up_the_loss():
     metrics = two_steps()[0][0]
     tasks = ("text", "understanding", "generation")
-    places = [metrics[f"places/{task}"] for task in tasks]
+    places = [metrics[f"tokens/{task}"] for task in tasks]
     assert all(places)
     mean = np.average([metrics[f"loss/{task}"] for task in tasks], weights=places)
     np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)

@@ -1,6 +1,6 @@
 """Teaches the small Janus of the shapes world a shape and a colour that it has never met, to see and to draw.
 
-    python -m launch.train --config examples/shapes/configs/finetune.py --workdir DIR \\
+    janus-train --config examples/shapes/configs/finetune.py --workdir DIR \\
         --config.stages.stage_1.initialisation.model=Janus-shapes --config.sources.NAME.directory=...
 
 `make demo` prepares the data and runs it. All but the encoders trains: the image tokenizer draws whatever the ids say,

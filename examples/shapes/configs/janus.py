@@ -4,7 +4,7 @@
 
 makes tokenizer, data and understanding encoder, and runs these stages on them. To run one of them alone:
 
-    python -m launch.train --config examples/shapes/configs/janus.py --config.stage=2 --workdir DIR
+    janus-train --config examples/shapes/configs/janus.py --config.stage=2 --workdir DIR
 
 Expected: see docs/shapes.md.
 

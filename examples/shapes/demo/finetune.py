@@ -109,7 +109,7 @@ def _killed(command: Sequence[str], metrics: Path, at: int) -> list[dict[str, fl
     finally:
         process.kill()
         process.wait()
-    if process.returncode != ExitCode.DONE:
+    if process.returncode != ExitCode.SUCCESS:
         raise JanusError(f"fine-tuning ended with exit code {process.returncode}; what it wrote above tells why.")
     return _read(metrics)
 

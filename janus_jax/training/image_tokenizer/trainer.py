@@ -22,7 +22,6 @@ from janus_jax.data.pipeline.dataset import Component
 from janus_jax.errors import Diverged, JanusError, Preempted
 from janus_jax.models.backbone import Params
 from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
-from janus_jax.training.callbacks.preemption import Preemption
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.image_tokenizer.evaluation import Evaluation
@@ -31,6 +30,7 @@ from janus_jax.training.image_tokenizer.lpips import LPIPS
 from janus_jax.training.image_tokenizer.recipe import TokenizerRecipe
 from janus_jax.training.image_tokenizer.vq import TokenizerState, TokenizerTraining, run
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
+from janus_jax.training.preemption import Preemption
 
 _log = logging.getLogger(__name__)
 

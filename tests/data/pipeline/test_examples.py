@@ -177,7 +177,7 @@ def test_a_bad_record_is_told_by_its_reason(record, reason):
 def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
     with pytest.raises(RejectedRecord) as error:
         KNOWN(generation(1, ids=ids), 0)
-    assert error.value.reason is RejectReason.BAD_IMAGE_IDS
+    assert error.value.reason is RejectReason.BAD_IMAGE_TOKENS
 
 
 def test_paths_in_a_records_messages_are_not_followed(tmp_path):

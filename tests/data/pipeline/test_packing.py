@@ -78,14 +78,14 @@ def test_no_row_exceeds_a_budget_and_none_waits_for_ever():
 
     def limited():
         waiting = draw()
-        waiting.sample.size = np.minimum(waiting.sample.size, budget.room)
+        waiting.sample.size = np.minimum(waiting.sample.size, budget.limits)
         drawn.append(waiting.sample)
         return waiting
 
     for _ in range(200):
         oldest = packer.waiting[0].sample if packer.waiting else None
         row = packer.next_row(limited)
-        assert (np.sum([s.size for s in row], axis=0) <= budget.room).all()
+        assert (np.sum([s.size for s in row], axis=0) <= budget.limits).all()
         assert oldest is None or row[0] is oldest
     # Each is drawn once and either lies in a row or waits.
     assert packer.filled[0] + sum(w.sample.size[0] for w in packer.waiting) == sum(s.size[0] for s in drawn)
