@@ -36,6 +36,7 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks.rows import Layout, batch_of, unlike_rows
 from benchmarks.shared import machine, use_cores, weights
+from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
 from janus_jax.commands import cli
 from janus_jax.config import (
@@ -52,7 +53,6 @@ from janus_jax.config import (
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
-from janus_jax.accelerators import peak_flops
 from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
 from janus_jax.training.partition import partition

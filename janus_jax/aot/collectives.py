@@ -15,7 +15,7 @@ a collective itself: the part between slices appears as a send to the runtime (M
 
 import math
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 
 from janus_jax.accelerators import Platform
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.packing import Pictures, blank
+from janus_jax.data.pipeline.packing import ImageShapes, empty_batch
 from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import batch_sharding
 from janus_jax.training.recipe import Recipe
@@ -69,8 +69,8 @@ def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     """Shapes and shardings of the batches of the recipe's current stage."""
     config, stage = recipe.model_config, recipe.current
     sizes = config.und_encoder.image_size, config.gen_image_size
-    images = Pictures.of(sizes, config.gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
-    return abstract_batch(blank(1, stage.budget, images), stage.batch_size, mesh)
+    images = ImageShapes.of(sizes, config.gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
+    return abstract_batch(empty_batch(1, stage.budget, images), stage.batch_size, mesh)
 
 
 def abstract_batch(example: Batch, batch_size: int, mesh: Mesh) -> Batch:

@@ -7,7 +7,6 @@ optimizer's pass over the state. The upper bound is the sum of all, without any 
 
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from jax.sharding import Mesh
 
@@ -31,7 +30,8 @@ ASSUMPTIONS = (
 )
 
 
-class Bounds(NamedTuple):
+@dataclass(frozen=True)
+class Bounds:
     """A value if all traffic overlaps with computation, and if none does."""
 
     overlapped: float
@@ -79,8 +79,8 @@ def device_peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
     peak = recipe.resources.peak_flops or peak_flops(accelerator.kind, dtype)
     if peak is None:
         raise JanusError(
-            f"The peak FLOP/s of {accelerator.kind} in {dtype} is not known; set config.resources.peak_flops to that of "
-            f"one device."
+            f"The peak FLOP/s of {accelerator.kind} in {dtype} is not known; set config.resources.peak_flops to that "
+            f"of one device."
         )
     return peak
 
@@ -111,7 +111,7 @@ def estimate_step(
     # Reads and writes the state, and reads the gradients.
     optimizer = (2 * state + parameters) / accelerator.memory_bandwidth
     durations = {"compute": compute, "ICI": ici, "DCN": dcn}
-    step = Bounds(max(durations.values()) + optimizer, sum(durations.values()) + optimizer)
+    overlapped, serial = max(durations.values()) + optimizer, sum(durations.values()) + optimizer
     return Roofline(
         model_flops=model_flops,
         hardware_flops=hardware_flops,
@@ -119,8 +119,8 @@ def estimate_step(
         ici_seconds=ici,
         dcn_seconds=dcn,
         optimizer_seconds=optimizer,
-        step_seconds=step,
-        mfu=Bounds(*(model_flops / (seconds * peak * mesh.size) for seconds in step)),
+        step_seconds=Bounds(overlapped, serial),
+        mfu=Bounds(*(model_flops / (seconds * peak * mesh.size) for seconds in (overlapped, serial))),
         bound=max(durations, key=lambda name: durations[name]),
         peak_flops=peak,
     )

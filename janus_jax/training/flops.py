@@ -248,12 +248,12 @@ def equations(jaxpr: Jaxpr, count: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
 
 
 def _equation_flops(equation: JaxprEqn) -> int:
+    shapes = [getattr(variable.aval, "shape", ()) for variable in (*equation.invars, *equation.outvars)]
     if equation.primitive.name == "dot_general":
         ((contracted, _), _) = equation.params["dimension_numbers"]
-        shape = equation.invars[0].aval.shape
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shape[axis] for axis in contracted)
+        return 2 * math.prod(shapes[-1]) * math.prod(shapes[0][axis] for axis in contracted)
     if equation.primitive.name == "conv_general_dilated":
-        kernel = equation.invars[1].aval.shape
+        kernel = shapes[1]
         outputs = kernel[equation.params["dimension_numbers"].rhs_spec[0]]
-        return 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(kernel) // outputs
+        return 2 * math.prod(shapes[-1]) * math.prod(kernel) // outputs
     return 0

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS
-from janus_jax.training.flops import traced_flops
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.objectives import with_image_ids
 from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients
 from tests import tiny

@@ -14,7 +14,6 @@ from flax.traverse_util import flatten_dict
 import janus_jax
 from checkpoints_convert.commands import meter
 from janus_jax.config import Execution
-from janus_jax.training.flops import traced_flops
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.factory import abstract_params
@@ -22,6 +21,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config, to_json
 from janus_jax.training.export import export
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.init_from import initial_state
 from janus_jax.training.lora import Lora, apart, merge_adapters, new_adapters
 from janus_jax.training.losses.tokens import batch_losses

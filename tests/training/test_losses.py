@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from janus_jax.batch import NO_POSITION
-from janus_jax.training.flops import equations, traced_flops
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
+from janus_jax.training.flops import equations, traced_flops
 from janus_jax.training.losses.cross_entropy import Supervised, cross_entropy
 from janus_jax.training.losses.tokens import JANUS_TERMS, batch_losses, supervised_counts
 from tests import tiny

@@ -8,11 +8,11 @@ import optax
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.training.flops import equations
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import equations
 from janus_jax.training.objectives import with_image_ids
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import (
