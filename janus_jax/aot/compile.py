@@ -69,7 +69,7 @@ def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     """Shapes and shardings of the batches of the recipe's current stage."""
     config, stage = recipe.model_config, recipe.current
     sizes = config.und_encoder.image_size, config.gen_image_size
-    images = ImageShapes.of(sizes, config.gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
+    images = ImageShapes.of(sizes, config.num_gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
     return abstract_batch(empty_batch(1, stage.budget, images), stage.batch_size, mesh)
 
 

@@ -132,7 +132,7 @@ def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
     sequences, budget = stage.batch_size, stage.budget
     examples = budget.und_images + budget.gen_images + 1
     example_length = budget.tokens / examples
-    image_tokens = budget.und_images * config.und_encoder.num_patches + budget.gen_images * config.gen_tokens
+    image_tokens = budget.und_images * config.und_encoder.num_patches + budget.gen_images * config.num_gen_tokens
     text_targets = min(budget.text_targets, max(0, budget.tokens - image_tokens))
     needed = ItemCounts(
         tokens=sequences * budget.tokens,

@@ -83,10 +83,10 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
         _siglip(config, understanding)
         understanding.linear("und_adaptor", config.und_encoder.num_patches)
         understanding.enter("beg_of_und")
-    elif config.understands_by == "gen_encoder":
+    elif config.understanding_encoder == "gen_encoder":
         understanding.flops += _encoder_flops(config)
         understanding.enter("gen_embed")
-        understanding.mlp("gen_adaptor", config.gen_tokens)
+        understanding.mlp("gen_adaptor", config.num_gen_tokens)
     else:
         _siglip(config, understanding)
         understanding.mlp("und_adaptor", config.und_encoder.num_patches)
@@ -94,13 +94,13 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
     generation = _Path(sizes, trained)
     if isinstance(config, JanusConfig):
         generation.enter("gen_embed")
-        generation.mlp("gen_adaptor", config.gen_tokens)
+        generation.mlp("gen_adaptor", config.num_gen_tokens)
     else:
         generation.linear("gen_encoder/time_embed/fc1")
         generation.linear("gen_encoder/time_embed/fc2")
         generation.linear("gen_encoder/conv_in", config.gen_encoder.num_tokens, weight="kernel")
         for block in range(config.gen_encoder.encoder_depth):
-            generation.conv_next(f"gen_encoder/blocks_{block}", config.gen_tokens)
+            generation.conv_next(f"gen_encoder/blocks_{block}", config.num_gen_tokens)
         generation.linear("gen_adaptor", config.gen_encoder.num_tokens)
 
     token = _Path(sizes, trained, has_gradient=understanding.has_gradient or generation.has_gradient)
@@ -116,7 +116,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
     text.product("llm/head/weight")
     image = token.branch()
     if isinstance(config, JanusConfig):
-        image.mlp("gen_head", config.gen_tokens)
+        image.mlp("gen_head", config.num_gen_tokens)
     else:
         # The skip connection.
         image.has_gradient |= generation.has_gradient
@@ -124,7 +124,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
         image.linear("gen_decoder_adaptor/linear", config.gen_encoder.num_tokens)
         image.enter("gen_decoder_adaptor", "gen_decoder/norm_in")
         for block in range(config.gen_encoder.decoder_depth):
-            image.conv_next(f"gen_decoder/blocks_{block}", config.gen_tokens)
+            image.conv_next(f"gen_decoder/blocks_{block}", config.num_gen_tokens)
         image.enter("gen_decoder/norm_out")
         image.product("gen_decoder/head/weight", config.gen_encoder.num_tokens)
         if any(name.startswith("aligner/") for name in trained):

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
 from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import init_params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import ItemCounts, count_items, flops_per_item, traced_flops
-from janus_jax.training.param_paths import unboxed
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition, unbox
 from janus_jax.training.train_step import Microbatching, gradients
 from tests import tiny
 from tests.training import batches, stages
@@ -52,7 +51,7 @@ def test_formula_equals_traced_step(stage):
 
 def test_understanding_with_the_image_tokenizer_costs_tokenizer_and_generation_adaptor():
     two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
-    one_encoder = replace(two_encoders, understands_by="gen_encoder")
+    one_encoder = replace(two_encoders, understanding_encoder="gen_encoder")
     one, two = (flops_per_item(config, ()) for config in (one_encoder, two_encoders))
     vq, width = CONFIG.gen_encoder, CONFIG.llm.width
     adaptor = 2 * vq.num_tokens * (vq.code_dim * width + width * width)
@@ -85,8 +84,10 @@ def test_counts_are_those_of_the_examples():
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
 def test_a_token_of_a_trained_model_costs_six_flops_per_weight(name):
     llm = preset(name).llm
-    trained = [leaf.path for leaf in leaves(llm)]
-    matrices = [leaf for leaf in leaves(llm) if leaf.path.startswith("llm/layers/") and "norm" not in leaf.path]
+    trained = [leaf.path for leaf in model_parameters(llm)]
+    matrices = [
+        leaf for leaf in model_parameters(llm) if leaf.path.startswith("llm/layers/") and "norm" not in leaf.path
+    ]
     weights = sum(leaf.size for leaf in matrices)
     assert flops_per_item(preset(name), trained).tokens == 6 * weights
     # LoRA factors let the gradient pass, and the frozen weights have no gradient.
@@ -110,7 +111,7 @@ def test_formula_agrees_with_xla_cost_analysis():
         gen_ids=np.zeros((1, 1, WIDE.gen_encoder.num_tokens), np.int32),
     )
     model = Janus(WIDE, Execution(layers="unrolled"))
-    scanned = jax.eval_shape(lambda key: unboxed(init_params(WIDE, key)), jax.random.key(0))
+    scanned = jax.eval_shape(lambda key: unbox(init_params(WIDE, key)), jax.random.key(0))
     unrolled = jax.eval_shape(functools.partial(unroll_params, config=WIDE), scanned)
     trained, frozen = partition(unrolled, stages.TRAINED["III"])
     compiled = jax.jit(functools.partial(gradients, model, Microbatching())).lower(trained, frozen, batch).compile()
