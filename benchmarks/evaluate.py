@@ -77,7 +77,7 @@ def main(_: Sequence[str]) -> None:
 def _random(dtype: Dtype) -> Pretrained:
     """Returns a model with random weights and the tokenizer of the shapes model."""
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
-    numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
+    numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
     params = place_params(numbers, RANDOM, execution, mesh=None)
     return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
 
@@ -124,7 +124,7 @@ def _images(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
         for batch in batches:
             padded = [*batch, *[batch[-1]] * (size - len(batch))]
             indices = [(request.prompt_index, request.image_index) for request in padded]
-            model.draw([request.prompt for request in padded], indices, 0, guidance_scale=2.0, temperature=0.7)
+            model.sample_images([request.prompt for request in padded], indices, 0, guidance_scale=2.0, temperature=0.7)
 
     def runner(folder: Path) -> object:
         return collect_answers(

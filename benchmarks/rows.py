@@ -101,7 +101,7 @@ def unlike_rows(config: JanusConfig, rows: int, places: int) -> list[Row]:
         return sample.length(config), sample.image == "und", 0, sample.prompt + sample.answer
 
     stream, waiting, packed = map(draw, itertools.count()), list[Sample](), list[Row]()
-    room = Budget(places, und_images=places // config.und_encoder.num_patches, gen_images=0, text_targets=places).room
+    room = Budget(places, und_images=places // config.und_encoder.num_patches, gen_images=0, text_targets=places).limits
     while len(packed) < _UNDER_WAY + rows:
         waiting += itertools.islice(stream, _WAITING - len(waiting))
         chosen = select_examples(np.array([size(sample) for sample in waiting]), room)

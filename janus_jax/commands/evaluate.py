@@ -10,7 +10,6 @@ scorer. Without --mesh, the questions of a batch are distributed over all device
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +19,7 @@ from absl import flags
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
-from janus_jax.distributed import Cluster
+from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question, limit_items
 from janus_jax.evaluation.generation.generate_images import generate_images
@@ -45,16 +44,12 @@ if TYPE_CHECKING:
 _BENCHMARK = flags.DEFINE_list("benchmark", None, "names, or MODULE:NAME, separated by commas", required=True)
 _DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results, shared by all processes", required=True)
-_LIST = flags.DEFINE_bool("list", False, "show all benchmarks and exit")
+flags.DEFINE_bool("list", False, "show all benchmarks and exit")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; can be repeated")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "run only about this many random questions, see --seed", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
-if "--list" in sys.argv:
-    # Listing needs no model. Flags are parsed before `main` runs, so their validators are removed here.
-    for _required in (_BENCHMARK, _OUT, models.MODEL):
-        flags.FLAGS[_required.name].validators.clear()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,15 +75,12 @@ class BenchmarkRun:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks one after the other."""
-    if _LIST.value:
-        print("\n\n".join(map(describe, BENCHMARKS.values())))
-        return
     with output_folder(Path(_OUT.value)) as out:
         runs = read_benchmarks(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
         _check_sampling_options(runs, config)
-        cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
+        cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         # The mesh and the batch size are not included, so a run may continue with others.
         common = {
             "model": model_fingerprint(Path(models.MODEL.value)),
@@ -98,11 +90,16 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
         }
         # `collect_answers` claims the folder too, but only after the model is loaded.
-        cluster.together(lambda: _claim_folders(runs, common) if cluster.is_first else None)
+        cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_first else None)
         _use_all_devices()
         load = functools.cache(models.load_model)
         for run in runs:
             _run(run, load, config, run.settings(common), cluster)
+
+
+def list_benchmarks() -> None:
+    """Prints the benchmarks, their options, and the layout and source of their data."""
+    print("\n\n".join(map(describe, BENCHMARKS.values())))
 
 
 def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
@@ -203,7 +200,7 @@ def _run(
         "devices": _describe_devices(cluster),
         "batch_size": _BATCH_SIZE.value,
         "versions": package_versions(),
-        "config": config.to_dict(),
+        "config": dataclasses.asdict(config),
     }
     write_json(run.out / "results.json", results)
     print(format_table(benchmark, scores, config.name, compare=_LIMIT.value is None) + "\n")
@@ -222,3 +219,8 @@ def describe(benchmark: Benchmark[Any]) -> str:
     for name, option in benchmark.options.items():
         lines.append(f"  --option {name}={option} (default: {option.default})")
     return "\n".join(lines)
+
+
+def run() -> None:
+    """Runs `janus-evaluate`."""
+    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})

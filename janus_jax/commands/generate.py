@@ -1,6 +1,6 @@
 """Draws images of prompts.
 
-    python -m launch.generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
+    janus-generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
 
 Image i of prompt p becomes OUT/p_i.png (00000_0.png ...), with prompt, seed and settings in its metadata. It is drawn
 the same again by the same model, prompts in the same order, seed and settings; --batch_size changes no more than
@@ -16,6 +16,7 @@ from typing import Any
 import tqdm
 from absl import flags
 
+from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.errors import JanusError
 from janus_jax.image_files import save_png
@@ -100,3 +101,8 @@ def read_prompts(path: str | None) -> list[str]:
     if not prompts:
         raise JanusError(f"{path} holds no prompt; write one a line.")
     return prompts
+
+
+def run() -> None:
+    """Runs `janus-generate`."""
+    cli.run(main, name="janus-generate")

@@ -1,6 +1,6 @@
 """Prepares data for training: ArrayRecord shards of records, in as many processes as wanted.
 
-    python -m launch.prepare --source captions --input captions.jsonl --images photos --output prepared/captions
+    janus-prepare --source captions --input captions.jsonl --images photos --output prepared/captions
 
 docs/data.md shows every kind of input. A run that was ended goes on when the same command is given again: finished
 shards stay. Rejected records are in OUTPUT/quarantine.jsonl, counts and sizes in OUTPUT/preparation.json.
@@ -16,7 +16,7 @@ from janus_jax.commands import cli
 from janus_jax.data.prepare.prepare import PrepareOptions, prepare, read_tokenizer
 from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
-from janus_jax.distributed import Cluster
+from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 
@@ -63,7 +63,7 @@ def main(_: Sequence[str]) -> None:
     """Prepares, and prints what there is."""
     job = _job()
     tokenizer = None if job.tokenizer is None else read_tokenizer(Path(job.tokenizer))
-    cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
+    cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
     means = PrepareOptions(_WORKERS.value, _MAX_REJECTED.value, _BATCH_SIZE.value, _BEAM.value)
     if tokenizer is not None:
         cli.enable_compilation_cache()
@@ -92,3 +92,8 @@ def _job() -> DatasetSpec:
     if options.images is not None and not Path(options.images).is_dir():
         raise JanusError(f"--images {options.images} is no folder; give the one that image paths are relative to.")
     return DatasetSpec(kind, options, Path(_OUTPUT.value), _SPLIT.value, _TOKENIZER.value)
+
+
+def run() -> None:
+    """Runs `janus-prepare`."""
+    cli.run(main, name="janus-prepare")

@@ -39,11 +39,11 @@ class RejectReason(enum.Enum):
     TOO_LONG = "too_long"
     WRONG_TASK = "wrong_task"
     """It is not of the task that its component of a mixture is to teach."""
-    BAD_IMAGE_IDS = "bad_image_ids"
+    BAD_IMAGE_TOKENS = "bad_image_tokens"
     """Its image ids are none that the model has, or not as many as its images have places."""
     BAD_IMAGE_LATENTS = "bad_image_latents"
     """Its latents are not as many as the model's images have, or no numbers."""
-    NOTHING_TO_LEARN = "nothing_to_learn"
+    NO_TARGETS = "no_targets"
     """None of its places is supervised."""
     DAMAGED_FILE = "damaged_file"
     """The rest of an archive cannot be read: one rejection, however many records were lost."""
@@ -62,12 +62,12 @@ class Rejection:
     """What stands in the place of a sample whose record gave none.
 
     Attributes:
-      sample_id: of the record, as in `Example`; its number where the key cannot be read.
+      example_id: of the record, as in `Example`; its number where the key cannot be read.
       reason: why.
       detail: a sentence for the log.
     """
 
-    sample_id: str
+    example_id: str
     reason: RejectReason
     detail: str
 
@@ -112,14 +112,14 @@ class RejectCounter:
                 self.rejected.total(),
                 self.read,
                 self.reasons,
-                rejected.sample_id,
+                rejected.example_id,
                 rejected.detail,
             )
         if len(self.recent) > self.most * self.window:
             raise JanusError(
                 f"{len(self.recent)} of the last {min(self.read, self.window)} records were rejected, more than the "
                 f"share of {self.most} that StreamConfig.max_rejected allows (in all: {self.reasons}; the last is "
-                f"{rejected.sample_id}: {rejected.detail}); mend the data or allow more."
+                f"{rejected.example_id}: {rejected.detail}); mend the data or allow more."
             )
 
     @property

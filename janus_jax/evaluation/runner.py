@@ -10,7 +10,7 @@ from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import ItemT, Question
 from janus_jax.evaluation.journal import claim_folder, open_journal, read_answers
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.processing import Processor, TokenSequence
 
 OnProgress = Callable[[int, int], object]
@@ -61,9 +61,9 @@ def collect_answers(
       StorageFull: The disk is full.
     """
     cluster = cluster or Cluster()
-    cluster.together(lambda: claim_folder(folder, settings) if cluster.is_first else None)
+    cluster.run_on_all(lambda: claim_folder(folder, settings) if cluster.is_first else None)
     # All processes read the answers before any of them writes, so that they agree on the remaining items.
-    earlier = cluster.together(lambda: read_answers(folder))
+    earlier = cluster.run_on_all(lambda: read_answers(folder))
     remaining = [item for item in items if item.id not in earlier]
     share = [remaining[number] for number in cluster.share(range(len(remaining)))]
 
@@ -77,7 +77,7 @@ def collect_answers(
                 done += len(answers)
                 on_progress(done, total)
 
-    cluster.together(answer_share)
+    cluster.run_on_all(answer_share)
     if not cluster.is_first:
         return None
     answers = read_answers(folder)
@@ -130,9 +130,9 @@ def estimate_length(processor: Processor, question: Question) -> int:
     """Estimates the prompt's length in tokens without decoding images; omits the tokens that all prompts share."""
     text = " ".join(message["content"] for message in question.messages) + question.system_prompt
     images = sum(len(message.get("images", ())) for message in question.messages)
-    return len(processor.tokenizer.encode(text)) + images * (processor.und_tokens + 1)
+    return len(processor.tokenizer.encode(text)) + images * (processor.num_und_tokens + 1)
 
 
 def _prompt(processor: Processor, question: Question) -> TokenSequence:
-    with named(f"Question {question.id}"):
+    with naming(f"Question {question.id}"):
         return processor.understanding_sequence(question.messages, None, question.system_prompt)

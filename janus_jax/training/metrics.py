@@ -19,7 +19,7 @@ _PROGRESS_RATES = ("tokens/s", "samples/s", "images/s", "mfu", "data_wait")
 class _Pending:
     step: int
     metrics: Mapping[str, Any]
-    sample_ids: Sequence[Sequence[str]]
+    example_ids: Sequence[Sequence[str]]
     counts: Mapping[str, float]
 
 
@@ -67,7 +67,7 @@ class StepMetrics:
         self,
         step: int,
         metrics: Mapping[str, Any],
-        sample_ids: Sequence[Sequence[str]],
+        example_ids: Sequence[Sequence[str]],
         counts: Mapping[str, float],
     ) -> None:
         """Stores the metrics of a step that was started and settles the step before it.
@@ -75,14 +75,14 @@ class StepMetrics:
         Args:
           step: Steps taken, including this one.
           metrics: Scalars on their devices, possibly not computed yet. `finite` is 0 if the update was skipped.
-          sample_ids: Ids of this process's examples, by sequence.
+          example_ids: Ids of this process's examples, by sequence.
           counts: Work of the step, for example tokens, samples and FLOPs.
 
         Raises:
           Diverged: The gradient of the step before is not finite, and no more steps may be skipped.
         """
         self.settle()
-        self._pending = _Pending(step, metrics, sample_ids, counts)
+        self._pending = _Pending(step, metrics, example_ids, counts)
 
     def settle(self) -> None:
         """Waits for the last step and reports its metrics. Raises as `add`."""
@@ -119,7 +119,7 @@ class StepMetrics:
         self.skipped += 1
         file = self._folder / f"step_{pending.step}.process_{jax.process_index()}.json"
         metrics = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
-        write_json(file, {"step": pending.step, "metrics": metrics, "sample_ids": pending.sample_ids})
+        write_json(file, {"step": pending.step, "metrics": metrics, "example_ids": pending.example_ids})
         if self.skipped > self._max_skipped:
             raise Diverged(
                 f"At step {pending.step} the gradient is not finite (loss {values['loss']:.4g}), and "

@@ -38,11 +38,11 @@ class DataIterator(Protocol):
     """Iterator over the batches of this process, with a position that can be saved.
 
     Attributes:
-      sample_ids: Ids of the examples in the last batch, by sequence; empty if the data has no ids.
+      example_ids: Ids of the examples in the last batch, by sequence; empty if the data has no ids.
     """
 
     @property
-    def sample_ids(self) -> Sequence[Sequence[str]]: ...
+    def example_ids(self) -> Sequence[Sequence[str]]: ...
 
     def __next__(self) -> Any: ...
 
@@ -155,7 +155,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
                 callback.before_step(run.step + 1)
             run.state, run.metrics = task.step(run.state, batch)
             run.step += 1
-            metrics.add(run.step, run.metrics, data.sample_ids, task.counts(batch, data))
+            metrics.add(run.step, run.metrics, data.example_ids, task.counts(batch, data))
             for callback in callbacks:
                 callback.after_step(run)
             is_preempted = preemption.reached(run.step)

@@ -118,7 +118,7 @@ def test_the_embedded_world_is_prepared(desk):
 
 def test_the_ids_are_there(desk):
     assert all(
-        len(record.image_ids) == preset("tiny").gen_encoder.num_tokens
+        len(record.image_tokens) == preset("tiny").gen_encoder.num_tokens
         for record in read_back(desk / "prepared" / "with_ids")
     )
 

@@ -20,7 +20,7 @@ from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
-CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 # As `python -m launch.train`, but without PyTorch: where it is installed, TensorBoard's writer reads it, for seconds.
 COMMAND = """
 import runpy, sys
@@ -161,11 +161,11 @@ def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             (worker,) = (int(pid) for pid in children if b"workers" in Path(f"/proc/{pid}/cmdline").read_bytes())
             os.kill(worker, signal.SIGKILL)
-            assert process.wait(60) == ExitCode.MISTAKE
+            assert process.wait(60) == ExitCode.USER_ERROR
         finally:
             process.kill()
     last = run.log.read_text().splitlines()[-1]
-    assert re.search(rf"launch.train: .*data worker \(process {worker}\) has ended by signal 9", last)
+    assert re.search(rf"janus-train: .*data worker \(process {worker}\) has ended by signal 9", last)
 
 
 @pytest.mark.slow

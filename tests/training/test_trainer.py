@@ -17,7 +17,7 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training import stage
 from janus_jax.training.init_from import check_initialisation, initial_state
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe import Initialisation
 from janus_jax.training.train_step import abstract_train_state, put_batch
@@ -155,7 +155,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
         runs.run(recipe, tmp_path)
     dumps = sorted((tmp_path / "stage_1" / "not_finite").iterdir())
     assert [file.name for file in dumps] == [f"step_{step}.process_0.json" for step in range(1, 2 + allowed)]
-    rows = json.loads(dumps[-1].read_text())["sample_ids"]
+    rows = json.loads(dumps[-1].read_text())["example_ids"]
     assert len(rows) == runs.STAGE.batch_size
     assert all(re.match("(understanding|generation)", name) for row in rows for name in row)
 

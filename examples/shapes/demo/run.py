@@ -79,6 +79,8 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
       released: the Janus, as a PyTorch checkpoint.
       flow: the JanusFlow.
     """
+    import jax
+
     import janus_jax
     from janus_jax.sharding import make_mesh
 
@@ -89,7 +91,7 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
     _step(1, f"Import {released.name}, a PyTorch checkpoint")
     _import(released, out / "converted")
     model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
-    _say(f"{model.config.num_params:,} parameters on {_devices(model)}.")
+    _say(f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters on {_devices(model)}.")
 
     _step(2, "Ask it and let it draw: combinations that training never showed by themselves")
     before = _scored(model, out / "before", plan)
@@ -123,13 +125,13 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
 
 
 def _import(released: Path, converted: Path) -> None:
-    from checkpoints_convert import convert, export
-    from checkpoints_convert.commands import meter
+
+    from checkpoints_convert import convert
 
     back = converted.with_name("back")
     shutil.rmtree(back, ignore_errors=True)
-    _say(str(convert(released, converted, meter=meter)))
-    export(converted, back, "released", meter)
+    _say(str(convert(released, converted, progress=True)))
+    convert(converted, back, "released", progress=True)
     _say(f"Exported again, {compare(released, back)} tensors are the same to the last bit.")
     shutil.rmtree(back)
 
@@ -140,7 +142,7 @@ def compare(first: Path, second: Path) -> int:
     Raises:
       JanusError: a tensor of the first is not the same in the second.
     """
-    from checkpoints_convert.readers import open_tensors
+    from checkpoints_convert.tensor_files import open_tensors
 
     before, after = open_tensors(first), open_tensors(second)
     if before.keys() != after.keys():

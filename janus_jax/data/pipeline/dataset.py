@@ -8,7 +8,7 @@ from pathlib import Path
 
 from janus_jax.data.records import Record
 from janus_jax.errors import JanusError
-from janus_jax.files import reading, told
+from janus_jax.files import describe_error, reading
 from janus_jax.processing import Task
 
 # `records.features`, as TFDS lays them into a tf.train.Example.
@@ -18,7 +18,7 @@ _KINDS = {
     "text": "bytes_list",
     "messages": "bytes_list",
     "images": "bytes_list",
-    "image_ids": "int64_list",
+    "image_tokens": "int64_list",
     "image_latents": "float_list",
 }
 
@@ -63,7 +63,7 @@ def open_records(component: Component) -> RecordReader:
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    folder, remedy = Path(source), "make it with python -m launch.prepare"
+    folder, remedy = Path(source), "make it with janus-prepare"
     with reading(folder):
         if not folder.is_dir():
             raise JanusError(f"{folder}, of the component {component.name!r}, is no folder; {remedy}.")
@@ -74,7 +74,7 @@ def open_records(component: Component) -> RecordReader:
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, of the component {component.name!r}, is a data set without {', '.join(sorted(missing))}, "
-                f"and so not one of records; make one of it with python -m launch.prepare --source tfds."
+                f"and so not one of records; make one of it with janus-prepare --source tfds."
             )
         # TFDS takes as long over an example's fields as over reading it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
@@ -86,7 +86,7 @@ def open_records(component: Component) -> RecordReader:
             example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
         # The readers beneath raise errors of their own making.
         except Exception as error:
-            raise JanusError(f"Example {index} of {folder} cannot be read ({told(error)}).") from error
+            raise JanusError(f"Example {index} of {folder} cannot be read ({describe_error(error)}).") from error
         if missing := [name for name in _KINDS if name not in example]:
             raise JanusError(f"Example {index} of {folder} has no {', '.join(missing)}.")
         texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}

@@ -171,11 +171,11 @@ class ExampleBuilder:
         return self.processor.generation_sequence(caption, record.images[0], rng)
 
     def _row_of_ids(self, record: Record, caption: str) -> TokenSequence:
-        n = self.processor.gen_tokens
-        if len(record.image_ids) != n or record.image_ids.min() < 0:
+        n = self.processor.num_gen_tokens
+        if len(record.image_tokens) != n or record.image_tokens.min() < 0:
             raise RejectedRecord(
-                RejectReason.BAD_IMAGE_IDS,
-                f"it has {len(record.image_ids)} image ids where the model has {n}; prepare it with --tokenizer.",
+                RejectReason.BAD_IMAGE_TOKENS,
+                f"it has {len(record.image_tokens)} image ids where the model has {n}; prepare it with --tokenizer.",
             )
         return self.processor.generation_sequence(caption, None)
 

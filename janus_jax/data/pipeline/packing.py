@@ -42,7 +42,7 @@ class Budget:
             raise JanusError(f"{self} is no budget: it needs at least 2 places, and at least 0 of everything else.")
 
     @property
-    def room(self) -> Int[np.ndarray, "4"]:
+    def limits(self) -> Int[np.ndarray, "4"]:
         """As a vector, in the order of `Example.size`."""
         return np.array([self.tokens, self.und_images, self.gen_images, self.text_targets])
 
@@ -52,7 +52,7 @@ class Example:
     """A row, and what training wants to know of it.
 
     Attributes:
-      sample_id: "component/key", with "#epoch" from the second epoch on.
+      example_id: "component/key", with "#epoch" from the second epoch on.
       row: the places.
       text_targets: as in `Batch`, counted within the row.
       gen_starts: as in `Batch`, counted within the row.
@@ -61,7 +61,7 @@ class Example:
       cut: how many places the over-long rule took off its end.
     """
 
-    sample_id: str
+    example_id: str
     row: TokenSequence
     text_targets: Int[np.ndarray, " T"]
     gen_starts: Int[np.ndarray, " G"]
@@ -85,7 +85,7 @@ def truncate(sample: Example, budget: Budget) -> Example:
     Raises:
       RejectedRecord: the sample cannot be made to fit.
     """
-    if (sample.size <= budget.room).all():
+    if (sample.size <= budget.limits).all():
         return sample
     length = min(budget.tokens, len(sample.row))
     if len(sample.text_targets) > budget.text_targets:
@@ -107,7 +107,7 @@ def truncate(sample: Example, budget: Budget) -> Example:
         text_targets=targets,
         cut=len(row) - length,
     )
-    if has_image or not (len(targets) or len(sample.gen_starts)) or not (cut.size <= budget.room).all():
+    if has_image or not (len(targets) or len(sample.gen_starts)) or not (cut.size <= budget.limits).all():
         size = ", ".join(f"{n} {name}" for n, name in zip(sample.size, _SIZE_NAMES, strict=True))
         raise RejectedRecord(RejectReason.TOO_LONG, f"it has {size}; a row has room for {_words(budget)}.")
     return cut
@@ -117,7 +117,7 @@ _SIZE_NAMES = ("places", "images to understand", "images to generate", "supervis
 
 
 def _words(budget: Budget) -> str:
-    return ", ".join(f"{n} {name}" for n, name in zip(budget.room, _SIZE_NAMES, strict=True))
+    return ", ".join(f"{n} {name}" for n, name in zip(budget.limits, _SIZE_NAMES, strict=True))
 
 
 def select_examples(sizes: Int[np.ndarray, "S 4"], room: Int[np.ndarray, "4"]) -> list[int]:
@@ -196,7 +196,7 @@ class Packer:
         while len(self.waiting) < self.lookahead:
             self.waiting.append(draw())
         sizes = np.stack([waiting.sample.size for waiting in self.waiting])
-        chosen = select_examples(sizes, self.budget.room)
+        chosen = select_examples(sizes, self.budget.limits)
         row = [self.waiting[index].sample for index in chosen]
         self.waiting = [waiting for index, waiting in enumerate(self.waiting) if index not in set(chosen)]
         self.filled += sizes[chosen].sum(axis=0)
@@ -224,12 +224,12 @@ class ImageShapes(NamedTuple):
     def of(
         cls,
         sides: tuple[int, int],
-        gen_tokens: int,
+        num_gen_tokens: int,
         latent_shape: tuple[int, int, int] | None,
         precomputed_image_tokens: bool,
     ) -> "ImageShapes":
         """Of a model's batches, by what its config or its processor says; `precomputed_image_tokens` as in `lay`."""
-        ids = gen_tokens if precomputed_image_tokens and latent_shape is None else 0
+        ids = num_gen_tokens if precomputed_image_tokens and latent_shape is None else 0
         return cls(*sides, ids, latent_shape if precomputed_image_tokens else None)
 
 
@@ -271,7 +271,7 @@ def pack(
       precomputed_image_tokens: Fills `gen_ids`; `gen_images` is empty. For JanusFlow: fills `gen_latents` next to
         the pixels, which SigLIP sees.
     """
-    n_und, n_gen = processor.und_tokens, processor.gen_tokens
+    n_und, n_gen = processor.num_und_tokens, processor.num_gen_tokens
     sides = processor.und_image_size, processor.gen_image_size
     pictures = ImageShapes.of(sides, n_gen, processor.latent_shape, precomputed_image_tokens)
     batch = empty_batch(len(rows), budget, pictures, processor.tokenizer.special.pad)

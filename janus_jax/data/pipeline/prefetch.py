@@ -14,7 +14,7 @@ from janus_jax.data.pipeline.workers import Pool, Work
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, told
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import Task, TokenSequence
 
 
@@ -43,32 +43,32 @@ class ExampleLoader:
     def sample(self, task: LoadTask, records: RecordReader) -> Example | Rejection:
         """The sample of one record, or why there is none: a bad record stops no worker."""
         component = self.components[task.component]
-        sample_id = f"{component.name}/number {task.index}"
+        example_id = f"{component.name}/number {task.index}"
         try:
             record = records.read(task.index)
-            sample_id = f"{component.name}/{record.key}{f'#{task.epoch}' if task.epoch else ''}"
+            example_id = f"{component.name}/{record.key}{f'#{task.epoch}' if task.epoch else ''}"
             if component.task not in (None, record.task):
                 raise RejectedRecord(RejectReason.WRONG_TASK, f"it is of the task {record.task.value}.")
             row = self.example_builder(record, task.epoch)
-            return truncate(self._sample(sample_id, record, row), self.budget)
+            return truncate(self._sample(example_id, record, row), self.budget)
         except RejectedRecord as error:
-            return Rejection(sample_id, error.reason, str(error))
-        except FAULTS as error:
-            reason = str(error) if isinstance(error, JanusError) else told(error)
-            return Rejection(sample_id, RejectReason.MALFORMED, reason)
+            return Rejection(example_id, error.reason, str(error))
+        except PARSE_ERRORS as error:
+            reason = str(error) if isinstance(error, JanusError) else describe_error(error)
+            return Rejection(example_id, RejectReason.MALFORMED, reason)
 
-    def _sample(self, sample_id: str, record: Record, row: TokenSequence) -> Example:
+    def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:
         targets = text_targets(row, self.supervision)
-        n = self.example_builder.processor.gen_tokens
+        n = self.example_builder.processor.num_gen_tokens
         starts = np.flatnonzero((row.gen_token_index != NO_IMAGE) & (row.gen_token_index % n == 0)).astype(np.int32)
         if not len(targets) and not len(starts):
-            raise RejectedRecord(RejectReason.NOTHING_TO_LEARN, "nothing in it is supervised.")
-        sample = Example(sample_id, row, targets, starts)
+            raise RejectedRecord(RejectReason.NO_TARGETS, "nothing in it is supervised.")
+        sample = Example(example_id, row, targets, starts)
         if not self.example_builder.precomputed_image_tokens or row.task is not Task.GENERATION:
             return sample
         shape = self.example_builder.processor.latent_shape
         if shape is None:
-            return replace(sample, gen_ids=record.image_ids[None])
+            return replace(sample, gen_ids=record.image_tokens[None])
         return replace(sample, gen_latents=record.image_latents.reshape(1, *shape))
 
 
@@ -132,7 +132,7 @@ class Prefetcher:
             result = self._pool.result(number)
             if not isinstance(result, Example):
                 raise JanusError(
-                    f"{result.sample_id}, which a saved data state refers to, cannot be used any more "
+                    f"{result.example_id}, which a saved data state refers to, cannot be used any more "
                     f"({result.detail}); bring the data back to how it was."
                 )
             samples.append(PendingExample(result, origin))

@@ -74,9 +74,9 @@ class ShardedStream(Iterator[Batch]):
         self._stack.close()
 
     @property
-    def sample_ids(self) -> tuple[tuple[str, ...], ...]:
+    def example_ids(self) -> tuple[tuple[str, ...], ...]:
         """Of the last batch; see `Stream`."""
-        return tuple(row for stream in self._streams for row in stream.sample_ids)
+        return tuple(row for stream in self._streams for row in stream.example_ids)
 
     def get_state(self) -> dict[str, Any]:
         """Where this process's shares are between two batches, as json knows it."""

@@ -153,7 +153,7 @@ class Stream(Iterator[Batch]):
 
     Attributes:
       step: batches so far.
-      sample_ids: of the last batch: each row's samples, in the order of their segments.
+      example_ids: of the last batch: each row's samples, in the order of their segments.
     """
 
     def __init__(
@@ -161,7 +161,7 @@ class Stream(Iterator[Batch]):
     ):
         self.config = config
         self.step = 0
-        self.sample_ids: tuple[tuple[str, ...], ...] = ()
+        self.example_ids: tuple[tuple[str, ...], ...] = ()
         self._processor = processor
         self._shares = shares
         self._rows = config.batch_size // shares[0].process_count
@@ -180,7 +180,7 @@ class Stream(Iterator[Batch]):
         self._plan(phase)
         rows = [self._packer.next_row(lambda: self._draw(phase)) for _ in range(self._rows)]
         self.step += 1
-        self.sample_ids = tuple(tuple(sample.sample_id for sample in row) for row in rows)
+        self.example_ids = tuple(tuple(sample.example_id for sample in row) for row in rows)
         return pack(rows, self.config.budget, self._processor, self.config.precomputed_image_tokens)
 
     def __enter__(self) -> Self:
@@ -218,7 +218,7 @@ class Stream(Iterator[Batch]):
         """
         self._check(state)
         self.step = state["step"]
-        self.sample_ids = ()
+        self.example_ids = ()
         self._schedule = dataclasses.replace(self._schedule, slots=state["slots"], counts=state["counts"])
         self._feed.go_to(state["positions"], self._feed.ledger.with_state(state["records"]))
         self._packer = Packer(self.config.budget, self.config.lookahead)
@@ -232,7 +232,7 @@ class Stream(Iterator[Batch]):
         Fill is of the rows since the stream was opened or restored, the counts of the whole run.
         """
         ledger, packer = self._feed.ledger, self._packer
-        room = np.maximum(self.config.budget.room * max(packer.rows, 1), 1)
+        room = np.maximum(self.config.budget.limits * max(packer.rows, 1), 1)
         names = ("places", "und_images", "gen_images", "text_targets")
         return {
             **{f"fill/{name}": float(fill) for name, fill in zip(names, packer.filled / room, strict=True)},
@@ -252,7 +252,7 @@ class Stream(Iterator[Batch]):
             ],
             "phases": [[phase.until_step, dict(sorted(phase.weights.items()))] for phase in config.all_phases],
             "batch_size": config.batch_size,
-            "budget": config.budget.room.tolist(),
+            "budget": config.budget.limits.tolist(),
             "supervision": config.supervision.value,
             "seed": config.seed,
             "precomputed_image_tokens": config.precomputed_image_tokens,
@@ -260,7 +260,7 @@ class Stream(Iterator[Batch]):
             "first_sentence": config.first_sentence,
             "random_crop": config.random_crop,
             "lookahead": config.lookahead,
-            "model": [len(p.tokenizer), p.und_image_size, p.und_tokens, p.gen_image_size, p.gen_tokens],
+            "model": [len(p.tokenizer), p.und_image_size, p.num_und_tokens, p.gen_image_size, p.num_gen_tokens],
         }
 
     def _check(self, state: dict[str, Any]) -> None:

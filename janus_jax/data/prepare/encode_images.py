@@ -48,7 +48,7 @@ class Encoding:
     part: str
     needed: tuple[str, ...]
     encode: Callable[[Params, Float[Array, "B H W 3"]], Any]
-    field: Literal["image_ids", "image_latents"]
+    field: Literal["image_tokens", "image_latents"]
 
     def taken(self, record: Record, numbers: np.ndarray) -> Record:
         """The record with its image's numbers."""
@@ -62,7 +62,7 @@ def ids_encoding(config: VQConfig) -> Encoding:
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
         return tokenizer.apply({"params": params}, pixels, method=tokenizer.encode)
 
-    return Encoding(config.image_size, "gen_encoder", ENCODER, encode, "image_ids")
+    return Encoding(config.image_size, "gen_encoder", ENCODER, encode, "image_tokens")
 
 
 def latents_encoding(config: VAEConfig, image_size: int) -> Encoding:
@@ -117,7 +117,7 @@ class ImageTokenizer:
             return self._encode(self._params, jax.device_put(padded, batch_sharding(self._mesh)))
 
 
-def add_image_ids(
+def encode_target_images(
     preparation: ShardWriter,
     indices: Sequence[int],
     tokenizer: ImageTokenizer,

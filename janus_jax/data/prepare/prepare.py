@@ -57,14 +57,14 @@ def prepare(
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The first process claims the folder before the others look at it.
-        claimed = cluster.together(lambda: _claim(job, stack) if cluster.is_first else None)
-        preparation = cluster.together(lambda: claimed or begin(job))
+        claimed = cluster.run_on_all(lambda: _claim(job, stack) if cluster.is_first else None)
+        preparation = cluster.run_on_all(lambda: claimed or begin(job))
         if preparation.summary is not None:
             return preparation.summary if cluster.is_first else None
-        cluster.together(lambda: _write_parts(preparation, cluster, means))
+        cluster.run_on_all(lambda: _write_parts(preparation, cluster, means))
         if tokenizer is not None:
-            cluster.together(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
-        return cluster.together(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
+            cluster.run_on_all(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
+        return cluster.run_on_all(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
 
 
 def _claim(job: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:
@@ -127,7 +127,7 @@ def read_tokenizer(path: Path) -> Tokenizer:
 
 
 def _add_ids(preparation: ShardWriter, cluster: Cluster, tokenizer: Tokenizer, batch_size: int) -> None:
-    from janus_jax.data.prepare.encode_images import ImageTokenizer, add_image_ids
+    from janus_jax.data.prepare.encode_images import ImageTokenizer, encode_target_images
 
     indices = cluster.share(preparation.without_ids())
     if not indices:
@@ -138,4 +138,4 @@ def _add_ids(preparation: ShardWriter, cluster: Cluster, tokenizer: Tokenizer, b
     with tqdm.tqdm(
         unit=" images", desc=encoding.field.replace("_", " "), total=total, disable=cluster.index > 0
     ) as bar:
-        add_image_ids(preparation, indices, encoder, bar.update)
+        encode_target_images(preparation, indices, encoder, bar.update)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Options
 from janus_jax.evaluation.generation.image_requests import SAMPLING_OPTIONS, ImageRequest
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.generation.padding import bucket_length
 from janus_jax.image_files import save_png
 from janus_jax.processing import Processor
@@ -25,9 +25,9 @@ class ImageModel(Protocol):
     def processor(self) -> Processor: ...
 
     @property
-    def drawing_settings(self) -> Collection[str]: ...
+    def sampler_settings(self) -> Collection[str]: ...
 
-    def draw(
+    def sample_images(
         self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = ..., **settings: Any
     ) -> list[Image.Image]: ...
 
@@ -58,12 +58,12 @@ def generate_images(
       JanusError: A prompt is too long, or a file cannot be written.
       StorageFull: The disk is full.
     """
-    names = [name for name in SAMPLING_OPTIONS if name in model.drawing_settings]
+    names = [name for name in SAMPLING_OPTIONS if name in model.sampler_settings]
     settings = {name: float(options[name]) for name in names if options[name] != MODEL_DEFAULT}
     with ThreadPoolExecutor(_WRITERS) as writers:
         for batch in batch_requests(model.processor, requests, batch_size):
             padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-            images = model.draw(
+            images = model.sample_images(
                 [request.prompt for request in padded],
                 [(request.prompt_index, request.image_index) for request in padded],
                 seed,
@@ -79,7 +79,7 @@ def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch
     """Groups requests into batches of one padded prompt length, the longest first."""
     by_length: dict[int, list[ImageRequest]] = {}
     for request in requests:
-        with named(f"The prompt of {request.id}"):
+        with naming(f"The prompt of {request.id}"):
             length = bucket_length(len(processor.generation_prompt(request.prompt)))
         by_length.setdefault(length, []).append(request)
     return [

@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.frechet import (
     FEATURE_DIM,
@@ -31,7 +31,7 @@ from janus_jax.evaluation.metrics.frechet import (
     Gaussian,
     frechet_distance,
 )
-from janus_jax.files import named, reading
+from janus_jax.files import naming, reading
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
@@ -144,7 +144,7 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     reference = check_reference(data, method)
     assert reference is not None
     tensors = open_tensors(data / INCEPTION)
-    with named(data / INCEPTION):
+    with naming(data / INCEPTION):
         extractor = InceptionExtractor(inception_params(tensors), method)
     # The references come first, so that an error in them is reported early.
     if reference.suffix == ".npz":

@@ -14,7 +14,7 @@ from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordRea
 from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
 from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, told
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image, prepare_generation
 
 _LEAST_CROP = 0.8
@@ -123,17 +123,17 @@ class _MakeImages:
         return lambda task: self.image(records, *task)
 
     def image(self, records: RecordReader, epoch: int, index: int) -> Pixels | Rejection:
-        sample_id = f"number {index}"
+        example_id = f"number {index}"
         try:
             record = records.read(index)
-            sample_id = record.key
+            example_id = record.key
             if not record.images:
-                return Rejection(sample_id, RejectReason.NO_IMAGE, "the record has no image.")
+                return Rejection(example_id, RejectReason.NO_IMAGE, "the record has no image.")
             rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
-        except FAULTS as error:
-            return Rejection(sample_id, RejectReason.BAD_IMAGE, told(error))
+        except PARSE_ERRORS as error:
+            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
 
 
 class RecordImages:

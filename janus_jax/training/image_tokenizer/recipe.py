@@ -93,7 +93,7 @@ class Data:
 
     Attributes:
       world: pictures of the embedded shapes world, drawn at the start; 0 for prepared data sets.
-      directories: of prepared data sets (`launch.prepare`) of any task whose records have images.
+      directories: of prepared data sets (`janus-prepare`) of any task whose records have images.
       split: which of their splits is read, also as "train[1000:]".
       eval_directories: to evaluate on; `directories` where there are none.
       eval_split: of those.

@@ -12,7 +12,7 @@ from tests.data.prepared import bomb, encoded, generation, text, understanding
 from tests.tiny import processor
 
 KNOWN = ExampleBuilder(processor(), precomputed_image_tokens=True)
-IDS = np.arange(processor().gen_tokens)
+IDS = np.arange(processor().num_gen_tokens)
 SYSTEM = processor().system_prompt
 
 
@@ -173,11 +173,11 @@ def test_a_bad_record_is_told_by_its_reason(record, reason):
     assert error.value.reason is reason
 
 
-@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().gen_tokens])
+@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().num_gen_tokens])
 def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
     with pytest.raises(RejectedRecord) as error:
         KNOWN(generation(1, ids=ids), 0)
-    assert error.value.reason is RejectReason.BAD_IMAGE_IDS
+    assert error.value.reason is RejectReason.BAD_IMAGE_TOKENS
 
 
 def test_paths_in_a_records_messages_are_not_followed(tmp_path):

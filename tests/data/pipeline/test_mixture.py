@@ -131,7 +131,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 def test_a_record_without_a_field_is_named_with_it(tmp_path):
     opened = open_records(Component("c", write(tmp_path / "set", [text(1), {"key": "k", "task": "text"}])))
-    with pytest.raises(JanusError, match=r"Example 1 of .*set has no text, messages, images, image_ids"):
+    with pytest.raises(JanusError, match=r"Example 1 of .*set has no text, messages, images, image_tokens"):
         opened.read(1)
 
 

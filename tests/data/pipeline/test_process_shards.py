@@ -41,7 +41,7 @@ def read(processes, batches, states=None, shares=4):
             tokens, images = (
                 np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "gen_images")
             )
-            found.append((tokens, images, [row for stream in streams for row in stream.sample_ids]))
+            found.append((tokens, images, [row for stream in streams for row in stream.example_ids]))
         return found, [stream.get_state() for stream in streams]
 
 

@@ -55,7 +55,7 @@ def texts(**kinds):
 
 def run(stream, batches):
     """Sample ids and arrays of the next batches."""
-    return [(next(stream), stream.sample_ids) for _ in range(batches)]
+    return [(next(stream), stream.example_ids) for _ in range(batches)]
 
 
 def same(ours, theirs):
@@ -160,8 +160,8 @@ def test_10000_samples_keep_the_ratio_across_a_change_at_a_step():
         while sum(drawn) < 10_000:
             phase = int(stream.step >= change)
             next(stream)
-            counts.update(name.split("/")[0] for row in stream.sample_ids for name in row)
-            waiting = [w.sample.sample_id.split("/")[0] for w in stream._packer.waiting]
+            counts.update(name.split("/")[0] for row in stream.example_ids for name in row)
+            waiting = [w.sample.example_id.split("/")[0] for w in stream._packer.waiting]
             total = counts + Counter(waiting)
             drawn[phase] = total.total() - drawn[1 - phase]
             for name in weights[0]:
@@ -221,8 +221,8 @@ def test_hostile_records_are_skipped_and_counted_by_reason(tmp_path, workers, ca
     with open_stream(config, P, workers=workers) as stream:
         while not any("#1" in name for name in seen):
             next(stream)
-            seen.update(*stream.sample_ids)
-        waiting = {w.sample.sample_id for w in stream._packer.waiting}
+            seen.update(*stream.example_ids)
+        waiting = {w.sample.example_id for w in stream._packer.waiting}
         state = stream.get_state()
     first_epoch = {name for name in seen | waiting if "#" not in name}
     assert first_epoch == {f"all/{record.key}" for record in good}
@@ -259,12 +259,12 @@ def test_data_without_one_good_record_ends_in_an_error():
 
 
 def test_known_ids_give_batches_without_pixels():
-    ids = np.arange(P.gen_tokens)
+    ids = np.arange(P.num_gen_tokens)
     records = [generation(n, ids=ids + n) for n in range(9)]
     config = StreamConfig((Component("g", records),), 1, Budget(384, 0, 3, 0), precomputed_image_tokens=True)
     with open_stream(config, P) as stream:
         batch = next(stream)
-        first = int(stream.sample_ids[0][0].removeprefix("g/gen").split("#")[0])
+        first = int(stream.example_ids[0][0].removeprefix("g/gen").split("#")[0])
     assert batch.gen_images.shape[1] == 0
     assert batch.gen_ids[0, 0].tolist() == (ids + first).tolist()
 

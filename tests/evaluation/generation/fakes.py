@@ -28,11 +28,11 @@ class FakeImageModel:
     def __init__(self, stop_at=None):
         self.batches = []
         self.settings = []
-        self.drawing_settings = ("guidance_scale", "temperature")
+        self.sampler_settings = ("guidance_scale", "temperature")
         self.processor = SimpleNamespace(generation_prompt=lambda prompt: prompt)
         self._stop_at = stop_at
 
-    def draw(self, prompts, indices, seed, **settings):
+    def sample_images(self, prompts, indices, seed, **settings):
         if len(self.batches) == self._stop_at:
             raise KeyboardInterrupt
         pairs = list(zip(prompts, indices, strict=True))

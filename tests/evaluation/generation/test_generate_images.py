@@ -66,7 +66,7 @@ def test_every_answer_names_the_file_of_its_image(tmp_path):
 )
 def test_the_model_gets_the_settings_that_it_has_and_that_are_set(tmp_path, known, options, expected):
     model = FakeImageModel()
-    model.drawing_settings = known
+    model.sampler_settings = known
     run(tmp_path, model, options=options)
     assert all(settings == expected for settings in model.settings)
 
