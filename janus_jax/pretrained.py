@@ -25,9 +25,9 @@ from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model
-from janus_jax.models.llama import LEAVES_OF_BLOCK, fuse_block
+from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
 from janus_jax.processing import ImageSource, Message, Processor, StreamDecoder, TokenSequence
-from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, use_mesh
 
 _log = logging.getLogger(__name__)
 
@@ -81,7 +81,9 @@ def place_params(
     mesh: Mesh | None,
 ) -> Params:
     """The tree that sampling reads, on its devices, from leaves that come one by one and layer by layer."""
-    shardings = None if mesh is None else flatten_dict(param_shardings(abstract_params(config, execution), mesh))
+    shardings = (
+        None if mesh is None else flatten_dict(param_shardings(abstract_params(make_model(config, execution)), mesh))
+    )
     params: dict[tuple[str, ...], jax.Array] = {}
 
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
@@ -95,7 +97,7 @@ def place_params(
         elif keys[:2] == ("llm", "layers"):
             block = blocks.setdefault(layer, {})
             block[keys[2:]] = array
-            if len(block) == LEAVES_OF_BLOCK:
+            if len(block) == PARAMS_PER_BLOCK:
                 fused = fuse_block(unflatten_dict(blocks.pop(layer)), config.llm)
                 for path, matrix in flatten_dict(fused).items():
                     put(("llm", f"layers_{layer}", *path), matrix)
@@ -204,7 +206,7 @@ class Pretrained:
         _check_count("max_new_tokens", max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         num_rows = len(rows)
-        padded = _pad(rows, batch_multiple(self.mesh))
+        padded = _pad(rows, num_data_shards(self.mesh))
         prompts = self._prompts(padded, max_new_tokens)
         eos = self.processor.tokenizer.special.eos
         decoders = [_Answer(StreamDecoder(self.processor.tokenizer), eos, stops) for _ in rows]
@@ -328,7 +330,7 @@ class Pretrained:
         """The pictures of one group, with the numbers of their prompts."""
         numbers, samples = list(group.prompts), group.samples
         keys = jnp.stack([sampling_keys(seed, prompt, samples) for prompt in numbers])
-        if len(numbers) % batch_multiple(self.mesh):
+        if len(numbers) % num_data_shards(self.mesh):
             # Too few prompts for the mesh: a prompt's images, spread over the devices, each run it for themselves.
             numbers = [prompt for prompt in numbers for _ in samples]
             keys = keys.reshape(-1, 1)
@@ -353,7 +355,7 @@ class Pretrained:
         report: Report | None = None,
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
         """N pictures of each of P prompts; more follow where prompts are too few for the mesh."""
-        multiple = batch_multiple(self.mesh)
+        multiple = num_data_shards(self.mesh)
         prompts = _pad(rows, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(prompts) - len(rows), axis=0)])
         batch = self._prompts(drawing.rows(self.processor, prompts), self.config.num_gen_tokens, longest)

@@ -23,7 +23,7 @@ from janus_jax.config import (
     preset,
 )
 from janus_jax.errors import JanusError
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.models.siglip import Siglip
 from janus_jax.models.vae import VAE
@@ -38,7 +38,7 @@ COUNTER = 65536
 @pytest.mark.parametrize("layers", ["scanned", "unrolled"])
 def test_the_config_counts_the_parameters_that_the_networks_make(name, layers):
     config = PRESETS[name]
-    shapes = jax.tree.leaves(nn.unbox(abstract_params(config, Execution(layers=layers))))
+    shapes = jax.tree.leaves(nn.unbox(abstract_params(make_model(config, Execution(layers=layers)))))
     assert sum(int(np.prod(leaf.shape)) for leaf in shapes) == config.num_params
 
 
@@ -161,7 +161,7 @@ def test_language_model_flops_are_those_of_the_compiled_network():
         lambda params: model.apply(
             {"params": params}, batch, method=lambda model, batch: model.text_logits(model(batch))
         ),
-        nn.unbox(abstract_params(tiny.CONFIG, model.execution)),
+        nn.unbox(abstract_params(make_model(tiny.CONFIG, model.execution))),
     )
     # Computed densely, every place attends to all.
     assert length * tiny.CONFIG.llm.flops_per_token(length) == pytest.approx(counted, rel=0.1)

@@ -16,7 +16,7 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, TokenSequence
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
@@ -115,4 +115,4 @@ def pictures(
       decode: Method of the model that maps samples to pixels.
     """
     for start in range(0, drawn.shape[0], batch_size):
-        yield from on_host(_pictures(decode, params, drawn[start : start + batch_size]))
+        yield from to_host(_pictures(decode, params, drawn[start : start + batch_size]))

@@ -23,7 +23,7 @@ from janus_jax.generation.sampling import SamplingConfig, SamplingParams, Strate
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 from janus_jax.processing import Processor, TokenSequence
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ def advance(
 
     def step(_: int, state: ImageDecodeState) -> ImageDecodeState:
         last = jax.lax.dynamic_index_in_dim(state.ids, state.drawn - 1, axis=1)
-        x = apply(model.embed_image_ids, params, jnp.repeat(last, rows, axis=0))
+        x = apply(model.embed_image_tokens, params, jnp.repeat(last, rows, axis=0))
         places = jnp.ones_like(state.positions)[:, None]
         hidden, cache = apply(model.extend, params, x, state.positions[:, None], places, state.cache)
         new = _draw_ids(model, params, hidden[:, 0], state.keys, state.drawn, knobs, guidance_scale, strategy)
@@ -217,5 +217,5 @@ def tokens_to_images(
     Raises:
       JanusError: ids are missing, because the model's logits were not numbers.
     """
-    check_sampled(on_host(ids))
+    check_sampled(to_host(ids))
     yield from pictures(model.detokenize, params, ids, batch_size)

@@ -26,7 +26,7 @@ from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, TokenSequence
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 Sampler = Literal["euler", "midpoint", "heun"]
 
@@ -234,6 +234,6 @@ def latents_to_images(
     Raises:
       JanusError: the latents are no numbers.
     """
-    if not np.isfinite(on_host(latents)).all():
+    if not np.isfinite(to_host(latents)).all():
         raise JanusError("The latents are no numbers; the model's weights are damaged: convert or fetch them again.")
     yield from pictures(model.decode_latents, params, latents, batch_size)

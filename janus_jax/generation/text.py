@@ -16,7 +16,7 @@ from janus_jax.generation.padding import CACHE_STEP, round_up
 from janus_jax.generation.sampling import SamplingConfig, SamplingParams, Strategy, check_sampled, draw
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 
 class TextDecodeState(NamedTuple):
@@ -70,21 +70,21 @@ def generate_text(
     knobs, strategy = sampling.params, sampling.strategy
     stops = jnp.asarray(list(stop_ids), jnp.int32)
     state = start(model, params, prompts, keys, knobs, stops, slots, strategy)
-    ids = new_ids = on_host(state.last)[:, None]
+    ids = new_ids = to_host(state.last)[:, None]
     while True:
         check_sampled(new_ids)
         written = ids.shape[1]
         if is_finished is not None:
             state = state._replace(finished=state.finished | jnp.asarray(is_finished(ids)))
         yield new_ids
-        if written >= max_new_tokens or on_host(state.finished).all():
+        if written >= max_new_tokens or to_host(state.finished).all():
             return
         if length + written > slots:
             slots += CACHE_STEP
             state = _grow(state, slots)
         steps = min(chunk, max_new_tokens - written, slots - (length + written - 1))
         state, buffer = advance(model, params, state, knobs, stops, steps, chunk, strategy)
-        new_ids = on_host(buffer)[:, : int(state.written) - written]
+        new_ids = to_host(buffer)[:, : int(state.written) - written]
         ids = np.concatenate([ids, new_ids], axis=1)
 
 
