@@ -14,13 +14,14 @@ from janus_jax.aot.compile import Compiled, batch_of_rows, compile_lowered, plac
 from janus_jax.batch import Batch
 from janus_jax.config import Execution, JanusConfig
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
-from janus_jax.generation import image_tokens as images
 from janus_jax.generation import rectified_flow as flow
-from janus_jax.generation import text
+from janus_jax.generation.decode import DecodeState, decode, decode_arguments, prefill
+from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import CACHE_STEP, round_up
 from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model
+from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.models.target_platform import Platform, compiling_for
@@ -64,11 +65,10 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, job: Sampli
     """
     check_mesh(recipe.model_config, mesh)
     asked = _asked(recipe, mesh, SAMPLED[job])
-    draws = _drawing_ids if isinstance(recipe.model_config, JanusConfig) else _drawing_flow
-    way = draws if job == "generate" else _writing
-    loop = way(asked)
+    is_flow = job == "generate" and not isinstance(recipe.model_config, JanusConfig)
+    loop = _drawing_flow(asked) if is_flow else _tokens_loop(asked, job)
     with compiling_for(platform), use_mesh(mesh):
-        traced = loop.begin.trace(*loop.arguments)
+        traced = loop.begin.trace(*loop.arguments, **loop.options)
         inputs = {"weights": asked.params, "batch": loop.arguments[2]}
         first, executable = compile_lowered("prompts", traced.lower(), platform, inputs)
     yield first
@@ -117,13 +117,14 @@ class _Loop(NamedTuple):
 
     Attributes:
       unit: what the second program makes.
-      begin, arguments: the first program.
+      begin, arguments, options: the first program.
       go_on: from what that leaves to the second program, lowered, and what goes from turn to turn of its loop.
     """
 
     unit: str
     begin: Any
     arguments: tuple[Any, ...]
+    options: Mapping[str, Any]
     go_on: Callable[[Any], tuple[Any, Any]]
 
 
@@ -136,32 +137,30 @@ def _asked(recipe: Recipe, mesh: Mesh, sizes: Sizes) -> _Asked:
     return _Asked(make_model(recipe.model_config, execution), params, mesh, sizes, count)
 
 
-def _writing(asked: _Asked) -> _Loop:
-    model, params, sampling = asked.model, asked.params, SamplingConfig()
-    stops = jax.ShapeDtypeStruct((1,), jnp.int32)
-    prompts, keys = asked.prompts(asked.count), _keys(asked.count)
+def _tokens_loop(asked: _Asked, job: SamplingJob) -> _Loop:
+    model, params = asked.model, asked.params
+    if job == "generate":
+        sampler = TokenSampler()
+        methods, numbers = decode_arguments(
+            sampler.sampling, Janus.embed_image_ids, Janus.image_logits, guidance_scale=sampler.guidance_scale
+        )
+        # Guidance adds an unconditional sequence to each prompt.
+        prompts, steps = asked.prompts(2 * asked.count), CACHE_STEP
+    else:
+        methods, numbers = decode_arguments(
+            SamplingConfig(), Backbone.embed_text, Backbone.text_logits, stop_tokens=[0]
+        )
+        prompts, steps = asked.prompts(asked.count), 16
+    numbers = jax.eval_shape(lambda numbers: numbers, numbers)
 
-    def go_on(left: text.TextDecodeState) -> tuple[Any, Any]:
-        state = left._replace(cache=_grown(left.cache, asked.last_slots))
-        chunk = 16
-        return text.advance.lower(model, params, state, sampling.params, stops, chunk, chunk, sampling.strategy), state
+    def go_on(left: DecodeState) -> tuple[Any, Any]:
+        state = left._replace(
+            tokens=_longer(left.tokens, 1, asked.last_slots), cache=_grown(left.cache, asked.last_slots)
+        )
+        return decode.lower(model, params, state, numbers, steps, methods=methods), state
 
-    arguments = (model, params, prompts, keys, sampling.params, stops, asked.first_slots, sampling.strategy)
-    return _Loop("ids", text.start, arguments, go_on)
-
-
-def _drawing_ids(asked: _Asked) -> _Loop:
-    model, params, drawing = asked.model, asked.params, images.TokenSampler()
-    knobs, strategy, scale = drawing.sampling.params, drawing.sampling.strategy, drawing.guidance_scale
-    # Each prompt has its unconditional twin.
-    prompts, keys = asked.prompts(2 * asked.count), _keys(asked.count, 1)
-
-    def go_on(left: images.ImageDecodeState) -> tuple[Any, Any]:
-        state = left._replace(cache=_grown(left.cache, asked.last_slots))
-        return images.advance.lower(model, params, state, knobs, scale, CACHE_STEP, strategy), state
-
-    arguments = (model, params, prompts, keys, knobs, scale, asked.first_slots, strategy)
-    return _Loop("ids", images.start, arguments, go_on)
+    arguments = (model, params, prompts, _keys(asked.count, 1), numbers)
+    return _Loop("tokens", prefill, arguments, {"slots": asked.first_slots, "methods": methods}, go_on)
 
 
 def _drawing_flow(asked: _Asked) -> _Loop:
@@ -170,12 +169,14 @@ def _drawing_flow(asked: _Asked) -> _Loop:
     shape = (asked.count, *model.config.gen_encoder.latent_shape)
     latents = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=batch_sharding(asked.mesh))
 
-    def go_on(left: flow.Prompted) -> tuple[Any, Any]:
+    def go_on(left: flow.PromptCache) -> tuple[Any, Any]:
         steps, scale = drawing.steps, drawing.guidance_scale
-        lowered = flow.advance.lower(model, params, left, latents, scale, 0, steps, steps, drawing.sampler)
+        lowered = flow.integrate.lower(
+            model, params, left, latents, (0, steps, steps), guidance_scale=scale, solver=drawing.sampler
+        )
         return lowered, (left, latents)
 
-    return _Loop("steps", flow.prefill, (model, params, asked.prompts(asked.count), 1, True), go_on)
+    return _Loop("steps", flow.prefill, (model, params, asked.prompts(asked.count), 1, True), {}, go_on)
 
 
 def _keys(count: int, *each: int) -> jax.ShapeDtypeStruct:
@@ -184,9 +185,10 @@ def _keys(count: int, *each: int) -> jax.ShapeDtypeStruct:
 
 
 def _grown(cache: KVCache, slots: int) -> Any:
-    def longer(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
-        shape = (*leaf.shape[:axis], slots, *leaf.shape[axis + 1 :])
-        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)
+    layers = jax.tree.map(lambda leaf: _longer(leaf, 2, slots), cache.layers)
+    return KVCache(layers, _longer(cache.segment_ids, 1, slots), cache.length)
 
-    layers = jax.tree.map(lambda leaf: longer(leaf, 2), cache.layers)
-    return KVCache(layers, longer(cache.segment_ids, 1), cache.length)  # type: ignore[arg-type]
+
+def _longer(leaf: Any, axis: int, length: int) -> Any:
+    shape = (*leaf.shape[:axis], length, *leaf.shape[axis + 1 :])
+    return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=leaf.sharding)

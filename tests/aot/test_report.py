@@ -125,7 +125,7 @@ def test_kernels_are_those_of_the_machine_that_is_compiled_for():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "unit"), [("janus", "ids"), ("flow", "steps")])
+@pytest.mark.parametrize(("kind", "unit"), [("janus", "tokens"), ("flow", "steps")])
 def test_the_whole_of_it_on_this_machine(kind, unit):
     asked = recipe(1, 8, 1, kind)
     asked = replace(asked, resources=replace(asked.resources, peak_flops=1e11))
@@ -136,7 +136,7 @@ def test_the_whole_of_it_on_this_machine(kind, unit):
     assert {"weights that train", "weights that do not", "optimizer", "batch"} <= set(program["inputs"])
     assert any(one["far"] > 0 for one in program["collectives"])
     assert 0 < whole["roofline"]["mfu"]["at worst"] <= whole["roofline"]["mfu"]["at best"] < 1
-    for job, loop in (("generate", unit), ("chat", "ids")):
+    for job, loop in (("generate", unit), ("chat", "tokens")):
         sampled = report(asked, find_topology("cpu:1x8"), job)
         assert [one.name for one in sampled.programs] == ["prompts", loop]
         assert sampled.verdict == "fits"
