@@ -83,7 +83,7 @@ def main(_: Sequence[str]) -> None:
 def _random(dtype: Dtype) -> Pretrained:
     """A model of random weights that reads with the shipped model's tokenizer."""
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
-    numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
+    numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
     params = place_params(numbers, RANDOM, execution, mesh=None)
     return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
 

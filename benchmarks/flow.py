@@ -36,7 +36,7 @@ class Flow:
     def __init__(self, config: JanusFlowConfig, execution: Execution, drawing: FlowSampler = DRAWING) -> None:
         self.config, self.drawing, self.model = config, drawing, JanusFlow(config, execution)
         dtype = np.dtype(execution.param_dtype)
-        numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config, LAYOUT))
+        numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config, LAYOUT))
         self.params = place_params(numbers, config, execution, mesh=None)
         random, g = np.random.default_rng(0), config.gen_encoder
         self.prompt = random.integers(8, config.llm.vocab_size, (1, PROMPT_PLACES), np.int32)

@@ -37,7 +37,7 @@ from absl import flags
 
 from benchmarks import flow
 from benchmarks.shared import machine, prompt_batch, use_cores, weights
-from checkpoints_convert.transformers_janus import write_config
+from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
@@ -175,7 +175,7 @@ class Ours:
         self.config, self.inputs = config, inputs
         self.model = Janus(config, execution)
         dtype = jnp.dtype(execution.param_dtype)
-        numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config))
+        numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config))
         self.params = place_params(numbers, config, execution, mesh=None)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
@@ -256,7 +256,7 @@ class Theirs:
         self.torch, self.config, self.inputs, self.device = torch, config, inputs, device
         self.dtype = getattr(torch, dtype)
         torch.set_grad_enabled(False)
-        theirs = transformers.JanusConfig(**write_config(config, dtype, IMAGE))
+        theirs = transformers.JanusConfig(**config_to_json(config, dtype, IMAGE))
         with torch.device(device):
             model = transformers.JanusForConditionalGeneration(theirs).to(self.dtype).eval()
         state = model.state_dict()

@@ -210,12 +210,12 @@ def _stacked(config: JanusConfig) -> Params:
     """The weights as training has them."""
     tree: Params = {}
     for unit, array in weights(config):
-        node = functools.reduce(lambda node, key: node.setdefault(key, {}), unit.leaf.keys[:-1], tree)
-        name = unit.leaf.keys[-1]
+        node = functools.reduce(lambda node, key: node.setdefault(key, {}), unit.parameter.keys[:-1], tree)
+        name = unit.parameter.keys[-1]
         if unit.layer is None:
             node[name] = array
         else:
-            node.setdefault(name, np.empty((unit.leaf.layers, *array.shape), np.float32))[unit.layer] = array
+            node.setdefault(name, np.empty((unit.parameter.layers, *array.shape), np.float32))[unit.layer] = array
     return tree
 
 

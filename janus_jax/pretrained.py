@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, UInt8
 from PIL import Image
 
-from checkpoints_convert import read_config, read_params
+from checkpoints_convert import open_checkpoint
 from janus_jax.batch import Batch
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
 from janus_jax.errors import JanusError
@@ -63,12 +63,13 @@ def load(
         raise JanusError(
             "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
         )
-    config = read_config(path, conversation, vae)
+    checkpoint = open_checkpoint(path, conversation, vae)
+    config = checkpoint.model_config
     processor = Processor.from_directory(path, config)
     execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
     if mesh is not None:
         check_mesh(config, mesh)
-    params = place_params(read_params(path, dtype, conversation, vae), config, execution, mesh)
+    params = place_params(checkpoint.params(dtype), config, execution, mesh)
     return Pretrained(config, params, processor, make_model(config, execution), mesh)
 
 
@@ -359,7 +360,7 @@ class Pretrained:
         multiple = batch_multiple(self.mesh)
         prompts = _pad(rows, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(prompts) - len(rows), axis=0)])
-        batch = self._prompts(drawing.prompt_sequences(self.processor, prompts), self.config.gen_tokens, longest)
+        batch = self._prompts(drawing.prompt_sequences(self.processor, prompts), self.config.num_gen_tokens, longest)
         with use_mesh(self.mesh):
             samples = drawing.sample(self.model, self.params, batch, keys, report)
             size = round_up(min(8, samples.shape[0]), multiple)

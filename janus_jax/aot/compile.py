@@ -66,7 +66,7 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     """The shapes of the batches that the recipe's current stage trains on."""
     config, stage = recipe.model_config, recipe.current
     sides = config.und_encoder.image_size, config.gen_image_size
-    pictures = ImageShapes.of(sides, config.gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
+    pictures = ImageShapes.of(sides, config.num_gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
     return batch_of_rows(empty_batch(1, stage.budget, pictures), stage.batch_size, mesh)
 
 

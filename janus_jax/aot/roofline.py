@@ -158,7 +158,7 @@ def operations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[float, float
                 0,
                 budget.tokens
                 - budget.und_images * config.und_encoder.num_patches
-                - budget.gen_images * config.gen_tokens,
+                - budget.gen_images * config.num_gen_tokens,
             ),
         ),
     )

@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from checkpoints_convert.convert import save_converted
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.commands import cli
 from janus_jax.commands.recipe_flag import define_recipe_flag
 from janus_jax.files import naming
@@ -76,7 +76,7 @@ def write_tokenizer(folder: Path, trained: "Trained", recipe: TokenizerRecipe) -
     """
     if folder.exists():
         shutil.rmtree(folder)
-    save_converted(folder, {"gen_encoder": trained.params}, recipe.model)
+    save_checkpoint(folder, {"gen_encoder": trained.params}, recipe.model)
     print(f"The tokenizer is in {folder}.")
 
 

@@ -1,12 +1,10 @@
 """Whole models: Janus and Janus-Pro, and JanusFlow."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal
 
 from janus_jax.config.autoencoders import VAEConfig, VQConfig
-from janus_jax.config.fields import check_fields, from_dict
+from janus_jax.config.fields import check_fields
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.siglip import SiglipConfig
 from janus_jax.config.uvit import UViTConfig
@@ -16,25 +14,8 @@ ConversationStyle = Literal["janus", "janus_pro"]
 VisualEncoder = Literal["und_encoder", "gen_encoder"]
 
 
-class _Json:
-    """To plain values and back."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as nested plain values, for json."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that `to_dict` wrote.
-
-        Raises:
-          JanusError: a field is missing, unknown or of the wrong kind; the message names it.
-        """
-        return from_dict(cls, values, cls.__name__)
-
-
 @dataclass(frozen=True)
-class JanusConfig(_Json):
+class JanusConfig:
     """Janus and Janus-Pro: decoupled visual encoders around one causal transformer (arXiv 2410.13848, §3.1)."""
 
     name: str = "janus_pro_1b"
@@ -47,18 +28,19 @@ class JanusConfig(_Json):
     conversation: ConversationStyle = "janus_pro"
     # Which encoder images to understand go through. The papers' models have one of their own for it; "gen_encoder" is
     # what they compare with, one encoder for both (arXiv 2410.13848, table 5, A).
-    understands_by: VisualEncoder = "und_encoder"
+    understanding_encoder: VisualEncoder = "und_encoder"
 
     def __post_init__(self) -> None:
         check_fields(self)
         und, gen = self.und_encoder, self.gen_encoder
-        if self.understands_by == "gen_encoder" and (und.image_size, und.num_patches) != (
+        if self.understanding_encoder == "gen_encoder" and (und.image_size, und.num_patches) != (
             gen.image_size,
             gen.num_tokens,
         ):
             raise JanusError(
-                f"JanusConfig.understands_by is 'gen_encoder', which makes {gen.num_tokens} ids of {gen.image_size} "
-                f"pixels, where und_encoder makes {und.num_patches} patches of {und.image_size}; give both the same."
+                f"JanusConfig.understanding_encoder is 'gen_encoder', which encodes {gen.image_size} pixels as "
+                f"{gen.num_tokens} tokens, but und_encoder encodes {und.image_size} pixels as {und.num_patches} "
+                f"patches; both must be equal."
             )
 
     @property
@@ -95,7 +77,7 @@ class JanusConfig(_Json):
         return self.gen_encoder.image_size
 
     @property
-    def gen_tokens(self) -> int:
+    def num_gen_tokens(self) -> int:
         """Places of an image to generate: ids."""
         return self.gen_encoder.num_tokens
 
@@ -112,7 +94,7 @@ class JanusConfig(_Json):
 
 
 @dataclass(frozen=True)
-class JanusFlowConfig(_Json):
+class JanusFlowConfig:
     """JanusFlow: the same transformer moves latents along a flow instead of writing ids (arXiv 2411.07975, §3).
 
     Attributes:
@@ -160,7 +142,7 @@ class JanusFlowConfig(_Json):
         return self.gen_encoder.latent_size * (1 if self.vae is None else self.vae.downsampling)
 
     @property
-    def gen_tokens(self) -> int:
+    def num_gen_tokens(self) -> int:
         """Places of an image to generate: patches of latents."""
         return self.gen_encoder.num_tokens
 

@@ -48,7 +48,7 @@ class TokenSampler:
 
     def num_steps(self, config: ModelConfig) -> int:
         """See `ImageSampler`."""
-        return config.gen_tokens
+        return config.num_gen_tokens
 
     def prompt_sequences(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
         """See `ImageSampler`. With guidance, each prompt is followed by its unconditional sequence."""
@@ -104,7 +104,7 @@ def sample_image_tokens(
     Returns:
       The tokens; `sampling.INVALID_TOKEN` where the logits were NaN.
     """
-    num_tokens = model.config.gen_tokens
+    num_tokens = model.config.num_gen_tokens
     methods, numbers = decode_arguments(
         sampling, Janus.embed_image_ids, Janus.image_logits, guidance_scale=guidance_scale
     )

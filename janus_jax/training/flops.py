@@ -100,7 +100,7 @@ def step_costs(config: ModelConfig, trained: Collection[str]) -> Amounts:
     generation = _Pass(trained)
     if isinstance(config, JanusConfig):
         generation.enter("gen_embed")
-        generation.mlp("gen_adaptor", config.gen_tokens, config.gen_encoder.code_dim, width, width)
+        generation.mlp("gen_adaptor", config.num_gen_tokens, config.gen_encoder.code_dim, width, width)
     else:
         _encoded_latents(generation, config)
 
@@ -124,7 +124,7 @@ def step_costs(config: ModelConfig, trained: Collection[str]) -> Amounts:
     text.product("llm/head/weight", 1, llm.vocab_size * width)
     image = _Pass(trained, place.reached)
     if isinstance(config, JanusConfig):
-        image.mlp("gen_head", config.gen_tokens, width, config.gen_head_width, config.gen_encoder.codebook_size)
+        image.mlp("gen_head", config.num_gen_tokens, width, config.gen_head_width, config.gen_encoder.codebook_size)
         making = config.gen_encoder.encode_flops_per_image
     else:
         image.reached |= generation.reached  # By the skip.
@@ -148,7 +148,7 @@ def _encoded_latents(way: "_Pass", config: JanusFlowConfig) -> None:
     way.enter("gen_encoder/time_embed/fc1")
     way.product("gen_encoder/time_embed/fc2/weight", 1, width**2)
     way.enter("gen_encoder/time_embed/fc2")
-    way.product("gen_encoder/conv_in/kernel", gen.num_tokens, gen.patch_numbers * gen.width)
+    way.product("gen_encoder/conv_in/kernel", gen.num_tokens, gen.patch_dim * gen.width)
     way.enter("gen_encoder/conv_in")
     for block in range(gen.encoder_depth):
         way.conv_next(f"gen_encoder/blocks_{block}", config, gen.width)
@@ -165,7 +165,7 @@ def _velocities(way: "_Pass", config: JanusFlowConfig) -> None:
     for block in range(gen.decoder_depth):
         way.conv_next(f"gen_decoder/blocks_{block}", config, 2 * gen.width)
     way.enter("gen_decoder/norm_out")
-    way.product("gen_decoder/head/weight", gen.num_tokens, 2 * gen.width * gen.patch_numbers)
+    way.product("gen_decoder/head/weight", gen.num_tokens, 2 * gen.width * gen.patch_dim)
 
 
 def _alignment(way: "_Pass", config: JanusFlowConfig, trained: Collection[str]) -> None:
@@ -183,7 +183,7 @@ def _understanding(config: ModelConfig, trained: Collection[str]) -> "_Pass":
         understanding.product("und_adaptor/weight", patches, config.und_encoder.width * width)
         understanding.enter("und_adaptor", "beg_of_und")
         return understanding
-    if config.understands_by == "gen_encoder":
+    if config.understanding_encoder == "gen_encoder":
         gen = config.gen_encoder
         understanding.flops += gen.encode_flops_per_image
         understanding.enter("gen_embed")
@@ -242,7 +242,7 @@ class _Pass:
 
     def conv_next(self, name: str, config: JanusFlowConfig, channels: int) -> None:
         """A ConvNeXt block over an image's places."""
-        gen, places, hidden = config.gen_encoder, config.gen_tokens, config.gen_encoder.mlp_ratio * channels
+        gen, places, hidden = config.gen_encoder, config.num_gen_tokens, config.gen_encoder.mlp_ratio * channels
         self.product(f"{name}/depthwise/kernel", places, gen.kernel_size**2 * channels)
         self.enter(f"{name}/depthwise", f"{name}/norm")
         self.product(f"{name}/fc1/weight", places, channels * hidden)

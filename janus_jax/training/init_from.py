@@ -18,8 +18,8 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from checkpoints_convert import open_checkpoint
+from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.sidecars import copy_sidecars
-from checkpoints_convert.tree import leaves
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
@@ -167,7 +167,7 @@ def _check_folder(where: str, folder: str, field: str, config: ModelConfig) -> N
             f"{where} names {folder}, whose config is a {type(found).__name__}; a {type(wanted).__name__} is needed."
         )
     # Shapes, and not the configs: a tokenizer reads any size of image, and SigLIP's own GELU is not Janus's.
-    there, here = ({leaf.path: leaf.full_shape for leaf in leaves(one)} for one in (found, wanted))
+    there, here = ({leaf.path: leaf.full_shape for leaf in model_parameters(one)} for one in (found, wanted))
     for name in sorted(there | here):
         if there.get(name) != here.get(name):
             shapes = [f"of shape {list(one[name])}" if name in one else "absent" for one in (there, here)]

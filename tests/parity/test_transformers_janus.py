@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert import read_config, read_params
-from checkpoints_convert.transformers_janus import write_config
+from checkpoints_convert import open_checkpoint
+from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.generation.image_tokens import sample_image_tokens
@@ -85,15 +85,15 @@ class Pair:
         self.dtype = getattr(torch, dtype)
         self.theirs = self._make(config).to(self.dtype).eval()
         self.theirs.save_pretrained(folder)
-        self.config = read_config(folder)
+        self.config = open_checkpoint(folder).config
         execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
         self.ours = Janus(self.config, execution)
-        self.params = place_params(read_params(folder, dtype), self.config, execution, mesh=None)
+        self.params = place_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
 
     @staticmethod
     def _make(config):
         model = transformers.JanusForConditionalGeneration(
-            transformers.JanusConfig(**write_config(config, "float32", IMAGE))
+            transformers.JanusConfig(**config_to_json(config, "float32", IMAGE))
         )
         model.model.vision_model.config.num_image_tokens = config.gen_encoder.num_tokens
         numbers = {name: tensor(name, value.shape) for name, value in model.state_dict().items()}

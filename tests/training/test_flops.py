@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
 from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import init_params
@@ -56,7 +56,7 @@ def test_a_step_costs_what_its_program_computes(stage):
 
 def test_understanding_by_the_tokenizer_costs_the_tokenizer_and_the_generation_adaptor():
     two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
-    one_encoder = replace(two_encoders, understands_by="gen_encoder")
+    one_encoder = replace(two_encoders, understanding_encoder="gen_encoder")
     one, two = (step_costs(config, ()) for config in (one_encoder, two_encoders))
     vq, width = CONFIG.gen_encoder, CONFIG.llm.width
     adaptor = 2 * vq.num_tokens * (vq.code_dim * width + width * width)
@@ -97,7 +97,7 @@ def test_a_later_stage_costs_more():
 def test_a_place_of_a_model_that_trains_costs_six_operations_a_weight(name):
     llm = preset(name).llm
     weights = llm.depth * (llm.num_layer_params - 2 * llm.width)
-    trained = [leaf.path for leaf in leaves(llm)]
+    trained = [leaf.path for leaf in model_parameters(llm)]
     assert step_costs(preset(name), trained).places == 6 * weights
     # Factors beside the weights let the gradient through, and the weights themselves have none.
     assert step_costs(preset(name), ["llm/layers/attn/q/lora_a"]).places == 4 * weights

@@ -12,7 +12,6 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import janus_jax
-from checkpoints_convert.commands import meter
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
@@ -227,7 +226,7 @@ def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
 
 
 def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
-    export(finished[0], 1, tmp_path / "model", "float32", meter)
+    export(finished[0], 1, tmp_path / "model", "float32")
     loaded = janus_jax.load(tmp_path / "model", dtype="float32")
     batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(batches.QUESTION, [tiny.picture(0)])])
 

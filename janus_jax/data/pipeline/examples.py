@@ -171,7 +171,7 @@ class ExampleBuilder:
         return self.processor.generation_sequence(caption, record.images[0], rng)
 
     def _row_of_ids(self, record: Record, caption: str) -> TokenSequence:
-        n = self.processor.gen_tokens
+        n = self.processor.num_gen_tokens
         if len(record.image_tokens) != n or record.image_tokens.min() < 0:
             raise RejectedRecord(
                 RejectReason.BAD_IMAGE_TOKENS,

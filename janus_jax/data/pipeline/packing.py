@@ -224,12 +224,12 @@ class ImageShapes(NamedTuple):
     def of(
         cls,
         sides: tuple[int, int],
-        gen_tokens: int,
+        num_gen_tokens: int,
         latent_shape: tuple[int, int, int] | None,
         precomputed_image_tokens: bool,
     ) -> "ImageShapes":
         """Of a model's batches, by what its config or its processor says; `precomputed_image_tokens` as in `lay`."""
-        ids = gen_tokens if precomputed_image_tokens and latent_shape is None else 0
+        ids = num_gen_tokens if precomputed_image_tokens and latent_shape is None else 0
         return cls(*sides, ids, latent_shape if precomputed_image_tokens else None)
 
 
@@ -271,7 +271,7 @@ def pack(
       precomputed_image_tokens: Fills `gen_ids`; `gen_images` is empty. For JanusFlow: fills `gen_latents` next to
         the pixels, which SigLIP sees.
     """
-    n_und, n_gen = processor.und_tokens, processor.gen_tokens
+    n_und, n_gen = processor.num_und_tokens, processor.num_gen_tokens
     sides = processor.und_image_size, processor.gen_image_size
     pictures = ImageShapes.of(sides, n_gen, processor.latent_shape, precomputed_image_tokens)
     batch = empty_batch(len(rows), budget, pictures, processor.tokenizer.special.pad)

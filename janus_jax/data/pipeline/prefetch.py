@@ -59,7 +59,7 @@ class ExampleLoader:
 
     def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:
         targets = text_targets(row, self.supervision)
-        n = self.example_builder.processor.gen_tokens
+        n = self.example_builder.processor.num_gen_tokens
         starts = np.flatnonzero((row.gen_token_index != NO_IMAGE) & (row.gen_token_index % n == 0)).astype(np.int32)
         if not len(targets) and not len(starts):
             raise RejectedRecord(RejectReason.NO_TARGETS, "nothing in it is supervised.")

@@ -12,7 +12,7 @@ import tokenizers
 from jaxtyping import Float, Int
 from PIL import Image
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.files import naming, read_json, reading
 

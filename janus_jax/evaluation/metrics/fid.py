@@ -22,7 +22,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.frechet import FEATURES, SIDE, FeatureStatistics, Gaussian, frechet_distance
 from janus_jax.files import naming, reading

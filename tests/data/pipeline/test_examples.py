@@ -12,7 +12,7 @@ from tests.data.prepared import bomb, encoded, generation, text, understanding
 from tests.tiny import processor
 
 KNOWN = ExampleBuilder(processor(), precomputed_image_tokens=True)
-IDS = np.arange(processor().gen_tokens)
+IDS = np.arange(processor().num_gen_tokens)
 SYSTEM = processor().system_prompt
 
 
@@ -173,7 +173,7 @@ def test_a_bad_record_is_told_by_its_reason(record, reason):
     assert error.value.reason is reason
 
 
-@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().gen_tokens])
+@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().num_gen_tokens])
 def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
     with pytest.raises(RejectedRecord) as error:
         KNOWN(generation(1, ids=ids), 0)

@@ -158,8 +158,8 @@ def test_a_sample_reads_back_from_the_batch(row, segment, laid):
     assert np.array_equal(BATCH.tokens[row, here], laid.row.tokens)
     assert BATCH.positions[row, here].tolist() == list(range(len(laid.row)))
     for there, packed, images, packed_images, n in (
-        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.und_tokens),
-        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.gen_tokens),
+        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.num_und_tokens),
+        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.num_gen_tokens),
     ):
         filled = packed[row, here]
         assert np.array_equal(filled == NO_IMAGE, there == NO_IMAGE)
@@ -187,17 +187,17 @@ def test_what_no_sample_fills_is_padding():
 def test_all_ids_of_an_image_to_generate_follow_its_start():
     for row, start in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
         first = BATCH.gen_starts[row, start]
-        ids = BATCH.gen_token_index[row, first : first + P.gen_tokens]
-        assert ids.tolist() == list(range(start * P.gen_tokens, (start + 1) * P.gen_tokens))
+        ids = BATCH.gen_token_index[row, first : first + P.num_gen_tokens]
+        assert ids.tolist() == list(range(start * P.num_gen_tokens, (start + 1) * P.num_gen_tokens))
         assert BATCH.tokens[row, first - 1] == P.tokenizer.special.begin_of_image
 
 
 def test_known_ids_come_in_place_of_pixels():
-    ids = np.arange(P.gen_tokens)
+    ids = np.arange(P.num_gen_tokens)
     known = [sample(generation(n, ids=ids + n), precomputed_image_tokens=True) for n in (1, 2)]
     batch = pack([known], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
     assert batch.gen_images.shape == (1, 0, P.gen_image_size, P.gen_image_size, 3)
-    assert batch.gen_ids[0].tolist() == [(ids + 1).tolist(), (ids + 2).tolist(), [0] * P.gen_tokens]
+    assert batch.gen_ids[0].tolist() == [(ids + 1).tolist(), (ids + 2).tolist(), [0] * P.num_gen_tokens]
     assert (batch.gen_starts[0] != NO_POSITION).tolist() == [True, True, False]
 
 

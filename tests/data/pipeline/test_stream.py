@@ -259,7 +259,7 @@ def test_data_without_one_good_record_ends_in_an_error():
 
 
 def test_known_ids_give_batches_without_pixels():
-    ids = np.arange(P.gen_tokens)
+    ids = np.arange(P.num_gen_tokens)
     records = [generation(n, ids=ids + n) for n in range(9)]
     config = StreamConfig((Component("g", records),), 1, Budget(384, 0, 3, 0), precomputed_image_tokens=True)
     with open_stream(config, P) as stream:
