@@ -13,7 +13,8 @@ from janus_jax.aot.compile import Compiled, abstract_batch, held
 from janus_jax.aot.report import Report, report
 from janus_jax.aot.roofline import operations, traffic_seconds
 from janus_jax.aot.topologies import find_topology
-from janus_jax.data.pipeline.packing import Example, pack
+from janus_jax.data.pipeline.examples import Example
+from janus_jax.data.pipeline.packing import pack
 from janus_jax.models.target_platform import compiling_for, platform
 from janus_jax.sharding import make_mesh
 from janus_jax.training.setup import set_up_stage

@@ -77,7 +77,7 @@ def test_the_tokenizer_is_counted_where_it_runs():
 
 def test_a_batch_holds_what_its_samples_do():
     und, gen = batches.understanding(1), batches.generation(2)
-    lengths = [len(und.row), len(gen.row)]
+    lengths = [len(und.sequence), len(gen.sequence)]
     assert amounts(batches.batch([(und, gen), ()]), CONFIG) == Amounts(
         places=sum(lengths),
         pairs=sum(n * (n + 1) / 2 for n in lengths),
