@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
-COMMANDS = ("chat", "compile", "evaluate", "export", "generate", "prepare", "train")
+COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "train")
 
 setup(
     name="janus_jax",

@@ -13,7 +13,7 @@ import transformers
 from torch import nn
 from torch.nn import functional
 
-from checkpoints_convert.released import write_llama_config
+from checkpoints_convert.released import llama_to_json
 from janus_jax.config import Dtype, JanusFlowConfig, UViTConfig
 
 
@@ -140,7 +140,7 @@ class Peer(nn.Module):
         super().__init__()
         torch.set_grad_enabled(False)
         g, width = config.gen_encoder, config.llm.width
-        llama = transformers.LlamaConfig(**write_llama_config(config.llm, dtype))
+        llama = transformers.LlamaConfig(**llama_to_json(config.llm, dtype))
         with torch.device(device):
             self.vision_gen_enc_model = Encoder(g, width)
             self.vision_gen_enc_aligner = nn.Linear(g.width, width)

@@ -37,11 +37,11 @@ from absl import flags
 
 from benchmarks import flow
 from benchmarks.shared import machine, prompt_batch, use_cores, weights
-from checkpoints_convert.transformers_janus import write_config
+from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
@@ -175,7 +175,7 @@ class Ours:
         self.config, self.inputs = config, inputs
         self.model = Janus(config, execution)
         dtype = jnp.dtype(execution.param_dtype)
-        numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config))
+        numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config))
         self.params = place_params(numbers, config, execution, mesh=None)
         self._compiled: dict[str, Callable[..., Any]] = {}
 
@@ -184,7 +184,7 @@ class Ours:
         prompt = self.inputs.prompt
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
-        keys = row_keys(0, 0, range(num_images))[None]
+        keys = sampling_keys(0, 0, range(num_images))[None]
         ids = sample_image_tokens(self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), GUIDANCE)
         return np.asarray(ids)
 
@@ -252,7 +252,7 @@ class Theirs:
         self.torch, self.config, self.inputs, self.device = torch, config, inputs, device
         self.dtype = getattr(torch, dtype)
         torch.set_grad_enabled(False)
-        theirs = transformers.JanusConfig(**write_config(config, dtype, IMAGE))
+        theirs = transformers.JanusConfig(**config_to_json(config, dtype, IMAGE))
         with torch.device(device):
             model = transformers.JanusForConditionalGeneration(theirs).to(self.dtype).eval()
         state = model.state_dict()

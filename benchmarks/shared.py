@@ -11,27 +11,27 @@ from typing import Any
 import jax
 import numpy as np
 
-from checkpoints_convert.layout import Layout, Unit
+from checkpoints_convert.layout import Layout, MappedParameter
+from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.transformers_janus import LAYOUT
-from checkpoints_convert.tree import leaves
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import ModelConfig
 
 
-def weights(config: ModelConfig, layout: Layout = LAYOUT) -> Iterator[tuple[Unit, np.ndarray]]:
+def weights(config: ModelConfig, layout: Layout = LAYOUT) -> Iterator[tuple[MappedParameter, np.ndarray]]:
     """Random numbers for every unit of the tree, of the scale at which signals keep theirs; always the same."""
-    for unit in layout.units(leaves(config)):
-        random = np.random.default_rng(zlib.crc32(f"{unit.leaf.path} {unit.layer}".encode()))
-        uniform = random.random(unit.leaf.shape, np.float32) * 2 - 1
-        if unit.leaf.keys[-1] == "scale":
+    for unit in layout.map(model_parameters(config)):
+        random = np.random.default_rng(zlib.crc32(f"{unit.parameter.path} {unit.layer}".encode()))
+        uniform = random.random(unit.parameter.shape, np.float32) * 2 - 1
+        if unit.parameter.keys[-1] == "scale":
             yield unit, 1 + 0.1 * uniform
-        elif unit.leaf.keys[-1] == "bias":
+        elif unit.parameter.keys[-1] == "bias":
             yield unit, 0.02 * uniform
-        elif unit.leaf.keys[-2:] == ("codebook", "embedding"):
+        elif unit.parameter.keys[-2:] == ("codebook", "embedding"):
             # transformers looks for the nearest code without normalising; so both find the same.
             yield unit, uniform / np.linalg.norm(uniform, axis=-1, keepdims=True)
         else:
-            yield unit, uniform * np.float32(math.sqrt(3 / math.prod(unit.pieces[0].shape[1:])))
+            yield unit, uniform * np.float32(math.sqrt(3 / math.prod(unit.tensors[0].shape[1:])))
 
 
 def prompt_batch(tokens: np.ndarray) -> Batch:

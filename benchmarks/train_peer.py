@@ -10,7 +10,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.rows import IMAGE
 from benchmarks.shared import weights
-from checkpoints_convert.transformers_janus import write_config
+from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.batch import NO_POSITION, Batch
 from janus_jax.config import JanusConfig
 from janus_jax.training.optimizers import OptimizerConfig
@@ -71,13 +71,13 @@ class Theirs:
 
 def _model(config: JanusConfig, trained: Sequence[str]) -> transformers.JanusForConditionalGeneration:
     model = transformers.JanusForConditionalGeneration(
-        transformers.JanusConfig(**write_config(config, "float32", IMAGE))
+        transformers.JanusConfig(**config_to_json(config, "float32", IMAGE))
     )
     state, kept = model.state_dict(), set()
     for unit, array in weights(config):
         for name, part in unit.write(array):
             state[name].copy_(torch.from_numpy(np.ascontiguousarray(part)))
-            if matches(unit.leaf.path, trained):
+            if matches(unit.parameter.path, trained):
                 kept.add(name)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in kept)

@@ -125,24 +125,24 @@ def _check_alone(workdir: Path, model: SmallModel) -> None:
 def _image_tokenizer(workdir: Path, plan: Plan) -> None:
     if (workdir / "gen_encoder").exists():
         return
-    from checkpoints_convert.convert import save_converted
+    from checkpoints_convert import save_checkpoint
     from examples.shapes.configs.tokenizer import RECIPE
     from janus_jax.training.image_tokenizer.trainer import train_tokenizer
 
     recipe = of_steps(RECIPE, plan.tokenizer_steps)
     trained = train_tokenizer(recipe, workdir / "runs" / "gen_encoder")
-    save_converted(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
+    save_checkpoint(workdir / "gen_encoder", {"gen_encoder": trained.params}, recipe.model)
 
 
 def _vae(workdir: Path, plan: Plan, model: SmallModel) -> None:
     if (workdir / "vae").exists():
         return
-    from checkpoints_convert.convert import save_converted
+    from checkpoints_convert import save_checkpoint
     from janus_jax.training.image_tokenizer.vae import train_vae
 
     recipe = of_steps(model.module.VAE, plan.tokenizer_steps)
     params, _ = train_vae(recipe, images(_PICTURES, 4096, recipe.image_size), workdir / "runs" / "vae")
-    save_converted(workdir / "vae", {"vae": params}, recipe.model)
+    save_checkpoint(workdir / "vae", {"vae": params}, recipe.model)
 
 
 def _text_tokenizer(workdir: Path, model: SmallModel, understands_by: VisualEncoder) -> None:
@@ -179,7 +179,7 @@ def _data(workdir: Path, plan: Plan, model: SmallModel) -> None:
 def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
     if (workdir / "und_encoder").exists():
         return
-    from checkpoints_convert.convert import save_converted
+    from checkpoints_convert import save_checkpoint
     from janus_jax.training.siglip import train_encoder
 
     processor, config = Processor.from_directory(workdir / "text", model.module.MODEL), model.module.ENCODER
@@ -193,7 +193,7 @@ def _encoder(workdir: Path, plan: Plan, model: SmallModel) -> None:
     params, _ = train_encoder(
         of_steps(config, plan.encoder_steps), pictures, captions, workdir / "runs" / "und_encoder"
     )
-    save_converted(workdir / "und_encoder", {"und_encoder": params}, config.encoder)
+    save_checkpoint(workdir / "und_encoder", {"und_encoder": params}, config.encoder)
 
 
 def _stage(recipe: Any, home: Path) -> None:
@@ -204,18 +204,18 @@ def _stage(recipe: Any, home: Path) -> None:
 
 
 def _export(home: Path) -> None:
-    from checkpoints_convert.commands import meter
+
     from janus_jax.training.export import export
 
     if not (home / "converted").exists():
-        export(home / "janus", 3, home / "converted", "bfloat16", meter)
+        export(home / "janus", 3, home / "converted", "bfloat16", progress=True)
 
 
 def _release(home: Path, model: SmallModel) -> None:
-    from checkpoints_convert import export
-    from checkpoints_convert.commands import meter
 
-    export(home / "converted", home / model.released, "released", meter)
+    from checkpoints_convert import convert
+
+    convert(home / "converted", home / model.released, "released", progress=True)
 
 
 def _evaluate(home: Path, plan: Plan) -> dict[str, float]:

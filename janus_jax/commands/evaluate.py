@@ -185,7 +185,7 @@ def _run(
         "devices": _devices(cluster),
         "batch_size": _BATCH_SIZE.value,
         "versions": versions(),
-        "config": config.to_dict(),
+        "config": dataclasses.asdict(config),
     }
     write_json(job.out / "results.json", results)
     print(table(job.benchmark, scores, config.name, paper=_LIMIT.value is None) + "\n")

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING
 
 from absl import flags
 
-from checkpoints_convert.convert import save_converted
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.commands import cli
 from janus_jax.commands.recipe_flag import define_recipe_flag
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.image_tokenizer.recipe import TokenizerRecipe, WeightFiles
 
@@ -59,11 +59,11 @@ def read_judges(files: WeightFiles) -> "Judges":
     lpips = inception = None
     if files.vgg16:
         vgg, lins = open_tensors(Path(files.vgg16)), open_tensors(Path(files.lpips))
-        with named(f"{files.vgg16} or {files.lpips}"):
+        with naming(f"{files.vgg16} or {files.lpips}"):
             lpips = lpips_params(vgg, lins)
     if files.inception:
         tensors = open_tensors(Path(files.inception))
-        with named(files.inception):
+        with naming(files.inception):
             inception = inception_params(tensors)
     return Judges(lpips, inception)
 
@@ -76,7 +76,7 @@ def write_tokenizer(folder: Path, trained: "Trained", recipe: TokenizerRecipe) -
     """
     if folder.exists():
         shutil.rmtree(folder)
-    save_converted(folder, {"gen_encoder": trained.params}, recipe.model)
+    save_checkpoint(folder, {"gen_encoder": trained.params}, recipe.model)
     print(f"The tokenizer is in {folder}.")
 
 

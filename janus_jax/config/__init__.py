@@ -10,6 +10,7 @@ Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXi
 
 from janus_jax.config.autoencoders import AutoencoderConfig, VAEConfig, VQConfig
 from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, RematPolicy
+from janus_jax.config.fields import config_from_dict
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.models import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, VisualEncoder
 from janus_jax.config.presets import PRESETS, flow_preset, janus_preset, preset
@@ -35,6 +36,7 @@ __all__ = [
     "VAEConfig",
     "VQConfig",
     "VisualEncoder",
+    "config_from_dict",
     "flow_preset",
     "janus_preset",
     "preset",

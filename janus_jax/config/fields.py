@@ -45,7 +45,7 @@ def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def from_dict(cls: Any, values: Any, where: str) -> Any:
+def config_from_dict(cls: Any, values: Any, where: str = "") -> Any:
     """The config of that class from plain values, as `dataclasses.asdict` and json make them.
 
     Args:
@@ -54,6 +54,7 @@ def from_dict(cls: Any, values: Any, where: str) -> Any:
     Raises:
       JanusError: a field is missing, unknown or of the wrong kind; the message names it.
     """
+    where = where or cls.__name__
     if not isinstance(values, Mapping):
         raise JanusError(f"{where} is {values!r:.80}; it must be an object with the fields of {cls.__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -65,7 +66,7 @@ def from_dict(cls: Any, values: Any, where: str) -> Any:
     for name, f in fields.items():
         value = values[name]
         if nested := _nested(f.type, value):
-            value = from_dict(nested, value, f"{where}.{name}")
+            value = config_from_dict(nested, value, f"{where}.{name}")
         elif get_origin(f.type) is tuple and isinstance(value, list):
             value = tuple(value)
         elif f.type is str and not isinstance(value, str):

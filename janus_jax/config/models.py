@@ -1,12 +1,10 @@
 """Whole models: Janus and Janus-Pro, and JanusFlow."""
 
-import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal, Self
+from typing import Literal
 
 from janus_jax.config.autoencoders import VAEConfig, VQConfig
-from janus_jax.config.fields import check_fields, from_dict
+from janus_jax.config.fields import check_fields
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.siglip import SiglipConfig
 from janus_jax.config.uvit import UViTConfig
@@ -16,25 +14,8 @@ ConversationStyle = Literal["janus", "janus_pro"]
 VisualEncoder = Literal["und_encoder", "gen_encoder"]
 
 
-class _Json:
-    """To plain values and back."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """The config as nested plain values, for json."""
-        return dataclasses.asdict(self)  # type: ignore[call-overload]
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Self:
-        """The config that `to_dict` wrote.
-
-        Raises:
-          JanusError: a field is missing, unknown or of the wrong kind; the message names it.
-        """
-        return from_dict(cls, values, cls.__name__)
-
-
 @dataclass(frozen=True)
-class JanusConfig(_Json):
+class JanusConfig:
     """Janus and Janus-Pro: decoupled visual encoders around one causal transformer (arXiv 2410.13848, §3.1)."""
 
     name: str = "janus_pro_1b"
@@ -112,7 +93,7 @@ class JanusConfig(_Json):
 
 
 @dataclass(frozen=True)
-class JanusFlowConfig(_Json):
+class JanusFlowConfig:
     """JanusFlow: the same transformer moves latents along a flow instead of writing ids (arXiv 2411.07975, §3).
 
     Attributes:

@@ -47,5 +47,6 @@ def abstract_params(config: ModelConfig, execution: Execution = Execution()) -> 
 
 def abstract_model(model: Backbone) -> Params:
     """`abstract_params` of this network."""
-    params: Params = jax.eval_shape(lambda key: init_model(model, key), jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)  # An abstract key: a real one would initialize the devices.
+    params: Params = jax.eval_shape(lambda key: init_model(model, key), key)
     return params

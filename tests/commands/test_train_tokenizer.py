@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert.convert import open_converted, read_params
+from checkpoints_convert import open_checkpoint
 from janus_jax.commands.train_tokenizer import read_judges
 from janus_jax.config import VQConfig
 from janus_jax.errors import JanusError
@@ -49,16 +49,16 @@ def test_what_comes_out_is_a_part_that_training_starts_from(tmp_path):
     arguments = ("--config", CONFIGS / "shapes_tokenizer.py", "--workdir", tmp_path, *SMALL)
     first = command(*arguments)
     assert first.returncode == 0, first.stderr
-    converted = open_converted(tmp_path / "tokenizer")
+    converted = open_checkpoint(tmp_path / "tokenizer")
     assert isinstance(converted.config, VQConfig)
     assert converted.config.image_size == 24
-    params = {"/".join(keys): array for keys, _, array in read_params(tmp_path / "tokenizer")}
+    params = {"/".join(keys): array for keys, _, array in open_checkpoint(tmp_path / "tokenizer").params()}
     assert params["gen_encoder/codebook/embedding"].shape == (16, converted.config.code_dim)
     assert all(np.isfinite(array).all() for array in params.values())
     # Nothing is left to train: the same command writes the same tokenizer.
     second = command(*arguments)
     assert second.returncode == 0, second.stderr
-    again = {"/".join(keys): array for keys, _, array in read_params(tmp_path / "tokenizer")}
+    again = {"/".join(keys): array for keys, _, array in open_checkpoint(tmp_path / "tokenizer").params()}
     for name, array in params.items():
         np.testing.assert_array_equal(again[name], array)
 

@@ -12,9 +12,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.released import LAYOUT, read_config
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.released import LAYOUT, config_from_json
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
 from janus_jax.generation.image_sampler import guide
@@ -38,14 +38,14 @@ class Subject:
     def __init__(self, golden: GoldenSet):
         self.golden = golden
         self.expected = golden.expected
-        self.config = read_config(Section(golden.config, "config.json"), golden.shapes)
+        self.config = config_from_json(JsonObject(golden.config, "config.json"), golden.shapes)
         self.model = Janus(self.config, Execution(layers="unrolled"))
 
     @cached_property
     def params(self):
-        units = LAYOUT.units(leaves(self.config))
+        units = LAYOUT.map(model_parameters(self.config))
         tensors = Lazy(self.golden)
-        found = ((unit.leaf.keys, unit.layer, unit.read(tensors)) for unit in units)
+        found = ((unit.parameter.keys, unit.layer, unit.read(tensors)) for unit in units)
         return place_params(found, self.config, self.model.execution, mesh=None)
 
     @cached_property

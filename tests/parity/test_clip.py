@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.evaluation.metrics.clip import clip_config, clip_params, embed_pictures, embed_texts
 
 torch = pytest.importorskip("torch")

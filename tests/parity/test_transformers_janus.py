@@ -19,12 +19,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert import read_config, read_params
-from checkpoints_convert.transformers_janus import write_config
+from checkpoints_convert import open_checkpoint
+from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.generation.image_tokens import sample_image_tokens
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janus import Janus
@@ -85,15 +85,15 @@ class Pair:
         self.dtype = getattr(torch, dtype)
         self.theirs = self._make(config).to(self.dtype).eval()
         self.theirs.save_pretrained(folder)
-        self.config = read_config(folder)
+        self.config = open_checkpoint(folder).config
         execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
         self.ours = Janus(self.config, execution)
-        self.params = place_params(read_params(folder, dtype), self.config, execution, mesh=None)
+        self.params = place_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
 
     @staticmethod
     def _make(config):
         model = transformers.JanusForConditionalGeneration(
-            transformers.JanusConfig(**write_config(config, "float32", IMAGE))
+            transformers.JanusConfig(**config_to_json(config, "float32", IMAGE))
         )
         model.model.vision_model.config.num_image_tokens = config.gen_encoder.num_tokens
         numbers = {name: tensor(name, value.shape) for name, value in model.state_dict().items()}
@@ -144,7 +144,7 @@ class Pair:
             attention_mask=torch.from_numpy(prompts.segment_ids).long(),
             pixel_values=channels_first(to_pixels(images)).to(self.dtype),
         ).logits
-        return np.asarray(ours)[prompts.attended], numbers(theirs)[prompts.attended]
+        return np.asarray(ours)[prompts.is_token], numbers(theirs)[prompts.is_token]
 
     @cached_property
     def pixels(self):
@@ -289,7 +289,7 @@ def test_guided_image_ids(pair):
 
 
 def keys(count):
-    return jnp.concatenate([row_keys(0, row, range(1)) for row in range(count)])
+    return jnp.concatenate([sampling_keys(0, row, range(1)) for row in range(count)])
 
 
 def test_image_embeddings_and_logits(pair):

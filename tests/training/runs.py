@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from checkpoints_convert import save_converted
+from checkpoints_convert import save_checkpoint
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.processing import Task, make_byte_level_tokenizer
@@ -22,9 +22,9 @@ from janus_jax.training.recipe import (
     Initialisation,
     Intervals,
     Precision,
+    PreparedDataset,
     Recipe,
     Resources,
-    Source,
     Stage,
 )
 from janus_jax.training.stage import train_stage
@@ -52,7 +52,10 @@ TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYER
 
 def get_config(kind="janus"):
     """The recipe, as flags see it; `runs.py:flow` is that of a JanusFlow, which keeps an average."""
-    sources = {"understanding": Source(task=Task.UNDERSTANDING), "generation": Source(task=Task.GENERATION)}
+    sources = {
+        "understanding": PreparedDataset(task=Task.UNDERSTANDING),
+        "generation": PreparedDataset(task=Task.GENERATION),
+    }
     first, second = (replace(STAGE, trained=trained) for trained in TRAINED[kind])
     if kind == "flow":
         first, second = (replace(stage, ema_decay=0.9) for stage in (first, second))
@@ -116,13 +119,13 @@ def held_out(recipe):
 def models():
     """A folder with the parameters of `tests.tiny`: `model`, `flow`, `model`'s parts, and `spoiled`, with a NaN."""
     folder, tree = _kept_folder(), tiny.stacked_params()
-    save_converted(folder / "model", tree, MODEL)
+    save_checkpoint(folder / "model", tree, MODEL)
     for part in ("llm", "und_encoder", "gen_encoder"):
-        save_converted(folder / part, {part: tree[part]}, getattr(MODEL, part))
-    save_converted(folder / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
+        save_checkpoint(folder / part, {part: tree[part]}, getattr(MODEL, part))
+    save_checkpoint(folder / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     spoiled = jax.tree.map(np.copy, tree)
     spoiled["gen_head"]["fc2"]["bias"][0] = np.nan
-    save_converted(folder / "spoiled", spoiled, MODEL)
+    save_checkpoint(folder / "spoiled", spoiled, MODEL)
     return folder
 
 

@@ -8,14 +8,13 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
 from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import init_params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import PEAK_FLOPS, Amounts, amounts, peak_flops, step_costs
-from janus_jax.training.param_paths import unboxed
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition, unbox
 from janus_jax.training.train_step import Microbatching, gradients
 from tests import tiny
 from tests.training import batches, stages
@@ -98,7 +97,7 @@ def test_a_later_stage_costs_more():
 def test_a_place_of_a_model_that_trains_costs_six_operations_a_weight(name):
     llm = preset(name).llm
     weights = llm.depth * (llm.num_layer_params - 2 * llm.width)
-    trained = [leaf.path for leaf in leaves(llm)]
+    trained = [leaf.path for leaf in model_parameters(llm)]
     assert step_costs(preset(name), trained).places == 6 * weights
     # Factors beside the weights let the gradient through, and the weights themselves have none.
     assert step_costs(preset(name), ["llm/layers/attn/q/lora_a"]).places == 4 * weights
@@ -122,11 +121,11 @@ def test_xla_reckons_the_same():
     )
     model = Janus(WIDE, Execution(layers="unrolled"))
     make = functools.partial(init_params, WIDE, execution=replace(model.execution, layers="scanned"))
-    params = jax.eval_shape(lambda key: unroll_params(unboxed(make(key)), WIDE), jax.random.key(0))
+    params = jax.eval_shape(lambda key: unroll_params(unbox(make(key)), WIDE), jax.random.key(0))
     trained, frozen = partition(params, stages.TRAINED["III"])
     compiled = jax.jit(functools.partial(gradients, model, Microbatching())).lower(trained, frozen, batch).compile()
     held = computed(batch)
-    scanned = jax.eval_shape(lambda key: unboxed(make(key)), jax.random.key(0))
+    scanned = jax.eval_shape(lambda key: unbox(make(key)), jax.random.key(0))
     costs = step_costs(WIDE, flatten_dict(partition(scanned, stages.TRAINED["III"])[0], sep="/"))
     assert compiled.cost_analysis()["flops"] == pytest.approx(held.at(costs), rel=0.05)
 

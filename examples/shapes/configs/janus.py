@@ -33,9 +33,9 @@ from janus_jax.training.recipe import (
     Initialisation,
     Intervals,
     Precision,
+    PreparedDataset,
     Recipe,
     Resources,
-    Source,
     Stage,
 )
 from janus_jax.training.siglip import ContrastiveRecipe
@@ -108,10 +108,10 @@ RECIPE = Recipe(
     stages=(STAGE_1, STAGE_2, STAGE_3),
     sources={
         **SOURCES,
-        "singles": Source(task=Task.UNDERSTANDING),
-        "places": Source(task=Task.UNDERSTANDING),
-        "sides": Source(task=Task.UNDERSTANDING),
-        "numbers": Source(task=Task.GENERATION),
+        "singles": PreparedDataset(task=Task.UNDERSTANDING),
+        "places": PreparedDataset(task=Task.UNDERSTANDING),
+        "sides": PreparedDataset(task=Task.UNDERSTANDING),
+        "numbers": PreparedDataset(task=Task.GENERATION),
     },
     precomputed_image_tokens=True,
     intervals=Intervals(report=20, evaluate=0, sample=0, save=200),

@@ -25,7 +25,7 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.image_tokenizer.recipe import PixelWeights
 from janus_jax.training.image_tokenizer.vae import VAERecipe
-from janus_jax.training.losses.rectified_flow import FlowLearning
+from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import FLOW_ALL_BUT_ENCODER, RANDOM, Initialisation
 
@@ -93,7 +93,7 @@ RECIPE = replace(
     precomputed_image_tokens=False,
     # What is drawn, and in which colour, is settled within the first quarter of the way, where the paper's times, about
     # the middle of it, seldom are (docs/shapes.md).
-    flow=FlowLearning(time_mean=-2.0, time_std=1.2, align_block=2, align_width=256),
+    flow=FlowLossConfig(time_mean=-2.0, time_std=1.2, align_block=2, align_width=256),
 )
 
 

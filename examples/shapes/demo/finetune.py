@@ -109,7 +109,7 @@ def _killed(command: Sequence[str], metrics: Path, at: int) -> list[dict[str, fl
     finally:
         process.kill()
         process.wait()
-    if process.returncode != ExitCode.DONE:
+    if process.returncode != ExitCode.SUCCESS:
         raise JanusError(f"fine-tuning ended with exit code {process.returncode}; what it wrote above tells why.")
     return _read(metrics)
 
@@ -127,10 +127,10 @@ def _newest_step(checkpoints: Path) -> int:
 
 
 def _export(out: Path) -> None:
-    from checkpoints_convert.commands import meter
+
     from janus_jax.training.export import export
 
-    export(out / "run", 1, out / "finetuned", "float32", meter)
+    export(out / "run", 1, out / "finetuned", "float32", progress=True)
 
 
 def _config(name: str) -> Path:

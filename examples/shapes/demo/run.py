@@ -123,13 +123,13 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
 
 
 def _import(released: Path, converted: Path) -> None:
-    from checkpoints_convert import convert, export
-    from checkpoints_convert.commands import meter
+
+    from checkpoints_convert import convert
 
     back = converted.with_name("back")
     shutil.rmtree(back, ignore_errors=True)
-    _say(str(convert(released, converted, meter=meter)))
-    export(converted, back, "released", meter)
+    _say(str(convert(released, converted, progress=True)))
+    convert(converted, back, "released", progress=True)
     _say(f"Exported again, {compare(released, back)} tensors are the same to the last bit.")
     shutil.rmtree(back)
 
@@ -140,7 +140,7 @@ def compare(first: Path, second: Path) -> int:
     Raises:
       JanusError: a tensor of the first is not the same in the second.
     """
-    from checkpoints_convert.readers import open_tensors
+    from checkpoints_convert.tensor_files import open_tensors
 
     before, after = open_tensors(first), open_tensors(second)
     if before.keys() != after.keys():

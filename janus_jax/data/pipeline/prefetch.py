@@ -10,7 +10,7 @@ from janus_jax.data.pipeline.packing import Budget, PendingExample, truncate
 from janus_jax.data.pipeline.workers import Pool, Work
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, told
+from janus_jax.files import PARSE_ERRORS, describe_error
 
 
 @dataclass(frozen=True)
@@ -47,8 +47,8 @@ class ExampleLoader:
             return truncate(self.builder(record, task.epoch, example_id), self.budget)
         except RejectedRecord as error:
             return Rejection(example_id, error.reason, str(error))
-        except FAULTS as error:
-            detail = str(error) if isinstance(error, JanusError) else told(error)
+        except PARSE_ERRORS as error:
+            detail = str(error) if isinstance(error, JanusError) else describe_error(error)
             return Rejection(example_id, RejectReason.MALFORMED, detail)
 
 

@@ -14,7 +14,7 @@ from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordRea
 from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
 from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, told
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image, prepare_generation
 
 _LEAST_CROP = 0.8
@@ -132,8 +132,8 @@ class _MakeImages:
             rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
-        except FAULTS as error:
-            return Rejection(example_id, RejectReason.BAD_IMAGE, told(error))
+        except PARSE_ERRORS as error:
+            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
 
 
 class RecordImages:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import janus_jax
-from checkpoints_convert import read_config
+from checkpoints_convert import open_checkpoint
 from examples.shapes.configs import finetune as shapes_finetune
 from examples.shapes.configs import janus as shapes_janus
 from examples.shapes.configs import janusflow as shapes_janusflow
@@ -111,13 +111,13 @@ SHIPPED = pytest.mark.parametrize(
 
 @SHIPPED
 def test_the_shipped_models_are_the_recipes_and_small(shipped, model):
-    assert replace(read_config(shipped), name="") == replace(model, name="")
+    assert replace(open_checkpoint(shipped).config, name="") == replace(model, name="")
     assert sum(file.stat().st_size for file in shipped.rglob("*")) < 12_000_000
 
 
 @SHIPPED
 def test_the_shipped_models_are_asked_as_they_were_trained(shipped, model):
-    assert Processor.from_directory(shipped, read_config(shipped)).system_prompt == ""
+    assert Processor.from_directory(shipped, open_checkpoint(shipped).config).system_prompt == ""
 
 
 def test_the_new_words_are_none_that_it_was_trained_on():

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import janus_jax
-from checkpoints_convert import detect_layout
+from checkpoints_convert import open_checkpoint
 from examples.shapes.budgets import MODELS, recipe
 from tests.commands.conftest import ROOT, environment
 
@@ -32,12 +32,12 @@ def test_it_makes_a_model_and_its_report_and_does_nothing_twice(model, flags, tm
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"understanding", "generation.overall", "generation.strict", "minutes"} <= set(report)
     released = tmp_path / MODELS[model].released
-    assert detect_layout(released) == "released"
+    assert open_checkpoint(released).layout == "released"
     ((picture,),) = janus_jax.load(released, "float32").generate("A red circle.")
     assert picture.size == (48, 48)
     if flags:
         assert set(report["one encoder"]) < set(report)
-        assert detect_layout(tmp_path / "one_encoder" / "converted") == "converted"
+        assert open_checkpoint(tmp_path / "one_encoder" / "converted").layout == "converted"
     before = (tmp_path / "converted" / "config.json").stat().st_mtime_ns
     again = subprocess.run(
         command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True, capture_output=True, text=True

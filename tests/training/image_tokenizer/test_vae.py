@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert import open_checkpoint
-from checkpoints_convert.convert import save_converted
+from checkpoints_convert import open_checkpoint, save_checkpoint
 from examples.shapes.dataset import images
 from janus_jax.config import VAEConfig
 from janus_jax.errors import JanusError
@@ -80,7 +79,7 @@ def test_the_decoder_learns_pixels(trained, pictures, tmp_path):
 
 
 def test_it_can_be_kept_and_read_again(trained, tmp_path):
-    save_converted(tmp_path / "vae", {"vae": trained[0]}, RECIPE.model)
+    save_checkpoint(tmp_path / "vae", {"vae": trained[0]}, RECIPE.model)
     opened = open_checkpoint(tmp_path / "vae")
     assert opened.config == RECIPE.model
     read = {keys[1:]: array for keys, _, array in opened.params("float32")}
