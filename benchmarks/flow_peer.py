@@ -106,7 +106,7 @@ class Unpatch(nn.Module):
         super().__init__()
         self.patch = config.patch_size
         self.norm = nn.RMSNorm(channels, eps=config.norm_eps)
-        self.unpatch_conv = nn.Conv2d(channels, config.patch_numbers, 1)
+        self.unpatch_conv = nn.Conv2d(channels, config.patch_dim, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """Of every patch."""

@@ -36,6 +36,7 @@ from flax.traverse_util import flatten_dict
 
 from benchmarks.rows import Layout, batch_of, unlike_rows
 from benchmarks.shared import machine, use_cores, weights
+from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
 from janus_jax.commands import cli
 from janus_jax.config import (
@@ -52,7 +53,7 @@ from janus_jax.config import (
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
-from janus_jax.training.flops import amounts, peak_flops, step_costs
+from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
@@ -252,7 +253,7 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
     else:
         state = random_train_state(model, trained, optimizer, abstract, jax.random.key(0))
     cut = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
-    held = amounts(batch, config)
+    held = count_items(batch, config)
     theirs = None
     if with_peer:
         from benchmarks.train_peer import Theirs
@@ -262,8 +263,8 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
         Ours(make_train_step(model, optimizer, cut, abstract, None), state, batch),
         theirs,
         float(batch.is_token.mean()),
-        held.at(step_costs(config, flatten_dict(abstract.params, sep="/"))),
-        held.places,
+        held.flops(flops_per_item(config, flatten_dict(abstract.params, sep="/"))),
+        held.tokens,
     )
 
 

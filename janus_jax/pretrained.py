@@ -356,7 +356,7 @@ class Pretrained:
         multiple = batch_multiple(self.mesh)
         prompts = _pad(rows, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(prompts) - len(rows), axis=0)])
-        batch = self._prompts(drawing.rows(self.processor, prompts), self.config.gen_tokens, longest)
+        batch = self._prompts(drawing.rows(self.processor, prompts), self.config.num_gen_tokens, longest)
         with use_mesh(self.mesh):
             drawn = drawing.draw(self.model, self.params, batch, keys, report)
             render_size = round_up(min(8, drawn.shape[0]), multiple)

@@ -13,6 +13,7 @@ OURS = ("examples", "janus_jax", "checkpoints_convert", "configs", "launch", "be
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 GROUND = (
+    "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
     "janus_jax.distributed",

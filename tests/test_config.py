@@ -259,5 +259,5 @@ def test_a_hostile_field_is_named_before_anything_is_computed_from_it(path, valu
 
 
 def test_one_encoder_serves_both_tasks_only_where_its_ids_are_as_many_as_the_others_patches():
-    with pytest.raises(JanusError, match="makes 64 ids of 32 pixels, where und_encoder makes 16 patches of 32"):
-        dataclasses.replace(preset("tiny"), understands_by="gen_encoder")
+    with pytest.raises(JanusError, match=r"32 pixels as 64 tokens, but und_encoder .* 16 patches"):
+        dataclasses.replace(preset("tiny"), understanding_encoder="gen_encoder")

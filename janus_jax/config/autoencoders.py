@@ -14,7 +14,7 @@ class AutoencoderConfig:
       base_channels: after the first convolution.
       channel_multipliers: of `base_channels`, by resolution, finest first.
       num_res_blocks: of one encoder level; a decoder level has one more.
-      attends_at_lowest: whether attention follows every residual block of the lowest resolution.
+      lowest_level_attention: whether attention follows every residual block of the lowest resolution.
     """
 
     base_channels: int
@@ -22,7 +22,7 @@ class AutoencoderConfig:
     num_res_blocks: int
     norm_groups: int
     norm_eps: float
-    attends_at_lowest: ClassVar[bool]
+    lowest_level_attention: ClassVar[bool]
 
     def _check_groups(self) -> None:
         for channels in self.level_channels:
@@ -51,7 +51,7 @@ class AutoencoderConfig:
             for _ in range(self.num_res_blocks):
                 cost.res_block(channels, width, side)
                 channels = width
-                if lowest and self.attends_at_lowest:
+                if lowest and self.lowest_level_attention:
                     cost.attention(width, side)
             if not lowest:
                 side //= 2
@@ -71,7 +71,7 @@ class AutoencoderConfig:
             for _ in range(self.num_res_blocks + 1):
                 cost.res_block(channels, width, side)
                 channels = width
-                if level == 0 and self.attends_at_lowest:
+                if level == 0 and self.lowest_level_attention:
                     cost.attention(width, side)
             if level < len(self.level_channels) - 1:
                 side *= 2
@@ -95,7 +95,7 @@ class VQConfig(AutoencoderConfig):
     norm_groups: int = 32
     norm_eps: float = 1e-6
 
-    attends_at_lowest = True
+    lowest_level_attention = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -159,7 +159,7 @@ class VAEConfig(AutoencoderConfig):
     norm_eps: float = 1e-6
     scaling_factor: float = 0.13025
 
-    attends_at_lowest = False
+    lowest_level_attention = False
 
     def __post_init__(self) -> None:
         check_fields(self)

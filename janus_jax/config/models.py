@@ -28,18 +28,19 @@ class JanusConfig:
     conversation: ConversationStyle = "janus_pro"
     # Which encoder images to understand go through. The papers' models have one of their own for it; "gen_encoder" is
     # what they compare with, one encoder for both (arXiv 2410.13848, table 5, A).
-    understands_by: VisualEncoder = "und_encoder"
+    understanding_encoder: VisualEncoder = "und_encoder"
 
     def __post_init__(self) -> None:
         check_fields(self)
         und, gen = self.und_encoder, self.gen_encoder
-        if self.understands_by == "gen_encoder" and (und.image_size, und.num_patches) != (
+        if self.understanding_encoder == "gen_encoder" and (und.image_size, und.num_patches) != (
             gen.image_size,
             gen.num_tokens,
         ):
             raise JanusError(
-                f"JanusConfig.understands_by is 'gen_encoder', which makes {gen.num_tokens} ids of {gen.image_size} "
-                f"pixels, where und_encoder makes {und.num_patches} patches of {und.image_size}; give both the same."
+                f"JanusConfig.understanding_encoder is 'gen_encoder', which encodes {gen.image_size} pixels as "
+                f"{gen.num_tokens} tokens, but und_encoder encodes {und.image_size} pixels as {und.num_patches} "
+                f"patches; both must be equal."
             )
 
     @property
@@ -76,7 +77,7 @@ class JanusConfig:
         return self.gen_encoder.image_size
 
     @property
-    def gen_tokens(self) -> int:
+    def num_gen_tokens(self) -> int:
         """Places of an image to generate: ids."""
         return self.gen_encoder.num_tokens
 
@@ -141,7 +142,7 @@ class JanusFlowConfig:
         return self.gen_encoder.latent_size * (1 if self.vae is None else self.vae.downsampling)
 
     @property
-    def gen_tokens(self) -> int:
+    def num_gen_tokens(self) -> int:
         """Places of an image to generate: patches of latents."""
         return self.gen_encoder.num_tokens
 

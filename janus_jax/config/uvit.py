@@ -57,7 +57,7 @@ class UViTConfig:
         return self.grid_size**2
 
     @property
-    def patch_numbers(self) -> int:
+    def patch_dim(self) -> int:
         """Numbers of one patch of latents."""
         return self.patch_size**2 * self.latent_channels
 
@@ -65,9 +65,9 @@ class UViTConfig:
         """Numbers of encoder and decoder with their norms and linear maps, around a transformer of that width."""
         w, d = self.width, llm_width
         time_embed = w * d + d + d * d + d
-        encoder = self.patch_numbers * w + w + time_embed + self.encoder_depth * self._block_params(w, d)
+        encoder = self.patch_dim * w + w + time_embed + self.encoder_depth * self._block_params(w, d)
         adaptors = w * d + d + d + d * w + w
-        head = 2 * w + 2 * w * self.patch_numbers + self.patch_numbers
+        head = 2 * w + 2 * w * self.patch_dim + self.patch_dim
         return encoder + adaptors + w + self.decoder_depth * self._block_params(2 * w, d) + head
 
     def _block_params(self, width: int, time_width: int) -> int:

@@ -129,7 +129,7 @@ def num_places(processor: Processor, question: Question) -> int:
     """Places that a question takes, but for the few that are the same for all; its pictures stay closed."""
     text = " ".join(message["content"] for message in question.messages) + question.system_prompt
     images = sum(len(message.get("images", ())) for message in question.messages)
-    return len(processor.tokenizer.encode(text)) + images * (processor.und_tokens + 1)
+    return len(processor.tokenizer.encode(text)) + images * (processor.num_und_tokens + 1)
 
 
 def _row(processor: Processor, question: Question) -> TokenSequence:

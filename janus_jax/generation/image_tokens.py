@@ -56,7 +56,7 @@ class TokenSampler:
 
     def num_steps(self, config: ModelConfig) -> int:
         """See `ImageSampler`."""
-        return config.gen_tokens
+        return config.num_gen_tokens
 
     def rows(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
         """See `ImageSampler`: with guidance, each prompt followed by its unconditional twin."""
@@ -113,7 +113,7 @@ def sample_image_tokens(
       keys: one an image.
       report: called with the number of ids drawn a image since the last call, about every `report_every` ids.
     """
-    num_tokens = model.config.gen_tokens
+    num_tokens = model.config.num_gen_tokens
     length = prompts.shape[1]
     last = length + num_tokens - 1
     slots = min(round_up(length + 1, CACHE_STEP), last)
@@ -161,7 +161,7 @@ def start(
     positions = repeat(prompts.positions[:, -1] + 1)
     keys = keys.reshape(-1)
     first = _draw_ids(model, params, repeat(hidden[:, -1]), keys, 0, knobs, guidance_scale, strategy)
-    ids = jnp.zeros((keys.shape[0], model.config.gen_tokens), jnp.int32).at[:, 0].set(first)
+    ids = jnp.zeros((keys.shape[0], model.config.num_gen_tokens), jnp.int32).at[:, 0].set(first)
     return ImageDecodeState(ids, jnp.asarray(1, jnp.int32), cache, positions, keys)
 
 

@@ -147,7 +147,7 @@ def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, g
         # A pair lies side by side, so that a shard never parts it.
         pairs = jax.tree.map(lambda c, u: jnp.stack([c, u], axis=1), prompts, without_condition(prompts))
         prompts = jax.tree.map(lambda x: x.reshape(2 * num_prompts, *x.shape[2:]), pairs)
-    _, cache = apply(model.prefill, params, prompts, length + model.config.gen_tokens)
+    _, cache = apply(model.prefill, params, prompts, length + model.config.num_gen_tokens)
     cache = repeat_cache(cache, num_prompts, per_prompt)
     positions = repeat_prompts(prompts.positions[:, -1], num_prompts, per_prompt)
     return Prompted(cache._replace(length=cache.length - 1), positions)

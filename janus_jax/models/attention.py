@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.config import AttentionKernel
 from janus_jax.models.layers import product
 from janus_jax.models.masks import EVERYTHING, Mask
-from janus_jax.models.target_platform import platform
+from janus_jax.models.target_platform import current_platform
 
 # Four blocks of queries, each with the keys up to its end, do 5/8 of the whole square's work.
 CAUSAL_BLOCKS = 4
@@ -81,7 +81,7 @@ def _cudnn(
     # cuDNN's fused kernel has no float32, wants heads of 8 to 128 numbers and, for gradients, an even number of places.
     (length, head_dim), slots = query.shape[2:], key.shape[2]
     fits = query.dtype != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128 and length % 2 == slots % 2 == 0
-    if not fits or platform() != "gpu":
+    if not fits or current_platform() != "gpu":
         return _xla(query, key, value, mask)
     # An order that the kernel knows of spares it half of the work; that of queries which continue a cache it does not.
     ordered = mask.causal and mask.query_offset is None and length == slots

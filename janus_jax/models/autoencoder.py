@@ -146,7 +146,7 @@ class Encoder(nn.Module):
         lowest = len(c.level_channels) - 1
         for i, channels in enumerate(c.level_channels):
             resample = Downsample if i < lowest else None
-            attends = i == lowest and c.attends_at_lowest
+            attends = i == lowest and c.lowest_level_attention
             x = Level(channels, c.num_res_blocks, attends, c, e, resample, name=f"down_{i}")(x)
         x = Middle(c.level_channels[-1], c, e, name="mid")(x)
         x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm_out")(x))
@@ -167,7 +167,7 @@ class Decoder(nn.Module):
         finest = len(c.level_channels) - 1
         for i, channels in enumerate(reversed(c.level_channels)):
             resample = functools.partial(Upsample, name="upsample") if i < finest else None
-            attends = i == 0 and c.attends_at_lowest
+            attends = i == 0 and c.lowest_level_attention
             x = Level(channels, c.num_res_blocks + 1, attends, c, e, resample, name=f"up_{i}")(x)
         x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm_out")(x))
         return Conv(3, 3, execution=e, name="conv_out")(x)

@@ -25,7 +25,7 @@ def init_model(model: Backbone, key: Array) -> Params:
     """`init_params` of this network."""
     config = model.config
     und_size, gen_size = config.und_encoder.image_size, config.gen_image_size
-    length = config.und_encoder.num_patches + config.gen_tokens
+    length = config.und_encoder.num_patches + config.num_gen_tokens
     zeros = jnp.zeros((1, length), jnp.int32)
     batch = Batch(
         tokens=zeros,

@@ -63,7 +63,7 @@ class Janus(Backbone):
 
     def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Embeddings of images to understand, pixels in [-1, 1], patches row by row (§3.1, understanding adaptor)."""
-        if self.config.understands_by == "gen_encoder":
+        if self.config.understanding_encoder == "gen_encoder":
             return self.embed_image_ids(self.tokenize(pixels))
         return self.und_adaptor(self.und_encoder(pixels))
 
@@ -104,7 +104,7 @@ class Janus(Backbone):
     def touch(self, batch: Batch) -> tuple[Array, Array, Array]:
         """Runs every part once, which is what `init` needs to make every parameter."""
         hidden = self(batch)
-        if self.config.understands_by != "und_encoder":
+        if self.config.understanding_encoder != "und_encoder":
             # Every model has the same parameters, whichever way its images go.
             self.und_adaptor(self.und_encoder(to_pixels(batch.und_images[:, 0])))
         return self.text_logits(hidden), self.image_logits(hidden), self.detokenize(self._any_ids(batch))

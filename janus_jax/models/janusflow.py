@@ -125,7 +125,7 @@ class JanusFlow(Backbone):
 
     def of_images(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
         """States at the places of each of a row's images to generate; of padding images, anything."""
-        rows, tokens = batch.shape[0], self.config.gen_tokens
+        rows, tokens = batch.shape[0], self.config.num_gen_tokens
         firsts = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
         places = firsts.argmax(axis=-1)[..., None] + jnp.arange(tokens)
         states = jnp.take_along_axis(hidden, places.reshape(rows, -1, 1), axis=1)
@@ -153,7 +153,7 @@ class JanusFlow(Backbone):
         embeddings = self.embed_encoded(encoded)
         x = fill(x, embeddings[:, 1:].reshape(rows, -1, x.shape[-1]), batch.gen_token_index)
         times = embeddings[:, 0].reshape(rows, images, -1)
-        return fill(x, times, images_that_follow(batch.gen_token_index, self.config.gen_tokens)), encoded
+        return fill(x, times, images_that_follow(batch.gen_token_index, self.config.num_gen_tokens)), encoded
 
     @property
     def _vae(self) -> VAE:

@@ -14,7 +14,7 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.masks import Mask
-from janus_jax.models.target_platform import platform
+from janus_jax.models.target_platform import current_platform
 
 # The lanes of a TPU's vector unit: the kernel wants blocks in multiples of it.
 LANES = 128
@@ -79,7 +79,7 @@ def _attend_rows(
         ),
         head_shards=1,
         q_seq_shards=1,
-        interpret=platform() != "tpu",
+        interpret=current_platform() != "tpu",
     )
     queries, keys = segments
     if queries is None or keys is None:

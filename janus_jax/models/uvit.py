@@ -182,7 +182,7 @@ class LatentDecoder(nn.Module):
         for i in range(c.decoder_depth):
             x = ConvNextBlock(c, e, name=f"blocks_{i}")(x, skip.time)
         x = RMSNorm(c.norm_eps, e, name="norm_out")(x)
-        y = Linear((c.patch_numbers,), (None, "embed"), e, output_dtype=jnp.float32, name="head")(x)
+        y = Linear((c.patch_dim,), (None, "embed"), e, output_dtype=jnp.float32, name="head")(x)
         return unpatch(y, c.patch_size)
 
 

@@ -85,7 +85,7 @@ class TokenObjective:
 
     def counts(self, model: Janus, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        return target_counts(batch, model.config.gen_tokens)
+        return target_counts(batch, model.config.num_gen_tokens)
 
     def prepare_targets(self, model: Janus, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype) -> Batch:
         """See `Objective`: the image ids."""
@@ -111,7 +111,7 @@ class FlowObjective:
 
     def counts(self, model: AlignedJanusFlow, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        text, understanding, generation = target_counts(batch, model.config.gen_tokens)
+        text, understanding, generation = target_counts(batch, model.config.num_gen_tokens)
         return jnp.stack([text, understanding, generation, generation * (model.learning.align_weight > 0)])
 
     def prepare_targets(

@@ -42,7 +42,7 @@ class FakeModel:
     def __init__(self, answer=lambda text: text.upper(), stop_at=None):
         self.asked = []
         self.processor = SimpleNamespace(
-            und_tokens=4,
+            num_und_tokens=4,
             tokenizer=SimpleNamespace(encode=lambda text: list(text)),
             understanding_sequence=lambda messages, images, system_prompt: messages[-1]["content"],
         )

@@ -17,7 +17,7 @@ from tests import tiny
 MODEL = JanusFlow(tiny.FLOW)
 # Operation by operation, jax would compile for minutes.
 apply = jax.jit(apply_eagerly, static_argnums=0)
-N = tiny.FLOW.gen_tokens
+N = tiny.FLOW.num_gen_tokens
 
 
 @pytest.fixture(scope="module")

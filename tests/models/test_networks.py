@@ -165,10 +165,10 @@ def test_compile_time_does_not_grow_with_depth():
     assert operations(24) == operations(3)
 
 
-def by_one_encoder(understands_by="gen_encoder"):
+def by_one_encoder(understanding_encoder="gen_encoder"):
     """As many patches as ids."""
     patches = dataclasses.replace(tiny.CONFIG.und_encoder, patch_size=4)
-    return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understands_by=understands_by)
+    return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
 def test_one_encoder_may_serve_both_tasks():

@@ -10,11 +10,11 @@ from janus_jax.config import PRESETS
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.objectives import with_image_tokens
 from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients
 from tests import tiny
 from tests.training import batches, stages
-from tests.training.jaxprs import flops
 
 SLOW = pytest.mark.slow
 
@@ -66,7 +66,7 @@ def test_a_mesh_splits_the_state_of_a_released_model(name):
 
 
 def gradient_flops(stage, batch):
-    return flops(functools.partial(gradients, stages.MODEL, Microbatching()), *stages.parts(stage), batch)
+    return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), *stages.parts(stage), batch)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +76,7 @@ def batch():
 
 def test_a_frozen_encoder_has_no_backward_pass(batch):
     images = batch.und_images.reshape(-1, *batch.und_images.shape[2:]).astype(np.float32)
-    forward = flops(
+    forward = traced_flops(
         lambda: stages.MODEL.apply({"params": tiny.stacked_params()}, images, method=lambda m, x: m.und_encoder(x))
     )
     # Twice the forward pass, for activations and for weights: without the gradient of the pixels, which nothing
@@ -99,5 +99,5 @@ def test_the_image_tokenizer_runs_forward_alone(batch):
     side = tiny.CONFIG.gen_encoder.image_size
     pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
     drawn = batch._replace(gen_images=pictures, gen_ids=None)
-    tokenize = flops(lambda: with_image_tokens(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
+    tokenize = traced_flops(lambda: with_image_tokens(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
     assert gradient_flops("III", drawn) - gradient_flops("III", batch) == tokenize > 0

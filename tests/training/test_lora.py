@@ -20,6 +20,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config, to_json
 from janus_jax.training.export import export
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.init_from import initial_state
 from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.tokens import token_loss
@@ -37,7 +38,6 @@ from janus_jax.training.train_step import (
 )
 from tests import tiny
 from tests.training import batches, runs, stages
-from tests.training.jaxprs import flops
 
 RANK = 4
 EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
@@ -106,7 +106,7 @@ def test_no_gradient_of_a_frozen_matrix_is_computed():
     batch = batches.mixed()
 
     def cost(trained, frozen):
-        return flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+        return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
 
     llm = tiny.CONFIG.llm
     # The same way back through the network, to nothing but a scale in its first layer and what is after it.

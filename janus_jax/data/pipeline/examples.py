@@ -218,8 +218,8 @@ class ExampleBuilder:
         rng = np.random.default_rng(random.bits("crop")) if random_crop else None
         return self.processor.generation_sequence(caption, record.images[0], rng)
 
-    def _check_image_tokens(self, record: Record) -> None:
-        n = self.processor.gen_tokens
+    def _row_of_ids(self, record: Record, caption: str) -> TokenSequence:
+        n = self.processor.num_gen_tokens
         if len(record.image_tokens) != n or record.image_tokens.min() < 0:
             raise RejectedRecord(
                 RejectReason.BAD_IMAGE_TOKENS,

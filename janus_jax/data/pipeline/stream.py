@@ -263,7 +263,7 @@ class Stream(Iterator[Batch]):
             "first_sentence": config.first_sentence,
             "random_crop": config.random_crop,
             "lookahead": config.lookahead,
-            "model": [len(p.tokenizer), p.und_image_size, p.und_tokens, p.gen_image_size, p.gen_tokens],
+            "model": [len(p.tokenizer), p.und_image_size, p.num_und_tokens, p.gen_image_size, p.num_gen_tokens],
         }
 
     def _check(self, state: dict[str, Any]) -> None:

@@ -212,7 +212,7 @@ def flow_loss_sums(
     if states.encoded is None or batch.gen_starts is None:
         return states.hidden, FlowLossSums(zero, zero)
     there = batch.gen_starts != NO_POSITION
-    tokens = model.config.gen_tokens
+    tokens = model.config.num_gen_tokens
     errors = jnp.square(apply(model.velocities, params, batch, states) - task.velocities).mean(axis=(2, 3, 4))
     velocity = jnp.where(there, errors, 0).sum() * tokens
     if aligned is None or task.features is None:
