@@ -154,7 +154,8 @@ class ExampleBuilder:
         """
         sequence = self._sequence(record, _RecordRandom(self.seed, record.key, epoch))
         targets = text_targets(sequence, self.supervision)
-        is_start = (sequence.gen_token_index != NO_IMAGE) & (sequence.gen_token_index % self.processor.gen_tokens == 0)
+        gen_index = sequence.gen_token_index
+        is_start = (gen_index != NO_IMAGE) & (gen_index % self.processor.num_gen_tokens == 0)
         starts = np.flatnonzero(is_start).astype(np.int32)
         if not len(targets) and not len(starts):
             raise RejectedRecord(RejectReason.NO_TARGETS, "it has no supervised position.")
@@ -218,7 +219,7 @@ class ExampleBuilder:
         rng = np.random.default_rng(random.bits("crop")) if random_crop else None
         return self.processor.generation_sequence(caption, record.images[0], rng)
 
-    def _row_of_ids(self, record: Record, caption: str) -> TokenSequence:
+    def _check_image_tokens(self, record: Record) -> None:
         n = self.processor.num_gen_tokens
         if len(record.image_tokens) != n or record.image_tokens.min() < 0:
             raise RejectedRecord(

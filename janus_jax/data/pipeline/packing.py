@@ -201,14 +201,14 @@ class ImageShapes(NamedTuple):
     @classmethod
     def of(
         cls,
-        sides: tuple[int, int],
+        sizes: tuple[int, int],
         num_gen_tokens: int,
         latent_shape: tuple[int, int, int] | None,
         precomputed_image_tokens: bool,
     ) -> "ImageShapes":
-        """Of a model's batches, by what its config or its processor says; `precomputed_image_tokens` as in `lay`."""
-        ids = num_gen_tokens if precomputed_image_tokens and latent_shape is None else 0
-        return cls(*sides, ids, latent_shape if precomputed_image_tokens else None)
+        """Returns the shapes for a model; `precomputed_image_tokens` as in `pack`."""
+        tokens = num_gen_tokens if precomputed_image_tokens and latent_shape is None else 0
+        return cls(*sizes, tokens, latent_shape if precomputed_image_tokens else None)
 
 
 def empty_batch(sequences: int, budget: Budget, images: ImageShapes, pad: int = 0) -> Batch:
@@ -246,17 +246,19 @@ def pack(
         `gen_latents` next to the pixels, which SigLIP sees.
     """
     n_und, n_gen = processor.num_und_tokens, processor.num_gen_tokens
-    sides = processor.und_image_size, processor.gen_image_size
-    pictures = ImageShapes.of(sides, n_gen, processor.latent_shape, precomputed_image_tokens)
-    batch = empty_batch(len(rows), budget, pictures, processor.tokenizer.special.pad)
-    for index, samples in enumerate(rows):
-        places, und, gen, targets = 0, 0, 0, 0
-        for segment, sample in enumerate(samples, start=PADDING_SEGMENT + 1):
-            row, size = sample.row, sample.size
-            here = np.s_[index, places : places + size[0]]
-            batch.tokens[here] = row.tokens
-            hidden = processor.masks_padding & (row.tokens == processor.tokenizer.special.pad)
-            batch.segment_ids[here] = np.where(hidden, PADDING_SEGMENT, segment)
+    image_sizes = processor.und_image_size, processor.gen_image_size
+    images = ImageShapes.of(image_sizes, n_gen, processor.latent_shape, precomputed_image_tokens)
+    batch = empty_batch(len(sequences), budget, images, processor.tokenizer.special.pad)
+    assert batch.gen_starts is not None
+    assert batch.text_targets is not None
+    for index, examples in enumerate(sequences):
+        start, und, gen, targets = 0, 0, 0, 0
+        for segment, example in enumerate(examples, start=PADDING_SEGMENT + 1):
+            sequence, size = example.sequence, example.size
+            here = np.s_[index, start : start + size[0]]
+            batch.tokens[here] = sequence.tokens
+            masked = processor.masks_padding & (sequence.tokens == processor.tokenizer.special.pad)
+            batch.segment_ids[here] = np.where(masked, PADDING_SEGMENT, segment)
             batch.positions[here] = np.arange(size[0])
             batch.und_patch_index[here] = _shifted(sequence.und_patch_index, und * n_und)
             batch.gen_token_index[here] = _shifted(sequence.gen_token_index, gen * n_gen)

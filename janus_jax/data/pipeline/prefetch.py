@@ -48,22 +48,8 @@ class ExampleLoader:
         except RejectedRecord as error:
             return Rejection(example_id, error.reason, str(error))
         except PARSE_ERRORS as error:
-            reason = str(error) if isinstance(error, JanusError) else describe_error(error)
-            return Rejection(example_id, RejectReason.MALFORMED, reason)
-
-    def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:
-        targets = text_targets(row, self.supervision)
-        n = self.example_builder.processor.num_gen_tokens
-        starts = np.flatnonzero((row.gen_token_index != NO_IMAGE) & (row.gen_token_index % n == 0)).astype(np.int32)
-        if not len(targets) and not len(starts):
-            raise RejectedRecord(RejectReason.NO_TARGETS, "nothing in it is supervised.")
-        sample = Example(example_id, row, targets, starts)
-        if not self.example_builder.precomputed_image_tokens or row.task is not Task.GENERATION:
-            return sample
-        shape = self.example_builder.processor.latent_shape
-        if shape is None:
-            return replace(sample, gen_ids=record.image_tokens[None])
-        return replace(sample, gen_latents=record.image_latents.reshape(1, *shape))
+            detail = str(error) if isinstance(error, JanusError) else describe_error(error)
+            return Rejection(example_id, RejectReason.MALFORMED, detail)
 
 
 class Prefetcher:

@@ -11,8 +11,8 @@ from janus_jax.processing import Task
 from tests.data.prepared import bomb, encoded, generation, text
 from tests.tiny import processor
 
-KNOWN = ExampleBuilder(processor(), precomputed_image_tokens=True)
-IDS = np.arange(processor().num_gen_tokens)
+PRECOMPUTED = ExampleBuilder(processor(), precomputed_image_tokens=True)
+IMAGE_TOKENS = np.arange(processor().num_gen_tokens)
 SYSTEM = processor().system_prompt
 
 
@@ -175,8 +175,8 @@ def test_a_bad_record_is_rejected_with_its_reason(record, reason):
     assert error.value.reason is reason
 
 
-@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().num_gen_tokens])
-def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
+@pytest.mark.parametrize("tokens", [(), (1, 2, 3), (-1,) * processor().num_gen_tokens])
+def test_image_tokens_of_another_model_are_rejected(tokens):
     with pytest.raises(RejectedRecord) as error:
         PRECOMPUTED(generation(1, tokens=tokens))
     assert error.value.reason is RejectReason.BAD_IMAGE_TOKENS

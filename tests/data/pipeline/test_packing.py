@@ -143,13 +143,14 @@ PACKED = [*((0, segment, e) for segment, e in enumerate(EXAMPLES, 1)), (1, 1, EX
 def test_an_example_reads_back_from_the_batch(row, segment, example):
     sequence = example.sequence
     here = BATCH.segment_ids[row] == segment
-    (places,) = np.nonzero(here)
-    assert places.tolist() == list(range(places[0], places[0] + len(laid.row)))
-    assert np.array_equal(BATCH.tokens[row, here], laid.row.tokens)
-    assert BATCH.positions[row, here].tolist() == list(range(len(laid.row)))
-    for there, packed, images, packed_images, n in (
-        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.num_und_tokens),
-        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.num_gen_tokens),
+    (positions,) = np.nonzero(here)
+    start = positions[0]
+    assert positions.tolist() == list(range(start, start + len(sequence)))
+    assert np.array_equal(BATCH.tokens[row, here], sequence.tokens)
+    assert BATCH.positions[row, here].tolist() == list(range(len(sequence)))
+    for expected, packed, images, packed_images, n in (
+        (sequence.und_patch_index, BATCH.und_patch_index, sequence.und_images, BATCH.und_images, P.num_und_tokens),
+        (sequence.gen_token_index, BATCH.gen_token_index, sequence.gen_images, BATCH.gen_images, P.num_gen_tokens),
     ):
         found = packed[row, here]
         assert np.array_equal(found == NO_IMAGE, expected == NO_IMAGE)
@@ -172,20 +173,20 @@ def test_unused_positions_are_padding():
     assert not BATCH.gen_images[1].any()
 
 
-def test_all_ids_of_an_image_to_generate_follow_its_start():
-    for row, start in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
-        first = BATCH.gen_starts[row, start]
-        ids = BATCH.gen_token_index[row, first : first + P.num_gen_tokens]
-        assert ids.tolist() == list(range(start * P.num_gen_tokens, (start + 1) * P.num_gen_tokens))
+def test_all_tokens_of_a_target_image_follow_its_start():
+    for row, image in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
+        first = BATCH.gen_starts[row, image]
+        index = BATCH.gen_token_index[row, first : first + P.num_gen_tokens]
+        assert index.tolist() == list(range(image * P.num_gen_tokens, (image + 1) * P.num_gen_tokens))
         assert BATCH.tokens[row, first - 1] == P.tokenizer.special.begin_of_image
 
 
-def test_known_ids_come_in_place_of_pixels():
-    ids = np.arange(P.num_gen_tokens)
-    known = [sample(generation(n, ids=ids + n), precomputed_image_tokens=True) for n in (1, 2)]
-    batch = pack([known], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
+def test_precomputed_image_tokens_replace_pixels():
+    tokens = np.arange(P.num_gen_tokens)
+    examples = [build(generation(n, tokens=tokens + n), precomputed_image_tokens=True) for n in (1, 2)]
+    batch = pack([examples], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
     assert batch.gen_images.shape == (1, 0, P.gen_image_size, P.gen_image_size, 3)
-    assert batch.gen_ids[0].tolist() == [(ids + 1).tolist(), (ids + 2).tolist(), [0] * P.num_gen_tokens]
+    assert batch.gen_ids[0].tolist() == [(tokens + 1).tolist(), (tokens + 2).tolist(), [0] * P.num_gen_tokens]
     assert (batch.gen_starts[0] != NO_POSITION).tolist() == [True, True, False]
 
 

@@ -257,9 +257,9 @@ def test_data_without_a_good_record_raises():
         next(stream)
 
 
-def test_known_ids_give_batches_without_pixels():
-    ids = np.arange(P.num_gen_tokens)
-    records = [generation(n, ids=ids + n) for n in range(9)]
+def test_precomputed_image_tokens_give_batches_without_pixels():
+    tokens = np.arange(P.num_gen_tokens)
+    records = [generation(n, tokens=tokens + n) for n in range(9)]
     config = StreamConfig((Component("g", records),), 1, Budget(384, 0, 3, 0), precomputed_image_tokens=True)
     with open_stream(config, P) as stream:
         batch = next(stream)
