@@ -69,7 +69,7 @@ def _dense_attention(
         # An added bias fuses into the product. It is finite, so a query without any key gives no NaN.
         scores += jnp.where(allowed, 0, jnp.finfo(jnp.float32).min)
         scores = scores.reshape(*grouped.shape[:3], num_keys)
-    # Softmax whose division follows the product: K divisions per query instead of S.
+    # Softmax with the division after the product: K divisions per query instead of S.
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     out = product(weights.astype(value.dtype), value, (((3,), (2,)), ((0, 1), (0, 1))), jnp.float32)
     out = out / weights.sum(axis=-1, keepdims=True)

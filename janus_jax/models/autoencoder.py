@@ -97,8 +97,8 @@ Downsample = functools.partial(Conv, stride=2, padding=((0, 1), (0, 1)), name="d
 class Upsample(Conv):
     """Nearest-neighbor upsampling by 2 followed by a convolution, with 4/9 of the FLOPs.
 
-    After the upsampling a 3x3 window covers 2x2 distinct pixels, depending on the parity of the output position. Each of
-    the four parities is therefore a 2x2 convolution of the small image whose kernel adds the taps on the same pixel.
+    After the upsampling a 3x3 window covers 2x2 distinct pixels, depending on the parity of the output position. Each
+    parity is therefore a 2x2 convolution of the small image, with a kernel that adds the taps on the same pixel.
     """
 
     @nn.compact

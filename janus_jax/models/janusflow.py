@@ -37,7 +37,7 @@ class FlowStates(NamedTuple):
 
     Attributes:
       hidden: Hidden states of all positions.
-      encoded: Encoder outputs of the B * G target images; None if there are none.
+      encoded: Encoder outputs of the B * G target images; None without target images.
     """
 
     hidden: Float[Array, "B L D"]
@@ -109,7 +109,7 @@ class JanusFlow(Backbone):
         return FlowStates(hidden, encoded)
 
     def velocities(self, batch: Batch, states: FlowStates) -> Float[Array, "B G h w C"]:
-        """Returns velocities of the target images, each at its own time, float32. Padding images have arbitrary values."""
+        """Returns velocities of the target images at their times, float32. Those of padding images are arbitrary."""
         assert states.encoded is not None, "the batch has no target images"
         images = len(states.encoded.time) // batch.shape[0]
         hidden = self.target_hidden_states(batch, states.hidden, images)
@@ -117,7 +117,7 @@ class JanusFlow(Backbone):
         return velocities.reshape(*hidden.shape[:2], *velocities.shape[1:])
 
     def target_hidden_states(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
-        """Returns the hidden states of each target image. Padding images have arbitrary values."""
+        """Returns the hidden states of each target image. Those of padding images are arbitrary."""
         batch_size, tokens = batch.shape[0], self.config.num_gen_tokens
         is_first = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
         positions = is_first.argmax(axis=-1)[..., None] + jnp.arange(tokens)

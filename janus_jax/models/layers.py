@@ -52,7 +52,7 @@ Contractions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], S
 def product(
     x: Float[Array, "..."], y: Float[Array, "..."], contractions: Contractions, output_dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Computes `lax.dot_general` of two arrays of one dtype, with the gradient in that dtype even if the output is wider.
+    """Computes `lax.dot_general` of two arrays of one dtype. The gradient uses that dtype even if the output is wider.
 
     Without this, the gradient's products would use the wider dtype, at half of the speed or less on a GPU.
     """

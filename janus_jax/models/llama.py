@@ -26,7 +26,7 @@ class KVCache(NamedTuple):
     """Keys and values of earlier positions in S slots.
 
     Attributes:
-      layers: One (keys, values) pair per layer: separate arrays, so that a loop on the device can update each in place.
+      layers: One (keys, values) pair per layer. A device loop can update separate arrays without copies.
       segment_ids: Segment of each slot; 0 for unwritten slots and padding.
       length: Number of written slots, equal for all sequences (prompts are padded on the left).
     """
@@ -172,8 +172,8 @@ class Llama(nn.Module):
     `layers_1`, ..., and matrices with the same input are fused to `qkv` and `gate_up`.
 
     Attributes:
-      capture_block: Block, counted from 1, whose output `call_and_capture` returns. It needs `execution.layers`
-        "scanned"; the scan carries the output, so no other block's output is stored.
+      capture_block: Number, from 1, of the block with the output that `call_and_capture` returns. Needs
+        `execution.layers` "scanned". The scan carries this output, so no other block's output is stored.
     """
 
     config: LlamaConfig

@@ -14,10 +14,10 @@ class Mask:
     """Mask of T queries over S keys.
 
     Attributes:
-      query_segments, key_segments: A query attends only to keys with its own segment id. None: no restriction.
+      query_segments, key_segments: A query attends only to keys with its own segment id. Without ids, to all keys.
       causal: Whether a query attends only to keys at its own slot and earlier slots.
-      query_offset: Slot of the first query among the keys, if the queries continue a cache. None: queries and keys are
-        the same positions.
+      query_offset: Slot of the first query among the keys, if the queries continue a cache. Otherwise queries and
+        keys are the same positions.
     """
 
     query_segments: Int[Array, "B T"] | None = None

@@ -16,7 +16,7 @@ from jaxtyping import Array, Float
 from janus_jax.config import Execution, UViTConfig
 from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
 
-# Factor of times before the sinusoids, whose periods range from 2 pi to about 2 pi MAX_PERIOD.
+# Factor of times before the sinusoids. Their periods range from 2 pi to about 2 pi MAX_PERIOD.
 TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
 
@@ -122,7 +122,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvNextBlock(nn.Module):
-    """ConvNeXt V2 block whose output is scaled and shifted by the time (FiLM, after the residual)."""
+    """ConvNeXt V2 block. The time scales and shifts its output (FiLM, after the residual)."""
 
     config: UViTConfig
     execution: Execution

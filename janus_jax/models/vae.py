@@ -1,4 +1,4 @@
-"""SDXL's VAE (arXiv 2307.01952, §2.4), whose latents JanusFlow generates.
+"""SDXL's VAE (arXiv 2307.01952, §2.4). JanusFlow generates its latents.
 
 The VAE is frozen. Its activations exceed the range of float16, so it runs in float32 if the model computes in float16.
 """
