@@ -185,12 +185,16 @@ class Ours:
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
         keys = sampling_keys(0, 0, range(num_images))[None]
-        ids = sample_image_tokens(self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), GUIDANCE)
+        ids = sample_image_tokens(
+            self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), guidance_scale=GUIDANCE
+        )
         return np.asarray(ids)
 
     def pictures(self, num_images: int) -> np.ndarray:
         """Images of one prompt, to the last pixel."""
-        return np.stack(list(tokens_to_images(self.model, self.params, jnp.asarray(self.draw(num_images)))))
+        ids = jnp.asarray(self.draw(num_images))
+        parts = [ids[start : start + 8] for start in range(0, num_images, 8)]
+        return np.concatenate([tokens_to_images(self.model, self.params, part) for part in parts])
 
     def siglip(self) -> np.ndarray:
         """Features of one image."""

@@ -136,7 +136,7 @@ def _check_drawing(jobs: Sequence[Job], config: ModelConfig) -> None:
     """Refuses what was asked of drawing and the model cannot do; defaults of benchmarks are for all models."""
     if not any(isinstance(job.questions[0], Picture) for job in jobs):
         return
-    from janus_jax.generation.registry import make_image_sampler
+    from janus_jax.generation.image_sampler import make_image_sampler
 
     given = _options(_OPTION.value, [job.benchmark for job in jobs])
     make_image_sampler(config, **{name: float(given[name]) for name in DRAWING if given.get(name, OWN) != OWN})

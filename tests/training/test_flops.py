@@ -70,7 +70,7 @@ def test_image_tokenizer_counts_only_without_precomputed_tokens():
 
 def test_counts_are_those_of_the_examples():
     und, gen = batches.understanding(1), batches.generation(2)
-    lengths = [len(und.row), len(gen.row)]
+    lengths = [len(und.sequence), len(gen.sequence)]
     assert count_items(batches.batch([(und, gen), ()]), CONFIG) == ItemCounts(
         tokens=sum(lengths),
         pairs=sum(n * (n + 1) / 2 for n in lengths),

@@ -10,7 +10,7 @@ import pytest
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.errors import JanusError
-from janus_jax.generation.registry import make_image_sampler
+from janus_jax.generation.image_sampler import make_image_sampler
 from janus_jax.models.backbone import apply
 from janus_jax.models.factory import abstract_model
 from janus_jax.models.llama import Llama

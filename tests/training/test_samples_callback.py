@@ -129,7 +129,7 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(photo, tmp_path):
     spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
     GenerateSamples(asking(photo), tiny.processor(), tmp_path).after_step(last_step(spoiled, stream))
-    assert "step 1: no samples: The model's logits are not numbers" in stream.getvalue()
+    assert "step 1: no samples: The logits are NaN" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
