@@ -1,6 +1,6 @@
 """Validates JobSet manifests: python .ci/manifests.py FILE...
 
-kubernetes-validate has the schemas of Kubernetes, but not JobSet's: this file lists the JobSet fields that are used here
+kubernetes-validate has the schemas of Kubernetes, but not of JobSet: this file lists the JobSet fields in use
 (sigs.k8s.io/jobset, api/jobset/v1alpha2/jobset_types.go). The jobs inside are validated as batch/v1.
 """
 
