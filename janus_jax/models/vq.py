@@ -1,7 +1,7 @@
 """Image tokenizer: pixels to tokens and back (VQ-16 of LlamaGen, arXiv 2406.06525, §2.1; VQGAN, 2012.09841).
 
-Images are channels-last with pixels in [-1, 1]. Normalization and codebook search use float32, because neighboring codes
-differ by less than the resolution of bfloat16.
+Images are channels-last with pixels in [-1, 1]. Normalization and codebook search use float32, because neighboring
+codes differ by less than the resolution of bfloat16.
 """
 
 import flax.linen as nn
