@@ -42,7 +42,7 @@ from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
 from janus_jax.pretrained import place_params
@@ -185,12 +185,16 @@ class Ours:
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
         keys = sampling_keys(0, 0, range(num_images))[None]
-        ids = sample_image_tokens(self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), GUIDANCE)
+        ids = sample_image_tokens(
+            self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), guidance_scale=GUIDANCE
+        )
         return np.asarray(ids)
 
     def pictures(self, num_images: int) -> np.ndarray:
         """Images of one prompt, to the last pixel."""
-        return np.stack(list(tokens_to_images(self.model, self.params, jnp.asarray(self.draw(num_images)))))
+        ids = jnp.asarray(self.draw(num_images))
+        parts = [ids[start : start + 8] for start in range(0, num_images, 8)]
+        return np.concatenate([tokens_to_images(self.model, self.params, part) for part in parts])
 
     def siglip(self) -> np.ndarray:
         """Features of one image."""
@@ -236,7 +240,7 @@ class Ours:
 
 def bytes_per_id(config: JanusConfig, execution: Execution) -> int:
     """Of the weights that drawing an id reads."""
-    params = nn.unbox(abstract_params(config, execution))
+    params = nn.unbox(abstract_params(make_model(config, execution)))
     layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
     read = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
     return sum(leaf.size * leaf.dtype.itemsize for leaf in read)

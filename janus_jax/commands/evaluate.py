@@ -144,7 +144,7 @@ def _check_sampling_options(runs: Sequence[BenchmarkRun], config: ModelConfig) -
     """Rejects options from the command line that the model does not have. Defaults of benchmarks are not checked."""
     if not any(run.generates_images for run in runs):
         return
-    from janus_jax.generation.registry import make_image_sampler
+    from janus_jax.generation.image_sampler import make_image_sampler
 
     given = _parse_options(_OPTION.value, [run.benchmark for run in runs])
     names = [name for name in SAMPLING_OPTIONS if given.get(name, MODEL_DEFAULT) != MODEL_DEFAULT]

@@ -104,7 +104,12 @@ def stage_task(
 
     def open_split(config: StreamConfig, shards: int) -> ShardedStream:
         return open_sharded_stream(
-            config, processor, jax.process_index(), jax.process_count(), shards, resources.data_workers
+            config,
+            processor,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shards=shards,
+            workers=resources.data_workers,
         )
 
     def make_callbacks(data: ShardedStream) -> Sequence[Callback]:

@@ -22,7 +22,7 @@ from janus_jax.generation.padding import round_up
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
-from janus_jax.sharding import batch_multiple
+from janus_jax.sharding import num_data_shards
 from janus_jax.storage import write_json, writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.param_paths import merge
@@ -78,7 +78,7 @@ class RunBenchmarks(Callback):
         config, params = self._recipe.model_config, merge(run.state.params, run.state.frozen)
         execution = Execution(self._recipe.current.precision.compute, layers="scanned")
         model = Pretrained(config, params, self._processor, make_model(config, execution), run.mesh)
-        batch_size = round_up(self._recipe.evaluation.batch_size, batch_multiple(run.mesh))
+        batch_size = round_up(self._recipe.evaluation.batch_size, num_data_shards(run.mesh))
         for selected in self._selected:
             name = selected.benchmark.name
             answers: dict[str, str] = {}

@@ -16,7 +16,7 @@ from janus_jax.evaluation.metrics.inception import Inception
 from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, to_images, to_pixels
 from janus_jax.models.vq import VQTokenizer
-from janus_jax.sharding import batch_multiple, batch_sharding
+from janus_jax.sharding import batch_sharding, num_data_shards
 from janus_jax.training.image_tokenizer import codebook
 from janus_jax.training.image_tokenizer import image_metrics as metrics
 from janus_jax.training.image_tokenizer.vq import run
@@ -106,7 +106,7 @@ class Evaluation:
 
     def _batches(self, images: UInt8[np.ndarray, "N S S 3"]) -> Iterator[Any]:
         """Batches on the devices; the last image fills the last one."""
-        size = round_up(min(self._batch_size, len(images)), batch_multiple(self._mesh))
+        size = round_up(min(self._batch_size, len(images)), num_data_shards(self._mesh))
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])
