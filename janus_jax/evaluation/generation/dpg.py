@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, check_items, no_scores, published_scores
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, no_scores
 from janus_jax.evaluation.generation.image_requests import (
     PREDICTIONS,
     SAMPLING_OPTIONS,
@@ -32,7 +32,6 @@ def read(data: Path, options: Options) -> list[ImageRequest]:
             raise JanusError(f"{file} is empty; expected a prompt.")
         names = [f"images/{file.stem}_{number}.png" for number in range(_ROWS * _COLUMNS)]
         requests += requests_for_prompt(prompt, index, names, data)
-    check_items(requests, data / _FOLDER)
     return requests
 
 
@@ -73,5 +72,5 @@ BENCHMARK = Benchmark(
     score=no_scores,
     write_predictions=write_predictions,
     options=dict(SAMPLING_OPTIONS),
-    published=published_scores(dpg=(79.68, 80.09, 82.63, 84.19)),
+    published={"dpg": (79.68, 80.09, 82.63, 84.19)},
 )
