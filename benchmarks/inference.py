@@ -6,7 +6,8 @@
 The first command uses the networks of Janus-Pro-1B with a language model of 12 layers of width 1024 and a vocabulary of
 8192, in float32 on two cores. The second, for an accelerator, uses a released model's shape, also generates batches of
 images, and compares the time per token with the time to read the weights from memory. docs/performance.md lists the
-figures. The results of both sides are compared, so that both compute the same. The peer takes part if torch runs on the same kind of device. The last line is one JSON object with every figure.
+figures. The results of both sides are compared, so that both compute the same. The peer takes part if torch runs on the
+same kind of device. The last line is one JSON object with every figure.
 """
 
 import functools
