@@ -53,18 +53,13 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import amounts, peak_flops, step_costs
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
-from janus_jax.training.param_paths import partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
-from janus_jax.training.state import TrainState, state_from_params
-from janus_jax.training.train_step import (
-    Microbatching,
-    Step,
-    abstract_train_state,
-    make_train_step,
-    put_batch,
-    random_train_state,
-)
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import TrainState, random_params, state_from_params
+from janus_jax.training.train_step import CompiledStep, Microbatching, make_train_step, put_batch
 
 if TYPE_CHECKING:
     from benchmarks.train_peer import Theirs
@@ -110,7 +105,7 @@ NARROW_ROWS = Layout(places=256, und_images=1, gen_images=1, prompt=16, answer=3
 class Ours:
     """This project's step."""
 
-    def __init__(self, step: Step, state: TrainState, batch: Batch) -> None:
+    def __init__(self, step: CompiledStep, state: TrainState, batch: Batch) -> None:
         self.state, self.batch = state, batch
         self._step = step
         begin = time.perf_counter()
@@ -227,9 +222,9 @@ def compile_seconds(config: JanusConfig, depth: int) -> float:
         und_encoder=dataclasses.replace(config.und_encoder, depth=depth),
     )
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
-    model = Janus(config, Execution(remat="full"))
-    abstract = abstract_train_state(model, ALL_BUT_TOKENIZER, optimizer, None)
-    step = make_train_step(model, optimizer, Microbatching(), abstract, None)
+    objective = TokenObjective(Janus(config, Execution(remat="full")))
+    abstract = abstract_train_state(objective, ALL_BUT_TOKENIZER, optimizer, None)
+    step = make_train_step(objective, optimizer, Microbatching(), abstract, None)
     batch = NARROW_ROWS.batch(config, 2)
     jax.clear_caches()
     return _seconds(lambda: step.lower(abstract, batch).compile())
@@ -245,12 +240,13 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
     # The peer leaves parameters alone that no gradient reaches, and no image is generated here.
     trained = [part for part in TRAINED[stage] if not (with_peer and part.startswith("gen"))]
     recipe = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1, moments_dtype=cast(MomentsDtype, _MOMENTS.value))
-    optimizer, model = make_optimizer(recipe, 100), Janus(config, execution)
-    abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype=execution.dtype)
+    optimizer, objective = make_optimizer(recipe, 100), TokenObjective(Janus(config, execution))
+    abstract = abstract_train_state(objective, trained, optimizer, None, frozen_dtype=execution.dtype)
     if with_peer:
-        state = state_from_params(*partition(_stacked(config), trained), optimizer, abstract)
+        params = _stacked(config)
     else:
-        state = random_train_state(model, trained, optimizer, abstract, jax.random.key(0))
+        params = random_params(objective.model, merge(abstract.params, abstract.frozen), jax.random.key(0))
+    state = state_from_params(*partition(params, trained), optimizer, abstract)
     cut = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
     held = amounts(batch, config)
     theirs = None
@@ -259,7 +255,7 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
 
         theirs = Theirs(config, trained, recipe, batch, _CORES.value)
     return Figure(
-        Ours(make_train_step(model, optimizer, cut, abstract, None), state, batch),
+        Ours(make_train_step(objective, optimizer, cut, abstract, None), state, batch),
         theirs,
         float(batch.is_token.mean()),
         held.at(step_costs(config, flatten_dict(abstract.params, sep="/"))),

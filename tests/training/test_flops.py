@@ -15,7 +15,7 @@ from janus_jax.models.factory import init_params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import PEAK_FLOPS, Amounts, amounts, peak_flops, step_costs
 from janus_jax.training.param_paths import partition, unbox
-from janus_jax.training.train_step import Microbatching, gradients
+from janus_jax.training.train_step import Microbatching, compute_gradients
 from tests import tiny
 from tests.training import batches, stages
 from tests.training.jaxprs import flops
@@ -49,7 +49,7 @@ def test_a_step_costs_what_its_program_computes(stage):
     batch = batches.batch([(batches.understanding(1), batches.generation(2)), (batches.text(),)])
     trained, frozen = partition(tiny.stacked_params(), PARTS[stage])
     held = computed(batch)
-    in_program = flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+    in_program = flops(functools.partial(compute_gradients, stages.OBJECTIVE, Microbatching()), trained, frozen, batch)
     reckoned = held.at(step_costs(CONFIG, flatten_dict(trained, sep="/")))
     assert reckoned == in_program
 
