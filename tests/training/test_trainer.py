@@ -115,7 +115,7 @@ def started(*start, mesh=None, **folders):
     return params(initial_state(recipe, "workdir", set_up_stage(recipe, mesh), opened))
 
 
-@pytest.mark.parametrize("mesh", [None, make_mesh(2, 2, 2)])
+@pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])])
 def test_a_stage_begins_with_a_model(mesh):
     assert_equal(started("model", model=str(runs.models() / "model"), mesh=mesh), tiny.stacked_params())
 
