@@ -62,7 +62,7 @@ setup(
         "beam": ["apache-beam>=2.77,<3"],  # janus-prepare on more than one machine
         "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
         "test": [
             "apache-beam>=2.77,<3",
             "grain>=0.2.18,<0.3",

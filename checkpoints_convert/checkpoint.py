@@ -259,7 +259,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     # transformers' Janus ties the embeddings if its config.json does not say otherwise.
     if json.get("tie_word_embeddings", json.values.get("model_type") == "janus"):
         tensors = layout.with_tied(tensors)
-    unused = {name for name in tensors if layout.is_unused(name)}
+    unused = [name for name in tensors if layout.is_unused(name)]
     with reading(config_source), naming(config_source):
         parameters = model_parameters(config)
     mapped = layout.map(parameters)

@@ -141,10 +141,10 @@ def config_to_json(config: JanusConfig, dtype: str, image_token_id: int = 0) -> 
     Raises:
       JanusError: The layout cannot describe the model.
     """
-    if config.understands_by != "und_encoder":
+    if config.understanding_encoder != "und_encoder":
         raise JanusError(
             f"The released layout cannot describe {config.name}, which encodes input images with its "
-            f"{config.understands_by}; keep the converted folder, which `janus_jax.load` reads."
+            f"{config.understanding_encoder}; keep the converted folder, which `janus_jax.load` reads."
         )
     width, vq = config.llm.width, config.gen_encoder
     return {

@@ -134,7 +134,7 @@ def _unsupported(config: JanusConfig) -> list[str]:
         f"a generated image has {vq.num_tokens} tokens and an input image {encoder.num_patches} patches": (
             vq.num_tokens != encoder.num_patches
         ),
-        f"its {config.understands_by} encodes input images": config.understands_by != "und_encoder",
+        f"its {config.understanding_encoder} encodes input images": config.understanding_encoder != "und_encoder",
     }
     return [limit for limit, broken in found.items() if broken]
 

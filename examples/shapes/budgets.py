@@ -89,13 +89,13 @@ def recipe(
     workdir: Path,
     plan: Plan,
     stage: int,
-    understands_by: VisualEncoder = "und_encoder",
+    understanding_encoder: VisualEncoder = "und_encoder",
     model: SmallModel = MODELS["janus"],
 ) -> Any:
     """The recipe of a stage, on this workdir's folders.
 
     Args:
-      understands_by: of a Janus.
+      understanding_encoder: of a Janus.
     """
     whole = model.module.RECIPE
     stages = []
@@ -106,33 +106,33 @@ def recipe(
         start = one.initialisation
         if not number:
             # Where the image tokenizer understands, nothing passes through the other encoder.
-            seen = str(workdir / "und_encoder") if understands_by == "und_encoder" else RANDOM
+            seen = str(workdir / "und_encoder") if understanding_encoder == "und_encoder" else RANDOM
             start = replace(start, und_encoder=seen)
             start = replace(start, **{model.pixels_by: str(workdir / model.pixels_by)})
         stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
     return replace(
         whole,
-        architecture=architecture(understands_by, model),
+        architecture=architecture(understanding_encoder, model),
         stages=tuple(stages),
         sources={
             name: replace(source, directory=str(workdir / "data" / name)) for name, source in whole.sources.items()
         },
         stage=stage,
-        tokenizer=str(text_tokenizer(workdir, understands_by)),
+        tokenizer=str(text_tokenizer(workdir, understanding_encoder)),
     )
 
 
-def architecture(understands_by: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
+def architecture(understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
     """The model's config; where its image tokenizer serves understanding too, a patch is an id's."""
     config = model.module.MODEL
-    if understands_by == "und_encoder":
+    if understanding_encoder == "und_encoder":
         return config
     assert isinstance(config, JanusConfig), "a JanusFlow has no image tokenizer"
     side = round(config.gen_encoder.num_tokens**0.5)
     patches = replace(config.und_encoder, patch_size=config.und_encoder.image_size // side)
-    return replace(config, und_encoder=patches, understands_by=understands_by)
+    return replace(config, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
-def text_tokenizer(workdir: Path, understands_by: VisualEncoder) -> Path:
+def text_tokenizer(workdir: Path, understanding_encoder: VisualEncoder) -> Path:
     """The folder of the text tokenizer, which knows how many places an image takes."""
-    return workdir / ("text" if understands_by == "und_encoder" else "text_one_encoder")
+    return workdir / ("text" if understanding_encoder == "und_encoder" else "text_one_encoder")

@@ -90,10 +90,10 @@ def run(workdir: Path, plan: Plan, ablation: bool = False, model: SmallModel = M
     timed("data", lambda: _data(workdir, plan, model))
     timed("understanding encoder", lambda: _encoder(workdir, plan, model))
 
-    def trained(home: Path, understands_by: VisualEncoder, prefix: str = "") -> dict[str, float]:
+    def trained(home: Path, understanding_encoder: VisualEncoder, prefix: str = "") -> dict[str, float]:
         """A model in its folder, by all three stages; its scores."""
         for stage in (1, 2, 3):
-            one = recipe(workdir, plan, stage, understands_by, model)
+            one = recipe(workdir, plan, stage, understanding_encoder, model)
             timed(f"{prefix}stage {stage}", functools.partial(_stage, one, home))
         timed(f"{prefix}export", lambda: _export(home))
         figures: dict[str, float] = {}
@@ -145,8 +145,8 @@ def _vae(workdir: Path, plan: Plan, model: SmallModel) -> None:
     save_checkpoint(workdir / "vae", {"vae": params}, recipe.model)
 
 
-def _text_tokenizer(workdir: Path, model: SmallModel, understands_by: VisualEncoder) -> None:
-    config, folder = architecture(understands_by, model), text_tokenizer(workdir, understands_by)
+def _text_tokenizer(workdir: Path, model: SmallModel, understanding_encoder: VisualEncoder) -> None:
+    config, folder = architecture(understanding_encoder, model), text_tokenizer(workdir, understanding_encoder)
     if not (folder / "tokenizer.json").exists():
         make_byte_level_tokenizer(
             folder,
@@ -221,13 +221,13 @@ def _release(home: Path, model: SmallModel) -> None:
 def _evaluate(home: Path, plan: Plan) -> dict[str, float]:
     import janus_jax
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, figures
-    from janus_jax.evaluation.results import fingerprint
+    from janus_jax.evaluation.results import model_fingerprint
     from janus_jax.progress import count_bar
 
     model = janus_jax.load(home / "converted", "float32")
     protocol, named = (
         ShapesProtocol(per_topic=plan.asked[0], per_category=plan.asked[1]),
-        fingerprint(home / "converted"),
+        model_fingerprint(home / "converted"),
     )
     with count_bar("answering") as report:
         understanding = evaluate_understanding(model, home / "evaluation" / "understanding", protocol, named, report)

@@ -23,7 +23,7 @@ from checkpoints_convert.sidecars import copy_sidecars
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.factory import abstract_model
+from janus_jax.models.factory import abstract_params
 from janus_jax.training.checkpoint_files import SavedCheckpoint, saved_steps
 from janus_jax.training.lora import ADAPTER_NAMES, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.rectified_flow import ALIGNER
@@ -210,7 +210,7 @@ def _random_adapters(recipe: Recipe, setup: StageSetup, shapes: Params, key: Key
     """Initializes the adapters of a stage, sharded."""
 
     def make(key: Key[Array, ""]) -> Params:
-        params = abstract_model(setup.objective.model)
+        params = abstract_params(setup.objective.model)
         _, frozen = partition(params, recipe.current.trained)
         return unbox(merge(*init_adapters(recipe.current.lora, params, frozen, key)))
 

@@ -90,14 +90,14 @@ class TokenObjective:
 
     def target_counts(self, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        return target_counts(batch, self.model.config.gen_tokens)
+        return target_counts(batch, self.model.config.num_gen_tokens)
 
     def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> Batch:
         """Adds image tokens that the data does not provide."""
         if batch.gen_ids is not None or not batch.gen_images.shape[1]:
             return batch
         tokenizer = Janus(self.model.config, replace(self.model.execution, dtype=dtype))
-        return batch._replace(gen_ids=apply(tokenizer.generation_ids, params, batch))
+        return batch._replace(gen_ids=apply(tokenizer.target_image_tokens, params, batch))
 
     def loss(self, params: Params, targets: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
@@ -119,7 +119,7 @@ class FlowObjective:
 
     def target_counts(self, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        text, understanding, generation = target_counts(batch, self.model.config.gen_tokens)
+        text, understanding, generation = target_counts(batch, self.model.config.num_gen_tokens)
         return jnp.stack([text, understanding, generation, generation * (self.model.loss_config.align_weight > 0)])
 
     def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> FlowTargets:

@@ -298,7 +298,7 @@ class Resources:
       microbatches: See `train_step.Microbatching`.
       logits_chunk: See `train_step.Microbatching`.
       data_workers: Data worker processes per host.
-      peak_flops: FLOP/s of one device, the reference of MFU; None for the value in `flops.PEAK_FLOPS`.
+      peak_flops: FLOP/s of one device, the reference of MFU; None for the value in `accelerators.peak_flops`.
     """
 
     data: int = 1

@@ -10,7 +10,7 @@ from jax.sharding import Mesh
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.factory import abstract_model
+from janus_jax.models.factory import abstract_params
 from janus_jax.sharding import check_mesh
 from janus_jax.training.lora import NO_LORA, Lora, init_adapters
 from janus_jax.training.objectives import Objective, make_objective
@@ -53,7 +53,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
     recipe.microbatching.check(stage.batch_size, mesh)
 
     objective = make_objective(recipe.model_config, recipe.execution, recipe.flow)
-    trained, _ = partition(abstract_model(objective.model), stage.trained)
+    trained, _ = partition(abstract_params(objective.model), stage.trained)
     optimizer = make_optimizer(stage.optimizer, stage.steps, trained)
     abstract = abstract_train_state(
         objective,
@@ -106,4 +106,4 @@ def abstract_train_state(
         adapters, scales = init_adapters(lora, params, frozen, jax.random.key(0))
         return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
 
-    return abstract_state(make, mesh, abstract_model(objective.model))
+    return abstract_state(make, mesh, abstract_params(objective.model))

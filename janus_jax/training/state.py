@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import Array, Int, Key
 
 from janus_jax.models.backbone import Backbone
-from janus_jax.models.factory import init_model
+from janus_jax.models.factory import init_params
 from janus_jax.sharding import LOGICAL_RULES
 from janus_jax.training.param_paths import unbox
 
@@ -128,7 +128,7 @@ def random_params(model: Backbone, abstract: Params, key: Key[Array, ""]) -> Par
     """
 
     def make(key: Key[Array, ""]) -> Params:
-        params = unbox(init_model(model, key))
+        params = unbox(init_params(model, key))
         cast = {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], abstract[part]) for part in abstract}
         return cast
 

@@ -20,7 +20,7 @@ from janus_jax.batch import Batch
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
+from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
 from janus_jax.training.losses.tokens import LossSums
 from janus_jax.training.objectives import Objective, RngStreams
 from janus_jax.training.param_paths import merge
@@ -55,11 +55,11 @@ class Microbatching:
         Raises:
           JanusError: The batch size is not a multiple of microbatches times devices.
         """
-        multiple = batch_multiple(mesh) * self.microbatches
+        multiple = num_data_shards(mesh) * self.microbatches
         if batch_size % multiple:
             raise JanusError(
                 f"batch_size {batch_size} is not a multiple of {multiple}: {self.microbatches} microbatches "
-                f"on {batch_multiple(mesh)} devices along data and fsdp."
+                f"on {num_data_shards(mesh)} devices along data and fsdp."
             )
 
 

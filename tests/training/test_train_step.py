@@ -12,6 +12,7 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import equations
 from janus_jax.training.objectives import RngStreams, TokenObjective
 from janus_jax.training.param_paths import merge
 from janus_jax.training.setup import abstract_train_state
@@ -25,7 +26,6 @@ from janus_jax.training.train_step import (
 )
 from tests import tiny
 from tests.training import batches, stages
-from tests.training.jaxprs import equations
 
 SLOW = pytest.mark.slow
 

@@ -79,6 +79,8 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
       released: the Janus, as a PyTorch checkpoint.
       flow: the JanusFlow.
     """
+    import jax
+
     import janus_jax
     from janus_jax.sharding import make_mesh
 
@@ -89,7 +91,7 @@ def run(out: Path, released: Path, flow: Path, plan: Plan) -> dict[str, float]:
     _step(1, f"Import {released.name}, a PyTorch checkpoint")
     _import(released, out / "converted")
     model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
-    _say(f"{model.config.num_params:,} parameters on {_devices(model)}.")
+    _say(f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters on {_devices(model)}.")
 
     _step(2, "Ask it and let it draw: combinations that training never showed by themselves")
     before = _scored(model, out / "before", plan)

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.backbone import Params
-from janus_jax.sharding import batch_shards, split_over_batch, summed_over_batch
+from janus_jax.sharding import context_data_shards, shard_leading_axis, sum_over_shards
 
 Head = Callable[[Params, Float[Array, "B C D"]], Float[Array, "B C V"]]
 """Maps the parameters of a head and hidden states to logits in float32."""
@@ -69,7 +69,7 @@ def cross_entropy(
     rows, length = targets.positions.shape
     num_chunks = -(-length // chunk)
     width = -(-length // num_chunks)  # Equal chunks, for the least padding.
-    shards = batch_shards()
+    shards = context_data_shards()
 
     def split(x: Array) -> Array:
         """Reshapes [B T ...] to [N chunks, G shards, B rows, C targets, ...]."""
@@ -158,13 +158,13 @@ def _forward(head: Head, params: Any, chunks: Any) -> tuple[tuple[Array, Array],
 
     start = _Carry(
         _constrained(jnp.zeros_like(chunks.weights)),
-        [split_over_batch(jnp.zeros_like(copies[number], leaves[number].value.dtype)) for number in numbers],
+        [shard_leading_axis(jnp.zeros_like(copies[number], leaves[number].value.dtype)) for number in numbers],
         [_constrained(jnp.zeros_like(chunks.states))] * needs_state_grads,
     )
     end = lax.fori_loop(0, chunks.num_used, accumulate, start)
     param_grads: list[Array | None] = [None] * len(leaves)
     for number, shard_grads in zip(numbers, end.head_grads, strict=True):
-        param_grads[number] = summed_over_batch(shard_grads, copies[number].dtype).astype(shard_grads.dtype)
+        param_grads[number] = sum_over_shards(shard_grads, copies[number].dtype).astype(shard_grads.dtype)
     gradient = jax.tree.unflatten(tree, param_grads), end.state_grads[0] if needs_state_grads else None
     return ((end.losses * chunks.weights).sum(), end.losses), gradient
 
@@ -181,7 +181,7 @@ def _copy_per_shard(leaf: Array, states: Float[Array, "N G B C D"]) -> Float[Arr
     """Copies a leaf for each shard of the batch."""
     # Matrices are cast to the dtype of the product first, so that less is gathered. Biases stay in float32.
     leaf = leaf.astype(states.dtype) if leaf.ndim > 1 else leaf
-    return split_over_batch(jnp.broadcast_to(leaf, (states.shape[1], *leaf.shape)))
+    return shard_leading_axis(jnp.broadcast_to(leaf, (states.shape[1], *leaf.shape)))
 
 
 def _logits(head: Head, copies: Params, states: Float[Array, "G B C D"]) -> Float[Array, "G B C V"]:

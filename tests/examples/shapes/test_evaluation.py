@@ -26,7 +26,7 @@ class Oracle:
         self.knows = knows
         self.batches = 0
         self.processor = SimpleNamespace(
-            und_tokens=36,
+            num_und_tokens=36,
             tokenizer=SimpleNamespace(encode=str.split),
             understanding_sequence=lambda messages, images, system_prompt: messages[0],
             generation_prompt=str.split,

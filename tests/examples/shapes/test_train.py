@@ -60,7 +60,7 @@ def test_a_budget_changes_how_long_and_not_what(tmp_path, model, budget):
 def test_the_ablation_differs_in_the_encoder_alone(tmp_path):
     plan = MODELS["janus"].plans["25min"]
     two, one = (recipe(tmp_path, plan, 2, encoder) for encoder in ("und_encoder", "gen_encoder"))
-    assert one.architecture.understands_by == "gen_encoder"
+    assert one.architecture.understanding_encoder == "gen_encoder"
     assert one.architecture.und_encoder.num_patches == one.architecture.gen_encoder.num_tokens
     assert (one.stages[1:], one.sources) == (two.stages[1:], two.sources)
     assert one.architecture.llm == two.architecture.llm
