@@ -15,15 +15,18 @@ from janus_jax.aot.compile import Program, abstract_batch, compile_lowered, with
 from janus_jax.batch import Batch
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
-from janus_jax.generation import image_tokens, rectified_flow, text
+from janus_jax.generation import rectified_flow
+from janus_jax.generation.decode import DecodeMethods, DecodeState, decode, decode_arguments, prefill
+from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import CACHE_STEP, round_up
 from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model
+from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.models.target_platform import target_platform
-from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, use_mesh
 from janus_jax.training.recipe import Recipe
 
 SamplingWorkload = Literal["generate", "chat", "evaluate"]
@@ -63,13 +66,15 @@ class _Sampler(NamedTuple):
 
     Attributes:
       prefill: Jitted function.
-      arguments: Its arguments, prompts third.
-      decode: Lowers the decode loop for the shapes of the prefill's outputs; returns it with the loop's state.
+      arguments: Its positional arguments, prompts third.
+      options: Its keyword arguments.
+      lower_decode: Lowers the decode loop for the shapes of the prefill's outputs; returns it with the loop's state.
     """
 
     prefill: Any
     arguments: tuple[Any, ...]
-    decode: Callable[[Any], tuple[Any, Any]]
+    options: Mapping[str, Any]
+    lower_decode: Callable[[Any], tuple[Any, Any]]
 
 
 def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: SamplingWorkload) -> list[Program]:
@@ -81,7 +86,7 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: S
     check_mesh(recipe.model_config, mesh)
     dtype = recipe.current.precision.compute
     execution = Execution(dtype, dtype, recipe.resources.attention, layers="unrolled")
-    boxed = abstract_params(recipe.model_config, execution)
+    boxed = abstract_params(make_model(recipe.model_config, execution))
     params = jax.tree.map(with_sharding, nn.unbox(boxed), param_shardings(boxed, mesh))
     model, shape = make_model(recipe.model_config, execution), SAMPLING_SHAPES[workload]
     if workload != "generate":
@@ -90,45 +95,52 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: S
         make_sampler = _flow_sampler if isinstance(model, JanusFlow) else _token_sampler
     sampler = make_sampler(model, params, shape, mesh)
     with target_platform(platform), use_mesh(mesh):
-        traced = sampler.prefill.trace(*sampler.arguments)
+        traced = sampler.prefill.trace(*sampler.arguments, **sampler.options)
         inputs = {"parameters": params, "batch": sampler.arguments[2]}
-        prefill, executable = compile_lowered("prefill", traced.lower(), platform, inputs)
+        prefill_program, executable = compile_lowered("prefill", traced.lower(), platform, inputs)
         if executable is None:
-            return [prefill]
+            return [prefill_program]
         outputs = jax.tree.map(with_sharding, traced.out_info, executable.output_shardings)
-        lowered, state = sampler.decode(outputs)
-        return [prefill, compile_lowered("decode", lowered, platform, {"parameters": params, "state": state})[0]]
+        lowered, state = sampler.lower_decode(outputs)
+        decode_program, _ = compile_lowered("decode", lowered, platform, {"parameters": params, "state": state})
+        return [prefill_program, decode_program]
 
 
 def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
-    config = SamplingConfig()
-    stop_ids = jax.ShapeDtypeStruct((1,), jnp.int32)
+    methods, numbers = decode_arguments(SamplingConfig(), Backbone.embed_text, Backbone.text_logits, stop_tokens=[0])
     prompts = _prompts(model, shape, mesh)
-    arguments = (model, params, prompts, _keys(prompts.shape[0]), config.params, stop_ids)
-
-    def decode(state: text.TextDecodeState) -> tuple[Any, Any]:
-        state = state._replace(cache=_final_cache(state.cache, shape))
-        lowered = text.advance.lower(
-            model, params, state, config.params, stop_ids, _TEXT_CHUNK, _TEXT_CHUNK, config.strategy
-        )
-        return lowered, state
-
-    return _Sampler(text.start, (*arguments, _first_slots(shape), config.strategy), decode)
+    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), jax.eval_shape(lambda: numbers))
+    return _decoder(arguments, methods, shape, _TEXT_CHUNK)
 
 
 def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
-    sampler = image_tokens.TokenSampler()
-    config, scale = sampler.sampling, sampler.guidance_scale
+    sampler = TokenSampler()
+    methods, numbers = decode_arguments(
+        sampler.sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=sampler.guidance_scale
+    )
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
-    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), config.params, scale)
+    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), jax.eval_shape(lambda: numbers))
+    return _decoder(arguments, methods, shape, CACHE_STEP)
 
-    def decode(state: image_tokens.ImageDecodeState) -> tuple[Any, Any]:
-        state = state._replace(cache=_final_cache(state.cache, shape))
-        lowered = image_tokens.advance.lower(model, params, state, config.params, scale, CACHE_STEP, config.strategy)
-        return lowered, state
 
-    return _Sampler(image_tokens.start, (*arguments, _first_slots(shape), config.strategy), decode)
+def _decoder(arguments: tuple[Any, ...], methods: DecodeMethods, shape: SamplingShape, steps: int) -> _Sampler:
+    model, params, _, _, numbers = arguments
+    # The cache at its largest, during the last tokens.
+    slots = round_up(shape.prompt_length + shape.new_tokens, CACHE_STEP)
+
+    def with_slots(leaf: Any, axis: int) -> Any:
+        sizes = (*leaf.shape[:axis], slots, *leaf.shape[axis + 1 :])
+        return jax.ShapeDtypeStruct(sizes, leaf.dtype, sharding=leaf.sharding)
+
+    def lower_decode(state: DecodeState) -> tuple[Any, Any]:
+        layers = jax.tree.map(lambda leaf: with_slots(leaf, 2), state.cache.layers)
+        cache = KVCache(layers, with_slots(state.cache.segment_ids, 1), state.cache.length)
+        state = state._replace(tokens=with_slots(state.tokens, 1), cache=cache)
+        return decode.lower(model, params, state, numbers, steps, methods=methods), state
+
+    options = {"slots": round_up(shape.prompt_length + 1, CACHE_STEP), "methods": methods}
+    return _Sampler(prefill, arguments, options, lower_decode)
 
 
 def _flow_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
@@ -137,14 +149,20 @@ def _flow_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
     latents_shape = (prompts.shape[0], *model.config.gen_encoder.latent_shape)
     latents = jax.ShapeDtypeStruct(latents_shape, jnp.float32, sharding=batch_sharding(mesh))
 
-    def decode(prompted: rectified_flow.Prompted) -> tuple[Any, Any]:
-        steps, scale = sampler.steps, sampler.guidance_scale
-        lowered = rectified_flow.advance.lower(
-            model, params, prompted, latents, scale, 0, steps, steps, sampler.sampler
+    def lower_decode(prompt_cache: rectified_flow.PromptCache) -> tuple[Any, Any]:
+        interval = (0, sampler.steps, sampler.steps)
+        lowered = rectified_flow.integrate.lower(
+            model,
+            params,
+            prompt_cache,
+            latents,
+            interval,
+            guidance_scale=sampler.guidance_scale,
+            solver=sampler.sampler,
         )
-        return lowered, (prompted, latents)
+        return lowered, (prompt_cache, latents)
 
-    return _Sampler(rectified_flow.prefill, (model, params, prompts, 1, True), decode)
+    return _Sampler(rectified_flow.prefill, (model, params, prompts, 1, True), {}, lower_decode)
 
 
 def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int = 1) -> Batch:
@@ -152,27 +170,10 @@ def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int 
     config = model.config
     budget = Budget(shape.prompt_length, shape.und_images, 0, 0)
     example = empty_batch(1, budget, ImageShapes(config.und_encoder.image_size, config.gen_image_size))
-    batch_size = per_prompt * shape.prompts * batch_multiple(mesh)
+    batch_size = per_prompt * shape.prompts * num_data_shards(mesh)
     return abstract_batch(example._replace(text_targets=None, gen_starts=None), batch_size, mesh)
 
 
 def _keys(count: int, *per_prompt: int) -> jax.ShapeDtypeStruct:
     kind = jax.eval_shape(functools.partial(jax.random.split, num=count), jax.random.key(0))
     return jax.ShapeDtypeStruct((count, *per_prompt), kind.dtype)
-
-
-def _first_slots(shape: SamplingShape) -> int:
-    """Slots of the cache that prefill returns."""
-    return round_up(shape.prompt_length + 1, CACHE_STEP)
-
-
-def _final_cache(cache: KVCache, shape: SamplingShape) -> Any:
-    """Shapes of the cache at its largest, during the last tokens."""
-    slots = round_up(shape.prompt_length + shape.new_tokens, CACHE_STEP)
-
-    def with_slots(leaf: Any, axis: int) -> jax.ShapeDtypeStruct:
-        sizes = (*leaf.shape[:axis], slots, *leaf.shape[axis + 1 :])
-        return jax.ShapeDtypeStruct(sizes, leaf.dtype, sharding=leaf.sharding)
-
-    layers = jax.tree.map(lambda leaf: with_slots(leaf, 2), cache.layers)
-    return KVCache(layers, with_slots(cache.segment_ids, 1), cache.length)  # type: ignore[arg-type]

@@ -81,7 +81,11 @@ class Subject:
     def path(self):
         """Latents and guided velocities, step by step."""
         prompted = prefill(self.model, self.params, self.prompts, 1, True)
-        run = jax.jit(lambda params, prompted, z, t: velocity(self.model, params, prompted, z, t, self.guidance_scale))
+        run = jax.jit(
+            lambda params, prompted, z, t: velocity(
+                self.model, params, prompted, z, t, guidance_scale=self.guidance_scale
+            )
+        )
         latents, velocities = [jnp.asarray(self.noise)], []
         for step in range(self.steps):
             velocities.append(run(self.params, prompted, latents[-1], step / self.steps))

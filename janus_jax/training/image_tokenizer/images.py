@@ -194,7 +194,7 @@ class RecordImages:
                     f"in another workdir."
                 )
         while self._asked:
-            self._pool.forget(self._asked.pop())
+            self._pool.cancel(self._asked.pop())
         self._position = int(_of_state(state, "position"))
         self._ledger = self._ledger.with_state(_of_state(state, "ledger"))
 
