@@ -18,12 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from janus_jax.aot.collectives import read_collectives
 from janus_jax.aot.compile import compile_training
 from janus_jax.aot.topologies import find_topology
-from janus_jax.config import PRESETS, Execution
+from janus_jax.config import PRESETS
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.uvit import _by_convolution
 from janus_jax.sharding import batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.training.config_dicts import from_config
-from janus_jax.training.objectives import training_model
+from janus_jax.training.objectives import make_objective
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 from tests.training import runs
@@ -35,7 +35,7 @@ MODELS = ("janus_pro_1b", "janus_pro_7b", "janusflow_1.3b")
 
 def plan(model, mesh):
     """Yields one line per parameter: its shape and the mesh axes that split it."""
-    boxed = abstract_params(training_model(PRESETS[model], Execution()))
+    boxed = abstract_params(make_objective(PRESETS[model]).model)
     shardings = flatten_dict(param_shardings(boxed, make_mesh(*MESHES[mesh])), sep="/")
     for name, leaf in sorted(flatten_dict(nn.unbox(boxed), sep="/").items()):
         axes = (*shardings[name].spec, *(None,) * leaf.ndim)[: leaf.ndim]
