@@ -14,9 +14,10 @@ from configs.finetune import get_config
 from janus_jax.config import preset
 from janus_jax.models.janus import Janus
 from janus_jax.training.config_dicts import from_config
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.recipe import Recipe
-from janus_jax.training.train_step import abstract_train_state
+from janus_jax.training.setup import abstract_train_state
 from tests.pseudo import CORPUS, make_checkpoint
 from tests.scenery import landscape
 
@@ -103,6 +104,6 @@ def test_what_is_trained_is_exported_and_answers(desk):
 def test_the_state_is_as_large_as_the_page_says(name):
     stage = from_config(Recipe, get_config()).current
     optimizer = make_optimizer(stage.optimizer, stage.steps)
-    state = abstract_train_state(Janus(preset(name)), stage.trained, optimizer, None, lora=stage.lora)
+    state = abstract_train_state(TokenObjective(Janus(preset(name))), stage.trained, optimizer, None, lora=stage.lora)
     size = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(state))
     assert f"{size / 1e9:.1f} GB for {name.title().replace('_', '-')}" in SECTION
