@@ -89,7 +89,7 @@ class Golden:
         """Rows of samples laid end to end; a row may hold none."""
         size = self.config.und_encoder.image_size
         codes = self.expected["train_gen_codes"]
-        image = prepare_understanding(open_image(self.golden.path / "image_0.png"), size)
+        image = prepare_understanding(open_image(self.golden.images[0]), size)
         shape = (len(rows), length)
         batch = Batch(
             tokens=np.zeros(shape, np.int32),
