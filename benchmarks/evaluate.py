@@ -34,7 +34,7 @@ from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipC
 from janus_jax.evaluation.generation import generate_images as pictures
 from janus_jax.evaluation.runner import answering, batched, collect, num_places
 from janus_jax.models.factory import make_model
-from janus_jax.pretrained import Pretrained, place_params
+from janus_jax.pretrained import Pretrained, load_params
 from janus_jax.processing import Processor
 
 _MODEL = flags.DEFINE_string("model", None, "folder of the model that answers and draws; none: random weights")
@@ -84,7 +84,7 @@ def _random(dtype: Dtype) -> Pretrained:
     """A model of random weights that reads with the shipped model's tokenizer."""
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
     numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
-    params = place_params(numbers, RANDOM, execution, mesh=None)
+    params = load_params(numbers, RANDOM, execution, mesh=None)
     return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
 
 

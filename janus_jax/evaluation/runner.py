@@ -32,8 +32,10 @@ class Model(Protocol):
     @property
     def processor(self) -> Processor: ...
 
-    def answer(self, rows: Sequence[TokenSequence], max_new_tokens: int = ..., temperature: float = ...) -> list[str]:
-        """The answers to rows of places."""
+    def answer(
+        self, prompts: Sequence[TokenSequence], max_new_tokens: int = ..., temperature: float = ...
+    ) -> list[str]:
+        """Answers prompts."""
         ...
 
 

@@ -4,7 +4,6 @@ WORKDIR/tokenizer/                the tokenizer's and processor's files
 WORKDIR/stage_N/checkpoints/      of each stage that was run there
 """
 
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from checkpoints_convert.sidecars import copy_sidecars
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.factory import abstract_model, init_model
+from janus_jax.models.factory import abstract_model, init_model, params_from_leaves
 from janus_jax.training.checkpointing import read_config, read_params, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.lora import init_adapters, merge_adapters, split_adapters
@@ -107,7 +106,8 @@ def initial_state(
             parts = places if field == _WHOLE else {field: places[field]}
             # No folder of a model has what serves training alone.
             parts = {part: tree for part, tree in parts.items() if part != ALIGNER}
-            params |= _folder_params(folder, parts)
+            leaves = open_checkpoint(folder).params(parts=tuple(parts))
+            params |= params_from_leaves(leaves, parts, recipe.model_config)
         missing = {part: tree for part, tree in places.items() if part not in params}
         params |= _random_params(recipe, missing) if missing else {}
         if start.ids_from_codebook:
@@ -175,28 +175,6 @@ def _check_folder(where: str, folder: str, field: str, config: ModelConfig) -> N
                 f"{where} names {folder}, which is of another size than config's model: {name} is {shapes[0]} there "
                 f"and {shapes[1]} here."
             )
-
-
-def _folder_params(folder: str, places: Params) -> Params:
-    """What a folder in any layout has of these parameters, in their places."""
-    wanted: Mapping[tuple[str, ...], Any] = flatten_dict(places)
-    stacks: dict[tuple[str, ...], np.ndarray] = {}
-    found: dict[tuple[str, ...], Array] = {}
-    for keys, layer, array in open_checkpoint(folder).params(parts=tuple(places)):
-        place = wanted[keys]
-        if layer is None:
-            found[keys] = _put(array, place)
-            continue
-        stack = stacks.setdefault(keys, np.empty(place.shape, place.dtype)) if layer == 0 else stacks[keys]
-        stack[layer] = array
-        if layer == len(stack) - 1:
-            found[keys] = _put(stacks.pop(keys), place)
-    return unflatten_dict(found)
-
-
-def _put(array: np.ndarray, place: Any) -> Array:
-    array = array.astype(place.dtype, copy=False)
-    return jax.make_array_from_callback(place.shape, place.sharding, array.__getitem__)
 
 
 def _new_adapters(recipe: Recipe, places: Params) -> Params:
