@@ -28,7 +28,6 @@ from janus_jax.evaluation.journal import claim
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
 from janus_jax.evaluation.runner import answering, collect
-from janus_jax.processing import Processor
 from janus_jax.progress import count_bar
 from janus_jax.storage import output_folder, write_json
 
@@ -68,8 +67,8 @@ def main(_: Sequence[str]) -> None:
     """Runs the benchmarks, one after the other."""
     with output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
-        config = models.model_config()
-        Processor.from_directory(models.MODEL.value, config)
+        opened = models.open_model()
+        config = opened.config
         _check_drawing(jobs, config)
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
@@ -83,7 +82,7 @@ def main(_: Sequence[str]) -> None:
         # `collect` does it again, but would have the model loaded first.
         cluster.run_on_all(lambda: _claim(jobs, common) if cluster.is_first else None)
         _fill_devices()
-        load = functools.cache(models.load_model)
+        load = functools.cache(lambda: models.load_model(opened))
         for job in jobs:
             _run(job, load, config, job.began(common), cluster)
 
