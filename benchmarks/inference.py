@@ -42,7 +42,7 @@ from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
 from janus_jax.pretrained import load_params
@@ -240,7 +240,7 @@ class Ours:
 
 def bytes_per_id(config: JanusConfig, execution: Execution) -> int:
     """Of the weights that drawing an id reads."""
-    params = nn.unbox(abstract_params(config, execution))
+    params = nn.unbox(abstract_params(make_model(config, execution)))
     layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
     read = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
     return sum(leaf.size * leaf.dtype.itemsize for leaf in read)

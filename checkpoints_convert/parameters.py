@@ -91,10 +91,11 @@ def _parameter(path: str, leaf: Any) -> Parameter:
 
 
 def _abstract_tree(config: Config) -> Any:
-    from janus_jax.models.factory import abstract_params  # Imported late: it imports jax, which takes a second.
+    # Imported late: it imports jax, which takes a second.
+    from janus_jax.models.factory import abstract_params, make_model
 
     if isinstance(config, ModelConfig):
-        return abstract_params(config)
+        return abstract_params(make_model(config))
     # The parameters of a part do not depend on the other parts, so the part is put into a small model.
     part = next(name for name, kind in PARTS.items() if isinstance(config, kind))
     model: ModelConfig = janus_preset("tiny")
@@ -102,7 +103,7 @@ def _abstract_tree(config: Config) -> Any:
         flow = flow_preset("tiny_flow")
         model = replace(flow, gen_encoder=replace(flow.gen_encoder, latent_channels=config.latent_channels), vae=None)
     fields: dict[str, Any] = {part: config}
-    return {part: abstract_params(replace(model, **fields))[part]}
+    return {part: abstract_params(make_model(replace(model, **fields)))[part]}
 
 
 def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:

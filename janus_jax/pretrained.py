@@ -24,7 +24,7 @@ from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model, params_from_leaves
 from janus_jax.processing import ImageSource, Message, Processor, StreamDecoder, TokenSequence
-from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, on_host, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, to_host, use_mesh
 
 
 def load(
@@ -87,7 +87,7 @@ def load_params(
     mesh: Mesh | None,
 ) -> Params:
     """Puts parameters on their devices one by one; see `params_from_leaves`."""
-    boxed = abstract_params(config, execution)
+    boxed = abstract_params(make_model(config, execution))
     abstract = nn.unbox(boxed)
     if mesh is not None:
         abstract = jax.tree.map(
@@ -203,7 +203,7 @@ class Pretrained:
         """Yields the texts so far and whether they are final."""
         sampling = SamplingConfig(temperature, top_k, top_p)
         _check_count("max_new_tokens", max_new_tokens)
-        padded = _pad(prompts, batch_multiple(self.mesh))
+        padded = _pad(prompts, num_data_shards(self.mesh))
         batch = self._left_pad(padded, max_new_tokens)
         decoders = [_AnswerDecoder(self.processor, stop) for _ in prompts]
         read = 0
@@ -283,7 +283,7 @@ class Pretrained:
             count = len(owners) * len(numbers)
             keys = jnp.stack([sampling_keys(seed, owner, numbers) for owner in owners])
             each = list(owners)
-            if len(each) % batch_multiple(self.mesh):
+            if len(each) % num_data_shards(self.mesh):
                 # Fewer prompts than devices: each image runs its own copy of the prompt.
                 each, keys = [owner for owner in owners for _ in numbers], keys.reshape(-1, 1)
             report_batch = None if report is None else _scaled(report, count)
@@ -331,7 +331,7 @@ class Pretrained:
         report: Callable[[int], object] | None = None,
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
         """Samples N images of each of P prompts, and more if the mesh needs more prompts."""
-        multiple = batch_multiple(self.mesh)
+        multiple = num_data_shards(self.mesh)
         padded = _pad(prompts, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(padded) - len(prompts), axis=0)])
         batch = self._left_pad(sampler.prompt_sequences(self.processor, padded), self.config.num_gen_tokens, longest)
@@ -339,7 +339,7 @@ class Pretrained:
             samples = sampler.sample(self.model, self.params, batch, keys, report)
             size = round_up(min(8, samples.shape[0]), multiple)
             parts = [samples[start : start + size] for start in range(0, samples.shape[0], size)]
-            return [image for part in parts for image in on_host(sampler.to_images(self.model, self.params, part))]
+            return [image for part in parts for image in to_host(sampler.to_images(self.model, self.params, part))]
 
     def _left_pad(self, prompts: Sequence[TokenSequence], num_new: int, longest: int = 0) -> Batch:
         """Batches prompts, padded to one of a few lengths, on the devices."""

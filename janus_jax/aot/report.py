@@ -15,7 +15,7 @@ from janus_jax.aot.compile import Program, compile_training
 from janus_jax.aot.roofline import Roofline, device_peak_flops, estimate_step
 from janus_jax.aot.sampling import SAMPLING_SHAPES, SamplingWorkload, compile_sampling
 from janus_jax.aot.topologies import Topology
-from janus_jax.sharding import batch_multiple, make_mesh
+from janus_jax.sharding import make_mesh, num_data_shards
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 
@@ -240,7 +240,7 @@ def remedies(
     if resources.attention == "xla" != attention:
         yield f"--config.resources.attention={attention}"
     if training and state < limit:
-        per_device = stage.batch_size // batch_multiple(mesh)
+        per_device = stage.batch_size // num_data_shards(mesh)
         if resources.remat != "full":
             yield "--config.resources.remat=full"
         if resources.microbatches < per_device:

@@ -26,7 +26,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.models.target_platform import target_platform
-from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, use_mesh
 from janus_jax.training.recipe import Recipe
 
 SamplingWorkload = Literal["generate", "chat", "evaluate"]
@@ -86,7 +86,7 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: S
     check_mesh(recipe.model_config, mesh)
     dtype = recipe.current.precision.compute
     execution = Execution(dtype, dtype, recipe.resources.attention, layers="unrolled")
-    boxed = abstract_params(recipe.model_config, execution)
+    boxed = abstract_params(make_model(recipe.model_config, execution))
     params = jax.tree.map(with_sharding, nn.unbox(boxed), param_shardings(boxed, mesh))
     model, shape = make_model(recipe.model_config, execution), SAMPLING_SHAPES[workload]
     if workload != "generate":
@@ -116,7 +116,7 @@ def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
 def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
     sampler = TokenSampler()
     methods, numbers = decode_arguments(
-        sampler.sampling, Janus.embed_image_ids, Janus.image_logits, guidance_scale=sampler.guidance_scale
+        sampler.sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=sampler.guidance_scale
     )
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
@@ -170,7 +170,7 @@ def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int 
     config = model.config
     budget = Budget(shape.prompt_length, shape.und_images, 0, 0)
     example = empty_batch(1, budget, ImageShapes(config.und_encoder.image_size, config.gen_image_size))
-    batch_size = per_prompt * shape.prompts * batch_multiple(mesh)
+    batch_size = per_prompt * shape.prompts * num_data_shards(mesh)
     return abstract_batch(example._replace(text_targets=None, gen_starts=None), batch_size, mesh)
 
 

@@ -8,7 +8,7 @@ from jax.sharding import SingleDeviceSharding
 from checkpoints_convert import save_checkpoint
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.training.checkpointing import read_config, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import checkpoints_folder, read_stage, tokenizer_folder
@@ -51,7 +51,7 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool
     # Where a model has room that no accelerator may have.
     place = SingleDeviceSharding(jax.devices("cpu")[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unbox(abstract_params(config))
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unbox(abstract_params(make_model(config)))
     )
     params = read_stage(workdir, stage, abstract)
     save_checkpoint(out, params, config, sidecars_from=tokenizer_folder(workdir), progress=progress)

@@ -22,7 +22,7 @@ from checkpoints_convert.sidecars import copy_sidecars
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.factory import abstract_model, init_model, params_from_leaves
+from janus_jax.models.factory import abstract_params, init_params, params_from_leaves
 from janus_jax.training.checkpointing import read_config, read_params, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.lora import init_adapters, merge_adapters, split_adapters
@@ -189,7 +189,7 @@ def _new_adapters(recipe: Recipe, places: Params) -> Params:
 
 
 def _drawn(recipe: Recipe, key: Array) -> Params:
-    params = abstract_model(training_model(recipe.model_config, recipe.execution, recipe.flow))
+    params = abstract_params(training_model(recipe.model_config, recipe.execution, recipe.flow))
     frozen = partition(params, recipe.current.trained)[1]
     return merge(*init_adapters(recipe.current.lora, params, frozen, key))
 
@@ -199,7 +199,7 @@ def _random_params(recipe: Recipe, places: Params) -> Params:
     model = training_model(recipe.model_config, replace(recipe.execution, param_dtype="float32"), recipe.flow)
 
     def make(key: Array) -> Params:
-        params = unbox(init_model(model, key))
+        params = unbox(init_params(model, key))
         return {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], places[part]) for part in places}
 
     shardings = jax.tree.map(lambda place: place.sharding, places)

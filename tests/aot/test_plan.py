@@ -19,7 +19,7 @@ from janus_jax.aot.collectives import read_collectives
 from janus_jax.aot.compile import compile_training
 from janus_jax.aot.topologies import find_topology
 from janus_jax.config import PRESETS, Execution
-from janus_jax.models.factory import abstract_model, abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.uvit import _by_convolution
 from janus_jax.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.training.config_dicts import from_config
@@ -35,7 +35,7 @@ CASES = list(itertools.product(("janus_1.3b", "janus_pro_1b", "janus_pro_7b", "j
 
 def plan(model, mesh):
     """Yields one line per parameter: its shape and the mesh axes that split it."""
-    boxed = abstract_model(training_model(PRESETS[model], Execution()))
+    boxed = abstract_params(training_model(PRESETS[model], Execution()))
     shardings = flatten_dict(param_shardings(boxed, make_mesh(*MESHES[mesh])), sep="/")
     for name, leaf in sorted(flatten_dict(nn.unbox(boxed), sep="/").items()):
         axes = (*shardings[name].spec, *(None,) * leaf.ndim)[: leaf.ndim]
@@ -98,7 +98,7 @@ def test_gathers_are_of_single_layers(mesh):
     matrices = sum(one.size for one in layers if one.axes == ("fsdp",))
     weights = sum(
         leaf.dtype.itemsize * math.prod(leaf.shape)
-        for name, leaf in flatten_dict(nn.unbox(abstract_params(runs.MODEL)), sep="/").items()
+        for name, leaf in flatten_dict(nn.unbox(abstract_params(make_model(runs.MODEL))), sep="/").items()
         if name.startswith("llm/layers/")
     )
     assert matrices * depth <= 2.1 * weights

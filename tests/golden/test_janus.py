@@ -129,7 +129,7 @@ class Subject:
         logits = [guide(self.apply(self.model.image_logits, hidden[:, -1]), rows, GUIDANCE)]
         for step in range(steps):
             ids = jnp.asarray(np.repeat(drawn[:, step : step + 1], 2, axis=0))
-            x = self.apply(self.model.embed_image_ids, ids)
+            x = self.apply(self.model.embed_image_tokens, ids)
             hidden, cache = self.extend(x, batch.positions[:, -1:] + 1 + step, cache)
             logits.append(guide(self.apply(self.model.image_logits, hidden[:, 0]), rows, GUIDANCE))
         return np.asarray(jnp.stack(logits, axis=1))

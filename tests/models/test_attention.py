@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.attention import attend, rotary_angles, rotate
+from janus_jax.models.attention import apply_rotary, attend, rotary_angles
 from janus_jax.models.masks import Mask
 from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import make_mesh, use_mesh
@@ -147,7 +147,8 @@ def test_rotation_keeps_lengths_and_tells_only_distances():
 
     def score(at_query, at_key):
         rotated = [
-            rotate(x, rotary_angles(jnp.array([[at]]), 32, 10000.0)) for x, at in ((query, at_query), (key, at_key))
+            apply_rotary(x, rotary_angles(jnp.array([[at]]), 32, 10000.0))
+            for x, at in ((query, at_query), (key, at_key))
         ]
         np.testing.assert_allclose(jnp.linalg.norm(rotated[0]), jnp.linalg.norm(query), rtol=1e-5)
         return float(jnp.sum(rotated[0] * rotated[1]))

@@ -297,7 +297,7 @@ def keys(count):
 def test_image_embeddings_and_logits(pair):
     ids = np.arange(pair.config.gen_encoder.codebook_size, dtype=np.int32)[None]
     embedded = pair.theirs.prepare_embeddings_for_image_generation(torch.from_numpy(ids).long())
-    assert_close(pair.apply(pair.ours.embed_image_ids, ids), numbers(embedded), pair.tolerance.shallow)
+    assert_close(pair.apply(pair.ours.embed_image_tokens, ids), numbers(embedded), pair.tolerance.shallow)
     logits = pair.theirs.model.generation_head(embedded)
     hidden = jnp.asarray(numbers(embedded), jnp.dtype(pair.ours.execution.dtype))
     assert_close(pair.apply(pair.ours.image_logits, hidden), numbers(logits), pair.tolerance.shallow)

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
 from janus_jax.models.backbone import unroll_params
-from janus_jax.models.factory import init_params
+from janus_jax.models.factory import init_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import ItemCounts, count_items, flops_per_item, traced_flops
 from janus_jax.training.param_paths import partition, unbox
@@ -111,7 +111,7 @@ def test_formula_agrees_with_xla_cost_analysis():
         gen_ids=np.zeros((1, 1, WIDE.gen_encoder.num_tokens), np.int32),
     )
     model = Janus(WIDE, Execution(layers="unrolled"))
-    scanned = jax.eval_shape(lambda key: unbox(init_params(WIDE, key)), jax.random.key(0))
+    scanned = jax.eval_shape(lambda key: unbox(init_params(make_model(WIDE), key)), jax.random.key(0))
     unrolled = jax.eval_shape(functools.partial(unroll_params, config=WIDE), scanned)
     trained, frozen = partition(unrolled, stages.TRAINED["III"])
     compiled = jax.jit(functools.partial(gradients, model, Microbatching())).lower(trained, frozen, batch).compile()

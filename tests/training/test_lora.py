@@ -15,7 +15,7 @@ import janus_jax
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config, to_json
@@ -44,14 +44,14 @@ EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
 ATTENTION = Lora(RANK, 8.0)
 # Muon is asked for, and finds no matrix among the adapters.
 MUON = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, muon_learning_rate=1e-2)
-OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(tiny.CONFIG), ())[0])
+OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(make_model(tiny.CONFIG)), ())[0])
 
 
 @functools.cache
 def started(lora):
     """Trained and frozen parameters; numpy arrays, so that no step can take them."""
     trained, frozen = partition(tiny.stacked_params(), ())
-    adapters, scales = init_adapters(lora, abstract_params(tiny.CONFIG), frozen, jax.random.key(1))
+    adapters, scales = init_adapters(lora, abstract_params(make_model(tiny.CONFIG)), frozen, jax.random.key(1))
     return jax.tree.map(np.asarray, (merge(trained, unbox(adapters)), merge(frozen, unbox(scales))))
 
 
