@@ -1,4 +1,4 @@
-"""Compiles every model and stage for the papers' clusters and for common pods, none of which need be attached.
+"""Compiles every model and stage for the papers' clusters and common pods, without the devices.
 
     python -m benchmarks.scaling                        compiles the missing cases
     python -m benchmarks.scaling --only v5e:16x16       of one topology
