@@ -3,8 +3,8 @@
     python -m benchmarks.memory
     python -m benchmarks.memory --write
 
-Prints the table of docs/training.md, or writes it there. The accelerators are not needed. The state's size is exact: it
-is that of the arrays that `janus-train` makes, sharded over the mesh. Gradients have the size of the trained parameters.
+Prints the table of docs/training.md, or writes it there. No accelerator is needed. The size of the state is exact:
+that of the arrays that `janus-train` makes, sharded over the mesh. Gradients have the size of the trained parameters.
 Activations are estimated for remat "full" and attention that stores no scores (cudnn, splash): the input of every block
 that a gradient passes, plus the largest temporary of one block's backward pass, a chunk of logits, and the image
 tokenizer. A tenth of the memory is left free. `tests/benchmarks` compares the formula with XLA's memory analysis.

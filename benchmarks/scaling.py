@@ -136,7 +136,7 @@ def compile_case(case: Case) -> dict[str, Any]:
                     continue
                 # CPU time, which other load on this machine does not change.
                 start = time.process_time()
-                report = compile_report(layout, topology).to_json()
+                report = compile_report(layout, topology)
                 report |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
                 if report["fits"]:
                     break
