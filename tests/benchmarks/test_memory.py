@@ -4,12 +4,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks import memory
-from benchmarks.rows import Layout
+from benchmarks.batches import equal_sequences, make_batch
 from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
-from janus_jax.training.train_step import Microbatching, abstract_train_state, make_train_step
+from janus_jax.training.objectives import TokenObjective
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.train_step import Microbatching, make_train_step
 from tests.training import stages
 
 # One wide head, because attention stores its scores here and the estimate excludes them.
@@ -20,15 +22,17 @@ CONFIG = JanusConfig(
     llm=LlamaConfig(2048, 256, 4, 1, 1, 256, 1024, max_positions=1024),
     gen_head_width=256,
 )
-LAYOUT = Layout(places=512, und_images=1, gen_images=0, prompt=16, answer=32)
 
 
 def xla_bytes(stage, sequences):
     """Bytes of XLA's temporaries on a CPU, in float32."""
     model = Janus(CONFIG, Execution(remat="full"))
-    abstract = abstract_train_state(model, stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32")
-    batch = LAYOUT.batch(CONFIG, sequences)
-    step = make_train_step(model, stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
+    abstract = abstract_train_state(
+        TokenObjective(model), stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32"
+    )
+    packed = equal_sequences(CONFIG, sequences, 512, und_images=1, gen_images=0, prompt=16, answer=32)
+    batch = make_batch(CONFIG, packed, 512)
+    step = make_train_step(TokenObjective(model), stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
     compiled = step.lower(abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes, flatten_dict(abstract.params, sep="/")
 
