@@ -31,7 +31,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "vae": VAEConfig,
     "llm": LlamaConfig,
 }
-"""The parts of a model that have checkpoints of their own, by their key in the parameter tree."""
+"""Parts of a model that are also published separately, by their key in the parameter tree."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def model_parameters(config: Config) -> tuple[Parameter, ...]:
 
 
 def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
-    """Lists the parameters of an abstract tree whose leaves carry logical axis names.
+    """Lists the parameters of an abstract tree with logical axis names.
 
     A parameter is stacked if its first logical axis is "layers".
     """
@@ -91,10 +91,11 @@ def _parameter(path: str, leaf: Any) -> Parameter:
 
 
 def _abstract_tree(config: Config) -> Any:
-    from janus_jax.models.factory import abstract_params  # Imported late: it imports jax, which takes a second.
+    # Imported late: it imports jax, which takes a second.
+    from janus_jax.models.factory import abstract_params, make_model
 
     if isinstance(config, ModelConfig):
-        return abstract_params(config)
+        return abstract_params(make_model(config))
     # The parameters of a part do not depend on the other parts, so the part is put into a small model.
     part = next(name for name, kind in PARTS.items() if isinstance(config, kind))
     model: ModelConfig = janus_preset("tiny")
@@ -102,11 +103,11 @@ def _abstract_tree(config: Config) -> Any:
         flow = flow_preset("tiny_flow")
         model = replace(flow, gen_encoder=replace(flow.gen_encoder, latent_channels=config.latent_channels), vae=None)
     fields: dict[str, Any] = {part: config}
-    return {part: abstract_params(replace(model, **fields))[part]}
+    return {part: abstract_params(make_model(replace(model, **fields)))[part]}
 
 
 def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:
-    """Yields every layer of every parameter (None: not stacked), all parameters of one block before the next block."""
+    """Yields every parameter and layer (None if not stacked), all parameters of one block before the next block."""
 
     def stack(parameter: Parameter) -> tuple[str, ...]:
         return parameter.keys[:2] if parameter.layers is not None else ()

@@ -11,7 +11,7 @@ import numpy as np
 from janus_jax.config import Execution, flow_preset, janus_preset
 from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import abstract_params, make_model
-from janus_jax.pretrained import Pretrained, place_params
+from janus_jax.pretrained import Pretrained, load_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 
 CORPUS = ["A small red boat on a quiet lake.", "What is in the picture?", "Two birds and a tree, drawn in ink."]
@@ -47,7 +47,7 @@ def stacked_params(config=CONFIG):
         fan_in = {"weight": leaf.shape[-1], "kernel": np.prod(leaf.shape[-4:-1]), "embedding": 4}.get(name, 1000)
         return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(np.float32(fan_in))
 
-    return jax.tree_util.tree_map_with_path(make, nn.unbox(abstract_params(config)))
+    return jax.tree_util.tree_map_with_path(make, nn.unbox(abstract_params(make_model(config))))
 
 
 def leaves_of(tree, keys=()):
@@ -65,7 +65,7 @@ def leaves_of(tree, keys=()):
 
 def pretrained(mesh=None, config=CONFIG):
     execution = Execution(layers="unrolled")
-    params = place_params(leaves_of(stacked_params(config)), config, execution, mesh)
+    params = load_params(leaves_of(stacked_params(config)), config, execution, mesh)
     return Pretrained(config, params, processor(config), make_model(config, execution), mesh)
 
 

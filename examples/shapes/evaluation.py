@@ -27,9 +27,9 @@ from examples.shapes.dataset import (
     score_answers,
     score_verdicts,
 )
-from janus_jax.evaluation.generation.generate_images import Painter, drawing
-from janus_jax.evaluation.results import digest
-from janus_jax.evaluation.runner import Model, Report, answering, collect
+from janus_jax.evaluation.generation.generate_images import ImageModel, generate_images
+from janus_jax.evaluation.results import items_digest
+from janus_jax.evaluation.runner import ChatModel, OnProgress, answer_questions, collect_answers
 
 
 @dataclass(frozen=True)
@@ -89,40 +89,58 @@ def _silent(done: int, total: int) -> None:
 
 
 def evaluate_understanding(
-    model: Model, folder: Path, protocol: ShapesProtocol = ShapesProtocol(), named: str = "", report: Report = _silent
+    model: ChatModel,
+    folder: Path,
+    protocol: ShapesProtocol = ShapesProtocol(),
+    named: str = "",
+    report: OnProgress = _silent,
 ) -> Understanding:
     """Asks a model.
 
     Args:
       folder: where its answers go as they come; the same call goes on from there.
-      named: the model (`results.fingerprint`); a folder that another has begun is refused.
+      named: the model (`results.model_fingerprint`); a folder that another has begun is refused.
       report: told how many questions are answered, and how many there are.
 
     Raises:
-      JanusError: as `runner.collect`.
+      JanusError: as `runner.collect_answers`.
     """
     asked = questions(protocol.split, protocol.per_topic, _seed(protocol), protocol.vocabulary, protocol.about)
     items = understanding.asking(asked)
-    began = {"model": named, "questions": digest(items)}
-    found = collect(items, answering(model, protocol.batch_size), folder, began, report=report)
+    began = {"model": named, "questions": items_digest(items)}
+    found = collect_answers(
+        items, lambda left: answer_questions(model, left, protocol.batch_size), folder, began, on_progress=report
+    )
     answers = [(found or {})[item.id] for item in items]
     return Understanding(asked, answers, score_answers(asked, answers), chance_of_answers(asked))
 
 
 def evaluate_generation(
-    model: Painter, folder: Path, protocol: ShapesProtocol = ShapesProtocol(), named: str = "", report: Report = _silent
+    model: ImageModel,
+    folder: Path,
+    protocol: ShapesProtocol = ShapesProtocol(),
+    named: str = "",
+    report: OnProgress = _silent,
 ) -> Generation:
     """Has a model draw; arguments as of `evaluate_understanding`.
 
     Raises:
-      JanusError: as `runner.collect`.
+      JanusError: as `runner.collect_answers`.
     """
     wanted = prompts(protocol.split, protocol.per_category, _seed(protocol), protocol.vocabulary, protocol.about)
     items = generation.drawing(wanted)
     options = {"guidance_scale": str(protocol.guidance_scale), "temperature": str(protocol.temperature)}
-    work = drawing(model, folder, options, protocol.seed, protocol.batch_size)
-    began = {"model": named, "questions": digest(items), "options": options, "seed": protocol.seed}
-    files = {id: str(folder / file) for id, file in (collect(items, work, folder, began, report=report) or {}).items()}
+    began = {"model": named, "questions": items_digest(items), "options": options, "seed": protocol.seed}
+    found = collect_answers(
+        items,
+        lambda left: generate_images(
+            model, left, folder, options=options, seed=protocol.seed, batch_size=protocol.batch_size
+        ),
+        folder,
+        began,
+        on_progress=report,
+    )
+    files = {id: str(folder / file) for id, file in (found or {}).items()}
     verdicts = generation.verdicts(items, files)
     images = [np.asarray(Image.open(files[item.id])) for item in items]
     chance = chance_of_drawings(wanted, protocol.vocabulary)

@@ -10,8 +10,13 @@ from PIL import Image
 
 from examples.shapes.dataset import Prompt, Split, Verdict, chance_of_drawings, judge, prompts, score_verdicts
 from examples.shapes.understanding_benchmark import SEED
-from janus_jax.evaluation.benchmark import Amount, Answers, Benchmark, Options, Scores
-from janus_jax.evaluation.generation.image_requests import PREDICTIONS, Picture, drawn_files, pictures_of
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Scores
+from janus_jax.evaluation.generation.image_requests import (
+    PREDICTIONS,
+    ImageRequest,
+    generated_files,
+    requests_for_prompt,
+)
 from janus_jax.evaluation.registry import register_benchmark
 
 GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
@@ -19,7 +24,7 @@ GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesPicture(Picture):
+class ShapesPicture(ImageRequest):
     """A picture, and what it must show."""
 
     wanted: Prompt = field(repr=False)
@@ -30,7 +35,7 @@ def drawing(wanted: Sequence[Prompt]) -> list[ShapesPicture]:
     return [
         ShapesPicture(**vars(picture), wanted=prompt)
         for number, prompt in enumerate(wanted)
-        for picture in pictures_of(prompt.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path(), None)
+        for picture in requests_for_prompt(prompt.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path())
     ]
 
 
@@ -45,7 +50,7 @@ def verdicts(pictures: Sequence[ShapesPicture], answers: Answers) -> list[Verdic
     Raises:
       JanusError: one is not there.
     """
-    files = drawn_files(pictures, answers)
+    files = generated_files(pictures, answers)
     return [judge(one.wanted, np.asarray(Image.open(file))) for one, file in zip(pictures, files, strict=True)]
 
 
@@ -79,10 +84,10 @@ BENCHMARK = register_benchmark(
         score=score,
         write_predictions=write_predictions,
         options={
-            "split": ("test", "train"),
-            "per_category": Amount(50, 1, 10_000, whole=True),
-            "guidance_scale": Amount(GUIDANCE_SCALE),
-            "temperature": Amount(TEMPERATURE),
+            "split": Choice("test", "train"),
+            "per_category": Number(50, 1, 10_000, integer=True),
+            "guidance_scale": Number(GUIDANCE_SCALE),
+            "temperature": Number(TEMPERATURE),
         },
     )
 )

@@ -221,13 +221,13 @@ def _release(home: Path, model: SmallModel) -> None:
 def _evaluate(home: Path, plan: Plan) -> dict[str, float]:
     import janus_jax
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, figures
-    from janus_jax.evaluation.results import fingerprint
+    from janus_jax.evaluation.results import model_fingerprint
     from janus_jax.progress import count_bar
 
     model = janus_jax.load(home / "converted", "float32")
     protocol, named = (
         ShapesProtocol(per_topic=plan.asked[0], per_category=plan.asked[1]),
-        fingerprint(home / "converted"),
+        model_fingerprint(home / "converted"),
     )
     with count_bar("answering") as report:
         understanding = evaluate_understanding(model, home / "evaluation" / "understanding", protocol, named, report)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from janus_jax.accelerators import Platform
 from janus_jax.aot.compile import Program, abstract_batch, compile_lowered, with_sharding
+from janus_jax.aot.topologies import Topology
 from janus_jax.batch import Batch
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
@@ -26,7 +26,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.models.target_platform import target_platform
-from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, use_mesh
 from janus_jax.training.recipe import Recipe
 
 SamplingWorkload = Literal["generate", "chat", "evaluate"]
@@ -77,7 +77,7 @@ class _Sampler(NamedTuple):
     lower_decode: Callable[[Any], tuple[Any, Any]]
 
 
-def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: SamplingWorkload) -> list[Program]:
+def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: SamplingWorkload) -> list[Program]:
     """Compiles prefill and decode of a workload; prefill only if it runs out of memory.
 
     Raises:
@@ -86,7 +86,7 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: S
     check_mesh(recipe.model_config, mesh)
     dtype = recipe.current.precision.compute
     execution = Execution(dtype, dtype, recipe.resources.attention, layers="unrolled")
-    boxed = abstract_params(recipe.model_config, execution)
+    boxed = abstract_params(make_model(recipe.model_config, execution))
     params = jax.tree.map(with_sharding, nn.unbox(boxed), param_shardings(boxed, mesh))
     model, shape = make_model(recipe.model_config, execution), SAMPLING_SHAPES[workload]
     if workload != "generate":
@@ -94,15 +94,16 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: S
     else:
         make_sampler = _flow_sampler if isinstance(model, JanusFlow) else _token_sampler
     sampler = make_sampler(model, params, shape, mesh)
-    with target_platform(platform), use_mesh(mesh):
+    with target_platform(topology.accelerator.platform), use_mesh(mesh):
         traced = sampler.prefill.trace(*sampler.arguments, **sampler.options)
         inputs = {"parameters": params, "batch": sampler.arguments[2]}
-        prefill_program, executable = compile_lowered("prefill", traced.lower(), platform, inputs)
+        prefill_program, executable = compile_lowered("prefill", traced.lower(), inputs, mesh, topology)
         if executable is None:
             return [prefill_program]
         outputs = jax.tree.map(with_sharding, traced.out_info, executable.output_shardings)
         lowered, state = sampler.lower_decode(outputs)
-        decode_program, _ = compile_lowered("decode", lowered, platform, {"parameters": params, "state": state})
+        inputs = {"parameters": params, "state": state}
+        decode_program, _ = compile_lowered("decode", lowered, inputs, mesh, topology)
         return [prefill_program, decode_program]
 
 
@@ -116,7 +117,7 @@ def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
 def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
     sampler = TokenSampler()
     methods, numbers = decode_arguments(
-        sampler.sampling, Janus.embed_image_ids, Janus.image_logits, guidance_scale=sampler.guidance_scale
+        sampler.sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=sampler.guidance_scale
     )
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
@@ -170,7 +171,7 @@ def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int 
     config = model.config
     budget = Budget(shape.prompt_length, shape.und_images, 0, 0)
     example = empty_batch(1, budget, ImageShapes(config.und_encoder.image_size, config.gen_image_size))
-    batch_size = per_prompt * shape.prompts * batch_multiple(mesh)
+    batch_size = per_prompt * shape.prompts * num_data_shards(mesh)
     return abstract_batch(example._replace(text_targets=None, gen_starts=None), batch_size, mesh)
 
 

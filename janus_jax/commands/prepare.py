@@ -53,6 +53,11 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per batch of the to
 _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "share the work with the processes of a cluster")
 
 flags.register_validator("max_rejected", lambda share: 0 <= share <= 1, "it must be from 0 to 1")
+cli.flag_group("Input", _SOURCE, _INPUT, _TASK, _INPUT_SPLIT, _IMAGES, _PROMPT, _TEXT_FIELD, _IMAGE_FIELD)
+cli.flag_group("Input", _CLASS_NAMES, _DATA_DIR)
+cli.flag_group("Output", _OUTPUT, _SPLIT, _SHARD_RECORDS, _MAX_REJECTED)
+cli.flag_group("Image tokens and latents", _TOKENIZER, _BATCH_SIZE)
+cli.flag_group("Execution", _WORKERS, _BEAM, _DISTRIBUTED)
 
 
 def main(_: Sequence[str]) -> None:

@@ -15,7 +15,7 @@ from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Processor, TokenSequence
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class TokenSampler:
         tokens = sample_image_tokens(
             model, params, prompts, keys, self.sampling, guidance_scale=self.guidance_scale, report=report
         )
-        check_sampled(on_host(tokens))
+        check_sampled(to_host(tokens))
         return tokens
 
     def to_images(self, model: Backbone, params: Params, samples: Int[Array, "R T"]) -> UInt8[Array, "R H W 3"]:
@@ -106,7 +106,7 @@ def sample_image_tokens(
     """
     num_tokens = model.config.num_gen_tokens
     methods, numbers = decode_arguments(
-        sampling, Janus.embed_image_ids, Janus.image_logits, guidance_scale=guidance_scale
+        sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=guidance_scale
     )
     max_slots = prompts.shape[1] + num_tokens - 1
     decoder = Decoder(model, params, prompts, keys, methods=methods, numbers=numbers, max_slots=max_slots)

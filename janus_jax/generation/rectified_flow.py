@@ -26,7 +26,7 @@ from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, TokenSequence
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 Solver = Literal["euler", "midpoint", "heun"]
 
@@ -86,7 +86,7 @@ class FlowSampler:
         """
         assert isinstance(model, JanusFlow)
         latents = sample_latents(model, params, prompts, keys, self, report=report)
-        if not np.isfinite(on_host(latents)).all():
+        if not np.isfinite(to_host(latents)).all():
             raise JanusError(
                 "The latents are not finite: the model's weights are damaged; convert or fetch them again."
             )

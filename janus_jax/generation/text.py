@@ -9,7 +9,7 @@ from janus_jax.batch import Batch
 from janus_jax.generation.decode import Decoder, decode_arguments
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
 
 def generate_text(
@@ -45,12 +45,12 @@ def generate_text(
     decoder = Decoder(model, params, prompts, keys[:, None], methods=methods, numbers=numbers)
     seen = 0
     while True:
-        tokens = on_host(decoder.state.tokens)[:, : int(decoder.state.num_tokens)]
+        tokens = to_host(decoder.state.tokens)[:, : int(decoder.state.num_tokens)]
         new_tokens, seen = tokens[:, seen:], tokens.shape[1]
         check_sampled(new_tokens)
         if is_finished is not None:
             decoder.finish(is_finished(tokens))
         yield new_tokens
-        if seen >= max_new_tokens or on_host(decoder.state.finished).all():
+        if seen >= max_new_tokens or to_host(decoder.state.finished).all():
             return
         decoder.advance(min(chunk, max_new_tokens - seen))

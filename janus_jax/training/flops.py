@@ -207,7 +207,7 @@ class _Path:
 @functools.cache
 def _parameter_sizes(config: ModelConfig) -> dict[str, int]:
     """Number of elements of each parameter, by path."""
-    params = flatten_dict(nn.unbox(abstract_params(config)), sep="/")
+    params = flatten_dict(nn.unbox(abstract_params(make_model(config))), sep="/")
     return {name: math.prod(leaf.shape) for name, leaf in params.items()}
 
 
@@ -223,7 +223,7 @@ def _encoder_flops(config: ModelConfig) -> int:
             return 0
         encode = model.encode_images
     pixels = jax.ShapeDtypeStruct((1, size, size, 3), jnp.float32)
-    return traced_flops(functools.partial(apply, encode), nn.unbox(abstract_params(config)), pixels)
+    return traced_flops(functools.partial(apply, encode), nn.unbox(abstract_params(make_model(config))), pixels)
 
 
 def traced_flops(function: Callable[..., Any], *arguments: Any) -> int:

@@ -47,7 +47,7 @@ def best_ids_of_the_whole_sequence(prompt, drawn, scale):
 
     @jax.jit
     def run(params, drawn):
-        x = [apply(model.embed, params, batch), apply(model.embed_image_ids, params, drawn)]
+        x = [apply(model.embed, params, batch), apply(model.embed_image_tokens, params, drawn)]
         x = jnp.concatenate(x, axis=1)
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden = model.apply(

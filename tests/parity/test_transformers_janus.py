@@ -28,7 +28,7 @@ from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janus import Janus
-from janus_jax.pretrained import place_params
+from janus_jax.pretrained import load_params
 from tests.golden.pseudo_weights import tensor
 
 torch = pytest.importorskip("torch")
@@ -88,7 +88,7 @@ class Pair:
         self.config = open_checkpoint(folder).config
         execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
         self.ours = Janus(self.config, execution)
-        self.params = place_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
+        self.params = load_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
 
     @staticmethod
     def _make(config):
@@ -297,7 +297,7 @@ def keys(count):
 def test_image_embeddings_and_logits(pair):
     ids = np.arange(pair.config.gen_encoder.codebook_size, dtype=np.int32)[None]
     embedded = pair.theirs.prepare_embeddings_for_image_generation(torch.from_numpy(ids).long())
-    assert_close(pair.apply(pair.ours.embed_image_ids, ids), numbers(embedded), pair.tolerance.shallow)
+    assert_close(pair.apply(pair.ours.embed_image_tokens, ids), numbers(embedded), pair.tolerance.shallow)
     logits = pair.theirs.model.generation_head(embedded)
     hidden = jnp.asarray(numbers(embedded), jnp.dtype(pair.ours.execution.dtype))
     assert_close(pair.apply(pair.ours.image_logits, hidden), numbers(logits), pair.tolerance.shallow)

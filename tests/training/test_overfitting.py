@@ -16,8 +16,9 @@ from janus_jax.pretrained import Pretrained
 from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition
+from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import abstract_train_state, make_train_step, put_batch
+from janus_jax.training.train_step import make_train_step, put_batch
 from tests import tiny
 from tests.training import batches, stages
 
@@ -46,11 +47,11 @@ def samples():
 
 def learn(batch, kind, trained, steps, learning_rate=2e-3):
     """The last step's metrics, and the model that came of it."""
-    config, model = stages.CONFIGS[kind], stages.MODELS[kind]
+    config = stages.CONFIGS[kind]
     optimizer = make_optimizer(OptimizerConfig(learning_rate, schedule="cosine", warmup_steps=20), steps)
-    abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype="float32")
+    abstract = abstract_train_state(stages.OBJECTIVES[kind], trained, optimizer, None, frozen_dtype="float32")
     state = state_from_params(*partition(stages.params(kind), trained), optimizer, abstract)
-    step = make_train_step(model, optimizer, stages.CUTS[kind], abstract, None)
+    step = make_train_step(stages.OBJECTIVES[kind], optimizer, stages.CUTS[kind], abstract, None)
     for _ in range(steps):
         state, metrics = step(state, put_batch(batch, None))
     tree = merge(state.params, state.frozen)
@@ -103,7 +104,7 @@ def test_images_come_back_along_the_flow():
     prompts = make.left_pad([make.generation_prompt(f"A {word}.") for word in WORDS[:4]])
     keys = jax.random.split(jax.random.key(0), (4, 1))
     drawn = np.asarray(sample_latents(model.model, model.params, prompts, keys, FlowSampler(guidance_scale=1)))
-    known = jax.jit(lambda params: apply(model.model.generation_latents, params, batch).values)(model.params)
+    known = jax.jit(lambda params: apply(model.model.target_latents, params, batch).values)(model.params)
     known = np.asarray(known)[:4, 0]
     errors = np.square(drawn[:, None] - known).mean(axis=(2, 3, 4)) / known.var()
     np.testing.assert_array_equal(errors.argmin(axis=1), range(4))

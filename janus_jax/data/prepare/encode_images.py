@@ -27,7 +27,7 @@ from janus_jax.models.backbone import Params, apply, to_pixels
 from janus_jax.models.vae import VAE
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
-from janus_jax.sharding import batch_multiple, batch_sharding, make_mesh, use_mesh
+from janus_jax.sharding import batch_sharding, make_mesh, num_data_shards, use_mesh
 
 # On every device, because neighboring codes differ by less than bfloat16 resolves.
 _EXECUTION = Execution(dtype="float32", param_dtype="float32")
@@ -94,7 +94,7 @@ class ImageEncoder:
         """
         self.encoding = encoding
         self._mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
-        self.batch_size = round_up(batch_size, batch_multiple(self._mesh))
+        self.batch_size = round_up(batch_size, num_data_shards(self._mesh))
         replicated, sharded = NamedSharding(self._mesh, PartitionSpec()), batch_sharding(self._mesh)
         self._params = jax.device_put({name: params[name] for name in encoding.parameters}, replicated)
         self._encode = jax.jit(

@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from janus_jax.models.vq import nearest, normalize
+from janus_jax.models.vq import nearest_codes, normalize
 
 
 class CodeUse(NamedTuple):
@@ -83,7 +83,7 @@ def kmeans(latents: Float[Array, "M C"], num_codes: int, key: Key[Array, ""], ro
     start, _ = jax.lax.fori_loop(0, num_codes, choose, nowhere)
 
     def improve(_: int, centres: Float[Array, "V C"]) -> Float[Array, "V C"]:
-        ids = nearest(latents, centres)
+        ids = nearest_codes(latents, centres)
         use = count_use(latents, ids, num_codes)
         own = jnp.sum(latents * centres[ids], axis=-1)
         farthest = jax.lax.top_k(-own, min(num_codes, latents.shape[0]))[1]

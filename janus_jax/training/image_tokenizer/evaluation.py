@@ -11,12 +11,12 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Int, UInt8
 
 from examples.shapes import tokenizer_metrics as world
-from janus_jax.evaluation.metrics.frechet import FEATURES, FeatureStatistics, frechet_distance
+from janus_jax.evaluation.metrics.frechet import FEATURE_DIM, FeatureStatistics, Gaussian, frechet_distance
 from janus_jax.evaluation.metrics.inception import Inception
 from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, to_images, to_pixels
 from janus_jax.models.vq import VQTokenizer
-from janus_jax.sharding import batch_multiple, batch_sharding
+from janus_jax.sharding import batch_sharding, num_data_shards
 from janus_jax.training.image_tokenizer import codebook
 from janus_jax.training.image_tokenizer import image_metrics as metrics
 from janus_jax.training.image_tokenizer.vq import run
@@ -63,7 +63,7 @@ class Evaluation:
         whole = None if mesh is None else NamedSharding(mesh, PartitionSpec())
         self._reconstruct = jax.jit(self._reconstruct_batch, out_shardings=whole)
         self._features = jax.jit(_features, out_shardings=whole)
-        self._real: FeatureStatistics | None = None
+        self._real: Gaussian | None = None
 
     def __call__(self, params: Params) -> Evaluated:
         """The figures of these parameters."""
@@ -95,18 +95,18 @@ class Evaluation:
         pictures = to_images(run(self._model, params, ids, method=self._model.decode))
         return pictures, ids, metrics.psnr(images, pictures), metrics.ssim(images, pictures)
 
-    def _statistics(self, images: UInt8[np.ndarray, "N S S 3"]) -> FeatureStatistics:
-        statistics = FeatureStatistics(FEATURES)
+    def _statistics(self, images: UInt8[np.ndarray, "N S S 3"]) -> Gaussian:
+        statistics = FeatureStatistics(FEATURE_DIM)
         left = len(images)
         for batch in self._batches(images):
             features = np.asarray(self._features(self._inception, batch))
             statistics.add(features[:left])
             left -= len(features)
-        return statistics
+        return statistics.gaussian()
 
     def _batches(self, images: UInt8[np.ndarray, "N S S 3"]) -> Iterator[Any]:
         """Batches on the devices; the last image fills the last one."""
-        size = round_up(min(self._batch_size, len(images)), batch_multiple(self._mesh))
+        size = round_up(min(self._batch_size, len(images)), num_data_shards(self._mesh))
         for start in range(0, len(images), size):
             batch = images[start : start + size]
             batch = np.concatenate([batch, np.repeat(batch[-1:], size - len(batch), axis=0)])

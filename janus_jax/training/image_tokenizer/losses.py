@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
-from janus_jax.models.vq import nearest, normalize
+from janus_jax.models.vq import nearest_codes, normalize
 from janus_jax.training.image_tokenizer.recipe import PixelWeights
 
 
@@ -33,7 +33,7 @@ class Quantized(NamedTuple):
 def quantize(latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"]) -> Quantized:
     """The nearest codes of latents. Neither need be of length 1."""
     latents, table = normalize(latents), normalize(codebook)
-    ids = nearest(latents, table)
+    ids = nearest_codes(latents, table)
     codes = jnp.take(table, ids, axis=0)
     return Quantized(latents, codes, latents + lax.stop_gradient(codes - latents), ids)
 

@@ -21,7 +21,7 @@ from examples.shapes.dataset import images as sample_image_tokens
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.errors import Diverged, JanusError, Preempted
 from janus_jax.models.backbone import Params
-from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
+from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.image_tokenizer.evaluation import Evaluation
@@ -79,9 +79,9 @@ def train_tokenizer(
       Preempted: the machine is taken away; all is saved.
       StorageFull: the disk is full.
     """
-    if recipe.batch_size % batch_multiple(mesh):
+    if recipe.batch_size % num_data_shards(mesh):
         raise JanusError(
-            f"config.batch_size {recipe.batch_size} is not a multiple of the {batch_multiple(mesh)} devices that "
+            f"config.batch_size {recipe.batch_size} is not a multiple of the {num_data_shards(mesh)} devices that "
             f"share it; take one."
         )
     training = TokenizerTraining(recipe, _perceptual if judges.lpips is not None else None)

@@ -69,7 +69,7 @@ def test_latents_match_those_computed_in_training(writer):
     examples = [[builder(record)] for record in records]
     batch = pack(examples, Budget(128, 0, 1, 0), builder.processor, precomputed_image_tokens=True)
     model = JanusFlow(tiny.FLOW)
-    latents = jax.jit(lambda batch: apply(model.generation_latents, params, batch).values)
+    latents = jax.jit(lambda batch: apply(model.target_latents, params, batch).values)
     np.testing.assert_allclose(batch.gen_latents, latents(batch._replace(gen_latents=None)), atol=1e-4)
 
 
