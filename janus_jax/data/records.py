@@ -71,7 +71,7 @@ class Record:
             )
         except (KeyError, TypeError, ValueError) as error:
             raise JanusError(
-                f"An example is not a record ({error}); make the data set with python -m launch.prepare."
+                f"An example is not a record ({error}); make the data set with janus-prepare."
             ) from error
 
 
