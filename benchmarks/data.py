@@ -174,7 +174,7 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
     for _ in range(rounds):
         with ours:
             next(stream)
-        names = [name.split("#")[0] for row in stream.sample_ids for name in row]
+        names = [name.split("#")[0] for row in stream.example_ids for name in row]
         pictures = [(files[name], name.partition("/")[0]) for name in names if name in files]
         with theirs:
             for file, kind in pictures:
@@ -198,7 +198,7 @@ def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
     with clock:
         for _ in range(rounds):
             next(stream)
-            kinds = [name.partition("/")[0] for row in stream.sample_ids for name in row]
+            kinds = [name.partition("/")[0] for row in stream.example_ids for name in row]
             samples, images = samples + len(kinds), images + len(kinds) - kinds.count("text")
     return {
         "workers_samples_per_second": samples / clock.wall,

@@ -4,7 +4,7 @@
     python -m benchmarks.memory --write
 
 Prints the table of docs/training.md, or writes it there. No such card is needed. What a state takes is exact: the sizes
-of the very arrays that `launch.train` would make, as its mesh would share them out. Gradients are of the size of what
+of the very arrays that `janus-train` would make, as its mesh would share them out. Gradients are of the size of what
 trains. Activations are reckoned under remat "full", with attention that keeps no scores (cudnn, splash): the input of
 every block that a gradient goes back through, and the largest of what is needed for a while: one block's backward
 pass, a chunk of logits, or the image tokenizer. A tenth of the card is left for all else. `tests/benchmarks` holds the

@@ -9,7 +9,7 @@ import numpy as np
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION, Batch
 from janus_jax.config import JanusConfig
-from janus_jax.data.pipeline.packing import Budget, choose
+from janus_jax.data.pipeline.packing import Budget, select_examples
 from janus_jax.errors import JanusError
 
 IMAGE = 4
@@ -101,10 +101,10 @@ def unlike_rows(config: JanusConfig, rows: int, places: int) -> list[Row]:
         return sample.length(config), sample.image == "und", 0, sample.prompt + sample.answer
 
     stream, waiting, packed = map(draw, itertools.count()), list[Sample](), list[Row]()
-    room = Budget(places, und_images=places // config.und_encoder.num_patches, gen_images=0, text_targets=places).room
+    room = Budget(places, und_images=places // config.und_encoder.num_patches, gen_images=0, text_targets=places).limits
     while len(packed) < _UNDER_WAY + rows:
         waiting += itertools.islice(stream, _WAITING - len(waiting))
-        chosen = choose(np.array([size(sample) for sample in waiting]), room)
+        chosen = select_examples(np.array([size(sample) for sample in waiting]), room)
         packed.append([waiting[index] for index in chosen])
         waiting = [sample for index, sample in enumerate(waiting) if index not in chosen]
     return packed[_UNDER_WAY:]

@@ -16,7 +16,6 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_convert import sidecars
-from checkpoints_convert.folders import appearing
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from checkpoints_convert.sources import Config, Source, StrPath, is_converted, open_source
@@ -33,6 +32,7 @@ from janus_jax.config import (
 )
 from janus_jax.errors import JanusError
 from janus_jax.files import named, read_json, reading
+from janus_jax.storage import atomic_folder, write_json
 
 FORMAT = "janus_jax"
 PARAMS = "params"
@@ -127,7 +127,7 @@ def convert(
         raise JanusError(f"--dtype is {dtype!r}; it must be one of {', '.join(get_args(StoredDtype))}.")
     opened = open_source(source, conversation, vae)
     target = Path(target)
-    with appearing(target) as folder:
+    with atomic_folder(target) as folder:
         num_bytes = _write_converted(folder, opened, dtype, meter)
     used = [piece for unit in opened.units for piece in unit.pieces]
     notes = [*_left_out(opened), *_gelu_note(opened.config), *_vae_note(opened.config)]
@@ -201,7 +201,7 @@ def save_converted(
     def reader(array: Any) -> Callable[[int | None], np.ndarray]:
         return lambda layer: np.asarray(array if layer is None else array[layer])
 
-    with appearing(Path(target)) as folder:
+    with atomic_folder(Path(target)) as folder:
         write_params(
             folder / PARAMS,
             [Promise(leaf, dtypes[leaf.path], reader(arrays[leaf.path]), progress) for leaf in all_leaves],
@@ -222,7 +222,7 @@ def write_config(folder: Path, config: Config, dtype: str, provenance: Mapping[s
     part = next(name for name, kind in _PARTS.items() if isinstance(config, kind))
     model = asdict(config)
     content = {"format": FORMAT, "part": part, "model": model, "dtype": dtype, "source": dict(provenance or {})}
-    sidecars.write_json(folder / "config.json", content)
+    write_json(folder / "config.json", content)
 
 
 def _odd_dtypes(source: Source, stored: Mapping[str, np.dtype]) -> dict[str, str]:

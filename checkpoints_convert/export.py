@@ -22,7 +22,6 @@ from checkpoints_convert.convert import (
     open_converted,
 )
 from checkpoints_convert.diffusers_vae import WEIGHTS_STEM, write_vae_config
-from checkpoints_convert.folders import appearing
 from checkpoints_convert.jsons import Section
 from checkpoints_convert.layout import Layout
 from checkpoints_convert.readers import open_tensors
@@ -32,6 +31,7 @@ from checkpoints_convert.tree import Shape, leaves
 from janus_jax.config import JanusConfig, JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import named, reading
+from janus_jax.storage import atomic_folder, write_json
 
 WholeLayout = Literal["released", "transformers"]
 
@@ -90,7 +90,7 @@ def export(
             notes.append(f"There is no tokenizer.json to look the image placeholder up in; its id is {image_token_id}.")
     total = sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values())
     progress = meter(total)
-    with appearing(Path(target)) as folder:
+    with atomic_folder(Path(target)) as folder:
         with _writing(folder, announced, shard_bytes, config) as write:
             for unit in units:
                 for name, array in unit.write(stored.read(unit.leaf, unit.layer)):
@@ -99,7 +99,7 @@ def export(
             for name, tensor in unused.items():
                 write(name, tensor)
                 progress(tensor.nbytes)
-        sidecars.write_json(folder / "config.json", json_config)
+        write_json(folder / "config.json", json_config)
         if converted.provenance.get("layout") == layout:
             sidecars.copy_sidecars(converted.path, folder)
         else:
@@ -134,7 +134,7 @@ def _writing(
             return
         within = folder / released_flow.VAE_FOLDER
         within.mkdir()
-        sidecars.write_json(within / "config.json", write_vae_config(vae, config.gen_image_size))
+        write_json(within / "config.json", write_vae_config(vae, config.gen_image_size))
         vae_writer = stack.enter_context(SafetensorsWriter(within, latents, shard_bytes, WEIGHTS_STEM))
 
         def write(name: str, array: np.ndarray) -> None:

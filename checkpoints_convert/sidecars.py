@@ -1,6 +1,5 @@
 """The json files that lie beside the weights: tokenizer, image preparation, processor, generation."""
 
-import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +7,7 @@ from typing import Any
 
 from janus_jax.config import ModelConfig
 from janus_jax.files import read_json, read_json_if_any, reading
+from janus_jax.storage import write_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -68,11 +68,6 @@ def copy_system_prompt(source: Path, target: Path) -> None:
     if _SYSTEM_PROMPT in own:
         file = target / PROCESSOR
         write_json(file, {**read_json(file), _SYSTEM_PROMPT: own[_SYSTEM_PROMPT]})
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes an object as a json file."""
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def token_ids(folder: Path) -> dict[str, int]:

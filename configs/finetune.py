@@ -1,13 +1,13 @@
 """LoRA of a released model on one's own pictures: conversations about them, captions to draw from, or both.
 
-    python -m launch.train --config configs/finetune.py --workdir DIR --config.model=janus_pro_1b \\
+    janus-train --config finetune --workdir DIR --config.model=janus_pro_1b \\
         --config.stages.stage_1.initialisation.model=Janus-Pro-1B \\
         --config.sources.understanding.directory=UND --config.sources.generation.directory=GEN
 
 Without conversations, or without captions, set that source's weight in `phases` to 0; docs/training.md walks through it
 all.
 
-Expected: after `launch.export` a model that differs from the released one in the adapted matrices alone; the held-out
+Expected: after `janus-export` a model that differs from the released one in the adapted matrices alone; the held-out
 loss, where there is some, says when further steps stop helping.
 """
 

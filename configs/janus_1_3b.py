@@ -1,6 +1,6 @@
 """Janus-1.3B in its paper's three stages (arXiv 2410.13848, §3.3 and table 1).
 
-    python -m launch.train --config configs/janus_1_3b.py --workdir DIR --config.stage=1 \\
+    janus-train --config janus_1_3b --workdir DIR --config.stage=1 \\
         --config.stages.stage_1.initialisation.llm=LLM --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
         --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND --config.sources.imagenet.directory=IMAGENET

@@ -1,6 +1,6 @@
 """Janus-Pro-1B in its paper's three stages (arXiv 2501.17811, §2.2 and table 2).
 
-    python -m launch.train --config configs/janus_pro_1b.py --workdir DIR --config.stage=1 \\
+    janus-train --config janus_pro_1b --workdir DIR --config.stage=1 \\
         --config.stages.stage_1.initialisation.llm=LLM --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
         --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND --config.sources.imagenet.directory=IMAGENET

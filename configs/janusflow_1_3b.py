@@ -1,6 +1,6 @@
 """JanusFlow-1.3B in its paper's three stages (arXiv 2411.07975, §3.3 and table 1).
 
-    python -m launch.train --config configs/janusflow_1_3b.py --workdir DIR --config.stage=1 \\
+    janus-train --config janusflow_1_3b --workdir DIR --config.stage=1 \\
         --config.stages.stage_1.initialisation.llm=LLM --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
         --config.stages.stage_1.initialisation.vae=VAE \\
         --config.sources.understanding.directory=UND --config.sources.generation.directory=GEN

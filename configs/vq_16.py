@@ -1,8 +1,8 @@
 """VQ-16, the image tokenizer of Janus and Janus-Pro, as LlamaGen trained it (arXiv 2406.06525, §2.1 and §3.1).
 
-    python -m launch.prepare --source tfds --input imagenet2012 --output prepared/imagenet
-    python -m launch.prepare --source tfds --input imagenet2012 --input_split validation --output prepared/validation
-    python -m launch.train_tokenizer --config configs/vq_16.py --workdir runs/vq_16 \\
+    janus-prepare --source tfds --input imagenet2012 --output prepared/imagenet
+    janus-prepare --source tfds --input imagenet2012 --input_split validation --output prepared/validation
+    janus-train --config vq_16 --workdir runs/vq_16 \\
         --config.weights.vgg16=VGG16 --config.weights.lpips=LPIPS --config.weights.inception=INCEPTION
 
 with the files that docs/tokenizer.md names; without them LPIPS, or rFID, is left out.

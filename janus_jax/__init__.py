@@ -10,14 +10,20 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from janus_jax.pretrained import Pretrained, load
+    from janus_jax.training.recipe_files import load_recipe
 
-__all__ = ["Pretrained", "load"]
+__version__ = "0.1.0"
+__all__ = ["Pretrained", "load", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:
-    # On demand: data workers import parts of this package, and jax must not start in them.
-    if name in __all__:
+    # Imported on first use: data workers import parts of this package, and must not start jax.
+    if name in ("Pretrained", "load"):
         from janus_jax import pretrained
 
         return getattr(pretrained, name)
+    if name == "load_recipe":
+        from janus_jax.training.recipe_files import load_recipe
+
+        return load_recipe
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import tqdm
 
-from janus_jax.data.prepare.parallel import Progress
+from janus_jax.data.prepare.parallel import PrepareProgress
 
 
 @contextlib.contextmanager
-def answers_bar(name: str, unit: str = "answers", disable: bool = False) -> Iterator[Callable[[int, int], None]]:
+def count_bar(name: str, unit: str = "answers", disable: bool = False) -> Iterator[Callable[[int, int], None]]:
     """A bar over answers, or over pictures; gives the `report` of `evaluate.runner.collect`."""
     with tqdm.tqdm(unit=f" {unit}", desc=name, smoothing=0.1, disable=disable, file=sys.stderr) as bar:
 
@@ -24,11 +24,11 @@ def answers_bar(name: str, unit: str = "answers", disable: bool = False) -> Iter
 
 
 @contextlib.contextmanager
-def records_bar(disable: bool = False) -> Iterator[Callable[[Progress], None]]:
+def records_bar(disable: bool = False) -> Iterator[Callable[[PrepareProgress], None]]:
     """A bar over records; gives the `report` of `data.processes.write_parts`."""
     with tqdm.tqdm(unit=" records", desc="records", smoothing=0.1, disable=disable) as bar:
 
-        def report(progress: Progress) -> None:
+        def report(progress: PrepareProgress) -> None:
             if not bar.n:
                 bar.initial = progress.entries  # What an earlier run did is no part of this one's speed.
             bar.total = progress.total

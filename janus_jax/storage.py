@@ -1,35 +1,219 @@
-"""A disk that is full, told from all else that can go wrong with a file."""
+"""Writes files and folders whole or not at all, locks files, and detects full disks."""
 
 import contextlib
 import errno
+import fcntl
+import json
 import os
-from collections.abc import Iterator
+import platform
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
-from janus_jax.errors import StorageFull
+from janus_jax.errors import JanusError, StorageFull
 
-_NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
-_NO_ROOM_WORDS = tuple(os.strerror(number) for number in _NO_ROOM)
+_FULL = (errno.ENOSPC, errno.EDQUOT)
+_FULL_MESSAGES = tuple(os.strerror(number) for number in _FULL)
+_USER_ERRORS = (
+    errno.EACCES,
+    errno.EEXIST,
+    errno.EISDIR,
+    errno.ELOOP,
+    errno.ENAMETOOLONG,
+    errno.ENOTDIR,
+    errno.EPERM,
+    errno.EROFS,
+)
 
 
-def is_full(error: BaseException | None) -> bool:
-    """Whether an error comes from a disk or a quota that is full; libraries that write for us tell it by words."""
+def is_disk_full(error: BaseException | None) -> bool:
+    """Detects ENOSPC and EDQUOT in an error and its causes, also where a library keeps only their message."""
     while error is not None:
-        if getattr(error, "errno", None) in _NO_ROOM or any(words in str(error) for words in _NO_ROOM_WORDS):
+        if getattr(error, "errno", None) in _FULL or any(message in str(error) for message in _FULL_MESSAGES):
             return True
         error = error.__cause__ or error.__context__
     return False
 
 
 @contextlib.contextmanager
-def writing(place: object) -> Iterator[None]:
-    """Makes a full disk a reason to stop that names the file or folder.
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns errors of the block that writes `path` into one sentence.
+
+    I/O errors that are not the user's, such as a failing disk, pass unchanged.
 
     Raises:
-      StorageFull: the disk is full.
+      StorageFull: the disk or quota is full.
+      JanusError: the path cannot be written: permissions, a file where a folder is needed, a name that is too long.
     """
     try:
         yield
+    except (JanusError, StorageFull):
+        raise
     except Exception as error:
-        if isinstance(error, StorageFull) or not is_full(error):
-            raise
-        raise StorageFull(f"{place} cannot be written, the disk is full; make room and call again.") from error
+        if is_disk_full(error):
+            message = f"{path} cannot be written, the disk is full; free some space and run the command again."
+            raise StorageFull(message) from error
+        if isinstance(error, OSError) and error.errno in _USER_ERRORS:
+            message = f"{path} cannot be written ({error.strerror}); choose another folder or fix this one."
+            raise JanusError(message) from error
+        raise
+
+
+@contextlib.contextmanager
+def atomic_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
+    """Yields a temporary path that replaces `path` when the block succeeds and is removed when it fails.
+
+    The content is flushed to the disk before it gets its name, so a killed process or a power cut leaves the old file
+    or the new one.
+
+    Args:
+      path: The file. An existing one is replaced.
+      scratch: Folder of the temporary file, on the same disk. Default: the file's own.
+    """
+    temporary = (scratch or path.parent) / f".{path.name}.incomplete-{os.getpid()}"
+    try:
+        yield temporary
+        with writing(path):
+            _sync(temporary)
+            temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Writes a file whole or not at all, and creates its folder.
+
+    Raises:
+      JanusError, StorageFull: see `writing`.
+    """
+    with writing(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with atomic_file(path) as temporary:
+            temporary.write_bytes(content)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a JSON file whole or not at all, and creates its folder.
+
+    Raises:
+      JanusError, StorageFull: see `writing`.
+    """
+    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+@contextlib.contextmanager
+def atomic_folder(target: Path) -> Iterator[Path]:
+    """Yields a temporary folder that is renamed to `target` when the block succeeds and is removed when it fails.
+
+    A killed process leaves a folder named `.NAME.incomplete-HOST-PID`. The next run for the same target on the same
+    host removes it.
+
+    Raises:
+      JanusError: the target exists, or its parent does not exist or cannot be written.
+      StorageFull: the disk is full.
+    """
+    if "\0" in str(target):
+        raise JanusError(f"{str(target)!r} is not a valid folder name; choose another one.")
+    parent = target.absolute().parent
+    temporary = parent / f".{target.name}.incomplete-{platform.node()}-{os.getpid()}"
+    with writing(target):
+        if target.exists() or target.is_symlink():
+            raise JanusError(f"{target} exists; give a folder that does not exist, or remove it.")
+        if not parent.is_dir():
+            raise JanusError(f"{parent} does not exist; create it or choose another folder.")
+        _remove_abandoned(target)
+        temporary.mkdir()
+    try:
+        with writing(target):
+            yield temporary
+            _sync_folder(temporary)
+            # Fails if another process has created the target and it is not empty.
+            temporary.rename(target)
+            _sync(parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+@contextlib.contextmanager
+def output_folder(path: Path) -> Iterator[Path]:
+    """Creates a folder and checks that it can be written; removes it again if the block leaves it empty.
+
+    Raises:
+      JanusError, StorageFull: see `writing`.
+    """
+    created: list[Path] = []
+    try:
+        with writing(path):
+            created = [folder for folder in (path, *path.parents) if not folder.exists()]
+            path.mkdir(parents=True, exist_ok=True)
+            tempfile.TemporaryFile(dir=path).close()
+        yield path
+    finally:
+        for folder in created:
+            with contextlib.suppress(OSError):  # Not empty.
+                folder.rmdir()
+
+
+@contextlib.contextmanager
+def exclusive_lock(path: Path, output: Path) -> Iterator[None]:
+    """Locks a file, which is created if missing, until the block ends or the process dies.
+
+    A file system without locks grants every lock.
+
+    Args:
+      path: The file to lock.
+      output: The folder that the lock protects, for the error message.
+
+    Raises:
+      JanusError: another process holds the lock, or the file cannot be written.
+    """
+    with contextlib.ExitStack() as stack:
+        with writing(path):
+            lock = stack.enter_context(path.open("a"))
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise JanusError(f"{output} is being written by another run; wait for it or stop it.") from None
+        except OSError:
+            pass
+        yield
+
+
+def _remove_abandoned(target: Path) -> None:
+    # Another host's process cannot be checked from here, so its folder stays.
+    prefix = f".{target.name}.incomplete-{platform.node()}-"
+    for folder in target.absolute().parent.iterdir():
+        process = folder.name.removeprefix(prefix)
+        if folder.name.startswith(prefix) and process.isdigit() and not _is_alive(int(process)):
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+def _is_alive(process: int) -> bool:
+    # In a container every run may have the same process id.
+    if process == os.getpid():
+        return False
+    try:
+        os.kill(process, 0)
+    except PermissionError:
+        return True
+    except (ProcessLookupError, OverflowError):
+        return False
+    return True
+
+
+def _sync_folder(folder: Path) -> None:
+    paths = [Path(root) / name for root, folders, files in os.walk(folder) for name in (*folders, *files)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(_sync, [*paths, folder]))
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)

@@ -1,7 +1,6 @@
-"""Chats with a model from a checkout: `python -m launch.chat` is `janus-chat`."""
+"""Runs `janus-chat` from a checkout: `python -m launch.chat`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.chat import main
+from janus_jax.commands.chat import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

@@ -1,7 +1,6 @@
-"""Compiles a recipe for hardware that is not attached from a checkout: `python -m launch.compile` is `janus-compile`."""
+"""Runs `janus-compile` from a checkout: `python -m launch.compile`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.compile import main
+from janus_jax.commands.compile import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

@@ -1,7 +1,6 @@
-"""Runs benchmarks from a checkout: `python -m launch.evaluate` is `janus-evaluate`."""
+"""Runs `janus-evaluate` from a checkout: `python -m launch.evaluate`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.evaluate import main
+from janus_jax.commands.evaluate import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

@@ -1,7 +1,6 @@
-"""Exports a trained model from a checkout: `python -m launch.export` is `janus-export`."""
+"""Runs `janus-export` from a checkout: `python -m launch.export`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.export import main
+from janus_jax.commands.export import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

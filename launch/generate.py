@@ -1,7 +1,6 @@
-"""Generates images from a checkout: `python -m launch.generate` is `janus-generate`."""
+"""Runs `janus-generate` from a checkout: `python -m launch.generate`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.generate import main
+from janus_jax.commands.generate import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

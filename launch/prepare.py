@@ -1,7 +1,6 @@
-"""Prepares a data set from a checkout: `python -m launch.prepare` is `janus-prepare`."""
+"""Runs `janus-prepare` from a checkout: `python -m launch.prepare`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.prepare import main
+from janus_jax.commands.prepare import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

@@ -1,7 +1,6 @@
-"""Trains one stage of a recipe from a checkout: `python -m launch.train` is `janus-train`."""
+"""Runs `janus-train` from a checkout: `python -m launch.train`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.train import main
+from janus_jax.commands.train import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

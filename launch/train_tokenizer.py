@@ -1,7 +1,6 @@
-"""Trains an image tokenizer from a checkout: `python -m launch.train_tokenizer` is `janus-train-tokenizer`."""
+"""Runs `janus-train-tokenizer` from a checkout: `python -m launch.train_tokenizer`."""
 
-from janus_jax.commands import cli
-from janus_jax.commands.train_tokenizer import main
+from janus_jax.commands.train_tokenizer import run
 
 if __name__ == "__main__":
-    cli.run(main)
+    run()

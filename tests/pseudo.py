@@ -8,11 +8,10 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_convert import released
-from checkpoints_convert.folders import appearing
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
-from checkpoints_convert.sidecars import write_json
 from janus_jax.config import JanusConfig
 from janus_jax.processing import Tokenizer, make_byte_level_tokenizer
+from janus_jax.storage import atomic_folder, write_json
 
 CORPUS = (
     "A picture of a lake in the mountains at sunset, with the light of the low sun on the water and on the hills.",
@@ -48,7 +47,7 @@ def make_checkpoint(
       JanusError: the folder exists or cannot be written, or the vocabulary has no room for the tokenizer.
     """
     manifest = released.manifest(config)
-    with appearing(folder) as new:
+    with atomic_folder(folder) as new:
         tokenizer = make_byte_level_tokenizer(
             new,
             corpus,

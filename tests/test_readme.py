@@ -17,7 +17,7 @@ from tests.scenery import landscape
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-COMMANDS = re.findall(r"^python -m .*$", README, re.MULTILINE)
+COMMANDS = re.findall(r"^(?:python -m|janus-).*$", README, re.MULTILINE)
 
 
 def small() -> JanusConfig:
@@ -50,15 +50,23 @@ def test_the_snippets_run(desk, monkeypatch):
 
 
 def test_the_commands_run(desk):
-    assert {command.split()[2].split(".")[0] for command in COMMANDS} == {"launch", "checkpoints_convert"}
+    assert COMMANDS
     environment = os.environ | {
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
     for command in COMMANDS:
-        words = [sys.executable, *shlex.split(command)[1:]]
+        words = shlex.split(
+            re.sub("^(python -m |janus-)", lambda m: "-m launch." if m[1] == "janus-" else "-m ", command)
+        )
         done = subprocess.run(
-            words, cwd=desk, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            [sys.executable, *words],
+            cwd=desk,
+            env=environment,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
         )
         assert done.returncode == 0, f"{command}\n{done.stderr}"
     assert (desk / "pictures" / "00000_1.png").is_file()

@@ -10,7 +10,7 @@ import jax
 from jax.sharding import Mesh
 
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.packing import Pictures, blank
+from janus_jax.data.pipeline.packing import ImageShapes, empty_batch
 from janus_jax.models.target_platform import Platform, compiling_for
 from janus_jax.sharding import batch_sharding
 from janus_jax.training.recipe import Recipe
@@ -66,8 +66,8 @@ def abstract_batch(recipe: Recipe, mesh: Mesh) -> Batch:
     """The shapes of the batches that the recipe's current stage trains on."""
     config, stage = recipe.model_config, recipe.current
     sides = config.und_encoder.image_size, config.gen_image_size
-    pictures = Pictures.of(sides, config.gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
-    return batch_of_rows(blank(1, stage.budget, pictures), stage.batch_size, mesh)
+    pictures = ImageShapes.of(sides, config.gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
+    return batch_of_rows(empty_batch(1, stage.budget, pictures), stage.batch_size, mesh)
 
 
 def held(tree: Any) -> int:

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from janus_jax.aot.compile import Compiled, batch_of_rows, compile_lowered, placed
 from janus_jax.batch import Batch
 from janus_jax.config import Execution, JanusConfig
-from janus_jax.data.pipeline.packing import Budget, Pictures, blank
+from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
 from janus_jax.generation import image_tokens as images
 from janus_jax.generation import rectified_flow as flow
 from janus_jax.generation import text
@@ -48,7 +48,7 @@ class Sizes:
 
 
 # A caption; a question about a picture and an answer to read; a benchmark's question and a short answer, as many at a
-# time as launch.evaluate asks.
+# time as janus-evaluate asks.
 SAMPLED: Mapping[SamplingJob, Sizes] = {
     "generate": Sizes(rows=1, prompt=64, und_images=0, new=576),
     "chat": Sizes(rows=1, prompt=768, und_images=1, new=512),
@@ -98,7 +98,7 @@ class _Asked:
         """So many, abstract."""
         config = self.model.config
         budget = Budget(self.sizes.prompt, self.sizes.und_images, 0, 0)
-        one = blank(1, budget, Pictures(config.und_encoder.image_size, config.gen_image_size))
+        one = empty_batch(1, budget, ImageShapes(config.und_encoder.image_size, config.gen_image_size))
         return batch_of_rows(one._replace(text_targets=None, gen_starts=None), rows, self.mesh)
 
     @property

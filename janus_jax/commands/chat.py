@@ -1,6 +1,6 @@
 """Asks a model about pictures, or about nothing but text.
 
-    python -m launch.chat --model DIR --image FILE --prompt TEXT
+    janus-chat --model DIR --image FILE --prompt TEXT
 
 answers once. Without --prompt it is a chat in the terminal; in it, /image FILE shows a picture with the next line,
 /reset forgets everything, and /quit or Ctrl-D ends. The answer goes to stdout as it is written.
@@ -11,6 +11,7 @@ from typing import Any
 
 from absl import flags
 
+from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.commands.chat_repl import HELP, Conversation, talk
 from janus_jax.processing import open_image
@@ -43,3 +44,8 @@ def main(_: Sequence[str]) -> None:
     for piece in conversation.ask(prompt):
         print(piece, end="", flush=True)
     print()
+
+
+def run() -> None:
+    """Runs `janus-chat`."""
+    cli.run(main, name="janus-chat")

@@ -1,170 +1,143 @@
-"""What every command shares: its flags, its help, and how it ends.
+"""Command-line conventions: flag parsing, `--help`, `--version`, user errors and exit codes.
 
-A command defines its flags with absl at the top of its module and ends with
+A command defines its flags with absl at the top of its module and has a function
 
-    if __name__ == "__main__":
-        cli.run(main, positional=("SRC", "DST"))
+    def run() -> None:
+        cli.run(main, name="janus-convert", positional=("SRC", "DST"))
 
-Exit codes (`janus_jax.errors.ExitCode` has them all): 0 done, 1 a fault in the program (with its traceback). All
-others come with one sentence on stderr: 2 a mistake in what the user gave; 3 training diverged; 74 a disk is full;
-75 the machine was taken away and all was saved, so that the same call goes on from there, or the other processes of a
-cluster did not come. Without a word: 130 interrupted, 141 the reader of the output went away.
+which is the entry point of its console script. User errors and orderly stops print one sentence to stderr and exit with
+the code that `janus_jax.errors.ExitCode` lists; an unexpected exception prints its traceback and exits with 1.
 """
 
 import os
 import sys
 import textwrap
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 from absl import flags, logging
 
-from janus_jax.cluster_env import find_place
-from janus_jax.distributed import Cluster, JaxCluster
-from janus_jax.errors import ExitCode, JanusError, Preempted, RunStopped
+import janus_jax
+from janus_jax.errors import ExitCode, JanusError, RunStopped
 
-# Thousands of machines do not start, fetch an image or finish a save in the same minute.
-_JOINING_SECONDS = 1800
-# A process that has said nothing for so long is dead: longer than a host may stall, in garbage collection or on a disk.
-_SILENT_SECONDS = 300
+_REQUIRED = "must have a value other than None."  # absl's message for a required flag without a value
 
-_ABSENT = "must have a value other than None."  # absl's words for a required flag that is not given.
+_groups: dict[str, str] = {}  # flag name -> title of its group in --help
 
 
-def run(main: Callable[[Sequence[str]], None], *, positional: Sequence[str] = ()) -> None:
+def flag_group(title: str, *holders: "flags.FlagHolder[Any]") -> None:
+    """Shows these flags under a title of their own in `--help`."""
+    _groups.update({holder.name: title for holder in holders})
+
+
+def run(
+    main: Callable[[Sequence[str]], None],
+    *,
+    name: str | None = None,
+    positional: Sequence[str] = (),
+    instead: Mapping[str, Callable[[], None]] | None = None,
+) -> None:
     """Parses `sys.argv`, calls `main` with the positional arguments (without the program's name), and exits.
 
     Args:
-      main: the command; its module's docstring and flags are what `--help` shows.
-      positional: the names of the positional arguments, all of them required, e.g. `("SRC", "DST")`.
+      main: The command. `--help` shows its module's docstring and flags.
+      name: Name of the command in messages; default: `python -m` and the module.
+      positional: Names of the positional arguments, all required, such as `("SRC", "DST")`.
+      instead: Flags that run a function in place of `main`, without parsing other flags, such as `{"--list": ...}`.
     """
     logging.use_absl_handler()
+    # For a data source or benchmark of the user, MODULE:NAME. Last in the path, so that no file there hides a package.
+    sys.path.append(os.getcwd())
     module = sys.modules[main.__module__]
+    name = name or (module.__spec__.name if module.__spec__ else Path(sys.argv[0]).name)
+    actions: dict[str, Callable[[], None]] = {
+        **dict.fromkeys(("-h", "-help", "--help"), lambda: print(_help(module, name, positional))),
+        "--version": lambda: print(name, janus_jax.__version__),
+        **(instead or {}),
+    }
     try:
-        if {"-h", "-help", "--help"}.isdisjoint(sys.argv[1:]):
-            main(_parse(sys.argv, positional))
+        if chosen := [actions[argument] for argument in sys.argv[1:] if argument in actions]:
+            chosen[0]()
         else:
-            print(_help(module, positional))
-        # Here and not at shutdown, where a vanished reader could no longer be answered.
+            main(_parse(sys.argv, positional))
+        # At shutdown a closed pipe could no longer be handled.
         sys.stdout.flush()
     except JanusError as error:
-        print(f"{_name(module)}: {error}", file=sys.stderr)
+        print(f"{name}: {error}", file=sys.stderr)
         sys.exit(ExitCode.MISTAKE)
     except RunStopped as stopped:
-        print(f"{_name(module)}: {stopped}", file=sys.stderr)
+        print(f"{name}: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at shutdown: let it have somewhere to go.
+        # The interpreter flushes stdout once more at shutdown; the null device accepts it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.NO_READER)
     sys.exit(ExitCode.DONE)
 
 
 def enable_compilation_cache() -> None:
-    """Lets JAX keep what it compiles (if it took a second or more) from one run to the next.
+    """Makes JAX keep compiled programs (of at least one second of compile time) for later runs.
 
-    The place is `$JAX_COMPILATION_CACHE_DIR` if set, else `janus_jax/xla` in `$XDG_CACHE_HOME` (`~/.cache`).
-    `JAX_ENABLE_COMPILATION_CACHE=0` turns it off. A place that cannot be made costs a warning, no more.
+    The cache is `$JAX_COMPILATION_CACHE_DIR`, by default `janus_jax/xla` in `$XDG_CACHE_HOME` (`~/.cache`).
+    `JAX_ENABLE_COMPILATION_CACHE=0` disables it. If the folder cannot be made, a warning is logged.
     """
-    import jax  # Here, so that a command without arrays starts at once.
+    import jax  # Imported here so that commands without arrays start quickly.
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
-            place = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
-            place.mkdir(parents=True, exist_ok=True)
-        # A user without a home, as containers have them, is a RuntimeError.
+            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
+            folder.mkdir(parents=True, exist_ok=True)
+        # RuntimeError: the user has no home directory, as in some containers.
         except (OSError, RuntimeError) as error:
-            logging.warning("What is compiled is not kept for the next run: %s", error)
+            logging.warning("Compiled programs are not kept for the next run: %s", error)
         else:
-            jax.config.update("jax_compilation_cache_dir", str(place))
-
-
-def join_cluster() -> Cluster:
-    """Joins the processes of a cluster, before jax looks for devices. `launch.joining` says how they are found.
-
-    Raises:
-      JanusError: there is no cluster to be found, or the environment says half of where it is.
-      Preempted: there is one, and its processes did not all come.
-    """
-    import jax
-
-    place = find_place(os.environ)
-    found: dict[str, Any] = {}
-    if place is not None:
-        found = {
-            "coordinator_address": place.coordinator,
-            "num_processes": place.count,
-            "process_id": place.index,
-            "local_device_ids": place.device,
-            # Under SLURM jax would take one device a task, whatever is asked for.
-            "cluster_detection_method": "deactivate",
-        }
-    try:
-        jax.distributed.initialize(
-            **found,
-            initialization_timeout=_JOINING_SECONDS,
-            heartbeat_timeout_seconds=_SILENT_SECONDS,
-            shutdown_timeout_seconds=_JOINING_SECONDS,
-        )
-    except jax.errors.JaxRuntimeError as error:
-        reason = " ".join(str(error).split())
-        raise Preempted(
-            f"The processes of the cluster did not all join ({reason:.200}); give all of them the same command again."
-        ) from error
-    except (ValueError, RuntimeError) as error:
-        raise JanusError(
-            f"--distributed finds no cluster ({str(error)[:200]}); start it under SLURM, on a TPU pod, or with "
-            f"JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID set."
-        ) from error
-    return JaxCluster()
+            jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
 def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)[1:]
     except flags.Error as error:
+        # absl wraps a ValueError of a flag's parser; a JanusError already is a full sentence.
+        if isinstance(error.__context__, JanusError):
+            raise error.__context__ from None
         raise JanusError(_sentence(error)) from error
-    # What ml_collections makes of a --config.FIELD that there is not, or of a value of another kind.
+    # ml_collections raises these for a --config.FIELD with a value of the wrong type.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        given = [argument for argument in argv if argument.startswith("--config.")]
+        overrides = [argument for argument in argv if argument.startswith("--config.")]
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise JanusError(f"a flag does not fit the config ({reason}); given were {', '.join(given)}") from error
+        raise JanusError(f"one of {', '.join(overrides)} does not fit the config ({reason})") from error
     if len(arguments) != len(positional):
-        wanted = " ".join(positional) or "no arguments besides flags"
-        raise JanusError(f"takes {wanted}, got {' '.join(arguments) or 'none'} (--help shows how it is called)")
+        expected = " ".join(positional) or "only flags"
+        raise JanusError(f"takes {expected}, got {' '.join(arguments) or 'no arguments'} (see --help)")
     return arguments
 
 
 def _sentence(error: flags.Error) -> str:
     text = " ".join(str(error).split())
-    if text.endswith(_ABSENT):
-        return f"{text.split('=', 1)[0]} is required"
-    return text
+    return f"{text.split('=', 1)[0]} is required" if text.endswith(_REQUIRED) else text
 
 
-def _name(module: ModuleType) -> str:
-    name = module.__spec__.name if module.__spec__ else Path(sys.argv[0]).name
-    package, _, command = name.rpartition(".")
-    return f"launch.{command}" if package == "janus_jax.commands" else name
-
-
-def _help(module: ModuleType, positional: Sequence[str]) -> str:
-    usage = " ".join(["usage: python -m", _name(module), *positional, "[flags]"])
-    return "\n".join([usage, "", (module.__doc__ or "").strip(), "", *_flag_lines(module)])
-
-
-def _flag_lines(module: ModuleType) -> Iterator[str]:
+def _help(module: ModuleType, name: str, positional: Sequence[str]) -> str:
+    program = f"python -m {name}" if name == getattr(module.__spec__, "name", None) else name
+    usage = " ".join(["usage:", program, *positional, "[flags]"])
+    groups: dict[str, list[str]] = {}
     for flag in flags.FLAGS.get_key_flags_for_module(module):
-        kind = flag.flag_type().removeprefix("multi ").split()[0].upper()
-        form = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name} {kind}"
-        if any(validator.message.endswith(_ABSENT) for validator in flag.validators):
-            note = " (required)"
-        else:
-            note = "" if flag.default in (None, []) else f" (default: {flag.default})"
-        text = flag.help.partition(";\n")[0]  # absl adds a line to what may be given several times.
-        yield f"  {form}"
-        yield textwrap.fill(f"{text}{note}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)
+        groups.setdefault(_groups.get(flag.name, "Flags"), []).extend(_flag_lines(flag))
+    sections = ["\n".join([f"{title}:", *lines]) for title, lines in groups.items()]
+    return "\n\n".join([usage, (module.__doc__ or "").strip(), *sections])
+
+
+def _flag_lines(flag: "flags.Flag[Any]") -> Iterator[str]:
+    kind = flag.flag_type().removeprefix("multi ").split()[0].upper()
+    yield f"  --[no]{flag.name}" if flag.boolean else f"  --{flag.name} {kind}"
+    if any(validator.message.endswith(_REQUIRED) for validator in flag.validators):
+        note = " (required)"
+    else:
+        note = "" if flag.default in (None, []) else f" (default: {flag.default})"
+    text = flag.help.partition(";\n")[0]  # absl appends a line to the help of repeatable flags.
+    yield textwrap.fill(f"{text}{note}", 100, initial_indent=" " * 6, subsequent_indent=" " * 6)

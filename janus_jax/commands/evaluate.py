@@ -1,6 +1,6 @@
 """Gives a model the papers' benchmarks, and prints what it scores beside what the papers say.
 
-    python -m launch.evaluate --model DIR --benchmark pope --data DIR --out DIR
+    janus-evaluate --model DIR --benchmark pope --data DIR --out DIR
 
 --list shows the benchmarks, where their data comes from and how it lies in its folder. Every answer is kept in OUT as
 soon as it is there: a run that was killed goes on where it stopped when it is called again. OUT/results.json has the
@@ -10,36 +10,35 @@ DATA/NAME and its results in OUT/NAME. Without --mesh, all devices have rows of 
 
 import dataclasses
 import functools
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
-from janus_jax import image_files as pictures
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
-from janus_jax.distributed import Cluster
+from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
 from janus_jax.evaluation.generation.generate_images import drawing
 from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
-from janus_jax.evaluation.journal import claim, write_json
-from janus_jax.evaluation.registry import REGISTRY, benchmark
+from janus_jax.evaluation.journal import claim
+from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
 from janus_jax.evaluation.runner import answering, collect
 from janus_jax.processing import Processor
-from janus_jax.progress import answers_bar
+from janus_jax.progress import count_bar
+from janus_jax.storage import output_folder, write_json
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
 
-_BENCHMARK = flags.DEFINE_list("benchmark", None, "which, by name; several with commas between them", required=True)
+_BENCHMARK = flags.DEFINE_list("benchmark", None, "name, or MODULE:NAME; separate several with commas", required=True)
 _DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files; those of the embedded world have none")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results; all processes see the same", required=True)
-_LIST = flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
+flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; may be given several times")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions at a time; scores do not depend on it", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "ask only about so many questions, drawn by --seed", lower_bound=1)
@@ -67,15 +66,12 @@ class Job:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks, one after the other."""
-    if _LIST.value:
-        print("\n\n".join(map(describe, REGISTRY.values())))
-        return
-    with pictures.output_folder(Path(_OUT.value)) as out:
+    with output_folder(Path(_OUT.value)) as out:
         jobs = read_jobs(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
         _check_drawing(jobs, config)
-        cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
+        cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         # Neither the mesh nor the size of batches: a run may go on with others.
         common = {
             "model": fingerprint(Path(models.MODEL.value)),
@@ -85,11 +81,16 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
         }
         # `collect` does it again, but would have the model loaded first.
-        cluster.together(lambda: _claim(jobs, common) if cluster.is_first else None)
+        cluster.run_on_all(lambda: _claim(jobs, common) if cluster.is_first else None)
         _fill_devices()
         load = functools.cache(models.load_model)
         for job in jobs:
             _run(job, load, config, job.began(common), cluster)
+
+
+def list_benchmarks() -> None:
+    """Prints the benchmarks, their options, and the layout and source of their data."""
+    print("\n\n".join(map(describe, BENCHMARKS.values())))
 
 
 def read_jobs(data: Path, out: Path) -> list[Job]:
@@ -98,9 +99,9 @@ def read_jobs(data: Path, out: Path) -> list[Job]:
     Raises:
       JanusError: there is no such benchmark or option, or something is wrong with the data.
     """
-    chosen = [benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
+    chosen = [find_benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
     if not chosen:
-        raise JanusError(f"--benchmark is empty; there are {', '.join(REGISTRY)}.")
+        raise JanusError(f"--benchmark is empty; there are {', '.join(BENCHMARKS)}.")
     given = _options(_OPTION.value, chosen)
     jobs = []
     for one in chosen:
@@ -164,7 +165,7 @@ def _run(
         elif items:
             yield from answering(load(), _BATCH_SIZE.value)(items)
 
-    with answers_bar(job.benchmark.name, disable=not cluster.is_first) as report:
+    with count_bar(job.benchmark.name, disable=not cluster.is_first) as report:
         answers = collect(job.questions, work, job.out, began, cluster, report)
     if answers is None:
         return
@@ -206,8 +207,6 @@ def describe(one: Benchmark[Any]) -> str:
     return "\n".join(lines)
 
 
-if __name__ == "__main__":
-    if "--list" in sys.argv:
-        for required in (_BENCHMARK, _OUT, models.MODEL):
-            flags.FLAGS[required.name].validators.clear()
-    cli.run(main)
+def run() -> None:
+    """Runs `janus-evaluate`."""
+    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})

@@ -1,6 +1,6 @@
 """Writes what was trained as a model's folder, which janus_jax.load and every command here reads.
 
-    python -m launch.export --workdir runs/janus_pro_1b --out mine
+    janus-export --workdir runs/janus_pro_1b --out mine
 
 For PyTorch, `python -m checkpoints_convert.to_pytorch mine mine_released --layout released`.
 """
@@ -12,9 +12,10 @@ from typing import cast, get_args
 from absl import flags
 
 from checkpoints_convert.commands import meter
+from janus_jax.commands import cli
 from janus_jax.config import Dtype
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder that launch.train was given", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder that janus-train was given", required=True)
 _OUT = flags.DEFINE_string("out", None, "folder to make; it appears when it is complete", required=True)
 _STAGE = flags.DEFINE_integer("stage", None, "stage to take (default: the last that was run)", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "that parameters are stored in")
@@ -28,3 +29,8 @@ def main(_: Sequence[str]) -> None:
     stage = _STAGE.value or last_stage(workdir)
     step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), meter)
     print(f"{out}: stage {stage} at step {step}")
+
+
+def run() -> None:
+    """Runs `janus-export`."""
+    cli.run(main, name="janus-export")

@@ -1,6 +1,6 @@
 """Draws images of prompts.
 
-    python -m launch.generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
+    janus-generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
 
 Image i of prompt p becomes OUT/p_i.png (00000_0.png ...), with prompt, seed and settings in its metadata. It is drawn
 the same again by the same model, prompts in the same order, seed and settings; --batch_size changes no more than
@@ -16,9 +16,11 @@ from typing import Any
 import tqdm
 from absl import flags
 
-from janus_jax import image_files as pictures
+from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.errors import JanusError
+from janus_jax.image_files import save_png
+from janus_jax.storage import output_folder
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "what to draw; may be given several times")
 _PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "a text file with further prompts, one a line")
@@ -55,7 +57,7 @@ def main(_: Sequence[str]) -> None:
     given = {holder.name: holder.value for holder in holders if holder.present}
     from janus_jax.generation.registry import make_image_sampler
 
-    with pictures.output_folder(Path(_OUT.value)) as out:
+    with output_folder(Path(_OUT.value)) as out:
         # Before the model is loaded: a setting that it does not have, or a VAE that is missing.
         drawing = make_image_sampler(models.model_config(), **given)
         settings = dict(vars(drawing))
@@ -66,19 +68,20 @@ def main(_: Sequence[str]) -> None:
             "settings": json.dumps(settings | {"dtype": models.resolve_dtype(models.DTYPE.value)}),
             "Software": "janus_jax",
         }
-        with pictures.drawing_bar(model, drawing, len(prompts) * _NUM_IMAGES.value) as report:
+        total = drawing.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value
+        with tqdm.tqdm(total=total, unit=drawing.unit, desc="generating", smoothing=0.1) as bar:
             # Saved batch by batch: what a killed run has drawn is not lost.
             for drawn in model.generate_stream(
                 prompts,
                 _NUM_IMAGES.value,
                 seed=models.SEED.value,
                 batch_size=_BATCH_SIZE.value,
-                report=report,
+                report=bar.update,
                 **settings,
             ):
                 path = out / f"{drawn.prompt:05}_{drawn.number}.png"
                 place = {"prompt_number": drawn.prompt, "image_number": drawn.number}
-                pictures.save_png(drawn.image, path, {"prompt": prompts[drawn.prompt], **place, **common})
+                save_png(drawn.image, path, {"prompt": prompts[drawn.prompt], **place, **common})
                 tqdm.tqdm.write(str(path), file=sys.stdout)
 
 
@@ -98,3 +101,8 @@ def read_prompts(path: str | None) -> list[str]:
     if not prompts:
         raise JanusError(f"{path} holds no prompt; write one a line.")
     return prompts
+
+
+def run() -> None:
+    """Runs `janus-generate`."""
+    cli.run(main, name="janus-generate")

@@ -1,6 +1,6 @@
 """Prepares data for training: ArrayRecord shards of records, in as many processes as wanted.
 
-    python -m launch.prepare --source captions --input captions.jsonl --images photos --output prepared/captions
+    janus-prepare --source captions --input captions.jsonl --images photos --output prepared/captions
 
 docs/data.md shows every kind of input. A run that was ended goes on when the same command is given again: finished
 shards stay. Rejected records are in OUTPUT/quarantine.jsonl, counts and sizes in OUTPUT/preparation.json.
@@ -14,9 +14,9 @@ from absl import flags
 
 from janus_jax.commands import cli
 from janus_jax.data.prepare.prepare import PrepareOptions, prepare, read_tokenizer
-from janus_jax.data.prepare.shard_writer import Job
-from janus_jax.data.sources import SOURCES, Options, find_source
-from janus_jax.distributed import Cluster
+from janus_jax.data.prepare.shard_writer import DatasetSpec
+from janus_jax.data.sources import SOURCES, SourceOptions, get_source
+from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 
@@ -33,7 +33,7 @@ _TASK = flags.DEFINE_enum(
 _SPLIT = flags.DEFINE_string("split", "train", "name of the split that is written")
 _IMAGES = flags.DEFINE_string("images", None, "folder that image paths are relative to (default: the input's own)")
 _PROMPT = flags.DEFINE_multi_string(
-    "prompt", list(Options.prompts), "what a caption answers (understanding); several take turns"
+    "prompt", list(SourceOptions.prompts), "what a caption answers (understanding); several take turns"
 )
 _TEXT_FIELD = flags.DEFINE_string("text_field", None, "field of the text, caption or class (default: the usual names)")
 _IMAGE_FIELD = flags.DEFINE_string("image_field", None, "field of the image (default: the usual names)")
@@ -63,17 +63,19 @@ def main(_: Sequence[str]) -> None:
     """Prepares, and prints what there is."""
     job = _job()
     tokenizer = None if job.tokenizer is None else read_tokenizer(Path(job.tokenizer))
-    cluster = cli.join_cluster() if _DISTRIBUTED.value else Cluster()
+    cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
     means = PrepareOptions(_WORKERS.value, _MAX_REJECTED.value, _BATCH_SIZE.value, _BEAM.value)
+    if tokenizer is not None:
+        cli.enable_compilation_cache()
     summary = prepare(job, means, tokenizer, cluster)
     if summary is not None:
         print(summary)
 
 
-def _job() -> Job:
+def _job() -> DatasetSpec:
     kind = _SOURCE.value
-    source = find_source(kind)
-    options = Options(
+    source = get_source(kind)
+    options = SourceOptions(
         inputs=tuple(_INPUT.value),
         task=Task(_TASK.value) if _TASK.value else source.tasks[0],
         images=_IMAGES.value,
@@ -89,4 +91,9 @@ def _job() -> Job:
         raise JanusError("--prompt is empty; leave it out, or write what the caption answers.")
     if options.images is not None and not Path(options.images).is_dir():
         raise JanusError(f"--images {options.images} is no folder; give the one that image paths are relative to.")
-    return Job(kind, options, Path(_OUTPUT.value), _SPLIT.value, _TOKENIZER.value)
+    return DatasetSpec(kind, options, Path(_OUTPUT.value), _SPLIT.value, _TOKENIZER.value)
+
+
+def run() -> None:
+    """Runs `janus-prepare`."""
+    cli.run(main, name="janus-prepare")

@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from absl import flags
-from ml_collections import config_flags
 
 from checkpoints_convert.convert import save_converted
 from checkpoints_convert.readers import open_tensors
 from janus_jax.commands import cli
-from janus_jax.commands.config_flag import read_config
+from janus_jax.commands.recipe_flag import define_recipe_flag
 from janus_jax.files import named
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.image_tokenizer.recipe import TokenizerRecipe, WeightFiles
@@ -26,14 +25,13 @@ from janus_jax.training.image_tokenizer.recipe import TokenizerRecipe, WeightFil
 if TYPE_CHECKING:
     from janus_jax.training.image_tokenizer.trainer import Judges, Trained
 
-_CONFIG = config_flags.DEFINE_config_file("config", None, "file of the recipe, such as configs/vq_16.py")
+_CONFIG = define_recipe_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run; made if need be", required=True)
-flags.mark_flag_as_required("config")
 
 
 def main(_: Sequence[str]) -> None:
     """Trains, and writes the tokenizer."""
-    recipe = from_config(TokenizerRecipe, read_config(_CONFIG, "configs/vq_16.py"))
+    recipe = from_config(TokenizerRecipe, _CONFIG.value)
     judges = read_judges(recipe.weights)
 
     import jax
@@ -80,3 +78,8 @@ def write_tokenizer(folder: Path, trained: "Trained", recipe: TokenizerRecipe) -
         shutil.rmtree(folder)
     save_converted(folder, {"gen_encoder": trained.params}, recipe.model)
     print(f"The tokenizer is in {folder}.")
+
+
+def run() -> None:
+    """Runs `janus-train-tokenizer`."""
+    cli.run(main, name="janus-train-tokenizer")

@@ -31,7 +31,7 @@ class Record:
       text: a document (text), or the caption (generation); "" where there are messages.
       messages: a conversation, with an `<image_placeholder>` for each image and the images themselves left out.
       images: encoded image files, in the order of their placeholders; one for generation.
-      image_ids: ids of the image to generate, where they were computed beforehand.
+      image_tokens: ids of the image to generate, where they were computed beforehand.
       image_latents: of JanusFlow's VAE in place of ids: the scaled mean of each place, row by row.
     """
 
@@ -40,7 +40,7 @@ class Record:
     text: str = ""
     messages: tuple[Message, ...] = ()
     images: tuple[bytes, ...] = ()
-    image_ids: Int[np.ndarray, " N"] = field(default_factory=lambda: NO_IDS)
+    image_tokens: Int[np.ndarray, " N"] = field(default_factory=lambda: NO_IDS)
     image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: NO_LATENTS)
 
     def to_example(self) -> dict[str, Any]:
@@ -51,7 +51,7 @@ class Record:
             "text": self.text,
             "messages": json.dumps(self.messages, ensure_ascii=False),
             "images": np.array(self.images, object),
-            "image_ids": self.image_ids,
+            "image_tokens": self.image_tokens,
             "image_latents": self.image_latents,
         }
 
@@ -69,13 +69,11 @@ class Record:
                 text=_text(example["text"]),
                 messages=tuple(json.loads(example["messages"])),
                 images=tuple(example["images"]),
-                image_ids=np.asarray(example["image_ids"], np.int32),
+                image_tokens=np.asarray(example["image_tokens"], np.int32),
                 image_latents=np.asarray(example["image_latents"], np.float32),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise JanusError(
-                f"An example holds no record ({error}); make the data set with python -m launch.prepare."
-            ) from error
+            raise JanusError(f"An example holds no record ({error}); make the data set with janus-prepare.") from error
 
 
 def _text(value: bytes | str) -> str:
@@ -94,7 +92,7 @@ def features() -> Any:
             "text": tfds.Text(),
             "messages": tfds.Text(),
             "images": tfds.Tensor(shape=(None,), dtype=np.object_),
-            "image_ids": tfds.Tensor(shape=(None,), dtype=np.int32),
+            "image_tokens": tfds.Tensor(shape=(None,), dtype=np.int32),
             "image_latents": tfds.Tensor(shape=(None,), dtype=np.float32),
         }
     )

@@ -14,7 +14,7 @@ from janus_jax.errors import JanusError
 _SECONDS_BETWEEN_LOGS = 60.0
 
 
-class Reason(enum.Enum):
+class RejectReason(enum.Enum):
     """Why a record is rejected: the closed list that is counted; the sentence beside it tells the particulars."""
 
     MALFORMED = "malformed"
@@ -39,36 +39,36 @@ class Reason(enum.Enum):
     TOO_LONG = "too_long"
     WRONG_TASK = "wrong_task"
     """It is not of the task that its component of a mixture is to teach."""
-    BAD_IMAGE_IDS = "bad_image_ids"
+    BAD_IMAGE_TOKENS = "bad_image_tokens"
     """Its image ids are none that the model has, or not as many as its images have places."""
     BAD_IMAGE_LATENTS = "bad_image_latents"
     """Its latents are not as many as the model's images have, or no numbers."""
-    NOTHING_TO_LEARN = "nothing_to_learn"
+    NO_TARGETS = "no_targets"
     """None of its places is supervised."""
     DAMAGED_FILE = "damaged_file"
     """The rest of an archive cannot be read: one rejection, however many records were lost."""
 
 
-class Refused(Exception):
+class RejectedRecord(Exception):
     """A record that will not do, with its reason and a sentence."""
 
-    def __init__(self, reason: Reason, sentence: str) -> None:
+    def __init__(self, reason: RejectReason, sentence: str) -> None:
         super().__init__(sentence)
         self.reason = reason
 
 
 @dataclass(frozen=True)
-class Rejected:
+class Rejection:
     """What stands in the place of a sample whose record gave none.
 
     Attributes:
-      sample_id: of the record, as in `Example`; its number where the key cannot be read.
+      example_id: of the record, as in `Example`; its number where the key cannot be read.
       reason: why.
       detail: a sentence for the log.
     """
 
-    sample_id: str
-    reason: Reason
+    example_id: str
+    reason: RejectReason
     detail: str
 
 
@@ -87,7 +87,7 @@ class RejectCounter:
     most: float
     window: int
     read: int = 0
-    rejected: Counter[Reason] = field(default_factory=Counter)
+    rejected: Counter[RejectReason] = field(default_factory=Counter)
     recent: deque[int] = field(default_factory=deque)
     _logged_at: float = -math.inf
 
@@ -95,7 +95,7 @@ class RejectCounter:
         """Counts a record that gave a sample."""
         self._count()
 
-    def reject(self, rejected: Rejected) -> None:
+    def reject(self, rejected: Rejection) -> None:
         """Counts one that gave none.
 
         Raises:
@@ -112,14 +112,14 @@ class RejectCounter:
                 self.rejected.total(),
                 self.read,
                 self.reasons,
-                rejected.sample_id,
+                rejected.example_id,
                 rejected.detail,
             )
         if len(self.recent) > self.most * self.window:
             raise JanusError(
                 f"{len(self.recent)} of the last {min(self.read, self.window)} records were rejected, more than the "
                 f"share of {self.most} that StreamConfig.max_rejected allows (in all: {self.reasons}; the last is "
-                f"{rejected.sample_id}: {rejected.detail}); mend the data or allow more."
+                f"{rejected.example_id}: {rejected.detail}); mend the data or allow more."
             )
 
     @property
@@ -143,7 +143,7 @@ class RejectCounter:
             self.most,
             self.window,
             state["read"],
-            Counter({Reason(name): count for name, count in state["rejected"].items()}),
+            Counter({RejectReason(name): count for name, count in state["rejected"].items()}),
             deque(state["recent"]),
         )
 

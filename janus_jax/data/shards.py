@@ -2,26 +2,26 @@
 
 import contextlib
 import functools
-import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from janus_jax.data.records import Record, features
 from janus_jax.errors import JanusError
+from janus_jax.storage import atomic_file, is_disk_full, writing
 
 _NAME = "records"
 _FORMAT = "array_record"
 
 
-class Size(NamedTuple):
+class ShardSize(NamedTuple):
     """What a shard holds."""
 
     records: int
     bytes: int
 
 
-NOTHING = Size(0, 0)
+NOTHING = ShardSize(0, 0)
 
 
 def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
@@ -29,7 +29,7 @@ def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
     return Path(_template(folder, split).sharded_filepath(shard_index=index, num_shards=count))
 
 
-def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> Size:
+def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> ShardSize:
     """Writes a shard, which appears when it is complete. The same records give the same bytes.
 
     Args:
@@ -42,36 +42,34 @@ def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> Size:
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
-    temporary = scratch / f"{path.name}.incomplete-{os.getpid()}"
     count = size = 0
-    with _writing(path):
-        # One record a group: random access then decompresses nothing else.
-        writer = ArrayRecordWriter(str(temporary), "group_size:1")
-    try:
-        for record in records:
-            content = _serialize(record)
-            with _writing(path):
-                writer.write(content)
-            count, size = count + 1, size + len(content)
+    with atomic_file(path, scratch) as temporary:
         with _writing(path):
-            writer.close()
-            with temporary.open("rb") as written:
-                os.fsync(written.fileno())
-            temporary.rename(path)
-    finally:
-        if writer.is_open():
-            writer.close()
-        temporary.unlink(missing_ok=True)
-    return Size(count, size)
+            # One record a group: random access then decompresses nothing else.
+            writer = ArrayRecordWriter(str(temporary), "group_size:1")
+        try:
+            for record in records:
+                content = _serialize(record)
+                with _writing(path):
+                    writer.write(content)
+                count, size = count + 1, size + len(content)
+            with _writing(path):
+                writer.close()
+        finally:
+            if writer.is_open():
+                writer.close()
+    return ShardSize(count, size)
 
 
 @contextlib.contextmanager
 def _writing(path: Path) -> Iterator[None]:
-    try:
-        yield
-    # The writer knows one kind of error, RuntimeError, for a full disk and all else.
-    except (OSError, RuntimeError) as error:
-        raise JanusError(f"{path} could not be written ({error}); look for room on the disk.") from error
+    with writing(path):
+        try:
+            yield
+        except RuntimeError as error:  # The writer raises nothing narrower.
+            if is_disk_full(error):
+                raise
+            raise JanusError(f"{path} cannot be written ({error}).") from error
 
 
 def read_shard(path: Path) -> Iterator[Record]:
@@ -86,7 +84,7 @@ def read_shard(path: Path) -> Iterator[Record]:
         reader.close()
 
 
-def write_metadata(folder: Path, split: str, sizes: Iterable[Size]) -> None:
+def write_metadata(folder: Path, split: str, sizes: Iterable[ShardSize]) -> None:
     """Makes the shards of a folder a data set that TFDS opens."""
     import tensorflow_datasets as tfds
 

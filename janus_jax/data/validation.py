@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Iterator
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources import Reason, Refused
+from janus_jax.data.sources import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.processing import TEMPLATES, Task, TooManyPixels, open_image
 from janus_jax.processing.tokenizer import BEGIN_OF_GENERATION, IMAGE_PLACEHOLDER, REQUIRED_TOKENS
@@ -21,14 +21,14 @@ def check(record: Record) -> None:
     """Holds a record against its task, and decodes its images, to the last pixel.
 
     Raises:
-      Refused: the record would teach nothing, or something else than it says.
+      RejectedRecord: the record would teach nothing, or something else than it says.
     """
     if record.task is Task.GENERATION and len(record.images) != 1:
-        raise Refused(Reason.NO_IMAGE, f"it has {len(record.images)} images to generate; it needs one.")
+        raise RejectedRecord(RejectReason.NO_IMAGE, f"it has {len(record.images)} images to generate; it needs one.")
     if record.task is Task.UNDERSTANDING and not record.images:
-        raise Refused(Reason.NO_IMAGE, "it has no image to understand.")
+        raise RejectedRecord(RejectReason.NO_IMAGE, "it has no image to understand.")
     if len(record.images) > MOST_IMAGES:
-        raise Refused(Reason.TOO_LONG, f"it has {len(record.images)} images; {MOST_IMAGES} are the most.")
+        raise RejectedRecord(RejectReason.TOO_LONG, f"it has {len(record.images)} images; {MOST_IMAGES} are the most.")
     if record.messages:
         _check_messages(record)
     else:
@@ -45,22 +45,24 @@ def _check_messages(record: Record) -> None:
         _check_encodable(content)
         _check_special(content.replace(IMAGE_PLACEHOLDER, ""))
     if sum(map(len, contents)) > LONGEST_TEXT:
-        raise Refused(Reason.TOO_LONG, f"its conversation has more than {LONGEST_TEXT} characters.")
+        raise RejectedRecord(RejectReason.TOO_LONG, f"its conversation has more than {LONGEST_TEXT} characters.")
     if (places := sum(content.count(IMAGE_PLACEHOLDER) for content in contents)) != len(record.images):
-        raise Refused(Reason.IMAGE_COUNT, f"it has {len(record.images)} images, but places for {places}.")
+        raise RejectedRecord(RejectReason.IMAGE_COUNT, f"it has {len(record.images)} images, but places for {places}.")
     try:
         rendered = TEMPLATES["janus_pro"].render_with_answers(record.messages)
     except JanusError as error:
-        raise Refused(Reason.BAD_CONVERSATION, str(error)) from None
+        raise RejectedRecord(RejectReason.BAD_CONVERSATION, str(error)) from None
     if not rendered.answers:
-        raise Refused(Reason.EMPTY_TEXT, "its conversation has no answer.")
+        raise RejectedRecord(RejectReason.EMPTY_TEXT, "its conversation has no answer.")
 
 
 def _check_text(text: str) -> None:
     if not text.strip():
-        raise Refused(Reason.EMPTY_TEXT, "its text is empty.")
+        raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
     if len(text) > LONGEST_TEXT:
-        raise Refused(Reason.TOO_LONG, f"its text has {len(text)} characters; {LONGEST_TEXT} are the most.")
+        raise RejectedRecord(
+            RejectReason.TOO_LONG, f"its text has {len(text)} characters; {LONGEST_TEXT} are the most."
+        )
     _check_encodable(text)
 
 
@@ -68,13 +70,15 @@ def _check_encodable(text: str) -> None:
     try:
         text.encode("utf-8")
     except UnicodeEncodeError:
-        raise Refused(Reason.MALFORMED, "its text is no UTF-8.") from None
+        raise RejectedRecord(RejectReason.MALFORMED, "its text is no UTF-8.") from None
 
 
 def _check_special(text: str) -> None:
     for token in _FORBIDDEN:
         if token in text:
-            raise Refused(Reason.SPECIAL_TOKEN, f"its text spells {token}, which means something to the model.")
+            raise RejectedRecord(
+                RejectReason.SPECIAL_TOKEN, f"its text spells {token}, which means something to the model."
+            )
 
 
 @contextlib.contextmanager
@@ -82,6 +86,6 @@ def _refusing(name: str) -> Iterator[None]:
     try:
         yield
     except TooManyPixels as error:
-        raise Refused(Reason.IMAGE_TOO_LARGE, f"{name}: {error}") from None
+        raise RejectedRecord(RejectReason.IMAGE_TOO_LARGE, f"{name}: {error}") from None
     except JanusError as error:
-        raise Refused(Reason.BAD_IMAGE, f"{name}: {error}") from None
+        raise RejectedRecord(RejectReason.BAD_IMAGE, f"{name}: {error}") from None

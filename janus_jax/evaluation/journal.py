@@ -1,7 +1,6 @@
 """What a run has done so far, on disk: a killed run goes on from it and asks nothing twice."""
 
 import contextlib
-import fcntl
 import json
 import os
 import re
@@ -11,7 +10,7 @@ from typing import Any, BinaryIO
 
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json, reading
-from janus_jax.storage import writing
+from janus_jax.storage import exclusive_lock, write_json, writing
 
 _JOURNALS = re.compile(r"answers(\.\d+)?\.jsonl")
 _BEGAN = "run.json"
@@ -28,7 +27,7 @@ def claim(folder: Path, began: Mapping[str, Any]) -> None:
       StorageFull: the disk is full.
     """
     file = folder / _BEGAN
-    with _writable(folder):
+    with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if file.exists():
         before = read_json(file, f"remove {folder} to begin anew")
@@ -100,32 +99,14 @@ def appending(folder: Path, process: int | None = None) -> Iterator[Journal]:
       JanusError: another run is writing the same file, or it cannot be written.
     """
     path = folder / ("answers.jsonl" if process is None else f"answers.{process}.jsonl")
-    with contextlib.ExitStack() as stack:
-        with _writable(folder):
-            folder.mkdir(parents=True, exist_ok=True)
-            file = stack.enter_context(path.open("a+b"))
-            _lock(file, folder)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    # On a file system without locks two runs may both write; an answer that is there twice counts once.
+    with exclusive_lock(path, folder), path.open("a+b") as file:
+        with writing(folder):
             file.seek(0)
             file.truncate(_whole_lines(file))
         yield Journal(file)
-
-
-def write_json(file: Path, content: Mapping[str, Any]) -> None:
-    """A json file that is there whole or not at all.
-
-    Raises:
-      JanusError: it cannot be written.
-      StorageFull: the disk is full.
-    """
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with _writable(file), temporary.open("w", encoding="utf-8") as stream:
-            stream.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
-            stream.flush()
-            os.fsync(stream.fileno())
-            temporary.replace(file)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _whole_lines(file: BinaryIO) -> int:
@@ -136,24 +117,6 @@ def _whole_lines(file: BinaryIO) -> int:
         if line.endswith(b"\n"):
             end = length
     return end
-
-
-def _lock(file: BinaryIO, folder: Path) -> None:
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        raise JanusError(f"{folder} is being written by another run; wait for it, or give another --out.") from None
-    except OSError:
-        pass  # A file system without locks. Answers that come twice count once.
-
-
-@contextlib.contextmanager
-def _writable(path: Path) -> Iterator[None]:
-    with writing(path):
-        try:
-            yield
-        except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-            raise JanusError(f"{path} cannot be written ({error.strerror}); give another --out.") from error
 
 
 def _short(value: Any) -> str:

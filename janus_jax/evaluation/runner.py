@@ -61,9 +61,9 @@ def collect(
       StorageFull: the disk is full.
     """
     cluster = cluster or Cluster()
-    cluster.together(lambda: claim(folder, began) if cluster.is_first else None)
+    cluster.run_on_all(lambda: claim(folder, began) if cluster.is_first else None)
     # Read by all before any of them writes: they must agree on what is left.
-    before = cluster.together(lambda: read_answers(folder))
+    before = cluster.run_on_all(lambda: read_answers(folder))
     left = [item for item in items if item.id not in before]
     mine = [left[number] for number in cluster.share(range(len(left)))]
 
@@ -77,7 +77,7 @@ def collect(
                 done += len(answers)
                 report(done, total)
 
-    cluster.together(finish)
+    cluster.run_on_all(finish)
     if not cluster.is_first:
         return None
     answers = read_answers(folder)

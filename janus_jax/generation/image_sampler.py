@@ -98,18 +98,21 @@ def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
     return KVCache(layers, repeat(cache.segment_ids), cache.length)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "method"))
-def _pictures(model: Backbone, params: Params, method: str, drawn: Shaped[Array, "B ..."]) -> UInt8[Array, "B H W 3"]:
-    return to_images(apply(model, params, method, drawn))
+Decode = Callable[[Array], Float[Array, "B H W 3"]]
+
+
+@functools.partial(jax.jit, static_argnames="decode")
+def _pictures(decode: Decode, params: Params, drawn: Shaped[Array, "B ..."]) -> UInt8[Array, "B H W 3"]:
+    return to_images(apply(decode, params, drawn))
 
 
 def pictures(
-    model: Backbone, params: Params, method: str, drawn: Shaped[Array, "R ..."], batch_size: int
+    decode: Decode, params: Params, drawn: Shaped[Array, "R ..."], batch_size: int
 ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
     """The pictures of what was drawn, 0..255, `batch_size` on the device at a time.
 
     Args:
-      method: the model's, from what was drawn to pixels.
+      decode: Method of the model that maps samples to pixels.
     """
     for start in range(0, drawn.shape[0], batch_size):
-        yield from on_host(_pictures(model, params, method, drawn[start : start + batch_size]))
+        yield from on_host(_pictures(decode, params, drawn[start : start + batch_size]))

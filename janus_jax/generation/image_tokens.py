@@ -151,7 +151,7 @@ def start(
     strategy: Strategy,
 ) -> ImageDecodeState:
     """Runs the prompts and draws the first id of each image; the cache has room for `slots` places."""
-    hidden, cache = apply(model, params, "prefill", prompts, slots)
+    hidden, cache = apply(model.prefill, params, prompts, slots)
     num_prompts, per_prompt = keys.shape
 
     def repeat(x: Array) -> Array:
@@ -180,9 +180,9 @@ def advance(
 
     def step(_: int, state: ImageDecodeState) -> ImageDecodeState:
         last = jax.lax.dynamic_index_in_dim(state.ids, state.drawn - 1, axis=1)
-        x = apply(model, params, "embed_image_ids", jnp.repeat(last, rows, axis=0))
+        x = apply(model.embed_image_ids, params, jnp.repeat(last, rows, axis=0))
         places = jnp.ones_like(state.positions)[:, None]
-        hidden, cache = apply(model, params, "extend", x, state.positions[:, None], places, state.cache)
+        hidden, cache = apply(model.extend, params, x, state.positions[:, None], places, state.cache)
         new = _draw_ids(model, params, hidden[:, 0], state.keys, state.drawn, knobs, guidance_scale, strategy)
         ids = jax.lax.dynamic_update_index_in_dim(state.ids, new, state.drawn, axis=1)
         return ImageDecodeState(ids, state.drawn + 1, cache, state.positions + 1, state.keys)
@@ -205,7 +205,7 @@ def _draw_ids(
     guidance_scale: float,
     strategy: Strategy,
 ) -> Int[Array, " R"]:
-    logits = apply(model, params, "image_logits", hidden)
+    logits = apply(model.image_logits, params, hidden)
     return draw(guide(logits, keys.shape[0], guidance_scale), keys, step, knobs, strategy)
 
 
@@ -218,4 +218,4 @@ def tokens_to_images(
       JanusError: ids are missing, because the model's logits were not numbers.
     """
     check_sampled(on_host(ids))
-    yield from pictures(model, params, "detokenize", ids, batch_size)
+    yield from pictures(model.detokenize, params, ids, batch_size)

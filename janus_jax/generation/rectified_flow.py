@@ -147,7 +147,7 @@ def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, g
         # A pair lies side by side, so that a shard never parts it.
         pairs = jax.tree.map(lambda c, u: jnp.stack([c, u], axis=1), prompts, without_condition(prompts))
         prompts = jax.tree.map(lambda x: x.reshape(2 * num_prompts, *x.shape[2:]), pairs)
-    _, cache = apply(model, params, "prefill", prompts, length + model.config.gen_tokens)
+    _, cache = apply(model.prefill, params, prompts, length + model.config.gen_tokens)
     cache = repeat_cache(cache, num_prompts, per_prompt)
     positions = repeat_prompts(prompts.positions[:, -1], num_prompts, per_prompt)
     return Prompted(cache._replace(length=cache.length - 1), positions)
@@ -170,14 +170,14 @@ def velocity(
     """Guided velocities of latents after their prompts, all at one time."""
     images = latents.shape[0]
     rows = prompted.positions.shape[0] // images
-    encoded = apply(model, params, "encode", latents, jnp.full(images, time))
+    encoded = apply(model.encode, params, latents, jnp.full(images, time))
     # What goes in is the same for both rows of a pair: it is encoded once.
     x, encoded = jax.tree.map(
-        lambda each: jnp.repeat(each, rows, axis=0), (apply(model, params, "embed_encoded", encoded), encoded)
+        lambda each: jnp.repeat(each, rows, axis=0), (apply(model.embed_encoded, params, encoded), encoded)
     )
     positions = prompted.positions[:, None] + jnp.arange(x.shape[1])
-    hidden, _ = apply(model, params, "extend", x, positions, jnp.ones_like(positions), prompted.cache)
-    return guide(apply(model, params, "velocity", hidden[:, 1:], encoded), images, guidance_scale)
+    hidden, _ = apply(model.extend, params, x, positions, jnp.ones_like(positions), prompted.cache)
+    return guide(apply(model.velocity, params, hidden[:, 1:], encoded), images, guidance_scale)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("latents",))
@@ -236,4 +236,4 @@ def latents_to_images(
     """
     if not np.isfinite(on_host(latents)).all():
         raise JanusError("The latents are no numbers; the model's weights are damaged: convert or fetch them again.")
-    yield from pictures(model, params, "decode_latents", latents, batch_size)
+    yield from pictures(model.decode_latents, params, latents, batch_size)

@@ -100,7 +100,7 @@ def start(
     strategy: Strategy,
 ) -> TextDecodeState:
     """Runs the prompts and writes the first id of each row; the cache has room for `slots` places."""
-    hidden, cache = apply(model, params, "prefill", prompts, slots)
+    hidden, cache = apply(model.prefill, params, prompts, slots)
     cache = cache._replace(layers=jax.tree.map(lambda kv: nn.with_logical_constraint(kv, KV_AXES), cache.layers))
     first = _draw_ids(model, params, hidden[:, -1], keys, 0, knobs, strategy)
     finished = jnp.isin(first, stop_ids)
@@ -128,9 +128,9 @@ def advance(
 
     def step(carry: tuple[TextDecodeState, Array]) -> tuple[TextDecodeState, Array]:
         state, buffer = carry
-        x = apply(model, params, "embed_text", state.last[:, None])
+        x = apply(model.embed_text, params, state.last[:, None])
         places = jnp.ones_like(state.positions)[:, None]
-        hidden, cache = apply(model, params, "extend", x, state.positions[:, None], places, state.cache)
+        hidden, cache = apply(model.extend, params, x, state.positions[:, None], places, state.cache)
         new = _draw_ids(model, params, hidden[:, 0], state.keys, state.written, knobs, strategy)
         buffer = jax.lax.dynamic_update_index_in_dim(buffer, new, state.written - start, axis=1)
         finished = state.finished | jnp.isin(new, stop_ids)
@@ -153,4 +153,4 @@ def _draw_ids(
     knobs: SamplingParams,
     strategy: Strategy,
 ) -> Int[Array, " B"]:
-    return draw(apply(model, params, "text_logits", hidden), keys, step, knobs, strategy)
+    return draw(apply(model.text_logits, params, hidden), keys, step, knobs, strategy)

@@ -4,8 +4,8 @@ They differ in how an image to generate comes into the transformer and out of it
 for no more than this.
 """
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from collections.abc import Callable
+from typing import Any, TypeVar, TypeVarTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -16,8 +16,14 @@ from janus_jax.config import Execution, ModelConfig
 from janus_jax.models.llama import KVCache, Llama, stack_layers, unstack_layers
 from janus_jax.models.siglip import Siglip, stack_blocks, unstack_blocks
 
+Args = TypeVarTuple("Args")
+T = TypeVar("T")
+
 Params = dict[str, Any]
-"""A parameter tree, or what lies beneath one of its names."""
+"""A parameter tree or one of its subtrees."""
+
+TEXT_HEAD = ("llm", "head")
+"""Path of all parameters that `Backbone.text_logits` reads."""
 
 
 def to_pixels(images: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
@@ -40,13 +46,7 @@ def fill(x: Float[Array, "B L D"], images: Float[Array, "B M D"], places: Int[Ar
 
 
 class Backbone(nn.Module):
-    """A model that reads rows of places and writes text; a kind of model adds how it embeds them all (`embed`).
-
-    Attributes:
-      HEADS: the methods that read logits, and where in the tree the parameters of each lie, all of them.
-    """
-
-    HEADS: ClassVar[Mapping[str, tuple[str, ...]]] = {"text_logits": ("llm", "head")}
+    """A model that reads rows of places and writes text; a kind of model adds how it embeds them all (`embed`)."""
 
     config: ModelConfig
     execution: Execution = Execution()
@@ -121,6 +121,13 @@ def scan_params(params: Params, config: ModelConfig) -> Params:
     }
 
 
-def apply(model: nn.Module, params: Params, method: str, *args: Any) -> Any:
-    """The result of one of the model's methods with these parameters."""
-    return model.apply({"params": params}, *args, method=method)
+def apply(method: Callable[[*Args], T], params: Params, *args: *Args) -> T:
+    """Calls a method of a model with these parameters: `apply(model.embed, params, batch)`.
+
+    Args:
+      method: Bound method of a flax module; `model.__call__` for the model itself.
+      params: Parameters of that module.
+    """
+    model: nn.Module = method.__self__  # type: ignore[attr-defined]
+    result: T = model.apply({"params": params}, *args, method=method)  # type: ignore[assignment]
+    return result

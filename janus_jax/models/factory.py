@@ -36,7 +36,7 @@ def init_model(model: Backbone, key: Array) -> Params:
         und_images=jnp.zeros((1, 1, und_size, und_size, 3), jnp.uint8),
         gen_images=jnp.zeros((1, 1, gen_size, gen_size, 3), jnp.uint8),
     )
-    params: Params = model.init(key, batch, method="touch")["params"]
+    params: Params = model.init(key, batch, method=model.touch)["params"]
     return params
 
 

@@ -4,9 +4,6 @@ Janus (arXiv 2410.13848, §3.1, figure 2). The parameter tree carries the paper'
 `gen_encoder`, `gen_embed`, `gen_adaptor`, `gen_head`, `llm`.
 """
 
-from collections.abc import Mapping
-from typing import ClassVar
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jax.typing import DTypeLike
@@ -17,6 +14,9 @@ from janus_jax.config import Execution, JanusConfig
 from janus_jax.models.backbone import Backbone, fill, to_pixels
 from janus_jax.models.layers import Axes, Embedding, Linear
 from janus_jax.models.vq import VQTokenizer
+
+IMAGE_HEAD = ("gen_head",)
+"""Path of all parameters that `Janus.image_logits` reads."""
 
 
 class TwoLayerMLP(nn.Module):
@@ -45,8 +45,6 @@ class TwoLayerMLP(nn.Module):
 
 class Janus(Backbone):
     """Embeds rows of places, runs the transformer over them, and reads text or image logits."""
-
-    HEADS: ClassVar[Mapping[str, tuple[str, ...]]] = {**Backbone.HEADS, "image_logits": ("gen_head",)}
 
     config: JanusConfig
     execution: Execution = Execution()

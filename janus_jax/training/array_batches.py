@@ -42,7 +42,7 @@ class ResumableData(Protocol):
     """Endless iterator over this process's share of the batches, with a position that can be saved."""
 
     @property
-    def sample_ids(self) -> Sequence[Sequence[str]]: ...
+    def example_ids(self) -> Sequence[Sequence[str]]: ...
 
     def __next__(self) -> Any: ...
 
@@ -86,7 +86,7 @@ class ArrayBatches:
       JanusError: The arrays differ in length, or hold fewer examples than a batch.
     """
 
-    sample_ids = ()
+    example_ids = ()
 
     def __init__(self, arrays: Sequence[np.ndarray], split: BatchSplit) -> None:
         lengths = [len(array) for array in arrays]

@@ -31,7 +31,7 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import JanusError, StorageFull
-from janus_jax.storage import is_full
+from janus_jax.storage import is_disk_full
 from janus_jax.training import checksums
 from janus_jax.training.param_paths import map_named, name_of
 
@@ -318,7 +318,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if not is_full(error):
+            if not is_disk_full(error):
                 raise
             self._clear_away()
             self._manager.reload()
@@ -489,7 +489,7 @@ def _agreed(read: Callable[[], T]) -> T:
 
 def _tells_news(record: logging.LogRecord) -> bool:
     """Not a full disk: Orbax logs every task that met with it, where `StorageFull` is one sentence."""
-    return not is_full(record.exc_info[1] if record.exc_info else None)
+    return not is_disk_full(record.exc_info[1] if record.exc_info else None)
 
 
 def _gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -16,8 +16,7 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from janus_jax.errors import JanusError
-from janus_jax.storage import writing
+from janus_jax.storage import write_bytes, writing
 
 _REDRAW = 0.1  # seconds
 _FLUSH = 20.0  # seconds
@@ -102,11 +101,8 @@ class MetricWriter:
         if workdir is None or not self._speaks:
             return
         with writing(workdir):
-            try:
-                self._metrics = _Metrics(Path(workdir) / "metrics.jsonl", start_step)
-                self._events = _Events(Path(workdir) / "tensorboard", start_step)
-            except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-                raise JanusError(f"{error.filename or workdir} cannot be written ({error.strerror}).") from error
+            self._metrics = _Metrics(Path(workdir) / "metrics.jsonl", start_step)
+            self._events = _Events(Path(workdir) / "tensorboard", start_step)
 
     def __enter__(self) -> Self:
         return self
@@ -183,13 +179,12 @@ class _Metrics:
 
 def _strike_out(path: Path, start_step: int) -> None:
     """Removes the lines of later steps, and one that was broken off."""
-    kept = path.with_suffix(".tmp")
-    with path.open(encoding="utf-8", errors="replace") as old, kept.open("w", encoding="utf-8") as new:
-        for line in old:
-            with contextlib.suppress(ValueError, TypeError, KeyError):
-                if json.loads(line)["step"] <= start_step:
-                    new.write(line)
-    os.replace(kept, path)
+    kept = []
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+        with contextlib.suppress(ValueError, TypeError, KeyError):
+            if json.loads(line)["step"] <= start_step:
+                kept.append(line)
+    write_bytes(path, "".join(kept).encode())
 
 
 class _Events:

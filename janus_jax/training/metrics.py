@@ -1,6 +1,5 @@
-"""A step's figures, read one step late, so that the devices never wait for the host; and those that are no numbers."""
+"""Reports the metrics of each step one step late, so that devices never wait for the host, and detects divergence."""
 
-import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,107 +9,121 @@ from typing import Any
 import jax
 
 from janus_jax.errors import Diverged
-from janus_jax.storage import writing
+from janus_jax.storage import write_json
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
-from janus_jax.training.train_step import Metrics
+
+_PROGRESS_RATES = ("tokens/s", "samples/s", "images/s", "mfu", "data_wait")
 
 
 @dataclass(frozen=True)
 class _Pending:
     step: int
-    metrics: Metrics
-    sample_ids: Sequence[Sequence[str]]
+    metrics: Mapping[str, Any]
+    example_ids: Sequence[Sequence[str]]
     counts: Mapping[str, float]
 
 
 class StepMetrics:
-    """Tells of the steps, and stops a run whose gradients are no numbers.
+    """Reports metrics and stops a run that diverges.
 
     Args:
-      reports: where they are told.
-      folder: where sample ids of batches go whose gradient is not finite: `not_finite/step_N.process_P.json`.
-      is_due: whether a step's figures are told.
-      rate: the learning rate of a step, counted from 0.
-      max_skipped: steps that may have been left out before one more stops the run.
-      skipped: that were, before.
-      peak_flops: FLOP/s of all devices together, which `mfu` is the share of; None where nobody knows.
+      writer: Destination of the metrics.
+      folder: Folder of the run. Example ids of batches with a non-finite gradient go to
+        `not_finite/step_N.process_P.json`.
+      is_due: Whether the metrics of a step are reported.
+      learning_rate: Learning rate of each step, counted from 0; None omits it.
+      max_skipped: Steps that may be skipped because of a non-finite gradient. One more stops the run.
+      skipped: Steps skipped before the run was resumed.
+      peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
+      progress_metrics: Prefixes of the metrics on the progress line.
 
     Attributes:
-      meter: of what was done since figures were last told.
-      skipped: steps that were left out so far.
-      last: figures as they were last told.
+      meter: Rates since the last report.
+      skipped: Steps skipped so far.
+      last: Metrics of the last settled step.
     """
 
     def __init__(
         self,
-        reports: MetricWriter,
+        writer: MetricWriter,
         folder: Path,
         is_due: Callable[[int], bool],
-        rate: Callable[[int], Any],
         *,
+        learning_rate: Callable[[int], Any] | None = None,
         max_skipped: int = 0,
         skipped: int = 0,
         peak_flops: float | None = None,
+        progress_metrics: tuple[str, ...] = ("loss",),
     ) -> None:
         self.meter = RateMeter()
         self.skipped = skipped
         self.last: dict[str, float] = {}
-        self._reports, self._folder, self._is_due, self._rate = reports, folder / "not_finite", is_due, rate
-        self._max_skipped, self._peak_flops = max_skipped, peak_flops
+        self._writer, self._folder, self._is_due = writer, folder / "not_finite", is_due
+        self._learning_rate, self._max_skipped, self._peak_flops = learning_rate, max_skipped, peak_flops
+        self._progress_metrics = progress_metrics
         self._pending: _Pending | None = None
 
     def add(
-        self, step: int, metrics: Metrics, sample_ids: Sequence[Sequence[str]], counts: Mapping[str, float]
+        self,
+        step: int,
+        metrics: Mapping[str, Any],
+        example_ids: Sequence[Sequence[str]],
+        counts: Mapping[str, float],
     ) -> None:
-        """Takes the figures of a step that was begun, and tells of the one before it.
+        """Stores the metrics of a step that was started and settles the step before it.
 
         Args:
-          step: how many were taken, this one included.
-          metrics: see `step.train_step`; on their devices, and maybe not computed yet.
-          sample_ids: of this process's rows.
-          counts: what the step has done: tokens, samples, flops.
+          step: Steps taken, including this one.
+          metrics: Scalars on their devices, possibly not computed yet. `finite` is 0 if the update was skipped.
+          example_ids: Ids of this process's examples, by sequence.
+          counts: Work of the step, for example tokens, samples and FLOPs.
 
         Raises:
-          Diverged: the step before had a gradient that is not finite, and no more may be left out.
+          Diverged: The gradient of the step before is not finite, and no more steps may be skipped.
         """
         self.settle()
-        self._pending = _Pending(step, metrics, sample_ids, counts)
+        self._pending = _Pending(step, metrics, example_ids, counts)
 
     def settle(self) -> None:
-        """Waits for the last step, and tells of it; as `add`."""
-        one, self._pending = self._pending, None
-        if one is None:
+        """Waits for the last step and reports its metrics. Raises as `add`."""
+        pending, self._pending = self._pending, None
+        if pending is None:
             return
-        told = {name: float(value) for name, value in jax.device_get(one.metrics).items()}
-        self.meter.add(1, **one.counts)
-        if not told.pop("finite"):
-            self._skip(one, told)
-        # A task without a place has no loss.
-        self.last = {name: value for name, value in told.items() if told.get(name.replace("loss/", "places/"), 1)}
-        if self._is_due(one.step):
+        values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
+        self.meter.add(1, **pending.counts)
+        extra: dict[str, float] = {}
+        if "finite" in values:
+            if not values.pop("finite"):
+                self._skip(pending, values)
+            extra["skipped"] = self.skipped
+        elif not_finite := [name for name, value in values.items() if not math.isfinite(value)]:
+            raise Diverged(
+                f"At step {pending.step} {not_finite[0]} is {values[not_finite[0]]}; lower the learning rate and "
+                f"restart from the last checkpoint."
+            )
+        # A term without supervised positions has no loss.
+        self.last = {name: value for name, value in values.items() if values.get(name.replace("loss/", "tokens/"), 1)}
+        if self._is_due(pending.step):
             rates = self.meter.rates()
             if self._peak_flops is not None:
                 rates["mfu"] = rates["flops/s"] / self._peak_flops
-            also = {"learning_rate": float(self._rate(one.step - 1)), "skipped": self.skipped}
-            self._reports.scalars(one.step, self.last | also | rates)
-            shown = {name: value for name, value in self.last.items() if name.startswith("loss")}
-            self._reports.progress(one.step, shown | {name: rates[name] for name in _SHOWN if name in rates})
+            if self._learning_rate is not None:
+                extra["learning_rate"] = float(self._learning_rate(pending.step - 1))
+            self._writer.scalars(pending.step, self.last | extra | rates)
+            shown = {name: value for name, value in self.last.items() if name.startswith(self._progress_metrics)}
+            self._writer.progress(
+                pending.step, shown | {name: rates[name] for name in _PROGRESS_RATES if name in rates}
+            )
 
-    def _skip(self, one: _Pending, told: Mapping[str, float]) -> None:
+    def _skip(self, pending: _Pending, values: Mapping[str, float]) -> None:
         self.skipped += 1
-        file = self._folder / f"step_{one.step}.process_{jax.process_index()}.json"
-        metrics = {name: value if math.isfinite(value) else str(value) for name, value in told.items()}
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            content = {"step": one.step, "metrics": metrics, "sample_ids": one.sample_ids}
-            file.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        file = self._folder / f"step_{pending.step}.process_{jax.process_index()}.json"
+        metrics = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
+        write_json(file, {"step": pending.step, "metrics": metrics, "example_ids": pending.example_ids})
         if self.skipped > self._max_skipped:
             raise Diverged(
-                f"At step {one.step} the gradient is not finite (loss {told['loss']:.4g}), and config.max_skipped "
-                f"allows {self._max_skipped} such steps; the batch's sample ids are in {file}. Look at them, lower "
-                f"optimizer.learning_rate or raise config.max_skipped, and start again from the last checkpoint."
+                f"At step {pending.step} the gradient is not finite (loss {values['loss']:.4g}), and "
+                f"config.max_skipped is {self._max_skipped}. The example ids of the batch are in {file}. Inspect them, "
+                f"lower optimizer.learning_rate or raise config.max_skipped, and repeat the command."
             )
-        self._reports.message(f"step {one.step}: the gradient is not finite, nothing was learnt; see {file}")
-
-
-_SHOWN = ("tokens/s", "samples/s", "mfu", "data_wait")
+        self._writer.message(f"step {pending.step}: the gradient is not finite, update skipped; see {file}")

@@ -152,4 +152,4 @@ def with_image_ids(model: Janus, params: Params, batch: Batch, dtype: Dtype) -> 
     if batch.gen_ids is not None or not batch.gen_images.shape[1]:
         return batch
     tokenizer = Janus(model.config, replace(model.execution, dtype=dtype))
-    return batch._replace(gen_ids=apply(tokenizer, params, "generation_ids", batch))
+    return batch._replace(gen_ids=apply(tokenizer.generation_ids, params, batch))

@@ -173,7 +173,7 @@ class Source:
     """A prepared data set of the mixture.
 
     Attributes:
-      directory: its folder (`launch.prepare`).
+      directory: its folder (`janus-prepare`).
       task: what its records teach.
       split: which of its splits is read, also as "train[1000:]".
       held_out: the split that the model is evaluated on, also as "train[:1000]"; "" for none.
@@ -307,19 +307,19 @@ class Resources:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `launch.train` runs.
+    """What `janus-train` runs.
 
     Attributes:
       model: name of a preset. `architecture` stands in its place where a model is none of them.
       stage: which of the stages to run, counted from 1.
       stages: the stages, in order.
       sources: the data, by the names that the stages' phases use.
-      precomputed_image_tokens: whether images to generate come as ids, or a JanusFlow's as latents, prepared with `launch.prepare
+      precomputed_image_tokens: target images come as ids, or a JanusFlow's as latents, prepared with `launch.prepare
         --tokenizer`.
       tokenizer: folder of `tokenizer.json`; "" for the one that the run has already, or that lies with the model or
         the LLM that it starts from.
       seed: of parameters and data.
-      data_shares: that the data are dealt into when a stage begins; a run may go on with any number of processes that
+      data_shards: that the data are dealt into when a stage begins; a run may go on with any number of processes that
         divides them. 0 for as many as it begins with.
       max_skipped: steps of a stage that may be left out because their gradient is not finite; one more ends the run.
       intervals, samples, evaluation, keep, resources: see there.
@@ -334,7 +334,7 @@ class Recipe:
     precomputed_image_tokens: bool = False
     tokenizer: str = ""
     seed: int = 0
-    data_shares: int = 0
+    data_shards: int = 0
     max_skipped: int = 0
     intervals: Intervals = field(default_factory=Intervals)
     samples: Samples = field(default_factory=Samples)
@@ -347,7 +347,7 @@ class Recipe:
     def __post_init__(self) -> None:
         if not 1 <= self.stage <= len(self.stages):
             raise JanusError(f"config.stage is {self.stage}; the recipe has stages 1 to {len(self.stages)}.")
-        for name in ("data_shares", "max_skipped"):
+        for name in ("data_shards", "max_skipped"):
             if getattr(self, name) < 0:
                 raise JanusError(f"config.{name} is {getattr(self, name)}; it must be 0 or more.")
 

@@ -146,7 +146,7 @@ def siglip_task(
 
         (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
         is_first = jnp.argmax(logits, axis=-1) == jnp.arange(len(logits))
-        metrics = {"loss": value, "retrieval": jnp.mean(is_first), "finite": jnp.isfinite(value)}
+        metrics = {"loss": value, "retrieval": jnp.mean(is_first)}
         return state.apply_gradients(grads, optimizer), metrics
 
     compiled = parallel.jit(step, donate_argnums=0)
@@ -158,6 +158,7 @@ def siglip_task(
         open_data=lambda positions: opened(make_data, positions),
         counts=lambda batch, data: {"images": recipe.batch_size},
         last_step=recipe.steps,
+        mesh=mesh,
         save_every=recipe.save_every,
         report_every=recipe.report_every,
         learning_rate=make_schedule(recipe.optimizer, recipe.steps),

@@ -160,7 +160,7 @@ def train_step(
 ) -> Step:
     """The step `(state, batch) -> (state, metrics)`. It takes the state for its own: the old one's arrays are gone.
 
-    Metrics: `loss`, `loss/TERM` and `places/TERM` by term (tasks, and of a flow the alignment), `grad_norm` before the
+    Metrics: `loss`, `loss/TERM` and `tokens/TERM` by term (tasks, and of a flow the alignment), `grad_norm` before the
     clip, and `finite`. Where the gradient is not finite, `finite` is 0 and the state is as it was, but for `step`.
 
     Args:
@@ -276,7 +276,7 @@ def _chosen(finite: Array, after: TrainState, before: TrainState) -> TrainState:
 
 def _metrics(totals: Totals) -> Metrics:
     losses = {f"loss/{name}": loss for name, loss in zip(totals.terms.names, totals.means, strict=True)}
-    places = {f"places/{name}": count for name, count in zip(totals.terms.names, totals.counts, strict=True)}
+    places = {f"tokens/{name}": count for name, count in zip(totals.terms.names, totals.counts, strict=True)}
     return {"loss": totals.mean} | losses | places
 
 

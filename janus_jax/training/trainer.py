@@ -1,193 +1,169 @@
-"""The loop: from a recipe and a workdir to a trained stage. The same call goes on where a run was interrupted.
+"""The training loop. One loop trains Janus, JanusFlow, image tokenizers and encoders.
 
-WORKDIR/tokenizer/              the tokenizer's and processor's files, from the first stage on
-WORKDIR/stage_N/checkpoints/    see `train.checkpoints`
-WORKDIR/stage_N/tensorboard/    figures; WORKDIR/stage_N/metrics.jsonl has them as text
-WORKDIR/stage_N/not_finite/     samples of the batches whose gradient was not finite
-WORKDIR/stage_N/profile/        a trace, where one is asked for
-WORKDIR/stage_N/samples/        answers and images as the model stood, see `train.samples`
-WORKDIR/stage_N/benchmarks/     answers to benchmarks' questions, see `train.benchmarks`
+A `TrainingTask` provides the step, the data and the callbacks. The trainer restores the newest checkpoint or
+initializes the state, runs the steps, writes metrics, saves checkpoints and handles preemption. Calling it again
+continues an interrupted run.
+
+Files, below the folder of the run:
+
+    checkpoints/    see `training.checkpointing`
+    metrics.jsonl   metrics, one JSON object per line
+    tensorboard/    the same metrics, with texts and images of the callbacks
+    not_finite/     example ids of batches whose gradient was not finite
 """
 
 import contextlib
-import functools
 import logging
-import operator
-from collections.abc import Sequence
-from itertools import islice
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any, Generic, Protocol, TypeVar
 
-import jax
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from janus_jax.batch import Batch
-from janus_jax.config import ModelConfig
-from janus_jax.data.pipeline.dataset import open_records
-from janus_jax.data.pipeline.process_shards import Shares, open_shares, states_of_shares
 from janus_jax.errors import Preempted
-from janus_jax.processing import Processor
-from janus_jax.sharding import make_mesh
-from janus_jax.training.callbacks.evaluation import Evaluator
-from janus_jax.training.callbacks.preemption import Preemption
-from janus_jax.training.callbacks.profiling import Profile
-from janus_jax.training.callbacks.samples import Sampler
-from janus_jax.training.checkpointing import Checkpoints
-from janus_jax.training.config_dicts import to_json
-from janus_jax.training.flops import Amounts, amounts, peak_flops, step_costs
-from janus_jax.training.init_from import (
-    check_initialisation,
-    checkpoints_folder,
-    find_tokenizer,
-    initial_state,
-    keep_tokenizer,
-)
+from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
+from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.metrics import StepMetrics
-from janus_jax.training.optimizers import make_schedule
-from janus_jax.training.partition import merge
-from janus_jax.training.recipe import Recipe
-from janus_jax.training.setup import set_up_stage
-from janus_jax.training.state import TrainState
-from janus_jax.training.train_step import Step, evaluation_step, put_batch
+from janus_jax.training.preemption import Preemption
 
 _log = logging.getLogger(__name__)
 
+S = TypeVar("S")
+D = TypeVar("D", bound="DataIterator")
 
-def train(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
-    """Runs the recipe's current stage to its last step.
+
+class DataIterator(Protocol):
+    """Iterator over the batches of this process, with a position that can be saved.
+
+    Attributes:
+      example_ids: Ids of the examples in the last batch, by sequence; empty if the data has no ids.
+    """
+
+    @property
+    def example_ids(self) -> Sequence[Sequence[str]]: ...
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> Any:
+        """Returns the position between two batches, as JSON values."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingTask(Generic[S, D]):
+    """Everything that the trainer needs to know about one training.
+
+    Attributes:
+      config: Configuration as JSON values. It is saved with each checkpoint.
+      abstract_state: Shapes, dtypes and shardings of the train state.
+      initial_state: Makes the state before the first step. It may read from the data if it restores the position.
+      step: Compiled step from a state and a batch of this process to the next state and scalar metrics. It may donate
+        the state. A metric `finite` of 0 means that the step skipped its update because of a non-finite gradient.
+      open_data: Opens the data at the position in the given states (one per process that saved, in order), or at the
+        beginning.
+      counts: Work done for one batch by all processes, for example tokens, samples and FLOPs. The trainer reports each
+        as a rate.
+      last_step: Step at which training ends.
+      save_every: Steps between checkpoints. 0 saves at the end only.
+      report_every: Steps between reports of metrics. 0 reports at the end only.
+      mesh: Mesh that holds the state; None for a single device.
+      make_callbacks: Makes the callbacks, which run in order.
+      keep: Which checkpoints are kept.
+      learning_rate: Learning rate of each step, counted from 0, for the report; None omits it.
+      max_skipped: Steps that may be skipped because of a non-finite gradient. One more ends the run.
+      peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
+      progress_metrics: Prefixes of the metrics on the progress line.
+    """
+
+    config: Mapping[str, Any]
+    abstract_state: S
+    initial_state: Callable[[D], S]
+    step: Callable[[S, Any], tuple[S, Mapping[str, Any]]]
+    open_data: Callable[[Sequence[Any] | None], contextlib.AbstractContextManager[D]]
+    counts: Callable[[Any, D], Mapping[str, float]]
+    last_step: int
+    save_every: int
+    report_every: int
+    mesh: Mesh | None = None
+    make_callbacks: Callable[[D], Sequence[Callback]] = lambda data: ()
+    keep: RetentionPolicy = field(default_factory=RetentionPolicy)
+    learning_rate: Callable[[int], Any] | None = None
+    max_skipped: int = 0
+    peak_flops: float | None = None
+    progress_metrics: tuple[str, ...] = ("loss",)
+
+
+@dataclass(frozen=True)
+class TrainingResult(Generic[S]):
+    """State after the last step, and the last values of metrics and evaluation scores."""
+
+    state: S
+    metrics: Mapping[str, float]
+
+
+def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
+    """Trains to the last step, starting from the newest checkpoint in the folder if there is one.
 
     Args:
-      workdir: of all stages; made if need be. Several processes share it.
-      devices: to train on; all of them by default.
+      task: What to train.
+      folder: Folder of the run, created if missing and shared by all processes.
 
     Raises:
-      JanusError: the recipe, the data, what the stage starts from or the workdir will not do; or too many records are
-        rejected, or a data worker has died.
-      Diverged: the gradient is no number too often.
-      Preempted: the machine is taken away; all is saved.
-      StorageFull: the disk is full.
+      JanusError: The folder cannot be used, or its checkpoints belong to another model.
+      Diverged: More gradients than `max_skipped` are not finite.
+      Preempted: The machine is being taken away; a checkpoint is saved.
+      StorageFull: The disk is full.
     """
-    stage, resources, last_step = recipe.current, recipe.resources, recipe.current.last_step
-    folder = checkpoints_folder(workdir, recipe.stage)
-    tokenizer, processor = _checked(recipe, workdir)
-    sampler = Sampler(recipe, processor, folder.parent)
-    evaluator = Evaluator(recipe, processor, folder.parent)
-
-    grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
-    mesh = grid if grid.size > 1 else None
-    model, optimizer, abstract, step = set_up_stage(recipe, mesh)
-    costs = step_costs(recipe.model_config, flatten_dict(abstract.params, sep="/"))
-    peak = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
-
+    folder = Path(folder)
     with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(folder, recipe.keep))
-        keep_tokenizer(tokenizer, workdir)
-
-        # Where parameters come from: the newest whole checkpoint of this stage in the workdir, which brings moments,
-        # step and data with it. Where there is none, what the stage's `initialisation` names, at step 0 with new
-        # moments: the stage before in the same workdir (its average, where it kept one); or a whole model's folder; or
-        # the folders of an LLM, a SigLIP and an image tokenizer, and the seed for what they lack; or the seed alone.
-        restored = checkpoints.restore(abstract)
-        # Data are dealt out once: on another number of processes, each holds more or fewer of the same shares.
-        read = states_of_shares([one["stream"] for one in restored.data_states]) if restored else []
-        shares = len(read) or recipe.data_shares or jax.process_count()
-        place = (processor, jax.process_index(), jax.process_count(), shares, resources.data_workers)
-        stream = stack.enter_context(open_shares(recipe.stream, *place))
-        held_out = None
-        if recipe.held_out is not None:
-            held_out = _HeldOut(
-                stack.enter_context(open_shares(recipe.held_out, *place)),
-                evaluation_step(model, recipe.cut, abstract, mesh, recipe.seed),
-                recipe.intervals.evaluate_batches,
-            )
+        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
+        restored = checkpoints.restore(task.abstract_state)
+        positions = None if restored is None else [saved["data"] for saved in restored.data_states]
+        data = stack.enter_context(task.open_data(positions))
         if restored is None:
-            state, done, skipped = initial_state(recipe, workdir, optimizer, abstract), 0, 0
+            state, step, skipped = task.initial_state(data), 0, 0
         else:
-            state, done, skipped = restored.state, restored.step, restored.data_state["skipped"]
-            stream.set_state(read)
-            if not restored.was_made_with(to_json(recipe)):
-                _log.warning("The config is not the one that the checkpoint of step %d was made with.", done)
+            state, step, skipped = restored.state, restored.step, restored.data_state["skipped"]
+            if not restored.was_made_with(task.config):
+                _log.warning("The config differs from that of the checkpoint of step %d.", step)
 
-        def is_due(interval: int, at: int) -> bool:
-            return at == last_step or bool(interval and at % interval == 0)
-
-        intervals = recipe.intervals
-        reports = stack.enter_context(MetricWriter(folder.parent, last_step, done))
+        writer = stack.enter_context(MetricWriter(folder, task.last_step, step))
         preemption = stack.enter_context(Preemption())
-        profile = stack.enter_context(Profile(folder.parent / "profile", *intervals.profile))
-        figures = StepMetrics(
-            reports,
-            folder.parent,
-            functools.partial(is_due, intervals.report),
-            make_schedule(stage.optimizer, stage.steps),
-            max_skipped=recipe.max_skipped,
+        callbacks = task.make_callbacks(data)
+        for callback in callbacks:
+            stack.callback(callback.close)
+        metrics = StepMetrics(
+            writer,
+            folder,
+            lambda step: is_due(step, task.report_every, task.last_step),
+            learning_rate=task.learning_rate,
+            max_skipped=task.max_skipped,
             skipped=skipped,
-            peak_flops=peak and peak * grid.size,
+            peak_flops=task.peak_flops,
+            progress_metrics=task.progress_metrics,
         )
-        scores: dict[str, float] = {}
-        while done < last_step:
-            with figures.meter.waiting():
-                batch = next(stream)
-            profile.before(done + 1)
-            state, metrics = step(state, put_batch(batch, mesh))
-            done += 1
-            profile.after(done, metrics)
-            figures.add(done, metrics, stream.sample_ids, _counts(batch, stream, recipe.model_config, costs))
-            if held_out and is_due(intervals.evaluate, done):
-                scores = held_out.losses(state, mesh)
-                reports.scalars(done, scores)
-                reports.message(f"step {done}: held-out loss {scores['held_out/loss']:.4g}")
-            if is_due(intervals.sample, done):
-                sampler.tell(done, merge(state.params, state.frozen), mesh, reports)
-            if is_due(intervals.benchmark, done):
-                evaluator.tell(done, merge(state.params, state.frozen), mesh, reports)
-            leaving = preemption.reached(done)
-            if leaving or is_due(intervals.save, done):
-                figures.settle()
-                at = {"stream": stream.get_state(), "skipped": figures.skipped}
-                checkpoints.save(done, state, at, to_json(recipe), figures.last | scores)
-            if leaving:
+        run = TrainingRun(state, step, task.last_step, writer, task.mesh)
+        del state, restored  # The first step donates these arrays.
+        for callback in callbacks:
+            callback.on_start(run)
+
+        while run.step < task.last_step:
+            with metrics.meter.waiting():
+                batch = next(data)
+            for callback in callbacks:
+                callback.before_step(run.step + 1)
+            run.state, run.metrics = task.step(run.state, batch)
+            run.step += 1
+            metrics.add(run.step, run.metrics, data.example_ids, task.counts(batch, data))
+            for callback in callbacks:
+                callback.after_step(run)
+            is_preempted = preemption.reached(run.step)
+            if is_preempted or run.is_due(task.save_every):
+                metrics.settle()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                position = {"data": data.get_state(), "skipped": metrics.skipped}
+                checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
+            if is_preempted:
                 checkpoints.wait()
-                raise Preempted(f"Told to go at step {done}; all is saved. Give the same command again.")
-        return state
-
-
-def _checked(recipe: Recipe, workdir: str | Path) -> tuple[Path, Processor]:
-    """Looks at all that the run reads, before any device is asked for; the tokenizer's folder, and what it makes."""
-    folder = checkpoints_folder(workdir, recipe.stage)
-    # A run that goes on needs what it started from no more.
-    if not any(path.name.isdecimal() for path in folder.glob("*")):
-        check_initialisation(recipe, workdir)
-    for stream in (recipe.stream, recipe.held_out):
-        for component in stream.components if stream else ():
-            open_records(component)
-    tokenizer = find_tokenizer(recipe, workdir)
-    return tokenizer, Processor.from_directory(tokenizer, recipe.model_config)
-
-
-def _counts(batch: Batch, stream: Shares, config: ModelConfig, costs: Amounts) -> dict[str, float]:
-    """Of all processes, reckoned from this one's share."""
-    held = amounts(batch, config)
-    share = {"tokens": held.places, "samples": sum(map(len, stream.sample_ids)), "flops": held.at(costs)}
-    return {name: count * jax.process_count() for name, count in share.items()}
-
-
-class _HeldOut:
-    """The loss over the same few batches, each time."""
-
-    def __init__(self, stream: Shares, step: Step, batches: int) -> None:
-        self._stream, self._step, self._batches = stream, step, batches
-        self._start = states_of_shares([stream.get_state()])
-
-    def losses(self, state: TrainState, mesh: Mesh | None) -> dict[str, float]:
-        """`held_out/loss`, and `held_out/loss/TERM` of each term that there is."""
-        self._stream.set_state(self._start)
-        batches = islice(self._stream, self._batches)
-        totals = functools.reduce(operator.add, (self._step(state, put_batch(batch, mesh)) for batch in batches))
-        losses = {
-            f"held_out/loss/{name}": float(mean)
-            for name, mean, count in zip(totals.terms.names, totals.means, totals.counts, strict=True)
-            if count
-        }
-        return {"held_out/loss": float(totals.mean)} | losses
+                raise Preempted(f"Preempted at step {run.step}; a checkpoint is saved. Repeat the command to continue.")
+        return TrainingResult(run.state, metrics.last | run.scores)

@@ -13,7 +13,7 @@ from janus_jax.aot.compile import Compiled, abstract_batch, held
 from janus_jax.aot.report import Report, report
 from janus_jax.aot.roofline import operations, traffic_seconds
 from janus_jax.aot.topologies import find_topology
-from janus_jax.data.pipeline.packing import Example, lay
+from janus_jax.data.pipeline.packing import Example, pack
 from janus_jax.models.target_platform import compiling_for, platform
 from janus_jax.sharding import make_mesh
 from janus_jax.training.setup import set_up_stage
@@ -71,7 +71,9 @@ def test_microbatches_are_advised_as_far_as_there_are_rows(mesh):
 @pytest.mark.parametrize("kind", ["janus", "flow"])
 def test_the_shapes_are_those_of_the_batches_that_training_gets(mesh, kind, precomputed_image_tokens):
     asked = replace(recipe(1, 8, 1, kind), precomputed_image_tokens=precomputed_image_tokens)
-    laid = lay([list[Example]()] * 8, asked.current.budget, tiny.processor(asked.model_config), precomputed_image_tokens)
+    laid = pack(
+        [list[Example]()] * 8, asked.current.budget, tiny.processor(asked.model_config), precomputed_image_tokens
+    )
     ours, theirs = (jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (abstract_batch(asked, mesh), laid))
     assert ours == theirs
 

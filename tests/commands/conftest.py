@@ -1,4 +1,4 @@
-"""A checkpoint in the released layout, small enough to run in seconds, and the commands that read it."""
+"""A small checkpoint in the released layout, and a function that runs commands on it."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def photo(tmp_path_factory):
 
 @pytest.fixture
 def spoiled(checkpoint, photo, tmp_path):
-    """A folder of things that will not do, one for every name in the tests below."""
+    """A folder of invalid inputs, one per name in the tests."""
     (tmp_path / "no_model").mkdir()
     without = shutil.copytree(checkpoint, tmp_path / "without_tokenizer")
     (without / "tokenizer.json").unlink()
@@ -57,13 +57,14 @@ def run(module, *arguments, cwd=None, **variables):
 
 @pytest.fixture
 def refuses():
-    """Runs a command where there is no device at all, and tells what it says of the user's mistake."""
+    """Runs a command without any device and returns its message about a user error."""
 
     def check(module, *arguments, cwd):
         done = run(module, *arguments, cwd=cwd, JAX_PLATFORMS="nowhere")
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
-        assert done.stderr.startswith(f"{module}: ")
+        name = module.removeprefix("launch.").replace("_", "-") if module.startswith("launch.") else None
+        assert done.stderr.startswith(f"janus-{name}: " if name else f"{module}: ")
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 

@@ -5,6 +5,8 @@ import sys
 
 import pytest
 
+import janus_jax
+
 COMMAND = '''
 """Greets politely."""
 
@@ -14,11 +16,12 @@ import time
 from absl import flags
 
 from janus_jax.errors import Diverged, JanusError, Preempted, StorageFull
-from launch import cli
+from janus_jax.commands import cli
 
 NAME = flags.DEFINE_string("name", None, "who is greeted", required=True)
 TIMES = flags.DEFINE_integer("times", 1, "how often", lower_bound=1)
 LOUD = flags.DEFINE_bool("loud", False, "whether to shout")
+cli.flag_group("Manner", LOUD)
 
 
 def main(arguments):
@@ -60,7 +63,7 @@ def finish(folder, *arguments):
     return process.returncode, out, err
 
 
-def test_positional_arguments_reach_main_without_the_programs_name(folder):
+def test_main_receives_positional_arguments(folder):
     assert finish(folder, "here", "--name", "Ann") == (0, "hello Ann here\n", "")
 
 
@@ -76,7 +79,7 @@ def test_positional_arguments_reach_main_without_the_programs_name(folder):
         (["here", "--name=nobody"], ["no such person"]),
     ],
 )
-def test_a_users_mistake_is_one_sentence_and_code_2(folder, arguments, words):
+def test_user_errors_print_one_sentence_and_exit_with_2(folder, arguments, words):
     code, out, err = finish(folder, *arguments)
     assert (code, out, err.count("\n")) == (2, "", 1)
     assert err.startswith("greet: ")
@@ -84,19 +87,19 @@ def test_a_users_mistake_is_one_sentence_and_code_2(folder, arguments, words):
 
 
 @pytest.mark.parametrize(("name", "expected"), [("Diverged", 3), ("StorageFull", 74), ("Preempted", 75)])
-def test_a_run_that_had_to_stop_is_one_sentence_and_a_code_of_its_own(folder, name, expected):
+def test_stopped_runs_print_one_sentence_and_exit_with_their_code(folder, name, expected):
     code, out, err = finish(folder, "here", "--name", name)
     assert (code, out, err) == (expected, "", "greet: the run had to stop.\n")
 
 
-def test_a_fault_of_the_program_shows_its_traceback(folder):
+def test_unexpected_exceptions_show_a_traceback(folder):
     code, _, err = finish(folder, "here", "--name=broken")
     assert code == 1
     assert "Traceback" in err
     assert "RuntimeError: a fault of the program" in err
 
 
-def test_help_shows_the_purpose_and_the_commands_own_flags_alone(folder):
+def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
     code, out, err = finish(folder, "--help")
     assert (code, err) == (0, "")
     assert "python -m greet PLACE" in out
@@ -106,11 +109,16 @@ def test_help_shows_the_purpose_and_the_commands_own_flags_alone(folder):
         "--times",
         "--[no]loud",
     ]
+    assert out.index("Flags:") < out.index("--times") < out.index("Manner:") < out.index("--[no]loud")
     assert "who is greeted (required)" in out
     assert "(default: 1)" in out
 
 
-def test_an_interrupt_ends_quietly(folder):
+def test_version_is_printed_without_required_flags(folder):
+    assert finish(folder, "--version") == (0, f"greet {janus_jax.__version__}\n", "")
+
+
+def test_interrupt_exits_without_a_message(folder):
     # A shell starts what runs in its background deaf to interrupts, and that is inherited.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(folder, "here", "--name=forever")
@@ -121,7 +129,7 @@ def test_an_interrupt_ends_quietly(folder):
     assert (process.returncode, err) == (130, "")
 
 
-def test_a_reader_that_leaves_ends_the_command_quietly(folder):
+def test_closed_output_exits_without_a_message(folder):
     process = start(folder, "here", "--name=Ann", "--times=1000000")
     process.stdout.readline()
     process.stdout.close()
@@ -131,7 +139,7 @@ def test_a_reader_that_leaves_ends_the_command_quietly(folder):
 
 
 def cache_directory(**environment):
-    code = "import jax; from launch import cli; cli.enable_compilation_cache(); "
+    code = "import jax; from janus_jax.commands import cli; cli.enable_compilation_cache(); "
     code += "print(jax.config.jax_compilation_cache_dir)"
     inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
     return subprocess.check_output(
@@ -141,14 +149,14 @@ def cache_directory(**environment):
     ).strip()
 
 
-def test_the_compilation_cache_lives_in_the_users_cache_directory(tmp_path):
+def test_compilation_cache_is_in_the_users_cache_folder(tmp_path):
     assert cache_directory(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "janus_jax" / "xla")
 
 
-def test_a_compilation_cache_the_user_chose_is_kept(tmp_path):
+def test_compilation_cache_of_the_environment_is_kept(tmp_path):
     assert cache_directory(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
 
 
-def test_the_command_line_does_not_import_jax():
-    code = "import sys; from launch import cli; assert 'jax' not in sys.modules"
+def test_cli_does_not_import_jax():
+    code = "import sys; from janus_jax.commands import cli; assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})

@@ -15,7 +15,7 @@ from tests.commands.conftest import ROOT, run
 )
 def test_a_step_is_compiled_for_tpus_that_are_not_here(tmp_path, topology, device):
     file = tmp_path / "report.json"
-    config = ROOT / "tests" / "train" / "runs.py"
+    config = ROOT / "tests" / "training" / "runs.py"
     done = run(
         "launch.compile",
         *(f"--config={config}", "--config.stage=2", "--config.stages.stage_2.batch_size=16", f"--topology={topology}"),
@@ -30,12 +30,12 @@ def test_a_step_is_compiled_for_tpus_that_are_not_here(tmp_path, topology, devic
 
 
 def test_a_topology_that_is_none_is_refused_before_anything_is_compiled(refuses, tmp_path):
-    config = ROOT / "tests" / "train" / "runs.py"
+    config = ROOT / "tests" / "training" / "runs.py"
     told = refuses("launch.compile", f"--config={config}", "--topology=v9:2x2", cwd=tmp_path)
     assert "--topology v9:2x2 is none" in told
 
 
 def test_a_device_of_which_nobody_says_what_it_computes_is_refused_before_anything_is_compiled(refuses, tmp_path):
-    config = ROOT / "tests" / "train" / "runs.py"
+    config = ROOT / "tests" / "training" / "runs.py"
     told = refuses("launch.compile", f"--config={config}", "--topology=cpu:1x1", cwd=tmp_path)
     assert "computes in float32 is not known; give config.resources.peak_flops" in told

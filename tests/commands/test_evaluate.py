@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from janus_jax.evaluation.registry import REGISTRY
+from janus_jax.evaluation.registry import BENCHMARKS
 from tests.commands.conftest import environment, run
 from tests.evaluation.asking import put_picture
 from tests.training.test_processes import together
@@ -91,7 +91,7 @@ def test_another_seed_is_refused_and_the_same_run_goes_on_without_asking(done, c
 def test_the_list_needs_no_model_and_names_all_benchmarks():
     done = run("launch.evaluate", "--list", JAX_PLATFORMS="nowhere")
     assert done.returncode == 0, done.stderr
-    for name, benchmark in REGISTRY.items():
+    for name, benchmark in BENCHMARKS.items():
         assert name in done.stdout
         assert all(line in done.stdout for line in benchmark.layout.splitlines())
 

@@ -33,8 +33,8 @@ def exported(tmp_path_factory):
 def logits(model, params, batch):
     @functools.partial(jax.jit, static_argnums=0)
     def read(model, params, batch):
-        hidden = apply(model, params, "__call__", batch)
-        return apply(model, params, "text_logits", hidden), apply(model, params, "image_logits", hidden)
+        hidden = apply(model.__call__, params, batch)
+        return apply(model.text_logits, params, hidden), apply(model.image_logits, params, hidden)
 
     return read(model, params, batch)
 
@@ -65,7 +65,7 @@ def test_the_average_of_a_flow_is_exported_without_its_aligner(tmp_path):
 
 
 def test_a_flow_is_trained_and_exported_by_the_commands_and_draws(tmp_path):
-    config = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}:flow"
+    config = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}:flow"
     steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")
     one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
     done = run("launch.train", config, f"--workdir={tmp_path / 'run'}", *runs.flags(), *steps, **one_device)

@@ -1,12 +1,14 @@
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from janus_jax import image_files as pictures
 from janus_jax import load
-from janus_jax.errors import JanusError
+from janus_jax.errors import StorageFull
+from janus_jax.image_files import save_png
+from janus_jax.storage import output_folder
 from tests.commands.conftest import run
 
 
@@ -103,21 +105,22 @@ def test_nothing_to_draw_is_refused(refuses, spoiled, checkpoint):
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one_whole(tmp_path, monkeypatch):
     path = tmp_path / "00000_0.png"
-    pictures.save_png(Image.new("RGB", (4, 4), "red"), path, {})
+    save_png(Image.new("RGB", (4, 4), "red"), path, {})
 
-    def fill_the_disk(self, file, *_, **__):
-        file.write_bytes(b"half a pict")
+    def fill_the_disk(file, _):
+        with file.open("wb") as stream:
+            stream.write(b"half a pict")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Image.Image, "save", fill_the_disk)
-    with pytest.raises(JanusError, match="No space left"):
-        pictures.save_png(Image.new("RGB", (4, 4), "blue"), path, {})
+    monkeypatch.setattr(Path, "write_bytes", fill_the_disk)
+    with pytest.raises(StorageFull, match="the disk is full"):
+        save_png(Image.new("RGB", (4, 4), "blue"), path, {})
     monkeypatch.undo()
     assert [file.name for file in tmp_path.iterdir()] == ["00000_0.png"]
     assert Image.open(path).getpixel((0, 0)) == (255, 0, 0)
 
 
 def test_a_folder_made_for_nothing_goes_again(tmp_path):
-    with pytest.raises(RuntimeError), pictures.output_folder(tmp_path / "a" / "b"):
+    with pytest.raises(RuntimeError), output_folder(tmp_path / "a" / "b"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

@@ -11,7 +11,7 @@ from checkpoints_convert import save_converted
 from janus_jax import load
 from janus_jax.data.prepare.prepare import read_tokenizer
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import to_pixels
+from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.processing import open_image, prepare_generation
 from tests import tiny
 from tests.commands.conftest import environment, run
@@ -63,7 +63,7 @@ def expected_ids(checkpoint, records):
     model = load(checkpoint, "float32")
     side = model.config.gen_encoder.image_size
     pixels = np.stack([prepare_generation(open_image(record.images[0]), side) for record in records])
-    tokenize = jax.jit(lambda params: model.model.apply({"params": params}, to_pixels(pixels), method="tokenize"))
+    tokenize = jax.jit(lambda params: apply(model.model.tokenize, params, to_pixels(pixels)))
     return tokenize(model.params)
 
 
@@ -74,7 +74,7 @@ def test_image_ids_with_a_converted_checkpoint(desk, checkpoint):
     done = run("launch.prepare", *USUAL, f"--tokenizer={converted}", cwd=desk)
     assert done.returncode == 0, done.stderr
     records = read_back(desk / "out")
-    np.testing.assert_array_equal([record.image_ids for record in records], expected_ids(checkpoint, records))
+    np.testing.assert_array_equal([record.image_tokens for record in records], expected_ids(checkpoint, records))
 
 
 def test_latents_with_a_janusflow(desk):
@@ -83,7 +83,7 @@ def test_latents_with_a_janusflow(desk):
     assert done.returncode == 0, done.stderr
     records = read_back(desk / "out")
     assert [len(record.image_latents) for record in records] == [math.prod(tiny.FLOW.gen_encoder.latent_shape)] * 4
-    assert [len(record.image_ids) for record in records] == [0] * 4
+    assert [len(record.image_tokens) for record in records] == [0] * 4
 
 
 def test_a_janusflow_without_its_vae_makes_no_latents(tmp_path):
@@ -120,13 +120,13 @@ def test_two_processes_of_a_cluster_share_the_work(desk, checkpoint, unused_port
     assert "records" not in said[1][0]
     assert "2/2" in said[0][1]
     records = read_back(desk / "out")
-    np.testing.assert_array_equal([record.image_ids for record in records], expected_ids(checkpoint, records))
+    np.testing.assert_array_equal([record.image_tokens for record in records], expected_ids(checkpoint, records))
 
 
 def test_a_process_of_a_cluster_that_fails_ends_the_others(desk, unused_port):
     codes, said = cluster(desk, unused_port, [], ["--input=empty.jsonl"])
     assert codes == [2, 2], said
-    assert "Process 1 of the cluster has failed" in said[0][1]
+    assert "Process 1 of the cluster failed" in said[0][1]
     assert "holds what was prepared from inputs" in said[1][1]
 
 
@@ -170,7 +170,7 @@ def test_a_mistake_is_one_sentence(desk, mistake):
     assert done.returncode == 2, done.stderr
     assert done.stdout == ""
     sentence = done.stderr.splitlines()[-1]
-    assert sentence.startswith("launch.prepare: ")
+    assert sentence.startswith("janus-prepare: ")
     assert words in sentence
 
 

@@ -12,7 +12,7 @@ from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT, environment, run
 from tests.training import runs
 
-CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
 
 

@@ -1,21 +1,22 @@
-"""Every registered config, number by number, against what is stored: no recipe changes unseen.
+"""Recipes: every value against a stored copy, so that a change of a recipe is seen in review.
 
-`python -m tests.configs.test_configs` stores what the configs now say.
+`python -m tests.configs.test_configs` stores the current values.
 """
 
-import importlib
 from pathlib import Path
 
 import pytest
 from ml_collections import ConfigDict
 
-ROOT = Path(__file__).parents[2]
+from janus_jax import load_recipe
+from janus_jax.errors import JanusError
+from janus_jax.training.recipe_files import RECIPES, recipe_names
+
 STORED = Path(__file__).parent / "stored"
-NAMES = sorted(path.stem for path in (ROOT / "configs").glob("*.py") if path.stem != "__init__")
 
 
 def lines(config, name="config"):
-    """One line a number, in the form of the flag that would set it."""
+    """One line per value, in the form of the flag that sets it."""
     if isinstance(config, ConfigDict):
         for key in sorted(config):
             yield from lines(config[key], f"{name}.{key}")
@@ -24,26 +25,46 @@ def lines(config, name="config"):
 
 
 def printed(name):
-    return "\n".join(lines(importlib.import_module(f"configs.{name}").get_config())) + "\n"
+    return "\n".join(lines(load_recipe(name))) + "\n"
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_says_what_is_stored(name):
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_matches_stored_values(name):
     assert printed(name) == (STORED / f"{name}.txt").read_text()
 
 
-def test_nothing_is_stored_of_what_is_gone():
-    assert sorted(path.stem for path in STORED.glob("*.txt")) == NAMES
+def test_stored_recipes_exist():
+    assert sorted(path.stem for path in STORED.glob("*.txt")) == recipe_names()
 
 
-@pytest.mark.parametrize("name", NAMES)
-def test_a_config_is_headed_by_its_command_and_what_to_expect(name):
-    heading = importlib.import_module(f"configs.{name}").__doc__
-    assert f"--config configs/{name}.py" in heading
-    assert "expect" in heading.lower()
+@pytest.mark.parametrize("name", recipe_names())
+def test_recipe_docstring_has_its_command_and_expected_result(name):
+    text = (RECIPES / f"{name}.py").read_text().split('"""')[1]
+    assert f"--config {name}" in text
+    assert "expect" in text.lower()
+
+
+@pytest.mark.parametrize(
+    ("content", "words"),
+    [
+        ("def get_config():\n    return 3\n", "returns a int"),
+        ("def get_config():\n    return missing\n", "NameError"),
+        ("def get_config(:\n", "SyntaxError"),
+    ],
+)
+def test_broken_recipe_file_is_reported(tmp_path, content, words):
+    (tmp_path / "mine.py").write_text(content)
+    with pytest.raises(JanusError, match=rf"mine\.py.*{words}"):
+        load_recipe(str(tmp_path / "mine.py"))
+
+
+def test_unknown_recipe_name_lists_the_recipes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "janus_pro_1c").mkdir()
+    with pytest.raises(JanusError, match=r"Did you mean janus_pro_1b.*vq_16"):
+        load_recipe("janus_pro_1c")
 
 
 if __name__ == "__main__":
-    STORED.mkdir(exist_ok=True)
-    for name in NAMES:
+    for name in recipe_names():
         (STORED / f"{name}.txt").write_text(printed(name))

@@ -6,11 +6,11 @@ import signal
 import time
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources import Entry, Part, source
+from janus_jax.data.sources import Entry, Part, register_source
 from janus_jax.processing import Task
 
 
-@source("poems", Task.TEXT)
+@register_source("poems", Task.TEXT)
 def poems(options):
     yield Part("poems", functools.partial(_entries, int(options.inputs[0])))
 
@@ -20,7 +20,7 @@ def _entries(count):
         yield Entry(f"poem {number}", functools.partial(Record, f"poem {number}", Task.TEXT, f"Poem {number}"))
 
 
-@source("slow", Task.TEXT)
+@register_source("slow", Task.TEXT)
 def slow(options):
     """Parts of ten records, each of which takes as many seconds as the input says."""
     for index in range(6):
@@ -33,7 +33,7 @@ def _slow_entries(index, seconds):
         yield entry._replace(key=f"{index}/{entry.key}")
 
 
-@source("deadly", Task.TEXT)
+@register_source("deadly", Task.TEXT)
 def deadly(options):
     """The third part kills the process that reads it."""
     for index in range(6):
@@ -46,7 +46,7 @@ def _deadly_entries(index):
     yield from _entries(10)
 
 
-@source("faulty", Task.TEXT)
+@register_source("faulty", Task.TEXT)
 def faulty(options):
     """The second of three records is one that the source did not think of."""
     yield Part("faulty", _faulty_entries)

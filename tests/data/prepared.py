@@ -46,7 +46,7 @@ def generation(number, caption="A red boat. It lies on a lake.", ids=()):
         Task.GENERATION,
         text=f"{number} {caption}",
         images=(encoded(number, (28, 44)),),
-        image_ids=np.array(ids, np.int32),
+        image_tokens=np.array(ids, np.int32),
     )
 
 

@@ -10,9 +10,9 @@ import numpy as np
 from PIL import Image
 
 from janus_jax.data.prepare.parallel import write_parts
-from janus_jax.data.prepare.shard_writer import Job, begin
+from janus_jax.data.prepare.shard_writer import DatasetSpec, begin
 from janus_jax.data.records import Record
-from janus_jax.data.sources import Options, find_source
+from janus_jax.data.sources import SourceOptions, get_source
 from janus_jax.processing import Task
 
 
@@ -81,11 +81,11 @@ class Prepared(NamedTuple):
 
 
 def options(kind, *inputs, task=None, **more):
-    return Options(tuple(map(str, inputs)), task or find_source(kind).tasks[0], **more)
+    return SourceOptions(tuple(map(str, inputs)), task or get_source(kind).tasks[0], **more)
 
 
 def job(output, kind, *inputs, **more):
-    return Job(kind, options(kind, *inputs, **more), output)
+    return DatasetSpec(kind, options(kind, *inputs, **more), output)
 
 
 def read_back(folder):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from examples.shapes.dataset import DEFAULT, World
 from janus_jax.config import preset
-from janus_jax.data.sources import SOURCES, Reason
+from janus_jax.data.sources import SOURCES, RejectReason
 from janus_jax.processing import Task
 from tests.data.samples import image, read_back
 from tests.pseudo import CORPUS, make_checkpoint
@@ -118,7 +118,7 @@ def test_the_embedded_world_is_prepared(desk):
 
 def test_the_ids_are_there(desk):
     assert all(
-        len(record.image_ids) == preset("tiny").gen_encoder.num_tokens
+        len(record.image_tokens) == preset("tiny").gen_encoder.num_tokens
         for record in read_back(desk / "prepared" / "with_ids")
     )
 
@@ -136,7 +136,7 @@ def test_every_kind_and_every_reason_is_described():
     assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text")} == set(
         re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
     ) & set(SOURCES)
-    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in Reason}
+    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in RejectReason}
 
 
 def test_examples_are_short():

@@ -10,7 +10,7 @@ import zlib
 import pytest
 
 from janus_jax.data import validation as checking
-from janus_jax.data.sources import Reason, fields, lines
+from janus_jax.data.sources import RejectReason, fields, lines
 from janus_jax.errors import JanusError
 from tests.data.samples import TEXT, UNDERSTANDING, image, images, json_lines, prepare, table, tar, turns
 
@@ -361,7 +361,7 @@ class TestTar:
 
 
 def test_reasons_are_told_from_a_closed_list(tmp_path, folder):
-    known = {reason.value for reason in Reason}
+    known = {reason.value for reason in RejectReason}
     told = {reason for _, reason in HOSTILE_IMAGES.values()} | {reason for _, reason in HOSTILE_SAMPLES.values()}
     assert told | set(HOSTILE_PATHS.values()) | set(HOSTILE_LINES.values()) <= known
 

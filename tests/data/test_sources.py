@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from examples.shapes.dataset import World
-from janus_jax.data.sources import SOURCES, find_source
+from janus_jax.data.sources import SOURCES, get_source
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from tests.data.samples import (
@@ -300,7 +300,7 @@ def test_a_git_lfs_pointer_is_an_error(tmp_path, kind):
 
 
 def test_a_source_of_ones_own_is_found_by_its_module():
-    source = find_source("tests.data.own_source:poems")
+    source = get_source("tests.data.own_source:poems")
     (part,) = source.parts(options("tests.data.own_source:poems", "3"))
     assert [entry.make().text for entry in part.entries()] == ["Poem 0", "Poem 1", "Poem 2"]
 
@@ -308,7 +308,7 @@ def test_a_source_of_ones_own_is_found_by_its_module():
 @pytest.mark.parametrize("kind", ["poem", "no.such.module:poems", "tests.data.own_source:prose"])
 def test_an_unknown_source_is_an_error(kind):
     with pytest.raises(JanusError, match="--source"):
-        find_source(kind)
+        get_source(kind)
 
 
 def test_generation_is_nothing_that_text_can_teach(tmp_path):

@@ -6,8 +6,9 @@ import shutil
 import pytest
 
 from janus_jax.errors import JanusError
+from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Question
-from janus_jax.evaluation.registry import REGISTRY, benchmark
+from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark, register_benchmark
 from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table
 from tests.evaluation.asking import put_picture
 
@@ -66,23 +67,23 @@ def test_a_picture_that_is_not_there_is_told_before_anything_is_asked(tmp_path):
 
 
 def test_figures_stand_beside_those_of_the_paper():
-    lines = table(benchmark("mme"), {"existence.score": 190, "perception": 1444.5}, "janus_pro_1b").splitlines()
+    lines = table(find_benchmark("mme"), {"existence.score": 190, "perception": 1444.5}, "janus_pro_1b").splitlines()
     assert lines[1].split() == ["here", "paper", "(janus_pro_1b)"]
     assert lines[2].split() == ["perception", "1444.50", "1444.0"]
     assert lines[3].split() == ["existence.score", "190.00"]
 
 
 def test_what_is_graded_outside_is_said():
-    assert "graded: 39.8 in the paper; it is graded outside" in table(benchmark("mmvet"), {}, "janus_pro_1b")
+    assert "graded: 39.8 in the paper; it is graded outside" in table(find_benchmark("mmvet"), {}, "janus_pro_1b")
 
 
 @pytest.mark.parametrize(("model", "paper"), [("mine", True), ("janus_pro_1b", False)])
 def test_other_models_and_parts_of_a_benchmark_have_no_row_beside_them(model, paper):
-    assert "paper" not in table(benchmark("mme"), {"perception": 1.0}, model, paper)
+    assert "paper" not in table(find_benchmark("mme"), {"perception": 1.0}, model, paper)
 
 
 def test_options_are_settled_by_their_defaults_and_refused_otherwise():
-    one = benchmark("mmbench")
+    one = find_benchmark("mmbench")
     assert one.settled({}) == {"circular": "false"}
     assert one.settled({"circular": "true"}) == {"circular": "true"}
     with pytest.raises(JanusError, match=r"mmbench has no option 'round'; its options: circular"):
@@ -92,6 +93,23 @@ def test_options_are_settled_by_their_defaults_and_refused_otherwise():
 
 
 def test_the_papers_models_have_their_rows():
-    assert REGISTRY["pope"].published["janus_1.3b"] == {"random.f1": 87.0}
-    assert REGISTRY["vqav2"].published["janus_pro_7b"] == {}
-    assert REGISTRY["seed"].published["janusflow_1.3b"] == {"accuracy": 70.5}
+    assert BENCHMARKS["pope"].published["janus_1.3b"] == {"random.f1": 87.0}
+    assert BENCHMARKS["vqav2"].published["janus_pro_7b"] == {}
+    assert BENCHMARKS["seed"].published["janusflow_1.3b"] == {"accuracy": 70.5}
+
+
+def test_a_registered_benchmark_is_found_by_module_and_name(tmp_path, monkeypatch):
+    (tmp_path / "my_benchmark.py").write_text("""
+import dataclasses
+from janus_jax.evaluation.registry import find_benchmark, register_benchmark
+register_benchmark(dataclasses.replace(find_benchmark("pope"), name="mine"))
+""")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "BENCHMARKS", dict(BENCHMARKS))
+    assert find_benchmark("my_benchmark:mine").name == "mine"
+    with pytest.raises(JanusError, match="no benchmark 'other'"):
+        find_benchmark("my_benchmark:other")
+    with pytest.raises(JanusError, match="No module named 'absent'"):
+        find_benchmark("absent:mine")
+    with pytest.raises(JanusError, match="pope is registered already"):
+        register_benchmark(find_benchmark("pope"))

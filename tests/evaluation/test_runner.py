@@ -126,7 +126,7 @@ class Threads(Cluster):
     def __init__(self, index, barrier):
         self.index, self.count, self._barrier = index, barrier.parties, barrier
 
-    def together(self, action):
+    def run_on_all(self, action):
         result = action()
         self._barrier.wait(timeout=30)
         return result

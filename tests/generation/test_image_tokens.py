@@ -45,13 +45,13 @@ def best_ids_of_the_whole_sequence(prompt, drawn, scale):
 
     @jax.jit
     def run(params, drawn):
-        x = [apply(model, params, "embed", batch), apply(model, params, "embed_image_ids", drawn)]
+        x = [apply(model.embed, params, batch), apply(model.embed_image_ids, params, drawn)]
         x = jnp.concatenate(x, axis=1)
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden = model.apply(
             {"params": params}, x, places, jnp.ones_like(places), method=lambda model, *args: model.llm(*args)[0]
         )
-        logits = apply(model, params, "image_logits", hidden[:, len(row) - 1 : -1])
+        logits = apply(model.image_logits, params, hidden[:, len(row) - 1 : -1])
         return jnp.argmax(logits[1] + scale * (logits[0] - logits[1]), axis=-1)
 
     return run(params, jnp.stack([drawn, drawn]))
@@ -136,7 +136,7 @@ def test_an_image_of_one_id_can_be_drawn():
 def test_rendering_is_the_tokenizers_decoder_in_any_batch():
     ids = jnp.asarray(draw())
     pictures = np.stack(list(images.tokens_to_images(MODEL, tiny.unrolled_params(), ids, batch_size=1)))
-    pixels = np.asarray(jax.jit(lambda params: apply(MODEL, params, "detokenize", ids))(tiny.unrolled_params()))
+    pixels = np.asarray(jax.jit(lambda params: apply(MODEL.detokenize, params, ids))(tiny.unrolled_params()))
     expected = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
     assert np.abs(pictures.astype(int) - expected).max() <= 1
     assert pictures.shape == (2, 32, 32, 3)

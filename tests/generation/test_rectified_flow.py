@@ -55,7 +55,7 @@ def drawn_from_whole_rows(prompt, noise, drawing):
     @jax.jit
     def field(latents, time):
         at_time = batch._replace(gen_latents=jnp.stack([latents] * 2), gen_times=jnp.full((2, 1), time))
-        c, u = apply(model, params, "velocities", at_time, apply(model, params, "states", at_time))
+        c, u = apply(model.velocities, params, at_time, apply(model.states, params, at_time))
         return u + drawing.guidance_scale * (c - u)
 
     latents = noise
@@ -175,7 +175,7 @@ def test_latents_that_are_no_numbers_are_told():
 def test_pictures_are_the_vaes_in_any_batch():
     latents, params = jnp.asarray(draw()), tiny.unrolled_params(tiny.FLOW)
     pictures = np.stack(list(flow.latents_to_images(MODEL, params, latents, batch_size=1)))
-    pixels = np.asarray(jax.jit(lambda params: apply(MODEL, params, "decode_latents", latents))(params))
+    pixels = np.asarray(jax.jit(lambda params: apply(MODEL.decode_latents, params, latents))(params))
     expected = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
     assert np.abs(pictures.astype(int) - expected).max() <= 1
     assert pictures.shape == (2, 32, 32, 3)

@@ -48,12 +48,12 @@ def best_ids_of_the_whole_sequence(row, written):
 
     @jax.jit
     def run(params, written):
-        x = jnp.concatenate([apply(model, params, "embed", batch), apply(model, params, "embed_text", written)], axis=1)
+        x = jnp.concatenate([apply(model.embed, params, batch), apply(model.embed_text, params, written)], axis=1)
         places = jnp.arange(x.shape[1])[None]
         hidden = model.apply(
             {"params": params}, x, places, jnp.ones_like(places), method=lambda model, *args: model.llm(*args)[0]
         )
-        return jnp.argmax(apply(model, params, "text_logits", hidden[0, length - 1 : -1]), axis=-1)
+        return jnp.argmax(apply(model.text_logits, params, hidden[0, length - 1 : -1]), axis=-1)
 
     return run(params, jnp.asarray(written)[None])
 

@@ -21,7 +21,7 @@ from janus_jax.generation.image_sampler import guide
 from janus_jax.generation.image_tokens import sample_image_tokens
 from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.generation.text import generate_text
-from janus_jax.models.backbone import scan_params, to_pixels
+from janus_jax.models.backbone import apply, scan_params, to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
 from janus_jax.processing import open_image, prepare_understanding
@@ -60,9 +60,7 @@ class Subject:
         return np.stack([prepare_understanding(open_image(path), size) for path in paths])
 
     def apply(self, method, *args):
-        return jax.jit(lambda params, *args: self.model.apply({"params": params}, *args, method=method))(
-            self.params, *args
-        )
+        return jax.jit(lambda params, *args: apply(method, params, *args))(self.params, *args)
 
     def batch(self, ids, mask, images=None):
         """Rows of ids as a batch, each row's placeholders standing for its one image."""
@@ -91,22 +89,22 @@ class Subject:
         answer = self.expected["und_greedy_tokens"]
         batch, steps = self.understanding, answer.shape[1] - 1
         hidden, cache = self.apply_prefill(batch, batch.shape[1] + steps)
-        middle = self.apply("text_logits", hidden[:, -40])
-        logits = [self.apply("text_logits", hidden[:, -1])]
+        middle = self.apply(self.model.text_logits, hidden[:, -40])
+        logits = [self.apply(self.model.text_logits, hidden[:, -1])]
         for step in range(steps):
-            x = self.apply("embed_text", jnp.asarray(answer[:, step : step + 1]))
+            x = self.apply(self.model.embed_text, jnp.asarray(answer[:, step : step + 1]))
             hidden, cache = self.extend(x, batch.positions[:, -1:] + 1 + step, cache)
-            logits.append(self.apply("text_logits", hidden[:, 0]))
+            logits.append(self.apply(self.model.text_logits, hidden[:, 0]))
         return np.asarray(middle), np.asarray(jnp.stack(logits, axis=1))
 
     def apply_prefill(self, batch, slots):
-        run = jax.jit(lambda params, batch: self.model.apply({"params": params}, batch, slots, method="prefill"))
+        run = jax.jit(lambda params, batch: apply(self.model.prefill, params, batch, slots))
         return run(self.params, batch)
 
     @cached_property
     def extend_step(self):
         def step(params, x, positions, cache):
-            return self.model.apply({"params": params}, x, positions, jnp.ones_like(positions), cache, method="extend")
+            return apply(self.model.extend, params, x, positions, jnp.ones_like(positions), cache)
 
         return jax.jit(step)
 
@@ -128,11 +126,12 @@ class Subject:
         drawn, batch = self.expected["gen_greedy_tokens"], self.drawing_prompts
         rows, steps = drawn.shape[0], drawn.shape[1] - 1
         hidden, cache = self.apply_prefill(batch, batch.shape[1] + steps)
-        logits = [guide(self.apply("image_logits", hidden[:, -1]), rows, GUIDANCE)]
+        logits = [guide(self.apply(self.model.image_logits, hidden[:, -1]), rows, GUIDANCE)]
         for step in range(steps):
             ids = jnp.asarray(np.repeat(drawn[:, step : step + 1], 2, axis=0))
-            hidden, cache = self.extend(self.apply("embed_image_ids", ids), batch.positions[:, -1:] + 1 + step, cache)
-            logits.append(guide(self.apply("image_logits", hidden[:, 0]), rows, GUIDANCE))
+            x = self.apply(self.model.embed_image_ids, ids)
+            hidden, cache = self.extend(x, batch.positions[:, -1:] + 1 + step, cache)
+            logits.append(guide(self.apply(self.model.image_logits, hidden[:, 0]), rows, GUIDANCE))
         return np.asarray(jnp.stack(logits, axis=1))
 
 
@@ -192,7 +191,7 @@ def test_janus_vision_features(subject):
 
 def test_janus_aligned_features(subject):
     expected = subject.expected["aligned_features"]
-    features = subject.apply("understand", to_pixels(subject.images))
+    features = subject.apply(subject.model.understand, to_pixels(subject.images))
     width = features.shape[-1]
     # The set's stride follows its width.
     step = next(step for step in (61, 7) if len(range(0, width, step)) == expected.shape[-1])
@@ -302,5 +301,5 @@ def test_janus_vq_ids(subject, latents):
 
 
 def test_janus_vq_decoded_pixels(subject):
-    pixels = np.asarray(subject.apply("detokenize", subject.expected["decode_ids"])).transpose(0, 3, 1, 2)
+    pixels = np.asarray(subject.apply(subject.model.detokenize, subject.expected["decode_ids"])).transpose(0, 3, 1, 2)
     assert_close(pixels[:, :, ::6, ::6], subject.expected["decoded_pixels"], 1e-4)

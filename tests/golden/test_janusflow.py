@@ -48,7 +48,7 @@ class Subject:
         return place_params(found, self.config, self.model.execution, mesh=None)
 
     def apply(self, method, *args):
-        run = jax.jit(lambda params, *args: apply(self.model, params, method, *args))
+        run = jax.jit(lambda params, *args: apply(method, params, *args))
         return run(self.params, *args)
 
     def batch(self, ids, images=None):
@@ -100,8 +100,8 @@ def test_janusflow_understanding_logits(subject):
     (path,) = subject.golden.path.glob("image_*.png")
     image = prepare_understanding(open_image(path), subject.config.und_encoder.image_size)
     batch = subject.batch(subject.expected["und_input_ids"].astype(np.int32), image[None])
-    hidden = subject.apply("__call__", batch)
-    logits = np.asarray(subject.apply("text_logits", hidden[:, -1]))
+    hidden = subject.apply(subject.model.__call__, batch)
+    logits = np.asarray(subject.apply(subject.model.text_logits, hidden[:, -1]))
     step = subject.config.llm.vocab_size // subject.expected["und_logits_last"].shape[1]
     assert_close(logits[:, ::step], subject.expected["und_logits_last"], 1e-4)
     for row, ids in zip(logits, subject.expected["und_logits_top"], strict=True):
@@ -109,7 +109,7 @@ def test_janusflow_understanding_logits(subject):
 
 
 def test_janusflow_encoder_output(subject):
-    encoded = subject.apply("encode", subject.noise, jnp.zeros(len(subject.noise)))
+    encoded = subject.apply(subject.model.encode, subject.noise, jnp.zeros(len(subject.noise)))
     # Rows 0 and 1 of the set are conditional, 2 and 3 unconditional: what goes in is the same.
     both = np.concatenate([channels_first(encoded.features)] * 2)
     assert_close(both[:, ::16, ::5, ::5], subject.expected["enc_out"], 1e-5)
@@ -118,7 +118,7 @@ def test_janusflow_encoder_output(subject):
 @pytest.mark.parametrize("step", [0, 1])
 def test_janusflow_time_embedding(subject, step):
     times = jnp.full(len(subject.noise), step / subject.steps)
-    encoded = subject.apply("encode", subject.noise, times)
+    encoded = subject.apply(subject.model.encode, subject.noise, times)
     assert_close(np.tile(encoded.time, (2, 1))[:, ::16], subject.expected[f"t_emb_step{step}"], 1e-5)
 
 
@@ -154,7 +154,7 @@ class Autoencoder:
         return tensor(f"vae.{name}", self.golden.shapes[name], self.golden.salt)
 
     def apply(self, method, array):
-        run = jax.jit(lambda params, array: apply(self.vae, params, method, array))
+        run = jax.jit(lambda params, array: apply(method, params, array))
         return run(self.params, array.transpose(0, 2, 3, 1))
 
 
@@ -164,13 +164,16 @@ def autoencoder():
 
 
 def test_sdxl_vae_latents(autoencoder):
-    found = autoencoder.apply("encode", uniform("vae.pixels", (1, 3, 384, 384), autoencoder.golden.salt))
+    found = autoencoder.apply(autoencoder.vae.encode, uniform("vae.pixels", (1, 3, 384, 384), autoencoder.golden.salt))
     assert_close(channels_first(found.mean)[:, :, ::3, ::3], autoencoder.expected["enc_mean"], 1e-4)
     assert_close(channels_first(found.log_variance)[:, :, ::3, ::3], autoencoder.expected["enc_logvar"], 1e-4)
 
 
 def test_sdxl_vae_decoded_pixels(autoencoder):
     latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.golden.salt) * np.float32(np.sqrt(3))
+    decoded = autoencoder.apply(autoencoder.vae.decode, latents)
     assert_close(
-        channels_first(autoencoder.apply("decode", latents))[:, :, ::5, ::5], autoencoder.expected["decoded"], 1e-4
+        channels_first(decoded)[:, :, ::5, ::5],
+        autoencoder.expected["decoded"],
+        1e-4,
     )

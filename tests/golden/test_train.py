@@ -178,7 +178,7 @@ def named(stepped, prefix):
 
 def test_losses(stepped):
     sums = [
-        stepped.metrics[f"loss/{task}"] * stepped.metrics[f"places/{task}"] for task in ("understanding", "generation")
+        stepped.metrics[f"loss/{task}"] * stepped.metrics[f"tokens/{task}"] for task in ("understanding", "generation")
     ]
     expected = stepped.expected
     np.testing.assert_allclose(sums, [expected["train_text_loss_sum"], expected["train_image_loss_sum"]], rtol=1e-5)
@@ -186,7 +186,7 @@ def test_losses(stepped):
 
 
 def test_counts(stepped):
-    counts = [stepped.metrics[f"places/{task}"] for task in ("text", "understanding", "generation")]
+    counts = [stepped.metrics[f"tokens/{task}"] for task in ("text", "understanding", "generation")]
     assert counts == [0, *stepped.expected["train_counts"]]
 
 

@@ -25,7 +25,7 @@ def conversation():
 def text_logits(execution, params):
     model = Janus(tiny.CONFIG, execution)
     batch = conversation()
-    run = jax.jit(lambda params: apply(model, params, "text_logits", model.apply({"params": params}, batch)))
+    run = jax.jit(lambda params: apply(model.text_logits, params, model.apply({"params": params}, batch)))
     return np.asarray(run(params))[batch.attended]
 
 
@@ -100,7 +100,7 @@ def test_a_sample_changes_nothing_in_its_neighbours():
 def test_image_places_take_their_images_and_no_others():
     batch = conversation()
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
-    embed = jax.jit(lambda batch: apply(model, params, "embed", batch))
+    embed = jax.jit(lambda batch: apply(model.embed, params, batch))
     images = np.array(batch.und_images)
     images[0] = 255 - images[0]
     differs = (embed(batch) != embed(batch._replace(und_images=images))).any(axis=-1)
@@ -111,11 +111,11 @@ def test_images_to_generate_fill_their_places_with_their_ids():
     processor = tiny.processor()
     batch = processor.left_pad([processor.generation_sequence("A red boat", tiny.picture(3))])
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
-    ids = apply(model, params, "tokenize", to_pixels(jnp.asarray(batch.gen_images[:, 0])))
-    known = apply(model, params, "embed", batch._replace(gen_ids=ids[:, None]))
-    np.testing.assert_allclose(apply(model, params, "embed", batch), known, atol=1e-6)
+    ids = apply(model.tokenize, params, to_pixels(jnp.asarray(batch.gen_images[:, 0])))
+    known = apply(model.embed, params, batch._replace(gen_ids=ids[:, None]))
+    np.testing.assert_allclose(apply(model.embed, params, batch), known, atol=1e-6)
     filled = known[0, batch.gen_token_index[0] != NO_IMAGE]
-    np.testing.assert_allclose(filled, apply(model, params, "embed_image_ids", ids[0]), atol=1e-6)
+    np.testing.assert_allclose(filled, apply(model.embed_image_ids, params, ids[0]), atol=1e-6)
 
 
 def test_pixels_and_images_are_each_others_inverse():
@@ -175,11 +175,9 @@ def test_one_encoder_may_serve_both_tasks():
     config = by_one_encoder()
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     model, params = Janus(config, Execution(layers="unrolled")), tiny.unrolled_params()
-    ids = apply(model, params, "tokenize", pixels)
+    ids = apply(model.tokenize, params, pixels)
     assert len(np.unique(ids)) > 1
-    np.testing.assert_array_equal(
-        apply(model, params, "understand", pixels), apply(model, params, "embed_image_ids", ids)
-    )
+    np.testing.assert_array_equal(apply(model.understand, params, pixels), apply(model.embed_image_ids, params, ids))
 
 
 def test_all_models_have_the_same_parameters_whichever_encoder_understands():

@@ -26,7 +26,7 @@ from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, 
 from janus_jax.generation.image_tokens import sample_image_tokens
 from janus_jax.generation.sampling import SamplingConfig, row_keys
 from janus_jax.generation.text import generate_text
-from janus_jax.models.backbone import to_pixels
+from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import place_params
 from tests.golden.pseudo_weights import tensor
@@ -105,9 +105,7 @@ class Pair:
         return model
 
     def apply(self, method, *args):
-        return jax.jit(lambda params, *args: self.ours.apply({"params": params}, *args, method=method))(
-            self.params, *args
-        )
+        return jax.jit(lambda params, *args: apply(method, params, *args))(self.params, *args)
 
     def generate(self, prompts, **options):
         """transformers' ids, the likeliest at every step."""
@@ -297,10 +295,10 @@ def keys(count):
 def test_image_embeddings_and_logits(pair):
     ids = np.arange(pair.config.gen_encoder.codebook_size, dtype=np.int32)[None]
     embedded = pair.theirs.prepare_embeddings_for_image_generation(torch.from_numpy(ids).long())
-    assert_close(pair.apply("embed_image_ids", ids), numbers(embedded), pair.tolerance.shallow)
+    assert_close(pair.apply(pair.ours.embed_image_ids, ids), numbers(embedded), pair.tolerance.shallow)
     logits = pair.theirs.model.generation_head(embedded)
     hidden = jnp.asarray(numbers(embedded), jnp.dtype(pair.ours.execution.dtype))
-    assert_close(pair.apply("image_logits", hidden), numbers(logits), pair.tolerance.shallow)
+    assert_close(pair.apply(pair.ours.image_logits, hidden), numbers(logits), pair.tolerance.shallow)
 
 
 def encode(model, pixels):
@@ -330,4 +328,4 @@ def test_vq_decode(pair):
     vq = pair.config.gen_encoder
     ids = np.random.default_rng(0).integers(0, vq.codebook_size, (2, vq.num_tokens), np.int32)
     theirs = pair.theirs.decode_image_tokens(torch.from_numpy(ids).long())
-    assert_close(pair.apply("detokenize", ids), numbers(theirs), pair.tolerance.shallow)
+    assert_close(pair.apply(pair.ours.detokenize, ids), numbers(theirs), pair.tolerance.shallow)

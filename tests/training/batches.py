@@ -3,7 +3,7 @@
 import numpy as np
 
 from janus_jax.data.pipeline.examples import Supervision, text_targets
-from janus_jax.data.pipeline.packing import Budget, Example, lay
+from janus_jax.data.pipeline.packing import Budget, Example, pack
 from tests import tiny
 
 BUDGET = Budget(tokens=128, und_images=2, gen_images=2, text_targets=96)
@@ -33,7 +33,7 @@ def generation(seed=0, config=tiny.CONFIG):
 
 def batch(rows, budget=BUDGET, seed=0):
     """Rows of samples, the ids of their images to generate drawn at random."""
-    laid = lay(rows, budget, tiny.processor())
+    laid = pack(rows, budget, tiny.processor())
     shape = (*laid.gen_images.shape[:2], tiny.CONFIG.gen_encoder.num_tokens)
     ids = np.random.default_rng(seed).integers(0, tiny.CONFIG.gen_encoder.codebook_size, shape, np.int32)
     return laid._replace(gen_ids=ids, gen_images=laid.gen_images[:, :0])
@@ -41,7 +41,7 @@ def batch(rows, budget=BUDGET, seed=0):
 
 def flow_batch(rows, budget=FLOW_BUDGET):
     """Rows of samples of the tiny JanusFlow."""
-    return lay(rows, budget, tiny.processor(tiny.FLOW))
+    return pack(rows, budget, tiny.processor(tiny.FLOW))
 
 
 def mixed(rows=8, kind="janus"):

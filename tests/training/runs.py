@@ -27,7 +27,7 @@ from janus_jax.training.recipe import (
     Source,
     Stage,
 )
-from janus_jax.training.trainer import train
+from janus_jax.training.stage import train_stage
 from tests import tiny
 from tests.data import prepared
 from tests.training import stages
@@ -128,7 +128,7 @@ def models():
 
 def run(recipe, workdir):
     """The state that a recipe ends with, on one device."""
-    return train(recipe, workdir, jax.devices()[:1])
+    return train_stage(recipe, workdir, jax.devices()[:1])
 
 
 @functools.cache

@@ -304,12 +304,12 @@ def test_a_disk_that_is_really_full_is_told(small_disk, state, abstract):
 SAVING = """
 import sys
 import jax
-from janus_jax.training.checkpointing import Checkpoints, Keep
+from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
 from janus_jax.training.state import abstract_state, init_sharded_state
 from tests.training import toy
 
 abstract = abstract_state(toy.make, None, 0)
-with Checkpoints(sys.argv[1], Keep(last=2)) as checkpoints:
+with Checkpoints(sys.argv[1], RetentionPolicy(last=2)) as checkpoints:
     restored = checkpoints.restore(abstract)
     state = restored.state if restored else init_sharded_state(toy.make, abstract, 0)
     for step in range(restored.step + 1 if restored else 0, 10**6):

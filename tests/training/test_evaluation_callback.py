@@ -12,11 +12,11 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.understanding import pope
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
-from janus_jax.training.callbacks.evaluation import Evaluator
-from janus_jax.training.metric_writer import MetricWriter
+from janus_jax.training.callbacks.evaluation import RunBenchmarks
 from janus_jax.training.recipe import Evaluation, Intervals
 from tests import tiny
 from tests.training import runs
+from tests.training.test_samples_callback import last_step
 from tests.training.test_trainer import params
 
 
@@ -57,9 +57,9 @@ def test_scores_are_those_of_the_parameters_at_that_step(data, tmp_path):
 def test_parameters_that_give_no_numbers_do_not_end_the_run(data, tmp_path):
     spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
-    evaluator = Evaluator(asking(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
-    evaluator.tell(7, spoiled, None, MetricWriter(None, 9, stream=stream))
-    assert "step 7: pope has no scores: The model's logits are not numbers" in stream.getvalue()
+    benchmarks = RunBenchmarks(asking(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
+    benchmarks.after_step(last_step(spoiled, stream))
+    assert "step 1: no scores of pope: The model's logits are not numbers" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -73,5 +73,5 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(data, tmp_path):
 )
 def test_what_cannot_be_asked_is_told_before_the_run(benchmark, sentence, tmp_path):
     with pytest.raises(JanusError, match=sentence):
-        Evaluator(asking(benchmark), tiny.processor(), tmp_path)
+        RunBenchmarks(asking(benchmark), tiny.processor(), tmp_path)
     assert not list(tmp_path.iterdir())

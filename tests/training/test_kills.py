@@ -20,7 +20,7 @@ from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
-CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 # As `python -m launch.train`, but without PyTorch: where it is installed, TensorBoard's writer reads it, for seconds.
 COMMAND = """
 import runpy, sys
@@ -86,7 +86,7 @@ class Run:
     @property
     def curve(self):
         """Of each step its last word on all that was learnt: no rates and no times."""
-        learnt = re.compile("loss|places|grad_norm|learning_rate|skipped")
+        learnt = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
         lines = map(json.loads, (self.stage / "metrics.jsonl").read_text().splitlines())
         return {line["step"]: {name: line[name] for name in line if learnt.match(name)} for line in lines}
 
@@ -165,7 +165,7 @@ def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
         finally:
             process.kill()
     last = run.log.read_text().splitlines()[-1]
-    assert re.search(rf"launch.train: .*data worker \(process {worker}\) has ended by signal 9", last)
+    assert re.search(rf"janus-train: .*data worker \(process {worker}\) has ended by signal 9", last)
 
 
 @pytest.mark.slow

@@ -234,7 +234,7 @@ def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
 
     @functools.partial(jax.jit, static_argnums=0)
     def logits(model, params):
-        return apply(model, params, "text_logits", apply(model, params, "__call__", batch))
+        return apply(model.text_logits, params, apply(model.__call__, params, batch))
 
     found, expected = logits(loaded.model, loaded.params), logits(Janus(runs.MODEL, Execution()), average)
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)

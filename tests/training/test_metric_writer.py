@@ -174,5 +174,5 @@ def test_a_full_disk_is_told(tmp_path, quiet, monkeypatch):
 
     reports = MetricWriter(tmp_path, 10, stream=quiet)
     monkeypatch.setattr(reports._metrics, "write", fail)
-    with pytest.raises(StorageFull, match=r"metrics.jsonl cannot be written, the disk is full; make room"):
+    with pytest.raises(StorageFull, match=r"metrics.jsonl cannot be written, the disk is full; free some space"):
         reports.scalars(1, {"loss": 1.0})

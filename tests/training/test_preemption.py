@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from janus_jax.training.callbacks.preemption import Preemption
 from janus_jax.training.checkpointing import Checkpoints
+from janus_jax.training.preemption import Preemption
 from janus_jax.training.state import abstract_state
 from tests.training import toy
 
@@ -31,7 +31,7 @@ import jax
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from janus_jax.sharding import make_mesh, use_mesh
 from janus_jax.training.checkpointing import Checkpoints
-from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training.preemption import Preemption
 from janus_jax.training.state import abstract_state, init_sharded_state
 from tests.training import toy
 

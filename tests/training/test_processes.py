@@ -17,14 +17,14 @@ from tests.training import batches, runs, stages
 from tests.training.test_trainer import told
 
 STEPS = 2
-CONFIG = f"--config={ROOT / 'tests' / 'train' / 'runs.py'}"
+CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 
 # Each process gives its own rows of the one batch.
 TRAINING = """
 import json, sys
 import jax
-from launch import cli
-cli.join_cluster()
+from janus_jax.distributed import join_cluster
+join_cluster()
 from janus_jax.sharding import make_mesh
 from janus_jax.training.train_step import put_batch
 from tests.training import batches, stages
@@ -48,7 +48,7 @@ print(json.dumps(losses))
 DISTURBED = """
 import os, pathlib, runpy, signal, sys, time
 import jax
-from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training.preemption import Preemption
 
 how, saved = sys.argv.pop(1), pathlib.Path(sys.argv.pop(1))
 reached = Preemption.reached

@@ -1,23 +1,28 @@
 """A trace of a few steps."""
 
+import contextlib
+
 import jax
 import jax.numpy as jnp
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.training.callbacks.profiling import Profile
+from janus_jax.training.callbacks.base import TrainingRun
+from janus_jax.training.callbacks.profiling import Profiling
+from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Intervals
 
 
 def run(folder, first, count, steps=4, fails_at=None):
     """Steps of which some are traced; after which of them the trace was there."""
     there = []
-    with Profile(folder, first, count) as profile:
+    with contextlib.closing(Profiling(folder, first, count)) as profiling:
         for step in range(1, steps + 1):
-            profile.before(step)
+            profiling.before_step(step)
             if step == fails_at:
                 raise InterruptedError
-            profile.after(step, jax.jit(jnp.sin)(jnp.ones(8)))
+            metrics = {"loss": jax.jit(jnp.sin)(jnp.ones(8))}
+            profiling.after_step(TrainingRun({}, step, steps, MetricWriter(None, steps), metrics=metrics))
             if list(folder.rglob("*.xplane.pb")):
                 there.append(step)
     return there

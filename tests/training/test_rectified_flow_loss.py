@@ -55,8 +55,8 @@ def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
 
     @jax.jit
     def read(params):
-        states, aligned = apply(MODEL, params, "states_and_aligned", on_the_way)
-        return states.hidden, aligned, apply(MODEL, params, "velocities", on_the_way, states)
+        states, aligned = apply(MODEL.states_and_aligned, params, on_the_way)
+        return states.hidden, aligned, apply(MODEL.velocities, params, on_the_way, states)
 
     hidden, aligned, told = (np.asarray(one) for one in read(params()))
     there = on_the_way.gen_starts >= 0
@@ -79,7 +79,7 @@ def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
 def test_latents_lie_between_noise_and_image_and_move_straight_to_it():
     on_the_way, velocities, _ = task()
     pixels = batch()
-    latents = jax.jit(lambda p: apply(MODEL, p, "generation_latents", pixels).values)(params())
+    latents = jax.jit(lambda p: apply(MODEL.generation_latents, p, pixels).values)(params())
     t = np.asarray(on_the_way.gen_times)[..., None, None, None]
     np.testing.assert_allclose(on_the_way.gen_latents + (1 - t) * velocities, latents, atol=1e-4)
 
@@ -162,7 +162,7 @@ def test_tapped_states_go_on_to_the_last_ones():
     x = np.random.default_rng(0).standard_normal((1, 8, config.width), np.float32)
     places = np.arange(8)[None]
     tapped = Llama(config, execution, tap=2)
-    hidden, taken = tapped.apply({"params": llm}, x, places, ones, method="tapped")
+    hidden, taken = tapped.apply({"params": llm}, x, places, ones, method=tapped.tapped)
     expected, _ = Llama(config, execution).apply({"params": llm}, x, places, ones)
     np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
     rest = jax.tree.map(lambda leaf: leaf[2:], llm["layers"])

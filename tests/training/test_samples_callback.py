@@ -4,6 +4,7 @@ import io
 import json
 import re
 from dataclasses import replace
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -15,7 +16,8 @@ from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.sharding import make_mesh, param_shardings
-from janus_jax.training.callbacks.samples import Sampler, contact_sheet
+from janus_jax.training.callbacks.base import TrainingRun
+from janus_jax.training.callbacks.samples import GenerateSamples, contact_sheet
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Intervals, Samples
 from tests import tiny
@@ -101,14 +103,19 @@ def test_a_sheet_holds_the_pictures_row_by_row():
     assert [set(corner.ravel().tolist()) for corner in corners] == [{1}, {2}, {3}, {0}]
 
 
+def last_step(params, stream, mesh=None):
+    """A run of one step, after that step, that prints to the stream."""
+    return TrainingRun(SimpleNamespace(params=params, frozen={}), 1, 1, MetricWriter(None, 1, stream=stream), mesh)
+
+
 @pytest.mark.slow
 def test_a_mesh_makes_the_same_samples(photo, tmp_path):
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
     spread = jax.device_put(tiny.stacked_params(), param_shardings(abstract_params(tiny.CONFIG), mesh))
     made = []
     for name, tree, there in (("one", tiny.stacked_params(), None), ("mesh", spread, mesh)):
-        sampler = Sampler(asking(photo), tiny.processor(), tmp_path / name)
-        sampler.tell(1, tree, there, MetricWriter(None, 1, stream=io.StringIO()))
+        generate = GenerateSamples(asking(photo), tiny.processor(), tmp_path / name)
+        generate.after_step(last_step(tree, io.StringIO(), mesh=there))
         folder = tmp_path / name / "samples" / "step_1"
         made.append(
             [(folder / "answers.txt").read_text(), *(np.asarray(Image.open(folder / f"{n}.png")) for n in (1, 2, 3))]
@@ -121,8 +128,8 @@ def test_a_mesh_makes_the_same_samples(photo, tmp_path):
 def test_parameters_that_give_no_numbers_do_not_end_the_run(photo, tmp_path):
     spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
-    Sampler(asking(photo), tiny.processor(), tmp_path).tell(7, spoiled, None, MetricWriter(None, 9, stream=stream))
-    assert "step 7: there are no samples: The model's logits are not numbers" in stream.getvalue()
+    GenerateSamples(asking(photo), tiny.processor(), tmp_path).after_step(last_step(spoiled, stream))
+    assert "step 1: no samples: The model's logits are not numbers" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -130,13 +137,13 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(photo, tmp_path):
     [
         (
             {"questions": (("absent.png", "What is it?"),)},
-            "config.samples.questions, number 1, cannot be asked: The image absent.png does not",
+            "config.samples.questions, number 1, cannot be used: The image absent.png does not",
         ),
         ({"questions": (("photo.png", " "),)}, "config.samples.questions holds ('photo.png', ' '); each is a pair"),
         ({"questions": ("What is it?",)}, "config.samples.questions holds 'What is it?'; each is a pair"),
-        ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, takes"),
+        ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, has"),
         ({"prompts": ("A boat.", "")}, "config.samples.prompts holds an empty prompt"),
-        ({"prompts": ("boat " * 1000,)}, "config.samples.prompts, number 1, takes"),
+        ({"prompts": ("boat " * 1000,)}, "config.samples.prompts, number 1, has"),
         ({"temperature": -1.0}, "config.samples.temperature is -1.0"),
         ({"guidance_scale": -1.0}, "config.samples.guidance_scale is -1.0"),
         ({"max_new_tokens": 0}, "config.samples.max_new_tokens is 0"),

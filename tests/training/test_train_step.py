@@ -9,6 +9,7 @@ import pytest
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
+from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.objectives import with_image_ids
@@ -97,7 +98,7 @@ def test_the_loss_falls():
 def test_metrics_by_task_make_up_the_loss():
     metrics = two_steps()[0][0]
     tasks = ("text", "understanding", "generation")
-    places = [metrics[f"places/{task}"] for task in tasks]
+    places = [metrics[f"tokens/{task}"] for task in tasks]
     assert all(places)
     mean = np.average([metrics[f"loss/{task}"] for task in tasks], weights=places)
     np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)
@@ -165,7 +166,7 @@ def test_ids_made_in_the_step_are_the_tokenizer_s():
         tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
     )
     pixels = pictures[1].astype(np.float32) / 127.5 - 1
-    tokenize = jax.jit(lambda params, pixels: stages.MODEL.apply({"params": params}, pixels, method="tokenize"))
+    tokenize = jax.jit(functools.partial(apply, stages.MODEL.tokenize))
     expected = tokenize(tiny.stacked_params(), pixels)
     assert made.gen_ids.shape == laid.gen_ids.shape
     # But for near ties.

@@ -14,11 +14,11 @@ from janus_jax.config import PRESETS
 from janus_jax.errors import Diverged, JanusError, Preempted
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
-from janus_jax.training import trainer as loop
-from janus_jax.training.callbacks.preemption import Preemption
+from janus_jax.training import stage
 from janus_jax.training.init_from import check_initialisation, initial_state
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.partition import merge
+from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe import Initialisation
 from janus_jax.training.train_step import abstract_train_state, put_batch
 from tests import tiny
@@ -43,7 +43,7 @@ def assert_equal(found, expected):
 def preempted(recipe, workdir, monkeypatch, at):
     with monkeypatch.context() as patch:
         patch.setattr(Preemption, "reached", lambda self, step: step == at)
-        with pytest.raises(Preempted, match=f"step {at}; all is saved"):
+        with pytest.raises(Preempted, match=f"Preempted at step {at}"):
             runs.run(recipe, workdir)
 
 
@@ -52,15 +52,15 @@ def test_a_preempted_run_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
     recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
     preempted(recipe, tmp_path, monkeypatch, at=3)
     assert_equal(runs.run(recipe, tmp_path), state)
-    curve = told(tmp_path, "loss", "places", "grad_norm")
-    undisturbed = told(workdir, "loss", "places", "grad_norm")
+    names = ("loss", "grad_norm", *(f"tokens/{term}" for term in ("text", "understanding", "generation", "alignment")))
+    curve, undisturbed = told(tmp_path, *names), told(workdir, *names)
     assert curve == [line for line in undisturbed if "loss" in line]
     assert [line["step"] for line in curve] == [1, 2, 3, 4]
 
 
 def test_a_run_of_several_shares_goes_on_with_those_it_began_with(tmp_path, monkeypatch):
     """Also where the config then says nothing, or another number, of them."""
-    recipe = replace(runs.recipe(), data_shares=2)
+    recipe = replace(runs.recipe(), data_shards=2)
     undisturbed = runs.run(recipe, tmp_path / "undisturbed")
     preempted(recipe, tmp_path / "disturbed", monkeypatch, at=3)
     assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
@@ -155,7 +155,7 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
         runs.run(recipe, tmp_path)
     dumps = sorted((tmp_path / "stage_1" / "not_finite").iterdir())
     assert [file.name for file in dumps] == [f"step_{step}.process_0.json" for step in range(1, 2 + allowed)]
-    rows = json.loads(dumps[-1].read_text())["sample_ids"]
+    rows = json.loads(dumps[-1].read_text())["example_ids"]
     assert len(rows) == runs.STAGE.batch_size
     assert all(re.match("(understanding|generation)", name) for row in rows for name in row)
 
@@ -168,7 +168,7 @@ def test_a_step_that_is_not_finite_may_be_left_out(tmp_path, monkeypatch):
         unknown = np.full_like(batch.tokens, runs.MODEL.llm.vocab_size)
         return put_batch(batch._replace(tokens=unknown) if next(steps) == 2 else batch, mesh)
 
-    monkeypatch.setattr(loop, "put_batch", spoil)
+    monkeypatch.setattr(stage, "put_batch", spoil)
     state = runs.run(replace(runs.recipe(), max_skipped=1), tmp_path)
     assert int(state.step) == runs.STEPS
     assert [line["skipped"] for line in told(tmp_path, "skipped")] == [0, 1, 1, 1]

@@ -18,7 +18,7 @@ _KINDS = {
     "text": "bytes_list",
     "messages": "bytes_list",
     "images": "bytes_list",
-    "image_ids": "int64_list",
+    "image_tokens": "int64_list",
     "image_latents": "float_list",
 }
 
@@ -43,14 +43,14 @@ class Component:
 
 
 @dataclass(frozen=True)
-class Records:
+class RecordReader:
     """The records of a component: how many, and the one of a number."""
 
     length: int
     read: Callable[[int], Record]
 
 
-def open_records(component: Component) -> Records:
+def open_records(component: Component) -> RecordReader:
     """Opens a component's source.
 
     Raises:
@@ -58,12 +58,12 @@ def open_records(component: Component) -> Records:
     """
     source = component.source
     if not isinstance(source, str | os.PathLike):
-        return Records(len(source), source.__getitem__)
+        return RecordReader(len(source), source.__getitem__)
     # Here: it takes a second, and tests need none of it.
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    folder, remedy = Path(source), "make it with python -m launch.prepare"
+    folder, remedy = Path(source), "make it with janus-prepare"
     with reading(folder):
         if not folder.is_dir():
             raise JanusError(f"{folder}, of the component {component.name!r}, is no folder; {remedy}.")
@@ -74,7 +74,7 @@ def open_records(component: Component) -> Records:
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, of the component {component.name!r}, is a data set without {', '.join(sorted(missing))}, "
-                f"and so not one of records; make one of it with python -m launch.prepare --source tfds."
+                f"and so not one of records; make one of it with janus-prepare --source tfds."
             )
         # TFDS takes as long over an example's fields as over reading it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
@@ -92,11 +92,11 @@ def open_records(component: Component) -> Records:
         texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}
         return Record.from_example(example | texts)
 
-    return Records(length, read)
+    return RecordReader(length, read)
 
 
 @dataclass(frozen=True)
-class Share:
+class ComponentShard:
     """The records of one component that one process reads, without end and shuffled anew in every epoch.
 
     Process p of P reads the records p, p + P, p + 2 P and so on.

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Int
 
 from janus_jax.batch import NO_IMAGE
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.processing import Message, Processor, Task, TokenSequence, TooManyPixels, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
@@ -97,8 +97,8 @@ class ExampleBuilder:
       drop_condition: share of the generation samples whose prompt becomes pad tokens, for guidance.
       first_sentence: share of the captions that lose all but their first sentence (Janus, §4.1).
       random_crop: whether the part of an image to generate along its long side is drawn; else it is the middle.
-      precomputed_image_tokens: whether images to generate come as ids, whose pixels are then not read; or, of a JanusFlow, as latents,
-        beside the pixels of their middle.
+      precomputed_image_tokens: Uses image tokens stored in the records instead of the pixels of target images. For
+        JanusFlow: stored latents, next to the pixels of the center crop.
       seed: of the randomness.
     """
 
@@ -117,7 +117,7 @@ class ExampleBuilder:
           epoch: how often it was read before.
 
         Raises:
-          Refused: the record gives no row.
+          RejectedRecord: the record gives no row.
         """
         chance = Chance(self.seed, record.key, epoch)
         drop_condition = chance.of("drop_condition") < self.drop_condition
@@ -129,39 +129,39 @@ class ExampleBuilder:
                 row = self._text_row(record)
             else:
                 row = self._conversation_row(record)
-        except Refused:
+        except RejectedRecord:
             raise
         except JanusError as error:
-            raise Refused(_cause(record), str(error)) from error
+            raise RejectedRecord(_cause(record), str(error)) from error
         self._check_special_tokens(row)
         return self.processor.unconditional_sequence(row) if row.task is Task.GENERATION and drop_condition else row
 
     def _text_row(self, record: Record) -> TokenSequence:
         if not record.text.strip():
-            raise Refused(Reason.EMPTY_TEXT, "its text is empty.")
+            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
         return self.processor.text_sequence(record.text)
 
     def _conversation_row(self, record: Record) -> TokenSequence:
         messages = [_plain(index, message) for index, message in enumerate(record.messages)]
         if not any(message["content"].replace(IMAGE_PLACEHOLDER, "").strip() for message in messages):
-            raise Refused(Reason.EMPTY_TEXT, "its messages say nothing.")
+            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its messages say nothing.")
         promised = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in messages)
         promised = max(promised, int(record.task is Task.UNDERSTANDING))
         if promised != len(record.images):
-            raise Refused(
-                Reason.NO_IMAGE if promised > len(record.images) else Reason.IMAGE_COUNT,
+            raise RejectedRecord(
+                RejectReason.NO_IMAGE if promised > len(record.images) else RejectReason.IMAGE_COUNT,
                 f"it has {len(record.images)} images where {promised} are spoken of.",
             )
         return self.processor.understanding_sequence(messages, record.images)
 
     def _generation_row(self, record: Record, caption: str, chance: Chance) -> TokenSequence:
         if not caption.strip():
-            raise Refused(Reason.EMPTY_TEXT, "its caption is empty.")
+            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its caption is empty.")
         if self.precomputed_image_tokens and self.processor.latent_shape is None:
             return self._row_of_ids(record, caption)
         if len(record.images) != 1:
-            raise Refused(
-                Reason.IMAGE_COUNT if record.images else Reason.NO_IMAGE,
+            raise RejectedRecord(
+                RejectReason.IMAGE_COUNT if record.images else RejectReason.NO_IMAGE,
                 f"it has {len(record.images)} images where one is to be generated.",
             )
         if self.precomputed_image_tokens:
@@ -172,18 +172,18 @@ class ExampleBuilder:
 
     def _row_of_ids(self, record: Record, caption: str) -> TokenSequence:
         n = self.processor.gen_tokens
-        if len(record.image_ids) != n or record.image_ids.min() < 0:
-            raise Refused(
-                Reason.BAD_IMAGE_IDS,
-                f"it has {len(record.image_ids)} image ids where the model has {n}; prepare it with --tokenizer.",
+        if len(record.image_tokens) != n or record.image_tokens.min() < 0:
+            raise RejectedRecord(
+                RejectReason.BAD_IMAGE_TOKENS,
+                f"it has {len(record.image_tokens)} image ids where the model has {n}; prepare it with --tokenizer.",
             )
         return self.processor.generation_sequence(caption, None)
 
     def _check_latents(self, record: Record) -> None:
         wanted = math.prod(self.processor.latent_shape or ())
         if len(record.image_latents) != wanted or not np.isfinite(record.image_latents).all():
-            raise Refused(
-                Reason.BAD_IMAGE_LATENTS,
+            raise RejectedRecord(
+                RejectReason.BAD_IMAGE_LATENTS,
                 f"it has {len(record.image_latents)} numbers of latents where the model has {wanted}; prepare it with "
                 f"--tokenizer, of a JanusFlow or its VAE.",
             )
@@ -195,23 +195,25 @@ class ExampleBuilder:
         text = row.tokens[is_text(row)]
         if (found := np.logical_or.reduce([text == marker for marker in markers])).any():
             token = self.processor.tokenizer.decode([int(text[found.argmax()])], skip_special_tokens=False)
-            raise Refused(Reason.SPECIAL_TOKEN, f"its text spells {token}.")
+            raise RejectedRecord(RejectReason.SPECIAL_TOKEN, f"its text spells {token}.")
 
 
 def _plain(index: int, message: object) -> Message:
     """The message without anything but its text: its images are the record's, and no path in a file is followed."""
     if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
-        raise Refused(Reason.BAD_CONVERSATION, f'message {index} is no object with texts "role" and "content".')
+        raise RejectedRecord(
+            RejectReason.BAD_CONVERSATION, f'message {index} is no object with texts "role" and "content".'
+        )
     return {"role": message["role"], "content": message["content"]}
 
 
-def _cause(record: Record) -> Reason:
+def _cause(record: Record) -> RejectReason:
     """What the processor objected to: it tells people, in words."""
     for image in record.images:
         try:
             open_image(image)
         except TooManyPixels:
-            return Reason.IMAGE_TOO_LARGE
+            return RejectReason.IMAGE_TOO_LARGE
         except JanusError:
-            return Reason.BAD_IMAGE
-    return Reason.BAD_CONVERSATION if record.messages else Reason.MALFORMED
+            return RejectReason.BAD_IMAGE
+    return RejectReason.BAD_CONVERSATION if record.messages else RejectReason.MALFORMED

@@ -46,7 +46,7 @@ def check_phases(phases: Sequence[Phase], names: Sequence[str]) -> None:
 
 
 @dataclass
-class Schedule:
+class MixtureSchedule:
     """Draws components so that each has its share of every beginning of the sequence, to within one sample.
 
     Of k components none is ever more than 1 - 1/(2k - 2) samples from its share, which is the best there is; the rule

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor, TokenSequence
 
@@ -42,7 +42,7 @@ class Budget:
             raise JanusError(f"{self} is no budget: it needs at least 2 places, and at least 0 of everything else.")
 
     @property
-    def room(self) -> Int[np.ndarray, "4"]:
+    def limits(self) -> Int[np.ndarray, "4"]:
         """As a vector, in the order of `Example.size`."""
         return np.array([self.tokens, self.und_images, self.gen_images, self.text_targets])
 
@@ -52,7 +52,7 @@ class Example:
     """A row, and what training wants to know of it.
 
     Attributes:
-      sample_id: "component/key", with "#epoch" from the second epoch on.
+      example_id: "component/key", with "#epoch" from the second epoch on.
       row: the places.
       text_targets: as in `Batch`, counted within the row.
       gen_starts: as in `Batch`, counted within the row.
@@ -61,7 +61,7 @@ class Example:
       cut: how many places the over-long rule took off its end.
     """
 
-    sample_id: str
+    example_id: str
     row: TokenSequence
     text_targets: Int[np.ndarray, " T"]
     gen_starts: Int[np.ndarray, " G"]
@@ -76,16 +76,16 @@ class Example:
         return np.array([len(row), len(row.und_images), len(self.gen_starts), len(self.text_targets)])
 
 
-def cut_to(sample: Example, budget: Budget) -> Example:
+def truncate(sample: Example, budget: Budget) -> Example:
     """The over-long rule: text that is too long loses its end; anything else that does not fit is dropped.
 
     Cut is at the last place within the budget, of all places and of supervised ones. A sample with more images than
     the budget, with an image that the cut would reach, or with nothing left to learn gives none.
 
     Raises:
-      Refused: the sample cannot be made to fit.
+      RejectedRecord: the sample cannot be made to fit.
     """
-    if (sample.size <= budget.room).all():
+    if (sample.size <= budget.limits).all():
         return sample
     length = min(budget.tokens, len(sample.row))
     if len(sample.text_targets) > budget.text_targets:
@@ -107,9 +107,9 @@ def cut_to(sample: Example, budget: Budget) -> Example:
         text_targets=targets,
         cut=len(row) - length,
     )
-    if has_image or not (len(targets) or len(sample.gen_starts)) or not (cut.size <= budget.room).all():
+    if has_image or not (len(targets) or len(sample.gen_starts)) or not (cut.size <= budget.limits).all():
         size = ", ".join(f"{n} {name}" for n, name in zip(sample.size, _SIZE_NAMES, strict=True))
-        raise Refused(Reason.TOO_LONG, f"it has {size}; a row has room for {_words(budget)}.")
+        raise RejectedRecord(RejectReason.TOO_LONG, f"it has {size}; a row has room for {_words(budget)}.")
     return cut
 
 
@@ -117,10 +117,10 @@ _SIZE_NAMES = ("places", "images to understand", "images to generate", "supervis
 
 
 def _words(budget: Budget) -> str:
-    return ", ".join(f"{n} {name}" for n, name in zip(budget.room, _SIZE_NAMES, strict=True))
+    return ", ".join(f"{n} {name}" for n, name in zip(budget.limits, _SIZE_NAMES, strict=True))
 
 
-def choose(sizes: Int[np.ndarray, "S 4"], room: Int[np.ndarray, "4"]) -> list[int]:
+def select_examples(sizes: Int[np.ndarray, "S 4"], room: Int[np.ndarray, "4"]) -> list[int]:
     """Which of the waiting samples, oldest first, make one row.
 
     The oldest always does, so that none waits for ever; then the oldest that fit follow, until the room that is left
@@ -162,7 +162,7 @@ def _groups(count: int) -> Int[np.ndarray, "3 C"]:
     return np.ascontiguousarray(np.array(groups).T)
 
 
-class Waiting(NamedTuple):
+class PendingExample(NamedTuple):
     """A sample that was drawn and is not yet in a row, and where it was drawn."""
 
     sample: Example
@@ -186,17 +186,17 @@ class Packer:
     def __init__(self, budget: Budget, lookahead: int):
         self.budget = budget
         self.lookahead = lookahead
-        self.waiting: list[Waiting] = []
+        self.waiting: list[PendingExample] = []
         self.filled = np.zeros(4, np.int64)
         self.rows = 0
         self.cut = 0
 
-    def next_row(self, draw: Callable[[], Waiting]) -> list[Example]:
+    def next_row(self, draw: Callable[[], PendingExample]) -> list[Example]:
         """One row's samples, in the order in which they lie in it."""
         while len(self.waiting) < self.lookahead:
             self.waiting.append(draw())
         sizes = np.stack([waiting.sample.size for waiting in self.waiting])
-        chosen = choose(sizes, self.budget.room)
+        chosen = select_examples(sizes, self.budget.limits)
         row = [self.waiting[index].sample for index in chosen]
         self.waiting = [waiting for index, waiting in enumerate(self.waiting) if index not in set(chosen)]
         self.filled += sizes[chosen].sum(axis=0)
@@ -205,7 +205,7 @@ class Packer:
         return row
 
 
-class Pictures(NamedTuple):
+class ImageShapes(NamedTuple):
     """What a batch holds of one image.
 
     Attributes:
@@ -227,13 +227,13 @@ class Pictures(NamedTuple):
         gen_tokens: int,
         latent_shape: tuple[int, int, int] | None,
         precomputed_image_tokens: bool,
-    ) -> "Pictures":
+    ) -> "ImageShapes":
         """Of a model's batches, by what its config or its processor says; `precomputed_image_tokens` as in `lay`."""
         ids = gen_tokens if precomputed_image_tokens and latent_shape is None else 0
         return cls(*sides, ids, latent_shape if precomputed_image_tokens else None)
 
 
-def blank(rows: int, budget: Budget, pictures: Pictures, pad: int = 0) -> Batch:
+def empty_batch(rows: int, budget: Budget, pictures: ImageShapes, pad: int = 0) -> Batch:
     """The batch of B rows that hold nothing.
 
     Args:
@@ -259,7 +259,7 @@ def blank(rows: int, budget: Budget, pictures: Pictures, pad: int = 0) -> Batch:
     )
 
 
-def lay(
+def pack(
     rows: Sequence[Sequence[Example]], budget: Budget, processor: Processor, precomputed_image_tokens: bool = False
 ) -> Batch:
     """The batch of B rows of samples that fit them.
@@ -268,13 +268,13 @@ def lay(
       rows: the samples of each.
       budget: L, U, G and T.
       processor: knows the padding id, the images' sizes and their numbers of places.
-      precomputed_image_tokens: whether the images to generate come as ids, `gen_images` then being empty; or, of a JanusFlow, as
-        latents beside their pixels, which SigLIP sees.
+      precomputed_image_tokens: Fills `gen_ids`; `gen_images` is empty. For JanusFlow: fills `gen_latents` next to
+        the pixels, which SigLIP sees.
     """
     n_und, n_gen = processor.und_tokens, processor.gen_tokens
     sides = processor.und_image_size, processor.gen_image_size
-    pictures = Pictures.of(sides, n_gen, processor.latent_shape, precomputed_image_tokens)
-    batch = blank(len(rows), budget, pictures, processor.tokenizer.special.pad)
+    pictures = ImageShapes.of(sides, n_gen, processor.latent_shape, precomputed_image_tokens)
+    batch = empty_batch(len(rows), budget, pictures, processor.tokenizer.special.pad)
     for index, samples in enumerate(rows):
         places, und, gen, targets = 0, 0, 0, 0
         for segment, sample in enumerate(samples, start=PADDING_SEGMENT + 1):

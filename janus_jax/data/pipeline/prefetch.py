@@ -7,19 +7,19 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from janus_jax.batch import NO_IMAGE
-from janus_jax.data.pipeline.dataset import Component, Records, Share, open_records
+from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, text_targets
-from janus_jax.data.pipeline.packing import Budget, Example, Waiting, cut_to
+from janus_jax.data.pipeline.packing import Budget, Example, PendingExample, truncate
 from janus_jax.data.pipeline.workers import Pool, Work
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused, RejectCounter, Rejected
+from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, told
 from janus_jax.processing import Task, TokenSequence
 
 
 @dataclass(frozen=True)
-class SampleTask:
+class LoadTask:
     """What a worker is asked for: one record's sample."""
 
     component: int
@@ -28,7 +28,7 @@ class SampleTask:
 
 
 @dataclass(frozen=True)
-class MakeSamples:
+class ExampleLoader:
     """What a worker is sent: opens the components and gives the function from a task to its sample."""
 
     components: Sequence[Component]
@@ -40,35 +40,35 @@ class MakeSamples:
         records = [open_records(component) for component in self.components]
         return lambda task: self.sample(task, records[task.component])
 
-    def sample(self, task: SampleTask, records: Records) -> Example | Rejected:
+    def sample(self, task: LoadTask, records: RecordReader) -> Example | Rejection:
         """The sample of one record, or why there is none: a bad record stops no worker."""
         component = self.components[task.component]
-        sample_id = f"{component.name}/number {task.index}"
+        example_id = f"{component.name}/number {task.index}"
         try:
             record = records.read(task.index)
-            sample_id = f"{component.name}/{record.key}{f'#{task.epoch}' if task.epoch else ''}"
+            example_id = f"{component.name}/{record.key}{f'#{task.epoch}' if task.epoch else ''}"
             if component.task not in (None, record.task):
-                raise Refused(Reason.WRONG_TASK, f"it is of the task {record.task.value}.")
+                raise RejectedRecord(RejectReason.WRONG_TASK, f"it is of the task {record.task.value}.")
             row = self.example_builder(record, task.epoch)
-            return cut_to(self._sample(sample_id, record, row), self.budget)
-        except Refused as error:
-            return Rejected(sample_id, error.reason, str(error))
+            return truncate(self._sample(example_id, record, row), self.budget)
+        except RejectedRecord as error:
+            return Rejection(example_id, error.reason, str(error))
         except FAULTS as error:
             reason = str(error) if isinstance(error, JanusError) else told(error)
-            return Rejected(sample_id, Reason.MALFORMED, reason)
+            return Rejection(example_id, RejectReason.MALFORMED, reason)
 
-    def _sample(self, sample_id: str, record: Record, row: TokenSequence) -> Example:
+    def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:
         targets = text_targets(row, self.supervision)
         n = self.example_builder.processor.gen_tokens
         starts = np.flatnonzero((row.gen_token_index != NO_IMAGE) & (row.gen_token_index % n == 0)).astype(np.int32)
         if not len(targets) and not len(starts):
-            raise Refused(Reason.NOTHING_TO_LEARN, "nothing in it is supervised.")
-        sample = Example(sample_id, row, targets, starts)
+            raise RejectedRecord(RejectReason.NO_TARGETS, "nothing in it is supervised.")
+        sample = Example(example_id, row, targets, starts)
         if not self.example_builder.precomputed_image_tokens or row.task is not Task.GENERATION:
             return sample
         shape = self.example_builder.processor.latent_shape
         if shape is None:
-            return replace(sample, gen_ids=record.image_ids[None])
+            return replace(sample, gen_ids=record.image_tokens[None])
         return replace(sample, gen_latents=record.image_latents.reshape(1, *shape))
 
 
@@ -82,7 +82,7 @@ class Prefetcher:
       positions: how far each component was read, rejected records included.
     """
 
-    def __init__(self, pool: Pool, shares: Sequence[Share], ledger: RejectCounter):
+    def __init__(self, pool: Pool, shares: Sequence[ComponentShard], ledger: RejectCounter):
         self._pool = pool
         self._shares = shares
         self._queues: list[deque[int]] = [deque() for _ in shares]
@@ -102,7 +102,7 @@ class Prefetcher:
             while len(queue) < count:
                 self.ask(component)
 
-    def take(self, component: int) -> Waiting:
+    def take(self, component: int) -> PendingExample:
         """The component's next sample.
 
         Raises:
@@ -116,11 +116,11 @@ class Prefetcher:
             self.positions[component] += 1
             if isinstance(result, Example):
                 self.ledger.accept()
-                return Waiting(result, (component, position))
+                return PendingExample(result, (component, position))
             self.ledger.reject(result)
             self.ask(component)
 
-    def reread(self, origins: Sequence[tuple[int, int]]) -> list[Waiting]:
+    def reread(self, origins: Sequence[tuple[int, int]]) -> list[PendingExample]:
         """Samples that were taken before, once more.
 
         Raises:
@@ -132,10 +132,10 @@ class Prefetcher:
             result = self._pool.result(number)
             if not isinstance(result, Example):
                 raise JanusError(
-                    f"{result.sample_id}, which a saved data state refers to, cannot be used any more "
+                    f"{result.example_id}, which a saved data state refers to, cannot be used any more "
                     f"({result.detail}); bring the data back to how it was."
                 )
-            samples.append(Waiting(result, origin))
+            samples.append(PendingExample(result, origin))
         return samples
 
     def go_to(self, positions: Sequence[int], ledger: RejectCounter) -> None:
@@ -145,4 +145,4 @@ class Prefetcher:
         self.ledger = ledger
 
     def _submit(self, component: int, position: int) -> int:
-        return self._pool.submit(SampleTask(component, *self._shares[component].locate(position)))
+        return self._pool.submit(LoadTask(component, *self._shares[component].locate(position)))

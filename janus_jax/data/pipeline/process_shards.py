@@ -20,9 +20,9 @@ from janus_jax.processing import Processor
 _SHARES = "shares"
 
 
-def open_shares(
+def open_sharded_stream(
     config: StreamConfig, processor: Processor, process_index: int, process_count: int, shares: int, workers: int
-) -> "Shares":
+) -> "ShardedStream":
     """Opens those shares that are this process's.
 
     Args:
@@ -36,7 +36,7 @@ def open_shares(
     if shares % process_count:
         raise JanusError(
             f"The data are dealt into {shares} shares, which {process_count} processes cannot hold evenly; start a "
-            f"number of processes that divides {shares}, or set config.data_shares before the stage begins."
+            f"number of processes that divides {shares}, or set config.data_shards before the stage begins."
         )
     mine = shares // process_count
     with contextlib.ExitStack() as stack:
@@ -47,16 +47,16 @@ def open_shares(
             stack.enter_context(open_stream(config, processor, number, shares, workers_each))
             for number in range(first, first + mine)
         ]
-        return Shares(streams, stack.pop_all())
+        return ShardedStream(streams, stack.pop_all())
 
 
-def states_of_shares(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The states of all shares, in order, of those of all processes as `Shares.get_state` gave them."""
+def merge_shard_states(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The states of all shares, in order, of those of all processes as `ShardedStream.get_state` gave them."""
     return [share for state in states for share in state[_SHARES]]
 
 
-class Shares(Iterator[Batch]):
-    """Batches of this process's rows, without end. `open_shares` makes it."""
+class ShardedStream(Iterator[Batch]):
+    """Batches of this process's rows, without end. `open_sharded_stream` makes it."""
 
     def __init__(self, streams: Sequence[Stream], stack: contextlib.ExitStack) -> None:
         self._streams, self._stack = streams, stack
@@ -74,9 +74,9 @@ class Shares(Iterator[Batch]):
         self._stack.close()
 
     @property
-    def sample_ids(self) -> tuple[tuple[str, ...], ...]:
+    def example_ids(self) -> tuple[tuple[str, ...], ...]:
         """Of the last batch; see `Stream`."""
-        return tuple(row for stream in self._streams for row in stream.sample_ids)
+        return tuple(row for stream in self._streams for row in stream.example_ids)
 
     def get_state(self) -> dict[str, Any]:
         """Where this process's shares are between two batches, as json knows it."""
@@ -86,7 +86,7 @@ class Shares(Iterator[Batch]):
         """Goes on exactly where `get_state` was called, in however many processes.
 
         Args:
-          states: of this process's shares, or of all (`states_of_shares`).
+          states: of this process's shares, or of all (`merge_shard_states`).
 
         Raises:
           JanusError: see `Stream.set_state`.

@@ -23,12 +23,12 @@ from typing import Any, Self
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.dataset import Component, Share, open_records
+from janus_jax.data.pipeline.dataset import Component, ComponentShard, open_records
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
-from janus_jax.data.pipeline.mixture import Phase, Schedule, check_phases
-from janus_jax.data.pipeline.packing import Budget, Packer, Waiting, lay
-from janus_jax.data.pipeline.prefetch import MakeSamples, Prefetcher
-from janus_jax.data.pipeline.workers import Inline, Pool, Processes
+from janus_jax.data.pipeline.mixture import MixtureSchedule, Phase, check_phases
+from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack
+from janus_jax.data.pipeline.prefetch import ExampleLoader, Prefetcher
+from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool
 from janus_jax.data.rejects import RejectCounter
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
@@ -50,7 +50,7 @@ class StreamConfig:
       phases: weights by step; () for the components' own throughout.
       supervision: which text is learnt.
       seed: of the order and of all that is random about a record.
-      precomputed_image_tokens: whether images to generate come as ids, which then must be in the records (`launch.prepare
+      precomputed_image_tokens: target images come as ids, which the records must hold (`launch.prepare
         --tokenizer`): batches carry `gen_ids`, and `gen_images` is empty. Of a JanusFlow, as latents: batches carry
         `gen_latents`, and `gen_images` too. Otherwise ids and latents in records are passed over.
       drop_condition, first_sentence, random_crop: as in `ExampleBuilder`.
@@ -130,15 +130,15 @@ def open_stream(
         config.precomputed_image_tokens,
         config.seed,
     )
-    make_samples = MakeSamples(config.components, example_builder, config.supervision, config.budget)
+    make_samples = ExampleLoader(config.components, example_builder, config.supervision, config.budget)
     # The workers start while this process looks at the data sets by itself.
-    pool: Pool | None = Processes(make_samples, workers) if workers else None
+    pool: Pool | None = ProcessPool(make_samples, workers) if workers else None
     try:
         shares = [
-            Share(open_records(component).length, process_index, process_count, config.seed, component.name)
+            ComponentShard(open_records(component).length, process_index, process_count, config.seed, component.name)
             for component in config.components
         ]
-        pool = pool or Inline(make_samples)
+        pool = pool or InlinePool(make_samples)
     except BaseException:
         if pool is not None:
             pool.close()
@@ -153,21 +153,23 @@ class Stream(Iterator[Batch]):
 
     Attributes:
       step: batches so far.
-      sample_ids: of the last batch: each row's samples, in the order of their segments.
+      example_ids: of the last batch: each row's samples, in the order of their segments.
     """
 
-    def __init__(self, config: StreamConfig, processor: Processor, shares: list[Share], pool: Pool, ahead: int):
+    def __init__(
+        self, config: StreamConfig, processor: Processor, shares: list[ComponentShard], pool: Pool, ahead: int
+    ):
         self.config = config
         self.step = 0
-        self.sample_ids: tuple[tuple[str, ...], ...] = ()
+        self.example_ids: tuple[tuple[str, ...], ...] = ()
         self._processor = processor
         self._shares = shares
         self._rows = config.batch_size // shares[0].process_count
-        self._schedule = Schedule(config.all_phases, [component.name for component in config.components])
+        self._schedule = MixtureSchedule(config.all_phases, [component.name for component in config.components])
         self._packer = Packer(config.budget, config.lookahead)
         self._feed = Prefetcher(pool, shares, RejectCounter(config.max_rejected, config.recent))
         self._ahead = ahead
-        self._planned: Schedule | None = None
+        self._planned: MixtureSchedule | None = None
         self._planned_phase = 0
         self._to_reread: list[tuple[int, int]] = []
         self.close = weakref.finalize(self, pool.close)
@@ -178,8 +180,8 @@ class Stream(Iterator[Batch]):
         self._plan(phase)
         rows = [self._packer.next_row(lambda: self._draw(phase)) for _ in range(self._rows)]
         self.step += 1
-        self.sample_ids = tuple(tuple(sample.sample_id for sample in row) for row in rows)
-        return lay(rows, self.config.budget, self._processor, self.config.precomputed_image_tokens)
+        self.example_ids = tuple(tuple(sample.example_id for sample in row) for row in rows)
+        return pack(rows, self.config.budget, self._processor, self.config.precomputed_image_tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -216,7 +218,7 @@ class Stream(Iterator[Batch]):
         """
         self._check(state)
         self.step = state["step"]
-        self.sample_ids = ()
+        self.example_ids = ()
         self._schedule = dataclasses.replace(self._schedule, slots=state["slots"], counts=state["counts"])
         self._feed.go_to(state["positions"], self._feed.ledger.with_state(state["records"]))
         self._packer = Packer(self.config.budget, self.config.lookahead)
@@ -230,7 +232,7 @@ class Stream(Iterator[Batch]):
         Fill is of the rows since the stream was opened or restored, the counts of the whole run.
         """
         ledger, packer = self._feed.ledger, self._packer
-        room = np.maximum(self.config.budget.room * max(packer.rows, 1), 1)
+        room = np.maximum(self.config.budget.limits * max(packer.rows, 1), 1)
         names = ("places", "und_images", "gen_images", "text_targets")
         return {
             **{f"fill/{name}": float(fill) for name, fill in zip(names, packer.filled / room, strict=True)},
@@ -250,7 +252,7 @@ class Stream(Iterator[Batch]):
             ],
             "phases": [[phase.until_step, dict(sorted(phase.weights.items()))] for phase in config.all_phases],
             "batch_size": config.batch_size,
-            "budget": config.budget.room.tolist(),
+            "budget": config.budget.limits.tolist(),
             "supervision": config.supervision.value,
             "seed": config.seed,
             "precomputed_image_tokens": config.precomputed_image_tokens,
@@ -296,7 +298,7 @@ class Stream(Iterator[Batch]):
             self._to_reread = []
         self._feed.ask_for(wanted)
 
-    def _draw(self, phase: int) -> Waiting:
+    def _draw(self, phase: int) -> PendingExample:
         waiting = self._feed.take(self._schedule.draw(phase))
         if self._ahead and self._planned is not None:
             self._feed.ask(self._planned.draw(phase))

@@ -51,7 +51,7 @@ class Pool(Protocol):
         """Ends the workers."""
 
 
-class Inline:
+class InlinePool:
     """No worker processes: each task is computed when its result is asked for."""
 
     def __init__(self, make_work: Callable[[], Work]):
@@ -74,7 +74,7 @@ class Inline:
         self._tasks.clear()
 
 
-class Processes:
+class ProcessPool:
     """Worker processes.
 
     Attributes:

@@ -6,11 +6,11 @@ last byte. Input and output must lie where all workers see them under the same p
 
 from collections.abc import Sequence
 
-from janus_jax.data.prepare.shard_writer import Preparation
+from janus_jax.data.prepare.shard_writer import ShardWriter
 from janus_jax.errors import JanusError
 
 
-def write_parts_with_beam(preparation: Preparation, indices: Sequence[int], options: Sequence[str] = ()) -> None:
+def write_parts_with_beam(preparation: ShardWriter, indices: Sequence[int], options: Sequence[str] = ()) -> None:
     """Makes the shards of these parts.
 
     Args:
@@ -36,5 +36,5 @@ def write_parts_with_beam(preparation: Preparation, indices: Sequence[int], opti
         )
 
 
-def _write_part(index: int, preparation: Preparation) -> None:
+def _write_part(index: int, preparation: ShardWriter) -> None:
     preparation.run_part(index)

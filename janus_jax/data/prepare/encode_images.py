@@ -16,7 +16,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped, UInt8
 
 from janus_jax.config import Execution, VAEConfig, VQConfig
-from janus_jax.data.prepare.shard_writer import Preparation
+from janus_jax.data.prepare.shard_writer import ShardWriter
 from janus_jax.data.records import Record
 from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, to_pixels
@@ -48,7 +48,7 @@ class Encoding:
     part: str
     needed: tuple[str, ...]
     encode: Callable[[Params, Float[Array, "B H W 3"]], Any]
-    field: Literal["image_ids", "image_latents"]
+    field: Literal["image_tokens", "image_latents"]
 
     def taken(self, record: Record, numbers: np.ndarray) -> Record:
         """The record with its image's numbers."""
@@ -60,9 +60,9 @@ def ids_encoding(config: VQConfig) -> Encoding:
     tokenizer = VQTokenizer(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
-        return tokenizer.apply({"params": params}, pixels, method="encode")
+        return tokenizer.apply({"params": params}, pixels, method=tokenizer.encode)
 
-    return Encoding(config.image_size, "gen_encoder", ENCODER, encode, "image_ids")
+    return Encoding(config.image_size, "gen_encoder", ENCODER, encode, "image_tokens")
 
 
 def latents_encoding(config: VAEConfig, image_size: int) -> Encoding:
@@ -74,7 +74,7 @@ def latents_encoding(config: VAEConfig, image_size: int) -> Encoding:
     vae = VAE(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
-        latents: Any = vae.apply({"params": params}, pixels, method="encode")
+        latents: Any = vae.apply({"params": params}, pixels, method=vae.encode)
         return latents.mean.reshape(len(pixels), -1) * config.scaling_factor
 
     return Encoding(image_size, "vae", VAE_ENCODER, encode, "image_latents")
@@ -117,8 +117,8 @@ class ImageTokenizer:
             return self._encode(self._params, jax.device_put(padded, batch_sharding(self._mesh)))
 
 
-def add_image_ids(
-    preparation: Preparation,
+def encode_target_images(
+    preparation: ShardWriter,
     indices: Sequence[int],
     tokenizer: ImageTokenizer,
     report: Callable[[int], None] = lambda images: None,

@@ -1,12 +1,11 @@
 """Preparing in several processes: progress while they work, a clear end when one dies, none that outlives us."""
 
 import contextlib
-import fcntl
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
@@ -14,15 +13,14 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from janus_jax.data.prepare.shard_writer import LEAST_ENTRIES, Preparation
+from janus_jax.data.prepare.shard_writer import LEAST_ENTRIES, ShardWriter
 from janus_jax.errors import JanusError
 
 _SECONDS_BETWEEN_REPORTS = 0.5
-_LOCK = "lock"
 
 
 @dataclass(frozen=True)
-class Progress:
+class PrepareProgress:
     """How far a run is.
 
     Attributes:
@@ -38,11 +36,11 @@ class Progress:
     parts: int
 
 
-Report = Callable[[Progress], None]
+Report = Callable[[PrepareProgress], None]
 
 
 def write_parts(
-    preparation: Preparation,
+    preparation: ShardWriter,
     indices: Sequence[int],
     workers: int,
     max_rejected: float,
@@ -69,7 +67,7 @@ def write_parts(
     def follow(tally: Tally, finished: int) -> None:
         nonlocal entries, rejected
         entries, rejected = before.entries + tally.entries, before.num_rejected + tally.rejected
-        report(Progress(entries, total, rejected, parts + finished))
+        report(PrepareProgress(entries, total, rejected, parts + finished))
         if entries >= LEAST_ENTRIES and rejected > max_rejected * entries:
             raise _Stopped
 
@@ -98,7 +96,7 @@ Follow = Callable[[Tally, int], None]
 """Told what was read and how many parts are finished; may raise to end the run."""
 
 
-def _write_here(preparation: Preparation, indices: Sequence[int], follow: Follow) -> None:
+def _write_here(preparation: ShardWriter, indices: Sequence[int], follow: Follow) -> None:
     tally, done = Tally(0, 0), 0
 
     def on_entry(accepted: bool) -> None:
@@ -124,11 +122,11 @@ class _Shared:
         return Tally(int(np.sum(self.entries)), int(np.sum(self.rejected)))
 
 
-_preparation: Preparation
+_preparation: ShardWriter
 _shared: _Shared
 
 
-def _write_in_processes(preparation: Preparation, indices: Sequence[int], workers: int, follow: Follow) -> None:
+def _write_in_processes(preparation: ShardWriter, indices: Sequence[int], workers: int, follow: Follow) -> None:
     # A forked process would inherit the locks of threads that it lacks.
     context = multiprocessing.get_context("spawn")
     shared = _Shared(context, len(preparation.parts))
@@ -152,7 +150,7 @@ def _write_in_processes(preparation: Preparation, indices: Sequence[int], worker
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(preparation: Preparation, shared: _Shared) -> None:
+def _start_worker(preparation: ShardWriter, shared: _Shared) -> None:
     global _preparation, _shared
     _preparation, _shared = preparation, shared
     # Ctrl-C reaches every process of the terminal: the first one decides, and tells the others.
@@ -180,22 +178,3 @@ def _run_part(index: int) -> None:
 
     with contextlib.suppress(_Stopped):
         _preparation.run_part(index, on_entry)
-
-
-@contextlib.contextmanager
-def alone(preparation: Preparation) -> Iterator[None]:
-    """Keeps a second run out of the same folder; a killed one leaves nothing behind that would.
-
-    Raises:
-      JanusError: another run is at it.
-    """
-    with (preparation.job.work / _LOCK).open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise JanusError(
-                f"--output {preparation.job.output} is being written by another run; wait for it, or end it."
-            ) from None
-        except OSError:
-            pass  # A file system without locks. Two runs write the same bytes anyway.
-        yield

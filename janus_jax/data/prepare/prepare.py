@@ -9,15 +9,13 @@ from typing import TYPE_CHECKING, Any
 
 import tqdm
 
-from janus_jax.commands import cli
 from janus_jax.data.prepare.beam import write_parts_with_beam
-from janus_jax.data.prepare.parallel import alone, write_parts
-from janus_jax.data.prepare.shard_writer import Job, Preparation, Summary, begin
-from janus_jax.data.sources import Options
+from janus_jax.data.prepare.parallel import write_parts
+from janus_jax.data.prepare.shard_writer import DatasetSpec, ShardWriter, Summary, begin
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
-from janus_jax.processing import Task
 from janus_jax.progress import records_bar
+from janus_jax.storage import exclusive_lock
 
 if TYPE_CHECKING:
     from janus_jax.data.prepare.encode_images import Encoding
@@ -45,7 +43,7 @@ class PrepareOptions:
 
 
 def prepare(
-    job: Job, means: PrepareOptions, tokenizer: Tokenizer | None, cluster: Cluster | None = None
+    job: DatasetSpec, means: PrepareOptions, tokenizer: Tokenizer | None, cluster: Cluster | None = None
 ) -> Summary | None:
     """Prepares, or goes on where an earlier run was ended; what there is then, for the first process alone.
 
@@ -59,39 +57,33 @@ def prepare(
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The first process claims the folder before the others look at it.
-        claimed = cluster.together(lambda: _claim(job, stack) if cluster.is_first else None)
-        preparation = cluster.together(lambda: claimed or begin(job))
+        claimed = cluster.run_on_all(lambda: _claim(job, stack) if cluster.is_first else None)
+        preparation = cluster.run_on_all(lambda: claimed or begin(job))
         if preparation.summary is not None:
             return preparation.summary if cluster.is_first else None
-        cluster.together(lambda: _write_parts(preparation, cluster, means))
+        cluster.run_on_all(lambda: _write_parts(preparation, cluster, means))
         if tokenizer is not None:
-            cluster.together(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
-        return cluster.together(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
+            cluster.run_on_all(lambda: _add_ids(preparation, cluster, tokenizer, means.batch_size))
+        return cluster.run_on_all(lambda: preparation.finish(means.max_rejected) if cluster.is_first else None)
 
 
-def _claim(job: Job, stack: contextlib.ExitStack) -> Preparation:
+def _claim(job: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:
     # Most inputs are cut up in no time, and need no bar.
     with tqdm.tqdm(unit=" parts", desc="parts", delay=2, leave=False) as bar:
         preparation = begin(job, bar.update)
     if preparation.summary is None:
-        stack.enter_context(alone(preparation))
+        # Without locks two runs write the same bytes.
+        stack.enter_context(exclusive_lock(job.work / "lock", job.output))
     return preparation
 
 
-def _write_parts(preparation: Preparation, cluster: Cluster, means: PrepareOptions) -> None:
+def _write_parts(preparation: ShardWriter, cluster: Cluster, means: PrepareOptions) -> None:
     indices = cluster.share(preparation.unfinished())
     if means.beam is not None:
         write_parts_with_beam(preparation, indices, shlex.split(means.beam))
         return
     with records_bar(disable=not cluster.is_first) as report:
         write_parts(preparation, indices, means.workers, means.max_rejected, report)
-
-
-def prepare_world(output: Path, world: str, task: Task, tokenizer: Path | None = None) -> None:
-    """What `launch.prepare --source shapes` does: a data set of the world, image ids and all."""
-    named = None if tokenizer is None else str(tokenizer)
-    job = Job("examples.shapes.source:shapes", Options((world,), task, shard_records=2048), output, tokenizer=named)
-    prepare(job, PrepareOptions(workers=2, max_rejected=0.0), None if tokenizer is None else read_tokenizer(tokenizer))
 
 
 def read_tokenizer(path: Path) -> Tokenizer:
@@ -134,10 +126,9 @@ def read_tokenizer(path: Path) -> Tokenizer:
     return encoding, read
 
 
-def _add_ids(preparation: Preparation, cluster: Cluster, tokenizer: Tokenizer, batch_size: int) -> None:
-    from janus_jax.data.prepare.encode_images import ImageTokenizer, add_image_ids
+def _add_ids(preparation: ShardWriter, cluster: Cluster, tokenizer: Tokenizer, batch_size: int) -> None:
+    from janus_jax.data.prepare.encode_images import ImageTokenizer, encode_target_images
 
-    cli.enable_compilation_cache()
     indices = cluster.share(preparation.without_ids())
     if not indices:
         return
@@ -147,4 +138,4 @@ def _add_ids(preparation: Preparation, cluster: Cluster, tokenizer: Tokenizer, b
     with tqdm.tqdm(
         unit=" images", desc=encoding.field.replace("_", " "), total=total, disable=cluster.index > 0
     ) as bar:
-        add_image_ids(preparation, indices, encoder, bar.update)
+        encode_target_images(preparation, indices, encoder, bar.update)

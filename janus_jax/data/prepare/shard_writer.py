@@ -14,7 +14,6 @@ and so does one with another number of processes, or under Apache Beam (`beam.py
 import dataclasses
 import hashlib
 import json
-import os
 import re
 import shutil
 from collections import Counter
@@ -24,12 +23,13 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.records import Record
-from janus_jax.data.shards import NOTHING, Size, read_shard, shard_path, write_metadata, write_shard
-from janus_jax.data.sources import Entry, Options, Part, Reason, Refused, find_source
+from janus_jax.data.shards import NOTHING, ShardSize, read_shard, shard_path, write_metadata, write_shard
+from janus_jax.data.sources import Entry, Part, RejectedRecord, RejectReason, SourceOptions, get_source
 from janus_jax.data.validation import check
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, read_json, reading, told
 from janus_jax.processing import Task
+from janus_jax.storage import write_bytes
 
 SUMMARY = "preparation.json"
 QUARANTINE = "quarantine.jsonl"
@@ -44,11 +44,11 @@ OnEntry = Callable[[bool], None]
 
 
 @dataclass(frozen=True)
-class Job:
+class DatasetSpec:
     """What is prepared, and where to.
 
     Attributes:
-      kind: of the source, see `find_source`.
+      kind: of the source, see `get_source`.
       options: of the source.
       output: the folder.
       split: name of the one split that the data set will have.
@@ -56,7 +56,7 @@ class Job:
     """
 
     kind: str
-    options: Options
+    options: SourceOptions
     output: Path
     split: str = "train"
     tokenizer: str | None = None
@@ -64,7 +64,7 @@ class Job:
     def __post_init__(self) -> None:
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.split):
             raise JanusError(f"--split {self.split!r:.80} is no name for a split; take letters, digits and _.")
-        tasks = find_source(self.kind).tasks
+        tasks = get_source(self.kind).tasks
         if self.options.task not in tasks:
             raise JanusError(
                 f"--task {self.options.task.value} is nothing that --source {self.kind} can teach; "
@@ -82,10 +82,10 @@ class Job:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class ShardStats:
     """What became of a part, or of all of them."""
 
-    size: Size = NOTHING
+    size: ShardSize = NOTHING
     tasks: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
 
@@ -97,9 +97,9 @@ class Outcome:
     def num_rejected(self) -> int:
         return sum(self.rejected.values())
 
-    def __add__(self, other: "Outcome") -> "Outcome":
-        return Outcome(
-            Size(self.size.records + other.size.records, self.size.bytes + other.size.bytes),
+    def __add__(self, other: "ShardStats") -> "ShardStats":
+        return ShardStats(
+            ShardSize(self.size.records + other.size.records, self.size.bytes + other.size.bytes),
             dict(Counter(self.tasks) + Counter(other.tasks)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
         )
@@ -113,8 +113,8 @@ class Outcome:
         }
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "Outcome":
-        return cls(Size(values["records"], values["bytes"]), values["tasks"], values["rejected"])
+    def from_dict(cls, values: Mapping[str, Any]) -> "ShardStats":
+        return cls(ShardSize(values["records"], values["bytes"]), values["tasks"], values["rejected"])
 
 
 @dataclass(frozen=True)
@@ -124,7 +124,7 @@ class Summary:
     output: Path
     split: str
     shards: int
-    total: Outcome
+    total: ShardStats
 
     def __str__(self) -> str:
         total = self.total
@@ -142,10 +142,10 @@ class Summary:
 
 
 @dataclass(frozen=True)
-class Preparation:
+class ShardWriter:
     """A job cut into parts, its folder claimed."""
 
-    job: Job
+    job: DatasetSpec
     parts: tuple[Part, ...]
     summary: Summary | None = None
 
@@ -153,20 +153,20 @@ class Preparation:
         """Numbers of the parts that are still to do."""
         return [index for index in range(len(self.parts)) if not self._note(index).exists()]
 
-    def finished(self) -> Outcome:
+    def finished(self) -> ShardStats:
         """What has been done so far."""
         done = set(range(len(self.parts))) - set(self.unfinished())
-        return sum((self.outcome(index) for index in sorted(done)), Outcome())
+        return sum((self.outcome(index) for index in sorted(done)), ShardStats())
 
-    def outcome(self, index: int) -> Outcome:
+    def outcome(self, index: int) -> ShardStats:
         """What became of a finished part."""
-        return Outcome.from_dict(read_json(self._note(index)))
+        return ShardStats.from_dict(read_json(self._note(index)))
 
     def shard(self, index: int) -> Path:
         """Where a part's records go."""
         return shard_path(self.job.output, self.job.split, index, len(self.parts))
 
-    def run_part(self, index: int, on_entry: OnEntry = lambda accepted: None) -> Outcome:
+    def run_part(self, index: int, on_entry: OnEntry = lambda accepted: None) -> ShardStats:
         """Makes one shard. Whoever calls it twice, even at the same time, does no harm.
 
         Raises:
@@ -176,7 +176,7 @@ class Preparation:
         tasks: Counter[str] = Counter()
         lines: list[str] = []
 
-        def reject(key: str, refused: Refused) -> None:
+        def reject(key: str, refused: RejectedRecord) -> None:
             rejected[refused.reason.value] += 1
             lines.append(json.dumps({"key": key, "reason": refused.reason.value, "message": str(refused)}))
             on_entry(False)
@@ -190,7 +190,7 @@ class Preparation:
         finally:
             # Also of a part that is given up: they may tell why.
             _write(self._quarantine(index), lines)
-        outcome = Outcome(size, tasks, rejected)
+        outcome = ShardStats(size, tasks, rejected)
         _write(self._note(index), [json.dumps(outcome.to_dict())])
         return outcome
 
@@ -229,7 +229,7 @@ class Preparation:
           JanusError: too much was rejected, or nothing accepted.
         """
         outcomes = [self.outcome(index) for index in range(len(self.parts))]
-        total = sum(outcomes, Outcome())
+        total = sum(outcomes, ShardStats())
         if self.job.tokenizer is not None and self.without_ids():
             raise JanusError(f"{self.job.output} has shards without image ids; give the same command again.")
         self.check_share(total.entries, total.num_rejected, max_rejected)
@@ -260,7 +260,7 @@ class Preparation:
                     yield from map(json.loads, stream)
 
 
-def begin(job: Job, on_part: Callable[[], object] = lambda: None) -> Preparation:
+def begin(job: DatasetSpec, on_part: Callable[[], object] = lambda: None) -> ShardWriter:
     """Cuts the source up, and claims the output: an empty folder, or one where the same job was begun or finished.
 
     Args:
@@ -272,7 +272,7 @@ def begin(job: Job, on_part: Callable[[], object] = lambda: None) -> Preparation
     """
     _check_free(job.output)
     found = []
-    for part in find_source(job.kind).parts(job.options):
+    for part in get_source(job.kind).parts(job.options):
         found.append(part)
         on_part()
     parts = tuple(found)
@@ -284,8 +284,8 @@ def begin(job: Job, on_part: Callable[[], object] = lambda: None) -> Preparation
         content = read_json(done)
         _check_same(job.output, content["job"], fingerprint)
         _clear(job)
-        summary = Summary(job.output, job.split, content["shards"], Outcome.from_dict(content))
-        return Preparation(job, parts, summary)
+        summary = Summary(job.output, job.split, content["shards"], ShardStats.from_dict(content))
+        return ShardWriter(job, parts, summary)
     noted = job.work / _JOB
     with reading(job.output, "give another --output"):
         job.work.mkdir(parents=True, exist_ok=True)
@@ -293,10 +293,10 @@ def begin(job: Job, on_part: Callable[[], object] = lambda: None) -> Preparation
         _check_same(job.output, read_json(noted), fingerprint)
     else:
         _write(noted, [json.dumps(fingerprint)])
-    return Preparation(job, parts)
+    return ShardWriter(job, parts)
 
 
-def _clear(job: Job) -> None:
+def _clear(job: DatasetSpec) -> None:
     # Where a file that is open cannot vanish (NFS), the folder stays until the next run.
     shutil.rmtree(job.work, ignore_errors=True)
 
@@ -321,7 +321,7 @@ def _check_same(output: Path, before: Mapping[str, Any], now: Mapping[str, Any])
             )
 
 
-def _fingerprint(job: Job, parts: tuple[Part, ...]) -> dict[str, Any]:
+def _fingerprint(job: DatasetSpec, parts: tuple[Part, ...]) -> dict[str, Any]:
     """All that the output's bytes depend on, as json gives it back."""
     cut = hashlib.sha256()
     for part in parts:
@@ -331,19 +331,21 @@ def _fingerprint(job: Job, parts: tuple[Part, ...]) -> dict[str, Any]:
     return json.loads(json.dumps({**named, "content": cut.hexdigest()}))
 
 
-def _records(part: Part, accept: Callable[[Record], None], reject: Callable[[str, Refused], None]) -> Iterator[Record]:
+def _records(
+    part: Part, accept: Callable[[Record], None], reject: Callable[[str, RejectedRecord], None]
+) -> Iterator[Record]:
     key = part.name
     try:
         for entry in part.entries():
             key = entry.key
             try:
                 record = _make(entry)
-            except Refused as refused:
+            except RejectedRecord as refused:
                 reject(key, refused)
             else:
                 yield record
                 accept(record)
-    except Refused as refused:
+    except RejectedRecord as refused:
         reject(f"{key} and what follows", refused)
 
 
@@ -352,26 +354,15 @@ def _make(entry: Entry) -> Record:
         record = entry.make()
         check(record)
     except JanusError as error:
-        raise Refused(Reason.MALFORMED, str(error)) from None
+        raise RejectedRecord(RejectReason.MALFORMED, str(error)) from None
     except FAULTS as error:
         # A source that takes a value at its word: one record's loss, and part of the share that stops the run.
-        raise Refused(Reason.MALFORMED, told(error)) from None
+        raise RejectedRecord(RejectReason.MALFORMED, told(error)) from None
     return record
 
 
 def _write(path: Path, lines: Iterable[str]) -> None:
-    """Writes a text file, which appears when it is complete."""
-    temporary = path.with_name(f"{path.name}.incomplete-{os.getpid()}")
-    try:
-        with temporary.open("w", encoding="utf-8") as stream:
-            stream.writelines(f"{line}\n" for line in lines)
-            stream.flush()
-            os.fsync(stream.fileno())
-        temporary.rename(path)
-    except OSError as error:
-        raise JanusError(f"{path} could not be written ({error.strerror or error}).") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
 
 
 def _readable(size: int) -> str:

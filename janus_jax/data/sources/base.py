@@ -1,12 +1,12 @@
 """What a source is: a function from options to parts, each of which one process reads, entry by entry.
 
-    @source("poems", Task.TEXT)
-    def poems(options: Options) -> Iterator[Part]:
+    @register_source("poems", Task.TEXT)
+    def poems(options: SourceOptions) -> Iterator[Part]:
         for file in options.files():
             yield Part(file.label, functools.partial(_entries, file))
 
-An entry is a key and a way to make its record. Whatever is wrong with one record is raised there, as `Refused`, and
-costs that record alone; whatever is wrong with all of the input is a `JanusError` before any part is read.
+An entry is a key and a way to make its record. Whatever is wrong with one record is raised there, as `RejectedRecord`,
+and costs that record alone; whatever is wrong with all of the input is a `JanusError` before any part is read.
 """
 
 import contextlib
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, reading, refuse_pointer
 from janus_jax.processing import Task
@@ -32,7 +32,7 @@ class Entry(NamedTuple):
 
     Attributes:
       key: names it among those of its source, for good: neither the number of processes nor of parts changes it.
-      make: makes the record, or raises `Refused`.
+      make: makes the record, or raises `RejectedRecord`.
     """
 
     key: str
@@ -46,7 +46,7 @@ class Part:
     Attributes:
       name: tells it from the others; the same for the same input and options.
       entries: reads it. It travels between processes: a `functools.partial` of a module's function, not a lambda.
-        It may raise `Refused` when the rest of its input cannot be read.
+        It may raise `RejectedRecord` when the rest of its input cannot be read.
       size: entries, where that is known before reading.
       stamp: says whether the input is still the same when a run is taken up again: its bytes, as a rule.
     """
@@ -57,7 +57,7 @@ class Part:
     stamp: int = 0
 
 
-class File(NamedTuple):
+class InputFile(NamedTuple):
     """An input file, and the short name that keys are made of: its path below what all inputs have in common."""
 
     path: Path
@@ -72,11 +72,11 @@ _DAMAGE: tuple[type[Exception], ...] = (*FAULTS, tarfile.TarError, zlib.error)
 
 
 @contextlib.contextmanager
-def refusing_damage(file: Path) -> Iterator[None]:
+def reject_damaged_file(file: Path) -> Iterator[None]:
     """Makes damaged content of an archive the loss of the rest of it; a disk that fails stays an error of the run.
 
     Raises:
-      Refused: what is inside found the content damaged.
+      RejectedRecord: what is inside found the content damaged.
       JanusError: the file could not be read at all.
     """
     try:
@@ -85,11 +85,13 @@ def refusing_damage(file: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise JanusError(f"{file} cannot be read ({error.strerror}).") from error
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise Refused(Reason.DAMAGED_FILE, f"{file} cannot be read from here on ({reason}); fetch it again.") from None
+        raise RejectedRecord(
+            RejectReason.DAMAGED_FILE, f"{file} cannot be read from here on ({reason}); fetch it again."
+        ) from None
 
 
 @dataclass(frozen=True)
-class Options:
+class SourceOptions:
     """What the user says about a source.
 
     Attributes:
@@ -116,7 +118,7 @@ class Options:
     data_dir: str | None = None
     shard_records: int = 4096
 
-    def files(self, *suffixes: str) -> list[File]:
+    def files(self, *suffixes: str) -> list[InputFile]:
         """The input files, sorted; of a folder, those whose names end with one of `suffixes`.
 
         Raises:
@@ -127,7 +129,7 @@ class Options:
         for path in paths:
             with reading(path), path.open("rb") as stream:
                 refuse_pointer(path, stream.read(64))
-        return [File(path, path.relative_to(common).as_posix()) for path in paths]
+        return [InputFile(path, path.relative_to(common).as_posix()) for path in paths]
 
 
 def _matches(given: str, suffixes: tuple[str, ...]) -> list[Path]:
@@ -145,7 +147,7 @@ def _matches(given: str, suffixes: tuple[str, ...]) -> list[Path]:
     return found
 
 
-Reader = Callable[[Options], Iterable[Part]]
+Reader = Callable[[SourceOptions], Iterable[Part]]
 
 
 class Source(NamedTuple):
@@ -168,7 +170,7 @@ SOURCES: dict[str, Source] = {}
 """Every kind, by name."""
 
 
-def source(kind: str, *tasks: Task, shard_records: int = 4096) -> Callable[[Reader], Reader]:
+def register_source(kind: str, *tasks: Task, shard_records: int = 4096) -> Callable[[Reader], Reader]:
     """Adds a kind of source to `SOURCES`; see there for the arguments."""
 
     def register(parts: Reader) -> Reader:
@@ -178,7 +180,7 @@ def source(kind: str, *tasks: Task, shard_records: int = 4096) -> Callable[[Read
     return register
 
 
-def find_source(kind: str) -> Source:
+def get_source(kind: str) -> Source:
     """The source of that name; `MODULE:KIND` imports the module first, which then registers it.
 
     Raises:

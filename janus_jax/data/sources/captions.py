@@ -12,7 +12,16 @@ from types import ModuleType
 from typing import Any, BinaryIO, NamedTuple
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import Entry, File, Options, Part, Reason, Refused, refusing_damage, source
+from janus_jax.data.sources.base import (
+    Entry,
+    InputFile,
+    Part,
+    RejectedRecord,
+    RejectReason,
+    SourceOptions,
+    register_source,
+    reject_damaged_file,
+)
 from janus_jax.data.sources.fields import (
     IMAGE_FIELDS,
     LARGEST_FILE,
@@ -29,7 +38,7 @@ from janus_jax.files import reading
 from janus_jax.processing import Task
 
 Row = Callable[[], Mapping[str, Any]]
-"""Gives a row's values by column, or raises `Refused`."""
+"""Gives a row's values by column, or raises `RejectedRecord`."""
 
 Rows = Callable[[], Iterator[tuple[int, Row]]]
 """Reads a part: rows by their number, counted from 1."""
@@ -43,8 +52,8 @@ class Piece(NamedTuple):
     size: int
 
 
-@source("captions", Task.GENERATION, Task.UNDERSTANDING)
-def captions(options: Options) -> Iterator[Part]:
+@register_source("captions", Task.GENERATION, Task.UNDERSTANDING)
+def captions(options: SourceOptions) -> Iterator[Part]:
     """The file's ending says what kind of table it is."""
     for file in options.files(*_TABLES):
         pieces = _TABLES.get(file.path.suffix.lower())
@@ -54,25 +63,25 @@ def captions(options: Options) -> Iterator[Part]:
             yield Part(piece.name, functools.partial(_entries, piece.rows, file, options), piece.size, file.bytes)
 
 
-def _entries(rows: Rows, file: File, options: Options) -> Iterator[Entry]:
+def _entries(rows: Rows, file: InputFile, options: SourceOptions) -> Iterator[Entry]:
     folder = ImageFolder.of(options, file.path)
     for number, row in rows():
         key = f"{file.label}:{number}"
         yield Entry(key, functools.partial(_record, key, row, folder, options))
 
 
-def _record(key: str, row: Row, folder: ImageFolder, options: Options) -> Record:
+def _record(key: str, row: Row, folder: ImageFolder, options: SourceOptions) -> Record:
     values = row()
     caption = text_of(field(values, options.text_field, TEXT_FIELDS))
     return caption_record(key, caption, image_of(field(values, options.image_field, IMAGE_FIELDS), folder), options)
 
 
-def _json_pieces(file: File, options: Options) -> Iterator[Piece]:
+def _json_pieces(file: InputFile, options: SourceOptions) -> Iterator[Piece]:
     for span in line_spans(file, options.shard_records):
         yield Piece(span.name, functools.partial(json_lines, span), span.size)
 
 
-def _csv_pieces(file: File, options: Options) -> Iterator[Piece]:
+def _csv_pieces(file: InputFile, options: SourceOptions) -> Iterator[Piece]:
     """Rows may hold line breaks between quotes: where they end, only reading them tells."""
     with reading(file.path), file.path.open("rb") as stream:
         lines = _Lines(stream)
@@ -106,11 +115,13 @@ def _csv_rows(span: Span, columns: tuple[str, ...]) -> Iterator[tuple[int, Row]]
 
 def _csv_values(row: list[str], columns: tuple[str, ...]) -> Mapping[str, Any]:
     if len(row) != len(columns):
-        raise Refused(Reason.MALFORMED, f"its row has {len(row)} fields, the table {len(columns)} columns.")
+        raise RejectedRecord(
+            RejectReason.MALFORMED, f"its row has {len(row)} fields, the table {len(columns)} columns."
+        )
     return dict(zip(columns, row, strict=True))
 
 
-def _csv_reader(file: File, lines: Iterator[str]) -> Iterator[list[str]]:
+def _csv_reader(file: InputFile, lines: Iterator[str]) -> Iterator[list[str]]:
     csv.field_size_limit(LARGEST_FILE)
     return csv.reader(lines, delimiter="\t" if file.path.suffix.lower() == ".tsv" else ",", strict=True)
 
@@ -133,7 +144,7 @@ class _Lines(Iterator[str]):
         return text.decode("utf-8", "surrogateescape")
 
 
-def _parquet_pieces(file: File, options: Options) -> Iterator[Piece]:
+def _parquet_pieces(file: InputFile, options: SourceOptions) -> Iterator[Piece]:
     """Row groups are read whole, so a part is some of them."""
     parquet = _pyarrow(file)
     with reading(file.path), parquet.ParquetFile(file.path) as table:
@@ -153,10 +164,10 @@ def _parquet_pieces(file: File, options: Options) -> Iterator[Piece]:
 
 
 def _parquet_rows(
-    file: File, groups: tuple[int, ...], first: int, columns: list[str]
+    file: InputFile, groups: tuple[int, ...], first: int, columns: list[str]
 ) -> Iterator[tuple[int, Row]]:
     number = first
-    with refusing_damage(file.path), _pyarrow(file).ParquetFile(file.path) as table:
+    with reject_damaged_file(file.path), _pyarrow(file).ParquetFile(file.path) as table:
         # Few at a time: a row may hold an image.
         for batch in table.iter_batches(batch_size=16, row_groups=list(groups), columns=columns):
             for values in batch.to_pylist():
@@ -164,7 +175,7 @@ def _parquet_rows(
                 number += 1
 
 
-def _pyarrow(file: File) -> ModuleType:
+def _pyarrow(file: InputFile) -> ModuleType:
     try:
         import pyarrow.parquet
     except ImportError as error:
@@ -172,7 +183,7 @@ def _pyarrow(file: File) -> ModuleType:
     return pyarrow.parquet
 
 
-def _check_columns(file: File, columns: tuple[str, ...], options: Options) -> None:
+def _check_columns(file: InputFile, columns: tuple[str, ...], options: SourceOptions) -> None:
     for flag, name, usual in (
         ("--text_field", options.text_field, TEXT_FIELDS),
         ("--image_field", options.image_field, IMAGE_FIELDS),
@@ -184,7 +195,7 @@ def _check_columns(file: File, columns: tuple[str, ...], options: Options) -> No
             )
 
 
-_TABLES: dict[str, Callable[[File, Options], Iterator[Piece]]] = {
+_TABLES: dict[str, Callable[[InputFile, SourceOptions], Iterator[Piece]]] = {
     ".jsonl": _json_pieces,
     ".csv": _csv_pieces,
     ".tsv": _csv_pieces,

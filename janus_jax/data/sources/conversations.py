@@ -10,7 +10,15 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import Entry, File, Options, Part, Reason, Refused, source
+from janus_jax.data.sources.base import (
+    Entry,
+    InputFile,
+    Part,
+    RejectedRecord,
+    RejectReason,
+    SourceOptions,
+    register_source,
+)
 from janus_jax.data.sources.fields import ImageFolder, field, image_of
 from janus_jax.data.sources.lines import Span, json_lines, line_spans
 from janus_jax.errors import JanusError
@@ -30,8 +38,8 @@ _ROLES = {
 _SPACE = " \t\r\n"
 
 
-@source("llava", Task.UNDERSTANDING, Task.TEXT)
-def conversations(options: Options) -> Iterator[Part]:
+@register_source("llava", Task.UNDERSTANDING, Task.TEXT)
+def conversations(options: SourceOptions) -> Iterator[Part]:
     """A json array, or one object a line."""
     for file in options.files(".json", ".jsonl"):
         is_array = _is_array(file)
@@ -40,7 +48,7 @@ def conversations(options: Options) -> Iterator[Part]:
             yield Part(span.name, functools.partial(_entries, read, span, options), span.size, file.bytes)
 
 
-def _is_array(file: File) -> bool:
+def _is_array(file: InputFile) -> bool:
     with reading(file.path), file.path.open("rb") as stream:
         while block := stream.read(1 << 16):
             if start := block.removeprefix(b"\xef\xbb\xbf").lstrip():
@@ -48,7 +56,7 @@ def _is_array(file: File) -> bool:
     return False
 
 
-def array_spans(file: File, size: int) -> Iterator[Span]:
+def array_spans(file: InputFile, size: int) -> Iterator[Span]:
     """Spans of `size` elements each of a json array, but for the last.
 
     The text is held, its objects are not: of LLaVA's largest file that is 1 GB in place of 6.
@@ -97,18 +105,18 @@ def _elements(span: Span) -> Iterator[tuple[int, Any]]:
 
 def _given(value: Any) -> Mapping[str, Any]:
     if not isinstance(value, Mapping):
-        raise Refused(Reason.MALFORMED, f"it is a {type(value).__name__} where an object is wanted.")
+        raise RejectedRecord(RejectReason.MALFORMED, f"it is a {type(value).__name__} where an object is wanted.")
     return value
 
 
-def _entries(read: Any, span: Span, options: Options) -> Iterator[Entry]:
+def _entries(read: Any, span: Span, options: SourceOptions) -> Iterator[Entry]:
     folder = ImageFolder.of(options, span.file.path)
     for number, values in read(span):
         key = f"{span.file.label}:{number}"
         yield Entry(key, functools.partial(_record, key, values, folder, options))
 
 
-def _record(key: str, values: Any, folder: ImageFolder, options: Options) -> Record:
+def _record(key: str, values: Any, folder: ImageFolder, options: SourceOptions) -> Record:
     sample = values()
     given = sample.get(options.image_field or "image")
     names = [] if given is None else given if isinstance(given, list) else [given]
@@ -116,20 +124,22 @@ def _record(key: str, values: Any, folder: ImageFolder, options: Options) -> Rec
     return conversation_record(key, sample, images, options)
 
 
-def conversation_record(key: str, sample: Mapping[str, Any], images: tuple[bytes, ...], options: Options) -> Record:
+def conversation_record(
+    key: str, sample: Mapping[str, Any], images: tuple[bytes, ...], options: SourceOptions
+) -> Record:
     """A sample's turns with its images, whose places are `<image>`, or else before the user's first words.
 
     A conversation without images is one in text, whatever the source's task.
 
     Raises:
-      Refused: a turn is wrong, or there are images in a source of text.
+      RejectedRecord: a turn is wrong, or there are images in a source of text.
     """
     turns = field(sample, options.text_field, ("conversations", "messages"))
     if not isinstance(turns, list) or not turns:
-        raise Refused(Reason.BAD_CONVERSATION, "its conversation is no list of turns.")
+        raise RejectedRecord(RejectReason.BAD_CONVERSATION, "its conversation is no list of turns.")
     messages = [_message(turn) for turn in turns]
     if images and options.task is Task.TEXT:
-        raise Refused(Reason.IMAGE_COUNT, f"it has {len(images)} images, but its source is to teach text.")
+        raise RejectedRecord(RejectReason.IMAGE_COUNT, f"it has {len(images)} images, but its source is to teach text.")
     if images and not any(IMAGE_PLACEHOLDER in message["content"] for message in messages):
         first = next((message for message in messages if message["role"] == "user"), messages[0])
         first["content"] = f"{IMAGE_PLACEHOLDER}\n" * len(images) + first["content"]
@@ -138,13 +148,19 @@ def conversation_record(key: str, sample: Mapping[str, Any], images: tuple[bytes
 
 def _message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
-        raise Refused(Reason.BAD_CONVERSATION, f"a turn is a {type(turn).__name__} where an object is wanted.")
+        raise RejectedRecord(
+            RejectReason.BAD_CONVERSATION, f"a turn is a {type(turn).__name__} where an object is wanted."
+        )
     role = field(turn, None, ("from", "role"))
     content = field(turn, None, ("value", "content"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise Refused(Reason.BAD_CONVERSATION, f"a turn is {role!r:.40}'s; it must be one of {', '.join(_ROLES)}.")
+        raise RejectedRecord(
+            RejectReason.BAD_CONVERSATION, f"a turn is {role!r:.40}'s; it must be one of {', '.join(_ROLES)}."
+        )
     if not isinstance(content, str):
-        raise Refused(Reason.BAD_CONVERSATION, f"a turn's text is a {type(content).__name__}.")
+        raise RejectedRecord(RejectReason.BAD_CONVERSATION, f"a turn's text is a {type(content).__name__}.")
     if IMAGE_PLACEHOLDER in content:
-        raise Refused(Reason.SPECIAL_TOKEN, f"a turn spells {IMAGE_PLACEHOLDER}; images are marked with {_THEIRS}.")
+        raise RejectedRecord(
+            RejectReason.SPECIAL_TOKEN, f"a turn spells {IMAGE_PLACEHOLDER}; images are marked with {_THEIRS}."
+        )
     return {"role": _ROLES[role], "content": content.replace(_THEIRS, IMAGE_PLACEHOLDER)}

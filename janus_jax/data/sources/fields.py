@@ -1,4 +1,4 @@
-"""From the values that sources hold to records: texts, images, captions. What is wrong is raised as `Refused`."""
+"""From the values that sources hold to records: texts, images, captions. Errors are raised as `RejectedRecord`."""
 
 import json
 import os
@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import Options, Reason, Refused
+from janus_jax.data.sources.base import RejectedRecord, RejectReason, SourceOptions
 from janus_jax.processing import Message, Task
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
@@ -27,7 +27,7 @@ class ImageFolder:
     root: str
 
     @classmethod
-    def of(cls, options: Options, file: Path) -> "ImageFolder":
+    def of(cls, options: SourceOptions, file: Path) -> "ImageFolder":
         """The folder that the options name, or else the file's own."""
         return cls(os.path.abspath(file.parent if options.images is None else options.images))
 
@@ -35,36 +35,38 @@ class ImageFolder:
         """The bytes of an image file, not looked at.
 
         Raises:
-          Refused: it lies elsewhere, does not exist, is no file or is too large.
+          RejectedRecord: it lies elsewhere, does not exist, is no file or is too large.
         """
         # By name alone: links that the user put into the folder may lead out of it.
         path = Path(os.path.normpath(os.path.join(self.root, name)))
         if not path.is_relative_to(self.root):
-            raise Refused(Reason.MISSING_FILE, f"{name} lies outside {self.root}, the folder of images.")
+            raise RejectedRecord(RejectReason.MISSING_FILE, f"{name} lies outside {self.root}, the folder of images.")
         try:
             if not path.is_file():  # neither a folder nor a device, which may never end
-                raise Refused(Reason.MISSING_FILE, f"{path} does not exist, or is no file.")
+                raise RejectedRecord(RejectReason.MISSING_FILE, f"{path} does not exist, or is no file.")
             if (size := path.stat().st_size) > LARGEST_FILE:
-                raise Refused(Reason.IMAGE_TOO_LARGE, f"{path} has {size} bytes; at most {LARGEST_FILE} are read.")
+                raise RejectedRecord(
+                    RejectReason.IMAGE_TOO_LARGE, f"{path} has {size} bytes; at most {LARGEST_FILE} are read."
+                )
             return path.read_bytes()
         except (OSError, ValueError) as error:  # a name with a NUL, or longer than any name
             reason = getattr(error, "strerror", None) or error
-            raise Refused(Reason.MISSING_FILE, f"{name!r:.200} cannot be read ({reason}).") from None
+            raise RejectedRecord(RejectReason.MISSING_FILE, f"{name!r:.200} cannot be read ({reason}).") from None
 
 
 def json_object(content: bytes | str, where: str) -> Mapping[str, Any]:
     """A json object, whatever is in it.
 
     Raises:
-      Refused: it is none.
+      RejectedRecord: it is none.
     """
     try:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(text.removeprefix("\ufeff"))
     except (ValueError, RecursionError) as error:
-        raise Refused(Reason.MALFORMED, f"{where} is no json ({str(error)[:100]}).") from None
+        raise RejectedRecord(RejectReason.MALFORMED, f"{where} is no json ({str(error)[:100]}).") from None
     if not isinstance(value, Mapping):
-        raise Refused(Reason.MALFORMED, f"{where} holds {type(value).__name__} where an object is wanted.")
+        raise RejectedRecord(RejectReason.MALFORMED, f"{where} holds {type(value).__name__} where an object is wanted.")
     return value
 
 
@@ -72,31 +74,31 @@ def field(values: Mapping[str, Any], name: str | None, usual: Sequence[str]) -> 
     """The value of the field `name`, or of the first of the usual names that is there.
 
     Raises:
-      Refused: it is absent.
+      RejectedRecord: it is absent.
     """
     names = usual if name is None else (name,)
     for candidate in names:
         if values.get(candidate) is not None:
             return values[candidate]
     there = ", ".join(map(str, values))[:200]
-    raise Refused(Reason.MISSING_FIELD, f"it has no {' or '.join(names)}, only: {there or 'nothing'}.")
+    raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no {' or '.join(names)}, only: {there or 'nothing'}.")
 
 
 def text_of(value: Any) -> str:
     """A text that is one, stripped.
 
     Raises:
-      Refused: it is of another type, no UTF-8, or blank.
+      RejectedRecord: it is of another type, no UTF-8, or blank.
     """
     if isinstance(value, bytes):
         try:
             value = value.decode("utf-8")
         except UnicodeDecodeError:
-            raise Refused(Reason.MALFORMED, "its text is no UTF-8.") from None
+            raise RejectedRecord(RejectReason.MALFORMED, "its text is no UTF-8.") from None
     if not isinstance(value, str):
-        raise Refused(Reason.MALFORMED, f"its text is given as {type(value).__name__}.")
+        raise RejectedRecord(RejectReason.MALFORMED, f"its text is given as {type(value).__name__}.")
     if not value.strip():
-        raise Refused(Reason.EMPTY_TEXT, "its text is empty.")
+        raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
     return value.strip()
 
 
@@ -104,7 +106,7 @@ def image_of(value: Any, folder: ImageFolder) -> bytes:
     """An image given as bytes, a path in the folder, a base64 data address, or `{"bytes": ..., "path": ...}`.
 
     Raises:
-      Refused: it is none of them, or `ImageFolder.read` refuses it.
+      RejectedRecord: it is none of them, or `ImageFolder.read` refuses it.
     """
     if isinstance(value, Mapping):
         value = value.get("bytes") or value.get("path")
@@ -113,11 +115,13 @@ def image_of(value: Any, folder: ImageFolder) -> bytes:
     if isinstance(value, str) and value.strip():
         return folder.read(value.strip())
     if not value:
-        raise Refused(Reason.NO_IMAGE, "its image is empty.")
+        raise RejectedRecord(RejectReason.NO_IMAGE, "its image is empty.")
     if not isinstance(value, bytes):
-        raise Refused(Reason.MALFORMED, f"its image is given as {type(value).__name__}.")
+        raise RejectedRecord(RejectReason.MALFORMED, f"its image is given as {type(value).__name__}.")
     if len(value) > LARGEST_FILE:
-        raise Refused(Reason.IMAGE_TOO_LARGE, f"its image has {len(value)} bytes; at most {LARGEST_FILE} are read.")
+        raise RejectedRecord(
+            RejectReason.IMAGE_TOO_LARGE, f"its image has {len(value)} bytes; at most {LARGEST_FILE} are read."
+        )
     return value
 
 
@@ -128,10 +132,10 @@ def _data_address(value: str) -> bytes:
     try:
         return base64.b64decode(value.partition(",")[2], validate=True)
     except (binascii.Error, ValueError):
-        raise Refused(Reason.BAD_IMAGE, "its image's data address is not encoded in base64.") from None
+        raise RejectedRecord(RejectReason.BAD_IMAGE, "its image's data address is not encoded in base64.") from None
 
 
-def caption_record(key: str, caption: str, image: bytes, options: Options) -> Record:
+def caption_record(key: str, caption: str, image: bytes, options: SourceOptions) -> Record:
     """A caption and its image: as the request for it (generation) or as the answer to a prompt (understanding)."""
     if options.task is Task.GENERATION:
         return Record(key, Task.GENERATION, text=caption, images=(image,))

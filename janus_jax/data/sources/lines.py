@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NamedTuple
 
-from janus_jax.data.sources.base import File, Reason, Refused
+from janus_jax.data.sources.base import InputFile, RejectedRecord, RejectReason
 from janus_jax.data.sources.fields import LARGEST_FILE, json_object
 from janus_jax.files import reading
 
@@ -14,7 +14,7 @@ from janus_jax.files import reading
 class Span:
     """Bytes `start` to `stop` of a file, and the number of its first entry, counted from 1."""
 
-    file: File
+    file: InputFile
     start: int
     stop: int
     first: int
@@ -37,7 +37,7 @@ class Line(NamedTuple):
     content: bytes | None
 
 
-def line_spans(file: File, size: int) -> Iterator[Span]:
+def line_spans(file: InputFile, size: int) -> Iterator[Span]:
     """Spans of `size` lines each, but for the last."""
     start = stop = 0
     first = number = 1
@@ -63,7 +63,7 @@ def read_lines(span: Span) -> Iterator[Line]:
 def json_lines(span: Span) -> Iterator[tuple[int, Callable[[], Mapping[str, Any]]]]:
     """The lines of a span that are not blank, by number, each to be read as a json object when it is wanted.
 
-    Reading one raises `Refused` where it is none, or is too long.
+    Reading one raises `RejectedRecord` where it is none, or is too long.
     """
     for line in read_lines(span):
         yield line.number, functools.partial(_json_object, line)
@@ -77,10 +77,10 @@ def whole(line: Line) -> bytes:
     """The line's content.
 
     Raises:
-      Refused: it is too long.
+      RejectedRecord: it is too long.
     """
     if line.content is None:
-        raise Refused(Reason.TOO_LONG, f"line {line.number} has more than {LARGEST_FILE} bytes.")
+        raise RejectedRecord(RejectReason.TOO_LONG, f"line {line.number} has more than {LARGEST_FILE} bytes.")
     return line.content
 
 

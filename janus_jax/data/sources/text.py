@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import Entry, Options, Part, source
+from janus_jax.data.sources.base import Entry, Part, SourceOptions, register_source
 from janus_jax.data.sources.fields import field, text_of
 from janus_jax.data.sources.lines import Span, json_lines, line_spans
 from janus_jax.processing import Task
@@ -13,8 +13,8 @@ from janus_jax.processing import Task
 _FIELDS = ("text", "content")
 
 
-@source("text", Task.TEXT, shard_records=65536)
-def text(options: Options) -> Iterator[Part]:
+@register_source("text", Task.TEXT, shard_records=65536)
+def text(options: SourceOptions) -> Iterator[Part]:
     """`{"text": "..."}` a line; the field may be named."""
     for file in options.files(".jsonl"):
         for span in line_spans(file, options.shard_records):

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import Entry, Options, Part, Reason, Refused, source
+from janus_jax.data.sources.base import Entry, Part, RejectedRecord, RejectReason, SourceOptions, register_source
 from janus_jax.data.sources.fields import caption_record, text_of
 from janus_jax.errors import JanusError
 from janus_jax.files import read_text, told
@@ -25,8 +25,8 @@ _TEXTS = ("label", "caption", "text")
 _IMAGES = ("image",)
 
 
-@source("tfds", Task.GENERATION, Task.UNDERSTANDING)
-def tfds(options: Options) -> Iterator[Part]:
+@register_source("tfds", Task.GENERATION, Task.UNDERSTANDING)
+def tfds(options: SourceOptions) -> Iterator[Part]:
     """NAME, NAME/CONFIG:VERSION as TFDS writes them, or the folder of a prepared data set."""
     for name in options.inputs:
         builder = _builder(name, options.data_dir)
@@ -38,7 +38,7 @@ def tfds(options: Options) -> Iterator[Part]:
             yield Part(title, functools.partial(_entries, name, span, options), len(span))
 
 
-def _entries(name: str, span: range, options: Options) -> Iterator[Entry]:
+def _entries(name: str, span: range, options: SourceOptions) -> Iterator[Entry]:
     builder = _builder(name, options.data_dir)
     data, caption = _data(builder, options), _caption(builder, options)
     image = _field("--image_field", builder, options.image_field, _IMAGES)
@@ -48,7 +48,7 @@ def _entries(name: str, span: range, options: Options) -> Iterator[Entry]:
 
 
 def _record(
-    key: str, data: Any, number: int, caption: Callable[[Mapping[str, Any]], str], image: str, options: Options
+    key: str, data: Any, number: int, caption: Callable[[Mapping[str, Any]], str], image: str, options: SourceOptions
 ) -> Record:
     example = data[number]
     return caption_record(key, text_of(caption(example)), _encoded(example[image]), options)
@@ -59,7 +59,9 @@ def _encoded(image: Any) -> bytes:
         return image
     pixels = np.asarray(image)
     if pixels.dtype != np.uint8 or pixels.ndim not in (2, 3):
-        raise Refused(Reason.BAD_IMAGE, f"its image is an array of {pixels.dtype} and shape {pixels.shape}.")
+        raise RejectedRecord(
+            RejectReason.BAD_IMAGE, f"its image is an array of {pixels.dtype} and shape {pixels.shape}."
+        )
     stream = io.BytesIO()
     Image.fromarray(pixels[..., 0] if pixels.shape[-1:] == (1,) else pixels).save(stream, "png")
     return stream.getvalue()
@@ -88,7 +90,7 @@ def _opened(directory: str, split: str, image: str) -> Any:
     return builder.as_data_source(split, decoders=decoders)
 
 
-def _data(builder: Any, options: Options) -> Any:
+def _data(builder: Any, options: SourceOptions) -> Any:
     name = builder.info.full_name
     if not builder.info.splits:
         raise JanusError(
@@ -116,7 +118,7 @@ def _field(flag: str, builder: Any, name: str | None, usual: tuple[str, ...]) ->
     )
 
 
-def _caption(builder: Any, options: Options) -> Callable[[Mapping[str, Any]], str]:
+def _caption(builder: Any, options: SourceOptions) -> Callable[[Mapping[str, Any]], str]:
     """How a caption is read off an example."""
     import tensorflow_datasets
 
@@ -137,7 +139,7 @@ def _caption(builder: Any, options: Options) -> Callable[[Mapping[str, Any]], st
     def read(example: Mapping[str, Any]) -> str:
         label = int(example[name])
         if not 0 <= label < len(words):
-            raise Refused(Reason.MISSING_FIELD, f"its class is {label}, which is none of {len(words)}.")
+            raise RejectedRecord(RejectReason.MISSING_FIELD, f"its class is {label}, which is none of {len(words)}.")
         return words[label]
 
     return read

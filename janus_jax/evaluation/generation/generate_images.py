@@ -8,14 +8,13 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import OWN, Options
 from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
 from janus_jax.evaluation.runner import Work
 from janus_jax.files import named
 from janus_jax.generation.padding import bucket_length
+from janus_jax.image_files import save_png
 from janus_jax.processing import Processor
-from janus_jax.storage import writing
 
 _WRITERS = min(8, os.cpu_count() or 1)
 
@@ -100,16 +99,4 @@ def save(image: Image.Image, file: Path, side: int | None) -> None:
     """
     if side is not None and image.size != (side, side):
         image = image.resize((side, side), Image.Resampling.LANCZOS)
-    temporary = file.with_name(f".{file.name}.{os.getpid()}")
-    try:
-        with writing(file):
-            file.parent.mkdir(parents=True, exist_ok=True)
-            with temporary.open("wb") as stream:
-                image.save(stream, "PNG", compress_level=1)
-                stream.flush()
-                os.fsync(stream.fileno())
-            temporary.replace(file)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError) as error:
-        raise JanusError(f"{file} cannot be written ({error.strerror}); give another --out.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    save_png(image, file, compress_level=1)

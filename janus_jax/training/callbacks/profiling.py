@@ -1,48 +1,42 @@
-"""A trace of a few steps, for TensorBoard's profiler or https://ui.perfetto.dev."""
+"""Profiler trace of a few steps, for TensorBoard's profiler or https://ui.perfetto.dev."""
 
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
 
 import jax
 
 from janus_jax.storage import writing
+from janus_jax.training.callbacks.base import Callback, TrainingRun
 
 
-class Profile:
-    """Traces some steps of the first process; a context manager, whose end ends a trace that is under way.
+class Profiling(Callback):
+    """Traces some steps of the first process.
 
     Args:
-      folder: where the trace goes.
-      first: step to begin with, counted from 1. The first of a run compiles, and is best left out.
-      count: of steps; 0 for no trace.
+      folder: Folder of the trace.
+      first: First step to trace, counted from 1. The first step of a run includes compilation.
+      count: Number of steps to trace; 0 disables the trace.
     """
 
     def __init__(self, folder: Path, first: int, count: int) -> None:
         self._folder = folder
         self._first, self._last = first, first + count - 1
-        self._traces = False
+        self._is_tracing = False
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        self._end()
-
-    def before(self, step: int) -> None:
-        """Begins where it is this step's turn."""
+    def before_step(self, step: int) -> None:
+        """Starts the trace before its first step."""
         if self._first == step <= self._last and jax.process_index() == 0:
             jax.profiler.start_trace(self._folder)
-            self._traces = True
+            self._is_tracing = True
 
-    def after(self, step: int, results: Any) -> None:
-        """Ends after the last step, once its results are there."""
-        if self._traces and step == self._last:
-            jax.block_until_ready(results)
-            self._end()
+    def after_step(self, run: TrainingRun) -> None:
+        """Stops the trace once the results of its last step are computed."""
+        if self._is_tracing and run.step == self._last:
+            jax.block_until_ready(run.metrics)
+            self.close()
 
-    def _end(self) -> None:
-        if self._traces:
-            self._traces = False
+    def close(self) -> None:
+        """Stops a trace that is still running."""
+        if self._is_tracing:
+            self._is_tracing = False
             with writing(self._folder):
                 jax.profiler.stop_trace()

@@ -1,9 +1,9 @@
-"""What the model says and draws at a step: the recipe's questions answered and its prompts drawn, where it is trained.
+"""Answers and generated images at intervals during training.
 
-WORKDIR/stage_N/samples/step_N/answers.txt   questions and answers
-WORKDIR/stage_N/samples/step_N/K.png         the image of prompt K, counted from 1; its text chunk `prompt` has it
+    WORKDIR/stage_N/samples/step_N/answers.txt   questions and answers
+    WORKDIR/stage_N/samples/step_N/K.png         image of prompt K, counted from 1; its PNG text `prompt` is the prompt
 
-TensorBoard has the same: `samples/answers`, `samples/prompts`, and `samples/images`, one sheet of all images.
+TensorBoard shows the same as `samples/answers`, `samples/prompts` and `samples/images` (one contact sheet).
 """
 
 import math
@@ -12,125 +12,126 @@ from pathlib import Path
 
 import jax
 import numpy as np
-from jax.sharding import Mesh
 from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Params
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, TokenSequence
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 from janus_jax.storage import writing
-from janus_jax.training.metric_writer import MetricWriter
+from janus_jax.training.callbacks.base import Callback, TrainingRun
+from janus_jax.training.partition import merge
 from janus_jax.training.recipe import Recipe
 
-_GAP = 4  # pixels between two pictures of a sheet
+_GAP = 4  # pixels between two images of a contact sheet
 
 
-class Sampler:
-    """Answers the recipe's questions and draws its prompts, and tells of it.
+class GenerateSamples(Callback):
+    """Answers the questions and generates the images of `recipe.samples`.
 
-    The parameters are read where and as the step keeps them, stacked and spread over the mesh: no second copy is made,
-    and what is compiled does not grow with depth. A step of the decoding is slower for it than after `load`.
+    The model reads the parameters in their training layout (stacked blocks, sharded over the mesh). This avoids a
+    second copy and a compilation that grows with depth. Decoding is slower than in a model that `load` returns.
 
     Args:
-      recipe: its `samples` are made.
-      processor: of its model.
-      folder: the stage's, `WORKDIR/stage_N`.
+      recipe: Provides `samples`, their interval and the model.
+      processor: Processor of the model.
+      folder: Folder of the stage, `WORKDIR/stage_N`.
 
     Raises:
-      JanusError: an image cannot be read, or the model cannot read as much as a sample is long. No device is asked for.
+      JanusError: An image cannot be read, or a prompt is longer than the model's context. No device is used.
     """
 
     def __init__(self, recipe: Recipe, processor: Processor, folder: Path) -> None:
         self._samples, self._processor, self._folder = recipe.samples, processor, folder / "samples"
+        self._interval = recipe.intervals.sample
         self._config, self._limit = recipe.model_config, recipe.model_config.llm.max_positions
-        # Kernels for long training rows would not take prompts of any length.
+        # Always XLA attention: other kernels do not support every prompt length.
         execution = Execution(recipe.current.precision.compute, layers="scanned")
         self._model = make_model(self._config, execution)
-        self._rows = [self._question_row(number, *pair) for number, pair in enumerate(self._samples.questions, 1)]
+        questions = enumerate(self._samples.questions, 1)
+        self._questions = [self._question(number, image, text) for number, (image, text) in questions]
         for number, prompt in enumerate(self._samples.prompts, 1):
-            row = processor.generation_prompt(prompt)
-            self._check_length(f"prompts, number {number},", row, self._config.gen_tokens)
+            tokens = processor.generation_prompt(prompt)
+            self._check_length(f"prompts, number {number},", tokens, self._config.gen_tokens)
 
-    def tell(self, step: int, params: Params, mesh: Mesh | None, reports: MetricWriter) -> None:
-        """Makes the samples; every process takes part. Parameters that give no numbers give a message.
-
-        Args:
-          params: the whole tree, in the form of training.
-          mesh: that they lie on.
+    def after_step(self, run: TrainingRun) -> None:
+        """Writes the samples if they are due. If the logits are not finite, a message replaces them.
 
         Raises:
-          StorageFull: the disk is full.
+          StorageFull: The disk is full.
         """
-        model = Pretrained(self._config, params, self._processor, self._model, mesh)
-        try:
-            answers = model.answer(self._rows, self._samples.max_new_tokens)
-            pictures = self._draw(model)
-        except JanusError as error:
-            reports.message(f"step {step}: there are no samples: {error}")
+        if not run.is_due(self._interval):
             return
-        if jax.process_index() == 0 and (answers or pictures):
-            self._write(self._folder / f"step_{step}", answers, pictures)
+        params = merge(run.state.params, run.state.frozen)
+        model = Pretrained(self._config, params, self._processor, self._model, run.mesh)
+        try:
+            answers = model.answer(self._questions, self._samples.max_new_tokens)
+            images = self._generate(model)
+        except JanusError as error:
+            run.writer.message(f"step {run.step}: no samples: {error}")
+            return
+        if jax.process_index() == 0 and (answers or images):
+            self._write(self._folder / f"step_{run.step}", answers, images)
         if answers:
-            reports.texts(step, {"samples/answers": "\n\n".join(map("**{}**\n\n{}".format, self._asked, answers))})
-        if pictures:
+            pairs = "\n\n".join(map("**{}**\n\n{}".format, self._titles, answers))
+            run.writer.texts(run.step, {"samples/answers": pairs})
+        if images:
             numbered = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(self._samples.prompts, 1))
-            reports.texts(step, {"samples/prompts": numbered})
-            reports.images(step, {"samples/images": [contact_sheet([np.asarray(picture) for picture in pictures])]})
+            run.writer.texts(run.step, {"samples/prompts": numbered})
+            sheet = contact_sheet([np.asarray(image) for image in images])
+            run.writer.images(run.step, {"samples/images": [sheet]})
 
     @property
-    def _asked(self) -> list[str]:
+    def _titles(self) -> list[str]:
         return [f"{Path(image).name}: {question}" if image else question for image, question in self._samples.questions]
 
-    def _question_row(self, number: int, image: str, question: str) -> TokenSequence:
-        about_none = not image or IMAGE_PLACEHOLDER in question
-        content = question if about_none else f"{IMAGE_PLACEHOLDER}\n{question}"
+    def _question(self, number: int, image: str, question: str) -> TokenSequence:
+        needs_placeholder = image and IMAGE_PLACEHOLDER not in question
+        content = f"{IMAGE_PLACEHOLDER}\n{question}" if needs_placeholder else question
         messages: list[Message] = [{"role": "user", "content": content}, {"role": "assistant", "content": ""}]
         try:
-            row = self._processor.understanding_sequence(messages, [image] if image else [])
+            tokens = self._processor.understanding_sequence(messages, [image] if image else [])
         except JanusError as error:
-            raise JanusError(f"config.samples.questions, number {number}, cannot be asked: {error}") from error
-        self._check_length(f"questions, number {number},", row, self._samples.max_new_tokens)
-        return row
+            raise JanusError(f"config.samples.questions, number {number}, cannot be used: {error}") from error
+        self._check_length(f"questions, number {number},", tokens, self._samples.max_new_tokens)
+        return tokens
 
-    def _check_length(self, name: str, row: TokenSequence, following: int) -> None:
-        if len(row) + following > self._limit:
+    def _check_length(self, name: str, tokens: TokenSequence, num_new: int) -> None:
+        if len(tokens) + num_new > self._limit:
             raise JanusError(
-                f"config.samples.{name} takes {len(row)} places and {following} follow it, but the model reads "
-                f"{self._limit}; make it shorter, or lower config.samples.max_new_tokens."
+                f"config.samples.{name} has {len(tokens)} tokens and {num_new} follow, but the model's context is "
+                f"{self._limit} tokens; shorten it or lower config.samples.max_new_tokens."
             )
 
-    def _draw(self, model: Pretrained) -> list[Image.Image]:
+    def _generate(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
         known = model.drawing_settings
         settings = {name: getattr(s, name) for name in ("guidance_scale", "temperature", "steps") if name in known}
-        drawn = model.generate(s.prompts, 1, s.seed, **settings)
-        return [picture for (picture,) in drawn]
+        return [image for (image,) in model.generate(s.prompts, 1, s.seed, **settings)]
 
-    def _write(self, folder: Path, answers: Sequence[str], pictures: Sequence[Image.Image]) -> None:
+    def _write(self, folder: Path, answers: Sequence[str], images: Sequence[Image.Image]) -> None:
         with writing(folder):
             folder.mkdir(parents=True, exist_ok=True)
             if answers:
-                lines = (f"{asked}\n{answer}\n" for asked, answer in zip(self._asked, answers, strict=True))
-                (folder / "answers.txt").write_text("\n".join(lines), encoding="utf-8")
-            for number, (prompt, picture) in enumerate(zip(self._samples.prompts, pictures, strict=True), 1):
+                entries = (f"{title}\n{answer}\n" for title, answer in zip(self._titles, answers, strict=True))
+                (folder / "answers.txt").write_text("\n".join(entries), encoding="utf-8")
+            for number, (prompt, image) in enumerate(zip(self._samples.prompts, images, strict=True), 1):
                 info = PngInfo()
                 info.add_itxt("prompt", prompt)
-                picture.save(folder / f"{number}.png", pnginfo=info)
+                image.save(folder / f"{number}.png", pnginfo=info)
 
 
-def contact_sheet(pictures: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """All pictures, of one size, in one that is about square: row by row, in order."""
-    height, width, _ = pictures[0].shape
-    columns = math.ceil(math.sqrt(len(pictures)))
-    rows = math.ceil(len(pictures) / columns)
+def contact_sheet(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H2 W2 3"]:
+    """Arranges images of one size in an approximately square grid, in reading order."""
+    height, width, _ = images[0].shape
+    columns = math.ceil(math.sqrt(len(images)))
+    rows = math.ceil(len(images) / columns)
     sheet = np.zeros((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), np.uint8)
-    for number, picture in enumerate(pictures):
+    for number, image in enumerate(images):
         top, left = number // columns * (height + _GAP), number % columns * (width + _GAP)
-        sheet[top : top + height, left : left + width] = picture
+        sheet[top : top + height, left : left + width] = image
     return sheet

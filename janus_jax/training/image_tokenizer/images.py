@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from janus_jax.data.pipeline.dataset import Component, Records, Share, open_records
-from janus_jax.data.pipeline.workers import Inline, Pool, Processes, Work
-from janus_jax.data.rejects import Reason, RejectCounter, Rejected
+from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
+from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
+from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import FAULTS, told
 from janus_jax.processing import open_image, prepare_generation
@@ -40,22 +40,22 @@ class _CropWorker:
         records = open_all(self.components)
         return lambda task: self._crop(records, *task)
 
-    def _crop(self, records: Records, epoch: int, index: int) -> Pixels | Rejected:
-        sample_id = f"number {index}"
+    def _crop(self, records: RecordReader, epoch: int, index: int) -> Pixels | Rejection:
+        example_id = f"number {index}"
         try:
             record = records.read(index)
-            sample_id = record.key
+            example_id = record.key
             if not record.images:
-                return Rejected(sample_id, Reason.NO_IMAGE, "the record has no image.")
+                return Rejection(example_id, RejectReason.NO_IMAGE, "the record has no image.")
             rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
         except FAULTS as error:
-            return Rejected(sample_id, Reason.BAD_IMAGE, told(error))
+            return Rejection(example_id, RejectReason.BAD_IMAGE, told(error))
 
 
 class RecordImages:
-    """Endless iterator over crops of the images of prepared datasets. Records without a readable image are skipped.
+    """Endless iterator over crops of the images of prepared datasets. RecordReader without a readable image are skipped.
 
     Args:
       data: Datasets and augmentation. Every record is used once per epoch.
@@ -63,15 +63,15 @@ class RecordImages:
       split: This process's share of the batches.
     """
 
-    sample_ids = ()
+    example_ids = ()
 
     def __init__(self, data: ImageData, size: int, split: BatchSplit) -> None:
         components = components_of(data.directories, data.split)
         total = open_all(components).length
-        self._share = Share(total, split.process_index, split.process_count, split.seed, "images")
+        self._share = ComponentShard(total, split.process_index, split.process_count, split.seed, "images")
         self._split, self._total = split, total
         worker = _CropWorker(components, size, split.seed, data.flip)
-        self._pool: Pool = Processes(worker, data.workers) if data.workers else Inline(worker)
+        self._pool: Pool = ProcessPool(worker, data.workers) if data.workers else InlinePool(worker)
         self._read_ahead = split.local_size * (_READ_AHEAD if data.workers else 1)
         self._requested: deque[int] = deque()
         self._position = 0
@@ -88,7 +88,7 @@ class RecordImages:
                 self._requested.append(self._pool.submit(location))
             crop = self._pool.result(self._requested.popleft())
             self._position += 1
-            if isinstance(crop, Rejected):
+            if isinstance(crop, Rejection):
                 self._rejects.reject(crop)
             else:
                 self._rejects.accept()
@@ -139,7 +139,7 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: b
 class _Concatenated:
     """Several datasets as one."""
 
-    parts: Sequence[Records]
+    parts: Sequence[RecordReader]
     starts: Sequence[int] = field(default_factory=tuple)
 
     def read(self, index: int) -> Any:
@@ -152,7 +152,7 @@ def components_of(directories: Sequence[str], split: str) -> tuple[Component, ..
     return tuple(Component(directory, directory, split=split) for directory in directories)
 
 
-def open_all(components: Sequence[Component]) -> Records:
+def open_all(components: Sequence[Component]) -> RecordReader:
     """Opens datasets, one after another, as one.
 
     Raises:
@@ -163,7 +163,7 @@ def open_all(components: Sequence[Component]) -> Records:
     if not sum(lengths):
         raise JanusError("There are no records to train on; name a prepared dataset in config.data.directories.")
     starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-    return Records(sum(lengths), _Concatenated(parts, starts).read)
+    return RecordReader(sum(lengths), _Concatenated(parts, starts).read)
 
 
 def center_crops(components: Sequence[Component], size: int, count: int) -> UInt8[np.ndarray, "N S S 3"]:

@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
@@ -124,7 +123,7 @@ def tokenizer_task(
 
     def train_step(state: Any, batch: tuple[np.ndarray, ...]) -> tuple[Any, dict[str, Any]]:
         state, metrics = step(state, parallel.local_batch(batch[0]), lpips)
-        return state, metrics | {"finite": jnp.isfinite(jnp.stack(list(metrics.values()))).all()}
+        return state, metrics
 
     def make_callbacks(data: ResumableData) -> list[Reconstruction]:
         return [
@@ -149,6 +148,7 @@ def tokenizer_task(
         open_data=lambda positions: opened(make_data, positions),
         counts=lambda batch, data: {"images": recipe.batch_size},
         last_step=recipe.steps,
+        mesh=mesh,
         save_every=recipe.intervals.save,
         report_every=recipe.intervals.report,
         make_callbacks=make_callbacks,

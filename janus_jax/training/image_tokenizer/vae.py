@@ -39,8 +39,8 @@ class VAETraining(AutoencoderTraining):
 
         def loss(trained: Params) -> tuple[Float[Array, ""], Terms]:
             params = merge(trained, state.frozen)
-            latents = apply(self.model, params, pixels, method="encode")
-            decoded = apply(self.model, params, latents.sample(key), method="decode").astype(jnp.float32)
+            latents = apply(self.model, params, pixels, method=self.model.encode)
+            decoded = apply(self.model, params, latents.sample(key), method=self.model.decode).astype(jnp.float32)
             terms = self._reconstruction_losses(perceptual_params, pixels, decoded)
             if self.recipe.losses.kl:
                 terms["kl"] = self.recipe.losses.kl * losses.kl_loss(latents)

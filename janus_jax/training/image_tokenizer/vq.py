@@ -61,7 +61,7 @@ class VQTraining(AutoencoderTraining):
     def init_codebook(self, state: VQState, images: UInt8[Array, "B H W 3"]) -> VQState:
         """Initializes the codebook by k-means of the latents of these images."""
         params = all_params(state.tokenizer)
-        latents = apply(self.model, params, to_pixels(images), method="latents").reshape(-1, self.config.code_dim)
+        latents = apply(self.model, params, to_pixels(images), method=self.model.latents).reshape(-1, self.config.code_dim)
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.config.codebook_size)
         table = codes.kmeans(normalize(latents), self.config.codebook_size, key)
         tokenizer = self._tokenizer_state(_with_codebook(params, table))
@@ -95,8 +95,8 @@ class VQTraining(AutoencoderTraining):
     ) -> tuple[Float[Array, ""], "_Forward"]:
         weights, params = self.recipe.losses, merge(trained, state.tokenizer.frozen)
         table = params["codebook"]["embedding"]
-        quantized = losses.quantize(apply(self.model, params, pixels, method="latents"), table)
-        decoded = apply(self.model, params, quantized.decoded, method="decode_codes").astype(jnp.float32)
+        quantized = losses.quantize(apply(self.model, params, pixels, method=self.model.latents), table)
+        decoded = apply(self.model, params, quantized.decoded, method=self.model.decode_codes).astype(jnp.float32)
         terms = self._reconstruction_losses(perceptual_params, pixels, decoded)
         if self.recipe.codebook.update == "gradient":
             terms["codebook"] = weights.codebook * losses.codebook_loss(quantized)
@@ -173,8 +173,8 @@ class VQTraining(AutoencoderTraining):
         self, params: Params, images: UInt8[Array, "B S S 3"]
     ) -> tuple[UInt8[Array, "B S S 3"], Int[Array, "B N"]]:
         """Encodes and decodes images; returns the reconstructions and the code ids."""
-        ids = apply(self.model, params, to_pixels(images), method="encode")
-        return to_images(apply(self.model, params, ids, method="decode")), ids
+        ids = apply(self.model, params, to_pixels(images), method=self.model.encode)
+        return to_images(apply(self.model, params, ids, method=self.model.decode)), ids
 
 
 class _Forward(NamedTuple):

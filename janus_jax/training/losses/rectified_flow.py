@@ -176,12 +176,12 @@ def flow_task(
       dtype: in which the VAE computes latents that did not come with the data; float32 in place of float16.
     """
     encoder = LearningFlow(model.config, replace(model.execution, dtype=dtype), model.learning)
-    latents = apply(encoder, params, "generation_latents", batch).values.astype(jnp.float32)
+    latents = apply(encoder.generation_latents, params, batch).values.astype(jnp.float32)
     times, noise = draw_ways(model.learning, key, rows, latents.shape[1:])
     t = times[..., None, None, None]
     features = None
     if model.learning.align_weight and latents.shape[1]:
-        features = apply(model, params, "features", batch)
+        features = apply(model.features, params, batch)
     on_the_way = batch._replace(
         gen_latents=t * latents + (1 - t) * noise, gen_times=times, gen_images=batch.gen_images[:, :0]
     )
@@ -204,14 +204,14 @@ def flow_losses(model: LearningFlow, params: Params, task: FlowTask) -> tuple[Fl
     """Hidden states of every place, for the text head, and what the images lack."""
     batch, zero = task.batch, jnp.zeros((), jnp.float32)
     if task.features is None:
-        states, aligned = apply(model, params, "states", batch), None
+        states, aligned = apply(model.states, params, batch), None
     else:
-        states, aligned = apply(model, params, "states_and_aligned", batch)
+        states, aligned = apply(model.states_and_aligned, params, batch)
     if states.encoded is None or batch.gen_starts is None:
         return states.hidden, FlowSums(zero, zero)
     there = batch.gen_starts != NO_POSITION
     tokens = model.config.gen_tokens
-    errors = jnp.square(apply(model, params, "velocities", batch, states) - task.velocities).mean(axis=(2, 3, 4))
+    errors = jnp.square(apply(model.velocities, params, batch, states) - task.velocities).mean(axis=(2, 3, 4))
     velocity = jnp.where(there, errors, 0).sum() * tokens
     if aligned is None or task.features is None:
         return states.hidden, FlowSums(velocity, zero)

@@ -7,6 +7,7 @@ runs on its own places alone (`train.cross_entropy`).
 
 import functools
 import operator
+from collections.abc import Callable
 from typing import NamedTuple
 
 import flax.struct
@@ -16,8 +17,8 @@ from flax.traverse_util import unflatten_dict
 from jaxtyping import Array, Bool, Float
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION, Batch
-from janus_jax.models.backbone import Backbone, Params, apply
-from janus_jax.models.janus import Janus
+from janus_jax.models.backbone import TEXT_HEAD, Backbone, Params, apply
+from janus_jax.models.janus import IMAGE_HEAD, Janus
 from janus_jax.processing import Task
 from janus_jax.training.losses.cross_entropy import Losses, Supervised, cross_entropy
 
@@ -108,7 +109,7 @@ def batch_losses(model: Janus, params: Params, batch: Batch, scales: Float[Array
       scales: what a place of each task counts (`Terms.scales`).
       chunk: supervised places of a row whose logits are in memory at a time.
     """
-    hidden = apply(model, params, "__call__", batch)
+    hidden = apply(model.__call__, params, batch)
     value, sums = text_loss(model, params, batch, hidden, scales, chunk)
     if batch.gen_starts is not None and batch.gen_ids is not None and batch.gen_ids.shape[1]:
         there = batch.gen_starts[..., None] != NO_POSITION
@@ -116,7 +117,7 @@ def batch_losses(model: Janus, params: Params, batch: Batch, scales: Float[Array
         places, targets = (x.reshape(batch.shape[0], -1) for x in (places, batch.gen_ids))
         valid = places != NO_POSITION
         taught = Supervised(places, targets, valid * scales[TASKS.index(Task.GENERATION)])
-        read = _read(model, params, "image_logits", hidden, taught, chunk)
+        read = _head_losses(model.image_logits, IMAGE_HEAD, params, hidden, taught, chunk=chunk)
         value, sums = value + read.total, sums | {Task.GENERATION: jnp.where(valid, read.places, 0).sum()}
     counts = supervised_counts(batch, model.config.gen_encoder.num_tokens)
     return Loss(value, Totals(jnp.stack([sums[task] for task in TASKS]), counts))
@@ -138,21 +139,26 @@ def text_loss(
     masks = dict(zip(TASKS, _text_tasks(batch), strict=False))
     targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
     weights = jnp.stack([mask * scales[TASKS.index(task)] for task, mask in masks.items()]).sum(axis=0)
-    read = _read(model, params, "text_logits", hidden, Supervised(batch.text_targets, targets, weights), chunk)
+    supervised = Supervised(batch.text_targets, targets, weights)
+    read = _head_losses(model.text_logits, TEXT_HEAD, params, hidden, supervised, chunk=chunk)
     return read.total, sums | {task: jnp.where(mask, read.places, 0).sum() for task, mask in masks.items()}
 
 
-def _read(
-    model: Backbone, params: Params, head: str, hidden: Float[Array, "B L D"], taught: Supervised, chunk: int
+def _head_losses(
+    head: Callable[[Array], Array],
+    path: tuple[str, ...],
+    params: Params,
+    hidden: Float[Array, "B L D"],
+    supervised: Supervised,
+    *,
+    chunk: int,
 ) -> Losses:
-    """The losses of one of the model's heads, named as its method is."""
-    path = model.HEADS[head]
+    """Losses of one head: a method of the model, and the path of the parameters that it reads."""
 
-    def logits(own: Params, states: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
-        read: Float[Array, "B C V"] = apply(model, unflatten_dict({path: own}), head, states)
-        return read
+    def logits(head_params: Params, states: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
+        return apply(head, unflatten_dict({path: head_params}), states)
 
-    return cross_entropy(logits, functools.reduce(operator.getitem, path, params), hidden, taught, chunk)
+    return cross_entropy(logits, functools.reduce(operator.getitem, path, params), hidden, supervised, chunk)
 
 
 def _text_tasks(batch: Batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:

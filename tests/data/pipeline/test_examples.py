@@ -6,7 +6,7 @@ import pytest
 from janus_jax.batch import NO_IMAGE
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, first_sentence, text_targets
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.processing import Task
 from tests.data.prepared import bomb, encoded, generation, text, understanding
 from tests.tiny import processor
@@ -142,51 +142,51 @@ def talk(*messages):
 @pytest.mark.parametrize(
     ("record", "reason"),
     [
-        (conversation("<image_placeholder>?", "Yes.", images=[PICTURE[:200]]), Reason.BAD_IMAGE),
-        (conversation("<image_placeholder>?", "Yes.", images=[bomb()]), Reason.IMAGE_TOO_LARGE),
-        (conversation("<image_placeholder>?", "Yes.", images=[b""]), Reason.BAD_IMAGE),
-        (conversation("<image_placeholder>?", "Yes."), Reason.NO_IMAGE),
-        (conversation("What is here?", "A cat."), Reason.NO_IMAGE),
-        (conversation("What is here?", "A cat.", images=[PICTURE]), Reason.BAD_CONVERSATION),
-        (conversation("<image_placeholder>?", "Yes.", images=[PICTURE] * 2), Reason.IMAGE_COUNT),
-        (conversation("Hello", "Yes.", images=[PICTURE], task=Task.TEXT), Reason.IMAGE_COUNT),
-        (conversation("<image_placeholder>", "  ", images=[PICTURE]), Reason.EMPTY_TEXT),
-        (Record("r", Task.UNDERSTANDING, text="no messages", images=(PICTURE,)), Reason.EMPTY_TEXT),
-        (talk({"role": "user"}), Reason.BAD_CONVERSATION),
-        (talk({"role": "user", "content": 5}), Reason.BAD_CONVERSATION),
-        (talk("hello"), Reason.BAD_CONVERSATION),
-        (talk({"role": "robot", "content": "Hm"}), Reason.BAD_CONVERSATION),
-        (Record("r", Task.TEXT, text=" \n"), Reason.EMPTY_TEXT),
-        (Record("r", Task.TEXT, text="half \ud83d a pair"), Reason.MALFORMED),
-        (Record("r", Task.TEXT, text="look: <image_placeholder>"), Reason.SPECIAL_TOKEN),
-        (Record("r", Task.TEXT, text="a <｜▁pad▁｜> b"), Reason.SPECIAL_TOKEN),
-        (Record("r", Task.GENERATION, text="", images=(PICTURE,)), Reason.EMPTY_TEXT),
-        (Record("r", Task.GENERATION, text="A <begin_of_image> cat", images=(PICTURE,)), Reason.SPECIAL_TOKEN),
-        (Record("r", Task.GENERATION, text="A cat"), Reason.NO_IMAGE),
-        (Record("r", Task.GENERATION, text="A cat", images=(PICTURE,) * 2), Reason.IMAGE_COUNT),
-        (Record("r", Task.GENERATION, text="A cat", images=(PICTURE[:100],)), Reason.BAD_IMAGE),
+        (conversation("<image_placeholder>?", "Yes.", images=[PICTURE[:200]]), RejectReason.BAD_IMAGE),
+        (conversation("<image_placeholder>?", "Yes.", images=[bomb()]), RejectReason.IMAGE_TOO_LARGE),
+        (conversation("<image_placeholder>?", "Yes.", images=[b""]), RejectReason.BAD_IMAGE),
+        (conversation("<image_placeholder>?", "Yes."), RejectReason.NO_IMAGE),
+        (conversation("What is here?", "A cat."), RejectReason.NO_IMAGE),
+        (conversation("What is here?", "A cat.", images=[PICTURE]), RejectReason.BAD_CONVERSATION),
+        (conversation("<image_placeholder>?", "Yes.", images=[PICTURE] * 2), RejectReason.IMAGE_COUNT),
+        (conversation("Hello", "Yes.", images=[PICTURE], task=Task.TEXT), RejectReason.IMAGE_COUNT),
+        (conversation("<image_placeholder>", "  ", images=[PICTURE]), RejectReason.EMPTY_TEXT),
+        (Record("r", Task.UNDERSTANDING, text="no messages", images=(PICTURE,)), RejectReason.EMPTY_TEXT),
+        (talk({"role": "user"}), RejectReason.BAD_CONVERSATION),
+        (talk({"role": "user", "content": 5}), RejectReason.BAD_CONVERSATION),
+        (talk("hello"), RejectReason.BAD_CONVERSATION),
+        (talk({"role": "robot", "content": "Hm"}), RejectReason.BAD_CONVERSATION),
+        (Record("r", Task.TEXT, text=" \n"), RejectReason.EMPTY_TEXT),
+        (Record("r", Task.TEXT, text="half \ud83d a pair"), RejectReason.MALFORMED),
+        (Record("r", Task.TEXT, text="look: <image_placeholder>"), RejectReason.SPECIAL_TOKEN),
+        (Record("r", Task.TEXT, text="a <｜▁pad▁｜> b"), RejectReason.SPECIAL_TOKEN),
+        (Record("r", Task.GENERATION, text="", images=(PICTURE,)), RejectReason.EMPTY_TEXT),
+        (Record("r", Task.GENERATION, text="A <begin_of_image> cat", images=(PICTURE,)), RejectReason.SPECIAL_TOKEN),
+        (Record("r", Task.GENERATION, text="A cat"), RejectReason.NO_IMAGE),
+        (Record("r", Task.GENERATION, text="A cat", images=(PICTURE,) * 2), RejectReason.IMAGE_COUNT),
+        (Record("r", Task.GENERATION, text="A cat", images=(PICTURE[:100],)), RejectReason.BAD_IMAGE),
     ],
 )
 def test_a_bad_record_is_told_by_its_reason(record, reason):
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RejectedRecord) as error:
         ExampleBuilder(processor())(record, 0)
     assert error.value.reason is reason
 
 
 @pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().gen_tokens])
 def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RejectedRecord) as error:
         KNOWN(generation(1, ids=ids), 0)
-    assert error.value.reason is Reason.BAD_IMAGE_IDS
+    assert error.value.reason is RejectReason.BAD_IMAGE_TOKENS
 
 
 def test_paths_in_a_records_messages_are_not_followed(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(PICTURE)
     message = {"role": "user", "content": "<image_placeholder>", "images": [str(tmp_path / "secret.jpg")]}
     answer = {"role": "assistant", "content": "A secret."}
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RejectedRecord) as error:
         ExampleBuilder(processor())(Record("r", Task.UNDERSTANDING, messages=(message, answer)), 0)
-    assert error.value.reason is Reason.NO_IMAGE
+    assert error.value.reason is RejectReason.NO_IMAGE
 
 
 def test_understanding_is_one_record_one_row():

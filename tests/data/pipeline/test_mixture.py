@@ -4,8 +4,8 @@ import random
 import numpy as np
 import pytest
 
-from janus_jax.data.pipeline.dataset import Component, Share, open_records, shuffled
-from janus_jax.data.pipeline.mixture import Phase, Schedule, check_phases
+from janus_jax.data.pipeline.dataset import Component, ComponentShard, open_records, shuffled
+from janus_jax.data.pipeline.mixture import MixtureSchedule, Phase, check_phases
 from janus_jax.errors import JanusError
 from tests.data.prepared import generation, text, understanding, write
 
@@ -18,7 +18,7 @@ def schedule(*weights, until=()):
         Phase(end, dict(zip(names, share, strict=True)))
         for share, end in itertools.zip_longest(weights, until, fillvalue=None)
     ]
-    return Schedule(phases, names)
+    return MixtureSchedule(phases, names)
 
 
 def worst_error(mixture):
@@ -90,7 +90,7 @@ def test_a_shuffle_is_a_permutation(length):
 
 
 def test_processes_read_every_record_once_an_epoch_between_them():
-    shares = [Share(23, index, 4, seed=0, name="c") for index in range(4)]
+    shares = [ComponentShard(23, index, 4, seed=0, name="c") for index in range(4)]
     read = [[share.locate(position) for position in range(len(share))] for share in shares]
     assert sorted(itertools.chain(*read)) == [(0, index) for index in range(23)]
     assert [[index % 4 for _, index in some] for some in read] == [[p] * len(shares[p]) for p in range(4)]
@@ -98,7 +98,7 @@ def test_processes_read_every_record_once_an_epoch_between_them():
 
 def test_each_epoch_each_seed_and_each_component_has_an_order_of_its_own():
     def order(epoch=0, seed=0, name="c"):
-        share = Share(50, 0, 1, seed, name)
+        share = ComponentShard(50, 0, 1, seed, name)
         return tuple(share.locate(epoch * 50 + place)[1] for place in range(50))
 
     orders = {order(), order(epoch=1), order(seed=1), order(name="d")}
@@ -108,7 +108,7 @@ def test_each_epoch_each_seed_and_each_component_has_an_order_of_its_own():
 
 def test_fewer_records_than_processes_are_refused():
     with pytest.raises(JanusError, match="'c' has 3 records, fewer than the 4 processes"):
-        Share(3, 0, 4, 0, "c")
+        ComponentShard(3, 0, 4, 0, "c")
 
 
 def test_a_folder_without_a_data_set_is_named(tmp_path):
@@ -131,7 +131,7 @@ def test_what_is_read_is_what_was_written(tmp_path):
 
 def test_a_record_without_a_field_is_named_with_it(tmp_path):
     opened = open_records(Component("c", write(tmp_path / "set", [text(1), {"key": "k", "task": "text"}])))
-    with pytest.raises(JanusError, match=r"Example 1 of .*set has no text, messages, images, image_ids"):
+    with pytest.raises(JanusError, match=r"Example 1 of .*set has no text, messages, images, image_tokens"):
         opened.read(1)
 
 

@@ -5,13 +5,13 @@ import numpy as np
 import pytest
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION
-from janus_jax.data.pipeline.dataset import Component, Records
+from janus_jax.data.pipeline.dataset import Component, RecordReader
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
-from janus_jax.data.pipeline.mixture import Phase, Schedule
-from janus_jax.data.pipeline.packing import Budget, Packer, Waiting, choose, lay
-from janus_jax.data.pipeline.prefetch import MakeSamples, SampleTask
+from janus_jax.data.pipeline.mixture import MixtureSchedule, Phase
+from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack, select_examples
+from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
@@ -23,15 +23,15 @@ WIDE = Budget(512, 3, 3, 512)
 
 
 def sample(record, budget=WIDE, precomputed_image_tokens=False):
-    make = MakeSamples(
+    make = ExampleLoader(
         [Component("c", [record])],
         ExampleBuilder(P, 0, 0, precomputed_image_tokens=precomputed_image_tokens),
         Supervision.TEXT,
         budget,
     )
-    result = make.sample(SampleTask(0, 0, 0), Records(1, lambda _: record))
+    result = make.sample(LoadTask(0, 0, 0), RecordReader(1, lambda _: record))
     if not hasattr(result, "row"):
-        raise Refused(result.reason, result.detail)
+        raise RejectedRecord(result.reason, result.detail)
     return result
 
 
@@ -47,7 +47,7 @@ def realistic(weights, seed=0):
     """Draws sizes like those of the papers' data: images of 576 places with their text, and documents of any length."""
     rng = np.random.default_rng(seed)
     names = ["und", "text", "gen"]
-    schedule = Schedule([Phase(None, dict(zip(names, weights, strict=True)))], names)
+    schedule = MixtureSchedule([Phase(None, dict(zip(names, weights, strict=True)))], names)
 
     def draw():
         component = schedule.draw(0)
@@ -58,7 +58,7 @@ def realistic(weights, seed=0):
         ]
         p = places[component]
         size = [(p, 1, 0, p - 579), (p, 0, 0, p - 1), (p, 0, 1, 0)][component]
-        return Waiting(Sized(np.array(size)), (component, 0))
+        return PendingExample(Sized(np.array(size)), (component, 0))
 
     return draw
 
@@ -78,14 +78,14 @@ def test_no_row_exceeds_a_budget_and_none_waits_for_ever():
 
     def limited():
         waiting = draw()
-        waiting.sample.size = np.minimum(waiting.sample.size, budget.room)
+        waiting.sample.size = np.minimum(waiting.sample.size, budget.limits)
         drawn.append(waiting.sample)
         return waiting
 
     for _ in range(200):
         oldest = packer.waiting[0].sample if packer.waiting else None
         row = packer.next_row(limited)
-        assert (np.sum([s.size for s in row], axis=0) <= budget.room).all()
+        assert (np.sum([s.size for s in row], axis=0) <= budget.limits).all()
         assert oldest is None or row[0] is oldest
     # Each is drawn once and either lies in a row or waits.
     assert packer.filled[0] + sum(w.sample.size[0] for w in packer.waiting) == sum(s.size[0] for s in drawn)
@@ -93,7 +93,7 @@ def test_no_row_exceeds_a_budget_and_none_waits_for_ever():
 
 def test_the_best_group_fills_the_last_room():
     sizes = np.array([[60, 0, 0, 0], [30, 0, 0, 0], [25, 0, 0, 0], [15, 0, 0, 0]])
-    assert sorted(choose(sizes, np.array([100, 0, 0, 0]))) == [0, 2, 3]
+    assert sorted(select_examples(sizes, np.array([100, 0, 0, 0]))) == [0, 2, 3]
 
 
 def test_too_long_text_loses_its_end():
@@ -114,9 +114,9 @@ def test_a_cut_behind_an_image_keeps_it():
     last_patch = int(np.flatnonzero(whole.row.und_patch_index != NO_IMAGE).max())
     kept = sample(long, Budget(last_patch + 10, 1, 0, 512))
     assert kept.size.tolist()[:2] == [last_patch + 10, 1]
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RejectedRecord) as error:
         sample(long, Budget(last_patch + 1, 1, 0, 512))
-    assert error.value.reason is Reason.TOO_LONG
+    assert error.value.reason is RejectReason.TOO_LONG
 
 
 TWO_IMAGES = Record(
@@ -140,13 +140,13 @@ TWO_IMAGES = Record(
     ids=["an image would be cut", "no image to generate", "more images than a row has"],
 )
 def test_what_cannot_be_cut_is_dropped(record, budget):
-    with pytest.raises(Refused) as error:
+    with pytest.raises(RejectedRecord) as error:
         sample(record, budget)
-    assert error.value.reason is Reason.TOO_LONG
+    assert error.value.reason is RejectReason.TOO_LONG
 
 
 SAMPLES = [sample(record) for record in (understanding(1), generation(2), text(3), generation(4), understanding(5))]
-BATCH = lay([SAMPLES, [SAMPLES[2], TWO := sample(TWO_IMAGES)]], Budget(512, 3, 2, 400), P)
+BATCH = pack([SAMPLES, [SAMPLES[2], TWO := sample(TWO_IMAGES)]], Budget(512, 3, 2, 400), P)
 LAID = [*((0, segment, s) for segment, s in enumerate(SAMPLES, 1)), (1, 1, SAMPLES[2]), (1, 2, TWO)]
 
 
@@ -157,17 +157,17 @@ def test_a_sample_reads_back_from_the_batch(row, segment, laid):
     assert places.tolist() == list(range(places[0], places[0] + len(laid.row)))
     assert np.array_equal(BATCH.tokens[row, here], laid.row.tokens)
     assert BATCH.positions[row, here].tolist() == list(range(len(laid.row)))
-    for there, images, name, n in (
-        (laid.row.und_patch_index, laid.row.und_images, "und", P.und_tokens),
-        (laid.row.gen_token_index, laid.row.gen_images, "gen", P.gen_tokens),
+    for there, packed, images, packed_images, n in (
+        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.und_tokens),
+        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.gen_tokens),
     ):
-        filled = getattr(BATCH, f"{name}_places")[row, here]
+        filled = packed[row, here]
         assert np.array_equal(filled == NO_IMAGE, there == NO_IMAGE)
         for place in np.flatnonzero(there != NO_IMAGE):
             image, patch = divmod(int(filled[place]), n)
             expected_image, expected_patch = divmod(int(there[place]), n)
             assert patch == expected_patch
-            assert np.array_equal(getattr(BATCH, f"{name}_images")[row, image], images[expected_image])
+            assert np.array_equal(packed_images[row, image], images[expected_image])
     targets = BATCH.text_targets[row]
     assert [t for t in targets if t in places] == (laid.text_targets + places[0]).tolist()
     starts = BATCH.gen_starts[row]
@@ -195,7 +195,7 @@ def test_all_ids_of_an_image_to_generate_follow_its_start():
 def test_known_ids_come_in_place_of_pixels():
     ids = np.arange(P.gen_tokens)
     known = [sample(generation(n, ids=ids + n), precomputed_image_tokens=True) for n in (1, 2)]
-    batch = lay([known], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
+    batch = pack([known], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
     assert batch.gen_images.shape == (1, 0, P.gen_image_size, P.gen_image_size, 3)
     assert batch.gen_ids[0].tolist() == [(ids + 1).tolist(), (ids + 2).tolist(), [0] * P.gen_tokens]
     assert (batch.gen_starts[0] != NO_POSITION).tolist() == [True, True, False]
@@ -209,10 +209,10 @@ def outputs():
 
     @jax.jit
     def run(batch):
-        hidden = apply(model, params, "__call__", batch)
-        return hidden, apply(model, params, "text_logits", hidden), apply(model, params, "image_logits", hidden)
+        hidden = apply(model.__call__, params, batch)
+        return hidden, apply(model.text_logits, params, hidden), apply(model.image_logits, params, hidden)
 
-    return lambda samples: [np.asarray(x[0]) for x in run(lay([samples], Budget(640, 3, 3, 512), P))]
+    return lambda samples: [np.asarray(x[0]) for x in run(pack([samples], Budget(640, 3, 3, 512), P))]
 
 
 # Other pixels and other text of the same lengths.

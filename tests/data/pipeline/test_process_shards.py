@@ -9,7 +9,7 @@ import pytest
 
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.packing import Budget
-from janus_jax.data.pipeline.process_shards import open_shares, states_of_shares
+from janus_jax.data.pipeline.process_shards import merge_shard_states, open_sharded_stream
 from janus_jax.data.pipeline.stream import StreamConfig
 from janus_jax.errors import JanusError
 from tests import tiny
@@ -30,17 +30,18 @@ def read(processes, batches, states=None, shares=4):
     """Ids and arrays of whole batches, and the states of all processes after them."""
     with contextlib.ExitStack() as stack:
         streams = [
-            stack.enter_context(open_shares(CONFIG, P, number, processes, shares, 0)) for number in range(processes)
+            stack.enter_context(open_sharded_stream(CONFIG, P, number, processes, shares, 0))
+            for number in range(processes)
         ]
         for stream in streams if states else ():
-            stream.set_state(states_of_shares(json.loads(json.dumps(states))))
+            stream.set_state(merge_shard_states(json.loads(json.dumps(states))))
         found = []
         for _ in range(batches):
             parts = [next(stream) for stream in streams]
             tokens, images = (
                 np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "gen_images")
             )
-            found.append((tokens, images, [row for stream in streams for row in stream.sample_ids]))
+            found.append((tokens, images, [row for stream in streams for row in stream.example_ids]))
         return found, [stream.get_state() for stream in streams]
 
 
@@ -65,5 +66,5 @@ def test_a_stream_goes_on_in_another_number_of_processes():
 
 
 def test_a_number_of_processes_that_does_not_divide_the_shares_is_refused():
-    with pytest.raises(JanusError, match=r"4 shares, which 3 processes .* config\.data_shares"):
-        open_shares(CONFIG, P, 0, 3, 4, 0)
+    with pytest.raises(JanusError, match=r"4 shares, which 3 processes .* config\.data_shards"):
+        open_sharded_stream(CONFIG, P, 0, 3, 4, 0)

@@ -14,9 +14,9 @@ from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget, Example
-from janus_jax.data.pipeline.prefetch import MakeSamples, SampleTask
+from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.pipeline.stream import StreamConfig, open_stream
-from janus_jax.data.pipeline.workers import Processes
+from janus_jax.data.pipeline.workers import ProcessPool
 from janus_jax.errors import JanusError
 from tests import tiny
 from tests.data.prepared import bomb, encoded, generation, text, understanding, write
@@ -55,7 +55,7 @@ def texts(**kinds):
 
 def run(stream, batches):
     """Sample ids and arrays of the next batches."""
-    return [(next(stream), stream.sample_ids) for _ in range(batches)]
+    return [(next(stream), stream.example_ids) for _ in range(batches)]
 
 
 def same(ours, theirs):
@@ -160,8 +160,8 @@ def test_10000_samples_keep_the_ratio_across_a_change_at_a_step():
         while sum(drawn) < 10_000:
             phase = int(stream.step >= change)
             next(stream)
-            counts.update(name.split("/")[0] for row in stream.sample_ids for name in row)
-            waiting = [w.sample.sample_id.split("/")[0] for w in stream._packer.waiting]
+            counts.update(name.split("/")[0] for row in stream.example_ids for name in row)
+            waiting = [w.sample.example_id.split("/")[0] for w in stream._packer.waiting]
             total = counts + Counter(waiting)
             drawn[phase] = total.total() - drawn[1 - phase]
             for name in weights[0]:
@@ -221,8 +221,8 @@ def test_hostile_records_are_skipped_and_counted_by_reason(tmp_path, workers, ca
     with open_stream(config, P, workers=workers) as stream:
         while not any("#1" in name for name in seen):
             next(stream)
-            seen.update(*stream.sample_ids)
-        waiting = {w.sample.sample_id for w in stream._packer.waiting}
+            seen.update(*stream.example_ids)
+        waiting = {w.sample.example_id for w in stream._packer.waiting}
         state = stream.get_state()
     first_epoch = {name for name in seen | waiting if "#" not in name}
     assert first_epoch == {f"all/{record.key}" for record in good}
@@ -264,7 +264,7 @@ def test_known_ids_give_batches_without_pixels():
     config = StreamConfig((Component("g", records),), 1, Budget(384, 0, 3, 0), precomputed_image_tokens=True)
     with open_stream(config, P) as stream:
         batch = next(stream)
-        first = int(stream.sample_ids[0][0].removeprefix("g/gen").split("#")[0])
+        first = int(stream.example_ids[0][0].removeprefix("g/gen").split("#")[0])
     assert batch.gen_images.shape[1] == 0
     assert batch.gen_ids[0, 0].tolist() == (ids + first).tolist()
 
@@ -334,7 +334,7 @@ def test_a_killed_worker_is_an_error_within_seconds(config):
 
 def test_a_worker_killed_while_it_sends_is_an_error_too():
     for delay in (0.0, 0.02, 0.05):
-        pool = Processes(SendsMuch(), 1)
+        pool = ProcessPool(SendsMuch(), 1)
         numbers = [pool.submit(64) for _ in range(50)]
         assert len(pool.result(numbers[0])) == 64 << 20
         time.sleep(delay)
@@ -345,7 +345,7 @@ def test_a_worker_killed_while_it_sends_is_an_error_too():
 
 
 def test_a_worker_killed_before_its_first_task_is_an_error_too():
-    pool = Processes(Sleeps(), 2)
+    pool = ProcessPool(Sleeps(), 2)
     pool.processes[0].kill()
     with pytest.raises(JanusError, match="SIGKILL"):
         pool.result(pool.submit(3600))
@@ -353,7 +353,7 @@ def test_a_worker_killed_before_its_first_task_is_an_error_too():
 
 
 def test_workers_outlive_the_notice_of_a_preemption_and_end_with_their_stream():
-    pool = Processes(Sleeps(), 1)
+    pool = ProcessPool(Sleeps(), 1)
     pool.result(pool.submit(0))
     pool.processes[0].send_signal(signal.SIGTERM)
     pool.processes[0].send_signal(signal.SIGINT)
@@ -374,16 +374,16 @@ def test_workers_outlive_the_notice_of_a_preemption_and_end_with_their_stream():
     ],
 )
 def test_what_a_worker_raises_is_raised_here(error, kind, words):
-    pool = Processes(Fails(error), 1)
+    pool = ProcessPool(Fails(error), 1)
     with pytest.raises(kind, match=words):
         pool.result(pool.submit(None))
     pool.close()
 
 
 def test_workers_import_no_jax(prepared):
-    make = MakeSamples([Component("und", prepared)], ExampleBuilder(P), Supervision.TEXT, Budget(384, 2, 3, 300))
-    pool = Processes(LooksForJax(make), 1)
-    samples = [pool.result(pool.submit(SampleTask(0, 0, index))) for index in range(3)]
+    make = ExampleLoader([Component("und", prepared)], ExampleBuilder(P), Supervision.TEXT, Budget(384, 2, 3, 300))
+    pool = ProcessPool(LooksForJax(make), 1)
+    samples = [pool.result(pool.submit(LoadTask(0, 0, index))) for index in range(3)]
     pool.close()
     assert all(isinstance(sample, Example) for sample, _ in samples)
     assert not any(itertools.chain(has_jax for _, has_jax in samples))

@@ -6,13 +6,19 @@ import pytest
 
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
-from janus_jax.data.pipeline.packing import Budget, lay
-from janus_jax.data.pipeline.prefetch import MakeSamples, SampleTask
-from janus_jax.data.prepare.encode_images import ENCODER, ImageTokenizer, add_image_ids, ids_encoding, latents_encoding
+from janus_jax.data.pipeline.packing import Budget, pack
+from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
+from janus_jax.data.prepare.encode_images import (
+    ENCODER,
+    ImageTokenizer,
+    encode_target_images,
+    ids_encoding,
+    latents_encoding,
+)
 from janus_jax.data.prepare.parallel import write_parts
 from janus_jax.data.prepare.shard_writer import begin
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import Reason, Refused
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.vq import VQTokenizer
@@ -46,15 +52,15 @@ def tokenizer(params, batch_size, devices):
 @pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (5, 8)])
 def test_the_ids_are_those_of_the_middle_of_each_image(preparation, params, batch_size, devices):
     shown = []
-    add_image_ids(preparation, preparation.without_ids(), tokenizer(params, batch_size, devices), shown.append)
+    encode_target_images(preparation, preparation.without_ids(), tokenizer(params, batch_size, devices), shown.append)
     preparation.finish(0.0)
     records = read_back(preparation.job.output)
     assert sum(shown) == len(records) == 11
     config = tiny.CONFIG.gen_encoder
     pixels = np.stack([prepare_generation(open_image(record.images[0]), config.image_size) for record in records])
-    encode = jax.jit(lambda params: VQTokenizer(config).apply({"params": params}, to_pixels(pixels), method="encode"))
+    encode = jax.jit(lambda params: apply(VQTokenizer(config).encode, params, to_pixels(pixels)))
     expected = encode(params)
-    np.testing.assert_array_equal(np.stack([record.image_ids for record in records]), expected)
+    np.testing.assert_array_equal(np.stack([record.image_tokens for record in records]), expected)
     assert len(np.unique(expected)) > 1
     assert [record.text for record in records] == [f"Number {number}." for number in range(11)]
 
@@ -63,28 +69,28 @@ def test_the_latents_are_those_that_training_would_compute(preparation):
     params = tiny.stacked_params(tiny.FLOW)
     encoding = latents_encoding(tiny.FLOW.vae, tiny.FLOW.gen_image_size)
     vae = ImageTokenizer(encoding, params["vae"], 4, jax.local_devices()[:2])
-    add_image_ids(preparation, preparation.without_ids(), vae)
+    encode_target_images(preparation, preparation.without_ids(), vae)
     preparation.finish(0.0)
     records = read_back(preparation.job.output)
     make = ExampleBuilder(tiny.processor(tiny.FLOW), 0, 0, random_crop=True, precomputed_image_tokens=True)
     budget = Budget(128, 0, 1, 0)
-    sample = MakeSamples([Component("c", records)], make, Supervision.TEXT, budget)()
-    batch = lay(
-        [[sample(SampleTask(0, 0, index))] for index in range(11)],
+    sample = ExampleLoader([Component("c", records)], make, Supervision.TEXT, budget)()
+    batch = pack(
+        [[sample(LoadTask(0, 0, index))] for index in range(11)],
         budget,
         make.processor,
         precomputed_image_tokens=True,
     )
     model = JanusFlow(tiny.FLOW)
-    latents = jax.jit(lambda batch: apply(model, params, "generation_latents", batch).values)
+    latents = jax.jit(lambda batch: apply(model.generation_latents, params, batch).values)
     np.testing.assert_allclose(batch.gen_latents, latents(batch._replace(gen_latents=None)), atol=1e-4)
 
 
 def test_latents_of_another_vae_are_a_fault(params):
     record = Record("r", Task.GENERATION, "A boat.", images=(image(0),), image_latents=np.zeros(12, np.float32))
-    with pytest.raises(Refused, match="12 numbers of latents where the model has 1024") as error:
+    with pytest.raises(RejectedRecord, match="12 numbers of latents where the model has 1024") as error:
         ExampleBuilder(tiny.processor(tiny.FLOW), precomputed_image_tokens=True)(record, 0)
-    assert error.value.reason is Reason.BAD_IMAGE_LATENTS
+    assert error.value.reason is RejectReason.BAD_IMAGE_LATENTS
 
 
 def test_only_the_encoder_is_placed(params):
@@ -95,9 +101,9 @@ def test_only_the_encoder_is_placed(params):
 
 def test_what_was_done_stays_done(preparation, params):
     encoder = tokenizer(params, 8, 1)
-    add_image_ids(preparation, [1], encoder)
+    encode_target_images(preparation, [1], encoder)
     assert preparation.without_ids() == [0, 2]
     before = preparation.shard(1).stat()
-    add_image_ids(preparation, preparation.without_ids(), encoder)
+    encode_target_images(preparation, preparation.without_ids(), encoder)
     assert preparation.shard(1).stat() == before
     assert preparation.finish(0.0).total.size.records == 11

@@ -8,10 +8,13 @@ import time
 
 import pytest
 
-from janus_jax.data.prepare.parallel import LEAST_ENTRIES, Progress, alone, write_parts
+from janus_jax.data.prepare.parallel import LEAST_ENTRIES, PrepareProgress, write_parts
+from janus_jax.data.prepare.prepare import PrepareOptions
+from janus_jax.data.prepare.prepare import prepare as run_prepare
 from janus_jax.data.prepare.shard_writer import QUARANTINE, SUMMARY, begin
 from janus_jax.data.shards import write_shard
-from janus_jax.errors import JanusError
+from janus_jax.errors import JanusError, StorageFull
+from janus_jax.storage import exclusive_lock
 from tests.data.samples import images, job, json_lines, prepare, read_back
 
 OWN = "tests.data.own_source"
@@ -183,13 +186,13 @@ class TestRefusing:
             begin(make(tmp_path / "out", captions))
 
     def test_a_second_run_at_the_same_time(self, tmp_path, captions):
-        preparation = begin(make(tmp_path / "out", captions))
+        given = make(tmp_path / "out", captions)
+        begin(given)
         with (
-            alone(preparation),
+            exclusive_lock(given.work / "lock", given.output),
             pytest.raises(JanusError, match="is being written by another run"),
-            alone(begin(make(tmp_path / "out", captions))),
         ):
-            pass
+            run_prepare(given, PrepareOptions(workers=1, max_rejected=0.5), None)
 
 
 class TestTooManyRejections:
@@ -233,8 +236,8 @@ def test_progress_is_told_from_what_was_done_before_to_the_end(tmp_path, caption
     write_parts(preparation, [0, 1], 1, 0.5)
     told = []
     write_parts(preparation, preparation.unfinished(), workers, 0.5, told.append)
-    assert told[0] == Progress(14, 60, 1, 2)
-    assert told[-1] == Progress(60, 60, 3, 9)
+    assert told[0] == PrepareProgress(14, 60, 1, 2)
+    assert told[-1] == PrepareProgress(60, 60, 3, 9)
     assert [progress.entries for progress in told] == sorted(progress.entries for progress in told)
 
 
@@ -246,7 +249,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_shard(tmp_path, captions, mon
             raise RuntimeError("No space left on device")
 
     monkeypatch.setattr(array_record_module, "ArrayRecordWriter", Writer)
-    with pytest.raises(JanusError, match=r"could not be written .*No space left"):
+    with pytest.raises(StorageFull, match=r"cannot be written, the disk is full"):
         finish(make(tmp_path / "out", captions))
     assert not list((tmp_path / "out").glob("records-*"))
 

@@ -26,7 +26,7 @@ def pixels():
 
 
 def latents(params, pixels):
-    return TOKENIZER.apply({"params": params}, pixels, method="latents")
+    return TOKENIZER.apply({"params": params}, pixels, method=TOKENIZER.latents)
 
 
 def mirrored_patches(pixels):

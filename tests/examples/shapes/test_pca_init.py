@@ -58,7 +58,7 @@ def features(training, params):
 
 @pytest.fixture(scope="module")
 def ids(training, params, pixels):
-    return np.asarray(jax.jit(lambda pixels: run(training.model, params, pixels, method="encode"))(pixels))
+    return np.asarray(jax.jit(lambda pixels: run(training.model, params, pixels, method=training.model.encode))(pixels))
 
 
 def patches(pixels):

@@ -12,10 +12,10 @@ import pytest
 from examples.shapes.dataset import images
 from janus_jax.errors import Diverged, JanusError
 from janus_jax.sharding import make_mesh
-from janus_jax.training.callbacks.preemption import Preemption
 from janus_jax.training.image_tokenizer.recipe import Data, WeightFiles
 from janus_jax.training.image_tokenizer.trainer import train_tokenizer
 from janus_jax.training.image_tokenizer.vq import TokenizerTraining
+from janus_jax.training.preemption import Preemption
 from tests.training.image_tokenizer.recipes import ADAM, KEPT_IN_USE, RECIPE
 
 RECIPES = {"released": RECIPE, "kept in use": KEPT_IN_USE}
@@ -73,7 +73,7 @@ def test_the_codebook_starts_spread_over_the_images():
     training, state, _ = compiled("kept in use")
     state = jax.jit(training.start_from)(state, pictures())
     pixels = jnp.asarray(pictures(), jnp.float32) * (2 / 255) - 1
-    ids = training.model.apply({"params": state.params}, pixels, method="encode")
+    ids = training.model.apply({"params": state.params}, pixels, method=training.model.encode)
     assert len(np.unique(ids)) == RECIPE.model.codebook_size
 
 

@@ -51,7 +51,7 @@ def trained(pictures, tmp_path_factory):
 @pytest.fixture(scope="module")
 def encoded(trained, pictures):
     model = VAE(RECIPE.model)
-    return jax.jit(lambda params, pixels: model.apply({"params": params}, pixels, method="encode"))(
+    return jax.jit(lambda params, pixels: model.apply({"params": params}, pixels, method=model.encode))(
         trained[0], to_pixels(jnp.asarray(pictures))
     )
 

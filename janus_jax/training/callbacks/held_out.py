@@ -1,0 +1,46 @@
+"""Loss on held-out data."""
+
+import functools
+import operator
+from itertools import islice
+
+from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states
+from janus_jax.training.callbacks.base import Callback, TrainingRun
+from janus_jax.training.train_step import Step, put_batch
+
+
+class HeldOutLoss(Callback):
+    """Computes the mean loss over the same held-out batches each time.
+
+    Metrics: `held_out/loss`, and `held_out/loss/TERM` for each loss term with supervised positions.
+
+    Args:
+      data: Held-out batches. The callback closes them.
+      step: Compiled evaluation step (`train_step.evaluation_step`).
+      batches: Number of batches.
+      interval: Steps between evaluations; 0 evaluates after the last step only.
+    """
+
+    def __init__(self, data: ShardedStream, step: Step, batches: int, interval: int) -> None:
+        self._data, self._step, self._batches, self._interval = data, step, batches, interval
+        self._start = merge_shard_states([data.get_state()])
+
+    def after_step(self, run: TrainingRun) -> None:
+        """Evaluates if it is due."""
+        if not run.is_due(self._interval):
+            return
+        self._data.set_state(self._start)
+        batches = islice(self._data, self._batches)
+        totals = functools.reduce(operator.add, (self._step(run.state, put_batch(b, run.mesh)) for b in batches))
+        losses = {"held_out/loss": float(totals.mean)} | {
+            f"held_out/loss/{name}": float(mean)
+            for name, mean, count in zip(totals.terms.names, totals.means, totals.counts, strict=True)
+            if count
+        }
+        run.scores.update(losses)
+        run.writer.scalars(run.step, losses)
+        run.writer.message(f"step {run.step}: held-out loss {losses['held_out/loss']:.4g}")
+
+    def close(self) -> None:
+        """Closes the data."""
+        self._data.__exit__(None, None, None)

@@ -1,0 +1,144 @@
+"""Trains one stage of a Janus or JanusFlow recipe.
+
+WORKDIR/tokenizer/     files of the tokenizer and the processor, written by the first stage
+WORKDIR/stage_N/       see `training.trainer`, and in addition:
+    samples/           answers and generated images at intervals (`callbacks.samples`)
+    benchmarks/        answers to benchmark questions at intervals (`callbacks.evaluation`)
+    profile/           profiler trace, if one is requested
+"""
+
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+from flax.traverse_util import flatten_dict
+
+from janus_jax.batch import Batch
+from janus_jax.data.pipeline.dataset import open_records
+from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
+from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.processing import Processor
+from janus_jax.sharding import make_mesh
+from janus_jax.training.callbacks.base import Callback
+from janus_jax.training.callbacks.evaluation import RunBenchmarks
+from janus_jax.training.callbacks.held_out import HeldOutLoss
+from janus_jax.training.callbacks.profiling import Profiling
+from janus_jax.training.callbacks.samples import GenerateSamples
+from janus_jax.training.config_dicts import to_json
+from janus_jax.training.flops import amounts, peak_flops, step_costs
+from janus_jax.training.init_from import (
+    check_initialisation,
+    checkpoints_folder,
+    find_tokenizer,
+    initial_state,
+    keep_tokenizer,
+)
+from janus_jax.training.optimizers import make_schedule
+from janus_jax.training.recipe import Recipe
+from janus_jax.training.setup import set_up_stage
+from janus_jax.training.state import TrainState
+from janus_jax.training.train_step import Metrics, evaluation_step, put_batch
+from janus_jax.training.trainer import TrainingTask, train
+
+
+def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
+    """Trains the current stage of a recipe to its last step, or continues an interrupted run.
+
+    Args:
+      recipe: The recipe; `recipe.stage` selects the stage.
+      workdir: Folder of all stages, created if missing and shared by all processes.
+      devices: Devices to train on; None for all.
+
+    Returns:
+      The last train state.
+
+    Raises:
+      JanusError: The recipe, the data, the initialization or the workdir cannot be used; too many records are rejected;
+        or a data worker has died.
+      Diverged: The gradient is not finite more often than the recipe allows.
+      Preempted: The machine is being taken away; a checkpoint is saved.
+      StorageFull: The disk is full.
+    """
+    folder = checkpoints_folder(workdir, recipe.stage).parent
+    return train(stage_task(recipe, workdir, devices), folder).state
+
+
+def stage_task(
+    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+) -> TrainingTask[TrainState, ShardedStream]:
+    """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
+    stage, resources, intervals = recipe.current, recipe.resources, recipe.intervals
+    checkpoints = checkpoints_folder(workdir, recipe.stage)
+    folder = checkpoints.parent
+
+    # All inputs are checked before the first device is used. A resumed run no longer needs its initialization.
+    if not any(path.name.isdecimal() for path in checkpoints.glob("*")):
+        check_initialisation(recipe, workdir)
+    for config in (recipe.stream, recipe.held_out):
+        for component in config.components if config else ():
+            open_records(component)
+    tokenizer = find_tokenizer(recipe, workdir)
+    processor = Processor.from_directory(tokenizer, recipe.model_config)
+    samples = GenerateSamples(recipe, processor, folder)
+    benchmarks = RunBenchmarks(recipe, processor, folder)
+
+    grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
+    mesh = grid if grid.size > 1 else None
+    setup = set_up_stage(recipe, mesh)
+    costs = step_costs(recipe.model_config, flatten_dict(setup.abstract.params, sep="/"))
+    device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
+
+    @contextlib.contextmanager
+    def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:
+        keep_tokenizer(tokenizer, workdir)
+        # A run keeps its number of data shards, also if it resumes with another number of processes.
+        saved = merge_shard_states(positions or [])
+        shards = len(saved) or recipe.data_shards or jax.process_count()
+        with open_split(recipe.stream, shards) as data:
+            if saved:
+                data.set_state(saved)
+            yield data
+
+    def open_split(config: StreamConfig, shards: int) -> ShardedStream:
+        return open_sharded_stream(
+            config, processor, jax.process_index(), jax.process_count(), shards, resources.data_workers
+        )
+
+    def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
+        callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
+        if recipe.held_out is not None:
+            loss = evaluation_step(setup.model, recipe.cut, setup.abstract, mesh, recipe.seed)
+            shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
+            held_out = open_split(recipe.held_out, shards)
+            callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))
+        return [*callbacks, samples, benchmarks]
+
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+        result: tuple[TrainState, Metrics] = setup.step(state, put_batch(batch, mesh))
+        return result
+
+    def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
+        # Every process has an equal share of the batch.
+        held = amounts(batch, recipe.model_config)
+        share = {"tokens": held.places, "samples": sum(map(len, data.example_ids)), "flops": held.at(costs)}
+        return {name: count * jax.process_count() for name, count in share.items()}
+
+    return TrainingTask(
+        config=to_json(recipe),
+        abstract_state=setup.abstract,
+        initial_state=lambda data: initial_state(recipe, workdir, setup.optimizer, setup.abstract),
+        step=step,
+        mesh=mesh,
+        open_data=open_data,
+        counts=counts,
+        last_step=stage.last_step,
+        save_every=intervals.save,
+        report_every=intervals.report,
+        make_callbacks=make_callbacks,
+        keep=recipe.keep,
+        learning_rate=make_schedule(stage.optimizer, stage.steps),
+        max_skipped=recipe.max_skipped,
+        peak_flops=device_flops and device_flops * grid.size,
+    )
