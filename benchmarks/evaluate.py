@@ -129,7 +129,7 @@ def _drawing(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
         for batch in batches:
             full = [*batch, *[batch[-1]] * (size - len(batch))]
             numbers = [(picture.prompt_number, picture.number) for picture in full]
-            model.draw([picture.prompt for picture in full], numbers, 0, guidance_scale=2.0, temperature=0.7)
+            model.sample_images([picture.prompt for picture in full], numbers, 0, guidance_scale=2.0, temperature=0.7)
 
     def runner(folder: Path) -> object:
         return collect(wanted, pictures.drawing(model, folder, options, 0, size), folder, {})

@@ -10,7 +10,7 @@ from benchmarks.shared import prompt_batch, weights
 from checkpoints_convert.released_flow import LAYOUT
 from janus_jax.config import Dtype, Execution, JanusFlowConfig, LlamaConfig, SiglipConfig
 from janus_jax.generation.rectified_flow import FlowSampler, sample_latents
-from janus_jax.generation.sampling import row_keys
+from janus_jax.generation.sampling import sampling_keys
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.pretrained import place_params
 
@@ -55,7 +55,7 @@ class Flow:
     def ours(self) -> np.ndarray:
         """Latents of one image."""
         noise = jnp.asarray(self.noise.transpose(0, 2, 3, 1))
-        keys = row_keys(0, 0, range(1))[None]
+        keys = sampling_keys(0, 0, range(1))[None]
         drawn = sample_latents(self.model, self.params, prompt_batch(self.prompt), keys, self.drawing, noise=noise)
         return np.asarray(drawn).transpose(0, 3, 1, 2)
 

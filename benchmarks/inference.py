@@ -41,7 +41,7 @@ from checkpoints_convert.transformers_janus import write_config
 from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
@@ -184,7 +184,7 @@ class Ours:
         prompt = self.inputs.prompt
         twin = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         tokens = np.concatenate([prompt, twin])
-        keys = row_keys(0, 0, range(num_images))[None]
+        keys = sampling_keys(0, 0, range(num_images))[None]
         ids = sample_image_tokens(self.model, self.params, prompt_batch(tokens), keys, SamplingConfig(), GUIDANCE)
         return np.asarray(ids)
 

@@ -54,16 +54,16 @@ from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import amounts, peak_flops, step_costs
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
 from janus_jax.training.state import TrainState, state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
     Step,
     abstract_train_state,
+    make_train_step,
     put_batch,
     random_train_state,
-    train_step,
 )
 
 if TYPE_CHECKING:
@@ -229,7 +229,7 @@ def compile_seconds(config: JanusConfig, depth: int) -> float:
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
     model = Janus(config, Execution(remat="full"))
     abstract = abstract_train_state(model, ALL_BUT_TOKENIZER, optimizer, None)
-    step = train_step(model, optimizer, Microbatching(), abstract, None)
+    step = make_train_step(model, optimizer, Microbatching(), abstract, None)
     batch = NARROW_ROWS.batch(config, 2)
     jax.clear_caches()
     return _seconds(lambda: step.lower(abstract, batch).compile())
@@ -259,9 +259,9 @@ def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch,
 
         theirs = Theirs(config, trained, recipe, batch, _CORES.value)
     return Figure(
-        Ours(train_step(model, optimizer, cut, abstract, None), state, batch),
+        Ours(make_train_step(model, optimizer, cut, abstract, None), state, batch),
         theirs,
-        float(batch.attended.mean()),
+        float(batch.is_token.mean()),
         held.at(step_costs(config, flatten_dict(abstract.params, sep="/"))),
         held.places,
     )

@@ -31,7 +31,7 @@ from janus_jax.config import (
     VQConfig,
 )
 from janus_jax.errors import JanusError
-from janus_jax.files import named, read_json, reading
+from janus_jax.files import naming, read_json, reading
 from janus_jax.storage import atomic_folder, write_json
 
 FORMAT = "janus_jax"
@@ -316,7 +316,7 @@ def open_converted(path: StrPath) -> Converted:
     content = read_json(file, AGAIN)
     if content.get("format") != FORMAT or not (path / PARAMS).is_dir():
         raise JanusError(f"{path} is no converted folder with its {PARAMS}/; make one with from_pytorch.")
-    with reading(file, AGAIN), named(file):
+    with reading(file, AGAIN), naming(file):
         part, model = content.get("part", "janus"), content["model"]
         if part not in _PARTS:
             raise JanusError(f"part is {part!r}; it must be one of {', '.join(_PARTS)}.")

@@ -9,7 +9,7 @@ from checkpoints_convert.layout import Entry, Layout, Named
 from checkpoints_convert.tree import Shape
 from janus_jax.config import VAEConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import read_json_if_any
+from janus_jax.files import read_json_if_exists
 
 WEIGHTS_STEM = "diffusion_pytorch_model"
 """What diffusers calls a file of weights."""
@@ -63,7 +63,7 @@ def read_vae_config(path: Path, shapes: Mapping[str, Shape]) -> VAEConfig:
       JanusError: there is none, or it describes another network.
     """
     file = (path if path.is_dir() else path.parent) / "config.json"
-    section = Section(read_json_if_any(file), str(file))
+    section = Section(read_json_if_exists(file), str(file))
     if not section.values:
         raise JanusError(f"{section.where} does not exist; a VAE's scaling_factor stands nowhere else.")
     section.require("_class_name", "AutoencoderKL")

@@ -30,7 +30,7 @@ from checkpoints_convert.sources import StrPath
 from checkpoints_convert.tree import Shape, leaves
 from janus_jax.config import JanusConfig, JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import named, reading
+from janus_jax.files import naming, reading
 from janus_jax.storage import atomic_folder, write_json
 
 WholeLayout = Literal["released", "transformers"]
@@ -70,7 +70,7 @@ def export(
     )
     stored = StoredParams(converted.params_path, all_leaves)
     # A folder whose parameters were kept as they came knows the dtypes of tensors that shared a stack with wider ones.
-    with reading(file, AGAIN), named(file):
+    with reading(file, AGAIN), naming(file):
         own = {name: numpy_dtype(kind) for name, kind in origin.section("dtypes").values.items()}
     announced = {
         piece.name: (piece.shape, own.get(piece.name, stored.dtype(unit.leaf)))

@@ -35,7 +35,7 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
 from checkpoints_convert.safetensors_writer import as_bytes
 from checkpoints_convert.tree import Leaf, Shape
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, read_json, reading
+from janus_jax.files import PARSE_ERRORS, read_json, reading
 
 _CHUNK_BYTES = 64 << 20
 """Chunks are at most this large: few enough files, and small enough that a shard reads little beside its own."""
@@ -241,7 +241,7 @@ class StoredParams:
             spec = get_json_tspec_read(info, self._ocdbt)
             try:
                 self._stores[leaf.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
-            except FAULTS as error:
+            except PARSE_ERRORS as error:
                 raise self._damaged(leaf, "no array that can be read is there") from error
         return self._stores[leaf.path]
 

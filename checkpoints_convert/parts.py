@@ -23,7 +23,7 @@ from checkpoints_convert.layout import Entry, Layout, Named
 from checkpoints_convert.tree import Shape
 from janus_jax.config import LlamaConfig, SiglipConfig, VAEConfig, VQConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import read_json_if_any
+from janus_jax.files import read_json_if_exists
 
 Shapes = Mapping[str, Shape]
 
@@ -229,7 +229,7 @@ def llama_config(section: Section) -> LlamaConfig:
 
 def _config(path: Path) -> Section:
     file = (path if path.is_dir() else path.parent) / "config.json"
-    return Section(read_json_if_any(file), str(file))
+    return Section(read_json_if_exists(file), str(file))
 
 
 def read_llama_config(path: Path, shapes: Shapes) -> LlamaConfig:

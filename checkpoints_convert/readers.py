@@ -16,7 +16,7 @@ import numpy as np
 
 from checkpoints_convert.torch_zip import open_torch_zip
 from janus_jax.errors import JanusError
-from janus_jax.files import read_json, reading, refuse_pointer
+from janus_jax.files import check_lfs_pointer, read_json, reading
 
 SAFETENSORS_DTYPES: dict[str, np.dtype] = {
     "F64": np.dtype(np.float64),
@@ -91,7 +91,7 @@ def _open(file: Path) -> dict[str, np.ndarray]:
     if not file.stat().st_size:
         raise JanusError(f"{file} is empty; fetch it again.")
     with file.open("rb") as opened:
-        refuse_pointer(file, opened.read(64))
+        check_lfs_pointer(file, opened.read(64))
     if file.suffix == ".safetensors":
         return _open_safetensors(file)
     if file.suffix in _WEIGHT_SUFFIXES:

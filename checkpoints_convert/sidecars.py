@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.config import ModelConfig
-from janus_jax.files import read_json, read_json_if_any, reading
+from janus_jax.files import read_json, read_json_if_exists, reading
 from janus_jax.storage import write_json
 
 TOKENIZER_FILES = (
@@ -64,7 +64,7 @@ def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER
 
 def copy_system_prompt(source: Path, target: Path) -> None:
     """Adds the source's own system prompt, of which no layout knows, to the target's processor file."""
-    own = read_json_if_any(source / PROCESSOR)
+    own = read_json_if_exists(source / PROCESSOR)
     if _SYSTEM_PROMPT in own:
         file = target / PROCESSOR
         write_json(file, {**read_json(file), _SYSTEM_PROMPT: own[_SYSTEM_PROMPT]})
@@ -135,7 +135,7 @@ def write_transformers_sidecars(folder: Path, config: ModelConfig) -> None:
 
 
 def _tokenizer_config(folder: Path) -> dict[str, Any]:
-    own = read_json_if_any(folder / "tokenizer_config.json")
+    own = read_json_if_exists(folder / "tokenizer_config.json")
     return {name: value for name, value in own.items() if name != "chat_template"} | {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "processor_class": "JanusProcessor",

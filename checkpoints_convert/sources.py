@@ -28,7 +28,7 @@ from janus_jax.config import (
     VQConfig,
 )
 from janus_jax.errors import JanusError
-from janus_jax.files import named, read_json, read_json_if_any, read_text, reading
+from janus_jax.files import naming, read_json, read_json_if_exists, read_text, reading
 
 StrPath = str | os.PathLike[str]
 Config = ModelConfig | SiglipConfig | VQConfig | VAEConfig | LlamaConfig
@@ -142,11 +142,11 @@ def open_source(path: StrPath, conversation: ConversationStyle | None = None, va
     with reading(path):
         weights = find_weights(path)
     file = weights.parent / "config.json"
-    section = Section(read_json_if_any(file), str(file))
+    section = Section(read_json_if_exists(file), str(file))
     tensors = open_tensors(weights)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     described_by = file if section.values else path
-    with reading(described_by), named(described_by):
+    with reading(described_by), naming(described_by):
         layout, config = _recognise(path, section, shapes)
     tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
     if isinstance(config, JanusFlowConfig):
@@ -201,7 +201,7 @@ def _with_vae(
     if not isinstance(opened.config, VAEConfig):
         raise JanusError(f"{path} is no VAE in diffusers' layout; give the folder of SDXL's (sdxl-vae).")
     tensors = {released_flow.VAE_PREFIX + name: tensor for name, tensor in opened.tensors.items()}
-    with named(path):
+    with naming(path):
         return replace(config, vae=opened.config), tensors
 
 
@@ -239,7 +239,7 @@ def _chat_template(folder: Path) -> str:
     if plain.is_file():
         return read_text(plain)
     for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
-        if template := read_json_if_any(folder / name).get("chat_template"):
+        if template := read_json_if_exists(folder / name).get("chat_template"):
             return str(template)
     return ""
 

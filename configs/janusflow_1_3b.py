@@ -22,7 +22,7 @@ from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import to_config
-from janus_jax.training.losses.rectified_flow import FlowLearning
+from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import (
     FLOW_ALL_BUT_ENCODER,
@@ -85,6 +85,6 @@ def get_config() -> ConfigDict:
             stages=(STAGE_1, STAGE_2, STAGE_3),
             sources={name: SOURCES[name] for name in ("understanding", "text", "generation")},
             samples=Samples(prompts=SAMPLES.prompts, guidance_scale=2.0),
-            flow=FlowLearning(),
+            flow=FlowLossConfig(),
         )
     )

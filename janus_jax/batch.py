@@ -59,8 +59,8 @@ class Batch(NamedTuple):
     gen_times: Float[Any, "B G"] | None = None
 
     @property
-    def attended(self) -> Bool[Any, "B L"]:
-        """Where a place is no padding."""
+    def is_token(self) -> Bool[Any, "B L"]:
+        """Positions that are not padding."""
         return self.segment_ids != PADDING_SEGMENT
 
     @property

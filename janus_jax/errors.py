@@ -8,25 +8,25 @@ class ExitCode(enum.IntEnum):
     """How commands end: the one place that says so.
 
     Attributes:
-      DONE: all is well.
-      FAULT: a fault in the program, with its traceback.
-      MISTAKE: in what the user gave; the same call will fail again.
+      SUCCESS: all is well.
+      INTERNAL_ERROR: a fault in the program, with its traceback.
+      USER_ERROR: in what the user gave; the same call will fail again.
       DIVERGED: training came to nothing sensible: a loss that is not finite, too many bad records.
-      NO_ROOM: a disk is full. Make room and call again: nothing that was saved before is lost.
+      DISK_FULL: a disk is full. Make room and call again: nothing that was saved before is lost.
       PREEMPTED: the machine was taken away, and all was saved; or the processes of a cluster did not all come
         (sysexits' EX_TEMPFAIL): call again.
       INTERRUPTED: by Ctrl-C.
-      NO_READER: the reader of the output went away.
+      BROKEN_PIPE: the reader of the output went away.
     """
 
-    DONE = 0
-    FAULT = 1
-    MISTAKE = 2
+    SUCCESS = 0
+    INTERNAL_ERROR = 1
+    USER_ERROR = 2
     DIVERGED = 3
-    NO_ROOM = 74
+    DISK_FULL = 74
     PREEMPTED = 75
     INTERRUPTED = 130
-    NO_READER = 141
+    BROKEN_PIPE = 141
 
 
 class JanusError(ValueError):
@@ -51,7 +51,7 @@ class Diverged(RunStopped):
 class StorageFull(RunStopped):
     """A disk is full; what was saved before is as it was."""
 
-    exit_code = ExitCode.NO_ROOM
+    exit_code = ExitCode.DISK_FULL
 
 
 class Preempted(RunStopped):

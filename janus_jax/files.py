@@ -11,7 +11,7 @@ from typing import Any
 
 from janus_jax.errors import JanusError
 
-FAULTS: tuple[type[Exception], ...] = (
+PARSE_ERRORS: tuple[type[Exception], ...] = (
     ArithmeticError,
     AttributeError,
     EOFError,
@@ -41,7 +41,7 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
       remedy: what helps if its content is damaged.
 
     Raises:
-      JanusError: for each of `FAULTS`.
+      JanusError: for each of `PARSE_ERRORS`.
     """
     try:
         yield
@@ -51,18 +51,18 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
         raise JanusError(f"{error.filename or file} does not exist.") from error
     except OSError as error:
         raise JanusError(f"{error.filename or file} cannot be read ({error.strerror or error}).") from error
-    except FAULTS as error:
-        raise JanusError(f"{file} is damaged ({told(error)}); {remedy}.") from error
+    except PARSE_ERRORS as error:
+        raise JanusError(f"{file} is damaged ({describe_error(error)}); {remedy}.") from error
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """What is wrong, in one line of bounded length."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
     return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
 
 
 @contextlib.contextmanager
-def named(file: str | os.PathLike[str]) -> Iterator[None]:
+def naming(file: str | os.PathLike[str]) -> Iterator[None]:
     """Puts the file's name before the sentence of a `JanusError` that lacks it."""
     try:
         yield
@@ -72,7 +72,7 @@ def named(file: str | os.PathLike[str]) -> Iterator[None]:
         raise JanusError(f"{file}: {error}") from error
 
 
-def refuse_pointer(file: Path, start: bytes) -> None:
+def check_lfs_pointer(file: Path, start: bytes) -> None:
     """Checks that a file is not what git-lfs leaves in the place of one that was never fetched.
 
     Raises:
@@ -90,7 +90,7 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
     """
     with reading(file, remedy):
         content = file.read_bytes()
-        refuse_pointer(file, content)
+        check_lfs_pointer(file, content)
         return content.decode("utf-8")
 
 
@@ -108,7 +108,7 @@ def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     return content
 
 
-def read_json_if_any(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
+def read_json_if_exists(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     """As `read_json`; an empty object where nothing has that name."""
     with reading(file, remedy):
         there = file.exists()

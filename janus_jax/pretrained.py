@@ -21,7 +21,7 @@ from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, Report
 from janus_jax.generation.padding import bucket_length, round_up
 from janus_jax.generation.registry import make_image_sampler, sampler_settings
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model
@@ -217,7 +217,7 @@ class Pretrained:
             # The rows that only fill the mesh have nothing to say.
             return np.array([decoder.finished for decoder in decoders] + [True] * (len(padded) - num_rows))
 
-        keys = jnp.concatenate([row_keys(seed, row, range(1)) for row in range(len(padded))])
+        keys = jnp.concatenate([sampling_keys(seed, row, range(1)) for row in range(len(padded))])
         steps = generate_text(
             self.model,
             self.params,
@@ -269,7 +269,7 @@ class Pretrained:
         batch_size: int = 16,
         report: Report | None = None,
         **settings: Any,
-    ) -> Iterator["Drawn"]:
+    ) -> Iterator["GeneratedImage"]:
         """`generate`, each image as soon as its batch is drawn, in order.
 
         Args:
@@ -277,17 +277,17 @@ class Pretrained:
           report: called with numbers that add up to the steps of all images, of each `drawing(...).num_steps`, for a
             progress bar.
         """
-        drawing = self.drawing(**settings)
+        drawing = self.image_sampler(**settings)
         _check_count("images_per_prompt", images_per_prompt)
         _check_count("batch_size", batch_size)
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
         numbers = [0] * len(rows)
         for group in _groups(len(rows), images_per_prompt, batch_size):
             for prompt, pixels in self._draw(rows, group, drawing, seed, report):
-                yield Drawn(prompt, numbers[prompt], Image.fromarray(pixels))
+                yield GeneratedImage(prompt, numbers[prompt], Image.fromarray(pixels))
                 numbers[prompt] += 1
 
-    def draw(
+    def sample_images(
         self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = 0, **settings: Any
     ) -> list[Image.Image]:
         """An image of each of these prompts, all at once.
@@ -302,18 +302,18 @@ class Pretrained:
         """
         if not prompts:
             return []
-        drawing = self.drawing(**settings)
+        drawing = self.image_sampler(**settings)
         rows = [self.processor.generation_prompt(prompt) for prompt in prompts]
-        keys = jnp.stack([row_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
+        keys = jnp.stack([sampling_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
         pictures = self._pictures(rows, keys, drawing, max(map(len, rows)))
         return [Image.fromarray(pixels) for pixels in pictures[: len(rows)]]
 
     @property
-    def drawing_settings(self) -> tuple[str, ...]:
+    def sampler_settings(self) -> tuple[str, ...]:
         """Names of the settings of the model's way to draw."""
         return sampler_settings(self.config)
 
-    def drawing(self, **settings: Any) -> ImageSampler:
+    def image_sampler(self, **settings: Any) -> ImageSampler:
         """The model's way to draw, with these settings and its paper's for the others.
 
         Raises:
@@ -326,7 +326,7 @@ class Pretrained:
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
         """The pictures of one group, with the numbers of their prompts."""
         numbers, samples = list(group.prompts), group.samples
-        keys = jnp.stack([row_keys(seed, prompt, samples) for prompt in numbers])
+        keys = jnp.stack([sampling_keys(seed, prompt, samples) for prompt in numbers])
         if len(numbers) % batch_multiple(self.mesh):
             # Too few prompts for the mesh: a prompt's images, spread over the devices, each run it for themselves.
             numbers = [prompt for prompt in numbers for _ in samples]
@@ -376,7 +376,7 @@ class Pretrained:
         return jax.device_put(batch, batch_sharding(self.mesh))
 
 
-class Drawn(NamedTuple):
+class GeneratedImage(NamedTuple):
     """An image: number `number` of prompt number `prompt`, both counted from 0."""
 
     prompt: int

@@ -127,7 +127,7 @@ def test_images_follow_the_seed(janus):
 def test_reports_add_up_to_all_ids(janus):
     reports = []
     janus.generate(["A red boat", "Ink"], images_per_prompt=3, batch_size=2, report=reports.append)
-    assert sum(reports) == 6 * janus.drawing().num_steps(janus.config)
+    assert sum(reports) == 6 * janus.image_sampler().num_steps(janus.config)
 
 
 @pytest.mark.parametrize(

@@ -54,7 +54,7 @@ def test_images_do_not_depend_on_the_batch_they_are_drawn_in(flow, batch_size):
 
 def test_drawing_at_once_is_drawing_one_by_one(flow):
     expected = flow.generate(["A red boat", "Ink"], images_per_prompt=2, seed=4, steps=2)
-    at_once = flow.draw(["Ink", "A red boat"], [(1, 1), (0, 0)], seed=4, steps=2)
+    at_once = flow.sample_images(["Ink", "A red boat"], [(1, 1), (0, 0)], seed=4, steps=2)
     for image, other in zip(at_once, (expected[1][1], expected[0][0]), strict=True):
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
 
@@ -68,8 +68,8 @@ def test_images_follow_the_seed_and_the_settings(flow):
 
 
 def test_the_papers_settings_are_the_default(flow):
-    assert vars(flow.drawing()) == {"guidance_scale": 2.0, "steps": 30, "sampler": "euler"}
-    assert flow.drawing().num_steps(flow.config) == 30
+    assert vars(flow.image_sampler()) == {"guidance_scale": 2.0, "steps": 30, "sampler": "euler"}
+    assert flow.image_sampler().num_steps(flow.config) == 30
 
 
 def test_reports_add_up_to_all_steps(flow):

@@ -144,15 +144,15 @@ def _writing(asked: _Asked) -> _Loop:
     def go_on(left: text.TextDecodeState) -> tuple[Any, Any]:
         state = left._replace(cache=_grown(left.cache, asked.last_slots))
         chunk = 16
-        return text.advance.lower(model, params, state, sampling.knobs, stops, chunk, chunk, sampling.strategy), state
+        return text.advance.lower(model, params, state, sampling.params, stops, chunk, chunk, sampling.strategy), state
 
-    arguments = (model, params, prompts, keys, sampling.knobs, stops, asked.first_slots, sampling.strategy)
+    arguments = (model, params, prompts, keys, sampling.params, stops, asked.first_slots, sampling.strategy)
     return _Loop("ids", text.start, arguments, go_on)
 
 
 def _drawing_ids(asked: _Asked) -> _Loop:
     model, params, drawing = asked.model, asked.params, images.TokenSampler()
-    knobs, strategy, scale = drawing.sampling.knobs, drawing.sampling.strategy, drawing.guidance_scale
+    knobs, strategy, scale = drawing.sampling.params, drawing.sampling.strategy, drawing.guidance_scale
     # Each prompt has its unconditional twin.
     prompts, keys = asked.prompts(2 * asked.count), _keys(asked.count, 1)
 

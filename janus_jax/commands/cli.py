@@ -66,7 +66,7 @@ def run(
         sys.stdout.flush()
     except JanusError as error:
         print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(ExitCode.MISTAKE)
+        sys.exit(ExitCode.USER_ERROR)
     except RunStopped as stopped:
         print(f"{name}: {stopped}", file=sys.stderr)
         sys.exit(stopped.exit_code)
@@ -75,8 +75,8 @@ def run(
     except BrokenPipeError:
         # The interpreter flushes stdout once more at shutdown; the null device accepts it.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.NO_READER)
-    sys.exit(ExitCode.DONE)
+        sys.exit(ExitCode.BROKEN_PIPE)
+    sys.exit(ExitCode.SUCCESS)
 
 
 def enable_compilation_cache() -> None:

@@ -14,7 +14,7 @@ from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Asked, Question
 from janus_jax.evaluation.journal import appending, claim, read_answers
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.processing import Processor, TokenSequence
 
 Work = Callable[[Sequence[Asked]], Iterator[Mapping[str, str]]]
@@ -133,5 +133,5 @@ def num_places(processor: Processor, question: Question) -> int:
 
 
 def _row(processor: Processor, question: Question) -> TokenSequence:
-    with named(f"Question {question.id}"):
+    with naming(f"Question {question.id}"):
         return processor.understanding_sequence(question.messages, None, question.system_prompt)

@@ -117,7 +117,7 @@ def sample_image_tokens(
     length = prompts.shape[1]
     last = length + num_tokens - 1
     slots = min(round_up(length + 1, CACHE_STEP), last)
-    knobs, strategy = sampling.knobs, sampling.strategy
+    knobs, strategy = sampling.params, sampling.strategy
     state = start(model, params, prompts, keys, knobs, guidance_scale, slots, strategy)
     drawn = 1
     if report is not None:

@@ -12,7 +12,7 @@ from janus_jax.errors import JanusError
 
 Strategy = Literal["greedy", "all", "filtered"]
 
-NO_ID = -1
+INVALID_TOKEN = -1
 """In place of an id: there were no numbers to draw it from."""
 
 
@@ -58,11 +58,11 @@ class SamplingConfig:
         return "filtered" if self.top_k > 0 or self.top_p < 1 else "all"
 
     @property
-    def knobs(self) -> SamplingParams:
+    def params(self) -> SamplingParams:
         return SamplingParams(self.temperature, self.top_k, self.top_p)
 
 
-def row_keys(seed: int, row: int, samples: range) -> Key[Array, " N"]:
+def sampling_keys(seed: int, row: int, samples: range) -> Key[Array, " N"]:
     """A key for each of these samples of a row: what it draws depends on nothing else in the batch.
 
     Raises:
@@ -90,10 +90,10 @@ def draw(
       knobs, strategy: of a `SamplingConfig`.
 
     Returns:
-      The ids; `NO_ID` where logits are NaN, which `check_sampled` tells the user of.
+      The ids; `INVALID_TOKEN` where logits are NaN, which `check_sampled` tells the user of.
     """
     ids = _draw(logits, keys, step, knobs, strategy)
-    return jnp.where(jnp.isnan(logits.max(axis=-1)), NO_ID, ids)
+    return jnp.where(jnp.isnan(logits.max(axis=-1)), INVALID_TOKEN, ids)
 
 
 def check_sampled(ids: Int[np.ndarray, "..."]) -> None:
@@ -102,7 +102,7 @@ def check_sampled(ids: Int[np.ndarray, "..."]) -> None:
     Raises:
       JanusError: one was not.
     """
-    if (ids == NO_ID).any():
+    if (ids == INVALID_TOKEN).any():
         raise JanusError("The model's logits are not numbers; its weights are damaged: convert or fetch them again.")
 
 

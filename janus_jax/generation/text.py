@@ -67,7 +67,7 @@ def generate_text(
     """
     length = prompts.shape[1]
     slots = round_up(length + 1, CACHE_STEP)
-    knobs, strategy = sampling.knobs, sampling.strategy
+    knobs, strategy = sampling.params, sampling.strategy
     stops = jnp.asarray(list(stop_ids), jnp.int32)
     state = start(model, params, prompts, keys, knobs, stops, slots, strategy)
     ids = new_ids = on_host(state.last)[:, None]

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Int, UInt8
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
 from janus_jax.config import JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import read_json_if_any
+from janus_jax.files import read_json_if_exists
 from janus_jax.processing.conversation import (
     TEMPLATES,
     UNDERSTANDING_SYSTEM_PROMPT,
@@ -347,7 +347,7 @@ _REMEDY = "copy it from the released checkpoint again"
 def _system_prompt(directory: Path) -> str:
     """The directory's own, which the releases do not write down, or theirs."""
     file = directory / _PROCESSOR_FILE
-    prompt = read_json_if_any(file, _REMEDY).get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
+    prompt = read_json_if_exists(file, _REMEDY).get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
     if not isinstance(prompt, str):
         raise JanusError(f"{file}: system_prompt is {prompt!r:.80}; it must be text.")
     return prompt
@@ -357,11 +357,11 @@ def _released_min_side(directory: Path, config: ModelConfig) -> int:
     """The one number of the directory's image settings that no config holds; the others are checked against it."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
     processor_file = directory / _PROCESSOR_FILE
-    processor = read_json_if_any(processor_file, _REMEDY)
+    processor = read_json_if_exists(processor_file, _REMEDY)
     _check_agreement(processor_file, "num_image_tokens", processor.get("num_image_tokens", patches), patches)
 
     file = directory / "preprocessor_config.json"
-    values = read_json_if_any(file, _REMEDY)
+    values = read_json_if_exists(file, _REMEDY)
     if isinstance(nested := processor.get("image_processor"), dict) and not values:  # transformers 5 writes one file
         file, values = processor_file, nested
     size = values.get("size")  # transformers' name for image_size, an object

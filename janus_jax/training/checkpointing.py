@@ -33,7 +33,7 @@ from jax.experimental import multihost_utils
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.storage import is_disk_full
 from janus_jax.training import checksums
-from janus_jax.training.param_paths import map_named, name_of
+from janus_jax.training.param_paths import map_named, path_name
 
 _log = logging.getLogger(__name__)
 
@@ -455,7 +455,7 @@ def _check_arrays(place: epath.Path, saved: Mapping[str, str], abstract: Any) ->
 
 def _describe(state: Any) -> dict[str, str]:
     leaves = jax.tree_util.tree_flatten_with_path(state)[0]
-    return {name_of(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
+    return {path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
 
 
 # What can go wrong, and what all processes make of it.

@@ -12,7 +12,7 @@ from janus_jax.models.factory import abstract_params
 from janus_jax.training.checkpointing import read_config, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import checkpoints_folder, read_stage, tokenizer_folder
-from janus_jax.training.param_paths import unboxed
+from janus_jax.training.param_paths import unbox
 from janus_jax.training.recipe import Recipe
 
 
@@ -51,7 +51,7 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, meter: Meter) -> 
     # Where a model has room that no accelerator may have.
     place = SingleDeviceSharding(jax.devices("cpu")[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unboxed(abstract_params(config))
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unbox(abstract_params(config))
     )
     params = read_stage(workdir, stage, abstract)
     save_converted(out, params, config, beside=tokenizer_folder(workdir), meter=meter)

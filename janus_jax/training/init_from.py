@@ -26,11 +26,10 @@ from janus_jax.models.backbone import Params
 from janus_jax.models.factory import abstract_model, init_model
 from janus_jax.training.checkpointing import read_config, read_params, saved_steps
 from janus_jax.training.config_dicts import from_config
-from janus_jax.training.lora import apart, merge_adapters, new_adapters
+from janus_jax.training.lora import init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.rectified_flow import ALIGNER
-from janus_jax.training.objectives import learning_model
-from janus_jax.training.param_paths import unboxed
-from janus_jax.training.partition import merge, partition
+from janus_jax.training.objectives import training_model
+from janus_jax.training.param_paths import merge, partition, unbox
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.state import TrainState, state_from_params
 
@@ -62,7 +61,7 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
     raise JanusError("config.tokenizer is empty, and nothing that the run starts from has one; name its folder.")
 
 
-def keep_tokenizer(source: Path, workdir: str | Path) -> None:
+def copy_tokenizer(source: Path, workdir: str | Path) -> None:
     """Copies a tokenizer's files to where the run keeps them; the first process does."""
     target = tokenizer_folder(workdir)
     if source.resolve() != target.resolve() and jax.process_index() == 0:
@@ -99,7 +98,7 @@ def initial_state(
       JanusError: see `check_initialisation`; or what is there cannot be read.
     """
     start = recipe.current.initialisation
-    places, adapters = apart(merge(abstract.params, abstract.frozen))
+    places, adapters = split_adapters(merge(abstract.params, abstract.frozen))
     if start.source == "stage":
         params = read_stage(workdir, recipe.stage - 1, places)
     else:
@@ -132,7 +131,7 @@ def read_stage(workdir: str | Path, stage: int, places: Params) -> Params:
     """
     folder = checkpoints_folder(workdir, stage)
     recipe = from_config(Recipe, read_config(folder))
-    adapters = flatten_dict(jax.eval_shape(lambda: unboxed(_drawn(recipe, jax.random.key(0)))))
+    adapters = flatten_dict(jax.eval_shape(lambda: unbox(_drawn(recipe, jax.random.key(0)))))
     wanted: dict[tuple[str, ...], Any] = flatten_dict(places)
     for name, leaf in adapters.items():
         # Adapters are small enough to be whole everywhere. What they are added to is not rounded before the sum.
@@ -205,24 +204,24 @@ def _new_adapters(recipe: Recipe, places: Params) -> Params:
     if not places:
         return {}
     shardings = jax.tree.map(lambda place: place.sharding, places)
-    adapters: Params = jax.jit(lambda key: unboxed(_drawn(recipe, key)), out_shardings=shardings)(
+    adapters: Params = jax.jit(lambda key: unbox(_drawn(recipe, key)), out_shardings=shardings)(
         jax.random.key(recipe.seed)
     )
     return adapters
 
 
 def _drawn(recipe: Recipe, key: Array) -> Params:
-    params = abstract_model(learning_model(recipe.model_config, recipe.execution, recipe.flow))
+    params = abstract_model(training_model(recipe.model_config, recipe.execution, recipe.flow))
     frozen = partition(params, recipe.current.trained)[1]
-    return merge(*new_adapters(recipe.current.lora, params, frozen, key))
+    return merge(*init_adapters(recipe.current.lora, params, frozen, key))
 
 
 def _random_params(recipe: Recipe, places: Params) -> Params:
     """Freshly made parameters of these parts of the model, each array made in its place."""
-    model = learning_model(recipe.model_config, replace(recipe.execution, param_dtype="float32"), recipe.flow)
+    model = training_model(recipe.model_config, replace(recipe.execution, param_dtype="float32"), recipe.flow)
 
     def make(key: Array) -> Params:
-        params = unboxed(init_model(model, key))
+        params = unbox(init_model(model, key))
         return {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], places[part]) for part in places}
 
     shardings = jax.tree.map(lambda place: place.sharding, places)

@@ -20,7 +20,7 @@ from jaxtyping import Array, Float, Key
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE, fan_in_normal
-from janus_jax.training.muon_axes import matrices
+from janus_jax.training.muon_axes import matrix_axes
 from janus_jax.training.param_paths import matches
 
 _NAMES = (LORA_A, LORA_B, LORA_SCALE)
@@ -53,7 +53,7 @@ class Lora:
 NO_LORA = Lora()
 
 
-def new_adapters(lora: Lora, params: Params, frozen: Params, key: Key[Array, ""]) -> tuple[Params, Params]:
+def init_adapters(lora: Lora, params: Params, frozen: Params, key: Key[Array, ""]) -> tuple[Params, Params]:
     """Adapters as they begin.
 
     Args:
@@ -85,7 +85,7 @@ def new_adapters(lora: Lora, params: Params, frozen: Params, key: Key[Array, ""]
     return unflatten_dict(trained), unflatten_dict(scales)
 
 
-def apart(params: Params) -> tuple[Params, Params]:
+def split_adapters(params: Params) -> tuple[Params, Params]:
     """A tree without adapters, and the adapters that were in it."""
     leaves: Mapping[tuple[str, ...], Any] = flatten_dict(params)
     adapters = {name: leaf for name, leaf in leaves.items() if name[-1] in _NAMES}
@@ -99,7 +99,7 @@ def merge_adapters(params: Params) -> Params:
     Args:
       params: arrays, wherever they lie. Adapted matrices are taken: the sums stand in their places, in their dtypes.
     """
-    model, adapters = (flatten_dict(tree) for tree in apart(params))
+    model, adapters = (flatten_dict(tree) for tree in split_adapters(params))
     # In an order that all processes share: together they compute each.
     for beside in sorted({name[:-1] for name in adapters}):
         weight = model[*beside, "weight"]
@@ -122,7 +122,7 @@ def _merged(
 
 def _targets(lora: Lora, params: Params, frozen: Params) -> dict[str, tuple[int, ...]]:
     """The matrices to adapt, by name, and the axes of their inputs, which are the last ones."""
-    there = {name: axes.inputs for name, axes in matrices(params).items() if name.startswith("llm/layers/")}
+    there = {name: axes.inputs for name, axes in matrix_axes(params).items() if name.startswith("llm/layers/")}
     for pattern in lora.targets:
         if not any(matches(name, [pattern]) for name in there):
             names = ", ".join(sorted(there))

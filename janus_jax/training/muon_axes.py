@@ -16,7 +16,7 @@ class MatrixAxes(NamedTuple):
     inputs: tuple[int, ...]
 
 
-def matrices(params: Any) -> dict[str, MatrixAxes]:
+def matrix_axes(params: Any) -> dict[str, MatrixAxes]:
     """The matrices of a tree, by name: neither tables nor heads over a vocabulary, norms and biases are any.
 
     Args:

@@ -13,15 +13,21 @@ from janus_jax.config import Dtype, Execution, JanusConfig, JanusFlowConfig, Mod
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
-from janus_jax.training.losses.rectified_flow import FlowLearning, FlowTask, LearningFlow, flow_losses, flow_task
+from janus_jax.training.losses.rectified_flow import (
+    AlignedJanusFlow,
+    FlowLossConfig,
+    FlowTargets,
+    flow_loss_sums,
+    prepare_flow_targets,
+)
 from janus_jax.training.losses.tokens import (
-    JANUS_TERMS,
+    JANUS_LOSS_TERMS,
     Loss,
-    Terms,
-    Totals,
-    batch_losses,
-    supervised_counts,
+    LossSums,
+    LossTerms,
+    target_counts,
     text_loss,
+    token_loss,
 )
 
 
@@ -46,11 +52,11 @@ class Objective(Protocol):
 
     untrained: str
 
-    def terms(self, model: Any) -> Terms:
+    def terms(self, model: Any) -> LossTerms:
         """The terms of the loss."""
 
     def counts(self, model: Any, batch: Batch) -> Float[Array, " K"]:
-        """Supervised places by term, known before the model runs."""
+        """HeadTargets places by term, known before the model runs."""
 
     def prepare_targets(self, model: Any, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype) -> Any:
         """What the loss is of: the batch with all that no gradient passes through.
@@ -63,31 +69,31 @@ class Objective(Protocol):
         """The loss of what `prepare_targets` gave.
 
         Args:
-          scales: what a place of each term counts (`Terms.scales` of the whole batch's counts).
+          scales: what a place of each term counts (`LossTerms.scales` of the whole batch's counts).
           chunk: supervised places of a row whose logits are in memory at a time.
         """
 
 
-class IdObjective:
+class TokenObjective:
     """Janus: text ids and image ids by one cross-entropy."""
 
     untrained = "gen_encoder"
 
-    def terms(self, model: Janus) -> Terms:
+    def terms(self, model: Janus) -> LossTerms:
         """See `Objective`."""
-        return JANUS_TERMS
+        return JANUS_LOSS_TERMS
 
     def counts(self, model: Janus, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        return supervised_counts(batch, model.config.gen_tokens)
+        return target_counts(batch, model.config.gen_tokens)
 
     def prepare_targets(self, model: Janus, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype) -> Batch:
         """See `Objective`: the image ids."""
-        return with_image_ids(model, params, batch, dtype)
+        return with_image_tokens(model, params, batch, dtype)
 
     def loss(self, model: Janus, params: Params, task: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
-        return batch_losses(model, params, task, scales, chunk)
+        return token_loss(model, params, task, scales, chunk)
 
 
 class FlowObjective:
@@ -95,42 +101,46 @@ class FlowObjective:
 
     untrained = "vae"
 
-    def terms(self, model: LearningFlow) -> Terms:
+    def terms(self, model: AlignedJanusFlow) -> LossTerms:
         """See `Objective`."""
-        return Terms(
-            names=(*JANUS_TERMS.names, "alignment"), means=(0, 0, 1, 2), weights=(1, 1, 1, model.learning.align_weight)
+        return LossTerms(
+            names=(*JANUS_LOSS_TERMS.names, "alignment"),
+            means=(0, 0, 1, 2),
+            weights=(1, 1, 1, model.learning.align_weight),
         )
 
-    def counts(self, model: LearningFlow, batch: Batch) -> Float[Array, " K"]:
+    def counts(self, model: AlignedJanusFlow, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        text, understanding, generation = supervised_counts(batch, model.config.gen_tokens)
+        text, understanding, generation = target_counts(batch, model.config.gen_tokens)
         return jnp.stack([text, understanding, generation, generation * (model.learning.align_weight > 0)])
 
     def prepare_targets(
-        self, model: LearningFlow, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype
-    ) -> FlowTask:
+        self, model: AlignedJanusFlow, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype
+    ) -> FlowTargets:
         """See `Objective`: latents, times, noise and features."""
-        return flow_task(model, params, batch, draws.key, draws.rows, dtype)
+        return prepare_flow_targets(model, params, batch, draws.key, draws.rows, dtype)
 
-    def loss(self, model: LearningFlow, params: Params, task: FlowTask, scales: Float[Array, " K"], chunk: int) -> Loss:
+    def loss(
+        self, model: AlignedJanusFlow, params: Params, task: FlowTargets, scales: Float[Array, " K"], chunk: int
+    ) -> Loss:
         """See `Objective`."""
-        hidden, images = flow_losses(model, params, task)
+        hidden, images = flow_loss_sums(model, params, task)
         value, text = text_loss(model, params, task.batch, hidden, scales, chunk)
         of_images = jnp.stack(images)
         sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *lax.stop_gradient(of_images)])
-        totals = Totals(sums, self.counts(model, task.batch), self.terms(model))
+        totals = LossSums(sums, self.counts(model, task.batch), self.terms(model))
         return Loss(value + (of_images * scales[-len(of_images) :]).sum(), totals)
 
 
-OBJECTIVES: Mapping[type[Backbone], Objective] = {Janus: IdObjective(), LearningFlow: FlowObjective()}
+OBJECTIVES: Mapping[type[Backbone], Objective] = {Janus: TokenObjective(), AlignedJanusFlow: FlowObjective()}
 
 
 def objective_of(model: Backbone) -> Objective:
-    """What a model learns that `learning_model` made."""
+    """What a model learns that `training_model` made."""
     return OBJECTIVES[type(model)]
 
 
-def learning_model(config: ModelConfig, execution: Execution, learning: FlowLearning | None = None) -> Backbone:
+def training_model(config: ModelConfig, execution: Execution, learning: FlowLossConfig | None = None) -> Backbone:
     """The network of a config as it is trained, with the parts that serve training alone.
 
     Args:
@@ -142,12 +152,12 @@ def learning_model(config: ModelConfig, execution: Execution, learning: FlowLear
     if isinstance(config, JanusConfig):
         return Janus(config, execution)
     assert isinstance(config, JanusFlowConfig)
-    learning = learning or FlowLearning()
+    learning = learning or FlowLossConfig()
     learning.check(config)
-    return LearningFlow(config, execution, learning)
+    return AlignedJanusFlow(config, execution, learning)
 
 
-def with_image_ids(model: Janus, params: Params, batch: Batch, dtype: Dtype) -> Batch:
+def with_image_tokens(model: Janus, params: Params, batch: Batch, dtype: Dtype) -> Batch:
     """The batch with the ids of its images to generate: those it came with, or the tokenizer's."""
     if batch.gen_ids is not None or not batch.gen_images.shape[1]:
         return batch

@@ -12,7 +12,7 @@ from jaxtyping import Array, Float, Int
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from janus_jax.errors import JanusError
-from janus_jax.training.muon_axes import matrices
+from janus_jax.training.muon_axes import matrix_axes
 from janus_jax.training.param_paths import map_named, matches
 
 ScheduleShape = Literal["constant", "cosine"]
@@ -135,7 +135,7 @@ def make_optimizer(config: OptimizerConfig, total_steps: int, params: Any = None
         return optax.chain(clip, adamw)
     if params is None:
         raise TypeError("Muon needs to be told the parameters.")
-    found = {name: MuonDimensionNumbers(axes.inputs, axes.outputs) for name, axes in matrices(params).items()}
+    found = {name: MuonDimensionNumbers(axes.inputs, axes.outputs) for name, axes in matrix_axes(params).items()}
 
     def axes(tree: Any) -> Any:
         return map_named(lambda name, _: found[name], tree)

@@ -19,7 +19,7 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.training.checkpointing import RetentionPolicy
 from janus_jax.training.lora import Lora
-from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLearning
+from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.train_step import Microbatching
 
@@ -169,7 +169,7 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Source:
+class PreparedDataset:
     """A prepared data set of the mixture.
 
     Attributes:
@@ -329,7 +329,7 @@ class Recipe:
 
     model: str
     stages: tuple[Stage, ...]
-    sources: Mapping[str, Source]
+    sources: Mapping[str, PreparedDataset]
     stage: int = 1
     precomputed_image_tokens: bool = False
     tokenizer: str = ""
@@ -342,7 +342,7 @@ class Recipe:
     keep: RetentionPolicy = field(default_factory=RetentionPolicy)
     resources: Resources = field(default_factory=Resources)
     architecture: ModelConfig | None = None
-    flow: FlowLearning | None = None
+    flow: FlowLossConfig | None = None
 
     def __post_init__(self) -> None:
         if not 1 <= self.stage <= len(self.stages):
@@ -374,7 +374,7 @@ class Recipe:
         )
 
     @property
-    def cut(self) -> Microbatching:
+    def microbatching(self) -> Microbatching:
         """How the stage's step is cut."""
         r = self.resources
         return Microbatching(r.microbatches, r.logits_chunk, self.current.precision.tokenizer)
@@ -436,11 +436,11 @@ class Recipe:
         return replace(stream, components=components, phases=(phase,), drop_condition=0.0, first_sentence=0.0)
 
 
-SOURCES: Mapping[str, Source] = {
-    "understanding": Source(task=Task.UNDERSTANDING),
-    "text": Source(task=Task.TEXT),
-    "generation": Source(task=Task.GENERATION),
-    "imagenet": Source(task=Task.GENERATION),
+SOURCES: Mapping[str, PreparedDataset] = {
+    "understanding": PreparedDataset(task=Task.UNDERSTANDING),
+    "text": PreparedDataset(task=Task.TEXT),
+    "generation": PreparedDataset(task=Task.GENERATION),
+    "imagenet": PreparedDataset(task=Task.GENERATION),
 }
 """The papers' kinds of data: images with text about them, text alone, text with images of it, classes with images."""
 

@@ -8,12 +8,12 @@ from jax.sharding import Mesh
 from janus_jax.models.backbone import Backbone
 from janus_jax.models.factory import abstract_model
 from janus_jax.sharding import check_mesh
-from janus_jax.training.objectives import learning_model
+from janus_jax.training.objectives import training_model
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.state import TrainState
-from janus_jax.training.train_step import Step, abstract_train_state, train_step
+from janus_jax.training.train_step import Step, abstract_train_state, make_train_step
 
 
 class StageSetup(NamedTuple):
@@ -41,8 +41,8 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
     stage = recipe.current
     if mesh is not None:
         check_mesh(recipe.model_config, mesh)
-    recipe.cut.check(stage.batch_size, mesh)
-    model = learning_model(recipe.model_config, recipe.execution, recipe.flow)
+    recipe.microbatching.check(stage.batch_size, mesh)
+    model = training_model(recipe.model_config, recipe.execution, recipe.flow)
     optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_model(model), stage.trained)[0])
     abstract = abstract_train_state(
         model,
@@ -53,5 +53,5 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         ema=stage.ema_decay > 0,
         lora=stage.lora,
     )
-    step = train_step(model, optimizer, recipe.cut, abstract, mesh, stage.ema_decay, recipe.seed)
+    step = make_train_step(model, optimizer, recipe.microbatching, abstract, mesh, stage.ema_decay, recipe.seed)
     return StageSetup(model, optimizer, abstract, step)

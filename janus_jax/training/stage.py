@@ -31,15 +31,15 @@ from janus_jax.training.flops import amounts, peak_flops, step_costs
 from janus_jax.training.init_from import (
     check_initialisation,
     checkpoints_folder,
+    copy_tokenizer,
     find_tokenizer,
     initial_state,
-    keep_tokenizer,
 )
 from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.state import TrainState
-from janus_jax.training.train_step import Metrics, evaluation_step, put_batch
+from janus_jax.training.train_step import Metrics, make_evaluation_step, put_batch
 from janus_jax.training.trainer import TrainingTask, train
 
 
@@ -92,7 +92,7 @@ def stage_task(
 
     @contextlib.contextmanager
     def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:
-        keep_tokenizer(tokenizer, workdir)
+        copy_tokenizer(tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
         saved = merge_shard_states(positions or [])
         shards = len(saved) or recipe.data_shards or jax.process_count()
@@ -109,7 +109,7 @@ def stage_task(
     def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
         callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
         if recipe.held_out is not None:
-            loss = evaluation_step(setup.model, recipe.cut, setup.abstract, mesh, recipe.seed)
+            loss = make_evaluation_step(setup.model, recipe.microbatching, setup.abstract, mesh, recipe.seed)
             shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
             held_out = open_split(recipe.held_out, shards)
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))

@@ -12,7 +12,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceShardin
 from jaxtyping import Array, Int
 
 from janus_jax.sharding import LOGICAL_RULES
-from janus_jax.training.param_paths import unboxed
+from janus_jax.training.param_paths import unbox
 
 Params = Any
 """A tree of arrays, of boxes with logical names, or of shapes."""
@@ -69,7 +69,7 @@ def create_state(
         step=jnp.zeros((), jnp.int32),
         params=params,
         frozen=_cast(frozen, frozen_dtype),
-        opt_state=optimizer.init(unboxed(params)),
+        opt_state=optimizer.init(unbox(params)),
         # Copies: a step gives its arrays away, and none can be given twice.
         ema=jax.tree.map(jnp.copy, params) if ema else None,
     )
@@ -87,12 +87,12 @@ def abstract_state(make: Callable[..., TrainState], mesh: Mesh | None, *argument
     boxed: TrainState = jax.eval_shape(make, *arguments)
     if mesh is None:
         here = SingleDeviceSharding(jnp.zeros(()).devices().pop())
-        return jax.tree.map(lambda leaf: _placed(leaf, here), unboxed(boxed))
+        return jax.tree.map(lambda leaf: _placed(leaf, here), unbox(boxed))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def place(tree: Any) -> Any:
         shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(tree), mesh, LOGICAL_RULES)
-        return jax.tree.map(_placed, unboxed(tree), shardings)
+        return jax.tree.map(_placed, unbox(tree), shardings)
 
     params = place(boxed.params)
     of_params = dict(jax.tree_util.tree_flatten_with_path(params)[0])
@@ -117,7 +117,7 @@ def abstract_state(make: Callable[..., TrainState], mesh: Mesh | None, *argument
 def init_sharded_state(make: Callable[..., TrainState], abstract: TrainState, *arguments: Any) -> TrainState:
     """`make(*arguments)`, every array made in its place: no host and no device ever holds more than its share."""
     shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda *values: unboxed(make(*values)), out_shardings=shardings)(*arguments)
+    return jax.jit(lambda *values: unbox(make(*values)), out_shardings=shardings)(*arguments)
 
 
 def state_from_params(

@@ -22,10 +22,10 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_model, init_model
 from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
-from janus_jax.training.lora import NO_LORA, Lora, new_adapters
-from janus_jax.training.losses.tokens import Totals
+from janus_jax.training.lora import NO_LORA, Lora, init_adapters
+from janus_jax.training.losses.tokens import LossSums
 from janus_jax.training.objectives import RngStreams, objective_of
-from janus_jax.training.partition import merge, partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.state import TrainState, abstract_state, create_state, init_sharded_state
 
 Metrics = dict[str, Float[Array, ""]]
@@ -100,7 +100,7 @@ def abstract_train_state(
       lora: adapters that train besides.
 
     Raises:
-      JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches; see also `new_adapters`.
+      JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches; see also `init_adapters`.
     """
 
     untrained = objective_of(model).untrained
@@ -117,7 +117,7 @@ def abstract_train_state(
     return abstract_state(make, mesh, abstract_model(model))
 
 
-_UNTRAINED = {"gen_encoder": "the image tokenizer (launch.train_tokenizer trains it)", "vae": "the VAE"}
+_UNTRAINED = {"gen_encoder": "the image tokenizer (janus-train with an image tokenizer recipe trains it)", "vae": "the VAE"}
 
 
 def random_train_state(
@@ -145,11 +145,11 @@ def random_train_state(
 def _split(params: Params, trained: Sequence[str], lora: Lora, key: Key[Array, ""]) -> tuple[Params, Params]:
     """What trains, adapters included, and what is frozen."""
     kept, rest = partition(params, trained)
-    adapters, scales = new_adapters(lora, params, rest, key)
+    adapters, scales = init_adapters(lora, params, rest, key)
     return merge(kept, adapters), merge(rest, scales)
 
 
-def train_step(
+def make_train_step(
     model: Backbone,
     optimizer: optax.GradientTransformation,
     cut: Microbatching,
@@ -184,17 +184,17 @@ def train_step(
     return Step(_compiled(step, state_shardings, mesh, (state_shardings, _everywhere(mesh)), donated=True), mesh)
 
 
-def evaluation_step(
+def make_evaluation_step(
     model: Backbone, cut: Microbatching, abstract: TrainState, mesh: Mesh | None, seed: int = 0
 ) -> Step:
-    """The step `(state, batch) -> Totals`, which add up over batches; the state stays.
+    """The step `(state, batch) -> LossSums`, which add up over batches; the state stays.
 
     What is drawn is drawn from the seed alone, so that losses of two steps can be compared.
     """
     objective = objective_of(model)
     state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
-    def step(state: TrainState, batch: Batch) -> Totals:
+    def step(state: TrainState, batch: Batch) -> LossSums:
         params = merge(state.params, state.frozen)
         draws = RngStreams(jax.random.key(seed), jnp.arange(batch.shape[0]))
         task = objective.prepare_targets(model, params, batch, draws, cut.tokenizer_dtype)
@@ -219,7 +219,7 @@ def gradients(
     frozen: Params,
     batch: Batch,
     key: Key[Array, ""] | None = None,
-) -> tuple[Params, Totals]:
+) -> tuple[Params, LossSums]:
     """The gradient of the batch's loss for the trained part, and the loss's sums.
 
     The loss is of means over the supervised places of the whole batch, on however many devices and in however many
@@ -233,11 +233,11 @@ def gradients(
     # Known before the model runs, so that the parts' gradients only have to be added.
     scales = terms.scales(objective.counts(model, batch))
 
-    def loss(trained: Params, task: Any) -> tuple[Float[Array, ""], Totals]:
+    def loss(trained: Params, task: Any) -> tuple[Float[Array, ""], LossSums]:
         loss = objective.loss(model, merge(trained, frozen), task, scales, cut.logits_chunk)
         return loss.value, loss.totals
 
-    def of_part(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, Totals]:
+    def of_part(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, LossSums]:
         # Outside the gradient: what is learnt from is no way to learn.
         task = objective.prepare_targets(
             model, merge(trained, frozen), part, RngStreams(key, rows), cut.tokenizer_dtype
@@ -248,11 +248,13 @@ def gradients(
     if cut.microbatches == 1:
         return of_part(batch, rows)
 
-    def add(sums: tuple[Params, Totals], part: tuple[Batch, Int[Array, " B"]]) -> tuple[tuple[Params, Totals], None]:
+    def add(
+        sums: tuple[Params, LossSums], part: tuple[Batch, Int[Array, " B"]]
+    ) -> tuple[tuple[Params, LossSums], None]:
         return jax.tree.map(jnp.add, sums, of_part(*part)), None
 
     nothing = jnp.zeros(len(terms.names), jnp.float32)
-    start = jax.tree.map(jnp.zeros_like, trained), Totals(nothing, nothing, terms)
+    start = jax.tree.map(jnp.zeros_like, trained), LossSums(nothing, nothing, terms)
     sums, _ = lax.scan(add, start, _parts((batch, rows), cut))
     return sums
 
@@ -274,7 +276,7 @@ def _chosen(finite: Array, after: TrainState, before: TrainState) -> TrainState:
     return after.replace(**jax.tree.map(lambda new, old: jnp.where(finite, new, old), news, olds))
 
 
-def _metrics(totals: Totals) -> Metrics:
+def _metrics(totals: LossSums) -> Metrics:
     losses = {f"loss/{name}": loss for name, loss in zip(totals.terms.names, totals.means, strict=True)}
     places = {f"tokens/{name}": count for name, count in zip(totals.terms.names, totals.counts, strict=True)}
     return {"loss": totals.mean} | losses | places

@@ -23,7 +23,7 @@ from janus_jax.models.factory import abstract_model, abstract_params
 from janus_jax.models.uvit import _by_convolution
 from janus_jax.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.training.config_dicts import from_config
-from janus_jax.training.objectives import learning_model
+from janus_jax.training.objectives import training_model
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 from tests.training import runs
@@ -35,7 +35,7 @@ CASES = list(itertools.product(("janus_1.3b", "janus_pro_1b", "janus_pro_7b", "j
 
 def plan(model, mesh):
     """One line a parameter: its shape, and the axes that split it."""
-    boxed = abstract_model(learning_model(PRESETS[model], Execution()))
+    boxed = abstract_model(training_model(PRESETS[model], Execution()))
     shardings = flatten_dict(param_shardings(boxed, make_mesh(*MESHES[mesh])), sep="/")
     for name, leaf in sorted(flatten_dict(nn.unbox(boxed), sep="/").items()):
         axes = (*shardings[name].spec, *(None,) * leaf.ndim)[: leaf.ndim]

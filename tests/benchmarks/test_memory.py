@@ -8,7 +8,7 @@ from benchmarks.rows import Layout
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
-from janus_jax.training.train_step import Microbatching, abstract_train_state, train_step
+from janus_jax.training.train_step import Microbatching, abstract_train_state, make_train_step
 from tests.training import stages
 
 # One wide head: attention here keeps its scores, which the table leaves out.
@@ -27,7 +27,7 @@ def needed(stage, rows):
     model = Janus(CONFIG, Execution(remat="full"))
     abstract = abstract_train_state(model, stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32")
     batch = LAYOUT.batch(CONFIG, rows)
-    step = train_step(model, stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
+    step = make_train_step(model, stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
     compiled = step.lower(abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes, flatten_dict(abstract.params, sep="/")
 

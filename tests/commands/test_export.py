@@ -15,7 +15,7 @@ from janus_jax.config import Execution
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.training.export import export, last_stage
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from tests.commands.conftest import ROOT, run
 from tests.training import runs
 

@@ -9,7 +9,7 @@ from janus_jax.config import Execution
 from janus_jax.generation import image_tokens as images
 from janus_jax.generation.image_sampler import guide
 from janus_jax.generation.image_tokens import sample_image_tokens
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from tests import tiny
@@ -31,7 +31,7 @@ GREEDY, WARM = SamplingConfig(), SamplingConfig(1.0)
 
 def draw(prompts=PROMPTS, per_prompt=1, sampling=WARM, scale=5.0, seed=0, model=MODEL, **options):
     length = options.pop("length", None)
-    keys = jnp.stack([row_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
+    keys = jnp.stack([sampling_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
     batch = prompt_batch(prompts, scale != 1, length)
     return np.asarray(sample_image_tokens(model, tiny.unrolled_params(), batch, keys, sampling, scale, **options))
 

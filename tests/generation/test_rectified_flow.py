@@ -16,7 +16,7 @@ from janus_jax.generation.rectified_flow import (
     sample_latents,
     sample_noise,
 )
-from janus_jax.generation.sampling import row_keys
+from janus_jax.generation.sampling import sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.models.janusflow import JanusFlow
 from tests import tiny
@@ -28,7 +28,7 @@ THREE = FlowSampler(steps=3)
 
 def draw(prompts=PROMPTS, per_prompt=1, drawing=THREE, seed=0, length=None, **options):
     processor = tiny.processor(tiny.FLOW)
-    keys = jnp.stack([row_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
+    keys = jnp.stack([sampling_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
     batch = processor.left_pad([processor.generation_prompt(prompt) for prompt in prompts], length)
     return np.asarray(sample_latents(MODEL, tiny.unrolled_params(tiny.FLOW), batch, keys, drawing, **options))
 
@@ -67,7 +67,7 @@ def drawn_from_whole_rows(prompt, noise, drawing):
 @pytest.mark.parametrize("sampler", ["euler", "heun"])
 def test_with_the_prompt_computed_once_images_are_those_of_computing_everything_anew(sampler):
     drawing = FlowSampler(steps=3, sampler=sampler)
-    keys = row_keys(0, 0, range(1))
+    keys = sampling_keys(0, 0, range(1))
     expected = drawn_from_whole_rows(PROMPTS[1], sample_noise(MODEL, keys), drawing)
     assert_alike(draw(PROMPTS[1:], drawing=drawing), expected)
 
@@ -95,7 +95,7 @@ def test_prompts_of_different_lengths_draw_as_each_alone():
     for index, prompt in enumerate(PROMPTS):
         processor = tiny.processor(tiny.FLOW)
         batch = processor.left_pad([processor.generation_prompt(prompt)])
-        keys = row_keys(0, index, range(1))[None]
+        keys = sampling_keys(0, index, range(1))[None]
         alone = sample_latents(MODEL, tiny.unrolled_params(tiny.FLOW), batch, keys, THREE)
         assert_alike(together[index], alone[0])
 

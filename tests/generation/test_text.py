@@ -5,7 +5,7 @@ import pytest
 
 from janus_jax.config import Execution
 from janus_jax.generation import text
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
@@ -34,7 +34,7 @@ GREEDY = SamplingConfig()
 
 def write(rows, count=20, stop_ids=NO_STOP, sampling=GREEDY, **options):
     rows = [ask(*row) for row in rows]
-    keys = jnp.concatenate([row_keys(0, row, range(1)) for row in range(len(rows))])
+    keys = jnp.concatenate([sampling_keys(0, row, range(1)) for row in range(len(rows))])
     batch = tiny.processor().left_pad(rows, options.pop("length", None))
     steps = generate_text(MODEL, tiny.unrolled_params(), batch, keys, sampling, stop_ids, count, **options)
     return np.concatenate(list(steps), axis=1)

@@ -18,9 +18,9 @@ from janus_jax.models.janus import Janus
 from janus_jax.processing import open_image, prepare_understanding
 from janus_jax.sharding import make_mesh
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition
 from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import Microbatching, abstract_train_state, put_batch, train_step
+from janus_jax.training.train_step import Microbatching, abstract_train_state, make_train_step, put_batch
 from tests.golden.conftest import assert_close, golden_set
 
 
@@ -130,7 +130,7 @@ class Stepped:
         abstract = abstract_train_state(golden.model, TRAINED, optimizer, mesh)
         state = state_from_params(*partition(golden.params, TRAINED), optimizer, abstract)
         # A chunk that divides neither 16 nor 576, so that padding takes part.
-        step = train_step(golden.model, optimizer, Microbatching(logits_chunk=100), abstract, mesh)
+        step = make_train_step(golden.model, optimizer, Microbatching(logits_chunk=100), abstract, mesh)
         state, metrics = step(state, put_batch(golden.batch(rows, length), mesh))
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.after = dict(golden.tensors(jax.tree.map(np.asarray, state.params)))

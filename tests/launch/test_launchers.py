@@ -117,7 +117,7 @@ exit 0
 POD = {"PROJECT": "p", "ZONE": "z", "IMAGE": "host/image", "SHARE": "s:/", "PAUSE": "0"}
 
 
-@pytest.mark.parametrize("code", [ExitCode.DONE, ExitCode.MISTAKE])
+@pytest.mark.parametrize("code", [ExitCode.SUCCESS, ExitCode.USER_ERROR])
 def test_a_pod_that_was_taken_away_is_queued_for_again(code, stand_in, start, calls):
     stand_in("gcloud", GCLOUD.replace("CODE", str(int(code))))
     pod = start("tpu/train.sh", "mine", "v5litepod-16", "--workdir", "/shared/a b", **POD)
@@ -166,7 +166,7 @@ def test_manifests_give_up_on_what_would_fail_again_and_on_nothing_else(manifest
         [rule] = job["template"]["spec"]["podFailurePolicy"]["rules"]
         codes = rule["onExitCodes"]
         assert (rule["action"], codes["operator"]) == ("FailJob", "In")
-        assert codes["values"] == [ExitCode.MISTAKE, ExitCode.DIVERGED, ExitCode.NO_ROOM]
+        assert codes["values"] == [ExitCode.USER_ERROR, ExitCode.DIVERGED, ExitCode.DISK_FULL]
         [container] = job["template"]["spec"]["template"]["spec"]["containers"]
         assert codes["containerName"] == container["name"]
 

@@ -26,7 +26,7 @@ def text_logits(execution, params):
     model = Janus(tiny.CONFIG, execution)
     batch = conversation()
     run = jax.jit(lambda params: apply(model.text_logits, params, model.apply({"params": params}, batch)))
-    return np.asarray(run(params))[batch.attended]
+    return np.asarray(run(params))[batch.is_token]
 
 
 def test_unstacking_is_undone_by_stacking():

@@ -24,7 +24,7 @@ from checkpoints_convert.transformers_janus import write_config
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.generation.image_tokens import sample_image_tokens
-from janus_jax.generation.sampling import SamplingConfig, row_keys
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janus import Janus
@@ -144,7 +144,7 @@ class Pair:
             attention_mask=torch.from_numpy(prompts.segment_ids).long(),
             pixel_values=channels_first(to_pixels(images)).to(self.dtype),
         ).logits
-        return np.asarray(ours)[prompts.attended], numbers(theirs)[prompts.attended]
+        return np.asarray(ours)[prompts.is_token], numbers(theirs)[prompts.is_token]
 
     @cached_property
     def pixels(self):
@@ -289,7 +289,7 @@ def test_guided_image_ids(pair):
 
 
 def keys(count):
-    return jnp.concatenate([row_keys(0, row, range(1)) for row in range(count)])
+    return jnp.concatenate([sampling_keys(0, row, range(1)) for row in range(count)])
 
 
 def test_image_embeddings_and_logits(pair):

@@ -22,9 +22,9 @@ from janus_jax.training.recipe import (
     Initialisation,
     Intervals,
     Precision,
+    PreparedDataset,
     Recipe,
     Resources,
-    Source,
     Stage,
 )
 from janus_jax.training.stage import train_stage
@@ -52,7 +52,10 @@ TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYER
 
 def get_config(kind="janus"):
     """The recipe, as flags see it; `runs.py:flow` is that of a JanusFlow, which keeps an average."""
-    sources = {"understanding": Source(task=Task.UNDERSTANDING), "generation": Source(task=Task.GENERATION)}
+    sources = {
+        "understanding": PreparedDataset(task=Task.UNDERSTANDING),
+        "generation": PreparedDataset(task=Task.GENERATION),
+    }
     first, second = (replace(STAGE, trained=trained) for trained in TRAINED[kind])
     if kind == "flow":
         first, second = (replace(stage, ema_decay=0.9) for stage in (first, second))

@@ -9,10 +9,10 @@ import numpy as np
 from janus_jax.config import Execution, ModelConfig
 from janus_jax.models.factory import abstract_model
 from janus_jax.models.janus import Janus
-from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLearning
-from janus_jax.training.objectives import learning_model
+from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
+from janus_jax.training.objectives import training_model
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
@@ -22,12 +22,12 @@ from janus_jax.training.recipe import (
     LINEAR_LAYERS_AND_FLOW,
 )
 from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients, train_step
+from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients, make_train_step
 from tests import tiny
 
-LEARNING = FlowLearning(align_block=2, align_width=32, align_weight=0.5)
+LEARNING = FlowLossConfig(align_block=2, align_width=32, align_weight=0.5)
 CONFIGS: dict[str, ModelConfig] = {"janus": tiny.CONFIG, "flow": tiny.FLOW}
-MODELS = {kind: learning_model(config, Execution(), LEARNING) for kind, config in CONFIGS.items()}
+MODELS = {kind: training_model(config, Execution(), LEARNING) for kind, config in CONFIGS.items()}
 CUTS = {"janus": Microbatching(), "flow": Microbatching(tokenizer_dtype="float32")}
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=0.1), total_steps=10)
 TRAINED = {"I": ADAPTORS_AND_HEAD, "II": ALL_BUT_ENCODERS, "III": ALL_BUT_TOKENIZER}
@@ -69,7 +69,7 @@ def abstract(mesh=None, kind="janus"):
 @functools.cache
 def step(mesh=None, cut=None, kind="janus"):
     """The training step of stage II."""
-    return train_step(MODELS[kind], OPTIMIZER, cut or CUTS[kind], abstract(mesh, kind), mesh)
+    return make_train_step(MODELS[kind], OPTIMIZER, cut or CUTS[kind], abstract(mesh, kind), mesh)
 
 
 def state(mesh=None, kind="janus"):

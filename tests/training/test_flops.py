@@ -14,8 +14,7 @@ from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import init_params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import PEAK_FLOPS, Amounts, amounts, peak_flops, step_costs
-from janus_jax.training.param_paths import unboxed
-from janus_jax.training.partition import partition
+from janus_jax.training.param_paths import partition, unbox
 from janus_jax.training.train_step import Microbatching, gradients
 from tests import tiny
 from tests.training import batches, stages
@@ -122,11 +121,11 @@ def test_xla_reckons_the_same():
     )
     model = Janus(WIDE, Execution(layers="unrolled"))
     make = functools.partial(init_params, WIDE, execution=replace(model.execution, layers="scanned"))
-    params = jax.eval_shape(lambda key: unroll_params(unboxed(make(key)), WIDE), jax.random.key(0))
+    params = jax.eval_shape(lambda key: unroll_params(unbox(make(key)), WIDE), jax.random.key(0))
     trained, frozen = partition(params, stages.TRAINED["III"])
     compiled = jax.jit(functools.partial(gradients, model, Microbatching())).lower(trained, frozen, batch).compile()
     held = computed(batch)
-    scanned = jax.eval_shape(lambda key: unboxed(make(key)), jax.random.key(0))
+    scanned = jax.eval_shape(lambda key: unbox(make(key)), jax.random.key(0))
     costs = step_costs(WIDE, flatten_dict(partition(scanned, stages.TRAINED["III"])[0], sep="/"))
     assert compiled.cost_analysis()["flops"] == pytest.approx(held.at(costs), rel=0.05)
 

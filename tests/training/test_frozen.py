@@ -10,7 +10,7 @@ from janus_jax.config import PRESETS
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
-from janus_jax.training.objectives import with_image_ids
+from janus_jax.training.objectives import with_image_tokens
 from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients
 from tests import tiny
 from tests.training import batches, stages
@@ -99,5 +99,5 @@ def test_the_image_tokenizer_runs_forward_alone(batch):
     side = tiny.CONFIG.gen_encoder.image_size
     pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
     drawn = batch._replace(gen_images=pictures, gen_ids=None)
-    tokenize = flops(lambda: with_image_ids(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
+    tokenize = flops(lambda: with_image_tokens(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
     assert gradient_flops("III", drawn) - gradient_flops("III", batch) == tokenize > 0

@@ -161,7 +161,7 @@ def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
             children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
             (worker,) = (int(pid) for pid in children if b"workers" in Path(f"/proc/{pid}/cmdline").read_bytes())
             os.kill(worker, signal.SIGKILL)
-            assert process.wait(60) == ExitCode.MISTAKE
+            assert process.wait(60) == ExitCode.USER_ERROR
         finally:
             process.kill()
     last = run.log.read_text().splitlines()[-1]

@@ -22,20 +22,19 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config, to_json
 from janus_jax.training.export import export
 from janus_jax.training.init_from import initial_state
-from janus_jax.training.lora import Lora, apart, merge_adapters, new_adapters
-from janus_jax.training.losses.tokens import batch_losses
+from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_adapters
+from janus_jax.training.losses.tokens import token_loss
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
-from janus_jax.training.param_paths import unboxed
-from janus_jax.training.partition import merge, partition
+from janus_jax.training.param_paths import merge, partition, unbox
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
     abstract_train_state,
     gradients,
+    make_train_step,
     put_batch,
     random_train_state,
-    train_step,
 )
 from tests import tiny
 from tests.training import batches, runs, stages
@@ -53,15 +52,15 @@ OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(tiny.CONFIG), ())
 def started(lora):
     """Trained and frozen parameters; numpy arrays, so that no step can take them."""
     trained, frozen = partition(tiny.stacked_params(), ())
-    adapters, scales = new_adapters(lora, abstract_params(tiny.CONFIG), frozen, jax.random.key(1))
-    return jax.tree.map(np.asarray, (merge(trained, unboxed(adapters)), merge(frozen, unboxed(scales))))
+    adapters, scales = init_adapters(lora, abstract_params(tiny.CONFIG), frozen, jax.random.key(1))
+    return jax.tree.map(np.asarray, (merge(trained, unbox(adapters)), merge(frozen, unbox(scales))))
 
 
 @functools.cache
 def trained_by(mesh=None):
     """Losses of steps on a batch, and the state after them."""
     abstract = abstract_train_state(stages.MODEL, (), OPTIMIZER, mesh, frozen_dtype="float32", lora=EVERYWHERE)
-    step = train_step(stages.MODEL, OPTIMIZER, Microbatching(), abstract, mesh)
+    step = make_train_step(stages.MODEL, OPTIMIZER, Microbatching(), abstract, mesh)
     state = state_from_params(*started(EVERYWHERE), OPTIMIZER, abstract)
     batch, losses = put_batch(batches.mixed(), mesh), []
     for _ in range(4):
@@ -76,7 +75,7 @@ def first_moments(state):
 
 @jax.jit
 def totals(params, batch):
-    return batch_losses(stages.MODEL, params, batch, jnp.ones(3), 512).totals
+    return token_loss(stages.MODEL, params, batch, jnp.ones(3), 512).totals
 
 
 def test_an_adapted_model_begins_as_the_model():
@@ -101,7 +100,7 @@ def test_adapters_alone_train_and_have_moments():
     assert sum(leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim > 1) == 2 * size
     assert {leaf.dtype.name for leaf in jax.tree.leaves((state.params, state.ema))} == {"float32"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
-    assert set(flatten_dict(apart(state.frozen)[0])) == set(flatten_dict(tiny.stacked_params()))
+    assert set(flatten_dict(split_adapters(state.frozen)[0])) == set(flatten_dict(tiny.stacked_params()))
 
 
 def test_no_gradient_of_a_frozen_matrix_is_computed():

@@ -8,8 +8,8 @@ import pytest
 from janus_jax.batch import NO_POSITION
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
-from janus_jax.training.losses.cross_entropy import Supervised, cross_entropy
-from janus_jax.training.losses.tokens import JANUS_TERMS, batch_losses, supervised_counts
+from janus_jax.training.losses.cross_entropy import HeadTargets, cross_entropy
+from janus_jax.training.losses.tokens import JANUS_LOSS_TERMS, target_counts, token_loss
 from tests import tiny
 from tests.training import batches
 from tests.training.jaxprs import flops, largest
@@ -38,7 +38,7 @@ def problem():
 
 def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
     weights = np.ones(places.shape, np.float32) if weights is None else weights
-    return cross_entropy(head, params, hidden, Supervised(places, targets, weights), chunk)
+    return cross_entropy(head, params, hidden, HeadTargets(places, targets, weights), chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
@@ -127,7 +127,7 @@ def losses(*rows, budget=batches.BUDGET):
 
 @jax.jit
 def run(batch):
-    return batch_losses(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).totals
+    return token_loss(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).totals
 
 
 def test_every_task_has_its_own_sum():
@@ -190,7 +190,7 @@ def test_a_batch_without_anything_to_learn_loses_nothing():
 
 def test_counts_are_known_before_the_model_runs():
     batch, num_tokens = batches.mixed(), tiny.CONFIG.gen_encoder.num_tokens
-    counts = supervised_counts(batch, num_tokens)
+    counts = target_counts(batch, num_tokens)
     assert float(counts[0] + counts[1]) == (batch.text_targets != NO_POSITION).sum()
     assert float(counts[2]) == 3 * num_tokens
 
@@ -206,8 +206,8 @@ def test_the_value_is_the_mean_that_is_told():
 
     @jax.jit
     def loss(batch):
-        scales = JANUS_TERMS.scales(supervised_counts(batch, tiny.CONFIG.gen_encoder.num_tokens))
-        return batch_losses(MODEL, tiny.stacked_params(), batch, scales, chunk=32)
+        scales = JANUS_LOSS_TERMS.scales(target_counts(batch, tiny.CONFIG.gen_encoder.num_tokens))
+        return token_loss(MODEL, tiny.stacked_params(), batch, scales, chunk=32)
 
     found = loss(batch)
     np.testing.assert_allclose(found.value, found.totals.mean, rtol=1e-6)

@@ -6,7 +6,7 @@ import pytest
 
 from janus_jax.errors import JanusError
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
-from janus_jax.training.param_paths import unboxed
+from janus_jax.training.param_paths import unbox
 from tests.training import toy
 
 
@@ -84,7 +84,7 @@ def test_muon_turns_each_matrix_by_orthogonal_steps_and_leaves_the_rest_to_adam(
     boxed = {name: part for tree in toy.boxed_params(jax.random.key(0)) for name, part in tree.items()}
     config = OptimizerConfig(1e-3, clip_norm=None, muon_learning_rate=0.5)
     optimizer = make_optimizer(config, 10, boxed)
-    params = unboxed(boxed)
+    params = unbox(boxed)
     gradients = jax.tree.map(
         lambda leaf: np.random.default_rng(leaf.size).standard_normal(leaf.shape, np.float32), params
     )

@@ -14,9 +14,14 @@ from janus_jax.generation.registry import make_image_sampler
 from janus_jax.models.backbone import apply
 from janus_jax.models.factory import abstract_model
 from janus_jax.models.llama import Llama
-from janus_jax.training.losses.rectified_flow import FlowLearning, FlowTask, draw_ways, flow_task
-from janus_jax.training.objectives import learning_model, objective_of
-from janus_jax.training.partition import merge, partition
+from janus_jax.training.losses.rectified_flow import (
+    FlowLossConfig,
+    FlowTargets,
+    prepare_flow_targets,
+    sample_times_and_noise,
+)
+from janus_jax.training.objectives import objective_of, training_model
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.train_step import gradients
 from tests import tiny
 from tests.training import batches, stages
@@ -46,7 +51,7 @@ def gradient(stage="III"):
 @functools.cache
 def task():
     key, rows = jax.random.key(0), np.arange(2)
-    prepare_targets = jax.jit(functools.partial(flow_task, MODEL, dtype="float32"))
+    prepare_targets = jax.jit(functools.partial(prepare_flow_targets, MODEL, dtype="float32"))
     return prepare_targets(params(), batch(), key=key, rows=rows)
 
 
@@ -109,7 +114,7 @@ def learnt(task):
 
 def test_packed_samples_teach_what_each_does_in_a_row_of_its_own():
     samples, budget = [generation(2), understanding(), generation(3), text()], Budget(320, 1, 2, 96)
-    prepare_targets = jax.jit(functools.partial(flow_task, MODEL, dtype="float32"))
+    prepare_targets = jax.jit(functools.partial(prepare_flow_targets, MODEL, dtype="float32"))
     packed = prepare_targets(params(), batches.flow_batch([samples], budget), key=jax.random.key(5), rows=np.arange(1))
     alone = batches.flow_batch([[sample] for sample in samples], budget)
 
@@ -119,7 +124,7 @@ def test_packed_samples_teach_what_each_does_in_a_row_of_its_own():
         rows[0, 0], rows[2, 0] = images[0]
         return rows
 
-    unpacked = FlowTask(
+    unpacked = FlowTargets(
         alone._replace(
             gen_latents=dealt(packed.batch.gen_latents),
             gen_times=dealt(packed.batch.gen_times),
@@ -143,15 +148,15 @@ def test_every_stage_trains_its_parts(stage):
 
 def test_what_is_drawn_follows_from_the_row_alone():
     key, shape = jax.random.key(3), (2, 4, 4, 1)
-    whole = draw_ways(LEARNING, key, np.arange(4), shape)
-    part = draw_ways(LEARNING, key, np.array([1, 3]), shape)
+    whole = sample_times_and_noise(LEARNING, key, np.arange(4), shape)
+    part = sample_times_and_noise(LEARNING, key, np.array([1, 3]), shape)
     for ours, theirs in zip(part, whole, strict=True):
         np.testing.assert_array_equal(ours, np.asarray(theirs)[[1, 3]])
 
 
 def test_times_are_logit_normal():
-    learning = FlowLearning(time_mean=-0.5, time_std=0.8)
-    times, _ = draw_ways(learning, jax.random.key(0), np.arange(2000), (1, 1, 1, 1))
+    learning = FlowLossConfig(time_mean=-0.5, time_std=0.8)
+    times, _ = sample_times_and_noise(learning, jax.random.key(0), np.arange(2000), (1, 1, 1, 1))
     logits = np.log(times / (1 - times))
     np.testing.assert_allclose((logits.mean(), logits.std()), (-0.5, 0.8), atol=0.06)
 
@@ -180,19 +185,19 @@ def test_a_dropped_condition_is_masked():
 
 
 def test_without_alignment_there_is_no_aligner():
-    model = learning_model(tiny.FLOW, Execution(), FlowLearning(align_weight=0.0))
+    model = training_model(tiny.FLOW, Execution(), FlowLossConfig(align_weight=0.0))
     assert "aligner" not in abstract_model(model)
     assert float(objective_of(model).counts(model, batch())[-1]) == 0
 
 
 def test_a_block_that_is_not_there_is_refused():
     with pytest.raises(JanusError, match="align_block is 6"):
-        learning_model(tiny.FLOW, Execution())
+        training_model(tiny.FLOW, Execution())
 
 
 def test_a_model_without_its_vae_is_refused():
     lacking = dataclasses.replace(tiny.FLOW, vae=None)
     with pytest.raises(JanusError, match="tiny_flow has no VAE"):
-        learning_model(lacking, Execution(), LEARNING)
+        training_model(lacking, Execution(), LEARNING)
     with pytest.raises(JanusError, match="tiny_flow has no VAE"):
         make_image_sampler(lacking)

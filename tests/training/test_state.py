@@ -6,7 +6,7 @@ from jax.sharding import PartitionSpec
 
 from janus_jax.sharding import make_mesh, use_mesh
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.param_paths import unboxed
+from janus_jax.training.param_paths import unbox
 from janus_jax.training.state import abstract_state, init_sharded_state, state_from_params
 from tests.training import toy
 
@@ -77,7 +77,7 @@ def test_read_parameters_are_adopted_into_their_places():
 
 
 def test_an_average_follows_the_parameters():
-    state = jax.jit(lambda: unboxed(toy.make(0, ema=True)))()
+    state = jax.jit(lambda: unbox(toy.make(0, ema=True)))()
     after = jax.jit(toy.step, static_argnums=1, static_argnames="ema_decay")(state, 0, ema_decay=0.75)
     start, end, average = (jax.tree.leaves(tree)[0] for tree in (state.params, after.params, after.ema))
     assert not np.allclose(start, end)

@@ -12,16 +12,16 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
-from janus_jax.training.objectives import with_image_ids
+from janus_jax.training.objectives import with_image_tokens
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
     abstract_train_state,
-    evaluation_step,
     gradients,
+    make_evaluation_step,
+    make_train_step,
     put_batch,
     random_train_state,
-    train_step,
 )
 from tests import tiny
 from tests.training import batches, stages
@@ -113,7 +113,9 @@ def test_the_gradient_is_clipped():
 
 
 def test_evaluation_sees_the_loss_that_training_sees():
-    totals = evaluation_step(stages.MODEL, Microbatching(), stages.abstract(), None)(stages.state(), batches.mixed())
+    totals = make_evaluation_step(stages.MODEL, Microbatching(), stages.abstract(), None)(
+        stages.state(), batches.mixed()
+    )
     np.testing.assert_allclose(totals.mean, two_steps()[0][0]["loss"], rtol=1e-5)
 
 
@@ -153,7 +155,9 @@ def test_what_is_compiled_does_not_grow_with_depth(remat):
         )
         model = Janus(config, Execution(remat=remat))
         abstract = abstract_train_state(model, stages.TRAINED["III"], stages.OPTIMIZER, None)
-        lowered = train_step(model, stages.OPTIMIZER, Microbatching(), abstract, None).lower(abstract, batches.mixed())
+        lowered = make_train_step(model, stages.OPTIMIZER, Microbatching(), abstract, None).lower(
+            abstract, batches.mixed()
+        )
         return lowered.as_text().count("\n")
 
     assert operations(4) == operations(24)
@@ -162,7 +166,7 @@ def test_what_is_compiled_does_not_grow_with_depth(remat):
 def test_ids_made_in_the_step_are_the_tokenizer_s():
     laid = batches.batch([(batches.generation(1),), (batches.generation(2),)])
     pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
-    made = jax.jit(functools.partial(with_image_ids, stages.MODEL, dtype="float32"))(
+    made = jax.jit(functools.partial(with_image_tokens, stages.MODEL, dtype="float32"))(
         tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
     )
     pixels = pictures[1].astype(np.float32) / 127.5 - 1

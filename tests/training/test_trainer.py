@@ -17,7 +17,7 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training import stage
 from janus_jax.training.init_from import check_initialisation, initial_state
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe import Initialisation
 from janus_jax.training.train_step import abstract_train_state, put_batch

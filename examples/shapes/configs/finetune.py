@@ -19,7 +19,7 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.processing import Task
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import Initialisation, Intervals, Source
+from janus_jax.training.recipe import Initialisation, Intervals, PreparedDataset
 
 STAGE = replace(
     janus.STAGE_3,
@@ -37,10 +37,10 @@ RECIPE = replace(
     janus.RECIPE,
     stages=(STAGE,),
     sources={
-        "new_understanding": Source(task=Task.UNDERSTANDING),
-        "new_generation": Source(task=Task.GENERATION),
-        "understanding": Source(task=Task.UNDERSTANDING),
-        "generation": Source(task=Task.GENERATION),
+        "new_understanding": PreparedDataset(task=Task.UNDERSTANDING),
+        "new_generation": PreparedDataset(task=Task.GENERATION),
+        "understanding": PreparedDataset(task=Task.UNDERSTANDING),
+        "generation": PreparedDataset(task=Task.GENERATION),
     },
     intervals=Intervals(report=1, evaluate=0, sample=0, save=25),
 )

@@ -34,7 +34,7 @@ from janus_jax.training.recipe import (
     Precision,
     Recipe,
     Resources,
-    Source,
+    PreparedDataset,
     Stage,
 )
 from janus_jax.training.siglip import SiglipRecipe
@@ -121,10 +121,10 @@ RECIPE = Recipe(
     stages=(STAGE_1, STAGE_2, STAGE_3),
     sources={
         **SOURCES,
-        "single_objects": Source(task=Task.UNDERSTANDING),
-        "positions": Source(task=Task.UNDERSTANDING),
-        "relations": Source(task=Task.UNDERSTANDING),
-        "hard_prompts": Source(task=Task.GENERATION),
+        "single_objects": PreparedDataset(task=Task.UNDERSTANDING),
+        "positions": PreparedDataset(task=Task.UNDERSTANDING),
+        "relations": PreparedDataset(task=Task.UNDERSTANDING),
+        "hard_prompts": PreparedDataset(task=Task.GENERATION),
     },
     precomputed_image_tokens=True,
     intervals=Intervals(report=20, evaluate=0, sample=0, save=200),

@@ -20,7 +20,7 @@ from janus_jax.config import JanusFlowConfig, UViTConfig, VAEConfig
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.image_tokenizer.recipe import Intervals, VAELossWeights, VAERecipe
-from janus_jax.training.losses.rectified_flow import FlowLearning
+from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import FLOW_ALL_BUT_ENCODER, RANDOM, Initialisation
 
@@ -92,7 +92,7 @@ RECIPE = replace(
     precomputed_image_tokens=False,
     # Shapes and colours are decided in the first quarter of the flow. The paper's times, centered in the middle, rarely
     # train that part (see the README).
-    flow=FlowLearning(time_mean=-2.0, time_std=1.2, align_block=2, align_width=256),
+    flow=FlowLossConfig(time_mean=-2.0, time_std=1.2, align_block=2, align_width=256),
 )
 
 

@@ -100,7 +100,7 @@ def _run_and_kill(command: Sequence[str], metrics: Path, step: int) -> list[dict
     finally:
         process.kill()
         process.wait()
-    if process.returncode != ExitCode.DONE:
+    if process.returncode != ExitCode.SUCCESS:
         raise _ended(process.returncode)
     return _read_losses(metrics)
 

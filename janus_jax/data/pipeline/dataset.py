@@ -8,7 +8,7 @@ from pathlib import Path
 
 from janus_jax.data.records import Record
 from janus_jax.errors import JanusError
-from janus_jax.files import reading, told
+from janus_jax.files import describe_error, reading
 from janus_jax.processing import Task
 
 # `records.features`, as TFDS lays them into a tf.train.Example.
@@ -86,7 +86,7 @@ def open_records(component: Component) -> RecordReader:
             example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
         # The readers beneath raise errors of their own making.
         except Exception as error:
-            raise JanusError(f"Example {index} of {folder} cannot be read ({told(error)}).") from error
+            raise JanusError(f"Example {index} of {folder} cannot be read ({describe_error(error)}).") from error
         if missing := [name for name in _KINDS if name not in example]:
             raise JanusError(f"Example {index} of {folder} has no {', '.join(missing)}.")
         texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}

@@ -14,7 +14,7 @@ from janus_jax.data.pipeline.workers import Pool, Work
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, told
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import Task, TokenSequence
 
 
@@ -53,8 +53,8 @@ class ExampleLoader:
             return truncate(self._sample(example_id, record, row), self.budget)
         except RejectedRecord as error:
             return Rejection(example_id, error.reason, str(error))
-        except FAULTS as error:
-            reason = str(error) if isinstance(error, JanusError) else told(error)
+        except PARSE_ERRORS as error:
+            reason = str(error) if isinstance(error, JanusError) else describe_error(error)
             return Rejection(example_id, RejectReason.MALFORMED, reason)
 
     def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:

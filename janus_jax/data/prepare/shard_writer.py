@@ -27,7 +27,7 @@ from janus_jax.data.shards import NOTHING, ShardSize, read_shard, shard_path, wr
 from janus_jax.data.sources import Entry, Part, RejectedRecord, RejectReason, SourceOptions, get_source
 from janus_jax.data.validation import check
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, read_json, reading, told
+from janus_jax.files import PARSE_ERRORS, describe_error, read_json, reading
 from janus_jax.processing import Task
 from janus_jax.storage import write_bytes
 
@@ -355,9 +355,9 @@ def _make(entry: Entry) -> Record:
         check(record)
     except JanusError as error:
         raise RejectedRecord(RejectReason.MALFORMED, str(error)) from None
-    except FAULTS as error:
+    except PARSE_ERRORS as error:
         # A source that takes a value at its word: one record's loss, and part of the share that stops the run.
-        raise RejectedRecord(RejectReason.MALFORMED, told(error)) from None
+        raise RejectedRecord(RejectReason.MALFORMED, describe_error(error)) from None
     return record
 
 

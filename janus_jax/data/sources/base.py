@@ -23,7 +23,7 @@ from typing import NamedTuple
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, reading, refuse_pointer
+from janus_jax.files import PARSE_ERRORS, check_lfs_pointer, reading
 from janus_jax.processing import Task
 
 
@@ -68,7 +68,7 @@ class InputFile(NamedTuple):
         return self.path.stat().st_size
 
 
-_DAMAGE: tuple[type[Exception], ...] = (*FAULTS, tarfile.TarError, zlib.error)
+_DAMAGE: tuple[type[Exception], ...] = (*PARSE_ERRORS, tarfile.TarError, zlib.error)
 
 
 @contextlib.contextmanager
@@ -128,7 +128,7 @@ class SourceOptions:
         common = os.path.commonpath([path.parent for path in paths])
         for path in paths:
             with reading(path), path.open("rb") as stream:
-                refuse_pointer(path, stream.read(64))
+                check_lfs_pointer(path, stream.read(64))
         return [InputFile(path, path.relative_to(common).as_posix()) for path in paths]
 
 

@@ -18,7 +18,7 @@ from janus_jax.data.records import Record
 from janus_jax.data.sources.base import Entry, Part, RejectedRecord, RejectReason, SourceOptions, register_source
 from janus_jax.data.sources.fields import caption_record, text_of
 from janus_jax.errors import JanusError
-from janus_jax.files import read_text, told
+from janus_jax.files import describe_error, read_text
 from janus_jax.processing import Task
 
 _TEXTS = ("label", "caption", "text")
@@ -76,7 +76,7 @@ def _builder(name: str, data_dir: str | None) -> Any:
         return tensorflow_datasets.builder(name, data_dir=data_dir, try_gcs=False)
     # What TFDS raises over a name that it does not know is of many kinds.
     except Exception as error:
-        raise JanusError(f"--input {name} is no TFDS data set that can be opened ({told(error)}).") from error
+        raise JanusError(f"--input {name} is no TFDS data set that can be opened ({describe_error(error)}).") from error
 
 
 @functools.cache
@@ -102,8 +102,8 @@ def _data(builder: Any, options: SourceOptions) -> Any:
         return _opened(str(builder.data_dir), options.input_split, image)
     except Exception as error:
         raise JanusError(
-            f"{name} cannot be read ({told(error)}); its splits are {', '.join(builder.info.splits)}, and its files "
-            f'must have been prepared with file_format="array_record".'
+            f"{name} cannot be read ({describe_error(error)}); its splits are {', '.join(builder.info.splits)}, and "
+            f'its files must have been prepared with file_format="array_record".'
         ) from error
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from janus_jax.evaluation.benchmark import OWN, Options
 from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
 from janus_jax.evaluation.runner import Work
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.generation.padding import bucket_length
 from janus_jax.image_files import save_png
 from janus_jax.processing import Processor
@@ -26,11 +26,11 @@ class Painter(Protocol):
     def processor(self) -> Processor: ...
 
     @property
-    def drawing_settings(self) -> Collection[str]:
+    def sampler_settings(self) -> Collection[str]:
         """Names of the settings that it draws with."""
         ...
 
-    def draw(
+    def sample_images(
         self,
         prompts: Sequence[str],
         numbers: Sequence[tuple[int, int]],
@@ -52,14 +52,14 @@ def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_siz
       options: those of `picture.DRAWING`, at least. A benchmark's defaults are for all models: those of settings that a
         model has not, such as a flow's temperature, are passed over.
     """
-    known = [name for name in DRAWING if name in model.drawing_settings]
+    known = [name for name in DRAWING if name in model.sampler_settings]
     settings = {name: float(options[name]) for name in known if options[name] != OWN}
 
     def work(pictures: Sequence[Picture]) -> Iterator[Mapping[str, str]]:
         with ThreadPoolExecutor(_WRITERS) as writers:
             for batch in batched(model.processor, pictures, batch_size):
                 full = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-                images = model.draw(
+                images = model.sample_images(
                     [picture.prompt for picture in full],
                     [(picture.prompt_number, picture.number) for picture in full],
                     seed,
@@ -77,7 +77,7 @@ def batched(processor: Processor, pictures: Sequence[Picture], size: int) -> lis
     """Pictures whose prompts are padded to one length together, the longest first."""
     by_length: dict[int, list[Picture]] = {}
     for picture in pictures:
-        with named(f"The prompt of {picture.id}"):
+        with naming(f"The prompt of {picture.id}"):
             length = bucket_length(len(processor.generation_prompt(picture.prompt)))
         by_length.setdefault(length, []).append(picture)
     return [

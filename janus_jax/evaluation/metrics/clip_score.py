@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints_convert.readers import open_tensors
 from janus_jax.errors import JanusError
-from janus_jax.files import named, read_json, reading
+from janus_jax.files import naming, read_json, reading
 
 if TYPE_CHECKING:
     from janus_jax.evaluation.metrics.clip import CLIPConfig
@@ -83,10 +83,10 @@ class Judge:
 
         from janus_jax.evaluation.metrics.clip import clip_config, clip_params
 
-        with named(folder / "config.json"):
+        with naming(folder / "config.json"):
             self.config: CLIPConfig = clip_config(read_json(folder / "config.json"))
         tensors = open_tensors(folder / "model.safetensors")
-        with named(folder / "model.safetensors"):
+        with naming(folder / "model.safetensors"):
             self._tensors = jax.device_put(clip_params(tensors, self.config))
         self.eyes = _eyes(folder / "preprocessor_config.json", self.config.side)
         with reading(folder / "tokenizer.json"):

@@ -25,7 +25,7 @@ from PIL import Image
 from checkpoints_convert.readers import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.frechet import FEATURES, SIDE, FeatureStatistics, Gaussian, frechet_distance
-from janus_jax.files import named, reading
+from janus_jax.files import naming, reading
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
@@ -154,7 +154,7 @@ def distances(data: Path, files: Sequence[Path], method: str) -> dict[str, float
         return {}
     check_judge(data, method)
     tensors = open_tensors(data / INCEPTION)
-    with named(data / INCEPTION):
+    with naming(data / INCEPTION):
         judge = Judge(inception_params(tensors), method)
     reference = _reference(data, method)
     assert reference is not None

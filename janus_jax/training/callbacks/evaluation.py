@@ -25,7 +25,7 @@ from janus_jax.processing import Processor
 from janus_jax.sharding import batch_multiple
 from janus_jax.storage import write_json, writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
 
 

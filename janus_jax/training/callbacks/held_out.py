@@ -16,7 +16,7 @@ class HeldOutLoss(Callback):
 
     Args:
       data: Held-out batches. The callback closes them.
-      step: Compiled evaluation step (`train_step.evaluation_step`).
+      step: Compiled evaluation step (`train_step.make_evaluation_step`).
       batches: Number of batches.
       interval: Steps between evaluations; 0 evaluates after the last step only.
     """

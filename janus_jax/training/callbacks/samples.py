@@ -24,7 +24,7 @@ from janus_jax.processing import Message, Processor, TokenSequence
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 from janus_jax.storage import writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
 
 _GAP = 4  # pixels between two images of a contact sheet
@@ -109,7 +109,7 @@ class GenerateSamples(Callback):
 
     def _generate(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
-        known = model.drawing_settings
+        known = model.sampler_settings
         settings = {name: getattr(s, name) for name in ("guidance_scale", "temperature", "steps") if name in known}
         return [image for (image,) in model.generate(s.prompts, 1, s.seed, **settings)]
 

@@ -13,7 +13,7 @@ from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordRea
 from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
 from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.files import FAULTS, told
+from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image, prepare_generation
 from janus_jax.training.array_batches import BatchSplit, saved_value
 from janus_jax.training.image_tokenizer.recipe import ImageData
@@ -50,8 +50,8 @@ class _CropWorker:
             rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
-        except FAULTS as error:
-            return Rejection(example_id, RejectReason.BAD_IMAGE, told(error))
+        except PARSE_ERRORS as error:
+            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
 
 
 class RecordImages:

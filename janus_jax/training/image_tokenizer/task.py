@@ -13,8 +13,9 @@ from checkpoints_convert.convert import save_converted
 from checkpoints_convert.readers import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
-from janus_jax.files import named
+from janus_jax.files import naming
 from janus_jax.models.backbone import Params
+from janus_jax.sharding import make_mesh
 from janus_jax.training.array_batches import ArrayBatches, BatchSplit, ResumableData, opened
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.data_parallel import DataParallel
@@ -48,11 +49,11 @@ def read_networks(files: NetworkFiles) -> Networks:
     lpips = inception = None
     if files.vgg16:
         vgg, lins = open_tensors(Path(files.vgg16)), open_tensors(Path(files.lpips))
-        with named(f"{files.vgg16} or {files.lpips}"):
+        with naming(f"{files.vgg16} or {files.lpips}"):
             lpips = lpips_params(vgg, lins)
     if files.inception:
         tensors = open_tensors(Path(files.inception))
-        with named(files.inception):
+        with naming(files.inception):
             inception = inception_params(tensors)
     return Networks(lpips, inception)
 
@@ -162,11 +163,13 @@ def tokenizer_params(state: Any) -> Params:
     return all_params(getattr(state, "tokenizer", state), average=True)
 
 
-def train_tokenizer(recipe: VQRecipe | VAERecipe, workdir: str | Path, **options: Any) -> Path:
-    """Trains an image tokenizer and writes it to `WORKDIR/tokenizer`, a converted folder.
+def train_tokenizer(
+    recipe: VQRecipe | VAERecipe, workdir: str | Path, *, extensions: Extensions = Extensions()
+) -> Path:
+    """Trains an image tokenizer on all devices and writes it to `WORKDIR/tokenizer`, a converted folder.
 
     Args:
-      options: Keyword arguments of `tokenizer_task`, except the networks.
+      extensions: Replaced parts.
 
     Returns:
       The folder of the tokenizer. A later training can start from it.
@@ -175,7 +178,9 @@ def train_tokenizer(recipe: VQRecipe | VAERecipe, workdir: str | Path, **options
       JanusError: The recipe, the data or the workdir cannot be used.
       Preempted: The machine is being taken away; a checkpoint is saved.
     """
-    task = tokenizer_task(recipe, networks=read_networks(recipe.networks), **options)
+    networks = read_networks(recipe.networks)
+    mesh = make_mesh() if jax.device_count() > 1 else None
+    task = tokenizer_task(recipe, mesh=mesh, networks=networks, extensions=extensions)
     state = train(task, workdir).state
     folder = Path(workdir) / "tokenizer"
     if jax.process_index() == 0:

@@ -26,7 +26,7 @@ Head = Callable[[Params, Float[Array, "B C D"]], Float[Array, "B C V"]]
 """From a head's own parameters and states to logits, float32."""
 
 
-class Supervised(NamedTuple):
+class HeadTargets(NamedTuple):
     """What a head is taught.
 
     Attributes:
@@ -53,7 +53,7 @@ class Losses(NamedTuple):
     places: Float[Array, "B T"]
 
 
-def cross_entropy(head: Head, params: Params, hidden: Float[Array, "B L D"], taught: Supervised, chunk: int) -> Losses:
+def cross_entropy(head: Head, params: Params, hidden: Float[Array, "B L D"], taught: HeadTargets, chunk: int) -> Losses:
     """The losses of a head at its supervised places.
 
     Args:

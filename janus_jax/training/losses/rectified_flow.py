@@ -27,7 +27,7 @@ ALIGNER = "aligner"
 
 
 @dataclass(frozen=True)
-class FlowLearning:
+class FlowLossConfig:
     """How a flow is learnt.
 
     Attributes:
@@ -85,10 +85,10 @@ class Aligner(nn.Module):
         return Linear((self.outputs,), (None, "embed"), e, output_dtype=jnp.float32, name="fc3")(x)
 
 
-class LearningFlow(JanusFlow):
+class AlignedJanusFlow(JanusFlow):
     """A JanusFlow with the part that serves its training alone, `aligner`."""
 
-    learning: FlowLearning = FlowLearning()
+    learning: FlowLossConfig = FlowLossConfig()
 
     def setup(self) -> None:
         super().setup()
@@ -132,7 +132,7 @@ def _scaled(grid: Float[Array, "M H W C"], side: int) -> Float[Array, "M S S C"]
     return jax.image.resize(grid, (len(grid), side, side, grid.shape[-1]), "linear")
 
 
-class FlowTask(NamedTuple):
+class FlowTargets(NamedTuple):
     """A batch somewhere on its images' ways, and what is to be told of them.
 
     Attributes:
@@ -146,8 +146,8 @@ class FlowTask(NamedTuple):
     features: Float[Array, "B G N W"] | None
 
 
-def draw_ways(
-    learning: FlowLearning, key: Key[Array, ""], rows: Int[Array, " B"], shape: tuple[int, ...]
+def sample_times_and_noise(
+    learning: FlowLossConfig, key: Key[Array, ""], rows: Int[Array, " B"], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "B G"], Float[Array, "B G h w C"]]:
     """Times and noise of each row's images.
 
@@ -165,19 +165,19 @@ def draw_ways(
     return times, noise
 
 
-def flow_task(
-    model: LearningFlow, params: Params, batch: Batch, key: Key[Array, ""], rows: Int[Array, " B"], dtype: Dtype
-) -> FlowTask:
+def prepare_flow_targets(
+    model: AlignedJanusFlow, params: Params, batch: Batch, key: Key[Array, ""], rows: Int[Array, " B"], dtype: Dtype
+) -> FlowTargets:
     """Sets a batch's images out on their ways.
 
     Args:
       batch: with images to generate, or with their latents at time 1.
-      key, rows: see `draw_ways`.
+      key, rows: see `sample_times_and_noise`.
       dtype: in which the VAE computes latents that did not come with the data; float32 in place of float16.
     """
-    encoder = LearningFlow(model.config, replace(model.execution, dtype=dtype), model.learning)
+    encoder = AlignedJanusFlow(model.config, replace(model.execution, dtype=dtype), model.learning)
     latents = apply(encoder.generation_latents, params, batch).values.astype(jnp.float32)
-    times, noise = draw_ways(model.learning, key, rows, latents.shape[1:])
+    times, noise = sample_times_and_noise(model.learning, key, rows, latents.shape[1:])
     t = times[..., None, None, None]
     features = None
     if model.learning.align_weight and latents.shape[1]:
@@ -185,10 +185,10 @@ def flow_task(
     on_the_way = batch._replace(
         gen_latents=t * latents + (1 - t) * noise, gen_times=times, gen_images=batch.gen_images[:, :0]
     )
-    return FlowTask(on_the_way, latents - noise, features)
+    return FlowTargets(on_the_way, latents - noise, features)
 
 
-class FlowSums(NamedTuple):
+class FlowLossSums(NamedTuple):
     """Sums over the places of images to generate.
 
     Attributes:
@@ -200,7 +200,9 @@ class FlowSums(NamedTuple):
     alignment: Float[Array, ""]
 
 
-def flow_losses(model: LearningFlow, params: Params, task: FlowTask) -> tuple[Float[Array, "B L D"], FlowSums]:
+def flow_loss_sums(
+    model: AlignedJanusFlow, params: Params, task: FlowTargets
+) -> tuple[Float[Array, "B L D"], FlowLossSums]:
     """Hidden states of every place, for the text head, and what the images lack."""
     batch, zero = task.batch, jnp.zeros((), jnp.float32)
     if task.features is None:
@@ -208,16 +210,16 @@ def flow_losses(model: LearningFlow, params: Params, task: FlowTask) -> tuple[Fl
     else:
         states, aligned = apply(model.states_and_aligned, params, batch)
     if states.encoded is None or batch.gen_starts is None:
-        return states.hidden, FlowSums(zero, zero)
+        return states.hidden, FlowLossSums(zero, zero)
     there = batch.gen_starts != NO_POSITION
     tokens = model.config.gen_tokens
     errors = jnp.square(apply(model.velocities, params, batch, states) - task.velocities).mean(axis=(2, 3, 4))
     velocity = jnp.where(there, errors, 0).sum() * tokens
     if aligned is None or task.features is None:
-        return states.hidden, FlowSums(velocity, zero)
+        return states.hidden, FlowLossSums(velocity, zero)
     # Padding images are black squares, and their features as good as any: no norm here is 0.
     cosines = _cosines(aligned, task.features).sum(axis=-1)
-    return states.hidden, FlowSums(velocity, -jnp.where(there, cosines, 0).sum())
+    return states.hidden, FlowLossSums(velocity, -jnp.where(there, cosines, 0).sum())
 
 
 def _cosines(x: Float[Array, "*rows W"], y: Float[Array, "*rows W"]) -> Float[Array, "*rows"]:

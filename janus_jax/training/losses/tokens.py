@@ -20,13 +20,13 @@ from janus_jax.batch import NO_IMAGE, NO_POSITION, Batch
 from janus_jax.models.backbone import TEXT_HEAD, Backbone, Params, apply
 from janus_jax.models.janus import IMAGE_HEAD, Janus
 from janus_jax.processing import Task
-from janus_jax.training.losses.cross_entropy import Losses, Supervised, cross_entropy
+from janus_jax.training.losses.cross_entropy import HeadTargets, Losses, cross_entropy
 
 TASKS = (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION)
 """The order of the terms that every kind of model has."""
 
 
-class Terms(NamedTuple):
+class LossTerms(NamedTuple):
     """The K terms of a loss, and how they make it.
 
     Attributes:
@@ -45,15 +45,15 @@ class Terms(NamedTuple):
         return jnp.asarray(self.weights) / jnp.maximum((together * counts).sum(axis=1), 1)
 
 
-JANUS_TERMS = Terms(tuple(task.value for task in TASKS), means=(0, 0, 0), weights=(1.0, 1.0, 1.0))
+JANUS_LOSS_TERMS = LossTerms(tuple(task.value for task in TASKS), means=(0, 0, 0), weights=(1.0, 1.0, 1.0))
 """One mean, whatever the task."""
 
 
 @flax.struct.dataclass
-class Totals:
+class LossSums:
     """Sums over supervised places, term by term.
 
-    Totals of parts of a batch add up to those of the batch.
+    LossSums of parts of a batch add up to those of the batch.
 
     Attributes:
       losses: of Janus, negative log-likelihoods of the ids, in nats.
@@ -63,7 +63,7 @@ class Totals:
 
     losses: Float[Array, " K"]
     counts: Float[Array, " K"]
-    terms: Terms = flax.struct.field(pytree_node=False, default=JANUS_TERMS)
+    terms: LossTerms = flax.struct.field(pytree_node=False, default=JANUS_LOSS_TERMS)
 
     @property
     def mean(self) -> Float[Array, ""]:
@@ -75,12 +75,12 @@ class Totals:
         """The loss of each term; 0 where it has no place."""
         return self.losses / jnp.maximum(self.counts, 1)
 
-    def __add__(self, other: "Totals") -> "Totals":
-        return Totals(self.losses + other.losses, self.counts + other.counts, self.terms)
+    def __add__(self, other: "LossSums") -> "LossSums":
+        return LossSums(self.losses + other.losses, self.counts + other.counts, self.terms)
 
 
-def supervised_counts(batch: Batch, num_tokens: int) -> Float[Array, " K"]:
-    """Supervised places of a batch by task, known before the model runs.
+def target_counts(batch: Batch, num_tokens: int) -> Float[Array, " K"]:
+    """HeadTargets places of a batch by task, known before the model runs.
 
     Args:
       num_tokens: ids of an image to generate.
@@ -99,14 +99,14 @@ class Loss(NamedTuple):
     """
 
     value: Float[Array, ""]
-    totals: Totals
+    totals: LossSums
 
 
-def batch_losses(model: Janus, params: Params, batch: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
+def token_loss(model: Janus, params: Params, batch: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
     """The loss of a batch whose image ids are known (`gen_ids`, where it has images to generate).
 
     Args:
-      scales: what a place of each task counts (`Terms.scales`).
+      scales: what a place of each task counts (`LossTerms.scales`).
       chunk: supervised places of a row whose logits are in memory at a time.
     """
     hidden = apply(model.__call__, params, batch)
@@ -116,11 +116,11 @@ def batch_losses(model: Janus, params: Params, batch: Batch, scales: Float[Array
         places = jnp.where(there, batch.gen_starts[..., None] + jnp.arange(batch.gen_ids.shape[2]), NO_POSITION)
         places, targets = (x.reshape(batch.shape[0], -1) for x in (places, batch.gen_ids))
         valid = places != NO_POSITION
-        taught = Supervised(places, targets, valid * scales[TASKS.index(Task.GENERATION)])
+        taught = HeadTargets(places, targets, valid * scales[TASKS.index(Task.GENERATION)])
         read = _head_losses(model.image_logits, IMAGE_HEAD, params, hidden, taught, chunk=chunk)
         value, sums = value + read.total, sums | {Task.GENERATION: jnp.where(valid, read.places, 0).sum()}
-    counts = supervised_counts(batch, model.config.gen_encoder.num_tokens)
-    return Loss(value, Totals(jnp.stack([sums[task] for task in TASKS]), counts))
+    counts = target_counts(batch, model.config.gen_encoder.num_tokens)
+    return Loss(value, LossSums(jnp.stack([sums[task] for task in TASKS]), counts))
 
 
 def text_loss(
@@ -130,7 +130,7 @@ def text_loss(
 
     Args:
       hidden: states of every place.
-      scales, chunk: see `batch_losses`.
+      scales, chunk: see `token_loss`.
     """
     nothing = jnp.zeros((), jnp.float32)
     sums = dict.fromkeys(TASKS, nothing)
@@ -139,7 +139,7 @@ def text_loss(
     masks = dict(zip(TASKS, _text_tasks(batch), strict=False))
     targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
     weights = jnp.stack([mask * scales[TASKS.index(task)] for task, mask in masks.items()]).sum(axis=0)
-    supervised = Supervised(batch.text_targets, targets, weights)
+    supervised = HeadTargets(batch.text_targets, targets, weights)
     read = _head_losses(model.text_logits, TEXT_HEAD, params, hidden, supervised, chunk=chunk)
     return read.total, sums | {task: jnp.where(mask, read.places, 0).sum() for task, mask in masks.items()}
 
@@ -149,7 +149,7 @@ def _head_losses(
     path: tuple[str, ...],
     params: Params,
     hidden: Float[Array, "B L D"],
-    supervised: Supervised,
+    supervised: HeadTargets,
     *,
     chunk: int,
 ) -> Losses:

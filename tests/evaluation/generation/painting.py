@@ -24,11 +24,11 @@ class FakePainter:
     def __init__(self, stop_at=None):
         self.asked = []
         self.settings = []
-        self.drawing_settings = ("guidance_scale", "temperature")
+        self.sampler_settings = ("guidance_scale", "temperature")
         self.processor = SimpleNamespace(generation_prompt=lambda prompt: prompt)
         self._stop_at = stop_at
 
-    def draw(self, prompts, numbers, seed, **settings):
+    def sample_images(self, prompts, numbers, seed, **settings):
         if len(self.asked) == self._stop_at:
             raise KeyboardInterrupt
         self.asked.append(list(zip(prompts, numbers, strict=True)))

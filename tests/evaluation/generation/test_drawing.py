@@ -52,7 +52,7 @@ def test_every_picture_is_a_file_that_its_answer_names(tmp_path):
 
 def test_settings_that_the_model_has_not_are_passed_over(tmp_path):
     painter = FakePainter()
-    painter.drawing_settings = ("guidance_scale", "steps")
+    painter.sampler_settings = ("guidance_scale", "steps")
     run(tmp_path, painter)
     assert all(settings == {"guidance_scale": 5.0} for settings in painter.settings)
 

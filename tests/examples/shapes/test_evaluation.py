@@ -20,7 +20,7 @@ SEED = understanding.SEED
 class Oracle:
     """Answers and draws what is right, or always the same."""
 
-    drawing_settings = ("guidance_scale", "temperature")
+    sampler_settings = ("guidance_scale", "temperature")
 
     def __init__(self, knows=True):
         self.knows = knows
@@ -47,7 +47,7 @@ class Oracle:
         pixels = np.asarray(Image.open(io.BytesIO(picture))).tobytes()
         return self._answers[text, pixels] if self.knows else "seven"
 
-    def draw(self, texts, numbers, seed, **settings):
+    def sample_images(self, texts, numbers, seed, **settings):
         self.batches += 1
         scenes = [self._scenes[text] if self.knows else next(iter(self._scenes.values())) for text in texts]
         return [Image.fromarray(draw(scene)) for scene in scenes]

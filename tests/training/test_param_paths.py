@@ -5,7 +5,7 @@ import pytest
 
 from janus_jax.errors import JanusError
 from janus_jax.models.factory import abstract_params
-from janus_jax.training.partition import merge, partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD
 from tests import tiny
 
@@ -40,5 +40,5 @@ def test_logical_names_stay_on_their_arrays():
 
 
 def test_a_pattern_that_names_nothing_is_refused():
-    with pytest.raises(JanusError, match=r"'lm/\*', which names no parameter; .*llm/\*"):
+    with pytest.raises(JanusError, match=r"'lm/\*', which matches no parameter; .*llm/\*"):
         partition(tiny.stacked_params(), ["llm/*", "lm/*"])
