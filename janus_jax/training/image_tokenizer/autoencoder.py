@@ -13,7 +13,7 @@ from janus_jax.training.image_tokenizer import losses
 from janus_jax.training.image_tokenizer.losses import PixelLosses, Terms
 from janus_jax.training.image_tokenizer.recipe import AutoencoderRecipe
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.partition import merge, partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.state import TrainState, create_state
 
 Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]

@@ -14,7 +14,7 @@ from janus_jax.training.image_tokenizer import losses
 from janus_jax.training.image_tokenizer.autoencoder import AutoencoderTraining, apply, total_loss
 from janus_jax.training.image_tokenizer.losses import Terms
 from janus_jax.training.image_tokenizer.recipe import VAERecipe
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.state import TrainState
 
 

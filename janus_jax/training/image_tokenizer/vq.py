@@ -20,7 +20,7 @@ from janus_jax.training.image_tokenizer.losses import Quantized, Terms
 from janus_jax.training.image_tokenizer.patchgan import PatchGAN
 from janus_jax.training.image_tokenizer.recipe import VQRecipe
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.partition import merge
+from janus_jax.training.param_paths import merge
 from janus_jax.training.state import TrainState, create_state
 
 

@@ -1,4 +1,4 @@
-"""The loop: what is trained when, what a resumed run makes, and what a mesh changes (nothing)."""
+"""Training steps of image tokenizers, and runs of the trainer with them."""
 
 import functools
 import json
@@ -9,128 +9,140 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from examples.shapes.dataset import images
+from checkpoints_convert import open_checkpoint
 from janus_jax.errors import Diverged, JanusError
 from janus_jax.sharding import make_mesh
-from janus_jax.training.image_tokenizer.recipe import Data, WeightFiles
-from janus_jax.training.image_tokenizer.trainer import train_tokenizer
-from janus_jax.training.image_tokenizer.vq import TokenizerTraining
+from janus_jax.training.image_tokenizer.recipe import ImageData, NetworkFiles
+from janus_jax.training.image_tokenizer.task import tokenizer_params, tokenizer_task, train_tokenizer
+from janus_jax.training.image_tokenizer.vae import VAETraining
+from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.preemption import Preemption
-from tests.training.image_tokenizer.recipes import ADAM, KEPT_IN_USE, RECIPE
+from janus_jax.training.trainer import train
+from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, images
 
-RECIPES = {"released": RECIPE, "kept in use": KEPT_IN_USE}
+RECIPES = {"gradient": VQ, "moving average": MOVING_AVERAGE, "vae": VAE}
+SLOW = [pytest.param("gradient", marks=pytest.mark.slow), "moving average", pytest.param("vae", marks=pytest.mark.slow)]
 
 
 @functools.cache
 def compiled(name):
-    training = TokenizerTraining(RECIPES[name])
+    recipe = RECIPES[name]
+    training = VAETraining(recipe) if name == "vae" else VQTraining(recipe)
     return training, jax.jit(training.init)(), jax.jit(training.step)
 
 
-@functools.cache
-def pictures():
-    return images(0, 8, 24)
+def differ(before, after):
+    return any(bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
 
 
-def changed(before, after):
-    return bool(
-        max(float(jnp.max(jnp.abs(a - b))) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
-    )
+def run(recipe, workdir, **options):
+    return train(tokenizer_task(recipe, extensions=DATA, **options), workdir)
 
 
 @pytest.mark.slow
-def test_the_discriminator_and_its_loss_wait_for_their_start():
-    _, state, step = compiled("released")
+def test_discriminator_and_its_loss_start_at_adversarial_start():
+    _, state, step = compiled("gradient")
     for number in range(4):
         before = state.discriminator
-        state, scalars = step(state, pictures(), {})
-        assert changed(before, state.discriminator) == (number >= 2)
-        assert (float(scalars["loss/adversarial"]) != 0) == (number >= 2)
+        state, metrics = step(state, images(8), {})
+        assert differ(before, state.discriminator) == (number >= 2)
+        assert (float(metrics["loss/adversarial"]) != 0) == (number >= 2)
 
 
 @pytest.mark.slow
-def test_the_average_follows_the_weights():
-    _, state, step = compiled("released")
-    new, _ = step(state, pictures(), {})
-    weight = lambda params: params["decoder"]["conv_out"]["kernel"]  # noqa: E731
-    # The first steps count for more than the decay says: (1 + 0) / (10 + 0) of the start stays.
-    np.testing.assert_allclose(weight(new.ema), 0.1 * weight(state.params) + 0.9 * weight(new.params), rtol=1e-5)
+def test_average_follows_the_parameters():
+    _, state, step = compiled("gradient")
+    new, _ = step(state, images(8), {})
+    before, after, ema = (
+        tree["decoder"]["conv_out"]["kernel"]
+        for tree in (state.tokenizer.params, new.tokenizer.params, new.tokenizer.ema)
+    )
+    # The decay is ramped: (1 + 0) / (10 + 0) at the first step.
+    np.testing.assert_allclose(ema, 0.1 * before + 0.9 * after, rtol=1e-5)
+
+
+def test_codebook_starts_with_all_codes_in_use_and_frozen_parts_keep_their_values():
+    training, state, step = compiled("moving average")
+    state = jax.jit(training.init_codebook)(state, images(16))
+    ids = training.reconstruct(tokenizer_params(state), images(16))[1]
+    assert len(np.unique(ids)) == MOVING_AVERAGE.model.codebook_size
+    new, metrics = step(state, images(8), {})
+    assert not differ(state.tokenizer.frozen["encoder"], new.tokenizer.frozen["encoder"])
+    assert float(metrics["codes/batch_perplexity"]) > 4
 
 
 @pytest.mark.slow
-def test_a_patchwise_encoder_stays_one():
-    training, state, step = compiled("kept in use")
-    state = jax.jit(training.start_from)(state, pictures())
-    new, scalars = step(state, pictures(), {})
-    kernel = np.array(new.params["encoder"]["conv_in"]["kernel"])
-    assert changed(state.params["encoder"], new.params["encoder"])
-    kernel[1, 1] = 0
-    assert not kernel.any()
-    assert float(scalars["codes/batch_perplexity"]) > 4
+def test_kl_moves_latents_to_a_standard_normal():
+    recipe = replace(VAE, losses=replace(VAE.losses, l2=0.0, kl=1.0), optimizer=replace(ADAM, learning_rate=1e-2))
+    training = VAETraining(recipe)
+    state, step, kl = training.init(), jax.jit(training.step), []
+    for _ in range(30):
+        state, metrics = step(state, images(8), {})
+        kl.append(float(metrics["loss/kl"]))
+    assert kl[-1] < kl[0] / 3
 
 
-def test_the_codebook_starts_spread_over_the_images():
-    training, state, _ = compiled("kept in use")
-    state = jax.jit(training.start_from)(state, pictures())
-    pixels = jnp.asarray(pictures(), jnp.float32) * (2 / 255) - 1
-    ids = training.model.apply({"params": state.params}, pixels, method=training.model.encode)
-    assert len(np.unique(ids)) == RECIPE.model.codebook_size
+@pytest.mark.parametrize("name", SLOW)
+def test_a_killed_run_resumes_bitwise(name, tmp_path, monkeypatch):
+    whole = run(RECIPES[name], tmp_path / "whole")
 
-
-def leaves(trained):
-    return jax.tree.leaves(jax.tree.map(np.asarray, trained.params))
-
-
-@pytest.mark.parametrize("name", [pytest.param("released", marks=pytest.mark.slow), "kept in use"])
-def test_a_killed_run_goes_on_bit_for_bit(name, tmp_path, monkeypatch):
-    recipe = RECIPES[name]
-    whole = train_tokenizer(recipe, tmp_path / "whole")
-
-    def next_step(self, step):
+    def kill(self, step):
         if step == 3:
             raise KeyboardInterrupt
         return False
 
     with monkeypatch.context() as patch:
-        patch.setattr(Preemption, "reached", next_step)
+        patch.setattr(Preemption, "reached", kill)
         with pytest.raises(KeyboardInterrupt):
-            train_tokenizer(recipe, tmp_path / "killed")
-    resumed = train_tokenizer(recipe, tmp_path / "killed")
-    for expected, found in zip(leaves(whole), leaves(resumed), strict=True):
+            run(RECIPES[name], tmp_path / "killed")
+    resumed = run(RECIPES[name], tmp_path / "killed")
+    for expected, found in zip(*map(jax.tree.leaves, (whole.state, resumed.state)), strict=True):
         np.testing.assert_array_equal(found, expected)
-    told = map(json.loads, (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines())
-    assert [line["step"] for line in told if "loss/total" in line] == [1, 2, 3, 4]
-    assert resumed.scalars == whole.scalars
-    told_of = {"psnr", "ssim", "codes_used", "code_perplexity", "colour_explained", "read_right", "colour_determined"}
-    assert set(whole.scalars) == {f"eval/{name}" for name in told_of}
+    lines = map(json.loads, (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3, 4]
+    scores = {"psnr", "ssim"} | ({"codes_used", "code_perplexity"} if name != "vae" else set())
+    for score in scores:
+        assert resumed.metrics[f"eval/{score}"] == whole.metrics[f"eval/{score}"]
 
 
 @pytest.mark.slow
-def test_eight_devices_train_as_one(tmp_path):
-    # Adam makes a whole step of a gradient that is nothing but rounding (a bias before a norm); a large eps does not.
+@pytest.mark.parametrize("recipe", [VQ, VAE])
+def test_training_writes_a_tokenizer_folder_once(recipe, tmp_path):
+    few = replace(recipe, steps=1)
+    folder = train_tokenizer(few, tmp_path, extensions=DATA)
+    assert open_checkpoint(folder).config == recipe.model
+    before = {keys: array for keys, _, array in open_checkpoint(folder).params("float32")}
+    train_tokenizer(few, tmp_path, extensions=DATA)
+    for keys, _, array in open_checkpoint(folder).params("float32"):
+        np.testing.assert_array_equal(array, before[keys])
+
+
+@pytest.mark.slow
+def test_eight_devices_train_like_one(tmp_path):
+    # Adam turns a gradient that is only rounding error (a bias before a norm) into a full step; a large eps does not.
     adam = replace(ADAM, eps=1e-2)
-    recipe = replace(RECIPE, steps=2, optimizer=adam, discriminator_optimizer=adam)
-    alone = train_tokenizer(recipe, tmp_path / "one")
-    together = train_tokenizer(recipe, tmp_path / "eight", mesh=make_mesh())
-    for expected, found in zip(leaves(alone), leaves(together), strict=True):
+    recipe = replace(VQ, steps=2, optimizer=adam, discriminator=replace(VQ.discriminator, optimizer=adam))
+    one, eight = run(recipe, tmp_path / "one"), run(recipe, tmp_path / "eight", mesh=make_mesh())
+    for expected, found in zip(*(jax.tree.leaves(tokenizer_params(result.state)) for result in (one, eight)), strict=True):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_no_number_stops_the_run(tmp_path):
-    recipe = replace(RECIPE, losses=replace(RECIPE.losses, l2=float("inf")))
-    with pytest.raises(Diverged, match="learning_rate"):
-        train_tokenizer(recipe, tmp_path)
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(Diverged, match="learning rate"):
+        run(replace(VQ, losses=replace(VQ.losses, l2=float("inf"))), tmp_path)
 
 
-def test_recipes_that_cannot_be_are_refused(tmp_path):
-    with pytest.raises(JanusError, match=r"config\.data takes either"):
-        Data()
-    with pytest.raises(JanusError, match=r"config\.weights\.lpips"):
-        WeightFiles(vgg16="vgg16.pth")
-    with pytest.raises(JanusError, match=r"config\.codebook\.kmeans_images"):
-        replace(RECIPE, architecture=replace(RECIPE.architecture, encoder_start="principal"))
-    with pytest.raises(JanusError, match="batch_size 6"):
-        train_tokenizer(replace(RECIPE, batch_size=6), tmp_path, mesh=make_mesh())
+def test_invalid_recipes_are_refused(tmp_path):
+    with pytest.raises(JanusError, match=r"config\.data\.directories is empty"):
+        tokenizer_task(VQ)
+    with pytest.raises(JanusError, match=r"config\.data has workers -1"):
+        ImageData(workers=-1)
+    with pytest.raises(JanusError, match=r"config\.networks\.lpips"):
+        NetworkFiles(vgg16="vgg16.pth")
+    with pytest.raises(JanusError, match="batch_size is 6"):
+        run(replace(VQ, batch_size=6), tmp_path, mesh=make_mesh())
     with pytest.raises(JanusError, match=r"config\.losses\.l2"):
-        replace(RECIPE, losses=replace(RECIPE.losses, l2=-1.0))
+        replace(VQ.losses, l2=-1.0)
+    with pytest.raises(JanusError, match="image_size is 25"):
+        replace(VAE, image_size=25)
