@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
-COMMANDS = ("chat", "compile", "evaluate", "export", "generate", "prepare", "train")
+COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "train")
 
 setup(
     name="janus_jax",
@@ -62,7 +62,7 @@ setup(
         "beam": ["apache-beam>=2.77,<3"],  # janus-prepare on more than one machine
         "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=0.29,<2"],
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
         "test": [
             "apache-beam>=2.77,<3",
             "grain>=0.2.18,<0.3",

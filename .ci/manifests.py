@@ -1,7 +1,7 @@
-"""Holds launch/gke's manifests against Kubernetes' own schemas: python .ci/manifests.py FILE...
+"""Validates JobSet manifests: python .ci/manifests.py FILE...
 
-JobSet is no part of Kubernetes, and kubernetes-validate does not know it: here are the fields of it that we use
-(sigs.k8s.io/jobset, api/jobset/v1alpha2/jobset_types.go). The jobs that it makes are batch/v1, validated as such.
+kubernetes-validate has the schemas of Kubernetes, but not of JobSet: this file lists the JobSet fields in use
+(sigs.k8s.io/jobset, api/jobset/v1alpha2/jobset_types.go). The jobs inside are validated as batch/v1.
 """
 
 import sys
@@ -18,7 +18,7 @@ FIELDS: dict[str, set[str]] = {
     "spec.failurePolicy.rules": {"name", "action", "onJobFailureReasons"},
     "spec.replicatedJobs": {"name", "replicas", "template"},
 }
-WORDS = {
+VALUES = {
     "action": {"FailJobSet", "RestartJobSet", "RestartJobSetAndIgnoreMaxRestarts"},
     "onJobFailureReasons": {
         "BackoffLimitExceeded",
@@ -30,33 +30,33 @@ WORDS = {
 }
 
 
-def faults(document: dict[str, Any]) -> list[str]:
-    """What is wrong with a JobSet, one sentence each."""
-    found = [] if document.get("apiVersion") == "jobset.x-k8s.io/v1alpha2" else ["apiVersion is no JobSet's"]
+def errors(document: dict[str, Any]) -> list[str]:
+    """Lists the errors of a JobSet."""
+    found = [] if document.get("apiVersion") == "jobset.x-k8s.io/v1alpha2" else ["apiVersion is not that of a JobSet"]
 
-    def look(value: Any, where: str) -> None:
+    def check(value: Any, where: str) -> None:
         if isinstance(value, list):
             for item in value:
-                look(item, where)
+                check(item, where)
         elif isinstance(value, dict) and where in FIELDS:
             for name, part in value.items():
                 if name not in FIELDS[where]:
-                    found.append(f"{where}: there is no field {name}")
-                if name in WORDS and not set(part if isinstance(part, list) else [part]) <= WORDS[name]:
-                    found.append(f"{where}.{name}: {part} is none of {sorted(WORDS[name])}")
-                look(part, f"{where}.{name}".lstrip("."))
+                    found.append(f"{where}: unknown field {name}")
+                if name in VALUES and not set(part if isinstance(part, list) else [part]) <= VALUES[name]:
+                    found.append(f"{where}.{name}: {part} is not one of {sorted(VALUES[name])}")
+                check(part, f"{where}.{name}".lstrip("."))
 
-    look(document, "")
+    check(document, "")
     for job in document["spec"]["replicatedJobs"]:
-        whole = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}} | job["template"]
+        manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}} | job["template"]
         try:
-            kubernetes_validate.validate(whole, kubernetes_validate.latest_version(), strict=True)
+            kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
         except kubernetes_validate.ValidationError as error:
             found.append(f"{job['name']}: {'.'.join(map(str, error.path))}: {error.message}")
     return found
 
 
 if __name__ == "__main__":
-    told = [f"{file}: {fault}" for file in sys.argv[1:] for fault in faults(yaml.safe_load(Path(file).read_text()))]
-    print("\n".join(told) or "All manifests are valid.")
-    sys.exit(bool(told))
+    found = [f"{file}: {error}" for file in sys.argv[1:] for error in errors(yaml.safe_load(Path(file).read_text()))]
+    print("\n".join(found) or "All manifests are valid.")
+    sys.exit(bool(found))

@@ -47,7 +47,7 @@ def make_checkpoint(folder: Path, name: str) -> int:
     with SafetensorsWriter(folder, {n: (shape, dtype) for n, shape in manifest.items()}, _MAX_SHARD) as writer:
         for n, shape in manifest.items():
             writer.write(n, np.resize(bits, shape).view(dtype))
-    (folder / "config.json").write_text(json.dumps(released.write_config(config, "bfloat16")))
+    (folder / "config.json").write_text(json.dumps(released.config_to_json(config, "bfloat16")))
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
@@ -82,7 +82,7 @@ def copy_seconds(source: Path, target: Path) -> tuple[float, float]:
 def convert_seconds(source: Path, target: Path, dtype: str) -> tuple[float, int]:
     """Seconds of the command from its start to its end, and its largest anonymous memory."""
     begin, peak = time.monotonic(), 0
-    command = [sys.executable, "-m", "checkpoints_convert.from_pytorch", str(source), str(target), f"--dtype={dtype}"]
+    command = [sys.executable, "-m", "launch.convert", str(source), str(target), f"--dtype={dtype}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
         while process.poll() is None:
             peak = max(peak, anonymous_bytes(process.pid))

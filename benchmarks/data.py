@@ -181,7 +181,7 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
                 bare(file, kind)
         samples, images = samples + len(names), images + len(pictures)
     return {
-        "fill": stream.report()["fill/places"],
+        "fill": stream.report()["fill/tokens"],
         "samples_per_second_per_core": samples / ours.cpu,
         "images_per_second_per_core": images / ours.cpu,
         "pil_images_per_second_per_core": images / theirs.cpu,

@@ -1,15 +1,14 @@
-"""What the evaluation's runner costs: questions and pictures a second through it, beside the bare model.
+"""Measures the overhead of the evaluation runner: questions and images per second, compared with the bare model.
 
     python -m benchmarks.evaluate
-    python -m benchmarks.evaluate --model Janus-Pro-1B --questions 64 --pictures 8
+    python -m benchmarks.evaluate --model Janus-Pro-1B --questions 64 --images 8
 
-Without --model a model with random weights answers and draws: 8 layers of width 512, pictures of the embedded world.
-The runner's cost is the host's, so much a question whatever answers it: the smaller the model, the larger its share.
+Without --model, a model with random weights is used: 8 layers of width 512 and images of the shapes dataset. The runner
+costs host time per question that does not depend on the model, so its share is larger for smaller models.
 
-Both sides take the same batches of the embedded world's questions and prompts, in turn, in one process. Through the
-runner pictures are decoded, questions laid into rows, answers flushed to the disk and drawings written as PNG; the bare
-model is given rows that are ready, and what it draws is thrown away. The overhead is the median over rounds of the
-runner's time over the bare model's, less one.
+Both sides process the same batches of shapes questions and prompts alternately in one process. The runner decodes input
+images, builds prompts, writes answers to the disk and saves PNG files. The bare model gets finished prompts, and its
+images are discarded. The overhead is the median over rounds of the ratio of both times, minus 1.
 """
 
 import json
@@ -25,23 +24,22 @@ from absl import flags
 
 import janus_jax
 from benchmarks.shared import machine, weights
-from examples.shapes import generation_benchmark as generation
-from examples.shapes import understanding_benchmark as understanding
+from examples.shapes import generation_benchmark, understanding_benchmark
 from examples.shapes.configs import tokenizer as shapes_tokenizer
-from examples.shapes.models import SHAPES
+from examples.shapes.models import JANUS
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
-from janus_jax.evaluation.generation import generate_images as pictures
-from janus_jax.evaluation.runner import answering, batched, collect, num_places
+from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images
+from janus_jax.evaluation.runner import answer_questions, batch_questions, collect_answers, estimate_length
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained, place_params
 from janus_jax.processing import Processor
 
-_MODEL = flags.DEFINE_string("model", None, "folder of the model that answers and draws; none: random weights")
-_QUESTIONS = flags.DEFINE_integer("questions", 150, "asked in a round", lower_bound=5)
-_PICTURES = flags.DEFINE_integer("pictures", 60, "drawn in a round", lower_bound=6)
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 30, "at a time", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "of either side, in turn", lower_bound=1)
+_MODEL = flags.DEFINE_string("model", None, "model folder (default: random weights)")
+_QUESTIONS = flags.DEFINE_integer("questions", 150, "questions per round", lower_bound=5)
+_IMAGES = flags.DEFINE_integer("images", 60, "generated images per round", lower_bound=6)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 30, "questions or images per batch", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "measured rounds per side", lower_bound=1)
 
 RANDOM = JanusConfig(
     name="8 layers of width 512",
@@ -55,91 +53,91 @@ Run = Callable[[], object]
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints the table, and the figures as one object of json."""
+    """Prints a table, and the same values as a JSON object."""
     import jax
 
     cli.enable_compilation_cache()
     dtype: Dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     model = janus_jax.load(_MODEL.value, dtype) if _MODEL.value else _random(dtype)
-    sides = {"questions": _asking(model), "pictures": _drawing(model)}
-    counts = {name: count for name, (count, _, _) in sides.items()}
-    rates: dict[str, dict[str, float]] = {}
-    overheads: dict[str, float] = {}
-    for name, (count, runner, bare) in sides.items():
-        times = _in_turn(runner, bare)
-        medians = [statistics.median(each) for each in times]
-        rates[name] = {"runner": count / medians[0], "bare": count / medians[1]}
-        overheads[name] = statistics.median(one / other for one, other in zip(*times, strict=True)) - 1
+    sides = {"questions": _questions(model), "images": _images(model)}
     print(f"{model.config.name}, {dtype}, {jax.device_count()} device(s), batches of {_BATCH_SIZE.value}\n")
-    print(f"{'a second':12}{'runner':>10}{'bare model':>12}{'overhead':>10}")
-    for name, rate in rates.items():
-        print(f"{name:12}{rate['runner']:10.1f}{rate['bare']:12.1f}{overheads[name]:10.1%}")
-    figures: dict[str, Any] = {f"{name}_overhead": round(value, 4) for name, value in overheads.items()}
-    for name, rate in rates.items():
-        figures |= {f"{name}_per_second_{side}": round(value, 2) for side, value in rate.items()}
-    print("\n" + json.dumps(figures | {f"{name}_asked": count for name, count in counts.items()} | machine()))
+    print(f"{'per second':12}{'runner':>10}{'bare model':>12}{'overhead':>10}")
+    results: dict[str, Any] = {}
+    for name, (count, runner, bare) in sides.items():
+        times = _alternate(runner, bare)
+        rates = [count / statistics.median(of_side) for of_side in times]
+        overhead = statistics.median(one / other for one, other in zip(*times, strict=True)) - 1
+        print(f"{name:12}{rates[0]:10.1f}{rates[1]:12.1f}{overhead:10.1%}")
+        results[f"{name}_overhead"] = round(overhead, 4)
+        results |= {f"{name}_per_second_{side}": round(rates[i], 2) for i, side in enumerate(("runner", "bare"))}
+        results[f"{name}_count"] = count
+    print("\n" + json.dumps(results | machine()))
 
 
 def _random(dtype: Dtype) -> Pretrained:
-    """A model of random weights that reads with the shipped model's tokenizer."""
+    """Returns a model with random weights and the tokenizer of the shapes model."""
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
-    numbers = ((unit.leaf.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
+    numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
     params = place_params(numbers, RANDOM, execution, mesh=None)
-    return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
+    return Pretrained(RANDOM, params, Processor.from_directory(JANUS, RANDOM), make_model(RANDOM, execution))
 
 
-def _in_turn(runner: Run, bare: Run) -> tuple[list[float], list[float]]:
-    """Seconds of each round of both, after one that compiles."""
+def _alternate(runner: Run, bare: Run) -> tuple[list[float], list[float]]:
+    """Returns the seconds of each round of both sides. The first round compiles and is not counted."""
     times: tuple[list[float], list[float]] = ([], [])
     for number in range(-1, _ROUNDS.value):
-        for run, kept in zip((runner, bare), times, strict=True):
-            began = time.perf_counter()
+        for run, measured in zip((runner, bare), times, strict=True):
+            begin = time.perf_counter()
             run()
             if number >= 0:
-                kept.append(time.perf_counter() - began)
+                measured.append(time.perf_counter() - begin)
     return times
 
 
-def _asking(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
-    """How many questions, and the two ways to ask them."""
+def _questions(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
+    """Returns the number of questions, and functions that answer them with the runner and with the bare model."""
     options = {"split": "test", "per_topic": str(_QUESTIONS.value // 5)}
-    questions, size = understanding.read(Path(), options), _BATCH_SIZE.value
-    work = answering(model, size)
-    batches = batched(questions, size, lambda question: num_places(model.processor, question))
-    rows = [
+    questions, size = understanding_benchmark.read(Path(), options), _BATCH_SIZE.value
+    batches = [
         [model.processor.understanding_sequence(one.messages, None, one.system_prompt) for one in batch]
-        for batch in batches
+        for batch in batch_questions(questions, size, lambda question: estimate_length(model.processor, question))
     ]
-    full = [batch + [batch[-1]] * (size - len(batch)) for batch in rows]
-
-    def bare() -> None:
-        for batch in full:
-            model.answer(batch, max_new_tokens=questions[0].max_new_tokens, temperature=0.0)
-
-    return len(questions), _through(lambda folder: collect(questions, work, folder, {})), bare
-
-
-def _drawing(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
-    """How many pictures, and the two ways to have them drawn."""
-    options = {"split": "test", "per_category": str(_PICTURES.value // 6), "guidance_scale": "2", "temperature": "0.7"}
-    wanted, size = generation.read(Path(), options), _BATCH_SIZE.value
-    batches = pictures.batched(model.processor, wanted, size)
 
     def bare() -> None:
         for batch in batches:
-            full = [*batch, *[batch[-1]] * (size - len(batch))]
-            numbers = [(picture.prompt_number, picture.number) for picture in full]
-            model.sample_images([picture.prompt for picture in full], numbers, 0, guidance_scale=2.0, temperature=0.7)
+            padded = batch + [batch[-1]] * (size - len(batch))
+            model.answer(padded, max_new_tokens=questions[0].max_new_tokens, temperature=0.0)
 
     def runner(folder: Path) -> object:
-        return collect(wanted, pictures.drawing(model, folder, options, 0, size), folder, {})
+        return collect_answers(questions, lambda items: answer_questions(model, items, size), folder, {})
 
-    return len(wanted), _through(runner), bare
+    return len(questions), _in_new_folder(runner), bare
 
 
-def _through(run: Callable[[Path], object]) -> Run:
-    """The run, each time in a folder of its own."""
+def _images(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
+    """Returns the number of images, and functions that generate them with the runner and with the bare model."""
+    options = {"split": "test", "per_category": str(_IMAGES.value // 6), "guidance_scale": "2", "temperature": "0.7"}
+    requests, size = generation_benchmark.read(Path(), options), _BATCH_SIZE.value
+    batches = batch_requests(model.processor, requests, size)
 
+    def bare() -> None:
+        for batch in batches:
+            padded = [*batch, *[batch[-1]] * (size - len(batch))]
+            indices = [(request.prompt_index, request.image_index) for request in padded]
+            model.sample_images([request.prompt for request in padded], indices, 0, guidance_scale=2.0, temperature=0.7)
+
+    def runner(folder: Path) -> object:
+        return collect_answers(
+            requests,
+            lambda items: generate_images(model, items, folder, options=options, seed=0, batch_size=size),
+            folder,
+            {},
+        )
+
+    return len(requests), _in_new_folder(runner), bare
+
+
+def _in_new_folder(run: Callable[[Path], object]) -> Run:
     def once() -> None:
         folder = Path(tempfile.mkdtemp())
         try:

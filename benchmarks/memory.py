@@ -92,9 +92,11 @@ def needs(recipe: Recipe, devices: int) -> Needs:
         )
 
     trained, size = flatten_dict(state.params, sep="/"), _BYTES[stage.precision.compute]
+    whole = flatten_dict(state.params, sep="/") | flatten_dict(state.frozen, sep="/")
+    block = sum(leaf.size for name, leaf in whole.items() if name.startswith("llm/layers/")) // config.llm.depth
     gathered = (
         # The block at work, and the next one.
-        2 * size * config.llm.num_layer_params,
+        2 * size * block,
         # The text head; and where it trains what its own rows teach it, added up and then sent.
         config.llm.vocab_size * config.llm.width * (size + (_FLOAT32 + size) * ("llm/head/weight" in trained)),
     )

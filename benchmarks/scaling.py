@@ -1,14 +1,13 @@
-"""Compiles every model and stage for the papers' clusters and today's usual pods, none of which need be here.
+"""Compiles every model and stage for the papers' clusters and for common pods, none of which need be attached.
 
-    python -m benchmarks.scaling                        all of it; what is done already is read, not compiled again
-    python -m benchmarks.scaling --only v5e:16x16       one topology
-    python -m benchmarks.scaling --publish              and the tables into docs/scaling.md
-    python -m benchmarks.scaling --nocompile --publish  only the tables, of what is done
+    python -m benchmarks.scaling                        compiles the missing cases
+    python -m benchmarks.scaling --only v5e:16x16       of one topology
+    python -m benchmarks.scaling --publish              and writes the tables to docs/scaling_tables.md
+    python -m benchmarks.scaling --nocompile --publish  only writes the tables
 
-It takes minutes a row, and jax[tpu] and jax[cuda13]. Each row is kept as soon as it is done, a line of json in
-`benchmarks/compiled/`, and so a run can be interrupted. The batch is the recipe's. Of the layouts that share it out
-evenly the one with the fewest parts is taken that fits: microbatches are doubled until it does. That is done for each
-way to compute activations again, and the quicker is told.
+A case takes minutes and needs jax[tpu] or jax[cuda13]. Finished cases are appended to `benchmarks/compiled/` one by
+one, so an interrupted run continues. Each case uses the recipe's batch size and the layout with the fewest microbatches
+that fits; of the remat policies, the faster one counts.
 """
 
 import json
@@ -25,8 +24,7 @@ import jax.numpy as jnp
 from absl import flags
 
 from configs import janus_1_3b, janus_pro_1b, janus_pro_7b, janusflow_1_3b
-from janus_jax.aot.chip_specs import KERNELS, USABLE
-from janus_jax.aot.report import report
+from janus_jax.aot.report import compile_report
 from janus_jax.aot.topologies import Topology, find_topology
 from janus_jax.commands import cli
 from janus_jax.config import RematPolicy
@@ -34,12 +32,12 @@ from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.recipe import Recipe
 
-_PUBLISH = flags.DEFINE_bool("publish", False, "put the tables of what is compiled into docs/scaling.md")
-_COMPILE = flags.DEFINE_bool("compile", True, "compile the rows that are missing")
-_ONLY = flags.DEFINE_list("only", [], "topologies (default: all)")
-_COMPILED = flags.DEFINE_string("compiled", "benchmarks/compiled", "folder of what is done, a file of lines a topology")
+_PUBLISH = flags.DEFINE_bool("publish", False, "write the tables to docs/scaling_tables.md instead of the terminal")
+_COMPILE = flags.DEFINE_bool("compile", True, "compile missing cases")
+_ONLY = flags.DEFINE_list("only", [], "topologies to compile for (default: all)")
+_COMPILED = flags.DEFINE_string("compiled", "benchmarks/compiled", "folder of finished cases, one file per topology")
 
-DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling.md"
+DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling_tables.md"
 MODELS = {
     "Janus-1.3B": janus_1_3b.get_config(),
     "Janus-Pro-1B": janus_pro_1b.get_config(),
@@ -47,7 +45,7 @@ MODELS = {
     "JanusFlow-1.3B": janusflow_1_3b.get_config(),
 }
 STAGES = (1, 2, 3)
-# The papers' own, then what is rented. Google's v5p-128 is 64 chips.
+# The papers' clusters, then pods for rent. Google's v5p-128 has 64 chips.
 TOPOLOGIES = (
     "a100:16x8",
     "a100:32x8",
@@ -60,228 +58,234 @@ TOPOLOGIES = (
     "h200:1x8",
     "2xv5e:16x16",
 )
+REMAT_POLICIES: tuple[RematPolicy, ...] = ("dots", "full")
+"""Policies to try, that with less recomputation first."""
 
-# What a disk has to give so that a checkpoint is read or written in a minute, and an image as data sets have it.
-_MINUTE = 60
+# Time in which a checkpoint is read or written, and the size of an image in a dataset.
+_CHECKPOINT_SECONDS = 60
 _IMAGE_BYTES = 100e3
 
 
 @dataclass(frozen=True)
-class Row:
-    """Of the tables: one stage of one model on one topology."""
+class Case:
+    """One stage of one model on one topology: a row of the tables."""
 
     model: str
     stage: int
     topology: str
 
 
-REMAT: tuple[RematPolicy, ...] = ("dots", "full")
-"""What is tried, that which computes less again first."""
-
-# What most depends on: the largest model in its longest stage, on the usual pods and on its paper's cluster.
-FIRST = tuple(
-    Row("Janus-Pro-7B", 2, topology) for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:32x8", "v5p:4x4x4")
+# The largest model in its longest stage, on common pods and on its paper's cluster.
+COMPILED_FIRST = tuple(
+    Case("Janus-Pro-7B", 2, topology) for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:32x8", "v5p:4x4x4")
 )
 
 
-def rows(topologies: Sequence[str] = TOPOLOGIES) -> list[Row]:
-    """All of them, in the order of the tables."""
-    return [Row(model, stage, topology) for topology in topologies for model in MODELS for stage in STAGES]
+def all_cases(topologies: Sequence[str] = TOPOLOGIES) -> list[Case]:
+    """Returns all cases in the order of the tables."""
+    return [Case(model, stage, topology) for topology in topologies for model in MODELS for stage in STAGES]
 
 
-def read(folder: Path) -> dict[Row, dict[str, Any]]:
-    """What is compiled; of a row that is there twice the later."""
+def read_reports(folder: Path) -> dict[Case, dict[str, Any]]:
+    """Reads the finished cases. If a case occurs twice, the later one counts."""
     lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
-    return {Row(**kept["row"]): kept["told"] for kept in map(json.loads, lines)}
+    return {Case(**stored["case"]): stored["report"] for stored in map(json.loads, lines)}
 
 
-def keep(folder: Path, row: Row, told: Mapping[str, Any]) -> None:
-    """Adds a line."""
+def append_report(folder: Path, case: Case, report: Mapping[str, Any]) -> None:
+    """Appends a finished case."""
     folder.mkdir(parents=True, exist_ok=True)
-    with (folder / f"{row.topology.replace(':', '_')}.jsonl").open("a", encoding="utf-8") as file:
-        file.write(json.dumps({"row": asdict(row), "told": told}) + "\n")
+    with (folder / f"{case.topology.replace(':', '_')}.jsonl").open("a", encoding="utf-8") as file:
+        file.write(json.dumps({"case": asdict(case), "report": report}) + "\n")
 
 
 def layouts(recipe: Recipe, topology: Topology, devices: int, remat: RematPolicy) -> Iterator[Recipe]:
-    """The recipe in ways to share its batch out, those of the fewest microbatches first.
+    """Yields the recipe with 1, 2, 4, ... microbatches.
 
-    A batch smaller than the number of devices is shared with the tensor axis.
+    If the batch has fewer sequences than there are devices, the tensor axis takes the factor between them.
     """
     batch = recipe.current.batch_size
     tensor = max(1, devices // batch)
-    data = topology.islands if topology.chip.platform == "tpu" else 1
-    each = max(1, batch * tensor // devices)
-    kernel = KERNELS[topology.chip.platform]
-    shared = replace(recipe.resources, data=data, fsdp=-1, tensor=tensor, attention=kernel, remat=remat)
+    data = topology.num_slices if topology.accelerator.platform == "tpu" else 1
+    per_device = max(1, batch * tensor // devices)
+    attention = topology.accelerator.attention
+    resources = replace(recipe.resources, data=data, fsdp=-1, tensor=tensor, attention=attention, remat=remat)
     microbatches = 1
-    while microbatches <= each:
-        if each % microbatches == 0:
-            yield replace(recipe, resources=replace(shared, microbatches=microbatches))
+    while microbatches <= per_device:
+        if per_device % microbatches == 0:
+            yield replace(recipe, resources=replace(resources, microbatches=microbatches))
         microbatches *= 2
 
 
-def compiled(row: Row) -> dict[str, Any]:
-    """The quicker of the layouts that fit, or the last that was tried; `mistake` where none is a layout at all."""
-    topology = find_topology(row.topology)
-    recipe = replace(from_config(Recipe, MODELS[row.model]), stage=row.stage)
+def compile_case(case: Case) -> dict[str, Any]:
+    """Returns the report of the fastest layout that fits, or of the last layout if none fits.
+
+    If the recipe has no valid layout, the report holds `invalid` with the reason.
+    """
+    topology = find_topology(case.topology)
+    recipe = replace(from_config(Recipe, MODELS[case.model]), stage=case.stage)
     devices, best = len(topology.devices()), dict[str, Any]()
     try:
-        for remat in REMAT:
-            told = dict[str, Any]()
+        for remat in REMAT_POLICIES:
+            report = dict[str, Any]()
             for layout in layouts(recipe, topology, devices, remat):
-                # With no fewer parts, what computes more again is no quicker.
+                # A policy that recomputes more is not faster with as many microbatches.
                 if best.get("fits") and layout.resources.microbatches >= best["microbatches"]:
                     break
-                if wanted(layout, devices, told) > topology.chip.memory * USABLE[topology.chip.platform]:
+                if memory_lower_bound(layout, devices, report) > topology.accelerator.usable_memory:
                     continue
-                # Of the processors, which other work does not change.
+                # CPU time, which other load on this machine does not change.
                 start = time.process_time()
-                told = report(layout, topology).to_json()
-                told |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
-                if told["fits"]:
+                report = compile_report(layout, topology).to_json()
+                report |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
+                if report["fits"]:
                     break
-            if told and (not best.get("fits") or _at_worst(told) < _at_worst(best)):
-                best = told
+            if report and (not best.get("fits") or _serial_seconds(report) < _serial_seconds(best)):
+                best = report
     except JanusError as error:
-        best = {"mistake": str(error)}
+        best = {"invalid": str(error)}
     return best
 
 
-def wanted(layout: Recipe, devices: int, told: Mapping[str, Any]) -> float:
-    """Bytes that a layout cannot do without on each device, known before it is compiled.
+def memory_lower_bound(layout: Recipe, devices: int, report: Mapping[str, Any]) -> float:
+    """Returns bytes that a layout needs on each device at least, known before it is compiled.
 
     Args:
-      told: of the same in fewer microbatches, or nothing; a part of the rows takes that part of the temporaries, or
-        more.
+      report: Report of the same layout with fewer microbatches, or empty. With a fraction of the sequences, temporaries
+        are at least that fraction.
     """
     resources = layout.resources
-    if told:
-        return float(told["programs"][0]["temporaries"] * told["microbatches"] / resources.microbatches)
+    if report:
+        return float(report["programs"][0]["temporaries"] * report["microbatches"] / resources.microbatches)
     if resources.remat == "full":
         return 0.0
-    # The results of the products of the language model's layers.
+    # Outputs of the language model's matrix products.
     llm, stage = layout.model_config.llm, layout.current
     heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
-    numbers = llm.depth * (heads + 2 * llm.width + 2 * llm.mlp_dim)
-    places = stage.batch_size * stage.budget.tokens / resources.microbatches
-    return float(numbers * places * jnp.dtype(stage.precision.compute).itemsize / devices)
+    features = llm.depth * (heads + 2 * llm.width + 2 * llm.mlp_dim)
+    tokens = stage.batch_size * stage.budget.tokens / resources.microbatches
+    return float(features * tokens * jnp.dtype(stage.precision.compute).itemsize / devices)
 
 
 def versions(topology: Topology) -> dict[str, str]:
-    """Of what compiled."""
-    compiler = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin", "cpu": "jaxlib"}[topology.chip.platform]
+    """Returns the versions of jax and of the compiler."""
+    compiler = {"tpu": "libtpu", "gpu": "jax-cuda13-plugin", "cpu": "jaxlib"}[topology.accelerator.platform]
     return {name: metadata.version(name) for name in ("jax", compiler)}
 
 
-def tables(found: Mapping[Row, dict[str, Any]]) -> dict[str, str]:
-    """All of the page, by the names of their marks."""
-    in_order = {row: found[row] for row in rows() if row in found}
-    return {"what fits": table(in_order), "feeding": feeding(in_order), "not compiled": missing(found)}
+def make_tables(reports: Mapping[Case, dict[str, Any]]) -> dict[str, str]:
+    """Returns all tables of the document by name."""
+    in_order = {case: reports[case] for case in all_cases() if case in reports}
+    return {
+        "memory and step time": step_table(in_order),
+        "data and checkpoints": data_table(in_order),
+        "missing": missing_cases(reports),
+    }
 
 
-def table(found: dict[Row, dict[str, Any]]) -> str:
-    """What it takes and may reach, in Markdown."""
-    head = (
-        "topology|devices|model|stage|mesh|microbatches|again|state GB|in all GB|of|step s|MFU|bound by|near GB|far GB"
+def step_table(reports: Mapping[Case, dict[str, Any]]) -> str:
+    """Markdown table of memory, step time and traffic."""
+    lines = _table_head(
+        "topology|devices|model|stage|mesh|microbatches|remat|state GB|total GB|limit GB|"
+        "step s|MFU|bound by|ICI GB|DCN GB"
     )
-    lines = [f"| {head.replace('|', ' | ')} |", "|---" * (head.count("|") + 1) + "|"]
-    for row, told in found.items():
-        if "mistake" in told:
-            lines.append(f"| {row.topology} | | {row.model} | {row.stage} | {told['mistake']} " + "| " * 10 + "|")
+    for case, report in reports.items():
+        if "invalid" in report:
+            lines.append(f"| {case.topology} | | {case.model} | {case.stage} | {report['invalid']} " + "| " * 10 + "|")
             continue
-        program, line = told["programs"][0], told["roofline"]
-        mesh = "x".join(str(size) for size in told["mesh"].values())
-        cells = [row.topology, told["devices"], row.model, row.stage, mesh, told["microbatches"], told["remat"]]
-        cells += [_gb(sum(program["inputs"].values())), _gb(program["total"]), _gb(told["limit"])]
-        if told["fits"] and line:
-            near, far = (sum(one[name] for one in program["collectives"]) for name in ("near", "far"))
-            cells += [
-                _between(line["seconds"], ".2f"),
-                _between(line["mfu"], ".0%"),
-                line["bound"],
-                _gb(near),
-                _gb(far),
-            ]
+        program, roofline = report["programs"][0], report["roofline"]
+        mesh = "x".join(str(size) for size in report["mesh"].values())
+        cells = [case.topology, report["devices"], case.model, case.stage, mesh]
+        cells += [report["microbatches"], report["remat"]]
+        cells += map(_gb, (sum(program["inputs"].values()), program["total"], report["memory_limit"]))
+        if report["fits"] and roofline:
+            cells += [_range(roofline["step_seconds"], ".2f"), _range(roofline["mfu"], ".0%"), roofline["bound"]]
+            cells += [_gb(sum(one[name] for one in program["traffic"])) for name in ("ici_bytes", "dcn_bytes")]
         else:
             cells += ["does not fit", "", "", "", ""]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        lines.append(_table_row(cells))
     return "\n".join(lines)
 
 
-def missing(found: Mapping[Row, Any]) -> str:
-    """The rows that are not compiled, in Markdown."""
-    gone: dict[str, list[str]] = {}
-    for topology, model in dict.fromkeys((row.topology, row.model) for row in rows()):
-        if stages := [str(stage) for stage in STAGES if Row(model, stage, topology) not in found]:
-            gone.setdefault(topology, []).append(f"{model} {', '.join(stages)}")
-    return "\n".join(f"- {topology}: {'; '.join(models)}" for topology, models in gone.items()) or "None."
+def missing_cases(reports: Mapping[Case, Any]) -> str:
+    """Markdown list of the cases that are not compiled."""
+    missing: dict[str, list[str]] = {}
+    for topology, model in dict.fromkeys((case.topology, case.model) for case in all_cases()):
+        if stages := [str(stage) for stage in STAGES if Case(model, stage, topology) not in reports]:
+            missing.setdefault(topology, []).append(f"{model} {', '.join(stages)}")
+    return "\n".join(f"- {topology}: {'; '.join(models)}" for topology, models in missing.items()) or "None."
 
 
-def feeding(found: dict[Row, dict[str, Any]]) -> str:
-    """What disks and hosts have to give, in Markdown: if steps are as fast as they may be."""
-    lines = [
-        "| topology | model | stage | images/s | MB/s of images | checkpoint GB | GB/s for a minute |",
-        "|---" * 7 + "|",
-    ]
-    for row, told in found.items():
-        if not told.get("fits") or not told["roofline"]:
+def data_table(reports: Mapping[Case, dict[str, Any]]) -> str:
+    """Markdown table of the data rate and checkpoint bandwidth that the shortest step time needs."""
+    lines = _table_head("topology|model|stage|images/s|MB/s of images|checkpoint GB|GB/s for a minute")
+    for case, report in reports.items():
+        if not report.get("fits") or not report["roofline"]:
             continue
-        stage = from_config(Recipe, MODELS[row.model]).stages[row.stage - 1]
+        stage = from_config(Recipe, MODELS[case.model]).stages[case.stage - 1]
         images = stage.batch_size * (stage.budget.und_images + stage.budget.gen_images)
-        images_a_second = images / told["roofline"]["seconds"]["at best"]
-        size = told["checkpoint"]
-        cells = [
-            row.topology,
-            row.model,
-            row.stage,
-            f"{images_a_second:.0f}",
-            f"{images_a_second * _IMAGE_BYTES / 1e6:.0f}",
-        ]
-        cells += [f"{size / 1e9:.1f}", f"{size / _MINUTE / 1e9:.2f}"]
-        lines.append(f"| {' | '.join(map(str, cells))} |")
+        images_per_second = images / report["roofline"]["step_seconds"]["overlapped"]
+        checkpoint = report["checkpoint_bytes"]
+        cells = [case.topology, case.model, case.stage]
+        cells += [f"{images_per_second:.0f}", f"{images_per_second * _IMAGE_BYTES / 1e6:.0f}"]
+        cells += [f"{checkpoint / 1e9:.1f}", f"{checkpoint / _CHECKPOINT_SECONDS / 1e9:.2f}"]
+        lines.append(_table_row(cells))
     return "\n".join(lines)
 
 
-def written(page: str, tables: Mapping[str, str]) -> str:
-    """The page with the tables between their marks."""
+def insert_tables(page: str, tables: Mapping[str, str]) -> str:
+    """Returns the page with the tables between their markers.
+
+    Raises:
+      JanusError: A marker is missing.
+    """
     for name, text in tables.items():
         begin, end = f"<!-- python -m benchmarks.scaling --publish: {name} -->", "<!-- end -->"
         before, mark, rest = page.partition(begin)
-        _old, _end, after = rest.partition(end)
-        if not mark or not _end:
-            raise JanusError(f"{DOCUMENT} has no place for the table {name!r}: {begin} ... {end}.")
+        _, end_mark, after = rest.partition(end)
+        if not mark or not end_mark:
+            raise JanusError(f"{DOCUMENT} lacks the markers of the table {name!r}: {begin} ... {end}.")
         page = f"{before}{begin}\n{text}\n{end}{after}"
     return page
 
 
 def main(_: Sequence[str]) -> None:
-    """Compiles what is missing, and prints or writes the tables."""
+    """Compiles missing cases, and prints or writes the tables."""
     jax.config.update("jax_platforms", "cpu")
-    out = Path(_COMPILED.value)
-    found = read(out)
-    asked = rows(_ONLY.value or TOPOLOGIES)
-    for row in sorted(asked, key=lambda row: row not in FIRST) if _COMPILE.value else ():
-        if row not in found:
-            found[row] = compiled(row)
-            keep(out, row, found[row])
-        told = found[row]
-        print(f"{row.topology} {row.model} {row.stage}: {told.get('verdict') or told['mistake']}", flush=True)
+    folder = Path(_COMPILED.value)
+    reports = read_reports(folder)
+    cases = all_cases(_ONLY.value or TOPOLOGIES) if _COMPILE.value else []
+    for case in sorted(cases, key=lambda case: case not in COMPILED_FIRST):
+        if case not in reports:
+            reports[case] = compile_case(case)
+            append_report(folder, case, reports[case])
+        report = reports[case]
+        print(f"{case.topology} {case.model} {case.stage}: {report.get('verdict') or report['invalid']}", flush=True)
+    tables = make_tables(reports)
     if _PUBLISH.value:
-        DOCUMENT.write_text(written(DOCUMENT.read_text(encoding="utf-8"), tables(found)), encoding="utf-8")
+        DOCUMENT.write_text(insert_tables(DOCUMENT.read_text(encoding="utf-8"), tables), encoding="utf-8")
     else:
-        print("\n\n".join(tables(found).values()))
+        print("\n\n".join(tables.values()))
 
 
-def _at_worst(told: Mapping[str, Any]) -> float:
-    return float(told["roofline"]["seconds"]["at worst"]) if told["fits"] else math.inf
+def _serial_seconds(report: Mapping[str, Any]) -> float:
+    return float(report["roofline"]["step_seconds"]["serial"]) if report["fits"] else math.inf
+
+
+def _table_head(columns: str) -> list[str]:
+    return [f"| {columns.replace('|', ' | ')} |", "|---" * (columns.count("|") + 1) + "|"]
+
+
+def _table_row(cells: Sequence[Any]) -> str:
+    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _gb(size: float) -> str:
     return f"{size / 1e9:.1f}"
 
 
-def _between(values: dict[str, float], form: str) -> str:
-    return " to ".join(format(values[name], form) for name in ("at best", "at worst"))
+def _range(bounds: Mapping[str, float], form: str) -> str:
+    return " to ".join(format(bounds[name], form) for name in ("overlapped", "serial"))
 
 
 if __name__ == "__main__":

@@ -1,34 +1,10 @@
-"""Checkpoints from PyTorch's layouts to ours and back.
+"""Reads and writes checkpoints in the layouts of other projects.
 
-The names below are what the rest of the project uses; everything but `convert` and `export` (and reading a converted
-folder) works without jax.
+`open_checkpoint` opens a folder in any layout, `convert` converts one layout to another, and `save_checkpoint` saves
+parameters in memory. PyTorch is not needed.
 """
 
-from checkpoints_convert.convert import (
-    Converted,
-    Summary,
-    convert,
-    open_checkpoint,
-    open_converted,
-    read_config,
-    read_params,
-    save_converted,
-)
-from checkpoints_convert.export import export
-from checkpoints_convert.sources import Source, detect_layout, is_converted, open_source
+from checkpoints_convert.checkpoint import Checkpoint, is_converted, open_checkpoint
+from checkpoints_convert.convert import Summary, convert, save_checkpoint
 
-__all__ = [
-    "Converted",
-    "Source",
-    "Summary",
-    "convert",
-    "detect_layout",
-    "export",
-    "is_converted",
-    "open_checkpoint",
-    "open_converted",
-    "open_source",
-    "read_config",
-    "read_params",
-    "save_converted",
-]
+__all__ = ["Checkpoint", "Summary", "convert", "is_converted", "open_checkpoint", "save_checkpoint"]

@@ -1,73 +1,76 @@
-"""Whole folders from one layout to another.
+"""Converts whole checkpoint folders.
 
-A converted folder holds `config.json` (`{"format": "janus_jax", "model": …, "dtype": …, "source": …}`), the Orbax
-checkpoint `params/`, the tokenizer's and processor's files as they came, and `unused.safetensors`: the tensors of the
-source that no network here uses, for the way back.
+A converted folder (layout "orbax") holds `config.json` (`{"format": "janus_jax", "part": …, "model": …, "dtype": …,
+"source": …}`), the Orbax checkpoint `params/`, the tokenizer and processor files of the source, and
+`unused.safetensors`: the tensors of the source that no network here uses, so that the way back restores them.
 """
 
+import contextlib
+import math
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-import ml_dtypes
 import numpy as np
+import tqdm
 
-from checkpoints_convert import sidecars
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.safetensors_writer import SafetensorsWriter
-from checkpoints_convert.sources import Config, Source, StrPath, is_converted, open_source
-from checkpoints_convert.tree import Leaf, layer_by_layer, leaves
-from janus_jax.config import (
-    ConversationStyle,
-    JanusConfig,
-    JanusFlowConfig,
-    LlamaConfig,
-    ModelConfig,
-    SiglipConfig,
-    VAEConfig,
-    VQConfig,
+from checkpoints_convert import released, released_flow, sidecars, transformers_janus
+from checkpoints_convert.checkpoint import (
+    FORMAT,
+    KINDS,
+    ORBAX,
+    PARAMS_FOLDER,
+    REMEDY,
+    UNUSED_STEM,
+    Checkpoint,
+    StrPath,
+    TorchCheckpoint,
+    numpy_dtype,
+    open_checkpoint,
 )
+from checkpoints_convert.diffusers_vae import WEIGHTS_STEM, vae_to_json
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.layout import Layout, MappedParameter
+from checkpoints_convert.parameters import Config, Parameter, Shape, model_parameters
+from checkpoints_convert.safetensors_writer import SafetensorsWriter
+from janus_jax.config import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, SiglipConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import naming, read_json, reading
+from janus_jax.files import naming, reading
 from janus_jax.storage import atomic_folder, write_json
 
-FORMAT = "janus_jax"
-PARAMS = "params"
-UNUSED = "unused"
-
+LayoutName = Literal["orbax", "released", "transformers"]
 StoredDtype = Literal["keep", "bfloat16", "float32"]
-Progress = Callable[[int], None]
-Meter = Callable[[int], Progress]
-"""Given the bytes to come, gives what is told of those that have."""
 
-_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
-AGAIN = "convert it again"
-_VAE_REMEDY = "put SDXL's into the source as vae/, or name its folder with --vae, and convert again"
+SHARD_BYTES = 5_000_000_000
 
-_PARTS: dict[str, type[Config]] = {
-    "janus": JanusConfig,
-    "janusflow": JanusFlowConfig,
-    "und_encoder": SiglipConfig,
-    "gen_encoder": VQConfig,
-    "vae": VAEConfig,
-    "llm": LlamaConfig,
+_WRITTEN: dict[tuple[str, type[ModelConfig]], Layout] = {
+    ("released", JanusConfig): released.LAYOUT,
+    ("released", JanusFlowConfig): released_flow.LAYOUT,
+    ("transformers", JanusConfig): transformers_janus.LAYOUT,
 }
+_WRITE_SIDECARS = {
+    "released": sidecars.write_released_sidecars,
+    "transformers": sidecars.write_transformers_sidecars,
+}
+_IMAGE_TOKEN_ID = 100581
+"""Id of the image placeholder in Janus-Pro-1B, used if neither the tokenizer nor the source states it."""
 
 
 @dataclass(frozen=True)
 class Summary:
-    """What a conversion did.
+    """Result of a conversion.
 
     Attributes:
-      layout: the layout found, or written.
-      tensors: tensors in use.
-      parameters: numbers in them.
-      num_bytes: bytes that were written of them.
-      notes: what a person should know: what was left out or made up.
-      seconds: time taken.
+      layout: Name of the layout that was read (target "orbax") or written.
+      tensors: Number of tensors converted.
+      parameters: Number of parameters converted.
+      num_bytes: Bytes written.
+      notes: Sentences about tensors that were left out or filled with zeros.
+      seconds: Duration.
     """
 
     layout: str
@@ -85,297 +88,272 @@ class Summary:
         return "\n".join([head, *self.notes])
 
 
-def no_meter(total: int) -> Progress:
-    """Tells nobody."""
-    return lambda _: None
-
-
-def numpy_dtype(name: str) -> np.dtype:
-    """The dtype of that name.
-
-    Raises:
-      JanusError: parameters are of no such dtype.
-    """
-    if name not in _DTYPES:
-        raise JanusError(f"dtype is {name!r}; it must be one of {', '.join(_DTYPES)}.")
-    return np.dtype(_DTYPES[name])
-
-
 def convert(
     source: StrPath,
     target: StrPath,
+    layout: LayoutName = "orbax",
+    *,
     dtype: StoredDtype = "keep",
     conversation: ConversationStyle | None = None,
-    meter: Meter = no_meter,
     vae: StrPath | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    progress: bool = False,
 ) -> Summary:
-    """A checkpoint in one of PyTorch's layouts -> a converted folder.
+    """Converts a checkpoint folder to another layout.
 
     Args:
-      source: a released or transformers' folder, or one of the parts that training starts from.
-      target: the folder to make. It appears when it is complete.
-      dtype: that parameters are stored in; "keep" keeps every tensor's own, so that the way back is exact.
-      conversation: the role strings; None to tell from the folder.
-      meter: makes what is told of the bytes written.
-      vae: see `open_source`.
+      source: Folder in any layout. A part that training starts from can only be converted to "orbax".
+      target: Folder to create. It appears when it is complete.
+      layout: Layout of the target.
+      dtype: Dtype of the stored parameters. "keep" keeps the dtype of every tensor, so that the way back is exact.
+      conversation: See `open_checkpoint`.
+      vae: See `open_checkpoint`.
+      shard_bytes: Largest size of one file of weights.
+      progress: Whether to show a progress bar on stderr.
 
     Raises:
-      JanusError: see `open_source`; or the target exists or cannot be written, or there is no such dtype.
+      JanusError: See `open_checkpoint`; or the layout cannot describe the model, the target exists or cannot be
+        written, or an option has an invalid value.
     """
-    begin = time.monotonic()
-    if dtype not in get_args(StoredDtype):
-        raise JanusError(f"--dtype is {dtype!r}; it must be one of {', '.join(get_args(StoredDtype))}.")
-    opened = open_source(source, conversation, vae)
-    target = Path(target)
-    with atomic_folder(target) as folder:
-        num_bytes = _write_converted(folder, opened, dtype, meter)
-    used = [piece for unit in opened.units for piece in unit.pieces]
-    notes = [*_left_out(opened), *_gelu_note(opened.config), *_vae_note(opened.config)]
-    return Summary(
-        opened.layout.name,
-        len(used),
-        sum(leaf.size for leaf in opened.leaves),
-        num_bytes,
-        tuple(notes),
-        time.monotonic() - begin,
-    )
+    start = time.monotonic()
+    for flag, value, allowed in (("dtype", dtype, get_args(StoredDtype)), ("layout", layout, get_args(LayoutName))):
+        if value not in allowed:
+            raise JanusError(f"--{flag} is {value!r}; it must be one of {', '.join(allowed)}.")
+    checkpoint = open_checkpoint(source, conversation, vae)
+    wanted = None if dtype == "keep" else numpy_dtype(dtype)
+    if layout == ORBAX:
+        if not isinstance(checkpoint, TorchCheckpoint):
+            raise JanusError(f"{source} is converted already; give the checkpoint that it was converted from.")
+        summary = _to_orbax(checkpoint, Path(target), wanted, progress)
+    else:
+        summary = _to_torch(checkpoint, Path(target), layout, wanted, shard_bytes=shard_bytes, progress=progress)
+    return Summary(*summary, time.monotonic() - start)
 
 
-def _write_converted(folder: Path, source: Source, dtype: StoredDtype, meter: Meter) -> int:
-    # Here, so that what only reads does not wait for jax.
-    from checkpoints_convert.orbax_params import Promise, write_params
-
-    own = source.dtypes()
-    stored = own if dtype == "keep" else dict.fromkeys(own, numpy_dtype(dtype))
-    units = {(unit.leaf.path, unit.layer): unit for unit in source.units}
-    total = sum(leaf.size * stored[leaf.path].itemsize for leaf in source.leaves)
-    progress = meter(total)
-
-    def reader(leaf: Leaf) -> Callable[[int | None], np.ndarray]:
-        return lambda layer: units[leaf.path, layer].read(source.tensors)
-
-    write_params(
-        folder / PARAMS,
-        [Promise(leaf, stored[leaf.path], reader(leaf), progress) for leaf in source.leaves],
-    )
-    is_whole = isinstance(source.config, ModelConfig)
-    if source.unused and is_whole:
-        _write_tensors(folder, UNUSED, source.unused)
-    origin = source.path if source.path.is_dir() else source.path.parent
-    copied = sidecars.copy_sidecars(origin, folder) if is_whole else []
-    provenance: dict[str, Any] = {"layout": source.layout.name, "name": source.path.resolve().name, "files": copied}
-    if source.image_token_id is not None:
-        provenance["image_token_id"] = source.image_token_id
-    if dtype == "keep":
-        provenance["dtypes"] = _odd_dtypes(source, stored)
-    write_config(folder, source.config, main_dtype(stored, source.leaves), provenance)
-    return total
-
-
-def save_converted(
+def save_checkpoint(
     target: StrPath,
     params: Mapping[str, Any],
     config: Config,
-    beside: StrPath | None = None,
-    meter: Meter = no_meter,
+    *,
+    sidecars_from: StrPath | None = None,
+    progress: bool = False,
 ) -> None:
-    """Writes a converted folder from a tree in memory.
+    """Saves parameters in memory as a converted folder.
 
     Args:
-      target: the folder to make. It appears when it is complete.
-      params: nested dicts of numpy or (wholly addressable) jax arrays, repeated blocks stacked.
-      config: the model's, or that of the one part that there is.
-      beside: a folder with the tokenizer's and processor's files, which are copied.
-      meter: makes what is told of the bytes written.
+      target: Folder to create. It appears when it is complete.
+      params: Nested dicts of numpy or fully addressable jax arrays, repeated blocks stacked.
+      config: Config of the model, or of the only part that there is.
+      sidecars_from: Folder whose tokenizer and processor files are copied.
+      progress: Whether to show a progress bar on stderr.
 
     Raises:
-      JanusError: the arrays are not those of the config, or the target exists or cannot be written.
+      JanusError: The arrays do not match the config, or the target exists or cannot be written.
     """
-    from checkpoints_convert.orbax_params import Promise, check_arrays, flatten, write_params
+    from flax.traverse_util import flatten_dict
 
-    all_leaves, arrays = leaves(config), dict(flatten(params))
-    check_arrays({path: tuple(array.shape) for path, array in arrays.items()}, all_leaves, "params")
+    from checkpoints_convert.orbax_params import check_shapes
+
+    parameters, arrays = model_parameters(config), flatten_dict(params, sep="/")
+    check_shapes({path: tuple(array.shape) for path, array in arrays.items()}, parameters, "params")
+
+    def read(parameter: Parameter, layer: int | None) -> np.ndarray:
+        array = arrays[parameter.path]
+        return np.asarray(array if layer is None else array[layer])
+
     dtypes = {path: np.dtype(array.dtype) for path, array in arrays.items()}
-    progress = meter(sum(leaf.size * dtypes[leaf.path].itemsize for leaf in all_leaves))
-
-    def reader(array: Any) -> Callable[[int | None], np.ndarray]:
-        return lambda layer: np.asarray(array if layer is None else array[layer])
-
     with atomic_folder(Path(target)) as folder:
-        write_params(
-            folder / PARAMS,
-            [Promise(leaf, dtypes[leaf.path], reader(arrays[leaf.path]), progress) for leaf in all_leaves],
-        )
-        copied = [] if beside is None else sidecars.copy_sidecars(Path(beside), folder)
-        write_config(folder, config, main_dtype(dtypes, all_leaves), {"files": copied})
+        _write_params(folder, parameters, dtypes, read, progress=progress)
+        copied = [] if sidecars_from is None else sidecars.copy_sidecars(Path(sidecars_from), folder)
+        _write_config(folder, config, _main_dtype(dtypes, parameters), {"files": copied})
 
 
-def write_config(folder: Path, config: Config, dtype: str, provenance: Mapping[str, Any] | None = None) -> None:
-    """Writes the `config.json` of a converted folder.
+def _to_orbax(
+    checkpoint: TorchCheckpoint, target: Path, dtype: np.dtype | None, progress: bool
+) -> tuple[str, int, int, int, tuple[str, ...]]:
+    parameters, is_model = checkpoint.parameters, isinstance(checkpoint.config, ModelConfig)
+    dtypes = checkpoint.dtypes() if dtype is None else {one.path: dtype for one in parameters}
+    unused = checkpoint.unused()
+    with atomic_folder(target) as folder:
+        num_bytes = _write_params(folder, parameters, dtypes, checkpoint.read, progress=progress)
+        if unused and is_model:
+            announced = {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
+            with SafetensorsWriter(folder, announced, shard_bytes=1 << 62, stem=UNUSED_STEM) as writer:
+                for name, tensor in unused.items():
+                    writer.write(name, tensor)
+        copied = sidecars.copy_sidecars(checkpoint.folder, folder) if is_model else []
+        metadata = {**checkpoint.metadata, "files": copied}
+        if dtype is not None:
+            del metadata["dtypes"]
+        _write_config(folder, checkpoint.config, _main_dtype(dtypes, parameters), metadata)
+    tensors = sum(len(mapped.tensors) for mapped in checkpoint.mapped)
+    notes = tuple(_notes(checkpoint.config, sorted(unused)))
+    return checkpoint.layout, tensors, sum(one.size for one in parameters), num_bytes, notes
+
+
+def _write_params(
+    folder: Path,
+    parameters: Iterable[Parameter],
+    dtypes: Mapping[str, np.dtype],
+    read: Callable[[Parameter, int | None], np.ndarray],
+    *,
+    progress: bool,
+) -> int:
+    """Writes `params/` and returns its size in bytes."""
+    from checkpoints_convert.orbax_params import DeferredParameter, write_params  # Imported late: Orbax takes seconds.
+
+    total = sum(parameter.size * dtypes[parameter.path].itemsize for parameter in parameters)
+    with _progress_bar(total, progress) as report:
+        deferred = [DeferredParameter(one, dtypes[one.path], partial(read, one), report) for one in parameters]
+        write_params(folder / PARAMS_FOLDER, deferred)
+    return total
+
+
+@contextlib.contextmanager
+def _progress_bar(num_bytes: int, show: bool) -> Iterator[Callable[[int], None]]:
+    """Shows a progress bar; yields the function that any thread calls with the number of bytes written."""
+    with tqdm.tqdm(
+        total=num_bytes, unit="B", unit_scale=True, unit_divisor=1000, smoothing=0.1, disable=not show
+    ) as bar:
+
+        def report(count: int) -> None:
+            with bar.get_lock():
+                bar.update(count)
+
+        yield report
+
+
+def _write_config(folder: Path, config: Config, dtype: str, source: Mapping[str, Any]) -> None:
+    """Writes the config.json of a converted folder.
 
     Args:
-      folder: that holds `params/`.
-      config: of the whole model or of one part.
-      dtype: that most parameters are stored in.
-      provenance: where the parameters are from.
+      dtype: Dtype of most parameters.
+      source: Metadata of the source, see `Checkpoint.metadata`.
     """
-    part = next(name for name, kind in _PARTS.items() if isinstance(config, kind))
-    model = asdict(config)
-    content = {"format": FORMAT, "part": part, "model": model, "dtype": dtype, "source": dict(provenance or {})}
+    part = next(name for name, kind in KINDS.items() if isinstance(config, kind))
+    content = {"format": FORMAT, "part": part, "model": asdict(config), "dtype": dtype, "source": source}
     write_json(folder / "config.json", content)
 
 
-def _odd_dtypes(source: Source, stored: Mapping[str, np.dtype]) -> dict[str, str]:
-    """By name in the file, the dtypes of tensors that share a stack with wider ones."""
-    return {
-        piece.name: source.tensors[piece.name].dtype.name
-        for unit in source.units
-        for piece in unit.pieces
-        if source.tensors[piece.name].dtype != stored[unit.leaf.path]
-    }
-
-
-def main_dtype(dtypes: Mapping[str, np.dtype], all_leaves: list[Leaf]) -> str:
-    """The dtype of most numbers, from that of each leaf by its path."""
+def _main_dtype(dtypes: Mapping[str, np.dtype], parameters: Iterable[Parameter]) -> str:
     sizes: Counter[str] = Counter()
-    for leaf in all_leaves:
-        sizes[dtypes[leaf.path].name] += leaf.size
+    for parameter in parameters:
+        sizes[dtypes[parameter.path].name] += parameter.size
     return sizes.most_common(1)[0][0]
 
 
-def _write_tensors(folder: Path, stem: str, tensors: Mapping[str, np.ndarray]) -> None:
-    announced = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-    with SafetensorsWriter(folder, announced, shard_bytes=1 << 62, stem=stem) as writer:
-        for name, tensor in tensors.items():
-            writer.write(name, tensor)
+def _notes(config: Config, unused: list[str]) -> Iterator[str]:
+    if unused:
+        is_model = isinstance(config, ModelConfig)
+        kept = f"they are kept in {UNUSED_STEM}.safetensors for the way back" if is_model else "Janus does not use them"
+        names = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
+        yield f"Left out {len(unused)} tensors that no network here uses ({names}); {kept}."
+    if isinstance(config, SiglipConfig):
+        yield f"The encoder's GELU is {config.gelu!r}. SigLIP was trained with 'tanh', Janus with 'exact'."
+    if isinstance(config, JanusFlowConfig) and config.vae is None:
+        yield (
+            "There is no VAE, so this model cannot generate images; put SDXL's VAE into the source as vae/, or name "
+            "its folder with --vae, and convert again."
+        )
 
 
-def _left_out(source: Source) -> list[str]:
-    if not source.unused:
-        return []
-    whole = isinstance(source.config, ModelConfig)
-    kept = f"kept in {UNUSED}.safetensors for the way back" if whole else "they take no part in Janus"
-    names = sorted(source.unused)
-    shown = ", ".join(names[:3]) + (", …" if len(names) > 3 else "")
-    return [f"Left out: {len(names)} tensors that no network here uses ({shown}), {kept}."]
+def _to_torch(
+    checkpoint: Checkpoint,
+    target: Path,
+    layout_name: str,
+    dtype: np.dtype | None,
+    *,
+    shard_bytes: int,
+    progress: bool,
+) -> tuple[str, int, int, int, tuple[str, ...]]:
+    config = checkpoint.model_config
+    layout = _WRITTEN.get((layout_name, type(config)))
+    if layout is None or layout.write_config is None:
+        raise JanusError(
+            f"The {layout_name} layout has no {type(config).__name__.removesuffix('Config')}, which {config.name} is; "
+            f"use --layout released."
+        )
+    mapped, dtypes = layout.map(checkpoint.parameters), checkpoint.dtypes()
+    main = _main_dtype(dtypes, checkpoint.parameters) if dtype is None else dtype.name
+    announced = _announced(checkpoint, mapped, dtypes, dtype)
+    same_layout = checkpoint.metadata.get("layout") == layout_name
+    unused, notes = checkpoint.unused() if same_layout else {}, []
+    if not unused and (shapes := layout.unused_shapes(config)):
+        unused = {name: np.zeros(shape, numpy_dtype(main)) for name, shape in shapes.items()}
+        notes.append(f"{len(unused)} tensors that released files hold and no network uses are zeros.")
+    announced |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
+    json = layout.write_config(config, main, _image_token_id(checkpoint))
+    if "image_token_id" in json and not sidecars.token_ids(checkpoint.folder):
+        notes.append(f"There is no tokenizer.json, so the image placeholder's id is {json['image_token_id']}.")
+    num_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values())
+    with atomic_folder(target) as folder, _progress_bar(num_bytes, progress) as report:
+        with _tensor_writer(folder, announced, shard_bytes, config) as write:
+            for one in mapped:
+                for name, array in one.write(checkpoint.read(one.parameter, one.layer)):
+                    write(name, array)
+                    report(array.size * announced[name][1].itemsize)
+            for name, tensor in unused.items():
+                write(name, tensor)
+                report(tensor.nbytes)
+        write_json(folder / "config.json", json)
+        if same_layout:
+            sidecars.copy_sidecars(checkpoint.folder, folder)
+        else:
+            sidecars.copy_sidecars(checkpoint.folder, folder, sidecars.TOKENIZER_FILES)
+            _WRITE_SIDECARS[layout_name](folder, config)
+            sidecars.copy_system_prompt(checkpoint.folder, folder)
+    parameters = sum(parameter.size for parameter in checkpoint.parameters)
+    return layout_name, len(announced), parameters, num_bytes, tuple(notes)
 
 
-def _gelu_note(config: Config) -> list[str]:
-    if not isinstance(config, SiglipConfig):
-        return []
-    return [f"The encoder's GELU is {config.gelu!r}; SigLIP was trained with the tanh one, Janus with the exact."]
+def _announced(
+    checkpoint: Checkpoint,
+    mapped: Iterable[MappedParameter],
+    dtypes: Mapping[str, np.dtype],
+    dtype: np.dtype | None,
+) -> dict[str, tuple[Shape, np.dtype]]:
+    """Returns shape and dtype of every tensor to write, by name."""
+    file = checkpoint.folder / "config.json"
+    with reading(file, REMEDY), naming(file):
+        narrower = JsonObject(checkpoint.metadata, "source").object("dtypes").values
+        kept = {name: numpy_dtype(kind) for name, kind in narrower.items()}
+    return {
+        tensor.name: (tensor.shape, dtype or kept.get(tensor.name, dtypes[one.parameter.path]))
+        for one in mapped
+        for tensor in one.tensors
+    }
 
 
-def _vae_note(config: Config) -> list[str]:
-    if not isinstance(config, JanusFlowConfig) or config.vae is not None:
-        return []
-    return [f"There is no VAE: this model reads and answers, and draws no picture; {_VAE_REMEDY}."]
+def _image_token_id(checkpoint: Checkpoint) -> int:
+    metadata = JsonObject(checkpoint.metadata, f"{checkpoint.folder / 'config.json'}: source")
+    stated = metadata.get("image_token_id", _IMAGE_TOKEN_ID)
+    return sidecars.token_ids(checkpoint.folder).get(sidecars.IMAGE, stated)
 
 
-@dataclass(frozen=True)
-class Converted:
-    """A converted folder, opened and checked, not read.
+@contextlib.contextmanager
+def _tensor_writer(
+    folder: Path, announced: Mapping[str, tuple[Shape, np.dtype]], shard_bytes: int, config: ModelConfig
+) -> Iterator[Callable[[str, np.ndarray], None]]:
+    """Yields a function that writes a tensor to its file: the VAE of a JanusFlow has a folder of its own."""
+    vae = config.vae if isinstance(config, JanusFlowConfig) else None
+    prefix = released_flow.VAE_PREFIX
+    in_vae = {} if vae is None else {name: kind for name, kind in announced.items() if name.startswith(prefix)}
+    others = {name: kind for name, kind in announced.items() if name not in in_vae}
+    with contextlib.ExitStack() as stack:
+        writer = stack.enter_context(SafetensorsWriter(folder, others, shard_bytes))
+        if vae is None:
+            yield writer.write
+            return
+        vae_folder = folder / released_flow.VAE_FOLDER
+        vae_folder.mkdir()
+        write_json(vae_folder / "config.json", vae_to_json(vae, config.gen_image_size))
+        in_vae = {name.removeprefix(prefix): kind for name, kind in in_vae.items()}
+        vae_writer = stack.enter_context(SafetensorsWriter(vae_folder, in_vae, shard_bytes, WEIGHTS_STEM))
 
-    Attributes:
-      path: the folder.
-      config: of the whole model, or of the one part it holds.
-      provenance: where its parameters are from, as config.json says.
-    """
+        def write(name: str, array: np.ndarray) -> None:
+            if name in others:
+                writer.write(name, array)
+            else:
+                vae_writer.write(name.removeprefix(prefix), array)
 
-    path: Path
-    config: Config
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def params_path(self) -> Path:
-        """The Orbax checkpoint."""
-        return self.path / PARAMS
-
-    def params(
-        self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
-    ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
-        """As `Source.params`."""
-        from checkpoints_convert.orbax_params import StoredParams
-
-        all_leaves = leaves(self.config)
-        stored = StoredParams(self.params_path, all_leaves)
-        for leaf, layer in layer_by_layer(all_leaves):
-            if parts is None or leaf.keys[0] in parts:
-                array = stored.read(leaf, layer)
-                yield leaf.keys, layer, array if dtype is None else array.astype(dtype, copy=False)
-
-
-def open_converted(path: StrPath) -> Converted:
-    """Reads the config of a converted folder.
-
-    Raises:
-      JanusError: it is none, or its config.json is damaged.
-    """
-    path = Path(path)
-    file = path / "config.json"
-    content = read_json(file, AGAIN)
-    if content.get("format") != FORMAT or not (path / PARAMS).is_dir():
-        raise JanusError(f"{path} is no converted folder with its {PARAMS}/; make one with from_pytorch.")
-    with reading(file, AGAIN), naming(file):
-        part, model = content.get("part", "janus"), content["model"]
-        if part not in _PARTS:
-            raise JanusError(f"part is {part!r}; it must be one of {', '.join(_PARTS)}.")
-        kind = _PARTS[part]
-        config = kind.from_dict(model) if issubclass(kind, ModelConfig) else kind(**_tuples(model))
-    return Converted(path, config, Section(content, str(file)).section("source").values)
-
-
-def _tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
-
-
-def read_config(
-    path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None
-) -> ModelConfig:
-    """The config of a whole model's checkpoint in any layout, converted folders included.
-
-    Raises:
-      JanusError: see `open_source` and `open_converted`; or the checkpoint holds one part of a model.
-    """
-    config = open_checkpoint(path, conversation, vae).config
-    if not isinstance(config, ModelConfig):
-        raise JanusError(f"{path} holds one part of a model ({type(config).__name__}); a whole Janus is needed.")
-    return config
-
-
-def read_params(
-    path: StrPath,
-    dtype: str | None = None,
-    conversation: ConversationStyle | None = None,
-    vae: StrPath | None = None,
-) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
-    """The parameters of a checkpoint in any layout, one array at a time.
-
-    A stacked leaf comes layer by layer, and all leaves of one block before the next block's. What is not yet used is
-    not yet read; arrays that need no cast and no transposition are views of the mapped files.
-
-    Args:
-      path: the checkpoint.
-      dtype: "bfloat16", "float32" or "float16"; None for the checkpoint's own.
-      conversation, vae: see `open_source`.
-
-    Yields:
-      (keys from the tree's root, layer of a stacked leaf or None, numbers).
-    """
-    yield from open_checkpoint(path, conversation, vae).params(None if dtype is None else numpy_dtype(dtype))
-
-
-def open_checkpoint(
-    path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None
-) -> Converted | Source:
-    """A checkpoint in any layout, converted folders included: its config, and its `params` once they are wanted.
-
-    Raises:
-      JanusError: see `open_source` and `open_converted`.
-    """
-    path = Path(path)
-    if not is_converted(path):
-        return open_source(path, conversation, vae)
-    if vae is not None:
-        raise JanusError(f"{path} is converted, and holds the VAE that it came with; leave --vae out, or {AGAIN}.")
-    return open_converted(path)
+        yield write

@@ -1,173 +1,242 @@
-"""A layout: one table from our modules to a file's names, read in both directions."""
+"""A layout: one table from our parameters to the tensors of a file, used for reading and for writing."""
 
 import difflib
 import functools
+import math
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
-from checkpoints_convert.tree import Leaf, Shape, View, layer_by_layer
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.parameters import Parameter, Shape, layer_by_layer
 from janus_jax.errors import JanusError
 
 _SUFFIXES = {"kernel": "weight", "weight": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_DEFAULT_PATTERNS = {1: "a -> a", 2: "a b -> a b", 4: "h w i o -> o i h w"}
+"""Vectors and matrices are stored as they are; convolution kernels have their output channels first in files."""
 
-_SHOWN = 8
-"""Of each kind of mismatch, this many are told by name."""
+_MAX_LISTED = 8
+"""An error message lists at most this many tensors of each kind of mismatch."""
+
+Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
-class Named:
-    """A leaf whose name in the file does not follow from its module's, or whose axes differ from the usual."""
+class Rearrangement:
+    """A reshape and at most one transposition between a parameter and a file's tensor.
 
-    name: str
+    Attributes:
+      pattern: The axes of the parameter and of the tensor as in einops, e.g. `"h k d -> (h k) d"`.
+    """
+
+    pattern: str
+
+    def file_shape(self, shape: Shape) -> Shape:
+        """Returns the shape of the file's tensor for a parameter of this shape."""
+        names, groups = _axes(self.pattern)
+        sizes = dict(zip(names, shape, strict=True))
+        return tuple(math.prod(sizes[name] for name in group) for group in groups)
+
+    def from_file(self, tensor: np.ndarray, shape: Shape) -> np.ndarray:
+        """Returns the tensor as a parameter of this shape; a view if the tensor is contiguous."""
+        names, groups = _axes(self.pattern)
+        sizes = dict(zip(names, shape, strict=True))
+        order = [name for group in groups for name in group]
+        return tensor.reshape([sizes[name] for name in order]).transpose([order.index(name) for name in names])
+
+    def to_file(self, array: np.ndarray) -> np.ndarray:
+        """Returns the parameter as the file stores it."""
+        names, groups = _axes(self.pattern)
+        order = [name for group in groups for name in group]
+        return array.transpose([names.index(name) for name in order]).reshape(self.file_shape(array.shape))
+
+
+@functools.cache
+def _axes(pattern: str) -> tuple[list[str], list[list[str]]]:
+    parameter, file = pattern.split("->")
+    groups = re.findall(r"\(([^)]*)\)|(\S+)", file)
+    return parameter.split(), [(many or one).split() if one != "1" else [] for many, one in groups]
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """Table entry of a single parameter.
+
+    Attributes:
+      name: The tensor's name in the file, or one name per slice of the parameter's leading axis.
+      pattern: Rearrangement of the parameter, or of one slice if there are several names.
+    """
+
+    name: str | tuple[str, ...]
     pattern: str
 
 
-Entry = str | tuple[str, ...] | Named
-"""A module's name in the file; one name per slice of the leading axis where the file splits it; or a leaf's own."""
+Table = Mapping[str, str | Tensor]
+"""Names by parameter.
+
+A key with a `Tensor` is the path of a parameter. A key with a string is the path of a module, and the string is the
+module's name in the file; there its `kernel`, `weight`, `scale` or `embedding` is called `weight`, and axes are
+rearranged by default. In a key, `{x}` matches one path component and is inserted where the name has `{x}`; `{layer}` in
+a name is the layer of a stacked parameter. The first key that matches is used.
+"""
+
+
+def pointwise(module: str, name: str) -> Table:
+    """Table entries of a linear map that the file stores as a 1x1 convolution."""
+    return {f"{module}/weight": Tensor(f"{name}.weight", "o i -> o i 1 1"), module: name}
 
 
 @dataclass(frozen=True)
-class Piece:
-    """One tensor of the file and how it lies in its leaf."""
+class FileTensor:
+    """A tensor of a file: its name, its shape, and its rearrangement into the parameter or a slice of it."""
 
     name: str
     shape: Shape
-    view: View
+    rearrangement: Rearrangement
 
 
 @dataclass(frozen=True)
-class Unit:
-    """What is converted at once: a leaf, or one layer of a stacked leaf.
+class MappedParameter:
+    """The unit of conversion: a parameter, or one layer of a stacked parameter, and its tensors in the file.
 
     Attributes:
-      leaf: the leaf.
-      layer: which layer; None for a leaf that is not stacked.
-      pieces: the tensors it is made of: one, or one per slice of its leading axis.
+      layer: The layer; None if the parameter is not stacked.
+      tensors: One tensor, or one per slice of the parameter's leading axis.
     """
 
-    leaf: Leaf
+    parameter: Parameter
     layer: int | None
-    pieces: tuple[Piece, ...]
+    tensors: tuple[FileTensor, ...]
 
     def read(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """The unit's numbers, in the leaf's shape; a view of the file where it holds them in one piece."""
-        if len(self.pieces) == 1:
-            (piece,) = self.pieces
-            return piece.view.to_leaf(tensors[piece.name], self.leaf.shape)
-        slices = [piece.view.to_leaf(tensors[piece.name], self.leaf.shape[1:]) for piece in self.pieces]
-        return np.stack(slices)
+        """Returns the values in the parameter's shape; a view of the file if one contiguous tensor holds them."""
+        shape = self.parameter.shape
+        if len(self.tensors) == 1:
+            (one,) = self.tensors
+            return one.rearrangement.from_file(tensors[one.name], shape)
+        return np.stack([one.rearrangement.from_file(tensors[one.name], shape[1:]) for one in self.tensors])
 
     def write(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Name and numbers of each tensor that the file makes of this unit."""
-        slices: Iterable[np.ndarray] = [array] if len(self.pieces) == 1 else array
-        for piece, part in zip(self.pieces, slices, strict=True):
-            yield piece.name, piece.view.to_file(part)
+        """Yields name and values of each tensor in the file."""
+        slices: Iterable[np.ndarray] = [array] if len(self.tensors) == 1 else array
+        for tensor, part in zip(self.tensors, slices, strict=True):
+            yield tensor.name, tensor.rearrangement.to_file(part)
+
+
+def _no_tensors(config: Any) -> Shapes:
+    return {}
 
 
 @dataclass(frozen=True)
 class Layout:
-    """How one kind of checkpoint names what the tree holds.
+    """The names and the config.json of one kind of checkpoint.
 
     Attributes:
-      name: as the commands call it.
-      table: our module (or leaf) -> the file's. `{x}` in the key stands for any one key of the path and is put
-        where the value says `{x}`; `{layer}` is the layer of a stacked leaf. The first key that fits counts.
-      dropped: regular expressions for tensors that such files hold and no network here uses.
-      tied: a tensor that may be absent where the config ties embeddings, and the one whose numbers it then has.
-      renamed: regular expressions for parts of names that older files have, and what newer ones say instead.
+      name: Name of the layout in commands and messages.
+      table: Tensor names by parameter.
+      read_config: Returns the config, given config.json (empty if there is none) and the shapes of all tensors.
+      write_config: Returns the content of config.json, given the config, the name of the main dtype and the id of the
+        image placeholder token. None if the layout is not written.
+      marker: Name of a tensor that only this layout has. None if config.json names the layout.
+      unused: Regular expressions of tensors that such files hold and no network here uses.
+      unused_shapes: Returns names and shapes of the tensors that such files must hold and no network here uses.
+      tied: Tensors that are absent if the config ties embeddings, and the tensors that hold their values.
+      renamed: Regular expressions for parts of names in older files, and their replacements.
     """
 
     name: str
-    table: Mapping[str, Entry]
-    dropped: Sequence[str] = ()
+    table: Table
+    read_config: Callable[[JsonObject, Shapes], Any]
+    write_config: Callable[[Any, str, int], dict[str, Any]] | None = None
+    marker: str | None = None
+    unused: Sequence[str] = ()
+    unused_shapes: Callable[[Any], Shapes] = _no_tensors
     tied: Mapping[str, str] = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
 
     @functools.cached_property
-    def _patterns(self) -> list[tuple[re.Pattern[str], Entry]]:
+    def _patterns(self) -> list[tuple[re.Pattern[str], str | Tensor]]:
         def compiled(key: str) -> re.Pattern[str]:
             return re.compile(re.sub(r"\\\{(\w+)\\\}", r"(?P<\1>[^/]+)", re.escape(key)))
 
         return [(compiled(key), entry) for key, entry in self.table.items()]
 
-    def is_dropped(self, name: str) -> bool:
-        """Whether such files hold this tensor without a use for it here."""
-        return any(re.fullmatch(pattern, name) for pattern in self.dropped)
+    def is_unused(self, name: str) -> bool:
+        """Returns whether no network here uses this tensor."""
+        return any(re.fullmatch(pattern, name) for pattern in self.unused)
 
     def current_name(self, name: str) -> str:
-        """What newer files call a tensor of that name."""
+        """Returns the name that newer files give to a tensor."""
         for old, new in self.renamed.items():
             name = re.sub(old, new, name)
         return name
 
-    def units(self, leaves: Iterable[Leaf]) -> list[Unit]:
-        """Every unit of these leaves with its tensors, in the order of `layer_by_layer`."""
-        return [Unit(leaf, layer, self._pieces(leaf, layer)) for leaf, layer in layer_by_layer(leaves)]
+    def map(self, parameters: Iterable[Parameter]) -> list[MappedParameter]:
+        """Returns every parameter with its tensors, in the order of `layer_by_layer`."""
+        return [
+            MappedParameter(parameter, layer, self._tensors(parameter, layer))
+            for parameter, layer in layer_by_layer(parameters)
+        ]
 
-    def manifest(self, leaves: Iterable[Leaf]) -> dict[str, Shape]:
-        """Name and shape of every tensor that a file of this layout holds for these leaves."""
-        return {piece.name: piece.shape for unit in self.units(leaves) for piece in unit.pieces}
+    def manifest(self, parameters: Iterable[Parameter]) -> dict[str, Shape]:
+        """Returns name and shape of every tensor that the parameters are stored in."""
+        return {tensor.name: tensor.shape for mapped in self.map(parameters) for tensor in mapped.tensors}
 
-    def _pieces(self, leaf: Leaf, layer: int | None) -> tuple[Piece, ...]:
-        module, _, last = leaf.path.rpartition("/")
-        for pattern, entry in self._patterns:
-            match = pattern.fullmatch(leaf.path) if isinstance(entry, Named) else pattern.fullmatch(module)
+    def _tensors(self, parameter: Parameter, layer: int | None) -> tuple[FileTensor, ...]:
+        module, _, last = parameter.path.rpartition("/")
+        for key, entry in self._patterns:
+            match = key.fullmatch(parameter.path if isinstance(entry, Tensor) else module)
             if not match:
                 continue
-            names = {**match.groupdict(), "layer": layer}
-            if isinstance(entry, Named):
-                view = View(entry.pattern)
-                return (Piece(entry.name.format(**names), view.file_shape(leaf.shape), view),)
             if isinstance(entry, str):
-                name = f"{entry.format(**names)}.{_SUFFIXES[last]}"
-                return (Piece(name, leaf.view.file_shape(leaf.shape), leaf.view),)
-            view = leaf.view.without_first_axis()
-            shape = view.file_shape(leaf.shape[1:])
-            return tuple(Piece(f"{one.format(**names)}.{_SUFFIXES[last]}", shape, view) for one in entry)
-        raise LookupError(f"layout {self.name} has no name for {leaf.path}")
+                entry = Tensor(f"{entry}.{_SUFFIXES[last]}", _DEFAULT_PATTERNS[len(parameter.shape)])
+            rearrangement, names = Rearrangement(entry.pattern), entry.name
+            shape = parameter.shape if isinstance(names, str) else parameter.shape[1:]
+            file_shape, fields = rearrangement.file_shape(shape), {**match.groupdict(), "layer": layer}
+            names = (names,) if isinstance(names, str) else names
+            return tuple(FileTensor(name.format(**fields), file_shape, rearrangement) for name in names)
+        raise LookupError(f"The {self.name} layout has no name for {parameter.path}; add it to the layout's table.")
 
     def with_tied(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """The tensors, and under the name of each that is absent because it is tied, the other one's."""
+        """Returns the tensors plus those that are absent because they are tied."""
         tied = {name: tensors[other] for name, other in self.tied.items() if other in tensors}
         return tied | dict(tensors)
 
-    def check(self, units: Iterable[Unit], tensors: Mapping[str, np.ndarray], where: str) -> None:
-        """Holds the tensors of a checkpoint against what the model needs.
+    def check(self, mapped: Iterable[MappedParameter], tensors: Mapping[str, np.ndarray], where: str) -> None:
+        """Checks that the tensors of a checkpoint are those of the model.
 
         Raises:
-          JanusError: tensors are missing, surplus, misshapen, or not floating-point; one message tells all of them.
+          JanusError: Tensors are missing, surplus, misshapen, or not floating-point. One message lists all of them.
         """
-        expected = {piece.name: piece.shape for unit in units for piece in unit.pieces}
+        expected = {tensor.name: tensor.shape for one in mapped for tensor in one.tensors}
         missing = [name for name in expected if name not in tensors]
         surplus = [name for name in tensors if name not in expected]
         misshapen = [n for n, shape in expected.items() if n in tensors and tensors[n].shape != shape]
-        # ml_dtypes' floating types are of numpy's kind "V".
-        whole = [n for n in expected if n in tensors and tensors[n].dtype.kind not in "fV"]
-        hints = {name: difflib.get_close_matches(name, surplus, 1, 0.0) for name in missing[:_SHOWN]}
-        rivals = {name: difflib.get_close_matches(name, missing, 1, 0.0) for name in surplus[:_SHOWN]}
-        faults = [
-            _list("missing", missing, lambda n: f"{n}{_nearest(hints[n])}"),
-            _list("surplus", surplus, lambda n: f"{n}{_nearest(rivals[n])}"),
+        # The floating-point types of ml_dtypes have numpy's kind "V".
+        integers = [n for n in expected if n in tensors and tensors[n].dtype.kind not in "fV"]
+        mismatches = [
+            _list("missing", missing, lambda n: f"{n}{_nearest(n, surplus)}"),
+            _list("surplus", surplus, lambda n: f"{n}{_nearest(n, missing)}"),
             _list("misshapen", misshapen, lambda n: f"{n} is {list(tensors[n].shape)}, not {list(expected[n])}"),
-            _list("not floating-point", whole, lambda n: f"{n} is {tensors[n].dtype}"),
+            _list("not floating-point", integers, lambda n: f"{n} is {tensors[n].dtype}"),
         ]
-        if told := [fault for fault in faults if fault]:
+        if found := [mismatch for mismatch in mismatches if mismatch]:
             raise JanusError(
                 f"{where} does not hold the model that its config describes, in the {self.name} layout: "
-                f"{'; '.join(told)}. Check that config and weights belong together and that no file is missing."
+                f"{'; '.join(found)}. Check that config and weights belong together and that no file is missing."
             )
 
 
-def _nearest(names: list[str]) -> str:
-    return f" (nearest: {names[0]})" if names else ""
+def _nearest(name: str, others: list[str]) -> str:
+    return "".join(f" (nearest: {other})" for other in difflib.get_close_matches(name, others, 1, 0.0))
 
 
 def _list(kind: str, names: list[str], describe: Callable[[str], str]) -> str:
     if not names:
         return ""
-    told = ", ".join(describe(name) for name in names[:_SHOWN])
-    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {kind}: {told}{more}"
+    listed = ", ".join(describe(name) for name in names[:_MAX_LISTED])
+    more = f" and {len(names) - _MAX_LISTED} more" if len(names) > _MAX_LISTED else ""
+    return f"{len(names)} {kind}: {listed}{more}"

@@ -1,10 +1,10 @@
-"""Parameters to and from Orbax's format without ever holding them whole.
+"""Writes and reads Orbax checkpoints layer by layer.
 
-What is written is a plain Orbax checkpoint of a tree of arrays: `StandardCheckpointer.restore` reads it, onto any
-mesh. Orbax itself would take whole arrays, and the stacked matrices of a 7B are gigabytes each; so the leaves given
-to it are promises, and a type handler of ours redeems them one layer at a time. Arrays are stored as uncompressed
-zarr (weights hardly compress), one directory a leaf, whose chunks are then contiguous runs of bytes and go from the
-mapped source file to the disk without a copy in between.
+The result is a plain Orbax checkpoint of a tree of arrays: `StandardCheckpointer.restore` reads it, onto any mesh.
+Orbax itself takes whole arrays, and the stacked matrices of a 7B model are gigabytes each. So the leaves passed to
+Orbax are `DeferredParameter`s, and a type handler reads and writes them one layer at a time. Arrays are stored as
+uncompressed zarr (weights hardly compress), one directory per parameter. Chunks are then contiguous bytes, which go
+from the mapped source file to the disk without a copy.
 """
 
 import asyncio
@@ -32,85 +32,84 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
     is_ocdbt_checkpoint,
 )
 
+from checkpoints_convert.parameters import Parameter, Shape
 from checkpoints_convert.safetensors_writer import as_bytes
-from checkpoints_convert.tree import Leaf, Shape
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, read_json, reading
 
 _CHUNK_BYTES = 64 << 20
-"""Chunks are at most this large: few enough files, and small enough that a shard reads little beside its own."""
+"""Largest size of a chunk: few files, and a device that reads its shard reads little else."""
 
 _WRITERS = 4
+_MAX_LISTED = 8
 
-_AGAIN = "convert the checkpoint again"
-
-Progress = Callable[[int], None]
+_REMEDY = "convert the checkpoint again"
 
 
 @dataclass(frozen=True)
-class Promise:
-    """A leaf still to be read.
+class DeferredParameter:
+    """A parameter that is read while it is written.
 
     Attributes:
-      leaf: which.
-      dtype: that it is stored in.
-      read: numbers of one layer (None: of the whole), in the leaf's shape.
-      progress: told the bytes of every chunk that is written.
+      parameter: The parameter.
+      dtype: Dtype that it is stored in.
+      read: Reads one layer (None: a parameter that is not stacked), in the parameter's shape.
+      on_written: Called with the number of bytes of every chunk written, from any thread.
     """
 
-    leaf: Leaf
+    parameter: Parameter
     dtype: np.dtype
     read: Callable[[int | None], np.ndarray]
-    progress: Progress = lambda _: None
+    on_written: Callable[[int], object] = lambda _: None
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self.leaf.full_shape
+        return self.parameter.full_shape
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """One layer, cut along its first axis where that is still too large."""
-        shape = self.leaf.shape
+        """Shape of a chunk: one layer, split along its first axis if it exceeds the largest size."""
+        shape = self.parameter.shape
         pieces = math.ceil(math.prod(shape) * self.dtype.itemsize / _CHUNK_BYTES)
         rows = math.ceil(shape[0] / pieces)
-        return (*([] if self.leaf.layers is None else [1]), rows, *shape[1:])
+        return (*([] if self.parameter.layers is None else [1]), rows, *shape[1:])
 
 
-class _PromiseHandler(NumpyHandler):
-    """Writes promises as Orbax writes numpy arrays, and reads them back as those."""
+class _DeferredHandler(NumpyHandler):
+    """Writes deferred parameters in the format of numpy arrays."""
 
     async def serialize(self, values: Sequence[Any], infos: Sequence[ParamInfo], args: Any = None) -> Sequence[Any]:
         stores = await asyncio.gather(*map(self._create, values, infos))
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(_WRITERS) as pool:
             jobs = [
-                loop.run_in_executor(pool, _write_layer, promise, Path(info.path), store, layer)
-                for promise, info, store in zip(values, infos, stores, strict=True)
-                for layer in promise.leaf.layer_indices
+                loop.run_in_executor(pool, _write_layer, deferred, Path(info.path), store, layer)
+                for deferred, info, store in zip(values, infos, stores, strict=True)
+                for layer in deferred.parameter.layer_indices
             ]
             await asyncio.gather(*jobs)
         return []
 
-    async def _create(self, promise: Promise, info: ParamInfo) -> ts.TensorStore:
+    async def _create(self, deferred: DeferredParameter, info: ParamInfo) -> ts.TensorStore:
         await info.await_path_creation()
-        spec = get_json_tspec_write(info, False, promise.shape, promise.chunk_shape, promise.dtype)
+        spec = get_json_tspec_write(info, False, deferred.shape, deferred.chunk_shape, deferred.dtype)
         return await ts.open(ts.Spec(spec), create=True, open=True, context=info.ts_context)
 
 
-def _write_layer(promise: Promise, directory: Path, store: ts.TensorStore, layer: int | None) -> None:
-    array = promise.read(layer)
+def _write_layer(deferred: DeferredParameter, directory: Path, store: ts.TensorStore, layer: int | None) -> None:
+    array = deferred.read(layer)
     outer: list[int | slice] = [] if layer is None else [layer]
-    rows = promise.chunk_shape[len(outer)]
-    raw = _chunks_are_raw(store, promise.chunk_shape)
+    rows = deferred.chunk_shape[len(outer)]
+    raw = _chunks_are_raw(store, deferred.chunk_shape)
     for index, start in enumerate(range(0, array.shape[0], rows)):
-        # Cast here, so that no more than a chunk is ever held.
-        chunk = np.ascontiguousarray(array[start : start + rows], promise.dtype)
+        # Casting chunk by chunk keeps memory at the size of a chunk.
+        chunk = np.ascontiguousarray(array[start : start + rows], deferred.dtype)
         if raw:
             name = ".".join(map(str, [*outer, index, *[0] * (array.ndim - 1)]))
             _write_file(directory / name, chunk, rows)
         else:
             store[(*outer, slice(start, start + len(chunk)))].write(chunk).result()
-        promise.progress(chunk.nbytes)
+        deferred.on_written(chunk.nbytes)
 
 
 def _write_file(path: Path, array: np.ndarray, rows: int) -> None:
@@ -119,14 +118,14 @@ def _write_file(path: Path, array: np.ndarray, rows: int) -> None:
         written = 0
         while written < len(data):
             written += file.write(data[written:]) or 0
-        # A chunk at the edge has the others' size; what it has beyond the array is never read.
+        # All chunks have the same size. The bytes of the last chunk beyond the array are never read.
         file.truncate(len(data) // max(1, array.shape[0]) * rows)
 
 
 def _chunks_are_raw(store: ts.TensorStore, chunk_shape: tuple[int, ...]) -> bool:
-    """Whether a chunk's file is its numbers and nothing else, under the name this module gives it.
+    """Returns whether the file of a chunk has the name that this module uses and holds only the values.
 
-    So it is today; should a later Orbax choose otherwise, tensorstore writes the chunks, at half the speed.
+    This is so with today's Orbax. With another format TensorStore writes the chunks, at half the speed.
     """
     metadata = store.spec().to_json().get("metadata", {})
     plain = {"compressor": None, "filters": None, "order": "C", "zarr_format": 2, "dimension_separator": "."}
@@ -136,20 +135,20 @@ def _chunks_are_raw(store: ts.TensorStore, chunk_shape: tuple[int, ...]) -> bool
     )
 
 
-def write_params(directory: Path, promises: Sequence[Promise]) -> None:
-    """Writes an Orbax checkpoint of a tree of these leaves.
+def write_params(directory: Path, parameters: Sequence[DeferredParameter]) -> None:
+    """Writes an Orbax checkpoint of the tree of these parameters.
 
     Args:
-      directory: where; it must not exist. It appears when everything is in it.
+      directory: Folder to create. It appears when it is complete.
     """
     tree: dict[str, Any] = {}
-    for promise in promises:
-        *parents, last = promise.leaf.keys
+    for deferred in parameters:
+        *parents, last = deferred.parameter.keys
         node = tree
         for key in parents:
             node = node.setdefault(key, {})
-        node[last] = promise
-    registry = create_type_handler_registry((Promise, _PromiseHandler()))
+        node[last] = deferred
+    registry = create_type_handler_registry((DeferredParameter, _DeferredHandler()))
     with _quiet():
         handler = ocp.PyTreeCheckpointHandler(use_ocdbt=False, use_compression=False, type_handler_registry=registry)
         with ocp.Checkpointer(handler) as checkpointer:
@@ -158,7 +157,7 @@ def write_params(directory: Path, promises: Sequence[Promise]) -> None:
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Orbax warns of what is meant here: that nothing is a jax.Array, and that there is no database to merge.
+    # Orbax warns that no leaf is a jax.Array and that there is no OCDBT database to merge. Both are intended.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -168,25 +167,26 @@ def _quiet() -> Iterator[None]:
         logger.setLevel(level)
 
 
-class StoredParams:
-    """The parameters of an Orbax checkpoint, opened and checked, read layer by layer.
+class OrbaxParams:
+    """The parameters of an Orbax checkpoint, read layer by layer.
 
     Args:
-      directory: the checkpoint, in any of Orbax's formats.
-      leaves: what it should hold.
+      directory: The checkpoint, in any of Orbax's formats.
+      parameters: The expected parameters.
 
     Raises:
-      JanusError: there is no checkpoint, or its arrays are not those; one message tells all mismatches.
+      JanusError: The checkpoint does not exist, is damaged, or holds other parameters; one message lists all
+        mismatches.
     """
 
-    def __init__(self, directory: Path, leaves: Sequence[Leaf]) -> None:
+    def __init__(self, directory: Path, parameters: Sequence[Parameter]) -> None:
         self._directory = directory.absolute()
         file = self._directory / "_METADATA"
         if not file.is_file():
-            raise JanusError(f"{directory} is no complete Orbax checkpoint; {_AGAIN}.")
-        metadata = read_json(file, _AGAIN)
-        # Not by Orbax, which opens all arrays at once and leaves the rest hanging, loudly, when one fails.
-        with reading(file, _AGAIN):
+            raise JanusError(f"{directory} is not a complete Orbax checkpoint; {_REMEDY}.")
+        metadata = read_json(file, _REMEDY)
+        # Orbax itself opens all arrays at once; if one fails, its threads for the others hang and print tracebacks.
+        with reading(file, _REMEDY):
             keys = [entry["key_metadata"] for entry in metadata["tree_metadata"].values()]
             found = {"/".join(str(key["key"]) for key in path) for path in keys}
         self._zarr3 = metadata.get("use_zarr3") is True
@@ -194,45 +194,45 @@ class StoredParams:
         self._context = get_ts_context(use_ocdbt=self._ocdbt)
         self._stores: dict[str, ts.TensorStore] = {}
         shapes: dict[str, Shape] = dict.fromkeys(found, ())
-        shapes |= {leaf.path: tuple(self._open(leaf).shape) for leaf in leaves if leaf.path in found}
-        check_arrays(shapes, leaves, str(directory))
-        # Now, and not when half of the model is on its devices.
-        for leaf in leaves:
-            self._check_chunks(leaf)
+        shapes |= {one.path: tuple(self._open(one).shape) for one in parameters if one.path in found}
+        check_shapes(shapes, parameters, str(directory))
+        # Checked before any parameter is loaded onto a device.
+        for parameter in parameters:
+            self._check_chunks(parameter)
 
-    def dtype(self, leaf: Leaf) -> np.dtype:
-        """The dtype that the leaf is stored in."""
-        return np.dtype(self._open(leaf).dtype.numpy_dtype)
+    def dtype(self, parameter: Parameter) -> np.dtype:
+        """Returns the dtype that the parameter is stored in."""
+        return np.dtype(self._open(parameter).dtype.numpy_dtype)
 
-    def read(self, leaf: Leaf, layer: int | None) -> np.ndarray:
-        """The numbers of one layer (None: of a leaf that is not stacked)."""
-        store = self._open(leaf)
+    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        """Reads one layer (None: a parameter that is not stacked)."""
+        store = self._open(parameter)
         try:
             return np.asarray(store[() if layer is None else layer].read().result())
         except ValueError as error:
-            raise self._damaged(leaf, str(error)) from error
+            raise self._damaged(parameter, str(error)) from error
 
-    def _damaged(self, leaf: Leaf, what: str) -> JanusError:
-        return JanusError(f"{self._directory} is damaged at {leaf.path} ({what}); {_AGAIN}.")
+    def _damaged(self, parameter: Parameter, reason: str) -> JanusError:
+        return JanusError(f"{self._directory} is damaged at {parameter.path} ({reason}); {_REMEDY}.")
 
-    def _check_chunks(self, leaf: Leaf) -> None:
-        """Whether the files that `write_params` makes of a leaf are there, and whole."""
-        store = self._open(leaf)
+    def _check_chunks(self, parameter: Parameter) -> None:
+        """Checks that the chunk files of a parameter exist and have their full size."""
+        store = self._open(parameter)
         chunk_shape = tuple(side or 1 for side in store.chunk_layout.read_chunk.shape or ())
         if not _chunks_are_raw(store, chunk_shape):
             return
-        size = math.prod(chunk_shape) * self.dtype(leaf).itemsize
+        size = math.prod(chunk_shape) * self.dtype(parameter).itemsize
         counts = (math.ceil(side / chunk) for side, chunk in zip(store.shape, chunk_shape, strict=True))
-        for place in itertools.product(*map(range, counts)):
-            file = self._directory / ".".join(leaf.keys) / ".".join(map(str, place))
+        for index in itertools.product(*map(range, counts)):
+            file = self._directory / ".".join(parameter.keys) / ".".join(map(str, index))
             found = file.stat().st_size if file.exists() else 0
             if found != size:
-                raise self._damaged(leaf, f"{file.name} has {found} bytes, not {size}")
+                raise self._damaged(parameter, f"{file.name} has {found} bytes, not {size}")
 
-    def _open(self, leaf: Leaf) -> ts.TensorStore:
-        if leaf.path not in self._stores:
+    def _open(self, parameter: Parameter) -> ts.TensorStore:
+        if parameter.path not in self._stores:
             info = ParamInfo(
-                name=".".join(leaf.keys),
+                name=".".join(parameter.keys),
                 parent_dir=_epath(self._directory),
                 is_ocdbt_checkpoint=self._ocdbt,
                 use_zarr3=self._zarr3,
@@ -240,38 +240,31 @@ class StoredParams:
             )
             spec = get_json_tspec_read(info, self._ocdbt)
             try:
-                self._stores[leaf.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
+                self._stores[parameter.path] = ts.open(ts.Spec(spec), open=True, context=self._context).result()
             except PARSE_ERRORS as error:
-                raise self._damaged(leaf, "no array that can be read is there") from error
-        return self._stores[leaf.path]
+                raise self._damaged(parameter, "it cannot be opened") from error
+        return self._stores[parameter.path]
 
 
 def _epath(path: Path) -> Any:
-    from etils import epath  # type: ignore[import-untyped]  # Orbax's own kind of path, installed with it.
+    from etils import epath  # type: ignore[import-untyped]  # Orbax's path type, installed with Orbax.
 
     return epath.Path(os.fspath(path))
 
 
-def check_arrays(shapes: Mapping[str, Shape], leaves: Sequence[Leaf], where: str) -> None:
-    """Holds the arrays of a tree against the leaves it should have.
+def check_shapes(shapes: Mapping[str, Shape], parameters: Sequence[Parameter], where: str) -> None:
+    """Checks the shapes of a tree of arrays, given by path.
 
     Raises:
-      JanusError: arrays are missing, surplus or misshapen; one message tells all of them.
+      JanusError: Arrays are missing, surplus or misshapen. One message lists all of them.
     """
-    expected = {leaf.path: leaf.full_shape for leaf in leaves}
-    faults = [
+    expected = {parameter.path: parameter.full_shape for parameter in parameters}
+    mismatches = [
         *(f"{path} is missing" for path in expected if path not in shapes),
         *(f"{path} is surplus" for path in shapes if path not in expected),
         *(f"{p} is {list(shapes[p])}, not {list(s)}" for p, s in expected.items() if shapes.get(p, s) != s),
     ]
-    if faults:
-        more = f" and {len(faults) - 8} more" if len(faults) > 8 else ""
-        raise JanusError(f"{where} does not hold the model of its config: {', '.join(faults[:8])}{more}.")
-
-
-def flatten(tree: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
-    """The arrays of nested dicts, by their paths."""
-    if isinstance(tree, Mapping):
-        yield from itertools.chain.from_iterable(flatten(value, (*keys, name)) for name, value in tree.items())
-    else:
-        yield "/".join(keys), tree
+    if mismatches:
+        more = f" and {len(mismatches) - _MAX_LISTED} more" if len(mismatches) > _MAX_LISTED else ""
+        listed = ", ".join(mismatches[:_MAX_LISTED])
+        raise JanusError(f"{where} does not hold the model that its config describes: {listed}{more}.")

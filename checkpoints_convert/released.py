@@ -1,63 +1,51 @@
-"""The released layout: deepseek-ai's Janus and Janus-Pro folders, names and config.json, both ways.
+"""The released layout: folders of Janus and Janus-Pro as deepseek-ai publishes them.
 
-config.json nests one object per part, each with `cls` and `params`; the language part is a LlamaConfig without its
-defaults. What it does not state (the image tokenizer's sizes, for one) is read off the tensors' shapes. For models
-that are no SigLIP-L and no VQ-16, `params` carries further fields, written only where they differ:
+config.json nests one object per part, each with `cls` and `params`; the language part is a transformers LlamaConfig
+without fields that have their default value. Sizes that config.json does not state, such as the image tokenizer's, are
+inferred from the shapes of the tensors.
+
+A model that does not use SigLIP-L and VQ-16 stores further fields in `params`, written only where they differ:
 `vision_config.params`: `width, heads, mlp_dim, patch_size, gelu`; `gen_vision_config.params`: `image_size, ch,
-ch_mult, num_res_blocks, z_channels, norm_groups`; and the top level says `conversation`.
+ch_mult, num_res_blocks, z_channels, norm_groups`. The top level has `conversation`.
 """
 
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.layout import Layout
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.layout import Layout, Shapes
+from checkpoints_convert.parameters import Shape, model_parameters
 from checkpoints_convert.parts import (
-    Shapes,
     infer_siglip,
     infer_vq,
-    llama_config,
+    llama_from_json,
     llama_table,
     shape_of,
     timm_siglip_table,
     vq_table,
 )
-from checkpoints_convert.tree import Shape, leaves
 from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
 
-_TOWER = "vision_model.vision_tower."
-_VQ = "gen_vision_model."
-_COUNTER = f"{_VQ}quantize.codebook_used"
+_SIGLIP_PREFIX = "vision_model.vision_tower."
+_VQ_PREFIX = "gen_vision_model."
+_COUNTER = f"{_VQ_PREFIX}quantize.codebook_used"
 _COUNTER_LENGTH = 65536
-"""The released counter's own length, whatever the codebook's size."""
+"""Length of the counter in all released files, whatever the size of the codebook."""
 
-LAYOUT = Layout(
-    "released",
-    {
-        **timm_siglip_table(_TOWER),
-        "und_adaptor/fc1": "aligner.layers.0",
-        "und_adaptor/fc2": "aligner.layers.2",
-        **vq_table(_VQ),
-        "gen_embed": "gen_embed",
-        "gen_adaptor/fc1": "gen_aligner.layers.0",
-        "gen_adaptor/fc2": "gen_aligner.layers.2",
-        "gen_head/fc1": "gen_head.output_mlp_projector",
-        "gen_head/fc2": "gen_head.vision_head",
-        **llama_table("language_model.model.", "language_model.lm_head"),
-    },
-    dropped=(r"vision_model\.vision_tower\.attn_pool\..*", r"gen_vision_model\.quantize\.codebook_used", r".*inv_freq"),
-)
+_SIGLIP_L = SiglipConfig()
+_VQ_16 = VQConfig()
+_MODEL_NAME = "siglip_large_patch16_384"
 
 
-def unused(config: JanusConfig) -> dict[str, Shape]:
-    """Name and shape of the tensors that released files hold and no Janus model uses."""
-    return attention_pool(config.und_encoder, _TOWER) | {_COUNTER: (_COUNTER_LENGTH,)}
+def unused_shapes(config: JanusConfig) -> dict[str, Shape]:
+    """Returns names and shapes of the tensors that released files hold and Janus does not use."""
+    return attention_pool(config.und_encoder, _SIGLIP_PREFIX) | {_COUNTER: (_COUNTER_LENGTH,)}
 
 
 def attention_pool(config: SiglipConfig, prefix: str) -> dict[str, Shape]:
-    """Name and shape of the tensors of the pooling head that comes with SigLIP's tower."""
+    """Returns names and shapes of SigLIP's attention pooling head."""
     width, mlp_dim, pool = config.width, config.mlp_dim, f"{prefix}attn_pool."
     return {
         f"{pool}latent": (1, 1, width),
@@ -77,32 +65,27 @@ def attention_pool(config: SiglipConfig, prefix: str) -> dict[str, Shape]:
 
 
 def manifest(config: JanusConfig) -> dict[str, Shape]:
-    """Name and shape of every tensor of a released file of that model, the unused ones included."""
-    return LAYOUT.manifest(leaves(config)) | unused(config)
+    """Returns name and shape of every tensor of a released file, including unused tensors."""
+    return LAYOUT.manifest(model_parameters(config)) | unused_shapes(config)
 
 
-_SIGLIP_L = SiglipConfig()
-_VQ_16 = VQConfig()
-_MODEL_NAME = "siglip_large_patch16_384"
+def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
+    """Reads config.json and infers what it does not state from the shapes.
 
-
-def read_config(file: Section, shapes: Shapes) -> JanusConfig:
-    """A released config.json, with what it does not state read off the tensors' shapes.
-
-    The model's name and its conversation are left at their defaults.
+    The name of the model and its conversation style keep their default values.
 
     Raises:
-      JanusError: it describes another network; the message names the field.
+      JanusError: config.json describes another network. The message names the field.
     """
-    file.section("vision_config").require("cls", "CLIPVisionTower")
-    file.section("gen_vision_config").require("cls", "VQ-16")
+    json.object("vision_config").require("cls", "CLIPVisionTower")
+    json.object("gen_vision_config").require("cls", "VQ-16")
     for aligner in ("aligner_config", "gen_aligner_config"):
-        params = file.section(aligner).section("params")
+        params = json.object(aligner).object("params")
         params.require("projector_type", "mlp_gelu")
         params.require("depth", 2)
-    und_encoder = read_und_encoder(file.section("vision_config").section("params"), shapes, _TOWER)
-    params = file.section("gen_vision_config").section("params")
-    inferred = infer_vq(shapes, _VQ, replace(_VQ_16, norm_groups=params.get("norm_groups", _VQ_16.norm_groups)))
+    und_encoder = siglip_from_json(json.object("vision_config").object("params"), shapes, _SIGLIP_PREFIX)
+    params = json.object("gen_vision_config").object("params")
+    inferred = infer_vq(shapes, _VQ_PREFIX, replace(_VQ_16, norm_groups=params.get("norm_groups", _VQ_16.norm_groups)))
     gen_encoder = replace(
         inferred,
         image_size=params.get("image_size", und_encoder.image_size),
@@ -113,8 +96,8 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
         num_res_blocks=params.get("num_res_blocks", inferred.num_res_blocks),
         z_channels=params.get("z_channels", inferred.z_channels),
     )
-    llm = llama_config(file.section("language_config"))
-    head = file.section("gen_head_config").section("params")
+    llm = llama_from_json(json.object("language_config"))
+    head = json.object("gen_head_config").object("params")
     (inferred_width,) = shape_of(shapes, "gen_head.output_mlp_projector.bias", (llm.width,))
     return JanusConfig(
         und_encoder=und_encoder,
@@ -124,21 +107,21 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     )
 
 
-def read_und_encoder(params: Section, shapes: Shapes, prefix: str) -> SiglipConfig:
-    """The understanding encoder, from the `params` of its section.
+def siglip_from_json(params: JsonObject, shapes: Shapes, prefix: str) -> SiglipConfig:
+    """Reads the `params` object of the understanding encoder.
 
     Args:
-      prefix: of its tensors' names.
+      prefix: Prefix of the names of the encoder's tensors.
 
     Raises:
-      JanusError: it is another network; the message names the field.
+      JanusError: The object describes another network. The message names the field.
     """
     params.require("select_feature", "same")
     if not params.get("model_name", _MODEL_NAME).startswith("siglip_large_"):
-        raise JanusError(f"{params.where}: model_name is {params.values['model_name']!r}; only SigLIP-L is known.")
+        raise JanusError(f"{params.where}: model_name is {params.values['model_name']!r}; only SigLIP-L is supported.")
     params.require("gelu", "exact", "tanh")
     inferred = infer_siglip(shapes, prefix, replace(_SIGLIP_L, gelu=params.get("gelu", "exact")))
-    # The reference cuts the tower when it builds it, so the file holds the kept blocks alone.
+    # The reference implementation drops the blocks after select_layer, so the file holds only the blocks before it.
     layers, select = params.get("layers", _SIGLIP_L.depth), params.get("select_layer", -1)
     width = params.get("width", inferred.width)
     return replace(
@@ -152,16 +135,16 @@ def read_und_encoder(params: Section, shapes: Shapes, prefix: str) -> SiglipConf
     )
 
 
-def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
-    """The released config.json of that model.
+def config_to_json(config: JanusConfig, dtype: str, image_token_id: int = 0) -> dict[str, Any]:
+    """Returns the content of the released config.json, which does not state the image token's id.
 
     Raises:
-      JanusError: the layout has no way to say what this model is.
+      JanusError: The layout cannot describe the model.
     """
-    if config.understands_by != "und_encoder":
+    if config.understanding_encoder != "und_encoder":
         raise JanusError(
-            f"The released layout cannot say that {config.name} understands by its {config.understands_by}; keep it as "
-            f"it is, a folder that `janus_jax.load` reads."
+            f"The released layout cannot describe {config.name}, which encodes input images with its "
+            f"{config.understanding_encoder}; keep the converted folder, which `janus_jax.load` reads."
         )
     width, vq = config.llm.width, config.gen_encoder
     return {
@@ -172,13 +155,13 @@ def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
         "vision_config": {
             "cls": "CLIPVisionTower",
             "model_type": "vision",
-            "params": write_und_encoder(config.und_encoder),
+            "params": siglip_to_json(config.und_encoder),
         },
         "aligner_config": _aligner("aligner", config.und_encoder.width, width),
         "gen_vision_config": {
             "cls": "VQ-16",
             "model_type": "gen_vision",
-            "params": _gen_vision_params(vq, config.und_encoder.image_size),
+            "params": _vq_to_json(vq, config.und_encoder.image_size),
         },
         "gen_aligner_config": _aligner("gen_aligner", vq.code_dim, width),
         "gen_head_config": {
@@ -190,7 +173,7 @@ def write_config(config: JanusConfig, dtype: str) -> dict[str, Any]:
                 "n_embed": width,
             },
         },
-        "language_config": write_llama_config(config.llm, dtype),
+        "language_config": llama_to_json(config.llm, dtype),
     }
 
 
@@ -200,12 +183,16 @@ def _aligner(kind: str, inputs: int, outputs: int) -> dict[str, Any]:
 
 
 def differing(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """The values that are not the defaults beside them."""
+    """Returns the fields whose value differs from their default.
+
+    Args:
+      fields: (value, default) by name.
+    """
     return {name: value for name, (value, default) in fields.items() if value != default}
 
 
-def write_und_encoder(config: SiglipConfig) -> dict[str, Any]:
-    """The `params` that `read_und_encoder` reads."""
+def siglip_to_json(config: SiglipConfig) -> dict[str, Any]:
+    """Returns the `params` object that `siglip_from_json` reads."""
     layers = max(config.depth, _SIGLIP_L.depth)
     return {
         "image_size": config.image_size,
@@ -224,7 +211,7 @@ def write_und_encoder(config: SiglipConfig) -> dict[str, Any]:
     )
 
 
-def _gen_vision_params(config: VQConfig, und_image_size: int) -> dict[str, Any]:
+def _vq_to_json(config: VQConfig, und_image_size: int) -> dict[str, Any]:
     return {"image_token_size": config.codebook_size, "n_embed": config.code_dim} | differing(
         {
             "image_size": (config.image_size, und_image_size),
@@ -237,8 +224,8 @@ def _gen_vision_params(config: VQConfig, und_image_size: int) -> dict[str, Any]:
     )
 
 
-def write_llama_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
-    """A transformers LlamaConfig, without what is at its default."""
+def llama_to_json(config: LlamaConfig, dtype: str) -> dict[str, Any]:
+    """Returns a transformers LlamaConfig without fields that have their default value."""
     return {
         "model_type": "llama",
         "hidden_size": config.width,
@@ -256,3 +243,24 @@ def write_llama_config(config: LlamaConfig, dtype: str) -> dict[str, Any]:
             "rope_theta": (config.rope_theta, 10000.0),
         }
     )
+
+
+LAYOUT = Layout(
+    "released",
+    {
+        **timm_siglip_table(_SIGLIP_PREFIX),
+        "und_adaptor/fc1": "aligner.layers.0",
+        "und_adaptor/fc2": "aligner.layers.2",
+        **vq_table(_VQ_PREFIX),
+        "gen_embed": "gen_embed",
+        "gen_adaptor/fc1": "gen_aligner.layers.0",
+        "gen_adaptor/fc2": "gen_aligner.layers.2",
+        "gen_head/fc1": "gen_head.output_mlp_projector",
+        "gen_head/fc2": "gen_head.vision_head",
+        **llama_table("language_model.model.", "language_model.lm_head"),
+    },
+    config_from_json,
+    config_to_json,
+    unused=(r"vision_model\.vision_tower\.attn_pool\..*", r"gen_vision_model\.quantize\.codebook_used", r".*inv_freq"),
+    unused_shapes=unused_shapes,
+)

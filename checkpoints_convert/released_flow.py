@@ -1,118 +1,87 @@
-"""The released layout of JanusFlow: names and config.json, both ways, and its VAE in a folder beside.
+"""The released layout of JanusFlow, with its VAE in a folder of its own.
 
-config.json says `multi_modality` as Janus' does, and nests `vision_und_enc_config`, `vision_gen_enc_config`,
-`vision_gen_dec_config` and `language_config`. Its VAE is none of the released file: it is SDXL's, in diffusers' layout,
-which the folder `vae/` within holds or another one that is named. Its tensors have the prefix `vae.` here.
+config.json has the model_type `multi_modality`, as Janus does, and nests `vision_und_enc_config`,
+`vision_gen_enc_config`, `vision_gen_dec_config` and `language_config`. The released file does not hold the VAE. It is
+SDXL's, in diffusers' layout, either in the folder `vae/` of the checkpoint or in another folder that the caller names.
+Here its tensors have the prefix `vae.`.
 
-For models of other sizes the generation encoder's `params` carry further fields, written only where they differ:
+A model of another size stores further fields in the generation encoder's `params`, written only where they differ:
 `latent_size, depthwise_kernel_size, mlp_ratio`.
 """
 
 from typing import Any
 
 from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, diffusers_vae_table
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.layout import Layout, Named
-from checkpoints_convert.parts import (
-    Shapes,
-    count,
-    llama_config,
-    llama_table,
-    shape_of,
-    timm_siglip_table,
-)
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.layout import Layout, Shapes, Table, Tensor, pointwise
+from checkpoints_convert.parameters import Shape, model_parameters
+from checkpoints_convert.parts import count, llama_from_json, llama_table, shape_of, timm_siglip_table
 from checkpoints_convert.released import (
     attention_pool,
     differing,
-    read_und_encoder,
-    write_llama_config,
-    write_und_encoder,
+    llama_to_json,
+    siglip_from_json,
+    siglip_to_json,
 )
-from checkpoints_convert.tree import Shape, leaves
 from janus_jax.config import JanusFlowConfig, UViTConfig
 from janus_jax.errors import JanusError
 
 VAE_PREFIX = "vae."
 VAE_FOLDER = "vae"
 
-_TOWER = "vision_und_enc_model.vision_tower."
+_SIGLIP_PREFIX = "vision_und_enc_model.vision_tower."
 _ENCODER = "vision_gen_enc_model."
 _DECODER = "vision_gen_dec_model."
 _RELEASED = UViTConfig()
 
 
-def _convnext_table(ours: str, theirs: str) -> dict[str, str | tuple[str, ...] | Named]:
+def _convnext_table(ours: str, theirs: str) -> Table:
     at, block = f"{ours}/blocks_{{i}}", f"{theirs}mid_block.res_blocks.{{i}}."
     return {
         f"{at}/depthwise": f"{block}depthwise",
         f"{at}/norm": f"{block}norm",
         f"{at}/fc1": f"{block}channelwise_linear_1",
-        f"{at}/response_norm/scale": Named(f"{block}channelwise_norm.weight", "c -> 1 1 1 c"),
-        f"{at}/response_norm/bias": Named(f"{block}channelwise_norm.bias", "c -> 1 1 1 c"),
+        f"{at}/response_norm/scale": Tensor(f"{block}channelwise_norm.weight", "c -> 1 1 1 c"),
+        f"{at}/response_norm/bias": Tensor(f"{block}channelwise_norm.bias", "c -> 1 1 1 c"),
         f"{at}/fc2": f"{block}channelwise_linear_2",
         f"{at}/film": f"{block}cond_embeds_mapper",
     }
 
 
-LAYOUT = Layout(
-    "released",
-    {
-        **timm_siglip_table(_TOWER),
-        "und_adaptor": "vision_und_enc_aligner",
-        "beg_of_und/embedding": Named("beg_of_und_embed", "n d -> n d"),
-        "gen_encoder/time_embed/fc1": f"{_ENCODER}time_embed.linear_1",
-        "gen_encoder/time_embed/fc2": f"{_ENCODER}time_embed.linear_2",
-        "gen_encoder/conv_in": f"{_ENCODER}in_conv",
-        **_convnext_table("gen_encoder", _ENCODER),
-        "gen_adaptor": "vision_gen_enc_aligner",
-        "gen_decoder_adaptor/norm": "vision_gen_dec_aligner_norm",
-        "gen_decoder_adaptor/linear": "vision_gen_dec_aligner",
-        "gen_decoder/norm_in": f"{_DECODER}input_norm",
-        **_convnext_table("gen_decoder", _DECODER),
-        "gen_decoder/norm_out": f"{_DECODER}out_convs.0.norm",
-        "gen_decoder/head": f"{_DECODER}out_convs.0.unpatch_conv",
-        **diffusers_vae_table(VAE_PREFIX),
-        **llama_table("language_model.model.", "language_model.lm_head"),
-    },
-    dropped=(r"vision_und_enc_model\.vision_tower\.attn_pool\..*", r".*inv_freq"),
-    renamed=DIFFUSERS_VAE.renamed,
-)
-
-
-def unused(config: JanusFlowConfig) -> dict[str, Shape]:
-    """Name and shape of the tensors that released files hold and JanusFlow does not use."""
-    return attention_pool(config.und_encoder, _TOWER)
+def unused_shapes(config: JanusFlowConfig) -> dict[str, Shape]:
+    """Returns names and shapes of the tensors that released files hold and JanusFlow does not use."""
+    return attention_pool(config.und_encoder, _SIGLIP_PREFIX)
 
 
 def manifest(config: JanusFlowConfig) -> dict[str, Shape]:
-    """Name and shape of every tensor of a released model, the unused ones and its VAE's included."""
-    return LAYOUT.manifest(leaves(config)) | unused(config)
+    """Returns name and shape of every tensor of a released model, including unused tensors and the VAE's."""
+    return LAYOUT.manifest(model_parameters(config)) | unused_shapes(config)
 
 
-def read_config(file: Section, shapes: Shapes) -> JanusFlowConfig:
-    """A released config.json, with what it does not state read off the tensors' shapes. It knows of no VAE.
+def config_from_json(json: JsonObject, shapes: Shapes) -> JanusFlowConfig:
+    """Reads config.json, which does not mention the VAE, and infers what it does not state from the shapes.
 
-    The model's name is left at its default.
+    The name of the model keeps its default value.
 
     Raises:
-      JanusError: it describes another network; the message names the field.
+      JanusError: config.json describes another network. The message names the field.
     """
-    und, encoder, decoder = (file.section(f"vision_{part}_config") for part in ("und_enc", "gen_enc", "gen_dec"))
+    und, encoder, decoder = (json.object(f"vision_{part}_config") for part in ("und_enc", "gen_enc", "gen_dec"))
     und.require("cls", "CLIPVisionTower")
     encoder.require("cls", "ShallowUViTEncoder")
     decoder.require("cls", "ShallowUViTDecoder")
-    llm = llama_config(file.section("language_config"))
+    llm = llama_from_json(json.object("language_config"))
     return JanusFlowConfig(
-        und_encoder=read_und_encoder(und.section("params"), shapes, _TOWER),
-        gen_encoder=_gen_encoder(encoder.section("params"), decoder.section("params"), shapes, llm.width),
+        und_encoder=siglip_from_json(und.object("params"), shapes, _SIGLIP_PREFIX),
+        gen_encoder=_gen_encoder(encoder.object("params"), decoder.object("params"), shapes, llm.width),
         vae=None,
         llm=llm,
     )
 
 
-def _gen_encoder(encoder: Section, decoder: Section, shapes: Shapes, llm_width: int) -> UViTConfig:
-    for section in (encoder, decoder):
-        section.require("hidden_size", llm_width)
+def _gen_encoder(encoder: JsonObject, decoder: JsonObject, shapes: Shapes, llm_width: int) -> UViTConfig:
+    for params in (encoder, decoder):
+        params.require("hidden_size", llm_width)
     width, latent_channels, patch, _ = shape_of(
         shapes,
         f"{_ENCODER}in_conv.weight",
@@ -131,19 +100,19 @@ def _gen_encoder(encoder: Section, decoder: Section, shapes: Shapes, llm_width: 
     encoder.require("padding", 0)
     latent_channels = encoder.get("input_channels", latent_channels)
     decoder.require("out_channels", latent_channels)
-    width = _only(encoder, width)
+    width = _only_width(encoder, width)
     decoder.require("in_channels", width)
-    if _only(decoder, width) != width:
+    if _only_width(decoder, width) != width:
         raise JanusError(f"{decoder.where}: block_out_channels must be those of the encoder, [{width}].")
-    # Each upsampling of the decoder shuffles what the encoder's stride has gathered.
+    # Each upsampling of the decoder doubles the resolution, and together they undo the encoder's stride.
     if 2 ** decoder.get("upsamples", patch.bit_length() - 1) != patch:
         raise JanusError(
             f"{decoder.where}: upsamples is {decoder.values.get('upsamples')!r}; it must undo the encoder's stride "
             f"of {patch}."
         )
     depths = (
-        section.get("layers_in_middle", count(shapes, f"{prefix}mid_block.res_blocks.{{}}."))
-        for section, prefix in ((encoder, _ENCODER), (decoder, _DECODER))
+        params.get("layers_in_middle", count(shapes, f"{prefix}mid_block.res_blocks.{{}}."))
+        for params, prefix in ((encoder, _ENCODER), (decoder, _DECODER))
     )
     encoder_depth, decoder_depth = depths
     return UViTConfig(
@@ -158,24 +127,26 @@ def _gen_encoder(encoder: Section, decoder: Section, shapes: Shapes, llm_width: 
     )
 
 
-def _only(section: Section, default: int) -> int:
-    """The width of the one resolution that there is."""
-    widths = section.get("block_out_channels", (default,))
+def _only_width(params: JsonObject, default: int) -> int:
+    """Returns the width of the only resolution."""
+    widths = params.get("block_out_channels", (default,))
     if len(widths) != 1 or not isinstance(widths[0], int):
-        raise JanusError(f"{section.where}: block_out_channels is {list(widths)!s:.80}; it must be one width.")
+        raise JanusError(f"{params.where}: block_out_channels is {list(widths)!s:.80}; it must hold one width.")
     return widths[0]
 
 
-def write_config(config: JanusFlowConfig, dtype: str) -> dict[str, Any]:
-    """The released config.json of that model.
+def config_to_json(config: JanusFlowConfig, dtype: str, image_token_id: int = 0) -> dict[str, Any]:
+    """Returns the content of the released config.json, which does not state the image token's id.
 
     Raises:
-      JanusError: the layout has no way to say what this model is.
+      JanusError: The layout cannot describe the model.
     """
     g, width = config.gen_encoder, config.llm.width
     upsamples = g.patch_size.bit_length() - 1
     if 2**upsamples != g.patch_size:
-        raise JanusError(f"The released layout cannot say that {config.name} has patches of {g.patch_size}.")
+        raise JanusError(
+            f"The released layout cannot describe {config.name}: patch_size is {g.patch_size} and must be a power of 2."
+        )
     common = {"block_out_channels": [g.width], "hidden_size": width}
     encoder = common | {
         "input_channels": g.latent_channels,
@@ -190,7 +161,7 @@ def write_config(config: JanusFlowConfig, dtype: str) -> dict[str, Any]:
         "out_channels": g.latent_channels,
         "upsamples": upsamples,
     }
-    own = differing(
+    extra = differing(
         {
             "latent_size": (g.latent_size, _RELEASED.latent_size),
             "depthwise_kernel_size": (g.kernel_size, _RELEASED.kernel_size),
@@ -205,13 +176,41 @@ def write_config(config: JanusFlowConfig, dtype: str) -> dict[str, Any]:
         "vision_und_enc_config": {
             "cls": "CLIPVisionTower",
             "model_type": "vision_und_enc",
-            "params": write_und_encoder(config.und_encoder),
+            "params": siglip_to_json(config.und_encoder),
         },
         "vision_gen_enc_config": {
             "cls": "ShallowUViTEncoder",
             "model_type": "vision_gen_enc",
-            "params": encoder | own,
+            "params": encoder | extra,
         },
         "vision_gen_dec_config": {"cls": "ShallowUViTDecoder", "model_type": "vision_gen_dec", "params": decoder},
-        "language_config": write_llama_config(config.llm, dtype),
+        "language_config": llama_to_json(config.llm, dtype),
     }
+
+
+LAYOUT = Layout(
+    "released",
+    {
+        **timm_siglip_table(_SIGLIP_PREFIX),
+        "und_adaptor": "vision_und_enc_aligner",
+        "beg_of_und/embedding": Tensor("beg_of_und_embed", "n d -> n d"),
+        "gen_encoder/time_embed/fc1": f"{_ENCODER}time_embed.linear_1",
+        "gen_encoder/time_embed/fc2": f"{_ENCODER}time_embed.linear_2",
+        "gen_encoder/conv_in": f"{_ENCODER}in_conv",
+        **_convnext_table("gen_encoder", _ENCODER),
+        "gen_adaptor": "vision_gen_enc_aligner",
+        "gen_decoder_adaptor/norm": "vision_gen_dec_aligner_norm",
+        "gen_decoder_adaptor/linear": "vision_gen_dec_aligner",
+        "gen_decoder/norm_in": f"{_DECODER}input_norm",
+        **_convnext_table("gen_decoder", _DECODER),
+        "gen_decoder/norm_out": f"{_DECODER}out_convs.0.norm",
+        **pointwise("gen_decoder/head", f"{_DECODER}out_convs.0.unpatch_conv"),
+        **diffusers_vae_table(VAE_PREFIX),
+        **llama_table("language_model.model.", "language_model.lm_head"),
+    },
+    config_from_json,
+    config_to_json,
+    unused=(r"vision_und_enc_model\.vision_tower\.attn_pool\..*", r".*inv_freq"),
+    unused_shapes=unused_shapes,
+    renamed=DIFFUSERS_VAE.renamed,
+)

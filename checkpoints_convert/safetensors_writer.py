@@ -8,8 +8,8 @@ from typing import BinaryIO, NamedTuple, Self
 
 import numpy as np
 
-from checkpoints_convert.readers import SAFETENSORS_DTYPES
-from checkpoints_convert.tree import Shape
+from checkpoints_convert.parameters import Shape
+from checkpoints_convert.tensor_files import SAFETENSORS_DTYPES
 
 _KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 64

@@ -1,56 +1,37 @@
-"""transformers' own layout of Janus (`JanusForConditionalGeneration`), names and config.json, both ways.
+"""Layout of Janus in transformers (`JanusForConditionalGeneration`).
 
-q, k and v of the understanding encoder stand apart, and neither the attention pool nor the counter exists. The
-network there is less general than ours in a few places; what it cannot run is refused rather than written.
+The understanding encoder stores queries, keys and values in three matrices. There is neither an attention pool nor a
+codebook counter. transformers' network is less general than ours; models that it cannot run are not written.
 """
 
 from typing import Any
 
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.layout import Layout
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.layout import Layout, Shapes
 from checkpoints_convert.parts import (
-    Shapes,
-    llama_config,
+    llama_from_json,
     llama_table,
     transformers_siglip_table,
     transformers_vq_table,
 )
-from checkpoints_convert.released import write_llama_config
+from checkpoints_convert.released import llama_to_json
 from janus_jax.config import JanusConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
 
-LAYOUT = Layout(
-    "transformers",
-    {
-        **transformers_siglip_table("model.vision_model.", "projection_layer"),
-        "und_adaptor/fc1": "model.aligner.fc1",
-        "und_adaptor/fc2": "model.aligner.hidden_layers.0",
-        **transformers_vq_table("model.vqmodel."),
-        "gen_embed": "model.generation_embeddings",
-        "gen_adaptor/fc1": "model.generation_aligner.fc1",
-        "gen_adaptor/fc2": "model.generation_aligner.hidden_layers.0",
-        "gen_head/fc1": "model.generation_head.proj_out",
-        "gen_head/fc2": "model.generation_head.vision_head",
-        **llama_table("model.language_model.", "lm_head"),
-    },
-    dropped=(r".*rotary_emb\.inv_freq", r".*position_ids"),
-    tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
-)
-
 _NORM_GROUPS = 32
-"""transformers' image tokenizer has this count, and an epsilon of 1e-6, written into its code."""
+"""transformers' image tokenizer has this number of groups and an epsilon of 1e-6 as constants in its code."""
 
 
-def read_config(file: Section, shapes: Shapes) -> JanusConfig:
-    """transformers' config.json, which leaves out what is at its default.
+def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
+    """Reads transformers' config.json, in which fields with their default value are absent.
 
-    The model's name and its conversation are left at their defaults.
+    The name of the model and its conversation style keep their default values.
 
     Raises:
-      JanusError: it describes a network that is none of the family; the message names the field.
+      JanusError: config.json describes another network. The message names the field.
     """
-    vision, vq = file.section("vision_config"), file.section("vq_config")
-    # One activation serves the tower and the adaptor there, and the adaptor's is exact.
+    vision, vq = json.object("vision_config"), json.object("vq_config")
+    # transformers uses one activation for the encoder and the adaptor, and the adaptor's is the exact GELU.
     vision.require("hidden_act", "gelu")
     vision.require("use_qk_norm", False)
     vision.require("attention_bias", True)
@@ -58,7 +39,7 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     vq.require("num_hidden_layers", 2)
     vq.require("hidden_act", "gelu")
     vq.require("double_latent", False)
-    llm = llama_config(file.section("text_config"))
+    llm = llama_from_json(json.object("text_config"))
     width = vision.get("hidden_size", 1024)
     und_encoder = SiglipConfig(
         image_size=vision.get("image_size", 384),
@@ -74,7 +55,7 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     return JanusConfig(
         und_encoder=und_encoder,
         gen_encoder=VQConfig(
-            # A drawn image has as many ids there as an image to understand has patches.
+            # In transformers a generated image has as many tokens as an input image has patches.
             image_size=side * 2 ** (len(multipliers) - 1),
             codebook_size=vq.get("num_embeddings", 16384),
             code_dim=vq.get("embed_dim", 8),
@@ -88,13 +69,13 @@ def read_config(file: Section, shapes: Shapes) -> JanusConfig:
     )
 
 
-def write_config(config: JanusConfig, dtype: str, image_token_id: int) -> dict[str, Any]:
-    """transformers' config.json of that model.
+def config_to_json(config: JanusConfig, dtype: str, image_token_id: int) -> dict[str, Any]:
+    """Returns the content of transformers' config.json.
 
     Raises:
-      JanusError: transformers' network cannot be what this model is; the message says in what.
+      JanusError: transformers' network cannot run the model. The message gives the reasons.
     """
-    if limits := _limits(config):
+    if limits := _unsupported(config):
         raise JanusError(f"transformers' Janus cannot run {config.name}: {'; '.join(limits)}. Use --layout released.")
     encoder, vq, width = config.und_encoder, config.gen_encoder, config.llm.width
     return {
@@ -103,7 +84,7 @@ def write_config(config: JanusConfig, dtype: str, image_token_id: int) -> dict[s
         "torch_dtype": dtype,
         "image_token_id": image_token_id,
         "tie_word_embeddings": False,
-        "text_config": write_llama_config(config.llm, dtype) | {"tie_word_embeddings": False},
+        "text_config": llama_to_json(config.llm, dtype) | {"tie_word_embeddings": False},
         "vision_config": {
             "model_type": "janus_vision_model",
             "hidden_size": encoder.width,
@@ -138,20 +119,42 @@ def write_config(config: JanusConfig, dtype: str, image_token_id: int) -> dict[s
     }
 
 
-def _limits(config: JanusConfig) -> list[str]:
+def _unsupported(config: JanusConfig) -> list[str]:
     encoder, vq = config.und_encoder, config.gen_encoder
     mlp_ratio = encoder.mlp_dim / encoder.width
     found = {
-        f"its tower's GELU is {encoder.gelu}, not exact": encoder.gelu != "exact",
-        f"mlp_dim {encoder.mlp_dim} is not told by a ratio": int(encoder.width * mlp_ratio) != encoder.mlp_dim,
-        f"its tokenizer's norms have {vq.norm_groups} groups, not {_NORM_GROUPS}": vq.norm_groups != _NORM_GROUPS,
-        f"its tokenizer's norms have an epsilon of {vq.norm_eps}, not 1e-06": vq.norm_eps != 1e-6,
+        f"the GELU of its encoder is {encoder.gelu}, not exact": encoder.gelu != "exact",
+        f"mlp_dim {encoder.mlp_dim} is not the width times a ratio": int(encoder.width * mlp_ratio) != encoder.mlp_dim,
+        f"the norms of its image tokenizer have {vq.norm_groups} groups, not {_NORM_GROUPS}": vq.norm_groups
+        != _NORM_GROUPS,
+        f"the norms of its image tokenizer have epsilon {vq.norm_eps}, not 1e-06": vq.norm_eps != 1e-6,
         f"gen_head_width {config.gen_head_width} is not the LLM's width {config.llm.width}": (
             config.gen_head_width != config.llm.width
         ),
-        f"a drawn image has {vq.num_tokens} ids and one to understand {encoder.num_patches} patches": (
+        f"a generated image has {vq.num_tokens} tokens and an input image {encoder.num_patches} patches": (
             vq.num_tokens != encoder.num_patches
         ),
-        f"it understands by its {config.understands_by}": config.understands_by != "und_encoder",
+        f"its {config.understanding_encoder} encodes input images": config.understanding_encoder != "und_encoder",
     }
     return [limit for limit, broken in found.items() if broken]
+
+
+LAYOUT = Layout(
+    "transformers",
+    {
+        **transformers_siglip_table("model.vision_model.", "projection_layer"),
+        "und_adaptor/fc1": "model.aligner.fc1",
+        "und_adaptor/fc2": "model.aligner.hidden_layers.0",
+        **transformers_vq_table("model.vqmodel."),
+        "gen_embed": "model.generation_embeddings",
+        "gen_adaptor/fc1": "model.generation_aligner.fc1",
+        "gen_adaptor/fc2": "model.generation_aligner.hidden_layers.0",
+        "gen_head/fc1": "model.generation_head.proj_out",
+        "gen_head/fc2": "model.generation_head.vision_head",
+        **llama_table("model.language_model.", "lm_head"),
+    },
+    config_from_json,
+    config_to_json,
+    unused=(r".*rotary_emb\.inv_freq", r".*position_ids"),
+    tied={"lm_head.weight": "model.language_model.embed_tokens.weight"},
+)

@@ -35,7 +35,9 @@ def get_config() -> ConfigDict:
         optimizer=adam,
         discriminator=DiscriminatorRecipe(adam),
         # The other defaults of `VQRecipe` are this recipe's.
-        data=ImageData(directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"),
+        data=ImageData(
+            directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"
+        ),
         intervals=Intervals(report=100, evaluate=5000, save=5000, eval_images=5000),
     )
     return to_config(recipe)

@@ -1,7 +1,7 @@
 """A checkpoint folder, in any layout, as a model to talk to: config, parameters, processor, `chat` and `generate`."""
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, get_args
@@ -14,20 +14,19 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Bool, Int, Key, UInt8
 from PIL import Image
 
-from checkpoints_convert import read_config, read_params
+from checkpoints_convert import open_checkpoint
 from janus_jax.batch import Batch
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.generation.image_sampler import ImageSampler, Report
+from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
 from janus_jax.generation.padding import bucket_length, round_up
-from janus_jax.generation.registry import make_image_sampler, sampler_settings
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model
-from janus_jax.models.llama import LEAVES_OF_BLOCK, fuse_block
+from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
 from janus_jax.processing import ImageSource, Message, Processor, StreamDecoder, TokenSequence
-from janus_jax.sharding import batch_multiple, batch_sharding, check_mesh, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, to_host, use_mesh
 
 _log = logging.getLogger(__name__)
 
@@ -64,12 +63,13 @@ def load(
         raise JanusError(
             "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
         )
-    config = read_config(path, conversation, vae)
+    checkpoint = open_checkpoint(path, conversation, vae)
+    config = checkpoint.model_config
     processor = Processor.from_directory(path, config)
     execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
     if mesh is not None:
         check_mesh(config, mesh)
-    params = place_params(read_params(path, dtype, conversation, vae), config, execution, mesh)
+    params = place_params(checkpoint.params(dtype), config, execution, mesh)
     return Pretrained(config, params, processor, make_model(config, execution), mesh)
 
 
@@ -80,7 +80,8 @@ def place_params(
     mesh: Mesh | None,
 ) -> Params:
     """The tree that sampling reads, on its devices, from leaves that come one by one and layer by layer."""
-    shardings = None if mesh is None else flatten_dict(param_shardings(abstract_params(config, execution), mesh))
+    boxed = abstract_params(make_model(config, execution))
+    shardings = None if mesh is None else flatten_dict(param_shardings(boxed, mesh))
     params: dict[tuple[str, ...], jax.Array] = {}
 
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
@@ -94,7 +95,7 @@ def place_params(
         elif keys[:2] == ("llm", "layers"):
             block = blocks.setdefault(layer, {})
             block[keys[2:]] = array
-            if len(block) == LEAVES_OF_BLOCK:
+            if len(block) == PARAMS_PER_BLOCK:
                 fused = fuse_block(unflatten_dict(blocks.pop(layer)), config.llm)
                 for path, matrix in flatten_dict(fused).items():
                     put(("llm", f"layers_{layer}", *path), matrix)
@@ -203,7 +204,7 @@ class Pretrained:
         _check_count("max_new_tokens", max_new_tokens)
         stops = (stop,) if isinstance(stop, str) else tuple(stop)
         num_rows = len(rows)
-        padded = _pad(rows, batch_multiple(self.mesh))
+        padded = _pad(rows, num_data_shards(self.mesh))
         prompts = self._prompts(padded, max_new_tokens)
         eos = self.processor.tokenizer.special.eos
         decoders = [_Answer(StreamDecoder(self.processor.tokenizer), eos, stops) for _ in rows]
@@ -224,8 +225,8 @@ class Pretrained:
             prompts,
             keys,
             sampling,
-            [eos],
-            max_new_tokens,
+            stop_tokens=[eos],
+            max_new_tokens=max_new_tokens,
             chunk=min(chunk, max_new_tokens),
             is_finished=is_finished,
         )
@@ -267,7 +268,7 @@ class Pretrained:
         seed: int = 0,
         *,
         batch_size: int = 16,
-        report: Report | None = None,
+        report: Callable[[int], object] | None = None,
         **settings: Any,
     ) -> Iterator["GeneratedImage"]:
         """`generate`, each image as soon as its batch is drawn, in order.
@@ -322,12 +323,17 @@ class Pretrained:
         return make_image_sampler(self.config, **settings)
 
     def _draw(
-        self, rows: Sequence[TokenSequence], group: "_Group", drawing: ImageSampler, seed: int, report: Report | None
+        self,
+        rows: Sequence[TokenSequence],
+        group: "_Group",
+        drawing: ImageSampler,
+        seed: int,
+        report: Callable[[int], object] | None,
     ) -> Iterator[tuple[int, UInt8[np.ndarray, "H W 3"]]]:
         """The pictures of one group, with the numbers of their prompts."""
         numbers, samples = list(group.prompts), group.samples
         keys = jnp.stack([sampling_keys(seed, prompt, samples) for prompt in numbers])
-        if len(numbers) % batch_multiple(self.mesh):
+        if len(numbers) % num_data_shards(self.mesh):
             # Too few prompts for the mesh: a prompt's images, spread over the devices, each run it for themselves.
             numbers = [prompt for prompt in numbers for _ in samples]
             keys = keys.reshape(-1, 1)
@@ -349,17 +355,18 @@ class Pretrained:
         keys: Key[Array, "P N"],
         drawing: ImageSampler,
         longest: int,
-        report: Report | None = None,
+        report: Callable[[int], object] | None = None,
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
         """N pictures of each of P prompts; more follow where prompts are too few for the mesh."""
-        multiple = batch_multiple(self.mesh)
+        multiple = num_data_shards(self.mesh)
         prompts = _pad(rows, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(prompts) - len(rows), axis=0)])
-        batch = self._prompts(drawing.rows(self.processor, prompts), self.config.gen_tokens, longest)
+        batch = self._prompts(drawing.prompt_sequences(self.processor, prompts), self.config.num_gen_tokens, longest)
         with use_mesh(self.mesh):
-            drawn = drawing.draw(self.model, self.params, batch, keys, report)
-            render_size = round_up(min(8, drawn.shape[0]), multiple)
-            return list(drawing.render(self.model, self.params, drawn, render_size))
+            samples = drawing.sample(self.model, self.params, batch, keys, report)
+            size = round_up(min(8, samples.shape[0]), multiple)
+            parts = [samples[start : start + size] for start in range(0, samples.shape[0], size)]
+            return [pixels for part in parts for pixels in to_host(drawing.to_images(self.model, self.params, part))]
 
     def _prompts(self, rows: Sequence[TokenSequence], num_new: int, longest: int = 0) -> Batch:
         """Prompts side by side, padded to one of a few lengths, on the devices."""

@@ -11,7 +11,7 @@ from janus_jax.data.prepare.parallel import PrepareProgress
 
 @contextlib.contextmanager
 def count_bar(name: str, unit: str = "answers", disable: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar over answers, or over pictures; gives the `report` of `evaluate.runner.collect`."""
+    """A bar over answers, or over pictures; gives the `report` of `evaluation.runner.collect_answers`."""
     with tqdm.tqdm(unit=f" {unit}", desc=name, smoothing=0.1, disable=disable, file=sys.stderr) as bar:
 
         def report(done: int, total: int) -> None:

@@ -165,7 +165,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
     return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)
 
 
-def on_host(array: jax.Array) -> np.ndarray:
+def to_host(array: jax.Array) -> np.ndarray:
     """All of an array; where each process holds a share of it, every one of them takes part."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
@@ -178,19 +178,19 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def batch_multiple(mesh: Mesh | None) -> int:
+def num_data_shards(mesh: Mesh | None) -> int:
     """The number that a batch's rows must be a multiple of."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def batch_shards() -> int:
+def context_data_shards() -> int:
     """How many parts the mesh of the context cuts a batch's rows into."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
-def split_over_batch(x: jax.Array) -> jax.Array:
-    """An array whose first axis has a part for each of `batch_shards`, put where their rows are."""
+def shard_leading_axis(x: jax.Array) -> jax.Array:
+    """An array whose first axis has a part for each of `context_data_shards`, put where their rows are."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
     # How the rest lies is the compiler's affair: as what it is made of does.
@@ -198,8 +198,8 @@ def split_over_batch(x: jax.Array) -> jax.Array:
     return jax.lax.with_sharding_constraint(x, spec)
 
 
-def summed_over_batch(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The sum over the first axis of what `split_over_batch` has put on the shards, sent in this dtype."""
+def sum_over_shards(x: jax.Array, dtype: DTypeLike) -> jax.Array:
+    """The sum over the first axis of what `shard_leading_axis` has put on the shards, sent in this dtype."""
     if x.shape[0] == 1:
         return x[0]
     # Not `sum`, which would widen it first.

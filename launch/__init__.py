@@ -1,1 +1,1 @@
-"""Entry points: thin commands over `janus_jax`. Nothing imports them."""
+"""Commands for use from a checkout, and files that start them on clusters."""

@@ -56,7 +56,7 @@ def make_checkpoint(
             image_size=config.und_encoder.image_size,
             num_image_tokens=config.und_encoder.num_patches,
         )
-        write_json(new / "config.json", released.write_config(config, "bfloat16"))
+        write_json(new / "config.json", released.config_to_json(config, "bfloat16"))
         with SafetensorsWriter(new, {name: (shape, _BFLOAT16) for name, shape in manifest.items()}) as writer:
             for name, shape in manifest.items():
                 array = pseudo_tensor(name, shape)

@@ -13,6 +13,7 @@ OURS = ("examples", "janus_jax", "checkpoints_convert", "configs", "launch", "be
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 
 GROUND = (
+    "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
     "janus_jax.distributed",
@@ -94,7 +95,7 @@ MAY_IMPORT = {
     "janus_jax.evaluation.metrics": (*GROUND, *MIDDLE, "janus_jax.evaluation", "checkpoints_convert"),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
-    "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert", "janus_jax.commands"),
+    "checkpoints_convert": (*GROUND, *MIDDLE, "checkpoints_convert"),
     "configs": ("janus_jax",),
     "launch": ("janus_jax.commands",),
     "examples": ("janus_jax", "checkpoints_convert", "examples"),

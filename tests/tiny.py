@@ -47,7 +47,7 @@ def stacked_params(config=CONFIG):
         fan_in = {"weight": leaf.shape[-1], "kernel": np.prod(leaf.shape[-4:-1]), "embedding": 4}.get(name, 1000)
         return rng.standard_normal(leaf.shape, np.float32) / np.sqrt(np.float32(fan_in))
 
-    return jax.tree_util.tree_map_with_path(make, nn.unbox(abstract_params(config)))
+    return jax.tree_util.tree_map_with_path(make, nn.unbox(abstract_params(make_model(config))))
 
 
 def leaves_of(tree, keys=()):

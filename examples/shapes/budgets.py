@@ -88,12 +88,12 @@ def with_steps(recipe: Any, steps: int | None) -> Any:
 
 
 def stage_recipe(
-    workdir: Path, budget: Budget, stage: int, understands_by: VisualEncoder, model: SmallModel = MODELS["janus"]
+    workdir: Path, budget: Budget, stage: int, understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]
 ) -> Any:
     """Returns the recipe of a stage with the folders of this workdir.
 
     Args:
-      understands_by: Encoder of the input images.
+      understanding_encoder: Encoder of the input images.
     """
     recipe = model.module.RECIPE
     stages = []
@@ -104,31 +104,31 @@ def stage_recipe(
         start = one.initialisation
         if not number:
             # A model that understands by the image tokenizer does not use the understanding encoder.
-            encoder = str(workdir / "und_encoder") if understands_by == "und_encoder" else RANDOM
+            encoder = str(workdir / "und_encoder") if understanding_encoder == "und_encoder" else RANDOM
             tokenizer = {model.tokenizer_part: str(tokenizer_folder(workdir, model))}
             start = replace(start, und_encoder=encoder, **tokenizer)
         stages.append(replace(with_steps(one, steps), phases=phases, initialisation=start))
     return replace(
         recipe,
-        architecture=architecture(understands_by, model),
+        architecture=architecture(understanding_encoder, model),
         stages=tuple(stages),
         sources={
             name: replace(source, directory=str(workdir / "data" / name)) for name, source in recipe.sources.items()
         },
         stage=stage,
-        tokenizer=str(text_tokenizer_folder(workdir, understands_by)),
+        tokenizer=str(text_tokenizer_folder(workdir, understanding_encoder)),
     )
 
 
-def architecture(understands_by: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
+def architecture(understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
     """Returns the model config. If the image tokenizer serves understanding, a patch is the area of one code."""
     config = model.module.MODEL
-    if understands_by == "und_encoder":
+    if understanding_encoder == "und_encoder":
         return config
     assert isinstance(config, JanusConfig), "a JanusFlow has no image tokenizer"
     side = round(config.gen_encoder.num_tokens**0.5)
     patches = replace(config.und_encoder, patch_size=config.und_encoder.image_size // side)
-    return replace(config, und_encoder=patches, understands_by=understands_by)
+    return replace(config, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
 def tokenizer_folder(workdir: Path, model: SmallModel) -> Path:
@@ -136,6 +136,6 @@ def tokenizer_folder(workdir: Path, model: SmallModel) -> Path:
     return workdir / "runs" / model.tokenizer_part / "tokenizer"
 
 
-def text_tokenizer_folder(workdir: Path, understands_by: VisualEncoder) -> Path:
+def text_tokenizer_folder(workdir: Path, understanding_encoder: VisualEncoder) -> Path:
     """Folder of the text tokenizer, which contains the number of tokens per image."""
-    return workdir / ("text" if understands_by == "und_encoder" else "text_one_encoder")
+    return workdir / ("text" if understanding_encoder == "und_encoder" else "text_one_encoder")

@@ -26,9 +26,9 @@ from examples.shapes.dataset import (
     score_answers,
     score_verdicts,
 )
-from janus_jax.evaluation.generation.generate_images import Painter, drawing
-from janus_jax.evaluation.results import digest
-from janus_jax.evaluation.runner import Model, Report, answering, collect
+from janus_jax.evaluation.generation.generate_images import ImageModel, generate_images
+from janus_jax.evaluation.results import items_digest
+from janus_jax.evaluation.runner import ChatModel, OnProgress, answer_questions, collect_answers
 
 
 @dataclass(frozen=True)
@@ -89,60 +89,73 @@ class GenerationResult:
     chance: ImageScores
 
 
-def _no_report(done: int, total: int) -> None:
+def _no_progress(done: int, total: int) -> None:
     pass
 
 
 def evaluate_understanding(
-    model: Model,
+    model: ChatModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
     *,
     fingerprint: str = "",
-    report: Report = _no_report,
+    on_progress: OnProgress = _no_progress,
 ) -> UnderstandingResult:
     """Asks a model questions.
 
     Args:
       folder: Folder of the answers. The same call continues an interrupted evaluation.
-      fingerprint: Identifies the model (`results.fingerprint`). A folder started with another model is refused.
-      report: Called with the number of answers and of questions.
+      fingerprint: Identifies the model (`results.model_fingerprint`). A folder started with another model is refused.
+      on_progress: Called with the number of answers and of questions.
 
     Raises:
-      JanusError: See `runner.collect`.
+      JanusError: See `runner.collect_answers`.
     """
     questions = sample_questions(
         protocol.split, protocol.per_topic, protocol.sample_seed, protocol.vocabulary, protocol.about
     )
     items = understanding_benchmark.benchmark_questions(questions)
-    settings = {"model": fingerprint, "questions": digest(items)}
-    found = collect(items, answering(model, protocol.batch_size), folder, settings, report=report) or {}
-    answers = [found[item.id] for item in items]
+    settings = {"model": fingerprint, "questions": items_digest(items)}
+    found = collect_answers(
+        items,
+        lambda left: answer_questions(model, left, protocol.batch_size),
+        folder,
+        settings,
+        on_progress=on_progress,
+    )
+    answers = [(found or {})[item.id] for item in items]
     return UnderstandingResult(questions, answers, score_answers(questions, answers), chance_of_answers(questions))
 
 
 def evaluate_generation(
-    model: Painter,
+    model: ImageModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
     *,
     fingerprint: str = "",
-    report: Report = _no_report,
+    on_progress: OnProgress = _no_progress,
 ) -> GenerationResult:
     """Generates images of prompts; arguments as of `evaluate_understanding`.
 
     Raises:
-      JanusError: See `runner.collect`.
+      JanusError: See `runner.collect_answers`.
     """
     prompts = sample_prompts(
         protocol.split, protocol.per_category, protocol.sample_seed, protocol.vocabulary, protocol.about
     )
     requests = generation_benchmark.image_requests(prompts)
     options = {"guidance_scale": str(protocol.guidance_scale), "temperature": str(protocol.temperature)}
-    work = drawing(model, folder, options, protocol.seed, protocol.batch_size)
-    settings = {"model": fingerprint, "questions": digest(requests), "options": options, "seed": protocol.seed}
-    found = collect(requests, work, folder, settings, report=report) or {}
-    files = {id: str(folder / file) for id, file in found.items()}
+    settings = {"model": fingerprint, "questions": items_digest(requests), "options": options, "seed": protocol.seed}
+    found = collect_answers(
+        requests,
+        lambda left: generate_images(
+            model, left, folder, options=options, seed=protocol.seed, batch_size=protocol.batch_size
+        ),
+        folder,
+        settings,
+        on_progress=on_progress,
+    )
+    files = {id: str(folder / file) for id, file in (found or {}).items()}
     verdicts = generation_benchmark.verdicts(requests, files)
     images = [np.asarray(Image.open(files[request.id])) for request in requests]
     chance = chance_of_images(prompts, protocol.vocabulary)

@@ -18,8 +18,13 @@ from examples.shapes.dataset import (
     score_verdicts,
 )
 from examples.shapes.understanding_benchmark import SEED
-from janus_jax.evaluation.benchmark import Amount, Answers, Benchmark, Options, Scores
-from janus_jax.evaluation.generation.image_requests import PREDICTIONS, Picture, drawn_files, pictures_of
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Scores
+from janus_jax.evaluation.generation.image_requests import (
+    PREDICTIONS,
+    ImageRequest,
+    generated_files,
+    requests_for_prompt,
+)
 from janus_jax.evaluation.registry import register_benchmark
 
 GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
@@ -27,7 +32,7 @@ GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesImage(Picture):
+class ShapesImage(ImageRequest):
     """An image request with the requirements on the image."""
 
     scene_prompt: Prompt = field(repr=False)
@@ -38,7 +43,7 @@ def image_requests(prompts: Sequence[Prompt]) -> list[ShapesImage]:
     return [
         ShapesImage(**vars(request), scene_prompt=prompt)
         for number, prompt in enumerate(prompts)
-        for request in pictures_of(prompt.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path(), None)
+        for request in requests_for_prompt(prompt.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path())
     ]
 
 
@@ -53,8 +58,10 @@ def verdicts(requests: Sequence[ShapesImage], answers: Answers) -> list[Verdict]
     Raises:
       JanusError: An image is missing.
     """
-    files = drawn_files(requests, answers)
-    return [check_image(one.scene_prompt, np.asarray(Image.open(file))) for one, file in zip(requests, files, strict=True)]
+    files = generated_files(requests, answers)
+    return [
+        check_image(one.scene_prompt, np.asarray(Image.open(file))) for one, file in zip(requests, files, strict=True)
+    ]
 
 
 def score(requests: Sequence[ShapesImage], answers: Answers, options: Options) -> Scores:
@@ -87,10 +94,10 @@ BENCHMARK = register_benchmark(
         score=score,
         write_predictions=write_predictions,
         options={
-            "split": ("test", "train"),
-            "per_category": Amount(50, 1, 10_000, whole=True),
-            "guidance_scale": Amount(GUIDANCE_SCALE),
-            "temperature": Amount(TEMPERATURE),
+            "split": Choice("test", "train"),
+            "per_category": Number(50, 1, 10_000, integer=True),
+            "guidance_scale": Number(GUIDANCE_SCALE),
+            "temperature": Number(TEMPERATURE),
         },
     )
 )

@@ -3,8 +3,8 @@
     --source examples.shapes.source:shapes --input train:20000 --task generation
     --input train:2000,seed=7,about=heart+pink,categories=single_object+colors
 
-The input is a split, the number of records, and settings of `ShapesDataset`. `about` also adds its shapes and colours to
-the vocabulary.
+The input is a split, the number of records, and settings of `ShapesDataset`. `about` also adds its shapes and colours
+to the vocabulary.
 """
 
 import functools

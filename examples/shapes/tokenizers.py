@@ -26,11 +26,14 @@ def train(recipe: VQRecipe | VAERecipe, workdir: Path, *, num_images: int = 4096
     size = recipe.image_size
     images = sample_images(recipe.seed, num_images, size)
     first = images[:_PCA_IMAGES]
-    is_vq = isinstance(recipe, VQRecipe)
+    if isinstance(recipe, VQRecipe):
+        initialize = initialize_vq(recipe.model, first)
+    else:
+        initialize = initialize_vae(recipe.model, first)
     extensions = Extensions(
         images=images,
         eval_images=sample_images(recipe.seed + _EVAL_SEED, recipe.intervals.eval_images, size),
-        initialize=initialize_vq(recipe.model, first) if is_vq else initialize_vae(recipe.model, first),
+        initialize=initialize,
         pixel_losses=pixel_losses,
         metrics=reconstruction_metrics,
     )

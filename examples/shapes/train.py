@@ -3,9 +3,9 @@
     python -m examples.shapes.train --budget 25min --workdir runs/shapes
     python -m examples.shapes.train --model janusflow --budget 25min --workdir runs/shapes_janusflow
 
-Trains the image tokenizer (VAE for JanusFlow), a text tokenizer and the understanding encoder, prepares the data, trains
-stages 1 to 3, exports the model, and scores it on held-out combinations. Completed parts are kept, and the same command
-continues an interrupted run. Results:
+Trains the image tokenizer (VAE for JanusFlow), a text tokenizer and the understanding encoder, prepares the data,
+trains stages 1 to 3, exports the model, and scores it on held-out combinations. Completed parts are kept, and the same
+command continues an interrupted run. Results:
 
     WORKDIR/converted       the model, for `janus_jax.load`
     WORKDIR/Janus-shapes    the same in the released layout (JanusFlow-shapes for JanusFlow)
@@ -99,10 +99,10 @@ def run(
     timed("data", _prepare_data, workdir, budget, model)
     timed("understanding encoder", _train_encoder, workdir, budget, model)
 
-    def train_stages(home: Path, understands_by: VisualEncoder, prefix: str = "") -> dict[str, float]:
+    def train_stages(home: Path, understanding_encoder: VisualEncoder, prefix: str = "") -> dict[str, float]:
         """Trains all stages of a model in its folder and returns its scores."""
         for stage in (1, 2, 3):
-            recipe = stage_recipe(workdir, budget, stage, understands_by, model)
+            recipe = stage_recipe(workdir, budget, stage, understanding_encoder, model)
             timed(f"{prefix}stage {stage}", _train_stage, recipe, home)
         timed(f"{prefix}export", _export, home)
         scores: dict[str, float] = timed(f"{prefix}evaluation", _evaluate, home, budget)
@@ -133,8 +133,8 @@ def _train_image_tokenizer(workdir: Path, budget: Budget, model: SmallModel) -> 
         tokenizers.train(with_steps(model.module.TOKENIZER, budget.tokenizer_steps), folder.parent)
 
 
-def _train_text_tokenizer(workdir: Path, model: SmallModel, understands_by: VisualEncoder) -> None:
-    config, folder = architecture(understands_by, model), text_tokenizer_folder(workdir, understands_by)
+def _train_text_tokenizer(workdir: Path, model: SmallModel, understanding_encoder: VisualEncoder) -> None:
+    config, folder = architecture(understanding_encoder, model), text_tokenizer_folder(workdir, understanding_encoder)
     if not (folder / "tokenizer.json").exists():
         make_byte_level_tokenizer(
             folder,
@@ -170,7 +170,7 @@ def _prepare_data(workdir: Path, budget: Budget, model: SmallModel) -> None:
 def _train_encoder(workdir: Path, budget: Budget, model: SmallModel) -> None:
     if (workdir / "und_encoder").exists():
         return
-    from checkpoints_convert.convert import save_converted
+    from checkpoints_convert import save_checkpoint
     from janus_jax.training.array_batches import ArrayBatches, BatchSplit
     from janus_jax.training.siglip import siglip_task
     from janus_jax.training.trainer import train
@@ -187,7 +187,7 @@ def _train_encoder(workdir: Path, budget: Budget, model: SmallModel) -> None:
     split = BatchSplit(recipe.batch_size, recipe.seed)
     task = siglip_task(recipe, lambda: ArrayBatches((images, captions), split))
     params = train(task, workdir / "runs" / "und_encoder").state.params
-    save_converted(workdir / "und_encoder", {"und_encoder": params["und_encoder"]}, recipe.encoder)
+    save_checkpoint(workdir / "und_encoder", {"und_encoder": params["und_encoder"]}, recipe.encoder)
 
 
 def _train_stage(recipe: Any, home: Path) -> None:
@@ -198,36 +198,34 @@ def _train_stage(recipe: Any, home: Path) -> None:
 
 
 def _export(home: Path) -> None:
-    from checkpoints_convert.commands import meter
     from janus_jax.training.export import export
 
     if not (home / "converted").exists():
-        export(home / "janus", 3, home / "converted", "bfloat16", meter)
+        export(home / "janus", 3, home / "converted", "bfloat16", progress=True)
 
 
 def _export_released(home: Path, model: SmallModel) -> None:
-    from checkpoints_convert import export
-    from checkpoints_convert.commands import meter
+    from checkpoints_convert import convert
 
-    export(home / "converted", home / model.released, "released", meter)
+    convert(home / "converted", home / model.released, "released", progress=True)
 
 
 def _evaluate(home: Path, budget: Budget) -> dict[str, float]:
     import janus_jax
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, score_table
-    from janus_jax.evaluation.results import fingerprint
+    from janus_jax.evaluation.results import model_fingerprint
     from janus_jax.progress import count_bar
 
     model = janus_jax.load(home / "converted", "float32")
     per_topic, per_category = budget.evaluation
     protocol = ShapesProtocol(per_topic=per_topic, per_category=per_category)
-    name, folder = fingerprint(home / "converted"), home / "evaluation"
+    name, folder = model_fingerprint(home / "converted"), home / "evaluation"
     with count_bar("answering") as report:
         answers = evaluate_understanding(
-            model, folder / "understanding", protocol, fingerprint=name, report=report
+            model, folder / "understanding", protocol, fingerprint=name, on_progress=report
         )
     with count_bar("generating", "images") as report:
-        images = evaluate_generation(model, folder / "generation", protocol, fingerprint=name, report=report)
+        images = evaluate_generation(model, folder / "generation", protocol, fingerprint=name, on_progress=report)
     return dict(score_table(answers, images))
 
 

@@ -8,9 +8,9 @@ from pathlib import Path
 from examples.shapes.dataset import Question as SceneQuestion
 from examples.shapes.dataset import Split, chance_of_answers, is_correct, render, sample_questions, score_answers
 from examples.shapes.dataset.records import encode_png
-from janus_jax.evaluation.benchmark import Amount, Answers, Benchmark, Options, Question, Scores
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Question, Scores
 from janus_jax.evaluation.registry import register_benchmark
-from janus_jax.evaluation.understanding.prompts import about
+from janus_jax.evaluation.understanding.prompts import user_message
 
 SEED = 1 << 16
 """Seed of questions and prompts, different from the seeds of the training data."""
@@ -30,7 +30,7 @@ def benchmark_questions(questions: Sequence[SceneQuestion]) -> list[ShapesQuesti
     return [
         ShapesQuestion(
             id=f"{number:05}",
-            messages=about([encode_png(render(question.scene))], question.text),
+            messages=user_message([encode_png(render(question.scene))], question.text),
             max_new_tokens=_MAX_ANSWER_TOKENS,
             scene_question=question,
         )
@@ -68,6 +68,6 @@ BENCHMARK = register_benchmark(
         read=read,
         score=score,
         write_predictions=write_predictions,
-        options={"split": ("test", "train"), "per_topic": Amount(100, 1, 10_000, whole=True)},
+        options={"split": Choice("test", "train"), "per_topic": Number(100, 1, 10_000, integer=True)},
     )
 )

@@ -1,1 +1,1 @@
-"""Programs compiled ahead of time, for machines that are not here: what they take, move and may reach."""
+"""Ahead-of-time compilation for hardware that is not attached: memory, traffic and a roofline estimate."""

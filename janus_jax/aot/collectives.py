@@ -1,24 +1,23 @@
-"""What a compiled program moves between devices, read from its text (HLO): how often, how much, over which network.
+"""Reads the collectives of a compiled program from its HLO text: kind, size, mesh axes and how often each runs.
 
-An operation in a loop counts as often as the loop turns, or once where that hangs on the data. A group of devices is
-told by the mesh axes that it goes along. Of what a device sends, by the algorithms that move least (rings):
+An operation in a loop counts once per iteration, or once in total if the trip count depends on the data. Bytes sent by
+one device follow ring algorithms, with P bytes in the whole array and g devices in a group:
 
-    all-gather, reduce-scatter   P (g - 1) / g       of P bytes whole, among g devices
+    all-gather, reduce-scatter   P (g - 1) / g
     all-reduce                   2 P (g - 1) / g
     all-to-all                   P (g - 1) / g
     collective-permute           P
 
-A group on several islands (slices, nodes) moves P among the devices of each, and between them only what all of an
-island's devices together need of the others, each its share of it. A TPU's compiler splits such an operation by itself
-and writes what goes between slices as a device's own send to the runtime (Megascale), which does the rest.
+A group over several slices (or GPU nodes) sends P as above among its devices in each slice. Between slices it sends
+only the data that one slice needs from the others, divided among the devices of the slice. The TPU compiler splits such
+a collective itself: the part between slices appears as a send to the runtime (Megascale).
 """
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator
+from dataclasses import dataclass
 
-import jax
 import numpy as np
 from jax.sharding import Mesh
 
@@ -26,7 +25,7 @@ from janus_jax.aot.topologies import Topology
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-# A kernel's attributes go over several lines, one of which begins with more braces than one.
+# Attributes of a kernel span several lines, one of which begins with more than one brace.
 _END = re.compile(r"^\}(?!\})")
 _OPERATION = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
@@ -35,238 +34,236 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
-_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
-_BOUND = re.compile(r"= s32\[\][^ ]* constant\((\d+)\)")
-_IOTA = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-# Its axes and their sizes, the order of the devices, and the axes of a group, some of them only parts of an axis.
-_ON_MESH = re.compile(
+_TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
+_LOOP_BOUND = re.compile(r"= s32\[\][^ ]* constant\((\d+)\)")
+_IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
+# Mesh axes with sizes, device order, and the axes of a group, some of them sub-axes.
+_MESH_GROUPS = re.compile(
     r"replica_groups=(?:\w+ = )?mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *\{([^}]*)\}"
 )
 _AXIS = re.compile(r"'([^']+)'(?:=(\d+)|:\((\d+)\)(\d+))?")
-# A TPU's compiler cuts a collective in pieces that run beside products; each piece shows it anew.
-_CONTINUED = re.compile(r"%async-collective-done|calls=%?async_collective_fusion")
-_LISTED = re.compile(r"replica_groups=\{\{([\d,]*)\}")
-_SENT = re.compile(r'= \((\S+), .*\) send\(.*_xla_megascale_target="?\{([^}]*)\}.*_xla_megascale_transfer_type="(\w+)"')
+_LISTED_GROUPS = re.compile(r"replica_groups=\{\{([\d,]*)\}")
 _PAIRS = re.compile(r"source_target_pairs=\{(.*?)\}\}")
+# The TPU compiler splits a collective into pieces that overlap with products, and repeats the operation in each piece.
+_REPEATED = re.compile(r"%async-collective-done|calls=%?async_collective_fusion")
+_SEND = re.compile(r'= \((\S+), .*\) send\(.*_xla_megascale_target="?\{([^}]*)\}.*_xla_megascale_transfer_type="(\w+)"')
 _BITS = {"pred": 8, "s4": 4, "u4": 4}
+
+TripCounts = tuple[int | None, ...]
 
 
 @dataclass(frozen=True)
 class Collective:
-    """One operation of a program.
+    """One collective operation of a program.
 
     Attributes:
-      kind: as HLO calls it.
-      payload: bytes of the whole array, gathered, reduced or sent.
-      dtype: of its largest array.
-      axes: of the mesh, that its groups go along.
-      group: devices of one.
-      islands: that a group lies on.
-      dimensions: of a torus that a group extends along.
-      loops: turns of the loops it is in, the outermost first; None of one that turns as often as the data says.
+      kind: Name of the HLO operation.
+      size: Bytes of the whole array that is gathered, reduced or sent.
+      dtype: dtype of the largest array.
+      axes: Mesh axes that the groups extend along.
+      group_size: Devices in one group.
+      num_slices: Slices that a group spans.
+      torus_dimensions: Dimensions of the torus that a group extends along.
+      trip_counts: Iterations of the enclosing loops, outermost first; None if the data decide.
     """
 
     kind: str
-    payload: int
+    size: int
     dtype: str
     axes: tuple[str, ...]
-    group: int
-    islands: int
-    dimensions: int
-    loops: tuple[int | None, ...] = ()
+    group_size: int
+    num_slices: int
+    torus_dimensions: int
+    trip_counts: TripCounts = ()
 
     @property
-    def times(self) -> int:
-        """How often a step runs it, at least."""
-        return math.prod(turns for turns in self.loops if turns is not None)
+    def count(self) -> int:
+        """Executions per step, at least."""
+        return math.prod(trips for trips in self.trip_counts if trips is not None)
 
     @property
-    def near(self) -> float:
-        """Bytes that a device sends within its island, each time."""
-        local = self.group // self.islands
+    def ici_bytes(self) -> float:
+        """Bytes that a device sends within its slice per execution."""
+        local = self.group_size // self.num_slices
         if self.kind == "collective-permute":
-            return self.payload if self.islands == 1 else 0.0
+            return self.size if self.num_slices == 1 else 0.0
         if "all-to-all" in self.kind:
-            return self.payload * (local - 1) / self.group
-        return self._passes * self.payload * (local - 1) / local
+            return self.size * (local - 1) / self.group_size
+        return self._passes * self.size * (local - 1) / local
 
     @property
-    def far(self) -> float:
-        """Bytes that a device sends to other islands, each time."""
-        if self.islands == 1:
+    def dcn_bytes(self) -> float:
+        """Bytes that a device sends to other slices per execution."""
+        if self.num_slices == 1:
             return 0.0
-        local = self.group // self.islands
+        local = self.group_size // self.num_slices
         if self.kind == "collective-permute":
-            return float(self.payload)
+            return float(self.size)
         if "all-to-all" in self.kind:
-            return self.payload * (self.group - local) / self.group
-        return self._passes * self.payload * (self.islands - 1) / self.islands / local
+            return self.size * (self.group_size - local) / self.group_size
+        return self._passes * self.size * (self.num_slices - 1) / self.num_slices / local
 
     @property
     def _passes(self) -> int:
         return 2 if self.kind == "all-reduce" else 1
 
 
-def read_collectives(text: str, mesh: Mesh, topology: Topology) -> list[Collective]:
-    """All of a program's that have more than one device in a group, in the order of the text."""
-    computations = _computations(text)
-    devices = list(mesh.devices.flat)
-    islands = _islands(devices, topology)
-
-    def within(name: str, loops: tuple[int | None, ...]) -> Iterator[Collective]:
-        for line in computations.get(name, ()):
-            if found := _OPERATION.search(line):
-                group = _group(line, len(devices))
-                if len(group) > 1:
-                    yield replace(_described(found, line, name, group, mesh, devices, islands), loops=loops)
-            elif sent := _SENT.search(line):
-                yield replace(_described_send(sent, mesh, islands), loops=loops)
-            elif turning := _WHILE.search(line):
-                turns = _turns(line, computations.get(turning[1], ()))
-                yield from within(turning[2], (*loops, turns))
-            elif not _CONTINUED.search(line):
-                for called in _called(line):
-                    yield from within(called, loops)
-
+def read_collectives(hlo: str, mesh: Mesh, topology: Topology) -> list[Collective]:
+    """Returns the collectives with more than one device per group, in program order."""
+    computations = _split_computations(hlo)
     entry = next(name for name, lines in computations.items() if lines and lines[0].startswith("ENTRY"))
-    return list(within(entry, ()))
+    return list(_Reader(computations, mesh, topology).collectives(entry, ()))
 
 
-def _computations(text: str) -> dict[str, list[str]]:
-    found: dict[str, list[str]] = {}
+def _split_computations(hlo: str) -> dict[str, list[str]]:
+    """Lines of each computation by name."""
+    computations: dict[str, list[str]] = {}
     lines: list[str] = []
-    for line in text.splitlines():
+    for line in hlo.splitlines():
         if header := _COMPUTATION.match(line):
-            lines = found[header[2]] = ["ENTRY"] if header[1] else []
+            lines = computations[header[2]] = ["ENTRY"] if header[1] else []
         elif _END.match(line):
             lines = []
         else:
             lines.append(line)
-    return found
+    return computations
 
 
-def _called(line: str) -> list[str]:
+class _Reader:
+    """Walks the computations of a program from its entry."""
+
+    def __init__(self, computations: dict[str, list[str]], mesh: Mesh, topology: Topology) -> None:
+        self._computations, self._mesh = computations, mesh
+        self._devices = list(mesh.devices.flat)
+        self._slices = topology.slice_indices(self._devices)
+
+    def collectives(self, name: str, trip_counts: TripCounts) -> Iterator[Collective]:
+        """Yields the collectives of a computation and of those that it calls."""
+        for line in self._computations.get(name, ()):
+            if operation := _OPERATION.search(line):
+                group = _first_group(line, len(self._devices))
+                if len(group) > 1:
+                    # The TPU compiler writes a reduce-scatter as an all-reduce of which a device keeps its part.
+                    scatters = operation[2] == "all-reduce" and name.startswith("all-reduce-scatter")
+                    yield self._collective(operation, group, trip_counts, scatters=scatters)
+            elif send := _SEND.search(line):
+                yield self._send(send, trip_counts)
+            elif loop := _WHILE.search(line):
+                yield from self.collectives(loop[2], (*trip_counts, self._trip_count(line, loop[1])))
+            elif not _REPEATED.search(line):
+                for called in _called_computations(line):
+                    yield from self.collectives(called, trip_counts)
+
+    def _trip_count(self, line: str, condition: str) -> int | None:
+        if known := _TRIP_COUNT.search(line):
+            return int(known[1])
+        # jax's loops count from 0 to a constant unless the data decide.
+        bounds = _LOOP_BOUND.findall("\n".join(self._computations.get(condition, ())))
+        return max(map(int, bounds), default=0) or None
+
+    def _collective(
+        self, operation: re.Match[str], group: list[int], trip_counts: TripCounts, *, scatters: bool
+    ) -> Collective:
+        kind, is_start = operation[2], bool(operation[3])
+        arrays = [(dtype, _array_bytes(dtype, shape)) for dtype, shape in _ARRAY.findall(operation[1])]
+        if kind == "collective-permute":
+            arrays = arrays[:1]
+        elif is_start and kind != "all-reduce":
+            # The result of a start lists inputs, then outputs.
+            arrays = arrays[len(arrays) // 2 :]
+        size = sum(array_size for _, array_size in arrays)
+        if kind == "reduce-scatter":
+            size *= len(group)
+        coordinates = np.array(np.unravel_index(group, self._mesh.devices.shape))
+        torus = [getattr(self._devices[index], "coords", None) or (0,) for index in group]
+        return Collective(
+            kind="reduce-scatter" if scatters else kind,
+            size=size,
+            dtype=max(arrays, key=lambda array: array[1], default=("", 0))[0],
+            axes=tuple(
+                axis for axis, along in zip(self._mesh.axis_names, coordinates, strict=True) if len(set(along)) > 1
+            ),
+            group_size=len(group),
+            num_slices=len({self._slices[index] for index in group}),
+            torus_dimensions=sum(len(set(along)) > 1 for along in zip(*torus, strict=True)),
+            trip_counts=trip_counts,
+        )
+
+    def _send(self, send: re.Match[str], trip_counts: TripCounts) -> Collective:
+        """A transfer through the runtime to the corresponding devices of other slices."""
+        dtype, shape = _ARRAY.findall(send[1])[0]
+        kind, num_slices = "collective-permute", 2
+        if send[3] != "ONE_TO_ONE":
+            kind = send[3].lower().replace("_", "-")
+            # As in {1,2} or {1:4}.
+            ranges = [[int(end) for end in ends.split(":")] for ends in send[2].split(",")]
+            num_slices = sum(ends[-1] - ends[0] + 1 for ends in ranges)
+        slices = np.array(self._slices).reshape(self._mesh.devices.shape)
+        return Collective(
+            kind=kind,
+            size=_array_bytes(dtype, shape) * (num_slices if kind == "all-gather" else 1),
+            dtype=dtype,
+            axes=tuple(name for axis, name in enumerate(self._mesh.axis_names) if np.diff(slices, axis=axis).any()),
+            group_size=num_slices,
+            num_slices=num_slices,
+            torus_dimensions=0,
+            trip_counts=trip_counts,
+        )
+
+
+def _called_computations(line: str) -> list[str]:
     names = _CALLED.findall(line)
     for branches in _BRANCHES.findall(line):
         names += [name.strip().lstrip("%") for name in branches.split(",")]
     return names
 
 
-def _turns(line: str, condition: Sequence[str]) -> int | None:
-    if known := _TRIPS.search(line):
-        return int(known[1])
-    # jax's loops count from 0 to a constant, but where ids are sampled, or heads read the chunks that hold a place.
-    bounds = [int(bound) for bound in _BOUND.findall("\n".join(condition))]
-    return max(bounds, default=0) or None
-
-
-def _described(
-    found: re.Match[str],
-    line: str,
-    computation: str,
-    group: list[int],
-    mesh: Mesh,
-    devices: Sequence[jax.Device],
-    islands: Sequence[int],
-) -> Collective:
-    result, kind, starts = found[1], found[2], bool(found[3])
-    arrays = [(dtype, _bytes(dtype, sides)) for dtype, sides in _ARRAY.findall(result)]
-    if kind == "collective-permute":
-        arrays = arrays[:1]
-    elif starts and kind != "all-reduce":
-        # What goes in, and then what comes out.
-        arrays = arrays[len(arrays) // 2 :]
-    payload = sum(size for _, size in arrays)
-    if kind == "reduce-scatter":
-        payload *= len(group)
-    elif kind == "all-reduce" and computation.startswith("all-reduce-scatter"):
-        # How a TPU's compiler writes it: the whole, of which a device keeps its part.
-        kind = "reduce-scatter"
-    places = np.array(np.unravel_index(group, mesh.devices.shape))
-    axes = tuple(name for name, along in zip(mesh.axis_names, places, strict=True) if len(set(along)) > 1)
-    coordinates = [getattr(devices[number], "coords", None) or (0,) for number in group]
-    return Collective(
-        kind=kind,
-        payload=payload,
-        dtype=max(arrays, key=lambda array: array[1], default=("", 0))[0],
-        axes=axes,
-        group=len(group),
-        islands=len({islands[number] for number in group}),
-        dimensions=sum(len(set(along)) > 1 for along in zip(*coordinates, strict=True)),
-    )
-
-
-def _described_send(sent: re.Match[str], mesh: Mesh, islands: Sequence[int]) -> Collective:
-    """Of what a device gives to the runtime, for the devices at its place on other slices."""
-    (dtype, sides), among = _ARRAY.findall(sent[1])[0], sent[2]
-    kind, slices = "collective-permute", 2
-    if sent[3] != "ONE_TO_ONE":
-        kind = sent[3].lower().replace("_", "-")
-        # As in {1,2} or {1:4}.
-        ranges = [[int(end) for end in ends.split(":")] for ends in among.split(",")]
-        slices = sum(ends[-1] - ends[0] + 1 for ends in ranges)
-    lie = np.array(islands).reshape(mesh.devices.shape)
-    return Collective(
-        kind=kind,
-        payload=_bytes(dtype, sides) * (slices if kind == "all-gather" else 1),
-        dtype=dtype,
-        axes=tuple(name for axis, name in enumerate(mesh.axis_names) if np.diff(lie, axis=axis).any()),
-        group=slices,
-        islands=slices,
-        dimensions=0,
-    )
-
-
-def _bytes(dtype: str, sides: str) -> int:
+def _array_bytes(dtype: str, shape: str) -> int:
     bits = _BITS.get(dtype) or int((re.search(r"\d+", dtype) or ["0"])[0])
-    return math.prod(int(side) for side in sides.split(",") if side) * bits // 8
+    return math.prod(_integers(shape)) * bits // 8
 
 
-def _group(line: str, count: int) -> list[int]:
-    """The first group of devices."""
-    if iota := _IOTA.search(line):
-        shape, sides = ([int(side) for side in text.split(",")] for text in (iota[1], iota[2]))
-        numbers = np.arange(count).reshape(sides)
+def _integers(text: str) -> list[int]:
+    return [int(number) for number in text.split(",") if number]
+
+
+def _first_group(line: str, num_devices: int) -> list[int]:
+    """Positions in the mesh of the first group's devices."""
+    if iota := _IOTA_GROUPS.search(line):
+        indices = np.arange(num_devices).reshape(_integers(iota[2]))
         if iota[3]:
-            numbers = numbers.transpose([int(axis) for axis in iota[3].split(",")])
-        return [int(number) for number in numbers.reshape(shape)[0]]
-    if on_mesh := _ON_MESH.search(line):
-        return _first_group(*on_mesh.groups())
-    if listed := _LISTED.search(line):
-        return [int(number) for number in listed[1].split(",") if number]
+            indices = indices.transpose(_integers(iota[3]))
+        return [int(index) for index in indices.reshape(_integers(iota[1]))[0]]
+    if on_mesh := _MESH_GROUPS.search(line):
+        return _first_mesh_group(*on_mesh.groups())
+    if listed := _LISTED_GROUPS.search(line):
+        return _integers(listed[1])
     if pairs := _PAIRS.search(line):
-        ends = [int(number) for number in re.findall(r"\d+", pairs[1])]
+        ends = [int(index) for index in re.findall(r"\d+", pairs[1])]
         return next(([one, other] for one, other in zip(ends[::2], ends[1::2], strict=True) if one != other), [0])
-    return list(range(count))
+    return list(range(num_devices))
 
 
-def _first_group(sizes: str, order: str | None, transposed: str | None, axes: str) -> list[int]:
-    """Of groups along axes of the program's own mesh."""
-    mesh = {name: int(size) for name, size, _, _ in _AXIS.findall(sizes)}
-    parts: list[tuple[str, int]] = []
+def _first_mesh_group(mesh_axes: str, order: str | None, permutation: str | None, group_axes: str) -> list[int]:
+    """First group along axes, or sub-axes, of a mesh that the program defines."""
+    mesh = {name: int(size) for name, size, _, _ in _AXIS.findall(mesh_axes)}
+    requested = [(name, pre, size) for name, _, pre, size in _AXIS.findall(group_axes)]
+    # The mesh's axes divided at the boundaries of the group's sub-axes; `grouped` lists the parts in the group.
+    sizes: list[int] = []
     grouped = set()
-    asked = [(name, pre, size) for name, _, pre, size in _AXIS.findall(axes)]
     for name, whole in mesh.items():
-        pieces = [(int(pre or 1), int(size or whole)) for other, pre, size in asked if other == name]
-        at = 1
-        for pre, size in sorted(pieces):
-            if pre > at:
-                parts.append((name, pre // at))
-            grouped.add(len(parts))
-            parts.append((name, size))
-            at = pre * size
-        if at < whole:
-            parts.append((name, whole // at))
-    numbers = np.arange(math.prod(mesh.values()))
+        sub_axes = [(int(pre or 1), int(size or whole)) for other, pre, size in requested if other == name]
+        covered = 1
+        for pre, size in sorted(sub_axes):
+            if pre > covered:
+                sizes.append(pre // covered)
+            grouped.add(len(sizes))
+            sizes.append(size)
+            covered = pre * size
+        if covered < whole:
+            sizes.append(whole // covered)
+    indices = np.arange(math.prod(mesh.values()))
     if order:
-        numbers = numbers.reshape([int(side) for side in order.split(",")])
-        numbers = numbers.transpose([int(axis) for axis in transposed.split(",")] if transposed else None)
-    numbers = numbers.reshape([size for _, size in parts])
-    return [int(n) for n in numbers[tuple(slice(None) if i in grouped else 0 for i in range(len(parts)))].flat]
-
-
-def _islands(devices: Sequence[jax.Device], topology: Topology) -> list[int]:
-    if topology.chip.platform == "tpu":
-        return [topology.island(0, device) for device in devices]
-    ordered = {device: number for number, device in enumerate(sorted(devices, key=lambda device: device.id))}
-    return [topology.island(ordered[device], device) for device in devices]
+        indices = indices.reshape(_integers(order)).transpose(_integers(permutation) if permutation else None)
+    first = tuple(slice(None) if part in grouped else 0 for part in range(len(sizes)))
+    return [int(index) for index in indices.reshape(sizes)[first].flat]

@@ -1,14 +1,14 @@
-"""The descriptions of GPUs that XLA compiles for without one (its `GpuTargetConfigProto`, as text).
+"""GPU descriptions for XLA, which compiles for them without a GPU: `GpuTargetConfigProto` in text format.
 
-The numbers are what CUDA says of each: compute capability 8.0 and 9.0 (CUDA C programming guide, "Technical
-specifications per compute capability") and the data sheets of A100, H100 and H200.
+Sources: compute capabilities 8.0 and 9.0 in the CUDA C programming guide ("Technical specifications per compute
+capability") and the data sheets of A100, H100 and H200.
 """
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class _Target:
+class _GpuSpec:
     kind: str
     capability: int
     cores: int
@@ -50,12 +50,13 @@ device_description_str: "{self.kind}"
 
 
 _MIB = 2**20
-TARGETS = {
-    name: target.text
-    for name, target in {
-        "a100": _Target("NVIDIA A100-SXM4-40GB", 8, 108, 64, 167936, 40 * _MIB, 1.41, 42331013120, 1555200000000),
-        "a100-80": _Target("NVIDIA A100-SXM4-80GB", 8, 108, 64, 167936, 40 * _MIB, 1.41, 84987740160, 2039000000000),
-        "h100": _Target("NVIDIA H100 80GB HBM3", 9, 132, 128, 233472, 50 * _MIB, 1.98, 84942979072, 3352320000000),
-        "h200": _Target("NVIDIA H200", 9, 132, 128, 233472, 60 * _MIB, 1.98, 150109880320, 4800000000000),
+TARGET_CONFIGS = {
+    name: spec.text
+    for name, spec in {
+        "a100": _GpuSpec("NVIDIA A100-SXM4-40GB", 8, 108, 64, 167936, 40 * _MIB, 1.41, 42331013120, 1555200000000),
+        "a100-80": _GpuSpec("NVIDIA A100-SXM4-80GB", 8, 108, 64, 167936, 40 * _MIB, 1.41, 84987740160, 2039000000000),
+        "h100": _GpuSpec("NVIDIA H100 80GB HBM3", 9, 132, 128, 233472, 50 * _MIB, 1.98, 84942979072, 3352320000000),
+        "h200": _GpuSpec("NVIDIA H200", 9, 132, 128, 233472, 60 * _MIB, 1.98, 150109880320, 4800000000000),
     }.items()
 }
+"""Text protos by the names of `accelerators.ACCELERATORS`."""

@@ -1,202 +1,184 @@
-"""How long a training step takes at best, and what share of the devices' peak it then uses.
+"""Estimates the duration of a training step and its MFU from FLOPs, traffic and memory bandwidth.
 
-Three things take time, and may go on beside each other: computing, at `REACHED` of the peak; moving data within an
-island; and moving it between islands. A step is taken to last as long as the longest of them, and the optimizer's pass
-over the state after it. If nothing overlaps, it is their sum. Both are told; the truth lies between.
+Three activities can overlap: computation, at `PRODUCT_EFFICIENCY` of the peak; traffic within a slice (ICI; NVLink
+within a node); traffic between slices or nodes (DCN). The lower bound of the step time is the longest of them plus the
+optimizer's pass over the state. The upper bound is the sum of all, without any overlap.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import Any
 
-from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
-from janus_jax.aot.chip_specs import Chip
+from janus_jax.accelerators import Accelerator, peak_flops
 from janus_jax.aot.collectives import Collective
+from janus_jax.aot.compile import Program
 from janus_jax.errors import JanusError
-from janus_jax.training.flops import Amounts, peak_flops, step_costs
+from janus_jax.training.flops import ItemCounts, flops_per_item
 from janus_jax.training.recipe import Recipe
 
-REACHED = 0.8
-"""Of the peak that products of this size are taken to reach; a figure to be replaced by measurement."""
+PRODUCT_EFFICIENCY = 0.8
+"""Assumed fraction of the peak that matrix products reach, until measurements replace it."""
 
 ASSUMPTIONS = (
-    f"products reach {REACHED:.0%} of the peak",
-    "rows are full: their images to understand and to generate, the rest text, all of equal length",
-    "the text head reads as many places as the budget has, as it does where one row of the batch is text alone",
-    "collectives run as rings, both ways around each side of a torus that they extend along",
-    "a loop turns as often as the compiled program says, and once where that hangs on the data",
-    "no host or data stalls",
+    f"products reach {PRODUCT_EFFICIENCY:.0%} of the peak",
+    "sequences are full: their input and target images, and text otherwise, in examples of equal length",
+    "the text head reads as many positions as the budget has, as it does if one sequence of the batch is text only",
+    "collectives run as rings, in both directions around each side of a torus that they extend along",
+    "loops run as often as the compiled program says, and once if that depends on the data",
+    "neither the host nor the data pipeline stalls",
 )
 
 
 @dataclass(frozen=True)
+class Bounds:
+    """A value if all traffic overlaps with computation, and if none does."""
+
+    overlapped: float
+    serial: float
+
+
+@dataclass(frozen=True)
 class Roofline:
-    """Of one step.
+    """Estimate for one training step.
 
     Attributes:
-      useful: floating-point operations that the samples need, on all devices (`train.flops`).
-      done: those that are done, with what remat computes again and what attention's kernel does beyond its samples.
-      computing, near, far, updating: seconds.
-      peak: FLOP/s of one device.
-      devices: how many.
+      model_flops: FLOPs that the examples need, on all devices (`training.flops`).
+      hardware_flops: FLOPs that are executed, with recomputation and with attention across examples.
+      compute_seconds: Duration of the computation.
+      ici_seconds: Duration of the traffic within a slice.
+      dcn_seconds: Duration of the traffic between slices.
+      optimizer_seconds: Duration of the optimizer's pass over the state.
+      step_seconds: Duration of the step.
+      mfu: Model FLOPs per second as a fraction of the peak.
+      bound: Longest of the activities that can overlap: `compute`, `ICI` or `DCN`.
+      peak_flops: FLOP/s of one device.
+      assumptions: Assumptions of the estimate.
     """
 
-    useful: float
-    done: float
-    computing: float
-    near: float
-    far: float
-    updating: float
-    peak: float
-    devices: int
-
-    @property
-    def at_best(self) -> float:
-        """Seconds, if all overlaps that can."""
-        return max(self.computing, self.near, self.far) + self.updating
-
-    @property
-    def at_worst(self) -> float:
-        """Seconds, if nothing does."""
-        return self.computing + self.near + self.far + self.updating
-
-    def mfu(self, seconds: float) -> float:
-        """The share of the peak that a step of so many seconds uses."""
-        return self.useful / (seconds * self.peak * self.devices)
-
-    @property
-    def bound(self) -> str:
-        """What takes longest."""
-        times = {"computing": self.computing, "near traffic": self.near, "far traffic": self.far}
-        return max(times, key=lambda name: times[name])
-
-    def to_json(self) -> dict[str, Any]:
-        """All of it, fit for json."""
-        return {
-            "flops": {"useful": self.useful, "done": self.done},
-            "seconds": {
-                "computing": self.computing,
-                "near": self.near,
-                "far": self.far,
-                "updating": self.updating,
-                "at best": self.at_best,
-                "at worst": self.at_worst,
-            },
-            "bound": self.bound,
-            "mfu": {"at best": self.mfu(self.at_best), "at worst": self.mfu(self.at_worst)},
-            "peak": self.peak,
-            "assumptions": list(ASSUMPTIONS),
-        }
+    model_flops: float
+    hardware_flops: float
+    compute_seconds: float
+    ici_seconds: float
+    dcn_seconds: float
+    optimizer_seconds: float
+    step_seconds: Bounds
+    mfu: Bounds
+    bound: str
+    peak_flops: float
+    assumptions: tuple[str, ...] = ASSUMPTIONS
 
 
-def peak_of(recipe: Recipe, chip: Chip) -> float:
-    """FLOP/s that one device could do of the recipe's step.
+def device_peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
+    """Returns the peak FLOP/s of one device in the recipe's compute dtype.
 
     Raises:
-      JanusError: nobody says.
+      JanusError: The peak is neither known nor configured.
     """
     dtype = recipe.current.precision.compute
-    peak = recipe.resources.peak_flops or peak_flops(chip.kind, dtype)
+    peak = recipe.resources.peak_flops or peak_flops(accelerator.kind, dtype)
     if peak is None:
         raise JanusError(
-            f"What a {chip.kind} computes in {dtype} is not known; give config.resources.peak_flops, of one device."
+            f"The peak FLOP/s of {accelerator.kind} in {dtype} is not known; set config.resources.peak_flops to that "
+            f"of one device."
         )
     return peak
 
 
-def roofline(
+def estimate_step(
     recipe: Recipe,
-    peak: float,
-    params: Any,
-    inputs: Mapping[str, int],
-    collectives: Sequence[Collective],
+    accelerator: Accelerator,
     mesh: Mesh,
-    chip: Chip,
+    *,
+    program: Program,
+    collectives: Sequence[Collective],
+    trained: Collection[str],
+    peak: float,
 ) -> Roofline:
-    """Of the recipe's training step.
+    """Estimates the duration of the recipe's training step.
 
     Args:
+      program: The compiled step.
+      collectives: Collectives of the program.
+      trained: Paths of the trained parameters.
       peak: FLOP/s of one device.
-      params: of what trains; only its names are read.
-      inputs: see `programs.Compiled`.
     """
-    useful, done = operations(recipe, flatten_dict(params, sep="/"))
-    near, far = traffic_seconds(collectives, chip)
-    state = sum(inputs.get(name, 0) for name in ("weights that train", "optimizer", "average"))
+    model_flops, hardware_flops = step_flops(recipe, trained)
+    ici, dcn = traffic_seconds(collectives, accelerator)
+    parameters = program.inputs.get("trained parameters", 0)
+    state = parameters + sum(program.inputs.get(name, 0) for name in ("optimizer state", "parameter average"))
+    compute = hardware_flops / (PRODUCT_EFFICIENCY * peak * mesh.size)
+    # Reads and writes the state, and reads the gradients.
+    optimizer = (2 * state + parameters) / accelerator.memory_bandwidth
+    durations = {"compute": compute, "ICI": ici, "DCN": dcn}
+    overlapped, serial = max(durations.values()) + optimizer, sum(durations.values()) + optimizer
     return Roofline(
-        useful=useful,
-        done=done,
-        computing=done / (REACHED * peak * mesh.size),
-        near=near,
-        far=far,
-        # All of it is read and written, and the gradients read.
-        updating=(2 * state + inputs.get("weights that train", 0)) / chip.reading,
-        peak=peak,
-        devices=mesh.size,
+        model_flops=model_flops,
+        hardware_flops=hardware_flops,
+        compute_seconds=compute,
+        ici_seconds=ici,
+        dcn_seconds=dcn,
+        optimizer_seconds=optimizer,
+        step_seconds=Bounds(overlapped, serial),
+        mfu=Bounds(*(model_flops / (seconds * peak * mesh.size) for seconds in (overlapped, serial))),
+        bound=max(durations, key=lambda name: durations[name]),
+        peak_flops=peak,
     )
 
 
-def operations(recipe: Recipe, trained: Mapping[str, Any]) -> tuple[float, float]:
-    """Floating-point operations of a step: those that full rows need, and those that are done."""
+def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
+    """Returns the model FLOPs and the hardware FLOPs of a step on full sequences."""
     config, stage = recipe.model_config, recipe.current
-    rows, budget = stage.batch_size, stage.budget
-    samples = budget.und_images + budget.gen_images + 1
-    length = budget.tokens / samples
-    filled = Amounts(
-        places=rows * budget.tokens,
-        pairs=rows * budget.tokens * (length + 1) / 2,
-        und_images=rows * budget.und_images,
-        gen_images=rows * budget.gen_images,
-        tokenized_images=0 if recipe.precomputed_image_tokens else rows * budget.gen_images,
-        # What is no image's place, as far as there is room for it.
-        text_targets=rows
-        * min(
-            budget.text_targets,
-            max(
-                0,
-                budget.tokens
-                - budget.und_images * config.und_encoder.num_patches
-                - budget.gen_images * config.gen_tokens,
-            ),
-        ),
+    sequences, budget = stage.batch_size, stage.budget
+    examples = budget.und_images + budget.gen_images + 1
+    example_length = budget.tokens / examples
+    image_tokens = budget.und_images * config.und_encoder.num_patches + budget.gen_images * config.num_gen_tokens
+    text_targets = min(budget.text_targets, max(0, budget.tokens - image_tokens))
+    needed = ItemCounts(
+        tokens=sequences * budget.tokens,
+        pairs=sequences * budget.tokens * (example_length + 1) / 2,
+        und_images=sequences * budget.und_images,
+        gen_images=sequences * budget.gen_images,
+        encoded_images=0 if recipe.precomputed_image_tokens else sequences * budget.gen_images,
+        text_targets=sequences * text_targets,
     )
-    costs = step_costs(config, trained)
-    # The kernels skip what comes later, by halves or in four blocks, but not what lies in other samples.
-    share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[recipe.resources.attention]
-    attended = filled._replace(pairs=rows * budget.tokens**2 * share, text_targets=float(rows * budget.text_targets))
-    return filled.at(costs), attended.at(costs) + _again(recipe, attended, trained)
+    per_item = flops_per_item(config, trained)
+    # Kernels skip later positions, exactly or in four blocks, but not those of other examples.
+    causal_share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[recipe.resources.attention]
+    executed = needed._replace(
+        pairs=sequences * budget.tokens**2 * causal_share, text_targets=float(sequences * budget.text_targets)
+    )
+    return needed.flops(per_item), executed.flops(per_item) + _recomputed_flops(recipe, executed, trained)
 
 
-def _again(recipe: Recipe, attended: Amounts, trained: Mapping[str, Any]) -> float:
-    """Floating-point operations that the backward pass computes a second time.
+def _recomputed_flops(recipe: Recipe, executed: ItemCounts, trained: Collection[str]) -> float:
+    """FLOPs that the backward pass computes a second time.
 
-    Policy "dots" keeps the products that have a weight, so attention's own are computed again. "full" keeps the input
-    of each block and computes again all of it but the last product, of which the backward pass wants what goes in and
-    not what comes out. Heads are in neither: no logits are computed twice (train.cross_entropy).
+    Policy "dots" keeps the products that have a weight, so attention's products are recomputed. Policy "full" keeps the
+    input of each block and recomputes its products except the last, whose output the backward pass does not need.
+    Neither applies to the heads, whose logits are computed once (`training/losses/cross_entropy.py`).
     """
     if recipe.resources.remat == "none":
         return 0.0
     llm, und = recipe.model_config.llm, recipe.model_config.und_encoder
-    forward = step_costs(recipe.model_config, ())
-    patch = 4.0 * und.num_patches * und.width
-    place = 0.0
+    forward = flops_per_item(recipe.model_config, ())
+    per_patch = 4.0 * und.num_patches * und.width
+    per_token = 0.0
     if recipe.resources.remat == "full":
-        patch += 2 * und.width * (4 * und.width + und.mlp_dim)
-        place = forward.places - 2 * llm.depth * llm.mlp_dim * llm.width
-    again = attended.places * place + attended.pairs * forward.pairs
+        per_patch += 2 * und.width * (4 * und.width + und.mlp_dim)
+        per_token = forward.tokens - 2 * llm.depth * llm.mlp_dim * llm.width
+    flops = executed.tokens * per_token + executed.pairs * forward.pairs
     if any(name.startswith("und_encoder/") for name in trained):
-        again += attended.und_images * und.num_patches * und.depth * patch
-    return again
+        flops += executed.und_images * und.num_patches * und.depth * per_patch
+    return flops
 
 
-def traffic_seconds(collectives: Sequence[Collective], chip: Chip) -> tuple[float, float]:
-    """Seconds that a step's collectives take within an island, and between islands."""
-    near = far = 0.0
-    for one in collectives:
-        per_dimension = 2 if chip.links > 1 else 1
-        links = min(chip.links, per_dimension * max(one.dimensions, 1))
-        near += one.times * one.near / (chip.link * links)
-        far += one.times * one.far / chip.far
-    return near, far
+def traffic_seconds(collectives: Sequence[Collective], accelerator: Accelerator) -> tuple[float, float]:
+    """Returns the seconds that a step's collectives take within a slice, and between slices."""
+    ici = dcn = 0.0
+    links_per_dimension = 2 if accelerator.num_links > 1 else 1
+    for collective in collectives:
+        links = min(accelerator.num_links, links_per_dimension * max(collective.torus_dimensions, 1))
+        ici += collective.count * collective.ici_bytes / (accelerator.link_bandwidth * links)
+        dcn += collective.count * collective.dcn_bytes / accelerator.dcn_bandwidth
+    return ici, dcn

@@ -1,7 +1,7 @@
-"""Machines that are not here, by name: `v5p:8x8x8`, `2xv5e:16x16`, `h100:4x8`.
+"""Topologies by name: `v5p:8x8x8`, `2xv5e:16x16`, `h100:4x8`.
 
-A TPU slice is named by the sides of its torus, several by their number before an x; GPUs by nodes and GPUs a node.
-`cpu` (`cpu:2x4`, nodes and devices) takes the devices of this machine, for tests.
+A TPU slice is named by the sides of its torus, with the number of slices and an x in front if there are several. A GPU
+cluster is named by nodes x GPUs per node. `cpu:2x4` (nodes x devices) uses this machine's devices, for tests.
 """
 
 import importlib.util
@@ -14,16 +14,16 @@ from dataclasses import dataclass
 import jax
 from jax.experimental import topologies
 
-from janus_jax.aot.chip_specs import CHIPS, Chip
-from janus_jax.aot.gpu_specs import TARGETS
+from janus_jax.accelerators import ACCELERATORS, Accelerator
+from janus_jax.aot.gpu_specs import TARGET_CONFIGS
 from janus_jax.errors import JanusError
 
 _EXAMPLES = "v5p:8x8x8, 2xv5e:16x16, v6e:16x16, h100:4x8 (nodes x GPUs)"
-# Of a platform: the modules of which one holds its compiler, and the extra of setup.py that brings it.
+# Platform -> modules (one suffices) that hold its compiler, and the extra that installs it.
 _COMPILERS = {"tpu": (("libtpu",), "tpu"), "gpu": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "cuda")}
 
-# libtpu is not to ask Google's metadata, nor to look for chips, nor to complain that it finds none.
-_ALONE = {
+# Keeps libtpu from querying the cloud's metadata server and from looking for local chips.
+_DETACHED_TPU = {
     "TPU_SKIP_MDS_QUERY": "1",
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "TPU_ACCELERATOR_TYPE": "v5litepod-4",
@@ -33,86 +33,86 @@ _ALONE = {
 
 @dataclass(frozen=True)
 class Topology:
-    """Devices that are not here.
+    """Devices and their interconnect.
 
     Attributes:
-      name: as it was asked for.
-      chip: what each is.
-      sides: of the torus of a slice; of GPUs, the number in a node.
-      islands: slices or nodes: within one, devices are near each other.
+      name: Name as given by the user.
+      accelerator: Kind of every device.
+      shape: Sides of a slice's torus, or the number of GPUs in a node.
+      num_slices: Number of TPU slices or GPU nodes. Devices in a slice share the fast network (ICI, NVLink).
     """
 
     name: str
-    chip: Chip
-    sides: tuple[int, ...]
-    islands: int
+    accelerator: Accelerator
+    shape: tuple[int, ...]
+    num_slices: int
 
     def devices(self) -> Sequence[jax.Device]:
-        """What a mesh is made of.
+        """Returns devices that a mesh can be made of and programs can be compiled for.
 
         Raises:
-          JanusError: the compiler of that platform is not installed, or knows no such topology.
+          JanusError: The platform's compiler is not installed or does not know the topology.
         """
-        if self.chip.platform == "cpu":
-            return jax.devices("cpu")[: self.islands * math.prod(self.sides)]
-        modules, extra = _COMPILERS[self.chip.platform]
+        platform = self.accelerator.platform
+        if platform == "cpu":
+            return jax.devices("cpu")[: self.num_slices * math.prod(self.shape)]
+        modules, extra = _COMPILERS[platform]
         if not any(importlib.util.find_spec(module) for module in modules):
             raise JanusError(f"--topology {self.name} needs the compiler of that platform: pip install '.[{extra}]'.")
-        os.environ.update({name: value for name, value in _ALONE.items() if name not in os.environ})
-        sides = "x".join(map(str, self.sides))
+        os.environ.update({name: value for name, value in _DETACHED_TPU.items() if name not in os.environ})
+        shape = "x".join(map(str, self.shape))
         try:
-            if self.chip.platform == "tpu":
-                # libtpu cuts every slice into hosts of four chips, unless it is told.
-                alone = {"chips_per_host_bounds": (*self.sides, 1)} if self.sides in self.chip.hosts else {}
-                description = topologies.get_topology_desc(
+            if platform == "tpu":
+                # libtpu divides every slice into hosts of four chips by default.
+                single_host = self.shape in self.accelerator.single_host_slices
+                bounds = {"chips_per_host_bounds": (*self.shape, 1)} if single_host else {}
+                return topologies.get_topology_desc(
                     platform="tpu",
-                    topology_name=f"{self.chip.name}:{sides}",
-                    num_slices=self.islands,
-                    chip_config_name=self.chip.cores,
-                    **alone,
-                )
-            else:
-                description = topologies.get_topology_desc(
-                    platform="cuda", topology=f"1x{self.islands}x{sides}", target_config=TARGETS[self.chip.name]
-                )
-        # Of many kinds: a library of another version, no such torus.
+                    topology_name=f"{self.accelerator.name}:{shape}",
+                    num_slices=self.num_slices,
+                    chip_config_name=self.accelerator.chip_config,
+                    **bounds,
+                ).devices
+            return topologies.get_topology_desc(
+                platform="cuda",
+                topology=f"1x{self.num_slices}x{shape}",
+                target_config=TARGET_CONFIGS[self.accelerator.name],
+            ).devices
+        # Several types of exception: another version of the library, an impossible torus.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise JanusError(
-                f"--topology {self.name} cannot be compiled for ({reason:.300}); others are {_EXAMPLES}."
+                f"--topology {self.name} cannot be compiled for ({reason:.300}); other topologies are {_EXAMPLES}."
             ) from error
-        return description.devices
 
-    def island(self, number: int, device: jax.Device) -> int:
-        """On which slice or node a device lies.
-
-        Args:
-          number: of the device among all.
-        """
-        if self.chip.platform == "tpu":
-            return getattr(device, "slice_index", None) or 0
-        return number // math.prod(self.sides)
+    def slice_indices(self, devices: Sequence[jax.Device]) -> list[int]:
+        """Returns the slice or node of each device. `devices` holds all devices of the topology in any order."""
+        if self.accelerator.platform == "tpu":
+            return [getattr(device, "slice_index", None) or 0 for device in devices]
+        ranks = {device: rank for rank, device in enumerate(sorted(devices, key=lambda device: device.id))}
+        return [ranks[device] // math.prod(self.shape) for device in devices]
 
 
 def find_topology(name: str, slices: int = 1) -> Topology:
-    """The topology of that name.
+    """Parses the name of a topology.
 
     Args:
-      slices: of TPUs, where the name says no number.
+      slices: Number of TPU slices if the name does not contain one.
 
     Raises:
-      JanusError: there is none; the sentence shows some.
+      JanusError: The name is not a topology.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)", name)
-    if match is None or match[2] not in CHIPS:
+    if match is None or match[2] not in ACCELERATORS:
         raise JanusError(
-            f"--topology {name} is none: it is one of {', '.join(CHIPS)}, a colon and its sides, as in {_EXAMPLES}."
+            f"--topology {name} is not a topology. Give one of {', '.join(ACCELERATORS)}, a colon and the sides, as in "
+            f"{_EXAMPLES}."
         )
-    chip, sides = CHIPS[match[2]], tuple(map(int, match[3].split("x")))
-    if 0 in sides or match[1] == "0":
-        raise JanusError(f"--topology {name} has a side of 0; it must have devices.")
-    if chip.platform == "tpu":
-        return Topology(name, chip, sides, int(match[1] or slices))
-    if len(sides) != 2 or match[1] or slices != 1:
-        raise JanusError(f"--topology {name} must be nodes x devices, as in {chip.name}:4x8, without slices.")
-    return Topology(name, chip, sides[1:], sides[0])
+    accelerator, shape = ACCELERATORS[match[2]], tuple(map(int, match[3].split("x")))
+    if 0 in shape or match[1] == "0":
+        raise JanusError(f"--topology {name} has a side of 0; every side must be at least 1.")
+    if accelerator.platform == "tpu":
+        return Topology(name, accelerator, shape, int(match[1] or slices))
+    if len(shape) != 2 or match[1] or slices != 1:
+        raise JanusError(f"--topology {name} must be nodes x devices, as in {accelerator.name}:4x8, without slices.")
+    return Topology(name, accelerator, shape[1:], shape[0])

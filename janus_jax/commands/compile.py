@@ -1,12 +1,12 @@
-"""Compiles a recipe for a machine that is not here, and says whether it fits and how fast it may be.
+"""Compiles a recipe for hardware that is not attached, and reports memory, traffic and step time.
 
     janus-compile --config janus_pro_7b --config.stage=2 --topology v5p:8x8x8 \\
         --config.resources.attention=splash
 
-A topology is a TPU slice by the sides of its torus (v4, v5e, v5p, v6e, tpu7x), several as 2xv5e:16x16 or with --slices;
-or nodes x GPUs, as in h100:4x8, a100:16x8 (40 GB; a100-80 has 80). TPUs need jax[tpu] ('.[tpu]'), GPUs jax[cuda13]
-('.[cuda]'), and neither needs the device. docs/scaling.md tells more. Ends with 0 also where it does not fit: the last
-line says so.
+A topology is a TPU slice with the sides of its torus (v4, v5e, v5p, v6e, tpu7x), or nodes x GPUs (h100:4x8; a100:16x8
+has 40 GB, a100-80 has 80). Several TPU slices are written 2xv5e:16x16 or given by --slices. TPUs need jax[tpu]
+('.[tpu]') and GPUs jax[cuda13] ('.[cuda]'); neither needs a device. The last line of the output says whether the recipe
+fits; the exit code is 0 in both cases. docs/scaling.md has more.
 """
 
 import json
@@ -21,35 +21,38 @@ from janus_jax.commands.recipe_flag import define_recipe_flag
 from janus_jax.training.config_dicts import from_config
 
 if TYPE_CHECKING:
-    from janus_jax.aot.report import Job
+    from janus_jax.aot.report import Workload
 
 _CONFIG = define_recipe_flag()
-_TOPOLOGY = flags.DEFINE_string("topology", None, "of what machine, such as v5p:8x8x8 or h100:4x8", required=True)
-_SLICES = flags.DEFINE_integer("slices", 1, "how many TPU slices", lower_bound=1)
-_JOB = flags.DEFINE_enum("job", "train", ["train", "generate", "chat", "evaluate"], "what is compiled")
-_JSON = flags.DEFINE_string("json", None, "file to write all of it to; - prints it in place of the text")
+_TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "hardware to compile for, such as v5p:8x8x8 or h100:4x8", required=True
+)
+_SLICES = flags.DEFINE_integer("slices", 1, "number of TPU slices", lower_bound=1)
+_WORKLOAD = flags.DEFINE_enum("workload", "train", ["train", "generate", "chat", "evaluate"], "program to compile")
+_JSON = flags.DEFINE_string("json", None, "file for the report as json; - prints it instead of the text")
 
 
 def main(_: Sequence[str]) -> None:
-    """Compiles, and tells."""
+    """Compiles and prints the report."""
     values = _CONFIG.value
 
     import jax
 
-    from janus_jax.aot.report import report
+    from janus_jax.aot.report import compile_report
     from janus_jax.aot.topologies import find_topology
     from janus_jax.training.recipe import Recipe
 
-    # What is compiled for is not here, and what is here is not to be asked for.
+    # Local accelerators are not used, and initializing them could fail or take long.
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(_TOPOLOGY.value, _SLICES.value)
-    told = report(from_config(Recipe, values), topology, cast("Job", _JOB.value))
+    report = compile_report(from_config(Recipe, values), topology, cast("Workload", _WORKLOAD.value))
+    as_json = json.dumps(report.to_json(), indent=2)
     if _JSON.value == "-":
-        print(json.dumps(told.to_json(), indent=2))
+        print(as_json)
         return
     if _JSON.value:
-        Path(_JSON.value).write_text(json.dumps(told.to_json(), indent=2) + "\n", encoding="utf-8")
-    print(told.to_text())
+        Path(_JSON.value).write_text(as_json + "\n", encoding="utf-8")
+    print(report.to_text())
 
 
 def run() -> None:

@@ -1,11 +1,11 @@
-"""Gives a model the papers' benchmarks, and prints what it scores beside what the papers say.
+"""Runs benchmarks on a model and prints its scores next to the papers' scores.
 
     janus-evaluate --model DIR --benchmark pope --data DIR --out DIR
 
---list shows the benchmarks, where their data comes from and how it lies in its folder. Every answer is kept in OUT as
-soon as it is there: a run that was killed goes on where it stopped when it is called again. OUT/results.json has the
-figures, OUT/predictions/ the answers as the official scorers read them. Of several benchmarks, NAME has its data in
-DATA/NAME and its results in OUT/NAME. Without --mesh, all devices have rows of their own.
+--list shows the benchmarks, their options, where to download their data and how to arrange it. With several benchmarks,
+benchmark NAME reads DATA/NAME and writes OUT/NAME. Answers are saved as they arrive; to continue an interrupted run,
+repeat its command. OUT/results.json contains the scores, OUT/predictions/ the answers in the format of the official
+scorer. Without --mesh, the questions of a batch are distributed over all devices.
 """
 
 import dataclasses
@@ -21,13 +21,19 @@ from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import OWN, Amount, Benchmark, Options, Question, default_of, limited
-from janus_jax.evaluation.generation.generate_images import drawing
-from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
-from janus_jax.evaluation.journal import claim
+from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question, limit_items
+from janus_jax.evaluation.generation.generate_images import generate_images
+from janus_jax.evaluation.generation.image_requests import PREDICTIONS, SAMPLING_OPTIONS, ImageRequest
+from janus_jax.evaluation.journal import claim_folder
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
-from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table, versions
-from janus_jax.evaluation.runner import answering, collect
+from janus_jax.evaluation.results import (
+    check_images,
+    format_table,
+    items_digest,
+    model_fingerprint,
+    package_versions,
+)
+from janus_jax.evaluation.runner import answer_questions, collect_answers
 from janus_jax.processing import Processor
 from janus_jax.progress import count_bar
 from janus_jax.storage import output_folder, write_json
@@ -35,57 +41,60 @@ from janus_jax.storage import output_folder, write_json
 if TYPE_CHECKING:
     from janus_jax import Pretrained
 
-_BENCHMARK = flags.DEFINE_list("benchmark", None, "name, or MODULE:NAME; separate several with commas", required=True)
-_DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files; those of the embedded world have none")
-_OUT = flags.DEFINE_string("out", None, "folder of answers and results; all processes see the same", required=True)
-flags.DEFINE_bool("list", False, "show the benchmarks, with their data's layout and source, and end")
-_OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; may be given several times")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions at a time; scores do not depend on it", lower_bound=1)
-_LIMIT = flags.DEFINE_integer("limit", None, "ask only about so many questions, drawn by --seed", lower_bound=1)
-_DISTRIBUTED = flags.DEFINE_bool(
-    "distributed", False, "be one of the processes of a cluster, which share the questions"
-)
+_BENCHMARK = flags.DEFINE_list("benchmark", None, "names, or MODULE:NAME, separated by commas", required=True)
+_DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files")
+_OUT = flags.DEFINE_string("out", None, "folder of answers and results, shared by all processes", required=True)
+flags.DEFINE_bool("list", False, "show all benchmarks and exit")
+_OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; can be repeated")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit", None, "run only about this many random questions, see --seed", lower_bound=1)
+_DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """One benchmark to be run: its options settled, its questions read."""
+class BenchmarkRun:
+    """One benchmark with its options, items and output folder."""
 
     benchmark: Benchmark[Any]
     options: Options
-    questions: Sequence[Question] | Sequence[Picture]
+    items: Sequence[Question] | Sequence[ImageRequest]
     out: Path
 
-    def began(self, common: Mapping[str, Any]) -> dict[str, Any]:
-        """What its answers depend on."""
-        options = {name: v for name, v in self.options.items() if name not in self.benchmark.scoring_options}
-        own = {"benchmark": self.benchmark.name, "options": options}
-        return own | dict(common) | {"questions": digest(self.questions)}
+    @property
+    def generates_images(self) -> bool:
+        return isinstance(self.items[0], ImageRequest)
+
+    def settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
+        """Returns everything that the answers depend on."""
+        scoring = self.benchmark.scoring_options
+        options = {name: value for name, value in self.options.items() if name not in scoring}
+        digest = items_digest(self.items)
+        return {"benchmark": self.benchmark.name, "options": options} | dict(common) | {"questions": digest}
 
 
 def main(_: Sequence[str]) -> None:
-    """Runs the benchmarks, one after the other."""
+    """Runs the benchmarks one after the other."""
     with output_folder(Path(_OUT.value)) as out:
-        jobs = read_jobs(Path(_DATA.value), out)
+        runs = read_benchmarks(Path(_DATA.value), out)
         config = models.model_config()
         Processor.from_directory(models.MODEL.value, config)
-        _check_drawing(jobs, config)
+        _check_sampling_options(runs, config)
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
-        # Neither the mesh nor the size of batches: a run may go on with others.
+        # The mesh and the batch size are not included, so a run may continue with others.
         common = {
-            "model": fingerprint(Path(models.MODEL.value)),
+            "model": model_fingerprint(Path(models.MODEL.value)),
             "dtype": models.resolve_dtype(models.DTYPE.value),
             "conversation": config.conversation,
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
         }
-        # `collect` does it again, but would have the model loaded first.
-        cluster.run_on_all(lambda: _claim(jobs, common) if cluster.is_first else None)
-        _fill_devices()
+        # `collect_answers` claims the folder too, but only after the model is loaded.
+        cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_first else None)
+        _use_all_devices()
         load = functools.cache(models.load_model)
-        for job in jobs:
-            _run(job, load, config, job.began(common), cluster)
+        for run in runs:
+            _run(run, load, config, run.settings(common), cluster)
 
 
 def list_benchmarks() -> None:
@@ -93,62 +102,61 @@ def list_benchmarks() -> None:
     print("\n\n".join(map(describe, BENCHMARKS.values())))
 
 
-def read_jobs(data: Path, out: Path) -> list[Job]:
-    """What the flags ask for, with the questions of all: a mistake in the last is told before the first begins.
+def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
+    """Reads the items of all benchmarks before the first one starts.
 
     Raises:
-      JanusError: there is no such benchmark or option, or something is wrong with the data.
+      JanusError: A benchmark or option does not exist, or the data is missing or malformed.
     """
-    chosen = [find_benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
-    if not chosen:
+    benchmarks = [find_benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
+    if not benchmarks:
         raise JanusError(f"--benchmark is empty; there are {', '.join(BENCHMARKS)}.")
-    given = _options(_OPTION.value, chosen)
-    jobs = []
-    for one in chosen:
-        options = one.settled({name: value for name, value in given.items() if name in one.options})
-        if one.layout and not _DATA.value:
-            raise JanusError(f"--data is required for {one.name}; --list shows what is to lie there.")
-        several = len(chosen) > 1
-        questions = one.read(data / one.name if several else data, options)
-        questions = limited(questions, _LIMIT.value, models.SEED.value)
-        check_pictures(question for question in questions if isinstance(question, Question))
-        jobs.append(Job(one, options, questions, out / one.name if several else out))
-    return jobs
+    given = _parse_options(_OPTION.value, benchmarks)
+    runs = []
+    for benchmark in benchmarks:
+        options = benchmark.resolve_options({name: given[name] for name in given if name in benchmark.options})
+        if benchmark.layout and not _DATA.value:
+            raise JanusError(f"--data is required for {benchmark.name}; --list shows the expected files.")
+        subfolder = benchmark.name if len(benchmarks) > 1 else ""
+        items = limit_items(benchmark.read(data / subfolder, options), _LIMIT.value, models.SEED.value)
+        check_images(item for item in items if isinstance(item, Question))
+        runs.append(BenchmarkRun(benchmark, options, items, out / subfolder))
+    return runs
 
 
-def _options(given: Sequence[str], chosen: Sequence[Benchmark[Any]]) -> dict[str, str]:
+def _parse_options(given: Sequence[str], benchmarks: Sequence[Benchmark[Any]]) -> dict[str, str]:
+    known = sorted({option for benchmark in benchmarks for option in benchmark.options})
     options = {}
     for text in given:
         name, equals, value = text.partition("=")
         if not equals:
-            raise JanusError(f"--option {text} has no value; it is given as NAME=VALUE.")
-        if not any(name in one.options for one in chosen):
-            there = sorted({option for one in chosen for option in one.options})
+            raise JanusError(f"--option {text} has no value; give NAME=VALUE.")
+        if name not in known:
+            names = ", ".join(benchmark.name for benchmark in benchmarks)
             raise JanusError(
-                f"--option {text} is of none of {', '.join(one.name for one in chosen)}; "
-                f"their options: {', '.join(there) or 'none'}."
+                f"--option {text} is not an option of {names}; the options are {', '.join(known) or '(none)'}."
             )
         options[name] = value
     return options
 
 
-def _check_drawing(jobs: Sequence[Job], config: ModelConfig) -> None:
-    """Refuses what was asked of drawing and the model cannot do; defaults of benchmarks are for all models."""
-    if not any(isinstance(job.questions[0], Picture) for job in jobs):
+def _check_sampling_options(runs: Sequence[BenchmarkRun], config: ModelConfig) -> None:
+    """Rejects options from the command line that the model does not have. Defaults of benchmarks are not checked."""
+    if not any(run.generates_images for run in runs):
         return
-    from janus_jax.generation.registry import make_image_sampler
+    from janus_jax.generation.image_sampler import make_image_sampler
 
-    given = _options(_OPTION.value, [job.benchmark for job in jobs])
-    make_image_sampler(config, **{name: float(given[name]) for name in DRAWING if given.get(name, OWN) != OWN})
-
-
-def _claim(jobs: Sequence[Job], common: Mapping[str, Any]) -> None:
-    for job in jobs:
-        claim(job.out, job.began(common))
+    given = _parse_options(_OPTION.value, [run.benchmark for run in runs])
+    names = [name for name in SAMPLING_OPTIONS if given.get(name, MODEL_DEFAULT) != MODEL_DEFAULT]
+    make_image_sampler(config, **{name: float(given[name]) for name in names})
 
 
-def _fill_devices() -> None:
-    """Where no mesh is asked for, takes one of all devices, each with its own rows."""
+def _claim_folders(runs: Sequence[BenchmarkRun], common: Mapping[str, Any]) -> None:
+    for run in runs:
+        claim_folder(run.out, run.settings(common))
+
+
+def _use_all_devices() -> None:
     import jax
 
     if models.MESH.value is None and jax.local_device_count() > 1:
@@ -156,54 +164,60 @@ def _fill_devices() -> None:
 
 
 def _run(
-    job: Job, load: Callable[[], "Pretrained"], config: ModelConfig, began: Mapping[str, Any], cluster: Cluster
+    run: BenchmarkRun,
+    load: Callable[[], "Pretrained"],
+    config: ModelConfig,
+    settings: Mapping[str, Any],
+    cluster: Cluster,
 ) -> None:
-    def work(items: Sequence[Any]) -> Iterator[Mapping[str, str]]:
-        # A run that is done is scored anew without the model.
-        if items and isinstance(items[0], Picture):
-            yield from drawing(load(), job.out, job.options, models.SEED.value, _BATCH_SIZE.value)(items)
-        elif items:
-            yield from answering(load(), _BATCH_SIZE.value)(items)
+    def answer_items(items: Sequence[Any]) -> Iterator[Mapping[str, str]]:
+        if not items:
+            return  # A finished run is scored again without loading the model.
+        seed, batch_size = models.SEED.value, _BATCH_SIZE.value
+        if run.generates_images:
+            yield from generate_images(load(), items, run.out, options=run.options, seed=seed, batch_size=batch_size)
+        else:
+            yield from answer_questions(load(), items, batch_size)
 
-    with count_bar(job.benchmark.name, disable=not cluster.is_first) as report:
-        answers = collect(job.questions, work, job.out, began, cluster, report)
+    benchmark = run.benchmark
+    with count_bar(benchmark.name, disable=not cluster.is_first) as on_progress:
+        answers = collect_answers(run.items, answer_items, run.out, settings, cluster=cluster, on_progress=on_progress)
     if answers is None:
         return
-    if isinstance(job.questions[0], Picture):
-        answers = {id: str(job.out / file) for id, file in answers.items()}
-    predictions = job.out / "predictions"
+    if run.generates_images:
+        answers = {id: str(run.out / file) for id, file in answers.items()}
+    predictions = run.out / PREDICTIONS
     predictions.mkdir(exist_ok=True)
-    job.benchmark.write_predictions(job.questions, answers, predictions)
-    scores = job.benchmark.score(job.questions, answers, job.options)
+    benchmark.write_predictions(run.items, answers, predictions)
+    scores = benchmark.score(run.items, answers, run.options)
     results = {
         "scores": dict(scores),
-        "published": dict(job.benchmark.published.get(config.name, {})),
-        "number of questions": len(job.questions),
-        "run": dict(began),
-        "options": dict(job.options),
+        "published": dict(benchmark.published.get(config.name, {})),
+        "number of questions": len(run.items),
+        "run": dict(settings),
+        "options": dict(run.options),
         "folder": str(Path(models.MODEL.value).resolve()),
-        "devices": _devices(cluster),
+        "devices": _describe_devices(cluster),
         "batch_size": _BATCH_SIZE.value,
-        "versions": versions(),
-        "config": config.to_dict(),
+        "versions": package_versions(),
+        "config": dataclasses.asdict(config),
     }
-    write_json(job.out / "results.json", results)
-    print(table(job.benchmark, scores, config.name, paper=_LIMIT.value is None) + "\n")
+    write_json(run.out / "results.json", results)
+    print(format_table(benchmark, scores, config.name, compare=_LIMIT.value is None) + "\n")
 
 
-def _devices(cluster: Cluster) -> dict[str, Any]:
+def _describe_devices(cluster: Cluster) -> dict[str, Any]:
     import jax
 
     return {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": cluster.count}
 
 
-def describe(one: Benchmark[Any]) -> str:
-    """A benchmark as --list shows it."""
-    lines = [f"{one.name:10} {one.title}", f"  data from {one.source}"]
-    lines += [f"    {line}" for line in one.layout.splitlines()]
-    for name, values in one.options.items():
-        allowed = values if isinstance(values, Amount) else "|".join(values)
-        lines.append(f"  --option {name}={allowed} (default: {default_of(values)})")
+def describe(benchmark: Benchmark[Any]) -> str:
+    """Returns the description of a benchmark that --list prints."""
+    lines = [f"{benchmark.name:10} {benchmark.title}", f"  data from {benchmark.source}"]
+    lines += [f"    {line}" for line in benchmark.layout.splitlines()]
+    for name, option in benchmark.options.items():
+        lines.append(f"  --option {name}={option} (default: {option.default})")
     return "\n".join(lines)
 
 

@@ -2,7 +2,7 @@
 
     janus-export --workdir runs/janus_pro_1b --out mine
 
-For PyTorch, `python -m checkpoints_convert.to_pytorch mine mine_released --layout released`.
+For PyTorch, `janus-convert mine mine_released --layout released`.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,6 @@ from typing import cast, get_args
 
 from absl import flags
 
-from checkpoints_convert.commands import meter
 from janus_jax.commands import cli
 from janus_jax.config import Dtype
 
@@ -27,7 +26,7 @@ def main(_: Sequence[str]) -> None:
 
     workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
     stage = _STAGE.value or last_stage(workdir)
-    step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), meter)
+    step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), progress=True)
     print(f"{out}: stage {stage} at step {step}")
 
 

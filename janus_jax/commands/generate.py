@@ -55,7 +55,7 @@ def main(_: Sequence[str]) -> None:
         _SAMPLER,
     )
     given = {holder.name: holder.value for holder in holders if holder.present}
-    from janus_jax.generation.registry import make_image_sampler
+    from janus_jax.generation.image_sampler import make_image_sampler
 
     with output_folder(Path(_OUT.value)) as out:
         # Before the model is loaded: a setting that it does not have, or a VAE that is missing.

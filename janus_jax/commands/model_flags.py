@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, cast, get_args
 from absl import flags
 
 import janus_jax
-from checkpoints_convert import read_config
+from checkpoints_convert import open_checkpoint
 from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig
 from janus_jax.errors import JanusError
@@ -60,9 +60,10 @@ def model_config() -> ModelConfig:
     """The config of the model that the flags name.
 
     Raises:
-      JanusError: see `checkpoints_convert.read_config`.
+      JanusError: see `checkpoints_convert.open_checkpoint`.
     """
-    return read_config(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
+    conversation = cast(ConversationStyle | None, CONVERSATION.value)
+    return open_checkpoint(MODEL.value, conversation, VAE.value).model_config
 
 
 def load_model() -> "Pretrained":

@@ -40,7 +40,8 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
     from janus_jax.training.image_tokenizer.task import train_tokenizer
 
-    train_tokenizer(from_config(VQRecipe if "codebook" in values else VAERecipe, values), _WORKDIR.value)
+    recipe = from_config(VQRecipe, values) if "codebook" in values else from_config(VAERecipe, values)
+    train_tokenizer(recipe, _WORKDIR.value)
 
 
 def run() -> None:

@@ -1,8 +1,8 @@
-"""Every architecture number of the Janus family, the released presets, and what a model costs.
+"""Architecture configs of the Janus family, and the released presets.
 
-The dataclasses are frozen and hold plain numbers, so that a config can be hashed as a static argument of
-`jax.jit`, compared, and written to json. How a model is *run* (dtypes, attention kernel, remat, scan) is no
-property of its weights and stands apart, in `Execution`.
+Configs are frozen dataclasses of plain values: hashable, so that they can be static arguments of `jax.jit`, comparable,
+and written to json with `dataclasses.asdict`. `Execution` holds the settings that do not depend on the weights, such as
+dtypes, attention kernel and remat.
 
 Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXiv 2411.07975), SigLIP (arXiv
 2303.15343), LlamaGen's image tokenizer (arXiv 2406.06525), SDXL's VAE (arXiv 2307.01952).
@@ -10,6 +10,7 @@ Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXi
 
 from janus_jax.config.autoencoders import AutoencoderConfig, VAEConfig, VQConfig
 from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, RematPolicy
+from janus_jax.config.fields import config_from_dict
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.models import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, VisualEncoder
 from janus_jax.config.presets import PRESETS, flow_preset, janus_preset, preset
@@ -35,6 +36,7 @@ __all__ = [
     "VAEConfig",
     "VQConfig",
     "VisualEncoder",
+    "config_from_dict",
     "flow_preset",
     "janus_preset",
     "preset",

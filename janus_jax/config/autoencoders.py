@@ -1,4 +1,4 @@
-"""Numbers of the convolutional nets between pixels and a grid: the image tokenizer and the VAE."""
+"""Configs of the convolutional autoencoders: the image tokenizer and the VAE."""
 
 from dataclasses import dataclass
 from typing import ClassVar
@@ -8,13 +8,14 @@ from janus_jax.errors import JanusError
 
 
 class AutoencoderConfig:
-    """What the two have in common: VQGAN's encoder and decoder (arXiv 2012.09841).
+    """Fields that the image tokenizer and the VAE share: VQGAN's encoder and decoder (arXiv 2012.09841).
 
     Attributes:
-      base_channels: after the first convolution.
-      channel_multipliers: of `base_channels`, by resolution, finest first.
-      num_res_blocks: of one encoder level; a decoder level has one more.
-      attends_at_lowest: whether attention follows every residual block of the lowest resolution.
+      base_channels: Channels after the first convolution.
+      channel_multipliers: Channels of each resolution as multiples of `base_channels`, finest resolution first.
+      num_res_blocks: Residual blocks per resolution of the encoder; the decoder has one more.
+      norm_groups: Groups of the group norms.
+      lowest_level_attention: Whether attention follows every residual block of the lowest resolution.
     """
 
     base_channels: int
@@ -22,19 +23,19 @@ class AutoencoderConfig:
     num_res_blocks: int
     norm_groups: int
     norm_eps: float
-    attends_at_lowest: ClassVar[bool]
+    lowest_level_attention: ClassVar[bool]
 
     def _check_groups(self) -> None:
         for channels in self.level_channels:
             if channels % self.norm_groups:
                 raise JanusError(
                     f"{type(self).__name__}.norm_groups {self.norm_groups} does not divide {channels}, the channels "
-                    f"of one level."
+                    f"of one resolution."
                 )
 
     @property
     def downsampling(self) -> int:
-        """Pixels along one side of the square that one place of the grid stands for."""
+        """Image height divided by grid height."""
         return 2 ** (len(self.channel_multipliers) - 1)
 
     @property
@@ -42,48 +43,10 @@ class AutoencoderConfig:
         """Channels of each resolution, finest first."""
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
-    def _encoder_cost(self, side: int, outputs: int) -> "_ConvCost":
-        """Of pixels, `side` of them a side, to a grid of `outputs` numbers a place."""
-        cost, channels = _ConvCost(), self.base_channels
-        cost.conv(3, 3, channels, side)
-        for level, width in enumerate(self.level_channels):
-            lowest = level == len(self.level_channels) - 1
-            for _ in range(self.num_res_blocks):
-                cost.res_block(channels, width, side)
-                channels = width
-                if lowest and self.attends_at_lowest:
-                    cost.attention(width, side)
-            if not lowest:
-                side //= 2
-                cost.conv(3, width, width, side)
-        cost.middle(channels, side)
-        cost.norm(channels)
-        cost.conv(3, channels, outputs, side)
-        return cost
-
-    def _decoder_cost(self, side: int, inputs: int) -> "_ConvCost":
-        """Of a grid of `inputs` numbers a place to pixels, `side` of them a side."""
-        cost, channels = _ConvCost(), self.level_channels[-1]
-        side //= self.downsampling
-        cost.conv(3, inputs, channels, side)
-        cost.middle(channels, side)
-        for level, width in enumerate(reversed(self.level_channels)):
-            for _ in range(self.num_res_blocks + 1):
-                cost.res_block(channels, width, side)
-                channels = width
-                if level == 0 and self.attends_at_lowest:
-                    cost.attention(width, side)
-            if level < len(self.level_channels) - 1:
-                side *= 2
-                cost.conv(3, width, width, side)
-        cost.norm(channels)
-        cost.conv(3, channels, 3, side)
-        return cost
-
 
 @dataclass(frozen=True)
 class VQConfig(AutoencoderConfig):
-    """The image tokenizer: a convolutional VQGAN with a normalised low-dimensional codebook (LlamaGen, §2.1)."""
+    """Image tokenizer: a convolutional VQGAN with a normalized low-dimensional codebook (LlamaGen, §2.1)."""
 
     image_size: int = 384
     codebook_size: int = 16384
@@ -95,7 +58,7 @@ class VQConfig(AutoencoderConfig):
     norm_groups: int = 32
     norm_eps: float = 1e-6
 
-    attends_at_lowest = True
+    lowest_level_attention = True
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -108,47 +71,22 @@ class VQConfig(AutoencoderConfig):
 
     @property
     def grid_size(self) -> int:
+        """Height and width of the token grid of one image."""
         return self.image_size // self.downsampling
 
     @property
     def num_tokens(self) -> int:
-        """Ids of one image."""
+        """Tokens of one image."""
         return self.grid_size**2
-
-    @property
-    def num_params(self) -> int:
-        return self._encoding.params + self._decoding.params + self.codebook_size * self.code_dim
-
-    @property
-    def encode_flops_per_image(self) -> int:
-        """Floating-point operations of pixels -> ids for one image, products only."""
-        return self._encoding.flops + 2 * self.num_tokens * self.codebook_size * self.code_dim
-
-    @property
-    def decode_flops_per_image(self) -> int:
-        """Floating-point operations of ids -> pixels for one image, products only."""
-        return self._decoding.flops
-
-    @property
-    def _encoding(self) -> "_ConvCost":
-        cost = self._encoder_cost(self.image_size, self.z_channels)
-        cost.conv(1, self.z_channels, self.code_dim, self.grid_size)
-        return cost
-
-    @property
-    def _decoding(self) -> "_ConvCost":
-        cost = self._decoder_cost(self.image_size, self.z_channels)
-        cost.conv(1, self.code_dim, self.z_channels, self.grid_size)
-        return cost
 
 
 @dataclass(frozen=True)
 class VAEConfig(AutoencoderConfig):
-    """The autoencoder whose latents a flow moves in: SDXL's (arXiv 2307.01952, §2.4), diffusers' AutoencoderKL.
+    """Autoencoder of JanusFlow's latents: SDXL's VAE (arXiv 2307.01952, §2.4), diffusers' AutoencoderKL.
 
     Attributes:
-      latent_channels: numbers at each place of the latent grid.
-      scaling_factor: what latents are multiplied by, so that they have about variance 1.
+      latent_channels: Channels of the latents.
+      scaling_factor: Factor that scales latents to a variance of about 1.
     """
 
     latent_channels: int = 4
@@ -159,65 +97,8 @@ class VAEConfig(AutoencoderConfig):
     norm_eps: float = 1e-6
     scaling_factor: float = 0.13025
 
-    attends_at_lowest = False
+    lowest_level_attention = False
 
     def __post_init__(self) -> None:
         check_fields(self)
         self._check_groups()
-
-    @property
-    def num_params(self) -> int:
-        return self._encoding(self.downsampling).params + self._decoding(self.downsampling).params
-
-    def encode_flops(self, image_size: int) -> int:
-        """Floating-point operations of pixels -> latents for one image of that side, products only."""
-        return self._encoding(image_size).flops
-
-    def decode_flops(self, image_size: int) -> int:
-        """Floating-point operations of latents -> pixels for one image of that side, products only."""
-        return self._decoding(image_size).flops
-
-    def _encoding(self, side: int) -> "_ConvCost":
-        moments = 2 * self.latent_channels
-        cost = self._encoder_cost(side, moments)
-        cost.conv(1, moments, moments, side // self.downsampling)
-        return cost
-
-    def _decoding(self, side: int) -> "_ConvCost":
-        cost = self._decoder_cost(side, self.latent_channels)
-        cost.conv(1, self.latent_channels, self.latent_channels, side // self.downsampling)
-        return cost
-
-
-@dataclass
-class _ConvCost:
-    """Parameters and floating-point operations, added up layer by layer along a convolutional net."""
-
-    params: int = 0
-    flops: int = 0
-
-    def conv(self, kernel: int, inputs: int, outputs: int, side: int) -> None:
-        self.params += kernel**2 * inputs * outputs + outputs
-        self.flops += 2 * side**2 * kernel**2 * inputs * outputs
-
-    def norm(self, channels: int) -> None:
-        self.params += 2 * channels
-
-    def res_block(self, inputs: int, outputs: int, side: int) -> None:
-        self.norm(inputs)
-        self.conv(3, inputs, outputs, side)
-        self.norm(outputs)
-        self.conv(3, outputs, outputs, side)
-        if inputs != outputs:
-            self.conv(1, inputs, outputs, side)
-
-    def attention(self, channels: int, side: int) -> None:
-        self.norm(channels)
-        for _ in range(4):
-            self.conv(1, channels, channels, side)
-        self.flops += 4 * side**4 * channels
-
-    def middle(self, channels: int, side: int) -> None:
-        self.res_block(channels, channels, side)
-        self.attention(channels, side)
-        self.res_block(channels, channels, side)

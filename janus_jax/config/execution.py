@@ -1,4 +1,4 @@
-"""How a model is run, which is no property of its weights."""
+"""Settings of a model's execution that do not depend on its weights."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -13,20 +13,20 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is run; the same weights serve every choice.
+    """How a model is computed. All settings work with the same weights.
 
     Attributes:
-      dtype: of activations and matrix products. Softmax, norms and logits are float32 whatever it is.
-      param_dtype: of freshly made parameters.
-      attention: the attention kernel: "xla" anywhere, "cudnn" on NVIDIA GPUs, "splash" on TPUs.
-      remat: what the backward pass computes again rather than keeps: "none", "dots" (keeps matrix products that
-        have no batch axis), "full" (keeps each block's input alone).
+      dtype: Dtype of activations and matrix products. Softmax, norms and logits are always float32.
+      param_dtype: Dtype of newly initialized parameters.
+      attention: Attention kernel: "xla" for all devices, "cudnn" for NVIDIA GPUs, "splash" for TPUs.
+      remat: Activations that the backward pass recomputes: "none", "dots" (all but matrix products that have
+        no batch axis), "full" (all but the input of each block).
       layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with
-        depth; "unrolled" is the form for sampling: one tree a block, so that a decoding step reads each matrix where
-        it lies (a scan would copy it out of the stack first), and matrices that read the same input fused into one.
-        `models.backbone.unroll_params` and `scan_params` change one into the other.
-      scan_unroll: blocks that one turn of the loop over "scanned" layers computes. All of them in one turn is a tenth
-        faster for small models on a CPU, and takes longer to compile.
+        depth. "unrolled" is for sampling: each block has its own tree, so that a decode step reads the matrices without
+        copying them out of the stack, and matrices with the same input are fused.
+        `models.backbone.unroll_params` and `scan_params` convert one form into the other.
+      scan_unroll: Blocks per iteration of the loop over "scanned" layers. Computing all blocks in one iteration is a
+        tenth faster for small models on a CPU, but takes longer to compile.
     """
 
     dtype: Dtype = "float32"

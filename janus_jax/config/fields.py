@@ -1,4 +1,4 @@
-"""What all configs share: fields held against their declared kinds, and the way from json."""
+"""Checks and parses the fields of configs."""
 
 import dataclasses
 import math
@@ -7,8 +7,8 @@ from typing import Any, Literal, get_args, get_origin
 
 from janus_jax.errors import JanusError
 
-# Far above any model, and far below what makes a loop over layers or an array of pixels exhaust the machine.
-_MOST = {
+# Far above any real model, and small enough that building the layers and tracing the images cannot exhaust memory.
+_LIMITS = {
     "depth": 1000,
     "encoder_depth": 1000,
     "decoder_depth": 1000,
@@ -17,43 +17,45 @@ _MOST = {
     "latent_size": 1 << 14,
     "kernel_size": 1 << 10,
 }
-_MOST_OF_ALL = (1 << 31) - 1
+_DEFAULT_LIMIT = (1 << 31) - 1
 
 
 def check_fields(config: Any) -> None:
-    """Holds each field against its declared kind: sizes are whole and positive, other numbers finite and positive.
+    """Checks fields against their types: sizes are positive integers, other numbers are finite and positive.
 
     Raises:
-      JanusError: a field is none of what it may be; the message names it.
+      JanusError: A field has an invalid value. The message names the field.
     """
     for f in dataclasses.fields(config):
         value, where = getattr(config, f.name), f"{type(config).__name__}.{f.name}"
-        most = _MOST.get(f.name, _MOST_OF_ALL)
-        if f.type is int and not (_is_whole(value) and 0 < value <= most):
-            raise JanusError(f"{where} is {value!r:.80}; it must be a whole number from 1 to {most}.")
+        limit = _LIMITS.get(f.name, _DEFAULT_LIMIT)
+        if f.type is int and not (_is_int(value) and 0 < value <= limit):
+            raise JanusError(f"{where} is {value!r:.80}; it must be a whole number from 1 to {limit}.")
         if f.type is float and not (isinstance(value, int | float) and 0 < value < math.inf):
             raise JanusError(f"{where} is {value!r:.80}; it must be a positive number.")
         if get_origin(f.type) is Literal and value not in get_args(f.type):
             raise JanusError(f"{where} is {value!r:.80}; it must be one of {', '.join(get_args(f.type))}.")
         if get_origin(f.type) is tuple and not (
-            isinstance(value, tuple) and value and all(_is_whole(item) and 0 < item <= 1024 for item in value)
+            isinstance(value, tuple) and value and all(_is_int(item) and 0 < item <= 1024 for item in value)
         ):
             raise JanusError(f"{where} is {value!r:.80}; it must be a list of whole numbers from 1 to 1024.")
 
 
-def _is_whole(value: Any) -> bool:
+def _is_int(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def from_dict(cls: Any, values: Any, where: str) -> Any:
-    """The config of that class from plain values, as `dataclasses.asdict` and json make them.
+def config_from_dict(cls: Any, values: Any, where: str = "") -> Any:
+    """Returns the config that `dataclasses.asdict` converted to plain values, also after a round trip through json.
 
     Args:
-      where: the way to the values, for messages.
+      cls: Class of the config.
+      where: Path to the values, for messages; default: the name of the class.
 
     Raises:
-      JanusError: a field is missing, unknown or of the wrong kind; the message names it.
+      JanusError: A field is missing, unknown or has an invalid value. The message names the field.
     """
+    where = where or cls.__name__
     if not isinstance(values, Mapping):
         raise JanusError(f"{where} is {values!r:.80}; it must be an object with the fields of {cls.__name__}.")
     fields = {f.name: f for f in dataclasses.fields(cls)}
@@ -64,8 +66,8 @@ def from_dict(cls: Any, values: Any, where: str) -> Any:
     arguments = {}
     for name, f in fields.items():
         value = values[name]
-        if nested := _nested(f.type, value):
-            value = from_dict(nested, value, f"{where}.{name}")
+        if nested := _nested_class(f.type, value):
+            value = config_from_dict(nested, value, f"{where}.{name}")
         elif get_origin(f.type) is tuple and isinstance(value, list):
             value = tuple(value)
         elif f.type is str and not isinstance(value, str):
@@ -74,8 +76,8 @@ def from_dict(cls: Any, values: Any, where: str) -> Any:
     return cls(**arguments)
 
 
-def _nested(kind: Any, value: Any) -> Any:
-    """The config class of a field; None for a plain field, and for one that may be None and is."""
-    kinds = [one for one in get_args(kind) or (kind,) if dataclasses.is_dataclass(one)]
-    may_be_none = type(None) in get_args(kind)
-    return kinds[0] if kinds and not (may_be_none and value is None) else None
+def _nested_class(kind: Any, value: Any) -> Any:
+    """Returns the config class of a field; None if the field is plain or its value is None."""
+    classes = [one for one in get_args(kind) or (kind,) if dataclasses.is_dataclass(one)]
+    is_optional = type(None) in get_args(kind)
+    return classes[0] if classes and not (is_optional and value is None) else None

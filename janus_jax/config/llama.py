@@ -1,4 +1,4 @@
-"""The language model's numbers."""
+"""Config of the language model."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from janus_jax.errors import JanusError
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """The language model: a LLaMA decoder, untied, without biases (DeepSeek-LLM, arXiv 2401.02954)."""
+    """Language model: a LLaMA decoder with untied embeddings and no biases (DeepSeek-LLM, arXiv 2401.02954)."""
 
     vocab_size: int = 102400
     width: int = 2048
@@ -29,24 +29,3 @@ class LlamaConfig:
             )
         if self.head_dim % 2:
             raise JanusError(f"LlamaConfig.head_dim is {self.head_dim}; rotary positions need an even number.")
-
-    @property
-    def num_layer_params(self) -> int:
-        heads = 2 * self.num_heads + 2 * self.num_kv_heads
-        return heads * self.head_dim * self.width + 3 * self.width * self.mlp_dim + 2 * self.width
-
-    @property
-    def num_params(self) -> int:
-        return 2 * self.vocab_size * self.width + self.depth * self.num_layer_params + self.width
-
-    def flops_per_token(self, context: int, *, text_logits: bool = True) -> int:
-        """Floating-point operations of one token's forward pass, matrix products only.
-
-        Args:
-          context: number of places the token attends to, itself included. For a whole causal sequence of L
-            places, the mean is (L + 1) / 2.
-          text_logits: whether the token's text logits are computed; places of a generated image need none.
-        """
-        matrices = self.depth * (self.num_layer_params - 2 * self.width)
-        attention = 2 * self.depth * self.num_heads * self.head_dim * context
-        return 2 * (matrices + attention) + text_logits * 2 * self.vocab_size * self.width

@@ -1,4 +1,4 @@
-"""The released models, and a tiny one of each kind, by name."""
+"""Configs of the released models, and of a tiny one of each kind, by name."""
 
 from typing import TypeVar
 
@@ -43,6 +43,8 @@ def _tiny_flow() -> JanusFlowConfig:
     )
 
 
+Kind = TypeVar("Kind", JanusConfig, JanusFlowConfig)
+
 PRESETS: dict[str, ModelConfig] = {
     "janus_1.3b": JanusConfig(name="janus_1.3b", conversation="janus"),
     "janus_pro_1b": JanusConfig(name="janus_pro_1b"),
@@ -52,47 +54,44 @@ PRESETS: dict[str, ModelConfig] = {
         gen_head_width=4096,
     ),
     "janusflow_1.3b": JanusFlowConfig(),
-    # For tests and first steps: every part present, seconds to compile.
+    # For tests and first steps: all parts, seconds to compile.
     "tiny": _tiny(),
     "tiny_flow": _tiny_flow(),
 }
 
 
 def preset(name: str) -> ModelConfig:
-    """The released model (or `tiny`, `tiny_flow`) of that name.
+    """Returns the config of that name.
 
     Raises:
-      JanusError: there is no preset of that name.
+      JanusError: The name is unknown.
     """
     if name not in PRESETS:
-        raise JanusError(f"There is no model {name!r}; the presets are {', '.join(PRESETS)}.")
+        raise JanusError(f"The model {name!r} is unknown; the presets are {', '.join(PRESETS)}.")
     return PRESETS[name]
 
 
 def janus_preset(name: str) -> JanusConfig:
-    """`preset`, where only a Janus or Janus-Pro will do.
+    """Returns the config of a Janus or Janus-Pro.
 
     Raises:
-      JanusError: there is none of that name, or it is a JanusFlow.
+      JanusError: The name is unknown, or the model is a JanusFlow.
     """
-    return _of_kind(name, JanusConfig)
+    return _preset_of(name, JanusConfig)
 
 
 def flow_preset(name: str) -> JanusFlowConfig:
-    """`preset`, where only a JanusFlow will do.
+    """Returns the config of a JanusFlow.
 
     Raises:
-      JanusError: there is none of that name, or it is a Janus.
+      JanusError: The name is unknown, or the model is a Janus.
     """
-    return _of_kind(name, JanusFlowConfig)
+    return _preset_of(name, JanusFlowConfig)
 
 
-Kind = TypeVar("Kind", JanusConfig, JanusFlowConfig)
-
-
-def _of_kind(name: str, kind: type[Kind]) -> Kind:
+def _preset_of(name: str, kind: type[Kind]) -> Kind:
     config = preset(name)
     if not isinstance(config, kind):
-        alike = [name for name, known in PRESETS.items() if isinstance(known, kind)]
-        raise JanusError(f"The model {name!r} is of another kind than this takes; take one of {', '.join(alike)}.")
+        allowed = [name for name, known in PRESETS.items() if isinstance(known, kind)]
+        raise JanusError(f"{name!r} is a {type(config).__name__}; give one of {', '.join(allowed)}.")
     return config

@@ -1,4 +1,4 @@
-"""The understanding encoder's numbers."""
+"""Config of the understanding encoder."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -11,7 +11,11 @@ Gelu = Literal["exact", "tanh"]
 
 @dataclass(frozen=True)
 class SiglipConfig:
-    """The understanding encoder: a pre-LN ViT without class token (SigLIP, arXiv 2303.15343)."""
+    """Understanding encoder: a pre-LN ViT without class token (SigLIP, arXiv 2303.15343).
+
+    Attributes:
+      gelu: "exact" is what Janus was trained with (timm's encoder), "tanh" what SigLIP was trained with (transformers).
+    """
 
     image_size: int = 384
     patch_size: int = 16
@@ -20,8 +24,6 @@ class SiglipConfig:
     num_heads: int = 16
     mlp_dim: int = 4096
     layer_norm_eps: float = 1e-6
-    # timm's tower, which Janus was trained with, uses the exact GELU; SigLIP as transformers releases it, the
-    # tanh approximation.
     gelu: Gelu = "exact"
 
     def __post_init__(self) -> None:
@@ -39,27 +41,5 @@ class SiglipConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches, and so embeddings, of one image."""
+        """Patches of one image, and so its token positions."""
         return (self.image_size // self.patch_size) ** 2
-
-    @property
-    def num_params(self) -> int:
-        patch_embed = 3 * self.patch_size**2 * self.width + self.width
-        attention = 4 * (self.width**2 + self.width)
-        mlp = 2 * self.width * self.mlp_dim + self.mlp_dim + self.width
-        block = attention + mlp + 4 * self.width
-        return patch_embed + self.num_patches * self.width + self.depth * block + 2 * self.width
-
-    @property
-    def num_attention_pool_params(self) -> int:
-        """Numbers of the attention-pool head that released files carry and no Janus model uses."""
-        attention = 4 * (self.width**2 + self.width)
-        mlp = 2 * self.width * self.mlp_dim + self.mlp_dim + self.width
-        return self.width + attention + 2 * self.width + mlp
-
-    @property
-    def flops_per_image(self) -> int:
-        """Floating-point operations of one forward pass over one image, matrix products only."""
-        n, w = self.num_patches, self.width
-        block = n * (8 * w * w + 4 * w * self.mlp_dim) + 4 * n * n * w
-        return 2 * n * 3 * self.patch_size**2 * w + self.depth * block

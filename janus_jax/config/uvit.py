@@ -1,4 +1,4 @@
-"""Numbers of JanusFlow's generation encoder and decoder."""
+"""Config of JanusFlow's generation encoder and decoder."""
 
 from dataclasses import dataclass
 
@@ -8,16 +8,18 @@ from janus_jax.errors import JanusError
 
 @dataclass(frozen=True)
 class UViTConfig:
-    """A shallow U-ViT: ConvNeXt blocks before and after the transformer, with a skip (JanusFlow, §3.1, appendix A).
+    """Shallow U-ViT: ConvNeXt blocks before and after the transformer, with a skip (JanusFlow, §3.1, appendix A).
 
     Attributes:
-      latent_size: places along a side of the grid that the flow moves in.
-      latent_channels: numbers at each of them.
-      patch_size: of them along a side of the square that one place of the transformer stands for.
-      width: channels of the encoder's blocks; the decoder's have twice as many, the skip beside what comes back.
-      encoder_depth, decoder_depth: blocks of each.
-      kernel_size: of the blocks' depthwise convolution.
-      mlp_ratio: how much wider a block's hidden layer is.
+      latent_size: Height and width of the latents.
+      latent_channels: Channels of the latents.
+      patch_size: Height and width of the patch of latents at one token position.
+      width: Channels of the encoder's blocks. The decoder's blocks have twice as many: the transformer's output and
+        the skip are concatenated.
+      encoder_depth: Blocks of the encoder.
+      decoder_depth: Blocks of the decoder.
+      kernel_size: Height and width of the depthwise convolutions.
+      mlp_ratio: Width of a block's hidden layer as a multiple of its channels.
     """
 
     latent_size: int = 48
@@ -37,41 +39,26 @@ class UViTConfig:
                 f"UViTConfig.latent_size {self.latent_size} is not a multiple of patch_size {self.patch_size}."
             )
         if self.width % 2:
-            raise JanusError(f"UViTConfig.width is {self.width}; the sinusoids of a time need an even number.")
+            raise JanusError(f"UViTConfig.width is {self.width}; the sinusoidal time embedding needs an even number.")
         if self.kernel_size % 2 == 0:
-            raise JanusError(f"UViTConfig.kernel_size is {self.kernel_size}; a window has a middle if it is odd.")
+            raise JanusError(f"UViTConfig.kernel_size is {self.kernel_size}; a centered window needs an odd number.")
 
     @property
     def latent_shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of what the flow moves in."""
+        """Height, width and channels of the latents."""
         return self.latent_size, self.latent_size, self.latent_channels
 
     @property
     def grid_size(self) -> int:
-        """Places of the transformer along a side of the image."""
+        """Height and width of the grid of patches."""
         return self.latent_size // self.patch_size
 
     @property
     def num_tokens(self) -> int:
-        """Places of the transformer that one image takes, without that of its time."""
+        """Token positions of one image, without the position of its time embedding."""
         return self.grid_size**2
 
     @property
-    def patch_numbers(self) -> int:
-        """Numbers of one patch of latents."""
+    def patch_dim(self) -> int:
+        """Values in one patch of latents."""
         return self.patch_size**2 * self.latent_channels
-
-    def num_params(self, llm_width: int) -> int:
-        """Numbers of encoder and decoder with their norms and linear maps, around a transformer of that width."""
-        w, d = self.width, llm_width
-        time_embed = w * d + d + d * d + d
-        encoder = self.patch_numbers * w + w + time_embed + self.encoder_depth * self._block_params(w, d)
-        adaptors = w * d + d + d + d * w + w
-        head = 2 * w + 2 * w * self.patch_numbers + self.patch_numbers
-        return encoder + adaptors + w + self.decoder_depth * self._block_params(2 * w, d) + head
-
-    def _block_params(self, width: int, time_width: int) -> int:
-        hidden = self.mlp_ratio * width
-        depthwise = self.kernel_size**2 * width + width
-        mlp = width * hidden + hidden + hidden * width + width
-        return depthwise + width + mlp + 2 * hidden + time_width * 2 * width + 2 * width

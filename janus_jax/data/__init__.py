@@ -1,1 +1,1 @@
-"""From people's files to batches: sources, prepared records, tasks, mixtures and packing. Nothing here imports jax."""
+"""Sources, prepared records, mixtures, packing and batches. Data workers import this package without jax."""

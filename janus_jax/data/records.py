@@ -1,7 +1,7 @@
-"""A record: one sample as it lies on disk, before a model's tokenizer and image sizes make a row of it.
+"""Training records as stored on disk, independent of a model's tokenizer and image sizes.
 
-Prepared data sets are TFDS data sets of records in ArrayRecord files, so that TFDS, grain and anyone's own reader open
-them; images stay in the encoding in which they came.
+Prepared data sets are TFDS data sets of records in ArrayRecord files, so TFDS, grain and other readers open them.
+Images keep their original encoding.
 """
 
 import functools
@@ -16,23 +16,20 @@ from jaxtyping import Float, Int
 from janus_jax.errors import JanusError
 from janus_jax.processing import Message, Task
 
-NO_IDS: Int[np.ndarray, "0"] = np.zeros(0, np.int32)
-NO_LATENTS: Float[np.ndarray, "0"] = np.zeros(0, np.float32)
-
 
 @dataclass(frozen=True, eq=False)
 class Record:
-    """One sample.
+    """One training record.
 
     Attributes:
-      key: names the record among those of its source, for good: what is random about a record (its crop, whether
-        its caption is cut) follows from it.
-      task: what the record teaches.
-      text: a document (text), or the caption (generation); "" where there are messages.
-      messages: a conversation, with an `<image_placeholder>` for each image and the images themselves left out.
-      images: encoded image files, in the order of their placeholders; one for generation.
-      image_tokens: ids of the image to generate, where they were computed beforehand.
-      image_latents: of JanusFlow's VAE in place of ids: the scaled mean of each place, row by row.
+      key: Unique, permanent name of the record within its source. It seeds the record's augmentations.
+      task: What the record trains.
+      text: Document (text) or caption (generation); "" for conversations.
+      messages: Turns of a conversation, with one `<image_placeholder>` per image.
+      images: Encoded image files, in the order of their placeholders. A generation record has one.
+      image_tokens: Precomputed tokens of the target image, or empty.
+      image_latents: Precomputed latents of the target image for JanusFlow, or empty: the scaled means of the VAE, in
+        row-major order.
     """
 
     key: str
@@ -40,11 +37,11 @@ class Record:
     text: str = ""
     messages: tuple[Message, ...] = ()
     images: tuple[bytes, ...] = ()
-    image_tokens: Int[np.ndarray, " N"] = field(default_factory=lambda: NO_IDS)
-    image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: NO_LATENTS)
+    image_tokens: Int[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, np.int32))
+    image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def to_example(self) -> dict[str, Any]:
-        """The record as `features` describes it."""
+        """Converts the record to a TFDS example with the features of `features`."""
         return {
             "key": self.key,
             "task": self.task.value,
@@ -57,10 +54,10 @@ class Record:
 
     @classmethod
     def from_example(cls, example: Mapping[str, Any]) -> "Record":
-        """A record from what TFDS reads.
+        """Converts a TFDS example to a record.
 
         Raises:
-          JanusError: the data set holds something else.
+          JanusError: The example has other fields.
         """
         try:
             return cls(
@@ -73,7 +70,9 @@ class Record:
                 image_latents=np.asarray(example["image_latents"], np.float32),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise JanusError(f"An example holds no record ({error}); make the data set with janus-prepare.") from error
+            raise JanusError(
+                f"An example is not a record ({error}); make the data set with python -m launch.prepare."
+            ) from error
 
 
 def _text(value: bytes | str) -> str:
@@ -82,8 +81,9 @@ def _text(value: bytes | str) -> str:
 
 @functools.cache
 def features() -> Any:
-    """The TFDS features of a record."""
-    from tensorflow_datasets import features as tfds  # Here: it takes seconds, and records are made without it.
+    """Returns the TFDS features of a record."""
+    # Imported here because it takes seconds and most users of records do not need it.
+    from tensorflow_datasets import features as tfds
 
     return tfds.FeaturesDict(
         {

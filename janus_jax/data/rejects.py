@@ -1,4 +1,4 @@
-"""Records that cannot be used: told apart by reason, counted, logged once in a while, and too many of them refused."""
+"""Rejected records: reasons, counts, and the limit at which a run stops."""
 
 import enum
 import math
@@ -15,56 +15,56 @@ _SECONDS_BETWEEN_LOGS = 60.0
 
 
 class RejectReason(enum.Enum):
-    """Why a record is rejected: the closed list that is counted; the sentence beside it tells the particulars."""
+    """Why a record is rejected. Rejections are counted by reason; a message gives the details."""
 
     MALFORMED = "malformed"
-    """It cannot be read: bad JSON or UTF-8, or a value of the wrong type."""
+    """Unreadable: invalid JSON or UTF-8, or a value of the wrong type."""
     MISSING_FIELD = "missing_field"
     EMPTY_TEXT = "empty_text"
     """A blank document or caption, or a conversation without an answer."""
     NO_IMAGE = "no_image"
-    """None where one is promised: the field is empty, or the sample has no picture."""
+    """The image field is empty, or the sample has no image."""
     MISSING_FILE = "missing_file"
-    """The image's file does not exist, or lies outside the folder of images."""
+    """The image file does not exist or is outside the image folder."""
     BAD_IMAGE = "bad_image"
-    """Truncated, corrupt, or no image at all."""
+    """Truncated, corrupt, or not an image."""
     IMAGE_TOO_LARGE = "image_too_large"
-    """More pixels or bytes than are read: decompression bombs among them."""
+    """Too many pixels or bytes, for example a decompression bomb."""
     IMAGE_COUNT = "image_count"
-    """Images and the places for them differ in number."""
+    """The numbers of images and of image placeholders differ."""
     BAD_CONVERSATION = "bad_conversation"
-    """Unknown roles, or no turns."""
+    """No turns, or a turn with an unknown role."""
     SPECIAL_TOKEN = "special_token"
-    """The text spells a token that means something to the model."""
+    """The text contains a special token of the model."""
     TOO_LONG = "too_long"
     WRONG_TASK = "wrong_task"
-    """It is not of the task that its component of a mixture is to teach."""
+    """The record has another task than its component."""
     BAD_IMAGE_TOKENS = "bad_image_tokens"
-    """Its image ids are none that the model has, or not as many as its images have places."""
+    """Precomputed image tokens of another number than the model's, or negative ones."""
     BAD_IMAGE_LATENTS = "bad_image_latents"
-    """Its latents are not as many as the model's images have, or no numbers."""
+    """Precomputed latents of another number than the model's, or not finite."""
     NO_TARGETS = "no_targets"
-    """None of its places is supervised."""
+    """No position of the example is supervised."""
     DAMAGED_FILE = "damaged_file"
-    """The rest of an archive cannot be read: one rejection, however many records were lost."""
+    """The rest of an archive is unreadable. Counts once, for any number of lost records."""
 
 
 class RejectedRecord(Exception):
-    """A record that will not do, with its reason and a sentence."""
+    """Raised for a record that cannot be used; the message is one sentence."""
 
-    def __init__(self, reason: RejectReason, sentence: str) -> None:
-        super().__init__(sentence)
+    def __init__(self, reason: RejectReason, message: str) -> None:
+        super().__init__(message)
         self.reason = reason
 
 
 @dataclass(frozen=True)
 class Rejection:
-    """What stands in the place of a sample whose record gave none.
+    """Result of a record that gave no example.
 
     Attributes:
-      example_id: of the record, as in `Example`; its number where the key cannot be read.
-      reason: why.
-      detail: a sentence for the log.
+      example_id: Id of the record, see `Example`; its index if the key is unreadable.
+      reason: Why the record was rejected.
+      detail: One sentence for the log.
     """
 
     example_id: str
@@ -74,17 +74,17 @@ class Rejection:
 
 @dataclass
 class RejectCounter:
-    """Counts what is used and what is rejected.
+    """Counts accepted and rejected records and stops the run if too many recent ones are rejected.
 
     Attributes:
-      most: the largest share of the recent records that may be rejected, in [0, 1).
-      window: how many records are recent.
-      read: records so far, rejected ones included.
-      rejected: how many, by reason.
-      recent: which of the recent records were rejected, as counts of `read`.
+      max_share: Largest share of the recent records that may be rejected, in [0, 1).
+      window: Number of recent records.
+      read: Records so far, including rejected ones.
+      rejected: Rejected records by reason.
+      recent: Values of `read` at the recent rejections.
     """
 
-    most: float
+    max_share: float
     window: int
     read: int = 0
     rejected: Counter[RejectReason] = field(default_factory=Counter)
@@ -92,17 +92,17 @@ class RejectCounter:
     _logged_at: float = -math.inf
 
     def accept(self) -> None:
-        """Counts a record that gave a sample."""
+        """Counts an accepted record."""
         self._count()
 
-    def reject(self, rejected: Rejection) -> None:
-        """Counts one that gave none.
+    def reject(self, rejection: Rejection) -> None:
+        """Counts a rejected record and logs at most once a minute.
 
         Raises:
-          JanusError: there are more of them among the recent records than are allowed.
+          JanusError: More than `max_share` of the recent records are rejected.
         """
         self._count()
-        self.rejected[rejected.reason] += 1
+        self.rejected[rejection.reason] += 1
         self.recent.append(self.read)
         now = time.monotonic()
         if now - self._logged_at >= _SECONDS_BETWEEN_LOGS:
@@ -111,41 +111,37 @@ class RejectCounter:
                 "Rejected %d of %d records so far (%s); the last is %s: %s",
                 self.rejected.total(),
                 self.read,
-                self.reasons,
-                rejected.example_id,
-                rejected.detail,
+                self._reasons(),
+                rejection.example_id,
+                rejection.detail,
             )
-        if len(self.recent) > self.most * self.window:
+        if len(self.recent) > self.max_share * self.window:
             raise JanusError(
-                f"{len(self.recent)} of the last {min(self.read, self.window)} records were rejected, more than the "
-                f"share of {self.most} that StreamConfig.max_rejected allows (in all: {self.reasons}; the last is "
-                f"{rejected.example_id}: {rejected.detail}); mend the data or allow more."
+                f"{len(self.recent)} of the last {min(self.read, self.window)} records were rejected, more than "
+                f"StreamConfig.max_rejected = {self.max_share} allows (in total {self._reasons()}; the last is "
+                f"{rejection.example_id}: {rejection.detail}); fix the data or raise the limit."
             )
-
-    @property
-    def reasons(self) -> str:
-        """The counts in words, most frequent reason first."""
-        return ", ".join(f"{reason.value}: {count}" for reason, count in self.rejected.most_common())
 
     def get_state(self) -> dict[str, Any]:
-        """The counts as json knows them."""
+        """Returns the counts as JSON values."""
         return {
             "read": self.read,
-            "rejected": {
-                reason.value: count for reason, count in sorted(self.rejected.items(), key=lambda i: i[0].value)
-            },
+            "rejected": {reason.value: self.rejected[reason] for reason in RejectReason if reason in self.rejected},
             "recent": list(self.recent),
         }
 
     def with_state(self, state: dict[str, Any]) -> Self:
-        """A ledger of the same limits that goes on from `get_state`'s counts."""
+        """Returns a counter with the same limits and the counts that `get_state` returned."""
         return type(self)(
-            self.most,
+            self.max_share,
             self.window,
             state["read"],
             Counter({RejectReason(name): count for name, count in state["rejected"].items()}),
             deque(state["recent"]),
         )
+
+    def _reasons(self) -> str:
+        return ", ".join(f"{reason.value}: {count}" for reason, count in self.rejected.most_common())
 
     def _count(self) -> None:
         self.read += 1

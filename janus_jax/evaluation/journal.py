@@ -1,4 +1,4 @@
-"""What a run has done so far, on disk: a killed run goes on from it and asks nothing twice."""
+"""The answers of a run on disk. A run that was killed continues from them."""
 
 import contextlib
 import json
@@ -13,104 +13,107 @@ from janus_jax.files import read_json, reading
 from janus_jax.storage import exclusive_lock, write_json, writing
 
 _JOURNALS = re.compile(r"answers(\.\d+)?\.jsonl")
-_BEGAN = "run.json"
+_SETTINGS = "run.json"
 
 
-def claim(folder: Path, began: Mapping[str, Any]) -> None:
-    """Makes the folder that of a run begun with these settings, or finds that it is.
+def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Records the settings of a new run in its folder, or checks that a started run has the same settings.
 
     Args:
-      began: the settings that answers depend on, as json holds them.
+      folder: The run's folder; it is created if missing.
+      settings: Everything that the answers depend on, as JSON values.
 
     Raises:
-      JanusError: the folder cannot be written, or its run was begun with others.
-      StorageFull: the disk is full.
+      JanusError: The folder belongs to a run with other settings, or cannot be written.
+      StorageFull: The disk is full.
     """
-    file = folder / _BEGAN
+    file = folder / _SETTINGS
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     if file.exists():
-        before = read_json(file, f"remove {folder} to begin anew")
-        for name in (*before, *began):
-            if before.get(name) != began.get(name):
-                old, new = (_short(settings.get(name)) for settings in (before, began))
-                raise JanusError(f"{folder} was begun with {name} {old}, not {new}; give another --out, or the same.")
+        recorded = read_json(file, f"remove {folder} to start again")
+        for name in (*recorded, *settings):
+            if recorded.get(name) != settings.get(name):
+                old, new = (_shorten(values.get(name)) for values in (recorded, settings))
+                raise JanusError(
+                    f"{folder} belongs to a run with {name} {old}, not {new}; give another --out, or the same {name}."
+                )
         return
-    if journals(folder):
-        raise JanusError(f"{folder} holds answers but no {_BEGAN} that tells whose; give another --out.")
-    write_json(file, began)
-
-
-def journals(folder: Path) -> list[Path]:
-    """The files of answers in a folder, whichever processes wrote them."""
-    with reading(folder):
-        # Another process has just made it, and a network's disk may not show it yet.
-        if not folder.exists():
-            return []
-        return sorted(file for file in folder.iterdir() if _JOURNALS.fullmatch(file.name))
+    if _journal_files(folder):
+        raise JanusError(f"{folder} contains answers but no {_SETTINGS} with their settings; give another --out.")
+    write_json(file, settings)
 
 
 def read_answers(folder: Path) -> dict[str, str]:
-    """All answers of a folder, by id. A last line that was broken off is not there.
+    """Returns the answers of all processes by item id. An incomplete last line is ignored.
 
     Raises:
-      JanusError: a file is damaged elsewhere.
+      JanusError: Another line is damaged.
     """
     answers: dict[str, str] = {}
-    for file in journals(folder):
+    for file in _journal_files(folder):
         with reading(file):
             lines = file.read_bytes().split(b"\n")
-        # What follows the last end of a line was broken off, or is nothing.
+        # The part after the last line feed is empty or an incomplete line.
         for number, line in enumerate(lines[:-1], 1):
-            with reading(f"{file}, line {number},", "remove the line, and its question is asked again"):
+            with reading(f"{file}, line {number},", "remove the line to have its question asked again"):
                 entry = json.loads(line)
                 answers.setdefault(str(entry["id"]), str(entry["answer"]))
     return answers
 
 
 class Journal:
-    """The answers of one process, appended to a file; made by `appending`."""
+    """Appends the answers of one process to its file; see `open_journal`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def append(self, answers: Mapping[str, str]) -> None:
-        """Writes answers down; when it returns, they outlive a power cut.
+        """Writes answers to the disk before it returns.
 
         Raises:
-          StorageFull: the disk is full.
+          StorageFull: The disk is full.
         """
         lines = (json.dumps({"id": id, "answer": answer}, ensure_ascii=False) for id, answer in answers.items())
         with writing(self._file.name):
-            # A lone surrogate is no UTF-8, and a model that writes bytes may write one.
+            # A byte-level tokenizer may produce lone surrogates, which UTF-8 cannot encode.
             self._file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
             self._file.flush()
             os.fsync(self._file.fileno())
 
 
 @contextlib.contextmanager
-def appending(folder: Path, process: int | None = None) -> Iterator[Journal]:
-    """A process's file of answers, to be added to; a line that was broken off is cut.
+def open_journal(folder: Path, process: int | None = None) -> Iterator[Journal]:
+    """Opens and locks the journal of one process for appending. Removes an incomplete last line.
 
     Args:
-      process: its number, where there are several; None for one alone.
+      folder: The run's folder.
+      process: Index of the process, or None for a run of a single process.
 
     Raises:
-      JanusError: another run is writing the same file, or it cannot be written.
+      JanusError: Another run is writing the file, or the file cannot be written.
     """
     path = folder / ("answers.jsonl" if process is None else f"answers.{process}.jsonl")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # On a file system without locks two runs may both write; an answer that is there twice counts once.
+    # On file systems without locks two runs may both write. `read_answers` takes the first of duplicate answers.
     with exclusive_lock(path, folder), path.open("a+b") as file:
         with writing(folder):
             file.seek(0)
-            file.truncate(_whole_lines(file))
+            file.truncate(_complete_length(file))
         yield Journal(file)
 
 
-def _whole_lines(file: BinaryIO) -> int:
-    """Bytes up to the end of the last whole line."""
+def _journal_files(folder: Path) -> list[Path]:
+    with reading(folder):
+        # A network disk may not show a folder that another process has just created.
+        if not folder.exists():
+            return []
+        return sorted(file for file in folder.iterdir() if _JOURNALS.fullmatch(file.name))
+
+
+def _complete_length(file: BinaryIO) -> int:
+    """Returns the number of bytes up to the end of the last complete line."""
     length = end = 0
     for line in file:
         length += len(line)
@@ -119,6 +122,6 @@ def _whole_lines(file: BinaryIO) -> int:
     return end
 
 
-def _short(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 100 else f"{text[:100]}…"

@@ -1,8 +1,4 @@
-"""One runner for all benchmarks: shares the work, writes down what is done, goes on where it stopped.
-
-What is done with the items that are left is a `Work`: `answering` asks a model questions; a benchmark of pictures has
-one that draws, and answers with the names of the files.
-"""
+"""Runs a benchmark: distributes the items over processes, records answers, and resumes."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,126 +8,131 @@ from typing import Any, Protocol
 
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Asked, Question
-from janus_jax.evaluation.journal import appending, claim, read_answers
+from janus_jax.evaluation.benchmark import ItemT, Question
+from janus_jax.evaluation.journal import claim_folder, open_journal, read_answers
 from janus_jax.files import naming
 from janus_jax.processing import Processor, TokenSequence
 
-Work = Callable[[Sequence[Asked]], Iterator[Mapping[str, str]]]
-"""From the items that are left to their answers by id, a batch at a time."""
-
-Report = Callable[[int, int], object]
-"""Told how many of a process's items are done, and how many there are; those that earlier runs did are among them."""
+OnProgress = Callable[[int, int], object]
+"""Called with the number of answered items and the number of all items of this process."""
 
 _READERS = min(8, os.cpu_count() or 1)
 
 
-class Model(Protocol):
-    """What answers: a `Pretrained`."""
+class ChatModel(Protocol):
+    """A model that answers questions, such as `Pretrained`."""
 
     @property
     def processor(self) -> Processor: ...
 
     def answer(self, rows: Sequence[TokenSequence], max_new_tokens: int = ..., temperature: float = ...) -> list[str]:
-        """The answers to rows of places."""
+        """Returns the completions of prompts."""
         ...
 
 
-def collect(
-    items: Sequence[Asked],
-    work: Work[Asked],
+def collect_answers(
+    items: Sequence[ItemT],
+    answer_items: Callable[[Sequence[ItemT]], Iterator[Mapping[str, str]]],
     folder: Path,
-    began: Mapping[str, Any],
+    settings: Mapping[str, Any],
+    *,
     cluster: Cluster | None = None,
-    report: Report = lambda done, total: None,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, str] | None:
-    """The answers to all items, by id, for the first process; None for the others.
+    """Answers all items that earlier runs in this folder have not answered.
 
-    Items are shared by their number; every process appends to a file of its own, and a later run reads them all, of
-    however many processes it has.
+    Each process takes a share of the items and appends to its own journal. A later run reads all journals and may have
+    another number of processes.
 
     Args:
-      work: what is done with those that no earlier run has done.
-      folder: where the answers go, batch by batch.
-      began: settings that the answers depend on; a folder that was begun with others is refused.
-      report: told before the first batch and after each.
+      items: All items of the benchmark.
+      answer_items: Yields answers of the given items by id, one batch at a time.
+      folder: The run's folder, visible to all processes.
+      settings: Everything that the answers depend on; see `claim_folder`.
+      cluster: The processes of this run; None for a single process.
+      on_progress: Called before the first batch and after each batch. Both numbers include the items that earlier runs
+        answered.
+
+    Returns:
+      All answers by id on the first process, None on the others.
 
     Raises:
-      JanusError: the folder is of another run, or cannot be written.
-      StorageFull: the disk is full.
+      JanusError: The folder belongs to another run or cannot be written.
+      StorageFull: The disk is full.
     """
     cluster = cluster or Cluster()
-    cluster.run_on_all(lambda: claim(folder, began) if cluster.is_first else None)
-    # Read by all before any of them writes: they must agree on what is left.
-    before = cluster.run_on_all(lambda: read_answers(folder))
-    left = [item for item in items if item.id not in before]
-    mine = [left[number] for number in cluster.share(range(len(left)))]
+    cluster.run_on_all(lambda: claim_folder(folder, settings) if cluster.is_first else None)
+    # All processes read the answers before any of them writes, so that they agree on the remaining items.
+    earlier = cluster.run_on_all(lambda: read_answers(folder))
+    remaining = [item for item in items if item.id not in earlier]
+    share = [remaining[number] for number in cluster.share(range(len(remaining)))]
 
-    def finish() -> None:
-        done = len(items) - len(left)
-        total = done + len(mine)
-        report(done, total)
-        with appending(folder, cluster.index if cluster.count > 1 else None) as journal:
-            for answers in work(mine):
+    def answer_share() -> None:
+        done = len(items) - len(remaining)
+        total = done + len(share)
+        on_progress(done, total)
+        with open_journal(folder, cluster.index if cluster.count > 1 else None) as journal:
+            for answers in answer_items(share):
                 journal.append(answers)
                 done += len(answers)
-                report(done, total)
+                on_progress(done, total)
 
-    cluster.run_on_all(finish)
+    cluster.run_on_all(answer_share)
     if not cluster.is_first:
         return None
     answers = read_answers(folder)
-    if absent := sum(item.id not in answers for item in items):
-        raise JanusError(f"{folder} lacks {absent} answers of other processes; give an --out that all of them see.")
+    if missing := sum(item.id not in answers for item in items):
+        raise JanusError(f"{folder} lacks {missing} answers of other processes; give an --out that all of them share.")
     return {item.id: answers[item.id] for item in items}
 
 
-def answering(model: Model, batch_size: int) -> Work[Question]:
-    """Asks a model, `batch_size` questions at a time, for its likeliest answers.
+def answer_questions(model: ChatModel, questions: Sequence[Question], batch_size: int) -> Iterator[Mapping[str, str]]:
+    """Answers questions with greedy decoding.
 
-    Batches are of questions of about one length, and always full: a model compiles for few shapes. What a question
-    is asked with does not change its answer, but for rounding.
+    Batches contain questions of similar length and are always full, so that few shapes are compiled. The batch does not
+    change an answer except for rounding.
+
+    Yields:
+      Answers by question id, for each batch.
     """
+    batches = batch_questions(questions, batch_size, lambda question: estimate_length(model.processor, question))
+    with ThreadPoolExecutor(_READERS) as readers:
 
-    def work(questions: Sequence[Question]) -> Iterator[Mapping[str, str]]:
-        batches = batched(questions, batch_size, lambda question: num_places(model.processor, question))
-        with ThreadPoolExecutor(_READERS) as readers:
+        def submit(batch: Sequence[Question]) -> list[Future[TokenSequence]]:
+            return [readers.submit(_prompt, model.processor, question) for question in batch]
 
-            def read(batch: Sequence[Question]) -> list[Future[TokenSequence]]:
-                return [readers.submit(_row, model.processor, question) for question in batch]
-
-            # Pictures of the next batch are read while the devices are busy with this one.
-            coming = read(batches[0]) if batches else []
-            for batch, following in zip(batches, [*batches[1:], []], strict=False):
-                rows, coming = [row.result() for row in coming], read(following)
-                rows += [rows[-1]] * (batch_size - len(rows))
-                texts = model.answer(rows, max_new_tokens=batch[0].max_new_tokens, temperature=0.0)
-                yield {question.id: text for question, text in zip(batch, texts, strict=False)}
-
-    return work
+        # Images of the next batch are decoded while the devices process this one.
+        pending = submit(batches[0]) if batches else []
+        for batch, following in zip(batches, [*batches[1:], []], strict=False):
+            prompts, pending = [future.result() for future in pending], submit(following)
+            prompts += [prompts[-1]] * (batch_size - len(prompts))
+            texts = model.answer(prompts, max_new_tokens=batch[0].max_new_tokens, temperature=0.0)
+            yield {question.id: text for question, text in zip(batch, texts, strict=False)}
 
 
-def batched(questions: Sequence[Question], size: int, length: Callable[[Question], int]) -> list[list[Question]]:
-    """Questions of one limit of ids and about one length together, the longest first.
+def batch_questions(
+    questions: Sequence[Question], batch_size: int, length: Callable[[Question], int]
+) -> list[list[Question]]:
+    """Groups questions of one token limit and similar length into batches, the longest first.
 
-    What does not fit into memory then shows at once, and the time left is not told too short.
+    With the longest first, a batch that exceeds the memory fails at the start, and the estimated time is not too short.
     """
     batches: list[list[Question]] = []
     for question in sorted(questions, key=lambda question: (question.max_new_tokens, length(question)), reverse=True):
-        if batches and len(batches[-1]) < size and batches[-1][0].max_new_tokens == question.max_new_tokens:
+        if batches and len(batches[-1]) < batch_size and batches[-1][0].max_new_tokens == question.max_new_tokens:
             batches[-1].append(question)
         else:
             batches.append([question])
     return batches
 
 
-def num_places(processor: Processor, question: Question) -> int:
-    """Places that a question takes, but for the few that are the same for all; its pictures stay closed."""
+def estimate_length(processor: Processor, question: Question) -> int:
+    """Estimates the prompt's length in tokens without decoding images; omits the tokens that all prompts share."""
     text = " ".join(message["content"] for message in question.messages) + question.system_prompt
     images = sum(len(message.get("images", ())) for message in question.messages)
-    return len(processor.tokenizer.encode(text)) + images * (processor.und_tokens + 1)
+    return len(processor.tokenizer.encode(text)) + images * (processor.num_und_tokens + 1)
 
 
-def _row(processor: Processor, question: Question) -> TokenSequence:
+def _prompt(processor: Processor, question: Question) -> TokenSequence:
     with naming(f"Question {question.id}"):
         return processor.understanding_sequence(question.messages, None, question.system_prompt)

@@ -1,1 +1,1 @@
-"""Sampling: text and image ids, each as a typed state that a loop on the device moves on."""
+"""Text and image generation: samplers and the loops that run them on the device."""

@@ -1,17 +1,17 @@
-"""Drawing images along a flow: latents from noise to the image, with classifier-free guidance, in one loop.
+"""Image generation by rectified flow, with classifier-free guidance (JanusFlow, arXiv 2411.07975, section 3.2).
 
-JanusFlow (arXiv 2411.07975, §3.2, inference): dz/dt = v(z, t) from noise at t = 0 to the image at t = 1, in steps of
-one length. Guided velocities are u + s (c - u), with c after the prompt and u after begin-of-sentence alone: the rest
-of the prompt is masked and keeps its positions.
+Latents z follow dz/dt = v(z, t) from noise at t = 0 to the image at t = 1 in equal steps. Guided velocities are
+u + s (c - u): c after the prompt, u after begin-of-sentence alone, where the rest of the prompt is masked and keeps its
+positions.
 
-A step runs the transformer over the time's place and the latents' places. Keys and values of the prompt are computed
-once, before the first: causal attention never lets them see what the steps change.
+Each step runs the transformer over the time token and the latent tokens. The keys and values of the prompt are computed
+once, before the first step: attention is causal, so they do not depend on the latents.
 """
 
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Literal, NamedTuple, get_args
+from typing import Any, ClassVar, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -21,78 +21,90 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from janus_jax.batch import PADDING_SEGMENT, Batch
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.generation.image_sampler import Report, check_guidance, guide, pictures, repeat_cache, repeat_prompts
-from janus_jax.models.backbone import Backbone, Params, apply
+from janus_jax.generation.decode import check_guidance, guide, repeat_cache, repeat_prompts
+from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.processing import Processor, TokenSequence
-from janus_jax.sharding import on_host
+from janus_jax.sharding import to_host
 
-Sampler = Literal["euler", "midpoint", "heun"]
+Solver = Literal["euler", "midpoint", "heun"]
 
-Field = Callable[[Float[Array, "R h w C"], Float[Array, ""]], Float[Array, "R h w C"]]
+VelocityField = Callable[[Float[Array, "R h w C"], Float[Array, ""]], Float[Array, "R h w C"]]
 """Velocities of latents at a time."""
 
-MOST_STEPS = 100_000
+MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True)
 class FlowSampler:
-    """Latents along a flow.
+    """Integrates latents from noise to images. An `ImageSampler`.
 
     Attributes:
-      guidance_scale: weight of the condition (the paper's 2); 1 leaves guidance out, and is twice as fast.
-      steps: from noise to image (the paper's 30).
-      sampler: "euler", as in the paper; "midpoint" and "heun" follow the flow more closely and run the model twice a
-        step.
+      guidance_scale: Guidance scale (the paper's 2). 1 disables guidance and halves the time.
+      steps: Number of steps from noise to image (the paper's 30).
+      sampler: ODE solver: "euler" (the paper's), or the second-order "midpoint" and "heun", which run the model twice
+        per step.
 
     Raises:
-      JanusError: a setting is out of its range.
+      JanusError: a setting is out of range.
     """
 
     guidance_scale: float = 2.0
     steps: int = 30
-    sampler: Sampler = "euler"
+    sampler: Solver = "euler"
 
     unit: ClassVar[str] = "step"
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance_scale)
-        if not isinstance(self.steps, int) or not 1 <= self.steps <= MOST_STEPS:
-            raise JanusError(f"steps is {self.steps!r}; it must be a whole number from 1 to {MOST_STEPS}.")
-        if self.sampler not in get_args(Sampler):
-            raise JanusError(f"sampler is {self.sampler!r}; it must be one of {', '.join(get_args(Sampler))}.")
+        if not isinstance(self.steps, int) or not 1 <= self.steps <= MAX_STEPS:
+            raise JanusError(f"steps is {self.steps!r}; it must be a whole number from 1 to {MAX_STEPS}.")
+        if self.sampler not in get_args(Solver):
+            raise JanusError(f"sampler is {self.sampler!r}; it must be one of {', '.join(get_args(Solver))}.")
 
     def num_steps(self, config: ModelConfig) -> int:
         """See `ImageSampler`."""
         return self.steps
 
-    def rows(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """See `ImageSampler`: the prompts alone, whose unconditional twins are their own rows under a mask."""
+    def prompt_sequences(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
+        """See `ImageSampler`. `prefill` derives the unconditional sequences by masking."""
         return list(prompts)
 
-    def draw(
-        self, model: Backbone, params: Params, prompts: Batch, keys: Key[Array, "P N"], report: Report | None
+    def sample(
+        self,
+        model: Backbone,
+        params: Params,
+        prompts: Batch,
+        keys: Key[Array, "P N"],
+        report: Callable[[int], object] | None = None,
     ) -> Float[Array, "P*N h w C"]:
-        """See `ImageSampler`; gives scaled latents."""
-        assert isinstance(model, JanusFlow)
-        return sample_latents(model, params, prompts, keys, self, report)
+        """See `ImageSampler`. Returns scaled latents.
 
-    def render(
-        self, model: Backbone, params: Params, drawn: Float[Array, "R h w C"], batch_size: int
-    ) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
+        Raises:
+          JanusError: the latents are not finite.
+        """
+        assert isinstance(model, JanusFlow)
+        latents = sample_latents(model, params, prompts, keys, self, report=report)
+        if not np.isfinite(to_host(latents)).all():
+            raise JanusError(
+                "The latents are not finite: the model's weights are damaged; convert or fetch them again."
+            )
+        return latents
+
+    def to_images(self, model: Backbone, params: Params, samples: Float[Array, "R h w C"]) -> UInt8[Array, "R H W 3"]:
         """See `ImageSampler`."""
         assert isinstance(model, JanusFlow)
-        return latents_to_images(model, params, drawn, batch_size)
+        return latents_to_images(model, params, samples)
 
 
-class Prompted(NamedTuple):
-    """What prompts leave to the images after them, for R images of Q rows: 2 with guidance, 1 without.
+class PromptCache(NamedTuple):
+    """Prefilled prompts of R images; Q is 2 with guidance, (conditional, unconditional), and 1 without.
 
     Attributes:
-      cache: keys and values of the prompts, with slots for an image; the next is that of begin-of-image, which the
-        image's time takes over.
-      positions: of the image's time.
+      cache: Keys and values of the prompts, and slots for the tokens of one step. The time token takes the slot of
+        begin-of-image.
+      positions: Position of the time token.
     """
 
     cache: KVCache
@@ -104,136 +116,142 @@ def sample_latents(
     params: Params,
     prompts: Batch,
     keys: Key[Array, "P N"],
-    drawing: FlowSampler,
-    report: Report | None = None,
+    sampler: FlowSampler,
+    *,
+    report: Callable[[int], object] | None = None,
     report_every: int = 5,
     noise: Float[Array, "P*N h w C"] | None = None,
 ) -> Float[Array, "P*N h w C"]:
-    """Latents of N images for each of P prompts, scaled as the flow moves them.
+    """Samples the scaled latents of N images for each of P prompts.
 
     Args:
-      prompts: P left-padded prompts that end in begin-of-image.
-      keys: one an image.
-      report: called with the number of steps made since the last call, about every `report_every` steps; the loop on
-        the device then runs as many at a time, and otherwise all.
-      noise: where to begin, in place of what the keys give.
+      prompts: P left-padded prompts that end with begin-of-image.
+      keys: Random key of each image.
+      report: Called every `report_every` steps with the number of steps since the last call.
+      noise: Initial latents; default: sampled with `keys`.
     """
-    prompted = prefill(model, params, prompts, keys.shape[1], drawing.guidance_scale != 1)
+    prompt_cache = prefill(model, params, prompts, keys.shape[1], sampler.guidance_scale != 1)
     latents = sample_noise(model, keys.reshape(-1)) if noise is None else jnp.array(noise, jnp.float32)
-    made = 0
-    while made < drawing.steps:
-        count = drawing.steps - made if report is None else min(report_every, drawing.steps - made)
-        latents = advance(
-            model, params, prompted, latents, drawing.guidance_scale, made, count, drawing.steps, drawing.sampler
+    start = 0
+    while start < sampler.steps:
+        count = sampler.steps - start if report is None else min(report_every, sampler.steps - start)
+        interval = (start, start + count, sampler.steps)
+        latents = integrate(
+            model,
+            params,
+            prompt_cache,
+            latents,
+            interval,
+            guidance_scale=sampler.guidance_scale,
+            solver=sampler.sampler,
         )
-        made += count
+        start += count
         if report is not None:
-            # The device runs behind: a report is worth something only once the steps are made.
+            # The device works asynchronously; a report counts finished work only.
             latents.block_until_ready()
             report(count)
     return latents
 
 
 def without_condition(prompts: Batch) -> Batch:
-    """The prompts with all but their first place masked; positions stay."""
+    """Masks all but the first token of each prompt; positions stay."""
     return prompts._replace(segment_ids=jnp.where(prompts.positions > 0, PADDING_SEGMENT, prompts.segment_ids))
 
 
 @functools.partial(jax.jit, static_argnames=("model", "per_prompt", "guided"))
-def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, guided: bool) -> Prompted:
+def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, guided: bool) -> PromptCache:
     """Runs each prompt once, and with guidance once more without its condition."""
     num_prompts, length = prompts.shape
     if guided:
-        # A pair lies side by side, so that a shard never parts it.
+        # Pairs are neighbors, so that sharding the batch never separates them.
         pairs = jax.tree.map(lambda c, u: jnp.stack([c, u], axis=1), prompts, without_condition(prompts))
         prompts = jax.tree.map(lambda x: x.reshape(2 * num_prompts, *x.shape[2:]), pairs)
-    _, cache = apply(model.prefill, params, prompts, length + model.config.gen_tokens)
+    _, cache = apply(model.prefill, params, prompts, length + model.config.num_gen_tokens)
     cache = repeat_cache(cache, num_prompts, per_prompt)
     positions = repeat_prompts(prompts.positions[:, -1], num_prompts, per_prompt)
-    return Prompted(cache._replace(length=cache.length - 1), positions)
+    return PromptCache(cache._replace(length=cache.length - 1), positions)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def sample_noise(model: JanusFlow, keys: Key[Array, " R"]) -> Float[Array, "R h w C"]:
-    """Standard normal latents, one image a key."""
+    """Samples standard normal latents, with one key per image."""
     return jax.vmap(lambda key: jax.random.normal(key, model.config.latent_shape))(keys)
 
 
 def velocity(
     model: JanusFlow,
     params: Params,
-    prompted: Prompted,
+    prompt_cache: PromptCache,
     latents: Float[Array, "R h w C"],
     time: Float[Array, ""],
+    *,
     guidance_scale: float,
 ) -> Float[Array, "R h w C"]:
-    """Guided velocities of latents after their prompts, all at one time."""
+    """Computes the guided velocities of latents after their prompts, all at one time."""
     images = latents.shape[0]
-    rows = prompted.positions.shape[0] // images
+    per_image = prompt_cache.positions.shape[0] // images
     encoded = apply(model.encode, params, latents, jnp.full(images, time))
-    # What goes in is the same for both rows of a pair: it is encoded once.
+    # Both sequences of a pair read the same latents, which are encoded once.
     x, encoded = jax.tree.map(
-        lambda each: jnp.repeat(each, rows, axis=0), (apply(model.embed_encoded, params, encoded), encoded)
+        lambda each: jnp.repeat(each, per_image, axis=0), (apply(model.embed_encoded, params, encoded), encoded)
     )
-    positions = prompted.positions[:, None] + jnp.arange(x.shape[1])
-    hidden, _ = apply(model.extend, params, x, positions, jnp.ones_like(positions), prompted.cache)
+    positions = prompt_cache.positions[:, None] + jnp.arange(x.shape[1])
+    hidden, _ = apply(model.extend, params, x, positions, jnp.ones_like(positions), prompt_cache.cache)
     return guide(apply(model.velocity, params, hidden[:, 1:], encoded), images, guidance_scale)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "sampler"), donate_argnames=("latents",))
-def advance(
+@functools.partial(jax.jit, static_argnames=("model", "solver"), donate_argnames=("latents",))
+def integrate(
     model: JanusFlow,
     params: Params,
-    prompted: Prompted,
+    prompt_cache: PromptCache,
     latents: Float[Array, "R h w C"],
+    interval: tuple[Any, Any, Any],
+    *,
     guidance_scale: float,
-    made: int,
-    count: int,
-    steps: int,
-    sampler: Sampler,
+    solver: Solver,
 ) -> Float[Array, "R h w C"]:
-    """`count` more of `steps` steps, after `made`; how many is no part of the compiled program."""
+    """Runs some steps of the flow. Changing their number compiles nothing.
+
+    Args:
+      interval: First step, step to stop before, and number of steps from noise to image.
+    """
+    start, stop, steps = interval
 
     def field(latents: Float[Array, "R h w C"], time: Float[Array, ""]) -> Float[Array, "R h w C"]:
-        return velocity(model, params, prompted, latents, time, guidance_scale)
+        return velocity(model, params, prompt_cache, latents, time, guidance_scale=guidance_scale)
 
     def step(number: Int[Array, ""], latents: Float[Array, "R h w C"]) -> Float[Array, "R h w C"]:
-        return SOLVERS[sampler](field, latents, number / steps, 1 / steps)
+        return SOLVERS[solver](field, latents, number / steps, 1 / steps)
 
-    return jax.lax.fori_loop(made, made + count, step, latents)
-
-
-Solver = Callable[[Field, Array, Array, Array | float], Array]
-"""One step along a field: from latents at a time to those a step later."""
+    return jax.lax.fori_loop(start, stop, step, latents)
 
 
-def euler(field: Field, latents: Array, time: Array, step: Array | float) -> Array:
-    """The velocity at the beginning, for the whole step."""
+def euler(field: VelocityField, latents: Array, time: Array, step: Array | float) -> Array:
+    """Takes a step with the velocity at its start."""
     return latents + step * field(latents, time)
 
 
-def midpoint(field: Field, latents: Array, time: Array, step: Array | float) -> Array:
-    """The velocity in the middle, where Euler's half step leads."""
+def midpoint(field: VelocityField, latents: Array, time: Array, step: Array | float) -> Array:
+    """Takes a step with the velocity at the middle of an Euler step."""
     return latents + step * field(latents + step / 2 * field(latents, time), time + step / 2)
 
 
-def heun(field: Field, latents: Array, time: Array, step: Array | float) -> Array:
-    """The mean of the velocities at the beginning and at the end, where Euler's step leads."""
+def heun(field: VelocityField, latents: Array, time: Array, step: Array | float) -> Array:
+    """Takes a step with the mean of the velocities at both ends of an Euler step."""
     first = field(latents, time)
     return latents + step / 2 * (first + field(latents + step * first, time + step))
 
 
-SOLVERS: dict[Sampler, Solver] = {"euler": euler, "midpoint": midpoint, "heun": heun}
+SOLVERS: dict[Solver, Callable[[VelocityField, Array, Array, Array | float], Array]] = {
+    "euler": euler,
+    "midpoint": midpoint,
+    "heun": heun,
+}
+"""One step of each solver: from latents at a time to latents one step later."""
 
 
-def latents_to_images(
-    model: JanusFlow, params: Params, latents: Float[Array, "R h w C"], batch_size: int = 8
-) -> Iterator[UInt8[np.ndarray, "H W 3"]]:
-    """The pictures of latents, 0..255, `batch_size` on the device at a time.
-
-    Raises:
-      JanusError: the latents are no numbers.
-    """
-    if not np.isfinite(on_host(latents)).all():
-        raise JanusError("The latents are no numbers; the model's weights are damaged: convert or fetch them again.")
-    yield from pictures(model.decode_latents, params, latents, batch_size)
+@functools.partial(jax.jit, static_argnames=("model",))
+def latents_to_images(model: JanusFlow, params: Params, latents: Float[Array, "R h w C"]) -> UInt8[Array, "R H W 3"]:
+    """Decodes scaled latents to RGB images."""
+    return to_images(apply(model.decode_latents, params, latents))

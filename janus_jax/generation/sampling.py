@@ -1,4 +1,4 @@
-"""From logits to ids: temperature, top-k and top-p, one stream of randomness a row."""
+"""Sampling of tokens from logits: temperature, top-k and top-p, with a random key per sequence."""
 
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
@@ -11,9 +11,10 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from janus_jax.errors import JanusError
 
 Strategy = Literal["greedy", "all", "filtered"]
+"""What is compiled: argmax, sampling from all tokens, or sampling from the tokens that pass top-k and top-p."""
 
 INVALID_TOKEN = -1
-"""In place of an id: there were no numbers to draw it from."""
+"""Sampled where the logits are NaN."""
 
 
 class SamplingParams(NamedTuple):
@@ -26,16 +27,16 @@ class SamplingParams(NamedTuple):
 
 @dataclass(frozen=True)
 class SamplingConfig:
-    """How an id is drawn from its logits.
+    """How tokens are sampled from logits.
 
     Attributes:
-      temperature: what the logits are divided by; 0 takes the largest.
-      top_k: only the k largest logits are drawn from; 0, all.
-      top_p: only the fewest ids whose probabilities add up to p are drawn from, after temperature and top-k
-        (nucleus sampling, arXiv 1904.09751); 1, all.
+      temperature: Divisor of the logits; 0 takes the most likely token.
+      top_k: Samples from the k most likely tokens; 0 disables it.
+      top_p: Samples from the fewest tokens that have a total probability of p, after temperature and top-k (nucleus
+        sampling, arXiv 1904.09751); 1 disables it.
 
     Raises:
-      JanusError: a number is out of its range.
+      JanusError: a number is out of range.
     """
 
     temperature: float = 0.0
@@ -52,85 +53,77 @@ class SamplingConfig:
 
     @property
     def strategy(self) -> Strategy:
-        """What has to be compiled; the numbers themselves are arguments, and changing them compiles nothing."""
+        """The static part: programs are compiled for it."""
         if self.temperature == 0:
             return "greedy"
         return "filtered" if self.top_k > 0 or self.top_p < 1 else "all"
 
     @property
     def params(self) -> SamplingParams:
+        """The traced part: a change compiles nothing."""
         return SamplingParams(self.temperature, self.top_k, self.top_p)
 
 
-def sampling_keys(seed: int, row: int, samples: range) -> Key[Array, " N"]:
-    """A key for each of these samples of a row: what it draws depends on nothing else in the batch.
+def sampling_keys(seed: int, prompt: int, samples: range) -> Key[Array, " N"]:
+    """Derives a random key for each sample of a prompt from the seed, the prompt's index and the sample's index.
 
     Raises:
-      JanusError: the seed is no whole number from 0 to 2**32 - 1, which is what a key can tell apart.
+      JanusError: the seed is not an integer from 0 to 2**32 - 1.
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise JanusError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1.")
-    base = jax.random.fold_in(jax.random.key(seed), row)
+    base = jax.random.fold_in(jax.random.key(seed), prompt)
     return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(base, jnp.arange(samples.start, samples.stop))
 
 
-def draw(
+def sample_tokens(
     logits: Float[Array, "B V"],
     keys: Key[Array, " B"],
     step: Int[Array, ""] | int,
-    knobs: SamplingParams,
+    params: SamplingParams,
     strategy: Strategy,
 ) -> Int[Array, " B"]:
-    """One id a row.
+    """Samples a token for each sequence.
 
     Args:
-      logits: float32.
-      keys: one a row, the same at every step.
-      step: number of the step, which sets the steps' randomness apart.
-      knobs, strategy: of a `SamplingConfig`.
+      logits: In float32.
+      keys: Random key of each sequence, the same at every step.
+      step: Index of the token in the sequence, folded into the keys.
+      params, strategy: Of a `SamplingConfig`.
 
     Returns:
-      The ids; `INVALID_TOKEN` where logits are NaN, which `check_sampled` tells the user of.
+      The tokens; `INVALID_TOKEN` where logits are NaN.
     """
-    ids = _draw(logits, keys, step, knobs, strategy)
-    return jnp.where(jnp.isnan(logits.max(axis=-1)), INVALID_TOKEN, ids)
+    if strategy == "greedy":
+        tokens = jnp.argmax(logits, axis=-1)
+    else:
+        scaled = logits / params.temperature
+        if strategy == "filtered":
+            scaled = jnp.where(_passes_filters(scaled, params), scaled, -jnp.inf)
+        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        tokens = jax.vmap(jax.random.categorical)(step_keys, scaled)
+    return jnp.where(jnp.isnan(logits.max(axis=-1)), INVALID_TOKEN, tokens.astype(jnp.int32))
 
 
-def check_sampled(ids: Int[np.ndarray, "..."]) -> None:
-    """Checks that every id was drawn from numbers.
+def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
+    """Checks that no token was sampled from NaN.
 
     Raises:
-      JanusError: one was not.
+      JanusError: one was.
     """
-    if (ids == INVALID_TOKEN).any():
-        raise JanusError("The model's logits are not numbers; its weights are damaged: convert or fetch them again.")
+    if (tokens == INVALID_TOKEN).any():
+        raise JanusError("The logits are NaN: the weights are damaged; convert or fetch them again.")
 
 
-def _draw(
-    logits: Float[Array, "B V"],
-    keys: Key[Array, " B"],
-    step: Int[Array, ""] | int,
-    knobs: SamplingParams,
-    strategy: Strategy,
-) -> Int[Array, " B"]:
-    if strategy == "greedy":
-        return jnp.argmax(logits, axis=-1).astype(jnp.int32)
-    logits = logits / knobs.temperature
-    if strategy == "filtered":
-        logits = jnp.where(_kept(logits, knobs), logits, -jnp.inf)
-    step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
-    return jax.vmap(jax.random.categorical)(step_keys, logits).astype(jnp.int32)
-
-
-def _kept(logits: Float[Array, "B V"], knobs: SamplingParams) -> Bool[Array, "B V"]:
-    """Which ids survive top-k and top-p. The likeliest id always does."""
+def _passes_filters(logits: Float[Array, "B V"], params: SamplingParams) -> Bool[Array, "B V"]:
+    """Returns which tokens pass top-k and top-p; the most likely token always does."""
     vocab_size = logits.shape[-1]
     ranked = -jnp.sort(-logits, axis=-1)
-    top_k = jnp.where(knobs.top_k > 0, jnp.minimum(knobs.top_k, vocab_size), vocab_size)
+    top_k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab_size), vocab_size)
     ranks = jnp.arange(vocab_size)
     probabilities = jax.nn.softmax(jnp.where(ranks < top_k, ranked, -jnp.inf), axis=-1)
-    # The mass before an id decides, so that the id that crosses p is kept.
+    # Compares the probability before each token, so that the token that crosses p is kept.
     mass_before = jnp.cumsum(probabilities, axis=-1) - probabilities
-    kept = (ranks < top_k) & (mass_before < knobs.top_p)
+    kept = (ranks < top_k) & (mass_before < params.top_p)
     smallest = jnp.min(jnp.where(kept, ranked, jnp.inf), axis=-1, keepdims=True)
     return logits >= smallest

@@ -1,4 +1,4 @@
-"""The convolutional nets between pixels and a grid, which image tokenizer and VAE share (VQGAN, arXiv 2012.09841).
+"""Convolutional encoder and decoder of the image tokenizer and the VAE (VQGAN, arXiv 2012.09841).
 
 Images are channels-last with pixels in [-1, 1].
 """
@@ -17,7 +17,7 @@ from janus_jax.models.layers import Conv, GroupNorm, Linear, precision
 
 
 class ResBlock(nn.Module):
-    """x + conv(swish(norm(conv(swish(norm(x)))))), through a linear shortcut where the width changes."""
+    """x + conv(swish(norm(conv(swish(norm(x)))))), with a linear shortcut if the width changes."""
 
     channels: int
     config: AutoencoderConfig
@@ -36,7 +36,7 @@ class ResBlock(nn.Module):
 
 
 class AttentionBlock(nn.Module):
-    """Single-head attention among all places of the grid, with a residual."""
+    """Single-head attention among all positions of the grid, with a residual."""
 
     config: AutoencoderConfig
     execution: Execution
@@ -54,7 +54,7 @@ class AttentionBlock(nn.Module):
 
 
 class Middle(nn.Module):
-    """The lowest resolution's residual block, attention, residual block."""
+    """Residual block, attention and residual block at the lowest resolution."""
 
     channels: int
     config: AutoencoderConfig
@@ -68,10 +68,10 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, each followed by attention if that is wanted, then a change of resolution.
+    """Residual blocks at one resolution, optionally each with attention, and a change of resolution.
 
     Attributes:
-      resample: makes the layer that changes the resolution; None where the resolution stays.
+      resample: Makes the layer that changes the resolution; None to keep the resolution.
     """
 
     channels: int
@@ -90,23 +90,22 @@ class Level(nn.Module):
         return x if self.resample is None else self.resample(self.channels, 3, execution=self.execution)(x)
 
 
-# Padded on the right and below alone, as in VQGAN.
+# Padded at the right and the bottom only, as in VQGAN.
 Downsample = functools.partial(Conv, stride=2, padding=((0, 1), (0, 1)), name="downsample")
 
 
 class Upsample(Conv):
-    """The nearest-neighbour enlargement by 2, then the convolution, in 4/9 of the operations.
+    """Nearest-neighbor upsampling by 2 followed by a convolution, with 4/9 of the FLOPs.
 
-    After the enlargement a 3x3 window covers only 2x2 different pixels, which ones depending on the output's parity.
-    So each of the four parities is a 2x2 convolution of the small image, with kernel taps that meet the same pixel
-    added up.
+    After the upsampling a 3x3 window covers 2x2 distinct pixels, depending on the parity of the output position. Each
+    parity is therefore a 2x2 convolution of the small image, with a kernel that adds the taps on the same pixel.
     """
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B 2*H 2*W C2"]:
         batch, height, width, channels = x.shape
         kernel, bias = self.weights(channels)
-        by_row = self._fold(kernel, axis=0)
+        by_parity = self._fold(kernel, axis=0)
         parities = [
             lax.conv_general_dilated(
                 x.astype(kernel.dtype),
@@ -117,7 +116,7 @@ class Upsample(Conv):
                 precision=precision(kernel.dtype),
             )
             for row in range(2)
-            for column, folded in enumerate(self._fold(by_row[row], axis=1))
+            for column, folded in enumerate(self._fold(by_parity[row], axis=1))
         ]
         y = jnp.stack(parities, axis=3).reshape(batch, height, width, 2, 2, self.channels)
         y = y.swapaxes(2, 3).reshape(batch, 2 * height, 2 * width, self.channels)
@@ -125,7 +124,7 @@ class Upsample(Conv):
 
     @staticmethod
     def _fold(kernel: Array, axis: int) -> tuple[Array, Array]:
-        """The two-tap kernels of the even and the odd outputs along an axis."""
+        """Two-tap kernels of the even and the odd outputs along an axis."""
         first, middle, last = jnp.split(kernel.astype(jnp.float32), 3, axis=axis)
         even = jnp.concatenate([first, middle + last], axis=axis)
         odd = jnp.concatenate([first + middle, last], axis=axis)
@@ -133,7 +132,7 @@ class Upsample(Conv):
 
 
 class Encoder(nn.Module):
-    """Pixels to a grid of `outputs` numbers a place."""
+    """Maps pixels to a grid with `outputs` channels."""
 
     outputs: int
     config: AutoencoderConfig
@@ -146,7 +145,7 @@ class Encoder(nn.Module):
         lowest = len(c.level_channels) - 1
         for i, channels in enumerate(c.level_channels):
             resample = Downsample if i < lowest else None
-            attends = i == lowest and c.attends_at_lowest
+            attends = i == lowest and c.lowest_level_attention
             x = Level(channels, c.num_res_blocks, attends, c, e, resample, name=f"down_{i}")(x)
         x = Middle(c.level_channels[-1], c, e, name="mid")(x)
         x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm_out")(x))
@@ -154,7 +153,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """A grid of features to pixels; `up_0` is the lowest resolution."""
+    """Maps a grid of features to pixels; `up_0` is the lowest resolution."""
 
     config: AutoencoderConfig
     execution: Execution
@@ -167,7 +166,7 @@ class Decoder(nn.Module):
         finest = len(c.level_channels) - 1
         for i, channels in enumerate(reversed(c.level_channels)):
             resample = functools.partial(Upsample, name="upsample") if i < finest else None
-            attends = i == 0 and c.attends_at_lowest
+            attends = i == 0 and c.lowest_level_attention
             x = Level(channels, c.num_res_blocks + 1, attends, c, e, resample, name=f"up_{i}")(x)
         x = nn.silu(GroupNorm(c.norm_groups, c.norm_eps, e, name="norm_out")(x))
         return Conv(3, 3, execution=e, name="conv_out")(x)

@@ -1,7 +1,7 @@
-"""What Janus and JanusFlow share: the understanding encoder, the transformer and the text head.
+"""Parts that Janus and JanusFlow share: understanding encoder, transformer and text head.
 
-They differ in how an image to generate comes into the transformer and out of it. Whatever reads or writes text asks
-for no more than this.
+The models differ in how target images enter and leave the transformer. Code that only reads images and reads or writes
+text works with `Backbone`.
 """
 
 from collections.abc import Callable
@@ -27,26 +27,25 @@ TEXT_HEAD = ("llm", "head")
 
 
 def to_pixels(images: UInt8[Array, "*B H W 3"]) -> Float[Array, "*B H W 3"]:
-    """Pixels in [-1, 1] from images in 0..255."""
+    """Converts uint8 images to pixels in [-1, 1]."""
     return images.astype(jnp.float32) * (2 / 255) - 1
 
 
 def to_images(pixels: Float[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
-    """Images in 0..255 from pixels in [-1, 1]; what lies beyond is clipped, what lies between is cut off.
-
-    Cut off and not rounded, as the reference does when it writes its pictures.
-    """
+    """Converts pixels in [-1, 1] to uint8 images, clipping and truncating (not rounding) as the reference does."""
     return jnp.clip((pixels.astype(jnp.float32) + 1) / 2 * 255, 0, 255).astype(jnp.uint8)
 
 
-def fill(x: Float[Array, "B L D"], images: Float[Array, "B M D"], places: Int[Array, "B L"]) -> Float[Array, "B L D"]:
-    """Puts row-local image embeddings into the places that name them."""
-    filled = jnp.take_along_axis(images.astype(x.dtype), jnp.maximum(places, 0)[..., None], axis=1)
-    return jnp.where((places == NO_IMAGE)[..., None], x, filled)
+def insert_images(
+    x: Float[Array, "B L D"], images: Float[Array, "B M D"], index: Int[Array, "B L"]
+) -> Float[Array, "B L D"]:
+    """Replaces the positions whose index is not `NO_IMAGE` by the image embeddings of their sequence at that index."""
+    inserted = jnp.take_along_axis(images.astype(x.dtype), jnp.maximum(index, 0)[..., None], axis=1)
+    return jnp.where((index == NO_IMAGE)[..., None], x, inserted)
 
 
 class Backbone(nn.Module):
-    """A model that reads rows of places and writes text; a kind of model adds how it embeds them all (`embed`)."""
+    """A model of token sequences with input images and a text head. Subclasses define `understand` and `embed`."""
 
     config: ModelConfig
     execution: Execution = Execution()
@@ -59,54 +58,55 @@ class Backbone(nn.Module):
         return Llama(self.config.llm, self.execution)
 
     def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
-        """Embeddings of images to understand, pixels in [-1, 1], patches row by row."""
+        """Returns embeddings of input images with pixels in [-1, 1], patches in row-major order."""
         raise NotImplementedError
 
     def embed(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Fills each place of a batch with its embedding."""
+        """Returns the embedding of every position."""
         raise NotImplementedError
 
-    def embed_text(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
-        """Embeddings of text ids."""
+    def embed_text(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Returns embeddings of text tokens."""
         return self.llm.embed(ids)
 
-    def embed_read(self, batch: Batch) -> Float[Array, "B L D"]:
-        """The places of text and of images to understand; those of images to generate are still to be filled."""
+    def embed_text_and_input_images(self, batch: Batch) -> Float[Array, "B L D"]:
+        """Returns embeddings of text and input images. Positions of target images are not filled yet."""
         x = self.embed_text(batch.tokens)
         if batch.und_images.shape[1]:
-            rows, images = batch.und_images.shape[:2]
+            batch_size, images = batch.und_images.shape[:2]
             features = self.understand(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
-            x = fill(x, features.reshape(rows, images * features.shape[1], -1), batch.und_patch_index)
+            features = features.reshape(batch_size, images * features.shape[1], -1)
+            x = insert_images(x, features, batch.und_patch_index)
         return x
 
     def __call__(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Hidden states of every place, which the heads read."""
+        """Returns the hidden states of all positions, which the heads read."""
         hidden, _ = self.llm(self.embed(batch), batch.positions, batch.segment_ids)
         return hidden
 
     def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Hidden states of prompts, and a cache of `slots` slots that begins with them."""
+        """Returns the hidden states of prompts and a cache of `slots` slots that contains them."""
         return self.llm.prefill(self.embed(batch), batch.positions, batch.segment_ids, slots)
 
     def extend(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], cache: KVCache
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Hidden states of T more embedded places, and the cache with them."""
+        """Returns the hidden states of T more embedded positions and the extended cache."""
         hidden, extended = self.llm(x, positions, segment_ids, cache)
         assert extended is not None
         return hidden, extended
 
-    def text_logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-        """Logits over the text vocabulary, float32."""
+    def text_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Returns logits over the text vocabulary, float32."""
         return self.llm.logits(hidden)
 
-    def touch(self, batch: Batch) -> Any:
-        """Runs every part once, which is what `init` needs to make every parameter."""
+    def init_all(self, batch: Batch) -> Any:
+        """Runs every part once, so that `init` creates every parameter."""
         raise NotImplementedError
 
 
 def unroll_params(params: Params, config: ModelConfig) -> Params:
-    """Parameters in the form that `Execution.layers` "unrolled" reads, from that of training and checkpoints."""
+    """Converts parameters from the layout of training and checkpoints to that of `Execution.layers` "unrolled"."""
     return params | {
         "und_encoder": unstack_blocks(params["und_encoder"], config.und_encoder),
         "llm": unstack_layers(params["llm"], config.llm),
@@ -114,7 +114,7 @@ def unroll_params(params: Params, config: ModelConfig) -> Params:
 
 
 def scan_params(params: Params, config: ModelConfig) -> Params:
-    """The inverse of `unroll_params`."""
+    """Inverts `unroll_params`."""
     return params | {
         "und_encoder": stack_blocks(params["und_encoder"], config.und_encoder),
         "llm": stack_layers(params["llm"], config.llm),

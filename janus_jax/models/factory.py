@@ -1,8 +1,8 @@
-"""The network and the parameters of a config, whichever kind of model it describes."""
+"""Makes the model of a config, and its parameters or their shapes."""
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array
+from jaxtyping import Array, Key
 
 from janus_jax.batch import Batch
 from janus_jax.config import Execution, JanusConfig, ModelConfig
@@ -12,20 +12,15 @@ from janus_jax.models.janusflow import JanusFlow
 
 
 def make_model(config: ModelConfig, execution: Execution = Execution()) -> Backbone:
-    """The network that the config describes."""
+    """Makes the model that the config describes."""
     return Janus(config, execution) if isinstance(config, JanusConfig) else JanusFlow(config, execution)
 
 
-def init_params(config: ModelConfig, key: Array, execution: Execution = Execution()) -> Params:
-    """Freshly made parameters, boxed with their logical axis names (`flax.linen.unbox` gives the plain tree)."""
-    return init_model(make_model(config, execution), key)
-
-
-def init_model(model: Backbone, key: Array) -> Params:
-    """`init_params` of this network."""
+def init_params(model: Backbone, key: Key[Array, ""]) -> Params:
+    """Initializes parameters, boxed with their logical axis names (`flax.linen.unbox` returns the plain tree)."""
     config = model.config
     und_size, gen_size = config.und_encoder.image_size, config.gen_image_size
-    length = config.und_encoder.num_patches + config.gen_tokens
+    length = config.und_encoder.num_patches + config.num_gen_tokens
     zeros = jnp.zeros((1, length), jnp.int32)
     batch = Batch(
         tokens=zeros,
@@ -36,16 +31,11 @@ def init_model(model: Backbone, key: Array) -> Params:
         und_images=jnp.zeros((1, 1, und_size, und_size, 3), jnp.uint8),
         gen_images=jnp.zeros((1, 1, gen_size, gen_size, 3), jnp.uint8),
     )
-    params: Params = model.init(key, batch, method=model.touch)["params"]
+    params: Params = model.init(key, batch, method=model.init_all)["params"]
     return params
 
 
-def abstract_params(config: ModelConfig, execution: Execution = Execution()) -> Params:
-    """Shapes, dtypes and logical axis names of the parameters, with nothing computed."""
-    return abstract_model(make_model(config, execution))
-
-
-def abstract_model(model: Backbone) -> Params:
-    """`abstract_params` of this network."""
-    params: Params = jax.eval_shape(lambda key: init_model(model, key), jax.random.key(0))
+def abstract_params(model: Backbone) -> Params:
+    """Returns shapes, dtypes and logical axis names of the parameters without computing them."""
+    params: Params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
     return params

@@ -1,6 +1,6 @@
-"""Janus: one causal transformer between two visual encoders, one for understanding and one for generation.
+"""Janus: a causal transformer with separate visual encoders for understanding and for generation.
 
-Janus (arXiv 2410.13848, §3.1, figure 2). The parameter tree carries the paper's names: `und_encoder`, `und_adaptor`,
+Janus (arXiv 2410.13848, §3.1, figure 2). Top-level names of the parameter tree: `und_encoder`, `und_adaptor`,
 `gen_encoder`, `gen_embed`, `gen_adaptor`, `gen_head`, `llm`.
 """
 
@@ -11,7 +11,7 @@ from jaxtyping import Array, Float, Int
 
 from janus_jax.batch import Batch
 from janus_jax.config import Execution, JanusConfig
-from janus_jax.models.backbone import Backbone, fill, to_pixels
+from janus_jax.models.backbone import Backbone, insert_images, to_pixels
 from janus_jax.models.layers import Axes, Embedding, Linear
 from janus_jax.models.vq import VQTokenizer
 
@@ -20,12 +20,12 @@ IMAGE_HEAD = ("gen_head",)
 
 
 class TwoLayerMLP(nn.Module):
-    """fc2(gelu(fc1(x))), the GELU exact: both adaptors and the image head.
+    """fc2(gelu(fc1(x))) with the exact GELU: both adaptors and the image head.
 
     Attributes:
-      hidden, outputs: widths after the first and the second layer.
-      axes: logical names of the input, of the layer between, and of the output.
-      output_dtype: of the result, where it is not to be the computation's.
+      hidden, outputs: Widths after the first and the second layer.
+      axes: Logical names of the input, hidden and output axes.
+      output_dtype: dtype of the result if it differs from the computation's.
     """
 
     hidden: int
@@ -35,7 +35,7 @@ class TwoLayerMLP(nn.Module):
     output_dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows C"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x: Float[Array, "*B C"]) -> Float[Array, "*B D"]:
         inputs, hidden, outputs = self.axes
         x = Linear((self.hidden,), (hidden, inputs), self.execution, name="fc1")(x)
         x = nn.gelu(x, approximate=False)
@@ -44,7 +44,7 @@ class TwoLayerMLP(nn.Module):
 
 
 class Janus(Backbone):
-    """Embeds rows of places, runs the transformer over them, and reads text or image logits."""
+    """Transformer over text, input images and image tokens, with a text head and an image head."""
 
     config: JanusConfig
     execution: Execution = Execution()
@@ -62,52 +62,50 @@ class Janus(Backbone):
         )
 
     def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
-        """Embeddings of images to understand, pixels in [-1, 1], patches row by row (§3.1, understanding adaptor)."""
-        if self.config.understands_by == "gen_encoder":
-            return self.embed_image_ids(self.tokenize(pixels))
+        """Returns embeddings of input images, patches in row-major order (§3.1, understanding adaptor)."""
+        if self.config.understanding_encoder == "gen_encoder":
+            return self.embed_image_tokens(self.tokenize(pixels))
         return self.und_adaptor(self.und_encoder(pixels))
 
     def tokenize(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
-        """Ids of images to generate, pixels in [-1, 1]."""
+        """Returns the image tokens of images with pixels in [-1, 1]."""
         return self.gen_encoder.encode(pixels)
 
     def detokenize(self, ids: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
-        """Pixels of generated ids: about [-1, 1], not clipped."""
+        """Returns the pixels of image tokens: about [-1, 1], not clipped."""
         return self.gen_encoder.decode(ids)
 
-    def embed_image_ids(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
-        """Embeddings of image ids (§3.1, generation adaptor)."""
+    def embed_image_tokens(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
+        """Returns embeddings of image tokens (§3.1, generation adaptor)."""
         return self.gen_adaptor(self.gen_embed(ids))
 
     def embed(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Fills each place of a batch with its embedding; runs the tokenizer where image ids are not yet known."""
-        x = self.embed_read(batch)
-        image_ids = self.generation_ids(batch)
-        if image_ids.shape[1]:
-            x = fill(x, self.embed_image_ids(image_ids.reshape(len(image_ids), -1)), batch.gen_token_index)
+        """Returns the embedding of every position. Runs the image tokenizer if the batch has no image tokens."""
+        x = self.embed_text_and_input_images(batch)
+        ids = self.target_image_tokens(batch)
+        if ids.shape[1]:
+            x = insert_images(x, self.embed_image_tokens(ids.reshape(len(ids), -1)), batch.gen_token_index)
         return x
 
-    def generation_ids(self, batch: Batch) -> Int[Array, "B G N"]:
-        """Ids of the batch's images to generate: those it came with, or the tokenizer's."""
+    def target_image_tokens(self, batch: Batch) -> Int[Array, "B G N"]:
+        """Returns the tokens of the target images: precomputed, or from the image tokenizer."""
         if batch.gen_ids is not None:
             return batch.gen_ids
-        rows, images = batch.gen_images.shape[:2]
+        batch_size, images = batch.gen_images.shape[:2]
         if not images:
-            return jnp.zeros((rows, 0, self.config.gen_encoder.num_tokens), jnp.int32)
+            return jnp.zeros((batch_size, 0, self.config.gen_encoder.num_tokens), jnp.int32)
         pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
-        return self.tokenize(pixels).reshape(rows, images, -1)
+        return self.tokenize(pixels).reshape(batch_size, images, -1)
 
-    def image_logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-        """Logits over the image codebook, float32 (§3.1, image head)."""
+    def image_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Returns logits over the image codebook, float32 (§3.1, image head)."""
         return self.gen_head(hidden)
 
-    def touch(self, batch: Batch) -> tuple[Array, Array, Array]:
-        """Runs every part once, which is what `init` needs to make every parameter."""
+    def init_all(self, batch: Batch) -> tuple[Array, Array, Array]:
+        """Runs every part once, so that `init` creates every parameter."""
         hidden = self(batch)
-        if self.config.understands_by != "und_encoder":
-            # Every model has the same parameters, whichever way its images go.
+        if self.config.understanding_encoder != "und_encoder":
+            # The parameter tree does not depend on `understanding_encoder`.
             self.und_adaptor(self.und_encoder(to_pixels(batch.und_images[:, 0])))
-        return self.text_logits(hidden), self.image_logits(hidden), self.detokenize(self._any_ids(batch))
-
-    def _any_ids(self, batch: Batch) -> Int[Array, "B N"]:
-        return jnp.zeros((batch.shape[0], self.config.gen_encoder.num_tokens), jnp.int32)
+        ids = jnp.zeros((batch.shape[0], self.config.gen_encoder.num_tokens), jnp.int32)
+        return self.text_logits(hidden), self.image_logits(hidden), self.detokenize(ids)

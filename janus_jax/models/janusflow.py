@@ -1,10 +1,10 @@
-"""JanusFlow: the transformer of Janus, through which latents of an image move along a flow (arXiv 2411.07975, §3).
+"""JanusFlow: the transformer of Janus with a rectified flow over image latents (arXiv 2411.07975, §3).
 
-The parameter tree: `und_encoder`, `und_adaptor`, `beg_of_und`, `gen_encoder`, `gen_adaptor`, `gen_decoder_adaptor`,
-`gen_decoder`, `vae`, `llm`.
+Top-level names of the parameter tree: `und_encoder`, `und_adaptor`, `beg_of_und`, `gen_encoder`, `gen_adaptor`,
+`gen_decoder_adaptor`, `gen_decoder`, `vae`, `llm`.
 
-Rows are those of Janus. What differs is the begin-of-image place: before an image to understand it holds a learned
-embedding, before an image to generate that of the image's time.
+Token sequences are those of Janus, except for the begin-of-image position: before an input image it has a trained
+embedding, before a target image the embedding of the image's time.
 """
 
 from typing import NamedTuple
@@ -14,38 +14,38 @@ from jaxtyping import Array, Float, Int
 
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusFlowConfig
-from janus_jax.models.backbone import Backbone, fill, to_pixels
+from janus_jax.models.backbone import Backbone, insert_images, to_pixels
 from janus_jax.models.layers import Embedding, Linear
-from janus_jax.models.uvit import DecoderAdaptor, Encoded, LatentDecoder, LatentEncoder
+from janus_jax.models.uvit import DecoderAdaptor, EncodedLatents, LatentDecoder, LatentEncoder
 from janus_jax.models.vae import VAE, Gaussian
 
 
 class Latents(NamedTuple):
-    """Latents of G images a row on their way from noise to the images.
+    """Interpolated latents of G target images per sequence.
 
     Attributes:
-      values: t x + (1 - t) noise, with x the VAE's latents, scaled.
-      times: t, from 0 (noise) to 1 (the image).
+      values: t x + (1 - t) noise, where x are the scaled latents of the VAE.
+      times: t, from 0 (noise) to 1 (image).
     """
 
     values: Float[Array, "B G h w C"]
     times: Float[Array, "B G"]
 
 
-class States(NamedTuple):
-    """What heads read.
+class FlowStates(NamedTuple):
+    """Inputs of the heads.
 
     Attributes:
-      hidden: of every place.
-      encoded: the batch's images to generate, rows laid end to end; None where it has none.
+      hidden: Hidden states of all positions.
+      encoded: Encoder outputs of the B * G target images; None without target images.
     """
 
     hidden: Float[Array, "B L D"]
-    encoded: Encoded | None
+    encoded: EncodedLatents | None
 
 
 class JanusFlow(Backbone):
-    """Embeds rows of places, runs the transformer over them, and reads text logits or velocities of latents."""
+    """Transformer over text, input images and latents, with a text head and a velocity decoder."""
 
     config: JanusFlowConfig
     execution: Execution = Execution()
@@ -62,98 +62,89 @@ class JanusFlow(Backbone):
         self.vae = None if c.vae is None else VAE(c.vae, e)
 
     def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
-        """Embeddings of images to understand, pixels in [-1, 1], patches row by row (§3.1)."""
+        """Returns embeddings of input images with pixels in [-1, 1], patches in row-major order (§3.1)."""
         return self.und_adaptor(self.und_encoder(pixels))
 
     def encode_images(self, pixels: Float[Array, "B H W 3"]) -> Gaussian:
-        """The distribution of images' latents, scaled, pixels in [-1, 1]."""
+        """Returns the distribution of the scaled latents of images with pixels in [-1, 1]."""
         mean, log_variance = self._vae.encode(pixels)
         scale = self._vae.config.scaling_factor
         return Gaussian(mean * scale, log_variance + 2 * jnp.log(scale))
 
     def decode_latents(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
-        """Pixels of scaled latents: about [-1, 1], not clipped."""
+        """Returns the pixels of scaled latents: about [-1, 1], not clipped."""
         return self._vae.decode(latents / self._vae.config.scaling_factor)
 
-    def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> Encoded:
-        """Latents and their times as `embed_encoded` and `velocity` want them (§3.1, generation encoder)."""
+    def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> EncodedLatents:
+        """Encodes latents and times for `embed_encoded` and `velocity` (§3.1, generation encoder)."""
         return self.gen_encoder(latents, times)
 
-    def embed_encoded(self, encoded: Encoded) -> Float[Array, "M 1+N D"]:
-        """Embeddings of each image's places: that of its time, then its patches row by row."""
+    def embed_encoded(self, encoded: EncodedLatents) -> Float[Array, "M 1+N D"]:
+        """Returns the embeddings of each image: its time, then its patches in row-major order."""
         features = encoded.features.reshape(len(encoded.time), -1, encoded.features.shape[-1])
         return jnp.concatenate([encoded.time[:, None], self.gen_adaptor(features)], axis=1)
 
-    def velocity(self, hidden: Float[Array, "M N D"], encoded: Encoded) -> Float[Array, "M h w C"]:
-        """Velocities of latents from the hidden states of their patches, float32 (§3.1, generation decoder)."""
+    def velocity(self, hidden: Float[Array, "M N D"], encoded: EncodedLatents) -> Float[Array, "M h w C"]:
+        """Returns velocities of latents from the hidden states of their patches, float32 (§3.1, generation decoder)."""
         return self.gen_decoder(self.gen_decoder_adaptor(hidden), encoded)
 
-    def generation_latents(self, batch: Batch) -> Latents:
-        """Latents of the batch's images to generate: those it came with, or the VAE's means; at time 1."""
-        values = self._known_or_encoded(batch)
-        times = jnp.ones(values.shape[:2]) if batch.gen_times is None else batch.gen_times
-        return Latents(values, times)
-
-    def _known_or_encoded(self, batch: Batch) -> Float[Array, "B G h w C"]:
-        if batch.gen_latents is not None:
-            return batch.gen_latents
-        g, (rows, images) = self.config.gen_encoder, batch.gen_images.shape[:2]
-        shape = (rows, images, *g.latent_shape)
-        if not images:
-            return jnp.zeros(shape)
-        pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
-        return self.encode_images(pixels).mean.reshape(shape)
+    def target_latents(self, batch: Batch) -> Latents:
+        """Returns the latents of the target images: precomputed, or the VAE's means. Times default to 1."""
+        values = batch.gen_latents
+        if values is None:
+            batch_size, images = batch.gen_images.shape[:2]
+            shape = (batch_size, images, *self.config.gen_encoder.latent_shape)
+            pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
+            values = self.encode_images(pixels).mean.reshape(shape) if images else jnp.zeros(shape)
+        return Latents(values, jnp.ones(values.shape[:2]) if batch.gen_times is None else batch.gen_times)
 
     def embed(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Fills each place of a batch with its embedding; runs the VAE where latents are not yet known."""
-        x, _ = self._embed(batch)
-        return x
+        """Returns the embedding of every position. Runs the VAE if the batch has no latents."""
+        return self._embed(batch)[0]
 
-    def states(self, batch: Batch) -> States:
-        """Hidden states of every place (as `__call__`), and what `velocities` needs beside them."""
+    def states(self, batch: Batch) -> FlowStates:
+        """Returns the hidden states of `__call__` and the encoder outputs that `velocities` needs."""
         x, encoded = self._embed(batch)
         hidden, _ = self.llm(x, batch.positions, batch.segment_ids)
-        return States(hidden, encoded)
+        return FlowStates(hidden, encoded)
 
-    def velocities(self, batch: Batch, states: States) -> Float[Array, "B G h w C"]:
-        """Velocities of a batch's latents, each image at its own time, float32; of padding images, anything."""
-        assert states.encoded is not None, "the batch has no images to generate"
+    def velocities(self, batch: Batch, states: FlowStates) -> Float[Array, "B G h w C"]:
+        """Returns velocities of the target images at their times, float32. Those of padding images are arbitrary."""
+        assert states.encoded is not None, "the batch has no target images"
         images = len(states.encoded.time) // batch.shape[0]
-        hidden = self.of_images(batch, states.hidden, images)
+        hidden = self.target_hidden_states(batch, states.hidden, images)
         velocities = self.velocity(hidden.reshape(-1, *hidden.shape[2:]), states.encoded)
         return velocities.reshape(*hidden.shape[:2], *velocities.shape[1:])
 
-    def of_images(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
-        """States at the places of each of a row's images to generate; of padding images, anything."""
-        rows, tokens = batch.shape[0], self.config.gen_tokens
-        firsts = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
-        places = firsts.argmax(axis=-1)[..., None] + jnp.arange(tokens)
-        states = jnp.take_along_axis(hidden, places.reshape(rows, -1, 1), axis=1)
-        return states.reshape(rows, images, tokens, -1)
+    def target_hidden_states(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
+        """Returns the hidden states of each target image. Those of padding images are arbitrary."""
+        batch_size, tokens = batch.shape[0], self.config.num_gen_tokens
+        is_first = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
+        positions = is_first.argmax(axis=-1)[..., None] + jnp.arange(tokens)
+        states = jnp.take_along_axis(hidden, positions.reshape(batch_size, -1, 1), axis=1)
+        return states.reshape(batch_size, images, tokens, -1)
 
-    def touch(self, batch: Batch) -> tuple[Array, Array, Array | None]:
-        """Runs every part once, which is what `init` needs to make every parameter."""
-        g = self.config.gen_encoder
-        latents = jnp.zeros((1, 1, *g.latent_shape))
-        batch = batch._replace(gen_latents=latents)
+    def init_all(self, batch: Batch) -> tuple[Array, Array, Array | None]:
+        """Runs every part once, so that `init` creates every parameter."""
+        batch = batch._replace(gen_latents=jnp.zeros((1, 1, *self.config.gen_encoder.latent_shape)))
         states = self.states(batch)
-        through = None if self.vae is None else self.vae(to_pixels(batch.gen_images[:, 0]))
-        return self.text_logits(states.hidden), self.velocities(batch, states), through
+        decoded = None if self.vae is None else self.vae(to_pixels(batch.gen_images[:, 0]))
+        return self.text_logits(states.hidden), self.velocities(batch, states), decoded
 
-    def _embed(self, batch: Batch) -> tuple[Float[Array, "B L D"], Encoded | None]:
-        x = self.embed_read(batch)
+    def _embed(self, batch: Batch) -> tuple[Float[Array, "B L D"], EncodedLatents | None]:
+        x = self.embed_text_and_input_images(batch)
         if batch.und_images.shape[1]:
-            is_begin = images_that_follow(batch.und_patch_index, self.config.und_encoder.num_patches) != NO_IMAGE
+            is_begin = next_image_index(batch.und_patch_index, self.config.und_encoder.num_patches) != NO_IMAGE
             x = jnp.where(is_begin[..., None], self.beg_of_und(jnp.zeros((), jnp.int32)), x)
-        latents = self.generation_latents(batch)
-        rows, images = latents.times.shape
+        latents = self.target_latents(batch)
+        batch_size, images = latents.times.shape
         if not images:
             return x, None
         encoded = self.encode(latents.values.reshape(-1, *latents.values.shape[2:]), latents.times.reshape(-1))
         embeddings = self.embed_encoded(encoded)
-        x = fill(x, embeddings[:, 1:].reshape(rows, -1, x.shape[-1]), batch.gen_token_index)
-        times = embeddings[:, 0].reshape(rows, images, -1)
-        return fill(x, times, images_that_follow(batch.gen_token_index, self.config.gen_tokens)), encoded
+        x = insert_images(x, embeddings[:, 1:].reshape(batch_size, -1, x.shape[-1]), batch.gen_token_index)
+        times = embeddings[:, 0].reshape(batch_size, images, -1)
+        return insert_images(x, times, next_image_index(batch.gen_token_index, self.config.num_gen_tokens)), encoded
 
     @property
     def _vae(self) -> VAE:
@@ -161,12 +152,12 @@ class JanusFlow(Backbone):
         return self.vae
 
 
-def images_that_follow(places: Int[Array, "B L"], tokens_per_image: int) -> Int[Array, "B L"]:
-    """At each place the number of the image whose first patch comes next, which is its begin-of-image; or `NO_IMAGE`.
+def next_image_index(index: Int[Array, "B L"], tokens_per_image: int) -> Int[Array, "B L"]:
+    """Returns, at each begin-of-image position, the number of the image that starts next; `NO_IMAGE` elsewhere.
 
     Args:
-      places: `und_patch_index` or `gen_token_index` of a batch.
+      index: `und_patch_index` or `gen_token_index` of a batch.
     """
-    following = jnp.pad(places[:, 1:], ((0, 0), (0, 1)), constant_values=NO_IMAGE)
+    following = jnp.pad(index[:, 1:], ((0, 0), (0, 1)), constant_values=NO_IMAGE)
     is_first = (following != NO_IMAGE) & (following % tokens_per_image == 0)
     return jnp.where(is_first, following // tokens_per_image, NO_IMAGE)

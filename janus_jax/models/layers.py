@@ -1,9 +1,8 @@
-"""The small layers that every network here is made of: linear maps, norms, convolutions, tables.
+"""Layers that all networks share: linear maps, norms, convolutions and embedding tables.
 
-Two conventions run through all of them. Linear weights are (out, in), heads split out, as PyTorch files hold them:
-conversion is then a copy, and a decoding step can put the weight on the left of the product, where XLA's CPU
-backend reads it about twice as fast. And every parameter carries logical axis names, which `janus_jax.sharding`
-maps to a mesh.
+Linear weights are (out, in) with separate head axes, as in PyTorch files. Conversion is then a copy, and a decode step
+can put the weight on the left of the product, where XLA's CPU backend reads it about twice as fast. Every parameter has
+logical axis names, which `janus_jax.sharding` maps to a mesh.
 """
 
 import functools
@@ -23,40 +22,39 @@ from janus_jax.config import Execution
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Array]
 
-# Up to this many rows a product is bound by reading the weight, beyond it by arithmetic. On two CPU cores the
-# weight-first product is faster up to about 16 rows and equal from there on.
-FEW_ROWS = 16
+# Number of vectors up to which reading the weight, not arithmetic, limits a product. On two CPU cores the weight-first
+# product is faster up to about 16 vectors, and equally fast beyond.
+WEIGHT_FIRST_MAX_ROWS = 16
 
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
-"""The names of a matrix's adapter, which lies beside its weight where there is one (`janus_jax.training.lora`)."""
+"""Names of an adapter's parameters, stored next to the weight (`janus_jax.training.lora`)."""
 
 
 def parameter(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, execution: Execution
 ) -> Array:
-    """A parameter of `module` that carries the logical names of its axes."""
-    # Typed as Any: flax says what is stored, a box, where what one gets is the array in it.
+    """Creates or reads a parameter of `module` with logical axis names."""
+    # Any, because flax annotates the stored box where `param` returns the array in it.
     boxed_init: Any = nn.with_logical_partitioning(init, axes)
     array: Array = module.param(name, boxed_init, shape, execution.param_dtype)
     return array
 
 
 def precision(dtype: DTypeLike) -> lax.Precision:
-    """The product precision that makes `dtype` mean what it says: float32 is not silently TF32 or bfloat16."""
+    """Returns the precision that computes products in `dtype`: float32 without TF32 or bfloat16 passes."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
 Contractions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], Sequence[int]]]
-"""As `lax.dot_general` has them: axes that are contracted, and axes that are batched, of both operands."""
+"""Dimension numbers of `lax.dot_general`: contracted axes and batch axes of both operands."""
 
 
 def product(
     x: Float[Array, "..."], y: Float[Array, "..."], contractions: Contractions, output_dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """`lax.dot_general` of two arrays of one dtype, in that dtype, its gradient too where the output is wider.
+    """Computes `lax.dot_general` of two arrays of one dtype. The gradient uses that dtype even if the output is wider.
 
-    The gradient of a wider output has its dtype, and a product with it would be computed in that: on a GPU at half of
-    the speed or less.
+    Without this, the gradient's products would use the wider dtype, at half of the speed or less on a GPU.
     """
     if jnp.dtype(output_dtype) == x.dtype:
         return _product(x, y, contractions, output_dtype)
@@ -71,19 +69,19 @@ _widened_product = jax.custom_vjp(_product, nondiff_argnums=(2, 3))
 
 
 def _widened_forward(x: Any, y: Any, contractions: Contractions, output_dtype: DTypeLike) -> tuple[Array, Any]:
-    # Trees without leaves say for the backward pass which of both is asked for.
-    asked = [() if operand.perturbed else None for operand in (x, y)]
-    return _product(x.value, y.value, contractions, output_dtype), (x.value, y.value, asked)
+    # Records which operands need a gradient, as pytrees without leaves.
+    needs_gradient = [() if operand.perturbed else None for operand in (x, y)]
+    return _product(x.value, y.value, contractions, output_dtype), (x.value, y.value, needs_gradient)
 
 
 def _widened_backward(
-    contractions: Contractions, _output_dtype: DTypeLike, kept: Any, gradient: Array
+    contractions: Contractions, _output_dtype: DTypeLike, residuals: Any, gradient: Array
 ) -> tuple[Array | None, Array | None]:
-    x, y, (x_asked, y_asked) = kept
+    x, y, (x_needs, y_needs) = residuals
     gradient = gradient.astype(x.dtype)
     narrow = functools.partial(_product, contractions=contractions, output_dtype=x.dtype)
-    by_x = None if x_asked is None else jax.linear_transpose(functools.partial(narrow, y=y), x)(gradient)[0]
-    by_y = None if y_asked is None else jax.linear_transpose(functools.partial(narrow, x), y)(gradient)[0]
+    by_x = None if x_needs is None else jax.linear_transpose(functools.partial(narrow, y=y), x)(gradient)[0]
+    by_y = None if y_needs is None else jax.linear_transpose(functools.partial(narrow, x), y)(gradient)[0]
     return by_x, by_y
 
 
@@ -91,32 +89,32 @@ _widened_product.defvjp(_widened_forward, _widened_backward, symbolic_zeros=True
 
 
 def project(
-    x: Float[Array, "*rows_and_inputs"],
+    x: Float[Array, "*batch_and_inputs"],
     weight: Float[Array, "*outputs_and_inputs"],
     num_inputs: int = 1,
     output_dtype: DTypeLike | None = None,
-) -> Float[Array, "*rows_and_outputs"]:
+) -> Float[Array, "*batch_and_outputs"]:
     """Contracts the last `num_inputs` axes of `x` with the last `num_inputs` axes of `weight`.
 
-    Of the weight's outputs and of its inputs, a mesh may split the first axis alone: they are merged.
+    Output axes and input axes are merged, so a mesh may split only the first of each.
     """
     output_dtype = output_dtype or x.dtype
     x_inputs = tuple(range(x.ndim - num_inputs, x.ndim))
     w_inputs = tuple(range(weight.ndim - num_inputs, weight.ndim))
-    num_rows = math.prod(x.shape[: x.ndim - num_inputs])
-    if num_rows > FEW_ROWS:
-        # With more axes than two, XLA's CPU backend would transpose the weight at every call.
-        rows, outputs = x.shape[: x.ndim - num_inputs], weight.shape[: weight.ndim - num_inputs]
-        x = x.reshape(num_rows, -1)
+    num_vectors = math.prod(x.shape[: x.ndim - num_inputs])
+    if num_vectors > WEIGHT_FIRST_MAX_ROWS:
+        # With more than two axes, XLA's CPU backend would transpose the weight at every call.
+        batch, outputs = x.shape[: x.ndim - num_inputs], weight.shape[: weight.ndim - num_inputs]
+        x = x.reshape(num_vectors, -1)
         y = product(x, weight.reshape(-1, x.shape[1]), (((1,), (1,)), ((), ())), output_dtype)
-        return y.reshape(*rows, *outputs)
+        return y.reshape(*batch, *outputs)
     y = product(weight, x, ((w_inputs, x_inputs), ((), ())), output_dtype)
     num_outputs = weight.ndim - num_inputs
     return y.transpose(*range(num_outputs, y.ndim), *range(num_outputs))
 
 
 def fan_in_normal(num_inputs: int = 1) -> Initializer:
-    """Normal with variance 1 / fan-in for weights whose last `num_inputs` axes are the inputs."""
+    """Returns a normal initializer with variance 1 / fan-in; the last `num_inputs` axes are inputs."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         fan_in = math.prod(shape[len(shape) - num_inputs :])
@@ -126,16 +124,17 @@ def fan_in_normal(num_inputs: int = 1) -> Initializer:
 
 
 class Linear(nn.Module):
-    """y = W x + b, with W of shape (*outputs, *inputs); and + s B A x where the parameters hold a low-rank adapter.
+    """y = W x + b with W of shape (*outputs, *inputs), plus s B A x if the parameters hold a low-rank adapter.
 
-    The adapter (LoRA, arXiv 2106.09685, eq. 3) has A of shape (rank, *inputs), B (*outputs, rank) and a number s.
+    The adapter (LoRA, arXiv 2106.09685, eq. 3) has A of shape (rank, *inputs), B of shape (*outputs, rank) and a scalar
+    s.
 
     Attributes:
-      outputs: sizes of the output axes.
-      axes: logical names of W's axes, outputs first.
-      num_inputs: how many trailing axes of the input are contracted.
-      use_bias: whether there is a b, of shape (*outputs).
-      output_dtype: of the result, where it is not to be the execution's (logits in float32).
+      outputs: Sizes of the output axes.
+      axes: Logical names of W's axes, outputs first.
+      num_inputs: Number of trailing input axes to contract.
+      use_bias: Whether there is a bias of shape (*outputs).
+      output_dtype: dtype of the result if it differs from the execution's (float32 logits).
     """
 
     outputs: tuple[int, ...]
@@ -146,14 +145,14 @@ class Linear(nn.Module):
     output_dtype: DTypeLike | None = None
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows_and_inputs"]) -> Float[Array, "*rows_and_outputs"]:
+    def __call__(self, x: Float[Array, "*batch_and_inputs"]) -> Float[Array, "*batch_and_outputs"]:
         e = self.execution
         shape = (*self.outputs, *x.shape[x.ndim - self.num_inputs :])
         weight = parameter(self, "weight", fan_in_normal(self.num_inputs), shape, self.axes, e)
         x = x.astype(e.dtype)
         y = project(x, weight.astype(e.dtype), self.num_inputs, self.output_dtype)
         if self.has_variable("params", LORA_A):
-            # A branch of its own, and not W + s B A: so neither that sum nor its gradient, both as large as W, is made.
+            # A separate branch instead of W + s B A: the sum and its gradient would be as large as W.
             a, b, s = (self._adapter(name) for name in (LORA_A, LORA_B, LORA_SCALE))
             y += project(s * project(x, a, self.num_inputs), b, output_dtype=self.output_dtype)
         if self.use_bias:
@@ -167,7 +166,7 @@ class Linear(nn.Module):
 
 
 class Embedding(nn.Module):
-    """A table of `num_embeddings` rows."""
+    """Embedding table."""
 
     num_embeddings: int
     width: int
@@ -178,7 +177,7 @@ class Embedding(nn.Module):
         shape = (self.num_embeddings, self.width)
         self.embedding = parameter(self, "embedding", nn.initializers.normal(0.02), shape, self.axes, self.execution)
 
-    def __call__(self, ids: Int[Array, "*rows"]) -> Float[Array, "*rows D"]:
+    def __call__(self, ids: Int[Array, "*B"]) -> Float[Array, "*B D"]:
         return jnp.take(self.embedding, ids, axis=0).astype(self.execution.dtype)
 
 
@@ -189,7 +188,7 @@ class RMSNorm(nn.Module):
     execution: Execution = Execution()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale = parameter(self, "scale", nn.initializers.ones, x.shape[-1:], ("norm",), self.execution)
         y = x.astype(jnp.float32)
         y *= lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.eps)
@@ -211,7 +210,7 @@ class LayerNorm(nn.Module):
     execution: Execution = Execution()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows D"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B D"]:
         scale, bias = _scale_and_bias(self, x.shape[-1], self.execution)
         y = x.astype(jnp.float32)
         y -= jnp.mean(y, axis=-1, keepdims=True)
@@ -220,7 +219,7 @@ class LayerNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-    """GroupNorm of an image, channels last, computed in float32 (arXiv 1803.08494)."""
+    """GroupNorm of channels-last images, computed in float32 (arXiv 1803.08494)."""
 
     groups: int
     eps: float
@@ -234,7 +233,7 @@ class GroupNorm(nn.Module):
         mean = self._group_mean(jnp.mean(y, axis=(1, 2)))
         variance = self._group_mean(jnp.mean(jnp.square(y - mean[:, None, None]), axis=(1, 2)))
         gain = lax.rsqrt(variance + self.eps) * scale
-        # One multiplication and one addition an element: the per-channel terms are folded first.
+        # The per-channel terms are folded first: one multiplication and one addition per element.
         y = y * gain[:, None, None] + (bias - mean * gain)[:, None, None]
         return y.astype(self.execution.dtype)
 
@@ -245,7 +244,7 @@ class GroupNorm(nn.Module):
 
 
 class Conv(nn.Module):
-    """A square convolution, channels last, with bias.
+    """Square convolution with bias, channels last.
 
     Attributes:
       padding: ((top, bottom), (left, right)) in pixels.
@@ -271,7 +270,7 @@ class Conv(nn.Module):
         return y + bias
 
     def weights(self, input_channels: int) -> tuple[Float[Array, "P P C C2"], Float[Array, " C2"]]:
-        """Kernel and bias, in the computation's dtype."""
+        """Returns kernel and bias in the computation's dtype."""
         shape = (self.kernel_size, self.kernel_size, input_channels, self.channels)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
         axes = (None, None, "conv_in", "conv_out")
@@ -280,14 +279,14 @@ class Conv(nn.Module):
         return kernel.astype(self.execution.dtype), bias.astype(self.execution.dtype)
 
 
-def unstacked(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
-    """Parameters whose `depth` blocks are stacked under `name`, with each block by itself: `name_0`, `name_1`, ..."""
+def unstack_params(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
+    """Splits the `depth` blocks that are stacked under `name` into `name_0`, `name_1`, ..."""
     blocks = {f"{name}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(depth)}
     return {key: value for key, value in params.items() if key != name} | blocks
 
 
-def stacked(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
-    """The inverse of `unstacked`."""
+def stack_params(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
+    """Inverts `unstack_params`."""
     blocks = [params[f"{name}_{i}"] for i in range(depth)]
     tree = {key: value for key, value in params.items() if not key.startswith(f"{name}_")}
     return tree | {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

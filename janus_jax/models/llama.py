@@ -1,7 +1,7 @@
-"""The language model: a LLaMA decoder over embeddings, with grouped queries and a key-value cache.
+"""Language model: a LLaMA decoder over embeddings, with grouped-query attention and a KV cache.
 
-DeepSeek-LLM (arXiv 2401.02954, §2.2): pre-RMSNorm, SwiGLU, rotary positions, no biases. Embeddings come in and hidden
-states go out; what an embedding stands for and which head reads a hidden state is `models.janus`' business.
+DeepSeek-LLM (arXiv 2401.02954, §2.2): pre-RMSNorm, SwiGLU, rotary positions, no biases. The decoder maps embeddings to
+hidden states; `backbone.Backbone` makes the embeddings and chooses the head.
 """
 
 from collections.abc import Mapping
@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from janus_jax.config import Execution, LlamaConfig, RematPolicy
-from janus_jax.models.attention import attend, rotary_angles, rotate, update_slots
-from janus_jax.models.layers import Embedding, Linear, RMSNorm, stacked, unstacked
+from janus_jax.models.attention import apply_rotary, attend, rotary_angles, update_cache
+from janus_jax.models.layers import Embedding, Linear, RMSNorm, stack_params, unstack_params
 from janus_jax.models.masks import Mask
 
 Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
@@ -23,13 +23,12 @@ LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]
 
 
 class KVCache(NamedTuple):
-    """Keys and values of the places so far, S slots of them.
+    """Keys and values of earlier positions in S slots.
 
     Attributes:
-      layers: one (keys, values) pair a layer. A tuple of arrays and not one stack, so that a loop on the device can
-        update each in place.
-      segment_ids: segment of each slot; 0 where nothing is written yet or padding was.
-      length: number of slots written, the same for all rows (prompts are padded on the left).
+      layers: One (keys, values) pair per layer. A device loop can update separate arrays without copies.
+      segment_ids: Segment of each slot; 0 for unwritten slots and padding.
+      length: Number of written slots, equal for all sequences (prompts are padded on the left).
     """
 
     layers: tuple[LayerCache, ...]
@@ -38,9 +37,9 @@ class KVCache(NamedTuple):
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
-    """The cache with unwritten slots added, `slots` in all.
+    """Adds unwritten slots to the cache, up to `slots`.
 
-    A decoding step reads every slot, written or not, so a cache is best kept little longer than what is in it.
+    A decode step reads every slot, written or not, so a cache should not be much longer than its content.
     """
     more = slots - cache.segment_ids.shape[1]
     layers = jax.tree.map(lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, more), (0, 0))), cache.layers)
@@ -48,13 +47,13 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
 
 
 def remat_policy(name: RematPolicy) -> Any:
-    """The `policy` argument of `jax.checkpoint` for a policy's name; see `Execution.remat`."""
+    """Returns the `policy` argument of `jax.checkpoint` for a policy of `Execution.remat`."""
     policies = jax.checkpoint_policies
     return {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}[name]
 
 
 class Attention(nn.Module):
-    """Causal self-attention with rotary positions and grouped queries."""
+    """Causal self-attention with rotary positions and grouped-query heads."""
 
     config: LlamaConfig
     execution: Execution
@@ -66,10 +65,10 @@ class Attention(nn.Module):
         c = self.config
         project = self._fused if self.execution.layers == "unrolled" else self._separate
         query, key, value = project(x)
-        query, key = rotate(query, angles), rotate(key, angles)
+        query, key = apply_rotary(query, angles), apply_rotary(key, angles)
         if cache is not None and mask.query_offset is not None:
-            key = update_slots(cache[0], key, mask.query_offset)
-            value = update_slots(cache[1], value, mask.query_offset)
+            key = update_cache(cache[0], key, mask.query_offset)
+            value = update_cache(cache[1], value, mask.query_offset)
         out = attend(query, key, value, mask, self.execution.attention).swapaxes(1, 2)
         axes = ("embed", "heads", "head_dim")
         y = Linear((c.width,), axes, self.execution, num_inputs=2, use_bias=False, name="out")(out)
@@ -91,7 +90,7 @@ class Attention(nn.Module):
 
     def _fused(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
         c = self.config
-        # Each key head lies with its queries, so that tensor parallelism splits the product between heads.
+        # Each key head is stored with its query heads, so that tensor parallelism splits between groups.
         shape = (c.num_kv_heads, c.num_heads // c.num_kv_heads + 2, c.head_dim)
         axes = ("kv_heads", None, "head_dim", "embed")
         y = Linear(shape, axes, self.execution, use_bias=False, name="qkv")(x)
@@ -110,7 +109,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         width, e = self.config.mlp_dim, self.execution
         if e.layers == "unrolled":
-            # Each gate lies with its unit, so that tensor parallelism splits the product between units.
+            # Each gate is stored with its unit, so that tensor parallelism splits between units.
             fused = Linear((width, 2), ("mlp", None, "embed"), e, use_bias=False, name="gate_up")(x)
             gate, up = fused[..., 0], fused[..., 1]
         else:
@@ -139,55 +138,55 @@ class Block(nn.Module):
         return x, kv if keep_kv else None
 
 
-class Tapped(NamedTuple):
-    """What goes from block to block where the states after one of them are wanted besides.
+class CapturingCarry(NamedTuple):
+    """Scan carry that also holds one block's output.
 
     Attributes:
-      x: the states.
-      number: of blocks so far.
-      taken: the states after the wanted block, once it is behind.
+      x: Hidden states.
+      num_blocks: Blocks so far.
+      captured: Hidden states after the captured block; zero before it.
     """
 
     x: Float[Array, "B L D"]
-    number: Int[Array, ""]
-    taken: Float[Array, "B L D"]
+    num_blocks: Int[Array, ""]
+    captured: Float[Array, "B L D"]
 
 
-class TappedBlock(Block):
-    """A block that keeps its result where it is the wanted one, counted from 1."""
+class CapturingBlock(Block):
+    """A block that copies its output to the carry if it is block number `capture_block`, counted from 1."""
 
-    wanted: int = 1
+    capture_block: int = 1
 
     def __call__(  # type: ignore[override]
-        self, x: Tapped, angles: Angles, mask: Mask, cache: LayerCache | None, keep_kv: bool
-    ) -> tuple[Tapped, LayerCache | None]:
+        self, x: CapturingCarry, angles: Angles, mask: Mask, cache: LayerCache | None, keep_kv: bool
+    ) -> tuple[CapturingCarry, LayerCache | None]:
         y, kv = super().__call__(x.x, angles, mask, cache, keep_kv)
-        number = x.number + 1
-        return Tapped(y, number, jnp.where(number == self.wanted, y, x.taken)), kv
+        num_blocks = x.num_blocks + 1
+        return CapturingCarry(y, num_blocks, jnp.where(num_blocks == self.capture_block, y, x.captured)), kv
 
 
 class Llama(nn.Module):
     """Embedding table, transformer and text head.
 
-    The parameters of its blocks are stacked under `layers`. With `execution.layers` "unrolled" they lie in `layers_0`,
-    `layers_1`, ..., and matrices that read the same input are one: `qkv` and `gate_up`.
+    The parameters of the blocks are stacked under `layers`. With `execution.layers` "unrolled" they are in `layers_0`,
+    `layers_1`, ..., and matrices with the same input are fused to `qkv` and `gate_up`.
 
     Attributes:
-      tap: the block, counted from 1, whose states `tapped` gives; needs `execution.layers` "scanned". The loop over the
-        blocks carries them along, so that those of no other block are kept.
+      capture_block: Number, from 1, of the block with the output that `call_and_capture` returns. Needs
+        `execution.layers` "scanned". The scan carries this output, so no other block's output is stored.
     """
 
     config: LlamaConfig
     execution: Execution = Execution()
-    tap: int | None = None
+    capture_block: int | None = None
 
     def setup(self) -> None:
         c, e = self.config, self.execution
         self.embed = Embedding(c.vocab_size, c.width, ("vocab", "embed"), e)
-        assert self.tap is None or e.layers == "scanned", "states are tapped from scanned blocks alone"
-        block: Any = Block if self.tap is None else TappedBlock
+        assert self.capture_block is None or e.layers == "scanned", "capture_block needs scanned layers"
+        block: Any = Block if self.capture_block is None else CapturingBlock
         if e.remat != "none":
-            # Within a scan nothing can be shared with the forward pass, so that nothing has to prevent it.
+            # prevent_cse is not needed within a scan, where XLA cannot merge the recomputation with the forward pass.
             block = nn.remat(
                 block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
             )
@@ -201,8 +200,8 @@ class Llama(nn.Module):
                 unroll=e.scan_unroll,
                 metadata_params={nn.PARTITION_NAME: "layers"},
             )
-        if self.tap is not None:
-            self.layers: Any = block(c, e, wanted=self.tap)
+        if self.capture_block is not None:
+            self.layers: Any = block(c, e, capture_block=self.capture_block)
         else:
             self.layers = [block(c, e) for _ in range(c.depth)] if e.layers == "unrolled" else block(c, e)
         self.norm = RMSNorm(c.rms_norm_eps, e)
@@ -215,16 +214,16 @@ class Llama(nn.Module):
         segment_ids: Int[Array, "B L"],
         cache: KVCache | None = None,
     ) -> tuple[Float[Array, "B L D"], KVCache | None]:
-        """Hidden states after the last norm.
+        """Runs all blocks and the final norm.
 
         Args:
-          x: embeddings.
-          positions: rotary positions.
-          segment_ids: samples of a row, 0 at padding.
-          cache: earlier places, which the new ones attend to and are appended to.
+          x: Embeddings.
+          positions: Rotary positions.
+          segment_ids: Example number within the sequence; 0 at padding.
+          cache: Earlier positions, which the new positions attend to.
 
         Returns:
-          The hidden states and, where a cache was given, the cache with the L new places.
+          The hidden states, and the cache with the L new positions or None if none was given.
         """
         x, angles, mask = self._begin(x, positions, segment_ids)
         if cache is None:
@@ -235,34 +234,34 @@ class Llama(nn.Module):
         x, layers = self._blocks(x, angles, mask, cache.layers)
         return self.norm(x), KVCache(layers, segments, cache.length + segment_ids.shape[1])
 
-    def tapped(
+    def call_and_capture(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-        """Hidden states after the last norm, as `__call__` gives them, and those after block `tap`, not normed."""
+        """Returns the hidden states of `__call__`, and those after block `capture_block`, before any norm."""
         x, angles, mask = self._begin(x, positions, segment_ids)
         after, _ = self.layers(self._carry(x), angles, mask, None, False)
-        return self.norm(after.x), after.taken
+        return self.norm(after.x), after.captured
 
     def prefill(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"], slots: int
     ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Hidden states of a prompt, and a cache of `slots` >= L slots that begins with it.
+        """Returns the hidden states of a prompt and a cache of `slots` >= L slots that begins with it.
 
-        Faster than `__call__` with an empty cache: the prompt attends to itself, not to the empty slots.
+        This is faster than `__call__` with an empty cache, because the prompt does not attend to empty slots.
         """
         x, angles, mask = self._begin(x, positions, segment_ids)
         x, layers = self._blocks(x, angles, mask, None, keep_kv=True)
         cache = KVCache(layers, segment_ids, jnp.asarray(x.shape[1], jnp.int32))
         return self.norm(x), grow_cache(cache, slots)
 
-    def logits(self, hidden: Float[Array, "*rows D"]) -> Float[Array, "*rows V"]:
-        """Text logits, float32."""
+    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
+        """Returns text logits, float32."""
         return self.head(hidden)
 
     def _begin(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Angles, Mask]:
-        """Embeddings as the blocks read them, the angles of their places, and which of these attend to which."""
+        """Inputs of the blocks: embeddings in the computation's dtype, rotary angles and causal mask."""
         c, e = self.config, self.execution
         x = nn.with_logical_constraint(x.astype(e.dtype), ("batch", "length", "activation_embed"))
         return x, rotary_angles(positions, c.head_dim, c.rope_theta), Mask(segment_ids, segment_ids, causal=True)
@@ -282,23 +281,23 @@ class Llama(nn.Module):
                 x, kv = block(x, angles, mask, cache[i] if cache is not None else None, keep_kv)
                 layers.append(kv)
             return x, tuple(layers)
-        in_one = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cache)
-        x, kv = self.layers(self._carry(x), angles, mask, in_one, keep_kv)
-        x = x.x if isinstance(x, Tapped) else x
+        stacked = None if cache is None else jax.tree.map(lambda *leaves: jnp.stack(leaves), *cache)
+        x, kv = self.layers(self._carry(x), angles, mask, stacked, keep_kv)
+        x = x.x if isinstance(x, CapturingCarry) else x
         if not keep_kv:
             return x, None
         return x, tuple(jax.tree.map(lambda leaf, i=i: leaf[i], kv) for i in range(self.config.depth))
 
     def _carry(self, x: Float[Array, "B L D"]) -> Any:
-        return x if self.tap is None else Tapped(x, jnp.zeros((), jnp.int32), jnp.zeros_like(x))
+        return x if self.capture_block is None else CapturingCarry(x, jnp.zeros((), jnp.int32), jnp.zeros_like(x))
 
 
-LEAVES_OF_BLOCK = len(("attn_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "down"))
-"""Arrays in the tree of one block, before it is fused."""
+PARAMS_PER_BLOCK = len(("attn_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "down"))
+"""Arrays in the parameter tree of one block that is not fused."""
 
 
 def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """One block's parameters with `q`, `k`, `v` as `qkv` and `gate`, `up` as `gate_up`; numpy or jax arrays."""
+    """Fuses one block's `q`, `k`, `v` to `qkv` and `gate`, `up` to `gate_up`; numpy or jax arrays."""
     attn, mlp = block["attn"], block["mlp"]
     xp = np if isinstance(attn["q"]["weight"], np.ndarray) else jnp
     grouped = (config.num_kv_heads, -1, config.head_dim, config.width)
@@ -313,7 +312,7 @@ def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
 
 
 def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """The inverse of `fuse_block`."""
+    """Inverts `fuse_block`."""
     attn, mlp = block["attn"], block["mlp"]
     qkv, gate_up = attn["qkv"]["weight"], mlp["gate_up"]["weight"]
     query = qkv[:, :-2].reshape(config.num_heads, config.head_dim, config.width)
@@ -331,15 +330,15 @@ def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]
 
 
 def unstack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """The `llm` parameters in the form that `Execution.layers` "unrolled" reads."""
-    tree = unstacked(llm, "layers", config.depth)
+    """Converts the `llm` parameters to the layout of `Execution.layers` "unrolled"."""
+    tree = unstack_params(llm, "layers", config.depth)
     return tree | {name: fuse_block(tree[name], config) for name in _blocks(config)}
 
 
 def stack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """The inverse of `unstack_layers`: the form of training and of checkpoints."""
+    """Inverts `unstack_layers`: returns the layout of training and checkpoints."""
     blocks = {name: split_block(llm[name], config) for name in _blocks(config)}
-    return stacked({**llm, **blocks}, "layers", config.depth)
+    return stack_params({**llm, **blocks}, "layers", config.depth)
 
 
 def _blocks(config: LlamaConfig) -> list[str]:

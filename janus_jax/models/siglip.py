@@ -1,4 +1,4 @@
-"""The understanding encoder: SigLIP's vision transformer (arXiv 2303.15343; ViT, arXiv 2010.11929)."""
+"""Understanding encoder: SigLIP's vision transformer (arXiv 2303.15343; ViT, arXiv 2010.11929)."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -16,14 +16,14 @@ from janus_jax.models.layers import (
     parameter,
     precision,
     project,
-    stacked,
-    unstacked,
+    stack_params,
+    unstack_params,
 )
 from janus_jax.models.llama import remat_policy
 
 
 class QKV(nn.Module):
-    """Queries, keys and values of every head, by three linear maps in one stack."""
+    """Linear maps to queries, keys and values of every head, with stacked weights."""
 
     config: SiglipConfig
     execution: Execution
@@ -34,13 +34,13 @@ class QKV(nn.Module):
         axes = (None, "heads", "head_dim", "embed")
         weight = parameter(self, "weight", fan_in_normal(), (3, c.num_heads, c.head_dim, c.width), axes, e)
         bias = parameter(self, "bias", nn.initializers.zeros, (3, c.num_heads, c.head_dim), axes[:3], e)
-        # One by one: merged into one product, the three would lie across the heads that a mesh splits.
+        # Three products, because a merged one would cross the heads that a mesh splits.
         maps = zip(weight.astype(e.dtype), bias.astype(e.dtype), strict=True)
         return tuple((project(x.astype(e.dtype), w) + b).swapaxes(1, 2) for w, b in maps)
 
 
 class Attention(nn.Module):
-    """Self-attention among an image's patches."""
+    """Self-attention among the patches of an image."""
 
     config: SiglipConfig
     execution: Execution
@@ -82,14 +82,18 @@ class Block(nn.Module):
 
 
 class Siglip(nn.Module):
-    """Patches of an image to features, after all blocks and the last norm; no class token, no pooling."""
+    """Vision transformer without class token and pooling."""
 
     config: SiglipConfig
     execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
-        """Features of images of `config.image_size` squared, pixels in [-1, 1], patches row by row."""
+        """Returns one feature per patch after the final norm, in row-major order.
+
+        Args:
+          pixels: Square images with sides of `config.image_size` and pixels in [-1, 1].
+        """
         c, e = self.config, self.execution
         x = PatchEmbed(c, e, name="patch_embed")(pixels)
         init = nn.initializers.normal(c.width**-0.5)
@@ -116,7 +120,7 @@ class Siglip(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """A linear map of each patch's pixels: the convolution with equal kernel and stride, as one product."""
+    """Linear map of each patch's pixels: a convolution with equal kernel and stride, as one product."""
 
     config: SiglipConfig
     execution: Execution
@@ -135,10 +139,10 @@ class PatchEmbed(nn.Module):
 
 
 def unstack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
-    """The encoder's parameters in the form that `Execution.layers` "unrolled" reads."""
-    return unstacked(params, "blocks", config.depth)
+    """Converts the encoder's parameters to the layout of `Execution.layers` "unrolled"."""
+    return unstack_params(params, "blocks", config.depth)
 
 
 def stack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
-    """The inverse of `unstack_blocks`: the form of training and of checkpoints."""
-    return stacked(params, "blocks", config.depth)
+    """Inverts `unstack_blocks`: returns the layout of training and checkpoints."""
+    return stack_params(params, "blocks", config.depth)

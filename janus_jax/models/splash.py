@@ -1,7 +1,8 @@
-"""Splash attention: the TPU kernel that skips what the mask leaves out and never holds the scores.
+"""Splash attention: a TPU kernel that skips masked blocks and does not store the scores.
 
-jax ships the kernel (`jax.experimental.pallas.ops.tpu.splash_attention`). It works on one row's heads, so here it is
-mapped over rows and, under a mesh, over the devices that hold them. Away from a TPU it runs interpreted: for tests.
+jax ships the kernel (`jax.experimental.pallas.ops.tpu.splash_attention`) for the heads of one sequence. Here it is
+mapped over sequences and, under a mesh, over the devices that hold them. On other platforms it runs interpreted, for
+tests.
 """
 
 import functools
@@ -14,15 +15,15 @@ from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.masks import Mask
-from janus_jax.models.target_platform import platform
+from janus_jax.models.target_platform import current_platform
 
-# The lanes of a TPU's vector unit: the kernel wants blocks in multiples of it.
+# Lanes of a TPU's vector unit: block sizes must be multiples.
 LANES = 128
 MAX_BLOCK = 512
 
 
-def fits(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Mask) -> bool:
-    """Whether the kernel can compute this: a whole sequence attending to itself, in whole blocks."""
+def is_supported(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Mask) -> bool:
+    """Returns whether the kernel supports the arguments: a whole sequence that attends to itself, in whole blocks."""
     return (
         mask.query_offset is None
         and query.shape[2] == key.shape[2]
@@ -34,28 +35,31 @@ def fits(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Ma
 def splash_attention(
     query: Float[Array, "B H L K"], key: Float[Array, "B KV L K"], value: Float[Array, "B KV L K"], mask: Mask
 ) -> Float[Array, "B H L K"]:
-    """`attention.attend` by the splash kernel, for what `fits`."""
+    """Computes `attention.attend` for arguments that are supported."""
     query = query * query.shape[-1] ** -0.5
     segments = (mask.query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
-    attend = functools.partial(_attend_rows, causal=mask.causal)
+    attend = functools.partial(_attend_sequences, causal=mask.causal)
     if mesh.empty:
         return attend(query, key, value, segments)
     heads = _spec("batch", "heads", None, None)
     kv_heads = _spec("batch", "kv_heads", None, None)
-    rows = _spec("batch", None)
-    # A Pallas call cannot say how its result varies over the mesh, which check_vma would ask for.
-    mapped = jax.shard_map(
-        attend, mesh=mesh, in_specs=(heads, kv_heads, kv_heads, rows), out_specs=heads, check_vma=False
+    # Pallas calls do not declare how their results vary over the mesh, which check_vma would require.
+    sharded = jax.shard_map(
+        attend,
+        mesh=mesh,
+        in_specs=(heads, kv_heads, kv_heads, _spec("batch", None)),
+        out_specs=heads,
+        check_vma=False,
     )
-    return mapped(query, key, value, segments)
+    return sharded(query, key, value, segments)
 
 
 def _spec(*axes: str | None) -> PartitionSpec:
     return nn.logical_to_mesh_axes(axes) or PartitionSpec()
 
 
-def _attend_rows(
+def _attend_sequences(
     query: Float[Array, "B H L K"],
     key: Float[Array, "B KV L K"],
     value: Float[Array, "B KV L K"],
@@ -64,9 +68,9 @@ def _attend_rows(
 ) -> Float[Array, "B H L K"]:
     heads, length = query.shape[1:3]
     block = next(size for size in (MAX_BLOCK, MAX_BLOCK // 2, LANES) if length % size == 0)
-    one = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
+    head_mask = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
     attend = kernel.make_splash_mha(
-        masks.MultiHeadMask([one] * heads),
+        masks.MultiHeadMask([head_mask] * heads),
         block_sizes=kernel.BlockSizes(
             block_q=block,
             block_kv=block,
@@ -79,7 +83,7 @@ def _attend_rows(
         ),
         head_shards=1,
         q_seq_shards=1,
-        interpret=platform() != "tpu",
+        interpret=current_platform() != "tpu",
     )
     queries, keys = segments
     if queries is None or keys is None:

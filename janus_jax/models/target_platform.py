@@ -1,27 +1,26 @@
-"""What a program is compiled for: the devices that are here, or others that it is compiled for ahead of time."""
+"""Platform that programs are traced for: the local devices, or the target of ahead-of-time compilation."""
 
 import contextlib
 import contextvars
 from collections.abc import Iterator
-from typing import Literal
 
 import jax
 
-Platform = Literal["cpu", "gpu", "tpu"]
+from janus_jax.accelerators import Platform
 
-_PLATFORM: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("platform", default=None)
+_TARGET: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("target_platform", default=None)
 
 
 @contextlib.contextmanager
-def compiling_for(platform: Platform) -> Iterator[None]:
-    """Within it, programs are traced with the kernels of that platform, whatever devices are here."""
-    token = _PLATFORM.set(platform)
+def target_platform(platform: Platform) -> Iterator[None]:
+    """Traces programs with the kernels of `platform` while the context is active."""
+    token = _TARGET.set(platform)
     try:
         yield
     finally:
-        _PLATFORM.reset(token)
+        _TARGET.reset(token)
 
 
-def platform() -> str:
-    """Where what is now traced will run."""
-    return _PLATFORM.get() or jax.default_backend()
+def current_platform() -> str:
+    """Returns the platform that the program being traced will run on."""
+    return _TARGET.get() or jax.default_backend()

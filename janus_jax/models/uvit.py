@@ -1,7 +1,7 @@
-"""JanusFlow's generation encoder and decoder: ConvNeXt blocks on both sides of the transformer, with a skip between.
+"""JanusFlow's generation encoder and decoder: ConvNeXt blocks before and after the transformer, with a skip connection.
 
 JanusFlow (arXiv 2411.07975, §3.1 and appendix A); ConvNeXt V2 (arXiv 2301.00808, §3.2, for the global response norm);
-FiLM (arXiv 1709.07871). Latents are channels-last, times in [0, 1], 0 noise and 1 the image.
+FiLM (arXiv 1709.07871). Latents are channels-last. Times are in [0, 1]: 0 is noise, 1 is the image.
 """
 
 import math
@@ -16,17 +16,17 @@ from jaxtyping import Array, Float
 from janus_jax.config import Execution, UViTConfig
 from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
 
-# What a time in [0, 1] is multiplied by before its sinusoids, whose periods run from 2 pi to about 2 pi MAX_PERIOD.
+# Factor of times before the sinusoids. Their periods range from 2 pi to about 2 pi MAX_PERIOD.
 TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
 
 
-class Encoded(NamedTuple):
-    """Latents of M images as the transformer reads them, and as the decoder wants them again (the skip).
+class EncodedLatents(NamedTuple):
+    """Encoder outputs of M images, for the transformer and for the decoder's skip connection.
 
     Attributes:
-      features: one a place of the transformer.
-      time: embedding of each image's time, as wide as the transformer.
+      features: One feature per position of the transformer.
+      time: Embedding of each image's time.
     """
 
     features: Float[Array, "M h2 w2 C2"]
@@ -34,9 +34,9 @@ class Encoded(NamedTuple):
 
 
 def sinusoids(times: Float[Array, " M"], width: int) -> Float[Array, "M C"]:
-    """Cosines, then sines, of times in [0, 1], float32."""
+    """Returns cosines, then sines, of times in [0, 1], float32."""
     half = width // 2
-    # By numpy, as the rotary angles are: an accelerator's exponential is not exact.
+    # numpy computes the frequencies, because the exponential of accelerators is inexact.
     frequencies = np.exp(-math.log(MAX_PERIOD) / half * np.arange(half, dtype=np.float32))
     angles = TIME_SCALE * times.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
@@ -57,7 +57,7 @@ class TimeEmbed(nn.Module):
 
 
 class DepthwiseConv(nn.Module):
-    """A convolution of every channel by itself."""
+    """Depthwise convolution."""
 
     config: UViTConfig
     execution: Execution
@@ -74,7 +74,8 @@ class DepthwiseConv(nn.Module):
 
 def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
     margin = kernel.shape[0] // 2
-    # Whole first: a mesh would split the convolution by channels, as the kernel lies, and send all rows for that.
+    # Gathers the kernel first. Otherwise the compiler splits the convolution by channels, as the kernel is sharded,
+    # and sends all activations.
     kernel = nn.with_logical_constraint(kernel, (None,) * 4)
     return lax.conv_general_dilated(
         x,
@@ -88,10 +89,10 @@ def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"])
 
 
 def _by_shifts(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
-    # XLA's CPU backend convolves channel by channel and takes a hundred times as long as these sums.
+    # XLA's CPU backend convolves channel by channel, which takes a hundred times as long as these sums.
     size, (_, height, width, _) = kernel.shape[0], x.shape
     margin = size // 2
-    # Laid down first: padding within the sum is a question at every element.
+    # Materializes the padding, because a padding fused into the sum costs a comparison per element.
     padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))))
     windows = (
         padded[:, row : row + height, column : column + width] * kernel[row, column, 0]
@@ -102,7 +103,7 @@ def _by_shifts(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> F
 
 
 class GlobalResponseNorm(nn.Module):
-    """x + scale * x * (|x| / mean |x|) + bias, with |x| a channel's norm over the image and the mean over channels."""
+    """x + scale * x * (|x| / mean |x|) + bias. |x| is a channel's norm over the image; the mean is over channels."""
 
     eps: float
     execution: Execution
@@ -113,7 +114,7 @@ class GlobalResponseNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.zeros, channels, ("mlp",), e)
         bias = parameter(self, "bias", nn.initializers.zeros, channels, ("mlp",), e)
         energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-        # The root's slope at 0 has no end, and one channel of zeros would make every gradient NaN.
+        # The derivative of the root is infinite at 0, so one channel of zeros would make every gradient NaN.
         norm = jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
         response = norm / (jnp.mean(norm, axis=-1, keepdims=True) + self.eps)
         gain = 1 + scale.astype(jnp.float32) * response
@@ -121,7 +122,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvNextBlock(nn.Module):
-    """ConvNeXt V2's block, its result scaled and shifted by the time (FiLM, after the residual)."""
+    """ConvNeXt V2 block. The time scales and shifts its output (FiLM, after the residual)."""
 
     config: UViTConfig
     execution: Execution
@@ -140,24 +141,24 @@ class ConvNextBlock(nn.Module):
 
 
 class LatentEncoder(nn.Module):
-    """Latents and their time to one feature a place of the transformer."""
+    """Maps latents and times to one feature per position of the transformer."""
 
     config: UViTConfig
     llm_width: int
     execution: Execution = Execution()
 
     @nn.compact
-    def __call__(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> Encoded:
-        c, e, none = self.config, self.execution, ((0, 0), (0, 0))
+    def __call__(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> EncodedLatents:
+        c, e, padding = self.config, self.execution, ((0, 0), (0, 0))
         time = TimeEmbed(c.width, self.llm_width, e, name="time_embed")(times)
-        x = Conv(c.width, c.patch_size, c.patch_size, none, e, name="conv_in")(latents)
+        x = Conv(c.width, c.patch_size, c.patch_size, padding, e, name="conv_in")(latents)
         for i in range(c.encoder_depth):
             x = ConvNextBlock(c, e, name=f"blocks_{i}")(x, time)
-        return Encoded(x, time)
+        return EncodedLatents(x, time)
 
 
 class DecoderAdaptor(nn.Module):
-    """Hidden states of the transformer, normed, to the decoder's width."""
+    """Norm and linear map of hidden states to the decoder's width."""
 
     config: UViTConfig
     execution: Execution = Execution()
@@ -169,25 +170,25 @@ class DecoderAdaptor(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """What came back from the transformer, beside what went in, to the velocity of every latent; float32."""
+    """Maps the transformer's outputs and the encoder's features to velocities of the latents, float32."""
 
     config: UViTConfig
     execution: Execution = Execution()
 
     @nn.compact
-    def __call__(self, x: Float[Array, "M N C2"], skip: Encoded) -> Float[Array, "M h w C"]:
+    def __call__(self, x: Float[Array, "M N C2"], skip: EncodedLatents) -> Float[Array, "M h w C"]:
         c, e = self.config, self.execution
         x = RMSNorm(c.norm_eps, e, name="norm_in")(x).reshape(skip.features.shape)
         x = jnp.concatenate([x, skip.features], axis=-1)
         for i in range(c.decoder_depth):
             x = ConvNextBlock(c, e, name=f"blocks_{i}")(x, skip.time)
         x = RMSNorm(c.norm_eps, e, name="norm_out")(x)
-        y = Linear((c.patch_numbers,), (None, "embed"), e, output_dtype=jnp.float32, name="head")(x)
-        return unpatch(y, c.patch_size)
+        y = Linear((c.patch_dim,), (None, "embed"), e, output_dtype=jnp.float32, name="head")(x)
+        return unpatchify(y, c.patch_size)
 
 
-def unpatch(x: Float[Array, "M h2 w2 C*P*P"], patch_size: int) -> Float[Array, "M h w C"]:
-    """Each place's numbers as the patch that it stands for, channels outermost (pixel shuffle, arXiv 1609.05158)."""
+def unpatchify(x: Float[Array, "M h2 w2 C*P*P"], patch_size: int) -> Float[Array, "M h w C"]:
+    """Expands each position to its patch, channels outermost (pixel shuffle, arXiv 1609.05158)."""
     images, height, width, _ = x.shape
     x = x.reshape(images, height, width, -1, patch_size, patch_size).transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(images, height * patch_size, width * patch_size, -1)

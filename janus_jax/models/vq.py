@@ -1,7 +1,7 @@
-"""The image tokenizer: pixels to ids and back (LlamaGen's VQ-16, arXiv 2406.06525, §2.1; VQGAN, arXiv 2012.09841).
+"""Image tokenizer: pixels to tokens and back (VQ-16 of LlamaGen, arXiv 2406.06525, §2.1; VQGAN, 2012.09841).
 
-Images are channels-last with pixels in [-1, 1]. Normalisation and the codebook search are float32 whatever the
-computation's dtype is: neighbouring codes differ by less than bfloat16 resolves.
+Images are channels-last with pixels in [-1, 1]. Normalization and codebook search use float32, because neighboring
+codes differ by less than the resolution of bfloat16.
 """
 
 import flax.linen as nn
@@ -15,7 +15,7 @@ from janus_jax.models.layers import Embedding, Linear
 
 
 class VQTokenizer(nn.Module):
-    """Encoder, codebook and decoder. Ids run over an image's grid row by row."""
+    """Encoder, codebook and decoder. The tokens of an image are in row-major order."""
 
     config: VQConfig
     execution: Execution = Execution()
@@ -29,43 +29,43 @@ class VQTokenizer(nn.Module):
         self.codebook = Embedding(c.codebook_size, c.code_dim, (None, None), e)
 
     def latents(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w C"]:
-        """Features before quantisation, `code_dim` a place, pixels in [-1, 1]."""
+        """Returns the features before quantization, with `code_dim` channels."""
         return self.quant_conv(self.encoder(pixels))
 
     def quantize(self, latents: Float[Array, "B h w C"]) -> Int[Array, "B N"]:
-        """Ids of the codes nearest to the latents, both on the unit sphere."""
-        return nearest(normalize(latents).reshape(latents.shape[0], -1, latents.shape[-1]), self._codes())
+        """Returns the tokens of the codes nearest to the normalized latents."""
+        return nearest_codes(normalize(latents).reshape(latents.shape[0], -1, latents.shape[-1]), self._codes())
 
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
-        """Ids of images with pixels in [-1, 1]."""
+        """Returns the image tokens of images with pixels in [-1, 1]."""
         return self.quantize(self.latents(pixels))
 
     def decode(self, ids: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
-        """Pixels of a grid of ids: about [-1, 1], not clipped."""
+        """Returns the pixels of image tokens: about [-1, 1], not clipped."""
         codes = jnp.take(self._codes(), ids, axis=0)
         side = self.config.grid_size
         return self.decode_codes(codes.reshape(-1, side, side, self.config.code_dim))
 
     def decode_codes(self, codes: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
-        """Pixels of a grid of codes on the unit sphere: about [-1, 1], not clipped."""
+        """Returns the pixels of a grid of normalized codes: about [-1, 1], not clipped."""
         return self.decoder(self.post_quant_conv(codes.astype(self.execution.dtype)))
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
-        """Images through the tokenizer and back."""
+        """Encodes and decodes images."""
         return self.decode(self.encode(pixels))
 
     def _codes(self) -> Float[Array, "V C"]:
         return normalize(self.codebook.embedding)
 
 
-def normalize(x: Float[Array, "*rows C"]) -> Float[Array, "*rows C"]:
-    """Rows of length 1, float32."""
+def normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
+    """Scales vectors to length 1, float32."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
-def nearest(latents: Float[Array, "*rows C"], codes: Float[Array, "V C"]) -> Int[Array, "*rows"]:
-    """Ids of the codes nearest to the latents, both on the unit sphere."""
+def nearest_codes(latents: Float[Array, "*B C"], codes: Float[Array, "V C"]) -> Int[Array, "*B"]:
+    """Returns the index of the nearest code. Latents and codes have length 1."""
     similarity = jnp.einsum("...C,VC->...V", latents, codes, precision=lax.Precision.HIGHEST)
-    # On the unit sphere the nearest code is the one with the largest dot product.
+    # Among vectors of length 1 the nearest has the largest dot product.
     return jnp.argmax(similarity, axis=-1).astype(jnp.int32)

@@ -70,9 +70,9 @@ class Processor:
       tokenizer: of the model's directory.
       template: how the model writes conversations.
       und_image_size: side of an image to understand, in pixels.
-      und_tokens: places that an image to understand takes, without begin-of-image and end-of-image.
+      num_und_tokens: places that an image to understand takes, without begin-of-image and end-of-image.
       gen_image_size: side of an image to generate, in pixels.
-      gen_tokens: ids, or patches of latents, of an image to generate.
+      num_gen_tokens: ids, or patches of latents, of an image to generate.
       min_side: least length that the short side of an image to understand is scaled to.
       background: grey value, 0..255, around an image to understand that is not square.
       system_prompt: opens conversations about images, unless another is asked for.
@@ -84,9 +84,9 @@ class Processor:
     tokenizer: Tokenizer
     template: ConversationTemplate
     und_image_size: int = 384
-    und_tokens: int = 576
+    num_und_tokens: int = 576
     gen_image_size: int = 384
-    gen_tokens: int = 576
+    num_gen_tokens: int = 576
     min_side: int = 14
     background: int = int(IMAGE_MEAN * 255)
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
@@ -109,9 +109,9 @@ class Processor:
             tokenizer,
             TEMPLATES[config.conversation],
             und_image_size=config.und_encoder.image_size,
-            und_tokens=config.und_encoder.num_patches,
+            num_und_tokens=config.und_encoder.num_patches,
             gen_image_size=config.gen_image_size,
-            gen_tokens=config.gen_tokens,
+            num_gen_tokens=config.num_gen_tokens,
             min_side=_released_min_side(Path(path), config),
             system_prompt=_system_prompt(Path(path)),
             masks_padding=isinstance(config, JanusFlowConfig),
@@ -190,10 +190,14 @@ class Processor:
         special = self.tokenizer.special
         closing = [special.end_of_image] if end_of_image else []
         tokens = np.concatenate(
-            [start.tokens, np.full(self.gen_tokens, special.image_placeholder, np.int32), np.array(closing, np.int32)]
+            [
+                start.tokens,
+                np.full(self.num_gen_tokens, special.image_placeholder, np.int32),
+                np.array(closing, np.int32),
+            ]
         )
         gen_token_index = np.full(len(tokens), NO_IMAGE, np.int32)
-        gen_token_index[len(start) : len(start) + self.gen_tokens] = np.arange(self.gen_tokens)
+        gen_token_index[len(start) : len(start) + self.num_gen_tokens] = np.arange(self.num_gen_tokens)
         return self._row(
             Task.GENERATION,
             tokens,
@@ -264,7 +268,7 @@ class Processor:
         self, tokens: Int[np.ndarray, "T"], answer: Bool[np.ndarray, "T"], is_image: Bool[np.ndarray, "T"]
     ) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], Int[np.ndarray, "L"]]:
         """Every placeholder drawn out to the places of its image: tokens, answer, und_patch_index."""
-        n, special = self.und_tokens, self.tokenizer.special
+        n, special = self.num_und_tokens, self.tokenizer.special
         widths = np.where(is_image, n + 2, 1)
         starts = (np.cumsum(widths) - widths)[is_image]
         tokens, answer = np.repeat(tokens, widths), np.repeat(answer, widths)

@@ -8,7 +8,7 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 
 from janus_jax.errors import JanusError
-from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
+from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
 
 
 class DataParallel:
@@ -24,9 +24,9 @@ class DataParallel:
 
     def __init__(self, mesh: Mesh | None, batch_size: int) -> None:
         self.mesh, self.batch_size = mesh, batch_size
-        if batch_size % batch_multiple(mesh):
+        if batch_size % num_data_shards(mesh):
             raise JanusError(
-                f"config.batch_size is {batch_size}; it must be a multiple of {batch_multiple(mesh)}, the number of "
+                f"config.batch_size is {batch_size}; it must be a multiple of {num_data_shards(mesh)}, the number of "
                 f"devices that share it."
             )
         self._replicated: Any = SingleDeviceSharding(jax.devices()[0])

@@ -5,10 +5,10 @@ from pathlib import Path
 import jax
 from jax.sharding import SingleDeviceSharding
 
-from checkpoints_convert.convert import Meter, save_converted
+from checkpoints_convert import save_checkpoint
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.training.checkpointing import read_config, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import checkpoints_folder, read_stage, tokenizer_folder
@@ -28,14 +28,14 @@ def last_stage(workdir: Path) -> int:
     return max(stages)
 
 
-def export(workdir: Path, stage: int, out: Path, dtype: Dtype, meter: Meter) -> int:
+def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool = False) -> int:
     """Writes a stage's newest parameters as a converted folder.
 
     They are averaged where the stage keeps an average, and its adapters are merged.
 
     Args:
       out: the folder to make. It appears when it is complete.
-      meter: makes what is told of the bytes written.
+      progress: Whether to show a progress bar on stderr.
 
     Returns:
       The step that they are of.
@@ -51,8 +51,8 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, meter: Meter) -> 
     # Where a model has room that no accelerator may have.
     place = SingleDeviceSharding(jax.devices("cpu")[0])
     abstract = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unbox(abstract_params(config))
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=place), unbox(abstract_params(make_model(config)))
     )
     params = read_stage(workdir, stage, abstract)
-    save_converted(out, params, config, beside=tokenizer_folder(workdir), meter=meter)
+    save_checkpoint(out, params, config, sidecars_from=tokenizer_folder(workdir), progress=progress)
     return step

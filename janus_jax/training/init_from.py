@@ -18,12 +18,12 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array
 
 from checkpoints_convert import open_checkpoint
+from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.sidecars import copy_sidecars
-from checkpoints_convert.tree import leaves
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.factory import abstract_model, init_model
+from janus_jax.models.factory import abstract_params, init_params
 from janus_jax.training.checkpointing import read_config, read_params, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.lora import init_adapters, merge_adapters, split_adapters
@@ -167,7 +167,7 @@ def _check_folder(where: str, folder: str, field: str, config: ModelConfig) -> N
             f"{where} names {folder}, whose config is a {type(found).__name__}; a {type(wanted).__name__} is needed."
         )
     # Shapes, and not the configs: a tokenizer reads any size of image, and SigLIP's own GELU is not Janus's.
-    there, here = ({leaf.path: leaf.full_shape for leaf in leaves(one)} for one in (found, wanted))
+    there, here = ({leaf.path: leaf.full_shape for leaf in model_parameters(one)} for one in (found, wanted))
     for name in sorted(there | here):
         if there.get(name) != here.get(name):
             shapes = [f"of shape {list(one[name])}" if name in one else "absent" for one in (there, here)]
@@ -211,7 +211,7 @@ def _new_adapters(recipe: Recipe, places: Params) -> Params:
 
 
 def _drawn(recipe: Recipe, key: Array) -> Params:
-    params = abstract_model(training_model(recipe.model_config, recipe.execution, recipe.flow))
+    params = abstract_params(training_model(recipe.model_config, recipe.execution, recipe.flow))
     frozen = partition(params, recipe.current.trained)[1]
     return merge(*init_adapters(recipe.current.lora, params, frozen, key))
 
@@ -221,7 +221,7 @@ def _random_params(recipe: Recipe, places: Params) -> Params:
     model = training_model(recipe.model_config, replace(recipe.execution, param_dtype="float32"), recipe.flow)
 
     def make(key: Array) -> Params:
-        params = unbox(init_model(model, key))
+        params = unbox(init_params(model, key))
         return {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], places[part]) for part in places}
 
     shardings = jax.tree.map(lambda place: place.sharding, places)

@@ -85,7 +85,7 @@ class TokenObjective:
 
     def counts(self, model: Janus, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        return target_counts(batch, model.config.gen_tokens)
+        return target_counts(batch, model.config.num_gen_tokens)
 
     def prepare_targets(self, model: Janus, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype) -> Batch:
         """See `Objective`: the image ids."""
@@ -111,7 +111,7 @@ class FlowObjective:
 
     def counts(self, model: AlignedJanusFlow, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        text, understanding, generation = target_counts(batch, model.config.gen_tokens)
+        text, understanding, generation = target_counts(batch, model.config.num_gen_tokens)
         return jnp.stack([text, understanding, generation, generation * (model.learning.align_weight > 0)])
 
     def prepare_targets(
@@ -126,10 +126,10 @@ class FlowObjective:
         """See `Objective`."""
         hidden, images = flow_loss_sums(model, params, task)
         value, text = text_loss(model, params, task.batch, hidden, scales, chunk)
-        of_images = jnp.stack(images)
-        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *lax.stop_gradient(of_images)])
+        target_hidden_states = jnp.stack(images)
+        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *lax.stop_gradient(target_hidden_states)])
         totals = LossSums(sums, self.counts(model, task.batch), self.terms(model))
-        return Loss(value + (of_images * scales[-len(of_images) :]).sum(), totals)
+        return Loss(value + (target_hidden_states * scales[-len(target_hidden_states) :]).sum(), totals)
 
 
 OBJECTIVES: Mapping[type[Backbone], Objective] = {Janus: TokenObjective(), AlignedJanusFlow: FlowObjective()}
@@ -162,4 +162,4 @@ def with_image_tokens(model: Janus, params: Params, batch: Batch, dtype: Dtype) 
     if batch.gen_ids is not None or not batch.gen_images.shape[1]:
         return batch
     tokenizer = Janus(model.config, replace(model.execution, dtype=dtype))
-    return batch._replace(gen_ids=apply(tokenizer.generation_ids, params, batch))
+    return batch._replace(gen_ids=apply(tokenizer.target_image_tokens, params, batch))

@@ -286,7 +286,7 @@ class Resources:
       attention, remat, scan_unroll: see `Execution`.
       microbatches, logits_chunk: see `step.Microbatching`.
       data_workers: processes that read ahead, on each host.
-      peak_flops: FLOP/s of one device, which the MFU is reckoned with; None for that of `flops.PEAK_FLOPS`.
+      peak_flops: FLOP/s of one device, which the MFU is reckoned with; None for that of `accelerators.peak_flops`.
     """
 
     data: int = 1

@@ -6,7 +6,7 @@ import optax
 from jax.sharding import Mesh
 
 from janus_jax.models.backbone import Backbone
-from janus_jax.models.factory import abstract_model
+from janus_jax.models.factory import abstract_params
 from janus_jax.sharding import check_mesh
 from janus_jax.training.objectives import training_model
 from janus_jax.training.optimizers import make_optimizer
@@ -43,7 +43,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         check_mesh(recipe.model_config, mesh)
     recipe.microbatching.check(stage.batch_size, mesh)
     model = training_model(recipe.model_config, recipe.execution, recipe.flow)
-    optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_model(model), stage.trained)[0])
+    optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_params(model), stage.trained)[0])
     abstract = abstract_train_state(
         model,
         stage.trained,

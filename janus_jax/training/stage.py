@@ -15,6 +15,7 @@ from typing import Any
 import jax
 from flax.traverse_util import flatten_dict
 
+from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
 from janus_jax.data.pipeline.dataset import open_records
 from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
@@ -27,7 +28,7 @@ from janus_jax.training.callbacks.held_out import HeldOutLoss
 from janus_jax.training.callbacks.profiling import Profiling
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
-from janus_jax.training.flops import amounts, peak_flops, step_costs
+from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.init_from import (
     check_initialisation,
     checkpoints_folder,
@@ -87,7 +88,7 @@ def stage_task(
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     mesh = grid if grid.size > 1 else None
     setup = set_up_stage(recipe, mesh)
-    costs = step_costs(recipe.model_config, flatten_dict(setup.abstract.params, sep="/"))
+    costs = flops_per_item(recipe.model_config, flatten_dict(setup.abstract.params, sep="/"))
     device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     @contextlib.contextmanager
@@ -103,7 +104,12 @@ def stage_task(
 
     def open_split(config: StreamConfig, shards: int) -> ShardedStream:
         return open_sharded_stream(
-            config, processor, jax.process_index(), jax.process_count(), shards, resources.data_workers
+            config,
+            processor,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shards=shards,
+            workers=resources.data_workers,
         )
 
     def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
@@ -121,8 +127,8 @@ def stage_task(
 
     def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
         # Every process has an equal share of the batch.
-        held = amounts(batch, recipe.model_config)
-        share = {"tokens": held.places, "samples": sum(map(len, data.example_ids)), "flops": held.at(costs)}
+        held = count_items(batch, recipe.model_config)
+        share = {"tokens": held.tokens, "samples": sum(map(len, data.example_ids)), "flops": held.flops(costs)}
         return {name: count * jax.process_count() for name, count in share.items()}
 
     return TrainingTask(

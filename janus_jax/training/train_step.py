@@ -20,8 +20,8 @@ from janus_jax.batch import Batch
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Backbone, Params
-from janus_jax.models.factory import abstract_model, init_model
-from janus_jax.sharding import batch_multiple, batch_sharding, use_mesh
+from janus_jax.models.factory import abstract_params, init_params
+from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
 from janus_jax.training.lora import NO_LORA, Lora, init_adapters
 from janus_jax.training.losses.tokens import LossSums
 from janus_jax.training.objectives import RngStreams, objective_of
@@ -57,11 +57,11 @@ class Microbatching:
         Raises:
           JanusError: the sentence names the numbers.
         """
-        share = batch_multiple(mesh) * self.microbatches
+        share = num_data_shards(mesh) * self.microbatches
         if batch_size % share:
             raise JanusError(
                 f"batch_size {batch_size} is not a multiple of {share}: {self.microbatches} microbatches "
-                f"on {batch_multiple(mesh)} devices along data and fsdp."
+                f"on {num_data_shards(mesh)} devices along data and fsdp."
             )
 
 
@@ -114,10 +114,13 @@ def abstract_train_state(
             )
         return create_state(params, frozen, optimizer, frozen_dtype=frozen_dtype, ema=ema)
 
-    return abstract_state(make, mesh, abstract_model(model))
+    return abstract_state(make, mesh, abstract_params(model))
 
 
-_UNTRAINED = {"gen_encoder": "the image tokenizer (janus-train with an image tokenizer recipe trains it)", "vae": "the VAE"}
+_UNTRAINED = {
+    "gen_encoder": "the image tokenizer (train it with a recipe such as vq_16)",
+    "vae": "the VAE",
+}
 
 
 def random_train_state(
@@ -135,7 +138,7 @@ def random_train_state(
     """
 
     def make(key: Key[Array, ""]) -> TrainState:
-        params, frozen = _split(init_model(model, key), trained, lora, key)
+        params, frozen = _split(init_params(model, key), trained, lora, key)
         dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(abstract.frozen)]
         return create_state(params, frozen, optimizer, frozen_dtype=dtypes[0], ema=abstract.ema is not None)
 

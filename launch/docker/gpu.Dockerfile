@@ -1,19 +1,19 @@
-# For NVIDIA GPUs; the driver (580 or newer) is the host's, CUDA 13 comes with jax:
+# For NVIDIA GPUs. The host provides the driver (580 or newer); CUDA 13 comes with jax.
 #
 #   docker build -f launch/docker/gpu.Dockerfile -t janus-gpu .
-#   docker run --gpus all -v /shared:/shared janus-gpu \
-#       launch.train --config configs/finetune.py --workdir /shared/runs/mine
+#   docker run --gpus all -v /shared:/shared janus-gpu janus-train --config finetune --workdir /shared/runs/mine
 FROM python:3.11-slim-bookworm
 
 WORKDIR /opt/janus_jax
-# First what seldom changes: the packages.
-COPY setup.py constraints.txt ./
+# The dependencies first: this layer is cached until setup.py or constraints.txt change.
+COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
+COPY janus_jax/__init__.py janus_jax/
+COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt '.[cuda]'
 COPY . .
-RUN pip install --no-cache-dir --no-deps -e . && useradd --create-home --uid 1000 janus
+RUN pip install --no-cache-dir --no-deps --force-reinstall . && useradd --create-home --uid 1000 janus
 USER 1000
 
-# jax takes three quarters of a GPU by itself.
+# jax takes three quarters of a GPU's memory by default.
 ENV PYTHONUNBUFFERED=1 XLA_PYTHON_CLIENT_MEM_FRACTION=0.92
-ENTRYPOINT ["python", "-m"]
-CMD ["launch.train", "--help"]
+CMD ["janus-train", "--help"]

@@ -1,18 +1,19 @@
-# For TPU machines:
+# For TPU VMs:
 #
 #   docker build -f launch/docker/tpu.Dockerfile -t janus-tpu .
 #   docker run --privileged --network=host -v /shared:/shared janus-tpu \
-#       launch.train --config configs/finetune.py --workdir /shared/runs/mine
+#       janus-train --config finetune --workdir /shared/runs/mine
 FROM python:3.11-slim-bookworm
 
 WORKDIR /opt/janus_jax
-# First what seldom changes: the packages.
-COPY setup.py constraints.txt ./
+# The dependencies first: this layer is cached until setup.py or constraints.txt change.
+COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
+COPY janus_jax/__init__.py janus_jax/
+COPY configs configs
 RUN pip install --no-cache-dir -c constraints.txt '.[tpu]'
 COPY . .
-# As root, for the chips are devices of the host's root.
-RUN pip install --no-cache-dir --no-deps -e .
+# The container runs as root, because only root can open the chips' device files.
+RUN pip install --no-cache-dir --no-deps --force-reinstall .
 
 ENV PYTHONUNBUFFERED=1
-ENTRYPOINT ["python", "-m"]
-CMD ["launch.train", "--help"]
+CMD ["janus-train", "--help"]

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Trains on TPUs that Google Cloud queues for, and queues again when they are taken away:
+# Requests queued TPUs from Google Cloud, trains on them, and requests them again after a preemption:
 #
 #   PROJECT=mine ZONE=us-west4-a IMAGE=us-docker.pkg.dev/mine/janus/tpu SHARE=10.0.0.2:/janus \
 #       launch/tpu/train.sh pro-7b v5litepod-256 \
-#       --config configs/janus_pro_7b.py --config.stage=2 --workdir /shared/runs/pro_7b ...
+#       --config janus_pro_7b --config.stage=2 --workdir /shared/runs/pro_7b ...
 #
-# A name, the accelerator's type, then launch.train's arguments. IMAGE is built from launch/docker/tpu.Dockerfile; SHARE
-# is the NFS export (Filestore, say) that every machine mounts as /shared.
+# The arguments are a name, the accelerator type, and the arguments of janus-train. IMAGE is built from
+# launch/docker/tpu.Dockerfile. SHARE is the NFS export (for example Filestore) that every machine mounts as /shared.
 #
-#   SLICES=2                         several slices of that type, joined over the data-centre network
-#   RUNTIME=v2-alpha-tpuv5-lite      the machines' system; the default fits the type
-#   SPOT=1                           machines that may be taken away at any time
+#   SLICES=2                         several slices of that type, connected by the data-center network
+#   RUNTIME=v2-alpha-tpuv5-lite      system image of the machines; default: by type
+#   SPOT=1                           machines that can be preempted at any time
 #
-# The machines start training by themselves (startup.sh), so nothing hangs on this terminal: the same command, given
-# again, watches a run that is under way. The script ends with launch.train's exit code, and gives the machines back.
+# The machines start training by themselves (startup.sh), so training does not depend on this terminal: the same command,
+# run again, watches the run. The script exits with janus-train's exit code and deletes the machines.
 set -euo pipefail
 
 readonly PREEMPTED=75 # janus_jax.errors.ExitCode
@@ -31,12 +31,12 @@ case $type in
   v5litepod-*) runtime=v2-alpha-tpuv5-lite ;;
   v5p-*) runtime=v2-alpha-tpuv5 ;;
   v6e-*) runtime=v2-alpha-tpuv6e ;;
-  *) runtime=${RUNTIME:?"no system is known for $type; name one in RUNTIME"} ;;
+  *) runtime=${RUNTIME:?"unknown type $type; set RUNTIME to its system image"} ;;
 esac
 readonly runtime=${RUNTIME:-$runtime}
 
 here=$(cd "$(dirname "$0")" && pwd)
-place=(--project="$PROJECT" --zone="$ZONE")
+location=(--project="$PROJECT" --zone="$ZONE")
 if [[ ${SLICES:-1} == 1 ]]; then
   nodes=(--node-id="$name")
   first=$name
@@ -45,55 +45,55 @@ else
   first=$name-0
 fi
 
-# What a shell on the machines makes the same words of.
+# Quoted, so that the shell on the machines splits them into the same words.
 arguments=$(printf '%q ' "$@")
 metadata=$(mktemp)
 trap 'rm -f "$metadata"' EXIT
 printf '%s' "$arguments" >"$metadata"
 
 queue() {
-  gcloud compute tpus queued-resources create "$name" "${place[@]}" "${nodes[@]}" \
+  gcloud compute tpus queued-resources create "$name" "${location[@]}" "${nodes[@]}" \
     --accelerator-type="$type" --runtime-version="$runtime" ${SPOT:+--spot} \
     --metadata="janus-image=$IMAGE,janus-share=$SHARE" \
     --metadata-from-file="startup-script=$here/startup.sh,janus-arguments=$metadata"
 }
 
 state() {
-  gcloud compute tpus queued-resources describe "$name" "${place[@]}" --format='value(state.state)' 2>/dev/null ||
+  gcloud compute tpus queued-resources describe "$name" "${location[@]}" --format='value(state.state)' 2>/dev/null ||
     echo NONE
 }
 
-give_back() {
-  gcloud compute tpus queued-resources delete "$name" "${place[@]}" --force --quiet
+delete() {
+  gcloud compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet
 }
 
-# The exit code that the first machine has left; nothing while it is at work.
-ended() {
-  gcloud compute tpus tpu-vm ssh "$first" "${place[@]}" --worker=0 \
+# Prints the exit code that the first machine has written; nothing while it trains.
+exit_code() {
+  gcloud compute tpus tpu-vm ssh "$first" "${location[@]}" --worker=0 \
     --command='cat /var/lib/janus/exit_code 2>/dev/null || true' 2>/dev/null || true
 }
 
-told=
+previous=
 while :; do
   now=$(state)
-  [[ $now == "$told" ]] || echo "$name: $now"
-  told=$now
+  [[ $now == "$previous" ]] || echo "$name: $now"
+  previous=$now
   case $now in
     NONE) queue ;;
     SUSPENDED | FAILED)
-      # Taken away. What was saved is in the workdir.
-      give_back
+      # Preempted. The workdir has the checkpoints.
+      delete
       continue
       ;;
     ACTIVE)
-      code=$(ended)
+      code=$(exit_code)
       if [[ $code =~ ^[0-9]+$ && $code != "$PREEMPTED" ]]; then
-        echo "$name: launch.train ended with $code."
-        give_back
+        echo "$name: janus-train exited with $code."
+        delete
         exit "$code"
       fi
       ;;
-    *) ;; # It waits in the queue, or is being set up.
+    *) ;; # waiting in the queue, or being set up
   esac
   sleep "$PAUSE"
 done

@@ -1,4 +1,4 @@
-"""What is read out of a compiled program."""
+"""Collectives read from HLO text."""
 
 import jax
 import jax.numpy as jnp
@@ -42,7 +42,7 @@ def mesh():
     return make_mesh(2, 2, 2)
 
 
-def test_operations_are_told_with_their_loops_axes_and_islands(mesh):
+def test_operations_have_trip_counts_axes_and_slices(mesh):
     gather, scatter, permute, exchange = read_collectives(TEXT, mesh, find_topology("cpu:2x4"))
     assert gather == Collective("all-gather", 128, "bf16", ("tensor",), 2, 1, 0, (24,))
     assert scatter == Collective("reduce-scatter", 256, "f32", ("data", "fsdp", "tensor"), 8, 2, 0, (24,))
@@ -50,8 +50,8 @@ def test_operations_are_told_with_their_loops_axes_and_islands(mesh):
     assert exchange == Collective("all-to-all", 128, "f32", ("data", "fsdp"), 4, 2, 0)
 
 
-def test_a_kernel_of_many_lines_ends_no_computation(mesh):
-    """As a TPU's compiler writes the attention kernel's."""
+def test_multi_line_kernel_does_not_end_a_computation(mesh):
+    """In the form of the TPU compiler's attention kernel."""
     text = r"""HloModule jit_step
 
 %body (t: (s32[], f32[64])) -> (s32[], f32[64]) {
@@ -70,21 +70,21 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 }
 """
     found = read_collectives(text, mesh, find_topology("cpu:1x8"))
-    assert [(one.kind, one.payload, one.loops) for one in found] == [("all-reduce", 256, (24,))]
+    assert [(one.kind, one.size, one.trip_counts) for one in found] == [("all-reduce", 256, (24,))]
 
 
-def test_what_goes_between_slices_is_sent_by_the_runtime(mesh):
-    """As a TPU's compiler writes it."""
+def test_transfers_between_slices_are_sends_to_the_runtime(mesh):
+    """In the form of the TPU compiler."""
     to_all, to_one = '"{1,2}x{0:3}"', "{{200000->100000},{100001->200001}}"
 
-    def told(kind, target):
+    def attributes(kind, target):
         return f'frontend_attributes={{_xla_megascale_target={target},_xla_megascale_transfer_type="{kind}"}}'
 
     text = f"""HloModule jit_step
 
 %body (t: (s32[], f32[64])) -> (s32[], f32[64]) {{
-  %r = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) recv(%a), {told("ALL_REDUCE", to_all)}
-  %s = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) send(%g, %a), {told("ALL_REDUCE", to_all)}
+  %r = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) recv(%a), {attributes("ALL_REDUCE", to_all)}
+  %s = (bf16[64,8]{{1,0:T(8,128)}}, u32[], token[]) send(%g, %a), {attributes("ALL_REDUCE", to_all)}
   %d = token[] send-done(%s), frontend_attributes={{_xla_host_transfer_handler_name="xla_megascale_runtime"}}
 }}
 
@@ -94,8 +94,8 @@ def test_what_goes_between_slices_is_sent_by_the_runtime(mesh):
 
 ENTRY %main (p: f32[8]) -> f32[8] {{
   %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
-  %g = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {told("ALL_GATHER", to_all)}
-  %o = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {told("ONE_TO_ONE", to_one)}
+  %g = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {attributes("ALL_GATHER", to_all)}
+  %o = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {attributes("ONE_TO_ONE", to_one)}
 }}
 """
     assert read_collectives(text, mesh, find_topology("cpu:2x4")) == [
@@ -105,8 +105,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
     ]
 
 
-def test_what_starts_shows_what_goes_in_and_what_comes_out(mesh):
-    """As a GPU's compiler writes it."""
+def test_size_of_a_start_is_that_of_its_outputs(mesh):
+    """In the form of the GPU compiler."""
     text = """HloModule jit_step
 
 ENTRY %main (p: f32[8]) -> f32[8] {
@@ -116,7 +116,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 }
 """
     found = read_collectives(text, mesh, find_topology("cpu:1x8"))
-    assert [(one.kind, one.payload) for one in found] == [
+    assert [(one.kind, one.size) for one in found] == [
         ("reduce-scatter", 4 * 128 + 2 * 8),
         ("all-to-all", 256),
         ("all-reduce", 256),
@@ -124,7 +124,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 @pytest.mark.parametrize(
-    ("kind", "group", "islands", "near", "far"),
+    ("kind", "group_size", "slices", "ici", "dcn"),
     [
         ("all-gather", 8, 1, 700, 0),
         ("all-reduce", 8, 1, 1400, 0),
@@ -135,12 +135,12 @@ ENTRY %main (p: f32[8]) -> f32[8] {
         ("collective-permute", 2, 2, 0, 800),
     ],
 )
-def test_bytes_are_shared_between_the_networks(kind, group, islands, near, far):
-    one = Collective(kind, 800, "f32", ("fsdp",), group, islands, 1)
-    assert (one.near, one.far) == (near, far)
+def test_bytes_are_divided_between_ici_and_dcn(kind, group_size, slices, ici, dcn):
+    one = Collective(kind, 800, "f32", ("fsdp",), group_size, slices, 1)
+    assert (one.ici_bytes, one.dcn_bytes) == (ici, dcn)
 
 
-def test_a_loop_of_a_real_program_counts_as_often_as_it_turns(mesh):
+def test_loop_of_a_compiled_program_has_its_trip_count(mesh):
     split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
@@ -151,23 +151,23 @@ def test_a_loop_of_a_real_program_counts_as_often_as_it_turns(mesh):
     x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
     text = jax.jit(step, out_shardings=rows).lower(weights, x).compile().as_text()
     found = read_collectives(text, mesh, find_topology("cpu:1x8"))
-    assert any(one.loops == (5,) and one.axes == ("fsdp",) for one in found)
-    assert {one.loops for one in found} <= {(), (5,)}
+    assert any(one.trip_counts == (5,) and one.axes == ("fsdp",) for one in found)
+    assert {one.trip_counts for one in found} <= {(), (5,)}
 
 
-def test_a_loop_that_turns_as_the_data_says_counts_once_and_is_told_apart(mesh):
+def test_data_dependent_loop_counts_once(mesh):
     split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
     rows = NamedSharding(mesh, PartitionSpec("data"))
 
-    def step(weight, x, turns):
-        return jax.lax.fori_loop(0, turns, lambda _, x: jnp.tanh(x @ weight), x)
+    def step(weight, x, trips):
+        return jax.lax.fori_loop(0, trips, lambda _, x: jnp.tanh(x @ weight), x)
 
     weight = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
     x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
     text = jax.jit(step, out_shardings=rows).lower(weight, x, 5).compile().as_text()
-    inside = [one for one in read_collectives(text, mesh, find_topology("cpu:1x8")) if one.loops]
+    inside = [one for one in read_collectives(text, mesh, find_topology("cpu:1x8")) if one.trip_counts]
     assert inside
-    assert {(one.loops, one.times) for one in inside} == {((None,), 1)}
+    assert {(one.trip_counts, one.count) for one in inside} == {((None,), 1)}
 
 
 @pytest.mark.parametrize(
@@ -182,13 +182,13 @@ def test_a_loop_that_turns_as_the_data_says_counts_once_and_is_told_apart(mesh):
         ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("data", "fsdp")),
     ],
 )
-def test_groups_are_read_in_every_form(mesh, groups, axes):
+def test_all_forms_of_groups(mesh, groups, axes):
     line = f"  %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add"
     (one,) = read_collectives(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n", mesh, find_topology("cpu:1x8"))
     assert one.axes == axes
 
 
-def test_a_collective_in_pieces_counts_once(mesh):
+def test_collective_in_pieces_counts_once(mesh):
     gather = "  %g = f32[16]{0} all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}"
     pieces = "".join(
         f"%{name} (p: f32[8]) -> f32[16] {{\n{gather}\n}}\n" for name in ("first", "async_collective_fusion.1", "last")

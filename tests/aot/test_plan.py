@@ -1,6 +1,6 @@
-"""Which parameter is split over which axis of a mesh, against what is stored: no layout changes unseen.
+"""The mesh axis that splits each axis of each parameter, against stored plans; and the collectives that follow.
 
-`python -m tests.aot.test_plan` stores what the rules now say.
+`python -m tests.aot.test_plan` stores the current plans.
 """
 
 import itertools
@@ -19,7 +19,7 @@ from janus_jax.aot.collectives import read_collectives
 from janus_jax.aot.compile import compile_training
 from janus_jax.aot.topologies import find_topology
 from janus_jax.config import PRESETS, Execution
-from janus_jax.models.factory import abstract_model, abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.uvit import _by_convolution
 from janus_jax.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.training.config_dicts import from_config
@@ -34,8 +34,8 @@ CASES = list(itertools.product(("janus_1.3b", "janus_pro_1b", "janus_pro_7b", "j
 
 
 def plan(model, mesh):
-    """One line a parameter: its shape, and the axes that split it."""
-    boxed = abstract_model(training_model(PRESETS[model], Execution()))
+    """Yields one line per parameter: its shape and the mesh axes that split it."""
+    boxed = abstract_params(training_model(PRESETS[model], Execution()))
     shardings = flatten_dict(param_shardings(boxed, make_mesh(*MESHES[mesh])), sep="/")
     for name, leaf in sorted(flatten_dict(nn.unbox(boxed), sep="/").items()):
         axes = (*shardings[name].spec, *(None,) * leaf.ndim)[: leaf.ndim]
@@ -52,30 +52,30 @@ def stored(model, mesh):
 
 
 @pytest.mark.parametrize(("model", "mesh"), CASES)
-def test_parameters_are_split_as_is_stored(model, mesh):
+def test_parameters_are_split_as_stored(model, mesh):
     assert printed(model, mesh) == stored(model, mesh).read_text(encoding="utf-8")
 
 
-def test_nothing_is_stored_of_what_is_gone():
+def test_no_stored_plan_is_unused():
     assert sorted(STORED.iterdir()) == sorted(stored(*case) for case in CASES)
 
 
-def recipe(data, fsdp, tensor, kind="janus", **resources):
-    """Of stage II, rematerialised, in float32 as CPUs like it."""
+def recipe(data, fsdp, tensor, kind="janus", **changes):
+    """Stage 2 with full remat, in float32."""
     whole = from_config(Recipe, runs.get_config(kind))
     stages = (whole.stages[0], replace(whole.stages[1], batch_size=8))
-    laid = replace(whole.resources, data=data, fsdp=fsdp, tensor=tensor, remat="full", **resources)
-    return replace(whole, stage=2, stages=stages, resources=laid)
+    resources = replace(whole.resources, data=data, fsdp=fsdp, tensor=tensor, **{"remat": "full"} | changes)
+    return replace(whole, stage=2, stages=stages, resources=resources)
 
 
-def moved(sizes, **resources):
-    mesh, asked = make_mesh(*sizes), recipe(*sizes, **resources)
-    text = compile_training(asked, set_up_stage(asked, mesh), mesh, "cpu").text
-    return read_collectives(text, mesh, find_topology("cpu:1x8"))
+def collectives(sizes, **changes):
+    mesh, stage = make_mesh(*sizes), recipe(*sizes, **changes)
+    hlo = compile_training(stage, set_up_stage(stage, mesh), mesh, "cpu").hlo
+    return read_collectives(hlo, mesh, find_topology("cpu:1x8"))
 
 
 def largest_matrix():
-    """Bytes of the largest parameter of one layer, and of any that is in no stack."""
+    """Bytes of the largest parameter of one layer, and of the largest parameter that is not stacked."""
     params = flatten_dict(set_up_stage(recipe(1, -1, 1), make_mesh(1, -1, 1)).abstract.params, sep="/")
     sizes = {name: math.prod(leaf.shape) * leaf.dtype.itemsize for name, leaf in params.items()}
     in_layers = [size // runs.MODEL.llm.depth for name, size in sizes.items() if name.startswith("llm/layers/")]
@@ -84,21 +84,21 @@ def largest_matrix():
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["fsdp", "fsdp_tensor"])
-def test_a_layer_gathers_its_own_matrices_and_no_step_gathers_a_stack(mesh):
-    """An accidental all-gather of all layers, or of the whole model, is larger than anything that is allowed here."""
-    depth, (of_layer, alone) = runs.MODEL.llm.depth, largest_matrix()
-    gathered = [one for one in moved(MESHES[mesh]) if one.kind == "all-gather" and one.dtype == "f32"]
-    rows = 8 // MESHES[mesh][1] * recipe(1, 1, 1).current.budget.tokens * runs.MODEL.llm.width * 4
-    layers = [one for one in gathered if one.loops == (depth,)]
+def test_gathers_are_of_single_layers(mesh):
+    """An accidental all-gather of all layers or of the whole model exceeds the limits."""
+    depth, (of_layer, unstacked) = runs.MODEL.llm.depth, largest_matrix()
+    gathered = [one for one in collectives(MESHES[mesh]) if one.kind == "all-gather" and one.dtype == "f32"]
+    activations = 8 // MESHES[mesh][1] * recipe(1, 1, 1).current.budget.tokens * runs.MODEL.llm.width * 4
+    layers = [one for one in gathered if one.trip_counts == (depth,)]
     assert layers
     assert {one.axes for one in layers} <= {("fsdp",), ("fsdp", "tensor"), ("tensor",)}
-    assert max(one.payload for one in layers) <= max(of_layer, rows)
-    assert max(one.payload for one in gathered) <= max(alone, rows)
-    # Once on the way there, once on the way back: each matrix of a layer, and not more.
-    matrices = sum(one.payload for one in layers if one.axes == ("fsdp",))
+    assert max(one.size for one in layers) <= max(of_layer, activations)
+    assert max(one.size for one in gathered) <= max(unstacked, activations)
+    # Each matrix of a layer once in the forward and once in the backward pass.
+    matrices = sum(one.size for one in layers if one.axes == ("fsdp",))
     weights = sum(
         leaf.dtype.itemsize * math.prod(leaf.shape)
-        for name, leaf in flatten_dict(nn.unbox(abstract_params(runs.MODEL)), sep="/").items()
+        for name, leaf in flatten_dict(nn.unbox(abstract_params(make_model(runs.MODEL))), sep="/").items()
         if name.startswith("llm/layers/")
     )
     assert matrices * depth <= 2.1 * weights
@@ -106,33 +106,33 @@ def test_a_layer_gathers_its_own_matrices_and_no_step_gathers_a_stack(mesh):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("mesh", ["fsdp", "fsdp_tensor"])
-def test_a_head_is_gathered_once_however_many_chunks_there_are(mesh):
-    few, many = (moved(MESHES[mesh], logits_chunk=chunk) for chunk in (512, 16))
-    sent = [sum(one.times * one.near for one in found) for found in (few, many)]
+def test_head_is_gathered_once_for_all_chunks(mesh):
+    few, many = (collectives(MESHES[mesh], logits_chunk=chunk) for chunk in (512, 16))
+    sent = [sum(one.count * one.ici_bytes for one in found) for found in (few, many)]
     assert sent[1] <= 1.02 * sent[0]
-    # How many chunks there are only the data says: what they send would be counted once.
-    in_chunks = [one for found in (few, many) for one in found if None in one.loops]
+    # The data decide the number of chunks, so collectives inside the chunk loop would be counted once.
+    in_chunks = [one for found in (few, many) for one in found if None in one.trip_counts]
     assert not {"data", "fsdp"} & {axis for one in in_chunks for axis in one.axes}
     assert bool(in_chunks) == ("tensor" in mesh)
 
 
 @pytest.mark.parametrize("mesh", ["fsdp", "data_fsdp", "data_fsdp_tensor"])
-def test_a_depthwise_convolution_gathers_its_kernel_and_no_rows(mesh):
-    """Left to itself, the compiler splits it by channels as the kernel lies, and sends all rows there."""
+def test_depthwise_convolution_gathers_its_kernel_only(mesh):
+    """Without a constraint the compiler splits the convolution by channels and sends all activations."""
     mesh = make_mesh(*MESHES[mesh])
     rows, split = batch_sharding(mesh), NamedSharding(mesh, PartitionSpec(None, None, None, "fsdp"))
     x = jax.ShapeDtypeStruct((16, 8, 8, 32), jnp.float32, sharding=rows)
     kernel = jax.ShapeDtypeStruct((7, 7, 1, 32), jnp.float32, sharding=split)
-    # By what accelerators run; a CPU has other means.
+    # The implementation of accelerators; CPUs use another one.
     gradient = jax.grad(lambda x, kernel: jnp.square(_by_convolution(x, kernel)).sum(), (0, 1))
     with use_mesh(mesh):
         text = jax.jit(gradient, out_shardings=(rows, split)).lower(x, kernel).compile().as_text()
     found = read_collectives(text, mesh, find_topology("cpu:1x8"))
     assert {one.kind for one in found} <= {"all-gather", "all-reduce", "reduce-scatter"}
-    assert max(one.payload for one in found) == kernel.size * 4
+    assert max(one.size for one in found) == kernel.size * 4
 
 
-def test_the_axes_are_those_of_the_table():
+def test_plans_use_the_mesh_axes():
     named = {word.split("/")[1] for model, mesh in CASES for word in printed_words(stored(model, mesh))}
     assert named <= {*MESH_AXES}
     assert "fsdp" in named

@@ -1,4 +1,4 @@
-"""What is told of a recipe on a machine, here on this one's devices."""
+"""Compile reports, here for this machine's devices."""
 
 import json
 from dataclasses import replace
@@ -9,19 +9,20 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from janus_jax.aot.collectives import Collective
-from janus_jax.aot.compile import Compiled, abstract_batch, held
-from janus_jax.aot.report import Report, report
-from janus_jax.aot.roofline import operations, traffic_seconds
+from janus_jax.aot.compile import Program, bytes_per_device, training_batch
+from janus_jax.aot.report import compile_report, misfit, remedies
+from janus_jax.aot.roofline import step_flops, traffic_seconds
 from janus_jax.aot.topologies import find_topology
 from janus_jax.data.pipeline.packing import Example, pack
-from janus_jax.models.target_platform import compiling_for, platform
+from janus_jax.models.target_platform import current_platform, target_platform
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.setup import set_up_stage
 from tests import tiny
 from tests.aot.test_plan import recipe
-from tests.training.jaxprs import flops
 
 GB = 10**9
+CPUS = find_topology("cpu:1x8")
 
 
 @pytest.fixture
@@ -29,56 +30,53 @@ def mesh():
     return make_mesh(1, 8, 1)
 
 
-def made_up(program, mesh, job="train", **resources):
-    """A report of a program that nobody compiled."""
-    asked = recipe(1, 8, 1)
-    asked = replace(asked, resources=replace(asked.resources, **resources))
-    return Report(asked, find_topology("cpu:1x8"), job, mesh, [program], [[]], None)
+def program(parameters, temporaries):
+    """An invented program of these many GB."""
+    return Program("step", {"trained parameters": parameters * GB}, temporaries * GB, parameters * GB, "hlo")
 
 
-def test_what_fits_says_so_in_its_last_line(mesh):
-    one = made_up(Compiled("step", {"weights that train": 3 * GB}, 2 * GB, 3 * GB, "text"), mesh)
-    assert one.to_text().splitlines()[-1] == "fits"
-    assert one.to_json()["fits"] is True
+def test_program_within_the_limit_fits():
+    assert misfit([program(3, 2)], CPUS.accelerator.usable_memory) == ""
 
 
 @pytest.mark.parametrize(
-    ("program", "resources", "words"),
+    ("one", "remat", "reason", "remedy"),
     [
-        (Compiled("step", {"weights that train": 7 * GB}, 4 * GB, 7 * GB, "text"), {"remat": "none"}, ["remat=full"]),
-        (Compiled("step", {"weights that train": 9 * GB}, 1 * GB, 9 * GB, "text"), {}, ["moments_dtype=bfloat16"]),
+        (program(7, 4), "none", "step: 11", "--config.resources.remat=full"),
+        (program(9, 1), "full", "step: 10", "--config.stages.stage_2.optimizer.moments_dtype=bfloat16"),
         (
-            Compiled("step", {"weights that train": 1 * GB}, 9 * GB, None, "", "no room"),
-            {},
-            ["no room", "more devices"],
+            Program("step", {"trained parameters": GB}, 9 * GB, None, "", "no room"),
+            "full",
+            "step: 10.000 GB needed (no room)",
+            "more devices",
         ),
     ],
 )
-def test_what_does_not_fit_says_why_and_what_to_change(mesh, program, resources, words):
-    verdict = made_up(program, mesh, **resources).to_text().splitlines()[-1]
-    assert verdict.startswith("does not fit: step: 1")
-    assert all(word in verdict for word in words), verdict
+def test_program_above_the_limit_has_a_reason_and_remedies(mesh, one, remat, reason, remedy):
+    assert misfit([one], CPUS.accelerator.usable_memory).startswith(reason)
+    assert remedy in remedies(recipe(1, 8, 1, remat=remat), CPUS, mesh, [one], "train")
 
 
-def test_microbatches_are_advised_as_far_as_there_are_rows(mesh):
-    asked = made_up(Compiled("step", {"weights that train": GB}, 9 * GB, GB, "text"), mesh)
-    stage = replace(asked.recipe.current, batch_size=24)
-    asked = replace(asked, recipe=replace(asked.recipe, stages=(asked.recipe.stages[0], stage)))
-    assert "microbatches=3" in asked.verdict
+def test_more_microbatches_divide_the_sequences_of_a_device(mesh):
+    of_two = recipe(1, 8, 1)
+    of_three = replace(of_two, stages=(of_two.stages[0], replace(of_two.current, batch_size=24)))
+    assert "--config.resources.microbatches=3" in remedies(of_three, CPUS, mesh, [program(1, 9)], "train")
 
 
 @pytest.mark.parametrize("precomputed_image_tokens", [True, False])
 @pytest.mark.parametrize("kind", ["janus", "flow"])
-def test_the_shapes_are_those_of_the_batches_that_training_gets(mesh, kind, precomputed_image_tokens):
-    asked = replace(recipe(1, 8, 1, kind), precomputed_image_tokens=precomputed_image_tokens)
-    laid = pack(
-        [list[Example]()] * 8, asked.current.budget, tiny.processor(asked.model_config), precomputed_image_tokens
+def test_abstract_batch_has_the_shapes_of_a_packed_batch(mesh, kind, precomputed_image_tokens):
+    stage = replace(recipe(1, 8, 1, kind), precomputed_image_tokens=precomputed_image_tokens)
+    packed = pack(
+        [list[Example]()] * 8, stage.current.budget, tiny.processor(stage.model_config), precomputed_image_tokens
     )
-    ours, theirs = (jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (abstract_batch(asked, mesh), laid))
-    assert ours == theirs
+    abstract, actual = (
+        jax.tree.map(lambda x: (x.shape, x.dtype), one) for one in (training_batch(stage, mesh), packed)
+    )
+    assert abstract == actual
 
 
-def test_bytes_are_a_devices_own(mesh):
+def test_bytes_per_device_are_those_of_its_shards(mesh):
     state = set_up_stage(recipe(1, 8, 1), mesh).abstract
     arrays = jax.tree.map(lambda leaf: jax.device_put(np.zeros(leaf.shape, leaf.dtype), leaf.sharding), state.params)
     first = jax.devices()[0]
@@ -88,55 +86,55 @@ def test_bytes_are_a_devices_own(mesh):
         for shard in array.addressable_shards
         if shard.device == first
     )
-    assert held(state.params) == on_first
+    assert bytes_per_device(state.params) == on_first
 
 
 @pytest.mark.parametrize("trained", ["llm", "und_encoder"])
 @pytest.mark.parametrize("kind", ["janus", "flow"])
-def test_what_is_computed_again_is_done_and_not_useful(kind, trained):
-    useful, done, traced = [], [], []
+def test_recomputation_counts_as_hardware_flops_only(kind, trained):
+    model, hardware, traced = [], [], []
     for remat in ("none", "dots", "full"):
-        asked = recipe(1, 1, 1, kind)
-        stage = replace(asked.current, trained=(f"{trained}/*",))
-        asked = replace(asked, stages=(asked.stages[0], stage), resources=replace(asked.resources, remat=remat))
-        ready = set_up_stage(asked, None)
-        needed, all_ = operations(asked, flatten_dict(ready.abstract.params, sep="/"))
-        useful.append(needed)
-        done.append(all_)
-        traced.append(flops(ready.step, ready.abstract, abstract_batch(asked, make_mesh(1, 8, 1))))
-    assert len(set(useful)) == 1
-    assert done[0] > useful[0]
-    assert np.diff(done).tolist() == np.diff(traced).tolist()
+        stage = recipe(1, 1, 1, kind)
+        current = replace(stage.current, trained=(f"{trained}/*",))
+        stage = replace(stage, stages=(stage.stages[0], current), resources=replace(stage.resources, remat=remat))
+        setup = set_up_stage(stage, None)
+        model_flops, hardware_flops = step_flops(stage, flatten_dict(setup.abstract.params, sep="/"))
+        model.append(model_flops)
+        hardware.append(hardware_flops)
+        traced.append(traced_flops(setup.step, setup.abstract, training_batch(stage, make_mesh(1, 8, 1))))
+    assert len(set(model)) == 1
+    assert hardware[0] > model[0]
+    assert np.diff(hardware).tolist() == np.diff(traced).tolist()
 
 
-def test_networks_take_time_by_what_is_sent():
-    chip = find_topology("v5e:4x4").chip
-    far = Collective("all-gather", 10**9, "bf16", ("data",), 2, 2, 0)
-    near = Collective("all-gather", 10**9, "bf16", ("fsdp",), 16, 1, 2, (24,))
-    seconds = traffic_seconds([far, near], chip)
+def test_traffic_seconds_follow_the_bandwidths():
+    between = Collective("all-gather", 10**9, "bf16", ("data",), 2, 2, 0)
+    within = Collective("all-gather", 10**9, "bf16", ("fsdp",), 16, 1, 2, (24,))
+    seconds = traffic_seconds([between, within], find_topology("v5e:4x4").accelerator)
     assert seconds == pytest.approx((24 * 15 / 16 / 200, 0.5 / 3.1))
 
 
-def test_kernels_are_those_of_the_machine_that_is_compiled_for():
-    assert platform() == "cpu"
-    with compiling_for("tpu"):
-        assert platform() == "tpu"
-    assert platform() == "cpu"
+def test_target_platform_applies_within_its_context():
+    assert current_platform() == "cpu"
+    with target_platform("tpu"):
+        assert current_platform() == "tpu"
+    assert current_platform() == "cpu"
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kind", "unit"), [("janus", "ids"), ("flow", "steps")])
-def test_the_whole_of_it_on_this_machine(kind, unit):
-    asked = recipe(1, 8, 1, kind)
-    asked = replace(asked, resources=replace(asked.resources, peak_flops=1e11))
-    told = report(asked, find_topology("cpu:2x4"))
-    whole = json.loads(json.dumps(told.to_json()))
-    assert whole["fits"]
-    (program,) = whole["programs"]
-    assert {"weights that train", "weights that do not", "optimizer", "batch"} <= set(program["inputs"])
-    assert any(one["far"] > 0 for one in program["collectives"])
-    assert 0 < whole["roofline"]["mfu"]["at worst"] <= whole["roofline"]["mfu"]["at best"] < 1
-    for job, loop in (("generate", unit), ("chat", "ids")):
-        sampled = report(asked, find_topology("cpu:1x8"), job)
-        assert [one.name for one in sampled.programs] == ["prompts", loop]
-        assert sampled.verdict == "fits"
+@pytest.mark.parametrize("kind", ["janus", "flow"])
+def test_report_of_training_and_sampling(kind):
+    stage = recipe(1, 8, 1, kind)
+    stage = replace(stage, resources=replace(stage.resources, peak_flops=1e11))
+    training = compile_report(stage, find_topology("cpu:2x4"))
+    assert training.to_text().splitlines()[-1] == "fits"
+    report = json.loads(json.dumps(training.to_json()))
+    assert report["fits"]
+    (step,) = report["programs"]
+    assert {"trained parameters", "frozen parameters", "optimizer state", "batch"} <= set(step["inputs"])
+    assert any(one["dcn_bytes"] > 0 for one in step["traffic"])
+    assert 0 < report["roofline"]["mfu"]["serial"] <= report["roofline"]["mfu"]["overlapped"] < 1
+    for workload in ("generate", "chat"):
+        sampling = compile_report(stage, CPUS, workload)
+        assert [one.name for one in sampling.programs] == ["prefill", "decode"]
+        assert sampling.verdict == "fits"

@@ -1,4 +1,4 @@
-"""Machines by name."""
+"""Topologies by name."""
 
 import importlib.util
 import math
@@ -6,20 +6,19 @@ import math
 import numpy as np
 import pytest
 
+from janus_jax.accelerators import ACCELERATORS
 from janus_jax.aot import topologies
-from janus_jax.aot.chip_specs import CHIPS
-from janus_jax.aot.gpu_specs import TARGETS
+from janus_jax.aot.gpu_specs import TARGET_CONFIGS
 from janus_jax.aot.topologies import find_topology
 from janus_jax.errors import JanusError
 from janus_jax.sharding import make_mesh
-from janus_jax.training.flops import peak_flops
 
 HAS_TPU = importlib.util.find_spec("libtpu") is not None
 HAS_CUDA = importlib.util.find_spec("jax_cuda13_plugin") is not None
 
 
 @pytest.mark.parametrize(
-    ("name", "chip", "sides", "islands"),
+    ("name", "accelerator", "shape", "slices"),
     [
         ("v5p:8x8x8", "v5p", (8, 8, 8), 1),
         ("2xv5e:16x16", "v5e", (16, 16), 2),
@@ -27,54 +26,53 @@ HAS_CUDA = importlib.util.find_spec("jax_cuda13_plugin") is not None
         ("h200:1x8", "h200", (8,), 1),
     ],
 )
-def test_a_name_says_what_is_there(name, chip, sides, islands):
+def test_name_gives_accelerator_shape_and_slices(name, accelerator, shape, slices):
     topology = find_topology(name)
-    assert (topology.chip.name, topology.sides, topology.islands) == (chip, sides, islands)
+    assert (topology.accelerator.name, topology.shape, topology.num_slices) == (accelerator, shape, slices)
 
 
-def test_slices_may_be_said_apart():
-    assert find_topology("v6e:16x16", slices=4).islands == 4
+def test_slices_can_be_an_argument():
+    assert find_topology("v6e:16x16", slices=4).num_slices == 4
 
 
 @pytest.mark.parametrize(
     "name", ["v9:2x2", "v5p", "v5p:", "v5p:8xx8", "h100:8", "h100:2x2x8", "2xh100:4x8", "v5e:0x4", ""]
 )
-def test_what_is_no_topology_is_refused(name):
+def test_invalid_name_raises(name):
     with pytest.raises(JanusError, match="--topology"):
         find_topology(name)
 
 
 @pytest.mark.parametrize(("name", "extra"), [("v5e:4x4", "tpu"), ("h100:1x8", "cuda")])
-def test_without_its_compiler_it_says_what_to_install(name, extra, monkeypatch):
+def test_missing_compiler_raises_with_the_extra_to_install(name, extra, monkeypatch):
     monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda module: None)
     with pytest.raises(JanusError, match=rf"pip install '\.\[{extra}\]'"):
         find_topology(name).devices()
 
 
-def test_every_chip_has_a_peak_and_every_gpu_a_description():
-    assert all(peak_flops(chip.kind, "bfloat16") for chip in CHIPS.values() if chip.platform != "cpu")
-    assert sorted(TARGETS) == sorted(chip.name for chip in CHIPS.values() if chip.platform == "gpu")
+def test_every_gpu_has_a_target_config():
+    assert sorted(TARGET_CONFIGS) == sorted(one.name for one in ACCELERATORS.values() if one.platform == "gpu")
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 @pytest.mark.parametrize(("name", "per_chip"), [("v5e:4x4", 1), ("2xv5e:4x4", 1), ("v4:2x2x2", 1), ("tpu7x:2x2x1", 2)])
-def test_tpus_are_there_without_being_there(name, per_chip):
+def test_tpu_topology_without_tpus(name, per_chip):
     topology = find_topology(name)
     devices = topology.devices()
-    assert len(devices) == per_chip * topology.islands * math.prod(topology.sides)
-    assert {device.device_kind for device in devices} == {topology.chip.kind}
-    assert len({topology.island(0, device) for device in devices}) == topology.islands
+    assert len(devices) == per_chip * topology.num_slices * math.prod(topology.shape)
+    assert {device.device_kind for device in devices} == {topology.accelerator.kind}
+    assert len(set(topology.slice_indices(devices))) == topology.num_slices
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 @pytest.mark.parametrize(("name", "hosts"), [("v5e:1x1", 1), ("v6e:2x4", 1), ("v5e:4x4", 4), ("v5p:2x2x2", 2)])
-def test_a_slice_has_the_hosts_that_are_rented(name, hosts):
+def test_slice_has_the_hosts_of_the_rented_machine(name, hosts):
     assert len({device.process_index for device in find_topology(name).devices()}) == hosts
 
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 @pytest.mark.parametrize("sizes", [(2, 16, 1), (2, 8, 2)], ids=["fsdp", "fsdp and tensor on one side"])
-def test_a_mesh_lies_on_slices_by_its_data_axis(sizes):
+def test_data_axis_extends_across_slices(sizes):
     mesh = make_mesh(*sizes, find_topology("2xv5e:4x4").devices())
     slices = [{device.slice_index for device in row.flat} for row in mesh.devices]
     assert slices == [{0}, {1}]
@@ -82,7 +80,7 @@ def test_a_mesh_lies_on_slices_by_its_data_axis(sizes):
 
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 @pytest.mark.parametrize("name", ["v5e:8x8", "v6e:8x8", "v5p:4x4x4", "v4:4x4x4"])
-def test_an_axis_shorter_than_every_side_is_laid_on_neighbours(name):
+def test_tensor_axis_of_two_connects_neighbors(name):
     mesh = make_mesh(1, -1, 2, find_topology(name).devices())
     for one, other in mesh.devices.reshape(-1, 2):
         assert np.abs(np.subtract(one.coords, other.coords)).sum() == 1
@@ -91,17 +89,17 @@ def test_an_axis_shorter_than_every_side_is_laid_on_neighbours(name):
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 @pytest.mark.parametrize("tensor", [2, 4])
 @pytest.mark.parametrize("name", ["v4:4x4x4", "v5e:8x8", "v5p:4x4x8", "v6e:16x16", "tpu7x:4x4x4", "2xv5e:8x8"])
-def test_a_tensor_axis_lies_within_a_host(name, tensor):
+def test_tensor_axis_stays_within_a_host(name, tensor):
     topology = find_topology(name)
     devices = topology.devices()
-    mesh = make_mesh(topology.islands, -1, tensor, devices)
+    mesh = make_mesh(topology.num_slices, -1, tensor, devices)
     assert set(mesh.devices.flat) == set(devices)
     assert all(len({device.process_index for device in group}) == 1 for group in mesh.devices.reshape(-1, tensor))
 
 
 @pytest.mark.skipif(not HAS_CUDA, reason="the CUDA plug-in is not installed")
-def test_gpus_are_there_without_being_there():
+def test_gpu_topology_without_gpus():
     topology = find_topology("h100:2x8")
     devices = topology.devices()
     assert len(devices) == 16
-    assert [topology.island(number, device) for number, device in enumerate(devices)] == [0] * 8 + [1] * 8
+    assert topology.slice_indices(devices) == [0] * 8 + [1] * 8

@@ -4,7 +4,8 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 from benchmarks import memory
-from benchmarks.rows import Layout
+from benchmarks.batches import equal_sequences, make_batch
+from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
@@ -19,14 +20,14 @@ CONFIG = JanusConfig(
     llm=LlamaConfig(2048, 256, 4, 1, 1, 256, 1024, max_positions=1024),
     gen_head_width=256,
 )
-LAYOUT = Layout(places=512, und_images=1, gen_images=0, prompt=16, answer=32)
 
 
 def needed(stage, rows):
     """Bytes that XLA wants for a while on a CPU, in float32."""
     model = Janus(CONFIG, Execution(remat="full"))
     abstract = abstract_train_state(model, stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32")
-    batch = LAYOUT.batch(CONFIG, rows)
+    sequences = equal_sequences(CONFIG, rows, 512, und_images=1, gen_images=0, prompt=16, answer=32)
+    batch = make_batch(CONFIG, sequences, 512)
     step = make_train_step(model, stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
     compiled = step.lower(abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes, flatten_dict(abstract.params, sep="/")
@@ -44,7 +45,7 @@ def test_a_row_needs_what_is_reckoned(stage):
 def test_a_recipe_s_state_is_that_of_its_parts():
     recipe = memory.recipe_of("Janus-Pro-1B", stage=1)
     one = memory.needs(recipe, devices=1)
-    frozen = recipe.model_config.num_params - one.gradients // 4
+    frozen = sum(parameter.size for parameter in model_parameters(recipe.model_config)) - one.gradients // 4
     assert one.state == pytest.approx(3 * one.gradients + 2 * frozen, rel=1e-6)
 
 

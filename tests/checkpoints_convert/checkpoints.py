@@ -11,10 +11,10 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_convert import released, released_flow, transformers_janus
-from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, WEIGHTS_STEM, write_vae_config
+from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, WEIGHTS_STEM, vae_to_json
 from checkpoints_convert.layout import Layout
+from checkpoints_convert.parameters import Shape, model_parameters
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
-from checkpoints_convert.tree import Shape, leaves
 from janus_jax.config import (
     JanusConfig,
     JanusFlowConfig,
@@ -86,20 +86,22 @@ def save(
 
 def save_released(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
     """A folder in the released layout."""
-    return save(folder, pseudo(released.manifest(config), dtype), released.write_config(config, "bfloat16"), **options)
+    return save(
+        folder, pseudo(released.manifest(config), dtype), released.config_to_json(config, "bfloat16"), **options
+    )
 
 
 def save_flow(folder: Path, config: JanusFlowConfig = SMALL_FLOW, dtype=BFLOAT16, **options) -> Path:
     """A JanusFlow in the released layout, with no VAE."""
     config = replace(config, vae=None)
     tensors = pseudo(released_flow.manifest(config), dtype)
-    return save(folder, tensors, released_flow.write_config(config, "bfloat16"), **options)
+    return save(folder, tensors, released_flow.config_to_json(config, "bfloat16"), **options)
 
 
 def save_vae(folder: Path, config: VAEConfig = SMALL_VAE, dtype=FLOAT32, rename=lambda name: name) -> Path:
     """A VAE in diffusers' layout, its tensors' names changed by `rename`."""
-    tensors = pseudo(DIFFUSERS_VAE.manifest(leaves(config)), dtype)
-    save(folder, {rename(name): array for name, array in tensors.items()}, write_vae_config(config, 32))
+    tensors = pseudo(DIFFUSERS_VAE.manifest(model_parameters(config)), dtype)
+    save(folder, {rename(name): array for name, array in tensors.items()}, vae_to_json(config, 32))
     (folder / "model.safetensors").rename(folder / f"{WEIGHTS_STEM}.safetensors")
     return folder
 
@@ -117,13 +119,14 @@ def save_speaking_flow(root: Path) -> Path:
 def save_transformers(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
     """A folder in transformers' layout, with the numbers of `save_released`."""
     numbers = pseudo(released.manifest(config), dtype)
-    units = zip(released.LAYOUT.units(leaves(config)), transformers_janus.LAYOUT.units(leaves(config)), strict=True)
-    tensors = {name: part for ours, theirs in units for name, part in theirs.write(ours.read(numbers))}
-    return save(folder, tensors, transformers_janus.write_config(config, "bfloat16", 7), **options)
+    parameters = model_parameters(config)
+    mapped = zip(released.LAYOUT.map(parameters), transformers_janus.LAYOUT.map(parameters), strict=True)
+    tensors = {name: part for ours, theirs in mapped for name, part in theirs.write(ours.read(numbers))}
+    return save(folder, tensors, transformers_janus.config_to_json(config, "bfloat16", 7), **options)
 
 
 def save_part(
     folder: Path, layout: Layout, config, json_config: Mapping[str, Any] | None = None, dtype=BFLOAT16
 ) -> Path:
     """A folder with one part of the model."""
-    return save(folder, pseudo(layout.manifest(leaves(config)), dtype), json_config)
+    return save(folder, pseudo(layout.manifest(model_parameters(config)), dtype), json_config)

@@ -7,9 +7,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from checkpoints_convert import convert, export, open_converted, open_source, read_config, read_params
-from checkpoints_convert.readers import open_tensors
-from checkpoints_convert.tree import leaves
+from checkpoints_convert import convert, open_checkpoint
+from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from tests.checkpoints_convert.checkpoints import SMALL_FLOW, save_flow, save_released, save_vae
 from tests.checkpoints_convert.test_convert import assert_same_tensors
@@ -39,24 +39,24 @@ def converted(whole):
 
 
 def test_there_and_back_changes_no_bit(whole, converted, tmp_path):
-    export(converted, tmp_path / "back", "released")
+    convert(converted, tmp_path / "back", "released")
     assert_same_tensors(whole, tmp_path / "back")
     assert_same_tensors(whole / "vae", tmp_path / "back" / "vae")
-    assert read_config(tmp_path / "back") == replace(SMALL_FLOW, name="back")
+    assert open_checkpoint(tmp_path / "back").config == replace(SMALL_FLOW, name="back")
 
 
 def test_a_converted_folder_holds_the_vae(converted):
-    found = open_converted(converted)
+    found = open_checkpoint(converted)
     assert found.config == SMALL_FLOW
-    assert {keys for keys, _, _ in found.params()} == {leaf.keys for leaf in leaves(SMALL_FLOW)}
+    assert {keys for keys, _, _ in found.params()} == {parameter.keys for parameter in model_parameters(SMALL_FLOW)}
 
 
 def test_without_a_vae_the_rest_converts_and_comes_back(tmp_path):
     source = save_flow(tmp_path / "JanusFlow-small")
     summary = convert(source, tmp_path / "converted")
     assert any("There is no VAE" in note for note in summary.notes)
-    assert open_converted(tmp_path / "converted").config == replace(SMALL_FLOW, vae=None)
-    export(tmp_path / "converted", tmp_path / "back", "released")
+    assert open_checkpoint(tmp_path / "converted").config == replace(SMALL_FLOW, vae=None)
+    convert(tmp_path / "converted", tmp_path / "back", "released")
     assert_same_tensors(source, tmp_path / "back")
     assert not (tmp_path / "back" / "vae").exists()
 
@@ -64,8 +64,8 @@ def test_without_a_vae_the_rest_converts_and_comes_back(tmp_path):
 def test_a_named_vae_is_that_within(whole, tmp_path):
     source = save_flow(tmp_path / whole.name)
     vae = save_vae(tmp_path / "sdxl-vae")
-    assert read_config(source, vae=vae) == read_config(whole)
-    pairs = zip(read_params(source, vae=vae), read_params(whole), strict=True)
+    assert open_checkpoint(source, vae=vae).config == open_checkpoint(whole).config
+    pairs = zip(open_checkpoint(source, vae=vae).params(), open_checkpoint(whole).params(), strict=True)
     for (keys, layer, ours), (other_keys, other_layer, expected) in pairs:
         assert (keys, layer) == (other_keys, other_layer)
         np.testing.assert_array_equal(ours, expected)
@@ -76,16 +76,16 @@ def test_the_names_of_older_diffusers_mean_the_same(tmp_path):
     tensors = open_tensors(old)
     renamed = save_vae(tmp_path / "renamed", rename=old_name)
     assert set(open_tensors(renamed)) != set(tensors)
-    assert open_source(renamed).config == open_source(new).config
-    found = {keys: array for keys, _, array in open_source(new).params()}
-    shapes = {name: array.shape for name, array in open_source(renamed).tensors.items()}
+    assert open_checkpoint(renamed).config == open_checkpoint(new).config
+    found = {keys: array for keys, _, array in open_checkpoint(new).params()}
+    shapes = {name: array.shape for name, array in open_checkpoint(renamed).tensors.items()}
     assert shapes == {name: array.shape for name, array in tensors.items()}
-    assert {keys for keys, _, _ in open_source(renamed).params()} == found.keys()
+    assert {keys for keys, _, _ in open_checkpoint(renamed).params()} == found.keys()
 
 
 def test_a_vae_converts_by_itself(tmp_path):
     convert(save_vae(tmp_path / "vae"), tmp_path / "converted")
-    assert open_converted(tmp_path / "converted").config == SMALL_FLOW.vae
+    assert open_checkpoint(tmp_path / "converted").config == SMALL_FLOW.vae
 
 
 def rewritten(folder, target, change):
@@ -113,7 +113,7 @@ def rewritten(folder, target, change):
 )
 def test_a_config_of_another_network_is_refused_by_field(whole, tmp_path, change, told):
     with pytest.raises(JanusError, match=told):
-        open_source(rewritten(whole, tmp_path / "other", change))
+        open_checkpoint(rewritten(whole, tmp_path / "other", change))
 
 
 @pytest.mark.parametrize(
@@ -131,31 +131,31 @@ def test_a_config_of_another_network_is_refused_by_field(whole, tmp_path, change
 )
 def test_another_vae_is_refused_by_field(whole, tmp_path, change, told):
     with pytest.raises(JanusError, match=told):
-        open_source(rewritten(whole / "vae", tmp_path / "other", change))
+        open_checkpoint(rewritten(whole / "vae", tmp_path / "other", change))
 
 
 def test_a_vae_of_other_latents_is_refused(whole, tmp_path):
     other = save_vae(tmp_path / "vae", replace(SMALL_FLOW.vae, latent_channels=8))
     with pytest.raises(JanusError, match="latent_channels 8 and gen_encoder 4"):
-        open_source(whole, vae=other)
+        open_checkpoint(whole, vae=other)
 
 
 def test_what_is_no_vae_is_refused_as_one(whole):
-    with pytest.raises(JanusError, match="is no VAE"):
-        open_source(whole, vae=whole)
+    with pytest.raises(JanusError, match="is not a VAE"):
+        open_checkpoint(whole, vae=whole)
 
 
 def test_only_an_unconverted_flow_takes_a_vae(whole, converted, tmp_path):
-    with pytest.raises(JanusError, match="is no JanusFlow"):
-        open_source(save_released(tmp_path / "Janus-Pro"), vae=whole / "vae")
+    with pytest.raises(JanusError, match="is not a JanusFlow"):
+        open_checkpoint(save_released(tmp_path / "Janus-Pro"), vae=whole / "vae")
     with pytest.raises(JanusError, match="is converted"):
-        read_config(converted, vae=whole / "vae")
+        open_checkpoint(converted, vae=whole / "vae")
 
 
 def test_transformers_has_no_flow(converted, tmp_path):
-    with pytest.raises(JanusError, match="transformers has no JanusFlow"):
-        export(converted, tmp_path / "theirs", "transformers")
+    with pytest.raises(JanusError, match="transformers layout has no JanusFlow"):
+        convert(converted, tmp_path / "theirs", "transformers")
 
 
 def test_a_flow_speaks_as_the_first_janus(whole):
-    assert read_config(whole).conversation == "janus"
+    assert open_checkpoint(whole).config.conversation == "janus"

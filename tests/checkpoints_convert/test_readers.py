@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from tests.checkpoints_convert.checkpoints import BFLOAT16, FLOAT16, FLOAT32, save
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from tests.checkpoints_convert.checkpoints import BFLOAT16
 
@@ -42,7 +42,7 @@ def test_weights_nested_beside_arguments_and_optimizer_state_are_found():
 def test_torch_is_not_needed():
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from checkpoints_convert.readers import open_tensors\n"
+        "from checkpoints_convert.tensor_files import open_tensors\n"
         f"assert open_tensors(__import__('pathlib').Path({str(DATA / 'torch_saved.bin')!r}))['plain'].sum() == 276"
     )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=DATA.parents[2])

@@ -1,4 +1,4 @@
-"""The command: POPE in the authors' files, a tiny checkpoint, and figures; then mistakes."""
+"""Tests of the evaluate command with POPE and a tiny checkpoint, and of its user errors."""
 
 import json
 import subprocess
@@ -7,16 +7,17 @@ import time
 
 import pytest
 
-from janus_jax.evaluation.registry import BENCHMARKS
+from janus_jax.evaluation.generation import geneval
+from janus_jax.evaluation.understanding import pope
 from tests.commands.conftest import environment, run
-from tests.evaluation.asking import put_picture
+from tests.evaluation.fakes import write_image
 from tests.training.test_processes import together
 
 DEVICES = "--xla_force_host_platform_device_count={}"
 SPLITS = ("random", "popular", "adversarial")
 
 
-def put_pope(folder, pictures=True):
+def write_pope(folder, images=True):
     folder.mkdir(parents=True, exist_ok=True)
     for split in SPLITS:
         lines = [
@@ -24,8 +25,8 @@ def put_pope(folder, pictures=True):
             for n, label in enumerate(["yes", "no"])
         ]
         (folder / f"coco_pope_{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    for n in range(2 if pictures else 1):
-        put_picture(folder / "val2014" / f"{n}.jpg", n)
+    for n in range(2 if images else 1):
+        write_image(folder / "val2014" / f"{n}.jpg", n)
     return folder
 
 
@@ -40,17 +41,17 @@ def evaluate(checkpoint, folder, *more, devices=1):
 
 
 @pytest.fixture(scope="module")
-def done(checkpoint, tmp_path_factory):
-    """A folder with the data and what one run made of it, and what the run said."""
+def finished(checkpoint, tmp_path_factory):
+    """A folder with data and the results of one run, and the finished process."""
     folder = tmp_path_factory.mktemp("pope")
-    put_pope(folder / "data")
-    ran = evaluate(checkpoint, folder, "--batch_size=4")
-    assert ran.returncode == 0, ran.stderr
-    return folder, ran
+    write_pope(folder / "data")
+    process = evaluate(checkpoint, folder, "--batch_size=4")
+    assert process.returncode == 0, process.stderr
+    return folder, process
 
 
-def test_results_hold_the_figures_and_all_that_they_depend_on(done):
-    folder, _ = done
+def test_results_contain_scores_and_settings(finished):
+    folder, _ = finished
     results = json.loads((folder / "out" / "results.json").read_text())
     assert {f"{part}.accuracy" for part in (*SPLITS, "mean")} <= set(results["scores"])
     assert results["number of questions"] == 6
@@ -60,8 +61,8 @@ def test_results_hold_the_figures_and_all_that_they_depend_on(done):
     assert {"python", "jax", "flax"} <= set(results["versions"])
 
 
-def test_every_answer_is_kept_and_written_for_the_scorer(done):
-    folder, _ = done
+def test_answers_are_recorded_and_written_for_the_scorer(finished):
+    folder, _ = finished
     answers = [json.loads(line) for line in (folder / "out" / "answers.jsonl").read_text().splitlines()]
     assert {answer["id"] for answer in answers} == {f"{split}/{n}" for split in SPLITS for n in range(2)}
     for split in SPLITS:
@@ -70,17 +71,17 @@ def test_every_answer_is_kept_and_written_for_the_scorer(done):
         assert [json.loads(line)["text"] for line in lines] == [texts[f"{split}/{n}"] for n in range(2)]
 
 
-def test_figures_and_progress_are_shown(done):
-    _, ran = done
-    assert "random.accuracy" in ran.stdout
-    assert "6/6" in ran.stderr
+def test_scores_and_progress_are_printed(finished):
+    _, process = finished
+    assert "random.accuracy" in process.stdout
+    assert "6/6" in process.stderr
 
 
-def test_another_seed_is_refused_and_the_same_run_goes_on_without_asking(done, checkpoint):
-    folder, first = done
+def test_another_seed_is_refused_and_a_finished_run_asks_nothing(finished, checkpoint):
+    folder, first = finished
     refused = evaluate(checkpoint, folder, "--seed=1")
     assert refused.returncode == 2
-    assert "was begun with seed 0, not 1" in refused.stderr
+    assert "belongs to a run with seed 0, not 1" in refused.stderr
     answers = (folder / "out" / "answers.jsonl").read_bytes()
     again = evaluate(checkpoint, folder, "--batch_size=2")
     assert again.returncode == 0, again.stderr
@@ -88,36 +89,36 @@ def test_another_seed_is_refused_and_the_same_run_goes_on_without_asking(done, c
     assert (folder / "out" / "answers.jsonl").read_bytes() == answers
 
 
-def test_the_list_needs_no_model_and_names_all_benchmarks():
+def test_list_needs_no_model_and_shows_all_benchmarks():
     done = run("launch.evaluate", "--list", JAX_PLATFORMS="nowhere")
     assert done.returncode == 0, done.stderr
-    for name, benchmark in BENCHMARKS.items():
-        assert name in done.stdout
+    for benchmark in (pope.BENCHMARK, geneval.BENCHMARK):
+        assert benchmark.name in done.stdout
         assert all(line in done.stdout for line in benchmark.layout.splitlines())
 
 
-MISTAKES = {
+USER_ERRORS = {
     "no benchmark": (["--benchmark="], "--benchmark is empty; there are pope, mme"),
     "no such benchmark": (["--benchmark=poope"], "There is no benchmark 'poope'; there are pope"),
-    "no data": (["--data="], "--data is required for pope; --list shows what is to lie there."),
+    "no data": (["--data="], "--data is required for pope; --list shows the expected files."),
     "no such data": (["--data=absent"], "coco_pope_random.json does not exist"),
-    "a missing picture": (["--data=no_picture"], "1.jpg, the picture of question random/1, is missing"),
+    "a missing image": (["--data=no_image"], "1.jpg, the image of question random/1, is missing"),
     "several in one folder": (["--benchmark=pope,gqa"], "data/pope/coco_pope_random.json does not exist"),
-    "an option of none": (["--option=circular=true"], "--option circular=true is of none of pope"),
+    "an option of none": (["--option=circular=true"], "--option circular=true is not an option of pope"),
     "an option without a value": (["--option=circular"], "--option circular has no value"),
-    "another value": (["--benchmark=mmbench", "--option=circular=maybe"], "must be one of false, true"),
-    "a file in the way": (["--out=taken"], "taken cannot be written"),
+    "another value": (["--benchmark=mmbench", "--option=circular=maybe"], "it must be false|true"),
+    "a file instead of a folder": (["--out=taken"], "taken cannot be written"),
     "no such model": (["--model=absent"], "absent does not exist"),
     "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
     "no tokenizer": (["--model=without_tokenizer"], "tokenizer.json is missing"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoiled, checkpoint, mistake):
-    put_pope(spoiled / "data")
-    put_pope(spoiled / "no_picture", pictures=False)
-    arguments, words = MISTAKES[mistake]
+@pytest.mark.parametrize("error", USER_ERRORS)
+def test_a_user_error_is_one_sentence_before_any_device_is_used(refuses, spoiled, checkpoint, error):
+    write_pope(spoiled / "data")
+    write_pope(spoiled / "no_image", images=False)
+    arguments, words = USER_ERRORS[error]
     given = {argument.split("=")[0] for argument in arguments}
     usual = {"--model": checkpoint, "--benchmark": "pope", "--data": "data", "--out": "out"}
     arguments = [*arguments, *(f"{flag}={value}" for flag, value in usual.items() if flag not in given)]
@@ -125,18 +126,14 @@ def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoi
     assert not (spoiled / "out").exists()
 
 
-def test_what_is_required_is_said(refuses, tmp_path):
-    assert "is required" in refuses("launch.evaluate", cwd=tmp_path)
-
-
 def same_results(one, other):
     return all(one[name] == other[name] for name in ("scores", "run", "number of questions"))
 
 
 @pytest.mark.slow
-def test_a_run_that_was_killed_has_the_results_of_one_that_was_not(done, checkpoint, tmp_path):
-    folder, _ = done
-    put_pope(tmp_path / "data")
+def test_a_killed_run_has_the_results_of_an_uninterrupted_run(finished, checkpoint, tmp_path):
+    folder, _ = finished
+    write_pope(tmp_path / "data")
     answers = tmp_path / "out" / "answers.jsonl"
     killed = subprocess.Popen(
         [sys.executable, *command(checkpoint, tmp_path), "--batch_size=1"],
@@ -157,30 +154,30 @@ def test_a_run_that_was_killed_has_the_results_of_one_that_was_not(done, checkpo
     after = answers.read_text()
     assert after.startswith(before[: before.rfind("\n") + 1])
     assert len({json.loads(line)["id"] for line in after.splitlines()}) == len(after.splitlines()) == 6
-    one, two = (json.loads((place / "out" / "results.json").read_text()) for place in (folder, tmp_path))
+    one, two = (json.loads((path / "out" / "results.json").read_text()) for path in (folder, tmp_path))
     assert same_results(one, two)
 
 
 @pytest.mark.slow
-def test_eight_devices_have_the_results_of_one(done, checkpoint, tmp_path):
-    folder, _ = done
-    put_pope(tmp_path / "data")
+def test_eight_devices_have_the_results_of_one(finished, checkpoint, tmp_path):
+    folder, _ = finished
+    write_pope(tmp_path / "data")
     spread = evaluate(checkpoint, tmp_path, devices=8)
     assert spread.returncode == 0, spread.stderr
-    one, eight = (json.loads((place / "out" / "results.json").read_text()) for place in (folder, tmp_path))
+    one, eight = (json.loads((path / "out" / "results.json").read_text()) for path in (folder, tmp_path))
     assert (one["devices"]["mesh"], eight["devices"]["mesh"]) == (None, "-1,1,1")
     assert same_results(one, eight)
 
 
 @pytest.mark.slow
-def test_two_processes_have_the_results_of_one(done, checkpoint, tmp_path):
-    folder, _ = done
+def test_two_processes_have_the_results_of_one(finished, checkpoint, tmp_path):
+    folder, _ = finished
     arguments = [f"--model={checkpoint}", f"--data={folder / 'data'}", f"--out={tmp_path}", "--dtype=float32"]
     outputs = together(2, "-m", "launch.evaluate", "--benchmark=pope", "--distributed", "--batch_size=2", *arguments)
     assert "random.accuracy" in outputs[0]
     assert "random.accuracy" not in outputs[1]
     journals = [(tmp_path / f"answers.{index}.jsonl").read_text().splitlines() for index in range(2)]
     assert [len(lines) for lines in journals] == [3, 3]
-    one, two = (json.loads((place / "results.json").read_text()) for place in (folder / "out", tmp_path))
+    one, two = (json.loads((out / "results.json").read_text()) for out in (folder / "out", tmp_path))
     assert same_results(one, two)
     assert two["devices"]["processes"] == 2

@@ -8,9 +8,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import janus_jax
-from checkpoints_convert import read_params
-from checkpoints_convert.commands import meter
-from checkpoints_convert.export import export as to_pytorch
+from checkpoints_convert import convert, open_checkpoint
 from janus_jax.config import Execution
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
@@ -26,7 +24,7 @@ QUESTION = [{"role": "user", "content": "What is in the picture?"}]
 def exported(tmp_path_factory):
     out = tmp_path_factory.mktemp("exported") / "model"
     workdir, state = runs.finished()
-    assert export(workdir, last_stage(workdir), out, "float32", meter) == runs.STEPS
+    assert export(workdir, last_stage(workdir), out, "float32") == runs.STEPS
     return out, merge(state.params, state.frozen)
 
 
@@ -48,16 +46,16 @@ def test_the_folder_loads_as_what_was_trained(exported):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_folder_goes_on_to_pytorch(exported, tmp_path):
-    to_pytorch(exported[0], tmp_path / "released", "released")
+def test_the_folder_goes_on_convert(exported, tmp_path):
+    convert(exported[0], tmp_path / "released", "released")
     names = {path.name for path in (tmp_path / "released").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
 def test_the_average_of_a_flow_is_exported_without_its_aligner(tmp_path):
     workdir, state = runs.finished("flow")
-    export(workdir, 1, tmp_path / "model", "float32", meter)
-    found = {"/".join(path): array for path, _, array in read_params(tmp_path / "model", "float32")}
+    export(workdir, 1, tmp_path / "model", "float32")
+    found = {"/".join(path): array for path, _, array in open_checkpoint(tmp_path / "model").params("float32")}
     averages = flatten_dict(state.ema, sep="/")
     assert set(averages) - set(found) == {f"aligner/fc{n}/{leaf}" for n in (1, 2, 3) for leaf in ("weight", "bias")}
     for name in set(averages) & set(found):

@@ -30,7 +30,7 @@ def test_the_commands_draw_along_a_flow_and_answer(folder, photo, tmp_path):
     [
         ([], "has no VAE"),
         (["--vae=absent"], "absent does not exist"),
-        (["--vae=VAE", "--temperature=1"], "draws without temperature"),
+        (["--vae=VAE", "--temperature=1"], "has no setting temperature"),
         (["--vae=VAE", "--sampler=dopri"], "sampler is 'dopri'"),
     ],
     ids=str,

@@ -7,7 +7,7 @@ import jax
 import numpy as np
 import pytest
 
-from checkpoints_convert import save_converted
+from checkpoints_convert import save_checkpoint
 from janus_jax import load
 from janus_jax.data.prepare.prepare import read_tokenizer
 from janus_jax.errors import JanusError
@@ -69,7 +69,7 @@ def expected_ids(checkpoint, records):
 
 def test_image_ids_with_a_converted_checkpoint(desk, checkpoint):
     converted = desk / "converted"
-    done = run("checkpoints_convert.from_pytorch", checkpoint, converted)
+    done = run("launch.convert", checkpoint, converted)
     assert done.returncode == 0, done.stderr
     done = run("launch.prepare", *USUAL, f"--tokenizer={converted}", cwd=desk)
     assert done.returncode == 0, done.stderr
@@ -78,7 +78,7 @@ def test_image_ids_with_a_converted_checkpoint(desk, checkpoint):
 
 
 def test_latents_with_a_janusflow(desk):
-    save_converted(desk / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
+    save_checkpoint(desk / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     done = run("launch.prepare", *USUAL, f"--tokenizer={desk / 'flow'}", cwd=desk)
     assert done.returncode == 0, done.stderr
     records = read_back(desk / "out")
@@ -89,7 +89,7 @@ def test_latents_with_a_janusflow(desk):
 def test_a_janusflow_without_its_vae_makes_no_latents(tmp_path):
     config = dataclasses.replace(tiny.FLOW, vae=None)
     params = {part: tree for part, tree in tiny.stacked_params(tiny.FLOW).items() if part != "vae"}
-    save_converted(tmp_path / "flow", params, config)
+    save_checkpoint(tmp_path / "flow", params, config)
     with pytest.raises(JanusError, match="a JanusFlow without its VAE; give the folder of the VAE"):
         read_tokenizer(tmp_path / "flow")
 

@@ -1,4 +1,4 @@
-"""Records for the stream's tests, prepared sets of them, and some that nobody should have made."""
+"""Records for the data pipeline's tests, and prepared data sets of them."""
 
 import io
 import struct
@@ -14,7 +14,7 @@ QUESTION = "<image_placeholder>\nWhat is in the picture?"
 
 
 def encoded(seed, size=(40, 28), image_format="JPEG"):
-    """An image file of smooth colours."""
+    """Returns an image file with smooth colors."""
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, image_format)
@@ -22,7 +22,7 @@ def encoded(seed, size=(40, 28), image_format="JPEG"):
 
 
 def bomb():
-    """A PNG of a few bytes that says it has a thousand million pixels."""
+    """Returns a PNG of a few bytes whose header claims a billion pixels."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
@@ -40,33 +40,35 @@ def understanding(number, answer="A boat."):
     return Record(f"und{number}", Task.UNDERSTANDING, messages=messages, images=(encoded(number),))
 
 
-def generation(number, caption="A red boat. It lies on a lake.", ids=()):
+def generation(number, caption="A red boat. It lies on a lake.", tokens=()):
     return Record(
         f"gen{number}",
         Task.GENERATION,
         text=f"{number} {caption}",
         images=(encoded(number, (28, 44)),),
-        image_tokens=np.array(ids, np.int32),
+        image_tokens=np.array(tokens, np.int32),
     )
 
 
 def write(folder, examples):
-    """A prepared data set of records; a dict among them is written with its own fields alone."""
+    """Writes a prepared data set. A dict among the examples is written with only its own fields."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     folder.mkdir()
-    everything = features()
+    all_features = features()
     name = tfds.core.ShardedFileTemplate(
         data_dir=folder, dataset_name="janus", split="train", filetype_suffix="array_record"
     )
     writer = ArrayRecordWriter(str(name.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
     for example in examples:
         fields = example if isinstance(example, dict) else example.to_example()
-        here = tfds.features.FeaturesDict({key: everything[key] for key in fields})
+        here = tfds.features.FeaturesDict({key: all_features[key] for key in fields})
         writer.write(ExampleSerializer(here.get_serialized_info()).serialize_example(here.encode_example(fields)))
     writer.close()
     split = tfds.core.SplitInfo(name="train", shard_lengths=[len(examples)], num_bytes=1, filename_template=name)
-    tfds.folder_dataset.write_metadata(data_dir=str(folder), features=everything, split_infos=[split], check_data=False)
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder), features=all_features, split_infos=[split], check_data=False
+    )
     return folder

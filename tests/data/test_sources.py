@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.shapes.dataset import World
 from janus_jax.data.sources import SOURCES, get_source
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
@@ -314,41 +313,3 @@ def test_an_unknown_source_is_an_error(kind):
 def test_generation_is_nothing_that_text_can_teach(tmp_path):
     with pytest.raises(JanusError, match="--task generation is nothing that --source text can teach; take text"):
         prepare(tmp_path / "out", "text", "t.jsonl", task=GENERATION)
-
-
-class TestShapes:
-    def test_what_is_asked_for_is_drawn(self, tmp_path):
-        read = prepare(tmp_path / "out", "examples.shapes.source:shapes", "train:7,seed=3", shard_records=3)
-        assert not read.rejections
-        world = World(seed=3)
-        assert [record.text for record in read.records] == [world.record(GENERATION, i).text for i in range(7)]
-
-    @pytest.mark.parametrize("task", list(Task))
-    def test_every_task(self, tmp_path, task):
-        assert {
-            record.task
-            for record in prepare(tmp_path / "out", "examples.shapes.source:shapes", "test:2", task=task).records
-        } == {task}
-
-    def test_new_words_are_in_every_scene(self, tmp_path):
-        read = prepare(
-            tmp_path / "out", "examples.shapes.source:shapes", "train:9,about=heart,categories=single_object"
-        )
-        assert all("heart" in record.text for record in read.records)
-
-    @pytest.mark.parametrize(
-        "given",
-        [
-            "train",
-            "train:none",
-            "train:0",
-            "dev:3",
-            "train:3,side=4",
-            "train:3,about=dog",
-            "train:3,categories=none",
-            "train:3,asked=none",
-        ],
-    )
-    def test_what_the_world_has_not_is_an_error(self, tmp_path, given):
-        with pytest.raises(JanusError, match="shapes"):
-            prepare(tmp_path / "out", "examples.shapes.source:shapes", given)

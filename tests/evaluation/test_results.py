@@ -1,4 +1,4 @@
-"""What a run is told by, and the table of what came of it."""
+"""Tests of fingerprints, image checks, score tables, options and the registry."""
 
 import os
 import shutil
@@ -9,8 +9,8 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Question
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark, register_benchmark
-from janus_jax.evaluation.results import check_pictures, digest, fingerprint, table
-from tests.evaluation.asking import put_picture
+from janus_jax.evaluation.results import check_images, format_table, items_digest, model_fingerprint
+from tests.evaluation.fakes import write_image
 
 
 @pytest.fixture
@@ -22,30 +22,31 @@ def model(tmp_path):
     return folder
 
 
-def test_a_model_is_told_by_its_weights_and_not_by_its_place(model, tmp_path):
-    here = fingerprint(model)
-    there = shutil.copytree(model, tmp_path / "elsewhere" / "other")
-    (there / "README.md").write_text("A model.")
-    (there / ".cache").mkdir()
-    (there / ".cache" / "fetched").write_text("today")
-    assert fingerprint(there) == here
+def test_the_fingerprint_does_not_depend_on_the_folder_or_on_other_files(model, tmp_path):
+    copy = shutil.copytree(model, tmp_path / "elsewhere" / "other")
+    (copy / "README.md").write_text("A model.")
+    (copy / ".cache").mkdir()
+    (copy / ".cache" / "fetched").write_text("today")
+    assert model_fingerprint(copy) == model_fingerprint(model)
 
 
-def test_another_model_of_the_same_sizes_is_another(model):
-    before = fingerprint(model)
+def test_the_fingerprint_depends_on_weights_and_config(model):
+    fingerprints = {model_fingerprint(model)}
     (model / "params" / "0").write_bytes(os.urandom(1 << 20))
-    trained = fingerprint(model)
+    fingerprints.add(model_fingerprint(model))
     (model / "config.json").write_text("[]")
-    assert len({before, trained, fingerprint(model)}) == 3
+    fingerprints.add(model_fingerprint(model))
+    assert len(fingerprints) == 3
 
 
-def question(text="What?", image=b"picture", **more):
+def question(text="What?", image=b"image", **more):
     message = {"role": "user", "content": text, "images": [image]}
     return Question(**{"id": "1", "messages": [message]} | more)
 
 
-def test_questions_are_told_by_all_that_is_asked(tmp_path):
-    others = [
+def test_the_digest_depends_on_all_inputs_but_not_on_the_image_folder(tmp_path):
+    variants = [
+        question(),
         question(text="Who?"),
         question(image=b"another"),
         question(image=tmp_path / "a.jpg"),
@@ -53,49 +54,50 @@ def test_questions_are_told_by_all_that_is_asked(tmp_path):
         question(system_prompt="Think."),
         question(max_new_tokens=5),
     ]
-    assert len({digest([other]) for other in (question(), *others)}) == 7
-    assert digest([question(image=tmp_path / "x" / "a.jpg")]) == digest([question(image=tmp_path / "a.jpg")])
+    assert len({items_digest([variant]) for variant in variants}) == 7
+    assert items_digest([question(image=tmp_path / "x" / "a.jpg")]) == items_digest(
+        [question(image=tmp_path / "a.jpg")]
+    )
 
 
-def test_a_picture_that_is_not_there_is_told_before_anything_is_asked(tmp_path):
-    put_picture(tmp_path / "a.png")
-    check_pictures([question(image=tmp_path / "a.png"), question()])
-    with pytest.raises(JanusError, match=r"b.png, the picture of question 1, is missing"):
-        check_pictures([question(image=tmp_path / "a.png"), question(image=tmp_path / "b.png")])
-    with pytest.raises(JanusError, match=r"no/b.png, the picture of question 1, is missing"):
-        check_pictures([question(image=tmp_path / "no" / "b.png")])
+@pytest.mark.parametrize("missing", ["b.png", "no/b.png"])
+def test_a_missing_image_is_reported(tmp_path, missing):
+    write_image(tmp_path / "a.png")
+    check_images([question(image=tmp_path / "a.png"), question()])
+    with pytest.raises(JanusError, match=f"{missing}, the image of question 1, is missing"):
+        check_images([question(image=tmp_path / "a.png"), question(image=tmp_path / missing)])
 
 
-def test_figures_stand_beside_those_of_the_paper():
-    lines = table(find_benchmark("mme"), {"existence.score": 190, "perception": 1444.5}, "janus_pro_1b").splitlines()
+def test_the_table_shows_published_scores_first():
+    scores = {"existence.score": 190, "perception": 1444.5}
+    lines = format_table(find_benchmark("mme"), scores, "janus_pro_1b").splitlines()
     assert lines[1].split() == ["here", "paper", "(janus_pro_1b)"]
     assert lines[2].split() == ["perception", "1444.50", "1444.0"]
     assert lines[3].split() == ["existence.score", "190.00"]
 
 
-def test_what_is_graded_outside_is_said():
-    assert "graded: 39.8 in the paper; it is graded outside" in table(find_benchmark("mmvet"), {}, "janus_pro_1b")
+def test_the_table_names_scores_of_external_scorers():
+    assert "graded: 39.8 in the paper" in format_table(find_benchmark("mmvet"), {}, "janus_pro_1b")
 
 
-@pytest.mark.parametrize(("model", "paper"), [("mine", True), ("janus_pro_1b", False)])
-def test_other_models_and_parts_of_a_benchmark_have_no_row_beside_them(model, paper):
-    assert "paper" not in table(find_benchmark("mme"), {"perception": 1.0}, model, paper)
+@pytest.mark.parametrize(("model", "compare"), [("mine", True), ("janus_pro_1b", False)])
+def test_other_models_and_partial_runs_are_not_compared(model, compare):
+    assert "paper" not in format_table(find_benchmark("mme"), {"perception": 1.0}, model, compare=compare)
 
 
-def test_options_are_settled_by_their_defaults_and_refused_otherwise():
-    one = find_benchmark("mmbench")
-    assert one.settled({}) == {"circular": "false"}
-    assert one.settled({"circular": "true"}) == {"circular": "true"}
-    with pytest.raises(JanusError, match=r"mmbench has no option 'round'; its options: circular"):
-        one.settled({"round": "true"})
-    with pytest.raises(JanusError, match=r"option circular is 'yes'; it must be one of false, true"):
-        one.settled({"circular": "yes"})
+def test_options_have_defaults_and_allowed_values():
+    benchmark = find_benchmark("mmbench")
+    assert benchmark.resolve_options({}) == {"circular": "false"}
+    assert benchmark.resolve_options({"circular": "true"}) == {"circular": "true"}
+    with pytest.raises(JanusError, match=r"mmbench has no option 'round'; its options are circular"):
+        benchmark.resolve_options({"round": "true"})
+    with pytest.raises(JanusError, match=r"option circular is 'yes'; it must be false\|true"):
+        benchmark.resolve_options({"circular": "yes"})
 
 
-def test_the_papers_models_have_their_rows():
-    assert BENCHMARKS["pope"].published["janus_1.3b"] == {"random.f1": 87.0}
-    assert BENCHMARKS["vqav2"].published["janus_pro_7b"] == {}
-    assert BENCHMARKS["seed"].published["janusflow_1.3b"] == {"accuracy": 70.5}
+def test_published_scores_are_arranged_by_model():
+    assert find_benchmark("pope").published["janus_1.3b"] == {"random.f1": 87.0}
+    assert find_benchmark("vqav2").published["janus_pro_7b"] == {}
 
 
 def test_a_registered_benchmark_is_found_by_module_and_name(tmp_path, monkeypatch):

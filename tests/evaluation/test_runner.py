@@ -1,4 +1,4 @@
-"""A run ends with every question answered once, however often it is killed and however the work is shared."""
+"""Tests of the runner: each question is answered once, independent of interruptions, batches and processes."""
 
 import json
 import threading
@@ -9,119 +9,129 @@ import pytest
 
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Question, limited
-from janus_jax.evaluation.journal import appending, claim
-from janus_jax.evaluation.runner import answering, collect
+from janus_jax.evaluation.benchmark import Question, limit_items
+from janus_jax.evaluation.journal import claim_folder, open_journal
+from janus_jax.evaluation.runner import answer_questions, collect_answers
 from janus_jax.sharding import make_mesh
 from tests import tiny
-from tests.evaluation.asking import FakeModel, put_picture
+from tests.evaluation.fakes import FakeModel, write_image
 
-BEGAN = {"benchmark": "words", "options": {"kind": "short"}, "model": "0a1b", "seed": 0}
+SETTINGS = {"benchmark": "words", "options": {"kind": "short"}, "model": "0a1b", "seed": 0}
 LENGTHS = [5, 1, 9, 3, 7, 2, 8]
+EXPECTED = {f"q{n}": "W" * length for n, length in enumerate(LENGTHS)}
 
 
-def questions(lengths=LENGTHS, **more):
+def make_questions(lengths=LENGTHS, **more):
     return [
         Question(id=f"q{n}", messages=[{"role": "user", "content": "w" * length}], **more)
         for n, length in enumerate(lengths)
     ]
 
 
-def lines(folder, name="answers.jsonl"):
+def run(folder, model, questions=None, batch_size=2, settings=SETTINGS, **more):
+    return collect_answers(
+        questions or make_questions(),
+        lambda items: answer_questions(model, items, batch_size),
+        folder,
+        settings,
+        **more,
+    )
+
+
+def interrupt(folder):
+    """Runs two batches of two questions, then stops."""
+    model = FakeModel(stop_at=2)
+    with pytest.raises(KeyboardInterrupt):
+        run(folder, model)
+    return model
+
+
+def read_lines(folder, name="answers.jsonl"):
     return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
-EXPECTED = {f"q{n}": "W" * length for n, length in enumerate(LENGTHS)}
+def test_answers_are_returned_and_recorded(tmp_path):
+    assert run(tmp_path, FakeModel()) == EXPECTED
+    assert {line["id"]: line["answer"] for line in read_lines(tmp_path)} == EXPECTED
 
 
-def test_every_answer_is_there_by_id_and_on_disk(tmp_path):
-    assert collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN) == EXPECTED
-    assert {line["id"]: line["answer"] for line in lines(tmp_path)} == EXPECTED
-
-
-def test_batches_are_full_and_of_one_length_the_longest_first():
+def test_batches_are_full_and_sorted_by_length():
     model = FakeModel()
-    list(answering(model, 3)(questions()))
-    # The last is filled up with its last.
-    assert [[len(text) for text in batch] for batch in model.asked] == [[9, 8, 7], [5, 3, 2], [1, 1, 1]]
+    list(answer_questions(model, make_questions(), 3))
+    # The last batch is padded with its last question.
+    assert [[len(text) for text in batch] for batch in model.batches] == [[9, 8, 7], [5, 3, 2], [1, 1, 1]]
 
 
-def test_questions_with_other_limits_are_in_other_batches():
+def test_questions_with_different_token_limits_are_in_different_batches():
     model = FakeModel()
-    mixed = [*questions([4, 2]), *[Question(id="long", messages=questions([3])[0].messages, max_new_tokens=900)]]
-    list(answering(model, 2)(mixed))
-    assert [[len(text) for text in batch] for batch in model.asked] == [[3, 3], [4, 2]]
+    long = Question(id="long", messages=make_questions([3])[0].messages, max_new_tokens=900)
+    list(answer_questions(model, [*make_questions([4, 2]), long], 2))
+    assert [[len(text) for text in batch] for batch in model.batches] == [[3, 3], [4, 2]]
 
 
-def test_a_killed_run_goes_on_and_asks_nothing_twice(tmp_path):
-    killed, second = FakeModel(stop_at=2), FakeModel()
-    with pytest.raises(KeyboardInterrupt):
-        collect(questions(), answering(killed, 2), tmp_path, BEGAN)
-    assert len(lines(tmp_path)) == 4
-    assert collect(questions(), answering(second, 2), tmp_path, BEGAN) == EXPECTED
-    asked = [text for model in (killed, second) for batch in model.asked for text in set(batch)]
-    assert sorted(map(len, asked)) == sorted(LENGTHS)
-    third = FakeModel()
-    assert collect(questions(), answering(third, 2), tmp_path, BEGAN) == EXPECTED
-    assert third.asked == []
+def test_a_killed_run_resumes_and_asks_each_question_once(tmp_path):
+    killed, second, third = interrupt(tmp_path), FakeModel(), FakeModel()
+    assert len(read_lines(tmp_path)) == 4
+    assert run(tmp_path, second) == EXPECTED
+    texts = [text for model in (killed, second) for batch in model.batches for text in set(batch)]
+    assert sorted(map(len, texts)) == sorted(LENGTHS)
+    assert run(tmp_path, third) == EXPECTED
+    assert third.batches == []
 
 
-def test_a_line_that_was_broken_off_is_asked_again(tmp_path):
-    with pytest.raises(KeyboardInterrupt):
-        collect(questions(), answering(FakeModel(stop_at=2), 2), tmp_path, BEGAN)
+def test_the_question_of_an_incomplete_line_is_asked_again(tmp_path):
+    interrupt(tmp_path)
     with (tmp_path / "answers.jsonl").open("ab") as file:
         file.write('{"id": "q5", "answer": "Übe'.encode()[:-3])
-    assert collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN) == EXPECTED
-    assert {line["id"]: line["answer"] for line in lines(tmp_path)} == EXPECTED
+    assert run(tmp_path, FakeModel()) == EXPECTED
+    assert {line["id"]: line["answer"] for line in read_lines(tmp_path)} == EXPECTED
 
 
-def test_a_damaged_line_is_named(tmp_path):
-    collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN)
+def test_a_damaged_line_is_reported(tmp_path):
+    run(tmp_path, FakeModel())
     file = tmp_path / "answers.jsonl"
     file.write_text(file.read_text().replace('"id": "q2"', '"id": q2', 1))
     with pytest.raises(JanusError, match=r"answers.jsonl, line 1, is damaged .* asked again"):
-        collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN)
+        run(tmp_path, FakeModel())
 
 
 @pytest.mark.parametrize(
     ("name", "value"), [("model", "ffff"), ("options", {"kind": "long"}), ("seed", 1), ("new", "thing")]
 )
-def test_a_folder_begun_with_something_else_is_refused(tmp_path, name, value):
-    collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN)
+def test_a_folder_of_a_run_with_other_settings_is_refused(tmp_path, name, value):
+    run(tmp_path, FakeModel())
     model = FakeModel()
-    with pytest.raises(JanusError, match=f"was begun with {name} .*; give another --out"):
-        collect(questions(), answering(model, 2), tmp_path, BEGAN | {name: value})
-    assert model.asked == []
+    with pytest.raises(JanusError, match=f"belongs to a run with {name} .*; give another --out"):
+        run(tmp_path, model, settings=SETTINGS | {name: value})
+    assert model.batches == []
 
 
-def test_answers_of_nobody_are_refused(tmp_path):
+def test_answers_without_settings_are_refused(tmp_path):
     (tmp_path / "answers.jsonl").write_text('{"id": "q0", "answer": "mine"}\n')
-    with pytest.raises(JanusError, match=r"holds answers but no run.json"):
-        collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN)
+    with pytest.raises(JanusError, match=r"contains answers but no run.json"):
+        run(tmp_path, FakeModel())
 
 
 def test_a_second_run_in_the_same_folder_is_refused(tmp_path):
-    claim(tmp_path, BEGAN)
-    with appending(tmp_path), pytest.raises(JanusError, match="being written by another run"):
-        collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN)
+    claim_folder(tmp_path, SETTINGS)
+    with open_journal(tmp_path), pytest.raises(JanusError, match="being written by another run"):
+        run(tmp_path, FakeModel())
 
 
-def test_what_an_answer_holds_comes_back_from_disk(tmp_path):
-    odd = 'two\nlines, "quotes", \u2028 and 晚上好 \\'
-    model = FakeModel(lambda text: odd)
-    assert set(collect(questions(), answering(model, 4), tmp_path, BEGAN).values()) == {odd}
+def test_special_characters_in_answers_are_preserved(tmp_path):
+    answer = 'two\nlines, "quotes", \u2028 and 晚上好 \\'
+    assert set(run(tmp_path, FakeModel(lambda text: answer)).values()) == {answer}
 
 
-def test_progress_counts_what_was_there_before(tmp_path):
-    told = []
-    with pytest.raises(KeyboardInterrupt):
-        collect(questions(), answering(FakeModel(stop_at=2), 2), tmp_path, BEGAN)
-    collect(questions(), answering(FakeModel(), 2), tmp_path, BEGAN, report=lambda *counts: told.append(counts))
-    assert told == [(4, 7), (6, 7), (7, 7)]
+def test_progress_includes_earlier_answers(tmp_path):
+    reports = []
+    interrupt(tmp_path)
+    run(tmp_path, FakeModel(), on_progress=lambda *counts: reports.append(counts))
+    assert reports == [(4, 7), (6, 7), (7, 7)]
 
 
-class Threads(Cluster):
-    """Processes that are threads of this one."""
+class ThreadCluster(Cluster):
+    """A cluster whose processes are threads."""
 
     def __init__(self, index, barrier):
         self.index, self.count, self._barrier = index, barrier.parties, barrier
@@ -132,77 +142,75 @@ class Threads(Cluster):
         return result
 
 
-def shared(folder, models, folder_of=lambda folder, index: folder):
+def run_processes(models, folder_of):
     barrier = threading.Barrier(len(models))
 
-    def one(index):
-        own = folder_of(folder, index)
-        return collect(questions(), answering(models[index], 2), own, BEGAN, Threads(index, barrier))
+    def process(index):
+        return run(folder_of(index), models[index], cluster=ThreadCluster(index, barrier))
 
     with ThreadPoolExecutor(len(models)) as pool:
-        return list(pool.map(one, range(len(models))))
+        return list(pool.map(process, range(len(models))))
 
 
-def test_two_processes_share_the_questions_and_the_first_has_all_answers(tmp_path):
+def test_two_processes_share_the_questions_and_the_first_returns_all_answers(tmp_path):
     models = [FakeModel(), FakeModel()]
-    assert shared(tmp_path, models) == [EXPECTED, None]
-    texts = [{text for batch in model.asked for text in batch} for model in models]
-    assert [len(own) for own in texts] == [4, 3]
+    assert run_processes(models, lambda index: tmp_path) == [EXPECTED, None]
+    texts = [{text for batch in model.batches for text in batch} for model in models]
+    assert [len(of_process) for of_process in texts] == [4, 3]
     assert not texts[0] & texts[1]
-    assert [len(lines(tmp_path, f"answers.{index}.jsonl")) for index in range(2)] == [4, 3]
+    assert [len(read_lines(tmp_path, f"answers.{index}.jsonl")) for index in range(2)] == [4, 3]
 
 
 @pytest.mark.parametrize("before", [1, 2])
-def test_another_number_of_processes_goes_on(tmp_path, before):
-    collect(questions(LENGTHS[:4]), answering(FakeModel(), 2), tmp_path, BEGAN)
+def test_a_run_resumes_with_another_number_of_processes(tmp_path, before):
+    run(tmp_path, FakeModel(), make_questions(LENGTHS[:4]))
     if before == 2:
         (tmp_path / "answers.jsonl").rename(tmp_path / "answers.1.jsonl")
     models = [FakeModel() for _ in range(3 - before)]
-    assert shared(tmp_path, models)[0] == EXPECTED
-    assert sum(len(set(batch)) for model in models for batch in model.asked) == 3
+    assert run_processes(models, lambda index: tmp_path)[0] == EXPECTED
+    assert sum(len(set(batch)) for model in models for batch in model.batches) == 3
 
 
-def test_a_folder_that_is_not_shared_is_told(tmp_path):
-    with pytest.raises(JanusError, match="lacks 3 answers of other processes; give an --out that all of them see"):
-        shared(tmp_path, [FakeModel(), FakeModel()], lambda folder, index: folder / str(index))
+def test_a_folder_that_the_processes_do_not_share_is_reported(tmp_path):
+    with pytest.raises(JanusError, match="lacks 3 answers of other processes; give an --out that all of them share"):
+        run_processes([FakeModel(), FakeModel()], lambda index: tmp_path / str(index))
 
 
-def test_a_picture_that_will_not_do_is_told_with_its_question(tmp_path):
-    (tmp_path / "half.jpg").write_bytes(put_picture(tmp_path / "whole.jpg").read_bytes()[:300])
+def test_a_damaged_image_is_reported_with_its_question(tmp_path):
+    (tmp_path / "half.jpg").write_bytes(write_image(tmp_path / "whole.jpg").read_bytes()[:300])
     message = {"role": "user", "content": "<image_placeholder>\nWhat?", "images": [tmp_path / "half.jpg"]}
-    work = answering(tiny.pretrained(), 2)
     with pytest.raises(JanusError, match=r"^Question q7: The image .*half.jpg"):
-        list(work([Question(id="q7", messages=[message])]))
+        list(answer_questions(tiny.pretrained(), [Question(id="q7", messages=[message])], 2))
 
 
 def test_answers_do_not_depend_on_batch_size_or_mesh(tmp_path):
-    asked = [
+    questions = [
         Question(
             id=str(number),
             messages=[
                 {
                     "role": "user",
                     "content": "<image_placeholder>\nWhat is it?" + " A lake." * number,
-                    "images": [put_picture(tmp_path / f"{number}.png", number)],
+                    "images": [write_image(tmp_path / f"{number}.png", number)],
                 }
             ],
             max_new_tokens=6,
         )
         for number in range(5)
     ]
-    model, spread = tiny.pretrained(), tiny.pretrained(make_mesh(2, 1, 1, jax.devices()[:2]))
-    one = collect(asked, answering(model, 5), tmp_path / "one", BEGAN)
-    other = collect(asked, answering(spread, 2), tmp_path / "other", BEGAN)
-    assert one == other
-    assert len(set(one.values())) > 1
+    on_mesh = tiny.pretrained(make_mesh(2, 1, 1, jax.devices()[:2]))
+    first = run(tmp_path / "first", tiny.pretrained(), questions, batch_size=5)
+    second = run(tmp_path / "second", on_mesh, questions, batch_size=2)
+    assert first == second
+    assert len(set(first.values())) > 1
 
 
-def test_a_limit_keeps_groups_whole_and_is_the_same_for_a_seed():
+def test_a_limit_keeps_whole_groups_and_depends_on_the_seed():
     items = [Question(id=f"{n}/{k}", messages=[], group=str(n)) for n in range(20) for k in range(2)]
-    kept = limited(items, 9, seed=3)
+    kept = limit_items(items, 9, seed=3)
     assert len(kept) == 10
     assert len({item.group for item in kept}) == 5
-    assert kept == limited(items, 9, seed=3)
-    assert kept != limited(items, 9, seed=4)
+    assert kept == limit_items(items, 9, seed=3)
+    assert kept != limit_items(items, 9, seed=4)
     assert [items.index(item) for item in kept] == sorted(items.index(item) for item in kept)
-    assert limited(items, None, 0) == items
+    assert limit_items(items, None, 0) == items

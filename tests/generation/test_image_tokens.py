@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.generation import image_tokens as images
-from janus_jax.generation.image_sampler import guide
-from janus_jax.generation.image_tokens import sample_image_tokens
+from janus_jax.generation import decode
+from janus_jax.generation.decode import guide
+from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
@@ -33,7 +33,9 @@ def draw(prompts=PROMPTS, per_prompt=1, sampling=WARM, scale=5.0, seed=0, model=
     length = options.pop("length", None)
     keys = jnp.stack([sampling_keys(seed, prompt, range(per_prompt)) for prompt in range(len(prompts))])
     batch = prompt_batch(prompts, scale != 1, length)
-    return np.asarray(sample_image_tokens(model, tiny.unrolled_params(), batch, keys, sampling, scale, **options))
+    return np.asarray(
+        sample_image_tokens(model, tiny.unrolled_params(), batch, keys, sampling, guidance_scale=scale, **options)
+    )
 
 
 def best_ids_of_the_whole_sequence(prompt, drawn, scale):
@@ -45,7 +47,7 @@ def best_ids_of_the_whole_sequence(prompt, drawn, scale):
 
     @jax.jit
     def run(params, drawn):
-        x = [apply(model.embed, params, batch), apply(model.embed_image_ids, params, drawn)]
+        x = [apply(model.embed, params, batch), apply(model.embed_image_tokens, params, drawn)]
         x = jnp.concatenate(x, axis=1)
         places = jnp.broadcast_to(jnp.arange(x.shape[1]), x.shape[:2])
         hidden = model.apply(
@@ -79,8 +81,8 @@ def test_padding_a_prompt_changes_nothing():
 
 def test_a_prompt_is_run_once_however_many_images_it_draws(monkeypatch):
     starts = []
-    start = images.start
-    monkeypatch.setattr(images, "start", lambda *args: starts.append(args[2].shape) or start(*args))
+    prefill = decode.prefill
+    monkeypatch.setattr(decode, "prefill", lambda *args, **kw: starts.append(args[2].shape) or prefill(*args, **kw))
     drawn = draw(PROMPTS[:1], per_prompt=4)
     assert [rows for rows, _ in starts] == [2]
     assert len({tuple(ids) for ids in drawn.tolist()}) == 4
@@ -103,7 +105,7 @@ def test_guidance_makes_a_difference():
 
 def test_the_cache_grows_without_a_trace(monkeypatch):
     expected = draw(sampling=GREEDY)
-    monkeypatch.setattr(images, "CACHE_STEP", 16)
+    monkeypatch.setattr(decode, "CACHE_STEP", 16)
     np.testing.assert_array_equal(draw(sampling=GREEDY), expected)
 
 
@@ -116,9 +118,9 @@ def test_reports_add_up_and_change_nothing():
 
 def test_another_prompt_and_other_numbers_compile_nothing(monkeypatch):
     draw(["A red boat on a lake"], length=64)
-    sizes = images.start._cache_size(), images.advance._cache_size()
+    sizes = decode.prefill._cache_size(), decode.decode._cache_size()
     draw(["Ink"], sampling=SamplingConfig(0.7), scale=3.0, seed=5, length=64)
-    assert (images.start._cache_size(), images.advance._cache_size()) == sizes
+    assert (decode.prefill._cache_size(), decode.decode._cache_size()) == sizes
 
 
 @pytest.mark.parametrize("sampling", [SamplingConfig(1.0, top_k=1), SamplingConfig(1.0, top_p=1e-6)])
@@ -135,7 +137,7 @@ def test_an_image_of_one_id_can_be_drawn():
 
 def test_rendering_is_the_tokenizers_decoder_in_any_batch():
     ids = jnp.asarray(draw())
-    pictures = np.stack(list(images.tokens_to_images(MODEL, tiny.unrolled_params(), ids, batch_size=1)))
+    pictures = np.concatenate([tokens_to_images(MODEL, tiny.unrolled_params(), ids[i : i + 1]) for i in range(2)])
     pixels = np.asarray(jax.jit(lambda params: apply(MODEL.detokenize, params, ids))(tiny.unrolled_params()))
     expected = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
     assert np.abs(pictures.astype(int) - expected).max() <= 1

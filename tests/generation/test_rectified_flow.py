@@ -144,9 +144,9 @@ def test_reports_add_up_and_change_nothing():
 
 def test_other_numbers_compile_nothing():
     draw(PROMPTS[:1], length=64)
-    sizes = flow.prefill._cache_size(), flow.advance._cache_size()
+    sizes = flow.prefill._cache_size(), flow.integrate._cache_size()
     draw(["Ink"], drawing=FlowSampler(3.5, 2), seed=5, length=64)
-    assert (flow.prefill._cache_size(), flow.advance._cache_size()) == sizes
+    assert (flow.prefill._cache_size(), flow.integrate._cache_size()) == sizes
 
 
 @pytest.mark.parametrize(
@@ -168,13 +168,16 @@ def test_a_setting_out_of_range_is_refused_by_name(wrong):
 
 
 def test_latents_that_are_no_numbers_are_told():
+    params = jax.tree.map(lambda leaf: leaf * jnp.nan, tiny.unrolled_params(tiny.FLOW))
+    processor = tiny.processor(tiny.FLOW)
+    prompts = processor.left_pad([processor.generation_prompt("Ink")])
     with pytest.raises(JanusError, match="damaged"):
-        list(flow.latents_to_images(MODEL, {}, jnp.full((1, 16, 16, 4), jnp.nan)))
+        THREE.sample(MODEL, params, prompts, sampling_keys(0, 0, range(1))[None])
 
 
 def test_pictures_are_the_vaes_in_any_batch():
     latents, params = jnp.asarray(draw()), tiny.unrolled_params(tiny.FLOW)
-    pictures = np.stack(list(flow.latents_to_images(MODEL, params, latents, batch_size=1)))
+    pictures = np.concatenate([flow.latents_to_images(MODEL, params, latents[i : i + 1]) for i in range(2)])
     pixels = np.asarray(jax.jit(lambda params: apply(MODEL.decode_latents, params, latents))(params))
     expected = np.clip((pixels + 1) / 2 * 255, 0, 255).astype(np.uint8)
     assert np.abs(pictures.astype(int) - expected).max() <= 1

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.generation.sampling import INVALID_TOKEN, SamplingConfig, check_sampled, draw, sampling_keys
+from janus_jax.generation.sampling import INVALID_TOKEN, SamplingConfig, check_sampled, sample_tokens, sampling_keys
 
 LOGITS = jnp.log(jnp.array([0.05, 0.5, 0.25, 0.15, 0.05]))
 
 
 def frequencies(sampling, count=20000):
     logits = jnp.broadcast_to(LOGITS, (count, LOGITS.size))
-    ids = draw(logits, sampling_keys(0, 0, range(count)), 0, sampling.params, sampling.strategy)
+    ids = sample_tokens(logits, sampling_keys(0, 0, range(count)), 0, sampling.params, sampling.strategy)
     return np.bincount(ids, minlength=LOGITS.size) / count
 
 
@@ -22,11 +22,11 @@ def test_temperature_zero_takes_the_largest():
 @pytest.mark.parametrize("sampling", [SamplingConfig(0.0), SamplingConfig(1.0), SamplingConfig(1.0, top_k=2)])
 def test_logits_that_are_no_numbers_give_no_id(sampling):
     logits = jnp.stack([LOGITS, LOGITS.at[2].set(jnp.nan)])
-    ids = np.asarray(draw(logits, sampling_keys(0, 0, range(2)), 0, sampling.params, sampling.strategy))
+    ids = np.asarray(sample_tokens(logits, sampling_keys(0, 0, range(2)), 0, sampling.params, sampling.strategy))
     assert ids[0] != INVALID_TOKEN
     assert ids[1] == INVALID_TOKEN
     check_sampled(ids[:1])
-    with pytest.raises(JanusError, match="logits are not numbers"):
+    with pytest.raises(JanusError, match="logits are NaN"):
         check_sampled(ids)
 
 
@@ -63,8 +63,10 @@ def test_top_p_counts_after_top_k():
 def test_a_row_draws_the_same_whatever_the_rows_beside_it():
     logits = jax.random.normal(jax.random.key(1), (4, 50))
     keys = sampling_keys(3, 0, range(4))
-    together = draw(logits, keys, 5, SamplingConfig(1.0).params, "all")
-    alone = [draw(logits[i : i + 1], keys[i : i + 1], 5, SamplingConfig(1.0).params, "all")[0] for i in range(4)]
+    together = sample_tokens(logits, keys, 5, SamplingConfig(1.0).params, "all")
+    alone = [
+        sample_tokens(logits[i : i + 1], keys[i : i + 1], 5, SamplingConfig(1.0).params, "all")[0] for i in range(4)
+    ]
     np.testing.assert_array_equal(together, alone)
 
 
@@ -72,7 +74,9 @@ def test_steps_and_rows_and_seeds_draw_differently():
     logits = jnp.zeros((1, 1000))
 
     def one(seed, row, step):
-        return int(draw(logits, sampling_keys(seed, row, range(1)), step, SamplingConfig(1.0).params, "all")[0])
+        return int(
+            sample_tokens(logits, sampling_keys(seed, row, range(1)), step, SamplingConfig(1.0).params, "all")[0]
+        )
 
     assert len({one(*case) for case in [(0, 0, 0), (1, 0, 0), (0, 1, 0), (0, 0, 1)]}) == 4
 

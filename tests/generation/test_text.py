@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.generation import text
+from janus_jax.generation import decode
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply
@@ -36,7 +36,9 @@ def write(rows, count=20, stop_ids=NO_STOP, sampling=GREEDY, **options):
     rows = [ask(*row) for row in rows]
     keys = jnp.concatenate([sampling_keys(0, row, range(1)) for row in range(len(rows))])
     batch = tiny.processor().left_pad(rows, options.pop("length", None))
-    steps = generate_text(MODEL, tiny.unrolled_params(), batch, keys, sampling, stop_ids, count, **options)
+    steps = generate_text(
+        MODEL, tiny.unrolled_params(), batch, keys, sampling, stop_tokens=stop_ids, max_new_tokens=count, **options
+    )
     return np.concatenate(list(steps), axis=1)
 
 
@@ -76,7 +78,7 @@ def test_chunks_change_nothing(chunk):
 
 def test_the_cache_grows_without_a_trace(monkeypatch):
     expected = write(ROWS)
-    monkeypatch.setattr(text, "CACHE_STEP", 4)
+    monkeypatch.setattr(decode, "CACHE_STEP", 4)
     np.testing.assert_array_equal(write(ROWS), expected)
 
 
@@ -111,6 +113,6 @@ def test_sampling_depends_on_the_rows_key_alone():
 
 def test_another_prompt_compiles_nothing():
     write(ROWS[1:2], length=192)
-    sizes = text.start._cache_size(), text.advance._cache_size()
+    sizes = decode.prefill._cache_size(), decode.decode._cache_size()
     write([("Two birds",)], length=192, count=7)
-    assert (text.start._cache_size(), text.advance._cache_size()) == sizes
+    assert (decode.prefill._cache_size(), decode.decode._cache_size()) == sizes

@@ -12,12 +12,12 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.released import LAYOUT, read_config
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.released import LAYOUT, config_from_json
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
-from janus_jax.generation.image_sampler import guide
+from janus_jax.generation.decode import guide
 from janus_jax.generation.image_tokens import sample_image_tokens
 from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.generation.text import generate_text
@@ -38,14 +38,14 @@ class Subject:
     def __init__(self, golden: GoldenSet):
         self.golden = golden
         self.expected = golden.expected
-        self.config = read_config(Section(golden.config, "config.json"), golden.shapes)
+        self.config = config_from_json(JsonObject(golden.config, "config.json"), golden.shapes)
         self.model = Janus(self.config, Execution(layers="unrolled"))
 
     @cached_property
     def params(self):
-        units = LAYOUT.units(leaves(self.config))
+        units = LAYOUT.map(model_parameters(self.config))
         tensors = Lazy(self.golden)
-        found = ((unit.leaf.keys, unit.layer, unit.read(tensors)) for unit in units)
+        found = ((unit.parameter.keys, unit.layer, unit.read(tensors)) for unit in units)
         return place_params(found, self.config, self.model.execution, mesh=None)
 
     @cached_property
@@ -129,7 +129,7 @@ class Subject:
         logits = [guide(self.apply(self.model.image_logits, hidden[:, -1]), rows, GUIDANCE)]
         for step in range(steps):
             ids = jnp.asarray(np.repeat(drawn[:, step : step + 1], 2, axis=0))
-            x = self.apply(self.model.embed_image_ids, ids)
+            x = self.apply(self.model.embed_image_tokens, ids)
             hidden, cache = self.extend(x, batch.positions[:, -1:] + 1 + step, cache)
             logits.append(guide(self.apply(self.model.image_logits, hidden[:, 0]), rows, GUIDANCE))
         return np.asarray(jnp.stack(logits, axis=1))
@@ -220,7 +220,14 @@ def test_janus_greedy_answer_of_the_sampler(subject):
     expected, logits = subject.expected["und_greedy_tokens"], subject.understanding_logits[1]
     keys = jax.random.split(jax.random.key(0), len(expected))
     steps = generate_text(
-        subject.model, subject.params, subject.understanding, keys, SamplingConfig(), [-1], expected.shape[1], chunk=5
+        subject.model,
+        subject.params,
+        subject.understanding,
+        keys,
+        SamplingConfig(),
+        stop_tokens=[-1],
+        max_new_tokens=expected.shape[1],
+        chunk=5,
     )
     written = np.concatenate(list(steps), axis=1)
     assert_equal_until_near_tie(written, expected, logits)
@@ -271,7 +278,9 @@ def test_janus_guided_ids_of_the_sampler(subject):
     )
     model = Janus(dataclasses.replace(subject.config, gen_encoder=gen_encoder), subject.model.execution)
     keys = jax.random.split(jax.random.key(0), (len(expected), 1))
-    ids = sample_image_tokens(model, subject.params, subject.drawing_prompts, keys, SamplingConfig(), GUIDANCE)
+    ids = sample_image_tokens(
+        model, subject.params, subject.drawing_prompts, keys, SamplingConfig(), guidance_scale=GUIDANCE
+    )
     assert ids.shape == (len(expected), side**2)
     assert_equal_until_near_tie(np.asarray(ids)[:, : expected.shape[1]], expected, subject.guided_logits)
 

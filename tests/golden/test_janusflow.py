@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.released_flow import LAYOUT, read_config
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.released_flow import LAYOUT, config_from_json
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, VAEConfig
 from janus_jax.generation.rectified_flow import FlowSampler, prefill, sample_latents, velocity
@@ -36,7 +36,7 @@ class Subject:
     def __init__(self, golden):
         self.golden = golden
         self.expected = golden.expected
-        self.config = read_config(Section(golden.config, "config.json"), golden.shapes)
+        self.config = config_from_json(JsonObject(golden.config, "config.json"), golden.shapes)
         self.model = JanusFlow(self.config, Execution(layers="unrolled"))
         self.special = dict(zip(SPECIAL, self.expected["special_ids"].tolist(), strict=True))
         self.guidance_scale, self.steps = float(self.expected["cfg_weight"]), int(self.expected["steps"])
@@ -44,7 +44,9 @@ class Subject:
     @cached_property
     def params(self):
         tensors = Lazy(self.golden)
-        found = ((unit.leaf.keys, unit.layer, unit.read(tensors)) for unit in LAYOUT.units(leaves(self.config)))
+        found = (
+            (unit.parameter.keys, unit.layer, unit.read(tensors)) for unit in LAYOUT.map(model_parameters(self.config))
+        )
         return place_params(found, self.config, self.model.execution, mesh=None)
 
     def apply(self, method, *args):
@@ -79,7 +81,11 @@ class Subject:
     def path(self):
         """Latents and guided velocities, step by step."""
         prompted = prefill(self.model, self.params, self.prompts, 1, True)
-        run = jax.jit(lambda params, prompted, z, t: velocity(self.model, params, prompted, z, t, self.guidance_scale))
+        run = jax.jit(
+            lambda params, prompted, z, t: velocity(
+                self.model, params, prompted, z, t, guidance_scale=self.guidance_scale
+            )
+        )
         latents, velocities = [jnp.asarray(self.noise)], []
         for step in range(self.steps):
             velocities.append(run(self.params, prompted, latents[-1], step / self.steps))
@@ -143,8 +149,8 @@ class Autoencoder:
         self.expected = golden.expected
         self.vae = VAE(VAEConfig(scaling_factor=golden.config["scaling_factor"]))
         self.params = {}
-        for unit in DIFFUSERS_VAE.units(leaves(self.vae.config)):
-            *parents, last = unit.leaf.keys[1:]
+        for unit in DIFFUSERS_VAE.map(model_parameters(self.vae.config)):
+            *parents, last = unit.parameter.keys[1:]
             node = self.params
             for key in parents:
                 node = node.setdefault(key, {})

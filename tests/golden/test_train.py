@@ -9,9 +9,9 @@ import numpy as np
 import optax
 import pytest
 
-from checkpoints_convert.jsons import Section
-from checkpoints_convert.released import LAYOUT, read_config, unused
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.released import LAYOUT, config_from_json
 from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
@@ -32,24 +32,24 @@ class Golden:
             pytest.skip(f"{self.golden.path} holds no training values")
         with np.load(file) as values:
             self.expected = {name: values[name] for name in values.files}
-        self.config = read_config(Section(self.golden.config, "config.json"), self.golden.shapes)
+        self.config = config_from_json(JsonObject(self.golden.config, "config.json"), self.golden.shapes)
         self.model = Janus(self.config, Execution())
         self.params = self._params()
 
     def _params(self):
         tree, stacks = {}, {}
-        for unit in LAYOUT.units(leaves(self.config)):
+        for unit in LAYOUT.map(model_parameters(self.config)):
             array = unit.read(self)
             if unit.layer is not None:
-                layers = stacks.setdefault(unit.leaf.keys, [])
+                layers = stacks.setdefault(unit.parameter.keys, [])
                 layers.append(array)
-                if len(layers) < unit.leaf.layers:
+                if len(layers) < unit.parameter.layers:
                     continue
                 array = np.stack(layers)
             node = tree
-            for key in unit.leaf.keys[:-1]:
+            for key in unit.parameter.keys[:-1]:
                 node = node.setdefault(key, {})
-            node[unit.leaf.keys[-1]] = array
+            node[unit.parameter.keys[-1]] = array
         return tree
 
     def __getitem__(self, name):
@@ -57,9 +57,9 @@ class Golden:
 
     def tensors(self, tree):
         """A tree of ours as the released names have it, for the parts that are in it."""
-        for unit in LAYOUT.units(leaves(self.config)):
+        for unit in LAYOUT.map(model_parameters(self.config)):
             node = tree
-            for key in unit.leaf.keys:
+            for key in unit.parameter.keys:
                 node = node.get(key) if isinstance(node, dict) else None
             if node is not None:
                 yield from unit.write(np.asarray(node) if unit.layer is None else np.asarray(node[unit.layer]))
@@ -192,7 +192,7 @@ def test_counts(stepped):
 
 def test_gradient_norm_of_every_tensor(stepped):
     norms = dict(zip(stepped.expected["train_grad_names"], stepped.expected["train_grad_norms"], strict=True))
-    without_use = unused(stepped.config)
+    without_use = unused_shapes(stepped.config)
     assert not any(norms.pop(name) for name in list(norms) if name in without_use)
     assert norms.keys() == stepped.clipped.keys()
     scale = max(stepped.metrics["grad_norm"], OPTIMIZER.clip_norm)

@@ -1,4 +1,4 @@
-"""The files that start a run elsewhere, on machines that are made up: programs that stand in for a cluster's."""
+"""Cluster launchers, run with fake versions of the programs that they call."""
 
 import math
 import re
@@ -18,8 +18,8 @@ MANIFESTS = sorted(LAUNCH.glob("gke/*.yaml"))
 
 
 @pytest.fixture
-def stand_in(tmp_path):
-    """Puts a program of a name on the PATH of `run`; each notes how it was called in `calls`."""
+def fake(tmp_path):
+    """Puts a fake program on the PATH. It appends its arguments to the file `calls`."""
     (tmp_path / "bin").mkdir()
 
     def make(name, body=""):
@@ -32,9 +32,9 @@ def stand_in(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a script with nothing but the stand-ins and the system's own programs."""
+    """Starts a script with only the fake programs and the system's on the PATH."""
 
-    def begin(script, *arguments, **variables):
+    def start_script(script, *arguments, **variables):
         environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path)} | variables
         return subprocess.Popen(
             ["bash", str(LAUNCH / script), *arguments],
@@ -44,7 +44,7 @@ def start(tmp_path):
             text=True,
         )
 
-    return begin
+    return start_script
 
 
 @pytest.fixture
@@ -60,22 +60,22 @@ JOB = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node[1-4]"}
 
 
 @pytest.mark.parametrize("code", ExitCode)
-def test_a_job_is_requeued_on_preemption_alone(code, stand_in, start, calls):
-    stand_in("srun", f"exit {int(code)}")
-    stand_in("scontrol", SHOWS.format("RUNNING"))
+def test_job_is_requeued_only_after_preemption(code, fake, start, calls):
+    fake("srun", f"exit {int(code)}")
+    fake("scontrol", SHOWS.format("RUNNING"))
     job = start("slurm/train.sbatch", "--config", "c.py", **JOB)
     job.communicate(timeout=60)
     assert job.returncode == code
     srun, *rest = calls()
-    assert srun.endswith("python -m launch.train --distributed --config c.py")
+    assert srun.endswith("janus-train --distributed --config c.py")
     assert [call for call in rest if "show" not in call] == (
         ["scontrol requeue 17"] if code is ExitCode.PREEMPTED else []
     )
 
 
-def test_a_job_that_was_cancelled_does_not_come_back(stand_in, start, calls):
-    stand_in("srun", f"exit {int(ExitCode.PREEMPTED)}")
-    stand_in("scontrol", SHOWS.format("CANCELLED"))
+def test_cancelled_job_is_not_requeued(fake, start, calls):
+    fake("srun", f"exit {int(ExitCode.PREEMPTED)}")
+    fake("scontrol", SHOWS.format("CANCELLED"))
     job = start("slurm/train.sbatch", **JOB)
     job.communicate(timeout=60)
     assert job.returncode == ExitCode.PREEMPTED
@@ -83,12 +83,12 @@ def test_a_job_that_was_cancelled_does_not_come_back(stand_in, start, calls):
 
 
 @pytest.mark.parametrize("notice", ["USR1", "TERM"])
-def test_a_notice_is_passed_on_and_the_job_waits_for_the_save(notice, stand_in, start, calls, tmp_path):
-    stand_in(
+def test_preemption_notice_is_passed_on_and_the_job_waits_for_the_save(notice, fake, start, calls, tmp_path):
+    fake(
         "srun",
         f"trap 'sleep 1; touch {tmp_path}/saved; exit 75' USR1; touch {tmp_path}/up; while :; do sleep 0.1; done",
     )
-    stand_in("scontrol", SHOWS.format("RUNNING"))
+    fake("scontrol", SHOWS.format("RUNNING"))
     job = start("slurm/train.sbatch", **JOB)
     for _ in range(600):
         if (tmp_path / "up").exists():
@@ -101,7 +101,7 @@ def test_a_notice_is_passed_on_and_the_job_waits_for_the_save(notice, stand_in, 
     assert calls()[-1] == "scontrol requeue 17"
 
 
-# One state after the other of what was queued for; the run on its first machine ends with CODE.
+# Returns the states of a queued resource one after the other; the first machine's run exits with CODE.
 GCLOUD = """
 case "$*" in
   *describe*)
@@ -118,12 +118,12 @@ POD = {"PROJECT": "p", "ZONE": "z", "IMAGE": "host/image", "SHARE": "s:/", "PAUS
 
 
 @pytest.mark.parametrize("code", [ExitCode.SUCCESS, ExitCode.USER_ERROR])
-def test_a_pod_that_was_taken_away_is_queued_for_again(code, stand_in, start, calls):
-    stand_in("gcloud", GCLOUD.replace("CODE", str(int(code))))
+def test_preempted_pod_is_requested_again(code, fake, start, calls):
+    fake("gcloud", GCLOUD.replace("CODE", str(int(code))))
     pod = start("tpu/train.sh", "mine", "v5litepod-16", "--workdir", "/shared/a b", **POD)
     out, err = pod.communicate(timeout=60)
     assert (pod.returncode, err) == (code, "")
-    assert out.splitlines()[-1] == f"mine: launch.train ended with {int(code)}."
+    assert out.splitlines()[-1] == f"mine: janus-train exited with {int(code)}."
     done = [call.split()[4] for call in calls() if "queued-resources" in call]
     assert [word for word in done if word != "describe"] == ["create", "delete", "create", "delete"]
 
@@ -134,12 +134,12 @@ case "$*" in *image) echo host/image ;; *share) echo s:/ ;; *arguments) printf '
 
 
 @pytest.mark.parametrize(("codes", "ended"), [("75 0", 0), ("2", 2)])
-def test_a_machine_of_a_pod_goes_on_after_a_notice_alone(codes, ended, stand_in, start, calls, tmp_path):
+def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, calls, tmp_path):
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
-    stand_in("curl", CURL)
+    fake("curl", CURL)
     for name in ("gcloud", "mkdir", "mountpoint"):
-        stand_in(name)
-    stand_in(
+        fake(name)
+    fake(
         "docker",
         '[[ $1 == run ]] || exit 0\nprintf "<%s>" "${@: -2}" >> "$HOME/given"\n'
         'code=$(head -1 "$HOME/codes"); sed -i 1d "$HOME/codes"; exit "$code"',
@@ -152,12 +152,12 @@ def test_a_machine_of_a_pod_goes_on_after_a_notice_alone(codes, ended, stand_in,
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_scripts_know_preemption_by_its_code(script):
+def test_scripts_use_the_exit_code_of_preemption(script):
     assert re.findall(r"PREEMPTED=(\d+)", script.read_text()) == [str(int(ExitCode.PREEMPTED))]
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
-def test_manifests_give_up_on_what_would_fail_again_and_on_nothing_else(manifest):
+def test_manifests_retry_preemption_but_no_permanent_failure(manifest):
     spec = yaml.safe_load(manifest.read_text())["spec"]
     assert spec["failurePolicy"]["maxRestarts"] > 0
     [rule] = spec["failurePolicy"]["rules"]
@@ -172,9 +172,9 @@ def test_manifests_give_up_on_what_would_fail_again_and_on_nothing_else(manifest
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
-def test_manifests_agree_with_themselves_on_the_size(manifest):
-    whole = yaml.safe_load(manifest.read_text())
-    [job] = whole["spec"]["replicatedJobs"]
+def test_manifest_sizes_agree(manifest):
+    content = yaml.safe_load(manifest.read_text())
+    [job] = content["spec"]["replicatedJobs"]
     job_spec = job["template"]["spec"]
     pod = job_spec["template"]["spec"]
     [container] = pod["containers"]
@@ -185,11 +185,11 @@ def test_manifests_agree_with_themselves_on_the_size(manifest):
     else:
         variables = {variable["name"]: variable.get("value") for variable in container["env"]}
         assert int(variables["JAX_NUM_PROCESSES"]) == job_spec["completions"]
-        name = whole["metadata"]["name"]
+        name = content["metadata"]["name"]
         assert variables["JAX_COORDINATOR_ADDRESS"].startswith(f"{name}-{job['name']}-0-0.{name}:")
 
 
-def test_images_are_built_of_files_that_are_there():
+def test_docker_images_copy_existing_files():
     for file in LAUNCH.glob("docker/*.Dockerfile"):
         for names in re.findall(r"^COPY (.+) \S+$", file.read_text(), re.M):
             assert all((ROOT / name).exists() for name in names.split()), (file, names)

@@ -3,9 +3,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.models.attention import attend, rotary_angles, rotate
+from janus_jax.models.attention import apply_rotary, attend, rotary_angles
 from janus_jax.models.masks import Mask
-from janus_jax.models.target_platform import compiling_for
+from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import make_mesh, use_mesh
 
 
@@ -77,7 +77,7 @@ def test_cudnn_is_told_the_same_by_its_own_words(monkeypatch, order):
     segments, start = jnp.asarray(SEGMENTS), 96 if order == "continued" else 0
     offset = jnp.asarray(start) if order == "continued" else None
     mask = Mask(segments[:, start:], segments, causal=order != "none", query_offset=offset)
-    with compiling_for("gpu"):
+    with target_platform("gpu"):
         out = attend(query[:, :, start:], key, value, mask, "cudnn")
     expected = attend(*(x.astype(jnp.float32) for x in (query[:, :, start:], key, value)), mask)
     there = (segments[:, start:] != 0)[:, None, :, None]
@@ -88,7 +88,7 @@ def test_cudnn_is_told_the_same_by_its_own_words(monkeypatch, order):
 @pytest.mark.parametrize("shape", [(1, 2, 255, 64), (1, 2, 256, 60), (1, 2, 256, 136)])
 def test_shapes_that_cudnn_has_no_kernel_for_fall_back(shape):
     query, key, value = (x.astype(jnp.bfloat16) for x in arrays(10, *[shape] * 3))
-    with compiling_for("gpu"):
+    with target_platform("gpu"):
         out = attend(query, key, value, Mask(causal=True), "cudnn")
     np.testing.assert_array_equal(out, attend(query, key, value, Mask(causal=True)))
 
@@ -147,7 +147,8 @@ def test_rotation_keeps_lengths_and_tells_only_distances():
 
     def score(at_query, at_key):
         rotated = [
-            rotate(x, rotary_angles(jnp.array([[at]]), 32, 10000.0)) for x, at in ((query, at_query), (key, at_key))
+            apply_rotary(x, rotary_angles(jnp.array([[at]]), 32, 10000.0))
+            for x, at in ((query, at_query), (key, at_key))
         ]
         np.testing.assert_allclose(jnp.linalg.norm(rotated[0]), jnp.linalg.norm(query), rtol=1e-5)
         return float(jnp.sum(rotated[0] * rotated[1]))

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from janus_jax.models.layers import product
-from tests.training.jaxprs import equations
+from janus_jax.training.flops import equations
 
 BATCHED = (((2,), (2,)), ((0,), (0,)))
 

@@ -10,9 +10,9 @@ from janus_jax.batch import NO_IMAGE
 from janus_jax.config import Execution
 from janus_jax.models.autoencoder import Upsample
 from janus_jax.models.backbone import apply, scan_params, to_images, to_pixels, unroll_params
-from janus_jax.models.factory import init_params
+from janus_jax.models.factory import init_params, make_model
 from janus_jax.models.janus import Janus
-from janus_jax.models.layers import FEW_ROWS, Conv, GroupNorm, project
+from janus_jax.models.layers import WEIGHT_FIRST_MAX_ROWS, Conv, GroupNorm, project
 from tests import tiny
 
 
@@ -67,7 +67,7 @@ def test_bfloat16_computes_about_the_same_and_keeps_logits_in_float32():
 
 def test_parameter_and_computation_dtypes_are_chosen_apart():
     execution = Execution(dtype="float32", param_dtype="bfloat16")
-    shapes = jax.eval_shape(lambda key: init_params(tiny.CONFIG, key, execution), jax.random.key(0))
+    shapes = jax.eval_shape(lambda key: init_params(make_model(tiny.CONFIG, execution), key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(nn.unbox(shapes))} == {jnp.dtype("bfloat16")}
     hidden = jax.eval_shape(lambda p: Janus(tiny.CONFIG, execution).apply({"params": p}, conversation()), shapes)
     assert hidden.dtype == jnp.float32
@@ -115,7 +115,7 @@ def test_images_to_generate_fill_their_places_with_their_ids():
     known = apply(model.embed, params, batch._replace(gen_ids=ids[:, None]))
     np.testing.assert_allclose(apply(model.embed, params, batch), known, atol=1e-6)
     filled = known[0, batch.gen_token_index[0] != NO_IMAGE]
-    np.testing.assert_allclose(filled, apply(model.embed_image_ids, params, ids[0]), atol=1e-6)
+    np.testing.assert_allclose(filled, apply(model.embed_image_tokens, params, ids[0]), atol=1e-6)
 
 
 def test_pixels_and_images_are_each_others_inverse():
@@ -124,7 +124,7 @@ def test_pixels_and_images_are_each_others_inverse():
     np.testing.assert_array_equal(to_images(to_pixels(images) + 1 / 255), images)
 
 
-@pytest.mark.parametrize("rows", [1, FEW_ROWS, FEW_ROWS + 1])
+@pytest.mark.parametrize("rows", [1, WEIGHT_FIRST_MAX_ROWS, WEIGHT_FIRST_MAX_ROWS + 1])
 def test_both_orders_of_a_product_are_the_same_product(rows):
     x = jax.random.normal(jax.random.key(0), (rows, 4, 8))
     weight = jax.random.normal(jax.random.key(1), (3, 5, 4, 8))
@@ -158,17 +158,17 @@ def test_the_tokenizer_finds_the_codes_it_decoded():
 def test_compile_time_does_not_grow_with_depth():
     def operations(depth):
         config = dataclasses.replace(tiny.CONFIG, llm=dataclasses.replace(tiny.CONFIG.llm, depth=depth))
-        shapes = nn.unbox(jax.eval_shape(lambda key: init_params(config, key), jax.random.key(0)))
+        shapes = nn.unbox(jax.eval_shape(lambda key: init_params(make_model(config), key), jax.random.key(0)))
         model = Janus(config)
         return jax.jit(lambda p: model.apply({"params": p}, conversation())).lower(shapes).as_text().count("\n")
 
     assert operations(24) == operations(3)
 
 
-def by_one_encoder(understands_by="gen_encoder"):
+def by_one_encoder(understanding_encoder="gen_encoder"):
     """As many patches as ids."""
     patches = dataclasses.replace(tiny.CONFIG.und_encoder, patch_size=4)
-    return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understands_by=understands_by)
+    return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
 def test_one_encoder_may_serve_both_tasks():
@@ -177,12 +177,12 @@ def test_one_encoder_may_serve_both_tasks():
     model, params = Janus(config, Execution(layers="unrolled")), tiny.unrolled_params()
     ids = apply(model.tokenize, params, pixels)
     assert len(np.unique(ids)) > 1
-    np.testing.assert_array_equal(apply(model.understand, params, pixels), apply(model.embed_image_ids, params, ids))
+    np.testing.assert_array_equal(apply(model.understand, params, pixels), apply(model.embed_image_tokens, params, ids))
 
 
 def test_all_models_have_the_same_parameters_whichever_encoder_understands():
     shapes = [
-        jax.eval_shape(lambda config=config: init_params(config, jax.random.key(0)))
+        jax.eval_shape(lambda config=config: init_params(make_model(config), jax.random.key(0)))
         for config in (by_one_encoder(), by_one_encoder("und_encoder"))
     ]
     assert shapes[0] == shapes[1]

@@ -1,12 +1,12 @@
-"""CLIP beside transformers', with random weights."""
+"""Parity of CLIP with transformers, with random weights."""
 
 import json
 
 import numpy as np
 import pytest
 
-from checkpoints_convert.readers import open_tensors
-from janus_jax.evaluation.metrics.clip import clip_config, clip_params, embed_pictures, embed_texts
+from checkpoints_convert.tensor_files import open_tensors
+from janus_jax.evaluation.metrics.clip import clip_config, clip_params, embed_images, embed_texts
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -15,7 +15,7 @@ TOWER = {"hidden_size": 32, "intermediate_size": 48, "num_attention_heads": 4, "
 
 
 @pytest.mark.parametrize("activation", ["quick_gelu", "gelu"])
-def test_embeddings(tmp_path, activation):
+def test_clip_embeddings_match_transformers(tmp_path, activation):
     torch.manual_seed(0)
     config = transformers.CLIPConfig(
         text_config=TOWER
@@ -26,7 +26,7 @@ def test_embeddings(tmp_path, activation):
     model = transformers.CLIPModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            # As made, biases are zero and norms one.
+            # Initial biases are 0 and initial norms 1.
             parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path)
     ids = np.array([[97, 5, 6, 98, 0, 0, 0, 0, 0], [97, 1, 2, 3, 4, 5, 6, 7, 98]])
@@ -35,8 +35,8 @@ def test_embeddings(tmp_path, activation):
         expected = model(
             input_ids=torch.from_numpy(ids), pixel_values=torch.from_numpy(pixels.transpose(0, 3, 1, 2).copy())
         )
-    ours = clip_config(json.loads((tmp_path / "config.json").read_text()))
-    params = clip_params(open_tensors(tmp_path / "model.safetensors"), ours)
-    np.testing.assert_allclose(embed_pictures(params, pixels, ours), expected.image_embeds, rtol=1e-4, atol=1e-5)
-    found = embed_texts(params, ids, np.array([3, 8]), ours)
+    config = clip_config(json.loads((tmp_path / "config.json").read_text()))
+    params = clip_params(open_tensors(tmp_path / "model.safetensors"), config)
+    np.testing.assert_allclose(embed_images(params, pixels, config), expected.image_embeds, rtol=1e-4, atol=1e-5)
+    found = embed_texts(params, ids, np.array([3, 8]), config)
     np.testing.assert_allclose(found, expected.text_embeds, rtol=1e-4, atol=1e-5)

@@ -8,8 +8,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from checkpoints_convert import convert, export, open_source, read_config, read_params
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert import convert, open_checkpoint
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.config import SiglipConfig
 from janus_jax.errors import JanusError
 from tests.checkpoints_convert.checkpoints import SMALL, save_released
@@ -22,10 +22,10 @@ CONFIG = replace(SMALL, name="theirs")
 
 
 def their_model(seed=0):
-    from checkpoints_convert.transformers_janus import write_config
+    from checkpoints_convert.transformers_janus import config_to_json
 
     torch.manual_seed(seed)
-    config = transformers.JanusConfig(**write_config(CONFIG, "float32", IMAGE_ID))
+    config = transformers.JanusConfig(**config_to_json(CONFIG, "float32", IMAGE_ID))
     return transformers.JanusForConditionalGeneration(config).eval()
 
 
@@ -65,7 +65,7 @@ def assert_equal(left, right):
 
 def test_transformers_runs_what_is_written_with_its_own_numbers(original, tmp_path):
     convert(original, tmp_path / "converted")
-    export(tmp_path / "converted", tmp_path / "back", "transformers")
+    convert(tmp_path / "converted", tmp_path / "back", "transformers")
     assert_equal(outputs(original), outputs(tmp_path / "back"))
 
 
@@ -73,14 +73,14 @@ def test_by_way_of_the_released_layout_too(original, tmp_path):
     # The released config does not state the placeholder's id; the tokenizer does.
     tokenizer_files(original)
     convert(original, tmp_path / "converted")
-    export(tmp_path / "converted", tmp_path / "Janus-Pro", "released")
+    convert(tmp_path / "converted", tmp_path / "Janus-Pro", "released")
     convert(tmp_path / "Janus-Pro", tmp_path / "again")
-    export(tmp_path / "again", tmp_path / "back", "transformers")
+    convert(tmp_path / "again", tmp_path / "back", "transformers")
     assert_equal(outputs(original), outputs(tmp_path / "back"))
 
 
 def test_transformers_own_config_is_read(original):
-    assert read_config(original, "janus") == replace(CONFIG, name=original.name, conversation="janus")
+    assert open_checkpoint(original, "janus").config == replace(CONFIG, name=original.name, conversation="janus")
 
 
 def test_a_tied_checkpoint_of_theirs_is_read(tmp_path):
@@ -88,7 +88,7 @@ def test_a_tied_checkpoint_of_theirs_is_read(tmp_path):
     model.config.tie_word_embeddings = True
     model.tie_weights()
     model.save_pretrained(tmp_path / "Janus-Pro-tied")
-    found = {keys: array for keys, _, array in read_params(tmp_path / "Janus-Pro-tied")}
+    found = {keys: array for keys, _, array in open_checkpoint(tmp_path / "Janus-Pro-tied").params()}
     np.testing.assert_array_equal(found["llm", "head", "weight"], found["llm", "embed", "embedding"])
 
 
@@ -113,7 +113,7 @@ def test_a_bin_that_torch_saved_is_converted_without_torch(tmp_path, sharded):
         f"convert({str(folder)!r}, {str(tmp_path / 'converted')!r})"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-    export(tmp_path / "converted", tmp_path / "back", "released")
+    convert(tmp_path / "converted", tmp_path / "back", "released")
     for name, array in open_tensors(tmp_path / "back").items():
         assert array.tobytes() == tensors[name].tobytes(), name
 
@@ -166,7 +166,7 @@ def siglip_tower():
 def test_siglip_as_transformers_saves_it_is_read(tmp_path, make):
     make().save_pretrained(tmp_path / "siglip")
     tower = SiglipConfig(image_size=32, patch_size=8, width=128, depth=2, num_heads=2, mlp_dim=192, gelu="tanh")
-    assert open_source(tmp_path / "siglip").config == tower
+    assert open_checkpoint(tmp_path / "siglip").config == tower
 
 
 def test_llama_as_transformers_saves_it_is_read(tmp_path):
@@ -181,7 +181,7 @@ def test_llama_as_transformers_saves_it_is_read(tmp_path):
         max_position_embeddings=512,
     )
     transformers.LlamaForCausalLM(llama).save_pretrained(tmp_path / "llama")
-    source = open_source(tmp_path / "llama")
+    source = open_checkpoint(tmp_path / "llama")
     assert source.config == replace(SMALL.llm, rope_theta=5000.0)
 
 
@@ -204,7 +204,7 @@ def test_transformers_loads_processor_template_and_generation_config(tmp_path, s
     folder = save_released(tmp_path / "source", replace(SMALL, conversation=style))
     tokenizer_files(folder)
     convert(folder, tmp_path / "converted")
-    export(tmp_path / "converted", tmp_path / "theirs", "transformers")
+    convert(tmp_path / "converted", tmp_path / "theirs", "transformers")
     processor = transformers.AutoProcessor.from_pretrained(tmp_path / "theirs")
     assert type(processor).__name__ == "JanusProcessor"
     image = np.zeros((20, 32, 3), np.uint8)
@@ -220,4 +220,4 @@ def test_transformers_loads_processor_template_and_generation_config(tmp_path, s
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (0, 1, 2)
     assert generation.generation_kwargs == {"boi_token_id": 4}
     assert json.loads((tmp_path / "theirs" / "config.json").read_text())["image_token_id"] == IMAGE_ID
-    assert read_config(tmp_path / "theirs").conversation == style
+    assert open_checkpoint(tmp_path / "theirs").config.conversation == style

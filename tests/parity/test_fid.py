@@ -1,4 +1,4 @@
-"""FID beside the two packages that figures are usually of, with the same random Inception."""
+"""Parity of FID with pytorch-fid and clean-fid, with the same random Inception weights."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -15,16 +15,16 @@ torch = pytest.importorskip("torch")
 try:
     BUILT_FOR = version("torchvision").partition("+")[2]
 except PackageNotFoundError:
-    pytest.skip("setup.py's extra fid is not there", allow_module_level=True)
-# A torchvision that was built for another torch has no kernels of its own, and importing it fails unless they have at
-# least their names. Neither package runs them.
+    pytest.skip("the extra fid is not installed", allow_module_level=True)
+# A torchvision built for another torch version lacks its kernels; importing it needs only their declarations. Neither
+# package runs them.
 if torch.__version__.partition("+")[2] != BUILT_FOR:
     kernels = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         kernels.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
 from cleanfid import fid as cleanfid  # noqa: E402
-from pytorch_fid import fid_score as scores  # noqa: E402
-from pytorch_fid import inception as theirs  # noqa: E402
+from pytorch_fid import fid_score as pytorch_fid  # noqa: E402
+from pytorch_fid import inception as pytorch_inception  # noqa: E402
 
 COUNT = 200
 BATCH = 20
@@ -32,72 +32,76 @@ BATCH = 20
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two of them, of pictures of one size, since pytorch-fid takes no others: smaller and larger than 299."""
-    folder = tmp_path_factory.mktemp("pictures")
+    """Two folders of images, smaller and larger than 299 pixels; pytorch-fid needs one size per folder."""
+    folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
-    for name, size in (("drawn", (256, 256)), ("real", (384, 320))):
+    for name, size in (("generated", (256, 256)), ("real", (384, 320))):
         (folder / name).mkdir()
         for n in range(COUNT // 2):
             small = rng.integers(0, 256, (9, 9, 3), np.uint8)
             noise = rng.integers(0, 40, (size[1], size[0], 3), np.uint8)
             pixels = np.asarray(Image.fromarray(small).resize(size, Image.Resampling.BICUBIC)) // 2 + noise
             Image.fromarray(pixels.astype(np.uint8)).save(folder / name / f"{n:02}.png")
-    return folder / "drawn", folder / "real"
+    return folder / "generated", folder / "real"
 
 
 @pytest.fixture(scope="module")
 def network():
-    """pytorch-fid's, with random weights."""
+    """The network of pytorch-fid with random weights."""
     tensors = {name: torch.from_numpy(array) for name, array in inception_file().items()}
     with pytest.MonkeyPatch.context() as patch:
         filled = tensors | {"fc.weight": torch.zeros(1008, 2048), "fc.bias": torch.zeros(1008)}
-        patch.setattr(theirs, "load_state_dict_from_url", lambda *_, **__: filled)
-        return theirs.InceptionV3([3]).eval()
+        patch.setattr(pytorch_inception, "load_state_dict_from_url", lambda *_, **__: filled)
+        return pytorch_inception.InceptionV3([3]).eval()
 
 
-def ours(folders, method, monkeypatch):
-    # Nothing is looked at in vain to fill a batch.
-    monkeypatch.setattr(fid, "_BATCH", BATCH)
-    judge = fid.Judge(inception_params(inception_file()), method)
-    return [np.concatenate(list(judge.features(fid.pictures_in(folder)))) for folder in folders]
+def extract(folders, method, monkeypatch):
+    # With this size no batch needs padding.
+    monkeypatch.setattr(fid, "_BATCH_SIZE", BATCH)
+    extractor = fid.InceptionExtractor(inception_params(inception_file()), method)
+    return [np.concatenate(list(extractor.features(fid.list_images(folder)))) for folder in folders]
 
 
-def ours_fid(features):
-    sides = []
-    for side in features:
-        sides.append(FeatureStatistics(side.shape[1]))
-        sides[-1].add(side)
-    return frechet_distance(*sides)
+def compute_fid(features):
+    sides = [FeatureStatistics(side.shape[1]) for side in features]
+    for statistics, side in zip(sides, features, strict=True):
+        statistics.add(side)
+    return frechet_distance(*(statistics.gaussian() for statistics in sides))
 
 
-def test_pytorch_fid(folders, network, monkeypatch):
-    found = ours(folders, "pytorch", monkeypatch)
+def test_fid_matches_pytorch_fid(folders, network, monkeypatch):
+    found = extract(folders, "pytorch", monkeypatch)
     expected = [
-        scores.get_activations(sorted(folder.iterdir()), network, BATCH, 2048, "cpu", num_workers=0)
+        pytorch_fid.get_activations(sorted(folder.iterdir()), network, BATCH, 2048, "cpu", num_workers=0)
         for folder in folders
     ]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
     moments = [f(side) for side in expected for f in (lambda x: x.mean(axis=0), lambda x: np.cov(x, rowvar=False))]
-    assert ours_fid(found) == pytest.approx(scores.calculate_frechet_distance(*moments), rel=1e-3)
+    assert compute_fid(found) == pytest.approx(pytorch_fid.calculate_frechet_distance(*moments), rel=1e-3)
 
 
-def test_clean_fid(folders, network, monkeypatch):
-    def eyes(pixels):
-        # As clean-fid calls its own network: 0 to 255, resized already.
+def test_fid_matches_clean_fid(folders, network, monkeypatch):
+    def network_of_clean_fid(pixels):
+        # clean-fid passes resized pixels from 0 to 255.
         assert pixels.shape[2:] == (299, 299)
-        plain = theirs.InceptionV3.forward
         network.resize_input, network.normalize_input = False, False
         with torch.inference_mode():
-            return plain(network, (pixels - 128) / 128)[0][..., 0, 0]
+            return network((pixels - 128) / 128)[0][..., 0, 0]
 
-    found = ours(folders, "clean", monkeypatch)
+    found = extract(folders, "clean", monkeypatch)
     expected = [
         cleanfid.get_folder_features(
-            str(folder), eyes, num_workers=0, batch_size=BATCH, device=torch.device("cpu"), mode="clean", verbose=False
+            str(folder),
+            network_of_clean_fid,
+            num_workers=0,
+            batch_size=BATCH,
+            device=torch.device("cpu"),
+            mode="clean",
+            verbose=False,
         )
         for folder in folders
     ]
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-4 * np.abs(other).max())
-    assert ours_fid(found) == pytest.approx(cleanfid.fid_from_feats(*expected), rel=1e-3)
+    assert compute_fid(found) == pytest.approx(cleanfid.fid_from_feats(*expected), rel=1e-3)

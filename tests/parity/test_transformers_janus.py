@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert import read_config, read_params
-from checkpoints_convert.transformers_janus import write_config
+from checkpoints_convert import open_checkpoint
+from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.generation.image_tokens import sample_image_tokens
@@ -85,15 +85,15 @@ class Pair:
         self.dtype = getattr(torch, dtype)
         self.theirs = self._make(config).to(self.dtype).eval()
         self.theirs.save_pretrained(folder)
-        self.config = read_config(folder)
+        self.config = open_checkpoint(folder).config
         execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
         self.ours = Janus(self.config, execution)
-        self.params = place_params(read_params(folder, dtype), self.config, execution, mesh=None)
+        self.params = place_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
 
     @staticmethod
     def _make(config):
         model = transformers.JanusForConditionalGeneration(
-            transformers.JanusConfig(**write_config(config, "float32", IMAGE))
+            transformers.JanusConfig(**config_to_json(config, "float32", IMAGE))
         )
         model.model.vision_model.config.num_image_tokens = config.gen_encoder.num_tokens
         numbers = {name: tensor(name, value.shape) for name, value in model.state_dict().items()}
@@ -259,7 +259,9 @@ def root_mean_square(array):
 @LANGUAGE
 def test_greedy_text(pair):
     prompts, images = pair.understanding
-    written = generate_text(pair.ours, pair.params, prompts, keys(3), SamplingConfig(), [NO_WORD], NEW_WORDS)
+    written = generate_text(
+        pair.ours, pair.params, prompts, keys(3), SamplingConfig(), stop_tokens=[NO_WORD], max_new_tokens=NEW_WORDS
+    )
     theirs = pair.generate(
         prompts,
         pixel_values=channels_first(to_pixels(images)).to(pair.dtype),
@@ -277,7 +279,7 @@ def test_guided_image_ids(pair):
     # Each prompt is followed by its twin, all but its first and its last real place replaced by padding.
     with_twins = [one for row in rows for one in (row, [BOS, *[PAD] * (len(row) - 2), BEGIN_OF_IMAGE])]
     ours = sample_image_tokens(
-        pair.ours, pair.params, batch(with_twins), keys(len(rows))[:, None], SamplingConfig(), GUIDANCE
+        pair.ours, pair.params, batch(with_twins), keys(len(rows))[:, None], SamplingConfig(), guidance_scale=GUIDANCE
     )
     steps = []
     hook = pair.theirs.model.generation_head.register_forward_hook(lambda *call: steps.append(numbers(call[-1])))
@@ -295,7 +297,7 @@ def keys(count):
 def test_image_embeddings_and_logits(pair):
     ids = np.arange(pair.config.gen_encoder.codebook_size, dtype=np.int32)[None]
     embedded = pair.theirs.prepare_embeddings_for_image_generation(torch.from_numpy(ids).long())
-    assert_close(pair.apply(pair.ours.embed_image_ids, ids), numbers(embedded), pair.tolerance.shallow)
+    assert_close(pair.apply(pair.ours.embed_image_tokens, ids), numbers(embedded), pair.tolerance.shallow)
     logits = pair.theirs.model.generation_head(embedded)
     hidden = jnp.asarray(numbers(embedded), jnp.dtype(pair.ours.execution.dtype))
     assert_close(pair.apply(pair.ours.image_logits, hidden), numbers(logits), pair.tolerance.shallow)

@@ -31,7 +31,7 @@ def answer_text(processor, row):
 class TestUnderstandingRow:
     def test_a_placeholder_becomes_a_framed_image(self, processor):
         row = processor.understanding_sequence([user(SEEN, RED)])
-        n, special = processor.und_tokens, processor.tokenizer.special
+        n, special = processor.num_und_tokens, processor.tokenizer.special
         (places,) = np.nonzero(row.und_patch_index != NO_IMAGE)
         np.testing.assert_array_equal(row.und_patch_index[places], np.arange(n))
         np.testing.assert_array_equal(places, np.arange(places[0], places[0] + n))
@@ -52,7 +52,7 @@ class TestUnderstandingRow:
 
     def test_images_are_counted_on_through_the_row(self, processor):
         row = processor.understanding_sequence([user(SEEN, RED), assistant("Red."), user(SEEN, BLUE)])
-        n = processor.und_tokens
+        n = processor.num_und_tokens
         np.testing.assert_array_equal(row.und_patch_index[row.und_patch_index != NO_IMAGE], np.arange(2 * n))
         assert row.und_images.shape == (2, processor.und_image_size, processor.und_image_size, 3)
         middle = processor.und_image_size // 2
@@ -128,7 +128,7 @@ class TestGenerationRow:
         prompt, row = processor.generation_prompt("a square"), processor.generation_sequence("a square", RED)
         np.testing.assert_array_equal(row.tokens[: len(prompt)], prompt.tokens)
         np.testing.assert_array_equal(row.gen_token_index[: len(prompt)], NO_IMAGE)
-        np.testing.assert_array_equal(row.gen_token_index[len(prompt) :], np.arange(processor.gen_tokens))
+        np.testing.assert_array_equal(row.gen_token_index[len(prompt) :], np.arange(processor.num_gen_tokens))
         np.testing.assert_array_equal(row.tokens[len(prompt) :], processor.tokenizer.special.image_placeholder)
         assert row.gen_images.shape == (1, processor.gen_image_size, processor.gen_image_size, 3)
         assert row.task is Task.GENERATION
@@ -222,9 +222,9 @@ class TestLeftPadded:
 class TestFromDirectory:
     def test_sizes_come_from_the_config(self, processor, config):
         assert processor.und_image_size == config.und_encoder.image_size
-        assert processor.und_tokens == config.und_encoder.num_patches
+        assert processor.num_und_tokens == config.und_encoder.num_patches
         assert processor.gen_image_size == config.gen_encoder.image_size
-        assert processor.gen_tokens == config.gen_encoder.num_tokens
+        assert processor.num_gen_tokens == config.gen_encoder.num_tokens
         assert processor.background == 127
 
     @pytest.mark.parametrize(("style", "role"), [("janus", "User:"), ("janus_pro", "<|User|>:")])

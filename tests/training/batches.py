@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from janus_jax.data.pipeline.examples import Supervision, text_targets
-from janus_jax.data.pipeline.packing import Budget, Example, pack
+from janus_jax.data.pipeline.examples import Example, Supervision, text_targets
+from janus_jax.data.pipeline.packing import Budget, pack
 from tests import tiny
 
 BUDGET = Budget(tokens=128, und_images=2, gen_images=2, text_targets=96)

@@ -8,7 +8,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from checkpoints_convert import save_converted
+from checkpoints_convert import save_checkpoint
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.processing import Task, make_byte_level_tokenizer
@@ -119,13 +119,13 @@ def held_out(recipe):
 def models():
     """A folder with the parameters of `tests.tiny`: `model`, `flow`, `model`'s parts, and `spoiled`, with a NaN."""
     folder, tree = _kept_folder(), tiny.stacked_params()
-    save_converted(folder / "model", tree, MODEL)
+    save_checkpoint(folder / "model", tree, MODEL)
     for part in ("llm", "und_encoder", "gen_encoder"):
-        save_converted(folder / part, {part: tree[part]}, getattr(MODEL, part))
-    save_converted(folder / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
+        save_checkpoint(folder / part, {part: tree[part]}, getattr(MODEL, part))
+    save_checkpoint(folder / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     spoiled = jax.tree.map(np.copy, tree)
     spoiled["gen_head"]["fc2"]["bias"][0] = np.nan
-    save_converted(folder / "spoiled", spoiled, MODEL)
+    save_checkpoint(folder / "spoiled", spoiled, MODEL)
     return folder
 
 

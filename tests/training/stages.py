@@ -7,7 +7,7 @@ import jax
 import numpy as np
 
 from janus_jax.config import Execution, ModelConfig
-from janus_jax.models.factory import abstract_model
+from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.objectives import training_model
@@ -43,7 +43,7 @@ def params(kind="janus"):
     if kind == "janus":
         return tree
     rng = np.random.default_rng(1)
-    shapes = nn.unbox(abstract_model(MODELS[kind]))[ALIGNER]
+    shapes = nn.unbox(abstract_params(MODELS[kind]))[ALIGNER]
     return tree | {ALIGNER: jax.tree.map(lambda leaf: 0.2 * rng.standard_normal(leaf.shape, np.float32), shapes)}
 
 

@@ -59,7 +59,7 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(data, tmp_path):
     stream = io.StringIO()
     benchmarks = RunBenchmarks(asking(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
     benchmarks.after_step(last_step(spoiled, stream))
-    assert "step 1: no scores of pope: The model's logits are not numbers" in stream.getvalue()
+    assert "step 1: no scores of pope: The logits are NaN" in stream.getvalue()
 
 
 @pytest.mark.parametrize(

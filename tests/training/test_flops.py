@@ -1,4 +1,4 @@
-"""Floating-point operations of a step: by formula, as the program has them, and as XLA reckons them."""
+"""FLOPs of a step by formula, against the traced program and XLA's cost analysis."""
 
 import functools
 from dataclasses import replace
@@ -8,99 +8,90 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from checkpoints_convert.tree import leaves
+from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig, preset
 from janus_jax.models.backbone import unroll_params
-from janus_jax.models.factory import init_params
+from janus_jax.models.factory import init_params, make_model
 from janus_jax.models.janus import Janus
-from janus_jax.training.flops import PEAK_FLOPS, Amounts, amounts, peak_flops, step_costs
+from janus_jax.training.flops import ItemCounts, count_items, flops_per_item, traced_flops
 from janus_jax.training.param_paths import partition, unbox
 from janus_jax.training.train_step import Microbatching, gradients
 from tests import tiny
 from tests.training import batches, stages
-from tests.training.jaxprs import flops
 
 CONFIG = tiny.CONFIG
+PARTS = {**stages.TRAINED, "heads": ("llm/head/*", "gen_head/*"), "values": ("llm/layers/attn/v/weight", "gen_embed/*")}
 
 
-def names(stage):
+def trained_paths(stage):
     return flatten_dict(stages.parts(stage)[0], sep="/")
 
 
-def computed(batch, config=CONFIG):
-    """What the program computes, padding and masked places too: a head's places are fewer than a chunk."""
-    rows, length = batch.shape
+def computed_items(batch):
+    """Items that the program computes, padding and masked positions included."""
+    sequences, length = batch.shape
     gen_images = batch.gen_starts.size
-    return Amounts(
-        places=rows * length,
-        pairs=rows * length**2,
-        und_images=rows * batch.und_images.shape[1],
+    return ItemCounts(
+        tokens=sequences * length,
+        pairs=sequences * length**2,
+        und_images=sequences * batch.und_images.shape[1],
         gen_images=gen_images,
-        tokenized_images=gen_images if batch.gen_ids is None else 0,
+        encoded_images=gen_images if batch.gen_ids is None else 0,
         text_targets=batch.text_targets.size,
     )
 
 
-PARTS = {**stages.TRAINED, "heads": ("llm/head/*", "gen_head/*"), "values": ("llm/layers/attn/v/weight", "gen_embed/*")}
-
-
 @pytest.mark.parametrize("stage", PARTS)
-def test_a_step_costs_what_its_program_computes(stage):
+def test_formula_equals_traced_step(stage):
     batch = batches.batch([(batches.understanding(1), batches.generation(2)), (batches.text(),)])
     trained, frozen = partition(tiny.stacked_params(), PARTS[stage])
-    held = computed(batch)
-    in_program = flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
-    reckoned = held.at(step_costs(CONFIG, flatten_dict(trained, sep="/")))
-    assert reckoned == in_program
+    traced = traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+    assert computed_items(batch).flops(flops_per_item(CONFIG, flatten_dict(trained, sep="/"))) == traced
 
 
-def test_understanding_by_the_tokenizer_costs_the_tokenizer_and_the_generation_adaptor():
+def test_understanding_with_the_image_tokenizer_costs_tokenizer_and_generation_adaptor():
     two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
-    one_encoder = replace(two_encoders, understands_by="gen_encoder")
-    one, two = (step_costs(config, ()) for config in (one_encoder, two_encoders))
+    one_encoder = replace(two_encoders, understanding_encoder="gen_encoder")
+    one, two = (flops_per_item(config, ()) for config in (one_encoder, two_encoders))
     vq, width = CONFIG.gen_encoder, CONFIG.llm.width
     adaptor = 2 * vq.num_tokens * (vq.code_dim * width + width * width)
-    assert one.und_images == vq.encode_flops_per_image + adaptor
+    assert one.und_images == one.encoded_images + adaptor
     assert one._replace(und_images=0) == two._replace(und_images=0)
 
 
-def test_the_tokenizer_is_counted_where_it_runs():
+def test_image_tokenizer_counts_only_without_precomputed_tokens():
     batch = batches.batch([(batches.generation(2),)])
     side = CONFIG.gen_encoder.image_size
-    pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
-    unknown = amounts(batch._replace(gen_images=pictures, gen_ids=None), CONFIG)
-    known = amounts(batch, CONFIG)
-    costs = step_costs(CONFIG, names("II"))
-    assert unknown.at(costs) - known.at(costs) == CONFIG.gen_encoder.encode_flops_per_image
+    images = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
+    assert count_items(batch, CONFIG).encoded_images == 0
+    assert count_items(batch._replace(gen_images=images, gen_ids=None), CONFIG).encoded_images == 1
+    assert flops_per_item(CONFIG, trained_paths("II")).encoded_images > 0
 
 
-def test_a_batch_holds_what_its_samples_do():
+def test_counts_are_those_of_the_examples():
     und, gen = batches.understanding(1), batches.generation(2)
-    lengths = [len(und.row), len(gen.row)]
-    assert amounts(batches.batch([(und, gen), ()]), CONFIG) == Amounts(
-        places=sum(lengths),
+    lengths = [len(und.sequence), len(gen.sequence)]
+    assert count_items(batches.batch([(und, gen), ()]), CONFIG) == ItemCounts(
+        tokens=sum(lengths),
         pairs=sum(n * (n + 1) / 2 for n in lengths),
         und_images=1,
         gen_images=1,
-        tokenized_images=0,
+        encoded_images=0,
         text_targets=len(und.text_targets) + len(gen.text_targets),
     )
 
 
-def test_a_later_stage_costs_more():
-    held = amounts(batches.mixed(), CONFIG)
-    first, second, third = (held.at(step_costs(CONFIG, names(stage))) for stage in stages.TRAINED)
-    assert first < second < third
-
-
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
-def test_a_place_of_a_model_that_trains_costs_six_operations_a_weight(name):
+def test_a_token_of_a_trained_model_costs_six_flops_per_weight(name):
     llm = preset(name).llm
-    weights = llm.depth * (llm.num_layer_params - 2 * llm.width)
-    trained = [leaf.path for leaf in leaves(llm)]
-    assert step_costs(preset(name), trained).places == 6 * weights
-    # Factors beside the weights let the gradient through, and the weights themselves have none.
-    assert step_costs(preset(name), ["llm/layers/attn/q/lora_a"]).places == 4 * weights
+    trained = [leaf.path for leaf in model_parameters(llm)]
+    matrices = [
+        leaf for leaf in model_parameters(llm) if leaf.path.startswith("llm/layers/") and "norm" not in leaf.path
+    ]
+    weights = sum(leaf.size for leaf in matrices)
+    assert flops_per_item(preset(name), trained).tokens == 6 * weights
+    # LoRA factors let the gradient pass, and the frozen weights have no gradient.
+    assert flops_per_item(preset(name), ["llm/layers/attn/q/lora_a"]).tokens == 4 * weights
 
 
 WIDE = JanusConfig(
@@ -112,44 +103,17 @@ WIDE = JanusConfig(
 )
 
 
-def test_xla_reckons_the_same():
-    # Numbers do not matter, shapes do.
+def test_formula_agrees_with_xla_cost_analysis():
+    # Only shapes matter, not values.
     batch = batches.batch([(batches.understanding(1),)])._replace(
         und_images=np.zeros((1, 2, 32, 32, 3), np.uint8),
         gen_starts=np.array([[8]]),
         gen_ids=np.zeros((1, 1, WIDE.gen_encoder.num_tokens), np.int32),
     )
     model = Janus(WIDE, Execution(layers="unrolled"))
-    make = functools.partial(init_params, WIDE, execution=replace(model.execution, layers="scanned"))
-    params = jax.eval_shape(lambda key: unroll_params(unbox(make(key)), WIDE), jax.random.key(0))
-    trained, frozen = partition(params, stages.TRAINED["III"])
+    scanned = jax.eval_shape(lambda key: unbox(init_params(make_model(WIDE), key)), jax.random.key(0))
+    unrolled = jax.eval_shape(functools.partial(unroll_params, config=WIDE), scanned)
+    trained, frozen = partition(unrolled, stages.TRAINED["III"])
     compiled = jax.jit(functools.partial(gradients, model, Microbatching())).lower(trained, frozen, batch).compile()
-    held = computed(batch)
-    scanned = jax.eval_shape(lambda key: unbox(make(key)), jax.random.key(0))
-    costs = step_costs(WIDE, flatten_dict(partition(scanned, stages.TRAINED["III"])[0], sep="/"))
-    assert compiled.cost_analysis()["flops"] == pytest.approx(held.at(costs), rel=0.05)
-
-
-@pytest.mark.parametrize(
-    ("kind", "dtype", "peak"),
-    [
-        ("NVIDIA H100 80GB HBM3", "bfloat16", 989e12),
-        ("NVIDIA H100 PCIe", "bfloat16", 756e12),
-        ("NVIDIA H200", "float16", 989e12),
-        ("NVIDIA A100-SXM4-40GB", "float32", 19.5e12),
-        ("TPU v5 lite", "bfloat16", 197e12),
-        ("TPU v5p", "bfloat16", 459e12),
-        ("TPU v6 lite", "bfloat16", 918e12),
-        ("TPU v4", "float32", None),
-        ("cpu", "float32", None),
-        ("NVIDIA GeForce RTX 4090", "bfloat16", None),
-    ],
-)
-def test_a_device_s_peak_is_known_by_its_kind(kind, dtype, peak):
-    assert peak_flops(kind, dtype) == peak
-
-
-def test_no_row_of_the_peaks_hides_another():
-    kinds = [kind for kind, _ in PEAK_FLOPS]
-    assert all(peak_flops(kind, "bfloat16") == peaks["bfloat16"] for kind, peaks in PEAK_FLOPS)
-    assert len(set(kinds)) == len(kinds)
+    per_item = flops_per_item(WIDE, flatten_dict(partition(scanned, stages.TRAINED["III"])[0], sep="/"))
+    assert compiled.cost_analysis()["flops"] == pytest.approx(computed_items(batch).flops(per_item), rel=0.05)

@@ -6,15 +6,16 @@ import jax
 import numpy as np
 import pytest
 
+from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import PRESETS
 from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.objectives import with_image_tokens
 from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients
 from tests import tiny
 from tests.training import batches, stages
-from tests.training.jaxprs import flops
 
 SLOW = pytest.mark.slow
 
@@ -58,15 +59,16 @@ def test_a_mesh_splits_the_state_of_a_released_model(name):
     def held(tree):
         return sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
-    trained = config.num_params - config.gen_encoder.num_params
+    frozen = sum(parameter.size for parameter in model_parameters(config.gen_encoder))
+    trained = sum(parameter.size for parameter in model_parameters(config)) - frozen
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == trained
     # Parameters and both moments, all but the image head's last matrix split eight ways; the tokenizer is repeated.
     assert held((state.params, state.opt_state)) < 1.1 * 3 * trained / 8
-    assert held(state.frozen) == config.gen_encoder.num_params
+    assert held(state.frozen) == frozen
 
 
 def gradient_flops(stage, batch):
-    return flops(functools.partial(gradients, stages.MODEL, Microbatching()), *stages.parts(stage), batch)
+    return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), *stages.parts(stage), batch)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def batch():
 
 def test_a_frozen_encoder_has_no_backward_pass(batch):
     images = batch.und_images.reshape(-1, *batch.und_images.shape[2:]).astype(np.float32)
-    forward = flops(
+    forward = traced_flops(
         lambda: stages.MODEL.apply({"params": tiny.stacked_params()}, images, method=lambda m, x: m.und_encoder(x))
     )
     # Twice the forward pass, for activations and for weights: without the gradient of the pixels, which nothing
@@ -90,7 +92,8 @@ def test_a_frozen_encoder_has_no_backward_pass(batch):
 
 def test_a_frozen_transformer_passes_gradients_on_and_takes_none(batch):
     llm, places = tiny.CONFIG.llm, batch.tokens.size
-    in_layers = places * llm.depth * (llm.num_layer_params - 2 * llm.width)
+    matrices = [one.size for one in model_parameters(llm) if one.path.startswith("llm/layers") and len(one.shape) > 1]
+    in_layers = places * sum(matrices)
     in_head = batch.text_targets.size * llm.vocab_size * llm.width
     assert gradient_flops("II", batch) - gradient_flops("I", batch) == 2 * (in_layers + in_head)
 
@@ -99,5 +102,5 @@ def test_the_image_tokenizer_runs_forward_alone(batch):
     side = tiny.CONFIG.gen_encoder.image_size
     pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
     drawn = batch._replace(gen_images=pictures, gen_ids=None)
-    tokenize = flops(lambda: with_image_tokens(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
+    tokenize = traced_flops(lambda: with_image_tokens(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
     assert gradient_flops("III", drawn) - gradient_flops("III", batch) == tokenize > 0

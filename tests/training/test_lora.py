@@ -12,15 +12,15 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import janus_jax
-from checkpoints_convert.commands import meter
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config, to_json
 from janus_jax.training.export import export
+from janus_jax.training.flops import traced_flops
 from janus_jax.training.init_from import initial_state
 from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.tokens import token_loss
@@ -38,21 +38,20 @@ from janus_jax.training.train_step import (
 )
 from tests import tiny
 from tests.training import batches, runs, stages
-from tests.training.jaxprs import flops
 
 RANK = 4
 EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
 ATTENTION = Lora(RANK, 8.0)
 # Muon is asked for, and finds no matrix among the adapters.
 MUON = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, muon_learning_rate=1e-2)
-OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(tiny.CONFIG), ())[0])
+OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(make_model(tiny.CONFIG)), ())[0])
 
 
 @functools.cache
 def started(lora):
     """Trained and frozen parameters; numpy arrays, so that no step can take them."""
     trained, frozen = partition(tiny.stacked_params(), ())
-    adapters, scales = init_adapters(lora, abstract_params(tiny.CONFIG), frozen, jax.random.key(1))
+    adapters, scales = init_adapters(lora, abstract_params(make_model(tiny.CONFIG)), frozen, jax.random.key(1))
     return jax.tree.map(np.asarray, (merge(trained, unbox(adapters)), merge(frozen, unbox(scales))))
 
 
@@ -107,7 +106,7 @@ def test_no_gradient_of_a_frozen_matrix_is_computed():
     batch = batches.mixed()
 
     def cost(trained, frozen):
-        return flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+        return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
 
     llm = tiny.CONFIG.llm
     # The same way back through the network, to nothing but a scale in its first layer and what is after it.
@@ -227,7 +226,7 @@ def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
 
 
 def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
-    export(finished[0], 1, tmp_path / "model", "float32", meter)
+    export(finished[0], 1, tmp_path / "model", "float32")
     loaded = janus_jax.load(tmp_path / "model", dtype="float32")
     batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(batches.QUESTION, [tiny.picture(0)])])
 

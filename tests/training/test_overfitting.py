@@ -103,7 +103,7 @@ def test_images_come_back_along_the_flow():
     prompts = make.left_pad([make.generation_prompt(f"A {word}.") for word in WORDS[:4]])
     keys = jax.random.split(jax.random.key(0), (4, 1))
     drawn = np.asarray(sample_latents(model.model, model.params, prompts, keys, FlowSampler(guidance_scale=1)))
-    known = jax.jit(lambda params: apply(model.model.generation_latents, params, batch).values)(model.params)
+    known = jax.jit(lambda params: apply(model.model.target_latents, params, batch).values)(model.params)
     known = np.asarray(known)[:4, 0]
     errors = np.square(drawn[:, None] - known).mean(axis=(2, 3, 4)) / known.var()
     np.testing.assert_array_equal(errors.argmin(axis=1), range(4))

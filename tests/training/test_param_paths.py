@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD
 from tests import tiny
@@ -33,7 +33,7 @@ def test_merge_is_the_inverse(patterns):
 
 
 def test_logical_names_stay_on_their_arrays():
-    boxed = abstract_params(tiny.CONFIG)
+    boxed = abstract_params(make_model(tiny.CONFIG))
     trained, frozen = partition(boxed, ["llm/*"])
     assert isinstance(trained["llm"]["head"]["weight"], nn.Partitioned)
     assert nn.get_partition_spec(merge(trained, frozen)) == nn.get_partition_spec(boxed)

@@ -10,9 +10,9 @@ import pytest
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.errors import JanusError
-from janus_jax.generation.registry import make_image_sampler
+from janus_jax.generation.image_sampler import make_image_sampler
 from janus_jax.models.backbone import apply
-from janus_jax.models.factory import abstract_model
+from janus_jax.models.factory import abstract_params
 from janus_jax.models.llama import Llama
 from janus_jax.training.losses.rectified_flow import (
     FlowLossConfig,
@@ -84,7 +84,7 @@ def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
 def test_latents_lie_between_noise_and_image_and_move_straight_to_it():
     on_the_way, velocities, _ = task()
     pixels = batch()
-    latents = jax.jit(lambda p: apply(MODEL.generation_latents, p, pixels).values)(params())
+    latents = jax.jit(lambda p: apply(MODEL.target_latents, p, pixels).values)(params())
     t = np.asarray(on_the_way.gen_times)[..., None, None, None]
     np.testing.assert_allclose(on_the_way.gen_latents + (1 - t) * velocities, latents, atol=1e-4)
 
@@ -166,8 +166,8 @@ def test_tapped_states_go_on_to_the_last_ones():
     llm, ones = params()["llm"], np.ones((1, 8), np.int32)
     x = np.random.default_rng(0).standard_normal((1, 8, config.width), np.float32)
     places = np.arange(8)[None]
-    tapped = Llama(config, execution, tap=2)
-    hidden, taken = tapped.apply({"params": llm}, x, places, ones, method=tapped.tapped)
+    call_and_capture = Llama(config, execution, capture_block=2)
+    hidden, taken = call_and_capture.apply({"params": llm}, x, places, ones, method=call_and_capture.call_and_capture)
     expected, _ = Llama(config, execution).apply({"params": llm}, x, places, ones)
     np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
     rest = jax.tree.map(lambda leaf: leaf[2:], llm["layers"])
@@ -186,7 +186,7 @@ def test_a_dropped_condition_is_masked():
 
 def test_without_alignment_there_is_no_aligner():
     model = training_model(tiny.FLOW, Execution(), FlowLossConfig(align_weight=0.0))
-    assert "aligner" not in abstract_model(model)
+    assert "aligner" not in abstract_params(model)
     assert float(objective_of(model).counts(model, batch())[-1]) == 0
 
 

@@ -12,6 +12,7 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
+from janus_jax.training.flops import equations
 from janus_jax.training.objectives import with_image_tokens
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import (
@@ -25,7 +26,6 @@ from janus_jax.training.train_step import (
 )
 from tests import tiny
 from tests.training import batches, stages
-from tests.training.jaxprs import equations
 
 SLOW = pytest.mark.slow
 

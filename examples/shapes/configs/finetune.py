@@ -3,8 +3,8 @@
     janus-train --config examples/shapes/configs/finetune.py --workdir DIR \\
         --config.stages.stage_1.initialisation.model=Janus-shapes --config.sources.NAME.directory=...
 
-`make demo` prepares the data and runs it. The encoders are frozen: the image tokenizer can decode the new words already,
-and the understanding encoder distinguishes patches of new objects. Half of the data is old, to prevent forgetting.
+`make demo` prepares the data and runs it. The encoders are frozen: the image tokenizer can reconstruct the new objects
+already, and the understanding encoder distinguishes their patches. Half of the data is old, to prevent forgetting.
 
 The report of the demo has the results; the README has those of the shipped model.
 """

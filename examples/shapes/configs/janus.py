@@ -8,9 +8,9 @@ makes the tokenizers, the data and the understanding encoder, and runs all stage
 
 The README of this example has the results and the reasons for the differences to the papers. There is no pretrained
 LLM, so stage 1 trains one on answers only, and stage 2 adds the generation of single objects. Only answers are
-supervised, and Muon is the optimizer. The embeddings and output weights of image tokens keep their initial values, which
-come from the codebook, until stage 3. The understanding encoder is frozen in all stages. Sequences are few and short, for
-two CPU cores.
+supervised, and Muon is the optimizer. The embeddings and output weights of image tokens keep their initial values,
+which come from the codebook, until stage 3. The understanding encoder is frozen in all stages. Sequences are few and
+short, for two CPU cores.
 """
 
 from dataclasses import replace
@@ -32,9 +32,9 @@ from janus_jax.training.recipe import (
     Initialisation,
     Intervals,
     Precision,
+    PreparedDataset,
     Recipe,
     Resources,
-    PreparedDataset,
     Stage,
 )
 from janus_jax.training.siglip import SiglipRecipe

@@ -207,9 +207,7 @@ def _turns(scene: Scene, rng: np.random.Generator, limits: _Limits, focus: Focus
     return list(turns.items())
 
 
-def _sample_scene(
-    rng: np.random.Generator, limits: _Limits, categories: Sequence[Category | None] = _SCENES
-) -> Scene:
+def _sample_scene(rng: np.random.Generator, limits: _Limits, categories: Sequence[Category | None] = _SCENES) -> Scene:
     category = categories[int(rng.integers(len(categories)))]
     return sample_scene(rng, limits.vocabulary, limits.split, category, limits.about)
 

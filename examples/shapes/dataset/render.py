@@ -54,9 +54,8 @@ def render(scene: Scene, size: int = 48) -> UInt8[np.ndarray, "S S 3"]:
         raise JanusError(f"image_size is {size}; shapes need {MIN_IMAGE_SIZE} pixels or more to be distinguishable.")
     # Thousands of small images share a few backgrounds and object masks, which are cached. Large ones would fill the
     # memory.
-    background, stencil = _background, _stencil
-    if size > _MAX_CACHED_SIZE:
-        background, stencil = _background.__wrapped__, _stencil.__wrapped__
+    is_cached = size <= _MAX_CACHED_SIZE
+    background, stencil = (_background, _stencil) if is_cached else (_background.__wrapped__, _stencil.__wrapped__)
     canvas = background(scene.background, size).copy()
     stencils = [stencil(obj.shape, obj.diameter, obj.x, obj.y, size) for obj in scene.objects]
     for top, left, _, shadow in stencils:  # All shadows are below all objects.

@@ -83,6 +83,8 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     Returns:
       The content of report.json.
     """
+    import jax
+
     import janus_jax
     from janus_jax.sharding import make_mesh
 
@@ -93,7 +95,7 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     _step(1, f"Import {janus.name}, a PyTorch checkpoint")
     _import(janus, out / "converted")
     model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
-    _say(f"{model.config.num_params:,} parameters on {_devices(model)}.")
+    _say(f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters on {_devices(model)}.")
 
     _step(2, "Answer questions and generate images of combinations that training never showed alone")
     before = _evaluate(model, out / "before", plan)
@@ -128,13 +130,12 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
 
 
 def _import(released: Path, converted: Path) -> None:
-    from checkpoints_convert import convert, export
-    from checkpoints_convert.commands import meter
+    from checkpoints_convert import convert
 
     exported = converted.with_name("exported")
     shutil.rmtree(exported, ignore_errors=True)
-    _say(str(convert(released, converted, meter=meter)))
-    export(converted, exported, "released", meter)
+    _say(str(convert(released, converted, progress=True)))
+    convert(converted, exported, "released", progress=True)
     _say(f"Exported again: {compare_checkpoints(released, exported)} tensors are bitwise equal.")
     shutil.rmtree(exported)
 
@@ -145,7 +146,7 @@ def compare_checkpoints(first: Path, second: Path) -> int:
     Raises:
       JanusError: A tensor differs or is missing.
     """
-    from checkpoints_convert.readers import open_tensors
+    from checkpoints_convert.tensor_files import open_tensors
 
     before, after = open_tensors(first), open_tensors(second)
     if before.keys() != after.keys():
@@ -185,9 +186,9 @@ def _evaluate(model: "Pretrained", folder: Path, plan: DemoPlan) -> DemoScores:
     understanding, generation = [], []
     for name, protocol in protocols.items():
         with count_bar(f"   answering, {name} words") as bar:
-            understanding.append(evaluate_understanding(model, folder / f"{name}_answers", protocol, report=bar))
+            understanding.append(evaluate_understanding(model, folder / f"{name}_answers", protocol, on_progress=bar))
         with count_bar(f"   generating, {name} words", "images") as bar:
-            generation.append(evaluate_generation(model, folder / f"{name}_images", protocol, report=bar))
+            generation.append(evaluate_generation(model, folder / f"{name}_images", protocol, on_progress=bar))
     return DemoScores(understanding[0], generation[0], understanding[1], generation[1])
 
 
@@ -213,7 +214,7 @@ def _generate_with_flow(janusflow: Path, folder: Path, plan: DemoPlan) -> "Gener
     count = plan.flow_per_category
     protocol = ShapesProtocol(per_category=count, batch_size=len(Category) * count)
     with count_bar("   generating", "images") as bar:
-        result = evaluate_generation(model, folder, protocol, report=bar)
+        result = evaluate_generation(model, folder, protocol, on_progress=bar)
     correct = sum(verdict.correct for verdict in result.verdicts)
     _say(f"{correct} of {len(result.verdicts)} images are correct.")
     return result

@@ -122,7 +122,6 @@ def _newest_step(checkpoints: Path) -> int:
 
 
 def _export(out: Path) -> None:
-    from checkpoints_convert.commands import meter
     from janus_jax.training.export import export
 
-    export(out / "run", 1, out / "finetuned", "float32", meter)
+    export(out / "run", 1, out / "finetuned", "float32", progress=True)

@@ -1,4 +1,4 @@
-"""Where samples come from: a prepared data set, the share of it that one process reads, and in which order."""
+"""Components of a mixture: prepared data sets, and the shuffled shard of each that one process reads."""
 
 import hashlib
 import os
@@ -11,7 +11,7 @@ from janus_jax.errors import JanusError
 from janus_jax.files import describe_error, reading
 from janus_jax.processing import Task
 
-# `records.features`, as TFDS lays them into a tf.train.Example.
+# How TFDS stores `records.features` in a tf.train.Example.
 _KINDS = {
     "key": "bytes_list",
     "task": "bytes_list",
@@ -25,14 +25,14 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Component:
-    """One part of a mixture.
+    """A data set of a mixture.
 
     Attributes:
-      name: in phases, sample ids and messages.
-      source: the folder of a prepared data set, or records themselves.
-      weight: samples of it in proportion to the other components', where `StreamConfig.phases` says nothing else.
-      task: what all its records must teach; None for whatever they do.
-      split: which of the data set's splits is read, also as TFDS's "train[:1000]".
+      name: Name in phases, example ids and messages.
+      source: Folder of a prepared data set, or a sequence of records.
+      weight: Relative number of examples, used if `StreamConfig.phases` is empty.
+      task: Task that all records must have; None allows any.
+      split: Split to read, in TFDS syntax such as "train[:1000]".
     """
 
     name: str
@@ -44,39 +44,41 @@ class Component:
 
 @dataclass(frozen=True)
 class RecordReader:
-    """The records of a component: how many, and the one of a number."""
+    """Random access to the records of a component: their number, and a function from index to record."""
 
     length: int
     read: Callable[[int], Record]
 
 
 def open_records(component: Component) -> RecordReader:
-    """Opens a component's source.
+    """Opens the data set of a component.
 
     Raises:
-      JanusError: there is no prepared data set, or none of that split; the message names the folder.
+      JanusError: The folder is not a prepared data set or lacks the split.
     """
     source = component.source
     if not isinstance(source, str | os.PathLike):
         return RecordReader(len(source), source.__getitem__)
-    # Here: it takes a second, and tests need none of it.
+    # Imported here because it takes a second and records in memory do not need it.
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    folder, remedy = Path(source), "make it with janus-prepare"
+    folder, remedy = Path(source), "make it with python -m launch.prepare"
     with reading(folder):
         if not folder.is_dir():
-            raise JanusError(f"{folder}, of the component {component.name!r}, is no folder; {remedy}.")
+            raise JanusError(f"{folder}, the source of component {component.name!r}, is not a folder; {remedy}.")
         if not (folder / "dataset_info.json").exists():
-            raise JanusError(f"{folder}, of the component {component.name!r}, holds no prepared data set; {remedy}.")
+            raise JanusError(
+                f"{folder}, the source of component {component.name!r}, is not a prepared data set; {remedy}."
+            )
     with reading(folder, remedy):
         builder = builder_from_directory(str(folder))
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
-                f"{folder}, of the component {component.name!r}, is a data set without {', '.join(sorted(missing))}, "
-                f"and so not one of records; make one of it with janus-prepare --source tfds."
+                f"{folder}, the source of component {component.name!r}, lacks the features "
+                f"{', '.join(sorted(missing))} of a record; convert it with python -m launch.prepare --source tfds."
             )
-        # TFDS takes as long over an example's fields as over reading it.
+        # Raw bytes, because TFDS takes as long to decode an example's fields as to read it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
         length = len(data)
 
@@ -84,7 +86,7 @@ def open_records(component: Component) -> RecordReader:
         try:
             fields = tf_example_generated_pb2.Example.FromString(data[index]).features.feature
             example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
-        # The readers beneath raise errors of their own making.
+        # ArrayRecord and protobuf raise their own error types.
         except Exception as error:
             raise JanusError(f"Example {index} of {folder} cannot be read ({describe_error(error)}).") from error
         if missing := [name for name in _KINDS if name not in example]:
@@ -97,56 +99,55 @@ def open_records(component: Component) -> RecordReader:
 
 @dataclass(frozen=True)
 class ComponentShard:
-    """The records of one component that one process reads, without end and shuffled anew in every epoch.
+    """An endless order of the records of one component that one shard reads, shuffled anew in each epoch.
 
-    Process p of P reads the records p, p + P, p + 2 P and so on.
+    Shard s of S has the records s, s + S, s + 2 S and so on.
 
     Attributes:
-      length: records of the component.
-      process_index, process_count: whose share.
-      seed: of the order.
-      name: of the component.
+      length: Number of records of the component.
+      index: Which shard, from 0.
+      count: Number of shards.
+      seed: Seed of the order.
+      name: Name of the component.
     """
 
     length: int
-    process_index: int
-    process_count: int
+    index: int
+    count: int
     seed: int
     name: str
 
     def __post_init__(self) -> None:
-        if self.length < self.process_count:
+        if self.length < self.count:
             raise JanusError(
-                f"The component {self.name!r} has {self.length} records, fewer than the {self.process_count} processes "
-                f"that share them; add records or leave it out."
+                f"The component {self.name!r} has {self.length} records, fewer than the {self.count} data shards; "
+                f"add records or leave it out."
             )
 
     def __len__(self) -> int:
-        return len(range(self.process_index, self.length, self.process_count))
+        return len(range(self.index, self.length, self.count))
 
     def locate(self, position: int) -> tuple[int, int]:
-        """(epoch, number of the record) of the position-th record that is read."""
-        epoch, place = divmod(position, len(self))
-        return epoch, self.process_index + self.process_count * shuffled(place, len(self), self._key(epoch))
-
-    def _key(self, epoch: int) -> bytes:
-        return f"{self.seed}/{self.name}/{epoch}".encode()
+        """Returns the epoch and the record index of the record at `position` of the order."""
+        epoch, step = divmod(position, len(self))
+        key = f"{self.seed}/{self.name}/{epoch}".encode()
+        return epoch, self.index + self.count * permute(step, len(self), key)
 
 
-def shuffled(place: int, length: int, key: bytes) -> int:
-    """Where a place of range(length) goes under the permutation that `key` names.
+def permute(index: int, length: int, key: bytes) -> int:
+    """Maps an index by the pseudorandom permutation of range(length) that `key` selects.
 
-    A Feistel network over the smallest square of a power of two that holds the range, walked until it is back inside
-    (Black and Rogaway 2002, "Ciphers with arbitrary finite domains"): any place is found without the others, whose
-    list of a billion records no process would hold.
+    Each index is computed on its own, so no process holds the order of a billion records. The permutation is a Feistel
+    network over the smallest 4^b >= length, applied until the result is in range (Black and Rogaway 2002, "Ciphers with
+    arbitrary finite domains").
     """
     bits = max(1, ((length - 1).bit_length() + 1) // 2)
     mask = (1 << bits) - 1
     while True:
-        left, right = place >> bits, place & mask
+        left, right = index >> bits, index & mask
         for turn in range(4):
             digest = hashlib.blake2b(b"%d/%d" % (turn, right), digest_size=8, key=key[:64]).digest()
             left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
-        place = left << bits | right
-        if place < length:
-            return place
+        index = left << bits | right
+        if index < length:
+            return index

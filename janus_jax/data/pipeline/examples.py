@@ -1,4 +1,4 @@
-"""What a record teaches: the row of places that it becomes, and which of them are supervised."""
+"""Builds training examples from records: token sequence, images and supervised positions."""
 
 import enum
 import hashlib
@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 
 from janus_jax.batch import NO_IMAGE
 from janus_jax.data.records import Record
@@ -16,199 +16,247 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Message, Processor, Task, TokenSequence, TooManyPixels, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-# The mark and what closes behind it, then white space; an ideographic mark needs none.
+# Punctuation with closing quotes or brackets, then white space. Ideographic punctuation needs no white space.
 _SENTENCE_END = re.compile(r"""[.!?…]+["'”’)\]]*(?=\s)|[。！？]+[”’」』）]*""")
 _ABBREVIATION = re.compile(r"(?:^|[\s(])(?:[A-Z]|Mrs?|Ms|Dr|Prof|St|Jr|Sr|No|vs|cf|e\.g|i\.e|approx)\.$")
 
 
 class Supervision(enum.Enum):
-    """Which text is learnt."""
+    """Which text tokens are targets."""
 
     TEXT = "text"
-    """All of it: stages I and II (Janus, arXiv 2410.13848, §3.3)."""
+    """All text: stages I and II (Janus, arXiv 2410.13848, §3.3)."""
 
     ANSWERS = "answers"
-    """What the assistant says, end-of-sentence included; prompts are masked: stage III."""
+    """The assistant's turns with their end-of-sentence tokens: stage III."""
 
 
-def text_targets(row: TokenSequence, supervision: Supervision) -> Int[np.ndarray, " T"]:
-    """The places whose text id is to be predicted, each from the place before it.
+@dataclass(frozen=True, eq=False)
+class Example:
+    """A token sequence and its targets.
 
-    The one place that decides on supervision. Generation is supervised on its image ids alone, all of them, the first
-    included (Janus, §3.3); `Batch.gen_starts` says where those are. Elsewhere begin-of-sentence, image places and the
-    begin- and end-of-image around them are given, never learnt.
+    Attributes:
+      example_id: "component/key", followed by "#epoch" from the second epoch on.
+      sequence: Tokens and images.
+      text_targets: As in `Batch`, with positions counted within the example.
+      gen_starts: As in `Batch`, with positions counted within the example.
+      gen_ids: As in `Batch`; None without precomputed image tokens.
+      gen_latents: As in `Batch`; None without precomputed latents.
+      truncated: Number of tokens that `truncate` removed.
     """
-    if row.task is Task.GENERATION:
+
+    example_id: str
+    sequence: TokenSequence
+    text_targets: Int[np.ndarray, " T"]
+    gen_starts: Int[np.ndarray, " G"]
+    gen_ids: Int[np.ndarray, "G N"] | None = None
+    gen_latents: Float[np.ndarray, "G h w C"] | None = None
+    truncated: int = 0
+
+    @property
+    def size(self) -> Int[np.ndarray, "4"]:
+        """Tokens, input images, target images and text targets: the quantities that a `Budget` limits."""
+        sequence = self.sequence
+        return np.array([len(sequence), len(sequence.und_images), len(self.gen_starts), len(self.text_targets)])
+
+
+def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.ndarray, " T"]:
+    """Returns the positions whose text token is a target, predicted from the position before.
+
+    Generation examples have no text targets: only their image tokens are supervised (Janus, §3.3), which
+    `Batch.gen_starts` marks. In other examples begin-of-sentence, image positions and the begin-of-image and
+    end-of-image tokens around them are not targets.
+    """
+    if sequence.task is Task.GENERATION:
         return np.zeros(0, np.int32)
-    learnt = is_text(row)
+    is_target = _is_text(sequence)
     if supervision is Supervision.ANSWERS:
-        learnt &= row.answer
-    return np.flatnonzero(learnt).astype(np.int32)
+        is_target &= sequence.answer
+    return np.flatnonzero(is_target).astype(np.int32)
 
 
-def is_text(row: TokenSequence) -> Bool[np.ndarray, "L"]:
-    """Where a row holds text of its own: all but begin-of-sentence, images and their begin and end."""
-    image = (row.und_patch_index != NO_IMAGE) | (row.gen_token_index != NO_IMAGE)
-    given = image.copy()
-    given[:-1] |= image[1:]
-    given[1:] |= image[:-1]
-    given[:1] = True
-    return ~given
+def _is_text(sequence: TokenSequence) -> Bool[np.ndarray, " L"]:
+    """Mask of all positions except begin-of-sentence, images, and the begin and end tokens of images."""
+    image = (sequence.und_patch_index != NO_IMAGE) | (sequence.gen_token_index != NO_IMAGE)
+    excluded = image.copy()
+    excluded[:-1] |= image[1:]
+    excluded[1:] |= image[:-1]
+    excluded[:1] = True
+    return ~excluded
 
 
 def first_sentence(caption: str) -> str:
-    """The caption up to the end of its first sentence; all of it where there is but one."""
+    """Returns the first sentence of a caption."""
     caption = caption.strip()
     for end in _SENTENCE_END.finditer(caption):
-        start = caption[: end.end()]
-        if start.endswith(".") and _ABBREVIATION.search(start):
+        sentence = caption[: end.end()]
+        if sentence.endswith(".") and _ABBREVIATION.search(sentence):
             continue
-        return start
+        return sentence
     return caption
 
 
 @dataclass(frozen=True)
-class Chance:
-    """What is random about a record, each thing by itself: a share that is changed moves no other draw."""
+class _RecordRandom:
+    """Random numbers of a record, one per purpose, so that changing one probability leaves the others unchanged."""
 
     seed: int
     key: str
     epoch: int
 
-    def bits(self, what: str) -> int:
-        """64 random bits."""
-        text = f"{self.seed}/{self.epoch}/{what}/{self.key}".encode("utf-8", "surrogatepass")
+    def bits(self, purpose: str) -> int:
+        """Returns 64 random bits."""
+        text = f"{self.seed}/{self.epoch}/{purpose}/{self.key}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
-    def of(self, what: str) -> float:
-        """A number in [0, 1)."""
-        return (self.bits(what) >> 11) * 2.0**-53
+    def uniform(self, purpose: str) -> float:
+        """Returns a number in [0, 1)."""
+        return (self.bits(purpose) >> 11) * 2.0**-53
 
 
 @dataclass(frozen=True)
 class ExampleBuilder:
-    """Makes rows of records, with all that is random about a record.
+    """Builds examples from records.
 
-    Randomness follows from (`seed`, the record's key, epoch) alone, so that a record becomes the same row whichever
-    process reads it, and when.
+    Randomness depends on the seed, the record's key and the epoch only, so an example does not depend on the process
+    that builds it.
 
     Attributes:
-      processor: of the model to be trained.
-      drop_condition: share of the generation samples whose prompt becomes pad tokens, for guidance.
-      first_sentence: share of the captions that lose all but their first sentence (Janus, §4.1).
-      random_crop: whether the part of an image to generate along its long side is drawn; else it is the middle.
-      precomputed_image_tokens: Uses image tokens stored in the records instead of the pixels of target images. For
-        JanusFlow: stored latents, next to the pixels of the center crop.
-      seed: of the randomness.
+      processor: Processor of the model.
+      supervision: Which text tokens are targets.
+      drop_condition: Probability that the prompt of a generation example is replaced by pad tokens, for classifier-free
+        guidance.
+      first_sentence: Probability that a caption is cut to its first sentence (Janus, §4.1).
+      random_crop: Crops target images at a random position along their long side; False takes the center.
+      precomputed_image_tokens: Uses the image tokens of the records instead of the pixels of target images. For
+        JanusFlow: uses the latents of the records next to the pixels of the center crop.
+      seed: Seed of the randomness.
     """
 
     processor: Processor
+    supervision: Supervision = Supervision.TEXT
     drop_condition: float = 0.1
     first_sentence: float = 0.25
     random_crop: bool = False
     precomputed_image_tokens: bool = False
     seed: int = 0
 
-    def __call__(self, record: Record, epoch: int) -> TokenSequence:
-        """The record's row.
+    def __call__(self, record: Record, epoch: int = 0, example_id: str = "") -> Example:
+        """Builds the example of a record.
 
         Args:
-          record: what is learnt.
-          epoch: how often it was read before.
+          record: The record.
+          epoch: Number of times the record was read before.
+          example_id: Id of the example; the record's key by default.
 
         Raises:
-          RejectedRecord: the record gives no row.
+          RejectedRecord: The record is not valid for the model, or has no targets.
         """
-        chance = Chance(self.seed, record.key, epoch)
-        drop_condition = chance.of("drop_condition") < self.drop_condition
-        shorten = chance.of("first_sentence") < self.first_sentence
+        sequence = self._sequence(record, _RecordRandom(self.seed, record.key, epoch))
+        targets = text_targets(sequence, self.supervision)
+        gen_index = sequence.gen_token_index
+        is_start = (gen_index != NO_IMAGE) & (gen_index % self.processor.num_gen_tokens == 0)
+        starts = np.flatnonzero(is_start).astype(np.int32)
+        if not len(targets) and not len(starts):
+            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no supervised position.")
+        gen_ids = gen_latents = None
+        if self.precomputed_image_tokens and sequence.task is Task.GENERATION:
+            if self.processor.latent_shape is None:
+                gen_ids = record.image_tokens[None]
+            else:
+                gen_latents = record.image_latents.reshape(1, *self.processor.latent_shape)
+        return Example(example_id or record.key, sequence, targets, starts, gen_ids, gen_latents)
+
+    def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         try:
             if record.task is Task.GENERATION:
-                row = self._generation_row(record, first_sentence(record.text) if shorten else record.text, chance)
+                sequence = self._generation_sequence(record, random)
             elif record.task is Task.TEXT and not record.messages:
-                row = self._text_row(record)
+                sequence = self._text_sequence(record)
             else:
-                row = self._conversation_row(record)
-        except RejectedRecord:
-            raise
+                sequence = self._conversation_sequence(record)
         except JanusError as error:
-            raise RejectedRecord(_cause(record), str(error)) from error
-        self._check_special_tokens(row)
-        return self.processor.unconditional_sequence(row) if row.task is Task.GENERATION and drop_condition else row
+            raise RejectedRecord(_reason(record), str(error)) from error
+        self._check_special_tokens(sequence)
+        if record.task is Task.GENERATION and random.uniform("drop_condition") < self.drop_condition:
+            return self.processor.unconditional_sequence(sequence)
+        return sequence
 
-    def _text_row(self, record: Record) -> TokenSequence:
+    def _text_sequence(self, record: Record) -> TokenSequence:
         if not record.text.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
         return self.processor.text_sequence(record.text)
 
-    def _conversation_row(self, record: Record) -> TokenSequence:
-        messages = [_plain(index, message) for index, message in enumerate(record.messages)]
+    def _conversation_sequence(self, record: Record) -> TokenSequence:
+        messages = [_text_of_message(index, message) for index, message in enumerate(record.messages)]
         if not any(message["content"].replace(IMAGE_PLACEHOLDER, "").strip() for message in messages):
-            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its messages say nothing.")
-        promised = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in messages)
-        promised = max(promised, int(record.task is Task.UNDERSTANDING))
-        if promised != len(record.images):
+            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its messages have no text.")
+        expected = sum(message["content"].count(IMAGE_PLACEHOLDER) for message in messages)
+        expected = max(expected, int(record.task is Task.UNDERSTANDING))
+        if expected != len(record.images):
             raise RejectedRecord(
-                RejectReason.NO_IMAGE if promised > len(record.images) else RejectReason.IMAGE_COUNT,
-                f"it has {len(record.images)} images where {promised} are spoken of.",
+                RejectReason.NO_IMAGE if expected > len(record.images) else RejectReason.IMAGE_COUNT,
+                f"it has {len(record.images)} images; its messages need {expected}.",
             )
         return self.processor.understanding_sequence(messages, record.images)
 
-    def _generation_row(self, record: Record, caption: str, chance: Chance) -> TokenSequence:
+    def _generation_sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
+        shorten = random.uniform("first_sentence") < self.first_sentence
+        caption = first_sentence(record.text) if shorten else record.text
         if not caption.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its caption is empty.")
         if self.precomputed_image_tokens and self.processor.latent_shape is None:
-            return self._row_of_ids(record, caption)
+            self._check_image_tokens(record)
+            return self.processor.generation_sequence(caption, None)
         if len(record.images) != 1:
             raise RejectedRecord(
                 RejectReason.IMAGE_COUNT if record.images else RejectReason.NO_IMAGE,
-                f"it has {len(record.images)} images where one is to be generated.",
+                f"it has {len(record.images)} target images; it needs one.",
             )
         if self.precomputed_image_tokens:
             self._check_latents(record)
-        cropped = self.random_crop and not self.precomputed_image_tokens
-        rng = np.random.default_rng(chance.bits("crop")) if cropped else None
+        random_crop = self.random_crop and not self.precomputed_image_tokens
+        rng = np.random.default_rng(random.bits("crop")) if random_crop else None
         return self.processor.generation_sequence(caption, record.images[0], rng)
 
-    def _row_of_ids(self, record: Record, caption: str) -> TokenSequence:
-        n = self.processor.gen_tokens
+    def _check_image_tokens(self, record: Record) -> None:
+        n = self.processor.num_gen_tokens
         if len(record.image_tokens) != n or record.image_tokens.min() < 0:
             raise RejectedRecord(
                 RejectReason.BAD_IMAGE_TOKENS,
-                f"it has {len(record.image_tokens)} image ids where the model has {n}; prepare it with --tokenizer.",
+                f"it has {len(record.image_tokens)} image tokens; the model needs {n}. Prepare it with --tokenizer.",
             )
-        return self.processor.generation_sequence(caption, None)
 
     def _check_latents(self, record: Record) -> None:
-        wanted = math.prod(self.processor.latent_shape or ())
-        if len(record.image_latents) != wanted or not np.isfinite(record.image_latents).all():
+        size = math.prod(self.processor.latent_shape or ())
+        if len(record.image_latents) != size or not np.isfinite(record.image_latents).all():
             raise RejectedRecord(
                 RejectReason.BAD_IMAGE_LATENTS,
-                f"it has {len(record.image_latents)} numbers of latents where the model has {wanted}; prepare it with "
-                f"--tokenizer, of a JanusFlow or its VAE.",
+                f"it has {len(record.image_latents)} latent values; the model needs {size} finite ones. Prepare it "
+                f"with --tokenizer, a JanusFlow or its VAE.",
             )
 
-    def _check_special_tokens(self, row: TokenSequence) -> None:
-        """Text that spells a marker would stand for an image, or for padding, that is not there."""
+    def _check_special_tokens(self, sequence: TokenSequence) -> None:
+        # Text that spells a special token would be read as an image or as padding.
         special = self.processor.tokenizer.special
         markers = (special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder)
-        text = row.tokens[is_text(row)]
-        if (found := np.logical_or.reduce([text == marker for marker in markers])).any():
+        text = sequence.tokens[_is_text(sequence)]
+        if (found := np.isin(text, markers)).any():
             token = self.processor.tokenizer.decode([int(text[found.argmax()])], skip_special_tokens=False)
-            raise RejectedRecord(RejectReason.SPECIAL_TOKEN, f"its text spells {token}.")
+            raise RejectedRecord(RejectReason.SPECIAL_TOKEN, f"its text contains the special token {token}.")
 
 
-def _plain(index: int, message: object) -> Message:
-    """The message without anything but its text: its images are the record's, and no path in a file is followed."""
+def _text_of_message(index: int, message: object) -> Message:
+    # Only role and text, because image paths in a message must not be opened.
     if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
         raise RejectedRecord(
-            RejectReason.BAD_CONVERSATION, f'message {index} is no object with texts "role" and "content".'
+            RejectReason.BAD_CONVERSATION, f'message {index} is not an object with strings "role" and "content".'
         )
     return {"role": message["role"], "content": message["content"]}
 
 
-def _cause(record: Record) -> RejectReason:
-    """What the processor objected to: it tells people, in words."""
+def _reason(record: Record) -> RejectReason:
+    """Finds the reason of a `JanusError` that the processor raised."""
     for image in record.images:
         try:
             open_image(image)

@@ -1,4 +1,4 @@
-"""Which component the next sample comes from: ratios that hold at every moment, and weights that change at a step."""
+"""Mixture schedule: which component the next example comes from."""
 
 import dataclasses
 import itertools
@@ -13,11 +13,11 @@ from janus_jax.errors import JanusError
 
 @dataclass(frozen=True)
 class Phase:
-    """A stretch of steps with weights of its own.
+    """A range of steps with constant mixture weights.
 
     Attributes:
-      until_step: the first step after it; None for the last phase, which has no end.
-      weights: samples in proportion, by component name; a component that is not named gives none.
+      until_step: First step after the phase; None for the last phase.
+      weights: Relative number of examples by component name. Components without a weight give none.
     """
 
     until_step: int | None
@@ -25,10 +25,10 @@ class Phase:
 
 
 def check_phases(phases: Sequence[Phase], names: Sequence[str]) -> None:
-    """Checks phases against each other and against the names of the components.
+    """Checks the order of the phases and the names and values of their weights.
 
     Raises:
-      JanusError: they are not in order, or a weight is of no component or no number.
+      JanusError: The phases are not in order, or a weight is not a number or names no component.
     """
     if not phases or any(phase.until_step is None for phase in phases[:-1]) or phases[-1].until_step is not None:
         raise JanusError("StreamConfig.phases must end with a phase whose until_step is None, and with no other.")
@@ -47,69 +47,63 @@ def check_phases(phases: Sequence[Phase], names: Sequence[str]) -> None:
 
 @dataclass
 class MixtureSchedule:
-    """Draws components so that each has its share of every beginning of the sequence, to within one sample.
+    """Deterministic sequence of components whose every prefix matches the weights to within one example.
 
-    Of k components none is ever more than 1 - 1/(2k - 2) samples from its share, which is the best there is; the rule
-    is Tijdeman's (1980, "The chairman assignment problem"): among those whose next sample is not too early, the one
-    that would be late first. Shares are fractions, so nothing drifts. What was owed when the weights change is still
-    owed afterwards.
+    With k components, the count of each differs from its expectation by at most 1 - 1/(2k - 2), which is optimal. The
+    rule is Tijdeman's (1980, "The chairman assignment problem"): among the components whose next example is not too
+    early, pick the one with the earliest deadline. Arithmetic is exact. A deficit carries over to the next phase.
 
     Attributes:
-      phases: the weights.
-      names: of the components, in the order of their numbers.
-      slots: samples drawn so far in each phase.
-      counts: samples drawn so far of each component.
+      phases: Mixture weights.
+      names: Component names, in the order of their indices.
+      phase_counts: Examples so far by phase.
+      component_counts: Examples so far by component.
     """
 
     phases: Sequence[Phase]
     names: Sequence[str]
-    slots: list[int] = field(default_factory=list)
-    counts: list[int] = field(default_factory=list)
+    phase_counts: list[int] = field(default_factory=list)
+    component_counts: list[int] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.slots = list(self.slots) or [0] * len(self.phases)
-        self.counts = list(self.counts) or [0] * len(self.names)
+        self.phase_counts = list(self.phase_counts) or [0] * len(self.phases)
+        self.component_counts = list(self.component_counts) or [0] * len(self.names)
         shares = [self._shares(phase) for phase in self.phases]
-        # All is counted in units of which every share is a whole number: faster than fractions, and as exact.
-        slackest = max(1, 2 * len(self.names) - 2)
+        # Counted in units that make every share an integer: as exact as fractions, and faster.
         self._slack = math.lcm(*(share.denominator for share in itertools.chain(*shares)))
-        self._sample = self._slack * slackest
-        self._units = [[int(share * self._sample) for share in phase] for phase in shares]
-        self._owed = [
-            sum(n * units[c] for n, units in zip(self.slots, self._units, strict=True)) - count * self._sample
-            for c, count in enumerate(self.counts)
+        self._example = self._slack * max(1, 2 * len(self.names) - 2)
+        self._units = [[int(share * self._example) for share in phase] for phase in shares]
+        # How far each component is behind its expected count.
+        self._deficits = [
+            sum(n * units[c] for n, units in zip(self.phase_counts, self._units, strict=True)) - count * self._example
+            for c, count in enumerate(self.component_counts)
         ]
 
-    @property
-    def owed(self) -> list[Fraction]:
-        """How many samples more of each component the weights make of the samples so far than there were."""
-        return [Fraction(owed, self._sample) for owed in self._owed]
-
     def phase(self, step: int) -> int:
-        """The number of the phase that `step` is in."""
+        """Returns the index of the phase that contains `step`."""
         ends = (phase.until_step for phase in self.phases)
         return next(index for index, end in enumerate(ends) if end is None or step < end)
 
-    def draw(self, phase: int) -> int:
-        """The number of the component that the next sample comes from."""
+    def next_component(self, phase: int) -> int:
+        """Returns the index of the component of the next example."""
         units = self._units[phase]
-        self._owed = [owed + unit for owed, unit in zip(self._owed, units, strict=True)]
-        drawn = min((c for c, unit in enumerate(units) if unit), key=lambda c: self._urgency(c, units[c]))
-        self._owed[drawn] -= self._sample
-        self.slots[phase] += 1
-        self.counts[drawn] += 1
-        return drawn
+        self._deficits = [deficit + unit for deficit, unit in zip(self._deficits, units, strict=True)]
+        chosen = min((c for c, unit in enumerate(units) if unit), key=lambda c: self._urgency(c, units[c]))
+        self._deficits[chosen] -= self._example
+        self.phase_counts[phase] += 1
+        self.component_counts[chosen] += 1
+        return chosen
 
     def copy(self) -> Self:
-        """One that goes on from here by itself."""
-        return dataclasses.replace(self, slots=list(self.slots), counts=list(self.counts))
+        """Returns an independent schedule that continues from here."""
+        return dataclasses.replace(self)
 
     def _urgency(self, component: int, units: int) -> tuple[bool, int]:
-        """Whether the component's next sample is too early now, and after how many more it would be late."""
-        owed = self._owed[component]
-        return owed < self._slack, -((owed + self._slack - self._sample) // units)
+        """Whether the component's next example is too early now, and minus the number of examples to its deadline."""
+        deficit = self._deficits[component]
+        return deficit < self._slack, -((deficit + self._slack - self._example) // units)
 
     def _shares(self, phase: Phase) -> list[Fraction]:
-        # A weight is meant as it is written: 0.1 is a tenth, not the binary number next to it.
+        # Through the decimal string, so that 0.1 is a tenth and not the nearest binary number.
         weights = [Fraction(str(phase.weights.get(name, 0))) for name in self.names]
         return [weight / sum(weights) for weight in weights]

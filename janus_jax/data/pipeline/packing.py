@@ -1,4 +1,4 @@
-"""Samples laid end to end into rows of one length, under budgets: every array has one shape and is nearly full."""
+"""Packs examples into sequences of one length, within budgets. All batches have one shape and little padding."""
 
 import functools
 import itertools
@@ -7,29 +7,30 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Int
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
+from janus_jax.data.pipeline.examples import Example
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.processing import Processor, TokenSequence
+from janus_jax.processing import Processor
 
-_TRIED = 16
-_TOGETHER = 3
-_CLOSE = 1 / 256
-"""How a row's last room is filled: the best of all groups of up to 3 of the 16 oldest samples that fit; a group of 3
-only once it leaves less than this share of the row free."""
+# The rest of a sequence is filled by trying all groups of up to 3 of the 16 oldest examples that fit. A group of 3 is
+# taken only if it leaves less than 1/256 of the sequence free.
+_MAX_CANDIDATES = 16
+_MAX_GROUP = 3
+_FULL = 1 / 256
 
 
 @dataclass(frozen=True)
 class Budget:
-    """What one row of a batch has room for.
+    """Capacity of one packed sequence.
 
     Attributes:
-      tokens: L of the batch.
-      und_images: U, images to understand.
-      gen_images: G, images to generate.
-      text_targets: T, supervised text places.
+      tokens: Length L of the sequence.
+      und_images: Input images U.
+      gen_images: Target images G.
+      text_targets: Supervised text positions T.
     """
 
     tokens: int = 4096
@@ -39,148 +40,125 @@ class Budget:
 
     def __post_init__(self) -> None:
         if self.tokens < 2 or min(self.und_images, self.gen_images, self.text_targets) < 0:
-            raise JanusError(f"{self} is no budget: it needs at least 2 places, and at least 0 of everything else.")
+            raise JanusError(f"{self} is not valid: tokens must be at least 2, the other fields at least 0.")
 
     @property
     def limits(self) -> Int[np.ndarray, "4"]:
-        """As a vector, in the order of `Example.size`."""
+        """The fields as a vector, in the order of `Example.size`."""
         return np.array([self.tokens, self.und_images, self.gen_images, self.text_targets])
 
 
-@dataclass(frozen=True, eq=False)
-class Example:
-    """A row, and what training wants to know of it.
+def truncate(example: Example, budget: Budget) -> Example:
+    """Cuts the end of text that exceeds the budget.
 
-    Attributes:
-      example_id: "component/key", with "#epoch" from the second epoch on.
-      row: the places.
-      text_targets: as in `Batch`, counted within the row.
-      gen_starts: as in `Batch`, counted within the row.
-      gen_ids: as in `Batch`; None where the row has the images themselves, or none.
-      gen_latents: as in `Batch`, beside the images; None where the VAE has yet to run.
-      cut: how many places the over-long rule took off its end.
-    """
-
-    example_id: str
-    row: TokenSequence
-    text_targets: Int[np.ndarray, " T"]
-    gen_starts: Int[np.ndarray, " G"]
-    gen_ids: Int[np.ndarray, "G N"] | None = None
-    gen_latents: Float[np.ndarray, "G h w C"] | None = None
-    cut: int = 0
-
-    @property
-    def size(self) -> Int[np.ndarray, "4"]:
-        """What it takes of a `Budget`: places, images to understand, images to generate, supervised text places."""
-        row = self.row
-        return np.array([len(row), len(row.und_images), len(self.gen_starts), len(self.text_targets)])
-
-
-def truncate(sample: Example, budget: Budget) -> Example:
-    """The over-long rule: text that is too long loses its end; anything else that does not fit is dropped.
-
-    Cut is at the last place within the budget, of all places and of supervised ones. A sample with more images than
-    the budget, with an image that the cut would reach, or with nothing left to learn gives none.
+    The cut is after the last position within both the token and the text-target budget.
 
     Raises:
-      RejectedRecord: the sample cannot be made to fit.
+      RejectedRecord: The example has too many images, the cut would reach an image, or no targets would be left.
     """
-    if (sample.size <= budget.limits).all():
-        return sample
-    length = min(budget.tokens, len(sample.row))
-    if len(sample.text_targets) > budget.text_targets:
-        length = min(length, int(sample.text_targets[budget.text_targets]))
-    row, targets = sample.row, sample.text_targets[sample.text_targets < length]
-    # An end-of-image belongs to its image.
-    has_image = (row.und_patch_index[length - 1 :] != NO_IMAGE).any() or (
-        row.gen_token_index[length:] != NO_IMAGE
+    if (example.size <= budget.limits).all():
+        return example
+    sequence = example.sequence
+    length = min(budget.tokens, len(sequence))
+    if len(example.text_targets) > budget.text_targets:
+        length = min(length, int(example.text_targets[budget.text_targets]))
+    targets = example.text_targets[example.text_targets < length]
+    # From length - 1 for input images, because the end-of-image token must stay with its image.
+    cuts_image = (sequence.und_patch_index[length - 1 :] != NO_IMAGE).any() or (
+        sequence.gen_token_index[length:] != NO_IMAGE
     ).any()
-    cut = replace(
-        sample,
-        row=replace(
-            row,
-            tokens=row.tokens[:length],
-            answer=row.answer[:length],
-            und_patch_index=row.und_patch_index[:length],
-            gen_token_index=row.gen_token_index[:length],
+    shorter = replace(
+        example,
+        sequence=replace(
+            sequence,
+            tokens=sequence.tokens[:length],
+            answer=sequence.answer[:length],
+            und_patch_index=sequence.und_patch_index[:length],
+            gen_token_index=sequence.gen_token_index[:length],
         ),
         text_targets=targets,
-        cut=len(row) - length,
+        truncated=len(sequence) - length,
     )
-    if has_image or not (len(targets) or len(sample.gen_starts)) or not (cut.size <= budget.limits).all():
-        size = ", ".join(f"{n} {name}" for n, name in zip(sample.size, _SIZE_NAMES, strict=True))
-        raise RejectedRecord(RejectReason.TOO_LONG, f"it has {size}; a row has room for {_words(budget)}.")
-    return cut
+    if cuts_image or not (len(targets) or len(example.gen_starts)) or not (shorter.size <= budget.limits).all():
+        raise RejectedRecord(
+            RejectReason.TOO_LONG,
+            f"it has {_describe(example.size)}; a packed sequence has room for {_describe(budget.limits)}.",
+        )
+    return shorter
 
 
-_SIZE_NAMES = ("places", "images to understand", "images to generate", "supervised text places")
+def _describe(size: Int[np.ndarray, "4"]) -> str:
+    names = ("tokens", "input images", "target images", "text targets")
+    return ", ".join(f"{n} {name}" for n, name in zip(size, names, strict=True))
 
 
-def _words(budget: Budget) -> str:
-    return ", ".join(f"{n} {name}" for n, name in zip(budget.limits, _SIZE_NAMES, strict=True))
+def select_examples(sizes: Int[np.ndarray, "S 4"], limits: Int[np.ndarray, "4"]) -> list[int]:
+    """Selects the waiting examples that fill the next sequence.
 
+    The oldest example is always selected, so no example waits indefinitely. Then the oldest ones that fit follow, until
+    a small group fills the rest.
 
-def select_examples(sizes: Int[np.ndarray, "S 4"], room: Int[np.ndarray, "4"]) -> list[int]:
-    """Which of the waiting samples, oldest first, make one row.
+    Args:
+      sizes: Sizes of the waiting examples, oldest first.
+      limits: Limits of the budget.
 
-    The oldest always does, so that none waits for ever; then the oldest that fit follow, until the room that is left
-    can be filled well by trying all groups of a few.
+    Returns:
+      Indices of the selected examples, in packing order.
     """
-    chosen: list[int] = []
+    selected: list[int] = []
     taken = np.zeros(len(sizes), bool)
-    free = room.copy()
+    free = limits.copy()
     while (fit := np.flatnonzero(~taken & (sizes <= free).all(axis=1))).size:
-        group = fit[:1] if not chosen else _best_group(sizes, fit[:_TRIED], free, room[0] * _CLOSE)
-        chosen.extend(group.tolist())
+        group = fit[:1] if not selected else _best_group(sizes, fit[:_MAX_CANDIDATES], free, limits[0] * _FULL)
+        selected.extend(group.tolist())
         taken[group] = True
         free = free - sizes[group].sum(axis=0)
-    return chosen
+    return selected
 
 
 def _best_group(
-    sizes: Int[np.ndarray, "S 4"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, "4"], close: float
+    sizes: Int[np.ndarray, "S 4"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, "4"], full: float
 ) -> Int[np.ndarray, " C"]:
-    """The group that leaves fewest places free; the oldest alone as long as there is room for more than a group."""
+    """Returns the group that leaves the fewest tokens free, or the oldest example if more than a group still fits."""
     first, second, third = groups = _groups(len(fit))
-    # The column past the end stands for "no further sample".
+    # The extra column stands for "no further example".
     columns = np.vstack([sizes[fit], np.zeros_like(free)]).T
     totals = columns[:, first] + columns[:, second] + columns[:, third]
-    places = np.where((totals <= free[:, None]).all(axis=0), totals[0], 0)
-    best = groups[:, places.argmax()]
+    tokens = np.where((totals <= free[:, None]).all(axis=0), totals[0], 0)
+    best = groups[:, tokens.argmax()]
     best = fit[best[best < len(fit)]]
-    return best if len(best) < _TOGETHER or free[0] - places.max() <= close else fit[:1]
+    return best if len(best) < _MAX_GROUP or free[0] - tokens.max() <= full else fit[:1]
 
 
 @functools.cache
 def _groups(count: int) -> Int[np.ndarray, "3 C"]:
-    """All groups of up to three of `count`, filled up with `count`."""
+    """All groups of up to three of `count` indices, padded with `count`."""
     groups = [
-        (*group, *[count] * (_TOGETHER - size))
-        for size in range(1, _TOGETHER + 1)
+        (*group, *[count] * (_MAX_GROUP - size))
+        for size in range(1, _MAX_GROUP + 1)
         for group in itertools.combinations(range(count), size)
     ]
     return np.ascontiguousarray(np.array(groups).T)
 
 
 class PendingExample(NamedTuple):
-    """A sample that was drawn and is not yet in a row, and where it was drawn."""
+    """An example that is not packed yet, and its component and position within it."""
 
-    sample: Example
+    example: Example
     origin: tuple[int, int]
 
 
 class Packer:
-    """Takes samples as they are drawn and gives rows of them, each nearly full.
+    """Packs a stream of examples into sequences.
 
-    Before each row, samples are drawn until `lookahead` of them wait; the row takes the oldest and those that fill it
-    best. What is left waits for the next row, of the next batch too. So a sample comes at most that much later than it
-    was drawn.
+    Before each sequence, `lookahead` examples wait. The sequence takes the oldest one and those that fill it best; the
+    others wait for the next sequence.
 
     Attributes:
-      waiting: the samples between two rows, oldest first.
-      filled: what all rows so far hold, in the order of `Example.size`.
-      rows: how many those are.
-      cut: how many samples in them the over-long rule has cut.
+      waiting: Examples between two sequences, oldest first.
+      filled: Total size of the packed examples, in the order of `Example.size`.
+      sequences: Number of packed sequences.
+      truncated: Number of packed examples that `truncate` shortened.
     """
 
     def __init__(self, budget: Budget, lookahead: int):
@@ -188,119 +166,115 @@ class Packer:
         self.lookahead = lookahead
         self.waiting: list[PendingExample] = []
         self.filled = np.zeros(4, np.int64)
-        self.rows = 0
-        self.cut = 0
+        self.sequences = 0
+        self.truncated = 0
 
-    def next_row(self, draw: Callable[[], PendingExample]) -> list[Example]:
-        """One row's samples, in the order in which they lie in it."""
+    def next_sequence(self, next_example: Callable[[], PendingExample]) -> list[Example]:
+        """Returns the examples of one sequence, in packing order."""
         while len(self.waiting) < self.lookahead:
-            self.waiting.append(draw())
-        sizes = np.stack([waiting.sample.size for waiting in self.waiting])
-        chosen = select_examples(sizes, self.budget.limits)
-        row = [self.waiting[index].sample for index in chosen]
-        self.waiting = [waiting for index, waiting in enumerate(self.waiting) if index not in set(chosen)]
-        self.filled += sizes[chosen].sum(axis=0)
-        self.rows += 1
-        self.cut += sum(sample.cut > 0 for sample in row)
-        return row
+            self.waiting.append(next_example())
+        sizes = np.stack([pending.example.size for pending in self.waiting])
+        selected = select_examples(sizes, self.budget.limits)
+        examples = [self.waiting[index].example for index in selected]
+        self.waiting = [pending for index, pending in enumerate(self.waiting) if index not in set(selected)]
+        self.filled += sizes[selected].sum(axis=0)
+        self.sequences += 1
+        self.truncated += sum(example.truncated > 0 for example in examples)
+        return examples
 
 
 class ImageShapes(NamedTuple):
-    """What a batch holds of one image.
+    """Shapes of the images in a batch.
 
     Attributes:
-      und_side: pixels along a side of one to understand.
-      gen_side: of one to generate.
-      ids: how many of one to generate come in place of its pixels.
-      latents: height, width and channels of what comes beside the pixels of one to generate; None where nothing does.
+      und_size: Side of an input image in pixels.
+      gen_size: Side of a target image in pixels.
+      gen_tokens: Number of precomputed tokens per target image; 0 if the batch has pixels.
+      latents: Height, width and channels of the precomputed latents of a target image; None if there are none.
     """
 
-    und_side: int
-    gen_side: int
-    ids: int = 0
+    und_size: int
+    gen_size: int
+    gen_tokens: int = 0
     latents: tuple[int, int, int] | None = None
 
     @classmethod
     def of(
         cls,
-        sides: tuple[int, int],
-        gen_tokens: int,
+        sizes: tuple[int, int],
+        num_gen_tokens: int,
         latent_shape: tuple[int, int, int] | None,
         precomputed_image_tokens: bool,
     ) -> "ImageShapes":
-        """Of a model's batches, by what its config or its processor says; `precomputed_image_tokens` as in `lay`."""
-        ids = gen_tokens if precomputed_image_tokens and latent_shape is None else 0
-        return cls(*sides, ids, latent_shape if precomputed_image_tokens else None)
+        """Returns the shapes for a model; `precomputed_image_tokens` as in `pack`."""
+        tokens = num_gen_tokens if precomputed_image_tokens and latent_shape is None else 0
+        return cls(*sizes, tokens, latent_shape if precomputed_image_tokens else None)
 
 
-def empty_batch(rows: int, budget: Budget, pictures: ImageShapes, pad: int = 0) -> Batch:
-    """The batch of B rows that hold nothing.
-
-    Args:
-      pad: the padding's id.
-    """
+def empty_batch(sequences: int, budget: Budget, images: ImageShapes, pad: int = 0) -> Batch:
+    """Returns a batch of B empty sequences, filled with the token `pad`."""
 
     def filled(width: int, value: int) -> Int[np.ndarray, "B W"]:
-        return np.full((rows, width), value, np.int32)
+        return np.full((sequences, width), value, np.int32)
 
-    und, gen, ids, latents = pictures
+    und, gen, tokens, latents = images
     return Batch(
         tokens=filled(budget.tokens, pad),
         segment_ids=filled(budget.tokens, PADDING_SEGMENT),
         positions=filled(budget.tokens, 0),
         und_patch_index=filled(budget.tokens, NO_IMAGE),
         gen_token_index=filled(budget.tokens, NO_IMAGE),
-        und_images=np.zeros((rows, budget.und_images, und, und, 3), np.uint8),
-        gen_images=np.zeros((rows, 0 if ids else budget.gen_images, gen, gen, 3), np.uint8),
+        und_images=np.zeros((sequences, budget.und_images, und, und, 3), np.uint8),
+        gen_images=np.zeros((sequences, 0 if tokens else budget.gen_images, gen, gen, 3), np.uint8),
         text_targets=filled(budget.text_targets, NO_POSITION),
         gen_starts=filled(budget.gen_images, NO_POSITION),
-        gen_ids=np.zeros((rows, budget.gen_images, ids), np.int32) if ids else None,
-        gen_latents=None if latents is None else np.zeros((rows, budget.gen_images, *latents), np.float32),
+        gen_ids=np.zeros((sequences, budget.gen_images, tokens), np.int32) if tokens else None,
+        gen_latents=None if latents is None else np.zeros((sequences, budget.gen_images, *latents), np.float32),
     )
 
 
 def pack(
-    rows: Sequence[Sequence[Example]], budget: Budget, processor: Processor, precomputed_image_tokens: bool = False
+    sequences: Sequence[Sequence[Example]], budget: Budget, processor: Processor, precomputed_image_tokens: bool = False
 ) -> Batch:
-    """The batch of B rows of samples that fit them.
+    """Packs examples into a batch.
 
     Args:
-      rows: the samples of each.
+      sequences: Examples of each of the B sequences; they must fit the budget.
       budget: L, U, G and T.
-      processor: knows the padding id, the images' sizes and their numbers of places.
-      precomputed_image_tokens: Fills `gen_ids`; `gen_images` is empty. For JanusFlow: fills `gen_latents` next to
-        the pixels, which SigLIP sees.
+      processor: Processor that made the examples.
+      precomputed_image_tokens: Fills `gen_ids` and leaves `gen_images` empty (G = 0). For JanusFlow: fills
+        `gen_latents` next to the pixels, which SigLIP sees.
     """
-    n_und, n_gen = processor.und_tokens, processor.gen_tokens
-    sides = processor.und_image_size, processor.gen_image_size
-    pictures = ImageShapes.of(sides, n_gen, processor.latent_shape, precomputed_image_tokens)
-    batch = empty_batch(len(rows), budget, pictures, processor.tokenizer.special.pad)
-    for index, samples in enumerate(rows):
-        places, und, gen, targets = 0, 0, 0, 0
-        for segment, sample in enumerate(samples, start=PADDING_SEGMENT + 1):
-            row, size = sample.row, sample.size
-            here = np.s_[index, places : places + size[0]]
-            batch.tokens[here] = row.tokens
-            hidden = processor.masks_padding & (row.tokens == processor.tokenizer.special.pad)
-            batch.segment_ids[here] = np.where(hidden, PADDING_SEGMENT, segment)
+    n_und, n_gen = processor.num_und_tokens, processor.num_gen_tokens
+    image_sizes = processor.und_image_size, processor.gen_image_size
+    images = ImageShapes.of(image_sizes, n_gen, processor.latent_shape, precomputed_image_tokens)
+    batch = empty_batch(len(sequences), budget, images, processor.tokenizer.special.pad)
+    assert batch.gen_starts is not None
+    assert batch.text_targets is not None
+    for index, examples in enumerate(sequences):
+        start, und, gen, targets = 0, 0, 0, 0
+        for segment, example in enumerate(examples, start=PADDING_SEGMENT + 1):
+            sequence, size = example.sequence, example.size
+            here = np.s_[index, start : start + size[0]]
+            batch.tokens[here] = sequence.tokens
+            masked = processor.masks_padding & (sequence.tokens == processor.tokenizer.special.pad)
+            batch.segment_ids[here] = np.where(masked, PADDING_SEGMENT, segment)
             batch.positions[here] = np.arange(size[0])
-            batch.und_patch_index[here] = _moved(row.und_patch_index, und * n_und)
-            batch.gen_token_index[here] = _moved(row.gen_token_index, gen * n_gen)
-            batch.und_images[index, und : und + size[1]] = row.und_images
+            batch.und_patch_index[here] = _shifted(sequence.und_patch_index, und * n_und)
+            batch.gen_token_index[here] = _shifted(sequence.gen_token_index, gen * n_gen)
+            batch.und_images[index, und : und + size[1]] = sequence.und_images
             gens = np.s_[index, gen : gen + size[2]]
             if batch.gen_ids is None:
-                batch.gen_images[gens] = row.gen_images
-            elif sample.gen_ids is not None:
-                batch.gen_ids[gens] = sample.gen_ids
-            if batch.gen_latents is not None and sample.gen_latents is not None:
-                batch.gen_latents[gens] = sample.gen_latents
-            assert batch.gen_starts is not None
-            assert batch.text_targets is not None
-            batch.gen_starts[gens] = sample.gen_starts + places
-            batch.text_targets[index, targets : targets + size[3]] = sample.text_targets + places
-            places, und, gen, targets = np.add((places, und, gen, targets), size)
+                batch.gen_images[gens] = sequence.gen_images
+            elif example.gen_ids is not None:
+                batch.gen_ids[gens] = example.gen_ids
+            if batch.gen_latents is not None and example.gen_latents is not None:
+                batch.gen_latents[gens] = example.gen_latents
+            batch.gen_starts[gens] = example.gen_starts + start
+            batch.text_targets[index, targets : targets + size[3]] = example.text_targets + start
+            start, und, gen, targets = np.add((start, und, gen, targets), size)
     return batch
 
 
-def _moved(image_places: Int[np.ndarray, "L"], offset: int) -> Int[np.ndarray, "L"]:
-    return np.where(image_places == NO_IMAGE, NO_IMAGE, image_places + offset)
+def _shifted(image_index: Int[np.ndarray, " L"], offset: int) -> Int[np.ndarray, " L"]:
+    return np.where(image_index == NO_IMAGE, NO_IMAGE, image_index + offset)

@@ -1,26 +1,21 @@
-"""Samples of each component in its own order, read ahead of their use; what is rejected is passed over."""
+"""Loads and prefetches the examples of each component, skipping rejected records."""
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-import numpy as np
-
-from janus_jax.batch import NO_IMAGE
 from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
-from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, text_targets
-from janus_jax.data.pipeline.packing import Budget, Example, PendingExample, truncate
+from janus_jax.data.pipeline.examples import Example, ExampleBuilder
+from janus_jax.data.pipeline.packing import Budget, PendingExample, truncate
 from janus_jax.data.pipeline.workers import Pool, Work
-from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error
-from janus_jax.processing import Task, TokenSequence
 
 
 @dataclass(frozen=True)
 class LoadTask:
-    """What a worker is asked for: one record's sample."""
+    """A record to load: indices of the component and of the record in it, and the epoch."""
 
     component: int
     epoch: int
@@ -29,120 +24,106 @@ class LoadTask:
 
 @dataclass(frozen=True)
 class ExampleLoader:
-    """What a worker is sent: opens the components and gives the function from a task to its sample."""
+    """Loads examples. A worker receives it by pickle and calls it to open the components."""
 
     components: Sequence[Component]
-    example_builder: ExampleBuilder
-    supervision: Supervision
+    builder: ExampleBuilder
     budget: Budget
 
     def __call__(self) -> Work:
-        records = [open_records(component) for component in self.components]
-        return lambda task: self.sample(task, records[task.component])
+        """Opens the components and returns the function from task to example."""
+        readers = [open_records(component) for component in self.components]
+        return lambda task: self.load(task, readers[task.component])
 
-    def sample(self, task: LoadTask, records: RecordReader) -> Example | Rejection:
-        """The sample of one record, or why there is none: a bad record stops no worker."""
+    def load(self, task: LoadTask, reader: RecordReader) -> Example | Rejection:
+        """Loads one example. A bad record gives a rejection, so it never stops a worker."""
         component = self.components[task.component]
         example_id = f"{component.name}/number {task.index}"
         try:
-            record = records.read(task.index)
+            record = reader.read(task.index)
             example_id = f"{component.name}/{record.key}{f'#{task.epoch}' if task.epoch else ''}"
             if component.task not in (None, record.task):
-                raise RejectedRecord(RejectReason.WRONG_TASK, f"it is of the task {record.task.value}.")
-            row = self.example_builder(record, task.epoch)
-            return truncate(self._sample(example_id, record, row), self.budget)
+                raise RejectedRecord(RejectReason.WRONG_TASK, f"its task is {record.task.value}.")
+            return truncate(self.builder(record, task.epoch, example_id), self.budget)
         except RejectedRecord as error:
             return Rejection(example_id, error.reason, str(error))
         except PARSE_ERRORS as error:
-            reason = str(error) if isinstance(error, JanusError) else describe_error(error)
-            return Rejection(example_id, RejectReason.MALFORMED, reason)
-
-    def _sample(self, example_id: str, record: Record, row: TokenSequence) -> Example:
-        targets = text_targets(row, self.supervision)
-        n = self.example_builder.processor.gen_tokens
-        starts = np.flatnonzero((row.gen_token_index != NO_IMAGE) & (row.gen_token_index % n == 0)).astype(np.int32)
-        if not len(targets) and not len(starts):
-            raise RejectedRecord(RejectReason.NO_TARGETS, "nothing in it is supervised.")
-        sample = Example(example_id, row, targets, starts)
-        if not self.example_builder.precomputed_image_tokens or row.task is not Task.GENERATION:
-            return sample
-        shape = self.example_builder.processor.latent_shape
-        if shape is None:
-            return replace(sample, gen_ids=record.image_tokens[None])
-        return replace(sample, gen_latents=record.image_latents.reshape(1, *shape))
+            detail = str(error) if isinstance(error, JanusError) else describe_error(error)
+            return Rejection(example_id, RejectReason.MALFORMED, detail)
 
 
 class Prefetcher:
-    """The good samples of each component, one after the other.
+    """Queues of loaded examples, one per component.
 
-    Which records are rejected does not depend on how far ahead is read: a component's samples come in the order of its
-    records, and a rejected one's place is taken by the next of the same component.
+    The order of examples does not depend on the length of the queues: a component's examples follow the order of its
+    records, and the component's next record replaces a rejected one.
 
     Attributes:
-      positions: how far each component was read, rejected records included.
+      positions: Records read so far of each component, including rejected ones.
+      rejects: Counts of accepted and rejected records.
     """
 
-    def __init__(self, pool: Pool, shares: Sequence[ComponentShard], ledger: RejectCounter):
+    def __init__(self, pool: Pool, shards: Sequence[ComponentShard], rejects: RejectCounter):
         self._pool = pool
-        self._shares = shares
-        self._queues: list[deque[int]] = [deque() for _ in shares]
-        self.ledger = ledger
-        self.positions = [0] * len(shares)
+        self._shards = shards
+        self._queues: list[deque[int]] = [deque() for _ in shards]
+        self.rejects = rejects
+        self.positions = [0] * len(shards)
 
-    def ask(self, component: int) -> None:
-        """Has one more record of a component read ahead."""
+    def request(self, component: int) -> None:
+        """Adds the next record of a component to its queue."""
         position = self.positions[component] + len(self._queues[component])
         self._queues[component].append(self._submit(component, position))
 
-    def ask_for(self, counts: Sequence[int]) -> None:
-        """Has so many records of each component read ahead, and gives up any more."""
-        for component, (queue, count) in enumerate(zip(self._queues, counts, strict=True)):
-            while len(queue) > count:
-                self._pool.forget(queue.pop())
-            while len(queue) < count:
-                self.ask(component)
+    def resize_queues(self, lengths: Sequence[int]) -> None:
+        """Extends or cuts the queues to these lengths."""
+        for component, (queue, length) in enumerate(zip(self._queues, lengths, strict=True)):
+            while len(queue) > length:
+                self._pool.cancel(queue.pop())
+            while len(queue) < length:
+                self.request(component)
 
-    def take(self, component: int) -> PendingExample:
-        """The component's next sample.
+    def next_example(self, component: int) -> PendingExample:
+        """Returns the next example of a component.
 
         Raises:
-          JanusError: too many records are rejected, or the workers have ended.
+          JanusError: Too many records are rejected, or a worker has ended.
         """
         while True:
             if not self._queues[component]:
-                self.ask(component)
+                self.request(component)
             result = self._pool.result(self._queues[component].popleft())
             position = self.positions[component]
             self.positions[component] += 1
             if isinstance(result, Example):
-                self.ledger.accept()
+                self.rejects.accept()
                 return PendingExample(result, (component, position))
-            self.ledger.reject(result)
-            self.ask(component)
+            self.rejects.reject(result)
+            self.request(component)
 
-    def reread(self, origins: Sequence[tuple[int, int]]) -> list[PendingExample]:
-        """Samples that were taken before, once more.
+    def reload(self, origins: Sequence[tuple[int, int]]) -> list[PendingExample]:
+        """Loads examples again that were read before the state was saved.
 
         Raises:
-          JanusError: one of them cannot be read any more.
+          JanusError: An example can no longer be loaded.
         """
         numbers = [self._submit(*origin) for origin in origins]
-        samples = []
+        examples = []
         for origin, number in zip(origins, numbers, strict=True):
             result = self._pool.result(number)
             if not isinstance(result, Example):
                 raise JanusError(
-                    f"{result.example_id}, which a saved data state refers to, cannot be used any more "
-                    f"({result.detail}); bring the data back to how it was."
+                    f"{result.example_id} is part of the saved data state but can no longer be loaded "
+                    f"({result.detail}); restore the data as it was."
                 )
-            samples.append(PendingExample(result, origin))
-        return samples
+            examples.append(PendingExample(result, origin))
+        return examples
 
-    def go_to(self, positions: Sequence[int], ledger: RejectCounter) -> None:
-        """Goes on from these positions and counts."""
-        self.ask_for([0] * len(self._queues))
+    def seek(self, positions: Sequence[int], rejects: RejectCounter) -> None:
+        """Continues from these positions and counts."""
+        self.resize_queues([0] * len(self._queues))
         self.positions = list(positions)
-        self.ledger = ledger
+        self.rejects = rejects
 
     def _submit(self, component: int, position: int) -> int:
-        return self._pool.submit(LoadTask(component, *self._shares[component].locate(position)))
+        return self._pool.submit(LoadTask(component, *self._shards[component].locate(position)))

@@ -1,8 +1,8 @@
-"""The rows of one process, of a stream that any number of processes may share.
+"""Data stream of one process, made of one or more data shards.
 
-The records are dealt into shares when a stage begins, as many as there are processes then or more. A share is a
-`Stream` with an order and a state of its own; a process that holds several lays their rows one after the other. So a
-run goes on with any number of processes that divides the shares, and the whole batch is the same.
+The records are divided into shards when a stage begins: one per process, or more. Each shard is a `Stream` with its own
+order and state, and a process concatenates the sequences of its shards. A run can therefore resume on any number of
+processes that divides the number of shards, with the same global batches.
 """
 
 import contextlib
@@ -17,46 +17,49 @@ from janus_jax.data.pipeline.stream import Stream, StreamConfig, open_stream
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
-_SHARES = "shares"
+_SHARDS = "shards"
 
 
 def open_sharded_stream(
-    config: StreamConfig, processor: Processor, process_index: int, process_count: int, shares: int, workers: int
+    config: StreamConfig, processor: Processor, *, process_index: int, process_count: int, shards: int, workers: int
 ) -> "ShardedStream":
-    """Opens those shares that are this process's.
+    """Opens the shards of one process.
 
     Args:
-      process_index, process_count: of the processes that train together.
-      shares: how many there are.
-      workers: processes that read ahead, for all shares of this process together.
+      config: What to read.
+      processor: Processor of the model.
+      process_index: Index of this process among the training processes.
+      process_count: Number of training processes.
+      shards: Number of data shards.
+      workers: Data worker processes for all shards of this process together.
 
     Raises:
-      JanusError: the shares cannot be dealt out evenly; see also `open_stream`.
+      JanusError: The number of processes does not divide the number of shards; see also `open_stream`.
     """
-    if shares % process_count:
+    if shards % process_count:
         raise JanusError(
-            f"The data are dealt into {shares} shares, which {process_count} processes cannot hold evenly; start a "
-            f"number of processes that divides {shares}, or set config.data_shards before the stage begins."
+            f"The data has {shards} shards, which {process_count} processes cannot share evenly; start a number of "
+            f"processes that divides {shards}, or set config.data_shards before the stage begins."
         )
-    mine = shares // process_count
+    shards_each = shards // process_count
     with contextlib.ExitStack() as stack:
-        # Each share has at least one, where there are any.
-        workers_each = -(-workers // mine)
-        first = process_index * mine
+        # At least one worker per shard, if there are any.
+        workers_each = -(-workers // shards_each)
+        first = process_index * shards_each
         streams = [
-            stack.enter_context(open_stream(config, processor, number, shares, workers_each))
-            for number in range(first, first + mine)
+            stack.enter_context(open_stream(config, processor, index, shards, workers=workers_each))
+            for index in range(first, first + shards_each)
         ]
         return ShardedStream(streams, stack.pop_all())
 
 
 def merge_shard_states(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """The states of all shares, in order, of those of all processes as `ShardedStream.get_state` gave them."""
-    return [share for state in states for share in state[_SHARES]]
+    """Returns the states of all shards, given the states (`ShardedStream.get_state`) of all processes in order."""
+    return [shard for state in states for shard in state[_SHARDS]]
 
 
 class ShardedStream(Iterator[Batch]):
-    """Batches of this process's rows, without end. `open_sharded_stream` makes it."""
+    """Endless batches of one process. Made by `open_sharded_stream`."""
 
     def __init__(self, streams: Sequence[Stream], stack: contextlib.ExitStack) -> None:
         self._streams, self._stack = streams, stack
@@ -65,7 +68,7 @@ class ShardedStream(Iterator[Batch]):
         batches = [next(stream) for stream in self._streams]
         if len(batches) == 1:
             return batches[0]
-        return Batch(*(None if rows[0] is None else np.concatenate(rows) for rows in zip(*batches, strict=True)))
+        return Batch(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*batches, strict=True)))
 
     def __enter__(self) -> Self:
         return self
@@ -75,22 +78,22 @@ class ShardedStream(Iterator[Batch]):
 
     @property
     def example_ids(self) -> tuple[tuple[str, ...], ...]:
-        """Of the last batch; see `Stream`."""
-        return tuple(row for stream in self._streams for row in stream.example_ids)
+        """Example ids of the last batch, see `Stream`."""
+        return tuple(ids for stream in self._streams for ids in stream.example_ids)
 
     def get_state(self) -> dict[str, Any]:
-        """Where this process's shares are between two batches, as json knows it."""
-        return {_SHARES: [stream.get_state() for stream in self._streams]}
+        """Returns the state of this process's shards between two batches, as JSON values."""
+        return {_SHARDS: [stream.get_state() for stream in self._streams]}
 
     def set_state(self, states: Sequence[dict[str, Any]]) -> None:
-        """Goes on exactly where `get_state` was called, in however many processes.
+        """Continues exactly where `get_state` was called, with any number of processes.
 
         Args:
-          states: of this process's shares, or of all (`merge_shard_states`).
+          states: States of at least this process's shards, as returned by `merge_shard_states`.
 
         Raises:
-          JanusError: see `Stream.set_state`.
+          JanusError: See `Stream.set_state`.
         """
-        numbered = {state["process"][0]: state for state in states}
+        by_index = {state["shard"][0]: state for state in states}
         for stream in self._streams:
-            stream.set_state(numbered[stream.number])
+            stream.set_state(by_index[stream.shard_index])

@@ -1,17 +1,17 @@
-"""The stream: batches of packed samples from a mixture of prepared data sets, deterministic and resumable.
+"""Stream of batches from a mixture of prepared data sets, deterministic and resumable.
 
     config = StreamConfig(
         components=(
             Component("captions", "prepared/captions", weight=2),
-            Component("pictures", "prepared/pictures", weight=5),
+            Component("chat", "prepared/chat", weight=5),
         ),
         batch_size=8,
     )
     with open_stream(config, processor) as stream:
         batch = next(stream)
 
-What comes is a function of the config, the step and the number of processes: how many workers read, and how far ahead,
-changes nothing. So the state is small: how far each component was read, and which samples wait for a row.
+Batches depend on the config, the step and the number of shards, but not on the number of workers or on the prefetch
+depth. The state is small: the position in each component, and the examples that wait to be packed.
 """
 
 import dataclasses
@@ -33,30 +33,32 @@ from janus_jax.data.rejects import RejectCounter
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
-_FORMAT = 1
-_AHEAD_OF_A_WORKER = 4
-_AHEAD_OF_A_ROW = 8
-"""Samples that are read ahead: so many a worker, and enough for about the next batch."""
+_FORMAT = 2
+_PREFETCH_PER_WORKER = 4
+# About the number of examples in a packed sequence.
+_PREFETCH_PER_SEQUENCE = 8
 
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What is read, and how it becomes batches.
+    """What to read and how to build batches.
 
     Attributes:
-      components: the parts of the mixture.
-      batch_size: B of the batches of all processes together.
-      budget: what a row has room for.
-      phases: weights by step; () for the components' own throughout.
-      supervision: which text is learnt.
-      seed: of the order and of all that is random about a record.
-      precomputed_image_tokens: target images come as ids, which the records must hold (`launch.prepare
-        --tokenizer`): batches carry `gen_ids`, and `gen_images` is empty. Of a JanusFlow, as latents: batches carry
-        `gen_latents`, and `gen_images` too. Otherwise ids and latents in records are passed over.
-      drop_condition, first_sentence, random_crop: as in `ExampleBuilder`.
-      lookahead: samples among which a row's are chosen.
-      max_rejected: share of the `recent` records last read that may be rejected before the run stops, in [0, 1).
-      recent: how many those are.
+      components: Data sets of the mixture.
+      batch_size: Sequences per batch, over all shards.
+      budget: Capacity of a packed sequence.
+      phases: Mixture weights by step; () uses the components' weights at every step.
+      supervision: Which text tokens are targets.
+      seed: Seed of the order and of all randomness per record.
+      precomputed_image_tokens: Reads the image tokens that `launch.prepare --tokenizer` stored: batches have `gen_ids`,
+        and `gen_images` is empty. For JanusFlow: reads the stored latents into `gen_latents`, next to `gen_images`.
+        If False, stored tokens and latents are ignored.
+      drop_condition: See `ExampleBuilder`.
+      first_sentence: See `ExampleBuilder`.
+      random_crop: See `ExampleBuilder`.
+      lookahead: Number of examples from which the next sequence is packed.
+      max_rejected: Largest share of recent records that may be rejected before the run stops, in [0, 1).
+      recent: Number of recent records.
     """
 
     components: tuple[Component, ...]
@@ -79,7 +81,7 @@ class StreamConfig:
         names = [component.name for component in self.components]
         for name in names:
             if names.count(name) > 1:
-                raise JanusError(f"Two components are called {name!r}; give each a name of its own.")
+                raise JanusError(f"Two components are called {name!r}; names must be unique.")
         for name, least in (("batch_size", 1), ("lookahead", 1), ("recent", 1), ("seed", 0)):
             if (value := getattr(self, name)) < least:
                 raise JanusError(f"StreamConfig.{name} is {value}; it must be at least {least}.")
@@ -90,98 +92,97 @@ class StreamConfig:
 
     @property
     def all_phases(self) -> tuple[Phase, ...]:
-        """`phases`, or the one that the components' own weights make."""
+        """`phases`, or one phase with the components' weights."""
         return self.phases or (Phase(None, {component.name: component.weight for component in self.components}),)
 
 
 def open_stream(
-    config: StreamConfig,
-    processor: Processor,
-    process_index: int = 0,
-    process_count: int = 1,
-    workers: int = 0,
+    config: StreamConfig, processor: Processor, shard_index: int = 0, shard_count: int = 1, *, workers: int = 0
 ) -> "Stream":
     """Opens the components and starts the worker processes.
 
     Args:
-      config: what is read.
-      processor: of the model to be trained.
-      process_index: of this process among those that train together; each reads records of its own.
-      process_count: how many those are.
-      workers: processes that read, decode and tokenise ahead; with 0 this one does it when a batch is asked for.
+      config: What to read.
+      processor: Processor of the model.
+      shard_index: Which shard of the data to read. Each training process reads its own shards.
+      shard_count: Number of shards.
+      workers: Processes that read, decode and tokenize in advance. With 0 this process does it when a batch is
+        requested.
 
     Raises:
-      JanusError: a data set is missing or has too few records, or the batch cannot be shared by the processes.
+      JanusError: A data set is missing or has too few records, or the shards cannot share the batch evenly.
     """
-    if not 0 <= process_index < process_count:
-        raise JanusError(f"The process index is {process_index} of {process_count} processes; it counts from 0.")
+    if not 0 <= shard_index < shard_count:
+        raise JanusError(f"shard_index is {shard_index}; it must be from 0 to {shard_count - 1}.")
     if workers < 0:
         raise JanusError(f"The number of data workers is {workers}; it must be at least 0.")
-    if config.batch_size % process_count:
+    if config.batch_size % shard_count:
         raise JanusError(
-            f"StreamConfig.batch_size {config.batch_size} is not a multiple of {process_count}, the number of "
-            f"processes."
+            f"StreamConfig.batch_size is {config.batch_size}; it must be a multiple of {shard_count}, the number "
+            f"of data shards."
         )
-    example_builder = ExampleBuilder(
+    builder = ExampleBuilder(
         processor,
-        config.drop_condition,
-        config.first_sentence,
-        config.random_crop,
-        config.precomputed_image_tokens,
-        config.seed,
+        config.supervision,
+        drop_condition=config.drop_condition,
+        first_sentence=config.first_sentence,
+        random_crop=config.random_crop,
+        precomputed_image_tokens=config.precomputed_image_tokens,
+        seed=config.seed,
     )
-    make_samples = ExampleLoader(config.components, example_builder, config.supervision, config.budget)
-    # The workers start while this process looks at the data sets by itself.
-    pool: Pool | None = ProcessPool(make_samples, workers) if workers else None
+    loader = ExampleLoader(config.components, builder, config.budget)
+    # The workers start while this process opens the data sets itself.
+    pool: Pool | None = ProcessPool(loader, workers) if workers else None
     try:
-        shares = [
-            ComponentShard(open_records(component).length, process_index, process_count, config.seed, component.name)
+        shards = [
+            ComponentShard(open_records(component).length, shard_index, shard_count, config.seed, component.name)
             for component in config.components
         ]
-        pool = pool or InlinePool(make_samples)
+        pool = pool or InlinePool(loader)
     except BaseException:
         if pool is not None:
             pool.close()
         raise
-    rows = config.batch_size // process_count
-    ahead = max(_AHEAD_OF_A_WORKER * workers, _AHEAD_OF_A_ROW * rows) if workers else 0
-    return Stream(config, processor, shares, pool, ahead)
+    sequences = config.batch_size // shard_count
+    depth = max(_PREFETCH_PER_WORKER * workers, _PREFETCH_PER_SEQUENCE * sequences) if workers else 0
+    return Stream(config, processor, shards, pool, depth)
 
 
 class Stream(Iterator[Batch]):
-    """Batches of this process's rows, without end. `open_stream` makes it.
+    """Endless batches of one data shard. Made by `open_stream`.
 
     Attributes:
-      step: batches so far.
-      example_ids: of the last batch: each row's samples, in the order of their segments.
+      step: Number of batches so far.
+      example_ids: Ids of the last batch's examples, by sequence and segment.
+      close: Ends the worker processes; the stream cannot be used afterwards.
     """
 
     def __init__(
-        self, config: StreamConfig, processor: Processor, shares: list[ComponentShard], pool: Pool, ahead: int
+        self, config: StreamConfig, processor: Processor, shards: list[ComponentShard], pool: Pool, prefetch: int
     ):
         self.config = config
         self.step = 0
         self.example_ids: tuple[tuple[str, ...], ...] = ()
         self._processor = processor
-        self._shares = shares
-        self._rows = config.batch_size // shares[0].process_count
+        self._shards = shards
+        self._sequences = config.batch_size // shards[0].count
         self._schedule = MixtureSchedule(config.all_phases, [component.name for component in config.components])
         self._packer = Packer(config.budget, config.lookahead)
-        self._feed = Prefetcher(pool, shares, RejectCounter(config.max_rejected, config.recent))
-        self._ahead = ahead
-        self._planned: MixtureSchedule | None = None
-        self._planned_phase = 0
-        self._to_reread: list[tuple[int, int]] = []
+        self._prefetcher = Prefetcher(pool, shards, RejectCounter(config.max_rejected, config.recent))
+        self._prefetch = prefetch
+        # The schedule as far as records are requested, `_prefetch` examples ahead of `_schedule`.
+        self._requested: MixtureSchedule | None = None
+        self._requested_phase = 0
+        self._to_reload: list[tuple[int, int]] = []
         self.close = weakref.finalize(self, pool.close)
-        """Ends the worker processes; the stream is then of no more use."""
 
     def __next__(self) -> Batch:
         phase = self._schedule.phase(self.step)
-        self._plan(phase)
-        rows = [self._packer.next_row(lambda: self._draw(phase)) for _ in range(self._rows)]
+        self._prepare_queues(phase)
+        sequences = [self._packer.next_sequence(lambda: self._next_example(phase)) for _ in range(self._sequences)]
         self.step += 1
-        self.example_ids = tuple(tuple(sample.example_id for sample in row) for row in rows)
-        return pack(rows, self.config.budget, self._processor, self.config.precomputed_image_tokens)
+        self.example_ids = tuple(tuple(example.example_id for example in examples) for examples in sequences)
+        return pack(sequences, self.config.budget, self._processor, self.config.precomputed_image_tokens)
 
     def __enter__(self) -> Self:
         return self
@@ -190,65 +191,67 @@ class Stream(Iterator[Batch]):
         self.close()
 
     @property
-    def number(self) -> int:
-        """The process index that it was opened with."""
-        return self._shares[0].process_index
+    def shard_index(self) -> int:
+        """Index of the data shard."""
+        return self._shards[0].index
 
     def get_state(self) -> dict[str, Any]:
-        """Where the stream is between two batches, as json knows it; a few hundred numbers at most."""
-        origins = self._to_reread or [waiting.origin for waiting in self._packer.waiting]
+        """Returns the state between two batches as JSON values: at most a few hundred numbers."""
+        origins = self._to_reload or [pending.origin for pending in self._packer.waiting]
         return {
             "format": _FORMAT,
-            "process": [self._shares[0].process_index, self._shares[0].process_count],
+            "shard": [self._shards[0].index, self._shards[0].count],
             "config": self._fingerprint,
             "step": self.step,
-            "slots": list(self._schedule.slots),
-            "counts": list(self._schedule.counts),
-            "positions": list(self._feed.positions),
+            "phase_counts": list(self._schedule.phase_counts),
+            "component_counts": list(self._schedule.component_counts),
+            "positions": list(self._prefetcher.positions),
             "waiting": [list(origin) for origin in origins],
-            "records": self._feed.ledger.get_state(),
-            "cut": self._packer.cut,
+            "records": self._prefetcher.rejects.get_state(),
+            "truncated": self._packer.truncated,
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Goes on exactly where `get_state` was called, with however many workers.
+        """Continues exactly where `get_state` was called, with any number of workers.
 
         Raises:
-          JanusError: the state is of another config, other data or another number of processes.
+          JanusError: The state has another config, other data or another shard.
         """
         self._check(state)
         self.step = state["step"]
         self.example_ids = ()
-        self._schedule = dataclasses.replace(self._schedule, slots=state["slots"], counts=state["counts"])
-        self._feed.go_to(state["positions"], self._feed.ledger.with_state(state["records"]))
+        self._schedule = dataclasses.replace(
+            self._schedule, phase_counts=state["phase_counts"], component_counts=state["component_counts"]
+        )
+        self._prefetcher.seek(state["positions"], self._prefetcher.rejects.with_state(state["records"]))
         self._packer = Packer(self.config.budget, self.config.lookahead)
-        self._packer.cut = state["cut"]
-        self._to_reread = [(component, position) for component, position in state["waiting"]]
-        self._planned = None
+        self._packer.truncated = state["truncated"]
+        self._to_reload = [(component, position) for component, position in state["waiting"]]
+        self._requested = None
 
     def report(self) -> dict[str, float]:
-        """What became of the records so far: shares of the budgets that are filled, and counts.
+        """Returns the used share of each budget and the numbers of records.
 
-        Fill is of the rows since the stream was opened or restored, the counts of the whole run.
+        Shares are over the sequences since the stream was opened or restored, numbers over the whole run.
         """
-        ledger, packer = self._feed.ledger, self._packer
-        room = np.maximum(self.config.budget.limits * max(packer.rows, 1), 1)
-        names = ("places", "und_images", "gen_images", "text_targets")
+        rejects, packer = self._prefetcher.rejects, self._packer
+        capacity = np.maximum(self.config.budget.limits * max(packer.sequences, 1), 1)
+        names = ("tokens", "und_images", "gen_images", "text_targets")
         return {
-            **{f"fill/{name}": float(fill) for name, fill in zip(names, packer.filled / room, strict=True)},
-            "records/read": ledger.read,
-            "records/cut": packer.cut,
-            **{f"records/rejected/{reason.value}": count for reason, count in ledger.rejected.items()},
+            **{f"fill/{name}": float(fill) for name, fill in zip(names, packer.filled / capacity, strict=True)},
+            "records/read": rejects.read,
+            "records/truncated": packer.truncated,
+            **{f"records/rejected/{reason.value}": count for reason, count in rejects.rejected.items()},
         }
 
     @property
     def _fingerprint(self) -> dict[str, Any]:
-        """All that the order and the content of the batches depend on, by name."""
+        """Everything that determines the batches, by name."""
         config, p = self.config, self._processor
         return {
             "components": [
-                [component.name, share.length, component.split, component.task.value if component.task else None]
-                for component, share in zip(config.components, self._shares, strict=True)
+                [component.name, shard.length, component.split, component.task.value if component.task else None]
+                for component, shard in zip(config.components, self._shards, strict=True)
             ],
             "phases": [[phase.until_step, dict(sorted(phase.weights.items()))] for phase in config.all_phases],
             "batch_size": config.batch_size,
@@ -260,46 +263,45 @@ class Stream(Iterator[Batch]):
             "first_sentence": config.first_sentence,
             "random_crop": config.random_crop,
             "lookahead": config.lookahead,
-            "model": [len(p.tokenizer), p.und_image_size, p.und_tokens, p.gen_image_size, p.gen_tokens],
+            "model": [len(p.tokenizer), p.und_image_size, p.num_und_tokens, p.gen_image_size, p.num_gen_tokens],
         }
 
     def _check(self, state: dict[str, Any]) -> None:
         if state.get("format") != _FORMAT:
             raise JanusError(f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}.")
-        (index, count), share = state["process"], self._shares[0]
-        if count != share.process_count:
+        (index, count), shard = state["shard"], self._shards[0]
+        if count != shard.count:
             raise JanusError(
-                f"The data state was saved by {count} processes and this run has {share.process_count}: each process "
-                f"reads records of its own, and those already read cannot be dealt out anew; start {count} processes, "
-                f"or go on without the data state and with another StreamConfig.seed, for a new order from the start."
+                f"The data state has {count} data shards and this stream has {shard.count}; open it with {count} "
+                f"shards, or drop the data state and set another StreamConfig.seed to start a new order."
             )
-        if index != share.process_index:
+        if index != shard.index:
             raise JanusError(
-                f"The data state is that of process {index}, and this is process {share.process_index}; give each "
-                f"process its own."
+                f"The data state is of shard {index} and this stream is shard {shard.index}; give each shard its own "
+                f"state."
             )
         for name, now in self._fingerprint.items():
             if state["config"].get(name) != now:
                 raise JanusError(
                     f"The data state was saved with {name} {state['config'].get(name)!r:.300}, and now it is "
-                    f"{now!r:.300}; put it back, or go on without the data state, for a new order from the start."
+                    f"{now!r:.300}; change it back, or drop the data state to start a new order."
                 )
 
-    def _plan(self, phase: int) -> None:
-        """Sees to what is read ahead, once at the start and whenever the weights change."""
-        if self._planned is not None and self._planned_phase == phase:
+    def _prepare_queues(self, phase: int) -> None:
+        """Fills the prefetch queues at the start and whenever the weights change."""
+        if self._requested is not None and self._requested_phase == phase:
             return
-        self._planned, self._planned_phase = self._schedule.copy(), phase
-        wanted = [0] * len(self._shares)
-        for _ in range(self._ahead):
-            wanted[self._planned.draw(phase)] += 1
-        if self._to_reread:
-            self._packer.waiting = self._feed.reread(self._to_reread)
-            self._to_reread = []
-        self._feed.ask_for(wanted)
+        self._requested, self._requested_phase = self._schedule.copy(), phase
+        lengths = [0] * len(self._shards)
+        for _ in range(self._prefetch):
+            lengths[self._requested.next_component(phase)] += 1
+        if self._to_reload:
+            self._packer.waiting = self._prefetcher.reload(self._to_reload)
+            self._to_reload = []
+        self._prefetcher.resize_queues(lengths)
 
-    def _draw(self, phase: int) -> PendingExample:
-        waiting = self._feed.take(self._schedule.draw(phase))
-        if self._ahead and self._planned is not None:
-            self._feed.ask(self._planned.draw(phase))
-        return waiting
+    def _next_example(self, phase: int) -> PendingExample:
+        pending = self._prefetcher.next_example(self._schedule.next_component(phase))
+        if self._prefetch and self._requested is not None:
+            self._prefetcher.request(self._requested.next_component(phase))
+        return pending

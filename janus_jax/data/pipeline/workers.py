@@ -1,8 +1,8 @@
-"""Worker processes that compute in whatever order and are read in ours; one that dies is an error at once.
+"""Pools of data workers. Results are read in the caller's order, and a worker that dies raises an error at once.
 
-They are started as programs of their own, not by `multiprocessing`: that would import the command that started us,
-and with it jax, in each of them; and a process killed in the midst of a `multiprocessing.Queue` can leave its reader
-waiting for ever. Here each has a socket of its own, whose other end closes with the process.
+Workers are separate programs rather than `multiprocessing` processes, because those import the main module and with it
+jax. Each worker has its own socket, which closes when it ends; a process killed while it uses a `multiprocessing.Queue`
+can leave the reader waiting forever.
 """
 
 import contextlib
@@ -23,36 +23,36 @@ from typing import Any, Protocol
 from janus_jax.errors import JanusError
 
 Work = Callable[[Any], Any]
-"""From a task to its result: a function of the task alone."""
+"""Computes the result of a task. The result depends on the task only."""
 
-_IN_HAND = 2
-"""Tasks that a worker holds: the one it is at, and the next."""
+_MAX_ASSIGNED = 2
+"""Tasks assigned to a worker at a time: the running one and the next."""
 
-_PATIENCE_SECONDS = 5.0
+_SHUTDOWN_SECONDS = 5.0
 
 
 class Pool(Protocol):
-    """Where tasks are computed."""
+    """Computes tasks."""
 
     def submit(self, task: Any) -> int:
-        """Hands in a task; gives the number under which its result is asked for."""
+        """Submits a task and returns its number."""
 
     def result(self, number: int) -> Any:
-        """The result, once; waits for it.
+        """Waits for the result of a task and returns it. Each result can be taken once.
 
         Raises:
-          JanusError: a worker process has ended, or the work raised one.
+          JanusError: A worker process has ended, or the work raised a `JanusError`.
         """
 
-    def forget(self, number: int) -> None:
-        """Gives up a result that is not wanted any more."""
+    def cancel(self, number: int) -> None:
+        """Discards a task or its result."""
 
     def close(self) -> None:
         """Ends the workers."""
 
 
 class InlinePool:
-    """No worker processes: each task is computed when its result is asked for."""
+    """Pool without worker processes: computes a task when its result is requested."""
 
     def __init__(self, make_work: Callable[[], Work]):
         self._work = make_work()
@@ -67,7 +67,7 @@ class InlinePool:
     def result(self, number: int) -> Any:
         return self._work(self._tasks.pop(number))
 
-    def forget(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         del self._tasks[number]
 
     def close(self) -> None:
@@ -75,18 +75,18 @@ class InlinePool:
 
 
 class ProcessPool:
-    """Worker processes.
+    """Pool of worker processes.
 
     Attributes:
-      processes: the running ones.
+      processes: The worker processes.
     """
 
     def __init__(self, make_work: Callable[[], Work], count: int):
-        """Starts `count` processes and returns at once.
+        """Starts the processes and returns at once.
 
         Args:
-          make_work: makes the work, in each process; what it refers to travels there by pickle.
-          count: at least 1.
+          make_work: Called once in each process. It is sent by pickle.
+          count: Number of processes, at least 1.
         """
         self._lock = threading.Condition()
         self._numbers = 0
@@ -96,7 +96,7 @@ class ProcessPool:
         self._error: Exception | None = None
         self._closed = False
         self._sockets: list[socket.socket] = []
-        self._in_hand = [_IN_HAND] * count  # none is free before it has its work
+        self._assigned = [_MAX_ASSIGNED] * count  # Full until the worker has received its work.
         self.processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
             ours, theirs = socket.socketpair()
@@ -111,7 +111,7 @@ class ProcessPool:
             self._numbers += 1
             self._wanted.add(self._numbers)
             self._backlog.append((self._numbers, task))
-            self._hand_out()
+            self._assign()
             return self._numbers
 
     def result(self, number: int) -> Any:
@@ -122,7 +122,7 @@ class ProcessPool:
                 return self._results.pop(number)
             raise self._error or JanusError("The data workers are closed; open the stream again.")
 
-    def forget(self, number: int) -> None:
+    def cancel(self, number: int) -> None:
         with self._lock:
             self._wanted.discard(number)
             self._results.pop(number, None)
@@ -138,80 +138,79 @@ class ProcessPool:
                 connection.shutdown(socket.SHUT_RDWR)
         for process in self.processes:
             try:
-                process.wait(_PATIENCE_SECONDS)
+                process.wait(_SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
-        self._reader.join(_PATIENCE_SECONDS)
+        self._reader.join(_SHUTDOWN_SECONDS)
         for connection in self._sockets:
             connection.close()
 
-    def _hand_out(self) -> None:
-        """With the lock held: gives tasks to the workers that have fewest. Tasks are small, so that none blocks."""
+    def _assign(self) -> None:
+        """Sends tasks to the least busy workers. Needs the lock. Tasks are small, so sending does not block."""
         while self._backlog and self._error is None and not self._closed:
-            worker = min(range(len(self._in_hand)), key=self._in_hand.__getitem__)
-            if self._in_hand[worker] >= _IN_HAND:
+            worker = min(range(len(self._assigned)), key=self._assigned.__getitem__)
+            if self._assigned[worker] >= _MAX_ASSIGNED:
                 return
             number, task = self._backlog.popleft()
             if number in self._wanted:
-                self._in_hand[worker] += 1
-                with contextlib.suppress(OSError):  # the reader sees that the worker has ended, and says so
+                self._assigned[worker] += 1
+                with contextlib.suppress(OSError):  # The reader thread reports that the worker has ended.
                     _send(self._sockets[worker], (number, task))
 
     def _read(self, make_work: Callable[[], Work]) -> None:
-        """What the thread does: takes results as they come, so that no worker waits while the main thread is away."""
+        """Body of the reader thread: receives results at once, so no worker waits for the main thread."""
         try:
             with selectors.DefaultSelector() as selector:
                 for worker, connection in enumerate(self._sockets):
                     selector.register(connection, selectors.EVENT_READ, worker)
                 for worker, connection in enumerate(self._sockets):
-                    with contextlib.suppress(OSError):  # below, an end that is closed is told from others
+                    with contextlib.suppress(OSError):  # A closed socket is reported below.
                         _send(connection, make_work)
                     with self._lock:
-                        self._in_hand[worker] = 0
-                        self._hand_out()
+                        self._assigned[worker] = 0
+                        self._assign()
                 while not self._closed:
                     for key, _ in selector.select():
-                        self._take(key.data)
+                        self._receive_result(key.data)
         except Exception as error:
             with self._lock:
                 self._error = self._error or error
                 self._lock.notify_all()
 
-    def _take(self, worker: int) -> None:
+    def _receive_result(self, worker: int) -> None:
         try:
             number, result, error = _receive(self._sockets[worker])
         except (EOFError, OSError) as lost:
             if self._closed:
                 return
             raise JanusError(
-                f"A data worker (process {self.processes[worker].pid}) has ended {self._how(worker)}; look for its "
-                f"last words above, and at the machine's memory, then start again from the last checkpoint."
+                f"A data worker (process {self.processes[worker].pid}) has ended {self._exit_cause(worker)}; check its "
+                f"messages above and the machine's memory, then start again from the last checkpoint."
             ) from lost
         if error is not None:
             raise error
         with self._lock:
-            self._in_hand[worker] -= 1
+            self._assigned[worker] -= 1
             if number in self._wanted:
                 self._results[number] = result
-            self._hand_out()
+            self._assign()
             self._lock.notify_all()
 
-    def _how(self, worker: int) -> str:
+    def _exit_cause(self, worker: int) -> str:
         try:
-            code = self.processes[worker].wait(_PATIENCE_SECONDS)
+            code = self.processes[worker].wait(_SHUTDOWN_SECONDS)
         except subprocess.TimeoutExpired:
             return "its connection"
         return f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with code {code}"
 
 
 def serve(descriptor: int) -> None:
-    """The worker process: gets its work, then tasks, one after the other, until the other end closes."""
-    # An interrupt, and the notice before a preemption, reach every process of the group (SLURM's `--signal=USR1` every
-    # process of the job). They are the main process's to answer; it needs its workers until it is done, and they end
-    # when it does.
-    for notice in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
-        signal.signal(notice, signal.SIG_IGN)
+    """Runs a worker process: receives its work, then tasks, until the other end of the socket closes."""
+    # Interrupts and preemption notices reach every process of the group (SLURM's `--signal=USR1` every process of the
+    # job). Only the main process acts on them; it needs its workers until it ends.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
         try:
             work = _receive(connection)()
@@ -238,7 +237,7 @@ def _start(descriptor: int) -> subprocess.Popen[bytes]:
 
 
 def _send(connection: socket.socket, value: Any) -> None:
-    """Sends by pickle, arrays beside it and uncopied."""
+    """Sends a pickle, with its arrays uncopied and out of band."""
     arrays: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
     parts = [memoryview(head), *(array.raw() for array in arrays)]
@@ -248,10 +247,10 @@ def _send(connection: socket.socket, value: Any) -> None:
 
 
 def _receive(connection: socket.socket) -> Any:
-    """What `_send` sent.
+    """Receives what `_send` sent.
 
     Raises:
-      EOFError: the other end is closed.
+      EOFError: The other end is closed.
     """
     (count,) = struct.unpack("<Q", _read_bytes(connection, 8))
     sizes = struct.unpack(f"<{count}Q", _read_bytes(connection, 8 * count))

@@ -23,7 +23,7 @@ from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.vae import VAE
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
-from janus_jax.sharding import batch_multiple, batch_sharding, make_mesh, use_mesh
+from janus_jax.sharding import batch_sharding, make_mesh, num_data_shards, use_mesh
 
 ENCODER = ("encoder", "quant_conv", "codebook")
 """What of the tokenizer's parameters is needed."""
@@ -99,7 +99,7 @@ class ImageTokenizer:
         """
         self.encoding = encoding
         self._mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
-        self.batch_size = round_up(batch_size, batch_multiple(self._mesh))
+        self.batch_size = round_up(batch_size, num_data_shards(self._mesh))
         everywhere = NamedSharding(self._mesh, PartitionSpec())
         self._params = jax.device_put({name: params[name] for name in encoding.needed}, everywhere)
 

@@ -1,4 +1,4 @@
-"""DPG-Bench (ELLA, arXiv 2403.05135): is all of a long prompt in the picture? A language model answers that outside."""
+"""DPG-Bench (ELLA, arXiv 2403.05135): long prompts. An external model answers questions about the images."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -6,41 +6,46 @@ from pathlib import Path
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Scores, check_ids, published
-from janus_jax.evaluation.generation.generate_images import save
-from janus_jax.evaluation.generation.image_requests import DRAWING, PREDICTIONS, Picture, drawn_files, pictures_of
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, check_items, no_scores, published_scores
+from janus_jax.evaluation.generation.image_requests import (
+    PREDICTIONS,
+    SAMPLING_OPTIONS,
+    ImageRequest,
+    generated_files,
+    requests_for_prompt,
+)
 from janus_jax.files import read_text, reading
+from janus_jax.image_files import save_png
 
 _ROWS, _COLUMNS = 2, 2
 _FOLDER = "prompts"
 
 
-def read(data: Path, options: Options) -> list[Picture]:
-    """Four pictures of every prompt, in the order of the files' names."""
+def read(data: Path, options: Options) -> list[ImageRequest]:
+    """Reads four requests per prompt, in the order of the file names."""
     with reading(data / _FOLDER):
         files = sorted(file for file in (data / _FOLDER).iterdir() if file.suffix == ".txt")
-    pictures = []
+    requests = []
     for index, file in enumerate(files):
         prompt = read_text(file).strip()
         if not prompt:
-            raise JanusError(f"{file} is empty; a prompt is expected.")
-        names = [f"pictures/{file.stem}_{number}.png" for number in range(_ROWS * _COLUMNS)]
-        pictures += pictures_of(prompt, index, names, data, None)
-    check_ids(pictures, data / _FOLDER)
-    return pictures
+            raise JanusError(f"{file} is empty; expected a prompt.")
+        names = [f"images/{file.stem}_{number}.png" for number in range(_ROWS * _COLUMNS)]
+        requests += requests_for_prompt(prompt, index, names, data)
+    check_items(requests, data / _FOLDER)
+    return requests
 
 
-def write_predictions(pictures: Sequence[Picture], answers: Answers, folder: Path) -> None:
-    """`<id>.png`: the four pictures of a prompt as one, two by two."""
-    files = drawn_files(pictures, answers)
+def write_predictions(requests: Sequence[ImageRequest], answers: Answers, folder: Path) -> None:
+    """Writes `ID.png`: the four images of a prompt in a grid of two by two."""
     groups: dict[str, list[Path]] = {}
-    for picture, file in zip(pictures, files, strict=True):
-        groups.setdefault(picture.group, []).append(file)
+    for request, file in zip(requests, generated_files(requests, answers), strict=True):
+        groups.setdefault(request.group, []).append(file)
     for group in groups.values():
         target = folder / f"{group[0].stem.rpartition('_')[0]}.png"
-        # Another call finds most of them there.
+        # A repeated call writes only the grids whose images are newer.
         if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in group):
-            save(_grid(group), target, None)
+            save_png(_grid(group), target, compress_level=1)
 
 
 def _grid(files: Sequence[Path]) -> Image.Image:
@@ -54,24 +59,19 @@ def _grid(files: Sequence[Path]) -> Image.Image:
 
 
 def _open(file: Path) -> Image.Image:
-    with reading(file, "remove its line from answers.jsonl, and it is drawn again"):
+    with reading(file, "remove its line from answers.jsonl to generate it again"):
         return Image.open(file).convert("RGB")
-
-
-def score(pictures: Sequence[Picture], answers: Answers, options: Options) -> Scores:
-    """None."""
-    return {}
 
 
 BENCHMARK = Benchmark(
     name="dpg",
-    title="DPG-Bench: 1,065 long prompts, 4 pictures of each in a grid; mPLUG looks at them outside",
+    title="DPG-Bench: 1,065 long prompts, 4 images of each in a grid; graded by mPLUG, outside this command",
     layout=f"{_FOLDER}/*.txt",
     source="https://github.com/TencentQQGYLab/ELLA (dpg_bench/prompts); its compute_dpg_bench.py reads "
-    f"OUT/{PREDICTIONS} (--resolution: the side of one picture of the four)",
+    f"OUT/{PREDICTIONS} (--resolution: size of one of the four images)",
     read=read,
-    score=score,
+    score=no_scores,
     write_predictions=write_predictions,
-    options=dict(DRAWING),
-    published=published(dpg=(79.68, 80.09, 82.63, 84.19)),
+    options=dict(SAMPLING_OPTIONS),
+    published=published_scores(dpg=(79.68, 80.09, 82.63, 84.19)),
 )

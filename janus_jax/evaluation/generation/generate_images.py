@@ -1,4 +1,4 @@
-"""Drawing as the runner's work: every picture is a file before its answer is written down."""
+"""Generates the images of a benchmark. Each image is saved before its answer is recorded."""
 
 import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -8,9 +8,8 @@ from typing import Any, Protocol
 
 from PIL import Image
 
-from janus_jax.evaluation.benchmark import OWN, Options
-from janus_jax.evaluation.generation.image_requests import DRAWING, Picture
-from janus_jax.evaluation.runner import Work
+from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Options
+from janus_jax.evaluation.generation.image_requests import SAMPLING_OPTIONS, ImageRequest
 from janus_jax.files import naming
 from janus_jax.generation.padding import bucket_length
 from janus_jax.image_files import save_png
@@ -19,84 +18,78 @@ from janus_jax.processing import Processor
 _WRITERS = min(8, os.cpu_count() or 1)
 
 
-class Painter(Protocol):
-    """What draws: a `Pretrained`."""
+class ImageModel(Protocol):
+    """A model that generates images, such as `Pretrained`."""
 
     @property
     def processor(self) -> Processor: ...
 
     @property
-    def sampler_settings(self) -> Collection[str]:
-        """Names of the settings that it draws with."""
-        ...
+    def sampler_settings(self) -> Collection[str]: ...
 
     def sample_images(
-        self,
-        prompts: Sequence[str],
-        numbers: Sequence[tuple[int, int]],
-        seed: int = ...,
-        **settings: Any,
-    ) -> list[Image.Image]:
-        """An image of each of these prompts."""
-        ...
+        self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = ..., **settings: Any
+    ) -> list[Image.Image]: ...
 
 
-def drawing(model: Painter, folder: Path, options: Options, seed: int, batch_size: int) -> Work[Picture]:
-    """Has a model draw, `batch_size` pictures at a time, into files of a folder.
+def generate_images(
+    model: ImageModel,
+    requests: Sequence[ImageRequest],
+    folder: Path,
+    *,
+    options: Options,
+    seed: int,
+    batch_size: int,
+) -> Iterator[Mapping[str, str]]:
+    """Generates images in batches and saves them as PNG.
 
-    Batches are of prompts that are padded to one length, and always full: a model compiles for few shapes, and what a
-    picture is drawn with does not change it, but for rounding.
+    Prompts of one batch have the same padded length, and batches are always full, so that few shapes are compiled. The
+    batch does not change an image except for rounding.
 
     Args:
-      folder: the run's.
-      options: those of `picture.DRAWING`, at least. A benchmark's defaults are for all models: those of settings that a
-        model has not, such as a flow's temperature, are passed over.
+      folder: The run's folder.
+      options: Options of the benchmark. Settings that the model does not have, such as the temperature of a JanusFlow,
+        are ignored.
+
+    Yields:
+      File names by request id, for each batch.
+
+    Raises:
+      JanusError: A prompt is too long, or a file cannot be written.
+      StorageFull: The disk is full.
     """
-    known = [name for name in DRAWING if name in model.sampler_settings]
-    settings = {name: float(options[name]) for name in known if options[name] != OWN}
-
-    def work(pictures: Sequence[Picture]) -> Iterator[Mapping[str, str]]:
-        with ThreadPoolExecutor(_WRITERS) as writers:
-            for batch in batched(model.processor, pictures, batch_size):
-                full = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-                images = model.sample_images(
-                    [picture.prompt for picture in full],
-                    [(picture.prompt_number, picture.number) for picture in full],
-                    seed,
-                    **settings,
-                )
-                files = [folder / picture.file for picture in batch]
-                sides = [picture.side for picture in batch]
-                list(writers.map(save, images[: len(batch)], files, sides))
-                yield {picture.id: picture.file for picture in batch}
-
-    return work
+    names = [name for name in SAMPLING_OPTIONS if name in model.sampler_settings]
+    settings = {name: float(options[name]) for name in names if options[name] != MODEL_DEFAULT}
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        for batch in batch_requests(model.processor, requests, batch_size):
+            padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
+            images = model.sample_images(
+                [request.prompt for request in padded],
+                [(request.prompt_index, request.image_index) for request in padded],
+                seed,
+                **settings,
+            )
+            files = [folder / request.file for request in batch]
+            sizes = [request.size for request in batch]
+            list(writers.map(_save, images[: len(batch)], files, sizes))
+            yield {request.id: request.file for request in batch}
 
 
-def batched(processor: Processor, pictures: Sequence[Picture], size: int) -> list[list[Picture]]:
-    """Pictures whose prompts are padded to one length together, the longest first."""
-    by_length: dict[int, list[Picture]] = {}
-    for picture in pictures:
-        with naming(f"The prompt of {picture.id}"):
-            length = bucket_length(len(processor.generation_prompt(picture.prompt)))
-        by_length.setdefault(length, []).append(picture)
+def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch_size: int) -> list[list[ImageRequest]]:
+    """Groups requests into batches of one padded prompt length, the longest first."""
+    by_length: dict[int, list[ImageRequest]] = {}
+    for request in requests:
+        with naming(f"The prompt of {request.id}"):
+            length = bucket_length(len(processor.generation_prompt(request.prompt)))
+        by_length.setdefault(length, []).append(request)
     return [
-        alike[start : start + size]
-        for _, alike in sorted(by_length.items(), reverse=True)
-        for start in range(0, len(alike), size)
+        group[start : start + batch_size]
+        for _, group in sorted(by_length.items(), reverse=True)
+        for start in range(0, len(group), batch_size)
     ]
 
 
-def save(image: Image.Image, file: Path, side: int | None) -> None:
-    """Writes a PNG that outlives a power cut; a killed process leaves no half of it.
-
-    Args:
-      side: pixels of a side, to which it is scaled (Lanczos); None: as it is.
-
-    Raises:
-      JanusError: it cannot be written.
-      StorageFull: the disk is full.
-    """
-    if side is not None and image.size != (side, side):
-        image = image.resize((side, side), Image.Resampling.LANCZOS)
+def _save(image: Image.Image, file: Path, size: int | None) -> None:
+    if size is not None and image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.LANCZOS)
     save_png(image, file, compress_level=1)

@@ -1,85 +1,95 @@
-"""What a benchmark of generation asks for: one picture of a prompt, in a file of a given name."""
+"""Requests for images: the items of image generation benchmarks."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Amount, Answers
+from janus_jax.evaluation.benchmark import Answers, Number
 
 PREDICTIONS = "predictions"
-"""The folder of what official scorers read, in that of a run."""
+"""Folder within the run's folder that official scorers read."""
 
-DRAWING: Mapping[str, Amount] = {"guidance_scale": Amount(None), "temperature": Amount(None)}
-"""Options of every benchmark of generation; a model's own are its authors' values."""
+SAMPLING_OPTIONS: Mapping[str, Number] = {"guidance_scale": Number(None), "temperature": Number(None)}
+"""Options of every image generation benchmark. The model's defaults are its authors' values."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Picture:
-    """A picture to be drawn. Its answer is `file`, once that is there.
+class ImageRequest:
+    """A request for one image of a prompt. Its answer is the name of the image's file.
+
+    The image depends only on the prompt, the two indices, the seed of the run and the model.
 
     Attributes:
-      id: that no other picture of the benchmark has.
-      group: the same for all pictures of a prompt.
-      prompt: what it shows.
-      prompt_number: of the prompt among all of the benchmark.
-      number: of the picture among those of its prompt. What is drawn depends on the two numbers, the prompt and the
-        seed alone.
-      file: its name, from the run's folder.
-      side: pixels of a side that it is kept with; None: as it is drawn.
-      data: the benchmark's folder, where what it is held against lies.
+      id: Unique id within the benchmark.
+      group: The same for all images of a prompt.
+      prompt: Description of the image.
+      prompt_index: Index of the prompt within the benchmark.
+      image_index: Index of the image among those of its prompt.
+      file: Name of the image's file, relative to the run's folder.
+      size: Width and height of the saved image in pixels; None keeps the size that the model generates.
+      data: The benchmark's data folder, which scores read references from.
     """
 
     id: str
     group: str
     prompt: str = field(repr=False)
-    prompt_number: int
-    number: int
+    prompt_index: int
+    image_index: int
     file: str
-    side: int | None = None
+    size: int | None = None
     data: Path = field(repr=False)
 
     @property
-    def asked(self) -> list[str]:
-        """All that its answer depends on."""
-        return [self.prompt, *map(str, (self.prompt_number, self.number, self.file, self.side))]
+    def inputs(self) -> list[str]:
+        """Everything that the answer depends on."""
+        return [self.prompt, *map(str, (self.prompt_index, self.image_index, self.file, self.size))]
 
 
-def pictures_of(prompt: str, prompt_number: int, names: Sequence[str], data: Path, side: int | None) -> list[Picture]:
-    """The pictures of one prompt.
-
-    Args:
-      names: of their files, from the run's folder.
-    """
+def requests_for_prompt(
+    prompt: str, prompt_index: int, files: Sequence[str], data: Path, size: int | None = None
+) -> list[ImageRequest]:
+    """Returns one request per file; see `ImageRequest` for the arguments."""
     return [
-        Picture(
-            id=name.removeprefix(f"{PREDICTIONS}/").removesuffix(".png"),
-            group=str(prompt_number),
+        ImageRequest(
+            id=file.removeprefix(f"{PREDICTIONS}/").removesuffix(".png"),
+            group=str(prompt_index),
             prompt=prompt,
-            prompt_number=prompt_number,
-            number=number,
-            file=name,
-            side=side,
+            prompt_index=prompt_index,
+            image_index=image_index,
+            file=file,
+            size=size,
             data=data,
         )
-        for number, name in enumerate(names)
+        for image_index, file in enumerate(files)
     ]
 
 
-def drawn_files(pictures: Sequence[Picture], answers: Answers) -> list[Path]:
-    """The files of all pictures.
+def generated_files(requests: Sequence[ImageRequest], answers: Answers) -> list[Path]:
+    """Returns the paths of all generated images.
 
     Raises:
-      JanusError: one is not there.
+      JanusError: A file is missing.
     """
-    files = [Path(answers[picture.id]) for picture in pictures]
-    there: dict[Path, set[str]] = {}
-    for file, picture in zip(files, pictures, strict=True):
-        if file.parent not in there:
-            there[file.parent] = {entry.name for entry in file.parent.iterdir()} if file.parent.is_dir() else set()
-        if file.name not in there[file.parent]:
+    files = [Path(answers[request.id]) for request in requests]
+    # Listing each folder once is faster on network disks than a look-up per file.
+    names: dict[Path, set[str]] = {}
+    for file, request in zip(files, requests, strict=True):
+        folder = file.parent
+        if folder not in names:
+            names[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
+        if file.name not in names[folder]:
             raise JanusError(
-                f"{file} was drawn and is gone; remove the line of {picture.id} from the answers.jsonl of its run, "
-                f"and it is drawn again."
+                f"{file} was generated but is missing now; remove the line of {request.id} from the run's "
+                f"answers.jsonl to generate it again."
             )
     return files
+
+
+def check_generated_files(requests: Sequence[ImageRequest], answers: Answers, folder: Path) -> None:
+    """The `write_predictions` function of benchmarks whose official scorer reads the generated files themselves.
+
+    Raises:
+      JanusError: A file is missing.
+    """
+    generated_files(requests, answers)

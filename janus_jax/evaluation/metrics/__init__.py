@@ -1,1 +1,1 @@
-""
+"""Image metrics: FID, CLIP score, and the networks that they use."""

@@ -1,12 +1,12 @@
-"""FID of folders of pictures (arXiv 1706.08500), as its two usual implementations prepare them.
+"""FID of image folders (arXiv 1706.08500), with the preprocessing of either of the two common implementations.
 
-Both look through the Inception-v3 of 2015-12-05 that the first implementation took. Its weights are read from
-pytorch-fid's file; what clean-fid fetches, NVIDIA's TorchScript, is another conversion of it. They differ before it:
+Both implementations use the Inception-v3 network of 2015-12-05. The weights are read from pytorch-fid's file; clean-fid
+downloads another conversion of the same network. The implementations differ in how they resize and scale images:
 
-- `clean` (clean-fid, arXiv 2104.11222): bicubic with antialiasing in float, as PIL does it; 128 stands for 0.
-- `pytorch` (pytorch-fid): bilinear without antialiasing, as torch does it; 127.5 stands for 0.
+- `clean` (clean-fid, arXiv 2104.11222): bicubic with antialiasing in floating point, as in PIL; 128 maps to 0.
+- `pytorch` (pytorch-fid): bilinear without antialiasing, as in torch; 127.5 maps to 0.
 
-Statistics made with one are of no use with the other.
+Statistics of one preprocessing cannot be compared with those of the other.
 """
 
 import functools
@@ -22,83 +22,66 @@ import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.metrics.frechet import FEATURES, SIDE, FeatureStatistics, Gaussian, frechet_distance
+from janus_jax.evaluation.metrics.frechet import (
+    FEATURE_DIM,
+    INPUT_SIZE,
+    FeatureStatistics,
+    Gaussian,
+    frechet_distance,
+)
 from janus_jax.files import naming, reading
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
 
-_BATCH = 32
+LAYOUT = f"""for FID, optional:
+{INCEPTION}
+{REFERENCE}_clean.npz or {REFERENCE}_pytorch.npz (mu, sigma), or {REFERENCE}/**/*.png (.jpg ...)"""
+SOURCE = "https://github.com/mseitzer/pytorch-fid/releases (fid_weights)"
+
+_BATCH_SIZE = 32
 _READERS = min(8, os.cpu_count() or 1)
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
-Prepare = Callable[[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "299 299 3"]]
+Preprocess = Callable[[UInt8[np.ndarray, "H W 3"]], Float[np.ndarray, "299 299 3"]]
 
 
-def clean(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 299 3"]:
-    """A picture as clean-fid shows it to the network."""
+def preprocess_clean(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 299 3"]:
+    """Resizes and scales an image as clean-fid does."""
+    size = (INPUT_SIZE, INPUT_SIZE)
     channels = [
-        Image.fromarray(np.ascontiguousarray(pixels[..., channel], np.float32)).resize(
-            (SIDE, SIDE), Image.Resampling.BICUBIC
-        )
+        Image.fromarray(np.ascontiguousarray(pixels[..., channel], np.float32)).resize(size, Image.Resampling.BICUBIC)
         for channel in range(3)
     ]
     resized = np.stack([np.asarray(channel) for channel in channels], axis=-1).clip(0, 255)
     return (resized - np.float32(128)) / np.float32(128)
 
 
-def pytorch(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 299 3"]:
-    """A picture as pytorch-fid shows it to the network."""
+def preprocess_pytorch(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, "299 299 3"]:
+    """Resizes and scales an image as pytorch-fid does."""
     x = pixels.astype(np.float32) / np.float32(255)
     for axis in (0, 1):
-        below, above, share = _neighbours(x.shape[axis])
-        share = share.reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
-        x = np.take(x, below, axis) * (1 - share) + np.take(x, above, axis) * share
+        size = x.shape[axis]
+        centers = ((np.arange(INPUT_SIZE) + 0.5) * size / INPUT_SIZE - 0.5).clip(0)
+        below = np.minimum(centers.astype(int), size - 1)
+        weight = (centers - below).astype(np.float32).reshape((-1, 1, 1) if axis == 0 else (1, -1, 1))
+        above = np.minimum(below + 1, size - 1)
+        x = np.take(x, below, axis) * (1 - weight) + np.take(x, above, axis) * weight
     return 2 * x - 1
 
 
-def _neighbours(size: int) -> tuple[np.ndarray, np.ndarray, Float[np.ndarray, " 299"]]:
-    """Which two places of a line a place of the network's line lies between, and the share of the second."""
-    places = ((np.arange(SIDE) + 0.5) * size / SIDE - 0.5).clip(0)
-    below = np.minimum(places.astype(int), size - 1)
-    return below, np.minimum(below + 1, size - 1), (places - below).astype(np.float32)
+METHODS: Mapping[str, Preprocess] = {"clean": preprocess_clean, "pytorch": preprocess_pytorch}
+"""Preprocessing functions by the name of the implementation. The first is the default of every benchmark."""
 
 
-METHODS: Mapping[str, Prepare] = {"clean": clean, "pytorch": pytorch}
-"""How pictures are prepared, by the name of the implementation. The default of every benchmark is the first."""
-
-LAYOUT = f"""and for FID, which is left out without them:
-{INCEPTION}
-{REFERENCE}_clean.npz or {REFERENCE}_pytorch.npz (mu, sigma), or {REFERENCE}/**/*.png (.jpg ...)"""
-SOURCE = "https://github.com/mseitzer/pytorch-fid/releases (fid_weights)"
-
-
-def check_judge(data: Path, method: str) -> None:
-    """Checks, before anything is drawn, that there is a reference where there are weights.
-
-    Raises:
-      JanusError: there is none.
-    """
-    if (data / INCEPTION).exists() and _reference(data, method) is None:
-        raise JanusError(
-            f"{data} holds {INCEPTION}, but neither {REFERENCE}_{method}.npz nor a folder {REFERENCE}; "
-            f"give one of them, or remove the weights to leave FID out."
-        )
-
-
-def _reference(data: Path, method: str) -> Path | None:
-    paths = (data / f"{REFERENCE}_{method}.npz", data / REFERENCE)
-    return next((path for path in paths if path.exists()), None)
-
-
-class Judge:
-    """Inception, on its device.
+class InceptionExtractor:
+    """Computes Inception features of image files.
 
     Args:
-      params: of `models.inception.Inception`.
-      method: how pictures are prepared, of `METHODS`.
+      params: Parameters of `inception.Inception`.
+      method: Preprocessing, a key of `METHODS`.
     """
 
     def __init__(self, params: Mapping[str, Any], method: str) -> None:
@@ -106,102 +89,126 @@ class Judge:
 
         from janus_jax.evaluation.metrics.inception import Inception
 
-        self._prepare = METHODS[method]
+        self._preprocess = METHODS[method]
         self._params = jax.device_put(params)
         self._apply = jax.jit(Inception().apply)
 
     def features(self, files: Sequence[Path]) -> Iterator[Float[np.ndarray, "B 2048"]]:
-        """Of all pictures, in order, a batch at a time.
+        """Yields the features of all images in order, one batch at a time.
 
         Raises:
-          JanusError: one is none.
+          JanusError: A file is not an image.
         """
         with ThreadPoolExecutor(_READERS) as readers:
-            left = iter(files)
+            remaining = iter(files)
 
-            def fill() -> list[Future[Float[np.ndarray, "299 299 3"]]]:
-                return [readers.submit(_prepared, file, self._prepare) for file in islice(left, _BATCH)]
+            def submit() -> list[Future[Float[np.ndarray, "299 299 3"]]]:
+                return [readers.submit(_read, file, self._preprocess) for file in islice(remaining, _BATCH_SIZE)]
 
-            pending = fill()
+            pending = submit()
             while pending:
-                pixels, pending = [future.result() for future in pending], fill()
-                batch = np.stack([*pixels, *[pixels[-1]] * (_BATCH - len(pixels))])
+                pixels, pending = [future.result() for future in pending], submit()
+                batch = np.stack([*pixels, *[pixels[-1]] * (_BATCH_SIZE - len(pixels))])
                 yield np.asarray(self._apply({"params": self._params}, batch))[: len(pixels)]
 
     def statistics(self, files: Sequence[Path]) -> dict[str, FeatureStatistics]:
-        """Of the pictures of each folder, by its name."""
-        found: dict[str, FeatureStatistics] = {}
+        """Returns feature statistics by the name of the images' folder."""
+        statistics: dict[str, FeatureStatistics] = {}
         folders = iter([file.parent.name for file in files])
         for batch in self.features(files):
             names = np.array(list(islice(folders, len(batch))))
             for name in np.unique(names).tolist():
-                found.setdefault(name, FeatureStatistics(FEATURES)).add(batch[names == name])
-        return found
+                statistics.setdefault(name, FeatureStatistics(FEATURE_DIM)).add(batch[names == name])
+        return statistics
 
 
-def distances(data: Path, files: Sequence[Path], method: str) -> dict[str, float]:
-    """FIDs of pictures to those of a benchmark's folder; nothing where that has no weights.
+def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, float]:
+    """Computes the FID between images and the references in a benchmark's data folder.
+
+    Args:
+      data: The data folder, with files as in `LAYOUT`.
+      files: The generated images.
+      method: Preprocessing, a key of `METHODS`.
 
     Returns:
-      `fid` of all; and `fid/NAME` of the two pictures or more in a folder NAME that both sides have.
+      `fid` of all images, and `fid/NAME` for each folder NAME that has at least two images on both sides. Empty if the
+      data folder has no Inception weights.
 
     Raises:
-      JanusError: what is there is not what it should be.
+      JanusError: A weight file, reference or image is missing or malformed.
     """
     from janus_jax.evaluation.metrics.inception import inception_params
 
     if not (data / INCEPTION).exists():
         return {}
-    check_judge(data, method)
+    reference = check_reference(data, method)
+    assert reference is not None
     tensors = open_tensors(data / INCEPTION)
     with naming(data / INCEPTION):
-        judge = Judge(inception_params(tensors), method)
-    reference = _reference(data, method)
-    assert reference is not None
-    # What the drawn ones are held against is read first: if it will not do, nothing is looked at in vain.
+        extractor = InceptionExtractor(inception_params(tensors), method)
+    # The references come first, so that an error in them is reported early.
     if reference.suffix == ".npz":
-        real = stored(reference)
-        return {"fid": frechet_distance(real, _together(judge.statistics(files)))}
-    folders = judge.statistics(pictures_in(reference))
-    drawn = judge.statistics(files)
-    shared = [name for name in sorted(drawn) if name in folders and min(drawn[name].count, folders[name].count) > 1]
-    parts = {f"fid/{name}": frechet_distance(folders[name], drawn[name]) for name in shared}
-    return {"fid": frechet_distance(_together(folders), _together(drawn))} | parts
+        stored = read_statistics(reference)
+        return {"fid": frechet_distance(stored, _total(extractor.statistics(files)))}
+    real = extractor.statistics(list_images(reference))
+    generated = extractor.statistics(files)
+    common = [name for name in sorted(generated) if name in real and min(generated[name].count, real[name].count) > 1]
+    by_folder = {f"fid/{name}": frechet_distance(real[name].gaussian(), generated[name].gaussian()) for name in common}
+    return {"fid": frechet_distance(_total(real), _total(generated))} | by_folder
 
 
-def _together(folders: Mapping[str, FeatureStatistics]) -> FeatureStatistics:
-    return functools.reduce(operator.add, folders.values())
+def check_reference(data: Path, method: str) -> Path | None:
+    """Finds the reference statistics or folder. Called before images are generated.
 
-
-def stored(file: Path) -> Gaussian:
-    """The statistics in an .npz file, as pytorch-fid and clean-fid write them.
+    Returns:
+      The path, or None if the folder has no Inception weights either.
 
     Raises:
-      JanusError: it is damaged, or of another network.
+      JanusError: There are weights but no reference.
     """
-    with reading(file), np.load(file, allow_pickle=False) as arrays:
-        found = {name: np.asarray(arrays[name], np.float64) for name in ("mu", "sigma") if name in arrays}
-    shapes = {"mu": (FEATURES,), "sigma": (FEATURES, FEATURES)}
-    for name, shape in shapes.items():
-        if name not in found or found[name].shape != shape:
-            is_there = f"is {list(found[name].shape)}" if name in found else "is missing"
-            raise JanusError(f"{file}: {name} {is_there}; numbers of the shape {list(shape)} are expected.")
-    return Gaussian(found["mu"], found["sigma"])
+    for path in (data / f"{REFERENCE}_{method}.npz", data / REFERENCE):
+        if path.exists():
+            return path
+    if (data / INCEPTION).exists():
+        raise JanusError(
+            f"{data} contains {INCEPTION}, but neither {REFERENCE}_{method}.npz nor a folder {REFERENCE}; "
+            f"add one of them, or remove the weights to skip FID."
+        )
+    return None
 
 
-def pictures_in(folder: Path) -> list[Path]:
-    """All pictures of a folder and those within.
+def read_statistics(file: Path) -> Gaussian:
+    """Reads statistics from an .npz file, as pytorch-fid and clean-fid write them.
 
     Raises:
-      JanusError: there is none.
+      JanusError: The file is damaged or belongs to another network.
+    """
+    with reading(file), np.load(file, allow_pickle=False) as content:
+        arrays = {name: np.asarray(content[name], np.float64) for name in ("mu", "sigma") if name in content}
+    for name, shape in {"mu": (FEATURE_DIM,), "sigma": (FEATURE_DIM, FEATURE_DIM)}.items():
+        if name not in arrays or arrays[name].shape != shape:
+            found = f"has shape {list(arrays[name].shape)}" if name in arrays else "is missing"
+            raise JanusError(f"{file}: {name} {found}; expected an array of shape {list(shape)}.")
+    return Gaussian(arrays["mu"], arrays["sigma"])
+
+
+def list_images(folder: Path) -> list[Path]:
+    """Returns the images in a folder and its subfolders.
+
+    Raises:
+      JanusError: There are no images.
     """
     with reading(folder):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)
     if not files:
-        raise JanusError(f"{folder} holds no picture; it should hold those that FID is measured against.")
+        raise JanusError(f"{folder} contains no images; expected the reference images of FID.")
     return files
 
 
-def _prepared(file: Path, prepare: Prepare) -> Float[np.ndarray, "299 299 3"]:
+def _total(folders: Mapping[str, FeatureStatistics]) -> Gaussian:
+    return functools.reduce(operator.add, folders.values()).gaussian()
+
+
+def _read(file: Path, preprocess: Preprocess) -> Float[np.ndarray, "299 299 3"]:
     with reading(file), Image.open(file) as image:
-        return prepare(np.asarray(image.convert("RGB")))
+        return preprocess(np.asarray(image.convert("RGB")))

@@ -1,22 +1,37 @@
-"""MMBench (arXiv 2307.06281): questions with up to four options; circular: asked once for each rotation of them."""
+"""MMBench (arXiv 2307.06281): multiple-choice questions with up to four options.
+
+The circular protocol asks every rotation of the options and counts a question only if all answers are correct.
+"""
 
 import base64
 import binascii
 import csv
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, check_ids, published
-from janus_jax.evaluation.understanding.benchmark_files import Entry, percent
-from janus_jax.evaluation.understanding.prompts import about, choice_question, chosen_letter
+from janus_jax.evaluation.benchmark import (
+    Answers,
+    Benchmark,
+    Choice,
+    Options,
+    Question,
+    Scores,
+    accuracy_by,
+    check_items,
+    percent,
+    published_scores,
+)
+from janus_jax.evaluation.benchmark_files import Entry
+from janus_jax.evaluation.understanding.prompts import multiple_choice_prompt, parse_choice, user_message
 from janus_jax.files import reading
 
 _LETTERS = "ABCDEFGH"
 _ROTATION = 1_000_000
-"""What the authors add to a question's index for each rotation of its options."""
-_LARGEST_FIELD = 2**28
+"""The authors add this to a question's index for each rotation of its options."""
+_MAX_FIELD_BYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +39,11 @@ class MmbenchQuestion(Question):
     """A question, or a rotation of one.
 
     Attributes:
-      number: its index in the table.
-      text: the question.
-      choices: options by letter.
-      answer: the letter that is right; "" where that is secret.
-      category: of the question.
+      number: Index in the table.
+      text: The question with its hint.
+      choices: Options by letter.
+      answer: The correct letter; "" if it is not published.
+      category: Category of the question; "" if the table has none.
     """
 
     number: int
@@ -39,64 +54,63 @@ class MmbenchQuestion(Question):
 
 
 def read(data: Path, options: Options) -> list[MmbenchQuestion]:
-    """The questions of the folder's one table; with their rotations, if circular."""
+    """Reads the questions of the folder's table, with rotations for the circular protocol."""
     tables = sorted(data.glob("*.tsv")) if data.is_dir() else []
     if len(tables) != 1:
-        there = ", ".join(table.name for table in tables) or "none"
-        raise JanusError(f"{data} holds {len(tables)} tables ({there}); one *.tsv of MMBench is expected.")
-    rows = list(_rows(tables[0]))
-    pictures = _pictures(rows)
-    questions = [_question(row, pictures) for row in rows]
+        names = ", ".join(table.name for table in tables) or "none"
+        raise JanusError(f"{data} contains {len(tables)} tables ({names}); expected one *.tsv of MMBench.")
+    rows = list(_read_rows(tables[0]))
+    images = _decode_images(rows)
+    questions = [_question(number, entry, images[number]) for number, entry in rows]
     plain = [q for q in questions if q.number < _ROTATION]
     if options["circular"] == "true":
-        # Some tables hold the rotations themselves.
+        # Some tables contain the rotations.
         if len(plain) == len(questions):
             questions = [rotation for q in plain for rotation in rotations(q)]
     else:
         questions = plain
-    check_ids(questions, tables[0])
+    check_items(questions, tables[0])
     return questions
 
 
-def _rows(table: Path) -> Iterator[tuple[int, Entry]]:
-    csv.field_size_limit(_LARGEST_FIELD)  # Of base64 pictures; the usual limit is 128 KiB.
+def _read_rows(table: Path) -> Iterator[tuple[int, Entry]]:
+    csv.field_size_limit(_MAX_FIELD_BYTES)  # The default of 128 KiB is too small for base64 images.
     with reading(table), table.open(encoding="utf-8-sig", newline="") as file:
         for number, row in enumerate(csv.DictReader(file, delimiter="\t"), 1):
             values = {name: value for name, value in row.items() if name and isinstance(value, str) and value.strip()}
             entry = Entry(f"{table}, row {number}", values)
-            index = entry.text("index", "a whole number").removesuffix(".0")
+            index = entry.text("index", "an integer").removesuffix(".0")
             if not index.isdigit():
-                raise JanusError(f"{entry.where}: index is {index!r:.80}; a whole number is expected.")
+                raise JanusError(f"{entry.where}: index is {index!r:.80}; expected an integer.")
             yield int(index), entry
 
 
-def _pictures(rows: Sequence[tuple[int, Entry]]) -> dict[int, bytes]:
-    """By index. In place of a picture that an earlier row has, a row may have that row's index."""
-    pictures: dict[int, bytes] = {}
+def _decode_images(rows: Sequence[tuple[int, Entry]]) -> dict[int, bytes]:
+    """Returns the images by index. A row may refer to the image of an earlier row by its index."""
+    images: dict[int, bytes] = {}
     for index, entry in rows:
-        text = entry.text("image", "a picture in base64")
-        if text.isdigit() and int(text) in pictures:
-            pictures[index] = pictures[int(text)]
+        text = entry.text("image", "an image in base64")
+        if text.isdigit() and int(text) in images:
+            images[index] = images[int(text)]
             continue
         try:
-            pictures[index] = base64.b64decode(text, validate=True)
+            images[index] = base64.b64decode(text, validate=True)
         except binascii.Error:
-            raise JanusError(f"{entry.where}: image is {text[:40]!r}; a picture in base64 is expected.") from None
-    return pictures
+            raise JanusError(f"{entry.where}: image is {text[:40]!r}; expected an image in base64.") from None
+    return images
 
 
-def _question(row: tuple[int, Entry], pictures: Mapping[int, bytes]) -> MmbenchQuestion:
-    index, entry = row
+def _question(number: int, entry: Entry, image: bytes) -> MmbenchQuestion:
     choices = {letter: entry.values[letter].strip() for letter in _LETTERS if letter in entry.values}
     if len(choices) < 2:
-        raise JanusError(f"{entry.where}: the fields A, B ... hold {len(choices)} options; two or more are expected.")
+        raise JanusError(f"{entry.where}: the fields A, B ... contain {len(choices)} options; expected at least two.")
     text, hint = entry.text("question"), str(entry.values.get("hint", ""))
     return MmbenchQuestion(
-        id=str(index),
-        group=str(index % _ROTATION),
+        id=str(number),
+        group=str(number % _ROTATION),
         max_new_tokens=64,
-        messages=about([pictures[index]], choice_question(text, choices, hint)),
-        number=index,
+        messages=user_message([image], multiple_choice_prompt(text, choices, hint)),
+        number=number,
         text=f"Hint: {hint}\n{text}" if hint else text,
         choices=choices,
         answer=entry.one_of("answer", tuple(choices)) if "answer" in entry.values else "",
@@ -105,71 +119,66 @@ def _question(row: tuple[int, Entry], pictures: Mapping[int, bytes]) -> MmbenchQ
 
 
 def rotations(question: MmbenchQuestion) -> list[MmbenchQuestion]:
-    """The question with its options in every rotation, itself the first."""
+    """Returns the question with every rotation of its options, the original order first."""
     letters, texts = list(question.choices), list(question.choices.values())
     images = question.messages[0].get("images", ())
-    turned = []
-    for by in range(len(letters)):
-        choices = dict(zip(letters, [*texts[by:], *texts[:by]], strict=True))
-        number = question.number + by * _ROTATION
-        turned.append(
-            MmbenchQuestion(
+    rotated = []
+    for shift in range(len(letters)):
+        choices = dict(zip(letters, [*texts[shift:], *texts[:shift]], strict=True))
+        number = question.number + shift * _ROTATION
+        rotated.append(
+            dataclasses.replace(
+                question,
                 id=str(number),
-                group=question.group,
-                max_new_tokens=question.max_new_tokens,
-                messages=about(images, choice_question(question.text, choices)),
+                messages=user_message(images, multiple_choice_prompt(question.text, choices)),
                 number=number,
-                text=question.text,
                 choices=choices,
-                answer=letters[letters.index(question.answer) - by] if question.answer else "",
-                category=question.category,
+                answer=letters[letters.index(question.answer) - shift] if question.answer else "",
             )
         )
-    return turned
+    return rotated
 
 
 def score(questions: Sequence[MmbenchQuestion], answers: Answers, options: Options) -> Scores:
-    """Accuracy in percent, also by category; circular, of questions that are right in every rotation.
+    """Returns the accuracy in percent, in total (vanilla, circular) and by category.
 
-    None where the table holds no answers.
+    A circular question is correct if all its rotations are. Tables without answers have no scores.
     """
     if not all(q.answer for q in questions):
         return {}
-    right = {q.id: chosen_letter(answers[q.id], q.choices) == q.answer for q in questions}
-    plain = {q.group: right[q.id] for q in questions if q.number < _ROTATION}
-    scores = {"vanilla": percent(list(plain.values()))}
+    correct = {q.id: parse_choice(answers[q.id], q.choices) == q.answer for q in questions}
+    counted = {q.group: correct[q.id] for q in questions if q.number < _ROTATION}
+    scores = {"vanilla": percent(list(counted.values()))}
     if options["circular"] == "true":
-        whole: dict[str, bool] = {}
+        counted = {}
         for q in questions:
-            whole[q.group] = whole.get(q.group, True) and right[q.id]
-        scores["circular"] = percent(list(whole.values()))
-        plain = whole
+            counted[q.group] = counted.get(q.group, True) and correct[q.id]
+        scores["circular"] = percent(list(counted.values()))
     categories = {q.group: q.category for q in questions}
-    for category in sorted(set(categories.values()) - {""}):
-        scores[f"category.{category}"] = percent([plain[group] for group in plain if categories[group] == category])
-    return scores
+    by_category = sorted((categories[group], one) for group, one in counted.items())
+    return scores | dict(accuracy_by("category.{}", by_category))
 
 
 def write_predictions(questions: Sequence[MmbenchQuestion], answers: Answers, folder: Path) -> None:
-    """`mmbench.tsv`: index, question, options, answer, category and prediction, without the pictures."""
+    """Writes `mmbench.tsv`: index, question, options, answer, category and prediction, without images."""
     letters = sorted({letter for q in questions for letter in q.choices})
     with (folder / "mmbench.tsv").open("w", encoding="utf-8", newline="") as file:
         table = csv.writer(file, delimiter="\t", lineterminator="\n")
         table.writerow(["index", "question", *letters, "answer", "category", "prediction"])
         for q in questions:
-            row = [q.number, q.text, *(q.choices.get(letter, "") for letter in letters), q.answer, q.category]
-            table.writerow([*row, answers[q.id]])
+            choices = [q.choices.get(letter, "") for letter in letters]
+            table.writerow([q.number, q.text, *choices, q.answer, q.category, answers[q.id]])
 
 
 BENCHMARK = Benchmark(
     name="mmbench",
-    title="MMBench: questions with options; the papers' figure is of the English dev table, not circular",
+    title="MMBench: multiple-choice questions; the papers' score is for the English dev table, not circular",
     layout="""*.tsv, one table (such as MMBench_DEV_EN.tsv) of
   index, question, hint, A, B, C, D, answer, category, image (in base64)""",
     source="https://github.com/open-compass/MMBench",
     read=read,
     score=score,
     write_predictions=write_predictions,
-    options={"circular": ("false", "true")},
-    published=published(vanilla=(69.4, 74.9, 75.5, 79.2)),
+    options={"circular": Choice("false", "true")},
+    published=published_scores(vanilla=(69.4, 74.9, 75.5, 79.2)),
 )

@@ -1,14 +1,24 @@
-"""MME (arXiv 2306.13394): two yes/no questions about a picture, one answered by yes and one by no; ten tasks of
-perception and four of cognition."""
+"""MME (arXiv 2306.13394): pairs of yes/no questions about an image, in ten perception and four cognition tasks.
+
+Each pair has one question with the answer yes and one with the answer no.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, check_ids, published
-from janus_jax.evaluation.understanding.benchmark_files import percent
-from janus_jax.evaluation.understanding.prompts import about, short_question
+from janus_jax.evaluation.benchmark import (
+    Answers,
+    Benchmark,
+    Options,
+    Question,
+    Scores,
+    check_items,
+    percent,
+    published_scores,
+)
+from janus_jax.evaluation.understanding.prompts import short_answer_prompt, user_message
 from janus_jax.files import read_text, reading
 
 PERCEPTION = (
@@ -24,110 +34,107 @@ PERCEPTION = (
     "OCR",
 )
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
-_PICTURES = (".jpg", ".png", ".jpeg")
+_SUFFIXES = (".jpg", ".png", ".jpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MmeQuestion(Question):
-    """A question of a task, whether yes is right, and the name of its picture."""
+    """A question with its task, the name of its image, its text, and the label Yes or No."""
 
     task: str
-    picture: str
+    image: str
     text: str
     label: str
 
 
 def read(data: Path, options: Options) -> list[MmeQuestion]:
-    """The questions of all tasks, those about a picture next to each other."""
-    questions = [question for task in (*PERCEPTION, *COGNITION) for question in _read(data / task, task)]
-    check_ids(questions, data)
+    """Reads the questions of all tasks; the two questions about an image are adjacent."""
+    questions = [question for task in (*PERCEPTION, *COGNITION) for question in _read_task(data / task, task)]
+    check_items(questions, data)
     return questions
 
 
-def _read(folder: Path, task: str) -> Iterator[MmeQuestion]:
+def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
     if not folder.is_dir():
-        raise JanusError(
-            f"{folder}, the folder of MME's task {task}, is missing; look at the layout that --list shows."
-        )
-    texts, pictures = folder / "questions_answers_YN", folder / "images"
-    texts, pictures = (part if part.is_dir() else folder for part in (texts, pictures))
+        raise JanusError(f"{folder}, the folder of MME's task {task}, is missing; --list shows the expected files.")
+    texts, images = folder / "questions_answers_YN", folder / "images"
+    texts, images = (subfolder if subfolder.is_dir() else folder for subfolder in (texts, images))
     with reading(folder):
         files = sorted(texts.glob("*.txt"))
-        there = {path.stem: path for path in pictures.iterdir() if path.suffix.lower() in _PICTURES}
+        images_by_stem = {path.stem: path for path in images.iterdir() if path.suffix.lower() in _SUFFIXES}
     if not files:
-        raise JanusError(
-            f"{texts} holds no questions; files NAME.txt of two lines QUESTION<tab>Yes or No are expected."
-        )
+        raise JanusError(f"{texts} contains no questions; expected files NAME.txt of two lines QUESTION<tab>Yes or No.")
     for file in files:
         lines = [line for line in read_text(file).splitlines() if line.strip()]
         if len(lines) != 2:
-            raise JanusError(f"{file} holds {len(lines)} questions; the two about a picture are expected.")
-        if file.stem not in there:
-            raise JanusError(
-                f"{pictures} holds no picture {file.stem} ({', '.join(_PICTURES)}), which {file} is about."
-            )
-        picture = there[file.stem]
+            raise JanusError(f"{file} contains {len(lines)} questions; expected two.")
+        if file.stem not in images_by_stem:
+            raise JanusError(f"{images} contains no image {file.stem} ({', '.join(_SUFFIXES)}) for {file}.")
+        image = images_by_stem[file.stem]
         for number, line in enumerate(lines, 1):
             text, _, label = line.partition("\t")
             if label.strip() not in ("Yes", "No"):
                 raise JanusError(
-                    f"{file}, line {number}: the answer is {label.strip()!r:.80}; QUESTION<tab>Yes or No is expected."
+                    f"{file}, line {number}: the answer is {label.strip()!r:.80}; expected QUESTION<tab>Yes or No."
                 )
             yield MmeQuestion(
                 id=f"{task}/{file.stem}/{number}",
                 group=f"{task}/{file.stem}",
-                messages=about([picture], short_question(text)),
+                messages=user_message([image], short_answer_prompt(text)),
                 task=task,
-                picture=picture.name,
+                image=image.name,
                 text=text,
                 label=label.strip(),
             )
 
 
-def said(answer: str) -> str:
-    """What the official scorer reads from the first four letters: yes, no or other."""
+def parse_answer(answer: str) -> str:
+    """Parses the first four characters as the official scorer does. Returns yes, no or other."""
     start = answer.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def score(questions: Sequence[MmeQuestion], answers: Answers, options: Options) -> Scores:
-    """Points, 200 a task: the share of right questions and that of pictures with both right, in percent, added up."""
-    right = {q.id: said(answers[q.id]) == q.label.lower() for q in questions}
-    tasks: dict[str, float] = {}
+    """Returns points, at most 200 per task.
+
+    A task's points are the percentage of correct questions plus the percentage of images with two correct questions.
+    """
+    correct = {q.id: parse_answer(answers[q.id]) == q.label.lower() for q in questions}
+    points: dict[str, float] = {}
     details: dict[str, float] = {}
     for task in (*PERCEPTION, *COGNITION):
-        own = [q for q in questions if q.task == task]
-        pictures: dict[str, bool] = {}
-        for q in own:
-            pictures[q.group] = pictures.get(q.group, True) and right[q.id]
-        accuracy, plus = percent([right[q.id] for q in own]), percent(list(pictures.values()))
-        tasks[task] = accuracy + plus
+        of_task = [q for q in questions if q.task == task]
+        pairs: dict[str, bool] = {}
+        for q in of_task:
+            pairs[q.group] = pairs.get(q.group, True) and correct[q.id]
+        accuracy, plus = percent([correct[q.id] for q in of_task]), percent(list(pairs.values()))
+        points[task] = accuracy + plus
         details |= {f"{task}.score": accuracy + plus, f"{task}.accuracy": accuracy, f"{task}.accuracy_plus": plus}
-    perception, cognition = (sum(tasks[task] for task in kind) for kind in (PERCEPTION, COGNITION))
+    perception, cognition = (sum(points[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
     return {"perception": perception, "cognition": cognition, "total": perception + cognition, **details}
 
 
 def write_predictions(questions: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
-    """`TASK.txt`: a line picture, question, right answer and answer, with tabs between, a question."""
+    """Writes `TASK.txt` with tab-separated columns: image, question, label, answer."""
     for task in (*PERCEPTION, *COGNITION):
         with (folder / f"{task}.txt").open("w", encoding="utf-8") as file:
             for q in questions:
                 if q.task == task:
                     answer = " ".join(answers[q.id].split())
-                    file.write(f"{q.picture}\t{q.text}\t{q.label}\t{answer}\n")
+                    file.write(f"{q.image}\t{q.text}\t{q.label}\t{answer}\n")
 
 
 BENCHMARK = Benchmark(
     name="mme",
-    title="MME: yes or no, ten tasks of perception (2,000 points) and four of cognition (800)",
-    layout=f"""TASK/NAME.txt and TASK/NAME.jpg or .png; or, as some tasks come,
+    title="MME: yes/no questions, ten perception tasks (2,000 points) and four cognition tasks (800)",
+    layout=f"""TASK/NAME.txt and TASK/NAME.jpg or .png; or, as some tasks are published,
 TASK/questions_answers_YN/NAME.txt and TASK/images/NAME.jpg or .png
-for each TASK of {", ".join((*PERCEPTION[:5],))},
-  {", ".join((*PERCEPTION[5:],))},
+for each TASK of {", ".join(PERCEPTION[:5])},
+  {", ".join(PERCEPTION[5:])},
   {", ".join(COGNITION)}""",
     source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
     read=read,
     score=score,
     write_predictions=write_predictions,
-    published=published(perception=(1338.0, 1333.1, 1444.0, 1567.1)),
+    published=published_scores(perception=(1338.0, 1333.1, 1444.0, 1567.1)),
 )

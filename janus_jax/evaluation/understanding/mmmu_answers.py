@@ -1,17 +1,18 @@
-"""MMMU's own way to read answers (arXiv 2311.16502, and the scorer of https://github.com/MMMU-Benchmark/MMMU)."""
+"""Answer parsing of the official MMMU scorer (arXiv 2311.16502, https://github.com/MMMU-Benchmark/MMMU)."""
 
 import random
 import re
 from collections.abc import Mapping, Sequence
 
 SEED = 42
-"""Of the letters that the scorer draws for answers that it cannot read."""
+"""Seed of the random letters that the scorer assigns to answers without a letter."""
 
-# What is between quotation marks here goes from both ends of an answer, one kind after the other.
-_ENDS = ",.!?;:'"
-_LEAST_WORDS = 5
+# Characters removed from both ends of an answer, one kind after the other.
+_STRIPPED = ",.!?;:'"
+# Longer answers may choose an option by its text.
+_SHORT_ANSWER_WORDS = 5
 
-_TELLING = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
+_RESULT_INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
 _TRIVIAL = frozenset(":,.!?;'")
 _NUMBERS = (
     re.compile(r"-?\b\d{1,3}(?:,\d{3})+\b"),
@@ -22,70 +23,71 @@ _NUMBERS = (
 Value = str | float
 
 
-def read_letter(answer: str, options: Mapping[str, str], chance: random.Random) -> str:
-    """The option that an answer means.
+def parse_letter(answer: str, choices: Mapping[str, str], rng: random.Random) -> str:
+    """Returns the letter of the chosen option.
 
-    Letters in brackets count before those that stand alone, and in an answer of some length the options' texts come
-    last; of several, the one named last. Where there is none, one is drawn.
+    The scorer looks for letters in brackets first, then for separate letters, then, in answers of more than five words,
+    for the options' texts. The last match in the answer counts. Without a match it picks a random letter.
 
     Args:
-      options: by letter.
-      chance: begun with `SEED`, and the same for all questions in their order.
+      choices: Options by letter.
+      rng: Generator seeded with `SEED`, shared by all questions in their order.
     """
     text = answer
-    for sign in _ENDS:
-        text = text.strip(sign)
+    for character in _STRIPPED:
+        text = text.strip(character)
     text = f" {text} "
-    places = _places(text, {letter: f"({letter})" for letter in options})
-    places = places or _places(text, {letter: f" {letter} " for letter in options})
-    if not places and len(text.split()) > _LEAST_WORDS:
-        places = _places(text.lower(), {letter: option.lower() for letter, option in options.items()})
-    # `max` takes the first of equals, as the scorer does.
-    return max(places, key=lambda letter: places[letter]) if places else chance.choice(list(options))
+    matches = _last_positions(text, {letter: f"({letter})" for letter in choices})
+    matches = matches or _last_positions(text, {letter: f" {letter} " for letter in choices})
+    if not matches and len(text.split()) > _SHORT_ANSWER_WORDS:
+        matches = _last_positions(text.lower(), {letter: choice.lower() for letter, choice in choices.items()})
+    # `max` returns the first of equal positions, as the scorer does.
+    return max(matches, key=lambda letter: matches[letter]) if matches else rng.choice(list(choices))
 
 
-def _places(text: str, signs: Mapping[str, str]) -> dict[str, int]:
-    """Where each sign that is there is last."""
-    return {letter: place for letter, sign in signs.items() if (place := text.rfind(sign)) >= 0}
+def _last_positions(text: str, patterns: Mapping[str, str]) -> dict[str, int]:
+    return {letter: index for letter, pattern in patterns.items() if (index := text.rfind(pattern)) >= 0}
 
 
-def is_right(answer: str, expected: Sequence[str]) -> bool:
-    """Whether an open question is answered: a right text is within one of the answer's, or a number is equal."""
-    right = [value for text in expected for value in _values(text)]
-    texts = [value for value in right if isinstance(value, str)]
+def is_correct(answer: str, expected: Sequence[str]) -> bool:
+    """Checks the answer to an open question: it contains an expected text, or equals an expected number."""
+    correct = [value for text in expected for value in _values(text)]
+    texts = [value for value in correct if isinstance(value, str)]
     return any(
-        any(text in said for text in texts) if isinstance(said, str) else said in right for said in read_values(answer)
+        any(text in value for text in texts) if isinstance(value, str) else value in correct
+        for value in parse_values(answer)
     )
 
 
-def read_values(answer: str) -> set[Value]:
-    """What an open answer may mean: the ends of its sentences that tell a result, and all numbers in them."""
-    ends = _telling_ends(answer)
-    numbers = [found for end in ends for pattern in _NUMBERS for found in pattern.findall(end)]
+def parse_values(answer: str) -> set[Value]:
+    """Returns candidate values of an open answer: the ends of lines after a result indicator, and numbers in them."""
+    ends = _results(answer)
+    numbers = [match for end in ends for pattern in _NUMBERS for match in pattern.findall(end)]
     return {value for text in [*ends, *numbers] for value in _values(text)}
 
 
-def _telling_ends(answer: str) -> list[str]:
+def _results(answer: str) -> list[str]:
+    """Returns the shortest text after a result indicator on each line, or the whole answer if there is none."""
     whole = answer.strip().strip(".").lower()
-    # The scorer splits sentences at capitals, of which there are none left: at the ends of lines alone.
+    # The scorer splits sentences at capital letters, but after lower-casing only line ends separate them.
     lines = whole.split("\n")
-    ends = []
+    results = []
     for number, line in enumerate(lines, 1):
-        # The last line may be nothing but an equation.
-        telling = (*_TELLING, "=") if number == len(lines) else _TELLING
-        tails = [line.split(words)[-1].strip() for words in telling if words in line]
-        # An empty tail gives way to any other that comes after it.
+        # The last line may be an equation.
+        indicators = (*_RESULT_INDICATORS, "=") if number == len(lines) else _RESULT_INDICATORS
+        ends = [line.split(words)[-1].strip() for words in indicators if words in line]
+        # Any later end replaces an empty one.
         shortest = ""
-        for tail in tails:
-            if not shortest or len(tail) < len(shortest):
-                shortest = tail
+        for end in ends:
+            if not shortest or len(end) < len(shortest):
+                shortest = end
         if shortest and shortest not in _TRIVIAL:
-            ends.append(shortest)
-    return ends or [whole]
+            results.append(shortest)
+    return results or [whole]
 
 
 def _values(text: str) -> list[Value]:
-    """A text as a number, rounded to two places, or in lower case; a letter alone would be in any word."""
+    """Returns a number rounded to two digits, or the text in lower case. A single letter must be a separate word."""
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

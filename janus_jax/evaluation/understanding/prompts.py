@@ -1,7 +1,7 @@
-"""How Janus' authors ask, and how a letter is read from an answer.
+"""Prompts as Janus' authors ask them, and the parser for answers to multiple-choice questions.
 
-The prompts are those with which they reproduce the paper's figures in open-compass/VLMEvalKit, pull request 541:
-pictures first, then a line break and the question.
+The prompts reproduce the paper's scores in open-compass/VLMEvalKit, pull request 541: images first, then a line break
+and the question.
 """
 
 import re
@@ -14,43 +14,42 @@ from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 SHORT_ANSWER = "Answer the question using a single word or phrase."
 LETTER_ANSWER = "Answer with the option's letter from the given choices directly."
 
+# Characters that may surround an option letter.
+_PUNCTUATION = re.compile(r"[.()\[\],:;!*#{}]")
 
-def about(images: Sequence[ImageSource], text: str) -> list[Message]:
-    """The user's turn: the pictures, then the text on a line of its own."""
+
+def user_message(images: Sequence[ImageSource], text: str) -> list[Message]:
+    """Returns a conversation with one user message: the images, a line break, the text."""
     return [{"role": "user", "content": f"{IMAGE_PLACEHOLDER * len(images)}\n{text}", "images": list(images)}]
 
 
-def short_question(question: str) -> str:
-    """A question that a word or a phrase answers."""
+def short_answer_prompt(question: str) -> str:
+    """Formats a question that is answered by a word or a phrase."""
     return f"{question}\n{SHORT_ANSWER}"
 
 
-def choice_question(question: str, options: Mapping[str, str], hint: str = "") -> str:
-    """A question with options by letter."""
-    lines = [f"{letter}. {option}" for letter, option in options.items()]
-    start = [f"Hint: {hint}"] if hint else []
-    return "\n".join([*start, question, *lines, "", LETTER_ANSWER])
+def multiple_choice_prompt(question: str, choices: Mapping[str, str], hint: str = "") -> str:
+    """Formats a question with choices by letter."""
+    lines = [f"{letter}. {choice}" for letter, choice in choices.items()]
+    first = [f"Hint: {hint}"] if hint else []
+    return "\n".join([*first, question, *lines, "", LETTER_ANSWER])
 
 
-def lettered(options: Sequence[str]) -> dict[str, str]:
-    """Options by letter: A, B, C ..."""
-    return dict(zip(string.ascii_uppercase, options, strict=False))
+def letter_choices(choices: Sequence[str]) -> dict[str, str]:
+    """Returns choices by letter: A, B, C ..."""
+    return dict(zip(string.ascii_uppercase, choices, strict=False))
 
 
-# What may stand around a letter that is meant as one.
-_AROUND = re.compile(r"[.()\[\],:;!*#{}]")
+def parse_choice(answer: str, choices: Mapping[str, str]) -> str:
+    """Returns the letter of the chosen option; "" if the answer names no option or several.
 
-
-def chosen_letter(answer: str, options: Mapping[str, str]) -> str:
-    """The option that an answer means; "" where that is none, or not one alone.
-
-    It is the one letter that stands as a word of its own, or else the one option whose text is in the answer. An "A"
-    in a longer answer is an article more often than a letter, and does not count there. So does the toolkit that the
-    authors used, before it asks a language model.
+    The answer chooses the only letter that is a separate word, or else the only option whose text it contains. In an
+    answer of more than three words a single "A" is taken as an article. The toolkit that the authors used has the same
+    rules, before it asks a language model.
     """
-    words = _AROUND.sub(" ", answer).split()
-    letters = {letter for letter in options if letter in words}
+    words = _PUNCTUATION.sub(" ", answer).split()
+    letters = {letter for letter in choices if letter in words}
     if len(letters) != 1 or (letters == {"A"} and len(words) > 3):
-        spoken = answer.lower()
-        letters = {letter for letter, text in options.items() if text.strip() and text.strip().lower() in spoken}
+        lower = answer.lower()
+        letters = {letter for letter, text in choices.items() if text.strip() and text.strip().lower() in lower}
     return letters.pop() if len(letters) == 1 else ""

@@ -1,6 +1,6 @@
-"""VQA's own way to compare short answers, as https://visualqa.org/evaluation.html defines it and its scorer does it.
+"""Comparison of short answers as in the official VQA scorer, described at https://visualqa.org/evaluation.html.
 
-Where the scorer differs from its description, the scorer is followed: published figures are its.
+If the scorer and its description differ, this module follows the scorer, which produced the published scores.
 """
 
 import re
@@ -11,7 +11,7 @@ _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}}
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# Apostrophes that people leave out, one at a time. "Shed" or "well" are words of their own, and are not among them.
+# Words whose apostrophes are often omitted, one at a time. "She'd" and "well" are excluded: "shed" is another word.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -21,53 +21,51 @@ they'd they'd've they'll they're they've 'twas wasn't we'd've we've weren't what
 where'd where's where've who'd who'd've who'll who's who've why'll why're why's won't would've wouldn't wouldn't've
 y'all y'all'll y'all'd've you'd you'd've you'll you're you've
 """
-_SPELLED_OUT = {
-    word[:place] + word[place + 1 :]: word
+_APOSTROPHES_RESTORED = {
+    word[:index] + word[index + 1 :]: word
     for word in _CONTRACTIONS.split()
-    for place, letter in enumerate(word)
+    for index, letter in enumerate(word)
     if letter == "'"
-} | {"somebody'd": "somebodyd"}  # The scorer's own slip.
+} | {"somebody'd": "somebodyd"}  # An error of the scorer.
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# Meant to spare decimal points, this spares every full stop that a digit follows.
+# The scorer intends to keep decimal points, but keeps every full stop before a digit.
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MOST_FULL_STOPS = int(re.UNICODE)  # The scorer gives the flag where the number of replacements goes.
+_MAX_FULL_STOPS = int(re.UNICODE)  # The scorer passes the flag as the number of replacements.
 
 
-def normalised(answer: str) -> str:
-    """An answer in lower case, without articles and punctuation, its numbers in digits and its apostrophes in place."""
-    return _words(_without_punctuation(_one_line(answer)))
+def normalize(answer: str) -> str:
+    """Returns an answer in lower case without articles and punctuation, with digits and restored apostrophes."""
+    return _normalize_words(_remove_punctuation(_join_lines(answer)))
 
 
-def soft_accuracy(answer: str, people: Sequence[str]) -> float:
-    """How far people agree with an answer, 0..1: three who say the same make it right (arXiv 1505.00468, §3).
+def soft_accuracy(answer: str, annotations: Sequence[str]) -> float:
+    """Returns the agreement of annotators with an answer, from 0 to 1 (arXiv 1505.00468, §3).
 
-    The mean over all choices of leaving one person out. Where all people say the same, the scorer compares answers as
-    they stand.
+    It is the mean of min(1, matches / 3) over all subsets that leave one annotator out. If all annotators agree, the
+    scorer compares answers without normalization.
     """
-    people, answer = [_one_line(said) for said in people], _one_line(answer)
-    if len(set(people)) > 1:
-        people, answer = [normalised(said) for said in people], normalised(answer)
-    agreeing = people.count(answer)
-    # Left out is one who agrees, or one who does not.
-    left_out = [agreeing - (said == answer) for said in people]
-    return sum(min(1.0, others / 3) for others in left_out) / len(people)
+    annotations, answer = [_join_lines(one) for one in annotations], _join_lines(answer)
+    if len(set(annotations)) > 1:
+        annotations, answer = [normalize(one) for one in annotations], normalize(answer)
+    matches = annotations.count(answer)
+    return sum(min(1.0, (matches - (one == answer)) / 3) for one in annotations) / len(annotations)
 
 
-def _one_line(answer: str) -> str:
+def _join_lines(answer: str) -> str:
     return answer.replace("\n", " ").replace("\t", " ").strip()
 
 
-def _without_punctuation(answer: str) -> str:
+def _remove_punctuation(answer: str) -> str:
     commas = _COMMA_IN_NUMBER.search(answer) is not None
     text = answer
     for sign in _PUNCTUATION:
-        # Between two words it parts them; beside a space it only goes.
-        beside_space = f"{sign} " in answer or f" {sign}" in answer
-        text = text.replace(sign, "" if beside_space or commas else " ")
-    return _FULL_STOP.sub("", text, count=_MOST_FULL_STOPS)
+        # Punctuation between two words becomes a space; next to a space it is removed.
+        next_to_space = f"{sign} " in answer or f" {sign}" in answer
+        text = text.replace(sign, "" if next_to_space or commas else " ")
+    return _FULL_STOP.sub("", text, count=_MAX_FULL_STOPS)
 
 
-def _words(text: str) -> str:
+def _normalize_words(text: str) -> str:
     words = [_NUMBERS.get(word, word) for word in text.lower().split()]
-    return " ".join(_SPELLED_OUT.get(word, word) for word in words if word not in _ARTICLES)
+    return " ".join(_APOSTROPHES_RESTORED.get(word, word) for word in words if word not in _ARTICLES)

@@ -14,15 +14,15 @@ import jax
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Benchmark, Options, Question, limited
+from janus_jax.evaluation.benchmark import Benchmark, Options, Question, limit_items
 from janus_jax.evaluation.registry import find_benchmark
-from janus_jax.evaluation.results import check_pictures
-from janus_jax.evaluation.runner import answering
+from janus_jax.evaluation.results import check_images
+from janus_jax.evaluation.runner import answer_questions
 from janus_jax.generation.padding import round_up
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
-from janus_jax.sharding import batch_multiple
+from janus_jax.sharding import num_data_shards
 from janus_jax.storage import write_json, writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.param_paths import merge
@@ -55,8 +55,8 @@ class RunBenchmarks(Callback):
 
     def _read(self, name: str, data: str) -> _Selected:
         selected = find_benchmark(name)
-        options = selected.settled({})
-        questions = limited(
+        options = selected.resolve_options({})
+        questions = limit_items(
             selected.read(Path(data), options), self._recipe.evaluation.limit or None, self._recipe.seed
         )
         if not all(isinstance(question, Question) for question in questions):
@@ -64,7 +64,7 @@ class RunBenchmarks(Callback):
                 f"config.evaluation.benchmarks names {name}, which generates images; export the model and run "
                 f"janus-evaluate."
             )
-        check_pictures(questions)
+        check_images(questions)
         return _Selected(selected, options, questions)
 
     def after_step(self, run: TrainingRun) -> None:
@@ -78,12 +78,12 @@ class RunBenchmarks(Callback):
         config, params = self._recipe.model_config, merge(run.state.params, run.state.frozen)
         execution = Execution(self._recipe.current.precision.compute, layers="scanned")
         model = Pretrained(config, params, self._processor, make_model(config, execution), run.mesh)
-        batch_size = round_up(self._recipe.evaluation.batch_size, batch_multiple(run.mesh))
+        batch_size = round_up(self._recipe.evaluation.batch_size, num_data_shards(run.mesh))
         for selected in self._selected:
             name = selected.benchmark.name
             answers: dict[str, str] = {}
             try:
-                for batch in answering(model, batch_size)(selected.questions):
+                for batch in answer_questions(model, selected.questions, batch_size):
                     answers |= batch
             except JanusError as error:
                 run.writer.message(f"step {run.step}: no scores of {name}: {error}")

@@ -56,7 +56,7 @@ class GenerateSamples(Callback):
         self._questions = [self._question(number, image, text) for number, (image, text) in questions]
         for number, prompt in enumerate(self._samples.prompts, 1):
             tokens = processor.generation_prompt(prompt)
-            self._check_length(f"prompts, number {number},", tokens, self._config.gen_tokens)
+            self._check_length(f"prompts, number {number},", tokens, self._config.num_gen_tokens)
 
     def after_step(self, run: TrainingRun) -> None:
         """Writes the samples if they are due. If the logits are not finite, a message replaces them.

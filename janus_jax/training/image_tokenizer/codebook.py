@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int, Key
 
-from janus_jax.models.vq import nearest, normalize
+from janus_jax.models.vq import nearest_codes, normalize
 
 
 class CodeUsage(NamedTuple):
@@ -90,7 +90,7 @@ def kmeans(
     initial, _ = jax.lax.fori_loop(0, num_codes, add_center, empty)
 
     def iterate(_: int, centers: Float[Array, "V C"]) -> Float[Array, "V C"]:
-        ids = nearest(latents, centers)
+        ids = nearest_codes(latents, centers)
         usage = batch_usage(latents, ids, num_codes)
         similarity = jnp.sum(latents * centers[ids], axis=-1)
         farthest = jax.lax.top_k(-similarity, min(num_codes, latents.shape[0]))[1]

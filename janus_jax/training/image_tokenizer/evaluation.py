@@ -8,11 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int, UInt8
 
-from janus_jax.evaluation.metrics.frechet import FEATURES, FeatureStatistics, frechet_distance
+from janus_jax.evaluation.metrics.frechet import FEATURE_DIM, FeatureStatistics, Gaussian, frechet_distance
 from janus_jax.evaluation.metrics.inception import Inception
 from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, to_pixels
-from janus_jax.sharding import batch_multiple
+from janus_jax.sharding import num_data_shards
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import codebook
@@ -54,9 +54,9 @@ class Reconstruction(Callback):
         extra_metrics: ReconstructionMetrics | None = None,
     ) -> None:
         self._params, self._images, self._parallel, self._interval = params, images, parallel, interval
-        self._batch_size = round_up(min(batch_size, len(images)), batch_multiple(parallel.mesh))
+        self._batch_size = round_up(min(batch_size, len(images)), num_data_shards(parallel.mesh))
         self._codebook_size, self._inception, self._extra_metrics = codebook_size, inception, extra_metrics
-        self._real: FeatureStatistics | None = None
+        self._real: Gaussian | None = None
 
         def evaluate(params: Params, images: UInt8[Array, "B S S 3"]) -> tuple[Array, ...]:
             reconstructions, ids = reconstruct(params, images)
@@ -103,14 +103,14 @@ class Reconstruction(Callback):
         sheet = shown.transpose(0, 2, 1, 3, 4).reshape(2 * shown.shape[2], -1, 3)
         return {f"eval/{name}": value for name, value in scores.items()}, sheet
 
-    def _statistics(self, images: Images) -> FeatureStatistics:
-        statistics = FeatureStatistics(FEATURES)
+    def _statistics(self, images: Images) -> Gaussian:
+        statistics = FeatureStatistics(FEATURE_DIM)
         left = len(images)
         for batch in self._batches(images):
             features: Float[np.ndarray, "B D"] = np.asarray(self._features(self._inception, batch))
             statistics.add(features[:left])
             left -= len(features)
-        return statistics
+        return statistics.gaussian()
 
     def _batches(self, images: Images) -> Iterator[jax.Array]:
         """Yields batches on the devices; repeats of the last image fill the last batch."""

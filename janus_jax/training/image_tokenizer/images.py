@@ -55,7 +55,8 @@ class _CropWorker:
 
 
 class RecordImages:
-    """Endless iterator over crops of the images of prepared datasets. RecordReader without a readable image are skipped.
+    """Endless iterator over crops of the images of prepared datasets. Records without a readable image are
+    skipped.
 
     Args:
       data: Datasets and augmentation. Every record is used once per epoch.
@@ -112,7 +113,7 @@ class RecordImages:
                     f"another workdir."
                 )
         while self._requested:
-            self._pool.forget(self._requested.pop())
+            self._pool.cancel(self._requested.pop())
         self._position = int(saved_value(state, "position"))
         self._rejects = self._rejects.with_state(saved_value(state, "rejects"))
 

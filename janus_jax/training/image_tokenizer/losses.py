@@ -12,7 +12,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.vae import Gaussian
-from janus_jax.models.vq import nearest, normalize
+from janus_jax.models.vq import nearest_codes, normalize
 from janus_jax.training.image_tokenizer.recipe import LossWeights
 
 Terms = dict[str, Float[Array, ""]]
@@ -42,7 +42,7 @@ class Quantized(NamedTuple):
 def quantize(latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"]) -> Quantized:
     """Normalizes latents and codebook, and finds the nearest code of each latent."""
     latents, table = normalize(latents), normalize(codebook)
-    ids = nearest(latents, table)
+    ids = nearest_codes(latents, table)
     codes = jnp.take(table, ids, axis=0)
     return Quantized(latents, codes, latents + lax.stop_gradient(codes - latents), ids)
 

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from janus_jax.config import Execution
-from janus_jax.evaluation.metrics.weights import take
+from janus_jax.files import checked_tensor
 from janus_jax.models.layers import Conv
 
 # Channels of the convolutions between two poolings, and their numbers among torchvision's `features`.
@@ -88,10 +88,10 @@ def lpips_params(vgg: Mapping[str, np.ndarray], lins: Mapping[str, np.ndarray]) 
     inputs = 3
     for stage, (channels, numbers) in enumerate(_STAGES):
         for number in numbers:
-            kernel = take(vgg, f"features.{number}.weight", (channels, inputs, 3, 3), "torchvision's vgg16")
-            bias = take(vgg, f"features.{number}.bias", (channels,), "torchvision's vgg16")
+            kernel = checked_tensor(vgg, f"features.{number}.weight", (channels, inputs, 3, 3), "torchvision's vgg16")
+            bias = checked_tensor(vgg, f"features.{number}.bias", (channels,), "torchvision's vgg16")
             params["vgg"][f"conv_{number}"] = {"kernel": kernel.transpose(2, 3, 1, 0), "bias": bias}
             inputs = channels
-        lin = take(lins, f"lin{stage}.model.1.weight", (1, channels, 1, 1), "the lpips package's vgg.pth")
+        lin = checked_tensor(lins, f"lin{stage}.model.1.weight", (1, channels, 1, 1), "the lpips package's vgg.pth")
         params[f"lin_{stage}"] = lin.reshape(channels)
     return params

@@ -170,6 +170,7 @@ class AutoencoderRecipe:
       steps: Training steps.
       batch_size: Images per step, over all devices and processes.
       optimizer: Optimizer of the tokenizer.
+      losses: Weights of the loss terms.
       trained: Patterns of the trained parameters, for example "decoder/*". All others keep their initial values.
       ema_decay: Decay of the average of the trained parameters, which is the result; 0 disables the average.
       seed: Seed of initialization, data order and noise.
@@ -179,6 +180,7 @@ class AutoencoderRecipe:
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
+    losses: LossWeights = field(default_factory=LossWeights)
     data: ImageData = field(default_factory=ImageData)
     networks: NetworkFiles = field(default_factory=NetworkFiles)
     intervals: Intervals = field(default_factory=Intervals)

@@ -1,16 +1,17 @@
 """Training of VQ tokenizers and VAEs, as a task of the trainer."""
 
 import shutil
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import UInt8
 
-from checkpoints_convert.convert import save_converted
-from checkpoints_convert.readers import open_tensors
+from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
 from janus_jax.files import naming
@@ -33,7 +34,8 @@ from janus_jax.training.trainer import TrainingTask, train
 Images = UInt8[np.ndarray, "N S S 3"]
 
 
-class Networks(NamedTuple):
+@dataclass(frozen=True)
+class Networks:
     """Parameters of the pretrained networks in losses and metrics; None disables the network."""
 
     lpips: Params | None = None
@@ -58,7 +60,8 @@ def read_networks(files: NetworkFiles) -> Networks:
     return Networks(lpips, inception)
 
 
-class Extensions(NamedTuple):
+@dataclass(frozen=True, kw_only=True)
+class Extensions:
     """Replaceable parts of tokenizer training.
 
     Attributes:
@@ -76,12 +79,15 @@ class Extensions(NamedTuple):
     metrics: ReconstructionMetrics | None = None
 
 
+_NO_NETWORKS, _NO_EXTENSIONS = Networks(), Extensions()
+
+
 def tokenizer_task(
     recipe: VQRecipe | VAERecipe,
     *,
     mesh: Mesh | None = None,
-    networks: Networks = Networks(),
-    extensions: Extensions = Extensions(),
+    networks: Networks = _NO_NETWORKS,
+    extensions: Extensions = _NO_EXTENSIONS,
 ) -> TrainingTask[Any, ResumableData]:
     """Prepares the training of an image tokenizer.
 
@@ -164,7 +170,7 @@ def tokenizer_params(state: Any) -> Params:
 
 
 def train_tokenizer(
-    recipe: VQRecipe | VAERecipe, workdir: str | Path, *, extensions: Extensions = Extensions()
+    recipe: VQRecipe | VAERecipe, workdir: str | Path, *, extensions: Extensions = _NO_EXTENSIONS
 ) -> Path:
     """Trains an image tokenizer on all devices and writes it to `WORKDIR/tokenizer`, a converted folder.
 
@@ -186,7 +192,7 @@ def train_tokenizer(
     if jax.process_index() == 0:
         shutil.rmtree(folder, ignore_errors=True)
         part = "gen_encoder" if isinstance(recipe, VQRecipe) else "vae"
-        save_converted(folder, {part: tokenizer_params(state)}, recipe.model)
+        save_checkpoint(folder, {part: tokenizer_params(state)}, recipe.model)
         print(f"The image tokenizer is in {folder}.")
     return folder
 

@@ -61,7 +61,9 @@ class VQTraining(AutoencoderTraining):
     def init_codebook(self, state: VQState, images: UInt8[Array, "B H W 3"]) -> VQState:
         """Initializes the codebook by k-means of the latents of these images."""
         params = all_params(state.tokenizer)
-        latents = apply(self.model, params, to_pixels(images), method=self.model.latents).reshape(-1, self.config.code_dim)
+        latents = apply(self.model, params, to_pixels(images), method=self.model.latents).reshape(
+            -1, self.config.code_dim
+        )
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.config.codebook_size)
         table = codes.kmeans(normalize(latents), self.config.codebook_size, key)
         tokenizer = self._tokenizer_state(_with_codebook(params, table))
@@ -70,9 +72,7 @@ class VQTraining(AutoencoderTraining):
     def _uniform_usage(self, table: Float[Array, "V C"]) -> CodeUsage:
         return codes.uniform_usage(table, self.recipe.batch_size * self.config.num_tokens)
 
-    def step(
-        self, state: VQState, images: UInt8[Array, "B H W 3"], perceptual_params: Params
-    ) -> tuple[VQState, Terms]:
+    def step(self, state: VQState, images: UInt8[Array, "B H W 3"], perceptual_params: Params) -> tuple[VQState, Terms]:
         """Trains on one batch.
 
         Returns:
@@ -167,7 +167,6 @@ class VQTraining(AutoencoderTraining):
             table = jnp.where(is_new[:, None], normalize(usage.sums), old)
             metrics["codes/reseeded"] = jnp.sum(is_new).astype(jnp.float32)
         return table, usage, metrics
-
 
     def reconstruct(
         self, params: Params, images: UInt8[Array, "B S S 3"]

@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.backbone import Params
-from janus_jax.sharding import batch_shards, split_over_batch, summed_over_batch
+from janus_jax.sharding import context_data_shards, shard_leading_axis, sum_over_shards
 
 Head = Callable[[Params, Float[Array, "B C D"]], Float[Array, "B C V"]]
 """From a head's own parameters and states to logits, float32."""
@@ -65,7 +65,7 @@ def cross_entropy(head: Head, params: Params, hidden: Float[Array, "B L D"], tau
     rows, length = taught.places.shape
     num_chunks = -(-length // chunk)
     width = -(-length // num_chunks)  # Evenly, so that little is computed for nothing.
-    shards = batch_shards()
+    shards = context_data_shards()
 
     def cut(x: Array) -> Array:
         """To N chunks of G shards of B rows of C places."""
@@ -154,13 +154,13 @@ def _forward(head: Head, params: Any, chunks: Any) -> tuple[tuple[Array, Array],
 
     nothing = _Learning(
         _laid(jnp.zeros_like(chunks.weights)),
-        [split_over_batch(jnp.zeros_like(copies[number], leaves[number].value.dtype)) for number in numbers],
+        [shard_leading_axis(jnp.zeros_like(copies[number], leaves[number].value.dtype)) for number in numbers],
         [_laid(jnp.zeros_like(chunks.states))] * passes_on,
     )
     learnt = lax.fori_loop(0, chunks.taught, learn, nothing)
     by_params: list[Array | None] = [None] * len(leaves)
     for number, of_shards in zip(numbers, learnt.by_trained, strict=True):
-        by_params[number] = summed_over_batch(of_shards, copies[number].dtype).astype(of_shards.dtype)
+        by_params[number] = sum_over_shards(of_shards, copies[number].dtype).astype(of_shards.dtype)
     gradient = jax.tree.unflatten(tree, by_params), learnt.by_states[0] if passes_on else None
     return ((learnt.losses * chunks.weights).sum(), learnt.losses), gradient
 
@@ -177,7 +177,7 @@ def _copied(leaf: Array, states: Float[Array, "N G B C D"]) -> Float[Array, "G .
     """One for each shard of the rows."""
     # Matrices are multiplied in the states' dtype: so less is gathered. What is added to logits is not rounded.
     leaf = leaf.astype(states.dtype) if leaf.ndim > 1 else leaf
-    return split_over_batch(jnp.broadcast_to(leaf, (states.shape[1], *leaf.shape)))
+    return shard_leading_axis(jnp.broadcast_to(leaf, (states.shape[1], *leaf.shape)))
 
 
 def _logits(head: Head, copies: Params, states: Float[Array, "G B C D"]) -> Float[Array, "G B C V"]:

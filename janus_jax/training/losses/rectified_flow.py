@@ -18,7 +18,7 @@ from janus_jax.batch import NO_POSITION, Batch
 from janus_jax.config import Dtype, Execution, JanusFlowConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params, apply, to_pixels
-from janus_jax.models.janusflow import JanusFlow, States
+from janus_jax.models.janusflow import FlowStates, JanusFlow
 from janus_jax.models.layers import Linear
 from janus_jax.models.llama import Llama
 
@@ -96,8 +96,8 @@ class AlignedJanusFlow(JanusFlow):
             self.aligner = Aligner(self.learning.align_width, self.config.und_encoder.width, self.execution)
 
     def _make_llm(self) -> Llama:
-        tap = self.learning.align_block if self.learning.align_weight else None
-        return Llama(self.config.llm, self.execution, tap)
+        capture_block = self.learning.align_block if self.learning.align_weight else None
+        return Llama(self.config.llm, self.execution, capture_block)
 
     def features(self, batch: Batch) -> Float[Array, "B G N W"]:
         """SigLIP's features of the images to generate, one a place of theirs, float32.
@@ -112,18 +112,18 @@ class AlignedJanusFlow(JanusFlow):
         grid = _scaled(seen.reshape(len(seen), side, side, -1), gen.grid_size)
         return grid.reshape(rows, images, gen.num_tokens, -1)
 
-    def states_and_aligned(self, batch: Batch) -> tuple[States, Float[Array, "B G N W"]]:
+    def states_and_aligned(self, batch: Batch) -> tuple[FlowStates, Float[Array, "B G N W"]]:
         """As `states`, and what the aligner makes of the images' states after its block."""
         x, encoded = self._embed(batch)
-        hidden, tapped = self.llm.tapped(x, batch.positions, batch.segment_ids)
+        hidden, captured = self.llm.call_and_capture(x, batch.positions, batch.segment_ids)
         images = 0 if encoded is None else len(encoded.time) // batch.shape[0]
-        return States(hidden, encoded), self.aligner(self.of_images(batch, tapped, images))
+        return FlowStates(hidden, encoded), self.aligner(self.target_hidden_states(batch, captured, images))
 
-    def touch(self, batch: Batch) -> tuple[Array, Array, Array | None]:
+    def init_all(self, batch: Batch) -> tuple[Array, Array, Array | None]:
         """See `JanusFlow`."""
         if self.learning.align_weight:
             self.aligner(jnp.zeros((1, self.config.llm.width)))
-        return super().touch(batch)
+        return super().init_all(batch)
 
 
 def _scaled(grid: Float[Array, "M H W C"], side: int) -> Float[Array, "M S S C"]:
@@ -176,7 +176,7 @@ def prepare_flow_targets(
       dtype: in which the VAE computes latents that did not come with the data; float32 in place of float16.
     """
     encoder = AlignedJanusFlow(model.config, replace(model.execution, dtype=dtype), model.learning)
-    latents = apply(encoder.generation_latents, params, batch).values.astype(jnp.float32)
+    latents = apply(encoder.target_latents, params, batch).values.astype(jnp.float32)
     times, noise = sample_times_and_noise(model.learning, key, rows, latents.shape[1:])
     t = times[..., None, None, None]
     features = None
@@ -212,7 +212,7 @@ def flow_loss_sums(
     if states.encoded is None or batch.gen_starts is None:
         return states.hidden, FlowLossSums(zero, zero)
     there = batch.gen_starts != NO_POSITION
-    tokens = model.config.gen_tokens
+    tokens = model.config.num_gen_tokens
     errors = jnp.square(apply(model.velocities, params, batch, states) - task.velocities).mean(axis=(2, 3, 4))
     velocity = jnp.where(there, errors, 0).sum() * tokens
     if aligned is None or task.features is None:

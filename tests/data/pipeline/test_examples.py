@@ -4,15 +4,15 @@ import numpy as np
 import pytest
 
 from janus_jax.batch import NO_IMAGE
-from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, first_sentence, text_targets
+from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, first_sentence
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.processing import Task
-from tests.data.prepared import bomb, encoded, generation, text, understanding
+from tests.data.prepared import bomb, encoded, generation, text
 from tests.tiny import processor
 
-KNOWN = ExampleBuilder(processor(), precomputed_image_tokens=True)
-IDS = np.arange(processor().gen_tokens)
+PRECOMPUTED = ExampleBuilder(processor(), precomputed_image_tokens=True)
+IMAGE_TOKENS = np.arange(processor().num_gen_tokens)
 SYSTEM = processor().system_prompt
 
 
@@ -22,10 +22,9 @@ def conversation(*contents, images=(), task=Task.UNDERSTANDING, key="c"):
     return Record(key, task, messages=messages, images=tuple(images))
 
 
-def learnt(record, supervision):
-    row = ExampleBuilder(processor(), drop_condition=0, first_sentence=0)(record, 0)
-    targets = text_targets(row, supervision)
-    return processor().tokenizer.decode(row.tokens[targets], skip_special_tokens=False)
+def supervised_text(record, supervision):
+    example = ExampleBuilder(processor(), supervision, drop_condition=0, first_sentence=0)(record)
+    return processor().tokenizer.decode(example.sequence.tokens[example.text_targets], skip_special_tokens=False)
 
 
 TWO_TURNS = conversation(
@@ -53,66 +52,69 @@ EOS = "<｜end▁of▁sentence｜>"
     ],
     ids=lambda value: value if isinstance(value, str) else getattr(value, "key", None),
 )
-def test_the_supervised_text_is(record, supervision, expected):
-    assert learnt(record, supervision) == expected
+def test_supervised_text(record, supervision, expected):
+    assert supervised_text(record, supervision) == expected
 
 
 def test_images_and_their_markers_are_never_text_targets():
-    row = ExampleBuilder(processor())(TWO_TURNS, 0)
-    targets = text_targets(row, Supervision.TEXT)
+    example = ExampleBuilder(processor())(TWO_TURNS)
+    sequence, targets = example.sequence, example.text_targets
     special = processor().tokenizer.special
     markers = {special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder}
-    assert not markers & set(row.tokens[targets].tolist())
-    assert (row.und_patch_index[targets] == NO_IMAGE).all()
+    assert not markers & set(sequence.tokens[targets].tolist())
+    assert (sequence.und_patch_index[targets] == NO_IMAGE).all()
 
 
-def test_an_unanswered_question_teaches_nothing_about_answers():
-    assert learnt(conversation("<image_placeholder>What?", images=[encoded(1)]), Supervision.ANSWERS) == ""
+def test_a_question_without_an_answer_has_no_answer_targets():
+    record = conversation("<image_placeholder>What?", images=[encoded(1)])
+    with pytest.raises(RejectedRecord) as error:
+        ExampleBuilder(processor(), Supervision.ANSWERS)(record)
+    assert error.value.reason is RejectReason.NO_TARGETS
 
 
-def captions(epoch, maker, count=2000):
+def prompts(builder, epoch=0, count=2000):
+    """Prompt tokens of generation examples."""
     for number in range(count):
-        row = maker(generation(number, "One boat. Two birds.", IDS), epoch)
-        prompt = row.tokens[: row.gen_token_index.argmax() - len(IDS) + 1]
-        yield row, prompt
+        sequence = builder(generation(number, "One boat. Two birds.", IMAGE_TOKENS), epoch).sequence
+        yield sequence.tokens[: sequence.gen_token_index.argmax() - len(IMAGE_TOKENS) + 1]
 
 
-def test_a_tenth_of_the_prompts_is_dropped_and_a_quarter_of_the_captions_shortened():
+def test_a_tenth_of_prompts_is_dropped_and_a_quarter_of_captions_shortened():
     special = processor().tokenizer.special
     dropped, shortened = [], []
-    for _, prompt in captions(0, KNOWN):
+    for prompt in prompts(PRECOMPUTED):
         assert (prompt[0], prompt[-1]) == (special.bos, special.begin_of_image)
         dropped.append((prompt[1:-1] == special.pad).all())
         shortened.append("Two" not in processor().tokenizer.decode(prompt))
     dropped, shortened = np.array(dropped), np.array(shortened)
-    # Three standard deviations of 2,000 draws are 0.020 and 0.031.
+    # Three standard deviations of 2,000 examples are 0.020 and 0.031.
     assert dropped.mean() == pytest.approx(0.1, abs=0.02)
     assert shortened[~dropped].mean() == pytest.approx(0.25, abs=0.031)
 
 
-def test_what_is_dropped_follows_from_seed_key_and_epoch():
-    def prompts(maker, epoch):
-        return [prompt.tolist() for _, prompt in captions(epoch, maker, 100)]
+def test_dropped_prompts_depend_on_seed_key_and_epoch():
+    def read(builder, epoch):
+        return [prompt.tolist() for prompt in prompts(builder, epoch, 100)]
 
-    assert prompts(KNOWN, 0) == prompts(ExampleBuilder(processor(), precomputed_image_tokens=True), 0)
-    assert prompts(KNOWN, 0) != prompts(KNOWN, 1)
-    assert prompts(KNOWN, 0) != prompts(ExampleBuilder(processor(), precomputed_image_tokens=True, seed=1), 0)
+    assert read(PRECOMPUTED, 0) == read(ExampleBuilder(processor(), precomputed_image_tokens=True), 0)
+    assert read(PRECOMPUTED, 0) != read(PRECOMPUTED, 1)
+    assert read(PRECOMPUTED, 0) != read(ExampleBuilder(processor(), precomputed_image_tokens=True, seed=1), 0)
 
 
-def test_the_crop_follows_from_the_record_too():
-    maker = ExampleBuilder(processor(), random_crop=True)
+def test_random_crops_depend_on_the_epoch():
+    builder = ExampleBuilder(processor(), random_crop=True)
     record = generation(1)
-    crops = [maker(record, epoch).gen_images for epoch in (0, 0, 1, 2, 3)]
+    crops = [builder(record, epoch).sequence.gen_images for epoch in (0, 0, 1, 2, 3)]
     assert np.array_equal(crops[0], crops[1])
     assert len({crop.tobytes() for crop in crops}) > 1
 
 
-def test_known_ids_make_the_same_row_without_pixels():
-    record = generation(1, ids=IDS)
-    with_pixels, with_ids = ExampleBuilder(processor())(record, 0), KNOWN(record, 0)
-    assert np.array_equal(with_pixels.tokens, with_ids.tokens)
-    assert np.array_equal(with_pixels.gen_token_index, with_ids.gen_token_index)
-    assert len(with_ids.gen_images) == 0
+def test_precomputed_image_tokens_give_the_same_sequence_without_pixels():
+    record = generation(1, tokens=IMAGE_TOKENS)
+    with_pixels, without = ExampleBuilder(processor())(record).sequence, PRECOMPUTED(record).sequence
+    assert np.array_equal(with_pixels.tokens, without.tokens)
+    assert np.array_equal(with_pixels.gen_token_index, without.gen_token_index)
+    assert len(without.gen_images) == 0
 
 
 @pytest.mark.parametrize(
@@ -128,7 +130,7 @@ def test_known_ids_make_the_same_row_without_pixels():
         ("", ""),
     ],
 )
-def test_the_first_sentence_of(caption, expected):
+def test_first_sentence(caption, expected):
     assert first_sentence(caption) == expected
 
 
@@ -167,28 +169,23 @@ def talk(*messages):
         (Record("r", Task.GENERATION, text="A cat", images=(PICTURE[:100],)), RejectReason.BAD_IMAGE),
     ],
 )
-def test_a_bad_record_is_told_by_its_reason(record, reason):
+def test_a_bad_record_is_rejected_with_its_reason(record, reason):
     with pytest.raises(RejectedRecord) as error:
-        ExampleBuilder(processor())(record, 0)
+        ExampleBuilder(processor())(record)
     assert error.value.reason is reason
 
 
-@pytest.mark.parametrize("ids", [(), (1, 2, 3), (-1,) * processor().gen_tokens])
-def test_known_ids_that_do_not_fit_the_model_are_a_fault(ids):
+@pytest.mark.parametrize("tokens", [(), (1, 2, 3), (-1,) * processor().num_gen_tokens])
+def test_image_tokens_of_another_model_are_rejected(tokens):
     with pytest.raises(RejectedRecord) as error:
-        KNOWN(generation(1, ids=ids), 0)
+        PRECOMPUTED(generation(1, tokens=tokens))
     assert error.value.reason is RejectReason.BAD_IMAGE_TOKENS
 
 
-def test_paths_in_a_records_messages_are_not_followed(tmp_path):
+def test_image_paths_in_messages_are_not_opened(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(PICTURE)
     message = {"role": "user", "content": "<image_placeholder>", "images": [str(tmp_path / "secret.jpg")]}
     answer = {"role": "assistant", "content": "A secret."}
     with pytest.raises(RejectedRecord) as error:
-        ExampleBuilder(processor())(Record("r", Task.UNDERSTANDING, messages=(message, answer)), 0)
+        ExampleBuilder(processor())(Record("r", Task.UNDERSTANDING, messages=(message, answer)))
     assert error.value.reason is RejectReason.NO_IMAGE
-
-
-def test_understanding_is_one_record_one_row():
-    row = ExampleBuilder(processor())(understanding(3), 0)
-    assert (len(row.und_images), len(row.gen_images), row.task) == (1, 0, Task.UNDERSTANDING)

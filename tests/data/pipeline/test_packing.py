@@ -5,11 +5,9 @@ import numpy as np
 import pytest
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION
-from janus_jax.data.pipeline.dataset import Component, RecordReader
-from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
+from janus_jax.data.pipeline.examples import ExampleBuilder
 from janus_jax.data.pipeline.mixture import MixtureSchedule, Phase
-from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack, select_examples
-from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
+from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack, select_examples, truncate
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.models.backbone import apply
@@ -22,100 +20,90 @@ P = dataclasses.replace(tiny.processor(), system_prompt="")
 WIDE = Budget(512, 3, 3, 512)
 
 
-def sample(record, budget=WIDE, precomputed_image_tokens=False):
-    make = ExampleLoader(
-        [Component("c", [record])],
-        ExampleBuilder(P, 0, 0, precomputed_image_tokens=precomputed_image_tokens),
-        Supervision.TEXT,
-        budget,
-    )
-    result = make.sample(LoadTask(0, 0, 0), RecordReader(1, lambda _: record))
-    if not hasattr(result, "row"):
-        raise RejectedRecord(result.reason, result.detail)
-    return result
+def build(record, budget=WIDE, **options):
+    return truncate(ExampleBuilder(P, drop_condition=0, first_sentence=0, **options)(record), budget)
 
 
 @dataclasses.dataclass
 class Sized:
-    """A sample that is nothing but its size."""
+    """An example of which the packer needs only the size."""
 
     size: np.ndarray
-    cut: int = 0
+    truncated: int = 0
 
 
-def realistic(weights, seed=0):
-    """Draws sizes like those of the papers' data: images of 576 places with their text, and documents of any length."""
+def realistic_stream(weights, seed=0):
+    """Returns a function that gives examples with sizes like the papers' data: images of 576 tokens, long documents."""
     rng = np.random.default_rng(seed)
     names = ["und", "text", "gen"]
     schedule = MixtureSchedule([Phase(None, dict(zip(names, weights, strict=True)))], names)
 
-    def draw():
-        component = schedule.draw(0)
-        places = [
+    def next_example():
+        component = schedule.next_component(0)
+        lengths = [
             rng.integers(620, 901),
             min(4096, int(np.exp(rng.uniform(np.log(50), np.log(4200))))),
             rng.integers(600, 701),
         ]
-        p = places[component]
-        size = [(p, 1, 0, p - 579), (p, 0, 0, p - 1), (p, 0, 1, 0)][component]
+        n = lengths[component]
+        size = [(n, 1, 0, n - 579), (n, 0, 0, n - 1), (n, 0, 1, 0)][component]
         return PendingExample(Sized(np.array(size)), (component, 0))
 
-    return draw
+    return next_example
 
 
 @pytest.mark.parametrize("weights", [(1, 0, 1), (2, 3, 5), (7, 3, 10), (1, 0, 3), (5, 1, 4)])
-def test_rows_of_a_realistic_mixture_are_at_least_95_percent_full(weights):
-    packer, draw = Packer(Budget(), lookahead=24), realistic(weights)
+def test_sequences_of_a_realistic_mixture_are_at_least_95_percent_full(weights):
+    packer, next_example = Packer(Budget(), lookahead=24), realistic_stream(weights)
     for _ in range(150):
-        packer.next_row(draw)
-    assert packer.filled[0] / (packer.rows * 4096) >= 0.95
+        packer.next_sequence(next_example)
+    assert packer.filled[0] / (packer.sequences * 4096) >= 0.95
 
 
-def test_no_row_exceeds_a_budget_and_none_waits_for_ever():
+def test_sequences_stay_within_the_budget_and_start_with_the_oldest_example():
     budget = Budget(4096, 2, 4, 3000)
-    packer, draw = Packer(budget, lookahead=24), realistic((2, 3, 5))
-    drawn = []
+    packer, next_example = Packer(budget, lookahead=24), realistic_stream((2, 3, 5))
+    given = []
 
     def limited():
-        waiting = draw()
-        waiting.sample.size = np.minimum(waiting.sample.size, budget.limits)
-        drawn.append(waiting.sample)
-        return waiting
+        pending = next_example()
+        pending.example.size = np.minimum(pending.example.size, budget.limits)
+        given.append(pending.example)
+        return pending
 
     for _ in range(200):
-        oldest = packer.waiting[0].sample if packer.waiting else None
-        row = packer.next_row(limited)
-        assert (np.sum([s.size for s in row], axis=0) <= budget.limits).all()
-        assert oldest is None or row[0] is oldest
-    # Each is drawn once and either lies in a row or waits.
-    assert packer.filled[0] + sum(w.sample.size[0] for w in packer.waiting) == sum(s.size[0] for s in drawn)
+        oldest = packer.waiting[0].example if packer.waiting else None
+        examples = packer.next_sequence(limited)
+        assert (np.sum([example.size for example in examples], axis=0) <= budget.limits).all()
+        assert oldest is None or examples[0] is oldest
+    # Each example is either packed or still waiting.
+    waiting = sum(pending.example.size[0] for pending in packer.waiting)
+    assert packer.filled[0] + waiting == sum(example.size[0] for example in given)
 
 
-def test_the_best_group_fills_the_last_room():
+def test_the_best_group_fills_the_rest_of_a_sequence():
     sizes = np.array([[60, 0, 0, 0], [30, 0, 0, 0], [25, 0, 0, 0], [15, 0, 0, 0]])
     assert sorted(select_examples(sizes, np.array([100, 0, 0, 0]))) == [0, 2, 3]
 
 
-def test_too_long_text_loses_its_end():
-    whole, cut = sample(text(1, 40)), sample(text(1, 40), Budget(50, 0, 0, 512))
-    assert (len(cut.row), cut.cut) == (50, len(whole.row) - 50)
-    assert np.array_equal(cut.row.tokens, whole.row.tokens[:50])
-    assert cut.text_targets.tolist() == list(range(1, 50))
+def test_text_that_is_too_long_is_truncated():
+    whole, short = build(text(1, 40)), build(text(1, 40), Budget(50, 0, 0, 512))
+    assert (len(short.sequence), short.truncated) == (50, len(whole.sequence) - 50)
+    assert np.array_equal(short.sequence.tokens, whole.sequence.tokens[:50])
+    assert short.text_targets.tolist() == list(range(1, 50))
 
 
-def test_too_many_supervised_places_are_cut_too():
-    cut = sample(text(1, 40), Budget(512, 0, 0, 30))
-    assert cut.size.tolist() == [31, 0, 0, 30]
+def test_text_with_too_many_targets_is_truncated():
+    assert build(text(1, 40), Budget(512, 0, 0, 30)).size.tolist() == [31, 0, 0, 30]
 
 
-def test_a_cut_behind_an_image_keeps_it():
+def test_truncation_after_an_image_keeps_the_image():
     long = understanding(1, "word " * 60)
-    whole = sample(long)
-    last_patch = int(np.flatnonzero(whole.row.und_patch_index != NO_IMAGE).max())
-    kept = sample(long, Budget(last_patch + 10, 1, 0, 512))
+    last_patch = int(np.flatnonzero(build(long).sequence.und_patch_index != NO_IMAGE).max())
+    kept = build(long, Budget(last_patch + 10, 1, 0, 512))
     assert kept.size.tolist()[:2] == [last_patch + 10, 1]
     with pytest.raises(RejectedRecord) as error:
-        sample(long, Budget(last_patch + 1, 1, 0, 512))
+        build(long, Budget(last_patch + 1, 1, 0, 512))
     assert error.value.reason is RejectReason.TOO_LONG
 
 
@@ -137,73 +125,74 @@ TWO_IMAGES = Record(
         (generation(1), Budget(512, 1, 0, 512)),
         (TWO_IMAGES, Budget(512, 1, 1, 512)),
     ],
-    ids=["an image would be cut", "no image to generate", "more images than a row has"],
+    ids=["image would be cut", "no room for a target image", "too many images"],
 )
-def test_what_cannot_be_cut_is_dropped(record, budget):
+def test_examples_that_cannot_be_truncated_are_rejected(record, budget):
     with pytest.raises(RejectedRecord) as error:
-        sample(record, budget)
+        build(record, budget)
     assert error.value.reason is RejectReason.TOO_LONG
 
 
-SAMPLES = [sample(record) for record in (understanding(1), generation(2), text(3), generation(4), understanding(5))]
-BATCH = pack([SAMPLES, [SAMPLES[2], TWO := sample(TWO_IMAGES)]], Budget(512, 3, 2, 400), P)
-LAID = [*((0, segment, s) for segment, s in enumerate(SAMPLES, 1)), (1, 1, SAMPLES[2]), (1, 2, TWO)]
+EXAMPLES = [build(record) for record in (understanding(1), generation(2), text(3), generation(4), understanding(5))]
+TWO = build(TWO_IMAGES)
+BATCH = pack([EXAMPLES, [EXAMPLES[2], TWO]], Budget(512, 3, 2, 400), P)
+PACKED = [*((0, segment, e) for segment, e in enumerate(EXAMPLES, 1)), (1, 1, EXAMPLES[2]), (1, 2, TWO)]
 
 
-@pytest.mark.parametrize(("row", "segment", "laid"), LAID)
-def test_a_sample_reads_back_from_the_batch(row, segment, laid):
+@pytest.mark.parametrize(("row", "segment", "example"), PACKED)
+def test_an_example_reads_back_from_the_batch(row, segment, example):
+    sequence = example.sequence
     here = BATCH.segment_ids[row] == segment
-    (places,) = np.nonzero(here)
-    assert places.tolist() == list(range(places[0], places[0] + len(laid.row)))
-    assert np.array_equal(BATCH.tokens[row, here], laid.row.tokens)
-    assert BATCH.positions[row, here].tolist() == list(range(len(laid.row)))
-    for there, packed, images, packed_images, n in (
-        (laid.row.und_patch_index, BATCH.und_patch_index, laid.row.und_images, BATCH.und_images, P.und_tokens),
-        (laid.row.gen_token_index, BATCH.gen_token_index, laid.row.gen_images, BATCH.gen_images, P.gen_tokens),
+    (positions,) = np.nonzero(here)
+    start = positions[0]
+    assert positions.tolist() == list(range(start, start + len(sequence)))
+    assert np.array_equal(BATCH.tokens[row, here], sequence.tokens)
+    assert BATCH.positions[row, here].tolist() == list(range(len(sequence)))
+    for expected, packed, images, packed_images, n in (
+        (sequence.und_patch_index, BATCH.und_patch_index, sequence.und_images, BATCH.und_images, P.num_und_tokens),
+        (sequence.gen_token_index, BATCH.gen_token_index, sequence.gen_images, BATCH.gen_images, P.num_gen_tokens),
     ):
-        filled = packed[row, here]
-        assert np.array_equal(filled == NO_IMAGE, there == NO_IMAGE)
-        for place in np.flatnonzero(there != NO_IMAGE):
-            image, patch = divmod(int(filled[place]), n)
-            expected_image, expected_patch = divmod(int(there[place]), n)
+        found = packed[row, here]
+        assert np.array_equal(found == NO_IMAGE, expected == NO_IMAGE)
+        for position in np.flatnonzero(expected != NO_IMAGE):
+            image, patch = divmod(int(found[position]), n)
+            expected_image, expected_patch = divmod(int(expected[position]), n)
             assert patch == expected_patch
             assert np.array_equal(packed_images[row, image], images[expected_image])
-    targets = BATCH.text_targets[row]
-    assert [t for t in targets if t in places] == (laid.text_targets + places[0]).tolist()
-    starts = BATCH.gen_starts[row]
-    assert [t for t in starts if t in places] == (laid.gen_starts + places[0]).tolist()
+    assert [t for t in BATCH.text_targets[row] if t in positions] == (example.text_targets + start).tolist()
+    assert [t for t in BATCH.gen_starts[row] if t in positions] == (example.gen_starts + start).tolist()
 
 
-def test_what_no_sample_fills_is_padding():
-    used = sum(len(s.row) for s in SAMPLES)
+def test_unused_positions_are_padding():
+    used = sum(len(example.sequence) for example in EXAMPLES)
     assert (BATCH.tokens[0, used:] == P.tokenizer.special.pad).all()
     assert not BATCH.segment_ids[0, used:].any()
     assert (BATCH.und_patch_index[0, used:] == NO_IMAGE).all()
-    assert (BATCH.text_targets[0, sum(len(s.text_targets) for s in SAMPLES) :] == NO_POSITION).all()
+    assert (BATCH.text_targets[0, sum(len(example.text_targets) for example in EXAMPLES) :] == NO_POSITION).all()
     assert (BATCH.gen_starts[1] == NO_POSITION).all()
     assert not BATCH.gen_images[1].any()
 
 
-def test_all_ids_of_an_image_to_generate_follow_its_start():
-    for row, start in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
-        first = BATCH.gen_starts[row, start]
-        ids = BATCH.gen_token_index[row, first : first + P.gen_tokens]
-        assert ids.tolist() == list(range(start * P.gen_tokens, (start + 1) * P.gen_tokens))
+def test_all_tokens_of_a_target_image_follow_its_start():
+    for row, image in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
+        first = BATCH.gen_starts[row, image]
+        index = BATCH.gen_token_index[row, first : first + P.num_gen_tokens]
+        assert index.tolist() == list(range(image * P.num_gen_tokens, (image + 1) * P.num_gen_tokens))
         assert BATCH.tokens[row, first - 1] == P.tokenizer.special.begin_of_image
 
 
-def test_known_ids_come_in_place_of_pixels():
-    ids = np.arange(P.gen_tokens)
-    known = [sample(generation(n, ids=ids + n), precomputed_image_tokens=True) for n in (1, 2)]
-    batch = pack([known], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
+def test_precomputed_image_tokens_replace_pixels():
+    tokens = np.arange(P.num_gen_tokens)
+    examples = [build(generation(n, tokens=tokens + n), precomputed_image_tokens=True) for n in (1, 2)]
+    batch = pack([examples], Budget(512, 1, 3, 512), P, precomputed_image_tokens=True)
     assert batch.gen_images.shape == (1, 0, P.gen_image_size, P.gen_image_size, 3)
-    assert batch.gen_ids[0].tolist() == [(ids + 1).tolist(), (ids + 2).tolist(), [0] * P.gen_tokens]
+    assert batch.gen_ids[0].tolist() == [(tokens + 1).tolist(), (tokens + 2).tolist(), [0] * P.num_gen_tokens]
     assert (batch.gen_starts[0] != NO_POSITION).tolist() == [True, True, False]
 
 
 @pytest.fixture(scope="module")
 def outputs():
-    """Hidden states and both kinds of logits of every place, by one compiled program."""
+    """Function from examples to hidden states, text logits and image logits, compiled once."""
     model = Janus(tiny.CONFIG)
     params = tiny.stacked_params()
 
@@ -212,31 +201,31 @@ def outputs():
         hidden = apply(model.__call__, params, batch)
         return hidden, apply(model.text_logits, params, hidden), apply(model.image_logits, params, hidden)
 
-    return lambda samples: [np.asarray(x[0]) for x in run(pack([samples], Budget(640, 3, 3, 512), P))]
+    return lambda examples: [np.asarray(x[0]) for x in run(pack([examples], Budget(640, 3, 3, 512), P))]
 
 
 # Other pixels and other text of the same lengths.
-OTHERS = [sample(record) for record in (understanding(8), generation(9), text(7), generation(6), understanding(9))]
+OTHERS = [build(record) for record in (understanding(8), generation(9), text(7), generation(6), understanding(9))]
 
 
-@pytest.mark.parametrize("changed", range(len(SAMPLES)))
-def test_changing_one_sample_changes_no_logit_of_its_neighbours(outputs, changed):
+@pytest.mark.parametrize("changed", range(len(EXAMPLES)))
+def test_changing_an_example_leaves_its_neighbors_logits_unchanged(outputs, changed):
     other = OTHERS[changed]
-    assert len(other.row) == len(SAMPLES[changed].row)
-    before = outputs(SAMPLES)
-    after = outputs([*SAMPLES[:changed], other, *SAMPLES[changed + 1 :]])
-    start = sum(len(s.row) for s in SAMPLES[:changed])
+    assert len(other.sequence) == len(EXAMPLES[changed].sequence)
+    before = outputs(EXAMPLES)
+    after = outputs([*EXAMPLES[:changed], other, *EXAMPLES[changed + 1 :]])
+    start = sum(len(example.sequence) for example in EXAMPLES[:changed])
     own = np.zeros(640, bool)
-    own[start : start + len(other.row)] = True
+    own[start : start + len(other.sequence)] = True
     for x, y in zip(before, after, strict=True):
         assert np.array_equal(x[~own], y[~own])
         assert not np.array_equal(x[own], y[own])
 
 
-def test_a_packed_sample_is_to_the_model_as_if_it_were_alone(outputs):
-    packed, start = outputs(SAMPLES), 0
-    for each in SAMPLES:
-        here = slice(start, start + len(each.row))
-        for x, y in zip(packed, outputs([each]), strict=True):
-            np.testing.assert_allclose(x[here], y[: len(each.row)], rtol=1e-4, atol=1e-4)
-        start += len(each.row)
+def test_a_packed_example_gives_the_same_outputs_as_alone(outputs):
+    packed, start = outputs(EXAMPLES), 0
+    for example in EXAMPLES:
+        length = len(example.sequence)
+        for x, y in zip(packed, outputs([example]), strict=True):
+            np.testing.assert_allclose(x[start : start + length], y[:length], rtol=1e-4, atol=1e-4)
+        start += length

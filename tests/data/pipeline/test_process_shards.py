@@ -1,4 +1,4 @@
-"""What is read, row by row, is the same in however many processes."""
+"""Global batches do not depend on the number of processes."""
 
 import contextlib
 import dataclasses
@@ -26,13 +26,14 @@ CONFIG = StreamConfig(
 )
 
 
-def read(processes, batches, states=None, shares=4):
-    """Ids and arrays of whole batches, and the states of all processes after them."""
+def open_sharded(index, count, shards):
+    return open_sharded_stream(CONFIG, P, process_index=index, process_count=count, shards=shards, workers=0)
+
+
+def read(processes, batches, states=None, shards=4):
+    """Returns the ids and arrays of global batches, and the states of all processes after them."""
     with contextlib.ExitStack() as stack:
-        streams = [
-            stack.enter_context(open_sharded_stream(CONFIG, P, number, processes, shares, 0))
-            for number in range(processes)
-        ]
+        streams = [stack.enter_context(open_sharded(number, processes, shards)) for number in range(processes)]
         for stream in streams if states else ():
             stream.set_state(merge_shard_states(json.loads(json.dumps(states))))
         found = []
@@ -41,7 +42,7 @@ def read(processes, batches, states=None, shares=4):
             tokens, images = (
                 np.concatenate([getattr(part, name) for part in parts]) for name in ("tokens", "gen_images")
             )
-            found.append((tokens, images, [row for stream in streams for row in stream.example_ids]))
+            found.append((tokens, images, [ids for stream in streams for ids in stream.example_ids]))
         return found, [stream.get_state() for stream in streams]
 
 
@@ -53,18 +54,18 @@ def assert_same(ours, theirs):
 
 
 @pytest.mark.parametrize("processes", [1, 2])
-def test_fewer_processes_read_the_same_rows(processes):
+def test_fewer_processes_read_the_same_batches(processes):
     assert_same(read(processes, 3)[0], read(4, 3)[0])
 
 
-def test_a_stream_goes_on_in_another_number_of_processes():
-    undisturbed, _ = read(4, 6)
+def test_a_stream_resumes_on_another_number_of_processes():
+    uninterrupted, _ = read(4, 6)
     one, states = read(4, 2)
     two, states = read(2, 2, states)
     three, _ = read(4, 2, states)
-    assert_same(one + two + three, undisturbed)
+    assert_same(one + two + three, uninterrupted)
 
 
-def test_a_number_of_processes_that_does_not_divide_the_shares_is_refused():
-    with pytest.raises(JanusError, match=r"4 shares, which 3 processes .* config\.data_shards"):
-        open_sharded_stream(CONFIG, P, 0, 3, 4, 0)
+def test_a_number_of_processes_that_does_not_divide_the_shards_raises():
+    with pytest.raises(JanusError, match=r"4 shards, which 3 processes .* config\.data_shards"):
+        open_sharded(0, 3, 4)

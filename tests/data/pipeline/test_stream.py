@@ -1,5 +1,4 @@
 import dataclasses
-import itertools
 import json
 import os
 import random
@@ -11,16 +10,16 @@ import numpy as np
 import pytest
 
 from janus_jax.data.pipeline.dataset import Component
-from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
+from janus_jax.data.pipeline.examples import Example, ExampleBuilder, Supervision
 from janus_jax.data.pipeline.mixture import Phase
-from janus_jax.data.pipeline.packing import Budget, Example
+from janus_jax.data.pipeline.packing import Budget
 from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.pipeline.stream import StreamConfig, open_stream
 from janus_jax.data.pipeline.workers import ProcessPool
 from janus_jax.errors import JanusError
 from tests import tiny
 from tests.data.prepared import bomb, encoded, generation, text, understanding, write
-from tests.data.probe import Fails, LooksForJax, SendsMuch, Sleeps
+from tests.data.worker_tasks import Raise, ReportJax, SendMuch, Sleep
 
 P = dataclasses.replace(tiny.processor(), system_prompt="")
 BROKEN = {"key": "no task", "text": "and no messages"}
@@ -28,7 +27,7 @@ BROKEN = {"key": "no task", "text": "and no messages"}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A prepared data set, one of whose records lacks fields."""
+    """A prepared data set. One of its records lacks fields."""
     return write(tmp_path_factory.mktemp("data") / "und", [*map(understanding, range(11)), BROKEN])
 
 
@@ -54,7 +53,7 @@ def texts(**kinds):
 
 
 def run(stream, batches):
-    """Sample ids and arrays of the next batches."""
+    """Returns the arrays and the example ids of the next batches."""
     return [(next(stream), stream.example_ids) for _ in range(batches)]
 
 
@@ -69,7 +68,7 @@ def same(ours, theirs):
 
 
 @pytest.fixture
-def undisturbed(config):
+def uninterrupted(config):
     with open_stream(config, P) as stream:
         return run(stream, 12)
 
@@ -80,7 +79,7 @@ def resumed(config, state, workers=0):
     return stream
 
 
-def test_it_goes_on_exactly_after_any_interruptions(config, undisturbed):
+def test_a_stream_resumes_exactly_after_any_interruptions(config, uninterrupted):
     for seed in range(4):
         rng = random.Random(seed)
         batches, state = [], None
@@ -88,11 +87,11 @@ def test_it_goes_on_exactly_after_any_interruptions(config, undisturbed):
             with open_stream(config, P) if state is None else resumed(config, state) as stream:
                 batches += run(stream, min(rng.randrange(1, 6), 12 - len(batches)))
                 state = stream.get_state()
-        assert same(batches, undisturbed)
+        assert same(batches, uninterrupted)
 
 
 @pytest.mark.parametrize(("workers", "then"), [(2, 3), (1, 0)])
-def test_it_goes_on_exactly_with_worker_processes_and_another_number_of_them(config, undisturbed, workers, then):
+def test_a_stream_resumes_exactly_with_another_number_of_workers(config, uninterrupted, workers, then):
     stop = random.Random(workers).randrange(1, 11)
     with open_stream(config, P, workers=workers) as stream:
         before = run(stream, stop)
@@ -100,41 +99,41 @@ def test_it_goes_on_exactly_with_worker_processes_and_another_number_of_them(con
         run(stream, 1)
     with resumed(config, state, workers=then) as stream:
         after = run(stream, 12 - stop)
-    assert same(before + after, undisturbed)
+    assert same(before + after, uninterrupted)
 
 
-def test_a_running_stream_goes_back_to_a_state(config, undisturbed):
+def test_a_running_stream_returns_to_an_earlier_state(config, uninterrupted):
     with open_stream(config, P, workers=1) as stream:
         run(stream, 2)
         state = stream.get_state()
         run(stream, 3)
         stream.set_state(state)
         assert stream.get_state() == state
-        assert same(run(stream, 10), undisturbed[2:])
+        assert same(run(stream, 10), uninterrupted[2:])
 
 
-def test_its_state_is_small_and_counts_what_was_rejected(config):
+def test_the_state_is_small_and_counts_rejected_records(config):
     with open_stream(config, P) as stream:
         run(stream, 20)
         state = stream.get_state()
     assert len(json.dumps(state)) < 2000
     assert state["step"] == 20
-    assert state["records"]["rejected"] == {"malformed": state["positions"][0] - state["counts"][0]}
+    assert state["records"]["rejected"] == {"malformed": state["positions"][0] - state["component_counts"][0]}
 
 
-def test_another_seed_is_another_order(config, undisturbed):
+def test_another_seed_gives_another_order(config, uninterrupted):
     with open_stream(dataclasses.replace(config, seed=1), P) as stream:
-        assert [ids for _, ids in run(stream, 12)] != [ids for _, ids in undisturbed]
+        assert [ids for _, ids in run(stream, 12)] != [ids for _, ids in uninterrupted]
 
 
-def test_batches_have_one_shape_and_the_ids_of_their_segments(config, undisturbed):
-    shapes = {tuple(None if array is None else array.shape for array in batch) for batch, _ in undisturbed}
+def test_batches_have_one_shape_and_one_id_per_segment(config, uninterrupted):
+    shapes = {tuple(None if array is None else array.shape for array in batch) for batch, _ in uninterrupted}
     assert len(shapes) == 1
-    for batch, ids in undisturbed:
+    for batch, ids in uninterrupted:
         assert batch.segment_ids.max(axis=1).tolist() == list(map(len, ids))
 
 
-def test_processes_read_different_records_and_together_all(config):
+def test_shards_read_disjoint_records_that_cover_all(config):
     config = dataclasses.replace(config, phases=(), components=texts(a=30))
     seen = []
     for index in range(2):
@@ -146,7 +145,7 @@ def test_processes_read_different_records_and_together_all(config):
     assert seen[0] | seen[1] == {f"a/text{n}" for n in range(30)}
 
 
-def test_10000_samples_keep_the_ratio_across_a_change_at_a_step():
+def test_10000_examples_keep_the_ratio_across_a_change_of_weights():
     change = 40
     weights = [{"und": 2, "text": 3, "gen": 5}, {"und": 7, "text": 3, "gen": 10}]
     config = StreamConfig(
@@ -155,60 +154,60 @@ def test_10000_samples_keep_the_ratio_across_a_change_at_a_step():
         budget=Budget(128, 0, 0, 128),
         phases=(Phase(change, weights[0]), Phase(None, weights[1])),
     )
-    drawn, counts, expected = [0, 0], Counter(), Counter()
+    read, counts, expected = [0, 0], Counter(), Counter()
     with open_stream(config, P) as stream:
-        while sum(drawn) < 10_000:
+        while sum(read) < 10_000:
             phase = int(stream.step >= change)
             next(stream)
-            counts.update(name.split("/")[0] for row in stream.example_ids for name in row)
-            waiting = [w.sample.example_id.split("/")[0] for w in stream._packer.waiting]
+            counts.update(name.split("/")[0] for ids in stream.example_ids for name in ids)
+            waiting = [w.example.example_id.split("/")[0] for w in stream._packer.waiting]
             total = counts + Counter(waiting)
-            drawn[phase] = total.total() - drawn[1 - phase]
+            read[phase] = total.total() - read[1 - phase]
             for name in weights[0]:
-                expected[name] = sum(n * w[name] / sum(w.values()) for n, w in zip(drawn, weights, strict=True))
+                expected[name] = sum(n * w[name] / sum(w.values()) for n, w in zip(read, weights, strict=True))
                 assert abs(total[name] - expected[name]) < 1
             assert len(waiting) < config.lookahead
 
 
-def test_a_rejected_records_place_is_taken_by_the_next_of_its_component():
+def test_the_next_record_of_the_component_replaces_a_rejected_one():
     bad = [generation(n) if n % 3 else dataclasses.replace(generation(n), images=()) for n in range(30)]
     config = StreamConfig(
         (Component("gen", bad), *texts(text=50)), 1, Budget(384, 0, 4, 384), max_rejected=0.5, lookahead=2
     )
     with open_stream(config, P) as stream:
         run(stream, 10)
-        counts = stream.get_state()["counts"]
+        counts = stream.get_state()["component_counts"]
     assert abs(counts[0] - counts[1]) <= 1
 
 
 HOSTILE = {
     "truncated JPEG": (dataclasses.replace(generation(1), images=(encoded(1)[:300],)), "bad_image"),
     "decompression bomb": (dataclasses.replace(understanding(2), images=(bomb(),)), "image_too_large"),
-    "no picture at all": (dataclasses.replace(understanding(3), images=(b"MZ\x90",)), "bad_image"),
+    "not an image": (dataclasses.replace(understanding(3), images=(b"MZ\x90",)), "bad_image"),
     "missing fields": (BROKEN, "malformed"),
-    "messages that are no json": ({**text(5).to_example(), "messages": "[{"}, "malformed"),
-    "messages that are no list": ({**text(6).to_example(), "messages": "7"}, "malformed"),
-    "a task of its own": ({**text(7).to_example(), "task": "poetry"}, "malformed"),
+    "messages that are not JSON": ({**text(5).to_example(), "messages": "[{"}, "malformed"),
+    "messages that are not a list": ({**text(6).to_example(), "messages": "7"}, "malformed"),
+    "an unknown task": ({**text(7).to_example(), "task": "poetry"}, "malformed"),
     "a message without content": (
         {**text(8).to_example(), "messages": '[{"role": "user"}]'},
         "bad_conversation",
     ),
     "empty caption": (dataclasses.replace(generation(9), text="  "), "empty_text"),
     "empty text": (dataclasses.replace(text(10), text=""), "empty_text"),
-    "no image to understand": (
+    "no input image": (
         dataclasses.replace(understanding(11), images=()),
         "no_image",
     ),
-    "no image to generate": (dataclasses.replace(generation(12), images=()), "no_image"),
-    "an image nobody speaks of": (
+    "no target image": (dataclasses.replace(generation(12), images=()), "no_image"),
+    "an image without placeholder": (
         dataclasses.replace(understanding(13), images=(encoded(1), encoded(2))),
         "image_count",
     ),
-    "a marker in the text": (
+    "a special token in the text": (
         dataclasses.replace(text(14), text="<image_placeholder>"),
         "special_token",
     ),
-    "a caption longer than a row": (generation(15, "long " * 400), "too_long"),
+    "a caption longer than a sequence": (generation(15, "long " * 400), "too_long"),
 }
 
 
@@ -222,7 +221,7 @@ def test_hostile_records_are_skipped_and_counted_by_reason(tmp_path, workers, ca
         while not any("#1" in name for name in seen):
             next(stream)
             seen.update(*stream.example_ids)
-        waiting = {w.sample.example_id for w in stream._packer.waiting}
+        waiting = {w.example.example_id for w in stream._packer.waiting}
         state = stream.get_state()
     first_epoch = {name for name in seen | waiting if "#" not in name}
     assert first_epoch == {f"all/{record.key}" for record in good}
@@ -243,7 +242,7 @@ def test_too_many_rejected_records_stop_the_run():
         run(stream, 1000)
 
 
-def test_a_share_below_the_limit_does_not_stop_it():
+def test_rejected_records_below_the_limit_do_not_stop_the_run():
     records = [text(n) if n % 10 else dataclasses.replace(text(n), text="") for n in range(400)]
     config = StreamConfig((Component("c", records),), 1, Budget(128, 0, 0, 128), max_rejected=0.2, recent=100)
     with open_stream(config, P) as stream:
@@ -251,40 +250,43 @@ def test_a_share_below_the_limit_does_not_stop_it():
         assert stream.report()["records/rejected/empty_text"] > 20
 
 
-def test_data_without_one_good_record_ends_in_an_error():
+def test_data_without_a_good_record_raises():
     records = [dataclasses.replace(text(n), text="") for n in range(5)]
     config = StreamConfig((Component("c", records),), 1, max_rejected=0.99, recent=50)
     with open_stream(config, P) as stream, pytest.raises(JanusError, match="50 of the last 50 records"):
         next(stream)
 
 
-def test_known_ids_give_batches_without_pixels():
-    ids = np.arange(P.gen_tokens)
-    records = [generation(n, ids=ids + n) for n in range(9)]
+def test_precomputed_image_tokens_give_batches_without_pixels():
+    tokens = np.arange(P.num_gen_tokens)
+    records = [generation(n, tokens=tokens + n) for n in range(9)]
     config = StreamConfig((Component("g", records),), 1, Budget(384, 0, 3, 0), precomputed_image_tokens=True)
     with open_stream(config, P) as stream:
         batch = next(stream)
         first = int(stream.example_ids[0][0].removeprefix("g/gen").split("#")[0])
     assert batch.gen_images.shape[1] == 0
-    assert batch.gen_ids[0, 0].tolist() == (ids + first).tolist()
+    assert batch.gen_ids[0, 0].tolist() == (tokens + first).tolist()
 
 
-def test_a_state_of_other_processes_is_refused_with_the_way_out(config):
+def test_a_state_of_another_shard_raises_with_the_remedy(config):
     with open_stream(config, P, 1, 2) as stream:
         state = stream.get_state()
     with (
         open_stream(config, P) as stream,
-        pytest.raises(JanusError, match=r"saved by 2 processes and this run has 1.*start 2 processes, or go on"),
+        pytest.raises(JanusError, match=r"has 2 data shards and this stream has 1; open it with 2 shards, or"),
     ):
         stream.set_state(state)
-    with open_stream(config, P, 0, 2) as stream, pytest.raises(JanusError, match="of process 1, and this is process 0"):
+    with (
+        open_stream(config, P, 0, 2) as stream,
+        pytest.raises(JanusError, match="of shard 1 and this stream is shard 0"),
+    ):
         stream.set_state(state)
 
 
 @pytest.mark.parametrize(
     "change", [{"seed": 3}, {"lookahead": 9}, {"batch_size": 4}, {"supervision": Supervision.ANSWERS}]
 )
-def test_a_state_of_another_config_is_refused_by_the_fields_name(config, change):
+def test_a_state_of_another_config_raises_with_the_fields_name(config, change):
     with open_stream(config, P) as stream:
         state = stream.get_state()
     with (
@@ -305,36 +307,36 @@ def test_a_state_of_another_config_is_refused_by_the_fields_name(config, change)
         ({"phases": (Phase(None, {"other": 1}),)}, "'other'; the components are und, text, gen"),
     ],
 )
-def test_a_config_that_makes_no_sense_is_refused(config, change, words):
+def test_an_invalid_config_raises(config, change, words):
     with pytest.raises(JanusError, match=words):
         dataclasses.replace(config, **change)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused(config):
-    with pytest.raises(JanusError, match="2 is not a multiple of 4"):
+def test_a_batch_that_shards_cannot_share_raises(config):
+    with pytest.raises(JanusError, match="batch_size is 2; it must be a multiple of 4"):
         open_stream(config, P, 0, 4)
 
 
-def test_a_missing_data_set_ends_the_workers_too(config, tmp_path):
-    with pytest.raises(JanusError, match="is no folder"):
+def test_a_missing_data_set_ends_the_workers(config, tmp_path):
+    with pytest.raises(JanusError, match="is not a folder"):
         open_stream(
             dataclasses.replace(config, components=(Component("und", tmp_path / "x"),), phases=()), P, workers=1
         )
 
 
-def test_a_killed_worker_is_an_error_within_seconds(config):
+def test_a_killed_worker_raises_within_seconds(config):
     with open_stream(config, P, workers=2) as stream:
         next(stream)
-        os.kill(stream._feed._pool.processes[1].pid, signal.SIGKILL)
+        os.kill(stream._prefetcher._pool.processes[1].pid, signal.SIGKILL)
         begin = time.monotonic()
         with pytest.raises(JanusError, match=r"data worker \(process \d+\) has ended by signal 9 \(SIGKILL\)"):
             run(stream, 1000)
         assert time.monotonic() - begin < 10
 
 
-def test_a_worker_killed_while_it_sends_is_an_error_too():
+def test_a_worker_killed_while_sending_raises():
     for delay in (0.0, 0.02, 0.05):
-        pool = ProcessPool(SendsMuch(), 1)
+        pool = ProcessPool(SendMuch(), 1)
         numbers = [pool.submit(64) for _ in range(50)]
         assert len(pool.result(numbers[0])) == 64 << 20
         time.sleep(delay)
@@ -344,16 +346,16 @@ def test_a_worker_killed_while_it_sends_is_an_error_too():
         pool.close()
 
 
-def test_a_worker_killed_before_its_first_task_is_an_error_too():
-    pool = ProcessPool(Sleeps(), 2)
+def test_a_worker_killed_before_its_first_task_raises():
+    pool = ProcessPool(Sleep(), 2)
     pool.processes[0].kill()
     with pytest.raises(JanusError, match="SIGKILL"):
         pool.result(pool.submit(3600))
     pool.close()
 
 
-def test_workers_outlive_the_notice_of_a_preemption_and_end_with_their_stream():
-    pool = ProcessPool(Sleeps(), 1)
+def test_workers_ignore_preemption_notices_and_end_with_their_pool():
+    pool = ProcessPool(Sleep(), 1)
     pool.result(pool.submit(0))
     pool.processes[0].send_signal(signal.SIGTERM)
     pool.processes[0].send_signal(signal.SIGINT)
@@ -373,17 +375,17 @@ def test_workers_outlive_the_notice_of_a_preemption_and_end_with_their_stream():
         (KeyError("k"), RuntimeError, "(?s)Traceback.*KeyError"),
     ],
 )
-def test_what_a_worker_raises_is_raised_here(error, kind, words):
-    pool = ProcessPool(Fails(error), 1)
+def test_an_error_in_a_worker_is_raised_in_the_caller(error, kind, words):
+    pool = ProcessPool(Raise(error), 1)
     with pytest.raises(kind, match=words):
         pool.result(pool.submit(None))
     pool.close()
 
 
 def test_workers_import_no_jax(prepared):
-    make = ExampleLoader([Component("und", prepared)], ExampleBuilder(P), Supervision.TEXT, Budget(384, 2, 3, 300))
-    pool = ProcessPool(LooksForJax(make), 1)
-    samples = [pool.result(pool.submit(LoadTask(0, 0, index))) for index in range(3)]
+    loader = ExampleLoader([Component("und", prepared)], ExampleBuilder(P), Budget(384, 2, 3, 300))
+    pool = ProcessPool(ReportJax(loader), 1)
+    results = [pool.result(pool.submit(LoadTask(0, 0, index))) for index in range(3)]
     pool.close()
-    assert all(isinstance(sample, Example) for sample, _ in samples)
-    assert not any(itertools.chain(has_jax for _, has_jax in samples))
+    assert all(isinstance(example, Example) for example, _ in results)
+    assert not any(has_jax for _, has_jax in results)

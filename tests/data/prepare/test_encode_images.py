@@ -4,10 +4,8 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.data.pipeline.dataset import Component
-from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
+from janus_jax.data.pipeline.examples import ExampleBuilder
 from janus_jax.data.pipeline.packing import Budget, pack
-from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.prepare.encode_images import (
     ENCODER,
     ImageTokenizer,
@@ -72,24 +70,18 @@ def test_the_latents_are_those_that_training_would_compute(preparation):
     encode_target_images(preparation, preparation.without_ids(), vae)
     preparation.finish(0.0)
     records = read_back(preparation.job.output)
-    make = ExampleBuilder(tiny.processor(tiny.FLOW), 0, 0, random_crop=True, precomputed_image_tokens=True)
-    budget = Budget(128, 0, 1, 0)
-    sample = ExampleLoader([Component("c", records)], make, Supervision.TEXT, budget)()
-    batch = pack(
-        [[sample(LoadTask(0, 0, index))] for index in range(11)],
-        budget,
-        make.processor,
-        precomputed_image_tokens=True,
-    )
+    builder = ExampleBuilder(tiny.processor(tiny.FLOW), random_crop=True, precomputed_image_tokens=True)
+    examples = [[builder(record)] for record in records]
+    batch = pack(examples, Budget(128, 0, 1, 0), builder.processor, precomputed_image_tokens=True)
     model = JanusFlow(tiny.FLOW)
-    latents = jax.jit(lambda batch: apply(model.generation_latents, params, batch).values)
+    latents = jax.jit(lambda batch: apply(model.target_latents, params, batch).values)
     np.testing.assert_allclose(batch.gen_latents, latents(batch._replace(gen_latents=None)), atol=1e-4)
 
 
 def test_latents_of_another_vae_are_a_fault(params):
     record = Record("r", Task.GENERATION, "A boat.", images=(image(0),), image_latents=np.zeros(12, np.float32))
-    with pytest.raises(RejectedRecord, match="12 numbers of latents where the model has 1024") as error:
-        ExampleBuilder(tiny.processor(tiny.FLOW), precomputed_image_tokens=True)(record, 0)
+    with pytest.raises(RejectedRecord, match="12 latent values; the model needs 1024") as error:
+        ExampleBuilder(tiny.processor(tiny.FLOW), precomputed_image_tokens=True)(record)
     assert error.value.reason is RejectReason.BAD_IMAGE_LATENTS
 
 

@@ -1,4 +1,4 @@
-"""MM-Vet, by hand: what its grader, a language model elsewhere, is given."""
+"""Tests of MM-Vet: prompts, and the input file of the external grader."""
 
 import json
 
@@ -6,7 +6,7 @@ import pytest
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.understanding.mmvet import BENCHMARK
-from tests.evaluation.asking import answered, pictures_of, text_of
+from tests.evaluation.fakes import answer_in_order, image_names, prompt_text
 
 OPTIONS = {"system_prompt": "authors"}
 QUESTIONS = {
@@ -27,23 +27,23 @@ def data(tmp_path):
     return tmp_path
 
 
-def test_questions_stand_as_they_are(data):
+def test_questions_are_not_changed(data):
     questions = BENCHMARK.read(data, OPTIONS)
-    assert text_of(questions[0]) == "<image_placeholder>\nWhat is x in the equation?"
-    assert pictures_of(questions[1]) == ["v1_1.jpg"]
+    assert prompt_text(questions[0]) == "<image_placeholder>\nWhat is x in the equation?"
+    assert image_names(questions[1]) == ["v1_1.jpg"]
     assert questions[0].system_prompt.startswith("You are a helpful assistant.")
     assert BENCHMARK.read(data, {"system_prompt": "none"})[0].system_prompt == ""
 
 
-def test_answers_are_written_for_the_grader_and_not_scored(data, tmp_path):
+def test_answers_are_written_for_the_grader_without_scores(data, tmp_path):
     questions = BENCHMARK.read(data, OPTIONS)
-    answers = answered(questions, "x is -1\nor -5.", "晚上")
+    answers = answer_in_order(questions, "x is -1\nor -5.", "晚上")
     assert BENCHMARK.score(questions, answers, OPTIONS) == {}
     BENCHMARK.write_predictions(questions, answers, tmp_path)
     assert json.loads((tmp_path / "mm-vet_predictions.json").read_text()) == {"v1_0": "x is -1\nor -5.", "v1_1": "晚上"}
 
 
-def test_a_mistake_in_the_data_is_named(data):
+def test_malformed_data_is_reported(data):
     (data / "mm-vet.json").write_text(json.dumps({"v1_0": {"question": "What?"}}))
     with pytest.raises(JanusError, match=r"mm-vet.json, entry v1_0: the field imagename is missing"):
         BENCHMARK.read(data, OPTIONS)

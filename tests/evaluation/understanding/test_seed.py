@@ -1,13 +1,13 @@
-"""SEED-Bench, by hand; and how a letter is read from an answer."""
+"""Tests of SEED-Bench, and of the parser for multiple-choice answers."""
 
 import json
 
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.understanding.prompts import chosen_letter
+from janus_jax.evaluation.understanding.prompts import parse_choice
 from janus_jax.evaluation.understanding.seed import BENCHMARK
-from tests.evaluation.asking import answered, pictures_of, text_of
+from tests.evaluation.fakes import answer_in_order, image_names, prompt_text
 
 OPTIONS = {"A": "One", "B": "Two dogs", "C": "Three", "D": "Four"}
 
@@ -30,8 +30,8 @@ OPTIONS = {"A": "One", "B": "Two dogs", "C": "Three", "D": "Four"}
         ("", ""),
     ],
 )
-def test_a_letter_is_read_where_one_is_meant(answer, expected):
-    assert chosen_letter(answer, OPTIONS) == expected
+def test_the_chosen_letter_is_parsed(answer, expected):
+    assert parse_choice(answer, OPTIONS) == expected
 
 
 def question(number, kind, answer, **more):
@@ -53,37 +53,37 @@ QUESTIONS = [question(1, 5, "A"), question(2, 5, "D"), question(3, 1, "B"), ques
 KINDS = {"Scene Understanding": 1, "Instances Counting": 5, "Action Recognition": 10}
 
 
-def put(folder, questions):
+def write_file(folder, questions):
     (folder / "SEED-Bench.json").write_text(json.dumps({"questions": questions, "question_type": KINDS}))
 
 
 @pytest.fixture
 def data(tmp_path):
-    put(tmp_path, QUESTIONS)
+    write_file(tmp_path, QUESTIONS)
     return tmp_path
 
 
-def test_pictures_are_asked_about_and_videos_are_not(data):
+def test_only_questions_about_images_are_read(data):
     questions = BENCHMARK.read(data, {})
     assert [question.id for question in questions] == ["101661", "101662", "101663"]
-    assert text_of(questions[0]) == (
+    assert prompt_text(questions[0]) == (
         "<image_placeholder>\nHow many towels 1?\nA. One\nB. Two\nC. Three\nD. 4\n\n"
         "Answer with the option's letter from the given choices directly."
     )
-    assert pictures_of(questions[0]) == ["1454421_2591111986"]
+    assert image_names(questions[0]) == ["1454421_2591111986"]
 
 
-def test_accuracy_is_of_all_pictures_and_by_kind(data):
+def test_accuracy_is_reported_in_total_and_by_type(data):
     questions = BENCHMARK.read(data, {})
-    scores = BENCHMARK.score(questions, answered(questions, "A", "C", "B. Two"), {})
+    scores = BENCHMARK.score(questions, answer_in_order(questions, "A", "C", "B. Two"), {})
     assert scores["accuracy"] == pytest.approx(200 / 3)
     assert scores["Instances Counting.accuracy"] == 50
     assert scores["Scene Understanding.accuracy"] == 100
 
 
-def test_predictions_are_lines_of_letters(data, tmp_path):
+def test_predictions_have_the_official_format(data, tmp_path):
     questions = BENCHMARK.read(data, {})
-    BENCHMARK.write_predictions(questions, answered(questions, "A", "Four", "Who knows"), tmp_path)
+    BENCHMARK.write_predictions(questions, answer_in_order(questions, "A", "Four", "Who knows"), tmp_path)
     lines = (tmp_path / "seed_image.jsonl").read_text().splitlines()
     assert [json.loads(line) for line in lines] == [
         {"question_id": "101661", "prediction": "A"},
@@ -93,15 +93,15 @@ def test_predictions_are_lines_of_letters(data, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("field", "value", "words"),
+    ("field", "value", "message"),
     [
         ("choice_c", None, "the field choice_c is missing"),
-        ("answer", "E", "answer is 'E'; one of A, B, C, D is expected"),
-        ("data_id", ["a", "b"], "data_id is .*; the name of a picture is expected"),
-        ("data_type", "sound", "data_type is 'sound'; one of image, video is expected"),
+        ("answer", "E", "answer is 'E'; expected one of A, B, C, D"),
+        ("data_id", ["a", "b"], "data_id is .*; expected the name of an image"),
+        ("data_type", "sound", "data_type is 'sound'; expected one of image, video"),
     ],
 )
-def test_a_mistake_in_the_data_is_named(data, field, value, words):
-    put(data, [QUESTIONS[0], QUESTIONS[1] | {field: value}])
-    with pytest.raises(JanusError, match=f"SEED-Bench.json: questions, entry 2: {words}"):
+def test_malformed_data_is_reported(data, field, value, message):
+    write_file(data, [QUESTIONS[0], QUESTIONS[1] | {field: value}])
+    with pytest.raises(JanusError, match=f"SEED-Bench.json: questions, entry 2: {message}"):
         BENCHMARK.read(data, {})

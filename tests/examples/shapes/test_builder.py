@@ -4,7 +4,7 @@ import pytest
 import tensorflow_datasets as tfds
 from PIL import Image
 
-from examples.shapes.dataset import DEFAULT_VOCABULARY, Split, ShapesDataset
+from examples.shapes.dataset import DEFAULT_VOCABULARY, ShapesDataset, Split
 from examples.shapes.dataset.builder import Shapes, ShapesConfig, prepare_shapes
 from janus_jax.data.records import Record
 from janus_jax.processing import Task
@@ -22,7 +22,9 @@ def folders(tmp_path_factory):
 def test_tfds_datasets_contain_the_records_of_the_dataset(folders, task, split):
     source = tfds.builder_from_directory(str(folders[task])).as_data_source(split.value)
     found = {record.key: record for record in map(Record.from_example, source)}
-    expected = {record.key: record for record in ShapesDataset(split, image_size=32, seed=9).records(task, COUNTS[split])}
+    expected = {
+        record.key: record for record in ShapesDataset(split, image_size=32, seed=9).records(task, COUNTS[split])
+    }
     assert found.keys() == expected.keys()
     for key, record in found.items():
         assert record.task is task

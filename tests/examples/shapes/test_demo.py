@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import janus_jax
-from checkpoints_convert import read_config
+from checkpoints_convert import open_checkpoint
 from examples.shapes.configs import finetune, janus, janusflow
 from examples.shapes.dataset import (
     DEFAULT_VOCABULARY,
@@ -108,9 +108,9 @@ SHIPPED = pytest.mark.parametrize(("folder", "model"), [(JANUS, janus.MODEL), (J
 
 @SHIPPED
 def test_shipped_models_have_the_config_of_their_recipe_and_are_small(folder, model):
-    assert replace(read_config(folder), name="") == replace(model, name="")
+    assert replace(open_checkpoint(folder).config, name="") == replace(model, name="")
     assert sum(file.stat().st_size for file in folder.rglob("*")) < 12_000_000
-    assert Processor.from_directory(folder, read_config(folder)).system_prompt == ""
+    assert Processor.from_directory(folder, open_checkpoint(folder).config).system_prompt == ""
 
 
 def test_the_new_words_are_not_in_the_training_data():

@@ -26,7 +26,7 @@ class FakeModel:
         self.knows = knows
         self.batches = 0
         self.processor = SimpleNamespace(
-            und_tokens=36,
+            num_und_tokens=36,
             tokenizer=SimpleNamespace(encode=str.split),
             understanding_sequence=lambda messages, images, system_prompt: messages[0],
             generation_prompt=str.split,
@@ -34,9 +34,7 @@ class FakeModel:
         self._answers = {}
         for question in sample_questions(Split.TEST, PROTOCOL.per_topic, SEED):
             self._answers[question.text, render(question.scene).tobytes()] = question.answer
-        self._scenes = {
-            prompt.text: prompt.scene for prompt in sample_prompts(Split.TEST, PROTOCOL.per_category, SEED)
-        }
+        self._scenes = {prompt.text: prompt.scene for prompt in sample_prompts(Split.TEST, PROTOCOL.per_category, SEED)}
 
     def answer(self, rows, max_new_tokens, temperature):
         self.batches += 1
@@ -49,7 +47,7 @@ class FakeModel:
         pixels = np.asarray(Image.open(io.BytesIO(image))).tobytes()
         return self._answers[text, pixels] if self.knows else "seven"
 
-    def draw(self, texts, numbers, seed, **settings):
+    def sample_images(self, texts, numbers, seed, **settings):
         self.batches += 1
         scenes = [self._scenes[text] if self.knows else next(iter(self._scenes.values())) for text in texts]
         return [Image.fromarray(render(scene)) for scene in scenes]

@@ -24,9 +24,9 @@ from examples.shapes.dataset.scene import held_out
 from examples.shapes.dataset.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
-    HELD_OUT_SINGLES,
     HELD_OUT_COUNTS,
     HELD_OUT_SHAPE_PAIRS,
+    HELD_OUT_SINGLES,
     NUMBERS,
     is_held_out_pair,
 )
@@ -127,7 +127,9 @@ def test_conversations_have_several_turns_and_one_image():
 
 
 def test_yes_and_no_are_equally_frequent():
-    said = [message["content"] for record in ShapesDataset().records(Task.UNDERSTANDING, 500) for message in record.messages]
+    said = [
+        message["content"] for record in ShapesDataset().records(Task.UNDERSTANDING, 500) for message in record.messages
+    ]
     assert 0.4 < said.count("yes") / (said.count("yes") + said.count("no")) < 0.6
 
 

@@ -8,8 +8,8 @@ from examples.shapes.dataset import (
     Background,
     Category,
     Scene,
-    Split,
     SceneObject,
+    Split,
     detect,
     render,
     sample_images,
@@ -101,7 +101,9 @@ def test_sampled_images_show_all_words_and_no_held_out_combination():
     assert {shape for kinds in found for shape, _ in kinds} == set(ALL_SHAPES)
     assert {colour for kinds in found for _, colour in kinds} == set(ALL_COLOURS)
     assert not any(held_out(kinds) for kinds in found)
-    assert {obj.shape for image in sample_images(0, 100, 48, DEFAULT_VOCABULARY) for obj in detect(image)} == set(DEFAULT_VOCABULARY.shapes)
+    assert {obj.shape for image in sample_images(0, 100, 48, DEFAULT_VOCABULARY) for obj in detect(image)} == set(
+        DEFAULT_VOCABULARY.shapes
+    )
 
 
 def test_sampled_images_of_test_show_held_out_combinations():

@@ -11,8 +11,8 @@ from examples.shapes.dataset import (
     Background,
     Category,
     Relation,
-    Split,
     SceneObject,
+    Split,
     Vocabulary,
     sample_scene,
 )
@@ -20,9 +20,9 @@ from examples.shapes.dataset.scene import held_out, relation
 from examples.shapes.dataset.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
-    HELD_OUT_SINGLES,
     HELD_OUT_COUNTS,
     HELD_OUT_SHAPE_PAIRS,
+    HELD_OUT_SINGLES,
     is_held_out_pair,
 )
 from janus_jax.errors import JanusError
@@ -146,7 +146,9 @@ def test_words_for_fine_tuning_are_not_shown_by_default():
 
 
 def test_extras_are_added_by_name():
-    assert DEFAULT_VOCABULARY.with_extras("pink", "heart") == Vocabulary((*DEFAULT_VOCABULARY.shapes, "heart"), (*DEFAULT_VOCABULARY.colours, "pink"))
+    assert DEFAULT_VOCABULARY.with_extras("pink", "heart") == Vocabulary(
+        (*DEFAULT_VOCABULARY.shapes, "heart"), (*DEFAULT_VOCABULARY.colours, "pink")
+    )
     with pytest.raises(JanusError, match=r"'hexagon'; choose among circle"):
         DEFAULT_VOCABULARY.with_extras("hexagon")
 
@@ -174,7 +176,9 @@ def test_unknown_names_are_refused():
 def test_larger_scenes_contain_held_out_combinations():
     crowds = [kinds(scene) for scene in scenes(3000) if len(scene.objects) > 2]
     assert {kind for crowd in crowds for kind in crowd} >= {
-        kind for kind in HELD_OUT_SINGLES if kind[0] in DEFAULT_VOCABULARY.shapes and kind[1] in DEFAULT_VOCABULARY.colours
+        kind
+        for kind in HELD_OUT_SINGLES
+        if kind[0] in DEFAULT_VOCABULARY.shapes and kind[1] in DEFAULT_VOCABULARY.colours
     }
     together = [pair for pair in HELD_OUT_SHAPE_PAIRS if pair <= set(DEFAULT_VOCABULARY.shapes)]
     assert all(any(pair <= {shape for shape, _ in crowd} for crowd in crowds) for pair in together)

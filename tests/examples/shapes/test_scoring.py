@@ -6,11 +6,11 @@ from examples.shapes.dataset import (
     Background,
     Category,
     Scene,
-    Split,
     SceneObject,
+    Split,
     chance_of_images,
-    render,
     check_image,
+    render,
     sample_prompts,
     score_images,
 )
@@ -180,7 +180,9 @@ def test_chance_is_far_below_one():
     assert set(chance.geneval.by_category) == set(Category)
     assert 0 < chance.geneval.overall < 0.25
     assert chance.strict.overall <= chance.geneval.overall
-    new = sample_prompts(Split.TEST, 10, vocabulary=DEFAULT_VOCABULARY.with_extras("heart", "pink"), about=frozenset({"heart", "pink"}))
+    new = sample_prompts(
+        Split.TEST, 10, vocabulary=DEFAULT_VOCABULARY.with_extras("heart", "pink"), about=frozenset({"heart", "pink"})
+    )
     assert chance_of_images(new).geneval.overall == 0
 
 

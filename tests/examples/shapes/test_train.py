@@ -7,7 +7,7 @@ import sys
 import pytest
 
 import janus_jax
-from checkpoints_convert import detect_layout
+from checkpoints_convert import open_checkpoint
 from examples.shapes.budgets import MODELS, stage_recipe
 from tests.commands.conftest import ROOT, environment
 
@@ -27,12 +27,12 @@ def test_training_makes_a_model_and_a_report_and_repeats_nothing(model, flags, t
     report = json.loads((tmp_path / "report.json").read_text())
     assert {"understanding", "generation.overall", "generation.strict", "minutes"} <= set(report)
     released = tmp_path / MODELS[model].released
-    assert detect_layout(released) == "released"
+    assert open_checkpoint(released).layout == "released"
     ((image,),) = janus_jax.load(released, "float32").generate("A red circle.")
     assert image.size == (48, 48)
     if flags:
         assert set(report["one encoder"]) < set(report)
-        assert detect_layout(tmp_path / "one_encoder" / "converted") == "converted"
+        assert open_checkpoint(tmp_path / "one_encoder" / "converted").layout == "converted"
     before = (tmp_path / "converted" / "config.json").stat().st_mtime_ns
     again = subprocess.run(
         command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True, capture_output=True, text=True
@@ -56,7 +56,7 @@ def test_a_budget_changes_steps_only(tmp_path, model, name):
 def test_the_ablation_changes_the_encoder_only(tmp_path):
     budget = MODELS["janus"].budgets["25min"]
     two, one = (stage_recipe(tmp_path, budget, 2, encoder) for encoder in ("und_encoder", "gen_encoder"))
-    assert one.architecture.understands_by == "gen_encoder"
+    assert one.architecture.understanding_encoder == "gen_encoder"
     assert one.architecture.und_encoder.num_patches == one.architecture.gen_encoder.num_tokens
     assert (one.stages[1:], one.sources) == (two.stages[1:], two.sources)
     assert one.architecture.llm == two.architecture.llm

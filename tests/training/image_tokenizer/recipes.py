@@ -45,9 +45,7 @@ MOVING_AVERAGE = replace(
     codebook=CodebookRecipe(update="moving_average", decay=0.5, kmeans_images=16, reseed_below=0.1),
 )
 VAE = VAERecipe(
-    model=VAEConfig(
-        latent_channels=2, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2
-    ),
+    model=VAEConfig(latent_channels=2, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2),
     image_size=24,
     steps=4,
     batch_size=8,

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from janus_jax.models.vq import nearest, normalize
+from janus_jax.models.vq import nearest_codes, normalize
 from janus_jax.training.image_tokenizer import codebook
 
 
@@ -17,14 +17,14 @@ def test_kmeans_finds_the_cluster_directions():
     noise = 0.05 * jax.random.normal(jax.random.key(0), (40, 4))
     latents = normalize(jnp.repeat(centres, 10, axis=0) + noise)
     found = codebook.kmeans(latents, 4, jax.random.key(1))
-    assert sorted(nearest(centres, found).tolist()) == [0, 1, 2, 3]
+    assert sorted(nearest_codes(centres, found).tolist()) == [0, 1, 2, 3]
     np.testing.assert_allclose(jnp.max(centres @ found.T, axis=1), 1, atol=0.01)
 
 
 def test_kmeans_uses_every_code():
     latents = directions(64)
     found = codebook.kmeans(latents, 32, jax.random.key(0))
-    assert len(set(nearest(latents, found).tolist())) == 32
+    assert len(set(nearest_codes(latents, found).tolist())) == 32
 
 
 def test_moving_averages_converge_to_the_mean_direction():

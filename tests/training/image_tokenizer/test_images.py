@@ -29,7 +29,9 @@ def encoded(number, size=(20, 14)):
 
 def component(count=10, broken=()):
     images = [(b"no image",) if i in broken else (encoded(i),) for i in range(count)]
-    return (Component("images", [Record(f"r{i}", Task.GENERATION, "text", images=one) for i, one in enumerate(images)]),)
+    return (
+        Component("images", [Record(f"r{i}", Task.GENERATION, "text", images=one) for i, one in enumerate(images)]),
+    )
 
 
 @pytest.fixture

@@ -40,5 +40,5 @@ def test_errors_name_a_missing_or_misshapen_tensor():
     vgg, lins = lpips_files()
     with pytest.raises(JanusError, match=r"features\.28\.bias"):
         lpips_params({name: value for name, value in vgg.items() if name != "features.28.bias"}, lins)
-    with pytest.raises(JanusError, match=r"lin0\.model\.1\.weight is \[1, 64\]"):
+    with pytest.raises(JanusError, match=r"lin0\.model\.1\.weight has shape \[1, 64\]"):
         lpips_params(vgg, lins | {"lin0.model.1.weight": np.ones((1, 64), np.float32)})

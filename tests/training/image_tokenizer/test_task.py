@@ -123,7 +123,9 @@ def test_eight_devices_train_like_one(tmp_path):
     adam = replace(ADAM, eps=1e-2)
     recipe = replace(VQ, steps=2, optimizer=adam, discriminator=replace(VQ.discriminator, optimizer=adam))
     one, eight = run(recipe, tmp_path / "one"), run(recipe, tmp_path / "eight", mesh=make_mesh())
-    for expected, found in zip(*(jax.tree.leaves(tokenizer_params(result.state)) for result in (one, eight)), strict=True):
+    for expected, found in zip(
+        *(jax.tree.leaves(tokenizer_params(result.state)) for result in (one, eight)), strict=True
+    ):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 

@@ -1,4 +1,4 @@
-"""LPIPS and Inception beside the same nets in PyTorch's own operations, written down from their published names."""
+"""Parity of LPIPS and Inception with the same networks in PyTorch operations."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ def tensor(array):
     return torch.from_numpy(np.ascontiguousarray(array))
 
 
-def test_lpips():
+def test_lpips_matches_pytorch():
     vgg, lins = lpips_files()
     images, others = (np.random.default_rng(i).uniform(-1, 1, (2, 3, 33, 40)).astype(np.float32) for i in (0, 1))
     mean, deviation = (torch.tensor(v).view(1, 3, 1, 1) for v in ([-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]))
@@ -42,7 +42,7 @@ def test_lpips():
     assert float(found) == pytest.approx(float(expected), rel=1e-4)
 
 
-def test_inception():
+def test_inception_matches_pytorch():
     tensors = inception_file()
 
     def unit(x, name, stride=1, padding=0):

@@ -1,4 +1,4 @@
-"""Fields out of other projects' json files, with one sentence for whatever is wrong with them."""
+"""Fields of other projects' json files, with an error message for every wrong value."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -8,12 +8,12 @@ from janus_jax.errors import JanusError
 T = TypeVar("T")
 
 
-class Section:
-    """One object of a json file, which knows where it stands.
+class JsonObject:
+    """An object of a json file and its location in the file.
 
     Args:
-      values: the object.
-      where: the file and the way to the object, for messages.
+      values: The object.
+      where: The file and the path to the object, for messages.
     """
 
     def __init__(self, values: Any, where: str) -> None:
@@ -25,16 +25,16 @@ class Section:
     def __contains__(self, name: str) -> bool:
         return self.values.get(name) is not None
 
-    def section(self, name: str) -> "Section":
-        """The object under that name, empty where it is absent."""
+    def object(self, name: str) -> "JsonObject":
+        """Returns the object of that name; an empty one if it is absent or null."""
         found = self.values.get(name)
-        return Section({} if found is None else found, f"{self.where}: {name}")
+        return JsonObject({} if found is None else found, f"{self.where}: {name}")
 
     def get(self, name: str, default: T) -> T:
-        """The value under that name, of the kind that the default is of; the default where it is absent or null.
+        """Returns the value of that name; the default if it is absent or null.
 
         Raises:
-          JanusError: it is of another kind.
+          JanusError: The value is of another type than the default.
         """
         value = self.values.get(name)
         if value is None:
@@ -49,13 +49,25 @@ class Section:
         return value
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Checks a field that decides what the network computes; the first of `allowed` is its default.
+        """Checks a field that decides which network the checkpoint is for; `allowed[0]` is its default.
 
         Raises:
-          JanusError: it has another value.
+          JanusError: The field has a value that is not allowed.
         """
         value = self.values.get(name, allowed[0])
         if value not in allowed:
             raise JanusError(
-                f"{self.where}: {name} is {value!r:.80}; the networks here have {' or '.join(map(repr, allowed))}."
+                f"{self.where}: {name} is {value!r:.80}; the networks here support {' or '.join(map(repr, allowed))}."
             )
+
+    def require_present(self, only_here: str) -> None:
+        """Checks that the file exists and is not empty.
+
+        Args:
+          only_here: The value that no other file states, for the message.
+
+        Raises:
+          JanusError: The object is empty.
+        """
+        if not self.values:
+            raise JanusError(f"{self.where} does not exist, and only config.json states {only_here}; fetch it.")

@@ -1,0 +1,386 @@
+"""Opens a checkpoint in any layout.
+
+`open_checkpoint` checks the folder and reads its config; parameters are read later, one array at a time.
+"""
+
+import functools
+import logging
+import os
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import ml_dtypes
+import numpy as np
+
+from checkpoints_convert import released, released_flow, transformers_janus
+from checkpoints_convert.json_object import JsonObject
+from checkpoints_convert.layout import Layout, MappedParameter, Shapes
+from checkpoints_convert.parameters import PARTS, Config, Parameter, layer_by_layer, model_parameters
+from checkpoints_convert.parts import PART_LAYOUTS
+from checkpoints_convert.tensor_files import find_weights, open_tensors
+from janus_jax.config import (
+    PRESETS,
+    ConversationStyle,
+    JanusConfig,
+    JanusFlowConfig,
+    ModelConfig,
+    VAEConfig,
+    config_from_dict,
+)
+from janus_jax.errors import JanusError
+from janus_jax.files import naming, read_json, read_json_if_exists, read_text, reading
+
+if TYPE_CHECKING:
+    from checkpoints_convert.orbax_params import OrbaxParams
+
+StrPath = str | os.PathLike[str]
+
+FORMAT = "janus_jax"
+ORBAX = "orbax"
+PARAMS_FOLDER = "params"
+UNUSED_STEM = "unused"
+REMEDY = "convert it again"
+
+KINDS: dict[str, type[Config]] = {"janus": JanusConfig, "janusflow": JanusFlowConfig, **PARTS}
+"""Config class by the value of `part` in the config.json of an Orbax folder."""
+
+_DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Checkpoint(ABC):
+    """An opened checkpoint. Config and tensors are checked; no values have been read.
+
+    Attributes:
+      path: The folder, or the file if a part consists of a single file.
+      layout: Name of the layout.
+      config: Config of the model, or of the only part that the checkpoint holds.
+      metadata: Origin of the parameters: `layout` and `name` of the original checkpoint, `dtypes` of tensors that are
+        narrower than the stack they belong to, and `image_token_id`, all optional.
+    """
+
+    path: Path
+    layout: str
+    config: Config
+    metadata: Mapping[str, Any]
+
+    @property
+    def folder(self) -> Path:
+        """The folder with config.json, tokenizer and processor files."""
+        return self.path if self.path.is_dir() else self.path.parent
+
+    @property
+    def model_config(self) -> ModelConfig:
+        """The config of a whole model.
+
+        Raises:
+          JanusError: The checkpoint holds only one part of a model.
+        """
+        if not isinstance(self.config, ModelConfig):
+            raise JanusError(
+                f"{self.path} holds one part of a model ({type(self.config).__name__}); give the folder of a Janus, "
+                f"Janus-Pro or JanusFlow."
+            )
+        return self.config
+
+    @property
+    def parameters(self) -> tuple[Parameter, ...]:
+        """All parameters that the checkpoint holds."""
+        return model_parameters(self.config)
+
+    def params(
+        self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
+    ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
+        """Reads the parameters, one array at a time.
+
+        Stacked parameters come layer by layer, and all parameters of one block before those of the next block. Arrays
+        that need neither a cast nor a transposition are views of the mapped files.
+
+        Args:
+          dtype: Dtype of the arrays; None for the dtype that holds all layers of a parameter exactly.
+          parts: First keys of the parameters to read; None for all.
+
+        Yields:
+          (keys from the root of the tree, layer or None if not stacked, values).
+        """
+        wanted = numpy_dtype(dtype) if isinstance(dtype, str) else dtype
+        dtypes = self.dtypes() if wanted is None else {}
+        for parameter, layer in layer_by_layer(self.parameters):
+            if parts is None or parameter.keys[0] in parts:
+                array = self.read(parameter, layer)
+                yield parameter.keys, layer, array.astype(dtypes.get(parameter.path, wanted), copy=False)
+
+    @abstractmethod
+    def dtypes(self) -> dict[str, np.dtype]:
+        """Returns, by parameter path, the narrowest dtype that holds all layers exactly."""
+
+    @abstractmethod
+    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        """Reads one layer (None: a parameter that is not stacked), in the dtype of the file."""
+
+    @abstractmethod
+    def unused(self) -> Mapping[str, np.ndarray]:
+        """Returns the tensors of the original checkpoint that no network here uses, by their names there."""
+
+
+@dataclass(frozen=True)
+class TorchCheckpoint(Checkpoint):
+    """A checkpoint in one of PyTorch's layouts.
+
+    Attributes:
+      mapped: Every parameter with its tensors.
+      tensors: All tensors by name.
+      unused_names: Names of the tensors that no network here uses.
+    """
+
+    mapped: list[MappedParameter]
+    tensors: Mapping[str, np.ndarray]
+    unused_names: Collection[str]
+
+    @functools.cached_property
+    def _by_parameter(self) -> dict[tuple[str, int | None], MappedParameter]:
+        return {(one.parameter.path, one.layer): one for one in self.mapped}
+
+    def dtypes(self) -> dict[str, np.dtype]:
+        return _common_dtypes(self.mapped, self.tensors)
+
+    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        return self._by_parameter[parameter.path, layer].read(self.tensors)
+
+    def unused(self) -> Mapping[str, np.ndarray]:
+        return {name: self.tensors[name] for name in self.unused_names}
+
+
+@dataclass(frozen=True)
+class OrbaxCheckpoint(Checkpoint):
+    """A converted folder, whose parameters are an Orbax checkpoint."""
+
+    @functools.cached_property
+    def _stored(self) -> "OrbaxParams":
+        from checkpoints_convert.orbax_params import OrbaxParams  # Imported late: Orbax takes seconds to import.
+
+        return OrbaxParams(self.path / PARAMS_FOLDER, self.parameters)
+
+    def dtypes(self) -> dict[str, np.dtype]:
+        return {parameter.path: self._stored.dtype(parameter) for parameter in self.parameters}
+
+    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        return self._stored.read(parameter, layer)
+
+    def unused(self) -> Mapping[str, np.ndarray]:
+        file = self.path / f"{UNUSED_STEM}.safetensors"
+        return open_tensors(file) if file.is_file() else {}
+
+
+def numpy_dtype(name: str) -> np.dtype:
+    """Returns the numpy dtype of that name.
+
+    Raises:
+      JanusError: Parameters cannot have this dtype.
+    """
+    if name not in _DTYPES:
+        raise JanusError(f"dtype is {name!r}; it must be one of {', '.join(_DTYPES)}.")
+    return np.dtype(_DTYPES[name])
+
+
+def is_converted(path: Path) -> bool:
+    """Returns whether the path is a folder that `convert` wrote in the Orbax layout."""
+    file = path / "config.json"
+    with reading(path):
+        return file.is_file() and read_json(file).get("format") == FORMAT
+
+
+def open_checkpoint(
+    path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None
+) -> Checkpoint:
+    """Opens a checkpoint in any layout.
+
+    The path is a converted folder, a released Janus or JanusFlow, transformers' Janus, or one of the parts that
+    training starts from. Every mismatch between config and tensors is reported before any value is read.
+
+    Args:
+      path: The folder; for a part that consists of a single file, that file.
+      conversation: Role strings that the model was trained with; None to detect them. Janus-1.3B and Janus-Pro-1B
+        differ only in their role strings.
+      vae: Folder of a JanusFlow's VAE in diffusers' layout; None for `vae/` in the checkpoint, if it exists.
+
+    Raises:
+      JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes
+        another network, or tensors are missing, surplus or misshapen.
+    """
+    path = Path(path)
+    if conversation is not None and conversation not in get_args(ConversationStyle):
+        raise JanusError(f"--conversation is {conversation!r}; it must be one of {get_args(ConversationStyle)}.")
+    if not is_converted(path):
+        return _open_torch(path, conversation, vae)
+    if vae is not None:
+        raise JanusError(f"{path} is converted and holds its own VAE; leave --vae out, or {REMEDY}.")
+    return _open_orbax(path)
+
+
+def _open_orbax(path: Path) -> OrbaxCheckpoint:
+    file = path / "config.json"
+    content = read_json(file, REMEDY)
+    if not (path / PARAMS_FOLDER).is_dir():
+        raise JanusError(f"{path} is a converted folder without its {PARAMS_FOLDER}/; {REMEDY}.")
+    with reading(file, REMEDY), naming(file):
+        part = content.get("part", "janus")
+        if part not in KINDS:
+            raise JanusError(f"part is {part!r}; it must be one of {', '.join(KINDS)}.")
+        config = config_from_dict(KINDS[part], content["model"])
+    return OrbaxCheckpoint(path, ORBAX, config, JsonObject(content, str(file)).object("source").values)
+
+
+def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath | None) -> TorchCheckpoint:
+    with reading(path):
+        weights = find_weights(path)
+    file = weights.parent / "config.json"
+    json = JsonObject(read_json_if_exists(file), str(file))
+    tensors = open_tensors(weights)
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    config_source = file if json.values else path
+    with reading(config_source), naming(config_source):
+        layout = _detect_layout(path, json, shapes)
+        config: Config = layout.read_config(json, shapes)
+    tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
+    if isinstance(config, JanusFlowConfig):
+        config, vae_tensors = _add_vae(config, weights.parent, vae)
+        tensors |= vae_tensors
+    elif vae is not None:
+        raise JanusError(f"{path} is not a JanusFlow, and only JanusFlow has a VAE; leave --vae out.")
+    if isinstance(config, ModelConfig):
+        config = replace(config, conversation=conversation or _detect_conversation(path, json, config))
+        config = replace(config, name=_model_name(path, config))
+    # transformers' Janus ties the embeddings if its config.json does not say otherwise.
+    if json.get("tie_word_embeddings", json.values.get("model_type") == "janus"):
+        tensors = layout.with_tied(tensors)
+    unused = [name for name in tensors if layout.is_unused(name)]
+    with reading(config_source), naming(config_source):
+        parameters = model_parameters(config)
+    mapped = layout.map(parameters)
+    layout.check(mapped, {name: tensor for name, tensor in tensors.items() if name not in unused}, str(path))
+    metadata: dict[str, Any] = {
+        "layout": layout.name,
+        "name": path.resolve().name,
+        "dtypes": _narrower_dtypes(mapped, tensors),
+    }
+    if image_token_id := json.get("image_token_id", 0):
+        metadata["image_token_id"] = image_token_id
+    return TorchCheckpoint(path, layout.name, config, metadata, mapped, tensors, unused)
+
+
+def _common_dtypes(mapped: Collection[MappedParameter], tensors: Mapping[str, np.ndarray]) -> dict[str, np.dtype]:
+    found: dict[str, np.dtype] = {}
+    for one in mapped:
+        for tensor in one.tensors:
+            dtype = tensors[tensor.name].dtype
+            found[one.parameter.path] = _common_dtype(found.get(one.parameter.path, dtype), dtype)
+    return found
+
+
+def _common_dtype(left: np.dtype, right: np.dtype) -> np.dtype:
+    # numpy defines no common dtype of float16 and bfloat16.
+    return left if left == right else np.dtype(np.float64 if 8 in (left.itemsize, right.itemsize) else np.float32)
+
+
+def _narrower_dtypes(mapped: Collection[MappedParameter], tensors: Mapping[str, np.ndarray]) -> dict[str, str]:
+    common = _common_dtypes(mapped, tensors)
+    return {
+        tensor.name: tensors[tensor.name].dtype.name
+        for one in mapped
+        for tensor in one.tensors
+        if tensors[tensor.name].dtype != common[one.parameter.path]
+    }
+
+
+def _detect_layout(path: Path, json: JsonObject, shapes: Shapes) -> Layout:
+    kind = json.values.get("model_type")
+    if kind == "multi_modality":
+        return released_flow.LAYOUT if "vision_gen_enc_config" in json else released.LAYOUT
+    if kind == "janus":
+        return transformers_janus.LAYOUT
+    for layout in PART_LAYOUTS:
+        if layout.marker in shapes:
+            return layout
+    if any(name.startswith(("language_model.", "gen_vision_model.", "model.language_model.")) for name in shapes):
+        found = f"has model_type {kind!r}" if json.values else "does not exist"
+        raise JanusError(
+            f"{path} holds tensors of a Janus, but {json.where} {found}; model_type must be 'multi_modality' (released "
+            f"layout) or 'janus' (transformers)."
+        )
+    known = dict.fromkeys(["released", "transformers", *(layout.name for layout in PART_LAYOUTS)])
+    raise JanusError(
+        f"{path} has no known layout (its first tensor is {next(iter(shapes), 'absent')}); known layouts are "
+        f"{', '.join(known)}."
+    )
+
+
+def _add_vae(
+    config: JanusFlowConfig, folder: Path, vae: StrPath | None
+) -> tuple[JanusFlowConfig, Mapping[str, np.ndarray]]:
+    """Returns the config with the given VAE, or the VAE in the folder, and its tensors; no tensors without a VAE."""
+    path = Path(vae) if vae is not None else folder / released_flow.VAE_FOLDER
+    if vae is None and not path.is_dir():
+        return config, {}
+    opened = open_checkpoint(path)
+    if not isinstance(opened.config, VAEConfig) or not isinstance(opened, TorchCheckpoint):
+        raise JanusError(f"{path} is not a VAE in diffusers' layout; give the folder of SDXL's VAE (sdxl-vae).")
+    tensors = {released_flow.VAE_PREFIX + name: tensor for name, tensor in opened.tensors.items()}
+    with naming(path):
+        return replace(config, vae=opened.config), tensors
+
+
+def _detect_conversation(path: Path, json: JsonObject, config: ModelConfig) -> ConversationStyle:
+    stated = json.values.get("conversation")
+    for style in get_args(ConversationStyle):
+        if stated == style:
+            return style
+    if isinstance(config, JanusFlowConfig):
+        return config.conversation
+    folder = path if path.is_dir() else path.parent
+    template = _chat_template(folder)
+    if "<|User|>" in template:
+        return "janus_pro"
+    # A released tokenizer may carry the chat template of its base language model, whose "User" says nothing.
+    if json.values.get("model_type") == "janus" and re.search(r"\bUser\b", template):
+        return "janus"
+    # The innermost folder first: the name of an outer folder may describe something else.
+    for name in (*folder.resolve().parts[:-4:-1], str(json.values.get("_name_or_path", ""))):
+        if re.search(r"(?<![a-z])pro(?![a-z])", name, re.IGNORECASE):
+            return "janus_pro"
+        if re.search(r"janus[-_]?1[._]?3b", name, re.IGNORECASE):
+            return "janus"
+    if config.llm.width != PRESETS["janus_pro_7b"].llm.width:
+        _log.warning(
+            "%s does not say whether it is a Janus or a Janus-Pro, which differ in their role strings. Janus-Pro's are "
+            "used. Pass --conversation janus if it is Janus-1.3B.",
+            path,
+        )
+    return "janus_pro"
+
+
+def _chat_template(folder: Path) -> str:
+    plain = folder / "chat_template.jinja"
+    if plain.is_file():
+        return read_text(plain)
+    for name in ("chat_template.json", "processor_config.json", "tokenizer_config.json"):
+        if template := read_json_if_exists(folder / name).get("chat_template"):
+            return str(template)
+    return ""
+
+
+def _model_name(path: Path, config: ModelConfig) -> str:
+    for name, known in PRESETS.items():
+        if _without_vae(replace(config, name=name)) == _without_vae(known):
+            return name
+    return (path if path.is_dir() else path.parent).resolve().name
+
+
+def _without_vae(config: ModelConfig) -> ModelConfig:
+    """A JanusFlow keeps its name with another VAE, or with none."""
+    return replace(config, vae=None) if isinstance(config, JanusFlowConfig) else config

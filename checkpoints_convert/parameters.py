@@ -1,0 +1,117 @@
+"""The parameters of a model, listed from its networks.
+
+`jax.eval_shape` runs the networks' `init` without computing anything, so paths and shapes are stated in the networks
+alone. A layout only adds the names that another project gives to the same parameters.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+from janus_jax.config import (
+    LlamaConfig,
+    ModelConfig,
+    SiglipConfig,
+    VAEConfig,
+    VQConfig,
+    flow_preset,
+    janus_preset,
+)
+
+Shape = tuple[int, ...]
+PartConfig = SiglipConfig | VQConfig | VAEConfig | LlamaConfig
+Config = ModelConfig | PartConfig
+
+PARTS: dict[str, type[PartConfig]] = {
+    "und_encoder": SiglipConfig,
+    "gen_encoder": VQConfig,
+    "vae": VAEConfig,
+    "llm": LlamaConfig,
+}
+"""The parts of a model that have checkpoints of their own, by their key in the parameter tree."""
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One array of the parameter tree.
+
+    Attributes:
+      path: Keys from the root, joined by "/".
+      shape: Shape of one layer if the parameter is stacked, else of the whole array.
+      layers: Number of stacked layers (the leading axis in the tree); None if the parameter is not stacked.
+    """
+
+    path: str
+    shape: Shape
+    layers: int | None = None
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        return tuple(self.path.split("/"))
+
+    @property
+    def full_shape(self) -> Shape:
+        return self.shape if self.layers is None else (self.layers, *self.shape)
+
+    @property
+    def layer_indices(self) -> list[int | None]:
+        return [None] if self.layers is None else list(range(self.layers))
+
+    @property
+    def size(self) -> int:
+        return math.prod(self.full_shape)
+
+
+@functools.lru_cache(maxsize=8)
+def model_parameters(config: Config) -> tuple[Parameter, ...]:
+    """Lists the parameters of a model, or of one part under the part's key in the tree."""
+    return tree_parameters(_abstract_tree(config))
+
+
+def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
+    """Lists the parameters of an abstract tree whose leaves carry logical axis names.
+
+    A parameter is stacked if its first logical axis is "layers".
+    """
+    import flax.linen as nn
+    import jax
+
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
+    return tuple(_parameter("/".join(key.key for key in path), leaf) for path, leaf in leaves)
+
+
+def _parameter(path: str, leaf: Any) -> Parameter:
+    layers, *shape = leaf.value.shape or (None,)
+    if leaf.names[:1] == ("layers",):
+        return Parameter(path, tuple(shape), layers)
+    return Parameter(path, leaf.value.shape)
+
+
+def _abstract_tree(config: Config) -> Any:
+    # Imported late: it imports jax, which takes a second.
+    from janus_jax.models.factory import abstract_params, make_model
+
+    if isinstance(config, ModelConfig):
+        return abstract_params(make_model(config))
+    # The parameters of a part do not depend on the other parts, so the part is put into a small model.
+    part = next(name for name, kind in PARTS.items() if isinstance(config, kind))
+    model: ModelConfig = janus_preset("tiny")
+    if isinstance(config, VAEConfig):
+        flow = flow_preset("tiny_flow")
+        model = replace(flow, gen_encoder=replace(flow.gen_encoder, latent_channels=config.latent_channels), vae=None)
+    fields: dict[str, Any] = {part: config}
+    return {part: abstract_params(make_model(replace(model, **fields)))[part]}
+
+
+def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:
+    """Yields every layer of every parameter (None: not stacked), all parameters of one block before the next block."""
+
+    def stack(parameter: Parameter) -> tuple[str, ...]:
+        return parameter.keys[:2] if parameter.layers is not None else ()
+
+    for _, group in itertools.groupby(parameters, stack):
+        block = list(group)
+        yield from ((parameter, layer) for layer in block[0].layer_indices for parameter in block)

@@ -1,0 +1,160 @@
+"""Readers of benchmark files. Their errors name the file, the entry and the field."""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from janus_jax.errors import JanusError
+from janus_jax.files import read_text, reading
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a benchmark file.
+
+    Attributes:
+      where: The file and the position in it, for messages.
+      values: The fields of the entry.
+    """
+
+    where: str
+    values: Mapping[str, Any]
+
+    def get(self, name: str, expected: str) -> Any:
+        """Returns a required field.
+
+        Args:
+          expected: Description of the expected value, for the message.
+
+        Raises:
+          JanusError: The field is missing.
+        """
+        if self.values.get(name) is None:
+            fields = ", ".join(map(str, self.values))[:200] or "(none)"
+            raise JanusError(f"{self.where}: the field {name} is missing; expected {expected}. Its fields: {fields}.")
+        return self.values[name]
+
+    def text(self, name: str, expected: str = "text") -> str:
+        """Returns a field that contains text and is not blank.
+
+        Raises:
+          JanusError: The field is missing or has another type, or is blank.
+        """
+        value = self.get(name, expected)
+        if not isinstance(value, str) or not value.strip():
+            raise self._error(name, expected)
+        return value
+
+    def id(self, name: str) -> str:
+        """Returns an identifier, an integer or text, as text.
+
+        Raises:
+          JanusError: The field is missing or has another type, or is blank.
+        """
+        value = self.get(name, "an id")
+        if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
+            raise self._error(name, "an integer or text")
+        return str(value)
+
+    def one_of(self, name: str, allowed: Sequence[str]) -> str:
+        """Returns the element of `allowed` that equals the field, ignoring case and surrounding space.
+
+        Raises:
+          JanusError: The field is missing or equals none of them.
+        """
+        expected = f"one of {', '.join(allowed)}"
+        value = self.text(name, expected).strip().lower()
+        for choice in allowed:
+            if choice.lower() == value:
+                return choice
+        raise self._error(name, expected)
+
+    def entries(self, name: str) -> Iterator["Entry"]:
+        """Yields the entries of a field that contains a list of objects.
+
+        Raises:
+          JanusError: The field is missing or contains something else.
+        """
+        return entries(f"{self.where}: {name}", self.get(name, "a list of objects"))
+
+    def image_path(self, folder: Path, name: str) -> Path:
+        """Returns the path of an image in a folder. The file is not opened.
+
+        Raises:
+          JanusError: The name refers to a file outside the folder.
+        """
+        if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
+            raise JanusError(f"{self.where}: the image {name!r:.80} is outside {folder}; expected a name inside it.")
+        return folder / name
+
+    def _error(self, name: str, expected: str) -> JanusError:
+        return JanusError(f"{self.where}: {name} is {self.values[name]!r:.80}; expected {expected}.")
+
+
+def read_json_lines(file: Path) -> Iterator[Entry]:
+    """Yields the objects of a JSON Lines file.
+
+    Raises:
+      JanusError: The file is missing, or a line is not a JSON object.
+    """
+    for number, line in enumerate(read_text(file).split("\n"), 1):
+        if line.strip():
+            where = f"{file}, line {number}"
+            try:
+                value = json.loads(line)
+            except (ValueError, RecursionError) as error:
+                raise JanusError(f"{where} is not JSON ({str(error)[:100]}); expected a JSON object.") from None
+            yield _entry(where, value)
+
+
+def read_json_value(file: Path) -> Any:
+    """Returns the content of a JSON file.
+
+    Raises:
+      JanusError: The file is missing or is not JSON.
+    """
+    text = read_text(file)
+    with reading(file):
+        return json.loads(text)
+
+
+def read_json_entry(file: Path) -> Entry:
+    """Returns the object in a JSON file.
+
+    Raises:
+      JanusError: The file is missing or contains something else.
+    """
+    return _entry(str(file), read_json_value(file))
+
+
+def read_named_entries(file: Path) -> Iterator[tuple[str, Entry]]:
+    """Yields the objects of a JSON object of objects, with their names.
+
+    Raises:
+      JanusError: The file is missing or contains something else.
+    """
+    for name, value in read_json_entry(file).values.items():
+        yield name, _entry(f"{file}, entry {name}", value)
+
+
+def entries(where: str, values: Any) -> Iterator[Entry]:
+    """Yields the objects of a list.
+
+    Args:
+      where: The position of the list, for messages.
+
+    Raises:
+      JanusError: The value is not a list of objects.
+    """
+    if not isinstance(values, list):
+        raise JanusError(f"{where} is {type(values).__name__}; expected a list of objects.")
+    for number, value in enumerate(values, 1):
+        yield _entry(f"{where}, entry {number}", value)
+
+
+def _entry(where: str, value: Any) -> Entry:
+    if not isinstance(value, Mapping):
+        raise JanusError(f"{where} is {type(value).__name__}; expected a JSON object.")
+    return Entry(where, value)

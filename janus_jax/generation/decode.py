@@ -1,0 +1,244 @@
+"""The decode loop of text tokens and of image tokens: prefill, then decode steps in one compiled loop.
+
+Classifier-free guidance (Janus, arXiv 2410.13848, section 3.2) adds an unconditional sequence to each generated
+sequence. The two are neighbors in the batch, so that sharding the batch never separates them. Q is the number of
+sequences that the model reads for each generated one: 2 with guidance, 1 without.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int, Key, Shaped
+
+from janus_jax.batch import Batch
+from janus_jax.errors import JanusError
+from janus_jax.generation.padding import CACHE_STEP, round_up
+from janus_jax.generation.sampling import SamplingConfig, SamplingParams, Strategy, sample_tokens
+from janus_jax.models.backbone import Backbone, Params, apply
+from janus_jax.models.llama import KVCache, grow_cache
+
+_KV_AXES = ("batch", "kv_heads", "length", "head_dim")
+
+
+class DecodeMethods(NamedTuple):
+    """What the compiled programs depend on, besides the model and the array shapes.
+
+    Attributes:
+      embed: Method of the model from tokens to embeddings.
+      logits: Method of the model from hidden states to logits.
+      strategy: How tokens are sampled.
+    """
+
+    embed: Callable[..., Array]
+    logits: Callable[..., Array]
+    strategy: Strategy
+
+
+class DecodeParams(NamedTuple):
+    """Numbers that the compiled programs take as arguments: a change compiles nothing.
+
+    Attributes:
+      sampling: Temperature, top-k and top-p.
+      guidance_scale: Guidance scale s: u + s (c - u). Unused without unconditional sequences.
+      stop_tokens: Tokens that finish a sequence.
+    """
+
+    sampling: SamplingParams
+    guidance_scale: Float[Array, ""] | float
+    stop_tokens: Int[Array, " S"]
+
+
+class DecodeState(NamedTuple):
+    """R sequences during generation.
+
+    Attributes:
+      tokens: Tokens generated so far, then zeros. Has the same length as the cache.
+      num_tokens: Number of tokens generated, the same for all sequences.
+      finished: Sequences that need no more tokens. Their further tokens are meaningless.
+      cache: Keys and values of the prompt and of all generated tokens but the last.
+      positions: Position of the next token to read.
+      keys: Random key of each sequence.
+    """
+
+    tokens: Int[Array, "R T"]
+    num_tokens: Int[Array, ""]
+    finished: Bool[Array, " R"]
+    cache: KVCache
+    positions: Int[Array, " R*Q"]
+    keys: Key[Array, " R"]
+
+
+class Decoder:
+    """Generates N sequences for each of P prompts, a few tokens per call.
+
+    Attributes:
+      state: The sequences so far. The first token of each exists after construction.
+      num_tokens: Number of tokens generated; an upper bound after all sequences have finished.
+    """
+
+    def __init__(
+        self,
+        model: Backbone,
+        params: Params,
+        prompts: Batch,
+        keys: Key[Array, "P N"],
+        *,
+        methods: DecodeMethods,
+        numbers: DecodeParams,
+        max_slots: int | None = None,
+    ) -> None:
+        """Runs the prompts and samples the first token of each sequence.
+
+        Args:
+          prompts: P*Q left-padded prompts.
+          max_slots: Number of cache slots that suffices; default: the cache grows as needed.
+        """
+        self._model, self._params, self._methods, self._numbers = model, params, methods, numbers
+        self._max_slots = max_slots
+        self._prompt_length = prompts.shape[1]
+        slots = self._limit(round_up(self._prompt_length + 1, CACHE_STEP))
+        self.state = prefill(model, params, prompts, keys, numbers, slots=slots, methods=methods)
+        self.num_tokens = 1
+
+    def advance(self, max_steps: int | None = None) -> None:
+        """Runs up to `max_steps` decode steps, fewer if the cache must grow before the next or all have finished."""
+        # The last token generated has no slot yet.
+        used = self._prompt_length + self.num_tokens - 1
+        slots = self.state.tokens.shape[1]
+        if used == slots:
+            slots = self._limit(slots + CACHE_STEP)
+            self.state = _grow(self.state, slots=slots)
+        steps = slots - used if max_steps is None else min(max_steps, slots - used)
+        self.state = decode(self._model, self._params, self.state, self._numbers, steps, methods=self._methods)
+        self.num_tokens += steps
+
+    def finish(self, finished: Bool[np.ndarray, " R"]) -> None:
+        """Marks sequences as finished."""
+        self.state = self.state._replace(finished=self.state.finished | jnp.asarray(finished))
+
+    def _limit(self, slots: int) -> int:
+        return slots if self._max_slots is None else min(slots, self._max_slots)
+
+
+def decode_arguments(
+    sampling: SamplingConfig,
+    embed: Callable[..., Array],
+    logits: Callable[..., Array],
+    *,
+    guidance_scale: float = 1.0,
+    stop_tokens: Any = (),
+) -> tuple[DecodeMethods, DecodeParams]:
+    """The static and the traced arguments of `prefill` and `decode`."""
+    stops = jnp.asarray(stop_tokens, jnp.int32)
+    return DecodeMethods(embed, logits, sampling.strategy), DecodeParams(sampling.params, guidance_scale, stops)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "slots", "methods"))
+def prefill(
+    model: Backbone,
+    params: Params,
+    prompts: Batch,
+    keys: Key[Array, "P N"],
+    numbers: DecodeParams,
+    *,
+    slots: int,
+    methods: DecodeMethods,
+) -> DecodeState:
+    """Runs each prompt once and samples the first token of its N sequences; the cache has `slots` slots."""
+    hidden, cache = apply(model.prefill, params, prompts, slots)
+    num_prompts, per_prompt = keys.shape
+    keys = keys.reshape(-1)
+    cache = repeat_cache(cache, num_prompts, per_prompt)
+    positions = repeat_prompts(prompts.positions[:, -1] + 1, num_prompts, per_prompt)
+    last = repeat_prompts(hidden[:, -1], num_prompts, per_prompt)
+    first = _sample(model, params, last, keys, 0, numbers, methods)
+    tokens = jnp.zeros((keys.shape[0], slots), jnp.int32).at[:, 0].set(first)
+    finished = jnp.isin(first, numbers.stop_tokens)
+    return DecodeState(tokens, jnp.asarray(1, jnp.int32), finished, cache, positions, keys)
+
+
+@functools.partial(jax.jit, static_argnames=("model", "methods"), donate_argnames=("state",))
+def decode(
+    model: Backbone, params: Params, state: DecodeState, numbers: DecodeParams, steps: int, *, methods: DecodeMethods
+) -> DecodeState:
+    """Runs `steps` decode steps, fewer if all sequences finish; the number of steps is not compiled in."""
+    end = state.num_tokens + steps
+    per_sequence = state.positions.shape[0] // state.tokens.shape[0]
+
+    def is_running(state: DecodeState) -> Bool[Array, ""]:
+        return (state.num_tokens < end) & ~state.finished.all()
+
+    def step(state: DecodeState) -> DecodeState:
+        last = jax.lax.dynamic_index_in_dim(state.tokens, state.num_tokens - 1, axis=1)
+        embedded = _call(model, params, methods.embed, jnp.repeat(last, per_sequence, axis=0))
+        segment_ids = jnp.ones_like(state.positions)[:, None]
+        hidden, cache = apply(model.extend, params, embedded, state.positions[:, None], segment_ids, state.cache)
+        new = _sample(model, params, hidden[:, 0], state.keys, state.num_tokens, numbers, methods)
+        return DecodeState(
+            tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, new, state.num_tokens, axis=1),
+            num_tokens=state.num_tokens + 1,
+            finished=state.finished | jnp.isin(new, numbers.stop_tokens),
+            cache=cache,
+            positions=state.positions + 1,
+            keys=state.keys,
+        )
+
+    return jax.lax.while_loop(is_running, step, state)
+
+
+def check_guidance(guidance_scale: float) -> None:
+    """Checks the range of a guidance scale.
+
+    Raises:
+      JanusError: it is out of range.
+    """
+    if not 0 <= guidance_scale <= 1e6:
+        raise JanusError(f"guidance_scale is {guidance_scale}; it must be from 0 to 1e6.")
+
+
+def guide(outputs: Float[Array, "R*Q ..."], num_sequences: int, guidance_scale: Any) -> Float[Array, "R ..."]:
+    """Applies guidance, u + s (c - u), to pairs (c, u) of outputs; returns outputs without pairs unchanged."""
+    if outputs.shape[0] == num_sequences:
+        return outputs
+    pairs = outputs.reshape(num_sequences, 2, *outputs.shape[1:])
+    conditional, unconditional = pairs[:, 0], pairs[:, 1]
+    return unconditional + guidance_scale * (conditional - unconditional)
+
+
+def repeat_prompts(x: Shaped[Array, "P*Q ..."], num_prompts: int, per_prompt: int) -> Shaped[Array, "P*N*Q ..."]:
+    """Repeats the Q sequences of each prompt N times."""
+    x = x.reshape(num_prompts, 1, -1, *x.shape[1:])
+    return jnp.broadcast_to(x, (num_prompts, per_prompt, *x.shape[2:])).reshape(-1, *x.shape[3:])
+
+
+def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
+    """Repeats the cache of each prompt N times: a prompt runs once for all its sequences."""
+
+    def repeat(x: Array) -> Array:
+        return repeat_prompts(x, num_prompts, per_prompt)
+
+    layers = jax.tree.map(lambda kv: nn.with_logical_constraint(repeat(kv), _KV_AXES), cache.layers)
+    return KVCache(layers, repeat(cache.segment_ids), cache.length)
+
+
+@functools.partial(jax.jit, static_argnames=("slots",))
+def _grow(state: DecodeState, *, slots: int) -> DecodeState:
+    tokens = jnp.pad(state.tokens, ((0, 0), (0, slots - state.tokens.shape[1])))
+    return state._replace(tokens=tokens, cache=grow_cache(state.cache, slots))
+
+
+def _sample(
+    model: Backbone, params: Params, hidden: Any, keys: Any, step: Any, numbers: DecodeParams, methods: DecodeMethods
+) -> Int[Array, " R"]:
+    logits = guide(_call(model, params, methods.logits, hidden), keys.shape[0], numbers.guidance_scale)
+    return sample_tokens(logits, keys, step, numbers.sampling, methods.strategy)
+
+
+def _call(model: Backbone, params: Params, method: Callable[..., Array], x: Array) -> Array:
+    result: Array = model.apply({"params": params}, x, method=method)  # type: ignore[assignment]
+    return result

@@ -1,0 +1,67 @@
+"""Shared by the image benchmark tests: a fake image model, and a run of a benchmark with it."""
+
+import zlib
+from types import SimpleNamespace
+
+import numpy as np
+from PIL import Image
+
+from janus_jax.evaluation.generation.generate_images import generate_images
+from janus_jax.evaluation.runner import collect_answers
+
+SIZE = 12
+
+
+def expected_pixels(prompt, indices, seed=0):
+    """Returns the image that the fake model generates for a prompt, prompt and image indices, and a seed."""
+    digits = zlib.crc32(f"{prompt} {indices} {seed}".encode())
+    return np.random.default_rng(digits).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
+
+
+class FakeImageModel:
+    """Generates images that depend on prompt, indices and seed, and records the batches.
+
+    Args:
+      stop_at: Index of the batch that is interrupted.
+    """
+
+    def __init__(self, stop_at=None):
+        self.batches = []
+        self.settings = []
+        self.sampler_settings = ("guidance_scale", "temperature")
+        self.processor = SimpleNamespace(generation_prompt=lambda prompt: prompt)
+        self._stop_at = stop_at
+
+    def sample_images(self, prompts, indices, seed, **settings):
+        if len(self.batches) == self._stop_at:
+            raise KeyboardInterrupt
+        pairs = list(zip(prompts, indices, strict=True))
+        self.batches.append(pairs)
+        self.settings.append(settings)
+        return [Image.fromarray(expected_pixels(*pair, seed)) for pair in pairs]
+
+
+def run_benchmark(benchmark, data, out, model=None, options=(), batch_size=4):
+    """Runs a benchmark as the command does. Returns the requests, and the files by id."""
+    options = benchmark.resolve_options(dict(options))
+    requests = benchmark.read(data, options)
+    model = model or FakeImageModel()
+    answers = collect_answers(
+        requests,
+        lambda items: generate_images(model, items, out, options=options, seed=0, batch_size=batch_size),
+        out,
+        {"benchmark": benchmark.name},
+    )
+    return requests, {id: str(out / name) for id, name in answers.items()}
+
+
+def write_predictions(benchmark, requests, answers, out):
+    """Returns the folder of the predictions."""
+    folder = out / "predictions"
+    folder.mkdir(exist_ok=True)
+    benchmark.write_predictions(requests, answers, folder)
+    return folder
+
+
+def read_pixels(file):
+    return np.asarray(Image.open(file))
