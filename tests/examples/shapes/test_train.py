@@ -9,7 +9,7 @@ import pytest
 import janus_jax
 from checkpoints_convert import open_checkpoint
 from examples.shapes.budgets import MODELS, stage_recipe
-from tests.commands.conftest import ROOT, environment
+from tests.commands.conftest import ROOT, environment, run
 
 
 def command(workdir, model, *flags):
@@ -62,8 +62,10 @@ def test_the_ablation_changes_the_encoder_only(tmp_path):
     assert one.architecture.llm == two.architecture.llm
 
 
-def test_user_errors_are_reported(refuses, tmp_path):
+def test_user_errors_are_reported(tmp_path):
     flow = ("examples.shapes.train", "--model=janusflow", f"--workdir={tmp_path}")
-    assert "--ablation needs an image tokenizer" in refuses(*flow, "--ablation", cwd=ROOT)
+    refused = run(*flow, "--ablation", cwd=ROOT)
+    assert refused.returncode == 2
+    assert "--ablation needs an image tokenizer" in refused.stderr
     (tmp_path / "Janus-shapes").mkdir()
-    assert "contains Janus-shapes; choose another folder" in refuses(*flow, cwd=ROOT)
+    assert "contains Janus-shapes; choose another folder" in run(*flow, cwd=ROOT).stderr
