@@ -28,9 +28,10 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.recipe import Recipe
-from janus_jax.training.train_step import abstract_train_state
+from janus_jax.training.setup import abstract_train_state
 
 _WRITE = flags.DEFINE_bool("write", False, "put the table into docs/training.md")
 
@@ -79,7 +80,7 @@ def needs(recipe: Recipe, devices: int) -> Needs:
     assert isinstance(config, JanusConfig)
     mesh = make_mesh(1, devices, 1, jax.devices()[:devices]) if devices > 1 else None
     state = abstract_train_state(
-        Janus(config, recipe.execution),
+        TokenObjective(Janus(config, recipe.execution)),
         stage.trained,
         make_optimizer(stage.optimizer, stage.steps),
         mesh,

@@ -44,17 +44,13 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import count_items, flops_per_item
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
-from janus_jax.training.param_paths import partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
-from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import (
-    Microbatching,
-    abstract_train_state,
-    make_train_step,
-    put_batch,
-    random_train_state,
-)
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import random_params, state_from_params
+from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
 
 _MODEL = flags.DEFINE_string("model", None, "a released model's shape instead of the small one")
 _STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stages whose trained parts are trained")
@@ -103,14 +99,15 @@ class Ours:
         execution: Execution,
         random: bool,
     ) -> None:
-        transformation, model = make_optimizer(optimizer, 100), Janus(config, execution)
-        abstract = abstract_train_state(model, trained, transformation, None, frozen_dtype=execution.dtype)
+        transformation, objective = make_optimizer(optimizer, 100), TokenObjective(Janus(config, execution))
+        abstract = abstract_train_state(objective, trained, transformation, None, frozen_dtype=execution.dtype)
         if random:
-            self.state = random_train_state(model, trained, transformation, abstract, jax.random.key(0))
+            params = random_params(objective.model, merge(abstract.params, abstract.frozen), jax.random.key(0))
         else:
-            self.state = state_from_params(*partition(_stacked_weights(config), trained), transformation, abstract)
+            params = _stacked_weights(config)
+        self.state = state_from_params(*partition(params, trained), transformation, abstract)
         microbatching = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
-        step = make_train_step(model, transformation, microbatching, abstract, None)
+        step = make_train_step(objective, transformation, microbatching, abstract, None)
         self.batch = batch
         self.compile_seconds, self._compiled = timed(lambda: step.lower(self.state, put_batch(batch, None)).compile())
         items = count_items(batch, config)
@@ -193,9 +190,10 @@ def measure(
 def compile_seconds(depth: int) -> float:
     """Returns the compile time of stage III's step with this many layers in both transformers."""
     config = replace(NARROW, llm=replace(NARROW.llm, depth=depth), und_encoder=replace(NARROW.und_encoder, depth=depth))
-    optimizer, model = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100), Janus(config, Execution(remat="full"))
-    abstract = abstract_train_state(model, ALL_BUT_TOKENIZER, optimizer, None)
-    step = make_train_step(model, optimizer, Microbatching(), abstract, None)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
+    objective = TokenObjective(Janus(config, Execution(remat="full")))
+    abstract = abstract_train_state(objective, ALL_BUT_TOKENIZER, optimizer, None)
+    step = make_train_step(objective, optimizer, Microbatching(), abstract, None)
     sequences = equal_sequences(config, 2, 256, und_images=1, gen_images=1, prompt=16, answer=32)
     jax.clear_caches()
     return timed(lambda: step.lower(abstract, make_batch(config, sequences, 256)).compile())[0]

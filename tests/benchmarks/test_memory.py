@@ -9,7 +9,9 @@ from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
-from janus_jax.training.train_step import Microbatching, abstract_train_state, make_train_step
+from janus_jax.training.objectives import TokenObjective
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.train_step import Microbatching, make_train_step
 from tests.training import stages
 
 # One wide head: attention here keeps its scores, which the table leaves out.
@@ -25,10 +27,12 @@ CONFIG = JanusConfig(
 def needed(stage, rows):
     """Bytes that XLA wants for a while on a CPU, in float32."""
     model = Janus(CONFIG, Execution(remat="full"))
-    abstract = abstract_train_state(model, stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32")
+    abstract = abstract_train_state(
+        TokenObjective(model), stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32"
+    )
     sequences = equal_sequences(CONFIG, rows, 512, und_images=1, gen_images=0, prompt=16, answer=32)
     batch = make_batch(CONFIG, sequences, 512)
-    step = make_train_step(model, stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
+    step = make_train_step(TokenObjective(model), stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
     compiled = step.lower(abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes, flatten_dict(abstract.params, sep="/")
 

@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def images(self):
-        paths = sorted(self.golden.path.glob("image_*.png"))
+        paths = self.golden.images
         size = self.config.und_encoder.image_size
         return np.stack([prepare_understanding(open_image(path), size) for path in paths])
 

@@ -103,7 +103,7 @@ def test_janusflow_noise(subject):
 
 
 def test_janusflow_understanding_logits(subject):
-    (path,) = subject.golden.path.glob("image_*.png")
+    (path,) = subject.golden.images
     image = prepare_understanding(open_image(path), subject.config.und_encoder.image_size)
     batch = subject.batch(subject.expected["und_input_ids"].astype(np.int32), image[None])
     hidden = subject.apply(subject.model.__call__, batch)

@@ -68,7 +68,7 @@ def get_config(kind="janus"):
             intervals=Intervals(report=1, evaluate=2, save=2, evaluate_batches=1),
             precomputed_image_tokens=kind == "janus",
             architecture=CONFIGS[kind],
-            flow=stages.LEARNING if kind == "flow" else None,
+            flow=stages.FLOW_LOSS if kind == "flow" else None,
         )
     )
 

@@ -1,4 +1,5 @@
 import contextlib
+import datetime
 import errno
 import logging
 import os
@@ -13,8 +14,9 @@ import pytest
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.sharding import make_mesh
 from janus_jax.training import checkpointing as module
-from janus_jax.training.checkpointing import Checkpoints, Facts, RetentionPolicy, read_params
-from janus_jax.training.state import abstract_state, init_sharded_state
+from janus_jax.training.checkpoint_files import SavedCheckpoint
+from janus_jax.training.checkpointing import CheckpointInfo, Checkpoints, RetentionPolicy
+from janus_jax.training.state import abstract_state
 from tests.training import toy
 
 RUN = {"seed": 3, "optimizer": {"learning_rate": 1e-3}}
@@ -32,7 +34,7 @@ def abstract(mesh):
 
 @pytest.fixture(scope="module")
 def state(abstract):
-    return init_sharded_state(toy.make, abstract, 0)
+    return toy.init_sharded(toy.make, abstract, 0)
 
 
 def save(folder, state, steps, keep=None, metrics=()):
@@ -65,7 +67,7 @@ def test_an_empty_folder_holds_nothing(tmp_path, abstract):
 
 
 def test_the_state_may_be_given_away_while_it_is_being_saved(tmp_path, abstract):
-    state = init_sharded_state(toy.make, abstract, 0)
+    state = toy.init_sharded(toy.make, abstract, 0)
     expected = jax.device_get(state.params)
     overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0, state), donate_argnums=0)
     with Checkpoints(tmp_path) as checkpoints:
@@ -82,7 +84,12 @@ def test_a_step_that_is_saved_already_is_left_as_it_is(tmp_path, state, abstract
     assert restore(tmp_path, abstract).data_state == {"read": 10}
 
 
-FACTS = {step: Facts(60.0 * step, {"loss": loss}) for step, loss in enumerate([0.9, 0.1, 0.5, float("nan"), 0.7, 0.8])}
+SAVED = [
+    CheckpointInfo(
+        step, datetime.datetime.fromtimestamp(60 * step, datetime.UTC), {} if loss is None else {"loss": loss}
+    )
+    for step, loss in enumerate([0.9, 0.1, 0.5, None, 0.7, 0.8])
+]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +105,7 @@ FACTS = {step: Facts(60.0 * step, {"loss": loss}) for step, loss in enumerate([0
     ],
 )
 def test_the_last_the_timely_and_the_best_are_kept(keep, steps):
-    assert keep.chosen(FACTS) == steps
+    assert {info.step for info, is_kept in zip(SAVED, keep.is_kept(SAVED), strict=True) if is_kept} == steps
 
 
 def test_what_is_kept_is_still_known_after_a_new_start(tmp_path, state):
@@ -110,7 +117,7 @@ def test_what_is_kept_is_still_known_after_a_new_start(tmp_path, state):
 
 @pytest.mark.parametrize(
     ("wrong", "words"),
-    [({"last": 1}, "keep.last is 1; .* 2 or more"), ({"best_is": "low"}, "best_is .*low.* min, max")],
+    [({"last": 1}, "keep.last is 1; .* 2 or more"), ({"best_is": "low"}, "best_is is .low.; it must be min or max")],
 )
 def test_what_cannot_be_kept_is_told(wrong, words):
     with pytest.raises(JanusError, match=words):
@@ -126,7 +133,7 @@ def test_parameters_are_read_into_another_stages_parts(tmp_path, state, mesh):
         "layers": {"out": places.params["layers"]["out"]},
         "embed": jax.tree.map(in_float32, places.frozen["embed"]),
     }
-    read = read_params(tmp_path, wanted)
+    read = SavedCheckpoint.newest(tmp_path).params(wanted)
     assert (tmp_path / "2").is_dir()
     jax.tree.map(np.testing.assert_array_equal, read["layers"]["out"], state.params["layers"]["out"])
     jax.tree.map(np.testing.assert_array_equal, read["embed"], state.frozen["embed"])
@@ -143,21 +150,22 @@ def test_an_average_is_read_where_it_is_wanted(tmp_path, mesh):
         return toy.make(seed, ema=True)
 
     abstract = abstract_state(make, mesh, 0)
-    state = init_sharded_state(make, abstract, 0)
+    state = toy.init_sharded(make, abstract, 0)
     state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.params))
     save(tmp_path, state, [1])
     for average, expected in ((False, state.params), (True, state.ema)):
-        jax.tree.map(np.testing.assert_array_equal, read_params(tmp_path, abstract.params, average=average), expected)
+        found = SavedCheckpoint.newest(tmp_path).params(abstract.params, average=average)
+        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_parameters_that_are_not_there_are_told(tmp_path, state, abstract):
-    with pytest.raises(JanusError, match="holds no checkpoint"):
-        read_params(tmp_path / "empty", abstract.params)
+    with pytest.raises(JanusError, match="has no checkpoint"):
+        SavedCheckpoint.newest(tmp_path / "empty")
     save(tmp_path, state, [1])
     with pytest.raises(JanusError, match="no parameter layers/fc/scale"):
-        read_params(tmp_path, {"layers": {"fc": {"scale": abstract.params["layers"]["fc"]["bias"]}}})
-    with pytest.raises(JanusError, match=r"layers/fc/bias is float32\[3,16\] in it; it must be \[3,16,8\]"):
-        read_params(tmp_path, {"layers": {"fc": {"bias": abstract.params["layers"]["fc"]["weight"]}}})
+        SavedCheckpoint.newest(tmp_path).params({"layers": {"fc": {"scale": abstract.params["layers"]["fc"]["bias"]}}})
+    with pytest.raises(JanusError, match=r"layers/fc/bias is float32\[3,16\]; it must be \[3,16,8\]"):
+        SavedCheckpoint.newest(tmp_path).params({"layers": {"fc": {"bias": abstract.params["layers"]["fc"]["weight"]}}})
 
 
 # Damage.
@@ -224,7 +232,7 @@ def test_when_none_is_whole_it_says_so_and_touches_nothing(tmp_path, state, abst
     save(tmp_path, state, [1, 2])
     for step in (1, 2):
         flip(tmp_path / str(step))
-    with pytest.raises(JanusError, match=r"no checkpoint that is whole: 1, 2 are damaged") as told:
+    with pytest.raises(JanusError, match=r"only damaged checkpoints: 1, 2") as told:
         restore(tmp_path, abstract)
     assert str(tmp_path) in str(told.value)
     assert not (tmp_path / "damaged").exists()
@@ -233,7 +241,7 @@ def test_when_none_is_whole_it_says_so_and_touches_nothing(tmp_path, state, abst
 def test_a_checkpoint_of_another_model_is_no_damaged_one(tmp_path, state, mesh):
     save(tmp_path, state, [1])
     other = abstract_state(lambda: toy.make(0, ema=True), mesh)
-    with pytest.raises(JanusError, match=r"ema/layers/fc/bias is missing in it and float32\[3,16\] here"):
+    with pytest.raises(JanusError, match=r"ema/layers/fc/bias is missing in the checkpoint and float32\[3,16\] in"):
         restore(tmp_path, other)
     assert (tmp_path / "1").is_dir()
 
@@ -261,7 +269,7 @@ def test_a_full_disk_is_told_and_older_checkpoints_stay(tmp_path, state, abstrac
     monkeypatch.setattr(module.checksums, "write", fail)
     with Checkpoints(tmp_path, RetentionPolicy(last=2)) as checkpoints:
         checkpoints.save(3, state, {}, RUN)
-        with pytest.raises(StorageFull, match=r"newest one is that of step 2\); make room") as told:
+        with pytest.raises(StorageFull, match=r"newest is that of step 2\); free some space") as told:
             checkpoints.wait()
         assert str(tmp_path) in str(told.value)
         assert checkpoints.steps == [1, 2]
@@ -289,7 +297,7 @@ def test_a_disk_that_is_really_full_is_told(small_disk, state, abstract):
         for step in range(100):
             checkpoints.save(step, state, {}, RUN)
 
-    with pytest.raises(StorageFull, match="has no room left for a checkpoint"):
+    with pytest.raises(StorageFull, match="has no space for a checkpoint"):
         fill()
     newest = checkpoints.steps[-1]
     # The one before may have met with the same, in the background.
@@ -304,14 +312,15 @@ def test_a_disk_that_is_really_full_is_told(small_disk, state, abstract):
 SAVING = """
 import sys
 import jax
+from janus_jax.training.checkpoint_files import SavedCheckpoint
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
-from janus_jax.training.state import abstract_state, init_sharded_state
+from janus_jax.training.state import abstract_state
 from tests.training import toy
 
 abstract = abstract_state(toy.make, None, 0)
 with Checkpoints(sys.argv[1], RetentionPolicy(last=2)) as checkpoints:
     restored = checkpoints.restore(abstract)
-    state = restored.state if restored else init_sharded_state(toy.make, abstract, 0)
+    state = restored.state if restored else toy.init_sharded(toy.make, abstract, 0)
     for step in range(restored.step + 1 if restored else 0, 10**6):
         state = state.replace(step=state.step * 0 + step)
         checkpoints.save(step, state, {"read": step}, {})

@@ -12,12 +12,14 @@ from janus_jax.errors import JanusError
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.flops import traced_flops
-from janus_jax.training.objectives import with_image_tokens
-from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients
+from janus_jax.training.objectives import RngStreams, TokenObjective
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.train_step import Microbatching, compute_gradients
 from tests import tiny
 from tests.training import batches, stages
 
 SLOW = pytest.mark.slow
+RNGS = RngStreams(jax.random.key(0), jax.numpy.arange(1))
 
 # Parts that a sample of each task, alone in its batch, moves.
 MOVED = {
@@ -39,7 +41,7 @@ def test_every_stage_and_task_moves_its_parts_and_no_others(stage, task):
 
 @pytest.mark.parametrize("stage", stages.TRAINED)
 def test_what_is_frozen_has_no_float32_copy_and_no_moments(stage):
-    state = abstract_train_state(stages.MODEL, stages.TRAINED[stage], stages.OPTIMIZER, None)
+    state = abstract_train_state(stages.OBJECTIVE, stages.TRAINED[stage], stages.OPTIMIZER, None)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
     moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
@@ -48,13 +50,15 @@ def test_what_is_frozen_has_no_float32_copy_and_no_moments(stage):
 
 def test_the_image_tokenizer_cannot_be_trained_here():
     with pytest.raises(JanusError, match="image tokenizer"):
-        abstract_train_state(stages.MODEL, ["*"], stages.OPTIMIZER, None)
+        abstract_train_state(stages.OBJECTIVE, ["*"], stages.OPTIMIZER, None)
 
 
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
 def test_a_mesh_splits_the_state_of_a_released_model(name):
     config = PRESETS[name]
-    state = abstract_train_state(Janus(config), stages.TRAINED["III"], stages.OPTIMIZER, make_mesh(1, 4, 2))
+    state = abstract_train_state(
+        TokenObjective(Janus(config)), stages.TRAINED["III"], stages.OPTIMIZER, make_mesh(1, 4, 2)
+    )
 
     def held(tree):
         return sum(np.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
@@ -68,7 +72,9 @@ def test_a_mesh_splits_the_state_of_a_released_model(name):
 
 
 def gradient_flops(stage, batch):
-    return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), *stages.parts(stage), batch)
+    return traced_flops(
+        functools.partial(compute_gradients, stages.OBJECTIVE, Microbatching()), *stages.parts(stage), batch
+    )
 
 
 @pytest.fixture(scope="module")
@@ -102,5 +108,7 @@ def test_the_image_tokenizer_runs_forward_alone(batch):
     side = tiny.CONFIG.gen_encoder.image_size
     pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
     drawn = batch._replace(gen_images=pictures, gen_ids=None)
-    tokenize = traced_flops(lambda: with_image_tokens(stages.MODEL, tiny.stacked_params(), drawn, "bfloat16").gen_ids)
+    tokenize = traced_flops(
+        lambda: stages.OBJECTIVE.prepare_targets(tiny.stacked_params(), drawn, RNGS, "bfloat16").gen_ids
+    )
     assert gradient_flops("III", drawn) - gradient_flops("III", batch) == tokenize > 0

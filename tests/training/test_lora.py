@@ -21,20 +21,19 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config, to_json
 from janus_jax.training.export import export
 from janus_jax.training.flops import traced_flops
-from janus_jax.training.init_from import initial_state
+from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.tokens import token_loss
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition, unbox
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.setup import abstract_train_state, set_up_stage
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
-    abstract_train_state,
-    gradients,
+    compute_gradients,
     make_train_step,
     put_batch,
-    random_train_state,
 )
 from tests import tiny
 from tests.training import batches, runs, stages
@@ -58,8 +57,8 @@ def started(lora):
 @functools.cache
 def trained_by(mesh=None):
     """Losses of steps on a batch, and the state after them."""
-    abstract = abstract_train_state(stages.MODEL, (), OPTIMIZER, mesh, frozen_dtype="float32", lora=EVERYWHERE)
-    step = make_train_step(stages.MODEL, OPTIMIZER, Microbatching(), abstract, mesh)
+    abstract = abstract_train_state(stages.OBJECTIVE, (), OPTIMIZER, mesh, frozen_dtype="float32", lora=EVERYWHERE)
+    step = make_train_step(stages.OBJECTIVE, OPTIMIZER, Microbatching(), abstract, mesh)
     state = state_from_params(*started(EVERYWHERE), OPTIMIZER, abstract)
     batch, losses = put_batch(batches.mixed(), mesh), []
     for _ in range(4):
@@ -74,7 +73,7 @@ def first_moments(state):
 
 @jax.jit
 def totals(params, batch):
-    return token_loss(stages.MODEL, params, batch, jnp.ones(3), 512).totals
+    return token_loss(stages.MODEL, params, batch, jnp.ones(3), 512).sums
 
 
 def test_an_adapted_model_begins_as_the_model():
@@ -92,7 +91,7 @@ def test_a_begins_at_random_and_b_at_nothing():
 
 
 def test_adapters_alone_train_and_have_moments():
-    state = abstract_train_state(stages.MODEL, (), OPTIMIZER, None, ema=True, lora=ATTENTION)
+    state = abstract_train_state(stages.OBJECTIVE, (), OPTIMIZER, None, ema=True, lora=ATTENTION)
     names = set(flatten_dict(state.params, sep="/"))
     assert names == {f"llm/layers/attn/{one}/lora_{ab}" for one in ("q", "k", "v", "out") for ab in "ab"}
     size = sum(leaf.size for leaf in jax.tree.leaves(state.params))
@@ -106,7 +105,9 @@ def test_no_gradient_of_a_frozen_matrix_is_computed():
     batch = batches.mixed()
 
     def cost(trained, frozen):
-        return traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+        return traced_flops(
+            functools.partial(compute_gradients, stages.OBJECTIVE, Microbatching()), trained, frozen, batch
+        )
 
     llm = tiny.CONFIG.llm
     # The same way back through the network, to nothing but a scale in its first layer and what is after it.
@@ -135,7 +136,7 @@ def test_a_mesh_trains_as_one_device():
 
 def test_adapters_lie_as_their_matrices_do():
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
-    state = abstract_train_state(stages.MODEL, (), OPTIMIZER, mesh, lora=EVERYWHERE)
+    state = abstract_train_state(stages.OBJECTIVE, (), OPTIMIZER, mesh, lora=EVERYWHERE)
     layers = state.params["llm"]["layers"]
 
     def specs(name):
@@ -145,14 +146,6 @@ def test_adapters_lie_as_their_matrices_do():
     assert specs("attn/q") == [(None, None, "fsdp"), (None, "tensor", None, None)]
     assert specs("attn/out") == [(None, None, "tensor", None), (None, "fsdp", None)]
     assert specs("mlp/down") == [(None, None, "tensor"), (None, "fsdp", None)]
-
-
-def test_freshly_made_parameters_are_adapted_too():
-    abstract = abstract_train_state(stages.MODEL, (), OPTIMIZER, None, lora=ATTENTION)
-    state = jax.eval_shape(
-        lambda key: random_train_state(stages.MODEL, (), OPTIMIZER, abstract, key, ATTENTION), jax.random.key(0)
-    )
-    assert jax.tree.map(lambda leaf: leaf.shape, state) == jax.tree.map(lambda leaf: leaf.shape, abstract)
 
 
 def test_a_merged_model_is_the_adapted_one():
@@ -167,16 +160,16 @@ def test_a_merged_model_is_the_adapted_one():
 @pytest.mark.parametrize(
     ("lora", "trained", "words"),
     [
-        (Lora(4, targets=("llm/attn/*",)), (), r"lora\.targets holds 'llm/attn/\*', .* llm/layers/attn/q/weight"),
-        (Lora(4, targets=("llm/head/weight",)), (), r"'llm/head/weight', which names no matrix"),
-        (Lora(4, targets=("und_encoder/*",)), (), r"'und_encoder/\*', which names no matrix of the LLM"),
+        (Lora(4, targets=("llm/attn/*",)), (), r"lora\.targets has 'llm/attn/\*', .* llm/layers/attn/q/weight"),
+        (Lora(4, targets=("llm/head/weight",)), (), r"'llm/head/weight', which matches no matrix"),
+        (Lora(4, targets=("und_encoder/*",)), (), r"'und_encoder/\*', which matches no matrix of the LLM"),
         (Lora(4, targets=()), (), r"lora\.targets is empty"),
-        (Lora(4), ("llm/*",), r"lora\.targets names llm/layers/attn/k/weight, which the stage trains whole"),
+        (Lora(4), ("llm/*",), r"lora\.targets matches llm/layers/attn/k/weight, which `trained` matches too"),
     ],
 )
 def test_a_wrong_target_is_told(lora, trained, words):
     with pytest.raises(JanusError, match=words):
-        abstract_train_state(stages.MODEL, trained, OPTIMIZER, None, lora=lora)
+        abstract_train_state(stages.OBJECTIVE, trained, OPTIMIZER, None, lora=lora)
 
 
 @pytest.mark.parametrize(("field", "value"), [("rank", -1), ("alpha", 0.0)])
@@ -244,11 +237,9 @@ def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
 @pytest.mark.slow
 def test_the_next_stage_begins_with_what_is_merged(finished, average, mesh):
     recipe = runs.recipe(stage=2)
-    stage = recipe.current
-    optimizer = make_optimizer(stage.optimizer, stage.steps)
-    abstract = abstract_train_state(stages.MODEL, stage.trained, optimizer, mesh, frozen_dtype="float32")
-    state = initial_state(recipe, finished[0], optimizer, abstract)
-    jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, state, abstract)
+    setup = set_up_stage(recipe, mesh)
+    state = initial_state(recipe, finished[0], setup, open_initialisation(recipe, finished[0]))
+    jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, state, setup.abstract)
     found = flatten_dict(merge(state.params, state.frozen))
     merged = flatten_dict(merge_adapters(jax.tree.map(jax.numpy.array, average)))
     assert set(found) == set(merged)

@@ -39,13 +39,13 @@ def problem():
 
 def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
     weights = np.ones(places.shape, np.float32) if weights is None else weights
-    return cross_entropy(head, params, hidden, HeadTargets(places, targets, weights), chunk)
+    return cross_entropy(head, params, hidden, HeadTargets(places, targets, weights), chunk=chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
 def test_chunks_change_nothing(problem, chunk):
     found, expected = chunked(*problem, chunk), plain_cross_entropy(*problem)
-    np.testing.assert_allclose(found.places, expected, rtol=1e-5)
+    np.testing.assert_allclose(found.per_token, expected, rtol=1e-5)
     np.testing.assert_allclose(found.total, expected.sum(), rtol=1e-5)
 
 
@@ -87,7 +87,7 @@ def test_a_head_of_which_a_part_trains(problem, trained):
 
 def test_what_is_told_of_each_place_has_no_gradient(problem):
     weight, hidden, places, targets = problem
-    gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).places.sum())(weight)
+    gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).per_token.sum())(weight)
     assert not gradient.any()
 
 
@@ -95,7 +95,7 @@ def test_chunks_behind_the_last_place_are_not_read(problem):
     weight, hidden, places, targets = problem
     weights = np.ones(places.shape, np.float32)
     weights[0, 3:] = weights[1, 5:] = 0
-    read = np.asarray(chunked(weight, hidden, places, targets, 3, weights).places)
+    read = np.asarray(chunked(weight, hidden, places, targets, 3, weights).per_token)
     assert np.all(read[:, :6] > 0)
     assert not read[:, 6:].any()
 
@@ -134,7 +134,7 @@ def losses(*rows, budget=batches.BUDGET):
 
 @jax.jit
 def run(batch):
-    return token_loss(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).totals
+    return token_loss(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).sums
 
 
 def test_every_task_has_its_own_sum():
@@ -191,8 +191,8 @@ def test_empty_slots_hold_anything():
 
 def test_a_batch_without_anything_to_learn_loses_nothing():
     totals = run(batches.batch([(), ()]))
-    assert float(totals.mean) == 0
-    assert totals.means.tolist() == totals.counts.tolist() == [0, 0, 0]
+    assert float(totals.loss) == 0
+    assert totals.term_means.tolist() == totals.counts.tolist() == [0, 0, 0]
 
 
 def test_counts_are_known_before_the_model_runs():
@@ -205,7 +205,7 @@ def test_counts_are_known_before_the_model_runs():
 def test_totals_of_parts_add_up():
     parts = [run(batches.batch([(batches.text(i),), ()])) for i in range(2)]
     whole = run(batches.batch([(batches.text(0),), (batches.text(1),)]))
-    np.testing.assert_allclose((parts[0] + parts[1]).mean, whole.mean, rtol=1e-5)
+    np.testing.assert_allclose((parts[0] + parts[1]).loss, whole.loss, rtol=1e-5)
 
 
 def test_the_value_is_the_mean_that_is_told():
@@ -217,4 +217,4 @@ def test_the_value_is_the_mean_that_is_told():
         return token_loss(MODEL, tiny.stacked_params(), batch, scales, chunk=32)
 
     found = loss(batch)
-    np.testing.assert_allclose(found.value, found.totals.mean, rtol=1e-6)
+    np.testing.assert_allclose(found.value, found.sums.loss, rtol=1e-6)

@@ -16,8 +16,9 @@ from janus_jax.pretrained import Pretrained
 from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition
+from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import abstract_train_state, make_train_step, put_batch
+from janus_jax.training.train_step import make_train_step, put_batch
 from tests import tiny
 from tests.training import batches, stages
 
@@ -46,11 +47,11 @@ def samples():
 
 def learn(batch, kind, trained, steps, learning_rate=2e-3):
     """The last step's metrics, and the model that came of it."""
-    config, model = stages.CONFIGS[kind], stages.MODELS[kind]
+    config = stages.CONFIGS[kind]
     optimizer = make_optimizer(OptimizerConfig(learning_rate, schedule="cosine", warmup_steps=20), steps)
-    abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype="float32")
+    abstract = abstract_train_state(stages.OBJECTIVES[kind], trained, optimizer, None, frozen_dtype="float32")
     state = state_from_params(*partition(stages.params(kind), trained), optimizer, abstract)
-    step = make_train_step(model, optimizer, stages.CUTS[kind], abstract, None)
+    step = make_train_step(stages.OBJECTIVES[kind], optimizer, stages.CUTS[kind], abstract, None)
     for _ in range(steps):
         state, metrics = step(state, put_batch(batch, None))
     tree = merge(state.params, state.frozen)

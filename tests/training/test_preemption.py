@@ -32,7 +32,7 @@ jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from janus_jax.sharding import make_mesh, use_mesh
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.preemption import Preemption
-from janus_jax.training.state import abstract_state, init_sharded_state
+from janus_jax.training.state import abstract_state
 from tests.training import toy
 
 rank, mesh = jax.process_index(), make_mesh(1, 2, 1)
@@ -40,7 +40,7 @@ with use_mesh(mesh), Checkpoints(sys.argv[3]) as checkpoints, Preemption() as pr
     abstract = abstract_state(toy.make, mesh, 0)
     restored = checkpoints.restore(abstract)
     told = {"from": restored and [restored.step, restored.data_state]}
-    state = restored.state if restored else init_sharded_state(toy.make, abstract, 0)
+    state = restored.state if restored else toy.init_sharded(toy.make, abstract, 0)
     step = restored.step if restored else 0
     train = jax.jit(toy.step, static_argnums=1, donate_argnums=0)
     while True:

@@ -166,13 +166,13 @@ def changed(**fields):
         ({"stage": 4}, "config.stage is 4; the recipe has stages 1 to 3"),
         ({"stage": "two"}, "config.stage is 'two'; it must be a whole number"),
         ({"stages__stage_1__steps": True}, "config.stages.stage_1.steps is True"),
-        ({"stages__stage_1__steps": 0}, "0 steps"),
+        ({"stages__stage_1__steps": 0}, "steps 0"),
         ({"stages__stage_1__stop_at": 30_000}, "stop_at is 30000; it must be from 1 to steps, 20000"),
         ({"stages__stage_1__supervision": "all"}, "supervision is 'all'; it must be one of text, answers"),
         ({"stages__stage_1__precision__compute": "int8"}, "compute is 'int8'; it must be one of float32"),
         ({"stages__stage_1__optimizer__learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"stages__stage_1__optimizer": 5}, "optimizer is 5; it must be an object"),
-        ({"stages__stage_1__phases": [1]}, "phases is [1]; it must be an object of numbered ones"),
+        ({"stages__stage_1__phases": [1]}, "phases is [1]; it must be an object with numbered keys"),
         ({"stages__stage_1__trained": "llm"}, "trained is 'llm'; it must be a list"),
         ({"sources": 3}, "config.sources is 3; it must be an object"),
     ],
@@ -220,8 +220,8 @@ def test_a_weight_of_no_source_is_named():
 def test_a_checkpoint_to_start_from_must_be_named():
     with pytest.raises(JanusError, match=r"config\.stages\.stage_1\.initialisation\.llm is empty"):
         Initialisation("parts").check("config.stages.stage_1.initialisation", JANUS_PRO_1B)
-    with pytest.raises(JanusError, match=r"ids_from_codebook needs here\.gen_encoder, the folder"):
-        Initialisation("model", model="/model", ids_from_codebook=True).check("here", JANUS_PRO_1B)
+    with pytest.raises(JanusError, match=r"needs an image tokenizer; set here\.gen_encoder"):
+        Initialisation("model", model="/model", image_tokens_from_codebook=True).check("here", JANUS_PRO_1B)
     with pytest.raises(JanusError, match=r"here\.vae is empty; name the folder"):
         Initialisation("parts", llm="/llm", und_encoder="/siglip").check("here", preset("janusflow_1.3b"))
     Initialisation("stage").check("config.stages.stage_2.initialisation", JANUS_PRO_1B)

@@ -20,13 +20,14 @@ from janus_jax.training.losses.rectified_flow import (
     prepare_flow_targets,
     sample_times_and_noise,
 )
-from janus_jax.training.objectives import objective_of, training_model
+from janus_jax.training.objectives import make_objective
 from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.train_step import gradients
+from janus_jax.training.train_step import compute_gradients
 from tests import tiny
 from tests.training import batches, stages
 
-LEARNING, MODEL, params = stages.LEARNING, stages.MODELS["flow"], functools.partial(stages.params, "flow")
+FLOW_LOSS, OBJECTIVE, params = stages.FLOW_LOSS, stages.OBJECTIVES["flow"], functools.partial(stages.params, "flow")
+MODEL = OBJECTIVE.model
 TRAINED, CUT = stages.FLOW_TRAINED, stages.CUTS["flow"]
 text, understanding = (functools.partial(one, config=tiny.FLOW) for one in (batches.text, batches.understanding))
 
@@ -44,7 +45,9 @@ def batch():
 
 @functools.cache
 def gradient(stage="III"):
-    grads, totals = jax.jit(functools.partial(gradients, MODEL, CUT))(*partition(params(), TRAINED[stage]), batch())
+    grads, totals = jax.jit(functools.partial(compute_gradients, OBJECTIVE, CUT))(
+        *partition(params(), TRAINED[stage]), batch()
+    )
     return jax.tree.map(np.asarray, grads), totals
 
 
@@ -75,10 +78,10 @@ def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
             at = logits[row, place - 1].astype(np.float64)
             nll.append(np.log(np.exp(at - at.max()).sum()) + at.max() - at[on_the_way.tokens[row, place]])
     totals = gradient()[1]
-    _, _, generation, alignment = np.asarray(totals.means)
+    _, _, generation, alignment = np.asarray(totals.term_means)
     np.testing.assert_allclose(generation, velocity, rtol=1e-4)
     np.testing.assert_allclose(alignment, -cosines.mean(), rtol=1e-4)
-    np.testing.assert_allclose(totals.mean, np.mean(nll) + velocity - 0.5 * cosines.mean(), rtol=1e-4)
+    np.testing.assert_allclose(totals.loss, np.mean(nll) + velocity - 0.5 * cosines.mean(), rtol=1e-4)
 
 
 def test_latents_lie_between_noise_and_image_and_move_straight_to_it():
@@ -100,15 +103,14 @@ def learnt(task):
     """Sums, counts and gradient of what a batch was set out as."""
 
     def loss(trained, frozen, task):
-        objective = objective_of(MODEL)
-        scales = objective.terms(MODEL).scales(objective.counts(MODEL, task.batch))
-        loss = objective.loss(MODEL, merge(trained, frozen), task, scales, CUT.logits_chunk)
-        return loss.value, loss.totals
+        scales = OBJECTIVE.terms.scales(OBJECTIVE.target_counts(task.batch))
+        loss = OBJECTIVE.loss(merge(trained, frozen), task, scales, CUT.logits_chunk)
+        return loss.value, loss.sums
 
     taken = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, totals), grads = taken(*partition(params(), TRAINED["III"]), task)
     # What is told is what is learnt from.
-    np.testing.assert_allclose(value, totals.mean, rtol=1e-5)
+    np.testing.assert_allclose(value, totals.loss, rtol=1e-5)
     return totals, grads
 
 
@@ -148,8 +150,8 @@ def test_every_stage_trains_its_parts(stage):
 
 def test_what_is_drawn_follows_from_the_row_alone():
     key, shape = jax.random.key(3), (2, 4, 4, 1)
-    whole = sample_times_and_noise(LEARNING, key, np.arange(4), shape)
-    part = sample_times_and_noise(LEARNING, key, np.array([1, 3]), shape)
+    whole = sample_times_and_noise(FLOW_LOSS, key, np.arange(4), shape)
+    part = sample_times_and_noise(FLOW_LOSS, key, np.array([1, 3]), shape)
     for ours, theirs in zip(part, whole, strict=True):
         np.testing.assert_array_equal(ours, np.asarray(theirs)[[1, 3]])
 
@@ -166,8 +168,8 @@ def test_tapped_states_go_on_to_the_last_ones():
     llm, ones = params()["llm"], np.ones((1, 8), np.int32)
     x = np.random.default_rng(0).standard_normal((1, 8, config.width), np.float32)
     places = np.arange(8)[None]
-    call_and_capture = Llama(config, execution, capture_block=2)
-    hidden, taken = call_and_capture.apply({"params": llm}, x, places, ones, method=call_and_capture.call_and_capture)
+    captured = Llama(config, execution, capture_block=2)
+    hidden, taken = captured.apply({"params": llm}, x, places, ones, method=captured.call_and_capture)
     expected, _ = Llama(config, execution).apply({"params": llm}, x, places, ones)
     np.testing.assert_allclose(hidden, expected, rtol=1e-5, atol=1e-5)
     rest = jax.tree.map(lambda leaf: leaf[2:], llm["layers"])
@@ -185,19 +187,19 @@ def test_a_dropped_condition_is_masked():
 
 
 def test_without_alignment_there_is_no_aligner():
-    model = training_model(tiny.FLOW, Execution(), FlowLossConfig(align_weight=0.0))
-    assert "aligner" not in abstract_params(model)
-    assert float(objective_of(model).counts(model, batch())[-1]) == 0
+    objective = make_objective(tiny.FLOW, Execution(), FlowLossConfig(align_weight=0.0))
+    assert "aligner" not in abstract_params(objective.model)
+    assert float(objective.target_counts(batch())[-1]) == 0
 
 
 def test_a_block_that_is_not_there_is_refused():
     with pytest.raises(JanusError, match="align_block is 6"):
-        training_model(tiny.FLOW, Execution())
+        make_objective(tiny.FLOW, Execution())
 
 
 def test_a_model_without_its_vae_is_refused():
     lacking = dataclasses.replace(tiny.FLOW, vae=None)
     with pytest.raises(JanusError, match="tiny_flow has no VAE"):
-        training_model(lacking, Execution(), LEARNING)
+        make_objective(lacking, Execution(), FLOW_LOSS)
     with pytest.raises(JanusError, match="tiny_flow has no VAE"):
         make_image_sampler(lacking)

@@ -22,7 +22,7 @@ from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Intervals, Samples
 from tests import tiny
 from tests.training import runs
-from tests.training.test_metric_writer import told
+from tests.training.test_metric_writer import summaries
 from tests.training.test_trainer import assert_equal, params
 
 ABOUT_NONE = ("", "Say a word.")
@@ -85,7 +85,9 @@ def test_each_due_step_has_its_samples(sampled):
 
 def test_tensorboard_has_the_samples(sampled):
     found = [
-        (step, value) for step, value in told(sampled[0]) if re.match("samples/(answers|prompts|images)", value.tag)
+        (step, value)
+        for step, value in summaries(sampled[0])
+        if re.match("samples/(answers|prompts|images)", value.tag)
     ]
     assert [step for step, _ in found] == [2, 2, 2, 4, 4, 4]
     answers, prompts, images = (value for _, value in found[3:])
@@ -139,10 +141,10 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(photo, tmp_path):
             {"questions": (("absent.png", "What is it?"),)},
             "config.samples.questions, number 1, cannot be used: The image absent.png does not",
         ),
-        ({"questions": (("photo.png", " "),)}, "config.samples.questions holds ('photo.png', ' '); each is a pair"),
-        ({"questions": ("What is it?",)}, "config.samples.questions holds 'What is it?'; each is a pair"),
+        ({"questions": (("photo.png", " "),)}, "config.samples.questions has ('photo.png', ' '); each must be a pair"),
+        ({"questions": ("What is it?",)}, "config.samples.questions has 'What is it?'; each must be a pair"),
         ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, has"),
-        ({"prompts": ("A boat.", "")}, "config.samples.prompts holds an empty prompt"),
+        ({"prompts": ("A boat.", "")}, "config.samples.prompts has an empty prompt"),
         ({"prompts": ("boat " * 1000,)}, "config.samples.prompts, number 1, has"),
         ({"temperature": -1.0}, "config.samples.temperature is -1.0"),
         ({"guidance_scale": -1.0}, "config.samples.guidance_scale is -1.0"),

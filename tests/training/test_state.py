@@ -7,7 +7,7 @@ from jax.sharding import PartitionSpec
 from janus_jax.sharding import make_mesh, use_mesh
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.param_paths import unbox
-from janus_jax.training.state import abstract_state, init_sharded_state, state_from_params
+from janus_jax.training.state import abstract_state, state_from_params
 from tests.training import toy
 
 
@@ -19,7 +19,7 @@ def test_everything_is_born_where_the_table_says_and_moments_beside_their_parame
         return toy.make(seed, config, ema=True)
 
     abstract = abstract_state(make, make_mesh(2, 2, 2), 0)
-    state = init_sharded_state(make, abstract, 0)
+    state = toy.init_sharded(make, abstract, 0)
     jax.tree.map(
         lambda made, told: (made.sharding, made.dtype) == (told.sharding, told.dtype) or 1 / 0, state, abstract
     )
@@ -33,7 +33,7 @@ def test_everything_is_born_where_the_table_says_and_moments_beside_their_parame
 
 
 def test_the_frozen_part_is_small_and_has_no_moments():
-    state = init_sharded_state(toy.make, abstract_state(toy.make, None, 0), 0)
+    state = toy.init_sharded(toy.make, abstract_state(toy.make, None, 0), 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
     sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
@@ -51,7 +51,7 @@ def test_a_mesh_trains_as_one_device(muon):
 
     def train(mesh):
         with use_mesh(mesh):
-            state = init_sharded_state(make, abstract_state(make, mesh, 0), 0)
+            state = toy.init_sharded(make, abstract_state(make, mesh, 0), 0)
             step = jax.jit(lambda state: toy.step(state, 0, optimizer), donate_argnums=0)
             for _ in range(3):
                 state = step(state)
@@ -69,7 +69,7 @@ def test_read_parameters_are_adopted_into_their_places():
         return toy.make(seed, ema=True)
 
     abstract = abstract_state(make, mesh, 0)
-    born = init_sharded_state(make, abstract, 0)
+    born = toy.init_sharded(make, abstract, 0)
     read = jax.tree.map(np.asarray, (born.params, born.frozen))
     adopted = state_from_params(*read, toy.optimizer(), abstract)
     jax.tree.map(np.testing.assert_array_equal, adopted, born)

@@ -13,16 +13,16 @@ from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.flops import equations
-from janus_jax.training.objectives import with_image_tokens
-from janus_jax.training.state import state_from_params
+from janus_jax.training.objectives import RngStreams, TokenObjective
+from janus_jax.training.param_paths import merge
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import random_params, state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
-    abstract_train_state,
-    gradients,
+    compute_gradients,
     make_evaluation_step,
     make_train_step,
     put_batch,
-    random_train_state,
 )
 from tests import tiny
 from tests.training import batches, stages
@@ -113,10 +113,10 @@ def test_the_gradient_is_clipped():
 
 
 def test_evaluation_sees_the_loss_that_training_sees():
-    totals = make_evaluation_step(stages.MODEL, Microbatching(), stages.abstract(), None)(
+    totals = make_evaluation_step(stages.OBJECTIVE, Microbatching(), stages.abstract(), None)(
         stages.state(), batches.mixed()
     )
-    np.testing.assert_allclose(totals.mean, two_steps()[0][0]["loss"], rtol=1e-5)
+    np.testing.assert_allclose(totals.loss, two_steps()[0][0]["loss"], rtol=1e-5)
 
 
 def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
@@ -153,9 +153,9 @@ def test_what_is_compiled_does_not_grow_with_depth(remat):
             llm=dataclasses.replace(tiny.CONFIG.llm, depth=depth),
             und_encoder=dataclasses.replace(tiny.CONFIG.und_encoder, depth=depth),
         )
-        model = Janus(config, Execution(remat=remat))
-        abstract = abstract_train_state(model, stages.TRAINED["III"], stages.OPTIMIZER, None)
-        lowered = make_train_step(model, stages.OPTIMIZER, Microbatching(), abstract, None).lower(
+        objective = TokenObjective(Janus(config, Execution(remat=remat)))
+        abstract = abstract_train_state(objective, stages.TRAINED["III"], stages.OPTIMIZER, None)
+        lowered = make_train_step(objective, stages.OPTIMIZER, Microbatching(), abstract, None).lower(
             abstract, batches.mixed()
         )
         return lowered.as_text().count("\n")
@@ -166,7 +166,8 @@ def test_what_is_compiled_does_not_grow_with_depth(remat):
 def test_ids_made_in_the_step_are_the_tokenizer_s():
     laid = batches.batch([(batches.generation(1),), (batches.generation(2),)])
     pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
-    made = jax.jit(functools.partial(with_image_tokens, stages.MODEL, dtype="float32"))(
+    rngs = RngStreams(jax.random.key(0), jnp.arange(2))
+    made = jax.jit(functools.partial(stages.OBJECTIVE.prepare_targets, rngs=rngs, dtype="float32"))(
         tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
     )
     pixels = pictures[1].astype(np.float32) / 127.5 - 1
@@ -178,10 +179,10 @@ def test_ids_made_in_the_step_are_the_tokenizer_s():
 
 
 def test_bfloat16_is_for_the_computation_alone():
-    model = Janus(tiny.CONFIG, Execution(dtype="bfloat16"))
+    objective = TokenObjective(Janus(tiny.CONFIG, Execution(dtype="bfloat16")))
     trained, frozen = stages.parts("II")
     frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), frozen)
-    function, batch = functools.partial(gradients, model, Microbatching()), batches.mixed()
+    function, batch = functools.partial(compute_gradients, objective, Microbatching()), batches.mixed()
     grads, totals = jax.eval_shape(function, trained, frozen, batch)
     assert {leaf.dtype.name for leaf in jax.tree.leaves((grads, totals))} == {"float32"}
     products = [
@@ -197,11 +198,12 @@ def test_bfloat16_is_for_the_computation_alone():
 @SLOW
 def test_random_parameters_are_born_where_they_stay():
     mesh = make_mesh(2, 2, 2)
-    abstract = abstract_train_state(stages.MODEL, stages.TRAINED["II"], stages.OPTIMIZER, mesh)
-    state = random_train_state(stages.MODEL, stages.TRAINED["II"], stages.OPTIMIZER, abstract, jax.random.key(0))
-    for made, told in zip(jax.tree.leaves(state), jax.tree.leaves(abstract), strict=True):
-        assert (made.shape, made.dtype, made.sharding) == (told.shape, told.dtype, told.sharding)
-    assert float(jnp.std(state.params["llm"]["head"]["weight"])) == pytest.approx(64**-0.5, rel=0.05)
+    state = abstract_train_state(stages.OBJECTIVE, stages.TRAINED["II"], stages.OPTIMIZER, mesh)
+    abstract = merge(state.params, state.frozen)
+    params = random_params(stages.MODEL, abstract, jax.random.key(0))
+    for found, expected in zip(jax.tree.leaves(params), jax.tree.leaves(abstract), strict=True):
+        assert (found.shape, found.dtype, found.sharding) == (expected.shape, expected.dtype, expected.sharding)
+    assert float(jnp.std(params["llm"]["head"]["weight"])) == pytest.approx(64**-0.5, rel=0.05)
 
 
 def test_rows_that_cannot_be_dealt_out_are_refused():

@@ -12,15 +12,14 @@ import pytest
 
 from janus_jax.config import PRESETS
 from janus_jax.errors import Diverged, JanusError, Preempted
-from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training import stage
-from janus_jax.training.init_from import check_initialisation, initial_state
-from janus_jax.training.optimizers import make_optimizer
+from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.param_paths import merge
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe import Initialisation
-from janus_jax.training.train_step import abstract_train_state, put_batch
+from janus_jax.training.setup import set_up_stage
+from janus_jax.training.train_step import put_batch
 from tests import tiny
 from tests.training import runs
 
@@ -105,29 +104,25 @@ def test_what_is_held_out_is_evaluated():
 def test_a_stage_before_that_is_not_done_is_told():
     recipe = runs.recipe(stage=2)
     recipe = replace(recipe, stages=(replace(runs.STAGE, steps=9), recipe.current))
-    with pytest.raises(JanusError, match=r"has come to step 4 of 9; .*--config\.stages\.stage_1\.stop_at=4"):
+    with pytest.raises(JanusError, match=r"is at step 4 of 9; .*--config\.stages\.stage_1\.stop_at=4"):
         runs.run(recipe, runs.finished()[0])
 
 
 def started(*start, mesh=None, **folders):
     """The parameters that a stage starts from."""
     recipe = starting(*start, **folders)
-    stage = recipe.current
-    optimizer = make_optimizer(stage.optimizer, stage.steps)
-    model = Janus(recipe.model_config, recipe.execution)
-    abstract = abstract_train_state(model, stage.trained, optimizer, mesh, frozen_dtype="float32")
-    check_initialisation(recipe, "workdir")
-    return params(initial_state(recipe, "workdir", optimizer, abstract))
+    opened = open_initialisation(recipe, "workdir")
+    return params(initial_state(recipe, "workdir", set_up_stage(recipe, mesh), opened))
 
 
-@pytest.mark.parametrize("mesh", [None, make_mesh(2, 2, 2)])
+@pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])])
 def test_a_stage_begins_with_a_model(mesh):
     assert_equal(started("model", model=str(runs.models() / "model"), mesh=mesh), tiny.stacked_params())
 
 
 def test_ids_may_begin_as_their_codes():
     parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
-    found, drawn = started("parts", **parts, ids_from_codebook=True), started("parts", **parts)
+    found, drawn = started("parts", **parts, image_tokens_from_codebook=True), started("parts", **parts)
     codes = tiny.stacked_params()["gen_encoder"]["codebook"]["embedding"]
     codes = codes / np.linalg.norm(codes, axis=1, keepdims=True)
     embedding, rows = np.asarray(found["gen_embed"]["embedding"]), np.asarray(found["gen_head"]["fc2"]["weight"])
@@ -190,10 +185,10 @@ def starting(*start, **folders):
         (lambda: changed(model="huge", architecture=None), "no model 'huge'"),
         (lambda: changed(tokenizer=""), "config.tokenizer is empty"),
         (lambda: changed(tokenizer="absent"), "absent/tokenizer.json is missing"),
-        (lambda: starting("stage"), "none is before stage 1"),
+        (lambda: starting("stage"), "stage 1 has no previous stage"),
         (lambda: starting("model"), "config.stages.stage_1.initialisation.model is empty"),
         (lambda: starting("model", model="absent"), "absent"),
-        (lambda: runs.recipe(stage=2), "stage_1/checkpoints holds no checkpoint"),
+        (lambda: runs.recipe(stage=2), "stage_1/checkpoints has no checkpoint"),
         (lambda: runs.recipe(trained=("lmm/*",)), "'lmm/*'"),
     ],
 )
@@ -205,11 +200,11 @@ def test_a_mistake_is_told(make, sentence, tmp_path):
 def test_a_part_in_another_s_place_is_told(tmp_path):
     parts = dict.fromkeys(("llm", "und_encoder", "gen_encoder"), str(runs.models() / "llm"))
     recipe = starting("parts", **parts)
-    with pytest.raises(JanusError, match=r"initialisation\.und_encoder names .*LlamaConfig; a SiglipConfig is needed"):
+    with pytest.raises(JanusError, match=r"initialisation\.und_encoder is .*LlamaConfig; a SiglipConfig is needed"):
         runs.run(recipe, tmp_path)
 
 
 def test_a_model_of_another_size_is_told(tmp_path):
     recipe = replace(starting("model", model=str(runs.models() / "model")), architecture=PRESETS["tiny"])
-    with pytest.raises(JanusError, match=r"llm/layers/attn/k/weight is of shape \[3, 2, 16, 64\] there and"):
+    with pytest.raises(JanusError, match=r"llm/layers/attn/k/weight has shape \[3, 2, 16, 64\] there and"):
         runs.run(recipe, tmp_path)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
+from janus_jax.training.param_paths import unbox
 from janus_jax.training.state import create_state
 
 CONFIG = OptimizerConfig(1e-2, weight_decay=0.1)
@@ -39,6 +40,12 @@ def optimizer(config=CONFIG, steps=100):
 
 def make(seed, config=CONFIG, **options):
     return create_state(*boxed_params(jax.random.key(seed)), optimizer(config), **options)
+
+
+def init_sharded(make, abstract, *arguments):
+    """The state that `make` returns, initialized with the shardings of `abstract`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(lambda *values: unbox(make(*values)), out_shardings=shardings)(*arguments)
 
 
 def loss(params, frozen, ids):

@@ -77,7 +77,7 @@ STAGE_1 = Stage(
     supervision=Supervision.ANSWERS,
     budget=replace(_BUDGET, gen_images=0),
     precision=_FLOAT32,
-    initialisation=Initialisation("parts", llm=RANDOM, ids_from_codebook=True),
+    initialisation=Initialisation("parts", llm=RANDOM, image_tokens_from_codebook=True),
     ema_decay=0.98,
 )
 
