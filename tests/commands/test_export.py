@@ -78,7 +78,7 @@ def test_a_flow_is_trained_and_exported_by_the_commands_and_draws(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--workdir=absent", "--out=model"), "absent holds no stage's checkpoints"),
+        (("--workdir=absent", "--out=model"), "absent has no checkpoints of a stage"),
         (("--workdir=absent", "--stage=1", f"--out={ROOT}"), "exists"),
     ],
 )

@@ -36,7 +36,7 @@ def test_a_notice_ends_it_with_all_saved(tmp_path):
         time.sleep(0.2)
     begun.send_signal(signal.SIGTERM)
     assert begun.wait(60) == ExitCode.PREEMPTED
-    assert "all is saved" in begun.stderr.read()
+    assert "a checkpoint is saved" in begun.stderr.read()
     (saved,) = (int(path.name) for path in (tmp_path / "stage_1" / "checkpoints").glob("[0-9]*"))
     assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
@@ -58,9 +58,9 @@ def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
         (("--config.stages.stage_1.initialisation.source=model",), "initialisation.model is empty"),
         (
             ("--config.samples.questions=(('absent.png', 'What?'),)",),
-            "questions, number 1, cannot be asked: The image absent.png does not",
+            "questions, number 1, cannot be used: The image absent.png does not",
         ),
-        (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts holds an empty prompt"),
+        (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts has an empty prompt"),
     ],
 )
 def test_a_mistake_ends_it_before_any_device_is_asked_for(refuses, tmp_path, flags, words):

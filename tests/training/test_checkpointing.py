@@ -85,9 +85,7 @@ def test_a_step_that_is_saved_already_is_left_as_it_is(tmp_path, state, abstract
 
 
 SAVED = [
-    CheckpointInfo(
-        step, datetime.datetime.fromtimestamp(60 * step, datetime.UTC), {} if loss is None else {"loss": loss}
-    )
+    CheckpointInfo(step, datetime.datetime.fromtimestamp(60 * step, datetime.UTC), loss)
     for step, loss in enumerate([0.9, 0.1, 0.5, None, 0.7, 0.8])
 ]
 
@@ -101,7 +99,6 @@ SAVED = [
         (RetentionPolicy(last=2, every_seconds=120), {0, 2, 4, 5}),
         (RetentionPolicy(last=2, best=2), {1, 2, 4, 5}),
         (RetentionPolicy(last=2, best=1, best_is="max"), {0, 4, 5}),
-        (RetentionPolicy(last=2, best=1, best_by="absent"), {4, 5}),
     ],
 )
 def test_the_last_the_timely_and_the_best_are_kept(keep, steps):
