@@ -28,7 +28,6 @@ MIDDLE = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
 # Which of our own modules each package may import; the longest matching name applies.
 MAY_IMPORT = {
     **dict.fromkeys(GROUND, GROUND),
-    "janus_jax.progress": (*GROUND, "janus_jax.data.prepare.parallel"),
     "janus_jax.models": (*GROUND, "janus_jax.models"),
     "janus_jax.processing": (*GROUND, "janus_jax.processing"),
     "janus_jax.sharding": (*GROUND, "janus_jax.sharding"),
@@ -36,7 +35,6 @@ MAY_IMPORT = {
     "janus_jax.data.prepare": (
         *GROUND,
         *MIDDLE,
-        "janus_jax.commands.cli",
         "janus_jax.data",
         "janus_jax.generation.padding",
         "checkpoints_convert",

@@ -15,7 +15,7 @@ from examples.shapes.dataset.questions import Asked
 from examples.shapes.dataset.records import World
 from examples.shapes.dataset.scene import Category
 from examples.shapes.dataset.vocabulary import DEFAULT, Split
-from janus_jax.data.prepare.prepare import PrepareOptions, prepare, read_tokenizer
+from janus_jax.data.prepare.prepare import PrepareOptions, prepare
 from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import Entry, Part, SourceOptions, register_source
 from janus_jax.errors import JanusError
@@ -76,12 +76,15 @@ def prepare_shards(output: Path, given: str, task: Task, tokenizer: Path | None 
       output: Folder of the data set.
       given: Split, count and settings, such as "train:2000,seed=7".
       task: Task of the records.
-      tokenizer: Checkpoint whose image tokenizer or VAE precomputes the image tokens or latents; None for none.
+      tokenizer: Checkpoint that precomputes image tokens or latents; None for none.
     """
-    spec = DatasetSpec(
-        f"{__name__}:shapes",
-        SourceOptions((given,), task, shard_records=2048),
-        output,
-        tokenizer=None if tokenizer is None else str(tokenizer),
-    )
-    prepare(spec, PrepareOptions(workers=2, max_rejected=0.0), None if tokenizer is None else read_tokenizer(tokenizer))
+    make_encoder = None
+    if tokenizer is not None:
+        # Imported here because data workers import this module, without jax.
+        from janus_jax.data.prepare.encode_images import open_image_encoder
+
+        make_encoder = open_image_encoder(tokenizer)
+    options = SourceOptions((given,), task, shard_records=2048)
+    name = None if tokenizer is None else str(tokenizer)
+    spec = DatasetSpec(f"{__name__}:shapes", options, output, tokenizer=name)
+    prepare(spec, PrepareOptions(workers=2, max_rejected=0.0), make_encoder)

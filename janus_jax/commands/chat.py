@@ -21,6 +21,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "maximum number of
 _TEMPERATURE = model_flags.define_scale("temperature", 0.0, "sampling temperature; 0 takes the most likely token")
 _SYSTEM_PROMPT = flags.DEFINE_string("system_prompt", None, "replaces the model's system prompt; empty: none")
 flags.adopt_module_key_flags(model_flags)
+cli.flag_group("Sampling", _MAX_NEW_TOKENS, _TEMPERATURE)
 
 
 def main(_: Sequence[str]) -> None:

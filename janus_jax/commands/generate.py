@@ -37,6 +37,7 @@ _SAMPLER = flags.DEFINE_string(
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "number of images generated at a time", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
+cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER)
 
 
 def main(_: Sequence[str]) -> None:

@@ -44,6 +44,9 @@ TOP_K = flags.DEFINE_integer(
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the fewest tokens that have a total probability of p")
 SEED = flags.DEFINE_integer("seed", 0, "random seed of sampling", lower_bound=0, upper_bound=2**32 - 1)
 
+cli.flag_group("Model", MODEL, DTYPE, VAE, MESH, CONVERSATION, ATTENTION)
+cli.flag_group("Sampling", TOP_K, TOP_P, SEED)
+
 flags.register_validator("top_p", lambda p: 0 < p <= 1, "it must be above 0 and at most 1")
 flags.register_validator("mesh", lambda text: text is None or _sizes(text), "it must be three numbers, such as 1,1,8")
 

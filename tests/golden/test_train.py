@@ -11,7 +11,7 @@ import pytest
 
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.parameters import model_parameters
-from checkpoints_convert.released import LAYOUT, config_from_json
+from checkpoints_convert.released import LAYOUT, config_from_json, unused_shapes
 from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
