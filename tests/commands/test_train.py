@@ -1,4 +1,4 @@
-"""The command: how it ends. What it trains is tests/train/test_loop.py's."""
+"""janus-train: exit codes and messages."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def command(workdir, *flags):
 
 
 @pytest.mark.slow
-def test_a_notice_ends_it_with_all_saved(tmp_path):
+def test_sigterm_saves_and_exits(tmp_path):
     steps = ("--config.stages.stage_1.steps=100000", "--config.intervals.save=0", "--config.intervals.report=1")
     begun = subprocess.Popen(
         [sys.executable, "-m", *command(tmp_path, *steps)],
@@ -41,7 +41,7 @@ def test_a_notice_ends_it_with_all_saved(tmp_path):
     assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
-def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
+def test_non_finite_gradient_exits_with_diverged(tmp_path):
     start = "--config.stages.stage_1.initialisation"
     flags = (f"{start}.source=model", f"{start}.model={runs.models() / 'spoiled'}")
     done = run(*command(tmp_path, *flags), **ONE_DEVICE)
@@ -63,5 +63,5 @@ def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
         (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts has an empty prompt"),
     ],
 )
-def test_a_mistake_ends_it_before_any_device_is_asked_for(refuses, tmp_path, flags, words):
+def test_user_errors_exit_before_device_use(refuses, tmp_path, flags, words):
     assert words in refuses(*command(tmp_path, *flags), cwd=ROOT)
