@@ -1,6 +1,6 @@
-"""JanusFlow on PyTorch as its public demo runs it: transformers' LLaMA, and the whole prompt anew at every step.
+"""JanusFlow on PyTorch as its public demo runs it: transformers' LLaMA, which recomputes the prompt at every step.
 
-Modules carry the released file's names. Written from the paper and the file's shapes; needs torch and transformers.
+Written from the paper and the shapes of the released file, whose names the modules have.
 """
 
 import math
@@ -26,13 +26,13 @@ class ResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 1, 1, channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The input with each channel weighed by how much it says."""
+        """Scales each channel by its relative norm."""
         norm = x.norm(dim=(1, 2), keepdim=True)
         return x + self.weight * (x * (norm / (norm.mean(-1, keepdim=True) + 1e-6))) + self.bias
 
 
 class ConvNextBlock(nn.Module):
-    """A ConvNeXt V2 block under the time's scale and shift, channels first."""
+    """ConvNeXt V2 block with scale and shift by the time embedding, channels first."""
 
     def __init__(self, config: UViTConfig, channels: int, time_width: int) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class ConvNextBlock(nn.Module):
         self.cond_embeds_mapper = nn.Linear(time_width, 2 * channels)
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """The block's output."""
+        """Applies the block."""
         y = self.norm(self.depthwise(x).permute(0, 2, 3, 1))
         y = self.channelwise_norm(functional.gelu(self.channelwise_linear_1(y)))
         x = x + self.channelwise_linear_2(y).permute(0, 3, 1, 2)
@@ -54,21 +54,21 @@ class ConvNextBlock(nn.Module):
 
 
 class Blocks(nn.Module):
-    """Some of them."""
+    """Sequence of ConvNeXt blocks."""
 
     def __init__(self, config: UViTConfig, channels: int, time_width: int, depth: int) -> None:
         super().__init__()
         self.res_blocks = nn.ModuleList(ConvNextBlock(config, channels, time_width) for _ in range(depth))
 
     def forward(self, x: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """One after the other."""
+        """Applies the blocks."""
         for block in self.res_blocks:
             x = block(x, time)
         return x
 
 
 class TimeEmbed(nn.Module):
-    """The embedding of times."""
+    """Sinusoidal embedding of times, and an MLP."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class TimeEmbed(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(inputs, outputs), nn.Linear(outputs, outputs)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
-        """Of times in [0, 1]."""
+        """Embeds times in [0, 1]."""
         steps = torch.arange(self.half, dtype=torch.float32, device=times.device)
         angles = 1000 * times[:, None].float() * torch.exp(-math.log(10000) / self.half * steps)
         x = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
@@ -84,7 +84,7 @@ class TimeEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Latents to features."""
+    """Generation encoder: latents to features."""
 
     def __init__(self, config: UViTConfig, llm_width: int) -> None:
         super().__init__()
@@ -94,13 +94,13 @@ class Encoder(nn.Module):
         self.mid_block = Blocks(config, config.width, llm_width, config.encoder_depth)
 
     def forward(self, latents: torch.Tensor, times: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Features and the times' embeddings."""
+        """Returns features and time embeddings."""
         time = self.time_embed(times)
         return self.mid_block(self.in_conv(latents), time), time
 
 
 class Unpatch(nn.Module):
-    """Features to latents."""
+    """Features to latents, by pixel shuffle."""
 
     def __init__(self, config: UViTConfig, channels: int) -> None:
         super().__init__()
@@ -109,13 +109,13 @@ class Unpatch(nn.Module):
         self.unpatch_conv = nn.Conv2d(channels, config.patch_dim, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Of every patch."""
+        """Applies the layers."""
         y = self.unpatch_conv(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return functional.pixel_shuffle(y, self.patch)
 
 
 class Decoder(nn.Module):
-    """Hidden states and the skip to velocities."""
+    """Generation decoder: hidden states and skip features to velocities."""
 
     def __init__(self, config: UViTConfig, llm_width: int) -> None:
         super().__init__()
@@ -124,16 +124,16 @@ class Decoder(nn.Module):
         self.out_convs = nn.ModuleList([Unpatch(config, 2 * config.width)])
 
     def forward(self, x: torch.Tensor, skip: torch.Tensor, time: torch.Tensor) -> torch.Tensor:
-        """Channels first."""
+        """Returns velocities, channels first."""
         x = self.input_norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
         return self.out_convs[0](self.mid_block(torch.cat([x, skip], dim=1), time))
 
 
 class Peer(nn.Module):
-    """The parts that drawing needs.
+    """The parts of JanusFlow that generation uses.
 
     Args:
-      tensors: by their names in the released file.
+      tensors: Weights by their names in the released file.
     """
 
     def __init__(self, config: JanusFlowConfig, dtype: Dtype, device: str, tensors: Mapping[str, np.ndarray]) -> None:
@@ -153,8 +153,10 @@ class Peer(nn.Module):
         for name, tensor in own.items():
             tensor.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
 
-    def draw(self, prompt: np.ndarray, noise: np.ndarray, steps: int, scale: float, pad: int) -> np.ndarray:
-        """Latents of one image, channels first, after a prompt that ends in begin-of-image."""
+    def sample(
+        self, prompt: np.ndarray, noise: np.ndarray, *, steps: int, guidance_scale: float, pad: int
+    ) -> np.ndarray:
+        """Samples the latents of one image, channels first. The prompt ends with the begin-of-image token."""
         device, dtype = self.vision_gen_enc_aligner.weight.device, self.vision_gen_enc_aligner.weight.dtype
         ids = torch.from_numpy(np.repeat(prompt[:, :-1], 2, axis=0)).long().to(device)
         ids[1, 1:] = pad
@@ -168,13 +170,13 @@ class Peer(nn.Module):
             skip, time = self.vision_gen_enc_model(z.repeat(2, 1, 1, 1), times)
             x = self.vision_gen_enc_aligner(skip.flatten(2).transpose(1, 2))
             x = torch.cat([embeddings, time[:, None], x], dim=1)
-            # Positions count through what is masked, as without the mask.
+            # Masked tokens count in the positions.
             outputs = self.language_model.model(inputs_embeds=x, attention_mask=mask, use_cache=False)
             hidden = self.vision_gen_dec_aligner(
                 self.vision_gen_dec_aligner_norm(outputs.last_hidden_state[:, -(side**2) :])
             )
             hidden = hidden.transpose(1, 2).unflatten(2, (side, side))
             conditional, unconditional = self.vision_gen_dec_model(hidden, skip, time).chunk(2)
-            z = z + (scale * conditional - (scale - 1) * unconditional) / steps
+            z = z + (guidance_scale * conditional - (guidance_scale - 1) * unconditional) / steps
         result: np.ndarray = z.float().cpu().numpy()
         return result

@@ -1,41 +1,31 @@
-"""The training step: its time, its share of what the device could do, its memory, and how long it compiles.
+"""Training step: time, MFU, memory and compile time, next to transformers' Janus on PyTorch.
 
     python -m benchmarks.train
     python -m benchmarks.train --model janus_pro_1b --stages 1,2,3
 
-The first command takes a small model in float32 on two cores, and runs in turns with it an equal step of transformers'
-Janus on PyTorch (`train_peer.py`): the same weights, text and understanding samples, trained parts, clipping and AdamW.
-Ours lie packed in rows, the peer's have a row each. Samples that are alike, all 256 places long, cost neither of them
-any padding; of unlike ones the peer's rows are as long as the longest. Before anything is timed, the losses of the
-first steps of both must agree. Ratios are medians over pairs of neighbouring steps: what else the machine does meets
-both.
-
-The second, on an accelerator, takes a released model's shape with random weights, in bfloat16, rows of 4096 places with
-two images to understand, three to generate (which the tokenizer reads) and text. `compile_24_over_4` is how much longer
-the step of a narrow model takes to compile with 24 layers than with 4. The last line is one JSON object with every
-figure.
+The first command uses a small model in float32 on two cores and alternates with an equal step of the peer
+(`train_peer.py`): same weights, text and understanding examples, trained parts, clipping and AdamW. Our examples are
+packed; the peer has one example per sequence, padded to the longest. The losses of the first steps must agree. The
+second command, for an accelerator, uses a released model's shape with random weights, in bfloat16, with sequences of
+4096 tokens. docs/performance.md explains the figures. The last line is one JSON object with every figure.
 """
 
-import dataclasses
 import functools
-import gc
 import itertools
 import json
 import math
-import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
-from importlib.util import find_spec
+from collections.abc import Sequence
+from dataclasses import replace
 from statistics import median
-from typing import TYPE_CHECKING, Any, cast, get_args
+from typing import Any, cast, get_args
 
 import jax
 import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 
-from benchmarks.rows import Layout, batch_of, unlike_rows
-from benchmarks.shared import machine, use_cores, weights
+from benchmarks.batches import equal_sequences, make_batch, unequal_sequences
+from benchmarks.shared import alternate, has_torch, machine, median_ratio, timed, use_cores, weights
 from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
 from janus_jax.commands import cli
@@ -54,33 +44,25 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import count_items, flops_per_item
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
-from janus_jax.training.param_paths import partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
-from janus_jax.training.state import TrainState, state_from_params
-from janus_jax.training.train_step import (
-    Microbatching,
-    Step,
-    abstract_train_state,
-    make_train_step,
-    put_batch,
-    random_train_state,
-)
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import random_params, state_from_params
+from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
 
-if TYPE_CHECKING:
-    from benchmarks.train_peer import Theirs
-
-_MODEL = flags.DEFINE_string("model", None, "measure a released model's shape instead of the small one")
-_STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "whose trained parts train")
-_ROWS = flags.DEFINE_integer("rows", 8, "rows of a batch", lower_bound=1)
-_MICROBATCHES = flags.DEFINE_integer("microbatches", 1, "parts of the batch, one after the other", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", None, get_args(Dtype), "of the computation (float32 on a CPU, bfloat16 elsewhere)")
+_MODEL = flags.DEFINE_string("model", None, "a released model's shape instead of the small one")
+_STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stages whose trained parts are trained")
+_ROWS = flags.DEFINE_integer("rows", 8, "sequences per batch", lower_bound=1)
+_MICROBATCHES = flags.DEFINE_integer("microbatches", 1, "number of microbatches", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", None, get_args(Dtype), "computation (default: float32 on a CPU, else bfloat16)")
 _MOMENTS = flags.DEFINE_enum("moments", "float32", get_args(MomentsDtype), "dtype of the optimizer's moments")
 _ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "our attention kernel")
-_REMAT = flags.DEFINE_enum("remat", None, get_args(RematPolicy), "remat policy (none for the small model, else full)")
+_REMAT = flags.DEFINE_enum("remat", None, get_args(RematPolicy), "default: none for the small model, else full")
 _PAIRS = flags.DEFINE_integer("pairs", 7, "timed steps", lower_bound=1)
-_CORES = flags.DEFINE_integer("cores", 2, "processor cores to run the small model on", lower_bound=1)
-_PEAK = flags.DEFINE_float("peak_flops", None, "FLOP/s of the device; by default those that are known of it")
+_CORES = flags.DEFINE_integer("cores", 2, "processor cores for the small model", lower_bound=1)
+_PEAK = flags.DEFINE_float("peak_flops", None, "FLOP/s of the device (default: by its kind)")
 _PEER = flags.DEFINE_bool("peer", True, "run transformers as well, on a CPU, if it is installed")
 _COMPILING = flags.DEFINE_bool("compiling", True, "measure how the compile time grows with depth")
 
@@ -98,117 +80,54 @@ NARROW = JanusConfig(
     llm=LlamaConfig(512, 128, 4, 2, 2, 64, 384, max_positions=1024),
     gen_head_width=128,
 )
-BAR, COMPILE_BAR = 0.9, 1.2
-MOST_DIFFERENCE = 1e-4
+LIMIT, COMPILE_LIMIT = 0.9, 1.2
+MAX_DIFFERENCE = 1e-4
 CHECKED_STEPS = 3
 TRAINED = {"1": ADAPTORS_AND_HEAD, "2": ALL_BUT_ENCODERS, "3": ALL_BUT_TOKENIZER}
 
-SMALL_ROWS = Layout(places=512, und_images=1, gen_images=0, prompt=12, answer=48)
-REAL_ROWS = Layout(places=4096, und_images=2, gen_images=3, prompt=32, answer=96)
-NARROW_ROWS = Layout(places=256, und_images=1, gen_images=1, prompt=16, answer=32)
-
 
 class Ours:
-    """This project's step."""
+    """The training step of this project."""
 
-    def __init__(self, step: Step, state: TrainState, batch: Batch) -> None:
-        self.state, self.batch = state, batch
-        self._step = step
-        begin = time.perf_counter()
-        self._compiled = step.lower(state, put_batch(batch, None)).compile()
-        self.compile_seconds = time.perf_counter() - begin
+    def __init__(
+        self,
+        config: JanusConfig,
+        trained: Sequence[str],
+        optimizer: OptimizerConfig,
+        batch: Batch,
+        *,
+        execution: Execution,
+        random: bool,
+    ) -> None:
+        transformation, objective = make_optimizer(optimizer, 100), TokenObjective(Janus(config, execution))
+        abstract = abstract_train_state(objective, trained, transformation, None, frozen_dtype=execution.dtype)
+        if random:
+            params = random_params(objective.model, merge(abstract.params, abstract.frozen), jax.random.key(0))
+        else:
+            params = _stacked_weights(config)
+        self.state = state_from_params(*partition(params, trained), transformation, abstract)
+        microbatching = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
+        step = make_train_step(objective, transformation, microbatching, abstract, None)
+        self.batch = batch
+        self.compile_seconds, self._compiled = timed(lambda: step.lower(self.state, put_batch(batch, None)).compile())
+        items = count_items(batch, config)
+        self.tokens = items.tokens
+        self.flops = items.flops(flops_per_item(config, flatten_dict(abstract.params, sep="/")))
 
     def __call__(self) -> float:
-        """One more step; its loss before it."""
+        """Runs a step and returns the loss before it."""
         self.state, metrics = self._compiled(self.state, put_batch(self.batch, None))
         return float(jax.block_until_ready((self.state, metrics["loss"]))[1])
 
     @property
     def peak_bytes(self) -> int:
-        """Of the step: its arguments, what it gives, and what it needs between."""
+        """Memory of the step: arguments, outputs and temporaries."""
         memory = self._compiled.memory_analysis()
         kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return int(kept + memory.temp_size_in_bytes)
 
 
-@dataclass
-class Figure:
-    """A stage's step, and the peer's.
-
-    Attributes:
-      ours, theirs: take a step, to its end; theirs None where there is no peer.
-      filled: the share of our rows' places that hold a sample.
-      flops: of a step.
-      tokens: of a batch.
-      difference: the largest of the losses of the first steps, relative.
-      seconds, seconds_theirs: of the timed steps.
-    """
-
-    ours: Ours
-    theirs: "Theirs | None"
-    filled: float
-    flops: float
-    tokens: float
-    difference: float = math.nan
-    seconds: list[float] = field(default_factory=list)
-    seconds_theirs: list[float] = field(default_factory=list)
-
-    def measure(self, pairs: int) -> None:
-        """Compares the first steps, and times those after.
-
-        Raises:
-          JanusError: the losses are not those of the same computation.
-        """
-        for _ in range(CHECKED_STEPS):
-            loss = self.ours()
-            if self.theirs is not None:
-                expected = self.theirs()
-                self.difference = max(abs(loss / expected - 1), self.difference if self.difference > 0 else 0)
-        if self.difference > MOST_DIFFERENCE:
-            raise JanusError(
-                f"The losses differ by {self.difference:.1e}, so the two steps are not equal; see to that."
-            )
-        for _ in range(pairs):
-            self.seconds.append(_seconds(self.ours))
-            if self.theirs is not None:
-                self.seconds_theirs.append(_seconds(self.theirs))
-
-    def report(self, peak: float | None) -> dict[str, float]:
-        """Every figure by name."""
-        seconds = median(self.seconds)
-        figures = {
-            "ms": seconds * 1e3,
-            "ms_least": min(self.seconds) * 1e3,
-            "tokens_per_second": self.tokens / seconds,
-            "teraflops": self.flops / seconds / 1e12,
-            "peak_gib": self.ours.peak_bytes / 2**30,
-            "compile_s": self.ours.compile_seconds,
-            "filled": self.filled,
-        }
-        if peak is not None:
-            figures["mfu"] = self.flops / seconds / peak
-        if self.theirs is not None:
-            ratios = [one / other for one, other in zip(self.seconds, self.seconds_theirs, strict=True)]
-            figures |= {
-                "peer_ms": median(self.seconds_theirs) * 1e3,
-                "peer_ms_least": min(self.seconds_theirs) * 1e3,
-                "ratio": median(ratios),
-                "ratio_of_least": min(self.seconds) / min(self.seconds_theirs),
-                "difference": self.difference,
-                "peer_filled": self.tokens / self.theirs.places,
-            }
-        return figures
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    gc.collect()
-    begin = time.perf_counter()
-    run()
-    return time.perf_counter() - begin
-
-
-def _stacked(config: JanusConfig) -> Params:
-    """The weights as training has them."""
+def _stacked_weights(config: JanusConfig) -> Params:
     tree: Params = {}
     for unit, array in weights(config):
         node = functools.reduce(lambda node, key: node.setdefault(key, {}), unit.parameter.keys[:-1], tree)
@@ -220,111 +139,115 @@ def _stacked(config: JanusConfig) -> Params:
     return tree
 
 
-def compile_seconds(config: JanusConfig, depth: int) -> float:
-    """Of stage III's step with so many layers in both transformers."""
-    config = dataclasses.replace(
-        config,
-        llm=dataclasses.replace(config.llm, depth=depth),
-        und_encoder=dataclasses.replace(config.und_encoder, depth=depth),
-    )
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
-    model = Janus(config, Execution(remat="full"))
-    abstract = abstract_train_state(model, ALL_BUT_TOKENIZER, optimizer, None)
-    step = make_train_step(model, optimizer, Microbatching(), abstract, None)
-    batch = NARROW_ROWS.batch(config, 2)
-    jax.clear_caches()
-    return _seconds(lambda: step.lower(abstract, batch).compile())
+def measure(
+    config: JanusConfig, stage: str, execution: Execution, batch: Batch, *, with_peer: bool, peak: float | None
+) -> dict[str, float]:
+    """Returns the figures of a stage's step.
 
-
-def _compiling() -> dict[str, float]:
-    pairs = [(compile_seconds(NARROW, 4), compile_seconds(NARROW, 24)) for _ in range(3)]
-    few, many = (min(times) for times in zip(*pairs, strict=True))
-    return {"compile_4_s": few, "compile_24_s": many, "compile_24_over_4": many / few}
-
-
-def _figure(config: JanusConfig, stage: str, execution: Execution, batch: Batch, with_peer: bool) -> Figure:
-    # The peer leaves parameters alone that no gradient reaches, and no image is generated here.
+    Raises:
+      JanusError: The losses of both sides differ.
+    """
+    # The peer's optimizer skips parameters without a gradient, and no image is generated in the comparison.
     trained = [part for part in TRAINED[stage] if not (with_peer and part.startswith("gen"))]
-    recipe = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1, moments_dtype=cast(MomentsDtype, _MOMENTS.value))
-    optimizer, model = make_optimizer(recipe, 100), Janus(config, execution)
-    abstract = abstract_train_state(model, trained, optimizer, None, frozen_dtype=execution.dtype)
+    optimizer = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1, moments_dtype=cast(MomentsDtype, _MOMENTS.value))
+    ours = Ours(config, trained, optimizer, batch, execution=execution, random=not with_peer)
+    peer = None
     if with_peer:
-        state = state_from_params(*partition(_stacked(config), trained), optimizer, abstract)
-    else:
-        state = random_train_state(model, trained, optimizer, abstract, jax.random.key(0))
-    cut = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
-    held = count_items(batch, config)
-    theirs = None
-    if with_peer:
-        from benchmarks.train_peer import Theirs
+        from benchmarks.train_peer import Peer
 
-        theirs = Theirs(config, trained, recipe, batch, _CORES.value)
-    return Figure(
-        Ours(make_train_step(model, optimizer, cut, abstract, None), state, batch),
-        theirs,
-        float(batch.is_token.mean()),
-        held.flops(flops_per_item(config, flatten_dict(abstract.params, sep="/"))),
-        held.tokens,
-    )
+        peer = Peer(config, trained, optimizer, batch, _CORES.value)
+    differences = []
+    for _ in range(CHECKED_STEPS):
+        loss = ours()
+        if peer is not None:
+            differences.append(abs(loss / peer() - 1))
+    if differences and max(differences) > MAX_DIFFERENCE:
+        raise JanusError(f"The losses differ by {max(differences):.1e}, so the two steps compute different things.")
+    seconds, peer_seconds = alternate(ours, peer, _PAIRS.value)
+    found = {
+        "ms": median(seconds) * 1e3,
+        "ms_least": min(seconds) * 1e3,
+        "tokens_per_second": ours.tokens / median(seconds),
+        "teraflops": ours.flops / median(seconds) / 1e12,
+        "peak_gib": ours.peak_bytes / 2**30,
+        "compile_s": ours.compile_seconds,
+        "filled": float(batch.is_token.mean()),
+    }
+    if peak is not None:
+        found["mfu"] = ours.flops / median(seconds) / peak
+    if peer is not None:
+        found |= {
+            "peer_ms": median(peer_seconds) * 1e3,
+            "peer_ms_least": min(peer_seconds) * 1e3,
+            "ratio": median_ratio(seconds, peer_seconds),
+            "ratio_of_least": min(seconds) / min(peer_seconds),
+            "difference": max(differences),
+            "peer_filled": ours.tokens / peer.padded_tokens,
+        }
+    return found
+
+
+def compile_seconds(depth: int) -> float:
+    """Returns the compile time of stage III's step with this many layers in both transformers."""
+    config = replace(NARROW, llm=replace(NARROW.llm, depth=depth), und_encoder=replace(NARROW.und_encoder, depth=depth))
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
+    objective = TokenObjective(Janus(config, Execution(remat="full")))
+    abstract = abstract_train_state(objective, ALL_BUT_TOKENIZER, optimizer, None)
+    step = make_train_step(objective, optimizer, Microbatching(), abstract, None)
+    sequences = equal_sequences(config, 2, 256, und_images=1, gen_images=1, prompt=16, answer=32)
+    jax.clear_caches()
+    return timed(lambda: step.lower(abstract, make_batch(config, sequences, 256)).compile())[0]
 
 
 def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
     if wrong := [stage for stage in _STAGES.value if stage not in TRAINED]:
-        raise JanusError(f"--stages holds {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
-    small = _MODEL.value is None
+        raise JanusError(f"--stages contains {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
+    small, rows = _MODEL.value is None, _ROWS.value
     cores = use_cores(_CORES.value) if small else None
-    config, layout = (SMALL, SMALL_ROWS) if _MODEL.value is None else (janus_preset(_MODEL.value), REAL_ROWS)
-    batches = {"alike": layout.batch(config, _ROWS.value)}
-    if small:
-        batches["unlike"] = batch_of(config, unlike_rows(config, _ROWS.value, layout.places), layout.places)
+    if _MODEL.value is None:
+        config, length = SMALL, 512
+        alike = equal_sequences(config, rows, length, und_images=1, gen_images=0, prompt=12, answer=48)
+        batches = {"alike": make_batch(config, alike, length)}
+        batches["unlike"] = make_batch(config, unequal_sequences(config, rows, length), length)
+    else:
+        config, length = janus_preset(_MODEL.value), 4096
+        alike = equal_sequences(config, rows, length, und_images=2, gen_images=3, prompt=32, answer=96)
+        batches = {"alike": make_batch(config, alike, length)}
     device = jax.devices()[0]
-    on_cpu = device.platform == "cpu"
-    dtype = cast(Dtype, _DTYPE.value or ("float32" if on_cpu else "bfloat16"))
+    dtype = cast(Dtype, _DTYPE.value or ("float32" if device.platform == "cpu" else "bfloat16"))
     remat = cast(RematPolicy, _REMAT.value or ("none" if small else "full"))
-    # As the recipes of small models have it.
+    # The recipes of small models unroll the scan over layers.
     unroll = config.llm.depth if small else 1
     execution = Execution(dtype, "float32", cast(AttentionKernel, _ATTENTION.value), remat, scan_unroll=unroll)
-    with_peer = (
-        _PEER.value
-        and small
-        and on_cpu
-        and dtype == "float32"
-        and bool(find_spec("torch") and find_spec("transformers"))
-    )
+    with_peer = _PEER.value and small and device.platform == "cpu" and dtype == "float32" and has_torch()
     peak = _PEAK.value or peak_flops(device.device_kind, dtype)
-    report: dict[str, Any] = {
-        "model": config.name,
-        "rows": _ROWS.value,
-        "places": layout.places,
-        "dtype": dtype,
-        "remat": remat,
-        "cores": cores,
-        **machine(*(("torch", "transformers") if with_peer else ())),
-    }
+    packages = ("torch", "transformers") if with_peer else ()
+    report: dict[str, Any] = {"model": config.name, "rows": rows, "length": length, "dtype": dtype, "remat": remat}
+    report |= {"cores": cores, **machine(*packages)}
     print(
-        f"{'stage':5} {'samples':>7} {'ms':>8} {'peer':>8} {'ratio':>6} {'bar':>4} {'tokens/s':>9} {'TFLOP/s':>8} "
+        f"{'stage':5} {'examples':>8} {'ms':>8} {'peer':>8} {'ratio':>6} {'limit':>5} {'tokens/s':>9} {'TFLOP/s':>8} "
         f"{'MFU':>6} {'peak GiB':>8} {'compile s':>9} {'filled':>6} {'peer':>6} {'difference':>10}"
     )
-    for stage, (samples, batch) in itertools.product(_STAGES.value, batches.items()):
-        figure = _figure(config, stage, execution, batch, with_peer)
-        figure.measure(_PAIRS.value)
-        got = figure.report(peak)
-        nan = math.nan
+    for stage, (kind, batch) in itertools.product(_STAGES.value, batches.items()):
+        found = measure(config, stage, execution, batch, with_peer=with_peer, peak=peak)
+        ratio, mfu, peer_ms, peer_filled, difference = (
+            found.get(name, math.nan) for name in ("ratio", "mfu", "peer_ms", "peer_filled", "difference")
+        )
         print(
-            f"{stage:5} {samples:>7} {got['ms']:8.1f} {got.get('peer_ms', nan):8.1f} {got.get('ratio', nan):6.3f} "
-            f"{BAR:4} {got['tokens_per_second']:9.0f} {got['teraflops']:8.3g} {got.get('mfu', nan):6.3f} "
-            f"{got['peak_gib']:8.2f} {got['compile_s']:9.1f} {got['filled']:6.2f} "
-            f"{got.get('peer_filled', nan):6.2f} {got.get('difference', nan):10.1e}",
+            f"{stage:5} {kind:>8} {found['ms']:8.1f} {peer_ms:8.1f} {ratio:6.3f} {LIMIT:5} "
+            f"{found['tokens_per_second']:9.0f} {found['teraflops']:8.3g} {mfu:6.3f} {found['peak_gib']:8.2f} "
+            f"{found['compile_s']:9.1f} {found['filled']:6.2f} {peer_filled:6.2f} {difference:10.1e}",
             flush=True,
         )
-        report |= {f"stage_{stage}_{samples}_{name}": value for name, value in got.items()}
-        del figure
+        report |= {f"stage_{stage}_{kind}_{name}": value for name, value in found.items()}
     if _COMPILING.value:
-        report |= _compiling()
+        pairs = [(compile_seconds(4), compile_seconds(24)) for _ in range(3)]
+        few, many = (min(times) for times in zip(*pairs, strict=True))
+        report |= {"compile_4_s": few, "compile_24_s": many, "compile_24_over_4": many / few}
         print(
-            f"compiling: {report['compile_24_s']:.1f} s with 24 layers, {report['compile_4_s']:.1f} s with 4, "
-            f"{report['compile_24_over_4']:.2f} times that (at most {COMPILE_BAR})"
+            f"compile time: {many:.1f} s with 24 layers, {few:.1f} s with 4, ratio {many / few:.2f} "
+            f"(limit {COMPILE_LIMIT})"
         )
     print(json.dumps(report))
 

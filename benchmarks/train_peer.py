@@ -1,4 +1,4 @@
-"""A training step of transformers' Janus on PyTorch, with the weights and the samples of ours."""
+"""Training step of transformers' Janus on PyTorch, with our weights and examples."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ import transformers
 from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
-from benchmarks.rows import IMAGE
+from benchmarks.batches import IMAGE
 from benchmarks.shared import weights
 from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.batch import NO_POSITION, Batch
@@ -17,14 +17,14 @@ from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.param_paths import matches
 
 
-class Theirs:
-    """The step: forward and backward pass, the gradient's norm clipped, PyTorch's fused AdamW.
+class Peer:
+    """Forward and backward pass, clipping of the gradient norm, and PyTorch's fused AdamW.
 
-    A packed row's samples have a row each, padded to the longest of the batch; where all are of one length there is no
-    padding, and no mask is given. The text head reads supervised places alone, as ours does.
+    Each example of a packed sequence becomes a sequence, padded to the longest of the batch. Without padding no mask is
+    passed. The text head is applied to supervised positions only, as ours is.
 
     Attributes:
-      places: of its batch, padding included.
+      padded_tokens: Size of the batch including padding.
     """
 
     def __init__(
@@ -42,21 +42,21 @@ class Theirs:
             weight_decay=optimizer.weight_decay,
             fused=True,
         )
-        samples, learnt = _samples(batch)
-        self._ids = pad_sequence(samples, batch_first=True)
-        self._before = pad_sequence(learnt, batch_first=True).roll(-1, dims=1).reshape(-1).nonzero()[:, 0]
+        examples, supervised = _unpack(batch)
+        self._ids = pad_sequence(examples, batch_first=True)
+        self._before = pad_sequence(supervised, batch_first=True).roll(-1, dims=1).reshape(-1).nonzero()[:, 0]
         self._targets = self._ids.reshape(-1)[self._before + 1]
-        mask = pad_sequence([torch.ones_like(sample) for sample in samples], batch_first=True)
+        mask = pad_sequence([torch.ones_like(example) for example in examples], batch_first=True)
         self._mask = None if mask.all() else mask
-        self.places = mask.numel()
-        # Our rows are filled up with empty images, of which no place holds a patch.
-        shown = (batch.und_patch_index.max(axis=1) + 1) // config.und_encoder.num_patches
-        pixels = np.concatenate([images[:count] for images, count in zip(batch.und_images, shown, strict=True)])
+        self.padded_tokens = mask.numel()
+        # Our batch is padded with empty images that no position refers to.
+        counts = (batch.und_patch_index.max(axis=1) + 1) // config.und_encoder.num_patches
+        pixels = np.concatenate([images[:count] for images, count in zip(batch.und_images, counts, strict=True)])
         scaled = pixels.astype(np.float32) * np.float32(2 / 255) - 1
         self._pixels = torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
 
     def __call__(self) -> float:
-        """One more step; its loss before it."""
+        """Runs a step and returns the loss before it."""
         hidden = self._model.model(
             input_ids=self._ids, pixel_values=self._pixels, attention_mask=self._mask, use_cache=False
         ).last_hidden_state
@@ -73,25 +73,25 @@ def _model(config: JanusConfig, trained: Sequence[str]) -> transformers.JanusFor
     model = transformers.JanusForConditionalGeneration(
         transformers.JanusConfig(**config_to_json(config, "float32", IMAGE))
     )
-    state, kept = model.state_dict(), set()
+    state, trainable = model.state_dict(), set()
     for unit, array in weights(config):
         for name, part in unit.write(array):
             state[name].copy_(torch.from_numpy(np.ascontiguousarray(part)))
             if matches(unit.parameter.path, trained):
-                kept.add(name)
+                trainable.add(name)
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in kept)
+        parameter.requires_grad_(name in trainable)
     return model.train()
 
 
-def _samples(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Ids of each sample, and which of them are learnt."""
-    samples, learnt = [], []
+def _unpack(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Returns the tokens of each example, and which of them are targets."""
+    examples, supervised = [], []
     for ids, segments, targets in zip(batch.tokens, batch.segment_ids, np.asarray(batch.text_targets), strict=True):
         is_target = np.zeros(len(ids), bool)
         is_target[targets[targets != NO_POSITION]] = True
         for number in range(1, segments.max() + 1):
             here = segments == number
-            samples.append(torch.from_numpy(ids[here]).long())
-            learnt.append(torch.from_numpy(is_target[here]))
-    return samples, learnt
+            examples.append(torch.from_numpy(ids[here]).long())
+            supervised.append(torch.from_numpy(is_target[here]))
+    return examples, supervised

@@ -112,8 +112,9 @@ class Checkpoint(ABC):
         dtypes = self.dtypes() if wanted is None else {}
         for parameter, layer in layer_by_layer(self.parameters):
             if parts is None or parameter.keys[0] in parts:
-                array = self.read(parameter, layer)
-                yield parameter.keys, layer, array.astype(dtypes.get(parameter.path, wanted), copy=False)
+                # Kept in no variable, so that no two arrays are in memory.
+                target = dtypes.get(parameter.path, wanted)
+                yield parameter.keys, layer, self.read(parameter, layer).astype(target, copy=False)
 
     @abstractmethod
     def dtypes(self) -> dict[str, np.dtype]:
@@ -121,7 +122,7 @@ class Checkpoint(ABC):
 
     @abstractmethod
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """Reads one layer (None: a parameter that is not stacked), in the dtype of the file."""
+        """Reads a parameter that is not stacked (layer None), or one layer, in the dtype of the file."""
 
     @abstractmethod
     def unused(self) -> Mapping[str, np.ndarray]:
@@ -158,7 +159,7 @@ class TorchCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class OrbaxCheckpoint(Checkpoint):
-    """A converted folder, whose parameters are an Orbax checkpoint."""
+    """A converted folder. Its parameters are an Orbax checkpoint."""
 
     @functools.cached_property
     def _stored(self) -> "OrbaxParams":
@@ -346,7 +347,7 @@ def _detect_conversation(path: Path, json: JsonObject, config: ModelConfig) -> C
     template = _chat_template(folder)
     if "<|User|>" in template:
         return "janus_pro"
-    # A released tokenizer may carry the chat template of its base language model, whose "User" says nothing.
+    # A released tokenizer may carry the chat template of its base language model, so "User" there is no evidence.
     if json.values.get("model_type") == "janus" and re.search(r"\bUser\b", template):
         return "janus"
     # The innermost folder first: the name of an outer folder may describe something else.
@@ -382,5 +383,5 @@ def _model_name(path: Path, config: ModelConfig) -> str:
 
 
 def _without_vae(config: ModelConfig) -> ModelConfig:
-    """A JanusFlow keeps its name with another VAE, or with none."""
+    """The VAE does not change the name of a JanusFlow."""
     return replace(config, vae=None) if isinstance(config, JanusFlowConfig) else config

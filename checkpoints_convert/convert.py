@@ -143,8 +143,8 @@ def save_checkpoint(
     Args:
       target: Folder to create. It appears when it is complete.
       params: Nested dicts of numpy or fully addressable jax arrays, repeated blocks stacked.
-      config: Config of the model, or of the only part that there is.
-      sidecars_from: Folder whose tokenizer and processor files are copied.
+      config: Config of the model, or of its only part.
+      sidecars_from: Folder to copy tokenizer and processor files from.
       progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -288,13 +288,16 @@ def _to_torch(
     num_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values())
     with atomic_folder(target) as folder, _progress_bar(num_bytes, progress) as report:
         with _tensor_writer(folder, announced, shard_bytes, config) as write:
-            for one in mapped:
-                for name, array in one.write(checkpoint.read(one.parameter, one.layer)):
+
+            def write_all(tensors: Iterable[tuple[str, np.ndarray]]) -> None:
+                for name, array in tensors:
                     write(name, array)
                     report(array.size * announced[name][1].itemsize)
-            for name, tensor in unused.items():
-                write(name, tensor)
-                report(tensor.nbytes)
+
+            for one in mapped:
+                # Returns before the next parameter is read, so that no two are in memory.
+                write_all(one.write(checkpoint.read(one.parameter, one.layer)))
+            write_all(unused.items())
         write_json(folder / "config.json", json)
         if same_layout:
             sidecars.copy_sidecars(checkpoint.folder, folder)
@@ -334,7 +337,7 @@ def _image_token_id(checkpoint: Checkpoint) -> int:
 def _tensor_writer(
     folder: Path, announced: Mapping[str, tuple[Shape, np.dtype]], shard_bytes: int, config: ModelConfig
 ) -> Iterator[Callable[[str, np.ndarray], None]]:
-    """Yields a function that writes a tensor to its file: the VAE of a JanusFlow has a folder of its own."""
+    """Yields a function that writes a tensor to its file: the VAE of a JanusFlow is stored in a subfolder."""
     vae = config.vae if isinstance(config, JanusFlowConfig) else None
     prefix = released_flow.VAE_PREFIX
     in_vae = {} if vae is None else {name: kind for name, kind in announced.items() if name.startswith(prefix)}

@@ -137,7 +137,7 @@ class Layout:
     Attributes:
       name: Name of the layout in commands and messages.
       table: Tensor names by parameter.
-      read_config: Returns the config, given config.json (empty if there is none) and the shapes of all tensors.
+      read_config: Returns the config, given config.json (empty if absent) and the shapes of all tensors.
       write_config: Returns the content of config.json, given the config, the name of the main dtype and the id of the
         image placeholder token. None if the layout is not written.
       marker: Name of a tensor that only this layout has. None if config.json names the layout.

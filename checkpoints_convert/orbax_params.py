@@ -33,7 +33,7 @@ from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
 )
 
 from checkpoints_convert.parameters import Parameter, Shape
-from checkpoints_convert.safetensors_writer import as_bytes
+from checkpoints_convert.safetensors_writer import as_bytes, write_all
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, read_json, reading
 
@@ -53,7 +53,7 @@ class DeferredParameter:
     Attributes:
       parameter: The parameter.
       dtype: Dtype that it is stored in.
-      read: Reads one layer (None: a parameter that is not stacked), in the parameter's shape.
+      read: Reads a parameter that is not stacked (layer None), or one layer.
       on_written: Called with the number of bytes of every chunk written, from any thread.
     """
 
@@ -115,9 +115,7 @@ def _write_layer(deferred: DeferredParameter, directory: Path, store: ts.TensorS
 def _write_file(path: Path, array: np.ndarray, rows: int) -> None:
     data = as_bytes(array)
     with path.open("wb", buffering=0) as file:
-        written = 0
-        while written < len(data):
-            written += file.write(data[written:]) or 0
+        write_all(file, data)
         # All chunks have the same size. The bytes of the last chunk beyond the array are never read.
         file.truncate(len(data) // max(1, array.shape[0]) * rows)
 
@@ -157,7 +155,7 @@ def write_params(directory: Path, parameters: Sequence[DeferredParameter]) -> No
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Orbax warns that no leaf is a jax.Array and that there is no OCDBT database to merge. Both are intended.
+    # Orbax warns about leaves that are not jax.Arrays and about a missing OCDBT database. Both are intended.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -205,7 +203,7 @@ class OrbaxParams:
         return np.dtype(self._open(parameter).dtype.numpy_dtype)
 
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """Reads one layer (None: a parameter that is not stacked)."""
+        """Reads a parameter that is not stacked (layer None), or one layer."""
         store = self._open(parameter)
         try:
             return np.asarray(store[() if layer is None else layer].read().result())

@@ -31,7 +31,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "vae": VAEConfig,
     "llm": LlamaConfig,
 }
-"""The parts of a model that have checkpoints of their own, by their key in the parameter tree."""
+"""Parts of a model that are also published separately, by their key in the parameter tree."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,7 @@ def model_parameters(config: Config) -> tuple[Parameter, ...]:
 
 
 def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
-    """Lists the parameters of an abstract tree whose leaves carry logical axis names.
+    """Lists the parameters of an abstract tree with logical axis names.
 
     A parameter is stacked if its first logical axis is "layers".
     """
@@ -107,7 +107,7 @@ def _abstract_tree(config: Config) -> Any:
 
 
 def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:
-    """Yields every layer of every parameter (None: not stacked), all parameters of one block before the next block."""
+    """Yields every parameter and layer (None if not stacked), all parameters of one block before the next block."""
 
     def stack(parameter: Parameter) -> tuple[str, ...]:
         return parameter.keys[:2] if parameter.layers is not None else ()

@@ -238,7 +238,7 @@ def _read_siglip(json: JsonObject, shapes: Shapes) -> SiglipConfig:
 
 def _infer_timm(shapes: Shapes, prefix: str) -> SiglipConfig:
     inferred = infer_siglip(shapes, prefix, SiglipConfig(gelu="tanh"))
-    # Shapes do not tell the number of heads; all published SigLIP encoders have heads of dimension 64.
+    # The number of heads cannot be inferred from shapes; all published SigLIP encoders have heads of dimension 64.
     return replace(inferred, num_heads=max(1, inferred.width // 64))
 
 

@@ -32,7 +32,7 @@ _SIGLIP_PREFIX = "vision_model.vision_tower."
 _VQ_PREFIX = "gen_vision_model."
 _COUNTER = f"{_VQ_PREFIX}quantize.codebook_used"
 _COUNTER_LENGTH = 65536
-"""Length of the counter in all released files, whatever the size of the codebook."""
+"""Length of the counter in all released files; it does not depend on the size of the codebook."""
 
 _SIGLIP_L = SiglipConfig()
 _VQ_16 = VQConfig()
@@ -183,7 +183,7 @@ def _aligner(kind: str, inputs: int, outputs: int) -> dict[str, Any]:
 
 
 def differing(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the fields whose value differs from their default.
+    """Returns the fields that differ from their default.
 
     Args:
       fields: (value, default) by name.

@@ -1,4 +1,4 @@
-"""The released layout of JanusFlow, with its VAE in a folder of its own.
+"""The released layout of JanusFlow, with its VAE in a separate folder.
 
 config.json has the model_type `multi_modality`, as Janus does, and nests `vision_und_enc_config`,
 `vision_gen_enc_config`, `vision_gen_dec_config` and `language_config`. The released file does not hold the VAE. It is

@@ -1,4 +1,4 @@
-"""Writes safetensors shard by shard, each tensor put in its place as it comes."""
+"""Writes safetensors files one tensor at a time, in any order."""
 
 import json
 import math
@@ -15,7 +15,7 @@ _KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 64
 
 
-class _Place(NamedTuple):
+class _Slot(NamedTuple):
     file: BinaryIO
     offset: int
     shape: Shape
@@ -23,18 +23,25 @@ class _Place(NamedTuple):
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """The bytes of a contiguous array, not copied; numpy itself lends no buffer of a bfloat16 array."""
+    """Returns the bytes of a contiguous array without a copy. numpy offers no buffer of a bfloat16 array."""
     return array.reshape(-1).view(np.uint8).data
 
 
+def write_all(file: BinaryIO, data: memoryview) -> None:
+    """Writes all bytes to an unbuffered file. A single call of `write` may write fewer."""
+    written = 0
+    while written < len(data):
+        written += file.write(data[written:]) or 0
+
+
 class SafetensorsWriter:
-    """Makes `model.safetensors`, or shards with an index where that would be larger than one shard.
+    """Writes one file, or shards with an index if the tensors exceed the size of a shard.
 
     Args:
-      folder: where.
-      tensors: name -> (shape, dtype) of all that will be written.
-      shard_bytes: a shard's largest size; one tensor that is larger has a shard of its own.
-      stem: the file's name without its suffix.
+      folder: Folder of the files.
+      tensors: Shape and dtype of every tensor, by name.
+      shard_bytes: Largest size of a shard. A larger tensor is stored in a separate shard.
+      stem: File name without suffix.
     """
 
     def __init__(
@@ -46,7 +53,7 @@ class SafetensorsWriter:
     ) -> None:
         sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tensors.items()}
         shards = _pack(sizes, shard_bytes)
-        self._places: dict[str, _Place] = {}
+        self._slots: dict[str, _Slot] = {}
         self._files: list[BinaryIO] = []
         self._folder, self._stem, self._total = folder, stem, sum(sizes.values())
         self._shard_of: dict[str, str] = {}
@@ -70,27 +77,24 @@ class SafetensorsWriter:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + offset)
         for name, (shape, dtype) in tensors.items():
-            self._places[name] = _Place(file, 8 + len(text) + offsets[name], shape, dtype)
+            self._slots[name] = _Slot(file, 8 + len(text) + offsets[name], shape, dtype)
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Puts one tensor in its place; each has to come once."""
-        place = self._places.pop(name)
-        if array.shape != place.shape:
-            raise ValueError(f"{name} is {array.shape}, announced was {place.shape}")
-        data = as_bytes(np.ascontiguousarray(array, place.dtype))
-        place.file.seek(place.offset)
-        written = 0
-        while written < len(data):
-            written += place.file.write(data[written:]) or 0
+        """Writes one tensor. Every tensor must be written once."""
+        slot = self._slots.pop(name)
+        if array.shape != slot.shape:
+            raise ValueError(f"{name} is {array.shape}, but {slot.shape} was declared")
+        slot.file.seek(slot.offset)
+        write_all(slot.file, as_bytes(np.ascontiguousarray(array, slot.dtype)))
 
     def close(self) -> None:
-        """Writes the index where there are shards.
+        """Closes the files and writes the index of shards.
 
         Raises:
-          ValueError: a tensor that was announced never came.
+          ValueError: A tensor was not written.
         """
-        if self._places:
-            raise ValueError(f"{len(self._places)} tensors were not written, among them {next(iter(self._places))}")
+        if self._slots:
+            raise ValueError(f"{len(self._slots)} tensors were not written, among them {next(iter(self._slots))}")
         for file in self._files:
             file.close()
         if len(self._files) > 1:

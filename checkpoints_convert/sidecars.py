@@ -1,4 +1,4 @@
-"""The json files that lie beside the weights: tokenizer, image preparation, processor, generation."""
+"""Files of a checkpoint folder other than weights and config.json: tokenizer, processor, generation settings."""
 
 import shutil
 from collections.abc import Mapping
@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
 )
 PROCESSOR = "processor_config.json"
 _SYSTEM_PROMPT = "system_prompt"
-"""Our own field of that file (`janus_jax.processing.Processor`)."""
+"""Field that only this project uses (`janus_jax.processing.Processor`)."""
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     PROCESSOR,
@@ -30,7 +30,7 @@ PROCESSOR_FILES = (
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE = "<begin_of_image>", "<end_of_image>", "<image_placeholder>"
 
-_IMAGE_PREPARATION = {
+_IMAGE_PREPROCESSING = {
     "do_normalize": True,
     "image_mean": [0.5, 0.5, 0.5],
     "image_std": [0.5, 0.5, 0.5],
@@ -38,7 +38,7 @@ _IMAGE_PREPARATION = {
     "rescale_factor": 1 / 255,
 }
 _ROLES = {"janus": ("User", "Assistant"), "janus_pro": ("<|User|>", "<|Assistant|>")}
-# Turns as Janus was trained with them: a blank line after a user's turn, end-of-sentence after an answer.
+# The format that Janus was trained with: a blank line after a user's turn, end-of-sentence after an answer.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] | lower == 'system' %}{% for part in message['content'] %}"
@@ -55,7 +55,7 @@ _CHAT_TEMPLATE = (
 
 
 def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER_FILES + PROCESSOR_FILES) -> list[str]:
-    """Copies those of the files that the source has, byte for byte; their names."""
+    """Copies the files that exist in the source and returns their names."""
     found = [name for name in names if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)
@@ -63,7 +63,7 @@ def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER
 
 
 def copy_system_prompt(source: Path, target: Path) -> None:
-    """Adds the source's own system prompt, of which no layout knows, to the target's processor file."""
+    """Copies the system prompt, which other projects do not store, to the target's processor file."""
     own = read_json_if_exists(source / PROCESSOR)
     if _SYSTEM_PROMPT in own:
         file = target / PROCESSOR
@@ -71,7 +71,7 @@ def copy_system_prompt(source: Path, target: Path) -> None:
 
 
 def token_ids(folder: Path) -> dict[str, int]:
-    """Ids of the tokens that the folder's tokenizer has by name beside its vocabulary; empty without a tokenizer."""
+    """Returns the ids of the tokenizer's added tokens; empty if the folder has no tokenizer."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return {}
@@ -81,11 +81,11 @@ def token_ids(folder: Path) -> dict[str, int]:
 
 
 def write_released_sidecars(folder: Path, config: ModelConfig) -> None:
-    """Image preparation and processor as the released folders have them."""
+    """Writes preprocessor and processor configs of the released layout."""
     image = {
         "image_processor_type": "VLMImageProcessor",
         "processor_class": "VLChatProcessor",
-        **_IMAGE_PREPARATION,
+        **_IMAGE_PREPROCESSING,
         "image_size": config.und_encoder.image_size,
         "background_color": [127, 127, 127],
     }
@@ -102,12 +102,12 @@ def write_released_sidecars(folder: Path, config: ModelConfig) -> None:
 
 
 def write_transformers_sidecars(folder: Path, config: ModelConfig) -> None:
-    """What transformers' `JanusProcessor` and `generate` need beside weights and tokenizer."""
+    """Writes the files that transformers' `JanusProcessor` and `generate` need in addition to the tokenizer."""
     side = config.und_encoder.image_size
     image = {
         "image_processor_type": "JanusImageProcessor",
         "processor_class": "JanusProcessor",
-        **_IMAGE_PREPARATION,
+        **_IMAGE_PREPROCESSING,
         "size": {"height": side, "width": side},
         "do_resize": True,
         "do_pad": True,

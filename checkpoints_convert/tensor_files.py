@@ -1,7 +1,7 @@
-"""Tensors by name from the files that checkpoints come in, opened and not read.
+"""Opens the files that store a checkpoint's tensors.
 
-Every tensor is a read-only numpy view of a memory-mapped file: nothing is read before its numbers are used, and
-what is read belongs to the page cache, not to the process. Neither torch nor jax is needed.
+Every tensor is a read-only numpy view of a memory-mapped file. Values are read when they are used, into the page cache
+and not into the memory of the process. Neither torch nor jax is needed.
 """
 
 import json
@@ -45,15 +45,15 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 def find_weights(path: Path) -> Path:
-    """The file that a checkpoint starts with: `path` itself, or the weights or index in that folder.
+    """Returns the file with the weights or their index: `path` itself, or a file in that folder.
 
     Raises:
-      JanusError: the path does not exist, or the folder holds no weights, or several files that might be meant.
+      JanusError: The path does not exist, or the folder holds no weights or several files without an index.
     """
     if path.is_file():
         return path
     if not path.is_dir():
-        raise JanusError(f"{path} does not exist; give a checkpoint's folder or its file of weights.")
+        raise JanusError(f"{path} does not exist; give the folder of a checkpoint or a file with weights.")
     for name in WEIGHT_FILES:
         if (path / name).is_file():
             return path / name
@@ -63,21 +63,21 @@ def find_weights(path: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
-        raise JanusError(f"{path} holds no weights; looked for {', '.join(WEIGHT_FILES)}.")
+        raise JanusError(f"{path} holds no weights; expected one of {', '.join(WEIGHT_FILES)}.")
     raise JanusError(
-        f"{path} holds several files of weights and no index ({', '.join(p.name for p in candidates)}); "
-        f"name the file that is meant, or fetch the missing *.index.json."
+        f"{path} holds several files with weights and no index ({', '.join(p.name for p in candidates)}); "
+        f"give one of the files, or fetch the missing *.index.json."
     )
 
 
 def open_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Every tensor of a checkpoint, by its name there.
+    """Returns every tensor of a checkpoint by name.
 
     Args:
-      path: a folder, a `.safetensors`, a `.bin` or `.pt` of torch's zip format, or an `*.index.json` of shards.
+      path: A folder, a `.safetensors` file, a `.bin`, `.pt` or `.pth` file of torch, or the `*.index.json` of shards.
 
     Raises:
-      JanusError: a file is missing, truncated, corrupt, or of a format that is not read; the message names it.
+      JanusError: A file is missing, truncated, corrupt, or has an unsupported format. The message names the file.
     """
     with reading(path):
         file = find_weights(path)
@@ -96,7 +96,7 @@ def _open(file: Path) -> dict[str, np.ndarray]:
         return _open_safetensors(file)
     if file.suffix in _WEIGHT_SUFFIXES:
         return open_torch_zip(file)
-    raise JanusError(f"{file} is of no known kind; weights end in {', '.join(_WEIGHT_SUFFIXES)}.")
+    raise JanusError(f"{file} has an unsupported format; files with weights end in {', '.join(_WEIGHT_SUFFIXES)}.")
 
 
 def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -113,17 +113,17 @@ def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
     entries = {name: _entry(values) for name, values in header.items()}
     start, tensors = 8 + length, {}
     if (end := start + max((last for *_, last in entries.values()), default=0)) > size:
-        raise JanusError(f"{path} is truncated: it has {size} bytes and its header promises {end}; fetch it again.")
+        raise JanusError(f"{path} is truncated: it has {size} bytes, but its header requires {end}; fetch it again.")
     for name, (kind, shape, first, last) in entries.items():
         if kind not in SAFETENSORS_DTYPES:
             raise JanusError(
-                f"{path}: tensor {name} is of type {kind}, which is not read; the types are "
+                f"{path}: tensor {name} has the unsupported type {kind}; supported types are "
                 f"{', '.join(SAFETENSORS_DTYPES)}."
             )
         dtype, count = SAFETENSORS_DTYPES[kind], math.prod(shape)
         if first < 0 or last - first != count * dtype.itemsize or min(shape, default=0) < 0:
             raise JanusError(f"{path} has a corrupt header: tensor {name} does not fit its bytes; fetch it again.")
-        # Of an empty buffer numpy takes no view.
+        # numpy cannot create a view of an empty buffer.
         flat = np.frombuffer(mapped, dtype, count, start + first) if count else np.empty(0, dtype)
         tensors[name] = flat.reshape(shape)
     return tensors
@@ -140,13 +140,13 @@ def _open_shards(index: Path) -> dict[str, np.ndarray]:
         raise JanusError(f"{index} has no weight_map of tensor names to files; fetch it again.")
     files = sorted(set(weight_map.values()))
     if strange := [f for f in files if Path(f).name != f or Path(f).suffix not in _WEIGHT_SUFFIXES]:
-        raise JanusError(f"{index} names {strange[0]!r}, which is no weights of its own folder; fetch it again.")
+        raise JanusError(f"{index} names {strange[0]!r}, which is no weights file of its folder; fetch it again.")
     if missing := [f for f in files if not (index.parent / f).is_file()]:
-        raise JanusError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch what is missing.")
+        raise JanusError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch them.")
     shards = {f: open_tensors(index.parent / f) for f in files}
     if lost := [name for name, f in weight_map.items() if name not in shards[f]]:
         raise JanusError(
-            f"{index} places {len(lost)} tensors in files that lack them, among them {lost[0]} in "
-            f"{weight_map[lost[0]]}; index and shards are not of one checkpoint."
+            f"{index} names {len(lost)} tensors that are not in their files, among them {lost[0]} in "
+            f"{weight_map[lost[0]]}; index and files belong to different checkpoints, fetch them again."
         )
     return {name: shards[f][name] for name, f in weight_map.items()}

@@ -1,7 +1,7 @@
-"""Reads what `torch.save` wrote, without torch and without running anything that the file asks for.
+"""Reads files written by `torch.save`, without torch and without running code from the file.
 
-The zip format keeps each storage uncompressed, so tensors are views of the memory-mapped file. The pickle beside
-them is read by an unpickler that knows a closed list of harmless names and refuses every other by name.
+The zip format stores tensors uncompressed, so they are views of the memory-mapped file. The unpickler accepts only a
+fixed list of harmless names and reports any other name in an error message.
 """
 
 import contextlib
@@ -33,18 +33,18 @@ _STORAGES = {
     "BoolStorage": np.dtype(np.bool_),
 }
 
-# Keys under which training scripts nest the weights; LlamaGen's own loader prefers them in this order.
+# Keys under which training scripts store the weights, in the order that LlamaGen's loader tries them.
 _NESTINGS = ("ema", "model", "state_dict", "module")
-# A dict may hold itself.
-_MOST_NESTINGS = 8
+# Bounds the search, because a dict can contain itself.
+_MAX_NESTING = 8
 
 _MAX_PICKLE_BYTES = 1 << 28
 
 
 class _Storage(NamedTuple):
-    """One storage of the file: its numbers as a flat view."""
+    """A storage of the file as a flat view."""
 
-    numbers: np.ndarray
+    values: np.ndarray
 
 
 class _StorageType(NamedTuple):
@@ -52,11 +52,11 @@ class _StorageType(NamedTuple):
 
 
 class _Unknown(pickle.UnpicklingError):
-    """The pickle asks for a name outside the closed list."""
+    """The pickle refers to a name outside the list."""
 
 
 class _RebuildTensor:
-    # Slots leave a hostile BUILD instruction nothing to set.
+    # Without attributes, a hostile BUILD instruction has nothing to set.
     __slots__ = ()
 
     def __call__(
@@ -67,10 +67,10 @@ class _RebuildTensor:
         strides: Sequence[int],
         *_: Any,
     ) -> np.ndarray:
-        flat = storage.numbers
+        flat = storage.values
         shape, strides = tuple(map(int, shape)), tuple(map(int, strides))
         if len(shape) != len(strides) or offset < 0 or min((*shape, *strides), default=0) < 0:
-            raise pickle.UnpicklingError("a tensor has impossible strides")
+            raise pickle.UnpicklingError("a tensor has invalid strides")
         empty = 0 in shape
         last = offset + sum((n - 1) * step for n, step in zip(shape, strides, strict=True))
         if not empty and last >= flat.size:
@@ -96,9 +96,9 @@ class _Device:
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    # Made anew for every file, so that nothing a pickle does to it outlives the file.
+    # Created for every file, so that a pickle cannot change the names that the next file gets.
     class Namespace:
-        """Stands for `argparse.Namespace`: attributes and no behaviour."""
+        """Replaces `argparse.Namespace`, which has only attributes."""
 
     names: dict[tuple[str, str], Any] = {
         ("collections", "OrderedDict"): OrderedDict,
@@ -127,14 +127,14 @@ class _Unpickler(pickle.Unpickler):
             raise _Unknown(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
-        # The old format has a sixth entry, for storages that are views of others: None.
+        # The old format has a sixth entry, which is None unless the storage is a view of another storage.
         kind, storage_type, key, _, numel, *view = pid
         if view not in ([], [None]):
             raise pickle.UnpicklingError("a storage is a view of another")
         if kind != "storage" or not isinstance(storage_type, _StorageType):
-            raise pickle.UnpicklingError("it refers to something that is no storage")
-        if isinstance(self._storages, _Sizes):
-            self._storages.make(str(key), numel * storage_type.dtype.itemsize)
+            raise pickle.UnpicklingError("it refers to an object that is not a storage")
+        if isinstance(self._storages, _PlaceholderStorages):
+            self._storages.add(str(key), numel * storage_type.dtype.itemsize)
         raw, dtype = self._storages[str(key)], storage_type.dtype
         if numel * dtype.itemsize > raw.size:
             raise pickle.UnpicklingError(f"storage {key} is shorter than it should be")
@@ -158,13 +158,13 @@ def _map_records(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
 
 
 def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
-    """The tensors of a file written by `torch.save`, as read-only views of the mapped file.
+    """Returns the tensors of a file written by `torch.save`, as read-only views of the mapped file.
 
-    A state dict nested under "ema", "model", "state_dict" or "module" is found there; what else lies beside it
-    (optimizer state, arguments) is left alone.
+    A state dict may be nested under "ema", "model", "state_dict" or "module". Other content, such as optimizer state or
+    arguments, is ignored.
 
     Raises:
-      JanusError: the file is truncated, asks for code to be run, or holds no state dict.
+      JanusError: The file is truncated, refers to code, or holds no state dict.
     """
     try:
         archive = zipfile.ZipFile(path)
@@ -186,7 +186,7 @@ def open_torch_zip(path: Path) -> dict[str, np.ndarray]:
             raise JanusError(f"{path} was written on a big-endian machine; re-save it on a little-endian one.")
         data = records[pickles[0]]
         if data.size > _MAX_PICKLE_BYTES:
-            raise JanusError(f"{path} has a data.pkl of {data.size} bytes; that is no state dict.")
+            raise JanusError(f"{path} has a data.pkl of {data.size} bytes, too many for a state dict; fetch it again.")
         storages = {n.removeprefix(f"{prefix}data/"): r for n, r in records.items() if n.startswith(f"{prefix}data/")}
         with _unpickling(path):
             content = _Unpickler(io.BytesIO(data.tobytes()), storages).load()
@@ -199,8 +199,8 @@ def _unpickling(path: Path) -> Iterator[None]:
         yield
     except _Unknown as error:
         raise JanusError(
-            f"{path} asks for {error}, which is not among the names a file of weights may use; re-save its "
-            f"state dict alone as safetensors if you trust it."
+            f"{path} refers to {error}, which a file with weights must not use; if you trust the file, save its state "
+            f"dict as safetensors and use that."
         ) from None
     except Exception as error:
         raise JanusError(f"{path} is corrupt ({error}); fetch it again.") from error
@@ -209,24 +209,24 @@ def _unpickling(path: Path) -> Iterator[None]:
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-class _Sizes(dict[str, np.ndarray]):
-    """Stands for the storages of a file while it is not known where they lie: zeros, of the sizes asked for."""
+class _PlaceholderStorages(dict[str, np.ndarray]):
+    """Zero-filled storages, used to find the sizes of the real ones."""
 
-    def __init__(self, most: int) -> None:
+    def __init__(self, max_bytes: int) -> None:
         super().__init__()
-        self.most = most
+        self.max_bytes = max_bytes
 
-    def make(self, key: str, size: int) -> None:
-        if size > self.most:
+    def add(self, key: str, size: int) -> None:
+        if size > self.max_bytes:
             raise pickle.UnpicklingError(f"storage {key} is larger than the file")
         self[key] = np.zeros(size, np.uint8)
 
 
 def _open_legacy(path: Path) -> dict[str, np.ndarray]:
-    """The format from before torch 1.6, which the files of older networks still have.
+    """Reads the format of torch before 1.6.
 
-    Pickles of a magic number, a version, the machine, the content and the storages' keys; then the storages, each
-    after its length.
+    The file holds pickles of a magic number, a version, the machine, the content and the keys of the storages, followed
+    by the storages, each preceded by its length.
     """
     with path.open("rb") as file:
         mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -234,21 +234,21 @@ def _open_legacy(path: Path) -> dict[str, np.ndarray]:
     none: dict[str, np.ndarray] = {}
     with path.open("rb") as file, _unpickling(path):
         if _Unpickler(file, none).load() != _LEGACY_MAGIC:
-            raise pickle.UnpicklingError("it does not begin as torch's files do")
+            raise pickle.UnpicklingError("it does not start with torch's magic number")
         _Unpickler(file, none).load()
         machine = _Unpickler(file, none).load()
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise pickle.UnpicklingError("it was not written on a little-endian machine")
-        start, sizes = file.tell(), _Sizes(whole.size)
-        # Twice: where the storages lie is known when the content has said how large they are.
-        _Unpickler(file, sizes).load()
+        start, placeholders = file.tell(), _PlaceholderStorages(whole.size)
+        # Read twice: the first pass finds the sizes of the storages, and so their offsets.
+        _Unpickler(file, placeholders).load()
         keys = _Unpickler(file, none).load()
-        place, storages = file.tell(), {}
+        offset, storages = file.tell(), {}
         for key in map(str, keys):
-            place += 8
-            storages[key] = whole[place : place + sizes[key].size]
-            place += sizes[key].size
-        if place > whole.size:
+            offset += 8
+            storages[key] = whole[offset : offset + placeholders[key].size]
+            offset += placeholders[key].size
+        if offset > whole.size:
             raise pickle.UnpicklingError("it is truncated")
         file.seek(start)
         content = _Unpickler(file, storages).load()
@@ -256,11 +256,13 @@ def _open_legacy(path: Path) -> dict[str, np.ndarray]:
 
 
 def _state_dict(path: Path, content: Any) -> dict[str, np.ndarray]:
-    for _ in range(_MOST_NESTINGS):
+    for _ in range(_MAX_NESTING):
         if not isinstance(content, dict):
             break
         tensors = {name: value for name, value in content.items() if isinstance(value, np.ndarray)}
         if tensors and all(isinstance(name, str) for name in tensors):
             return tensors
         content = next((content[key] for key in _NESTINGS if isinstance(content.get(key), dict)), None)
-    raise JanusError(f"{path} holds no state dict, neither at its top nor under {', '.join(_NESTINGS)}.")
+    raise JanusError(
+        f"{path} holds no state dict, at its top level or under {', '.join(_NESTINGS)}; give another file."
+    )

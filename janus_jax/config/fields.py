@@ -7,15 +7,18 @@ from typing import Any, Literal, get_args, get_origin
 
 from janus_jax.errors import JanusError
 
-# Far above any real model, and small enough that building the layers and tracing the images cannot exhaust memory.
+# Far above any real model, and small enough that tracing a network to list its parameters takes seconds and little
+# memory.
 _LIMITS = {
     "depth": 1000,
-    "encoder_depth": 1000,
-    "decoder_depth": 1000,
+    "encoder_depth": 64,
+    "decoder_depth": 64,
     "num_res_blocks": 64,
+    "width": 1 << 16,
+    "head_dim": 1 << 16,
     "image_size": 1 << 14,
     "latent_size": 1 << 14,
-    "kernel_size": 1 << 10,
+    "kernel_size": 31,
 }
 _DEFAULT_LIMIT = (1 << 31) - 1
 

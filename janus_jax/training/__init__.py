@@ -1,1 +1,1 @@
-"""Training: recipes, losses, steps, checkpoints and what is told of a run."""
+"""Training: recipes, losses, steps, checkpoints and the trainer."""

@@ -1,4 +1,4 @@
-"""Size and CRC-32 of every file of a folder, in `checksums.json` beside them: what was changed since is told."""
+"""Size and CRC-32 of every file in a folder, stored in its `checksums.json`."""
 
 import json
 import zlib
@@ -8,33 +8,34 @@ from concurrent.futures import ThreadPoolExecutor
 from etils import epath  # type: ignore[import-untyped]
 
 _NAME = "checksums.json"
-_READERS = 4
+_THREADS = 4
 _CHUNK = 2**24  # bytes
 
 
 def write(folder: epath.Path, parts: Sequence[str]) -> None:
-    """Writes the checksums of all files below these parts of a folder."""
+    """Writes the checksums of all files in these subfolders."""
     files = [file for part in parts for file in _files(folder / part)]
-    with ThreadPoolExecutor(_READERS) as pool:
-        found = pool.map(_checksum, files)
-        described = {str(file.relative_to(folder)): sums for file, sums in zip(files, found, strict=True)}
-    (folder / _NAME).write_text(json.dumps(described, indent=1))
+    with ThreadPoolExecutor(_THREADS) as pool:
+        entries = {
+            str(file.relative_to(folder)): entry for file, entry in zip(files, pool.map(_entry, files), strict=True)
+        }
+    (folder / _NAME).write_text(json.dumps(entries, indent=1))
 
 
 def verify(folder: epath.Path, index: int = 0, count: int = 1) -> None:
-    """Checks one of `count` equal shares of the files.
+    """Verifies one of `count` equal shares of the files.
 
     Raises:
-      ValueError: one is not as it was written.
-      OSError: one is not there.
+      ValueError: A file has changed.
+      OSError: A file is missing.
     """
-    described = sorted(json.loads((folder / _NAME).read_text()).items())[index::count]
-    with ThreadPoolExecutor(_READERS) as pool:
-        sums = pool.map(_checksum, [folder / name for name, _ in described])
-        for (name, expected), found in zip(described, sums, strict=True):
-            if found != expected:
-                was, now = (f"{one['bytes']} bytes, CRC-32 {one['crc32']:08x}" for one in (expected, found))
-                raise ValueError(f"{name} has {now}; it was written with {was}")
+    entries = sorted(json.loads((folder / _NAME).read_text()).items())[index::count]
+    with ThreadPoolExecutor(_THREADS) as pool:
+        found = pool.map(_entry, [folder / name for name, _ in entries])
+        for (name, expected), actual in zip(entries, found, strict=True):
+            if actual != expected:
+                now, then = (f"{one['bytes']} bytes, CRC-32 {one['crc32']:08x}" for one in (actual, expected))
+                raise ValueError(f"{name} has {now}; it was written with {then}")
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:
@@ -45,7 +46,7 @@ def _files(folder: epath.Path) -> Iterator[epath.Path]:
             yield path
 
 
-def _checksum(file: epath.Path) -> dict[str, int]:
+def _entry(file: epath.Path) -> dict[str, int]:
     size = checksum = 0
     with file.open("rb") as stream:
         while chunk := stream.read(_CHUNK):

@@ -1,6 +1,6 @@
-"""Frozen dataclasses as ml_collections configs, whose every number a flag can set, and as json; and back.
+"""Converts frozen dataclasses to ml_collections configs, which flags can change, and to JSON, and back.
 
-A tuple of dataclasses becomes a config of numbered ones, so that a flag reaches into it:
+A tuple of dataclasses becomes a config with numbered keys, so that flags can reach into it:
 `--config.stages.stage_2.phases.phase_1.weights.text=4`.
 """
 
@@ -10,7 +10,7 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict, config_dict
@@ -21,7 +21,7 @@ T = TypeVar("T")
 
 
 def to_config(value: Any) -> ConfigDict:
-    """A dataclass as a config."""
+    """Converts a dataclass to a config."""
     config = ConfigDict()
     for name, kind in _fields(type(value)).items():
         config[name] = _to_plain(name, getattr(value, name), kind, placeholders=True)
@@ -29,33 +29,39 @@ def to_config(value: Any) -> ConfigDict:
 
 
 def to_json(value: Any) -> dict[str, Any]:
-    """A dataclass as nested plain values, fit for json."""
+    """Converts a dataclass to nested JSON values."""
     return {name: _to_plain(name, getattr(value, name), kind, False) for name, kind in _fields(type(value)).items()}
 
 
 def from_config(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
-    """The dataclass that `to_config` or `to_json` was given, with what flags and people have changed since.
+    """Converts the output of `to_config` or `to_json`, possibly modified, to a dataclass.
+
+    Args:
+      cls: The dataclass.
+      values: A config or JSON values.
+      where: Name of the values in error messages.
 
     Raises:
-      JanusError: a field is missing, unknown or of another kind; the sentence names it.
+      JanusError: A field is missing, unknown or of another type.
     """
     if isinstance(values, ConfigDict):
         values = values.to_dict()
     return _dataclass(cls, values, where)
 
 
+def best_match(classes: Sequence[type], values: Mapping[str, Any]) -> type:
+    """Returns the dataclass that has the most of these fields."""
+    return max(classes, key=lambda cls: len(set(values) & set(_fields(cls))))
+
+
 def _fields(cls: type) -> dict[str, Any]:
     hints = typing.get_type_hints(cls)
-    return {field.name: hints[field.name] for field in _declared(cls)}
-
-
-def _declared(cls: type) -> tuple[dataclasses.Field[Any], ...]:
-    return dataclasses.fields(cls)
+    return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
 
 
 def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
     if value is None:
-        # A config that holds None would take nothing else.
+        # A config field that holds None would reject all other values.
         return config_dict.placeholder(_without_none(kind)) if placeholders and _without_none(kind) in _PLAIN else None
     kind = _without_none(kind)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
@@ -74,7 +80,7 @@ def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
         return ConfigDict(plain) if placeholders else plain
     if origin is tuple:
         return tuple(value)
-    # A flag takes a number of the kind that stands there.
+    # The flag of a field accepts values of the type that the field holds.
     return float(value) if kind is float else value
 
 
@@ -86,7 +92,7 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
         return None
     kind = _without_none(kind)
     if isinstance(kind, types.UnionType):
-        kind = _dataclass_of(kind, value)
+        kind = best_match(typing.get_args(kind), value if isinstance(value, Mapping) else {})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return _dataclass(typing.cast(type, kind), value, where)
@@ -98,7 +104,7 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
         return value
     if origin is tuple and dataclasses.is_dataclass(arguments[0]):
         numbers = {key: str(key).rpartition("_")[2] for key in value} if isinstance(value, Mapping) else {"": ""}
-        _require(all(map(str.isdecimal, numbers.values())), where, value, "an object of numbered ones")
+        _require(all(map(str.isdecimal, numbers.values())), where, value, "an object with numbered keys")
         in_order = sorted(numbers, key=lambda key: int(numbers[key]))
         return tuple(_from_plain(arguments[0], value[key], f"{where}.{key}") for key in in_order)
     if origin is tuple:
@@ -108,8 +114,8 @@ def _from_plain(kind: Any, value: Any, where: str) -> Any:
         _require(isinstance(value, Mapping), where, value, "an object")
         return {name: _from_plain(arguments[1], item, f"{where}.{name}") for name, item in value.items()}
     accepted = (int, float) if kind is float else kind
-    fits = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
-    _require(fits, where, value, _WORDS.get(kind, str(kind)))
+    is_valid = isinstance(value, accepted) and (kind is bool or not isinstance(value, bool))
+    _require(is_valid, where, value, _WORDS.get(kind, str(kind)))
     return kind(value)
 
 
@@ -121,8 +127,12 @@ def _dataclass(cls: type[T], values: Any, where: str) -> T:
     kinds = _fields(cls)
     if unknown := sorted(set(values) - set(kinds)):
         raise JanusError(f"{where} has no field {unknown[0]!r}; its fields are {', '.join(kinds)}.")
-    # What has a default may be missing: a checkpoint's config may be older than the field.
-    required = {f.name for f in _declared(cls) if f.default is f.default_factory is dataclasses.MISSING}
+    # Fields with defaults may be missing, because the config of a checkpoint can be older than a field.
+    required = {
+        f.name
+        for f in dataclasses.fields(typing.cast(Any, cls))
+        if f.default is f.default_factory is dataclasses.MISSING
+    }
     if missing := sorted(required - set(values)):
         raise JanusError(f"{where}.{missing[0]} is missing.")
     return cls(**{name: _from_plain(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
@@ -135,16 +145,10 @@ def _without_none(kind: Any) -> Any:
     return kind
 
 
-def _dataclass_of(kinds: Any, value: Any) -> Any:
-    """Of several dataclasses the one with most of these fields."""
-    there = set(value) if isinstance(value, Mapping) else set()
-    return max(typing.get_args(kinds), key=lambda kind: len(there & set(_fields(kind))))
-
-
 def _one_of(choices: Any) -> str:
     return f"one of {', '.join(map(str, choices))}"
 
 
-def _require(fits: bool, where: str, value: Any, wanted: str) -> None:
-    if not fits:
-        raise JanusError(f"{where} is {value!r:.80}; it must be {wanted}.")
+def _require(is_valid: bool, where: str, value: Any, allowed: str) -> None:
+    if not is_valid:
+        raise JanusError(f"{where} is {value!r:.80}; it must be {allowed}.")

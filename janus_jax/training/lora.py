@@ -1,9 +1,9 @@
-"""LoRA (arXiv 2106.09685): a frozen matrix W of the LLM gets a low-rank adapter beside it, and that alone trains.
+"""LoRA (arXiv 2106.09685): low-rank adapters of frozen LLM matrices.
 
-The model computes W x + s B A x (`models.layers.Linear`), with s = alpha / rank. A begins at random and B at 0, so that
-an adapted model begins as the one that it adapts. Both are parameters like any other: float32, split over the mesh by
-the axes that they share with W, with moments and average of their own. s is frozen beside them, so that a checkpoint
-says by itself what it adapts, and how much.
+An adapted layer computes W x + s B A x with s = alpha / rank (`models.layers.Linear`). A is initialized randomly and B
+with zeros, so the adapted model starts as the original. A and B are trained parameters: float32, sharded along the axes
+that they share with W, with moments and an average of their own. s is a frozen parameter, so that a checkpoint contains
+everything needed to merge its adapters.
 """
 
 from collections.abc import Mapping
@@ -23,20 +23,22 @@ from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE, fan_in_normal
 from janus_jax.training.muon_axes import matrix_axes
 from janus_jax.training.param_paths import matches
 
-_NAMES = (LORA_A, LORA_B, LORA_SCALE)
+ADAPTER_NAMES = (LORA_A, LORA_B, LORA_SCALE)
+"""Last path components of the parameters of an adapter."""
 
 
 @dataclass(frozen=True)
 class Lora:
-    """Which matrices are adapted, and how freely.
+    """Settings of LoRA.
 
     Attributes:
-      rank: of what is added to each matrix; 0 for no LoRA.
-      alpha: what is added counts alpha / rank times, so that another rank needs no other learning rate (§4.1).
-      targets: patterns of names of the LLM's matrices, such as `llm/layers/mlp/*/weight`.
+      rank: Rank of each adapter; 0 disables LoRA.
+      alpha: Scale: adapters are multiplied by alpha / rank, so that the learning rate need not change with the rank
+        (section 4.1).
+      targets: Patterns of the adapted LLM matrices, such as `llm/layers/mlp/*/weight`.
 
     Raises:
-      JanusError: a number cannot be what it is.
+      JanusError: A value is out of range.
     """
 
     rank: int = 0
@@ -54,18 +56,20 @@ NO_LORA = Lora()
 
 
 def init_adapters(lora: Lora, params: Params, frozen: Params, key: Key[Array, ""]) -> tuple[Params, Params]:
-    """Adapters as they begin.
+    """Initializes adapters.
 
     Args:
-      params: of the whole model, boxed arrays or shapes with the logical names of their axes.
-      frozen: what of it does not train.
+      lora: Settings.
+      params: Boxed arrays or shapes of the whole model.
+      frozen: The frozen part of `params`.
+      key: Random key.
 
     Returns:
-      What of the adapters trains and what is frozen: trees of boxes, in which A and B of `.../weight` are
-      `.../lora_a` and `.../lora_b`, and s is `.../lora_scale`; the first axis of each counts the blocks, as that of W.
+      Trained and frozen adapter parameters, boxed. A and B of `.../weight` are `.../lora_a` and `.../lora_b`, and s is
+      `.../lora_scale`. Their first axis is the block, as in W.
 
     Raises:
-      JanusError: a pattern names no matrix of the LLM, or one that trains by itself.
+      JanusError: A pattern matches no LLM matrix, or one that is trained.
     """
     if not lora.rank:
         return {}, {}
@@ -73,42 +77,42 @@ def init_adapters(lora: Lora, params: Params, frozen: Params, key: Key[Array, ""
     scales: dict[tuple[str, ...], Any] = {}
     leaves: Mapping[str, Any] = flatten_dict(params, sep="/")
     targets = _targets(lora, params, frozen)
-    for (name, inputs), draw in zip(targets.items(), jax.random.split(key, len(targets)), strict=True):
-        axes, shape, beside = leaves[name].names, leaves[name].value.shape, tuple(name.split("/")[:-1])
+    for (name, inputs), layer_key in zip(targets.items(), jax.random.split(key, len(targets)), strict=True):
+        axes, shape, parent = leaves[name].names, leaves[name].value.shape, tuple(name.split("/")[:-1])
         layers, first = shape[0], inputs[0]
-        a = fan_in_normal(len(inputs))(draw, (layers, lora.rank, *shape[first:]))
+        a = fan_in_normal(len(inputs))(layer_key, (layers, lora.rank, *shape[first:]))
         b = jnp.zeros((*shape[:first], lora.rank))
         scale = jnp.full(layers, lora.alpha / lora.rank)
-        trained[*beside, LORA_A] = nn.LogicallyPartitioned(a, (axes[0], None, *axes[first:]))
-        trained[*beside, LORA_B] = nn.LogicallyPartitioned(b, (*axes[:first], None))
-        scales[*beside, LORA_SCALE] = nn.LogicallyPartitioned(scale, axes[:1])
+        trained[*parent, LORA_A] = nn.LogicallyPartitioned(a, (axes[0], None, *axes[first:]))
+        trained[*parent, LORA_B] = nn.LogicallyPartitioned(b, (*axes[:first], None))
+        scales[*parent, LORA_SCALE] = nn.LogicallyPartitioned(scale, axes[:1])
     return unflatten_dict(trained), unflatten_dict(scales)
 
 
 def split_adapters(params: Params) -> tuple[Params, Params]:
-    """A tree without adapters, and the adapters that were in it."""
+    """Splits a tree into the parameters of the model and those of its adapters."""
     leaves: Mapping[tuple[str, ...], Any] = flatten_dict(params)
-    adapters = {name: leaf for name, leaf in leaves.items() if name[-1] in _NAMES}
+    adapters = {name: leaf for name, leaf in leaves.items() if name[-1] in ADAPTER_NAMES}
     model = {name: leaf for name, leaf in leaves.items() if name not in adapters}
     return unflatten_dict(model), unflatten_dict(adapters)
 
 
 def merge_adapters(params: Params) -> Params:
-    """The model's own parameters with the adapters added into their matrices: W + s B A, reckoned in float32.
+    """Merges adapters into their matrices, W + s B A, computed in float32.
 
     Args:
-      params: arrays, wherever they lie. Adapted matrices are taken: the sums stand in their places, in their dtypes.
+      params: Arrays with any sharding. Adapted matrices are donated; the merged ones have the same dtype and sharding.
     """
     model, adapters = (flatten_dict(tree) for tree in split_adapters(params))
-    # In an order that all processes share: together they compute each.
-    for beside in sorted({name[:-1] for name in adapters}):
-        weight = model[*beside, "weight"]
-        merge = jax.jit(_merged, out_shardings=weight.sharding, donate_argnums=0)
-        model[*beside, "weight"] = merge(weight, *(adapters[*beside, name] for name in _NAMES))
+    # Sorted, because all processes must compute the matrices in the same order.
+    for parent in sorted({name[:-1] for name in adapters}):
+        weight = model[*parent, "weight"]
+        merge = jax.jit(_merge_matrix, out_shardings=weight.sharding, donate_argnums=0)
+        model[*parent, "weight"] = merge(weight, *(adapters[*parent, name] for name in ADAPTER_NAMES))
     return unflatten_dict(model)
 
 
-def _merged(
+def _merge_matrix(
     weight: Float[Array, "layers *outputs_and_inputs"],
     a: Float[Array, "layers rank *inputs"],
     b: Float[Array, "layers *outputs_and_rank"],
@@ -121,16 +125,16 @@ def _merged(
 
 
 def _targets(lora: Lora, params: Params, frozen: Params) -> dict[str, tuple[int, ...]]:
-    """The matrices to adapt, by name, and the axes of their inputs, which are the last ones."""
-    there = {name: axes.inputs for name, axes in matrix_axes(params).items() if name.startswith("llm/layers/")}
+    """Returns the names of the matrices to adapt and their input axes, which come last."""
+    available = {name: axes.inputs for name, axes in matrix_axes(params).items() if name.startswith("llm/layers/")}
     for pattern in lora.targets:
-        if not any(matches(name, [pattern]) for name in there):
-            names = ", ".join(sorted(there))
-            raise JanusError(f"lora.targets holds {pattern!r}, which names no matrix of the LLM; they are {names}.")
-    targets = {name: inputs for name, inputs in there.items() if matches(name, lora.targets)}
+        if not any(matches(name, [pattern]) for name in available):
+            names = ", ".join(sorted(available))
+            raise JanusError(f"lora.targets has {pattern!r}, which matches no matrix of the LLM; they are {names}.")
+    targets = {name: inputs for name, inputs in available.items() if matches(name, lora.targets)}
     if not targets:
-        raise JanusError(f"lora.targets is empty; name matrices such as {', '.join(NO_LORA.targets)}.")
-    still = flatten_dict(frozen, sep="/")
-    if both := sorted(name for name in targets if name not in still):
-        raise JanusError(f"lora.targets names {both[0]}, which the stage trains whole; take it out of `trained`.")
+        raise JanusError(f"lora.targets is empty; add patterns such as {', '.join(NO_LORA.targets)}.")
+    frozen_names = flatten_dict(frozen, sep="/")
+    if trained := sorted(name for name in targets if name not in frozen_names):
+        raise JanusError(f"lora.targets matches {trained[0]}, which `trained` matches too; remove it from one of them.")
     return targets

@@ -1,13 +1,12 @@
-"""What a run tells: TensorBoard's events, `metrics.jsonl`, a line of progress. From the first process alone."""
+"""Writes metrics to `metrics.jsonl`, TensorBoard and a progress line, from the first process only."""
 
 import contextlib
 import json
 import math
 import os
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TextIO
@@ -15,30 +14,29 @@ from typing import Any, Self, TextIO
 import jax
 import numpy as np
 from jaxtyping import UInt8
+from tqdm import tqdm
 
 from janus_jax.storage import write_bytes, writing
 
-_REDRAW = 0.1  # seconds
-_FLUSH = 20.0  # seconds
-_BAR = 20  # characters
+_FLUSH_SECONDS = 20.0
 
 
 class RateMeter:
-    """Rates over the time since they were last read.
+    """Measures rates since they were last read.
 
     with meter.waiting():
-        batch = next(stream)
+        batch = next(data)
     ...
     meter.add(tokens=4096, samples=8)
-    reports.progress(step, {"loss": loss, **meter.rates()})
+    writer.progress(step, {"loss": loss, **meter.rates()})
     """
 
     def __init__(self) -> None:
-        self._begin()
+        self._reset()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Around the wait for data."""
+        """Measures the time spent inside as waiting for data."""
         start = time.perf_counter()
         try:
             yield
@@ -46,43 +44,43 @@ class RateMeter:
             self._waited += time.perf_counter() - start
 
     def add(self, steps: int = 1, **counts: float) -> None:
-        """Counts what was done: `add(tokens=4096, samples=8)`."""
+        """Counts work, for example `add(tokens=4096, samples=8)`."""
         for name, count in {"steps": steps, **counts}.items():
             self._counts[name] = self._counts.get(name, 0) + count
 
     def rates(self) -> dict[str, float]:
-        """{"steps/s", and so for every count, "data_wait" (0..1, the share of the time)}; begins anew.
+        """Returns `steps/s`, `NAME/s` for every count, and `data_wait` (fraction of the time, 0 to 1), and resets.
 
-        The time is the caller's: what was handed to a device and is not waited for has not been done.
+        Rates include only work that the caller has waited for.
         """
-        passed = max(time.perf_counter() - self._start, 1e-9)
-        rates = {f"{name}/s": count / passed for name, count in self._counts.items()}
-        rates["data_wait"] = min(self._waited / passed, 1.0)
-        self._begin()
+        elapsed = max(time.perf_counter() - self._start, 1e-9)
+        rates = {f"{name}/s": count / elapsed for name, count in self._counts.items()}
+        rates["data_wait"] = min(self._waited / elapsed, 1.0)
+        self._reset()
         return rates
 
-    def _begin(self) -> None:
+    def _reset(self) -> None:
         self._start = time.perf_counter()
         self._waited = 0.0
         self._counts: dict[str, float] = {}
 
 
 class MetricWriter:
-    """Where a run's figures go; a context manager.
+    """Writes the metrics of a run. A context manager.
 
-        WORKDIR/metrics.jsonl       one object a line: {"step": 10, "loss": 2.5, ...}
+        WORKDIR/metrics.jsonl       one JSON object per line: {"step": 10, "loss": 2.5, ...}
         WORKDIR/tensorboard/        scalars, texts, images
 
     Args:
-      workdir: a folder of this machine (or mounted on it); None for the progress line alone.
-      total_steps: what the bar and the time left are reckoned with.
-      start_step: how many steps were taken before. What an interrupted run told of later ones is struck out.
-      every_seconds: how often the progress line is printed anew where the output is no terminal.
-      stream: where the progress line goes; stdout by default.
+      workdir: Local or mounted folder; None for the progress line only.
+      total_steps: Total steps, for the progress line.
+      start_step: Steps taken before. Metrics of later steps, which an interrupted run wrote, are removed.
+      every_seconds: Interval of the progress line if the output is not a terminal.
+      stream: Output of the progress line; None for stdout.
 
     Raises:
-      JanusError: the folder cannot be written to.
-      StorageFull: here and in every call: the disk is full.
+      JanusError: The folder cannot be written.
+      StorageFull: The disk is full. All methods raise it too.
     """
 
     def __init__(
@@ -94,91 +92,95 @@ class MetricWriter:
         every_seconds: float = 30.0,
         stream: TextIO | None = None,
     ) -> None:
-        self._speaks = jax.process_index() == 0
-        self._line = _Line(total_steps, every_seconds, stream or sys.stdout)
-        self._metrics: _Metrics | None = None
+        self._metrics: _MetricLines | None = None
         self._events: _Events | None = None
-        if workdir is None or not self._speaks:
+        self._progress: _ProgressLine | None = None
+        if jax.process_index() != 0:
             return
-        with writing(workdir):
-            self._metrics = _Metrics(Path(workdir) / "metrics.jsonl", start_step)
-            self._events = _Events(Path(workdir) / "tensorboard", start_step)
+        if workdir is not None:
+            with writing(workdir):
+                self._metrics = _MetricLines(Path(workdir) / "metrics.jsonl", start_step)
+                self._events = _Events(Path(workdir) / "tensorboard", start_step)
+        self._progress = _ProgressLine(total_steps, start_step, every_seconds, stream or sys.stdout)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        # What ends the run is told, not what its last words met with.
+        # The error that ends the run is reported, not a failure to write its last metrics.
         with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
             self.close()
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """To TensorBoard and metrics.jsonl.
+        """Writes scalars to TensorBoard and metrics.jsonl.
 
-        A step's figures are told before the step is saved: then a run that goes on from it lacks none of them.
+        Write the scalars of a step before its checkpoint is saved, because a resumed run does not repeat the step.
         """
         if self._metrics and self._events:
-            figures = {name: float(value) for name, value in values.items()}
-            with writing(self._metrics.path):
-                self._metrics.write(step, figures)
-            self._events.write(step, (("scalar", name, value) for name, value in figures.items()))
+            scalars = {name: float(value) for name, value in values.items()}
+            self._metrics.write(step, scalars)
+            self._events.write(step, (self._events.summary.scalar(name, value) for name, value in scalars.items()))
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """To TensorBoard, as Markdown."""
+        """Writes Markdown texts to TensorBoard."""
         if self._events:
-            self._events.write(step, (("text", name, text) for name, text in texts.items()))
+            self._events.write(step, (self._events.summary.text(name, text) for name, text in texts.items()))
 
     def images(
         self, step: int, images: Mapping[str, Sequence[UInt8[np.ndarray, "H W 3"]] | UInt8[np.ndarray, "N H W 3"]]
     ) -> None:
-        """To TensorBoard: the images of a name lie side by side under it."""
+        """Writes images to TensorBoard, as `NAME/0`, `NAME/1` and so on."""
         if self._events:
-            named = ((f"{name}/{i}", image) for name, row in images.items() for i, image in enumerate(row))
-            self._events.write(step, (("image", name, image) for name, image in named))
+            named = ((f"{name}/{i}", image) for name, group in images.items() for i, image in enumerate(group))
+            image = self._events.summary.image
+            self._events.write(step, (image(name, pixels, dataformats="HWC") for name, pixels in named))
 
-    def progress(self, step: int, values: Mapping[str, float | str]) -> None:
-        """The progress line: the step, these values, the time left. Call it as often as you like.
+    def progress(self, step: int, values: Mapping[str, float]) -> None:
+        """Updates the progress line. It may be called for every step.
 
         Args:
-          step: how many steps were taken, this one included.
+          step: Steps taken.
+          values: Values to show next to the step and the remaining time.
         """
-        if self._speaks:
-            self._line.show(step, values)
+        if self._progress:
+            self._progress.show(step, values)
 
     def message(self, text: str) -> None:
-        """A line of its own, above the progress line."""
-        if self._speaks:
-            self._line.message(text)
+        """Prints a line above the progress line."""
+        if self._progress:
+            self._progress.message(text)
 
     def close(self) -> None:
-        """Ends the line and writes what is not written yet."""
-        self._line.end()
-        for file in (self._metrics, self._events):
-            if file:
-                with writing(file.path):
-                    file.close()
+        """Ends the progress line and closes the files."""
+        for part in (self._progress, self._metrics, self._events):
+            if part:
+                part.close()
 
 
-class _Metrics:
+class _MetricLines:
+    """Writer of `metrics.jsonl`."""
+
     def __init__(self, path: Path, start_step: int) -> None:
-        self.path = path
+        self._path = path
         path.parent.mkdir(parents=True, exist_ok=True)
         if path.exists():
-            _strike_out(path, start_step)
+            _remove_later_steps(path, start_step)
         self._file = path.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
-        # There is no NaN in json.
-        known = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._file.write(json.dumps({"step": step, **known}) + "\n")
-        self._file.flush()
+        # JSON has no NaN.
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        with writing(self._path):
+            self._file.write(json.dumps({"step": step, **finite}) + "\n")
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
 
-def _strike_out(path: Path, start_step: int) -> None:
-    """Removes the lines of later steps, and one that was broken off."""
+def _remove_later_steps(path: Path, start_step: int) -> None:
+    """Removes the lines of later steps and an incomplete last line."""
     kept = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         with contextlib.suppress(ValueError, TypeError, KeyError):
@@ -188,98 +190,76 @@ def _strike_out(path: Path, start_step: int) -> None:
 
 
 class _Events:
-    """TensorBoard's file, written here and now: tensorboardX' own writer does so in a thread, and hangs if it dies."""
+    """Writer of TensorBoard's event file. tensorboardX's own writer uses a thread, and hangs if the thread dies."""
 
     def __init__(self, path: Path, start_step: int) -> None:
-        from tensorboardX import event_file_writer, proto, summary  # Here: it takes two seconds.
+        from tensorboardX import event_file_writer, proto, summary  # Imported late: it takes two seconds.
 
-        self._summary = summary
+        self.summary = summary
         self._event = proto.event_pb2.Event
-        self.path = path
+        self._path = path
         path.mkdir(parents=True, exist_ok=True)
-        # Runs that follow within a second are told apart by their process.
+        # The process id distinguishes runs that start in the same second.
         self._file = event_file_writer.EventsWriter(str(path / "events"), f".{os.getpid()}")
-        # TensorBoard then forgets what an earlier run told of this step and later ones.
+        # TensorBoard then discards what an earlier run wrote for this and later steps.
         log = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
         self._put(start_step + 1, session_log=log)
         self._flushed = time.monotonic()
 
-    def write(self, step: int, items: Iterator[tuple[str, str, Any]]) -> None:
-        with writing(self.path):
-            for kind, name, value in items:
-                make = getattr(self._summary, kind)
-                made = make(name, value, dataformats="HWC") if kind == "image" else make(name, value)
-                self._put(step, summary=made)
-            if time.monotonic() - self._flushed > _FLUSH:
+    def write(self, step: int, summaries: Iterable[Any]) -> None:
+        with writing(self._path):
+            for summary in summaries:
+                self._put(step, summary=summary)
+            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed = time.monotonic()
 
     def close(self) -> None:
-        self._file.close()
+        with writing(self._path):
+            self._file.close()
 
     def _put(self, step: int, **content: Any) -> None:
         self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
-class _Line:
-    """One line, drawn over itself on a terminal, and printed now and then elsewhere."""
+class _ProgressLine:
+    """A tqdm bar on a terminal; elsewhere a line at intervals."""
 
-    def __init__(self, total_steps: int, every_seconds: float, stream: TextIO) -> None:
-        self._total = total_steps
-        self._stream = stream
-        self._terminal = stream.isatty()
-        self._every = _REDRAW if self._terminal else every_seconds
-        self._drawn_at = -math.inf
-        self._drawn = ""
+    def __init__(self, total_steps: int, start_step: int, every_seconds: float, stream: TextIO) -> None:
+        self._total, self._every, self._stream = total_steps, every_seconds, stream
+        self._bar: tqdm[Any] | None = None
+        if stream.isatty():
+            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", file=stream, dynamic_ncols=True)
+        self._printed_at = -math.inf
         self._first: tuple[int, float] | None = None
 
-    def show(self, step: int, values: Mapping[str, float | str]) -> None:
-        now = time.monotonic()
-        # From the first call on: what was compiled before it comes once.
-        first_step, first_time = self._first = self._first or (step, now)
-        if now - self._drawn_at < self._every and step < self._total:
+    def show(self, step: int, values: Mapping[str, float]) -> None:
+        fields = [f"{name} {_short(value)}" for name, value in values.items()]
+        if self._bar is not None:
+            self._bar.set_postfix_str("  ".join(fields), refresh=False)
+            self._bar.update(step - self._bar.n)
             return
-        self._drawn_at = now
-        figures = [f"{name} {_short(value)}" for name, value in values.items()]
+        now = time.monotonic()
+        # The remaining time excludes compilation, which precedes the first call.
+        first_step, first_time = self._first = self._first or (step, now)
+        if now - self._printed_at < self._every and step < self._total:
+            return
+        self._printed_at = now
         if step > first_step:
             seconds = (now - first_time) / (step - first_step) * (self._total - step)
-            figures.append(f"left {_clock(seconds)}")
-        bar = f"[{'#' * (_BAR * step // max(self._total, 1)):.<{_BAR}}] " if self._terminal else ""
-        self._drawn = "  ".join([f"{bar}step {step:,}/{self._total:,}", *figures])
-        self._draw()
+            fields.append(f"left {tqdm.format_interval(seconds)}")
+        print("  ".join([f"step {step:,}/{self._total:,}", *fields]), file=self._stream, flush=True)
 
     def message(self, text: str) -> None:
-        if self._terminal and self._drawn:
-            self._stream.write("\r\x1b[K")
-        print(text, file=self._stream, flush=True)
-        if self._terminal and self._drawn:
-            self._draw()
-
-    def end(self) -> None:
-        if self._terminal and self._drawn:
-            print(file=self._stream, flush=True)
-        self._drawn = ""
-
-    def _draw(self) -> None:
-        if self._terminal:
-            # A line that wraps could not be drawn over.
-            width = shutil.get_terminal_size().columns - 1
-            self._stream.write(f"\r{self._drawn[:width]}\x1b[K")
-            self._stream.flush()
+        if self._bar is not None:
+            self._bar.write(text, file=self._stream)
         else:
-            print(self._drawn, file=self._stream, flush=True)
+            print(text, file=self._stream, flush=True)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
 
 
-def _short(value: float | str) -> str:
-    if isinstance(value, str):
-        return value
-    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= size:
-            return f"{value / (1e3 if unit == 'k' else size):.3g}{unit}"
-    return f"{value:.4g}"
-
-
-def _clock(seconds: float) -> str:
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+def _short(value: float) -> str:
+    return f"{value:.4g}" if abs(value) < 1e4 else tqdm.format_sizeof(value)

@@ -1,4 +1,4 @@
-"""Which parameters are matrices, and which of their axes are outputs and inputs: their logical names tell."""
+"""Input and output axes of weight matrices, derived from their logical axis names."""
 
 from typing import Any, NamedTuple
 
@@ -6,10 +6,11 @@ from janus_jax.training.param_paths import is_boxed, map_named
 
 
 class MatrixAxes(NamedTuple):
-    """The axes of a matrix by what they are; all others count matrices of their own, such as blocks that are stacked.
+    """Output and input axes of a matrix. The other axes, such as the block, count separate matrices.
 
     Attributes:
-      outputs, inputs: heads and the numbers within them are several.
+      outputs: Output axes; several if heads and head dims are separate axes.
+      inputs: Input axes, likewise.
     """
 
     outputs: tuple[int, ...]
@@ -17,28 +18,28 @@ class MatrixAxes(NamedTuple):
 
 
 def matrix_axes(params: Any) -> dict[str, MatrixAxes]:
-    """The matrices of a tree, by name: neither tables nor heads over a vocabulary, norms and biases are any.
+    """Finds the weight matrices of a tree, by name. Tables and heads over a vocabulary, norms and biases are excluded.
 
     Args:
-      params: arrays or shapes, with the logical names of their axes where they have some.
+      params: Arrays or shapes, boxed with logical axis names where they have some.
     """
     found: dict[str, MatrixAxes] = {}
 
     def visit(name: str, leaf: Any) -> None:
         axes = tuple(leaf.names) if is_boxed(leaf) else (None,) * leaf.ndim
         kind = name.rpartition("/")[2]
-        stack = axes[:1] == ("layers",)
-        if kind not in ("weight", "kernel") or "vocab" in axes or len(axes) - stack < 2:
+        num_stacked = int(axes[:1] == ("layers",))
+        if kind not in ("weight", "kernel") or "vocab" in axes or len(axes) - num_stacked < 2:
             return
         last = len(axes) - 1
         if kind == "kernel":
-            found[name] = MatrixAxes((last,), tuple(range(stack, last)))
+            found[name] = MatrixAxes((last,), tuple(range(num_stacked, last)))
             return
-        # A head's numbers belong to its head; what stands before outputs and inputs are matrices of their own.
-        units: list[tuple[int, ...]] = []
+        # An axis of head dims belongs to the axis of heads before it. Axes before outputs and inputs count matrices.
+        groups: list[tuple[int, ...]] = []
         for axis, logical in enumerate(axes):
-            units.append((*units.pop(), axis) if logical == "head_dim" and units else (axis,))
-        found[name] = MatrixAxes(units[-2], units[-1])
+            groups.append((*groups.pop(), axis) if logical == "head_dim" and groups else (axis,))
+        found[name] = MatrixAxes(groups[-2], groups[-1])
 
     map_named(visit, params)
     return found

@@ -1,8 +1,8 @@
-"""What a kind of model learns from a batch: what is made known before, what its loss is, and which mean that is."""
+"""Training objectives. An objective owns the network to train, prepares its targets and computes its loss."""
 
-from collections.abc import Mapping
-from dataclasses import replace
-from typing import Any, NamedTuple, Protocol
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -10,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from janus_jax.batch import Batch
 from janus_jax.config import Dtype, Execution, JanusConfig, JanusFlowConfig, ModelConfig
-from janus_jax.models.backbone import Backbone, Params, apply
+from janus_jax.models.backbone import Params, apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 from janus_jax.training.losses.rectified_flow import (
@@ -32,134 +32,121 @@ from janus_jax.training.losses.tokens import (
 
 
 class RngStreams(NamedTuple):
-    """Where what is random about a batch comes from.
+    """Source of randomness for a (micro)batch.
 
     Attributes:
-      key: of the step.
-      rows: places of the batch's rows in that of all microbatches.
+      key: Random key of the step.
+      rows: Index of each sequence in the whole batch.
     """
 
     key: Key[Array, ""]
     rows: Int[Array, " B"]
 
 
-class Objective(Protocol):
-    """What a kind of model learns.
+@dataclass(frozen=True)
+class Objective(ABC):
+    """Objective of a model family.
 
     Attributes:
-      untrained: the part that no gradient of it reaches.
+      model: The network, including parts that only training uses.
+      frozen_part: Top-level parameter key of the part that no gradient reaches.
     """
 
-    untrained: str
+    model: Any
+    frozen_part: ClassVar[str]
 
-    def terms(self, model: Any) -> LossTerms:
-        """The terms of the loss."""
+    @property
+    @abstractmethod
+    def terms(self) -> LossTerms:
+        """Terms of the loss."""
 
-    def counts(self, model: Any, batch: Batch) -> Float[Array, " K"]:
-        """HeadTargets places by term, known before the model runs."""
+    def target_counts(self, batch: Batch) -> Float[Array, " K"]:
+        """Counts the targets of each term before the model runs."""
+        return target_counts(batch, self.model.config.num_gen_tokens)
 
-    def prepare_targets(self, model: Any, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype) -> Any:
-        """What the loss is of: the batch with all that no gradient passes through.
-
-        Args:
-          dtype: of the computation of what did not come with the data.
-        """
-
-    def loss(self, model: Any, params: Params, task: Any, scales: Float[Array, " K"], chunk: int) -> Loss:
-        """The loss of what `prepare_targets` gave.
+    @abstractmethod
+    def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> Any:
+        """Computes everything in the loss that carries no gradient, such as image tokens, latents and noise.
 
         Args:
-          scales: what a place of each term counts (`LossTerms.scales` of the whole batch's counts).
-          chunk: supervised places of a row whose logits are in memory at a time.
+          dtype: Dtype of the image tokenizer or VAE, which runs if the data has no image tokens or latents.
+        """
+
+    @abstractmethod
+    def loss(self, params: Params, targets: Any, scales: Float[Array, " K"], chunk: int) -> Loss:
+        """Computes the loss.
+
+        Args:
+          targets: Output of `prepare_targets`.
+          scales: Factor of each term's sum (`LossTerms.scales` for the counts of the whole batch).
+          chunk: Target tokens per sequence whose logits are in memory at a time.
         """
 
 
-class TokenObjective:
-    """Janus: text ids and image ids by one cross-entropy."""
+class TokenObjective(Objective):
+    """Objective of Janus: one cross-entropy over text and image tokens."""
 
-    untrained = "gen_encoder"
+    frozen_part = "gen_encoder"
+    terms = JANUS_LOSS_TERMS
 
-    def terms(self, model: Janus) -> LossTerms:
+    def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> Batch:
+        """Adds image tokens that the data does not provide."""
+        if batch.gen_ids is not None or not batch.gen_images.shape[1]:
+            return batch
+        tokenizer = Janus(self.model.config, replace(self.model.execution, dtype=dtype))
+        return batch._replace(gen_ids=apply(tokenizer.target_image_tokens, params, batch))
+
+    def loss(self, params: Params, targets: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
-        return JANUS_LOSS_TERMS
+        return token_loss(self.model, params, targets, scales, chunk)
 
-    def counts(self, model: Janus, batch: Batch) -> Float[Array, " K"]:
+
+class FlowObjective(Objective):
+    """Objective of JanusFlow: mean text cross-entropy, plus mean velocity error, plus mean alignment."""
+
+    frozen_part = "vae"
+
+    @property
+    def terms(self) -> LossTerms:
         """See `Objective`."""
-        return target_counts(batch, model.config.num_gen_tokens)
+        names = (*JANUS_LOSS_TERMS.names, "alignment")
+        return LossTerms(names, groups=(0, 0, 1, 2), weights=(1, 1, 1, self.model.loss_config.align_weight))
 
-    def prepare_targets(self, model: Janus, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype) -> Batch:
-        """See `Objective`: the image ids."""
-        return with_image_tokens(model, params, batch, dtype)
-
-    def loss(self, model: Janus, params: Params, task: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
+    def target_counts(self, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        return token_loss(model, params, task, scales, chunk)
+        text, understanding, generation = super().target_counts(batch)
+        return jnp.stack([text, understanding, generation, generation * (self.model.loss_config.align_weight > 0)])
 
+    def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> FlowTargets:
+        """Samples times and noise, interpolates the latents and computes the features to align with."""
+        return prepare_flow_targets(self.model, params, batch, rngs.key, rngs.rows, dtype=dtype)
 
-class FlowObjective:
-    """JanusFlow: the mean cross-entropy of text, the mean error of velocities, and the mean alignment, added up."""
-
-    untrained = "vae"
-
-    def terms(self, model: AlignedJanusFlow) -> LossTerms:
+    def loss(self, params: Params, targets: FlowTargets, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
-        return LossTerms(
-            names=(*JANUS_LOSS_TERMS.names, "alignment"),
-            means=(0, 0, 1, 2),
-            weights=(1, 1, 1, model.learning.align_weight),
-        )
-
-    def counts(self, model: AlignedJanusFlow, batch: Batch) -> Float[Array, " K"]:
-        """See `Objective`."""
-        text, understanding, generation = target_counts(batch, model.config.num_gen_tokens)
-        return jnp.stack([text, understanding, generation, generation * (model.learning.align_weight > 0)])
-
-    def prepare_targets(
-        self, model: AlignedJanusFlow, params: Params, batch: Batch, draws: RngStreams, dtype: Dtype
-    ) -> FlowTargets:
-        """See `Objective`: latents, times, noise and features."""
-        return prepare_flow_targets(model, params, batch, draws.key, draws.rows, dtype)
-
-    def loss(
-        self, model: AlignedJanusFlow, params: Params, task: FlowTargets, scales: Float[Array, " K"], chunk: int
-    ) -> Loss:
-        """See `Objective`."""
-        hidden, images = flow_loss_sums(model, params, task)
-        value, text = text_loss(model, params, task.batch, hidden, scales, chunk)
-        target_hidden_states = jnp.stack(images)
-        sums = jnp.stack([text[Task.TEXT], text[Task.UNDERSTANDING], *lax.stop_gradient(target_hidden_states)])
-        totals = LossSums(sums, self.counts(model, task.batch), self.terms(model))
-        return Loss(value + (target_hidden_states * scales[-len(target_hidden_states) :]).sum(), totals)
+        hidden, image_sums = flow_loss_sums(self.model, params, targets)
+        value, text_sums = text_loss(self.model, params, targets.batch, hidden, scales, chunk=chunk)
+        images = jnp.stack(image_sums)
+        losses = jnp.stack([text_sums[Task.TEXT], text_sums[Task.UNDERSTANDING], *lax.stop_gradient(images)])
+        sums = LossSums(losses, self.target_counts(targets.batch), self.terms)
+        return Loss(value + (images * scales[-len(images) :]).sum(), sums)
 
 
-OBJECTIVES: Mapping[type[Backbone], Objective] = {Janus: TokenObjective(), AlignedJanusFlow: FlowObjective()}
-
-
-def objective_of(model: Backbone) -> Objective:
-    """What a model learns that `training_model` made."""
-    return OBJECTIVES[type(model)]
-
-
-def training_model(config: ModelConfig, execution: Execution, learning: FlowLossConfig | None = None) -> Backbone:
-    """The network of a config as it is trained, with the parts that serve training alone.
+def make_objective(
+    config: ModelConfig, execution: Execution = Execution(), flow: FlowLossConfig | None = None
+) -> Objective:
+    """Makes the objective of a model family.
 
     Args:
-      learning: of a flow; as in its paper where None.
+      config: Config of the model.
+      execution: How the model is executed.
+      flow: Settings of the flow loss of a JanusFlow; None for those of the paper.
 
     Raises:
-      JanusError: the model has not what is to be learnt from.
+      JanusError: The model lacks a part that the loss needs.
     """
     if isinstance(config, JanusConfig):
-        return Janus(config, execution)
+        return TokenObjective(Janus(config, execution))
     assert isinstance(config, JanusFlowConfig)
-    learning = learning or FlowLossConfig()
-    learning.check(config)
-    return AlignedJanusFlow(config, execution, learning)
-
-
-def with_image_tokens(model: Janus, params: Params, batch: Batch, dtype: Dtype) -> Batch:
-    """The batch with the ids of its images to generate: those it came with, or the tokenizer's."""
-    if batch.gen_ids is not None or not batch.gen_images.shape[1]:
-        return batch
-    tokenizer = Janus(model.config, replace(model.execution, dtype=dtype))
-    return batch._replace(gen_ids=apply(tokenizer.target_image_tokens, params, batch))
+    flow = flow or FlowLossConfig()
+    flow.check(config)
+    return FlowObjective(AlignedJanusFlow(config, execution, flow))

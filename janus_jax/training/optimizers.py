@@ -1,14 +1,12 @@
-"""From a config to an optimizer: AdamW or Muon, a clip, decoupled decay, a schedule."""
+"""Optimizers: AdamW or Muon, with gradient clipping, decoupled weight decay and a learning rate schedule."""
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 import jax
-import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from janus_jax.errors import JanusError
@@ -17,31 +15,32 @@ from janus_jax.training.param_paths import map_named, matches
 
 ScheduleShape = Literal["constant", "cosine"]
 MomentsDtype = Literal["float32", "bfloat16"]
-Schedule = Callable[[int | Int[Array, ""]], Float[Array, ""]]
 
-# A bfloat16 keeps 8 bits: it does not move when less than 1/256 of it is added.
-_HIGHEST_BFLOAT16_BETA = 0.99
+# A bfloat16 has 8 significant bits: adding less than 1/256 of its value does not change it.
+_MAX_BFLOAT16_BETA = 0.99
 
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """What is done with a gradient. As `torch.optim.AdamW` does it, after `clip_grad_norm_`.
+    """Settings of the optimizer: `torch.optim.AdamW` after `clip_grad_norm_`, or Muon for matrices.
 
     Attributes:
-      learning_rate: the highest, which the warm-up ends at.
-      schedule: "constant", or "cosine" from the end of the warm-up down to the floor at the last step.
-      floor: what a cosine ends at, as a share of `learning_rate`.
-      warmup_steps: over which the rate rises in equal parts: the first of n steps is taken at a rate of 1/n.
-      weight_decay: what a step takes off each parameter, as a share of it and times the rate.
-      no_decay: patterns of names that do not decay, such as "*/bias"; everything else does.
-      b1, b2, eps: of Adam.
-      clip_norm: the global norm that gradients are cut down to; None lets them be.
-      moments_dtype: in which both moments are kept. They are always reckoned in float32.
-      muon_learning_rate: as `learning_rate`, for the matrices, which then take Muon's steps in place of Adam's
-        (orthogonalised momentum; tables, heads over a vocabulary, norms and biases stay with Adam); None for no Muon.
+      learning_rate: Peak learning rate, reached at the end of the warmup.
+      schedule: "constant", or "cosine" from the end of the warmup to the floor at the last step.
+      floor: Final learning rate of the cosine, as a fraction of `learning_rate`.
+      warmup_steps: Steps of the linear warmup. Step 1 of n has a learning rate of 1/n of the peak.
+      weight_decay: Decoupled weight decay, multiplied by the learning rate.
+      no_decay: Patterns of parameters without decay, such as "*/bias".
+      b1: Decay of the first moment.
+      b2: Decay of the second moment.
+      eps: Epsilon of Adam.
+      clip_norm: Maximum global gradient norm; None disables clipping.
+      moments_dtype: Dtype in which the moments are stored. They are always computed in float32.
+      muon_learning_rate: Peak learning rate of Muon (orthogonalized momentum) for matrices. Tables, heads over a
+        vocabulary, norms and biases use Adam. None uses Adam for all parameters.
 
     Raises:
-      JanusError: a number cannot be what it is.
+      JanusError: A value is out of range.
     """
 
     learning_rate: float
@@ -63,7 +62,7 @@ class OptimizerConfig:
                 raise JanusError(
                     f"optimizer.{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}."
                 )
-        for name, fits, wanted in (
+        for name, is_valid, allowed in (
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("muon_learning_rate", self.muon_learning_rate is None or self.muon_learning_rate > 0, "above 0, or None"),
             ("floor", 0 <= self.floor <= 1, "within 0..1"),
@@ -74,59 +73,57 @@ class OptimizerConfig:
             ("eps", self.eps > 0, "above 0"),
             ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or None"),
         ):
-            if not fits:
-                raise JanusError(f"optimizer.{name} is {getattr(self, name)!r}; it must be {wanted}.")
-        if self.moments_dtype == "bfloat16" and max(self.b1, self.b2) > _HIGHEST_BFLOAT16_BETA:
+            if not is_valid:
+                raise JanusError(f"optimizer.{name} is {getattr(self, name)!r}; it must be {allowed}.")
+        if self.moments_dtype == "bfloat16" and max(self.b1, self.b2) > _MAX_BFLOAT16_BETA:
             raise JanusError(
                 f"optimizer.moments_dtype bfloat16 is too coarse for b1 = {self.b1} and b2 = {self.b2}; "
-                f"take float32, or betas of {_HIGHEST_BFLOAT16_BETA} at most."
+                f"use float32, or betas of at most {_MAX_BFLOAT16_BETA}."
             )
 
 
-def make_schedule(config: OptimizerConfig, total_steps: int, peak: float | None = None) -> Schedule:
-    """The learning rate of each step, counted from 0.
+def make_schedule(config: OptimizerConfig, total_steps: int, peak: float | None = None) -> optax.Schedule:
+    """Makes the learning rate schedule, a function of the step counted from 0.
 
     Args:
-      total_steps: that a cosine takes from start to floor, the warm-up included.
-      peak: instead of `config.learning_rate`.
+      config: Settings.
+      total_steps: Steps at which the cosine reaches its floor, including the warmup.
+      peak: Peak learning rate; None for `config.learning_rate`.
 
     Raises:
-      JanusError: the warm-up is longer than all there is.
+      JanusError: The warmup is longer than `total_steps`.
     """
-    if config.warmup_steps > total_steps:
-        raise JanusError(
-            f"optimizer.warmup_steps is {config.warmup_steps}; it must be at most the {total_steps} steps in all."
-        )
+    warmup = config.warmup_steps
+    if warmup > total_steps:
+        raise JanusError(f"optimizer.warmup_steps is {warmup}; it must be at most the {total_steps} steps of training.")
     peak = config.learning_rate if peak is None else peak
-    decay_steps = max(total_steps - config.warmup_steps, 1)
-
-    def rate(step: int | Int[Array, ""]) -> Float[Array, ""]:
-        number = jnp.asarray(step, jnp.float32)
-        warm = jnp.minimum((number + 1) / max(config.warmup_steps, 1), 1.0)
-        if config.schedule == "constant":
-            return peak * warm
-        done = jnp.clip((number - config.warmup_steps) / decay_steps, 0.0, 1.0)
-        return peak * warm * (config.floor + (1 - config.floor) * (1 + jnp.cos(jnp.pi * done)) / 2)
-
-    return rate
+    main = optax.constant_schedule(peak)
+    if config.schedule == "cosine":
+        main = optax.cosine_decay_schedule(peak, max(total_steps - warmup, 1), config.floor)
+    if not warmup:
+        return main
+    # optax's linear schedule starts at the first value; the first step of n has 1/n of the peak.
+    rise = optax.linear_schedule(peak / warmup, peak, warmup - 1) if warmup > 1 else optax.constant_schedule(peak)
+    return optax.join_schedules([rise, main], [warmup])
 
 
 def make_optimizer(config: OptimizerConfig, total_steps: int, params: Any = None) -> optax.GradientTransformation:
-    """The optimizer that a config describes; `optax.apply_updates` adds what it gives to the parameters.
+    """Makes the optimizer.
 
     Args:
-      total_steps: see `make_schedule`.
-      params: the parameters that it will move, arrays or shapes, with the logical names of their axes where they have
-        some (`models.family.abstract_params`). Muon alone needs it: names tell a matrix's outputs from its inputs.
+      config: Settings.
+      total_steps: See `make_schedule`.
+      params: Trained parameters, arrays or shapes, with logical axis names where they have some
+        (`models.factory.abstract_params`). Only Muon needs them: the names distinguish inputs and outputs of matrices.
 
     Raises:
-      JanusError: the warm-up is too long.
+      JanusError: The warmup is longer than `total_steps`.
     """
     decay = optax.add_decayed_weights(
         config.weight_decay, lambda tree: map_named(lambda name, _: not matches(name, config.no_decay), tree)
     )
     adamw = optax.chain(
-        _in_dtype(optax.scale_by_adam(config.b1, config.b2, config.eps), config.moments_dtype),
+        _store_moments_in(optax.scale_by_adam(config.b1, config.b2, config.eps), config.moments_dtype),
         decay,
         optax.scale_by_learning_rate(make_schedule(config, total_steps)),
     )
@@ -134,27 +131,27 @@ def make_optimizer(config: OptimizerConfig, total_steps: int, params: Any = None
     if config.muon_learning_rate is None:
         return optax.chain(clip, adamw)
     if params is None:
-        raise TypeError("Muon needs to be told the parameters.")
-    found = {name: MuonDimensionNumbers(axes.inputs, axes.outputs) for name, axes in matrix_axes(params).items()}
+        raise TypeError("make_optimizer needs params for Muon.")
+    matrices = {name: MuonDimensionNumbers(axes.inputs, axes.outputs) for name, axes in matrix_axes(params).items()}
 
-    def axes(tree: Any) -> Any:
-        return map_named(lambda name, _: found[name], tree)
+    def dimension_numbers(tree: Any) -> Any:
+        return map_named(lambda name, _: matrices[name], tree)
 
     muon = optax.chain(
-        _in_dtype(scale_by_muon(weight_dimension_numbers=axes), config.moments_dtype),
-        optax.stateless(lambda updates, _: jax.tree.map(_scale_by_shape, updates, axes(updates))),
+        _store_moments_in(scale_by_muon(weight_dimension_numbers=dimension_numbers), config.moments_dtype),
+        optax.stateless(lambda updates, _: jax.tree.map(_scale_by_shape, updates, dimension_numbers(updates))),
         decay,
         optax.scale_by_learning_rate(make_schedule(config, total_steps, config.muon_learning_rate)),
     )
 
-    def kinds(tree: Any) -> Any:
-        return map_named(lambda name, _: "muon" if name in found else "adamw", tree)
+    def labels(tree: Any) -> Any:
+        return map_named(lambda name, _: "muon" if name in matrices else "adamw", tree)
 
-    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, kinds))
+    return optax.chain(clip, optax.partition({"muon": muon, "adamw": adamw}, labels))
 
 
-def _in_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
-    """Keeps the moments of `inner` in `dtype` from step to step."""
+def _store_moments_in(inner: optax.GradientTransformation, dtype: str) -> optax.GradientTransformation:
+    """Stores the moments of `inner` in `dtype` between steps."""
 
     def cast(state: Any, to: str) -> Any:
         moments = {name: optax.tree.cast(getattr(state, name), to) for name in ("mu", "nu") if hasattr(state, name)}
@@ -171,9 +168,9 @@ def _in_dtype(inner: optax.GradientTransformation, dtype: str) -> optax.Gradient
 
 
 def _scale_by_shape(update: Float[Array, "..."], axes: MuonDimensionNumbers) -> Float[Array, "..."]:
-    """Makes a step of the same size whatever a matrix's shape (https://kellerjordan.github.io/posts/muon)."""
+    """Makes the RMS of an update independent of the matrix shape (https://kellerjordan.github.io/posts/muon)."""
 
-    def size(of: Any) -> int:
-        return math.prod(update.shape[axis] for axis in of)
+    def size(group: Any) -> int:
+        return math.prod(update.shape[axis] for axis in group)
 
     return update * max(1.0, size(axes.output_axis) / size(axes.reduction_axis)) ** 0.5

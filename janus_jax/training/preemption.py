@@ -1,4 +1,4 @@
-"""A notice that the machine is about to be taken away: save and go."""
+"""Detects that the machine is about to be preempted."""
 
 import os
 import signal
@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-    """Listens, while it is entered, for SIGTERM (TPUs and most schedulers) and SIGUSR1 (SLURM's `--signal=USR1@120`).
+    """Listens for SIGTERM (TPUs and most schedulers) and SIGUSR1 (SLURM's `--signal=USR1@120`) as a context manager.
 
         with Preemption() as preemption:
             for step in ...:
@@ -22,36 +22,36 @@ class Preemption:
                     checkpoints.wait()
                     raise Preempted(...)
 
-    Among several processes, joined by `jax.distributed.initialize`, one that is told suffices: all are to stop at the
-    same step. To be entered in the main thread, after that call.
+    With several processes, a signal to one of them stops all at the same step. Enter it in the main thread, after
+    `jax.distributed.initialize`.
     """
 
     def __init__(self) -> None:
-        self._told = False
-        self._before: dict[signal.Signals, Any] = {}
+        self._received = False
+        self._previous: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
         if jax.process_count() == 1:
-            self._before = {number: signal.signal(number, self._tell) for number in SIGNALS}
+            self._previous = {number: signal.signal(number, self._receive) for number in SIGNALS}
         else:
-            # jax listens for SIGTERM itself, and brings the processes to agree.
-            self._before = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, _as_sigterm)}
+            # jax handles SIGTERM itself and synchronizes the processes.
+            self._previous = {signal.SIGUSR1: signal.signal(signal.SIGUSR1, _send_sigterm)}
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        for number, handler in self._before.items():
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
 
     def reached(self, step: int) -> bool:
-        """Whether to save and go now. Every process has to ask at every step, and all are answered alike."""
+        """Returns whether to save and stop now. Every process calls it at every step and gets the same result."""
         if jax.process_count() == 1:
-            return self._told
+            return self._received
         reached: bool = multihost_utils.reached_preemption_sync_point(step)
         return reached
 
-    def _tell(self, number: int, frame: FrameType | None) -> None:
-        self._told = True
+    def _receive(self, number: int, frame: FrameType | None) -> None:
+        self._received = True
 
 
-def _as_sigterm(number: int, frame: FrameType | None) -> None:
+def _send_sigterm(number: int, frame: FrameType | None) -> None:
     os.kill(os.getpid(), signal.SIGTERM)

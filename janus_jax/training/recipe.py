@@ -1,7 +1,7 @@
-"""A recipe: a model and the stages that train it. All of it is data; the loop does what it says.
+"""A recipe: a model, its data and its training stages.
 
-Janus (arXiv 2410.13848, §3.2 and §4.1), Janus-Pro (arXiv 2501.17811, §2.2 and §3.1), JanusFlow (arXiv
-2411.07975, §3.3).
+Papers: Janus (arXiv 2410.13848, sections 3.2 and 4.1), Janus-Pro (arXiv 2501.17811, sections 2.2 and 3.1), JanusFlow
+(arXiv 2411.07975, section 3.3).
 """
 
 import math
@@ -24,13 +24,13 @@ from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.train_step import Microbatching
 
 ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
-"""What stage I trains. That `gen_embed` is part of it is inferred: nothing has trained it before."""
+"""Parameters that stage 1 trains. Including `gen_embed` is inferred: no earlier training exists for it."""
 
 ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
-"""What stage II trains: all but SigLIP and the image tokenizer."""
+"""Parameters that stage 2 trains: all but SigLIP and the image tokenizer."""
 
 ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
-"""What stage III trains."""
+"""Parameters that stage 3 trains."""
 
 LINEAR_LAYERS_AND_FLOW = (
     "und_adaptor/*",
@@ -41,34 +41,36 @@ LINEAR_LAYERS_AND_FLOW = (
     "gen_decoder/*",
     f"{ALIGNER}/*",
 )
-"""What stage I of JanusFlow trains (arXiv 2411.07975, §3.3): its linear layers, generation encoder and decoder.
+"""Parameters that stage 1 of JanusFlow trains: its linear layers, generation encoder and decoder.
 
-That the embedding before an image to understand is part of it is inferred: nothing has trained it before.
+Including the embedding before an input image is inferred: no earlier training exists for it.
 """
 
 FLOW_ALL_BUT_ENCODER = (*LINEAR_LAYERS_AND_FLOW, "llm/*")
-"""What its stage II trains: all but SigLIP and the VAE."""
+"""Parameters that stage 2 of JanusFlow trains: all but SigLIP and the VAE."""
 
 FLOW_ALL_BUT_VAE = (*FLOW_ALL_BUT_ENCODER, "und_encoder/*")
-"""What its stage III trains."""
-
+"""Parameters that stage 3 of JanusFlow trains."""
 
 RANDOM = "random"
-"""In place of the folder of a part that nothing is to be read for."""
+"""Value of a folder in `Initialisation`: the part is initialized randomly."""
 
 
 @dataclass(frozen=True)
 class Initialisation:
-    """Where parameters come from when a stage begins that has no checkpoint of its own yet.
+    """Initial parameters of a stage that has no checkpoint yet.
 
     Attributes:
-      source: "parts", the folders of an LLM, a SigLIP and an image tokenizer or VAE, with all else drawn at random;
-        "stage", the stage before, in the same workdir; "model", the folder of a whole model; "random", nowhere.
-      model: the folder of "model", in any layout that `janus_jax.load` reads.
-      llm, und_encoder, gen_encoder, vae: the folders of "parts", in any layout that `checkpoints_convert` reads; RANDOM
-        for a part to draw from the seed. A Janus has no `vae`, a JanusFlow no `gen_encoder`.
-      ids_from_codebook: of "parts": whether ids of images to generate begin with the tokenizer's codes as embeddings
-        and in the image head, rather than with random numbers.
+      source: "parts" reads the folders of an LLM, a SigLIP and an image tokenizer or VAE, and initializes the rest
+        randomly. "stage" continues from the previous stage in the same workdir. "model" reads the folder of a whole
+        model. "random" initializes everything randomly.
+      model: Folder for "model", in any layout that `janus_jax.load` reads.
+      llm: Folder for "parts", in any layout that `checkpoints_convert` reads, or RANDOM.
+      und_encoder: Likewise.
+      gen_encoder: Likewise, for Janus.
+      vae: Likewise, for JanusFlow.
+      image_tokens_from_codebook: For "parts": initializes the embeddings and head of image tokens from the codebook of
+        the image tokenizer instead of randomly.
     """
 
     source: Literal["parts", "stage", "model", "random"] = "stage"
@@ -77,36 +79,38 @@ class Initialisation:
     und_encoder: str = ""
     gen_encoder: str = ""
     vae: str = ""
-    ids_from_codebook: bool = False
+    image_tokens_from_codebook: bool = False
 
     def folders(self, config: ModelConfig) -> Mapping[str, str]:
-        """The folders that `source` reads for this model, by the names of their fields."""
+        """Returns the folders that `source` reads for this model, by field name."""
         names = {"parts": config.pretrained_parts, "model": ("model",)}.get(self.source, ())
         return {name: folder for name in names if (folder := getattr(self, name)) != RANDOM}
 
     def check(self, where: str, config: ModelConfig) -> None:
-        """Refuses a source whose folders are not named, or a codebook that is in none.
+        """Checks that the required folders are set.
+
+        Args:
+          where: Name of this field in error messages.
+          config: Config of the model.
 
         Raises:
-          JanusError: the sentence names the field.
+          JanusError: A folder is missing.
         """
-        if self.ids_from_codebook and "gen_encoder" not in self.folders(config):
-            raise JanusError(f"{where}.ids_from_codebook needs {where}.gen_encoder, the folder of an image tokenizer.")
+        if self.image_tokens_from_codebook and "gen_encoder" not in self.folders(config):
+            raise JanusError(f"{where}.image_tokens_from_codebook needs an image tokenizer; set {where}.gen_encoder.")
         for name, folder in self.folders(config).items():
             if not folder:
-                raise JanusError(
-                    f"{where}.{name} is empty; name the folder of the checkpoint to start from, or {RANDOM}."
-                )
+                raise JanusError(f"{where}.{name} is empty; set it to the folder of a checkpoint, or to {RANDOM}.")
 
 
 @dataclass(frozen=True)
 class Precision:
-    """In what numbers are kept and computed. What trains is kept in float32, always.
+    """Dtypes. Trained parameters are always float32.
 
     Attributes:
-      compute: activations and matrix products.
-      frozen: what does not train.
-      tokenizer: the computation of image ids, or of latents, that did not come with the data.
+      compute: Dtype of activations and matrix products.
+      frozen: Dtype of frozen parameters.
+      tokenizer: Dtype of the image tokenizer or VAE, if the data has no image tokens or latents.
     """
 
     compute: Dtype = "bfloat16"
@@ -116,24 +120,24 @@ class Precision:
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage.
+    """A training stage.
 
     Attributes:
-      trained: patterns of the parameters that train (see `partition`); all else is frozen.
-      optimizer: learning rate, schedule, warm-up, decay, clip.
-      steps: that the schedule is made for.
-      stop_at: step at which training ends; None for `steps`.
-      batch_size: rows of a batch, each `budget.tokens` long.
-      phases: samples of each component in proportion, by step.
-      supervision: which text is learnt.
-      drop_condition: share of the generation samples whose prompt becomes pad tokens.
-      first_sentence: share of the captions that lose all but their first sentence.
-      random_crop: whether the part of an image to generate along its long side is drawn; else it is the middle.
-      budget: what a row has room for.
-      precision: see there.
-      initialisation: see there.
-      ema_decay: of a moving average of the parameters; 0 for none.
-      lora: adapters of frozen matrices that train besides; its rank 0 for none.
+      trained: Patterns of trained parameters (`param_paths.partition`). All others are frozen.
+      optimizer: Optimizer and learning rate schedule.
+      steps: Length of the schedule.
+      batch_size: Sequences per batch, each with `budget.tokens` tokens.
+      phases: Mixture weights of the data by step.
+      stop_at: Step at which training ends; None for `steps`.
+      supervision: Which text tokens are targets.
+      drop_condition: Fraction of generation examples whose prompt is replaced by padding.
+      first_sentence: Fraction of captions cut to their first sentence.
+      random_crop: Crops target images at a random position along their long side instead of the center.
+      budget: Capacity of a sequence.
+      precision: Dtypes.
+      initialisation: Initial parameters.
+      ema_decay: Decay of the moving average of the parameters; 0 disables it.
+      lora: Adapters that are trained in addition; rank 0 disables them.
     """
 
     trained: tuple[str, ...]
@@ -154,29 +158,29 @@ class Stage:
 
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
-            raise JanusError(f"A stage has {self.steps} steps of batch_size {self.batch_size}; both must be positive.")
+            raise JanusError(f"A stage has steps {self.steps} and batch_size {self.batch_size}; both must be positive.")
         if not 0 < self.last_step <= self.steps:
             raise JanusError(f"A stage's stop_at is {self.stop_at}; it must be from 1 to steps, {self.steps}.")
         if not 0 <= self.ema_decay < 1:
             raise JanusError(f"A stage's ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
         if not self.trained and not self.lora.rank:
-            raise JanusError("A stage's trained is empty and its lora.rank is 0; name parts, or give a rank.")
+            raise JanusError("A stage's trained is empty and its lora.rank is 0; set one of them.")
 
     @property
     def last_step(self) -> int:
-        """At which training ends."""
+        """Step at which training ends."""
         return self.steps if self.stop_at is None else self.stop_at
 
 
 @dataclass(frozen=True)
 class PreparedDataset:
-    """A prepared data set of the mixture.
+    """A prepared dataset of the mixture.
 
     Attributes:
-      directory: its folder (`janus-prepare`).
-      task: what its records teach.
-      split: which of its splits is read, also as "train[1000:]".
-      held_out: the split that the model is evaluated on, also as "train[:1000]"; "" for none.
+      directory: Folder that `janus-prepare` wrote.
+      task: Task of its records.
+      split: Training split, or a slice of it such as "train[1000:]".
+      held_out: Split for the held-out loss, or a slice such as "train[:1000]"; "" for none.
     """
 
     directory: str = ""
@@ -187,16 +191,16 @@ class PreparedDataset:
 
 @dataclass(frozen=True)
 class Samples:
-    """What the model is asked to answer and to draw now and then, always the same, so that one sees it learn.
+    """Questions and prompts that the model answers at intervals.
 
     Attributes:
-      questions: pairs of an image's file and a question about it; "" in place of the file for a question about none.
-        What is answered is the likeliest.
-      prompts: of images, one each.
-      guidance_scale, temperature, steps: of the images (`Pretrained.generate`), where the model has them: a Janus draws
-        without steps, a JanusFlow without a temperature.
-      max_new_tokens: of an answer.
-      seed: of the images.
+      questions: Pairs (image file, question); an empty file name for a question without an image. Decoding is greedy.
+      prompts: Prompts of images, one image each.
+      guidance_scale: Guidance scale of the images.
+      temperature: Sampling temperature of the images (Janus).
+      steps: Integration steps of the images (JanusFlow).
+      max_new_tokens: Maximum length of an answer.
+      seed: Seed of the images.
     """
 
     questions: tuple[tuple[str, str], ...] = ()
@@ -210,29 +214,28 @@ class Samples:
     def __post_init__(self) -> None:
         for pair in self.questions:
             if len(pair) != 2 or not pair[1].strip():
-                raise JanusError(f"config.samples.questions holds {pair!r}; each is a pair (image file, question).")
+                raise JanusError(f"config.samples.questions has {pair!r}; each must be a pair (image file, question).")
         if not all(prompt.strip() for prompt in self.prompts):
-            raise JanusError("config.samples.prompts holds an empty prompt; take it out, or say what to draw.")
-        if not 0 <= self.guidance_scale <= 1e6:
-            raise JanusError(f"config.samples.guidance_scale is {self.guidance_scale}; it must be from 0 to 1e6.")
-        if self.temperature != 0 and not 1e-6 <= self.temperature <= 1e6:
-            raise JanusError(f"config.samples.temperature is {self.temperature}; it must be 0 or from 1e-6 to 1e6.")
-        if self.steps < 1:
-            raise JanusError(f"config.samples.steps is {self.steps}; it must be 1 or more.")
-        if self.max_new_tokens < 1:
-            raise JanusError(f"config.samples.max_new_tokens is {self.max_new_tokens}; it must be 1 or more.")
-        if not 0 <= self.seed < 2**32:
-            raise JanusError(f"config.samples.seed is {self.seed}; it must be from 0 to 2**32 - 1.")
+            raise JanusError("config.samples.prompts has an empty prompt; remove it.")
+        for name, is_valid, allowed in (
+            ("guidance_scale", 0 <= self.guidance_scale <= 1e6, "from 0 to 1e6"),
+            ("temperature", self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "0 or from 1e-6 to 1e6"),
+            ("steps", self.steps >= 1, "1 or more"),
+            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
+            ("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
+        ):
+            if not is_valid:
+                raise JanusError(f"config.samples.{name} is {getattr(self, name)}; it must be {allowed}.")
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Benchmarks that are run on the model as it is trained.
+    """Benchmarks that run at intervals.
 
     Attributes:
-      benchmarks: pairs of a benchmark's name (`launch.evaluate --list`) and the folder of its data.
-      limit: questions of each, drawn by the recipe's seed, the same ones each time; 0 for all.
-      batch_size: questions at a time.
+      benchmarks: Pairs (benchmark name, folder of its data); `janus-evaluate --list` shows the names.
+      limit: Number of questions per benchmark, a random subset fixed by the recipe's seed; 0 for all.
+      batch_size: Questions per batch.
     """
 
     benchmarks: tuple[tuple[str, str], ...] = ()
@@ -242,7 +245,7 @@ class Evaluation:
     def __post_init__(self) -> None:
         for pair in self.benchmarks:
             if len(pair) != 2 or not all(pair):
-                raise JanusError(f"config.evaluation.benchmarks holds {pair!r}; each is a pair (name, data's folder).")
+                raise JanusError(f"config.evaluation.benchmarks has {pair!r}; each must be a pair (name, folder).")
         if self.limit < 0 or self.batch_size < 1:
             raise JanusError(
                 f"config.evaluation has limit {self.limit} and batch_size {self.batch_size}; the first must be 0 or "
@@ -252,12 +255,16 @@ class Evaluation:
 
 @dataclass(frozen=True)
 class Intervals:
-    """In steps. Whatever they are, the last step is reported, evaluated, sampled from, benchmarked and saved.
+    """Intervals in steps. The last step always reports, evaluates, samples, runs benchmarks and saves.
 
     Attributes:
-      report, evaluate, sample, benchmark, save: 0 for the end alone.
-      evaluate_batches: of the sources' held-out splits, the same ones each time.
-      profile: the first step (counted from 1) and the number of steps that are traced; no steps for no trace.
+      report: Steps between reports of metrics; 0 for the last step only, as in the next four.
+      evaluate: Steps between computations of the held-out loss.
+      sample: Steps between samples.
+      benchmark: Steps between benchmark runs.
+      save: Steps between checkpoints.
+      evaluate_batches: Number of batches for the held-out loss, the same each time.
+      profile: First step to trace, counted from 1, and number of steps; 0 steps disable the trace.
     """
 
     report: int = 10
@@ -270,7 +277,7 @@ class Intervals:
 
     def __post_init__(self) -> None:
         if min(self.report, self.evaluate, self.sample, self.benchmark, self.save) < 0 or self.evaluate_batches < 1:
-            raise JanusError(f"config.intervals are {self}; none may be below 0, and evaluate_batches not below 1.")
+            raise JanusError(f"config.intervals is {self}; values must be at least 0, and evaluate_batches at least 1.")
         if len(self.profile) != 2 or min(self.profile) < 0 or (self.profile[1] and not self.profile[0]):
             raise JanusError(
                 f"config.intervals.profile is {self.profile}; it must be (first step, number of steps), as in (10, 3)."
@@ -279,14 +286,19 @@ class Intervals:
 
 @dataclass(frozen=True)
 class Resources:
-    """How the machine is used. Nothing here changes what is learnt, but for rounding.
+    """Use of the hardware. These values do not change the result, up to rounding.
 
     Attributes:
-      data, fsdp, tensor: sizes of the mesh's axes (`sharding.make_mesh`); -1 takes what is left.
-      attention, remat, scan_unroll: see `Execution`.
-      microbatches, logits_chunk: see `step.Microbatching`.
-      data_workers: processes that read ahead, on each host.
-      peak_flops: FLOP/s of one device, which the MFU is reckoned with; None for that of `accelerators.peak_flops`.
+      data: Size of the mesh's data axis (`sharding.make_mesh`). -1 takes the remaining devices, for one of the axes.
+      fsdp: Size of the fsdp axis.
+      tensor: Size of the tensor axis.
+      attention: See `Execution`.
+      remat: See `Execution`.
+      scan_unroll: See `Execution`.
+      microbatches: See `train_step.Microbatching`.
+      logits_chunk: See `train_step.Microbatching`.
+      data_workers: Data worker processes per host.
+      peak_flops: FLOP/s of one device, the reference of MFU; None for the value in `accelerators.peak_flops`.
     """
 
     data: int = 1
@@ -302,29 +314,32 @@ class Resources:
 
     def __post_init__(self) -> None:
         if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
-            raise JanusError(f"config.resources.peak_flops is {self.peak_flops}; it must be above 0, or left out.")
+            raise JanusError(f"config.resources.peak_flops is {self.peak_flops}; it must be above 0, or None.")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """What `janus-train` runs.
+    """A recipe, run by `janus-train`.
 
     Attributes:
-      model: name of a preset. `architecture` stands in its place where a model is none of them.
-      stage: which of the stages to run, counted from 1.
-      stages: the stages, in order.
-      sources: the data, by the names that the stages' phases use.
-      precomputed_image_tokens: target images come as ids, or a JanusFlow's as latents, prepared with `launch.prepare
-        --tokenizer`.
-      tokenizer: folder of `tokenizer.json`; "" for the one that the run has already, or that lies with the model or
-        the LLM that it starts from.
-      seed: of parameters and data.
-      data_shards: that the data are dealt into when a stage begins; a run may go on with any number of processes that
-        divides them. 0 for as many as it begins with.
-      max_skipped: steps of a stage that may be left out because their gradient is not finite; one more ends the run.
-      intervals, samples, evaluation, keep, resources: see there.
-      architecture: a model's own numbers.
-      flow: how a JanusFlow learns its flow; None for its paper's way.
+      model: Name of a preset. `architecture` replaces it for other models.
+      stages: The stages, in order.
+      sources: The data, by the names that the phases use.
+      stage: Stage to run, counted from 1.
+      precomputed_image_tokens: Reads image tokens, or latents for JanusFlow, from the data. `janus-prepare --tokenizer`
+        adds them.
+      tokenizer: Folder of `tokenizer.json`; "" for that of the run or of the initial checkpoint.
+      seed: Seed of parameters and data.
+      data_shards: Number of data shards, fixed when a stage starts. A resumed run may use any number of processes that
+        divides it. 0 for the number of processes at the start.
+      max_skipped: Steps of a stage that may be skipped because of a non-finite gradient. One more ends the run.
+      intervals: Intervals of reports, samples and checkpoints.
+      samples: Questions and prompts.
+      evaluation: Benchmarks.
+      keep: Which checkpoints are kept.
+      resources: Use of the hardware.
+      architecture: Config of a model that is not a preset.
+      flow: Settings of the flow loss of a JanusFlow; None for those of the paper.
     """
 
     model: str
@@ -358,16 +373,16 @@ class Recipe:
 
     @property
     def model_config(self) -> ModelConfig:
-        """The model's numbers.
+        """Config of the model.
 
         Raises:
-          JanusError: there is no preset of that name.
+          JanusError: There is no preset of this name.
         """
         return self.architecture or preset(self.model)
 
     @property
     def execution(self) -> Execution:
-        """How the stage's model is run."""
+        """How the model of the current stage is executed."""
         r = self.resources
         return Execution(
             self.current.precision.compute, "float32", r.attention, r.remat, layers="scanned", scan_unroll=r.scan_unroll
@@ -375,28 +390,28 @@ class Recipe:
 
     @property
     def microbatching(self) -> Microbatching:
-        """How the stage's step is cut."""
+        """How the step of the current stage is split."""
         r = self.resources
         return Microbatching(r.microbatches, r.logits_chunk, self.current.precision.tokenizer)
 
     @property
     def stream(self) -> StreamConfig:
-        """What the stage reads: those sources that its phases give a weight.
+        """Training data of the current stage: the sources with a weight in its phases.
 
         Raises:
-          JanusError: a source that is needed is unknown or has no folder.
+          JanusError: A source is unknown or has no folder.
         """
         stage = self.current
         used = sorted({name for phase in stage.phases for name, weight in phase.weights.items() if weight})
         for name in used:
             if name not in self.sources:
                 raise JanusError(
-                    f"config.stages.stage_{self.stage}.phases give a weight to {name!r}; the sources are "
+                    f"config.stages.stage_{self.stage}.phases has a weight for {name!r}; the sources are "
                     f"{', '.join(self.sources)}."
                 )
             if not self.sources[name].directory:
                 raise JanusError(
-                    f"config.sources.{name}.directory is empty; name the prepared data set, or set its weights in "
+                    f"config.sources.{name}.directory is empty; set it to a prepared dataset, or set its weights in "
                     f"config.stages.stage_{self.stage}.phases to 0."
                 )
         return StreamConfig(
@@ -419,10 +434,7 @@ class Recipe:
 
     @property
     def held_out(self) -> StreamConfig | None:
-        """What the stage is evaluated on: its sources' held-out splits, in the proportion that it ends with.
-
-        None where there are none.
-        """
+        """Held-out data of the current stage, with the weights of its last phase; None if no source has any."""
         stream, weights = self.stream, self.current.phases[-1].weights
         splits = {name: source.held_out for name, source in self.sources.items() if source.held_out}
         components = tuple(
@@ -442,7 +454,7 @@ SOURCES: Mapping[str, PreparedDataset] = {
     "generation": PreparedDataset(task=Task.GENERATION),
     "imagenet": PreparedDataset(task=Task.GENERATION),
 }
-"""The papers' kinds of data: images with text about them, text alone, text with images of it, classes with images."""
+"""Sources of the papers: images with text about them, text, captions with images, class names with images."""
 
 SAMPLES = Samples(
     prompts=(
@@ -452,4 +464,4 @@ SAMPLES = Samples(
         "A portrait of an old fisherman, black and white photograph.",
     )
 )
-"""What is drawn to see a model learn: colours, a number, a style. Questions need files of one's own."""
+"""Default prompts: colors, a number and a style."""

@@ -1,51 +1,62 @@
-"""What a recipe's stage runs on a mesh: the model, its optimizer, the state's shapes and the step."""
+"""Assembles a training stage: objective, optimizer, state shapes and compiled step, in this order."""
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import jax
 import optax
 from jax.sharding import Mesh
 
-from janus_jax.models.backbone import Backbone
+from janus_jax.config import Dtype
+from janus_jax.errors import JanusError
+from janus_jax.models.backbone import Params
 from janus_jax.models.factory import abstract_params
 from janus_jax.sharding import check_mesh
-from janus_jax.training.objectives import training_model
+from janus_jax.training.lora import NO_LORA, Lora, init_adapters
+from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.param_paths import partition
+from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import Recipe
-from janus_jax.training.state import TrainState
-from janus_jax.training.train_step import Step, abstract_train_state, make_train_step
+from janus_jax.training.state import TrainState, abstract_state, create_state
+from janus_jax.training.train_step import CompiledStep, make_train_step
 
 
 class StageSetup(NamedTuple):
-    """A stage ready to run; nothing of it is on a device yet.
+    """A stage ready to run. Nothing is on a device yet.
 
     Attributes:
-      model: as it is trained.
-      optimizer: of the trained part.
-      abstract: shapes, dtypes and shardings of the state.
-      step: not compiled yet.
+      objective: Model and loss.
+      optimizer: Optimizer of the trained parameters.
+      abstract: Shapes, dtypes and shardings of the state.
+      step: The training step, compiled when first called.
     """
 
-    model: Backbone
+    objective: Objective
     optimizer: optax.GradientTransformation
     abstract: TrainState
-    step: Step
+    step: CompiledStep
 
 
 def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
-    """The recipe's current stage on a mesh, whose devices need not be here; None is one device that is.
+    """Assembles the current stage of a recipe.
+
+    Args:
+      recipe: The recipe.
+      mesh: Mesh, whose devices need not be attached; None for the default device.
 
     Raises:
-      JanusError: the mesh divides the model or the batch unevenly, or what the stage trains is not there.
+      JanusError: The mesh does not divide the model or the batch, or a pattern of trained parameters matches nothing.
     """
     stage = recipe.current
     if mesh is not None:
         check_mesh(recipe.model_config, mesh)
     recipe.microbatching.check(stage.batch_size, mesh)
-    model = training_model(recipe.model_config, recipe.execution, recipe.flow)
-    optimizer = make_optimizer(stage.optimizer, stage.steps, partition(abstract_params(model), stage.trained)[0])
+
+    objective = make_objective(recipe.model_config, recipe.execution, recipe.flow)
+    trained, _ = partition(abstract_params(objective.model), stage.trained)
+    optimizer = make_optimizer(stage.optimizer, stage.steps, trained)
     abstract = abstract_train_state(
-        model,
+        objective,
         stage.trained,
         optimizer,
         mesh,
@@ -53,5 +64,46 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         ema=stage.ema_decay > 0,
         lora=stage.lora,
     )
-    step = make_train_step(model, optimizer, recipe.microbatching, abstract, mesh, stage.ema_decay, recipe.seed)
-    return StageSetup(model, optimizer, abstract, step)
+    step = make_train_step(
+        objective, optimizer, recipe.microbatching, abstract, mesh, ema_decay=stage.ema_decay, seed=recipe.seed
+    )
+    return StageSetup(objective, optimizer, abstract, step)
+
+
+def abstract_train_state(
+    objective: Objective,
+    trained: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    *,
+    frozen_dtype: Dtype = "bfloat16",
+    ema: bool = False,
+    lora: Lora = NO_LORA,
+) -> TrainState:
+    """Derives shapes, dtypes and shardings of a train state. Trained parameters are float32.
+
+    Args:
+      objective: The model and its frozen part.
+      trained: Patterns of trained parameters (`param_paths.partition`).
+      optimizer: Optimizer of the trained parameters.
+      mesh: See `set_up_stage`.
+      frozen_dtype: Dtype of frozen parameters.
+      ema: Whether the state has a moving average of the parameters.
+      lora: Adapters that are trained in addition.
+
+    Raises:
+      JanusError: A pattern matches nothing, or the image tokenizer or VAE; see also `lora.init_adapters`.
+    """
+
+    def make(params: Params) -> TrainState:
+        kept, frozen = partition(params, trained)
+        if objective.frozen_part in kept:
+            part = {"gen_encoder": "the image tokenizer", "vae": "the VAE"}[objective.frozen_part]
+            raise JanusError(
+                f"The patterns in trained match {objective.frozen_part}, {part}. This loss has no gradient for it; "
+                f"exclude it. A recipe such as configs/vq_16.py trains image tokenizers."
+            )
+        adapters, scales = init_adapters(lora, params, frozen, jax.random.key(0))
+        return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
+
+    return abstract_state(make, mesh, abstract_params(objective.model))

@@ -30,11 +30,11 @@ from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.init_from import (
-    check_initialisation,
     checkpoints_folder,
     copy_tokenizer,
     find_tokenizer,
     initial_state,
+    open_initialisation,
 )
 from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.recipe import Recipe
@@ -75,8 +75,8 @@ def stage_task(
     folder = checkpoints.parent
 
     # All inputs are checked before the first device is used. A resumed run no longer needs its initialization.
-    if not any(path.name.isdecimal() for path in checkpoints.glob("*")):
-        check_initialisation(recipe, workdir)
+    is_resumed = any(path.name.isdecimal() for path in checkpoints.glob("*"))
+    opened = {} if is_resumed else open_initialisation(recipe, workdir)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
             open_records(component)
@@ -115,7 +115,7 @@ def stage_task(
     def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
         callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
         if recipe.held_out is not None:
-            loss = make_evaluation_step(setup.model, recipe.microbatching, setup.abstract, mesh, recipe.seed)
+            loss = make_evaluation_step(setup.objective, recipe.microbatching, setup.abstract, mesh, seed=recipe.seed)
             shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
             held_out = open_split(recipe.held_out, shards)
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))
@@ -134,7 +134,7 @@ def stage_task(
     return TrainingTask(
         config=to_json(recipe),
         abstract_state=setup.abstract,
-        initial_state=lambda data: initial_state(recipe, workdir, setup.optimizer, setup.abstract),
+        initial_state=lambda data: initial_state(recipe, workdir, setup, opened),
         step=step,
         mesh=mesh,
         open_data=open_data,

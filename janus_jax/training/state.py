@@ -1,4 +1,4 @@
-"""What training changes from step to step, and how it is born: sharded, each array where it stays."""
+"""The train state and its sharded initialization."""
 
 from collections.abc import Callable
 from typing import Any, Self
@@ -9,24 +9,26 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from jaxtyping import Array, Int
+from jaxtyping import Array, Int, Key
 
+from janus_jax.models.backbone import Backbone
+from janus_jax.models.factory import init_params
 from janus_jax.sharding import LOGICAL_RULES
 from janus_jax.training.param_paths import unbox
 
 Params = Any
-"""A tree of arrays, of boxes with logical names, or of shapes."""
+"""A tree of arrays, of shapes, or of boxes with logical axis names."""
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """All that a checkpoint must hold of the model.
+    """State of a training.
 
     Attributes:
-      step: how many steps were taken.
-      params: what is trained, in float32.
-      frozen: what is not, in the dtype of the computation: no gradient, no moments, no float32 copy.
-      opt_state: of the optimizer, for `params` alone.
-      ema: the moving average of `params`, or None.
+      step: Steps taken.
+      params: Trained parameters, float32.
+      frozen: Frozen parameters, in the dtype of the computation. They have no gradient, moments or float32 copy.
+      opt_state: Optimizer state of `params`.
+      ema: Moving average of `params`, or None.
     """
 
     step: Int[Array, ""]
@@ -36,12 +38,12 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Params | None = None
 
     def apply_gradients(
-        self, gradients: Params, optimizer: optax.GradientTransformation, ema_decay: float = 0.0
+        self, gradients: Params, optimizer: optax.GradientTransformation, ema_decay: float | Array = 0.0
     ) -> Self:
-        """The state one step on.
+        """Returns the state after one optimizer update.
 
         Args:
-          ema_decay: how much of the average stays; read only where there is an average.
+          ema_decay: Decay of the average, if the state has one.
         """
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
@@ -57,12 +59,14 @@ def create_state(
     frozen_dtype: str = "bfloat16",
     ema: bool = False,
 ) -> TrainState:
-    """The state before the first step; under jit, and with or without boxes around the parameters.
+    """Creates the state before the first step. Call it under jit.
 
     Args:
-      optimizer: anything with an `init`.
-      frozen_dtype: of the frozen part. On a CPU float32 is about ten times as fast as bfloat16.
-      ema: whether an average is kept; it begins at the parameters.
+      params: Trained parameters, boxed or not.
+      frozen: Frozen parameters, boxed or not.
+      optimizer: Optimizer of `params`.
+      frozen_dtype: Dtype of the frozen parameters. On a CPU float32 is about ten times as fast as bfloat16.
+      ema: Whether the state has a moving average, which starts at the parameters.
     """
     params = _cast(params, "float32")
     return TrainState(
@@ -70,81 +74,95 @@ def create_state(
         params=params,
         frozen=_cast(frozen, frozen_dtype),
         opt_state=optimizer.init(unbox(params)),
-        # Copies: a step gives its arrays away, and none can be given twice.
+        # Copies, because a step donates its arrays and none can be donated twice.
         ema=jax.tree.map(jnp.copy, params) if ema else None,
     )
 
 
 def abstract_state(make: Callable[..., TrainState], mesh: Mesh | None, *arguments: Any) -> TrainState:
-    """Shape, dtype and sharding of every array of `make(*arguments)`, with nothing computed.
+    """Derives shape, dtype and sharding of every array of `make(*arguments)`, without computing it.
 
-    The optimizer's arrays lie where their parameters do. This is what `Checkpoints.restore` fills, too.
+    Optimizer arrays are sharded like their parameters. `Checkpoints.restore` takes the result.
 
     Args:
-      make: gives a `create_state` of boxed parameters.
-      mesh: None for the default device.
+      make: Returns a `create_state` of boxed parameters.
+      mesh: Mesh; None for the default device.
     """
     boxed: TrainState = jax.eval_shape(make, *arguments)
     if mesh is None:
-        here = SingleDeviceSharding(jnp.zeros(()).devices().pop())
-        return jax.tree.map(lambda leaf: _placed(leaf, here), unbox(boxed))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+        device = SingleDeviceSharding(jnp.zeros(()).devices().pop())
+        return jax.tree.map(lambda leaf: _with_sharding(leaf, device), unbox(boxed))
+    replicated = NamedSharding(mesh, PartitionSpec())
 
-    def place(tree: Any) -> Any:
+    def shard(tree: Any) -> Any:
         shardings = nn.logical_to_mesh_sharding(nn.get_partition_spec(tree), mesh, LOGICAL_RULES)
-        return jax.tree.map(_placed, unbox(tree), shardings)
+        return jax.tree.map(_with_sharding, unbox(tree), shardings)
 
-    params = place(boxed.params)
-    of_params = dict(jax.tree_util.tree_flatten_with_path(params)[0])
+    params = shard(boxed.params)
+    params_by_path = dict(jax.tree_util.tree_flatten_with_path(params)[0])
 
-    def beside(path: tuple[Any, ...], leaf: Any) -> Any:
-        # A moment's path ends with its parameter's.
+    def shard_moment(path: tuple[Any, ...], leaf: Any) -> Any:
+        # The path of a moment ends with the path of its parameter.
         for start in range(len(path)):
-            param = of_params.get(path[start:])
+            param = params_by_path.get(path[start:])
             if param is not None and param.shape == leaf.shape:
-                return _placed(leaf, param.sharding)
-        return _placed(leaf, everywhere)
+                return _with_sharding(leaf, param.sharding)
+        return _with_sharding(leaf, replicated)
 
     return boxed.replace(
-        step=_placed(boxed.step, everywhere),
+        step=_with_sharding(boxed.step, replicated),
         params=params,
-        frozen=place(boxed.frozen),
-        opt_state=jax.tree_util.tree_map_with_path(beside, boxed.opt_state),
-        ema=None if boxed.ema is None else place(boxed.ema),
+        frozen=shard(boxed.frozen),
+        opt_state=jax.tree_util.tree_map_with_path(shard_moment, boxed.opt_state),
+        ema=None if boxed.ema is None else shard(boxed.ema),
     )
 
 
-def init_sharded_state(make: Callable[..., TrainState], abstract: TrainState, *arguments: Any) -> TrainState:
-    """`make(*arguments)`, every array made in its place: no host and no device ever holds more than its share."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda *values: unbox(make(*values)), out_shardings=shardings)(*arguments)
+def random_params(model: Backbone, abstract: Params, key: Key[Array, ""]) -> Params:
+    """Initializes parameters sharded: no host or device holds more than its shard.
+
+    Args:
+      model: The network.
+      abstract: Shapes, dtypes and shardings of the parameters. Top-level parts of the model may be missing.
+      key: Random key.
+    """
+
+    def make(key: Key[Array, ""]) -> Params:
+        params = unbox(init_params(model, key))
+        cast = {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], abstract[part]) for part in abstract}
+        return cast
+
+    params: Params = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(key)
+    return params
 
 
 def state_from_params(
     params: Params, frozen: Params, optimizer: optax.GradientTransformation, abstract: TrainState
 ) -> TrainState:
-    """The state before the first step of parameters that were read from files.
+    """Creates the state before the first step from given parameters.
 
     Args:
-      params, frozen: arrays, best in their places already: those that are become the state's own, so that a step that
-        takes the state takes them; others are moved.
-      abstract: see `abstract_state`.
+      params: Trained parameters. Arrays that already have the dtype and sharding of `abstract` are not copied, so that
+        a step that donates the state deletes them.
+      frozen: Frozen parameters, like `params`.
+      optimizer: Optimizer of `params`.
+      abstract: Shapes, dtypes and shardings of the state.
     """
     params, frozen = (
-        jax.tree.map(lambda array, to: jax.device_put(array.astype(to.dtype, copy=False), to.sharding), tree, places)
-        for tree, places in ((params, abstract.params), (frozen, abstract.frozen))
+        jax.tree.map(lambda array, to: jax.device_put(array.astype(to.dtype, copy=False), to.sharding), tree, like)
+        for tree, like in ((params, abstract.params), (frozen, abstract.frozen))
     )
 
-    def rest(params: Params) -> tuple[Any, ...]:
+    def init_rest(params: Params) -> tuple[Any, ...]:
         ema = None if abstract.ema is None else jax.tree.map(jnp.copy, params)
         return jnp.zeros((), jnp.int32), optimizer.init(params), ema
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, (abstract.step, abstract.opt_state, abstract.ema))
-    step, opt_state, ema = jax.jit(rest, out_shardings=shardings)(params)
+    step, opt_state, ema = jax.jit(init_rest, out_shardings=shardings)(params)
     return TrainState(step, params, frozen, opt_state, ema)
 
 
-def _placed(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
+def _with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
@@ -152,5 +170,5 @@ def _cast(tree: Params, dtype: str) -> Params:
     def cast(leaf: Array) -> Array:
         return leaf.astype(dtype) if jnp.issubdtype(leaf.dtype, jnp.floating) else leaf
 
-    # A box is a node of the tree: what is in it is cast, its names stay.
+    # A box is a node of the tree, so its content is cast and its axis names stay.
     return jax.tree.map(cast, tree)

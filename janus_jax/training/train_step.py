@@ -1,10 +1,10 @@
-"""The training step: a state and a batch in, the next state and what to report out.
+"""The training step: one compiled function from a state and a batch to the next state and metrics.
 
-In order: what did not come with the data (image ids; latents, times and noise), the loss, its gradient for the trained
-part alone, summed over microbatches, one optimizer update. All of it is one compiled function over the whole mesh.
+The step prepares the targets that the data does not provide, computes the loss and its gradient with respect to the
+trained parameters, accumulates the gradient over microbatches and applies one optimizer update.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,14 +19,12 @@ from jaxtyping import Array, Float, Int, Key
 from janus_jax.batch import Batch
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Backbone, Params
-from janus_jax.models.factory import abstract_params, init_params
+from janus_jax.models.backbone import Params
 from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
-from janus_jax.training.lora import NO_LORA, Lora, init_adapters
 from janus_jax.training.losses.tokens import LossSums
-from janus_jax.training.objectives import RngStreams, objective_of
-from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.state import TrainState, abstract_state, create_state, init_sharded_state
+from janus_jax.training.objectives import Objective, RngStreams
+from janus_jax.training.param_paths import merge
+from janus_jax.training.state import TrainState
 
 Metrics = dict[str, Float[Array, ""]]
 T = TypeVar("T")
@@ -34,12 +32,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Microbatching:
-    """How a step's work is cut to fit the memory; the result is the same but for rounding.
+    """How a step is split to fit into memory. The result is the same up to rounding.
 
     Attributes:
-      microbatches: parts of the batch's rows whose gradients are taken one after the other.
-      logits_chunk: supervised places of a row whose logits are in memory at a time.
-      tokenizer_dtype: in which image ids, or latents, are made that did not come with the data.
+      microbatches: Number of microbatches whose gradients are accumulated.
+      logits_chunk: Target tokens per sequence whose logits are in memory at a time.
+      tokenizer_dtype: Dtype of the image tokenizer or VAE, if the data has no image tokens or latents.
     """
 
     microbatches: int = 1
@@ -49,25 +47,25 @@ class Microbatching:
     def __post_init__(self) -> None:
         for name in ("microbatches", "logits_chunk"):
             if getattr(self, name) < 1:
-                raise JanusError(f"cut.{name} is {getattr(self, name)!r}; it must be at least 1.")
+                raise JanusError(f"config.resources.{name} is {getattr(self, name)!r}; it must be at least 1.")
 
     def check(self, batch_size: int, mesh: Mesh | None) -> None:
-        """Refuses a number of rows that cannot be dealt out evenly.
+        """Checks that a batch can be divided evenly.
 
         Raises:
-          JanusError: the sentence names the numbers.
+          JanusError: The batch size is not a multiple of microbatches times devices.
         """
-        share = num_data_shards(mesh) * self.microbatches
-        if batch_size % share:
+        multiple = num_data_shards(mesh) * self.microbatches
+        if batch_size % multiple:
             raise JanusError(
-                f"batch_size {batch_size} is not a multiple of {share}: {self.microbatches} microbatches "
+                f"batch_size {batch_size} is not a multiple of {multiple}: {self.microbatches} microbatches "
                 f"on {num_data_shards(mesh)} devices along data and fsdp."
             )
 
 
 @dataclass(frozen=True, eq=False)
-class Step:
-    """A compiled function of a state and a batch, on its mesh."""
+class CompiledStep:
+    """A jitted function of a state and a batch that runs on its mesh."""
 
     function: Any
     mesh: Mesh | None
@@ -77,217 +75,159 @@ class Step:
             return self.function(state, batch)
 
     def lower(self, state: TrainState, batch: Batch) -> Any:
-        """The function as it would be compiled for these arrays, or for these shapes."""
+        """Lowers the function for these arrays or shapes."""
         with use_mesh(self.mesh):
             return self.function.lower(state, batch)
 
 
-def abstract_train_state(
-    model: Backbone,
-    trained: Sequence[str],
+def make_train_step(
+    objective: Objective,
     optimizer: optax.GradientTransformation,
+    microbatching: Microbatching,
+    abstract_state: TrainState,
     mesh: Mesh | None,
     *,
-    frozen_dtype: Dtype = "bfloat16",
-    ema: bool = False,
-    lora: Lora = NO_LORA,
-) -> TrainState:
-    """Shapes, dtypes and shardings of the state in which these parts of the model train (see `partition`).
-
-    What is frozen is kept in `frozen_dtype`; what is trained, in float32.
-
-    Args:
-      lora: adapters that train besides.
-
-    Raises:
-      JanusError: a pattern names nothing, or the image tokenizer, which no gradient reaches; see also `init_adapters`.
-    """
-
-    untrained = objective_of(model).untrained
-
-    def make(params: Params) -> TrainState:
-        params, frozen = _split(params, trained, lora, jax.random.key(0))
-        if untrained in params:
-            raise JanusError(
-                f"The trained parts hold some of {untrained}, {_UNTRAINED[untrained]}, which no gradient of these "
-                f"losses reaches; leave it out."
-            )
-        return create_state(params, frozen, optimizer, frozen_dtype=frozen_dtype, ema=ema)
-
-    return abstract_state(make, mesh, abstract_params(model))
-
-
-_UNTRAINED = {"gen_encoder": "the image tokenizer (launch.train_tokenizer trains it)", "vae": "the VAE"}
-
-
-def random_train_state(
-    model: Backbone,
-    trained: Sequence[str],
-    optimizer: optax.GradientTransformation,
-    abstract: TrainState,
-    key: Key[Array, ""],
-    lora: Lora = NO_LORA,
-) -> TrainState:
-    """The state before the first step of freshly made parameters, each array made in its place.
-
-    Args:
-      abstract: see `abstract_train_state`, made with the same parts, the same optimizer and the same adapters.
-    """
-
-    def make(key: Key[Array, ""]) -> TrainState:
-        params, frozen = _split(init_params(model, key), trained, lora, key)
-        dtypes = [leaf.dtype.name for leaf in jax.tree.leaves(abstract.frozen)]
-        return create_state(params, frozen, optimizer, frozen_dtype=dtypes[0], ema=abstract.ema is not None)
-
-    return init_sharded_state(make, abstract, key)
-
-
-def _split(params: Params, trained: Sequence[str], lora: Lora, key: Key[Array, ""]) -> tuple[Params, Params]:
-    """What trains, adapters included, and what is frozen."""
-    kept, rest = partition(params, trained)
-    adapters, scales = init_adapters(lora, params, rest, key)
-    return merge(kept, adapters), merge(rest, scales)
-
-
-def make_train_step(
-    model: Backbone,
-    optimizer: optax.GradientTransformation,
-    cut: Microbatching,
-    abstract: TrainState,
-    mesh: Mesh | None,
     ema_decay: float = 0.0,
     seed: int = 0,
-) -> Step:
-    """The step `(state, batch) -> (state, metrics)`. It takes the state for its own: the old one's arrays are gone.
+) -> CompiledStep:
+    """Compiles `(state, batch) -> (state, metrics)`. The input state is donated.
 
-    Metrics: `loss`, `loss/TERM` and `tokens/TERM` by term (tasks, and of a flow the alignment), `grad_norm` before the
-    clip, and `finite`. Where the gradient is not finite, `finite` is 0 and the state is as it was, but for `step`.
+    If the gradient is not finite, parameters and optimizer state keep their values and `metrics["finite"]` is 0. Only
+    the step number advances.
 
     Args:
-      abstract: shapes and shardings of the state (`state.abstract_state`).
-      mesh: that the state lies on; None for one device.
-      ema_decay: see `TrainState.apply_gradients`.
-      seed: of what is drawn in a step, such as a flow's noise: with the step and a row's place it says all.
+      objective: Model and loss.
+      optimizer: Optimizer of the trained parameters.
+      microbatching: How the batch is split.
+      abstract_state: Shapes, dtypes and shardings of the state.
+      mesh: Mesh that holds the state; None for a single device.
+      ema_decay: Decay of the parameter average, if the state has one.
+      seed: Seed of all randomness in the step, combined with the step number.
+
+    Returns:
+      The compiled step. Metrics: `loss`, `loss/TERM` and `tokens/TERM` for each loss term, `grad_norm` (before
+      clipping), and `finite`.
     """
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.key(seed), state.step)
-        grads, totals = gradients(model, cut, state.params, state.frozen, batch, key)
+        grads, sums = compute_gradients(objective, microbatching, state.params, state.frozen, batch, key=key)
         if mesh is not None:
             grads = lax.with_sharding_constraint(grads, state_shardings.params)
         grad_norm = optax.tree.norm(grads)
         finite = jnp.isfinite(grad_norm)
-        after = state.apply_gradients(grads, optimizer, ema_decay)
-        return _chosen(finite, after, state), _metrics(totals) | {"grad_norm": grad_norm, "finite": finite * 1.0}
+        updated = state.apply_gradients(grads, optimizer, ema_decay)
+        metrics = _loss_metrics(sums) | {"grad_norm": grad_norm, "finite": finite * 1.0}
+        return _select(finite, updated, state), metrics
 
-    return Step(_compiled(step, state_shardings, mesh, (state_shardings, _everywhere(mesh)), donated=True), mesh)
+    return CompiledStep(_jit(step, state_shardings, mesh, (state_shardings, _replicated(mesh)), donate=True), mesh)
 
 
 def make_evaluation_step(
-    model: Backbone, cut: Microbatching, abstract: TrainState, mesh: Mesh | None, seed: int = 0
-) -> Step:
-    """The step `(state, batch) -> LossSums`, which add up over batches; the state stays.
+    objective: Objective,
+    microbatching: Microbatching,
+    abstract_state: TrainState,
+    mesh: Mesh | None,
+    *,
+    seed: int = 0,
+) -> CompiledStep:
+    """Compiles `(state, batch) -> LossSums`. The state is not donated.
 
-    What is drawn is drawn from the seed alone, so that losses of two steps can be compared.
+    All randomness depends on the seed only, so that the losses of different steps are comparable.
     """
-    objective = objective_of(model)
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
 
     def step(state: TrainState, batch: Batch) -> LossSums:
         params = merge(state.params, state.frozen)
-        draws = RngStreams(jax.random.key(seed), jnp.arange(batch.shape[0]))
-        task = objective.prepare_targets(model, params, batch, draws, cut.tokenizer_dtype)
-        scales = objective.terms(model).scales(objective.counts(model, batch))
-        return objective.loss(model, params, task, scales, cut.logits_chunk).totals
+        rngs = RngStreams(jax.random.key(seed), jnp.arange(batch.shape[0]))
+        targets = objective.prepare_targets(params, batch, rngs, microbatching.tokenizer_dtype)
+        scales = objective.terms.scales(objective.target_counts(batch))
+        return objective.loss(params, targets, scales, microbatching.logits_chunk).sums
 
-    return Step(_compiled(step, state_shardings, mesh, _everywhere(mesh), donated=False), mesh)
+    return CompiledStep(_jit(step, state_shardings, mesh, _replicated(mesh), donate=False), mesh)
 
 
 def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
-    """A batch on its devices: each process gives its own rows."""
+    """Moves a batch to its devices. Each process passes its own sequences."""
     if mesh is None:
         return jax.device_put(batch)
     sharding = batch_sharding(mesh)
-    return jax.tree.map(lambda rows: jax.make_array_from_process_local_data(sharding, rows), batch)
+    return jax.tree.map(lambda array: jax.make_array_from_process_local_data(sharding, array), batch)
 
 
-def gradients(
-    model: Backbone,
-    cut: Microbatching,
+def compute_gradients(
+    objective: Objective,
+    microbatching: Microbatching,
     trained: Params,
     frozen: Params,
     batch: Batch,
+    *,
     key: Key[Array, ""] | None = None,
 ) -> tuple[Params, LossSums]:
-    """The gradient of the batch's loss for the trained part, and the loss's sums.
+    """Computes the gradient of the loss with respect to the trained parameters, and the loss sums.
 
-    The loss is of means over the supervised places of the whole batch, on however many devices and in however many
-    microbatches it is computed.
+    The loss uses means over the targets of the whole batch, independent of the number of devices and microbatches.
 
     Args:
-      key: of what is drawn; that of seed 0 where None.
+      key: Random key of the step; None for that of seed 0.
     """
-    objective, key = objective_of(model), jax.random.key(0) if key is None else key
-    terms = objective.terms(model)
-    # Known before the model runs, so that the parts' gradients only have to be added.
-    scales = terms.scales(objective.counts(model, batch))
+    key = jax.random.key(0) if key is None else key
+    # The counts are known before the model runs, so the gradients of microbatches only have to be added.
+    scales = objective.terms.scales(objective.target_counts(batch))
 
-    def loss(trained: Params, task: Any) -> tuple[Float[Array, ""], LossSums]:
-        loss = objective.loss(model, merge(trained, frozen), task, scales, cut.logits_chunk)
-        return loss.value, loss.totals
+    def loss(trained: Params, targets: Any) -> tuple[Float[Array, ""], LossSums]:
+        loss = objective.loss(merge(trained, frozen), targets, scales, microbatching.logits_chunk)
+        return loss.value, loss.sums
 
-    def of_part(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, LossSums]:
-        # Outside the gradient: what is learnt from is no way to learn.
-        task = objective.prepare_targets(
-            model, merge(trained, frozen), part, RngStreams(key, rows), cut.tokenizer_dtype
-        )
-        return jax.grad(loss, has_aux=True)(trained, task)
+    def microbatch_gradients(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, LossSums]:
+        # Outside `grad`, because targets carry no gradient.
+        rngs = RngStreams(key, rows)
+        targets = objective.prepare_targets(merge(trained, frozen), part, rngs, microbatching.tokenizer_dtype)
+        return jax.grad(loss, has_aux=True)(trained, targets)
 
     rows = jnp.arange(batch.shape[0])
-    if cut.microbatches == 1:
-        return of_part(batch, rows)
+    if microbatching.microbatches == 1:
+        return microbatch_gradients(batch, rows)
 
-    def add(
-        sums: tuple[Params, LossSums], part: tuple[Batch, Int[Array, " B"]]
-    ) -> tuple[tuple[Params, LossSums], None]:
-        return jax.tree.map(jnp.add, sums, of_part(*part)), None
+    def accumulate(total: tuple[Params, LossSums], part: tuple[Batch, Any]) -> tuple[tuple[Params, LossSums], None]:
+        return jax.tree.map(jnp.add, total, microbatch_gradients(*part)), None
 
-    nothing = jnp.zeros(len(terms.names), jnp.float32)
-    start = jax.tree.map(jnp.zeros_like, trained), LossSums(nothing, nothing, terms)
-    sums, _ = lax.scan(add, start, _parts((batch, rows), cut))
-    return sums
+    zeros = jnp.zeros(len(objective.terms.names), jnp.float32)
+    start = jax.tree.map(jnp.zeros_like, trained), LossSums(zeros, zeros, objective.terms)
+    total, _ = lax.scan(accumulate, start, _split_batch((batch, rows), microbatching.microbatches))
+    return total
 
 
-def _parts(rows: T, cut: Microbatching) -> T:
-    """A tree of rows dealt out to microbatches in turn, so that each has an equal share of every device's rows."""
+def _split_batch(batch: T, microbatches: int) -> T:
+    """Splits the leading axis into interleaved microbatches, each with an equal share of every device's sequences."""
 
-    def deal(x: Array) -> Array:
-        x = x.reshape(len(x) // cut.microbatches, cut.microbatches, *x.shape[1:]).swapaxes(0, 1)
+    def split(x: Array) -> Array:
+        x = x.reshape(len(x) // microbatches, microbatches, *x.shape[1:]).swapaxes(0, 1)
         return nn.with_logical_constraint(x, (None, "batch", *(None,) * (x.ndim - 2)))
 
-    return jax.tree.map(deal, rows)
+    return jax.tree.map(split, batch)
 
 
-def _chosen(finite: Array, after: TrainState, before: TrainState) -> TrainState:
-    """The state after the step, or with what it was before."""
+def _select(finite: Array, updated: TrainState, previous: TrainState) -> TrainState:
+    """Returns the updated state, with the previous values if the gradient is not finite."""
     changing = ("params", "opt_state", "ema")
-    news, olds = ({name: getattr(state, name) for name in changing} for state in (after, before))
-    return after.replace(**jax.tree.map(lambda new, old: jnp.where(finite, new, old), news, olds))
+    new, old = ({name: getattr(state, name) for name in changing} for state in (updated, previous))
+    return updated.replace(**jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, old))
 
 
-def _metrics(totals: LossSums) -> Metrics:
-    losses = {f"loss/{name}": loss for name, loss in zip(totals.terms.names, totals.means, strict=True)}
-    places = {f"tokens/{name}": count for name, count in zip(totals.terms.names, totals.counts, strict=True)}
-    return {"loss": totals.mean} | losses | places
+def _loss_metrics(sums: LossSums) -> Metrics:
+    losses = {f"loss/{name}": loss for name, loss in zip(sums.terms.names, sums.term_means, strict=True)}
+    tokens = {f"tokens/{name}": count for name, count in zip(sums.terms.names, sums.counts, strict=True)}
+    return {"loss": sums.loss} | losses | tokens
 
 
-def _compiled(function: Callable[..., Any], state: Any, mesh: Mesh | None, out: Any, *, donated: bool) -> Any:
-    donate = ("state",) if donated else ()
+def _jit(function: Callable[..., Any], state: Any, mesh: Mesh | None, out: Any, *, donate: bool) -> Any:
+    donated = ("state",) if donate else ()
     if mesh is None:
-        return jax.jit(function, donate_argnames=donate)
-    return jax.jit(function, in_shardings=(state, batch_sharding(mesh)), out_shardings=out, donate_argnames=donate)
+        return jax.jit(function, donate_argnames=donated)
+    return jax.jit(function, in_shardings=(state, batch_sharding(mesh)), out_shardings=out, donate_argnames=donated)
 
 
-def _everywhere(mesh: Mesh | None) -> NamedSharding | None:
+def _replicated(mesh: Mesh | None) -> NamedSharding | None:
     return None if mesh is None else NamedSharding(mesh, PartitionSpec())

@@ -11,16 +11,18 @@ import pytest
 
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.parameters import model_parameters
-from checkpoints_convert.released import LAYOUT, config_from_json
+from checkpoints_convert.released import LAYOUT, config_from_json, unused_shapes
 from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.processing import open_image, prepare_understanding
 from janus_jax.sharding import make_mesh
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import partition
+from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import Microbatching, abstract_train_state, make_train_step, put_batch
+from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
 from tests.golden.conftest import assert_close, golden_set
 
 
@@ -87,7 +89,7 @@ class Golden:
         """Rows of samples laid end to end; a row may hold none."""
         size = self.config.und_encoder.image_size
         codes = self.expected["train_gen_codes"]
-        image = prepare_understanding(open_image(self.golden.path / "image_0.png"), size)
+        image = prepare_understanding(open_image(self.golden.images[0]), size)
         shape = (len(rows), length)
         batch = Batch(
             tokens=np.zeros(shape, np.int32),
@@ -126,11 +128,11 @@ class Stepped:
 
     def __init__(self, golden, rows, length, mesh=None):
         self.expected, config = golden.expected, golden.config
-        optimizer = make_optimizer(OPTIMIZER, total_steps=1)
-        abstract = abstract_train_state(golden.model, TRAINED, optimizer, mesh)
+        objective, optimizer = TokenObjective(golden.model), make_optimizer(OPTIMIZER, total_steps=1)
+        abstract = abstract_train_state(objective, TRAINED, optimizer, mesh)
         state = state_from_params(*partition(golden.params, TRAINED), optimizer, abstract)
         # A chunk that divides neither 16 nor 576, so that padding takes part.
-        step = make_train_step(golden.model, optimizer, Microbatching(logits_chunk=100), abstract, mesh)
+        step = make_train_step(objective, optimizer, Microbatching(logits_chunk=100), abstract, mesh)
         state, metrics = step(state, put_batch(golden.batch(rows, length), mesh))
         self.metrics = {name: float(value) for name, value in metrics.items()}
         self.after = dict(golden.tensors(jax.tree.map(np.asarray, state.params)))

@@ -1,4 +1,4 @@
-"""The tiny models in their papers' three stages, each compiled once."""
+"""The tiny models in the three stages of the papers, each compiled once."""
 
 import functools
 
@@ -10,7 +10,7 @@ from janus_jax.config import Execution, ModelConfig
 from janus_jax.models.factory import abstract_params
 from janus_jax.models.janus import Janus
 from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
-from janus_jax.training.objectives import training_model
+from janus_jax.training.objectives import TokenObjective, make_objective
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import (
@@ -21,24 +21,26 @@ from janus_jax.training.recipe import (
     FLOW_ALL_BUT_VAE,
     LINEAR_LAYERS_AND_FLOW,
 )
+from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import Microbatching, abstract_train_state, gradients, make_train_step
+from janus_jax.training.train_step import Microbatching, compute_gradients, make_train_step
 from tests import tiny
 
-LEARNING = FlowLossConfig(align_block=2, align_width=32, align_weight=0.5)
+FLOW_LOSS = FlowLossConfig(align_block=2, align_width=32, align_weight=0.5)
 CONFIGS: dict[str, ModelConfig] = {"janus": tiny.CONFIG, "flow": tiny.FLOW}
-MODELS = {kind: training_model(config, Execution(), LEARNING) for kind, config in CONFIGS.items()}
+OBJECTIVES = {kind: make_objective(config, Execution(), FLOW_LOSS) for kind, config in CONFIGS.items()}
+MODELS = {kind: objective.model for kind, objective in OBJECTIVES.items()}
 CUTS = {"janus": Microbatching(), "flow": Microbatching(tokenizer_dtype="float32")}
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=0.1), total_steps=10)
 TRAINED = {"I": ADAPTORS_AND_HEAD, "II": ALL_BUT_ENCODERS, "III": ALL_BUT_TOKENIZER}
 FLOW_TRAINED = {"I": LINEAR_LAYERS_AND_FLOW, "II": FLOW_ALL_BUT_ENCODER, "III": FLOW_ALL_BUT_VAE}
 
-MODEL = MODELS["janus"]
+OBJECTIVE, MODEL = OBJECTIVES["janus"], MODELS["janus"]
 
 
 @functools.cache
 def params(kind="janus"):
-    """All of a model's, those that serve its training alone among them."""
+    """All parameters of a model, including those that only training uses."""
     tree = tiny.stacked_params(CONFIGS[kind])
     if kind == "janus":
         return tree
@@ -55,25 +57,25 @@ def parts(stage, kind="janus"):
 
 @functools.cache
 def gradient(stage, remat="none"):
-    """From a batch to the gradient and the totals of a stage."""
-    model = Janus(tiny.CONFIG, Execution(remat=remat))
-    return jax.jit(functools.partial(gradients, model, Microbatching(), *parts(stage)))
+    """Compiled function from a batch to gradient and loss sums of a stage."""
+    objective = TokenObjective(Janus(tiny.CONFIG, Execution(remat=remat)))
+    return jax.jit(functools.partial(compute_gradients, objective, Microbatching(), *parts(stage)))
 
 
 @functools.cache
 def abstract(mesh=None, kind="janus"):
-    """Of stage II."""
-    return abstract_train_state(MODELS[kind], _trained(kind)["II"], OPTIMIZER, mesh, frozen_dtype="float32")
+    """Abstract state of stage II."""
+    return abstract_train_state(OBJECTIVES[kind], _trained(kind)["II"], OPTIMIZER, mesh, frozen_dtype="float32")
 
 
 @functools.cache
 def step(mesh=None, cut=None, kind="janus"):
     """The training step of stage II."""
-    return make_train_step(MODELS[kind], OPTIMIZER, cut or CUTS[kind], abstract(mesh, kind), mesh)
+    return make_train_step(OBJECTIVES[kind], OPTIMIZER, cut or CUTS[kind], abstract(mesh, kind), mesh)
 
 
 def state(mesh=None, kind="janus"):
-    """A new one of stage II."""
+    """New state of stage II."""
     return state_from_params(*parts("II", kind), OPTIMIZER, abstract(mesh, kind))
 
 

@@ -14,8 +14,9 @@ from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import init_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import ItemCounts, count_items, flops_per_item, traced_flops
+from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.param_paths import partition, unbox
-from janus_jax.training.train_step import Microbatching, gradients
+from janus_jax.training.train_step import Microbatching, compute_gradients
 from tests import tiny
 from tests.training import batches, stages
 
@@ -45,7 +46,9 @@ def computed_items(batch):
 def test_formula_equals_traced_step(stage):
     batch = batches.batch([(batches.understanding(1), batches.generation(2)), (batches.text(),)])
     trained, frozen = partition(tiny.stacked_params(), PARTS[stage])
-    traced = traced_flops(functools.partial(gradients, stages.MODEL, Microbatching()), trained, frozen, batch)
+    traced = traced_flops(
+        functools.partial(compute_gradients, stages.OBJECTIVE, Microbatching()), trained, frozen, batch
+    )
     assert computed_items(batch).flops(flops_per_item(CONFIG, flatten_dict(trained, sep="/"))) == traced
 
 
@@ -114,6 +117,10 @@ def test_formula_agrees_with_xla_cost_analysis():
     scanned = jax.eval_shape(lambda key: unbox(init_params(make_model(WIDE), key)), jax.random.key(0))
     unrolled = jax.eval_shape(functools.partial(unroll_params, config=WIDE), scanned)
     trained, frozen = partition(unrolled, stages.TRAINED["III"])
-    compiled = jax.jit(functools.partial(gradients, model, Microbatching())).lower(trained, frozen, batch).compile()
+    compiled = (
+        jax.jit(functools.partial(compute_gradients, TokenObjective(model), Microbatching()))
+        .lower(trained, frozen, batch)
+        .compile()
+    )
     per_item = flops_per_item(WIDE, flatten_dict(partition(scanned, stages.TRAINED["III"])[0], sep="/"))
     assert compiled.cost_analysis()["flops"] == pytest.approx(computed_items(batch).flops(per_item), rel=0.05)

@@ -1,4 +1,4 @@
-"""A model of two layers whose parameters have logical names: trained in a fraction of a second, split by any mesh."""
+"""A two-layer model with logical axis names, which any mesh divides."""
 
 import math
 
@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
+from janus_jax.training.param_paths import unbox
 from janus_jax.training.state import create_state
 
 CONFIG = OptimizerConfig(1e-2, weight_decay=0.1)
@@ -15,7 +16,7 @@ CONFIG = OptimizerConfig(1e-2, weight_decay=0.1)
 
 def boxed_params(key):
     """Trained and frozen."""
-    # One draw: each would be compiled.
+    # One call, because each call compiles.
     numbers = jax.random.normal(key, (1088,))
 
     def box(start, shape, *names):
@@ -39,6 +40,12 @@ def optimizer(config=CONFIG, steps=100):
 
 def make(seed, config=CONFIG, **options):
     return create_state(*boxed_params(jax.random.key(seed)), optimizer(config), **options)
+
+
+def init_sharded(make, abstract, *arguments):
+    """The state that `make` returns, initialized with the shardings of `abstract`."""
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+    return jax.jit(lambda *values: unbox(make(*values)), out_shardings=shardings)(*arguments)
 
 
 def loss(params, frozen, ids):

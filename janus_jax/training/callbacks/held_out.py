@@ -6,7 +6,7 @@ from itertools import islice
 
 from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states
 from janus_jax.training.callbacks.base import Callback, TrainingRun
-from janus_jax.training.train_step import Step, put_batch
+from janus_jax.training.train_step import CompiledStep, put_batch
 
 
 class HeldOutLoss(Callback):
@@ -21,7 +21,7 @@ class HeldOutLoss(Callback):
       interval: Steps between evaluations; 0 evaluates after the last step only.
     """
 
-    def __init__(self, data: ShardedStream, step: Step, batches: int, interval: int) -> None:
+    def __init__(self, data: ShardedStream, step: CompiledStep, batches: int, interval: int) -> None:
         self._data, self._step, self._batches, self._interval = data, step, batches, interval
         self._start = merge_shard_states([data.get_state()])
 
@@ -31,10 +31,10 @@ class HeldOutLoss(Callback):
             return
         self._data.set_state(self._start)
         batches = islice(self._data, self._batches)
-        totals = functools.reduce(operator.add, (self._step(run.state, put_batch(b, run.mesh)) for b in batches))
-        losses = {"held_out/loss": float(totals.mean)} | {
+        sums = functools.reduce(operator.add, (self._step(run.state, put_batch(b, run.mesh)) for b in batches))
+        losses = {"held_out/loss": float(sums.loss)} | {
             f"held_out/loss/{name}": float(mean)
-            for name, mean, count in zip(totals.terms.names, totals.means, totals.counts, strict=True)
+            for name, mean, count in zip(sums.terms.names, sums.term_means, sums.counts, strict=True)
             if count
         }
         run.scores.update(losses)

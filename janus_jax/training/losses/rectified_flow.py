@@ -1,9 +1,8 @@
-"""What a JanusFlow learns of images to generate: the velocity along its flow, and to see what SigLIP sees.
+"""Rectified-flow loss of JanusFlow (arXiv 2411.07975, section 3.3).
 
-JanusFlow (arXiv 2411.07975, §3.3). On the way z_t = t x + (1 - t) z_0 from noise z_0 to the latents x of an image, the
-model is to tell the velocity x - z_0; t is logit-normal (arXiv 2403.03206, §3.1). Its hidden states after an early
-block are to align, through an MLP that is trained besides and left out of what is exported, with SigLIP's features of
-the image (REPA, arXiv 2410.06940).
+Between noise z_0 and the latents x of an image, z_t = t x + (1 - t) z_0. The model predicts the velocity x - z_0. The
+time t is logit-normal (arXiv 2403.03206, section 3.1). The hidden states after an early block are aligned with SigLIP
+features of the image through an MLP (REPA, arXiv 2410.06940). The MLP is trained with the model and is not exported.
 """
 
 from dataclasses import dataclass, replace
@@ -23,18 +22,19 @@ from janus_jax.models.layers import Linear
 from janus_jax.models.llama import Llama
 
 ALIGNER = "aligner"
-"""The part of the parameters that serves training alone."""
+"""The top-level key of the alignment MLP in the parameter tree."""
 
 
 @dataclass(frozen=True)
 class FlowLossConfig:
-    """How a flow is learnt.
+    """Settings of the flow loss.
 
     Attributes:
-      time_mean, time_std: of the logit of t, which is normal. The authors do not state them.
-      align_block: block of the transformer, counted from 1, after which its states are aligned.
-      align_width: of the two layers within the aligning MLP. The authors do not state it.
-      align_weight: of the alignment in the loss; with 0 there is none, no MLP, and SigLIP does not look.
+      time_mean: Mean of the logit of t, which is normal. The paper does not state it.
+      time_std: Standard deviation of the logit of t. The paper does not state it.
+      align_block: Transformer block, counted from 1, whose output is aligned.
+      align_width: Width of the two hidden layers of the alignment MLP. The paper does not state it.
+      align_weight: Weight of the alignment in the loss; 0 disables it, without an MLP or SigLIP features.
     """
 
     time_mean: float = 0.0
@@ -44,41 +44,39 @@ class FlowLossConfig:
     align_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.time_std <= 0 or self.align_weight < 0:
-            raise JanusError(
-                f"config.flow has time_std {self.time_std} and align_weight {self.align_weight}; the first must be "
-                f"above 0, the second not below."
-            )
-        if self.align_block < 1 or self.align_width < 1:
-            raise JanusError(
-                f"config.flow has align_block {self.align_block} and align_width {self.align_width}; both must be 1 or "
-                f"more."
-            )
+        for name, is_valid, allowed in (
+            ("time_std", self.time_std > 0, "above 0"),
+            ("align_weight", self.align_weight >= 0, "at least 0"),
+            ("align_block", self.align_block >= 1, "at least 1"),
+            ("align_width", self.align_width >= 1, "at least 1"),
+        ):
+            if not is_valid:
+                raise JanusError(f"config.flow.{name} is {getattr(self, name)}; it must be {allowed}.")
 
     def check(self, config: JanusFlowConfig) -> None:
-        """Refuses a block that the model has not, and a model without what is learnt.
+        """Checks that a model has a VAE and the block to align.
 
         Raises:
-          JanusError: the sentence names what is missing.
+          JanusError: One of them is missing.
         """
         if config.vae is None:
-            raise JanusError(f"{config.name} has no VAE, whose latents its flow is learnt in; give its config a vae.")
+            raise JanusError(f"{config.name} has no VAE, which the flow loss needs; add a vae to its config.")
         if self.align_weight and self.align_block > config.llm.depth:
             raise JanusError(
                 f"config.flow.align_block is {self.align_block}, but the transformer has {config.llm.depth} blocks; "
-                f"take an earlier one, or set config.flow.align_weight to 0."
+                f"use an earlier block, or set config.flow.align_weight to 0."
             )
 
 
 class Aligner(nn.Module):
-    """Three layers from hidden states to SigLIP's features, float32."""
+    """Three-layer MLP from hidden states to SigLIP features, in float32."""
 
     width: int
     outputs: int
     execution: Execution
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*rows D"]) -> Float[Array, "*rows W"]:
+    def __call__(self, x: Float[Array, "*B D"]) -> Float[Array, "*B W"]:
         e = self.execution
         x = nn.silu(Linear((self.width,), ("mlp", "embed"), e, name="fc1")(x))
         x = nn.silu(Linear((self.width,), ("embed", "mlp"), e, name="fc2")(x))
@@ -86,59 +84,59 @@ class Aligner(nn.Module):
 
 
 class AlignedJanusFlow(JanusFlow):
-    """A JanusFlow with the part that serves its training alone, `aligner`."""
+    """JanusFlow with the alignment MLP, which only training uses."""
 
-    learning: FlowLossConfig = FlowLossConfig()
+    loss_config: FlowLossConfig = FlowLossConfig()
 
     def setup(self) -> None:
         super().setup()
-        if self.learning.align_weight:
-            self.aligner = Aligner(self.learning.align_width, self.config.und_encoder.width, self.execution)
+        if self.loss_config.align_weight:
+            self.aligner = Aligner(self.loss_config.align_width, self.config.und_encoder.width, self.execution)
 
     def _make_llm(self) -> Llama:
-        capture_block = self.learning.align_block if self.learning.align_weight else None
+        capture_block = self.loss_config.align_block if self.loss_config.align_weight else None
         return Llama(self.config.llm, self.execution, capture_block)
 
     def features(self, batch: Batch) -> Float[Array, "B G N W"]:
-        """SigLIP's features of the images to generate, one a place of theirs, float32.
+        """Computes SigLIP features of the target images, one per image token, in float32.
 
-        Where the two have other sizes, pictures are scaled to what SigLIP reads, and its grid to that of the places.
+        Images are resized to SigLIP's input size, and its feature grid to the grid of the image tokens.
         """
         und, gen = self.config.und_encoder, self.config.gen_encoder
         rows, images = batch.gen_images.shape[:2]
         pixels = to_pixels(batch.gen_images.reshape(-1, *batch.gen_images.shape[2:]))
-        seen = self.und_encoder(_scaled(pixels, und.image_size)).astype(jnp.float32)
+        features = self.und_encoder(_resize(pixels, und.image_size)).astype(jnp.float32)
         side = und.image_size // und.patch_size
-        grid = _scaled(seen.reshape(len(seen), side, side, -1), gen.grid_size)
+        grid = _resize(features.reshape(len(features), side, side, -1), gen.grid_size)
         return grid.reshape(rows, images, gen.num_tokens, -1)
 
     def states_and_aligned(self, batch: Batch) -> tuple[FlowStates, Float[Array, "B G N W"]]:
-        """As `states`, and what the aligner makes of the images' states after its block."""
+        """Computes `states`, and the aligner's output at the tokens of the target images."""
         x, encoded = self._embed(batch)
         hidden, captured = self.llm.call_and_capture(x, batch.positions, batch.segment_ids)
         images = 0 if encoded is None else len(encoded.time) // batch.shape[0]
         return FlowStates(hidden, encoded), self.aligner(self.target_hidden_states(batch, captured, images))
 
     def init_all(self, batch: Batch) -> tuple[Array, Array, Array | None]:
-        """See `JanusFlow`."""
-        if self.learning.align_weight:
+        """Runs every part once, for parameter initialization."""
+        if self.loss_config.align_weight:
             self.aligner(jnp.zeros((1, self.config.llm.width)))
         return super().init_all(batch)
 
 
-def _scaled(grid: Float[Array, "M H W C"], side: int) -> Float[Array, "M S S C"]:
+def _resize(grid: Float[Array, "M H W C"], side: int) -> Float[Array, "M S S C"]:
     if grid.shape[1] == side:
         return grid
     return jax.image.resize(grid, (len(grid), side, side, grid.shape[-1]), "linear")
 
 
 class FlowTargets(NamedTuple):
-    """A batch somewhere on its images' ways, and what is to be told of them.
+    """A batch with interpolated latents, and its targets.
 
     Attributes:
-      batch: with `gen_latents` at `gen_times`.
-      velocities: of the latents.
-      features: to align with; None where nothing is.
+      batch: The batch, with `gen_latents` at the times `gen_times`.
+      velocities: Target velocities of the latents.
+      features: SigLIP features to align with; None without alignment.
     """
 
     batch: Batch
@@ -147,53 +145,57 @@ class FlowTargets(NamedTuple):
 
 
 def sample_times_and_noise(
-    learning: FlowLossConfig, key: Key[Array, ""], rows: Int[Array, " B"], shape: tuple[int, ...]
+    config: FlowLossConfig, key: Key[Array, ""], rows: Int[Array, " B"], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "B G"], Float[Array, "B G h w C"]]:
-    """Times and noise of each row's images.
+    """Samples a time and noise for each target image.
 
     Args:
-      rows: their places in the whole batch, which alone say what is drawn, on however many devices.
-      shape: of a row's latents, G h w C.
+      config: Distribution of the times.
+      key: Random key of the step.
+      rows: Index of each sequence in the whole batch. The samples depend on key and index only, not on the number of
+        devices or microbatches.
+      shape: Shape of the latents of a sequence, (G, h, w, C).
     """
 
-    def of_row(row: Int[Array, ""]) -> tuple[Float[Array, " G"], Float[Array, "G h w C"]]:
-        for_times, for_noise = jax.random.split(jax.random.fold_in(key, row))
-        logits = learning.time_mean + learning.time_std * jax.random.normal(for_times, shape[:1])
-        return jax.nn.sigmoid(logits), jax.random.normal(for_noise, shape)
+    def sample(row: Int[Array, ""]) -> tuple[Float[Array, " G"], Float[Array, "G h w C"]]:
+        time_key, noise_key = jax.random.split(jax.random.fold_in(key, row))
+        logits = config.time_mean + config.time_std * jax.random.normal(time_key, shape[:1])
+        return jax.nn.sigmoid(logits), jax.random.normal(noise_key, shape)
 
-    times, noise = jax.vmap(of_row)(rows)
+    times, noise = jax.vmap(sample)(rows)
     return times, noise
 
 
 def prepare_flow_targets(
-    model: AlignedJanusFlow, params: Params, batch: Batch, key: Key[Array, ""], rows: Int[Array, " B"], dtype: Dtype
+    model: AlignedJanusFlow, params: Params, batch: Batch, key: Key[Array, ""], rows: Int[Array, " B"], *, dtype: Dtype
 ) -> FlowTargets:
-    """Sets a batch's images out on their ways.
+    """Interpolates the latents of a batch with noise and computes its targets.
 
     Args:
-      batch: with images to generate, or with their latents at time 1.
-      key, rows: see `sample_times_and_noise`.
-      dtype: in which the VAE computes latents that did not come with the data; float32 in place of float16.
+      batch: Batch with target images or with their latents.
+      key: See `sample_times_and_noise`.
+      rows: See `sample_times_and_noise`.
+      dtype: Dtype of the VAE encoder, which runs if the data has no latents. float16 is replaced by float32.
     """
-    encoder = AlignedJanusFlow(model.config, replace(model.execution, dtype=dtype), model.learning)
+    encoder = AlignedJanusFlow(model.config, replace(model.execution, dtype=dtype), model.loss_config)
     latents = apply(encoder.target_latents, params, batch).values.astype(jnp.float32)
-    times, noise = sample_times_and_noise(model.learning, key, rows, latents.shape[1:])
+    times, noise = sample_times_and_noise(model.loss_config, key, rows, latents.shape[1:])
     t = times[..., None, None, None]
     features = None
-    if model.learning.align_weight and latents.shape[1]:
+    if model.loss_config.align_weight and latents.shape[1]:
         features = apply(model.features, params, batch)
-    on_the_way = batch._replace(
+    interpolated = batch._replace(
         gen_latents=t * latents + (1 - t) * noise, gen_times=times, gen_images=batch.gen_images[:, :0]
     )
-    return FlowTargets(on_the_way, latents - noise, features)
+    return FlowTargets(interpolated, latents - noise, features)
 
 
 class FlowLossSums(NamedTuple):
-    """Sums over the places of images to generate.
+    """Sums over the tokens of target images.
 
     Attributes:
-      velocity: mean squared errors of each place's numbers.
-      alignment: minus cosines; 0 where nothing is aligned.
+      velocity: Mean squared velocity error of each token, summed.
+      alignment: Negative cosine similarity, summed; 0 without alignment.
     """
 
     velocity: Float[Array, ""]
@@ -201,27 +203,27 @@ class FlowLossSums(NamedTuple):
 
 
 def flow_loss_sums(
-    model: AlignedJanusFlow, params: Params, task: FlowTargets
+    model: AlignedJanusFlow, params: Params, targets: FlowTargets
 ) -> tuple[Float[Array, "B L D"], FlowLossSums]:
-    """Hidden states of every place, for the text head, and what the images lack."""
-    batch, zero = task.batch, jnp.zeros((), jnp.float32)
-    if task.features is None:
+    """Computes the hidden states of all positions, for the text head, and the loss sums of the target images."""
+    batch, zero = targets.batch, jnp.zeros((), jnp.float32)
+    if targets.features is None:
         states, aligned = apply(model.states, params, batch), None
     else:
         states, aligned = apply(model.states_and_aligned, params, batch)
     if states.encoded is None or batch.gen_starts is None:
         return states.hidden, FlowLossSums(zero, zero)
-    there = batch.gen_starts != NO_POSITION
+    is_image = batch.gen_starts != NO_POSITION
     tokens = model.config.num_gen_tokens
-    errors = jnp.square(apply(model.velocities, params, batch, states) - task.velocities).mean(axis=(2, 3, 4))
-    velocity = jnp.where(there, errors, 0).sum() * tokens
-    if aligned is None or task.features is None:
+    errors = jnp.square(apply(model.velocities, params, batch, states) - targets.velocities).mean(axis=(2, 3, 4))
+    velocity = jnp.where(is_image, errors, 0).sum() * tokens
+    if aligned is None or targets.features is None:
         return states.hidden, FlowLossSums(velocity, zero)
-    # Padding images are black squares, and their features as good as any: no norm here is 0.
-    cosines = _cosines(aligned, task.features).sum(axis=-1)
-    return states.hidden, FlowLossSums(velocity, -jnp.where(there, cosines, 0).sum())
+    # Padding images are black; their features are valid, so no norm is 0.
+    cosines = _cosine_similarity(aligned, targets.features).sum(axis=-1)
+    return states.hidden, FlowLossSums(velocity, -jnp.where(is_image, cosines, 0).sum())
 
 
-def _cosines(x: Float[Array, "*rows W"], y: Float[Array, "*rows W"]) -> Float[Array, "*rows"]:
+def _cosine_similarity(x: Float[Array, "*B W"], y: Float[Array, "*B W"]) -> Float[Array, "*B"]:
     products = (x * y).sum(axis=-1)
     return products * jax.lax.rsqrt(jnp.square(x).sum(-1) + 1e-12) * jax.lax.rsqrt(jnp.square(y).sum(-1) + 1e-12)

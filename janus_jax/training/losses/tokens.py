@@ -1,8 +1,8 @@
-"""The sums that make a batch's loss, and Janus': one cross-entropy over the supervised places.
+"""Terms of a training loss, and the cross-entropy of Janus over text and image tokens.
 
-Janus (arXiv 2410.13848, §3.2): plain cross-entropy and no task weights, so a batch's loss is the mean over all its
-supervised places: text ids, read by the text head, and ids of images to generate, read by the image head. Each head
-runs on its own places alone (`train.cross_entropy`).
+Janus (arXiv 2410.13848, section 3.2) uses plain cross-entropy without task weights. The loss of a batch is the mean
+over all its target tokens: text tokens, predicted by the text head, and image tokens, predicted by the image head. Each
+head runs on its own target positions only (`losses.cross_entropy`).
 """
 
 import functools
@@ -20,45 +20,48 @@ from janus_jax.batch import NO_IMAGE, NO_POSITION, Batch
 from janus_jax.models.backbone import TEXT_HEAD, Backbone, Params, apply
 from janus_jax.models.janus import IMAGE_HEAD, Janus
 from janus_jax.processing import Task
-from janus_jax.training.losses.cross_entropy import HeadTargets, Losses, cross_entropy
+from janus_jax.training.losses.cross_entropy import HeadLoss, HeadTargets, cross_entropy
 
 TASKS = (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION)
-"""The order of the terms that every kind of model has."""
+"""The order of the first three terms of every loss."""
 
 
 class LossTerms(NamedTuple):
-    """The K terms of a loss, and how they make it.
+    """The K terms of a loss and their combination.
 
     Attributes:
-      names: of tasks, and of what else is learnt.
-      means: the terms with the same number here are one mean over the places of all of them; the means are added.
-      weights: of each in that sum.
+      names: Names of the terms: the tasks, and for JanusFlow the alignment.
+      groups: Group number of each term. The terms of a group share one mean over all their tokens. The loss is the sum
+        of the group means.
+      weights: Weight of each term in its group mean.
     """
 
     names: tuple[str, ...]
-    means: tuple[int, ...]
+    groups: tuple[int, ...]
     weights: tuple[float, ...]
 
     def scales(self, counts: Float[Array, " K"]) -> Float[Array, " K"]:
-        """What each term's sum is multiplied by to be its share of the loss."""
-        together = jnp.asarray([[float(one == other) for other in self.means] for one in self.means])
-        return jnp.asarray(self.weights) / jnp.maximum((together * counts).sum(axis=1), 1)
+        """Returns the factor by which the sum of each term enters the loss.
+
+        Args:
+          counts: Target tokens of each term in the whole batch.
+        """
+        same_group = jnp.asarray([[float(one == other) for other in self.groups] for one in self.groups])
+        return jnp.asarray(self.weights) / jnp.maximum((same_group * counts).sum(axis=1), 1)
 
 
-JANUS_LOSS_TERMS = LossTerms(tuple(task.value for task in TASKS), means=(0, 0, 0), weights=(1.0, 1.0, 1.0))
-"""One mean, whatever the task."""
+JANUS_LOSS_TERMS = LossTerms(tuple(task.value for task in TASKS), groups=(0, 0, 0), weights=(1.0, 1.0, 1.0))
+"""One mean over the tokens of all tasks."""
 
 
 @flax.struct.dataclass
 class LossSums:
-    """Sums over supervised places, term by term.
-
-    LossSums of parts of a batch add up to those of the batch.
+    """Sums over target tokens for each term. The sums of parts of a batch add up to those of the batch.
 
     Attributes:
-      losses: of Janus, negative log-likelihoods of the ids, in nats.
-      counts: supervised places.
-      terms: what they are.
+      losses: Summed losses. For tokens these are negative log-likelihoods in nats.
+      counts: Target tokens.
+      terms: The terms.
     """
 
     losses: Float[Array, " K"]
@@ -66,111 +69,122 @@ class LossSums:
     terms: LossTerms = flax.struct.field(pytree_node=False, default=JANUS_LOSS_TERMS)
 
     @property
-    def mean(self) -> Float[Array, ""]:
-        """The loss; 0 where nothing is supervised."""
+    def loss(self) -> Float[Array, ""]:
+        """The loss; 0 without target tokens."""
         return (self.losses * self.terms.scales(self.counts)).sum()
 
     @property
-    def means(self) -> Float[Array, " K"]:
-        """The loss of each term; 0 where it has no place."""
+    def term_means(self) -> Float[Array, " K"]:
+        """The mean loss of each term; 0 for a term without target tokens."""
         return self.losses / jnp.maximum(self.counts, 1)
 
     def __add__(self, other: "LossSums") -> "LossSums":
         return LossSums(self.losses + other.losses, self.counts + other.counts, self.terms)
 
 
+class Loss(NamedTuple):
+    """Loss of a batch.
+
+    Attributes:
+      value: The differentiable loss.
+      sums: The sums to report, without a gradient.
+    """
+
+    value: Float[Array, ""]
+    sums: LossSums
+
+
 def target_counts(batch: Batch, num_tokens: int) -> Float[Array, " K"]:
-    """HeadTargets places of a batch by task, known before the model runs.
+    """Counts the target tokens of each task. The counts are known before the model runs.
 
     Args:
-      num_tokens: ids of an image to generate.
+      num_tokens: Tokens of a target image.
     """
     text, understanding = _text_tasks(batch)
     images = 0 if batch.gen_starts is None else (batch.gen_starts != NO_POSITION).sum() * num_tokens
     return jnp.stack([text.sum(), understanding.sum(), jnp.asarray(images)]).astype(jnp.float32)
 
 
-class Loss(NamedTuple):
-    """Of a batch.
-
-    Attributes:
-      value: what the gradient is taken of.
-      totals: what is told of it, without a gradient.
-    """
-
-    value: Float[Array, ""]
-    totals: LossSums
-
-
 def token_loss(model: Janus, params: Params, batch: Batch, scales: Float[Array, " K"], chunk: int) -> Loss:
-    """The loss of a batch whose image ids are known (`gen_ids`, where it has images to generate).
+    """Computes the loss of a batch with known image tokens (`gen_ids`, if it has target images).
 
     Args:
-      scales: what a place of each task counts (`LossTerms.scales`).
-      chunk: supervised places of a row whose logits are in memory at a time.
+      scales: Factor of each task's sum (`LossTerms.scales`).
+      chunk: Target tokens per sequence whose logits are in memory at a time.
     """
     hidden = apply(model.__call__, params, batch)
-    value, sums = text_loss(model, params, batch, hidden, scales, chunk)
+    value, sums = text_loss(model, params, batch, hidden, scales, chunk=chunk)
     if batch.gen_starts is not None and batch.gen_ids is not None and batch.gen_ids.shape[1]:
-        there = batch.gen_starts[..., None] != NO_POSITION
-        places = jnp.where(there, batch.gen_starts[..., None] + jnp.arange(batch.gen_ids.shape[2]), NO_POSITION)
-        places, targets = (x.reshape(batch.shape[0], -1) for x in (places, batch.gen_ids))
-        valid = places != NO_POSITION
-        taught = HeadTargets(places, targets, valid * scales[TASKS.index(Task.GENERATION)])
-        read = _head_losses(model.image_logits, IMAGE_HEAD, params, hidden, taught, chunk=chunk)
-        value, sums = value + read.total, sums | {Task.GENERATION: jnp.where(valid, read.places, 0).sum()}
+        starts = batch.gen_starts[..., None]
+        positions = jnp.where(starts != NO_POSITION, starts + jnp.arange(batch.gen_ids.shape[2]), NO_POSITION)
+        positions, tokens = (x.reshape(batch.shape[0], -1) for x in (positions, batch.gen_ids))
+        is_target = positions != NO_POSITION
+        targets = HeadTargets(positions, tokens, is_target * scales[TASKS.index(Task.GENERATION)])
+        loss = _head_loss(model.image_logits, IMAGE_HEAD, params, hidden, targets, chunk=chunk)
+        value += loss.total
+        sums[Task.GENERATION] = jnp.where(is_target, loss.per_token, 0).sum()
     counts = target_counts(batch, model.config.gen_encoder.num_tokens)
     return Loss(value, LossSums(jnp.stack([sums[task] for task in TASKS]), counts))
 
 
 def text_loss(
-    model: Backbone, params: Params, batch: Batch, hidden: Float[Array, "B L D"], scales: Float[Array, " K"], chunk: int
+    model: Backbone,
+    params: Params,
+    batch: Batch,
+    hidden: Float[Array, "B L D"],
+    scales: Float[Array, " K"],
+    *,
+    chunk: int,
 ) -> tuple[Float[Array, ""], dict[Task, Float[Array, ""]]]:
-    """The text targets' share of the loss, and their summed cross-entropies by task, without a gradient.
+    """Computes the part of the loss on text tokens.
 
     Args:
-      hidden: states of every place.
-      scales, chunk: see `token_loss`.
+      hidden: Hidden states of all positions.
+      scales: See `token_loss`.
+      chunk: See `token_loss`.
+
+    Returns:
+      The differentiable loss, and the summed cross-entropy of each task without a gradient.
     """
-    nothing = jnp.zeros((), jnp.float32)
-    sums = dict.fromkeys(TASKS, nothing)
+    zero = jnp.zeros((), jnp.float32)
+    sums = dict.fromkeys(TASKS, zero)
     if batch.text_targets is None or not batch.text_targets.shape[1]:
-        return nothing, sums
+        return zero, sums
     masks = dict(zip(TASKS, _text_tasks(batch), strict=False))
-    targets = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
+    tokens = jnp.take_along_axis(batch.tokens, jnp.maximum(batch.text_targets, 0), axis=1)
     weights = jnp.stack([mask * scales[TASKS.index(task)] for task, mask in masks.items()]).sum(axis=0)
-    supervised = HeadTargets(batch.text_targets, targets, weights)
-    read = _head_losses(model.text_logits, TEXT_HEAD, params, hidden, supervised, chunk=chunk)
-    return read.total, sums | {task: jnp.where(mask, read.places, 0).sum() for task, mask in masks.items()}
+    targets = HeadTargets(batch.text_targets, tokens, weights)
+    loss = _head_loss(model.text_logits, TEXT_HEAD, params, hidden, targets, chunk=chunk)
+    return loss.total, sums | {task: jnp.where(mask, loss.per_token, 0).sum() for task, mask in masks.items()}
 
 
-def _head_losses(
+def _head_loss(
     head: Callable[[Array], Array],
     path: tuple[str, ...],
     params: Params,
     hidden: Float[Array, "B L D"],
-    supervised: HeadTargets,
+    targets: HeadTargets,
     *,
     chunk: int,
-) -> Losses:
-    """Losses of one head: a method of the model, and the path of the parameters that it reads."""
+) -> HeadLoss:
+    """Computes the loss of one head, given as a method of the model and the path of the parameters that it reads."""
 
     def logits(head_params: Params, states: Float[Array, "B C D"]) -> Float[Array, "B C V"]:
         return apply(head, unflatten_dict({path: head_params}), states)
 
-    return cross_entropy(logits, functools.reduce(operator.getitem, path, params), hidden, supervised, chunk)
+    return cross_entropy(logits, functools.reduce(operator.getitem, path, params), hidden, targets, chunk=chunk)
 
 
 def _text_tasks(batch: Batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Which text targets belong to samples without and with images to understand."""
+    """Masks of the text targets in examples without and with input images."""
     if batch.text_targets is None:
-        nothing = jnp.zeros((batch.shape[0], 0), bool)
-        return nothing, nothing
-    # Whether each of a row's segments, 0 to L, has an image.
-    none = jnp.zeros(batch.shape[1] + 1, bool)
-    sees = jax.vmap(lambda segments, und: none.at[segments].max(und))(
+        empty = jnp.zeros((batch.shape[0], 0), bool)
+        return empty, empty
+    # For each segment number, 0 to L: whether that segment has an input image.
+    no_images = jnp.zeros(batch.shape[1] + 1, bool)
+    has_image = jax.vmap(lambda segments, is_patch: no_images.at[segments].max(is_patch))(
         batch.segment_ids, batch.und_patch_index != NO_IMAGE
     )
     segments = jnp.take_along_axis(batch.segment_ids, jnp.maximum(batch.text_targets, 0), axis=1)
-    shown, valid = jnp.take_along_axis(sees, segments, axis=1), batch.text_targets != NO_POSITION
-    return valid & ~shown, valid & shown
+    with_image, is_target = jnp.take_along_axis(has_image, segments, axis=1), batch.text_targets != NO_POSITION
+    return is_target & ~with_image, is_target & with_image

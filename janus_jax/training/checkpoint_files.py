@@ -1,0 +1,219 @@
+"""Reads one checkpoint folder and verifies it.
+
+    DIR/1200/state/          arrays in Orbax format
+    DIR/1200/run/            JSON: config, data positions, metrics, and the shapes of the arrays
+    DIR/1200/checksums.json  size and CRC-32 of every file in state/ and run/
+
+With several processes, all processes call every function, and all raise if one of them finds damage.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self, TypeVar, cast
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+from etils import epath  # type: ignore[import-untyped]
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.experimental import multihost_utils
+
+from janus_jax.errors import JanusError
+from janus_jax.training import checksums
+from janus_jax.training.param_paths import map_named, path_name
+
+_log = logging.getLogger(__name__)
+
+STATE, RUN = "state", "run"
+_OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
+_MAX_REASON = 160
+
+T = TypeVar("T")
+
+
+class DamagedError(Exception):
+    """A checkpoint cannot be read. All processes raise it together."""
+
+
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """An undamaged checkpoint of another run. Reading from it changes nothing in its folder.
+
+    Attributes:
+      path: Folder of the checkpoint.
+      step: Steps taken.
+      config: Config of the run as JSON values.
+      arrays: Dtype and shape of each array by name.
+    """
+
+    path: epath.Path
+    step: int
+    config: dict[str, Any]
+    arrays: Mapping[str, str]
+
+    @classmethod
+    def newest(cls, directory: str | Path) -> Self:
+        """Opens the newest undamaged checkpoint in a folder. The run may still be saving to it.
+
+        Raises:
+          JanusError: The folder has no checkpoint, or only damaged ones.
+        """
+        for step in reversed(saved_steps(directory)):
+            path = absolute_path(directory) / str(step)
+            try:
+                content = read_verified_run(path)
+            except DamagedError as error:
+                _log.warning("%s is damaged (%s); trying the checkpoint before it.", path, error)
+                continue
+            return cls(path, step, content["config"], content["arrays"])
+        raise JanusError(f"{directory} has only damaged checkpoints; restore one from a copy.")
+
+    def shapes(self, names: Collection[str]) -> dict[tuple[str, ...], tuple[int, ...]]:
+        """Returns the shapes, by path, of the parameters whose last path component is one of these names."""
+        found = {}
+        for name, description in self.arrays.items():
+            branch, *path = name.split("/")
+            if branch in ("params", "frozen") and path[-1] in names:
+                found[tuple(path)] = tuple(map(int, description.partition("[")[2].removesuffix("]").split(",")))
+        return found
+
+    def params(self, abstract: Any, *, average: bool = False) -> Any:
+        """Reads parameters, whether the run trained them or not.
+
+        Args:
+          abstract: Shapes, dtypes and shardings of the parameters, without boxes.
+          average: Whether to read the moving average where there is one.
+
+        Raises:
+          JanusError: The checkpoint does not have these parameters, or cannot be read.
+        """
+        branches = ["ema", "params", "frozen"] if average else ["params", "frozen"]
+        found: dict[str, str] = {}
+        leaves: dict[str, Any] = {}
+
+        def find(name: str, leaf: Any) -> None:
+            shape = f"[{','.join(map(str, leaf.shape))}]"
+            for branch in branches:
+                saved = self.arrays.get(f"{branch}/{name}")
+                if saved is not None:
+                    if not saved.endswith(shape):
+                        raise JanusError(f"{self.path} is of another model: {name} is {saved}; it must be {shape}.")
+                    found[name] = f"{branch}/{name}"
+                    leaves[found[name]] = leaf
+                    return
+            raise JanusError(f"{self.path} has no parameter {name}; it was trained with another model.")
+
+        map_named(find, abstract)
+        wanted = unflatten_dict(leaves, sep="/")
+        arguments = ocp.args.PyTreeRestore(
+            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        handler = ocp.PyTreeCheckpointHandler()
+        try:
+            tree = agree(lambda: handler.restore(self.path / STATE, args=arguments))
+        except DamagedError as error:
+            raise JanusError(f"{self.path} cannot be read ({error}).") from error
+        read = flatten_dict(tree, sep="/")
+        return map_named(lambda name, _: read[found[name]], abstract)
+
+
+def saved_steps(directory: str | Path) -> list[int]:
+    """Lists the steps of another run's checkpoints, including damaged ones.
+
+    Raises:
+      JanusError: There are none.
+    """
+    steps = sorted(int(path.name) for path in absolute_path(directory).glob("*") if path.name.isdecimal())
+    if not steps:
+        raise JanusError(f"{directory} has no checkpoint; give the folder in which a run saved its checkpoints.")
+    return steps
+
+
+def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
+    """Reads the run's JSON and the whole state, after verifying the checksums.
+
+    Args:
+      path: Folder of the checkpoint.
+      abstract: Shapes, dtypes and shardings of the state, on any mesh.
+
+    Raises:
+      DamagedError: The checkpoint is damaged.
+      JanusError: The checkpoint belongs to another model.
+    """
+    content = read_verified_run(path)
+    saved, wanted = content["arrays"], describe_arrays(abstract)
+    for name in sorted(wanted.keys() | saved.keys()):
+        found, expected = saved.get(name, "missing"), wanted.get(name, "missing")
+        if found != expected:
+            raise JanusError(
+                f"{path} is of another model or recipe: {name} is {found} in the checkpoint and {expected} in the "
+                f"config; use the config of the checkpoint, or start in another folder."
+            )
+    # Only the handler: Orbax's manager waits for all processes, and a process that finds damage does not arrive.
+    handler = ocp.StandardCheckpointHandler()
+    return content, agree(lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract)))
+
+
+def read_verified_run(path: epath.Path) -> dict[str, Any]:
+    """Verifies the checksums and reads the run's JSON.
+
+    Raises:
+      DamagedError: The checkpoint is damaged.
+    """
+    agree(lambda: checksums.verify(path, jax.process_index(), jax.process_count()))
+    return agree(lambda: read_run(path))
+
+
+def read_run(path: epath.Path) -> dict[str, Any]:
+    """Reads the run's JSON without verifying it."""
+    content: dict[str, Any] = ocp.JsonCheckpointHandler().restore(path / RUN)
+    return content
+
+
+def describe_arrays(state: Any) -> dict[str, str]:
+    """Returns dtype and shape of each array by name, such as `float32[3,16]`."""
+    leaves = jax.tree_util.tree_flatten_with_path(state)[0]
+    return {path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
+
+
+def agree(read: Callable[[], T]) -> T:
+    """Returns the result of `read`.
+
+    Raises:
+      DamagedError: `read` raised an exception in this or another process.
+    """
+    reason, value = "", None
+    try:
+        value = read()
+    except MemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        # Running out of memory does not mean that the file is damaged.
+        if any(words in reason for words in _OUT_OF_MEMORY):
+            raise
+    reasons = [one["reason"] for one in gather({"reason": reason})]
+    for reason in filter(None, reasons):
+        raise DamagedError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
+    return cast(T, value)
+
+
+def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Gathers a JSON value from every process, in process order. Also acts as a barrier."""
+    text = json.dumps(value).encode()
+    if jax.process_count() == 1:
+        return [json.loads(text)]
+    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(text))))
+    padded = np.zeros(sizes.max(), np.uint8)
+    padded[: len(text)] = np.frombuffer(text, np.uint8)
+    texts = np.asarray(multihost_utils.process_allgather(padded))
+    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
+
+
+def absolute_path(directory: str | Path) -> epath.Path:
+    """Returns an absolute path or a URL, as Orbax requires."""
+    return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))
