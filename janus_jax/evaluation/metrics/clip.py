@@ -74,9 +74,15 @@ def _tower(prefix: str, values: Mapping[str, Any]) -> Tower:
     activation = values["hidden_act"]
     if activation not in ACTIVATIONS:
         raise JanusError(f"hidden_act is {activation!r}; it must be one of {', '.join(ACTIVATIONS)}.")
-    names = ("hidden_size", "intermediate_size", "num_attention_heads", "num_hidden_layers")
-    sizes = [int(_number(values, name)) for name in names]
-    return Tower(prefix, *sizes, eps=float(_number(values, "layer_norm_eps")), activation=activation)
+    return Tower(
+        prefix,
+        width=int(_number(values, "hidden_size")),
+        mlp_dim=int(_number(values, "intermediate_size")),
+        num_heads=int(_number(values, "num_attention_heads")),
+        depth=int(_number(values, "num_hidden_layers")),
+        eps=float(_number(values, "layer_norm_eps")),
+        activation=activation,
+    )
 
 
 def _number(values: Mapping[str, Any], name: str, default: float = 0) -> float:
