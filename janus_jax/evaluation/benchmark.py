@@ -229,10 +229,10 @@ def percent(correct: Sequence[bool]) -> float:
 
 
 def accuracy_by(name: str, correct: Sequence[tuple[str, bool]]) -> Scores:
-    """Returns accuracies in percent by category, in order of first appearance. The category "" has none.
+    """Returns accuracies in percent by category, in order of first appearance; the category "" is omitted.
 
     Args:
-      name: Pattern of the scores' names, in which `{}` stands for the category.
+      name: Pattern of the scores' names; `{}` is replaced by the category.
       correct: Category of each question, and whether its answer is correct.
     """
     return {

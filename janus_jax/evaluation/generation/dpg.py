@@ -42,7 +42,7 @@ def write_predictions(requests: Sequence[ImageRequest], answers: Answers, folder
         groups.setdefault(request.group, []).append(file)
     for group in groups.values():
         target = folder / f"{group[0].stem.rpartition('_')[0]}.png"
-        # A repeated call writes only the grids whose images are newer.
+        # A repeated call writes only grids with newer images.
         if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in group):
             save_png(_grid(group), target, compress_level=1)
 

@@ -81,7 +81,7 @@ def generated_files(requests: Sequence[ImageRequest], answers: Answers) -> list[
 
 
 def check_generated_files(requests: Sequence[ImageRequest], answers: Answers, folder: Path) -> None:
-    """The `write_predictions` function of benchmarks whose official scorer reads the generated files themselves.
+    """The `write_predictions` function of benchmarks with an official scorer that reads the generated files.
 
     Raises:
       JanusError: A file is missing.
