@@ -36,6 +36,7 @@ from janus_jax.training.checkpoint_files import (
     read_run,
     read_state,
 )
+from janus_jax.training.config_dicts import check_values
 
 _log = logging.getLogger(__name__)
 
@@ -87,12 +88,14 @@ class RetentionPolicy:
     best_is: BestIs = "min"
 
     def __post_init__(self) -> None:
-        for name, minimum in (("last", 2), ("every_seconds", 1), ("every_steps", 1), ("best", 0)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise JanusError(f"config.keep.{name} is {value}; it must be {minimum} or more.")
-        if self.best_is not in get_args(BestIs):
-            raise JanusError(f"config.keep.best_is is {self.best_is!r}; it must be min or max.")
+        minimums = (("last", 2), ("every_seconds", 1), ("every_steps", 1), ("best", 0))
+        values = ((name, getattr(self, name), minimum) for name, minimum in minimums)
+        check_values(
+            self,
+            "config.keep",
+            *((name, value is None or value >= minimum, f"{minimum} or more") for name, value, minimum in values),
+            ("best_is", self.best_is in get_args(BestIs), "min or max"),
+        )
 
     def is_kept(self, checkpoints: Sequence[CheckpointInfo]) -> list[bool]:
         """Returns for each checkpoint, in step order, whether it is kept."""

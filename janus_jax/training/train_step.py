@@ -21,6 +21,7 @@ from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
+from janus_jax.training.config_dicts import check_values
 from janus_jax.training.losses.tokens import LossSums
 from janus_jax.training.objectives import Objective, RngStreams
 from janus_jax.training.param_paths import merge
@@ -45,9 +46,8 @@ class Microbatching:
     tokenizer_dtype: Dtype = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("microbatches", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise JanusError(f"config.resources.{name} is {getattr(self, name)!r}; it must be at least 1.")
+        names = ("microbatches", "logits_chunk")
+        check_values(self, "config.resources", *((name, getattr(self, name) >= 1, "1 or more") for name in names))
 
     def check(self, batch_size: int, mesh: Mesh | None) -> None:
         """Checks that a batch can be divided evenly.

@@ -20,6 +20,7 @@ from janus_jax.models.backbone import Params, apply, to_pixels
 from janus_jax.models.janusflow import FlowStates, JanusFlow
 from janus_jax.models.layers import Linear
 from janus_jax.models.llama import Llama
+from janus_jax.training.config_dicts import check_values
 
 ALIGNER = "aligner"
 """The top-level key of the alignment MLP in the parameter tree."""
@@ -44,14 +45,14 @@ class FlowLossConfig:
     align_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, is_valid, allowed in (
+        check_values(
+            self,
+            "config.flow",
             ("time_std", self.time_std > 0, "above 0"),
-            ("align_weight", self.align_weight >= 0, "at least 0"),
-            ("align_block", self.align_block >= 1, "at least 1"),
-            ("align_width", self.align_width >= 1, "at least 1"),
-        ):
-            if not is_valid:
-                raise JanusError(f"config.flow.{name} is {getattr(self, name)}; it must be {allowed}.")
+            ("align_weight", self.align_weight >= 0, "0 or more"),
+            ("align_block", self.align_block >= 1, "1 or more"),
+            ("align_width", self.align_width >= 1, "1 or more"),
+        )
 
     def check(self, config: JanusFlowConfig) -> None:
         """Checks that a model has a VAE and the block to align.
