@@ -73,7 +73,7 @@ class SavedCheckpoint:
         raise JanusError(f"{directory} has only damaged checkpoints; restore one from a copy.")
 
     def shapes(self, names: Collection[str]) -> dict[tuple[str, ...], tuple[int, ...]]:
-        """Returns the shapes, by path, of the parameters whose last path component is one of these names."""
+        """Returns the shapes, by path, of the parameters with one of these last path components."""
         found = {}
         for name, description in self.arrays.items():
             branch, *path = name.split("/")
@@ -117,7 +117,7 @@ def saved_steps(directory: str | Path) -> list[int]:
     """Lists the steps of another run's checkpoints, including damaged ones.
 
     Raises:
-      JanusError: There are none.
+      JanusError: The folder has no checkpoint.
     """
     steps = sorted(int(path.name) for path in absolute_path(directory).glob("*") if path.name.isdecimal())
     if not steps:

@@ -2,7 +2,7 @@
 
 An adapted layer computes W x + s B A x with s = alpha / rank (`models.layers.Linear`). A is initialized randomly and B
 with zeros, so the adapted model starts as the original. A and B are trained parameters: float32, sharded along the axes
-that they share with W, with moments and an average of their own. s is a frozen parameter, so that a checkpoint contains
+that they share with W, with their own moments and average. s is a frozen parameter, so that a checkpoint contains
 everything needed to merge its adapters.
 """
 

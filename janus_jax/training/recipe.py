@@ -28,7 +28,7 @@ ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/
 """Parameters that stage 1 trains. Including `gen_embed` is inferred: no earlier training exists for it."""
 
 ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
-"""Parameters that stage 2 trains: all but SigLIP and the image tokenizer."""
+"""Parameters that stage 2 trains: everything except SigLIP and the image tokenizer."""
 
 ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
 """Parameters that stage 3 trains."""
@@ -48,7 +48,7 @@ Including the embedding before an input image is inferred: no earlier training e
 """
 
 FLOW_ALL_BUT_ENCODER = (*LINEAR_LAYERS_AND_FLOW, "llm/*")
-"""Parameters that stage 2 of JanusFlow trains: all but SigLIP and the VAE."""
+"""Parameters that stage 2 of JanusFlow trains: everything except SigLIP and the VAE."""
 
 FLOW_ALL_BUT_VAE = (*FLOW_ALL_BUT_ENCODER, "und_encoder/*")
 """Parameters that stage 3 of JanusFlow trains."""
@@ -131,7 +131,7 @@ class Stage:
       phases: Mixture weights of the data by step.
       stop_at: Step at which training ends; None for `steps`.
       supervision: Which text tokens are targets.
-      drop_condition: Fraction of generation examples whose prompt is replaced by padding.
+      drop_condition: Fraction of generation examples with padding instead of the prompt.
       first_sentence: Fraction of captions cut to their first sentence.
       random_crop: Crops target images at a random position along their long side instead of the center.
       budget: Capacity of a sequence.
@@ -381,7 +381,7 @@ class Recipe:
         """Config of the model.
 
         Raises:
-          JanusError: There is no preset of this name.
+          JanusError: The preset does not exist.
         """
         return self.architecture or preset(self.model)
 
