@@ -26,7 +26,7 @@ import janus_jax
 from benchmarks.shared import machine, weights
 from examples.shapes import generation_benchmark, understanding_benchmark
 from examples.shapes.configs import tokenizer as shapes_tokenizer
-from examples.shapes.models import SHAPES
+from examples.shapes.models import JANUS
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images
@@ -79,7 +79,7 @@ def _random(dtype: Dtype) -> Pretrained:
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
     numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
     params = load_params(numbers, RANDOM, execution, mesh=None)
-    return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
+    return Pretrained(RANDOM, params, Processor.from_directory(JANUS, RANDOM), make_model(RANDOM, execution))
 
 
 def _alternate(runner: Run, bare: Run) -> tuple[list[float], list[float]]:

@@ -3,7 +3,7 @@
     janus-prepare --source tfds --input imagenet2012 --output prepared/imagenet
     janus-prepare --source tfds --input imagenet2012 --input_split validation --output prepared/validation
     janus-train --config vq_16 --workdir runs/vq_16 \\
-        --config.weights.vgg16=VGG16 --config.weights.lpips=LPIPS --config.weights.inception=INCEPTION
+        --config.networks.vgg16=VGG16 --config.networks.lpips=LPIPS --config.networks.inception=INCEPTION
 
 docs/tokenizer.md names the weight files. Without them LPIPS or rFID is left out.
 
@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.config import VQConfig
 from janus_jax.training.config_dicts import to_config
-from janus_jax.training.image_tokenizer.recipe import Data, Intervals, TokenizerRecipe
+from janus_jax.training.image_tokenizer.recipe import DiscriminatorRecipe, ImageData, Intervals, VQRecipe
 from janus_jax.training.optimizers import OptimizerConfig
 
 _IMAGES = 1_281_167
@@ -27,15 +27,17 @@ _BATCH = 128
 def get_config() -> ConfigDict:
     """Returns the recipe."""
     adam = OptimizerConfig(learning_rate=1e-4, b1=0.9, b2=0.95, clip_norm=1.0)
-    recipe = TokenizerRecipe(
+    recipe = VQRecipe(
         # A tokenizer trained at 256x256 accepts any size; Janus uses it at 384x384.
         model=VQConfig(image_size=256),
         steps=_EPOCHS * _IMAGES // _BATCH,
         batch_size=_BATCH,
         optimizer=adam,
-        discriminator_optimizer=adam,
-        # The defaults of `TokenizerRecipe` are those of this recipe.
-        data=Data(directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"),
+        discriminator=DiscriminatorRecipe(adam),
+        # The defaults of `VQRecipe` are those of this recipe.
+        data=ImageData(
+            directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"
+        ),
         intervals=Intervals(report=100, evaluate=5000, save=5000, eval_images=5000),
     )
     return to_config(recipe)

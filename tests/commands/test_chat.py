@@ -127,7 +127,7 @@ MISTAKES = {
     "no model named": ([], "--model is required"),
     "no such image": (["--image=absent.png"], "absent.png does not exist"),
     "a truncated image": (["--image=half.jpg"], "half.jpg cannot be read as an image"),
-    "an image that is text": (["--image=text.png"], "text.png is no image"),
+    "an image that is text": (["--image=text.png"], "text.png is not an image"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
     "a negative length": (["--max_new_tokens=-5"], "--max_new_tokens=-5"),
     "a negative temperature": (["--temperature=-1"], "--temperature=-1"),
