@@ -1,4 +1,4 @@
-"""Batches of arrays in memory, and the interface of data whose position is saved."""
+"""Batches of arrays in memory, and the interface of resumable data."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
