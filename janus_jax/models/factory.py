@@ -43,7 +43,8 @@ def init_params(model: Backbone, key: Key[Array, ""]) -> Params:
 
 def abstract_params(model: Backbone) -> Params:
     """Returns shapes, dtypes and logical axis names of the parameters without computing them."""
-    params: Params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)  # A real key would initialize the devices.
+    params: Params = jax.eval_shape(lambda key: init_params(model, key), key)
     return params
 
 
