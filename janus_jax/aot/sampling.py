@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax.aot.compile import Program, abstract_batch, compile_lowered, with_sharding
@@ -16,7 +17,7 @@ from janus_jax.batch import Batch
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
 from janus_jax.generation import rectified_flow
-from janus_jax.generation.decode import DecodeSpec, DecodeState, decode, decode_options, prefill
+from janus_jax.generation.decode import DecodeParams, DecodeSpec, DecodeState, decode, prefill
 from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import CACHE_STEP, round_up
 from janus_jax.generation.sampling import SamplingConfig
@@ -108,20 +109,21 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: S
 
 
 def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
-    spec, settings = decode_options(SamplingConfig(), Backbone.embed_text, Backbone.text_logits, stop_tokens=[0])
+    config = SamplingConfig()
+    spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, config.strategy)
+    settings = DecodeParams(config.params, stop_tokens=np.zeros(1, np.int32))
     prompts = _prompts(model, shape, mesh)
-    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), jax.eval_shape(lambda: settings))
+    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), settings)
     return _decoder(arguments, spec, shape, _TEXT_CHUNK)
 
 
 def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
     sampler = TokenSampler()
-    spec, settings = decode_options(
-        sampler.sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=sampler.guidance_scale
-    )
+    spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampler.sampling.strategy)
+    settings = DecodeParams(sampler.sampling.params, sampler.guidance_scale)
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
-    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), jax.eval_shape(lambda: settings))
+    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), settings)
     return _decoder(arguments, spec, shape, CACHE_STEP)
 
 

@@ -6,6 +6,7 @@ sequences that the model reads for each generated one: 2 with guidance, 1 withou
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,7 +19,7 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from janus_jax.batch import Batch
 from janus_jax.errors import JanusError
 from janus_jax.generation.padding import CACHE_STEP, round_up
-from janus_jax.generation.sampling import SamplingConfig, SamplingParams, Strategy, sample_tokens
+from janus_jax.generation.sampling import SamplingParams, Strategy, sample_tokens
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 
@@ -49,8 +50,8 @@ class DecodeParams(NamedTuple):
     """
 
     sampling: SamplingParams
-    guidance_scale: Float[Array, ""] | float
-    stop_tokens: Int[Array, " S"]
+    guidance_scale: Float[Array, ""] | float = 1.0
+    stop_tokens: Int[Any, " S"] = np.zeros(0, np.int32)
 
 
 class DecodeState(NamedTuple):
@@ -90,52 +91,36 @@ class Decoder:
         *,
         spec: DecodeSpec,
         settings: DecodeParams,
-        max_slots: int | None = None,
+        max_slots: int = sys.maxsize,
     ) -> None:
         """Runs the prompts and samples the first token of each sequence.
 
         Args:
           prompts: P*Q left-padded prompts.
-          max_slots: Number of cache slots that suffices; default: the cache grows as needed.
+          max_slots: Limit of the cache's growth.
         """
         self._model, self._params, self._spec, self._settings = model, params, spec, settings
         self._max_slots = max_slots
         self._prompt_length = prompts.shape[1]
-        slots = self._limit(round_up(self._prompt_length + 1, CACHE_STEP))
+        slots = min(round_up(self._prompt_length + 1, CACHE_STEP), max_slots)
         self.state = prefill(model, params, prompts, keys, settings, slots=slots, spec=spec)
         self.num_tokens = 1
 
-    def advance(self, max_steps: int | None = None) -> None:
+    def advance(self, max_steps: int) -> None:
         """Runs up to `max_steps` decode steps, fewer if the cache must grow before the next or all have finished."""
         # The last token generated has no slot yet.
         used = self._prompt_length + self.num_tokens - 1
         slots = self.state.tokens.shape[1]
         if used == slots:
-            slots = self._limit(slots + CACHE_STEP)
+            slots = min(slots + CACHE_STEP, self._max_slots)
             self.state = _grow(self.state, slots=slots)
-        steps = slots - used if max_steps is None else min(max_steps, slots - used)
+        steps = min(max_steps, slots - used)
         self.state = decode(self._model, self._params, self.state, self._settings, steps, spec=self._spec)
         self.num_tokens += steps
 
     def finish(self, finished: Bool[np.ndarray, " R"]) -> None:
         """Marks sequences as finished."""
         self.state = self.state._replace(finished=self.state.finished | jnp.asarray(finished))
-
-    def _limit(self, slots: int) -> int:
-        return slots if self._max_slots is None else min(slots, self._max_slots)
-
-
-def decode_options(
-    sampling: SamplingConfig,
-    embed: Callable[..., Array],
-    logits: Callable[..., Array],
-    *,
-    guidance_scale: float = 1.0,
-    stop_tokens: Any = (),
-) -> tuple[DecodeSpec, DecodeParams]:
-    """Makes the static and the traced options of `prefill` and `decode`."""
-    stops = jnp.asarray(stop_tokens, jnp.int32)
-    return DecodeSpec(embed, logits, sampling.strategy), DecodeParams(sampling.params, guidance_scale, stops)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "slots", "spec"))

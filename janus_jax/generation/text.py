@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from janus_jax.batch import Batch
-from janus_jax.generation.decode import Decoder, decode_options
+from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.sharding import to_host
@@ -39,7 +39,8 @@ def generate_text(
     Raises:
       JanusError: the logits are NaN.
     """
-    spec, settings = decode_options(sampling, Backbone.embed_text, Backbone.text_logits, stop_tokens=list(stop_tokens))
+    spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, sampling.strategy)
+    settings = DecodeParams(sampling.params, stop_tokens=np.array(stop_tokens, np.int32))
     decoder = Decoder(model, params, prompts, keys[:, None], spec=spec, settings=settings)
     seen = 0
     while True:
