@@ -1,14 +1,16 @@
-"""Trains one stage of a recipe.
+"""Trains one stage of a recipe, or an image tokenizer.
 
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
 Every number of the config can be set: --config.stages.stage_1.batch_size=64. Figures go to WORKDIR/stage_N/tensorboard
 and WORKDIR/stage_N/metrics.jsonl, checkpoints to WORKDIR/stage_N/checkpoints; the same command goes on where it was
-interrupted. docs/training.md tells more; janus-export makes a model's folder of what was trained.
+interrupted. Image tokenizer recipes such as vq_16 write to WORKDIR itself (docs/tokenizer.md). docs/training.md tells
+more; janus-export makes a model's folder of what was trained.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 from absl import flags
 
@@ -25,23 +27,20 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the stage's last step."""
+    """Trains one stage, or an image tokenizer."""
+    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
+    from janus_jax.training.image_tokenizer.task import train_tokenizer
+    from janus_jax.training.recipe import Recipe
+    from janus_jax.training.stage import train_stage
+
     values = _CONFIG.value
+    kind: Any = Recipe if "stages" in values else VQRecipe if "codebook" in values else VAERecipe
+    recipe = from_config(kind, values)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    if "stages" in values:
-        from janus_jax.training.recipe import Recipe
-        from janus_jax.training.stage import train_stage
-
-        train_stage(from_config(Recipe, values), _WORKDIR.value)
-        return
-
-    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
-    from janus_jax.training.image_tokenizer.task import train_tokenizer
-
-    recipe = from_config(VQRecipe, values) if "codebook" in values else from_config(VAERecipe, values)
-    train_tokenizer(recipe, _WORKDIR.value)
+    train: Any = train_stage if kind is Recipe else train_tokenizer
+    train(recipe, _WORKDIR.value)
 
 
 def run() -> None:
