@@ -3,9 +3,9 @@
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
-Every number of the config can be set: --config.stages.stage_1.batch_size=64. Figures go to WORKDIR/stage_N/tensorboard
-and WORKDIR/stage_N/metrics.jsonl, checkpoints to WORKDIR/stage_N/checkpoints; the same command goes on where it was
-interrupted. docs/training.md tells more; janus-export makes a model's folder of what was trained.
+Every value of the recipe is a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics and samples go
+to WORKDIR/stage_N. Repeat the command to continue an interrupted run. docs/training.md describes recipes and options;
+janus-export exports the trained model.
 """
 
 from collections.abc import Sequence
@@ -18,14 +18,12 @@ from janus_jax.distributed import join_cluster
 from janus_jax.training.config_dicts import from_config
 
 _CONFIG = define_recipe_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages of the run; made if need be", required=True)
-_DISTRIBUTED = flags.DEFINE_boolean(
-    "distributed", False, "train together with the processes of a cluster, as jax.distributed finds them"
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, created if missing", required=True)
+_DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all processes of the cluster (jax.distributed)")
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the stage's last step."""
+    """Trains to the last step."""
     values = _CONFIG.value
     if _DISTRIBUTED.value:
         join_cluster()
