@@ -120,7 +120,7 @@ class _Carry(NamedTuple):
 
     Attributes:
       head_grads: Gradients of the trained leaves of the head, for each shard.
-      state_grads: Gradient of the hidden states; an empty list if they need none.
+      state_grads: Gradient of the hidden states; an empty list if they need no gradient.
     """
 
     losses: Float[Array, "N G B C"]
