@@ -3,7 +3,7 @@
     python -m benchmarks.conversion --preset janus_pro_7b --dir /big/disk
 
 Creates a released checkpoint with the shapes of the preset from random bits, then copies and converts it alternately.
-Each run starts with a cold page cache and ends when all files are on the disk. The last line is one JSON object with all
+Each run starts with a cold page cache and ends when all files are on the disk. The last line is a JSON object with all
 figures. Anonymous memory (RssAnon of the converting process, sampled every 50 ms) does not include pages of the mapped
 files, which belong to the page cache.
 """
