@@ -26,7 +26,7 @@ help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
 
 demo: $(VENV)/.package ## a small model answers, generates, is scored and is fine-tuned; writes runs/demo/index.html
-	@$(LARGE_PAGES) $(PY) -m examples.shapes.demo.run
+	@$(LARGE_PAGES) $(PY) -m examples.shapes.demo
 
 # The tests compile more than they compute: unoptimized machine code saves a third of the time.
 test: $(VENV)/.test ## the tests, except the slow ones and the comparison with PyTorch

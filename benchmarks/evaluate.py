@@ -26,13 +26,13 @@ import janus_jax
 from benchmarks.shared import machine, weights
 from examples.shapes import generation_benchmark, understanding_benchmark
 from examples.shapes.configs import tokenizer as shapes_tokenizer
-from examples.shapes.models import SHAPES
+from examples.shapes.models import JANUS
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images
 from janus_jax.evaluation.runner import answer_questions, batch_questions, collect_answers, estimate_length
 from janus_jax.models.factory import make_model
-from janus_jax.pretrained import Pretrained, place_params
+from janus_jax.pretrained import Pretrained, load_params
 from janus_jax.processing import Processor
 
 _MODEL = flags.DEFINE_string("model", None, "model folder (default: random weights)")
@@ -78,8 +78,8 @@ def _random(dtype: Dtype) -> Pretrained:
     """Returns a model with random weights and the tokenizer of the shapes model."""
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
     numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
-    params = place_params(numbers, RANDOM, execution, mesh=None)
-    return Pretrained(RANDOM, params, Processor.from_directory(SHAPES, RANDOM), make_model(RANDOM, execution))
+    params = load_params(numbers, RANDOM, execution, mesh=None)
+    return Pretrained(RANDOM, params, Processor.from_directory(JANUS, RANDOM), make_model(RANDOM, execution))
 
 
 def _alternate(runner: Run, bare: Run) -> tuple[list[float], list[float]]:

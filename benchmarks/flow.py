@@ -12,7 +12,7 @@ from janus_jax.config import Dtype, Execution, JanusFlowConfig, LlamaConfig, Sig
 from janus_jax.generation.rectified_flow import FlowSampler, sample_latents
 from janus_jax.generation.sampling import sampling_keys
 from janus_jax.models.janusflow import JanusFlow
-from janus_jax.pretrained import place_params
+from janus_jax.pretrained import load_params
 
 # The generation encoder and decoder have the released size. The understanding encoder and the VAE take no part.
 SMALL = JanusFlowConfig(
@@ -33,7 +33,7 @@ class Flow:
         self.config, self.sampler, self.model = config, FlowSampler(), JanusFlow(config, execution)
         dtype = np.dtype(execution.param_dtype)
         numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config, LAYOUT))
-        self.params = place_params(numbers, config, execution, mesh=None)
+        self.params = load_params(numbers, config, execution, mesh=None)
         random, g = np.random.default_rng(0), config.gen_encoder
         self.prompt = random.integers(8, config.llm.vocab_size, (1, PROMPT_LENGTH), np.int32)
         self.prompt[0, 0], self.prompt[0, -1] = BOS, BEGIN_OF_IMAGE

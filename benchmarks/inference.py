@@ -34,7 +34,7 @@ from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
-from janus_jax.pretrained import place_params
+from janus_jax.pretrained import load_params
 
 _PRESET = flags.DEFINE_string("preset", None, "a released model's shape instead of the small one")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
@@ -127,7 +127,7 @@ class Ours:
         self.model = Janus(config, execution)
         dtype = jnp.dtype(execution.param_dtype)
         numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config))
-        self.params = place_params(numbers, config, execution, mesh=None)
+        self.params = load_params(numbers, config, execution, mesh=None)
 
     def runs(self) -> dict[str, Callable[[], np.ndarray]]:
         """Returns the computation of each figure."""

@@ -1,4 +1,4 @@
-"""Compiles every model and stage for the papers' clusters and for common pods, none of which need be attached.
+"""Compiles every model and stage for the papers' clusters and common pods, without the devices.
 
     python -m benchmarks.scaling                        compiles the missing cases
     python -m benchmarks.scaling --only v5e:16x16       of one topology
@@ -136,7 +136,7 @@ def compile_case(case: Case) -> dict[str, Any]:
                     continue
                 # CPU time, which other load on this machine does not change.
                 start = time.process_time()
-                report = compile_report(layout, topology).to_json()
+                report = compile_report(layout, topology)
                 report |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
                 if report["fits"]:
                     break

@@ -1,1 +1,1 @@
-"""Recipes: one file a run, headed by the command that starts it and what it should give."""
+"""Recipes: one file per run, headed by its command and the expected result."""

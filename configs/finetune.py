@@ -1,14 +1,14 @@
-"""LoRA of a released model on one's own pictures: conversations about them, captions to draw from, or both.
+"""LoRA fine-tuning of a released model on your images, with conversations about them, captions, or both.
 
     janus-train --config finetune --workdir DIR --config.model=janus_pro_1b \\
         --config.stages.stage_1.initialisation.model=Janus-Pro-1B \\
         --config.sources.understanding.directory=UND --config.sources.generation.directory=GEN
 
-Without conversations, or without captions, set that source's weight in `phases` to 0; docs/training.md walks through it
-all.
+Without conversations, or without captions, set the weight of that source in `phases` to 0. docs/training.md has a full
+walkthrough.
 
-Expected: after `janus-export` a model that differs from the released one in the adapted matrices alone; the held-out
-loss, where there is some, says when further steps stop helping.
+Expected: after `janus-export` the model differs from the released one only in the adapted matrices. The held-out loss,
+if there is held-out data, shows when further steps stop helping.
 """
 
 from ml_collections import ConfigDict
@@ -36,6 +36,6 @@ STAGE = Stage(
 
 
 def get_config() -> ConfigDict:
-    """The recipe, as flags see it."""
+    """Returns the recipe."""
     sources = {name: SOURCES[name] for name in ("understanding", "text", "generation")}
     return to_config(Recipe("janus_pro_1b", (STAGE,), sources, intervals=Intervals(evaluate=100, save=200)))

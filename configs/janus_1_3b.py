@@ -1,18 +1,18 @@
-"""Janus-1.3B in its paper's three stages (arXiv 2410.13848, §3.3 and table 1).
+"""Janus-1.3B in the three stages of its paper (arXiv 2410.13848, §3.3 and table 1).
 
     janus-train --config janus_1_3b --workdir DIR --config.stage=1 \\
         --config.stages.stage_1.initialisation.llm=LLM --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
         --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND --config.sources.imagenet.directory=IMAGENET
 
-and the same with `--config.stage=2`, then 3, each starting from what the one before left in DIR; these also read
-`text` and `generation`.
+Stages 2 and 3 use the same command with `--config.stage=2` and 3. Each starts from the previous stage in DIR and also
+reads `text` and `generation`.
 
-Expected after stage III (as published): POPE 87.0, MME-P 1338.0, MMBench 69.4, SEED 63.7, GQA 59.1,
-MMMU 30.5; GenEval 0.61; FID 8.53 on COCO-30K, 10.10 on MJHQ-30K. It took the authors 7 days on 128 A100-40G.
+Expected after stage III (published): POPE 87.0, MME-P 1338.0, MMBench 69.4, SEED 63.7, GQA 59.1, MMMU 30.5; GenEval
+0.61; FID 8.53 on COCO-30K, 10.10 on MJHQ-30K. The authors trained for 7 days on 128 A100-40G.
 
-What the authors do not state: the cosine's floor, `gen_embed` in stage I, whether a batch counts packed rows or
-samples (here: rows), the crop of images to generate, and the budgets, which only change how full a row gets.
+The paper does not state the cosine's floor, `gen_embed` in stage I, whether a batch counts packed sequences or examples
+(here: sequences), the crop of target images, and the packing budgets, which affect only how full a sequence is.
 """
 
 from ml_collections import ConfigDict
@@ -67,5 +67,5 @@ STAGE_3 = Stage(
 
 
 def get_config() -> ConfigDict:
-    """The recipe, as flags see it."""
+    """Returns the recipe."""
     return to_config(Recipe(model="janus_1.3b", stages=(STAGE_1, STAGE_2, STAGE_3), sources=SOURCES, samples=SAMPLES))

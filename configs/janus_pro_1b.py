@@ -1,19 +1,19 @@
-"""Janus-Pro-1B in its paper's three stages (arXiv 2501.17811, §2.2 and table 2).
+"""Janus-Pro-1B in the three stages of its paper (arXiv 2501.17811, §2.2 and table 2).
 
     janus-train --config janus_pro_1b --workdir DIR --config.stage=1 \\
         --config.stages.stage_1.initialisation.llm=LLM --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
         --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND --config.sources.imagenet.directory=IMAGENET
 
-and the same with `--config.stage=2`, then 3, each starting from what the one before left in DIR; these read
+Stages 2 and 3 use the same command with `--config.stage=2` and 3. Each starts from the previous stage in DIR and reads
 `understanding`, `text` and `generation`.
 
-Expected after stage III (as published): POPE 86.2, MME-P 1444.0, MMBench 75.5, SEED 68.3, GQA 59.3,
-MMMU 36.3; GenEval 0.73; DPG-Bench 82.63. It took the authors 9 days on 128 A100-40G.
+Expected after stage III (published): POPE 86.2, MME-P 1444.0, MMBench 75.5, SEED 68.3, GQA 59.3, MMMU 36.3; GenEval
+0.73; DPG-Bench 82.63. The authors trained for 9 days on 128 A100-40G.
 
-What the authors do not state: `gen_embed` in stage I, whether a batch counts packed rows or samples (here: rows), the
-crop of images to generate, and the budgets, which only change how full a row gets. Stage II is stopped at 270,000 of
-360,000 steps.
+The paper does not state `gen_embed` in stage I, whether a batch counts packed sequences or examples (here: sequences),
+the crop of target images, and the packing budgets, which affect only how full a sequence is. Stage II stops at 270,000
+of 360,000 steps.
 """
 
 from ml_collections import ConfigDict
@@ -66,5 +66,5 @@ STAGE_3 = Stage(
 
 
 def get_config() -> ConfigDict:
-    """The recipe, as flags see it."""
+    """Returns the recipe."""
     return to_config(Recipe(model="janus_pro_1b", stages=(STAGE_1, STAGE_2, STAGE_3), sources=SOURCES, samples=SAMPLES))

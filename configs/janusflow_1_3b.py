@@ -1,19 +1,19 @@
-"""JanusFlow-1.3B in its paper's three stages (arXiv 2411.07975, §3.3 and table 1).
+"""JanusFlow-1.3B in the three stages of its paper (arXiv 2411.07975, §3.3 and table 1).
 
     janus-train --config janusflow_1_3b --workdir DIR --config.stage=1 \\
         --config.stages.stage_1.initialisation.llm=LLM --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
         --config.stages.stage_1.initialisation.vae=VAE \\
         --config.sources.understanding.directory=UND --config.sources.generation.directory=GEN
 
-and the same with `--config.stage=2`, then 3, each starting from what the one before left in DIR; these also read
-`text`. What is kept from stage to stage, and exported, is the moving average.
+Stages 2 and 3 use the same command with `--config.stage=2` and 3. Each starts from the moving average of the previous
+stage in DIR and also reads `text`. The moving average is exported.
 
-Expected after stage III (as published): POPE 88.0, MME-P 1333.1, MMBench 74.9, SEED 70.5, GQA 60.3, MMMU 29.3;
-GenEval 0.63; DPG-Bench 80.09; FID 9.51 on MJHQ-30K. It took the authors 1,600 days of an A100.
+Expected after stage III (published): POPE 88.0, MME-P 1333.1, MMBench 74.9, SEED 70.5, GQA 60.3, MMMU 29.3; GenEval
+0.63; DPG-Bench 80.09; FID 9.51 on MJHQ-30K. The authors used 1,600 A100 days.
 
-What the authors do not state: mean and deviation of the times' logit, the width of the aligning MLP, `beg_of_und` in
-stage I, whether a batch counts packed rows or samples (here: rows), and the budgets, which only change how full a row
-gets.
+The paper does not state mean and deviation of the logit-normal times, the width of the alignment MLP, `beg_of_und` in
+stage I, whether a batch counts packed sequences or examples (here: sequences), and the packing budgets, which affect
+only how full a sequence is.
 """
 
 from ml_collections import ConfigDict
@@ -78,7 +78,7 @@ STAGE_3 = Stage(
 
 
 def get_config() -> ConfigDict:
-    """The recipe, as flags see it."""
+    """Returns the recipe."""
     return to_config(
         Recipe(
             model="janusflow_1.3b",

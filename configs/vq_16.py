@@ -3,20 +3,20 @@
     janus-prepare --source tfds --input imagenet2012 --output prepared/imagenet
     janus-prepare --source tfds --input imagenet2012 --input_split validation --output prepared/validation
     janus-train --config vq_16 --workdir runs/vq_16 \\
-        --config.weights.vgg16=VGG16 --config.weights.lpips=LPIPS --config.weights.inception=INCEPTION
+        --config.networks.vgg16=VGG16 --config.networks.lpips=LPIPS --config.networks.inception=INCEPTION
 
-with the files that docs/tokenizer.md names; without them LPIPS, or rFID, is left out.
+docs/tokenizer.md names the weight files. Without them LPIPS or rFID is left out.
 
-Expected of 40 epochs of ImageNet at 256x256, by the paper: rFID 2.19 (0.94 at 384x384), 97% of the codes in use.
-Not stated there, and so a choice: the decay of the weights' average; that the discriminator has the tokenizer's
-optimizer; one rate throughout, without warm-up; no weight decay.
+Expected after 40 epochs of ImageNet at 256x256 (published): rFID 2.19 (0.94 at 384x384), 97% of the codes in use. The
+paper does not state these choices: the decay of the weights' average, the discriminator's optimizer (here the
+tokenizer's), a constant learning rate without warm-up, and no weight decay.
 """
 
 from ml_collections import ConfigDict
 
 from janus_jax.config import VQConfig
 from janus_jax.training.config_dicts import to_config
-from janus_jax.training.image_tokenizer.recipe import Data, Intervals, TokenizerRecipe
+from janus_jax.training.image_tokenizer.recipe import DiscriminatorRecipe, ImageData, Intervals, VQRecipe
 from janus_jax.training.optimizers import OptimizerConfig
 
 _IMAGES = 1_281_167
@@ -25,17 +25,19 @@ _BATCH = 128
 
 
 def get_config() -> ConfigDict:
-    """The recipe."""
+    """Returns the recipe."""
     adam = OptimizerConfig(learning_rate=1e-4, b1=0.9, b2=0.95, clip_norm=1.0)
-    recipe = TokenizerRecipe(
-        # A tokenizer trained on 256x256 reads any size; Janus takes it to 384x384.
+    recipe = VQRecipe(
+        # A tokenizer trained at 256x256 accepts any size; Janus uses it at 384x384.
         model=VQConfig(image_size=256),
         steps=_EPOCHS * _IMAGES // _BATCH,
         batch_size=_BATCH,
         optimizer=adam,
-        discriminator_optimizer=adam,
-        # The other defaults of `TokenizerRecipe` are this recipe's.
-        data=Data(directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"),
+        discriminator=DiscriminatorRecipe(adam),
+        # The defaults of `VQRecipe` are those of this recipe.
+        data=ImageData(
+            directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"
+        ),
         intervals=Intervals(report=100, evaluate=5000, save=5000, eval_images=5000),
     )
     return to_config(recipe)

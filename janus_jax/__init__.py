@@ -1,4 +1,4 @@
-"""Janus, Janus-Pro and JanusFlow in JAX: one transformer that understands images and draws them.
+"""Janus, Janus-Pro and JanusFlow in JAX: one transformer that understands and generates images.
 
 from janus_jax import load
 janus = load("Janus-Pro-1B")

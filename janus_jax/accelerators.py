@@ -15,7 +15,7 @@ class Accelerator:
     Attributes:
       name: Name in topologies, such as `v5p` in `v5p:4x4x4`.
       kind: Value of `jax.Device.device_kind`.
-      platform: Platform whose kernels the device runs.
+      platform: Platform of its kernels.
       memory: Bytes.
       memory_bandwidth: Bytes per second.
       link_bandwidth: Bytes per second over one link to a neighbor, in one direction.
@@ -77,7 +77,7 @@ ACCELERATORS = {
         Accelerator("cpu", "cpu", "cpu", 8 * _GIB, 20e9, 10e9, 1, 1e9),
     )
 }
-"""Devices of which a topology can be made, by name."""
+"""Devices that topologies can consist of, by name."""
 
 _PEAK_FLOPS: dict[str, dict[Dtype, float]] = {
     "NVIDIA H200 NVL": {"bfloat16": 836e12, "float32": 60e12},

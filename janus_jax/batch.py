@@ -1,8 +1,9 @@
-"""The batch that travels from data to model: rows of places, and the images that some places stand for.
+"""The batch passed from the data pipeline to the model.
 
-A place holds a text id, a patch of an image to *understand*, or an id of an image to *generate*. Training,
-evaluation and sampling all take this one type. It is a named tuple, so that numpy (in the data workers, where jax
-must not be imported) and jax (where it is a pytree) share it.
+A batch holds packed token sequences and their images. A position holds a text token, a patch of an input image
+(understanding), or a token of a target image (generation). Training, evaluation and sampling use the same type.
+
+It is a named tuple so that numpy code (data workers do not import jax) and jax code (where it is a pytree) share it.
 """
 
 from typing import Any, NamedTuple
@@ -10,39 +11,39 @@ from typing import Any, NamedTuple
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 NO_IMAGE = -1
-"""In `und_patch_index` and `gen_token_index`: this place is no part of an image."""
+"""Value of `und_patch_index` and `gen_token_index` at positions outside images."""
 
 NO_POSITION = -1
-"""In `text_targets` and `gen_starts`: there is none."""
+"""Padding of `text_targets` and `gen_starts`."""
 
 PADDING_SEGMENT = 0
-"""In `segment_ids`: this place is padding."""
+"""Value of `segment_ids` at padding."""
 
 
 class Batch(NamedTuple):
-    """B rows of L places. Arrays are numpy's or jax's; images stay uint8 until they are on the device.
+    """B packed sequences of length L, as numpy or jax arrays.
 
-    Image places name their embedding by its position in the row's own images laid end to end: patch n of the row's
-    image u is `u * N + n`. Indexing within the row keeps a batch whole when it is sharded over its rows.
+    Image positions index into the images of their own sequence: patch n of input image u has index `u * N + n`.
+    Because no index refers to another sequence, a batch can be sharded along B.
 
     Attributes:
-      tokens: text ids; at image places the id of the image placeholder (whose embedding is not used).
-      segment_ids: which sample of the row a place belongs to, counted from 1; `PADDING_SEGMENT` marks padding.
-        A place attends to earlier places of its own segment and to nothing else.
-      positions: rotary position, restarting at 0 with every segment.
-      und_patch_index: index of the understanding-image patch that fills the place, or `NO_IMAGE`.
-      gen_token_index: index of the generation-image id, or patch of latents, that fills the place, or `NO_IMAGE`.
-      und_images: images to understand, padded with zeros to U a row, RGB, 0..255.
-      gen_images: images to generate, padded with zeros to G a row, RGB, 0..255.
-      text_targets: for training: places whose text id is to be predicted (from the place before), padded with
-        `NO_POSITION` to T a row.
-      gen_starts: for training: the place of each generated image's first id, all of whose ids are to be predicted
-        (the first from the place before it); `NO_POSITION` where a row has fewer images.
-      gen_ids: ids of the images to generate where they are known; None where the tokenizer has yet to run on
-        `gen_images`, which may be empty (G = 0) otherwise.
-      gen_latents: in place of ids, for JanusFlow: latents of the images to generate where they are known, on their way
-        from noise to the image; None where the VAE has yet to run on `gen_images`.
-      gen_times: of the latents, how far on that way they are: 0 noise, 1 the image; None where all are at 1.
+      tokens: Text token ids. Image positions hold the image placeholder's id; its embedding is not used.
+      segment_ids: Example number within the sequence, starting at 1; `PADDING_SEGMENT` marks padding. A position
+        attends to earlier positions with the same segment id only.
+      positions: Rotary positions, restarting at 0 in each segment.
+      und_patch_index: Index of the input-image patch at this position, or `NO_IMAGE`.
+      gen_token_index: Index of the target-image token (or patch of latents) at this position, or `NO_IMAGE`.
+      und_images: Input images, uint8 RGB, zero-padded to U per sequence.
+      gen_images: Target images, uint8 RGB, zero-padded to G per sequence.
+      text_targets: Positions whose text token is a target (predicted from the previous position), padded to T per
+        sequence with `NO_POSITION`. Training only.
+      gen_starts: Position of the first token of each target image, padded with `NO_POSITION`. All its tokens are
+        targets. Training only.
+      gen_ids: Precomputed tokens of the target images; `gen_images` may then be empty (G = 0). None: the image
+        tokenizer runs on `gen_images`.
+      gen_latents: Latents of the target images, interpolated between noise and image (JanusFlow). None: the VAE runs
+        on `gen_images`.
+      gen_times: Time of the latents: 0 is noise, 1 is the image. None: all are at 1.
     """
 
     tokens: Int[Any, "B L"]

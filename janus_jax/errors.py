@@ -1,22 +1,22 @@
-"""What ends a program that is not at fault: a mistake that a person can mend, or a run that had to stop."""
+"""User errors, orderly stops and exit codes."""
 
 import enum
 from typing import ClassVar
 
 
 class ExitCode(enum.IntEnum):
-    """How commands end: the one place that says so.
+    """Exit codes of all commands.
 
     Attributes:
-      SUCCESS: all is well.
-      INTERNAL_ERROR: a fault in the program, with its traceback.
-      USER_ERROR: in what the user gave; the same call will fail again.
-      DIVERGED: training came to nothing sensible: a loss that is not finite, too many bad records.
-      DISK_FULL: a disk is full. Make room and call again: nothing that was saved before is lost.
-      PREEMPTED: the machine was taken away, and all was saved; or the processes of a cluster did not all come
-        (sysexits' EX_TEMPFAIL): call again.
-      INTERRUPTED: by Ctrl-C.
-      BROKEN_PIPE: the reader of the output went away.
+      SUCCESS: The command is done.
+      INTERNAL_ERROR: Unexpected exception, printed with its traceback.
+      USER_ERROR: Invalid input. The same command fails again.
+      DIVERGED: Training has failed: the loss is not finite, or too many records are bad.
+      DISK_FULL: A disk is full. Free some space and run the command again: everything saved before is intact.
+      PREEMPTED: The machine was preempted and everything is saved, or not all processes of a cluster have joined
+        (EX_TEMPFAIL of sysexits). Run the command again.
+      INTERRUPTED: Ctrl-C.
+      BROKEN_PIPE: The reader of the output has closed it.
     """
 
     SUCCESS = 0
@@ -30,31 +30,31 @@ class ExitCode(enum.IntEnum):
 
 
 class JanusError(ValueError):
-    """A mistake in the user's input, told in one sentence: what is wrong, where, and what would be right.
+    """User error. The message is one sentence: what is wrong, where, and what is allowed.
 
-    Commands print the sentence and end with exit code 2; a library caller catches it as a `ValueError`.
+    Commands print it and exit with code 2. Library callers can catch it as a `ValueError`.
     """
 
 
 class RunStopped(Exception):
-    """A run that had to stop, told in one sentence; commands print it and end with `exit_code`."""
+    """Orderly stop of a run. Commands print the message, one sentence, and exit with `exit_code`."""
 
     exit_code: ClassVar[ExitCode]
 
 
 class Diverged(RunStopped):
-    """Training came to nothing sensible: a loss that is not finite, too many bad records."""
+    """Training has failed: the loss is not finite, or too many records are bad."""
 
     exit_code = ExitCode.DIVERGED
 
 
 class StorageFull(RunStopped):
-    """A disk is full; what was saved before is as it was."""
+    """A disk is full. Everything saved before is intact."""
 
     exit_code = ExitCode.DISK_FULL
 
 
 class Preempted(RunStopped):
-    """The machine is taken away; all was saved, and the same call goes on from there."""
+    """The machine is preempted. Everything is saved, and the same command continues."""
 
     exit_code = ExitCode.PREEMPTED

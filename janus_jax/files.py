@@ -1,4 +1,4 @@
-"""Files that others made: whatever is wrong with one is told in one sentence that names it."""
+"""Reads files that users provide. Every problem in one becomes a sentence that names the file."""
 
 import contextlib
 import json
@@ -26,21 +26,21 @@ PARSE_ERRORS: tuple[type[Exception], ...] = (
     struct.error,
     zipfile.BadZipFile,
 )
-"""What code that takes a file at its word raises over one that lies."""
+"""Exceptions that parsers raise for malformed content."""
 
-_POINTER = b"version https://git-lfs"
-_LONGEST_REASON = 200
+_LFS_POINTER = b"version https://git-lfs"
+_MAX_REASON_LENGTH = 200
 
 
 @contextlib.contextmanager
 def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Iterator[None]:
-    """Makes a fault in the content of a file a mistake of whoever gave it. A `JanusError` passes as it is.
+    """Turns parse errors in a user's file into `JanusError`. A `JanusError` passes unchanged.
 
-    Around code that interprets the file, and no more than that: a fault of our own should stay a traceback.
+    Wrap only code that interprets the file, so that bugs in other code keep their traceback.
 
     Args:
-      file: that is read inside.
-      remedy: what helps if its content is damaged.
+      file: The file that the block reads.
+      remedy: What to do about malformed content.
 
     Raises:
       JanusError: for each of `PARSE_ERRORS`.
@@ -58,14 +58,14 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
 
 
 def describe_error(error: Exception) -> str:
-    """What is wrong, in one line of bounded length."""
+    """Returns the type and message of an exception in one line of bounded length."""
     reason = " ".join(f"{type(error).__name__}: {error}".split())
-    return reason if len(reason) <= _LONGEST_REASON else f"{reason[:_LONGEST_REASON]}…"
+    return reason if len(reason) <= _MAX_REASON_LENGTH else f"{reason[:_MAX_REASON_LENGTH]}…"
 
 
 @contextlib.contextmanager
 def naming(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Puts the file's name before the sentence of a `JanusError` that lacks it."""
+    """Prefixes the message of a `JanusError` with the file's name, if the message lacks it."""
     try:
         yield
     except JanusError as error:
@@ -75,20 +75,23 @@ def naming(file: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def check_lfs_pointer(file: Path, start: bytes) -> None:
-    """Checks that a file is not what git-lfs leaves in the place of one that was never fetched.
+    """Checks that a file is not a git-lfs pointer.
+
+    Args:
+      start: First bytes of the file.
 
     Raises:
       JanusError: it is.
     """
-    if start.startswith(_POINTER):
+    if start.startswith(_LFS_POINTER):
         raise JanusError(f"{file} is a git-lfs pointer, not the file itself; run git lfs pull in its folder.")
 
 
 def read_text(file: Path, remedy: str = "fetch it again") -> str:
-    """The text of a UTF-8 file.
+    """Reads a UTF-8 file.
 
     Raises:
-      JanusError: the file is missing, is a git-lfs pointer, or is no UTF-8.
+      JanusError: the file is missing, is a git-lfs pointer, or is not UTF-8.
     """
     with reading(file, remedy):
         content = file.read_bytes()
@@ -97,24 +100,24 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
 
 
 def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
-    """The object in a json file.
+    """Reads a JSON file that contains an object.
 
     Raises:
-      JanusError: as `read_text`; or the file is no json, or holds no object.
+      JanusError: as `read_text`, or the file is not JSON or contains no object.
     """
     text = read_text(file, remedy)
     with reading(file, remedy):
         content = json.loads(text)
     if not isinstance(content, dict):
-        raise JanusError(f"{file} holds no json object; {remedy}.")
+        raise JanusError(f"{file} does not contain a JSON object; {remedy}.")
     return content
 
 
 def read_json_if_exists(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
-    """As `read_json`; an empty object where nothing has that name."""
+    """Reads a JSON file; returns an empty object if it does not exist."""
     with reading(file, remedy):
-        there = file.exists()
-    return read_json(file, remedy) if there else {}
+        exists = file.exists()
+    return read_json(file, remedy) if exists else {}
 
 
 def checked_tensor(

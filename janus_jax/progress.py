@@ -1,39 +1,41 @@
-"""Progress bars, whoever runs what they show."""
+"""Progress bars of the commands."""
 
 import contextlib
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from typing import Protocol
 
 import tqdm
 
-from janus_jax.data.prepare.parallel import PrepareProgress
+
+class Report(Protocol):
+    """Updates a progress bar."""
+
+    def __call__(self, done: int, total: int | None = None, **counts: int) -> None:
+        """Shows `done` of `total` (None: unknown), followed by further counts."""
 
 
 @contextlib.contextmanager
-def count_bar(name: str, unit: str = "answers", disable: bool = False) -> Iterator[Callable[[int, int], None]]:
-    """A bar over answers, or over pictures; gives the `report` of `evaluation.runner.collect_answers`."""
-    with tqdm.tqdm(unit=f" {unit}", desc=name, smoothing=0.1, disable=disable, file=sys.stderr) as bar:
+def count_bar(name: str, unit: str = "answers", *, disable: bool = False, delay: float = 0.0) -> Iterator[Report]:
+    """Shows a progress bar on stderr and yields the function that updates it.
 
-        def report(done: int, total: int) -> None:
-            if bar.total is None:
-                bar.total, bar.initial = total, done  # What an earlier run did is no part of this one's speed.
-            bar.n = done
-            bar.refresh()
+    Args:
+      name: Text before the bar.
+      unit: What is counted.
+      disable: Shows nothing.
+      delay: Seconds before the bar appears.
+    """
+    with tqdm.tqdm(
+        unit=f" {unit}", desc=name, smoothing=0.1, miniters=1, disable=disable, delay=delay, file=sys.stderr
+    ) as bar:
+        started = False
 
-        yield report
-
-
-@contextlib.contextmanager
-def records_bar(disable: bool = False) -> Iterator[Callable[[PrepareProgress], None]]:
-    """A bar over records; gives the `report` of `data.processes.write_parts`."""
-    with tqdm.tqdm(unit=" records", desc="records", smoothing=0.1, disable=disable) as bar:
-
-        def report(progress: PrepareProgress) -> None:
-            if not bar.n:
-                bar.initial = progress.entries  # What an earlier run did is no part of this one's speed.
-            bar.total = progress.total
-            bar.n = progress.entries
-            bar.set_postfix(rejected=progress.rejected, shards=progress.parts, refresh=False)
-            bar.refresh()
+        def report(done: int, total: int | None = None, **counts: int) -> None:
+            nonlocal started
+            if not started:
+                bar.initial, started = done, True  # The work of earlier runs does not count into the speed.
+            bar.total, bar.n = total, done
+            bar.set_postfix(counts, refresh=False)
+            bar.update(0)
 
         yield report

@@ -1,9 +1,9 @@
-"""The mesh, the one table that says which logical axis lies on which mesh axis, and arrays born in place.
+"""Device mesh, the mapping from logical axes to mesh axes, and shardings of parameters and batches.
 
 Mesh axes:
-  data    rows of the batch; parameters are repeated.
-  fsdp    rows of the batch too; parameters are split, and gathered layer by layer (ZeRO-3, arXiv 1910.02054).
-  tensor  heads, hidden units and vocabulary (Megatron, arXiv 1909.08053).
+  data    splits the batch; parameters are replicated.
+  fsdp    splits the batch and the parameters, which are gathered layer by layer (ZeRO-3, arXiv 1910.02054).
+  tensor  splits heads, hidden units and vocabulary (Megatron, arXiv 1909.08053).
 """
 
 import contextlib
@@ -23,13 +23,13 @@ from janus_jax.errors import JanusError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axis. A mesh axis is used once per array: the first logical axis that asks for it gets it.
+# Logical axis -> mesh axis. Each mesh axis splits at most one axis of an array: the first that maps to it.
 LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # Activations.
     ("batch", ("data", "fsdp")),
     ("length", None),
     ("activation_embed", None),
-    # Parameters, and the activations that they make.
+    # Parameters, and activations with these axes.
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
@@ -38,26 +38,26 @@ LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     ("head_dim", None),
     ("norm", None),
     ("layers", None),
-    # The image tokenizer is small (72 M parameters): repeated everywhere.
+    # The image tokenizer is small (72 M parameters) and therefore replicated.
     ("conv_in", None),
     ("conv_out", None),
 )
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh over all devices (or the given ones).
+    """Makes a mesh of all devices, or of the given ones.
 
     Args:
-      data, fsdp, tensor: size of each axis; at most one may be -1, which takes the devices that are left.
+      data, fsdp, tensor: Size of each axis. At most one may be -1, which takes the remaining devices.
 
     Raises:
-      JanusError: the sizes do not multiply to the number of devices.
+      JanusError: The product of the sizes is not the number of devices, or slices do not divide the data axes.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
     known = math.prod(size for size in sizes if size != -1)
     if sizes.count(-1) > 1 or any(size < 1 for size in sizes if size != -1):
-        raise JanusError(f"A mesh takes positive sizes and at most one -1; it was given {tuple(sizes)}.")
+        raise JanusError(f"Mesh sizes must be positive, with at most one -1; found {tuple(sizes)}.")
     sizes = [len(devices) // known if size == -1 else size for size in sizes]
     if math.prod(sizes) != len(devices):
         raise JanusError(
@@ -66,50 +66,44 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     slices: dict[int | None, list[jax.Device]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", None), []).append(device)
-    over = _over_slices(sizes, len(slices))
-    sizes[over] //= len(slices)
-    placed = np.concatenate([_within_slice(sizes, those) for _, those in sorted(slices.items())], axis=over)
-    # Linen's constraints want Auto axes; jax's own default is Explicit.
-    return Mesh(placed, MESH_AXES, axis_types=(AxisType.Auto,) * 3)
+    # Prefers data across slices, where the network is slow: gradients cross it once per step, but parameters along
+    # fsdp would cross it in every layer.
+    across = next((axis for axis in (0, 1) if sizes[axis] % len(slices) == 0), None)
+    if across is None:
+        raise JanusError(
+            f"A mesh of {' x '.join(map(str, sizes))} spans {len(slices)} slices; its data or fsdp axis must be a "
+            f"multiple of {len(slices)}."
+        )
+    sizes[across] //= len(slices)
+    arrays = [_arrange_slice(sizes, group) for _, group in sorted(slices.items())]
+    # Linen's constraints need Auto axes; jax's default is Explicit.
+    return Mesh(np.concatenate(arrays, axis=across), MESH_AXES, axis_types=(AxisType.Auto,) * 3)
 
 
-def _within_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Devices of one slice, or of all nodes, so that those are near each other that send to each other.
+def _arrange_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
+    """Arranges the devices of one slice, or of all nodes, so that neighbors in the mesh are near each other.
 
-    A process has rows of its own, so what lies along `tensor` has to be in one.
+    Devices along `tensor` share sequences, and every process loads its own sequences, so they must be in one process.
     """
-    # A side of the torus may be cut between two axes: `tensor` is mostly shorter than any.
-    placed = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+    # `tensor` is usually shorter than a side of the torus, so two mesh axes may share a side.
+    arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     tensor = sizes[MESH_AXES.index("tensor")]
-    if all(len({device.process_index for device in group}) == 1 for group in placed.reshape(-1, tensor)):
-        return placed
-    # It was laid along a line of chips, where a host of TPUs has a square: the squares, then, row by row.
+    if all(len({device.process_index for device in group}) == 1 for group in arranged.reshape(-1, tensor)):
+        return arranged
+    # A line of chips crosses TPU hosts, which are squares: arrange host by host instead.
     hosts: dict[int, list[Any]] = {}
     for device in sorted(devices, key=lambda device: (getattr(device, "coords", ()), device.id)):
         hosts.setdefault(device.process_index, []).append(device)
     if any(len(host) % tensor for host in hosts.values()):
-        return placed
+        return arranged
     return np.array([device for host in hosts.values() for device in host]).reshape(sizes)
 
 
-def _over_slices(sizes: Sequence[int], slices: int) -> int:
-    """The axis whose parts lie on different slices, between which the network is slow: gradients go over it once a
-    step, where parameters split over it would be gathered from there in every layer.
-    """
-    for axis in (0, 1):
-        if sizes[axis] % slices == 0:
-            return axis
-    raise JanusError(
-        f"A mesh of {' x '.join(map(str, sizes))} lies on {slices} slices; its {MESH_AXES[0]} axis, or else its "
-        f"{MESH_AXES[1]} axis, must be a multiple of {slices}."
-    )
-
-
 def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
-    """Refuses a mesh over which the model cannot be split evenly, or whose processes cannot have their own rows.
+    """Checks that the mesh divides the model, and that its tensor axis stays within one process.
 
     Raises:
-      JanusError: the sentence names the axis, the number and the divisors that would do.
+      JanusError: A check fails.
     """
     llm, und = config.llm, config.und_encoder
     divisible = {
@@ -127,27 +121,27 @@ def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
         divisible["tensor"]["gen_head_width"] = config.gen_head_width
         divisible["tensor"]["gen_encoder.codebook_size"] = config.gen_encoder.codebook_size
     else:
-        # The hidden layers of its blocks, whose other axis is split too, are multiples of it.
+        # Hidden widths of its blocks are multiples of the width.
         divisible["tensor"]["gen_encoder.width"] = divisible["fsdp"]["gen_encoder.width"] = config.gen_encoder.width
     for axis, numbers in divisible.items():
         for name, number in numbers.items():
             if number % mesh.shape[axis]:
                 raise JanusError(
                     f"The mesh's {axis} axis of {mesh.shape[axis]} does not divide {name} = {number}; "
-                    f"take a divisor of {math.gcd(*numbers.values())}."
+                    f"choose a divisor of {math.gcd(*numbers.values())}."
                 )
     processes = [device.process_index for device in mesh.devices.flat]
-    for holders in mesh.devices.reshape(-1, mesh.shape["tensor"]):
-        if len({device.process_index for device in holders}) > 1:
+    for group in mesh.devices.reshape(-1, mesh.shape["tensor"]):
+        if len({device.process_index for device in group}) > 1:
             raise JanusError(
-                f"The mesh's tensor axis of {mesh.shape['tensor']} goes over several processes, each of which has rows "
-                f"of its own; take a divisor of {processes.count(processes[0])}, the devices of one."
+                f"The mesh's tensor axis of {mesh.shape['tensor']} spans several processes, but each process loads its "
+                f"own sequences; choose a divisor of {processes.count(processes[0])}, the devices of one process."
             )
 
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """Within it, logical axis names mean places on this mesh; None leaves everything on one device."""
+    """Maps logical axes to this mesh while the context is active; None stands for a single device."""
     if mesh is None:
         yield
         return
@@ -156,51 +150,51 @@ def use_mesh(mesh: Mesh | None) -> Iterator[None]:
 
 
 def param_shardings(boxed: Any, mesh: Mesh) -> Any:
-    """The sharding of every parameter.
+    """Returns the sharding of every parameter.
 
     Args:
-      boxed: the tree with its logical names, as `models.family.abstract_params` gives it.
+      boxed: Parameters with logical axis names, from `models.factory.abstract_params`.
     """
     specs = nn.get_partition_spec(boxed)
     return nn.logical_to_mesh_sharding(specs, mesh, LOGICAL_RULES)
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """All of an array; where each process holds a share of it, every one of them takes part."""
+    """Copies a whole array to the host. All processes must call it if the array is sharded over them."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
-    whole: np.ndarray = multihost_utils.process_allgather(array, tiled=True)
-    return whole
+    gathered: np.ndarray = multihost_utils.process_allgather(array, tiled=True)
+    return gathered
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Rows over the data axes, everything else whole."""
+    """Returns the sharding that splits the leading axis over the data axes."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def num_data_shards(mesh: Mesh | None) -> int:
-    """The number that a batch's rows must be a multiple of."""
+    """Returns the number of parts that a mesh splits a batch into."""
     return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def context_data_shards() -> int:
-    """How many parts the mesh of the context cuts a batch's rows into."""
+    """Returns the number of parts that the mesh of the context splits a batch into."""
     mesh = jax.sharding.get_abstract_mesh()
     return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_leading_axis(x: jax.Array) -> jax.Array:
-    """An array whose first axis has a part for each of `context_data_shards`, put where their rows are."""
+    """Splits the leading axis, with one element per data shard, over the data axes of the context's mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    # How the rest lies is the compiler's affair: as what it is made of does.
+    # The other axes keep the sharding that the compiler derives from the operands.
     spec = PartitionSpec(("data", "fsdp"), *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
 def sum_over_shards(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """The sum over the first axis of what `shard_leading_axis` has put on the shards, sent in this dtype."""
+    """Sums the result of `shard_leading_axis` over its leading axis, communicating in `dtype`."""
     if x.shape[0] == 1:
         return x[0]
-    # Not `sum`, which would widen it first.
+    # `jnp.sum` would accumulate, and communicate, in a wider dtype.
     return jax.lax.reduce(x.astype(dtype), np.zeros((), dtype), jax.lax.add, (0,))

@@ -80,3 +80,11 @@ def test_links_exist(page):
     # The site gets these pages from outside docs/ (.ci/docs_site.py).
     known = {"contributing.md", "changelog.md", "shapes.md"} if page.parent.name == "docs" else set()
     assert [link for link in local if link not in known and not page.parent.joinpath(link).exists()] == []
+
+
+def test_api_pages_name_existing_modules():
+    pages = ROOT.glob("docs/api/*.md")
+    modules = [name for page in pages for name in re.findall(r"^::: (\S+)", page.read_text(), re.MULTILINE)]
+    missing = [name for name in modules if not ROOT.joinpath(*name.split(".")).with_suffix(".py").exists()]
+    assert modules
+    assert missing == []

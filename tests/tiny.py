@@ -11,7 +11,7 @@ import numpy as np
 from janus_jax.config import Execution, flow_preset, janus_preset
 from janus_jax.models.backbone import unroll_params
 from janus_jax.models.factory import abstract_params, make_model
-from janus_jax.pretrained import Pretrained, place_params
+from janus_jax.pretrained import Pretrained, load_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 
 CORPUS = ["A small red boat on a quiet lake.", "What is in the picture?", "Two birds and a tree, drawn in ink."]
@@ -65,7 +65,7 @@ def leaves_of(tree, keys=()):
 
 def pretrained(mesh=None, config=CONFIG):
     execution = Execution(layers="unrolled")
-    params = place_params(leaves_of(stacked_params(config)), config, execution, mesh)
+    params = load_params(leaves_of(stacked_params(config)), config, execution, mesh)
     return Pretrained(config, params, processor(config), make_model(config, execution), mesh)
 
 

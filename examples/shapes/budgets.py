@@ -1,4 +1,4 @@
-"""How much of everything `examples.shapes.train` does, by its budgets, and the recipes that come of it."""
+"""Training budgets of this example, and the recipes that follow from them."""
 
 import importlib
 from collections.abc import Mapping
@@ -10,21 +10,23 @@ from janus_jax.config import JanusConfig, VisualEncoder
 from janus_jax.training.recipe import RANDOM
 
 TEXTS = 4_000
-"""Records of plain text, whatever the budget."""
+"""Number of plain text records, for all budgets."""
 
 
 @dataclass(frozen=True)
-class Plan:
-    """How much of everything.
+class Budget:
+    """Steps and records of a training.
 
     Attributes:
-      tokenizer_steps: of the image tokenizer, or the VAE; None for its recipe's.
-      pairs: pictures with captions for the encoder.
-      encoder_steps: of the encoder.
-      understanding, generation: records; there are as many of single things as a fifth of each, of places
-        and of sides as a third of the former, of numbers as half of the latter, and 4,000 of text.
-      stages: steps of stages I, II and III.
-      asked: questions a topic, and prompts a category, of the evaluation.
+      pairs: Images with captions for the understanding encoder.
+      encoder_steps: Steps of the understanding encoder.
+      understanding: Understanding records. There are one fifth as many about single objects, and one third as many
+        about positions and about relations.
+      generation: Generation records. There are one fifth as many about single objects, and half as many about counts
+        and relations.
+      stages: Steps of stages 1, 2 and 3.
+      evaluation: Questions per topic and prompts per category.
+      tokenizer_steps: Steps of the image tokenizer or VAE; None uses the recipe's.
     """
 
     pairs: int
@@ -32,20 +34,20 @@ class Plan:
     understanding: int
     generation: int
     stages: tuple[int, int, int]
-    asked: tuple[int, int] = (100, 50)
+    evaluation: tuple[int, int] = (100, 50)
     tokenizer_steps: int | None = None
 
 
-PLANS = {
-    "smoke": Plan(256, 4, 256, 256, (4, 4, 4), (1, 1), tokenizer_steps=4),
-    "25min": Plan(16_000, 200, 16_000, 24_000, (500, 400, 1_200)),
-    "full": Plan(16_000, 400, 40_000, 50_000, (700, 600, 4_000), (200, 100)),
+BUDGETS = {
+    "smoke": Budget(256, 4, 256, 256, (4, 4, 4), evaluation=(1, 1), tokenizer_steps=4),
+    "25min": Budget(16_000, 200, 16_000, 24_000, (500, 400, 1_200)),
+    "full": Budget(16_000, 400, 40_000, 50_000, (700, 600, 4_000), evaluation=(200, 100)),
 }
 
-FLOW_PLANS = PLANS | {
-    # Its steps take longer.
-    "25min": replace(PLANS["25min"], stages=(500, 300, 600)),
-    "full": replace(PLANS["full"], stages=(700, 600, 2_200)),
+FLOW_BUDGETS = BUDGETS | {
+    # A step of JanusFlow takes longer.
+    "25min": replace(BUDGETS["25min"], stages=(500, 300, 600)),
+    "full": replace(BUDGETS["full"], stages=(700, 600, 2_200)),
 }
 
 
@@ -54,76 +56,72 @@ class SmallModel:
     """A model that `examples.shapes.train` trains.
 
     Attributes:
-      config: module of its `RECIPE`, its `MODEL` and the `ENCODER` that it understands with.
-      released: name of its folder in the released layout.
-      pixels_by: the part between pixels and what it draws, which is trained first.
-      plans: by budget.
+      config: Module with its `RECIPE`, `MODEL`, `ENCODER` and `TOKENIZER`.
+      released: Name of its folder in the released layout.
+      tokenizer_part: Part that the image tokenizer or VAE becomes.
+      budgets: Budgets by name.
     """
 
     config: str
     released: str
-    pixels_by: Literal["gen_encoder", "vae"]
-    plans: Mapping[str, Plan]
+    tokenizer_part: Literal["gen_encoder", "vae"]
+    budgets: Mapping[str, Budget]
 
     @property
     def module(self) -> Any:
-        """Its config's."""
+        """The imported module `config`."""
         return importlib.import_module(self.config)
 
 
 MODELS = {
-    "janus": SmallModel("examples.shapes.configs.janus", "Janus-shapes", pixels_by="gen_encoder", plans=PLANS),
-    "janusflow": SmallModel("examples.shapes.configs.janusflow", "JanusFlow-shapes", pixels_by="vae", plans=FLOW_PLANS),
+    "janus": SmallModel("examples.shapes.configs.janus", "Janus-shapes", "gen_encoder", BUDGETS),
+    "janusflow": SmallModel("examples.shapes.configs.janusflow", "JanusFlow-shapes", "vae", FLOW_BUDGETS),
 }
 
 
-def of_steps(recipe: Any, steps: int | None) -> Any:
-    """A recipe, or a stage, of so many steps, of which the warm-up takes a tenth at most; of its own for None."""
+def with_steps(recipe: Any, steps: int | None) -> Any:
+    """Returns a recipe or stage with another number of steps, of which at most a tenth are warm-up."""
     if steps is None:
         return recipe
     warmup = min(recipe.optimizer.warmup_steps, steps // 10)
     return replace(recipe, steps=steps, optimizer=replace(recipe.optimizer, warmup_steps=warmup))
 
 
-def recipe(
-    workdir: Path,
-    plan: Plan,
-    stage: int,
-    understanding_encoder: VisualEncoder = "und_encoder",
-    model: SmallModel = MODELS["janus"],
+def stage_recipe(
+    workdir: Path, budget: Budget, stage: int, understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]
 ) -> Any:
-    """The recipe of a stage, on this workdir's folders.
+    """Returns the recipe of a stage with the folders of this workdir.
 
     Args:
-      understanding_encoder: of a Janus.
+      understanding_encoder: Encoder of the input images.
     """
-    whole = model.module.RECIPE
+    recipe = model.module.RECIPE
     stages = []
-    for number, (one, steps) in enumerate(zip(whole.stages, plan.stages, strict=True)):
+    for number, (one, steps) in enumerate(zip(recipe.stages, budget.stages, strict=True)):
         phases = one.phases
-        if len(phases) > 1:  # The beginning takes what it takes, where there are steps for it.
+        if len(phases) > 1:  # The first phase keeps its length, up to half of the steps.
             phases = (replace(phases[0], until_step=min(phases[0].until_step or 0, max(steps // 2, 1))), *phases[1:])
         start = one.initialisation
         if not number:
-            # Where the image tokenizer understands, nothing passes through the other encoder.
-            seen = str(workdir / "und_encoder") if understanding_encoder == "und_encoder" else RANDOM
-            start = replace(start, und_encoder=seen)
-            start = replace(start, **{model.pixels_by: str(workdir / model.pixels_by)})
-        stages.append(replace(of_steps(one, steps), phases=phases, initialisation=start))
+            # A model that understands by the image tokenizer does not use the understanding encoder.
+            encoder = str(workdir / "und_encoder") if understanding_encoder == "und_encoder" else RANDOM
+            tokenizer = {model.tokenizer_part: str(tokenizer_folder(workdir, model))}
+            start = replace(start, und_encoder=encoder, **tokenizer)
+        stages.append(replace(with_steps(one, steps), phases=phases, initialisation=start))
     return replace(
-        whole,
+        recipe,
         architecture=architecture(understanding_encoder, model),
         stages=tuple(stages),
         sources={
-            name: replace(source, directory=str(workdir / "data" / name)) for name, source in whole.sources.items()
+            name: replace(source, directory=str(workdir / "data" / name)) for name, source in recipe.sources.items()
         },
         stage=stage,
-        tokenizer=str(text_tokenizer(workdir, understanding_encoder)),
+        tokenizer=str(text_tokenizer_folder(workdir, understanding_encoder)),
     )
 
 
 def architecture(understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
-    """The model's config; where its image tokenizer serves understanding too, a patch is an id's."""
+    """Returns the model config. If the image tokenizer serves understanding, a patch is the area of one code."""
     config = model.module.MODEL
     if understanding_encoder == "und_encoder":
         return config
@@ -133,6 +131,11 @@ def architecture(understanding_encoder: VisualEncoder, model: SmallModel = MODEL
     return replace(config, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
-def text_tokenizer(workdir: Path, understanding_encoder: VisualEncoder) -> Path:
-    """The folder of the text tokenizer, which knows how many places an image takes."""
+def tokenizer_folder(workdir: Path, model: SmallModel) -> Path:
+    """Folder of the trained image tokenizer or VAE."""
+    return workdir / "runs" / model.tokenizer_part / "tokenizer"
+
+
+def text_tokenizer_folder(workdir: Path, understanding_encoder: VisualEncoder) -> Path:
+    """Folder of the text tokenizer, which contains the number of tokens per image."""
     return workdir / ("text" if understanding_encoder == "und_encoder" else "text_one_encoder")

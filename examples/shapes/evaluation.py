@@ -1,4 +1,4 @@
-"""The embedded world as a benchmark, whole: what a model answers and draws, question by question, and the scores."""
+"""Evaluates a model on the shapes dataset: answers, images, and their scores."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -8,11 +8,10 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from examples.shapes import generation_benchmark as generation
-from examples.shapes import understanding_benchmark as understanding
+from examples.shapes import generation_benchmark, understanding_benchmark
 from examples.shapes.dataset import (
-    DEFAULT,
-    DrawingScores,
+    DEFAULT_VOCABULARY,
+    ImageScores,
     Prompt,
     Question,
     Scores,
@@ -20,10 +19,10 @@ from examples.shapes.dataset import (
     Verdict,
     Vocabulary,
     chance_of_answers,
-    chance_of_drawings,
-    is_right,
-    prompts,
-    questions,
+    chance_of_images,
+    is_correct,
+    sample_prompts,
+    sample_questions,
     score_answers,
     score_verdicts,
 )
@@ -34,33 +33,39 @@ from janus_jax.evaluation.runner import ChatModel, OnProgress, answer_questions,
 
 @dataclass(frozen=True)
 class ShapesProtocol:
-    """What is asked and how.
+    """Settings of an evaluation.
 
     Attributes:
-      split: TEST asks and draws held-out combinations alone; TRAIN is for choosing settings.
-      per_topic: questions of each topic.
-      per_category: prompts of each of GenEval's categories, one picture each.
-      guidance_scale, temperature: of drawing. Answers are the likeliest ones.
-      vocabulary: of questions and prompts.
-      about: shapes and colours of which each names one; empty for any.
-      batch_size: questions, or pictures, at a time.
-      seed: of what is asked and drawn.
+      split: TEST uses held-out combinations only; TRAIN is for choosing settings.
+      per_topic: Questions per topic.
+      per_category: Prompts per category of GenEval, with one image each.
+      guidance_scale: Guidance scale of the images.
+      temperature: Temperature of the images. Answers are greedy.
+      vocabulary: Vocabulary of questions and prompts.
+      about: Shapes and colours of which each question and prompt names at least one; empty requires none.
+      batch_size: Questions or images per batch.
+      seed: Seed of questions, prompts and images.
     """
 
     split: Split = Split.TEST
     per_topic: int = 100
     per_category: int = 50
-    guidance_scale: float = generation.GUIDANCE_SCALE
-    temperature: float = generation.TEMPERATURE
-    vocabulary: Vocabulary = DEFAULT
+    guidance_scale: float = generation_benchmark.GUIDANCE_SCALE
+    temperature: float = generation_benchmark.TEMPERATURE
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY
     about: frozenset[str] = frozenset()
     batch_size: int = 50
     seed: int = 0
 
+    @property
+    def sample_seed(self) -> int:
+        """Seed of questions and prompts."""
+        return understanding_benchmark.SEED + self.seed
+
 
 @dataclass(frozen=True)
-class Understanding:
-    """Questions, the model's answers and their scores, by topic and beside chance."""
+class UnderstandingResult:
+    """Questions, answers of the model, their scores and the chance level."""
 
     questions: Sequence[Question]
     answers: Sequence[str]
@@ -68,23 +73,23 @@ class Understanding:
     chance: Scores
 
     @property
-    def right(self) -> list[bool]:
-        """Of each answer."""
-        return [is_right(question, answer) for question, answer in zip(self.questions, self.answers, strict=True)]
+    def correct(self) -> list[bool]:
+        """Whether each answer is correct."""
+        return [is_correct(question, answer) for question, answer in zip(self.questions, self.answers, strict=True)]
 
 
 @dataclass(frozen=True)
-class Generation:
-    """Prompts, the model's pictures, what the detector says of them, and scores by category, beside chance."""
+class GenerationResult:
+    """Prompts, images of the model, their verdicts and scores, and the chance level."""
 
     prompts: Sequence[Prompt]
     images: Sequence[UInt8[np.ndarray, "S S 3"]]
     verdicts: Sequence[Verdict]
-    scores: DrawingScores
-    chance: DrawingScores
+    scores: ImageScores
+    chance: ImageScores
 
 
-def _silent(done: int, total: int) -> None:
+def _no_progress(done: int, total: int) -> None:
     pass
 
 
@@ -92,80 +97,87 @@ def evaluate_understanding(
     model: ChatModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
-    named: str = "",
-    report: OnProgress = _silent,
-) -> Understanding:
-    """Asks a model.
+    *,
+    fingerprint: str = "",
+    on_progress: OnProgress = _no_progress,
+) -> UnderstandingResult:
+    """Asks a model questions.
 
     Args:
-      folder: where its answers go as they come; the same call goes on from there.
-      named: the model (`results.model_fingerprint`); a folder that another has begun is refused.
-      report: told how many questions are answered, and how many there are.
+      folder: Folder of the answers. The same call continues an interrupted evaluation.
+      fingerprint: Identifies the model (`results.model_fingerprint`). A folder started with another model is refused.
+      on_progress: Called with the number of answers and of questions.
 
     Raises:
-      JanusError: as `runner.collect_answers`.
+      JanusError: See `runner.collect_answers`.
     """
-    asked = questions(protocol.split, protocol.per_topic, _seed(protocol), protocol.vocabulary, protocol.about)
-    items = understanding.asking(asked)
-    began = {"model": named, "questions": items_digest(items)}
+    questions = sample_questions(
+        protocol.split, protocol.per_topic, protocol.sample_seed, protocol.vocabulary, protocol.about
+    )
+    items = understanding_benchmark.benchmark_questions(questions)
+    settings = {"model": fingerprint, "questions": items_digest(items)}
     found = collect_answers(
-        items, lambda left: answer_questions(model, left, protocol.batch_size), folder, began, on_progress=report
+        items,
+        lambda left: answer_questions(model, left, protocol.batch_size),
+        folder,
+        settings,
+        on_progress=on_progress,
     )
     answers = [(found or {})[item.id] for item in items]
-    return Understanding(asked, answers, score_answers(asked, answers), chance_of_answers(asked))
+    return UnderstandingResult(questions, answers, score_answers(questions, answers), chance_of_answers(questions))
 
 
 def evaluate_generation(
     model: ImageModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
-    named: str = "",
-    report: OnProgress = _silent,
-) -> Generation:
-    """Has a model draw; arguments as of `evaluate_understanding`.
+    *,
+    fingerprint: str = "",
+    on_progress: OnProgress = _no_progress,
+) -> GenerationResult:
+    """Generates images of prompts; arguments as of `evaluate_understanding`.
 
     Raises:
-      JanusError: as `runner.collect_answers`.
+      JanusError: See `runner.collect_answers`.
     """
-    wanted = prompts(protocol.split, protocol.per_category, _seed(protocol), protocol.vocabulary, protocol.about)
-    items = generation.drawing(wanted)
+    prompts = sample_prompts(
+        protocol.split, protocol.per_category, protocol.sample_seed, protocol.vocabulary, protocol.about
+    )
+    requests = generation_benchmark.image_requests(prompts)
     options = {"guidance_scale": str(protocol.guidance_scale), "temperature": str(protocol.temperature)}
-    began = {"model": named, "questions": items_digest(items), "options": options, "seed": protocol.seed}
+    settings = {"model": fingerprint, "questions": items_digest(requests), "options": options, "seed": protocol.seed}
     found = collect_answers(
-        items,
+        requests,
         lambda left: generate_images(
             model, left, folder, options=options, seed=protocol.seed, batch_size=protocol.batch_size
         ),
         folder,
-        began,
-        on_progress=report,
+        settings,
+        on_progress=on_progress,
     )
     files = {id: str(folder / file) for id, file in (found or {}).items()}
-    verdicts = generation.verdicts(items, files)
-    images = [np.asarray(Image.open(files[item.id])) for item in items]
-    chance = chance_of_drawings(wanted, protocol.vocabulary)
-    return Generation(wanted, images, verdicts, score_verdicts(wanted, verdicts), chance)
+    verdicts = generation_benchmark.verdicts(requests, files)
+    images = [np.asarray(Image.open(files[request.id])) for request in requests]
+    chance = chance_of_images(prompts, protocol.vocabulary)
+    return GenerationResult(prompts, images, verdicts, score_verdicts(prompts, verdicts), chance)
 
 
-def figures(understanding: Understanding, generation: Generation) -> Mapping[str, float]:
-    """All scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, `.CATEGORY`, `.strict`.
+def score_table(understanding: UnderstandingResult, generation: GenerationResult) -> Mapping[str, float]:
+    """Returns all scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, `.CATEGORY`, `.strict`.
 
-    What guessing gives has the same names behind `chance.`.
+    The chance levels have the same names after `chance.`.
     """
-    answers, drawings = understanding.scores, generation.scores
-    guesses, guessed = understanding.chance, generation.chance
-    return _figures(answers, drawings) | {f"chance.{name}": value for name, value in _figures(guesses, guessed).items()}
-
-
-def _figures(answers: Scores, drawings: DrawingScores) -> dict[str, float]:
-    return {
-        "understanding": answers.overall,
-        **{f"understanding.{topic}": score for topic, score in answers.by_category.items()},
-        "generation.overall": drawings.geneval.overall,
-        **{f"generation.{category}": score for category, score in drawings.geneval.by_category.items()},
-        "generation.strict": drawings.strict.overall,
+    chance = _named_scores(understanding.chance, generation.chance)
+    return _named_scores(understanding.scores, generation.scores) | {
+        f"chance.{name}": value for name, value in chance.items()
     }
 
 
-def _seed(protocol: ShapesProtocol) -> int:
-    return understanding.SEED + protocol.seed
+def _named_scores(answers: Scores, images: ImageScores) -> dict[str, float]:
+    return {
+        "understanding": answers.overall,
+        **{f"understanding.{topic}": score for topic, score in answers.by_category.items()},
+        "generation.overall": images.geneval.overall,
+        **{f"generation.{category}": score for category, score in images.geneval.by_category.items()},
+        "generation.strict": images.strict.overall,
+    }

@@ -1,4 +1,4 @@
-"""The embedded world: prompts of GenEval's six categories, drawn, and read by the world's own detector."""
+"""Benchmark: prompts of GenEval's six categories about the shapes dataset, scored by the dataset's detector."""
 
 import json
 from collections.abc import Sequence
@@ -8,7 +8,15 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from examples.shapes.dataset import Prompt, Split, Verdict, chance_of_drawings, judge, prompts, score_verdicts
+from examples.shapes.dataset import (
+    Prompt,
+    Split,
+    Verdict,
+    chance_of_images,
+    check_image,
+    sample_prompts,
+    score_verdicts,
+)
 from examples.shapes.understanding_benchmark import SEED
 from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Scores
 from janus_jax.evaluation.generation.image_requests import (
@@ -20,66 +28,68 @@ from janus_jax.evaluation.generation.image_requests import (
 from janus_jax.evaluation.registry import register_benchmark
 
 GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
-"""That the small models of this world draw best with, on combinations that they are trained on."""
+"""Best settings of the small models, on combinations that occur in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShapesPicture(ImageRequest):
-    """A picture, and what it must show."""
+class ShapesImage(ImageRequest):
+    """An image request with the requirements on the image."""
 
-    wanted: Prompt = field(repr=False)
+    scene_prompt: Prompt = field(repr=False)
 
 
-def drawing(wanted: Sequence[Prompt]) -> list[ShapesPicture]:
-    """One picture of each prompt."""
+def image_requests(prompts: Sequence[Prompt]) -> list[ShapesImage]:
+    """Returns one image request per prompt."""
     return [
-        ShapesPicture(**vars(picture), wanted=prompt)
-        for number, prompt in enumerate(wanted)
-        for picture in requests_for_prompt(prompt.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path())
+        ShapesImage(**vars(request), scene_prompt=prompt)
+        for number, prompt in enumerate(prompts)
+        for request in requests_for_prompt(prompt.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path())
     ]
 
 
-def read(data: Path, options: Options) -> list[ShapesPicture]:
-    """As many prompts of each category; those of "test" ask for combinations that no data set for training shows."""
-    return drawing(prompts(Split(options["split"]), int(options["per_category"]), SEED))
+def read(data: Path, options: Options) -> list[ShapesImage]:
+    """Samples the same number of prompts per category. Those of "test" ask for held-out combinations."""
+    return image_requests(sample_prompts(Split(options["split"]), int(options["per_category"]), SEED))
 
 
-def verdicts(pictures: Sequence[ShapesPicture], answers: Answers) -> list[Verdict]:
-    """What the detector says of each picture.
+def verdicts(requests: Sequence[ShapesImage], answers: Answers) -> list[Verdict]:
+    """Checks each image against its prompt.
 
     Raises:
-      JanusError: one is not there.
+      JanusError: An image is missing.
     """
-    files = generated_files(pictures, answers)
-    return [judge(one.wanted, np.asarray(Image.open(file))) for one, file in zip(pictures, files, strict=True)]
+    files = generated_files(requests, answers)
+    return [
+        check_image(one.scene_prompt, np.asarray(Image.open(file))) for one, file in zip(requests, files, strict=True)
+    ]
 
 
-def score(pictures: Sequence[ShapesPicture], answers: Answers, options: Options) -> Scores:
-    """Shares of right pictures by GenEval's rule, by the strict one, and what guessing gives."""
-    wanted = [picture.wanted for picture in pictures]
-    scores = score_verdicts(wanted, verdicts(pictures, answers))
+def score(requests: Sequence[ShapesImage], answers: Answers, options: Options) -> Scores:
+    """Returns the fraction of correct images by GenEval's rule and the strict rule, and the chance level."""
+    prompts = [request.scene_prompt for request in requests]
+    scores = score_verdicts(prompts, verdicts(requests, answers))
     return {
         "overall": scores.geneval.overall,
         **scores.geneval.by_category,
         "strict": scores.strict.overall,
-        "chance": chance_of_drawings(wanted).geneval.overall,
+        "chance": chance_of_images(prompts).geneval.overall,
     }
 
 
-def write_predictions(pictures: Sequence[ShapesPicture], answers: Answers, folder: Path) -> None:
-    """`shapes.jsonl`: prompt, file and verdict, a line a picture; the pictures are there already."""
+def write_predictions(requests: Sequence[ShapesImage], answers: Answers, folder: Path) -> None:
+    """Writes `shapes.jsonl`: one line per image with prompt, file and verdict. The images exist already."""
     with (folder / "shapes.jsonl").open("w", encoding="utf-8") as file:
-        for picture, verdict in zip(pictures, verdicts(pictures, answers), strict=True):
-            told = {"prompt": picture.prompt, "file": Path(picture.file).name, "correct": verdict.correct}
-            file.write(json.dumps(told | {"strict": verdict.strict, "reason": verdict.reason}) + "\n")
+        for request, verdict in zip(requests, verdicts(requests, answers), strict=True):
+            line = {"prompt": request.prompt, "file": Path(request.file).name, "correct": verdict.correct}
+            file.write(json.dumps(line | {"strict": verdict.strict, "reason": verdict.reason}) + "\n")
 
 
 BENCHMARK = register_benchmark(
     Benchmark(
-        name="shapes_drawing",
-        title="The embedded world: prompts of six kinds, drawn",
+        name="shapes_generation",
+        title="Shapes dataset: prompts of six categories",
         layout="",
-        source="comes with the package",
+        source="generated",
         read=read,
         score=score,
         write_predictions=write_predictions,

@@ -1,4 +1,4 @@
-"""What a tokenizer keeps of the shapes world, and how easy its codes are to predict."""
+"""Metrics of an image tokenizer on the shapes dataset: are objects preserved, and do codes determine colours?"""
 
 from collections import Counter
 
@@ -8,45 +8,65 @@ from jaxtyping import Float, Int, UInt8
 from examples.shapes.dataset.detector import detect
 from examples.shapes.dataset.render import PALETTE
 
-_COLOURED = 0.3
-"""Chroma, of 1, above which a pixel is of a thing."""
+_OBJECT_CHROMA = 0.3
+"""Chroma, in [0, 1], above which a pixel belongs to an object."""
 
-_COVER = 0.5
-"""Share of a patch's pixels that a thing covers where the patch has a colour."""
+_MIN_COVER = 0.5
+"""Fraction of object pixels above which a patch has a colour."""
 
 Images = UInt8[np.ndarray, "N S S 3"]
 
 
-def read_right(images: Images, reconstructions: Images) -> float:
-    """The share of reconstructions in which the detector finds the shapes and colours it finds in the images."""
-    return float(np.mean([_things(a) == _things(b) for a, b in zip(images, reconstructions, strict=True)]))
+def reconstruction_metrics(
+    images: Images, reconstructions: Images, ids: Int[np.ndarray, "N T"] | None
+) -> dict[str, float]:
+    """Returns all metrics of this module; those of codes only if there are code ids."""
+    scores = {"read_right": fraction_preserved(images, reconstructions)}
+    if ids is not None:
+        scores["colour_explained"] = explained_variance(patches_of(images, ids.shape[1]).mean(axis=1), ids)
+        scores["colour_determined"] = colour_determined(images, ids)
+    return scores
 
 
-def _things(image: UInt8[np.ndarray, "S S 3"]) -> Counter[tuple[str, str]]:
+def fraction_preserved(images: Images, reconstructions: Images) -> float:
+    """Returns the fraction of reconstructions in which the detector finds the shapes and colours of the image."""
+    return float(np.mean([_kinds(a) == _kinds(b) for a, b in zip(images, reconstructions, strict=True)]))
+
+
+def _kinds(image: UInt8[np.ndarray, "S S 3"]) -> Counter[tuple[str, str]]:
     return Counter((found.shape, found.colour) for found in detect(image))
 
 
-def colour_determined(images: Images, ids: Int[np.ndarray, "N T"]) -> float:
-    """How often the colour of a patch of a thing is the commonest among the patches with the same code.
+def explained_variance(values: Float[np.ndarray, "M 3"], ids: Int[np.ndarray, "N T"]) -> float:
+    """Returns the fraction of the variance of `values` that is between codes."""
+    flat = ids.reshape(-1)
+    counts = np.maximum(np.bincount(flat), 1)[:, None]
+    means = np.stack([np.bincount(flat, values[:, c]) for c in range(3)], axis=1) / counts
+    total = np.square(values - values.mean(axis=0)).sum()
+    return float(1 - np.square(values - means[flat]).sum() / total) if total else 1.0
 
-    1 where a code says which colour it is; where it does not, what is drawn from codes has the right shapes in random
+
+def colour_determined(images: Images, ids: Int[np.ndarray, "N T"]) -> float:
+    """Returns the fraction of object patches that have the most frequent colour of their code.
+
+    The value is 1 if codes determine colours. Otherwise images generated from codes have the right shapes in random
     colours.
     """
     patches = patches_of(images, ids.shape[1])
     chroma = patches.max(axis=-1) - patches.min(axis=-1)
-    on_thing = chroma > _COLOURED
-    chosen = on_thing.mean(axis=1) >= _COVER
+    on_object = chroma > _OBJECT_CHROMA
+    chosen = on_object.mean(axis=1) >= _MIN_COVER
     if not chosen.any():
         return 1.0
-    pixels = np.where(on_thing[..., None], patches, np.nan)[chosen]
-    colours = np.argmin(_distance(np.nanmean(pixels, axis=1)), axis=1)
+    pixels = np.where(on_object[..., None], patches, np.nan)[chosen]
+    colours = np.argmin(_palette_distance(np.nanmean(pixels, axis=1)), axis=1)
     table = np.zeros((int(ids.max()) + 1, len(PALETTE)), np.int64)
     np.add.at(table, (ids.reshape(-1)[chosen], colours), 1)
     return float(table.max(axis=1).sum() / table.sum())
 
 
-def _distance(colours: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "M P"]:
-    """To each colour of the palette, brightness and paleness left aside."""
+def _palette_distance(colours: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "M P"]:
+    """Returns the distance to each palette colour, independent of brightness and saturation."""
 
     def hue(x: Float[np.ndarray, "K 3"]) -> Float[np.ndarray, "K 3"]:
         low, high = x.min(axis=1, keepdims=True), x.max(axis=1, keepdims=True)
@@ -57,7 +77,7 @@ def _distance(colours: Float[np.ndarray, "M 3"]) -> Float[np.ndarray, "M P"]:
 
 
 def patches_of(images: Images, per_image: int) -> Float[np.ndarray, "M P 3"]:
-    """The pixels of every code's own square, in 0..1, in the order of the codes."""
+    """Returns the pixels of each code's patch, in [0, 1], in the order of the codes."""
     count, size = images.shape[:2]
     grid = int(per_image**0.5)
     side = size // grid

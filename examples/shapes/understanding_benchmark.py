@@ -1,69 +1,70 @@
-"""The embedded world: questions about drawn scenes, answered in a word. Nothing is downloaded."""
+"""Benchmark: one-word questions about scenes of the shapes dataset. Nothing is downloaded."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from examples.shapes.dataset import Question as WorldQuestion
-from examples.shapes.dataset import Split, chance_of_answers, draw, is_right, questions, score_answers
-from examples.shapes.dataset.records import encode
+from examples.shapes.dataset import Question as SceneQuestion
+from examples.shapes.dataset import Split, chance_of_answers, is_correct, render, sample_questions, score_answers
+from examples.shapes.dataset.records import encode_png
 from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Question, Scores
 from janus_jax.evaluation.registry import register_benchmark
 from janus_jax.evaluation.understanding.prompts import user_message
 
 SEED = 1 << 16
-"""Of what is asked and drawn here, beside those of data sets."""
+"""Seed of questions and prompts, different from the seeds of the training data."""
 
-_WORD = 8  # ids that no answer is longer than
+_MAX_ANSWER_TOKENS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesQuestion(Question):
-    """A question, and what the world knows of it."""
+    """A benchmark question with its scene and answer."""
 
-    world: WorldQuestion = field(repr=False)
+    scene_question: SceneQuestion = field(repr=False)
 
 
-def asking(asked: Sequence[WorldQuestion]) -> list[ShapesQuestion]:
-    """Questions as they are put to a model."""
+def benchmark_questions(questions: Sequence[SceneQuestion]) -> list[ShapesQuestion]:
+    """Converts questions to the form in which the runner asks a model."""
     return [
         ShapesQuestion(
             id=f"{number:05}",
-            messages=user_message([encode(draw(question.scene))], question.text),
-            max_new_tokens=_WORD,
-            world=question,
+            messages=user_message([encode_png(render(question.scene))], question.text),
+            max_new_tokens=_MAX_ANSWER_TOKENS,
+            scene_question=question,
         )
-        for number, question in enumerate(asked)
+        for number, question in enumerate(questions)
     ]
 
 
 def read(data: Path, options: Options) -> list[ShapesQuestion]:
-    """As many questions of each topic; those of "test" are about combinations that no data set for training shows."""
-    return asking(questions(Split(options["split"]), int(options["per_topic"]), SEED))
+    """Samples the same number of questions per topic. Those of "test" are about held-out combinations."""
+    return benchmark_questions(sample_questions(Split(options["split"]), int(options["per_topic"]), SEED))
 
 
 def score(items: Sequence[ShapesQuestion], answers: Answers, options: Options) -> Scores:
-    """Shares of right answers: the mean of all topics, each topic, and what guessing gives."""
-    asked = [item.world for item in items]
-    scores = score_answers(asked, [answers[item.id] for item in items])
-    return {"overall": scores.overall, **scores.by_category, "chance": chance_of_answers(asked).overall}
+    """Returns the fraction of correct answers: the mean of the topics, each topic, and the chance level."""
+    questions = [item.scene_question for item in items]
+    scores = score_answers(questions, [answers[item.id] for item in items])
+    return {"overall": scores.overall, **scores.by_category, "chance": chance_of_answers(questions).overall}
 
 
 def write_predictions(items: Sequence[ShapesQuestion], answers: Answers, folder: Path) -> None:
-    """`shapes.jsonl`: question, answer, what it should be, and whether it is, a line a question."""
+    """Writes `shapes.jsonl`: one line per question with the question, both answers and their agreement."""
     with (folder / "shapes.jsonl").open("w", encoding="utf-8") as file:
         for item in items:
-            told = {"question": item.world.text, "answer": answers[item.id], "wanted": item.world.answer}
-            file.write(json.dumps(told | {"right": is_right(item.world, answers[item.id])}) + "\n")
+            question, answer = item.scene_question, answers[item.id]
+            line = {"question": question.text, "answer": answer, "expected": question.answer}
+            file.write(json.dumps(line | {"correct": is_correct(question, answer)}) + "\n")
 
 
 BENCHMARK = register_benchmark(
     Benchmark(
         name="shapes",
-        title="The embedded world: questions about drawn scenes",
+        title="Shapes dataset: questions about scenes",
         layout="",
-        source="comes with the package",
+        source="generated",
         read=read,
         score=score,
         write_predictions=write_predictions,

@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +10,8 @@ import jax
 from jax.sharding import Mesh
 
 from janus_jax.accelerators import Platform
+from janus_jax.aot.collectives import Collective, read_collectives
+from janus_jax.aot.topologies import Topology
 from janus_jax.batch import Batch
 from janus_jax.data.pipeline.packing import ImageShapes, empty_batch
 from janus_jax.models.target_platform import target_platform
@@ -28,7 +30,7 @@ class Program:
       temporaries: Bytes in addition to the inputs, including results that do not reuse an input's buffer. If
         compilation ran out of memory: the bytes that the compiler asked for.
       arguments: Bytes of all inputs with the compiler's padding; None if compilation ran out of memory.
-      hlo: Text of the compiled program; empty if compilation ran out of memory.
+      collectives: Its collectives, in program order.
       error: Message of the compiler if it ran out of memory.
     """
 
@@ -36,7 +38,7 @@ class Program:
     inputs: Mapping[str, int]
     temporaries: int
     arguments: int | None
-    hlo: str
+    collectives: Sequence[Collective] = ()
     error: str = ""
 
     @property
@@ -50,10 +52,10 @@ class Program:
         return (sum(self.inputs.values()) if self.arguments is None else self.arguments) + self.temporaries
 
 
-def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, platform: Platform) -> Program:
+def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: Topology) -> Program:
     """Compiles the training step of the recipe's current stage."""
     state, batch = setup.abstract, training_batch(recipe, mesh)
-    with target_platform(platform):
+    with target_platform(topology.accelerator.platform):
         lowered = setup.step.lower(state, batch)
     inputs = {
         "trained parameters": state.params,
@@ -62,7 +64,7 @@ def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, platform: Pl
         "parameter average": state.ema,
         "batch": batch,
     }
-    return compile_lowered("step", lowered, platform, inputs)[0]
+    return compile_lowered("step", lowered, inputs, mesh, topology)[0]
 
 
 def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
@@ -99,7 +101,9 @@ _COMPILER_OPTIONS: Mapping[Platform, dict[str, bool]] = {"gpu": {"xla_gpu_enable
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
-def compile_lowered(name: str, lowered: Any, platform: Platform, inputs: Mapping[str, Any]) -> tuple[Program, Any]:
+def compile_lowered(
+    name: str, lowered: Any, inputs: Mapping[str, Any], mesh: Mesh, topology: Topology
+) -> tuple[Program, Any]:
     """Compiles a lowered program.
 
     Args:
@@ -110,15 +114,16 @@ def compile_lowered(name: str, lowered: Any, platform: Platform, inputs: Mapping
     """
     sizes = {group: size for group, tree in inputs.items() if (size := bytes_per_device(tree))}
     try:
-        executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(platform))
+        executable = lowered.compile(compiler_options=_COMPILER_OPTIONS.get(topology.accelerator.platform))
     except jax.errors.JaxRuntimeError as error:
         message = " ".join(str(error).split())
         if "RESOURCE_EXHAUSTED" not in message:
             raise
         needed = re.search(r"(?:temporaries \(|Used )([\d.]+)([KMGT]?)", message)
         temporaries = int(float(needed[1]) * _UNITS[needed[2]]) if needed else 0
-        return Program(name, sizes, temporaries, None, "", message[:300]), None
+        return Program(name, sizes, temporaries, None, error=message[:300]), None
     memory = executable.memory_analysis()
     new_outputs = memory.output_size_in_bytes - memory.alias_size_in_bytes
     temporaries = memory.temp_size_in_bytes + new_outputs + memory.generated_code_size_in_bytes
-    return Program(name, sizes, temporaries, memory.argument_size_in_bytes, executable.as_text()), executable
+    collectives = read_collectives(executable.as_text(), mesh, topology)
+    return Program(name, sizes, temporaries, memory.argument_size_in_bytes, collectives), executable

@@ -91,7 +91,6 @@ def estimate_step(
     mesh: Mesh,
     *,
     program: Program,
-    collectives: Sequence[Collective],
     trained: Collection[str],
     peak: float,
 ) -> Roofline:
@@ -99,12 +98,11 @@ def estimate_step(
 
     Args:
       program: The compiled step.
-      collectives: Collectives of the program.
       trained: Paths of the trained parameters.
       peak: FLOP/s of one device.
     """
     model_flops, hardware_flops = step_flops(recipe, trained)
-    ici, dcn = traffic_seconds(collectives, accelerator)
+    ici, dcn = traffic_seconds(program.collectives, accelerator)
     parameters = program.inputs.get("trained parameters", 0)
     state = parameters + sum(program.inputs.get(name, 0) for name in ("optimizer state", "parameter average"))
     compute = hardware_flops / (PRODUCT_EFFICIENCY * peak * mesh.size)

@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from janus_jax.accelerators import Platform
 from janus_jax.aot.compile import Program, abstract_batch, compile_lowered, with_sharding
+from janus_jax.aot.topologies import Topology
 from janus_jax.batch import Batch
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
@@ -77,7 +77,7 @@ class _Sampler(NamedTuple):
     lower_decode: Callable[[Any], tuple[Any, Any]]
 
 
-def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: SamplingWorkload) -> list[Program]:
+def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: SamplingWorkload) -> list[Program]:
     """Compiles prefill and decode of a workload; prefill only if it runs out of memory.
 
     Raises:
@@ -94,15 +94,16 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, platform: Platform, workload: S
     else:
         make_sampler = _flow_sampler if isinstance(model, JanusFlow) else _token_sampler
     sampler = make_sampler(model, params, shape, mesh)
-    with target_platform(platform), use_mesh(mesh):
+    with target_platform(topology.accelerator.platform), use_mesh(mesh):
         traced = sampler.prefill.trace(*sampler.arguments, **sampler.options)
         inputs = {"parameters": params, "batch": sampler.arguments[2]}
-        prefill_program, executable = compile_lowered("prefill", traced.lower(), platform, inputs)
+        prefill_program, executable = compile_lowered("prefill", traced.lower(), inputs, mesh, topology)
         if executable is None:
             return [prefill_program]
         outputs = jax.tree.map(with_sharding, traced.out_info, executable.output_shardings)
         lowered, state = sampler.lower_decode(outputs)
-        decode_program, _ = compile_lowered("decode", lowered, platform, {"parameters": params, "state": state})
+        inputs = {"parameters": params, "state": state}
+        decode_program, _ = compile_lowered("decode", lowered, inputs, mesh, topology)
         return [prefill_program, decode_program]
 
 

@@ -1,9 +1,9 @@
-"""Asks a model about pictures, or about nothing but text.
+"""Answers a question about images, or chats in the terminal.
 
     janus-chat --model DIR --image FILE --prompt TEXT
 
-answers once. Without --prompt it is a chat in the terminal; in it, /image FILE shows a picture with the next line,
-/reset forgets everything, and /quit or Ctrl-D ends. The answer goes to stdout as it is written.
+With --prompt it prints the answer and exits. Without --prompt it reads messages from the terminal: /image FILE adds an
+image to the next message, /reset starts a new conversation, /quit or Ctrl-D ends.
 """
 
 from collections.abc import Sequence
@@ -11,35 +11,35 @@ from typing import Any
 
 from absl import flags
 
-from janus_jax.commands import cli
-from janus_jax.commands import model_flags as models
-from janus_jax.commands.chat_repl import HELP, Conversation, talk
+from janus_jax.commands import cli, model_flags
+from janus_jax.commands.chat_repl import HELP, Conversation, chat
 from janus_jax.processing import open_image
 
-_IMAGE = flags.DEFINE_multi_string("image", [], "a picture that the question is about; may be given several times")
-_PROMPT = flags.DEFINE_string("prompt", None, "the question (default: a chat in the terminal)")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "ids of an answer at most", lower_bound=1)
-_TEMPERATURE = models.define_amount("temperature", 0.0, "0 writes the likeliest answer; more, a freer one")
-_SYSTEM_PROMPT = flags.DEFINE_string("system_prompt", None, "in place of the model's own; empty for none")
-flags.adopt_module_key_flags(models)
+_IMAGE = flags.DEFINE_multi_string("image", [], "an image that the question is about; may be repeated")
+_PROMPT = flags.DEFINE_string("prompt", None, "the question (default: chat in the terminal)")
+_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "maximum number of tokens of an answer", lower_bound=1)
+_TEMPERATURE = model_flags.define_scale("temperature", 0.0, "sampling temperature; 0 takes the most likely token")
+_SYSTEM_PROMPT = flags.DEFINE_string("system_prompt", None, "replaces the model's system prompt; empty: none")
+flags.adopt_module_key_flags(model_flags)
+cli.flag_group("Sampling", _MAX_NEW_TOKENS, _TEMPERATURE)
 
 
 def main(_: Sequence[str]) -> None:
     """Answers --prompt, or chats."""
-    prompt = None if _PROMPT.value is None else models.some_text(_PROMPT.value, "--prompt")
+    prompt = None if _PROMPT.value is None else model_flags.require_text(_PROMPT.value, "--prompt")
     images = [open_image(path) for path in _IMAGE.value]
     options: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,
         "temperature": _TEMPERATURE.value,
-        "top_k": models.TOP_K.value,
-        "top_p": models.TOP_P.value,
-        "seed": models.SEED.value,
+        "top_k": model_flags.TOP_K.value,
+        "top_p": model_flags.TOP_P.value,
+        "seed": model_flags.SEED.value,
         "system_prompt": _SYSTEM_PROMPT.value,
     }
-    conversation = Conversation(models.load_model(), options, images)
+    conversation = Conversation(model_flags.load_model(model_flags.open_model()), options, images)
     if prompt is None:
-        print(f"{HELP}\nCtrl-C breaks an answer off. The first answer waits for the compiler.\n")
-        talk(conversation)
+        print(f"{HELP}\nCtrl-C interrupts an answer. The first answer takes longer, as programs are compiled.\n")
+        chat(conversation)
         return
     for piece in conversation.ask(prompt):
         print(piece, end="", flush=True)
@@ -47,5 +47,5 @@ def main(_: Sequence[str]) -> None:
 
 
 def run() -> None:
-    """Runs `janus-chat`."""
+    """Entry point of `janus-chat`."""
     cli.run(main, name="janus-chat")

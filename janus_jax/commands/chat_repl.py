@@ -1,4 +1,4 @@
-"""A chat in the terminal: the conversation it holds, and the loop that reads lines and streams answers."""
+"""A chat in the terminal: the conversation, and the loop that reads lines and streams answers."""
 
 import contextlib
 import sys
@@ -12,76 +12,67 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import ImageSource, Message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-HELP = "/image FILE shows a picture with your next line, /reset forgets everything, /quit or Ctrl-D ends."
+HELP = "/image FILE adds an image to your next message, /reset starts a new conversation, /quit or Ctrl-D ends."
 
 
-class Chatter(Protocol):
-    """What answers: `janus_jax.Pretrained`."""
+class ChatModel(Protocol):
+    """A model that streams answers: `janus_jax.Pretrained`."""
 
     def chat_stream(self, messages: Sequence[Message], **options: Any) -> Iterator[str]: ...
 
 
 def question(text: str, images: Sequence[ImageSource] = ()) -> Message:
-    """A user's turn about images, which come before the text, as the models were tuned with."""
+    """Makes a user's message. Images come before the text, as in the models' training data."""
     return {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n" * len(images) + text, "images": list(images)}
-
-
-def without_leading_space(pieces: Iterator[str]) -> Iterator[str]:
-    """The pieces of a stream from its first visible character on."""
-    begun = False
-    for piece in pieces:
-        shown = piece if begun else piece.lstrip()
-        begun = begun or bool(shown)
-        if shown:
-            yield shown
 
 
 @dataclass
 class Conversation:
-    """Turns with a model, each answered with all before it in mind.
+    """A conversation with a model.
 
     Attributes:
-      model: what answers.
-      options: of `Pretrained.chat_stream`.
-      waiting: images that go with the next question.
-      messages: the turns so far.
+      model: The model that answers.
+      options: Options of `Pretrained.chat_stream`.
+      pending_images: Images of the next message.
+      messages: The messages so far.
     """
 
-    model: Chatter
+    model: ChatModel
     options: Mapping[str, Any] = field(default_factory=dict)
-    waiting: list[Image.Image] = field(default_factory=list)
+    pending_images: list[Image.Image] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
     def reset(self) -> None:
-        self.waiting, self.messages = [], []
+        self.pending_images, self.messages = [], []
 
     def ask(self, text: str) -> Iterator[str]:
-        """The answer as it is written. A turn that fails leaves no trace; one that is broken off keeps what it has.
+        """Yields the answer in pieces. A failed turn is not recorded; an interrupted answer is kept up to that point.
 
         Raises:
-          JanusError: the conversation is longer than the model reads, or the text has placeholders of its own.
+          JanusError: the conversation is longer than the model's context, or the text contains image placeholders.
         """
-        messages = [*self.messages, question(text, self.waiting)]
+        messages = [*self.messages, question(text, self.pending_images)]
         answer, complete = "", False
         try:
-            for piece in without_leading_space(self.model.chat_stream(messages, **self.options)):
-                answer += piece
-                yield piece
+            for piece in self.model.chat_stream(messages, **self.options):
+                shown = piece if answer else piece.lstrip()
+                if shown:
+                    answer += shown
+                    yield shown
             complete = True
         finally:
             if complete or answer:
                 self.messages = [*messages, {"role": "assistant", "content": answer}]
-                self.waiting = []
+                self.pending_images = []
 
 
-def talk(conversation: Conversation, read: Callable[[], str] | None = None) -> None:
-    """Reads lines and streams answers to stdout until the lines end.
+def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> None:
+    """Reads lines and streams answers to stdout until the input ends.
 
     Args:
-      conversation: begins as it is.
-      read: gives the next line, or raises EOFError; by default from the terminal.
+      read: Returns the next line or raises EOFError; default: from the terminal.
     """
-    read = read or _terminal()
+    read = read or _terminal_reader()
     while True:
         try:
             line = read().strip()
@@ -93,7 +84,7 @@ def talk(conversation: Conversation, read: Callable[[], str] | None = None) -> N
                 return
             if command == "/reset":
                 conversation.reset()
-                print("(forgotten)")
+                print("(new conversation)")
             elif command == "/image":
                 _add_image(conversation, argument)
             elif command.startswith("/"):
@@ -105,28 +96,26 @@ def talk(conversation: Conversation, read: Callable[[], str] | None = None) -> N
 
 
 def _add_image(conversation: Conversation, argument: str) -> None:
-    # Terminals put quotes around a file that is dropped onto them.
+    # Terminals quote the path of a file that is dropped onto them.
     path = argument.strip().strip("'\"")
     if not path:
-        raise JanusError("/image needs the path of a picture.")
+        raise JanusError("/image needs the path of an image file.")
     image = open_image(path)
-    conversation.waiting.append(image)
-    print(f"({path}, {image.width} x {image.height}, goes with your next line)")
+    conversation.pending_images.append(image)
+    print(f"({path}, {image.width} x {image.height}, is added to your next message)")
 
 
 def _answer(conversation: Conversation, line: str) -> None:
-    pieces = conversation.ask(line)
-    try:
-        for piece in pieces:
-            print(piece, end="", flush=True)
-        print("\n")
-    except KeyboardInterrupt:
-        print(" ...\n")
-    finally:
-        pieces.close()  # type: ignore[attr-defined]
+    with contextlib.closing(conversation.ask(line)) as pieces:  # type: ignore[type-var]
+        try:
+            for piece in pieces:
+                print(piece, end="", flush=True)
+            print("\n")
+        except KeyboardInterrupt:
+            print(" ...\n")
 
 
-def _terminal() -> Callable[[], str]:
+def _terminal_reader() -> Callable[[], str]:
     with contextlib.suppress(ImportError):
         import readline  # noqa: F401  # Editing and history for input().
     return lambda: input("> " if sys.stdin.isatty() else "")

@@ -38,7 +38,7 @@ def main(_: Sequence[str]) -> None:
 
     import jax
 
-    from janus_jax.aot.report import compile_report
+    from janus_jax.aot.report import compile_report, report_text
     from janus_jax.aot.topologies import find_topology
     from janus_jax.training.recipe import Recipe
 
@@ -46,13 +46,13 @@ def main(_: Sequence[str]) -> None:
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(_TOPOLOGY.value, _SLICES.value)
     report = compile_report(from_config(Recipe, values), topology, cast("Workload", _WORKLOAD.value))
-    as_json = json.dumps(report.to_json(), indent=2)
+    as_json = json.dumps(report, indent=2)
     if _JSON.value == "-":
         print(as_json)
         return
     if _JSON.value:
         Path(_JSON.value).write_text(as_json + "\n", encoding="utf-8")
-    print(report.to_text())
+    print(report_text(report))
 
 
 def run() -> None:

@@ -34,7 +34,6 @@ from janus_jax.evaluation.results import (
     package_versions,
 )
 from janus_jax.evaluation.runner import answer_questions, collect_answers
-from janus_jax.processing import Processor
 from janus_jax.progress import count_bar
 from janus_jax.storage import output_folder, write_json
 
@@ -77,8 +76,8 @@ def main(_: Sequence[str]) -> None:
     """Runs the benchmarks one after the other."""
     with output_folder(Path(_OUT.value)) as out:
         runs = read_benchmarks(Path(_DATA.value), out)
-        config = models.model_config()
-        Processor.from_directory(models.MODEL.value, config)
+        opened = models.open_model()
+        config = opened.config
         _check_sampling_options(runs, config)
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         # The mesh and the batch size are not included, so a run may continue with others.
@@ -92,7 +91,7 @@ def main(_: Sequence[str]) -> None:
         # `collect_answers` claims the folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_first else None)
         _use_all_devices()
-        load = functools.cache(models.load_model)
+        load = functools.cache(lambda: models.load_model(opened))
         for run in runs:
             _run(run, load, config, run.settings(common), cluster)
 

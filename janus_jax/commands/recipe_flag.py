@@ -10,6 +10,8 @@ from ml_collections import ConfigDict, config_flags
 from janus_jax.errors import JanusError
 from janus_jax.training.recipe_files import load_recipe
 
+flags.disclaim_key_flags()  # --help shows the flag with the command that defines it
+
 
 def define_recipe_flag() -> "flags.FlagHolder[ConfigDict]":
     """Defines the required flag `--config`. Its value is the recipe's config with the command line's changes."""

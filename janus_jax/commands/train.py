@@ -27,15 +27,21 @@ _DISTRIBUTED = flags.DEFINE_boolean(
 def main(_: Sequence[str]) -> None:
     """Trains to the stage's last step."""
     values = _CONFIG.value
-
-    from janus_jax.training.recipe import Recipe
-    from janus_jax.training.stage import train_stage
-
-    recipe = from_config(Recipe, values)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    train_stage(recipe, _WORKDIR.value)
+    if "stages" in values:
+        from janus_jax.training.recipe import Recipe
+        from janus_jax.training.stage import train_stage
+
+        train_stage(from_config(Recipe, values), _WORKDIR.value)
+        return
+
+    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
+    from janus_jax.training.image_tokenizer.task import train_tokenizer
+
+    recipe = from_config(VQRecipe, values) if "codebook" in values else from_config(VAERecipe, values)
+    train_tokenizer(recipe, _WORKDIR.value)
 
 
 def run() -> None:

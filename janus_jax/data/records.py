@@ -70,9 +70,7 @@ class Record:
                 image_latents=np.asarray(example["image_latents"], np.float32),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise JanusError(
-                f"An example is not a record ({error}); make the data set with python -m launch.prepare."
-            ) from error
+            raise JanusError(f"An example is not a record ({error}); make the data set with janus-prepare.") from error
 
 
 def _text(value: bytes | str) -> str:

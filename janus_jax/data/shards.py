@@ -1,51 +1,41 @@
-"""Shards: ArrayRecord files of records in TFDS' layout, which TFDS and grain open."""
+"""Reads and writes shards: ArrayRecord files of records in the layout that TFDS and grain open."""
 
 import contextlib
 import functools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from janus_jax.data.records import Record, features
 from janus_jax.errors import JanusError
 from janus_jax.storage import atomic_file, is_disk_full, writing
 
-_NAME = "records"
-_FORMAT = "array_record"
-
-
-class ShardSize(NamedTuple):
-    """What a shard holds."""
-
-    records: int
-    bytes: int
-
-
-NOTHING = ShardSize(0, 0)
-
 
 def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
-    """Where shard `index` of `count` lies."""
+    """Returns the path of shard `index` of `count`."""
     return Path(_template(folder, split).sharded_filepath(shard_index=index, num_shards=count))
 
 
-def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> ShardSize:
-    """Writes a shard, which appears when it is complete. The same records give the same bytes.
+def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> tuple[int, int]:
+    """Writes a shard whole or not at all. Equal records give equal bytes.
 
     Args:
-      path: where.
-      records: what.
-      scratch: folder of the file while it is incomplete, on the same disk.
+      path: Path of the shard.
+      records: Records of the shard.
+      scratch: Folder of the unfinished file, on the same disk.
+
+    Returns:
+      Number of records, and their bytes.
 
     Raises:
-      JanusError: it cannot be written.
+      JanusError, StorageFull: The shard cannot be written.
     """
     from array_record.python.array_record_module import ArrayRecordWriter
 
     count = size = 0
     with atomic_file(path, scratch) as temporary:
         with _writing(path):
-            # One record a group: random access then decompresses nothing else.
+            # One record per group, so that random access decompresses no other record.
             writer = ArrayRecordWriter(str(temporary), "group_size:1")
         try:
             for record in records:
@@ -58,7 +48,7 @@ def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> ShardSi
         finally:
             if writer.is_open():
                 writer.close()
-    return ShardSize(count, size)
+    return count, size
 
 
 @contextlib.contextmanager
@@ -66,14 +56,14 @@ def _writing(path: Path) -> Iterator[None]:
     with writing(path):
         try:
             yield
-        except RuntimeError as error:  # The writer raises nothing narrower.
+        except RuntimeError as error:  # ArrayRecordWriter raises no other type.
             if is_disk_full(error):
                 raise
             raise JanusError(f"{path} cannot be written ({error}).") from error
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """The records of a shard, in their order."""
+    """Reads the records of a shard in order."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path))
@@ -84,23 +74,21 @@ def read_shard(path: Path) -> Iterator[Record]:
         reader.close()
 
 
-def write_metadata(folder: Path, split: str, sizes: Iterable[ShardSize]) -> None:
-    """Makes the shards of a folder a data set that TFDS opens."""
+def write_metadata(folder: Path, split: str, sizes: Iterable[tuple[int, int]]) -> None:
+    """Writes the TFDS metadata of a folder of shards, given the results of `write_shard`."""
     import tensorflow_datasets as tfds
 
-    sizes = list(sizes)
+    lengths, num_bytes = zip(*sizes, strict=True)
+    template = _template(folder, split)
     info = tfds.core.SplitInfo(
-        name=split,
-        shard_lengths=[size.records for size in sizes],
-        num_bytes=sum(size.bytes for size in sizes),
-        filename_template=_template(folder, split),
+        name=split, shard_lengths=list(lengths), num_bytes=sum(num_bytes), filename_template=template
     )
     tfds.folder_dataset.write_metadata(data_dir=folder, features=features(), split_infos=[info], check_data=False)
 
 
 def _serialize(record: Record) -> bytes:
     example = _serializer().get_tf_example(features().encode_example(record.to_example()))
-    # A map's order is a matter of chance unless asked for.
+    # The order of a protobuf map is random by default.
     return example.SerializeToString(deterministic=True)
 
 
@@ -114,4 +102,6 @@ def _serializer() -> Any:
 def _template(folder: Path, split: str) -> Any:
     import tensorflow_datasets as tfds
 
-    return tfds.core.ShardedFileTemplate(data_dir=folder, dataset_name=_NAME, split=split, filetype_suffix=_FORMAT)
+    return tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name="records", split=split, filetype_suffix="array_record"
+    )

@@ -25,7 +25,9 @@ class ChatModel(Protocol):
     @property
     def processor(self) -> Processor: ...
 
-    def answer(self, rows: Sequence[TokenSequence], max_new_tokens: int = ..., temperature: float = ...) -> list[str]:
+    def answer(
+        self, prompts: Sequence[TokenSequence], max_new_tokens: int = ..., temperature: float = ...
+    ) -> list[str]:
         """Returns the completions of prompts."""
         ...
 

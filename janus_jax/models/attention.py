@@ -19,18 +19,16 @@ from janus_jax.models.layers import product
 from janus_jax.models.masks import UNMASKED, Mask
 from janus_jax.models.target_platform import current_platform
 
+Queries = Float[Array, "B H T K"]
+Keys = Float[Array, "B KV S K"]
+Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
+
 # Four blocks of queries, each with the keys up to its end, need 5/8 of the full square of scores.
 CAUSAL_BLOCKS = 4
 CAUSAL_BLOCKS_MIN_LENGTH = 256
 
 
-def attend(
-    query: Float[Array, "B H T K"],
-    key: Float[Array, "B KV S K"],
-    value: Float[Array, "B KV S K"],
-    mask: Mask = UNMASKED,
-    kernel: AttentionKernel = "xla",
-) -> Float[Array, "B H T K"]:
+def attend(query: Queries, key: Keys, value: Keys, mask: Mask = UNMASKED, kernel: AttentionKernel = "xla") -> Queries:
     """Computes softmax(q k^T / sqrt(K)) v with a float32 softmax.
 
     H is a multiple of KV (grouped-query attention). A kernel that does not support the arguments is replaced by "xla".
@@ -38,9 +36,7 @@ def attend(
     return _KERNELS[kernel](query, key, value, mask)
 
 
-def _xla(
-    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
-) -> Float[Array, "B H T K"]:
+def _xla(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     length = query.shape[2]
     if not mask.causal or length < CAUSAL_BLOCKS_MIN_LENGTH:
         return _dense_attention(query, key, value, mask)
@@ -55,9 +51,7 @@ def _xla(
     return jnp.concatenate(blocks, axis=2)
 
 
-def _dense_attention(
-    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
-) -> Float[Array, "B H T K"]:
+def _dense_attention(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     batch, heads, num_queries, head_dim = query.shape
     kv_heads, num_keys = key.shape[1:3]
     # Queries that share a key are concatenated along T: one product without repeated keys.
@@ -76,9 +70,7 @@ def _dense_attention(
     return out.astype(value.dtype).reshape(query.shape)
 
 
-def _cudnn(
-    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
-) -> Float[Array, "B H T K"]:
+def _cudnn(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     # cuDNN's fused kernel does not support float32. It needs head dims that are multiples of 8 up to 128 and, for
     # gradients, even lengths.
     (length, head_dim), slots = query.shape[2:], key.shape[2]
@@ -102,9 +94,7 @@ def _cudnn(
     return jnp.swapaxes(out, 1, 2)
 
 
-def _splash(
-    query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], value: Float[Array, "B KV S K"], mask: Mask
-) -> Float[Array, "B H T K"]:
+def _splash(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     from janus_jax.models.splash import is_supported, splash_attention
 
     if not is_supported(query, key, mask):
@@ -119,9 +109,7 @@ _KERNELS: dict[AttentionKernel, Callable[[Array, Array, Array, Mask], Array]] = 
 }
 
 
-def rotary_angles(
-    positions: Int[Array, "B L"], head_dim: int, theta: float
-) -> tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]:
+def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Angles:
     """Returns cosine and sine of each position's rotation, float32 (RoPE, arXiv 2104.09864, §3.2.2)."""
     # numpy computes the frequencies, because the power function of accelerators is inexact.
     frequencies = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
@@ -129,9 +117,7 @@ def rotary_angles(
     return jnp.cos(angles), jnp.sin(angles)
 
 
-def apply_rotary(
-    x: Float[Array, "B H L K"], angles: tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
-) -> Float[Array, "B H L K"]:
+def apply_rotary(x: Float[Array, "B H L K"], angles: Angles) -> Float[Array, "B H L K"]:
     """Applies rotary positions, pairing dimension i with i + K/2 as the released LLaMA files do (RoPE: 2i, 2i+1)."""
     cos, sin = angles
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
@@ -140,8 +126,6 @@ def apply_rotary(
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
-def update_cache(
-    cache: Float[Array, "B KV S K"], new: Float[Array, "B KV T K"], start: Int[Array, ""]
-) -> Float[Array, "B KV S K"]:
+def update_cache(cache: Keys, new: Float[Array, "B KV T K"], start: Int[Array, ""]) -> Keys:
     """Writes T new positions into the cache at slots `start` and following."""
     return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)

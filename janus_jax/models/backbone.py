@@ -13,8 +13,9 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, ModelConfig
+from janus_jax.models.layers import stack_params, unstack_params
 from janus_jax.models.llama import KVCache, Llama, stack_layers, unstack_layers
-from janus_jax.models.siglip import Siglip, stack_blocks, unstack_blocks
+from janus_jax.models.siglip import Siglip
 
 Args = TypeVarTuple("Args")
 T = TypeVar("T")
@@ -108,7 +109,7 @@ class Backbone(nn.Module):
 def unroll_params(params: Params, config: ModelConfig) -> Params:
     """Converts parameters from the layout of training and checkpoints to that of `Execution.layers` "unrolled"."""
     return params | {
-        "und_encoder": unstack_blocks(params["und_encoder"], config.und_encoder),
+        "und_encoder": unstack_params(params["und_encoder"], "blocks", config.und_encoder.depth),
         "llm": unstack_layers(params["llm"], config.llm),
     }
 
@@ -116,7 +117,7 @@ def unroll_params(params: Params, config: ModelConfig) -> Params:
 def scan_params(params: Params, config: ModelConfig) -> Params:
     """Inverts `unroll_params`."""
     return params | {
-        "und_encoder": stack_blocks(params["und_encoder"], config.und_encoder),
+        "und_encoder": stack_params(params["und_encoder"], "blocks", config.und_encoder.depth),
         "llm": stack_layers(params["llm"], config.llm),
     }
 

@@ -1,7 +1,12 @@
 """Makes the model of a config, and its parameters or their shapes."""
 
+from collections.abc import Iterable, Mapping
+from typing import Any
+
 import jax
 import jax.numpy as jnp
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from janus_jax.batch import Batch
@@ -9,6 +14,7 @@ from janus_jax.config import Execution, JanusConfig, ModelConfig
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
 
 
 def make_model(config: ModelConfig, execution: Execution = Execution()) -> Backbone:
@@ -37,5 +43,53 @@ def init_params(model: Backbone, key: Key[Array, ""]) -> Params:
 
 def abstract_params(model: Backbone) -> Params:
     """Returns shapes, dtypes and logical axis names of the parameters without computing them."""
-    params: Params = jax.eval_shape(lambda key: init_params(model, key), jax.random.key(0))
+    key = jax.eval_shape(jax.random.key, 0)  # A real key would initialize the devices.
+    params: Params = jax.eval_shape(lambda key: init_params(model, key), key)
     return params
+
+
+def params_from_leaves(
+    leaves: Iterable[tuple[tuple[str, ...], int | None, np.ndarray]], abstract: Params, config: ModelConfig
+) -> Params:
+    """Builds a parameter tree from arrays that arrive one by one, and puts each on its devices at once.
+
+    The host holds one stack (stacked layers) or one transformer block (unrolled layers) at a time.
+
+    Args:
+      leaves: Keys in the stacked tree, layer (None outside stacks) and array, in the order of `Checkpoint.params`.
+      abstract: Shapes, dtypes and shardings of the parameters, with stacked or unrolled layers.
+    """
+    wanted: Mapping[tuple[str, ...], Any] = flatten_dict(abstract)
+    params: dict[tuple[str, ...], Array] = {}
+    stacks: dict[tuple[str, ...], np.ndarray] = {}
+    blocks: dict[int, dict[tuple[str, ...], np.ndarray]] = {}
+
+    def put(keys: tuple[str, ...], array: np.ndarray) -> None:
+        leaf = wanted[keys]
+        array = array.astype(leaf.dtype, copy=False)
+        if leaf.sharding is None:
+            params[keys] = jax.device_put(array)
+        else:
+            params[keys] = jax.make_array_from_callback(leaf.shape, leaf.sharding, array.__getitem__)
+
+    for keys, layer, array in leaves:
+        if layer is None:
+            put(keys, array)
+        elif keys in wanted:
+            if layer == 0:
+                stacks[keys] = np.empty(wanted[keys].shape, wanted[keys].dtype)
+            stack = stacks[keys]
+            stack[layer] = array
+            if layer == len(stack) - 1:
+                put(keys, stacks.pop(keys))
+        elif keys[:2] == ("llm", "layers"):
+            block = blocks.setdefault(layer, {})
+            block[keys[2:]] = array
+            if len(block) == PARAMS_PER_BLOCK:
+                fused = flatten_dict(fuse_block(unflatten_dict(blocks.pop(layer)), config.llm))
+                for path, matrix in fused.items():
+                    put(("llm", f"layers_{layer}", *path), matrix)
+        else:
+            put((keys[0], f"{keys[1]}_{layer}", *keys[2:]), array)
+    tree: Params = unflatten_dict(params)
+    return tree

@@ -279,6 +279,32 @@ class Conv(nn.Module):
         return kernel.astype(self.execution.dtype), bias.astype(self.execution.dtype)
 
 
+def repeated_block(
+    block: Any, depth: int, execution: Execution, *, in_axes: Any = 0, static_argnums: tuple[int, ...] = ()
+) -> Any:
+    """Applies the remat policy to a block module, and scans it over `depth` stacked layers if layers are scanned."""
+    policies = {
+        "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+        "full": jax.checkpoint_policies.nothing_saveable,
+    }
+    unrolled = execution.layers == "unrolled"
+    if execution.remat != "none":
+        # prevent_cse is not needed within a scan, where XLA cannot merge the recomputation with the forward pass.
+        policy = policies[execution.remat]
+        block = nn.remat(block, policy=policy, prevent_cse=unrolled, static_argnums=static_argnums)
+    if unrolled:
+        return block
+    return nn.scan(
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=in_axes,
+        length=depth,
+        unroll=execution.scan_unroll,
+        metadata_params={nn.PARTITION_NAME: "layers"},
+    )
+
+
 def unstack_params(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
     """Splits the `depth` blocks that are stacked under `name` into `name_0`, `name_1`, ..."""
     blocks = {f"{name}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(depth)}

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from janus_jax.config import Execution, LlamaConfig, RematPolicy
-from janus_jax.models.attention import apply_rotary, attend, rotary_angles, update_cache
-from janus_jax.models.layers import Embedding, Linear, RMSNorm, stack_params, unstack_params
+from janus_jax.config import Execution, LlamaConfig
+from janus_jax.models.attention import Angles, apply_rotary, attend, rotary_angles, update_cache
+from janus_jax.models.layers import Embedding, Linear, RMSNorm, repeated_block, stack_params, unstack_params
 from janus_jax.models.masks import Mask
 
-Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
 LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]
 
 
@@ -44,12 +43,6 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
     more = slots - cache.segment_ids.shape[1]
     layers = jax.tree.map(lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, more), (0, 0))), cache.layers)
     return KVCache(layers, jnp.pad(cache.segment_ids, ((0, 0), (0, more))), cache.length)
-
-
-def remat_policy(name: RematPolicy) -> Any:
-    """Returns the `policy` argument of `jax.checkpoint` for a policy of `Execution.remat`."""
-    policies = jax.checkpoint_policies
-    return {"dots": policies.dots_with_no_batch_dims_saveable, "full": policies.nothing_saveable}[name]
 
 
 class Attention(nn.Module):
@@ -185,21 +178,8 @@ class Llama(nn.Module):
         self.embed = Embedding(c.vocab_size, c.width, ("vocab", "embed"), e)
         assert self.capture_block is None or e.layers == "scanned", "capture_block needs scanned layers"
         block: Any = Block if self.capture_block is None else CapturingBlock
-        if e.remat != "none":
-            # prevent_cse is not needed within a scan, where XLA cannot merge the recomputation with the forward pass.
-            block = nn.remat(
-                block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled", static_argnums=(5,)
-            )
-        if e.layers == "scanned":
-            block = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(nn.broadcast, nn.broadcast, 0, nn.broadcast),
-                length=c.depth,
-                unroll=e.scan_unroll,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
+        in_axes = (nn.broadcast, nn.broadcast, 0, nn.broadcast)
+        block = repeated_block(block, c.depth, e, in_axes=in_axes, static_argnums=(5,))
         if self.capture_block is not None:
             self.layers: Any = block(c, e, capture_block=self.capture_block)
         else:

@@ -1,25 +1,12 @@
 """Understanding encoder: SigLIP's vision transformer (arXiv 2303.15343; ViT, arXiv 2010.11929)."""
 
-from collections.abc import Mapping
-from typing import Any
-
 import flax.linen as nn
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.models.attention import attend
-from janus_jax.models.layers import (
-    LayerNorm,
-    Linear,
-    fan_in_normal,
-    parameter,
-    precision,
-    project,
-    stack_params,
-    unstack_params,
-)
-from janus_jax.models.llama import remat_policy
+from janus_jax.models.layers import LayerNorm, Linear, fan_in_normal, parameter, precision, project, repeated_block
 
 
 class QKV(nn.Module):
@@ -98,24 +85,12 @@ class Siglip(nn.Module):
         x = PatchEmbed(c, e, name="patch_embed")(pixels)
         init = nn.initializers.normal(c.width**-0.5)
         x = x + parameter(self, "pos_embed", init, x.shape[1:], (None, "embed"), e).astype(x.dtype)
-        block = (
-            Block
-            if e.remat == "none"
-            else nn.remat(Block, policy=remat_policy(e.remat), prevent_cse=e.layers == "unrolled")
-        )
+        block = repeated_block(Block, c.depth, e)
         if e.layers == "unrolled":
             for i in range(c.depth):
                 x, _ = block(c, e, name=f"blocks_{i}")(x)
         else:
-            blocks = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                length=c.depth,
-                unroll=e.scan_unroll,
-                metadata_params={nn.PARTITION_NAME: "layers"},
-            )
-            x, _ = blocks(c, e, name="blocks")(x)
+            x, _ = block(c, e, name="blocks")(x)
         return LayerNorm(c.layer_norm_eps, e, name="norm")(x)
 
 
@@ -136,13 +111,3 @@ class PatchEmbed(nn.Module):
         patches = patches.reshape(-1, side * side, p * p * 3)
         kernel = kernel.astype(e.dtype).reshape(p * p * 3, c.width)
         return jnp.einsum("BNP,PD->BND", patches, kernel, precision=precision(e.dtype)) + bias.astype(e.dtype)
-
-
-def unstack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
-    """Converts the encoder's parameters to the layout of `Execution.layers` "unrolled"."""
-    return unstack_params(params, "blocks", config.depth)
-
-
-def stack_blocks(params: Mapping[str, Any], config: SiglipConfig) -> dict[str, Any]:
-    """Inverts `unstack_blocks`: returns the layout of training and checkpoints."""
-    return stack_params(params, "blocks", config.depth)

@@ -6,6 +6,7 @@ tests.
 """
 
 import functools
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -20,6 +21,10 @@ from janus_jax.models.target_platform import current_platform
 # Lanes of a TPU's vector unit: block sizes must be multiples.
 LANES = 128
 MAX_BLOCK = 512
+_BLOCK_SIZES = (
+    *("block_q", "block_kv", "block_kv_compute", "block_q_dkv", "block_kv_dkv"),
+    *("block_kv_dkv_compute", "block_q_dq", "block_kv_dq"),
+)
 
 
 def is_supported(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Mask) -> bool:
@@ -69,18 +74,10 @@ def _attend_sequences(
     heads, length = query.shape[1:3]
     block = next(size for size in (MAX_BLOCK, MAX_BLOCK // 2, LANES) if length % size == 0)
     head_mask = masks.CausalMask((length, length)) if causal else masks.FullMask((length, length))
+    block_sizes: Any = dict.fromkeys(_BLOCK_SIZES, block)
     attend = kernel.make_splash_mha(
         masks.MultiHeadMask([head_mask] * heads),
-        block_sizes=kernel.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_kv_compute=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+        block_sizes=kernel.BlockSizes(**block_sizes),
         head_shards=1,
         q_seq_shards=1,
         interpret=current_platform() != "tpu",

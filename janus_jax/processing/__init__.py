@@ -1,14 +1,7 @@
-"""From messages and image files to rows of places and batches, in numpy: nothing in here imports jax."""
+"""Converts messages and images to token sequences and batches. Uses numpy only; does not import jax."""
 
-from janus_jax.processing.conversation import (
-    TEMPLATES,
-    UNDERSTANDING_SYSTEM_PROMPT,
-    ConversationTemplate,
-    Message,
-    Rendered,
-)
+from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message
 from janus_jax.processing.images import (
-    MAX_PIXELS,
     ImageSource,
     TooManyPixels,
     open_image,
@@ -16,19 +9,15 @@ from janus_jax.processing.images import (
     prepare_understanding,
 )
 from janus_jax.processing.processor import Processor, Task, TokenSequence
-from janus_jax.processing.tokenizer import SpecialIds, StreamDecoder, Tokenizer
+from janus_jax.processing.tokenizer import StreamDecoder, Tokenizer
 from janus_jax.processing.tokenizer_training import make_byte_level_tokenizer
 
 __all__ = [
-    "MAX_PIXELS",
     "TEMPLATES",
     "UNDERSTANDING_SYSTEM_PROMPT",
-    "ConversationTemplate",
     "ImageSource",
     "Message",
     "Processor",
-    "Rendered",
-    "SpecialIds",
     "StreamDecoder",
     "Task",
     "TokenSequence",

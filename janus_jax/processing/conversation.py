@@ -1,4 +1,4 @@
-"""Conversations as the models were trained to read them."""
+"""Conversation templates of the models."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,16 +13,16 @@ UNDERSTANDING_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
-"""What the models were tuned with for understanding; image generation has none."""
+"""System prompt of understanding. Image generation has none."""
 
 
 class Message(TypedDict):
-    """One turn.
+    """One message of a conversation.
 
     Attributes:
-      role: "user", "assistant" or (in the first message alone) "system"; or a released model's own role string.
-      content: the text, with one `<image_placeholder>` where each image belongs.
-      images: the images, in the order of their placeholders.
+      role: "user", "assistant", "system" (first message only), or a released model's role string.
+      content: Text with one `<image_placeholder>` per image.
+      images: Images in the order of their placeholders.
     """
 
     role: str
@@ -31,7 +31,7 @@ class Message(TypedDict):
 
 
 class Rendered(NamedTuple):
-    """A conversation as one string, and the character ranges in it that the assistant wrote."""
+    """A conversation as one string, and the character ranges of the assistant's answers."""
 
     text: str
     answers: tuple[tuple[int, int], ...]
@@ -39,13 +39,13 @@ class Rendered(NamedTuple):
 
 @dataclass(frozen=True)
 class ConversationTemplate:
-    """Turns messages into the string a model was trained on (Janus, arXiv 2410.13848, §3.2).
+    """Renders messages as the string that a model was trained on (Janus, arXiv 2410.13848, section 3.2).
 
     Attributes:
-      user: the user's role string.
-      assistant: the assistant's role string.
-      separator: after the system prompt and every user's turn.
-      end_of_answer: after every answer.
+      user: The user's role string.
+      assistant: The assistant's role string.
+      separator: Text after the system prompt and after each message of the user.
+      end_of_answer: Text after each answer.
     """
 
     user: str
@@ -54,21 +54,21 @@ class ConversationTemplate:
     end_of_answer: str = END_OF_SENTENCE
 
     def render(self, messages: Sequence[Message], system_prompt: str = "") -> str:
-        """The conversation as one string, without begin-of-sentence.
+        """Renders a conversation as one string, without begin-of-sentence.
 
-        Contents are stripped of white space around them. A conversation that does not end with the assistant's
-        turn is given an empty one, for the model to fill. A leading "system" message takes `system_prompt`'s place.
+        Contents are stripped of surrounding white space. A conversation that ends with the user's message gets an
+        empty answer, for the model to write. A leading "system" message replaces `system_prompt`.
 
         Raises:
-          JanusError: there is no turn, a role is unknown, or a message is none.
+          JanusError: there is no message of the user, a role is unknown, or a message is malformed.
         """
         return self.render_with_answers(messages, system_prompt).text
 
     def render_with_answers(self, messages: Sequence[Message], system_prompt: str = "") -> Rendered:
-        """As `render`, with the ranges that are answers.
+        """Renders a conversation, with the ranges of its answers.
 
-        An answer reaches from behind the role's colon, where the model begins to write, to behind the
-        end-of-sentence. An empty turn has none.
+        The range of an answer starts after the colon of the role, where the model starts to write, and includes the
+        end-of-sentence. An empty answer has no range.
         """
         turns = [_turn(index, message) for index, message in enumerate(messages)]
         if turns and turns[0][0] == "system":
@@ -82,7 +82,7 @@ class ConversationTemplate:
         answers = []
         for role, content in turns:
             if role == "system":
-                raise JanusError("A system message stands after other messages; it can only be the first.")
+                raise JanusError("A system message follows other messages; it can only be the first.")
             is_answer = role == "assistant"
             text += f"{self.assistant if is_answer else self.user}:"
             if content:
@@ -97,9 +97,9 @@ TEMPLATES: dict[ConversationStyle, ConversationTemplate] = {
     "janus": ConversationTemplate(user="User", assistant="Assistant"),
     "janus_pro": ConversationTemplate(user="<|User|>", assistant="<|Assistant|>"),
 }
-"""By `JanusConfig.conversation`: Janus-1.3B and JanusFlow, and Janus-Pro."""
+"""Template of Janus-1.3B and JanusFlow, and of Janus-Pro."""
 
-# Any model's role strings do for every model: a script written for one release must not lose quality on another.
+# Every model accepts the role strings of all models, so that a script for one release works with another.
 _ROLES = {
     "system": "system",
     **dict.fromkeys(("user", *(t.user for t in TEMPLATES.values())), "user"),

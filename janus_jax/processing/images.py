@@ -1,4 +1,4 @@
-"""Image files to the squares of pixels that the encoders take."""
+"""Reads image files and prepares the square images that the encoders take."""
 
 import base64
 import binascii
@@ -18,12 +18,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 from janus_jax.errors import JanusError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
-"""A path, a `data:image/...;base64,` address, the bytes of a file, or an image."""
+"""A path, a `data:image/...;base64,` URL, the bytes of a file, or a PIL image."""
 
 MAX_PIXELS = 2**28
-"""An image with more pixels (one of 16384 x 16384) is refused: it would fill more than 1 GiB."""
+"""Maximum number of pixels (16384 x 16384). A larger image needs more than 1 GiB."""
 
-# A closed list: Pillow knows formats that start other programs (EPS) or that nobody means to show to a model.
+# An allowlist: some formats that Pillow reads start other programs (EPS).
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
 _TRANSPOSITIONS = {
@@ -40,19 +40,19 @@ _pillow_limit_lock = threading.Lock()
 
 
 class TooManyPixels(JanusError):
-    """An image has more pixels than are read: a decompression bomb, or an honest giant."""
+    """An image has more than the maximum number of pixels."""
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads an image, upright, as 8-bit RGB. Of an animation, the first frame.
+    """Reads an image as 8-bit RGB with the EXIF orientation applied; of an animation, the first frame.
 
-    Transparency is dropped, not blended. The EXIF orientation is applied. Grey values of more than 8 bits are
-    scaled from their full range: 16-bit ones from 0..65535, floats from the smallest of 0..1, 0..255 and 0..65535
-    that holds them, and anything larger from 0 to its own maximum.
+    The alpha channel is dropped, not blended. Gray values of more than 8 bits are scaled to 0..255: 16-bit values from
+    0..65535; floats from the smallest of 0..1, 0..255 and 0..65535 that contains them; larger ones from 0 to the
+    maximum of the image.
 
     Raises:
-      JanusError: the file is missing, no image, truncated, corrupt or has more than `max_pixels` pixels (then a
-        `TooManyPixels`). The message names it.
+      TooManyPixels: the image has more than `max_pixels` pixels.
+      JanusError: the file is missing, truncated, corrupt or not an image.
     """
     name = _name(source)
     try:
@@ -63,12 +63,10 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except JanusError:
         raise
     except UnidentifiedImageError:
-        raise JanusError(f"{name} is no image, or in none of the formats {', '.join(_FORMATS)}.") from None
+        raise JanusError(f"{name} is not an image in one of the formats {', '.join(_FORMATS)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
-        raise TooManyPixels(
-            f"{name} has more than {max_pixels} pixels, the most that are read; make it smaller."
-        ) from None
-    # A corrupt file can make a decoder raise nearly anything: OSError, SyntaxError, struct.error, zlib.error ...
+        raise TooManyPixels(f"{name} has more than {max_pixels} pixels, the maximum; make it smaller.") from None
+    # Decoders raise OSError, SyntaxError, struct.error, zlib.error and more for corrupt files.
     except Exception as error:
         raise JanusError(f"{name} cannot be read as an image: it is truncated or corrupt ({error}).") from error
 
@@ -76,18 +74,18 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 def prepare_understanding(
     image: Image.Image, size: int = 384, min_size: int = 14, background: int = 127
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """The whole image, its long side scaled to `size`, in the middle of a square of colour `background`.
+    """Scales the long side of an image to `size` and centers the image in a square.
 
-    The short side has at least `min_size` pixels. Values are 0..255; normalising them is the model's part.
+    The model normalizes the pixels.
 
     Args:
-      image: as `open_image` returns it.
-      size: the understanding encoder's image size.
-      min_size: least length of a side, so that a line one pixel wide is still seen.
-      background: grey value, 0..255, of the padding.
+      image: An image from `open_image`.
+      size: Image size of the understanding encoder.
+      min_size: Minimum length of the short side, so that a thin line stays visible.
+      background: Gray value of the padding, 0..255.
     """
     longest = max(image.size)
-    # The models were trained with sides cut down to whole pixels; rounding moves the picture by one.
+    # The models were trained with sides rounded down.
     width, height = (max(int(side / longest * size), min_size) for side in image.size)
     left, top = (size - width) // 2, (size - height) // 2
     square = np.full((size, size, 3), background, np.uint8)
@@ -98,21 +96,21 @@ def prepare_understanding(
 def prepare_generation(
     image: Image.Image, size: int = 384, rng: np.random.Generator | None = None
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """A square of the image whose short side is scaled to `size`: the middle, or one that `rng` draws.
+    """Scales the short side of an image to `size` and crops a square.
 
-    Values are 0..255; normalising them is the model's part.
+    The model normalizes the pixels.
 
     Args:
-      image: as `open_image` returns it.
-      size: the image tokenizer's image size.
-      rng: draws the place along the long side; None for the middle.
+      image: An image from `open_image`.
+      size: Image size of the image tokenizer.
+      rng: Samples the position of the crop; None: the center.
     """
     shortest = min(image.size)
     scaled = [int(side / shortest * size) for side in image.size]
     room = [side - size for side in scaled]
     left, top = (side // 2 if rng is None else int(rng.integers(side + 1)) for side in room)
-    # Resampling the crop alone is cropping the scaled image, but for the rounding between Pillow's two passes; of an
-    # image 1 pixel high and 100,000 wide the scaled one would not fit into memory.
+    # Resamples the crop only: the whole scaled image of 1 x 100,000 pixels would not fit into memory. The results
+    # differ by the rounding between Pillow's two passes.
     x, y = (side / side_scaled for side, side_scaled in zip(image.size, scaled, strict=True))
     box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
     return np.asarray(_resize(image, size, size, box))
@@ -121,8 +119,8 @@ def prepare_generation(
 def _resize(
     image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
-    # Pillow scales one axis after the other and rounds in between, so that the order shows in the pixels; its
-    # versions before 13 always began with the width. Two calls give every version the pixels of the 13th.
+    # Pillow scales one axis after the other and rounds in between. Versions before 13 always start with the width;
+    # two calls give all versions the pixels of version 13.
     left, top, right, bottom = box or (0, 0, *image.size)
     passes = [
         lambda image: image.resize((width, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height)),
@@ -140,7 +138,7 @@ def _name(source: ImageSource) -> str:
     if isinstance(source, Image.Image):
         return f"The image {getattr(source, 'filename', '') or 'given as a PIL image'}"
     if isinstance(source, str) and source.startswith("data:"):
-        return f"The image given as a data address of {len(source)} characters"
+        return f"The image given as a data URL of {len(source)} characters"
     if not isinstance(source, str | os.PathLike):
         raise JanusError(f"An image is given as {type(source).__name__}; give a path, bytes or a PIL image.")
     return f"The image {os.fspath(source)}"
@@ -160,7 +158,7 @@ def _stream(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
     try:
         if not path.exists():
             raise JanusError(f"{name} does not exist; check the path.")
-        # Neither folders nor pipes and devices, which may never end.
+        # Not a folder, and not a pipe or device, which may never end.
         if not path.is_file():
             raise JanusError(f"{name} is not a file; give the path of an image file.")
         if not path.stat().st_size:
@@ -173,14 +171,14 @@ def _stream(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
 def _decode_header(stream: BinaryIO, max_pixels: int) -> Image.Image:
     Image.init()
     with _pillow_limit(max_pixels), warnings.catch_warnings():
-        # Up to twice its limit Pillow only warns.
+        # Pillow only warns for up to twice its limit.
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         return Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
 
 
 @contextlib.contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    # Pillow's own limit is a global that refuses honest panoramas; it stays as it is for all other code.
+    # Pillow's limit is a global variable; other code keeps its value.
     with _pillow_limit_lock:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
@@ -195,7 +193,7 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise JanusError(f"{name} has no pixels: its size is {width} x {height}.")
     if width * height > max_pixels:
         raise TooManyPixels(
-            f"{name} has {width} x {height} pixels, more than the {max_pixels} that are read; make it smaller."
+            f"{name} has {width} x {height} pixels, more than the maximum of {max_pixels}; make it smaller."
         )
     image.load()
     orientation = _orientation(image)
@@ -209,7 +207,7 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
 def _orientation(image: Image.Image) -> Any:
     try:
         return image.getexif().get(ExifTags.Base.Orientation)
-    except Exception:  # the pixels of an image with broken EXIF data are as good as any
+    except Exception:  # Broken EXIF data does not affect the pixels.
         return None
 
 

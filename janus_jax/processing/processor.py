@@ -1,4 +1,4 @@
-"""Messages and images to rows of places, and rows to batches."""
+"""The processor of a model: messages and images to token sequences, token sequences to batches."""
 
 import dataclasses
 import enum
@@ -24,11 +24,11 @@ from janus_jax.processing.images import ImageSource, open_image, prepare_generat
 from janus_jax.processing.tokenizer import BEGIN_OF_IMAGE, IMAGE_PLACEHOLDER, Tokenizer
 
 IMAGE_MEAN = 0.5
-"""Mean and standard deviation, of pixels in [0, 1], that every released model's images are normalised with."""
+"""Mean and standard deviation that every released model normalizes pixels in [0, 1] with."""
 
 
 class Task(enum.Enum):
-    """What a row teaches or asks."""
+    """Task of an example."""
 
     TEXT = "text"
     UNDERSTANDING = "understanding"
@@ -37,22 +37,22 @@ class Task(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """One sample: L places, and the U images to understand and G images to generate that fill some of them.
+    """One example: L tokens, with U input images and G target images.
 
     Attributes:
-      task: the kind of sample.
-      tokens: text ids; at image places the id of the image placeholder.
-      answer: where the assistant's own text stands, end-of-sentence included. These are the ids to predict, not the
-        places they are predicted from. Image places are never part of it.
-      und_patch_index: as in `Batch`.
-      gen_token_index: as in `Batch`. Every id of an image to generate is to be predicted.
-      und_images: the images to understand, RGB, 0..255.
-      gen_images: the images to generate, RGB, 0..255.
+      task: Task of the example.
+      tokens: Text token ids; the image placeholder's id at image positions.
+      answer_mask: Tokens of the assistant's answers, including end-of-sentence, without images. These are the tokens
+        to predict, not the positions that predict them.
+      und_patch_index: See `Batch`.
+      gen_token_index: See `Batch`. All tokens of target images are to be predicted.
+      und_images: Input images, uint8 RGB.
+      gen_images: Target images, uint8 RGB.
     """
 
     task: Task
     tokens: Int[np.ndarray, "L"]
-    answer: Bool[np.ndarray, "L"]
+    answer_mask: Bool[np.ndarray, "L"]
     und_patch_index: Int[np.ndarray, "L"]
     gen_token_index: Int[np.ndarray, "L"]
     und_images: UInt8[np.ndarray, "U H W 3"]
@@ -64,21 +64,20 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Processor:
-    """Everything between a person's messages and the model's arrays, for one model.
+    """Converts messages and images to the arrays of one model.
 
     Attributes:
-      tokenizer: of the model's directory.
-      template: how the model writes conversations.
-      und_image_size: side of an image to understand, in pixels.
-      num_und_tokens: places that an image to understand takes, without begin-of-image and end-of-image.
-      gen_image_size: side of an image to generate, in pixels.
-      num_gen_tokens: ids, or patches of latents, of an image to generate.
-      min_side: least length that the short side of an image to understand is scaled to.
-      background: grey value, 0..255, around an image to understand that is not square.
-      system_prompt: opens conversations about images, unless another is asked for.
-      masks_padding: whether what stands in a dropped condition's place is masked, as JanusFlow's sampler does, or
-        attended to, as Janus' does.
-      latent_shape: height, width and channels of the latents of an image to generate; None where it is ids.
+      tokenizer: Tokenizer of the model folder.
+      template: Conversation template.
+      und_image_size: Side of an input image in pixels.
+      num_und_tokens: Tokens of an input image, without begin-of-image and end-of-image.
+      gen_image_size: Side of a target image in pixels.
+      num_gen_tokens: Tokens, or patches of latents, of a target image.
+      min_side: Minimum length of the short side of a scaled input image.
+      background: Gray value of the padding of input images, 0..255.
+      system_prompt: Default system prompt of understanding.
+      masks_padding: Whether the padding that replaces a dropped prompt is masked (JanusFlow) or attended to (Janus).
+      latent_shape: Height, width and channels of a target image's latents; None for image tokens.
     """
 
     tokenizer: Tokenizer
@@ -95,10 +94,10 @@ class Processor:
 
     @classmethod
     def from_directory(cls, path: str | Path, config: ModelConfig) -> Self:
-        """The processor of a model directory, released or converted.
+        """Reads the processor of a model folder.
 
-        `tokenizer.json` must be there; `preprocessor_config.json` and `processor_config.json` may be. The latter's
-        `system_prompt` is our own field, for models that were tuned with another.
+        `tokenizer.json` is required; `preprocessor_config.json` and `processor_config.json` are optional. The field
+        `system_prompt` of `processor_config.json` is an extension, for models with another system prompt.
 
         Raises:
           JanusError: the tokenizer is missing or corrupt, or a file contradicts `config`.
@@ -112,8 +111,8 @@ class Processor:
             num_und_tokens=config.und_encoder.num_patches,
             gen_image_size=config.gen_image_size,
             num_gen_tokens=config.num_gen_tokens,
-            min_side=_released_min_side(Path(path), config),
-            system_prompt=_system_prompt(Path(path)),
+            min_side=_read_min_side(Path(path), config),
+            system_prompt=_read_system_prompt(Path(path)),
             masks_padding=isinstance(config, JanusFlowConfig),
             latent_shape=config.latent_shape,
         )
@@ -124,49 +123,50 @@ class Processor:
         images: Sequence[ImageSource] | None = None,
         system_prompt: str | None = None,
     ) -> TokenSequence:
-        """A conversation with any number of turns and images; without images, its task is text.
+        """Tokenizes a conversation with any number of images. Without images, its task is text.
 
-        Every `<image_placeholder>` becomes begin-of-image, the image's places and end-of-image.
+        Each `<image_placeholder>` becomes begin-of-image, the positions of the image, and end-of-image.
 
         Args:
-          messages: the turns. A conversation that ends with the user's is left open for the model's answer.
-          images: the images in the order of their placeholders, where the messages themselves carry none.
-          system_prompt: in place of the processor's; "" for none.
+          messages: The messages. A conversation that ends with the user's message is a prompt for an answer.
+          images: Images in the order of their placeholders, if the messages have none.
+          system_prompt: Replaces the processor's system prompt; "" for none.
 
         Raises:
-          JanusError: placeholders and images differ in number, an image is unreadable, or a message is wrong.
+          JanusError: the numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
         """
         prompt = self.system_prompt if system_prompt is None else system_prompt
         text, answers = self.template.render_with_answers(messages, prompt)
         ids, spans = self.tokenizer.encode_with_spans(text)
         tokens = np.array(ids, np.int32)
         is_image = tokens == self.tokenizer.special.image_placeholder
-        sources = _sources(messages, images)
+        sources = _image_sources(messages, images)
         _check_counts(int(is_image.sum()), len(sources))
 
-        answer = np.zeros(len(tokens), bool)
+        is_answer = np.zeros(len(tokens), bool)
         starts, ends = np.array(spans, np.int32).T
         for start, end in answers:
-            answer |= (starts < end) & (ends > start)
-        return self._row(
+            is_answer |= (starts < end) & (ends > start)
+        tokens, is_answer, und_patch_index = self._expand_images(tokens, is_answer & ~is_image, is_image)
+        size = self.und_image_size, self.min_side, self.background
+        return self._sequence(
             Task.UNDERSTANDING if sources else Task.TEXT,
-            *self._with_image_places(tokens, answer & ~is_image, is_image),
-            und_images=[
-                prepare_understanding(open_image(source), self.und_image_size, self.min_side, self.background)
-                for source in sources
-            ],
+            tokens,
+            is_answer,
+            und_patch_index=und_patch_index,
+            und_images=[prepare_understanding(open_image(source), *size) for source in sources],
         )
 
     def text_sequence(self, text: str) -> TokenSequence:
-        """A plain document between begin- and end-of-sentence, all of it to be learnt."""
+        """Tokenizes a document, with begin- and end-of-sentence. All of it is to be predicted."""
         tokens = np.array([*self.tokenizer.encode(text), self.tokenizer.special.eos], np.int32)
-        return self._row(Task.TEXT, tokens, np.arange(len(tokens)) > 0)
+        return self._sequence(Task.TEXT, tokens, np.arange(len(tokens)) > 0)
 
     def generation_prompt(self, prompt: str) -> TokenSequence:
-        """The request for an image of `prompt`, up to and with begin-of-image; the image's ids follow it."""
+        """Tokenizes the prompt of an image, up to and including begin-of-image."""
         messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
         tokens = np.array(self.tokenizer.encode(self.template.render(messages) + BEGIN_OF_IMAGE), np.int32)
-        return self._row(Task.GENERATION, tokens, np.zeros(len(tokens), bool))
+        return self._sequence(Task.GENERATION, tokens, np.zeros(len(tokens), bool))
 
     def generation_sequence(
         self,
@@ -175,30 +175,26 @@ class Processor:
         rng: np.random.Generator | None = None,
         end_of_image: bool = False,
     ) -> TokenSequence:
-        """A request and its image, for training.
+        """Tokenizes a prompt and its target image, for training.
 
         Args:
-          prompt: the caption.
-          image: the image that it describes; None where its ids are known, and only its places are wanted.
-          rng: draws the image's crop; None for the middle.
-          end_of_image: whether end-of-image closes the row. The papers supervise the image's ids alone.
+          prompt: The caption.
+          image: The image; None if its tokens are precomputed.
+          rng: Samples the crop of the image; None: the center.
+          end_of_image: Appends end-of-image. The papers train on the image tokens only.
 
         Raises:
           JanusError: the image is unreadable.
         """
-        start = self.generation_prompt(prompt)
+        start = self.generation_prompt(prompt).tokens
         special = self.tokenizer.special
-        closing = [special.end_of_image] if end_of_image else []
-        tokens = np.concatenate(
-            [
-                start.tokens,
-                np.full(self.num_gen_tokens, special.image_placeholder, np.int32),
-                np.array(closing, np.int32),
-            ]
+        tokens = np.array(
+            [*start, *[special.image_placeholder] * self.num_gen_tokens, *[special.end_of_image] * end_of_image],
+            np.int32,
         )
         gen_token_index = np.full(len(tokens), NO_IMAGE, np.int32)
         gen_token_index[len(start) : len(start) + self.num_gen_tokens] = np.arange(self.num_gen_tokens)
-        return self._row(
+        return self._sequence(
             Task.GENERATION,
             tokens,
             np.zeros(len(tokens), bool),
@@ -207,42 +203,41 @@ class Processor:
         )
 
     def unconditional_prompt(self, tokens: Int[Any, "*B L"]) -> Int[np.ndarray, "*B L"]:
-        """Prompts without their condition: all but the first and the last id are pad (and are attended to).
+        """Replaces all but the first and the last token of prompts by padding, which is attended to.
 
-        The rows that guidance steers away from, Janus (arXiv 2410.13848, §3.4).
+        Guidance compares with these prompts (Janus, arXiv 2410.13848, section 3.4).
         """
         unconditional = np.array(tokens, np.int32)
         unconditional[..., 1:-1] = self.tokenizer.special.pad
         return unconditional
 
-    def unconditional_sequence(self, row: TokenSequence) -> TokenSequence:
-        """A generation row, with or without its image, without its condition."""
-        is_image = row.gen_token_index != NO_IMAGE
-        length = int(is_image.argmax()) if is_image.any() else len(row)
-        tokens = np.concatenate([self.unconditional_prompt(row.tokens[:length]), row.tokens[length:]])
-        return dataclasses.replace(row, tokens=tokens)
+    def unconditional_sequence(self, sequence: TokenSequence) -> TokenSequence:
+        """Replaces the prompt of a generation sequence, with or without its image, by an unconditional prompt."""
+        is_image = sequence.gen_token_index != NO_IMAGE
+        length = int(is_image.argmax()) if is_image.any() else len(sequence)
+        prompt = self.unconditional_prompt(sequence.tokens[:length])
+        return dataclasses.replace(sequence, tokens=np.concatenate([prompt, sequence.tokens[length:]]))
 
     def left_pad(
-        self, rows: Sequence[TokenSequence], length: int | None = None, num_images: int | None = None
+        self, sequences: Sequence[TokenSequence], length: int | None = None, num_images: int | None = None
     ) -> Batch:
-        """Rows of different lengths side by side, all ending at the same place, for the model to go on from.
+        """Batches sequences of different lengths as prompts, with padding on the left.
 
-        Each is segment 1, and its positions count from its first place.
+        Each sequence is segment 1, and its positions start at 0.
 
         Args:
-          rows: B of them.
-          length: places a row, the longest row's by default.
-          num_images: images to understand a row, padding included; by default as many as the row with most has.
+          length: Length of the batch; default: the longest sequence.
+          num_images: Input images per sequence, including padding; default: the maximum.
 
         Raises:
-          JanusError: a row does not fit.
+          JanusError: a sequence is longer, or has more images.
         """
-        length = self._size("places", length, [len(row) for row in rows])
-        num_images = self._size("images", num_images, [len(row.und_images) for row in rows])
-        num_gen_images = max((len(row.gen_images) for row in rows), default=0)
+        length = _batch_size("tokens", length, [len(one) for one in sequences])
+        num_images = _batch_size("images", num_images, [len(one.und_images) for one in sequences])
+        num_gen_images = max((len(one.gen_images) for one in sequences), default=0)
 
         def filled(value: int) -> Int[np.ndarray, "B L"]:
-            return np.full((len(rows), length), value, np.int32)
+            return np.full((len(sequences), length), value, np.int32)
 
         batch = Batch(
             tokens=filled(self.tokenizer.special.pad),
@@ -250,106 +245,104 @@ class Processor:
             positions=filled(0),
             und_patch_index=filled(NO_IMAGE),
             gen_token_index=filled(NO_IMAGE),
-            und_images=self._blank(self.und_image_size, len(rows), num_images),
-            gen_images=self._blank(self.gen_image_size, len(rows), num_gen_images),
+            und_images=_blank_images(self.und_image_size, len(sequences), num_images),
+            gen_images=_blank_images(self.gen_image_size, len(sequences), num_gen_images),
         )
-        for index, row in enumerate(rows):
-            places = np.s_[index, length - len(row) :]
-            batch.tokens[places] = row.tokens
-            batch.segment_ids[places] = PADDING_SEGMENT + 1
-            batch.positions[places] = np.arange(len(row))
-            batch.und_patch_index[places] = row.und_patch_index
-            batch.gen_token_index[places] = row.gen_token_index
-            batch.und_images[index, : len(row.und_images)] = row.und_images
-            batch.gen_images[index, : len(row.gen_images)] = row.gen_images
+        for index, one in enumerate(sequences):
+            here = np.s_[index, length - len(one) :]
+            batch.tokens[here] = one.tokens
+            batch.segment_ids[here] = PADDING_SEGMENT + 1
+            batch.positions[here] = np.arange(len(one))
+            batch.und_patch_index[here] = one.und_patch_index
+            batch.gen_token_index[here] = one.gen_token_index
+            batch.und_images[index, : len(one.und_images)] = one.und_images
+            batch.gen_images[index, : len(one.gen_images)] = one.gen_images
         return batch
 
-    def _with_image_places(
-        self, tokens: Int[np.ndarray, "T"], answer: Bool[np.ndarray, "T"], is_image: Bool[np.ndarray, "T"]
+    def _expand_images(
+        self, tokens: Int[np.ndarray, "T"], is_answer: Bool[np.ndarray, "T"], is_image: Bool[np.ndarray, "T"]
     ) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], Int[np.ndarray, "L"]]:
-        """Every placeholder drawn out to the places of its image: tokens, answer, und_patch_index."""
+        """Expands each placeholder to the positions of its image; returns tokens, is_answer and und_patch_index."""
         n, special = self.num_und_tokens, self.tokenizer.special
         widths = np.where(is_image, n + 2, 1)
         starts = (np.cumsum(widths) - widths)[is_image]
-        tokens, answer = np.repeat(tokens, widths), np.repeat(answer, widths)
+        tokens, is_answer = np.repeat(tokens, widths), np.repeat(is_answer, widths)
         tokens[starts] = special.begin_of_image
         tokens[starts + n + 1] = special.end_of_image
         und_patch_index = np.full(len(tokens), NO_IMAGE, np.int32)
         patches = np.arange(n)
         und_patch_index[starts[:, None] + 1 + patches] = np.arange(len(starts))[:, None] * n + patches
-        return tokens, answer, und_patch_index
+        return tokens, is_answer, und_patch_index
 
-    def _row(
+    def _sequence(
         self,
         task: Task,
         tokens: Int[np.ndarray, "L"],
-        answer: Bool[np.ndarray, "L"],
+        answer_mask: Bool[np.ndarray, "L"],
+        *,
         und_patch_index: Int[np.ndarray, "L"] | None = None,
         gen_token_index: Int[np.ndarray, "L"] | None = None,
         und_images: Sequence[UInt8[np.ndarray, "H W 3"]] = (),
         gen_images: Sequence[UInt8[np.ndarray, "H W 3"]] = (),
     ) -> TokenSequence:
-        nowhere = np.full(len(tokens), NO_IMAGE, np.int32)
+        no_image = np.full(len(tokens), NO_IMAGE, np.int32)
         return TokenSequence(
             task=task,
             tokens=tokens,
-            answer=answer,
-            und_patch_index=nowhere if und_patch_index is None else und_patch_index,
-            gen_token_index=nowhere if gen_token_index is None else gen_token_index,
-            und_images=_stacked(und_images) if und_images else self._blank(self.und_image_size, 0),
-            gen_images=_stacked(gen_images) if gen_images else self._blank(self.gen_image_size, 0),
+            answer_mask=answer_mask,
+            und_patch_index=no_image if und_patch_index is None else und_patch_index,
+            gen_token_index=no_image if gen_token_index is None else gen_token_index,
+            und_images=_stack_images(und_images, self.und_image_size),
+            gen_images=_stack_images(gen_images, self.gen_image_size),
         )
 
-    @staticmethod
-    def _blank(side: int, *counts: int) -> UInt8[np.ndarray, "... H W 3"]:
-        return np.zeros((*counts, side, side, 3), np.uint8)
 
-    @staticmethod
-    def _size(what: str, given: int | None, needed: Sequence[int]) -> int:
-        most = max(needed, default=0)
-        if given is not None and given < most:
-            raise JanusError(
-                f"Row {needed.index(most)} of the batch has {most} {what}, more than the {given} there is room for."
-            )
-        return most if given is None else given
+def _blank_images(side: int, *counts: int) -> UInt8[np.ndarray, "... H W 3"]:
+    return np.zeros((*counts, side, side, 3), np.uint8)
 
 
-def _stacked(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "U H W 3"]:
-    # One image, the usual number, is not worth a copy.
-    return images[0][None] if len(images) == 1 else np.stack(images)
+def _stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]], side: int) -> UInt8[np.ndarray, "U H W 3"]:
+    # A single image, the usual case, is not copied.
+    return images[0][None] if len(images) == 1 else np.stack(images) if images else _blank_images(side, 0)
 
 
-def _sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:
+def _batch_size(what: str, given: int | None, needed: Sequence[int]) -> int:
+    most = max(needed, default=0)
+    if given is not None and given < most:
+        raise JanusError(f"Sequence {needed.index(most)} of the batch has {most} {what}; the maximum is {given}.")
+    return most if given is None else given
+
+
+def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:
     given = [images or (), *(message.get("images") or () for message in messages)]
     if any(isinstance(group, str | bytes) or not isinstance(group, Sequence) for group in given):
-        raise JanusError("Images are given as a single one; put them into a list.")
-    carried = [image for group in given[1:] for image in group]
-    if carried and images:
+        raise JanusError("Images must be a list; put a single image into a list.")
+    in_messages = [image for group in given[1:] for image in group]
+    if in_messages and images:
         raise JanusError(
-            f"The messages carry {len(carried)} images and {len(images)} more are given apart; give them in one way."
+            f"The messages contain {len(in_messages)} images and `images` {len(images)} more; use one of the two."
         )
-    return carried or list(images or ())
+    return in_messages or list(images or ())
 
 
 def _check_counts(placeholders: int, images: int) -> None:
-    if placeholders == images:
-        return
-    if not placeholders:
+    if images and not placeholders:
         raise JanusError(
-            f"{images} images are given, but no message says where they belong; put {IMAGE_PLACEHOLDER} into the "
-            f"content once for each."
+            f"{images} images are given, but no message has a placeholder for them; put {IMAGE_PLACEHOLDER} into the "
+            f"content once per image."
         )
-    raise JanusError(
-        f"The messages hold {placeholders} {IMAGE_PLACEHOLDER}, but {images} images are given; each needs the other."
-    )
+    if placeholders != images:
+        raise JanusError(
+            f"The messages contain {placeholders} {IMAGE_PLACEHOLDER}, but {images} images are given; the numbers must "
+            f"be equal."
+        )
 
 
 _PROCESSOR_FILE = "processor_config.json"
 _REMEDY = "copy it from the released checkpoint again"
 
 
-def _system_prompt(directory: Path) -> str:
-    """The directory's own, which the releases do not write down, or theirs."""
+def _read_system_prompt(directory: Path) -> str:
     file = directory / _PROCESSOR_FILE
     prompt = read_json_if_exists(file, _REMEDY).get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
     if not isinstance(prompt, str):
@@ -357,8 +350,8 @@ def _system_prompt(directory: Path) -> str:
     return prompt
 
 
-def _released_min_side(directory: Path, config: ModelConfig) -> int:
-    """The one number of the directory's image settings that no config holds; the others are checked against it."""
+def _read_min_side(directory: Path, config: ModelConfig) -> int:
+    """Reads the one image setting that no config contains, and checks all others against the config."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
     processor_file = directory / _PROCESSOR_FILE
     processor = read_json_if_exists(processor_file, _REMEDY)
@@ -366,9 +359,11 @@ def _released_min_side(directory: Path, config: ModelConfig) -> int:
 
     file = directory / "preprocessor_config.json"
     values = read_json_if_exists(file, _REMEDY)
-    if isinstance(nested := processor.get("image_processor"), dict) and not values:  # transformers 5 writes one file
+    if (
+        isinstance(nested := processor.get("image_processor"), dict) and not values
+    ):  # transformers 5 writes a single file.
         file, values = processor_file, nested
-    size = values.get("size")  # transformers' name for image_size, an object
+    size = values.get("size")  # transformers' name for image_size; an object.
     for found in (values.get("image_size", side), *(size.values() if isinstance(size, dict) else ())):
         _check_agreement(file, "image_size", found, side)
     for name in ("image_mean", "image_std"):
@@ -381,6 +376,4 @@ def _released_min_side(directory: Path, config: ModelConfig) -> int:
 
 def _check_agreement(file: Path, name: str, found: object, expected: object) -> None:
     if found != expected:
-        raise JanusError(
-            f"{file}: {name} is {found!r}, but the model's config makes it {expected!r}; correct the wrong one."
-        )
+        raise JanusError(f"{file}: {name} is {found!r}, but {expected!r} in the model's config; correct the wrong one.")

@@ -1,4 +1,4 @@
-"""Text to ids and back: byte-level BPE as the released `tokenizer.json` describes it."""
+"""Tokenizer: byte-level BPE from the released `tokenizer.json`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -19,14 +19,14 @@ IMAGE_PLACEHOLDER = "<image_placeholder>"
 BEGIN_OF_GENERATION = "<｜begin▁of▁generation｜>"
 
 REQUIRED_TOKENS = (BEGIN_OF_SENTENCE, END_OF_SENTENCE, PAD, BEGIN_OF_IMAGE, END_OF_IMAGE, IMAGE_PLACEHOLDER)
-"""What every model of the family needs."""
+"""Special tokens that every model needs."""
 
 _RARE = "a\N{GOTHIC LETTER AHSA}"
 
 
 @dataclass(frozen=True)
 class SpecialIds:
-    """Ids of the tokens with a meaning of their own; they differ between the released models."""
+    """Ids of the special tokens. They differ between the released models."""
 
     bos: int
     eos: int
@@ -34,34 +34,33 @@ class SpecialIds:
     begin_of_image: int
     end_of_image: int
     image_placeholder: int
-    # JanusFlow alone has it.
-    begin_of_generation: int | None = None
+    begin_of_generation: int | None = None  # JanusFlow only.
 
 
 class Encoded(NamedTuple):
-    """Ids of a text, and for each the range of the text's characters that it covers, (0, 0) for the added bos."""
+    """Token ids of a text, and the character range of each; (0, 0) for the added begin-of-sentence."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
 
 
 class Tokenizer:
-    """The tokenizer of one model directory.
+    """Tokenizer of a model folder.
 
     Attributes:
-      special: ids of the special tokens, looked up by name.
-      added: special tokens that `tokenizer.json` lacks, and which were given the next free ids.
+      special: Ids of the special tokens.
+      added: Special tokens that `tokenizer.json` lacks. They get the next free ids.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str | Path = "tokenizer.json"):
-        """Takes over `backend` (which is changed: missing special tokens are added to it)."""
+        """Adds missing special tokens to `backend`."""
         self._backend = backend
         self._source = source
-        # Some files carry the settings of their last training run; rows are padded and measured elsewhere.
+        # Some files contain truncation and padding settings of a training run.
         backend.no_truncation()
         backend.no_padding()
         self.added = tuple(token for token in REQUIRED_TOKENS if backend.token_to_id(token) is None)
-        # All of them, the known ones too: a file may list one without marking it as special.
+        # All of them: a file may list a token without marking it as special.
         backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in REQUIRED_TOKENS])
         self.special = SpecialIds(
             bos=self._id(BEGIN_OF_SENTENCE),
@@ -75,10 +74,10 @@ class Tokenizer:
 
     @classmethod
     def from_directory(cls, path: str | Path) -> Self:
-        """Reads `tokenizer.json` from a model directory.
+        """Reads `tokenizer.json` from a model folder.
 
         Raises:
-          JanusError: the file is missing, no tokenizer, or one that cannot take every text.
+          JanusError: the file is missing, is not a tokenizer, or cannot encode every text.
         """
         file = Path(path) / "tokenizer.json"
         with reading(file):
@@ -87,23 +86,23 @@ class Tokenizer:
         text = read_text(file, "copy it from the released checkpoint again")
         try:
             backend = tokenizers.Tokenizer.from_str(text)
-            # Some kinds fail only when they meet what their vocabulary lacks.
+            # Some types fail only for characters outside their vocabulary.
             backend.encode(_RARE, add_special_tokens=False)
-        except Exception as error:  # the library raises nothing narrower
+        except Exception as error:  # The library raises nothing narrower.
             raise JanusError(
-                f"{file} is no tokenizer that can be used ({error}); copy it from the released checkpoint again."
+                f"{file} is not a usable tokenizer ({error}); copy it from the released checkpoint again."
             ) from error
         return cls(backend, file)
 
     def __len__(self) -> int:
-        """Number of tokens, the special ones included."""
+        """Number of tokens, including special tokens."""
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Checks that a model with `vocab_size` embeddings has one for every token.
+        """Checks that a vocabulary of `vocab_size` contains all token ids.
 
         Raises:
-          JanusError: it has not; the message names the token.
+          JanusError: it does not; the message names the token.
         """
         for token in self.added:
             if (token_id := self._id(token)) >= vocab_size:
@@ -119,27 +118,27 @@ class Tokenizer:
             )
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """The ids of `text`, in which special tokens are recognised by name, after begin-of-sentence.
+        """Encodes a text after begin-of-sentence. Names of special tokens in the text become special tokens.
 
-        Begin-of-sentence is added once, whatever post-processor the file has, and besides any in `text` itself.
+        One begin-of-sentence is added, independent of the file's post-processor and of the text.
 
         Raises:
-          JanusError: the text is no Unicode text (it holds half of a surrogate pair).
+          JanusError: the text is not valid Unicode (it contains half of a surrogate pair).
         """
         return self.encode_with_spans(text, add_bos).ids
 
     def encode_with_spans(self, text: str, add_bos: bool = True) -> Encoded:
-        """As `encode`, with the characters that each id stands for."""
+        """Encodes a text, with the character range of each token; see `encode`."""
         try:
             encoding = self._backend.encode(text, add_special_tokens=False)
         except TypeError:
-            raise JanusError(f"The text {text!r:.80} is no Unicode text; mend or leave out what is not.") from None
+            raise JanusError(f"The text {text!r:.80} is not valid Unicode; remove the invalid characters.") from None
         if not add_bos:
             return Encoded(encoding.ids, encoding.offsets)
         return Encoded([self.special.bos, *encoding.ids], [(0, 0), *encoding.offsets])
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """The text of `ids`; bytes that are no UTF-8 become U+FFFD, ids of no token nothing."""
+        """Decodes token ids. Invalid UTF-8 becomes U+FFFD; unknown ids are skipped."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def _id(self, token: str) -> int:
@@ -150,9 +149,9 @@ class Tokenizer:
 
 
 class StreamDecoder:
-    """Text as its ids come. The pieces, `finish` included, add up to what `Tokenizer.decode` makes of all ids.
+    """Decodes tokens one by one. All pieces together, `finish` included, are the text of `Tokenizer.decode`.
 
-    A token of a byte-level tokenizer may end in the middle of a character; such a piece waits for its rest.
+    A token may end in the middle of a character; its text is held back until the character is complete.
     """
 
     def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
@@ -161,7 +160,7 @@ class StreamDecoder:
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """The text that `token_id` completes, often empty, never with part of a character."""
+        """Returns the text that `token_id` completes, often empty."""
         self._pending.append(token_id)
         text = self._decode_pending()
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
@@ -170,7 +169,7 @@ class StreamDecoder:
         return text
 
     def finish(self) -> str:
-        """What is left when no more ids come, U+FFFD in place of an unfinished character."""
+        """Returns the remaining text, with U+FFFD for an incomplete character."""
         text = self._decode_pending()
         self._pending.clear()
         return text

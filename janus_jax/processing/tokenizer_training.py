@@ -1,4 +1,4 @@
-"""A tokenizer for a model trained from nothing."""
+"""Trains tokenizers for models that are trained from scratch."""
 
 import json
 from collections.abc import Iterable
@@ -32,21 +32,21 @@ def make_byte_level_tokenizer(
     num_image_tokens: int = 576,
     system_prompt: str | None = None,
 ) -> Tokenizer:
-    """Trains a byte-level BPE tokenizer and writes it as the released models have it, transformers' files included.
+    """Trains a byte-level BPE tokenizer and writes it with the released models' processor files.
 
-    Any text can be encoded, whatever `corpus` holds. The same corpus gives the same files.
+    The tokenizer encodes any text. The same corpus gives the same files.
 
     Args:
-      directory: where the files go; made if need be.
-      corpus: texts like those the model will see.
-      vocab_size: most tokens to make: the special ones, the 256 bytes, and merges learnt from `corpus`.
-      style: whose role strings are tokens of their own.
-      image_size: side of an image to understand, in pixels.
-      num_image_tokens: places of an image to understand.
-      system_prompt: of conversations about images; None for the releases' own.
+      directory: Folder of the files; created if missing.
+      corpus: Texts to train on.
+      vocab_size: Maximum number of tokens: special tokens, the 256 bytes, and merges.
+      style: Conversation template; its role strings become tokens.
+      image_size: Side of an input image in pixels.
+      num_image_tokens: Tokens of an input image.
+      system_prompt: System prompt of understanding; None: that of the releases.
 
     Raises:
-      JanusError: `vocab_size` has no room for bytes and special tokens.
+      JanusError: `vocab_size` is too small for bytes and special tokens.
     """
     template = TEMPLATES[style]
     roles = [role for role in (template.user, template.assistant) if role.startswith("<")]

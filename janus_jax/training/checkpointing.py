@@ -50,17 +50,17 @@ BestIs = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What the retention policy needs to know about a checkpoint.
+    """What the retention policy needs to know about a checkpoint. Orbax policies require these names.
 
     Attributes:
       step: Steps taken.
       time: Time of the save.
-      metrics: Finite metrics of the save.
+      metrics: Value of `best_by`; None if it is missing or not finite.
     """
 
     step: int
     time: datetime.datetime
-    metrics: Mapping[str, float] | None
+    metrics: float | None
 
 
 @dataclass(frozen=True)
@@ -104,19 +104,14 @@ class RetentionPolicy:
         if self.best:
             rules.append(
                 policies.BestN(
-                    get_metric_fn=lambda metrics: metrics[self.best_by],
-                    reverse=self.best_is == "min",
                     n=self.best,
+                    get_metric_fn=lambda score: score,
+                    reverse=self.best_is == "min",
                     keep_checkpoints_without_metrics=False,
                 )
             )
-        # Without the ranked metric a checkpoint cannot be among the best.
-        ranked = [
-            info if self.best_by in (info.metrics or {}) else CheckpointInfo(info.step, info.time, None)
-            for info in checkpoints
-        ]
         kept: list[bool] = policies.AnyPreservationPolicy(rules).should_preserve(
-            ranked, context=policies.PreservationContext()
+            checkpoints, context=policies.PreservationContext()
         )
         return kept
 
@@ -233,7 +228,7 @@ class Checkpoints:
         }
         with self._disk_full_handled():
             self._manager.wait_until_finished()
-            self._infos[step] = _info(step, content)
+            self._infos[step] = self._info(step, content)
             self._saving = step
             self._manager.save(
                 step,
@@ -307,8 +302,13 @@ class Checkpoints:
                     content = read_run(self._directory / str(step))
                 except Exception:  # A checkpoint that cannot be read has no metrics and counts as old.
                     content = {"time": 0.0, "metrics": {}}
-                self._infos[step] = _info(step, content)
+                self._infos[step] = self._info(step, content)
         return self._keep.is_kept([self._infos[step] for step in steps])
+
+    def _info(self, step: int, content: Mapping[str, Any]) -> CheckpointInfo:
+        score = content["metrics"].get(self._keep.best_by, math.nan)
+        saved = datetime.datetime.fromtimestamp(content["time"], datetime.UTC)
+        return CheckpointInfo(step, saved, score if math.isfinite(score) else None)
 
     def _move_damaged(self, steps: Sequence[int]) -> None:
         if not steps:
@@ -358,12 +358,6 @@ class _Policy:
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         kept: list[bool] = self.is_kept([checkpoint.step for checkpoint in checkpoints])
         return kept
-
-
-def _info(step: int, content: Mapping[str, Any]) -> CheckpointInfo:
-    saved = datetime.datetime.fromtimestamp(content["time"], datetime.UTC)
-    finite = {name: value for name, value in content["metrics"].items() if math.isfinite(value)}
-    return CheckpointInfo(step, saved, finite)
 
 
 def _is_not_disk_full(record: logging.LogRecord) -> bool:

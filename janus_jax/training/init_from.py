@@ -23,7 +23,7 @@ from checkpoints_convert.sidecars import copy_sidecars
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
-from janus_jax.models.factory import abstract_params
+from janus_jax.models.factory import abstract_params, params_from_leaves
 from janus_jax.training.checkpoint_files import SavedCheckpoint, saved_steps
 from janus_jax.training.lora import ADAPTER_NAMES, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.rectified_flow import ALIGNER
@@ -114,7 +114,8 @@ def initial_state(
         for name, checkpoint in opened.items():
             parts = shapes if name == _WHOLE_MODEL else {name: shapes[name]}
             # Checkpoints of models do not have parts that only training uses.
-            params |= _read_stacked(checkpoint, {part: tree for part, tree in parts.items() if part != ALIGNER})
+            parts = {part: tree for part, tree in parts.items() if part != ALIGNER}
+            params |= params_from_leaves(checkpoint.params(parts=tuple(parts)), parts, recipe.model_config)
         missing = {part: tree for part, tree in shapes.items() if part not in params}
         params |= random_params(setup.objective.model, missing, key) if missing else {}
         if start.image_tokens_from_codebook:
@@ -182,28 +183,6 @@ def _check_model(where: str, checkpoint: Checkpoint, name: str, config: ModelCon
                 f"{where} is {checkpoint.path}, a model of another size: {path} {shapes[0]} there and {shapes[1]} in "
                 f"the config."
             )
-
-
-def _read_stacked(checkpoint: Checkpoint, shapes: Params) -> Params:
-    """Reads these parameters from a checkpoint, with blocks stacked, to their devices."""
-    wanted: Mapping[tuple[str, ...], Any] = flatten_dict(shapes)
-    stacks: dict[tuple[str, ...], np.ndarray] = {}
-    params: dict[tuple[str, ...], Array] = {}
-
-    def put(path: tuple[str, ...], array: np.ndarray) -> None:
-        array = array.astype(wanted[path].dtype, copy=False)
-        params[path] = jax.make_array_from_callback(array.shape, wanted[path].sharding, array.__getitem__)
-
-    for path, layer, array in checkpoint.params(parts=tuple(shapes)):
-        if layer is None:
-            put(path, array)
-            continue
-        if layer == 0:
-            stacks[path] = np.empty(wanted[path].shape, wanted[path].dtype)
-        stacks[path][layer] = array
-        if layer == len(stacks[path]) - 1:
-            put(path, stacks.pop(path))
-    return unflatten_dict(params)
 
 
 def _random_adapters(recipe: Recipe, setup: StageSetup, shapes: Params, key: Key[Array, ""]) -> Params:

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -23,45 +23,35 @@ class _Pending:
     counts: Mapping[str, float]
 
 
+@dataclass(kw_only=True)
 class StepMetrics:
     """Reports metrics and stops a run that diverges.
 
-    Args:
+    Attributes:
       writer: Destination of the metrics.
       folder: Folder of the run. Example ids of batches with a non-finite gradient go to
         `not_finite/step_N.process_P.json`.
       is_due: Whether the metrics of a step are reported.
       learning_rate: Learning rate of each step, counted from 0; None omits it.
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more stops the run.
-      skipped: Steps skipped before the run was resumed.
+      skipped: Steps skipped so far.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
       progress_metrics: Prefixes of the metrics on the progress line.
-
-    Attributes:
       meter: Rates since the last report.
-      skipped: Steps skipped so far.
       last: Metrics of the last settled step.
     """
 
-    def __init__(
-        self,
-        writer: MetricWriter,
-        folder: Path,
-        is_due: Callable[[int], bool],
-        *,
-        learning_rate: Callable[[int], Any] | None = None,
-        max_skipped: int = 0,
-        skipped: int = 0,
-        peak_flops: float | None = None,
-        progress_metrics: tuple[str, ...] = ("loss",),
-    ) -> None:
-        self.meter = RateMeter()
-        self.skipped = skipped
-        self.last: dict[str, float] = {}
-        self._writer, self._folder, self._is_due = writer, folder / "not_finite", is_due
-        self._learning_rate, self._max_skipped, self._peak_flops = learning_rate, max_skipped, peak_flops
-        self._progress_metrics = progress_metrics
-        self._pending: _Pending | None = None
+    writer: MetricWriter
+    folder: Path
+    is_due: Callable[[int], bool]
+    learning_rate: Callable[[int], Any] | None = None
+    max_skipped: int = 0
+    skipped: int = 0
+    peak_flops: float | None = None
+    progress_metrics: tuple[str, ...] = ("loss",)
+    meter: RateMeter = field(default_factory=RateMeter)
+    last: dict[str, float] = field(default_factory=dict)
+    _pending: _Pending | None = None
 
     def add(
         self,
@@ -103,27 +93,25 @@ class StepMetrics:
             )
         # A term without supervised positions has no loss.
         self.last = {name: value for name, value in values.items() if values.get(name.replace("loss/", "tokens/"), 1)}
-        if self._is_due(pending.step):
+        if self.is_due(pending.step):
             rates = self.meter.rates()
-            if self._peak_flops is not None:
-                rates["mfu"] = rates["flops/s"] / self._peak_flops
-            if self._learning_rate is not None:
-                extra["learning_rate"] = float(self._learning_rate(pending.step - 1))
-            self._writer.scalars(pending.step, self.last | extra | rates)
-            shown = {name: value for name, value in self.last.items() if name.startswith(self._progress_metrics)}
-            self._writer.progress(
-                pending.step, shown | {name: rates[name] for name in _PROGRESS_RATES if name in rates}
-            )
+            if self.peak_flops is not None:
+                rates["mfu"] = rates["flops/s"] / self.peak_flops
+            if self.learning_rate is not None:
+                extra["learning_rate"] = float(self.learning_rate(pending.step - 1))
+            self.writer.scalars(pending.step, self.last | extra | rates)
+            shown = {name: value for name, value in self.last.items() if name.startswith(self.progress_metrics)}
+            self.writer.progress(pending.step, shown | {name: rates[name] for name in _PROGRESS_RATES if name in rates})
 
     def _skip(self, pending: _Pending, values: Mapping[str, float]) -> None:
         self.skipped += 1
-        file = self._folder / f"step_{pending.step}.process_{jax.process_index()}.json"
+        file = self.folder / "not_finite" / f"step_{pending.step}.process_{jax.process_index()}.json"
         metrics = {name: value if math.isfinite(value) else str(value) for name, value in values.items()}
         write_json(file, {"step": pending.step, "metrics": metrics, "example_ids": pending.example_ids})
-        if self.skipped > self._max_skipped:
+        if self.skipped > self.max_skipped:
             raise Diverged(
                 f"At step {pending.step} the gradient is not finite (loss {values['loss']:.4g}), and "
-                f"config.max_skipped is {self._max_skipped}. The example ids of the batch are in {file}. Inspect them, "
+                f"config.max_skipped is {self.max_skipped}. The example ids of the batch are in {file}. Inspect them, "
                 f"lower optimizer.learning_rate or raise config.max_skipped, and repeat the command."
             )
-        self._writer.message(f"step {pending.step}: the gradient is not finite, update skipped; see {file}")
+        self.writer.message(f"step {pending.step}: the gradient is not finite, update skipped; see {file}")

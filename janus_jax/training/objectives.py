@@ -1,7 +1,8 @@
 """Training objectives. An objective owns the network to train, prepares its targets and computes its loss."""
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple
 
 import jax.numpy as jnp
 from jax import lax
@@ -9,7 +10,7 @@ from jaxtyping import Array, Float, Int, Key
 
 from janus_jax.batch import Batch
 from janus_jax.config import Dtype, Execution, JanusConfig, JanusFlowConfig, ModelConfig
-from janus_jax.models.backbone import Backbone, Params, apply
+from janus_jax.models.backbone import Params, apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 from janus_jax.training.losses.rectified_flow import (
@@ -42,7 +43,8 @@ class RngStreams(NamedTuple):
     rows: Int[Array, " B"]
 
 
-class Objective(Protocol):
+@dataclass(frozen=True)
+class Objective(ABC):
     """Objective of a model family.
 
     Attributes:
@@ -50,19 +52,19 @@ class Objective(Protocol):
       frozen_part: Top-level parameter key of the part that no gradient reaches.
     """
 
-    @property
-    def model(self) -> Backbone: ...
+    model: Any
+    frozen_part: ClassVar[str]
 
     @property
-    def frozen_part(self) -> str: ...
-
-    @property
+    @abstractmethod
     def terms(self) -> LossTerms:
         """Terms of the loss."""
 
     def target_counts(self, batch: Batch) -> Float[Array, " K"]:
         """Counts the targets of each term before the model runs."""
+        return target_counts(batch, self.model.config.num_gen_tokens)
 
+    @abstractmethod
     def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> Any:
         """Computes everything in the loss that carries no gradient, such as image tokens, latents and noise.
 
@@ -70,6 +72,7 @@ class Objective(Protocol):
           dtype: Dtype of the image tokenizer or VAE, which runs if the data has no image tokens or latents.
         """
 
+    @abstractmethod
     def loss(self, params: Params, targets: Any, scales: Float[Array, " K"], chunk: int) -> Loss:
         """Computes the loss.
 
@@ -80,17 +83,11 @@ class Objective(Protocol):
         """
 
 
-@dataclass(frozen=True)
-class TokenObjective:
+class TokenObjective(Objective):
     """Objective of Janus: one cross-entropy over text and image tokens."""
 
-    model: Janus
     frozen_part = "gen_encoder"
     terms = JANUS_LOSS_TERMS
-
-    def target_counts(self, batch: Batch) -> Float[Array, " K"]:
-        """See `Objective`."""
-        return target_counts(batch, self.model.config.num_gen_tokens)
 
     def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> Batch:
         """Adds image tokens that the data does not provide."""
@@ -104,11 +101,9 @@ class TokenObjective:
         return token_loss(self.model, params, targets, scales, chunk)
 
 
-@dataclass(frozen=True)
-class FlowObjective:
+class FlowObjective(Objective):
     """Objective of JanusFlow: mean text cross-entropy, plus mean velocity error, plus mean alignment."""
 
-    model: AlignedJanusFlow
     frozen_part = "vae"
 
     @property
@@ -119,7 +114,7 @@ class FlowObjective:
 
     def target_counts(self, batch: Batch) -> Float[Array, " K"]:
         """See `Objective`."""
-        text, understanding, generation = target_counts(batch, self.model.config.num_gen_tokens)
+        text, understanding, generation = super().target_counts(batch)
         return jnp.stack([text, understanding, generation, generation * (self.model.loss_config.align_weight > 0)])
 
     def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> FlowTargets:

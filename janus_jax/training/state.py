@@ -38,7 +38,7 @@ class TrainState(flax.struct.PyTreeNode):
     ema: Params | None = None
 
     def apply_gradients(
-        self, gradients: Params, optimizer: optax.GradientTransformation, ema_decay: float = 0.0
+        self, gradients: Params, optimizer: optax.GradientTransformation, ema_decay: float | Array = 0.0
     ) -> Self:
         """Returns the state after one optimizer update.
 

@@ -134,9 +134,9 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
         for callback in callbacks:
             stack.callback(callback.close)
         metrics = StepMetrics(
-            writer,
-            folder,
-            lambda step: is_due(step, task.report_every, task.last_step),
+            writer=writer,
+            folder=folder,
+            is_due=lambda step: is_due(step, task.report_every, task.last_step),
             learning_rate=task.learning_rate,
             max_skipped=task.max_skipped,
             skipped=skipped,

@@ -21,7 +21,7 @@ from janus_jax.aot.topologies import find_topology
 from janus_jax.config import PRESETS
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.uvit import _by_convolution
-from janus_jax.sharding import MESH_AXES, batch_sharding, make_mesh, param_shardings, use_mesh
+from janus_jax.sharding import batch_sharding, make_mesh, param_shardings, use_mesh
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.objectives import make_objective
 from janus_jax.training.recipe import Recipe
@@ -30,7 +30,7 @@ from tests.training import runs
 
 STORED = Path(__file__).parent / "plans"
 MESHES = {"fsdp": (1, 8, 1), "data_fsdp": (2, 4, 1), "fsdp_tensor": (1, 4, 2), "data_fsdp_tensor": (2, 2, 2)}
-CASES = list(itertools.product(("janus_1.3b", "janus_pro_1b", "janus_pro_7b", "janusflow_1.3b"), MESHES))
+MODELS = ("janus_pro_1b", "janus_pro_7b", "janusflow_1.3b")
 
 
 def plan(model, mesh):
@@ -47,17 +47,13 @@ def printed(model, mesh):
     return "\n".join(plan(model, mesh)) + "\n"
 
 
-def stored(model, mesh):
-    return STORED / f"{model}.{mesh}.txt"
+def stored(model):
+    return STORED / f"{model}.txt"
 
 
-@pytest.mark.parametrize(("model", "mesh"), CASES)
-def test_parameters_are_split_as_stored(model, mesh):
-    assert printed(model, mesh) == stored(model, mesh).read_text(encoding="utf-8")
-
-
-def test_no_stored_plan_is_unused():
-    assert sorted(STORED.iterdir()) == sorted(stored(*case) for case in CASES)
+@pytest.mark.parametrize(("model", "mesh"), itertools.product(MODELS, MESHES))
+def test_parameters_are_split_as_stored_on_every_mesh(model, mesh):
+    assert printed(model, mesh) == stored(model).read_text(encoding="utf-8")
 
 
 def recipe(data, fsdp, tensor, kind="janus", **changes):
@@ -70,8 +66,7 @@ def recipe(data, fsdp, tensor, kind="janus", **changes):
 
 def collectives(sizes, **changes):
     mesh, stage = make_mesh(*sizes), recipe(*sizes, **changes)
-    hlo = compile_training(stage, set_up_stage(stage, mesh), mesh, "cpu").hlo
-    return read_collectives(hlo, mesh, find_topology("cpu:1x8"))
+    return compile_training(stage, set_up_stage(stage, mesh), mesh, find_topology("cpu:1x8")).collectives
 
 
 def largest_matrix():
@@ -132,18 +127,8 @@ def test_depthwise_convolution_gathers_its_kernel_only(mesh):
     assert max(one.size for one in found) == kernel.size * 4
 
 
-def test_plans_use_the_mesh_axes():
-    named = {word.split("/")[1] for model, mesh in CASES for word in printed_words(stored(model, mesh))}
-    assert named <= {*MESH_AXES}
-    assert "fsdp" in named
-
-
-def printed_words(file):
-    return [word for line in file.read_text().splitlines() for word in line.split(": ")[1].split() if "/" in word]
-
-
 if __name__ == "__main__":
     jax.config.update("jax_num_cpu_devices", 8)
     STORED.mkdir(exist_ok=True)
-    for case in CASES:
-        stored(*case).write_text(printed(*case), encoding="utf-8")
+    for model in MODELS:
+        stored(model).write_text(printed(model, "fsdp"), encoding="utf-8")

@@ -10,7 +10,7 @@ from flax.traverse_util import flatten_dict
 
 from janus_jax.aot.collectives import Collective
 from janus_jax.aot.compile import Program, bytes_per_device, training_batch
-from janus_jax.aot.report import compile_report, misfit, remedies
+from janus_jax.aot.report import compile_report, misfit, remedies, report_text
 from janus_jax.aot.roofline import step_flops, traffic_seconds
 from janus_jax.aot.topologies import find_topology
 from janus_jax.data.pipeline.packing import Example, pack
@@ -32,7 +32,7 @@ def mesh():
 
 def program(parameters, temporaries):
     """An invented program of these many GB."""
-    return Program("step", {"trained parameters": parameters * GB}, temporaries * GB, parameters * GB, "hlo")
+    return Program("step", {"trained parameters": parameters * GB}, temporaries * GB, parameters * GB)
 
 
 def test_program_within_the_limit_fits():
@@ -45,7 +45,7 @@ def test_program_within_the_limit_fits():
         (program(7, 4), "none", "step: 11", "--config.resources.remat=full"),
         (program(9, 1), "full", "step: 10", "--config.stages.stage_2.optimizer.moments_dtype=bfloat16"),
         (
-            Program("step", {"trained parameters": GB}, 9 * GB, None, "", "no room"),
+            Program("step", {"trained parameters": GB}, 9 * GB, None, error="no room"),
             "full",
             "step: 10.000 GB needed (no room)",
             "more devices",
@@ -127,8 +127,8 @@ def test_report_of_training_and_sampling(kind):
     stage = recipe(1, 8, 1, kind)
     stage = replace(stage, resources=replace(stage.resources, peak_flops=1e11))
     training = compile_report(stage, find_topology("cpu:2x4"))
-    assert training.to_text().splitlines()[-1] == "fits"
-    report = json.loads(json.dumps(training.to_json()))
+    assert report_text(training).splitlines()[-1] == "fits"
+    report = json.loads(json.dumps(training))
     assert report["fits"]
     (step,) = report["programs"]
     assert {"trained parameters", "frozen parameters", "optimizer state", "batch"} <= set(step["inputs"])
@@ -136,5 +136,5 @@ def test_report_of_training_and_sampling(kind):
     assert 0 < report["roofline"]["mfu"]["serial"] <= report["roofline"]["mfu"]["overlapped"] < 1
     for workload in ("generate", "chat"):
         sampling = compile_report(stage, CPUS, workload)
-        assert [one.name for one in sampling.programs] == ["prefill", "decode"]
-        assert sampling.verdict == "fits"
+        assert [one["name"] for one in sampling["programs"]] == ["prefill", "decode"]
+        assert sampling["verdict"] == "fits"

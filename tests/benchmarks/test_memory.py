@@ -1,4 +1,4 @@
-"""What a step is reckoned to need, against what XLA says that it needs."""
+"""Estimated memory of a step, against XLA's memory analysis."""
 
 import pytest
 from flax.traverse_util import flatten_dict
@@ -14,7 +14,7 @@ from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.train_step import Microbatching, make_train_step
 from tests.training import stages
 
-# One wide head: attention here keeps its scores, which the table leaves out.
+# One wide head, because attention stores its scores here and the estimate excludes them.
 CONFIG = JanusConfig(
     name="wide",
     und_encoder=SiglipConfig(image_size=64, patch_size=8, width=128, depth=2, num_heads=1, mlp_dim=512),
@@ -24,14 +24,14 @@ CONFIG = JanusConfig(
 )
 
 
-def needed(stage, rows):
-    """Bytes that XLA wants for a while on a CPU, in float32."""
+def xla_bytes(stage, sequences):
+    """Bytes of XLA's temporaries on a CPU, in float32."""
     model = Janus(CONFIG, Execution(remat="full"))
     abstract = abstract_train_state(
         TokenObjective(model), stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32"
     )
-    sequences = equal_sequences(CONFIG, rows, 512, und_images=1, gen_images=0, prompt=16, answer=32)
-    batch = make_batch(CONFIG, sequences, 512)
+    packed = equal_sequences(CONFIG, sequences, 512, und_images=1, gen_images=0, prompt=16, answer=32)
+    batch = make_batch(CONFIG, packed, 512)
     step = make_train_step(TokenObjective(model), stages.OPTIMIZER, Microbatching(logits_chunk=128), abstract, None)
     compiled = step.lower(abstract, batch).compile()
     return compiled.memory_analysis().temp_size_in_bytes, flatten_dict(abstract.params, sep="/")
@@ -39,20 +39,20 @@ def needed(stage, rows):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stage", ["II", "III"])
-def test_a_row_needs_what_is_reckoned(stage):
-    (few, trained), (many, _) = (needed(stage, rows) for rows in (4, 12))
+def test_activations_of_a_sequence_match_xla(stage):
+    (few, trained), (many, _) = (xla_bytes(stage, sequences) for sequences in (4, 12))
     budget = Budget(512, und_images=1, gen_images=0, text_targets=512)
-    reckoned = memory.activation_bytes(CONFIG, trained, budget, 128, "float32")
-    assert (many - few) / 8 == pytest.approx(reckoned, rel=0.35)
+    estimate = memory.activation_bytes(CONFIG, trained, budget, chunk=128, dtype="float32")
+    assert (many - few) / 8 == pytest.approx(estimate, rel=0.35)
 
 
-def test_a_recipe_s_state_is_that_of_its_parts():
-    recipe = memory.recipe_of("Janus-Pro-1B", stage=1)
-    one = memory.needs(recipe, devices=1)
+def test_state_is_parameters_and_two_moments():
+    recipe = memory.stage_recipe("Janus-Pro-1B", stage=1)
+    one = memory.memory_needs(recipe, devices=1)
     frozen = sum(parameter.size for parameter in model_parameters(recipe.model_config)) - one.gradients // 4
     assert one.state == pytest.approx(3 * one.gradients + 2 * frozen, rel=1e-6)
 
 
-def test_what_does_not_fit_has_no_row():
-    needs = memory.Needs(state=30, gradients=10, gathered=0, row=7)
-    assert [needs.rows(bytes_ / 0.9 / 1e9) for bytes_ in (49, 57.5, 64.5, 78.5)] == [0, 1, 2, 4]
+def test_sequences_that_fit_are_a_power_of_two():
+    needs = memory.MemoryNeeds(state=30, gradients=10, gathered=0, sequence=7)
+    assert [needs.max_sequences(bytes_ / 0.9 / 1e9) for bytes_ in (49, 57.5, 64.5, 78.5)] == [0, 1, 2, 4]

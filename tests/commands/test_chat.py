@@ -4,7 +4,8 @@ import pytest
 from PIL import Image
 
 from janus_jax import load
-from janus_jax.commands.chat_repl import Conversation, question, talk
+from janus_jax.commands import chat_repl
+from janus_jax.commands.chat_repl import Conversation, question
 from janus_jax.errors import JanusError
 from tests.commands.conftest import run
 
@@ -18,7 +19,7 @@ class Parrot:
     def chat_stream(self, messages, **options):
         self.asked.append((messages, options))
         if any("too long" in message["content"] for message in messages):
-            raise JanusError("The prompt takes 9 places and the model reads 8.")
+            raise JanusError("The prompt is too long.")
         yield from ["  ", f"turn {len(messages)},", f" {sum(len(m.get('images', ())) for m in messages)} images"]
 
 
@@ -35,7 +36,7 @@ def chat(lines, conversation, capsys):
             raise line
         return line
 
-    talk(conversation, read)
+    chat_repl.chat(conversation, read)
     return capsys.readouterr().out
 
 
@@ -57,9 +58,9 @@ def test_later_questions_carry_the_earlier_turns_and_their_images(capsys, photo)
 
 
 def test_an_image_given_at_the_start_goes_with_the_first_question(capsys):
-    conversation = Conversation(Parrot(), waiting=[Image.new("RGB", (4, 4))])
+    conversation = Conversation(Parrot(), pending_images=[Image.new("RGB", (4, 4))])
     assert "turn 1, 1 images" in chat(["What is it?"], conversation, capsys)
-    assert conversation.waiting == []
+    assert conversation.pending_images == []
 
 
 def test_a_bad_image_is_told_and_the_chat_goes_on(capsys, spoiled):
@@ -76,7 +77,7 @@ def test_a_bad_image_is_told_and_the_chat_goes_on(capsys, spoiled):
 def test_a_question_that_fails_leaves_no_trace(capsys, photo):
     conversation = Conversation(Parrot())
     shown = chat([f"/image {photo}", "a too long one", "a short one"], conversation, capsys)
-    assert "(The prompt takes 9 places and the model reads 8.)" in shown
+    assert "(The prompt is too long.)" in shown
     assert "turn 1, 1 images" in shown
 
 
@@ -126,7 +127,7 @@ MISTAKES = {
     "no model named": ([], "--model is required"),
     "no such image": (["--image=absent.png"], "absent.png does not exist"),
     "a truncated image": (["--image=half.jpg"], "half.jpg cannot be read as an image"),
-    "an image that is text": (["--image=text.png"], "text.png is no image"),
+    "an image that is text": (["--image=text.png"], "text.png is not an image"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
     "a negative length": (["--max_new_tokens=-5"], "--max_new_tokens=-5"),
     "a negative temperature": (["--temperature=-1"], "--temperature=-1"),

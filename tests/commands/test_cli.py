@@ -6,6 +6,7 @@ import sys
 import pytest
 
 import janus_jax
+from tests.commands.conftest import run
 
 COMMAND = '''
 """Greets politely."""
@@ -112,6 +113,29 @@ def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
     assert out.index("Flags:") < out.index("--times") < out.index("Manner:") < out.index("--[no]loud")
     assert "who is greeted (required)" in out
     assert "(default: 1)" in out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--config", "janus_pro_2b"], "no recipe 'janus_pro_2b'. Did you mean janus_pro_"),
+        (["--config", "absent/mine.py"], "absent/mine.py is not a file"),
+        (
+            ["--config=janus_pro_7b", "--config.stages.stage_1.optimizer.lr=1"],
+            "config.stages.stage_1.optimizer.lr does not exist. Did you mean learning_rate? Fields: b1,",
+        ),
+        (["--config=janus_pro_7b", "--config.stage.number=1"], "config.stage has no fields"),
+        (["--config=janus_pro_7b", "--config.stage=two"], "config.stage=two"),
+    ],
+)
+def test_wrong_recipes_and_fields_are_reported(refuses, tmp_path, arguments, words):
+    assert words in refuses("launch.train", *arguments, "--workdir=run", cwd=tmp_path)
+
+
+def test_help_of_a_command_shows_its_recipe_flag():
+    out = run("launch.train", "--help").stdout
+    assert "usage: janus-train" in out
+    assert "--config RECIPE" in out
 
 
 def test_version_is_printed_without_required_flags(folder):

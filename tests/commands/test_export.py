@@ -1,4 +1,4 @@
-"""From a run's workdir to a folder that all the rest reads."""
+"""janus-export: from a workdir to a model folder."""
 
 import functools
 
@@ -37,7 +37,7 @@ def logits(model, params, batch):
     return read(model, params, batch)
 
 
-def test_the_folder_loads_as_what_was_trained(exported):
+def test_exported_folder_loads_as_the_trained_model(exported):
     folder, params = exported
     loaded = janus_jax.load(folder, dtype="float32")
     batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(QUESTION)])
@@ -46,13 +46,13 @@ def test_the_folder_loads_as_what_was_trained(exported):
         np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
 
 
-def test_the_folder_goes_on_convert(exported, tmp_path):
+def test_exported_folder_converts(exported, tmp_path):
     convert(exported[0], tmp_path / "released", "released")
     names = {path.name for path in (tmp_path / "released").iterdir()}
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
-def test_the_average_of_a_flow_is_exported_without_its_aligner(tmp_path):
+def test_janusflow_export_has_the_average_without_aligner(tmp_path):
     workdir, state = runs.finished("flow")
     export(workdir, 1, tmp_path / "model", "float32")
     found = {"/".join(path): array for path, _, array in open_checkpoint(tmp_path / "model").params("float32")}
@@ -62,7 +62,7 @@ def test_the_average_of_a_flow_is_exported_without_its_aligner(tmp_path):
         np.testing.assert_array_equal(found[name], averages[name])
 
 
-def test_a_flow_is_trained_and_exported_by_the_commands_and_draws(tmp_path):
+def test_commands_train_export_and_generate_with_janusflow(tmp_path):
     config = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}:flow"
     steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")
     one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
@@ -78,9 +78,9 @@ def test_a_flow_is_trained_and_exported_by_the_commands_and_draws(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--workdir=absent", "--out=model"), "absent holds no stage's checkpoints"),
+        (("--workdir=absent", "--out=model"), "absent has no checkpoints of a stage"),
         (("--workdir=absent", "--stage=1", f"--out={ROOT}"), "exists"),
     ],
 )
-def test_a_mistake_is_told(refuses, tmp_path, flags, words):
+def test_user_errors_are_reported(refuses, tmp_path, flags, words):
     assert words in refuses("launch.export", *flags, cwd=tmp_path)

@@ -77,7 +77,7 @@ MISTAKES = {
     "no tokenizer": (["--model=without_tokenizer"], "tokenizer.json is missing"),
     "an empty prompt": (["--prompt="], "--prompt is empty"),
     "no such file of prompts": (["--prompts_file=absent.txt"], "absent.txt cannot be read"),
-    "a file of blank lines": (["--prompts_file=blank.txt"], "blank.txt holds no prompt"),
+    "a file of blank lines": (["--prompts_file=blank.txt"], "blank.txt contains no prompts"),
     "a negative number of images": (["--num_images=-1"], "--num_images=-1"),
     "no images": (["--num_images=0"], "--num_images=0"),
     "a negative batch": (["--batch_size=-4"], "--batch_size=-4"),
@@ -100,7 +100,7 @@ def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoi
 
 
 def test_nothing_to_draw_is_refused(refuses, spoiled, checkpoint):
-    assert "nothing to draw" in refuses("launch.generate", f"--model={checkpoint}", "--out=pictures", cwd=spoiled)
+    assert "no prompts" in refuses("launch.generate", f"--model={checkpoint}", "--out=pictures", cwd=spoiled)
 
 
 def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one_whole(tmp_path, monkeypatch):

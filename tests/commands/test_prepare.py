@@ -9,7 +9,7 @@ import pytest
 
 from checkpoints_convert import save_checkpoint
 from janus_jax import load
-from janus_jax.data.prepare.prepare import read_tokenizer
+from janus_jax.data.prepare.encode_images import open_image_encoder
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.processing import open_image, prepare_generation
@@ -20,7 +20,7 @@ from tests.data.samples import images, json_lines, read_back, table
 
 @pytest.fixture
 def desk(tmp_path):
-    """Captions of good pictures and of one that is absent, and inputs that will not do."""
+    """Captions of four images and of a missing one, and invalid inputs."""
     images(tmp_path / "photos", 4)
     rows = [{"image": f"{i}.jpg", "caption": f"Number {i}."} for i in range(5)]
     json_lines(tmp_path / "c.jsonl", rows)
@@ -28,15 +28,13 @@ def desk(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     (tmp_path / "broken.json").write_text('[{"image": "0.jpg"')
     (tmp_path / "c.txt").write_text("A cat.")
-    (tmp_path / "taken").mkdir()
-    (tmp_path / "taken" / "thesis.tex").write_text("x")
     return tmp_path
 
 
 USUAL = ("--source=captions", "--input=c.jsonl", "--images=photos", "--output=out", "--max_rejected=0.2")
 
 
-def test_shards_a_table_and_a_bar(desk):
+def test_prepare_writes_shards_and_shows_counts_and_a_bar(desk):
     done = run("launch.prepare", *USUAL, "--shard_records=2", "--workers=2", cwd=desk)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[0] == "out"
@@ -47,19 +45,19 @@ def test_shards_a_table_and_a_bar(desk):
     assert (again.returncode, again.stdout) == (0, done.stdout)
 
 
-def test_beam(desk):
+def test_prepare_with_beam(desk):
     done = run("launch.prepare", *USUAL, "--beam=--runner=DirectRunner", cwd=desk)
     assert done.returncode == 0, done.stderr
     assert len(read_back(desk / "out")) == 4
 
 
-def test_a_source_of_ones_own(desk):
+def test_prepare_with_a_registered_source(desk):
     done = run("launch.prepare", "--source=tests.data.own_source:poems", "--input=3", "--output=out", cwd=desk)
     assert done.returncode == 0, done.stderr
     assert [record.text for record in read_back(desk / "out")] == ["Poem 0", "Poem 1", "Poem 2"]
 
 
-def expected_ids(checkpoint, records):
+def expected_tokens(checkpoint, records):
     model = load(checkpoint, "float32")
     side = model.config.gen_encoder.image_size
     pixels = np.stack([prepare_generation(open_image(record.images[0]), side) for record in records])
@@ -67,17 +65,17 @@ def expected_ids(checkpoint, records):
     return tokenize(model.params)
 
 
-def test_image_ids_with_a_converted_checkpoint(desk, checkpoint):
+def test_image_tokens_of_a_converted_checkpoint(desk, checkpoint):
     converted = desk / "converted"
     done = run("launch.convert", checkpoint, converted)
     assert done.returncode == 0, done.stderr
     done = run("launch.prepare", *USUAL, f"--tokenizer={converted}", cwd=desk)
     assert done.returncode == 0, done.stderr
     records = read_back(desk / "out")
-    np.testing.assert_array_equal([record.image_tokens for record in records], expected_ids(checkpoint, records))
+    np.testing.assert_array_equal([record.image_tokens for record in records], expected_tokens(checkpoint, records))
 
 
-def test_latents_with_a_janusflow(desk):
+def test_latents_of_a_janusflow(desk):
     save_checkpoint(desk / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     done = run("launch.prepare", *USUAL, f"--tokenizer={desk / 'flow'}", cwd=desk)
     assert done.returncode == 0, done.stderr
@@ -86,16 +84,16 @@ def test_latents_with_a_janusflow(desk):
     assert [len(record.image_tokens) for record in records] == [0] * 4
 
 
-def test_a_janusflow_without_its_vae_makes_no_latents(tmp_path):
+def test_a_janusflow_without_its_vae_raises(tmp_path):
     config = dataclasses.replace(tiny.FLOW, vae=None)
     params = {part: tree for part, tree in tiny.stacked_params(tiny.FLOW).items() if part != "vae"}
     save_checkpoint(tmp_path / "flow", params, config)
     with pytest.raises(JanusError, match="a JanusFlow without its VAE; give the folder of the VAE"):
-        read_tokenizer(tmp_path / "flow")
+        open_image_encoder(tmp_path / "flow")
 
 
 def cluster(desk, port, *arguments):
-    """How two processes end, of which the second has further arguments: exit codes, and what they say."""
+    """Runs two processes with these further arguments; returns their exit codes and outputs."""
     variables = {"JAX_COORDINATOR_ADDRESS": f"localhost:{port}", "JAX_NUM_PROCESSES": "2"}
     command = [sys.executable, "-m", "launch.prepare", *USUAL, "--distributed", "--workers=1", "--shard_records=1"]
     processes = [
@@ -113,21 +111,21 @@ def cluster(desk, port, *arguments):
     return [process.returncode for process in processes], said
 
 
-def test_two_processes_of_a_cluster_share_the_work(desk, checkpoint, unused_port):
+def test_the_processes_of_a_cluster_share_the_work(desk, checkpoint, unused_port):
     codes, said = cluster(desk, unused_port, *[[f"--tokenizer={checkpoint}"]] * 2)
     assert codes == [0, 0], said
     assert "records" in said[0][0]
     assert "records" not in said[1][0]
     assert "2/2" in said[0][1]
     records = read_back(desk / "out")
-    np.testing.assert_array_equal([record.image_tokens for record in records], expected_ids(checkpoint, records))
+    np.testing.assert_array_equal([record.image_tokens for record in records], expected_tokens(checkpoint, records))
 
 
-def test_a_process_of_a_cluster_that_fails_ends_the_others(desk, unused_port):
+def test_a_failing_process_of_a_cluster_ends_the_others(desk, unused_port):
     codes, said = cluster(desk, unused_port, [], ["--input=empty.jsonl"])
     assert codes == [2, 2], said
     assert "Process 1 of the cluster failed" in said[0][1]
-    assert "holds what was prepared from inputs" in said[1][1]
+    assert "was prepared with inputs" in said[1][1]
 
 
 @pytest.fixture
@@ -139,31 +137,28 @@ def unused_port():
         return probe.getsockname()[1]
 
 
-MISTAKES = {
-    "no such source": (["--source=poems"], "--source poems is unknown; take one of captions"),
+USER_ERRORS = {
+    "no such source": (["--source=poems"], "--source poems is unknown; use captions"),
     "no such input": (["--input=absent.jsonl"], "--input absent.jsonl matches no file"),
-    "an empty input": (["--input=empty.jsonl"], "holds no records"),
-    "a kind of file that is none": (["--input=c.txt"], "ends with none of .jsonl, .csv"),
-    "a table of other columns": (["--input=other.csv"], "name the right one with --text_field"),
+    "an empty input": (["--input=empty.jsonl"], "has no records"),
+    "an unknown format": (["--input=c.txt"], "must end with one of .jsonl, .csv"),
+    "a table with other columns": (["--input=other.csv"], "name the right one with --text_field"),
     "a truncated array": (["--source=llava", "--input=broken.json"], "broken.json is damaged"),
-    "a task that it cannot teach": (["--task=text"], "--task text is nothing that --source captions can teach"),
-    "no such task": (["--task=poetry"], "--task"),
-    "no such folder of images": (["--images=nowhere"], "--images nowhere is no folder"),
-    "a folder of other files": (["--output=taken"], "taken holds other files"),
-    "a file in the way": (["--output=c.txt"], "c.txt is no folder"),
+    "no such folder of images": (["--images=nowhere"], "--images nowhere is not a folder"),
     "an impossible share": (["--max_rejected=1.5"], "--max_rejected"),
-    "no workers": (["--workers=0"], "--workers"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
-    "a split without a name": (["--split="], "--split"),
-    "ids of images that are not drawn": (["--task=understanding", "--tokenizer=x"], "--tokenizer computes ids of"),
+    "a tokenizer without target images": (
+        ["--task=understanding", "--tokenizer=x"],
+        "--tokenizer needs --task generation",
+    ),
     "no such tokenizer": (["--tokenizer=absent"], "absent does not exist"),
-    "too much that is rejected": (["--max_rejected=0.1"], "1 of 5 records were rejected, missing_file 1"),
+    "too many rejected records": (["--max_rejected=0.1"], "1 of 5 records were rejected, missing_file 1"),
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence(desk, mistake):
-    arguments, words = MISTAKES[mistake]
+@pytest.mark.parametrize("case", USER_ERRORS)
+def test_a_user_error_is_one_sentence(desk, case):
+    arguments, words = USER_ERRORS[case]
     given = {argument.split("=")[0] for argument in arguments}
     usual = [argument for argument in USUAL if argument.split("=")[0] not in given]
     done = run("launch.prepare", *usual, *arguments, "--workers=1", cwd=desk, JAX_PLATFORMS="nowhere")
@@ -174,7 +169,7 @@ def test_a_mistake_is_one_sentence(desk, mistake):
     assert words in sentence
 
 
-def test_nothing_is_left_of_a_run_that_could_not_begin(desk):
+def test_a_run_with_missing_input_leaves_no_folder(desk):
     run("launch.prepare", *USUAL[:1], "--input=absent", "--output=out", cwd=desk)
     assert not (desk / "out").exists()
 

@@ -1,4 +1,4 @@
-"""The command: how it ends. What it trains is tests/train/test_loop.py's."""
+"""janus-train: exit codes and messages."""
 
 import json
 import signal
@@ -21,7 +21,7 @@ def command(workdir, *flags):
 
 
 @pytest.mark.slow
-def test_a_notice_ends_it_with_all_saved(tmp_path):
+def test_sigterm_saves_and_exits(tmp_path):
     steps = ("--config.stages.stage_1.steps=100000", "--config.intervals.save=0", "--config.intervals.report=1")
     begun = subprocess.Popen(
         [sys.executable, "-m", *command(tmp_path, *steps)],
@@ -36,12 +36,12 @@ def test_a_notice_ends_it_with_all_saved(tmp_path):
         time.sleep(0.2)
     begun.send_signal(signal.SIGTERM)
     assert begun.wait(60) == ExitCode.PREEMPTED
-    assert "all is saved" in begun.stderr.read()
+    assert "a checkpoint is saved" in begun.stderr.read()
     (saved,) = (int(path.name) for path in (tmp_path / "stage_1" / "checkpoints").glob("[0-9]*"))
     assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
-def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
+def test_non_finite_gradient_exits_with_diverged(tmp_path):
     start = "--config.stages.stage_1.initialisation"
     flags = (f"{start}.source=model", f"{start}.model={runs.models() / 'spoiled'}")
     done = run(*command(tmp_path, *flags), **ONE_DEVICE)
@@ -58,10 +58,10 @@ def test_a_gradient_that_is_not_finite_ends_it(tmp_path):
         (("--config.stages.stage_1.initialisation.source=model",), "initialisation.model is empty"),
         (
             ("--config.samples.questions=(('absent.png', 'What?'),)",),
-            "questions, number 1, cannot be asked: The image absent.png does not",
+            "questions, number 1, cannot be used: The image absent.png does not",
         ),
-        (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts holds an empty prompt"),
+        (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts has an empty prompt"),
     ],
 )
-def test_a_mistake_ends_it_before_any_device_is_asked_for(refuses, tmp_path, flags, words):
+def test_user_errors_exit_before_device_use(refuses, tmp_path, flags, words):
     assert words in refuses(*command(tmp_path, *flags), cwd=ROOT)

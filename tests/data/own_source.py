@@ -1,4 +1,4 @@
-"""A source as a user adds one."""
+"""Sources that users could add, some of them faulty."""
 
 import functools
 import os
@@ -22,7 +22,7 @@ def _entries(count):
 
 @register_source("slow", Task.TEXT)
 def slow(options):
-    """Parts of ten records, each of which takes as many seconds as the input says."""
+    """Parts of ten records, each of which takes the given number of seconds."""
     for index in range(6):
         yield Part(f"part {index}", functools.partial(_slow_entries, index, float(options.inputs[0])), 10)
 
@@ -35,7 +35,7 @@ def _slow_entries(index, seconds):
 
 @register_source("deadly", Task.TEXT)
 def deadly(options):
-    """The third part kills the process that reads it."""
+    """The third part kills its process."""
     for index in range(6):
         yield Part(f"part {index}", functools.partial(_deadly_entries, index), 10)
 
@@ -48,7 +48,7 @@ def _deadly_entries(index):
 
 @register_source("faulty", Task.TEXT)
 def faulty(options):
-    """The second of three records is one that the source did not think of."""
+    """The second of three records raises an error that the source did not expect."""
     yield Part("faulty", _faulty_entries)
 
 

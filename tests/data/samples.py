@@ -1,4 +1,4 @@
-"""Small inputs of every kind, and what is read from them."""
+"""Small inputs of every kind, and helpers that prepare them."""
 
 import csv
 import io
@@ -9,15 +9,15 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from janus_jax.data.prepare.parallel import write_parts
-from janus_jax.data.prepare.shard_writer import DatasetSpec, begin
+from janus_jax.data.prepare.parallel import write_shards
+from janus_jax.data.prepare.shard_writer import DatasetSpec, open_shard_writer
 from janus_jax.data.records import Record
 from janus_jax.data.sources import SourceOptions, get_source
 from janus_jax.processing import Task
 
 
 def image(seed=0, kind="JPEG", size=(12, 8)):
-    """The bytes of an image file."""
+    """Returns the bytes of an image file."""
     pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
     stream = io.BytesIO()
     Image.fromarray(pixels).save(stream, kind)
@@ -25,7 +25,7 @@ def image(seed=0, kind="JPEG", size=(12, 8)):
 
 
 def images(folder, count, kind="jpg"):
-    """A folder of 0.jpg, 1.jpg ..."""
+    """Writes 0.jpg, 1.jpg ... to a folder."""
     folder.mkdir(exist_ok=True)
     for number in range(count):
         (folder / f"{number}.{kind}").write_bytes(image(number))
@@ -44,7 +44,7 @@ def table(path, rows):
 
 
 def tar(path, members, mode="w"):
-    """An archive of (name, bytes)."""
+    """Writes an archive of (name, bytes)."""
     with tarfile.open(path, mode) as archive:
         for name, content in members:
             member = tarfile.TarInfo(name)
@@ -54,7 +54,7 @@ def tar(path, members, mode="w"):
 
 
 def turns(*values):
-    """LLaVA's: the user's turn, the model's, and so on."""
+    """Returns LLaVA turns that alternate between user and model."""
     return [{"from": ("human", "gpt")[i % 2], "value": value} for i, value in enumerate(values)]
 
 
@@ -65,7 +65,7 @@ class Rejection(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """What a source gave."""
+    """Records and rejections of a prepared source."""
 
     records: list[Record]
     rejections: list[Rejection]
@@ -84,12 +84,12 @@ def options(kind, *inputs, task=None, **more):
     return SourceOptions(tuple(map(str, inputs)), task or get_source(kind).tasks[0], **more)
 
 
-def job(output, kind, *inputs, **more):
+def spec(output, kind, *inputs, **more):
     return DatasetSpec(kind, options(kind, *inputs, **more), output)
 
 
 def read_back(folder):
-    """The records of a prepared folder, as TFDS reads them."""
+    """Reads the records of a prepared folder with TFDS."""
     import tensorflow_datasets as tfds
 
     data = tfds.builder_from_directory(folder).as_data_source("train")
@@ -97,10 +97,10 @@ def read_back(folder):
 
 
 def prepare(output, kind, *inputs, **more):
-    """Everything through the files and back, in this process, however much is rejected."""
-    preparation = begin(job(output, kind, *inputs, **more))
-    write_parts(preparation, preparation.unfinished(), 1, 1.0)
-    summary = preparation.finish(1.0)
+    """Prepares a source in this process without a limit on rejections, and reads the result."""
+    writer = open_shard_writer(spec(output, kind, *inputs, **more))
+    write_shards(writer, writer.unfinished(), workers=1, max_rejected=1.0)
+    summary = writer.finish(1.0)
     lines = (output / "quarantine.jsonl").read_text().splitlines()
     return Prepared(read_back(output), [Rejection(**json.loads(line)) for line in lines], str(summary))
 

@@ -9,10 +9,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from examples.shapes.dataset import DEFAULT, World
 from janus_jax.config import preset
 from janus_jax.data.sources import SOURCES, RejectReason
-from janus_jax.processing import Task
 from tests.data.samples import image, read_back
 from tests.pseudo import CORPUS, make_checkpoint
 
@@ -22,8 +20,6 @@ SECTIONS = dict(section.split("\n", 1) for section in PAGE.split("\n## ")[1:])
 SOURCES_PART = SECTIONS["Sources"] + SECTIONS["Preparing"]
 EVERY_PART = PAGE.partition("\n## Sources\n")[2]
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", EVERY_PART, re.MULTILINE | re.DOTALL)
-
-NEW = World(seed=7, vocabulary=DEFAULT.with_extras("heart", "pink"), about=frozenset({"heart", "pink"}))
 
 # What each example leaves: the texts of its records, or the answers of their conversations.
 LEAVES = {
@@ -37,8 +33,6 @@ LEAVES = {
     "haiku": ["An old silent pond.\nA frog jumps into the pond:\nSplash! Silence again.\n"],
     "beam": ["Once upon a time there was a lake.", "A boat lay on it."],
     "with_ids": ["A cat on a mat.", "A small red boat. It lies on a quiet lake."],
-    "questions": [World().record(Task.UNDERSTANDING, i).messages[-1]["content"] for i in range(4)],
-    "new": [NEW.record(Task.GENERATION, i).text for i in range(2)],
 }
 
 
@@ -110,12 +104,6 @@ def test_an_example_leaves_what_it_shows(desk, name):
     assert [record.text or record.messages[-1]["content"] for record in records] == LEAVES[name]
 
 
-def test_the_embedded_world_is_prepared(desk):
-    for task in Task:
-        (folder,) = (desk / "prepared").glob(f"shapes/{task.value}*/*")
-        assert len(read_back(folder)) == 2000
-
-
 def test_the_ids_are_there(desk):
     assert all(
         len(record.image_tokens) == preset("tiny").gen_encoder.num_tokens
@@ -142,5 +130,5 @@ def test_every_kind_and_every_reason_is_described():
 def test_examples_are_short():
     formats = PAGE.partition("### captions")[2].partition("### A source of your own")[0]
     blocks = re.findall(r"^```(?:python|bash)\n(.*?)^```", formats, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 9
+    assert len(blocks) == 8
     assert all(len(block.splitlines()) <= 5 for block in blocks)

@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.shapes.dataset import World
 from janus_jax.data.sources import SOURCES, get_source
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
@@ -56,7 +55,7 @@ class TestConversations:
         read = prepare(desk / "out", "llava", file, images=str(desk / "photos"), shard_records=shard_records)
         assert not read.rejections
         assert read.keys == ["chat.json:1", "chat.json:2", "chat.json:3", "chat.json:4"]
-        one, several, none, unplaced = read.records
+        one, several, none, unmarked = read.records
         assert contents(one) == [
             ("user", "<image_placeholder>\nWhät?"),
             ("assistant", "A cat."),
@@ -67,16 +66,16 @@ class TestConversations:
         assert contents(several)[1] == ("assistant", "Alike. 猫")
         assert several.images == (image(1), image(2))
         assert (none.task, none.images) == (Task.TEXT, ())
-        assert contents(unplaced)[0] == ("user", "<image_placeholder>\nWhat is it?")
-        assert {record.task for record in (one, several, unplaced)} == {Task.UNDERSTANDING}
+        assert contents(unmarked)[0] == ("user", "<image_placeholder>\nWhat is it?")
+        assert {record.task for record in (one, several, unmarked)} == {Task.UNDERSTANDING}
 
-    def test_a_source_of_text_takes_no_images(self, desk, file):
+    def test_the_text_task_rejects_images(self, desk, file):
         read = prepare(desk / "out", "llava", file, images=str(desk / "photos"), task=TEXT)
         assert read.keys == ["chat.json:3"]
         assert set(read.reasons.values()) == {"image_count"}
 
     @pytest.mark.parametrize("cut", [1, 20, 200])
-    def test_a_truncated_array_is_an_error_that_names_the_file(self, desk, cut):
+    def test_a_truncated_array_raises(self, desk, cut):
         path = desk / "chat.json"
         path.write_text(json.dumps(self.SAMPLES)[:-cut])
         with pytest.raises(JanusError, match=r"chat\.json is damaged"):
@@ -106,7 +105,7 @@ class TestCaptions:
         assert [record.images for record in read.records] == [(image(i),) for i in range(3)]
         assert {record.task for record in read.records} == {Task.GENERATION}
 
-    def test_as_answers_to_prompts_that_take_turns(self, tmp_path):
+    def test_captions_answer_alternating_prompts(self, tmp_path):
         images(tmp_path, 1)
         file = json_lines(tmp_path / "c.jsonl", [{"image": "0.jpg", "caption": f"Number {i}."} for i in range(40)])
         several = {"task": UNDERSTANDING, "prompts": ("Describe it.", "What is there?")}
@@ -131,7 +130,7 @@ class TestCaptions:
         (record,) = prepare(tmp_path / "out", "captions", file).records
         assert record.images == (picture,)
 
-    def test_fields_of_other_names(self, tmp_path):
+    def test_fields_with_other_names(self, tmp_path):
         images(tmp_path, 1)
         file = table(tmp_path / "c.csv", [("bild", "satz"), ("0.jpg", "Eine Katze.")])
         with pytest.raises(JanusError, match=r"c\.csv has no column .* only bild, satz; .* --text_field"):
@@ -168,7 +167,7 @@ class TestWebDataset:
         assert [record.text for record in named.records] == ["not this one", "Zwei Bäume."]
 
     @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
-    def test_a_folder_of_tars_is_a_part_each(self, tmp_path, ending):
+    def test_each_tar_is_a_part(self, tmp_path, ending):
         (tmp_path / "in").mkdir()
         for number in range(3):
             members = [("x.jpg", image(number)), ("x.txt", b"A cat.")]
@@ -186,7 +185,7 @@ class TestWebDataset:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """A small data set of classes, as TFDS prepares one."""
+    """A small TFDS data set with classes."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds") / "pets" / "1.0.0"
@@ -231,7 +230,7 @@ class TestTFDS:
         assert read.keys == [f"pets/1.0.0/train:{number}" for number in range(5)]
 
     @pytest.mark.parametrize("form", ["lines", "json"])
-    def test_words_for_class_names(self, tmp_path, pets, form):
+    def test_captions_for_class_names(self, tmp_path, pets, form):
         words = {"n001": "tench, Tinca tinca", "tabby_cat": "tabby"}
         lines = "\n".join(f"{name} {text}" for name, text in words.items())
         file = tmp_path / "words"
@@ -239,12 +238,12 @@ class TestTFDS:
         read = prepare(tmp_path / "out", "tfds", pets, class_names=str(file))
         assert {record.text for record in read.records} == set(words.values())
 
-    def test_a_class_without_words_is_an_error(self, tmp_path, pets):
+    def test_a_class_without_a_caption_raises(self, tmp_path, pets):
         (tmp_path / "words").write_text("n001 tench")
-        with pytest.raises(JanusError, match="no words for 1 of 2 classes, tabby_cat the first"):
+        with pytest.raises(JanusError, match="lacks 1 of 2 classes, the first is tabby_cat"):
             prepare(tmp_path / "out", "tfds", pets, class_names=str(tmp_path / "words"))
 
-    def test_arrays_texts_and_a_part_of_a_split(self, tmp_path, pets):
+    def test_arrays_texts_and_partial_splits(self, tmp_path, pets):
         given = {"image_field": "pixels", "text_field": "said", "input_split": "train[1:3]"}
         read = prepare(tmp_path / "out", "tfds", pets, **given)
         assert read.keys == ["pets/1.0.0/train[1:3]:0", "pets/1.0.0/train[1:3]:1"]
@@ -253,13 +252,13 @@ class TestTFDS:
     @pytest.mark.parametrize(
         ("name", "more", "words"),
         [
-            ("no_such_data_set", {}, "no TFDS data set that can be opened"),
+            ("no_such_data_set", {}, "is not a TFDS data set"),
             ("mnist", {"data_dir": "/nowhere"}, "mnist/.* is not in .*/nowhere.*download_and_prepare"),
             ("", {"input_split": "dev"}, "cannot be read .*its splits are train"),
             ("", {"text_field": "words"}, "no feature words, only .*--text_field"),
         ],
     )
-    def test_what_is_not_there_is_an_error(self, tmp_path, pets, name, more, words):
+    def test_missing_data_raises(self, tmp_path, pets, name, more, words):
         with pytest.raises(JanusError, match=words):
             prepare(tmp_path / "out", "tfds", name or pets, **more)
 
@@ -278,7 +277,7 @@ def test_text(tmp_path):
     assert {record.task for record in read.records} == {Task.TEXT}
 
 
-def test_files_of_one_name_in_several_folders_have_keys_of_their_own(tmp_path):
+def test_files_with_one_name_in_several_folders_have_different_keys(tmp_path):
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         json_lines(tmp_path / name / "t.jsonl", [{"text": name}])
@@ -286,69 +285,31 @@ def test_files_of_one_name_in_several_folders_have_keys_of_their_own(tmp_path):
 
 
 @pytest.mark.parametrize("kind", sorted(SOURCES))
-def test_no_input_is_an_error(tmp_path, kind):
+def test_missing_input_raises(tmp_path, kind):
     with pytest.raises(JanusError, match="--input"):
         prepare(tmp_path / "out", kind, tmp_path / "absent")
 
 
 @pytest.mark.parametrize("kind", ["captions", "llava", "text"])
-def test_a_git_lfs_pointer_is_an_error(tmp_path, kind):
+def test_a_git_lfs_pointer_raises(tmp_path, kind):
     file = tmp_path / "a.jsonl"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(JanusError, match="git lfs pull"):
         prepare(tmp_path / "out", kind, file)
 
 
-def test_a_source_of_ones_own_is_found_by_its_module():
+def test_a_registered_source_is_found_by_its_module():
     source = get_source("tests.data.own_source:poems")
     (part,) = source.parts(options("tests.data.own_source:poems", "3"))
     assert [entry.make().text for entry in part.entries()] == ["Poem 0", "Poem 1", "Poem 2"]
 
 
 @pytest.mark.parametrize("kind", ["poem", "no.such.module:poems", "tests.data.own_source:prose"])
-def test_an_unknown_source_is_an_error(kind):
+def test_an_unknown_source_raises(kind):
     with pytest.raises(JanusError, match="--source"):
         get_source(kind)
 
 
-def test_generation_is_nothing_that_text_can_teach(tmp_path):
-    with pytest.raises(JanusError, match="--task generation is nothing that --source text can teach; take text"):
+def test_an_unsupported_task_raises(tmp_path):
+    with pytest.raises(JanusError, match="--task generation is not supported by --source text; use text"):
         prepare(tmp_path / "out", "text", "t.jsonl", task=GENERATION)
-
-
-class TestShapes:
-    def test_what_is_asked_for_is_drawn(self, tmp_path):
-        read = prepare(tmp_path / "out", "examples.shapes.source:shapes", "train:7,seed=3", shard_records=3)
-        assert not read.rejections
-        world = World(seed=3)
-        assert [record.text for record in read.records] == [world.record(GENERATION, i).text for i in range(7)]
-
-    @pytest.mark.parametrize("task", list(Task))
-    def test_every_task(self, tmp_path, task):
-        assert {
-            record.task
-            for record in prepare(tmp_path / "out", "examples.shapes.source:shapes", "test:2", task=task).records
-        } == {task}
-
-    def test_new_words_are_in_every_scene(self, tmp_path):
-        read = prepare(
-            tmp_path / "out", "examples.shapes.source:shapes", "train:9,about=heart,categories=single_object"
-        )
-        assert all("heart" in record.text for record in read.records)
-
-    @pytest.mark.parametrize(
-        "given",
-        [
-            "train",
-            "train:none",
-            "train:0",
-            "dev:3",
-            "train:3,side=4",
-            "train:3,about=dog",
-            "train:3,categories=none",
-            "train:3,asked=none",
-        ],
-    )
-    def test_what_the_world_has_not_is_an_error(self, tmp_path, given):
-        with pytest.raises(JanusError, match="shapes"):
-            prepare(tmp_path / "out", "examples.shapes.source:shapes", given)

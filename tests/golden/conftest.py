@@ -1,7 +1,7 @@
-"""A golden set: true outputs of the PyTorch implementation on pseudo-weights that any name and shape determine.
+"""Golden sets: outputs of the PyTorch implementation on pseudo-weights, which are functions of name and shape.
 
-`data/` holds the project's own sets. `JANUS_GOLDEN_DIR=DIR` runs the suite on another set of the same form, with its
-own config, salt and sizes; tests of another kind of model than DIR's are skipped.
+`data/` holds the sets of the project. `JANUS_GOLDEN_DIR=DIR` runs the suite on another set of the same form, with its
+own config, salt and sizes, and skips the tests of other kinds of models.
 """
 
 import json
@@ -20,7 +20,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class GoldenSet:
-    """One folder: `config.json`, `manifest.json`, `expected.npz` and the images it speaks of."""
+    """Folder with `config.json`, `manifest.json`, `expected.npz` and the input images."""
 
     path: Path
 
@@ -38,6 +38,11 @@ class GoldenSet:
             return {name: file[name] for name in file.files}
 
     @property
+    def images(self):
+        """Input images. The set janus_1b uses those of janus_small."""
+        return sorted(self.path.glob("image_*.png")) or sorted((DATA / "janus_small").glob("image_*.png"))
+
+    @property
     def kind(self):
         if "gen_vision_config" in self.config:
             return "janus"
@@ -48,12 +53,12 @@ class GoldenSet:
         return int(self.expected["salt"])
 
     def tensor(self, name):
-        """The pseudo-weight of that name."""
+        """Returns the pseudo-weight of this name."""
         return tensor(name, self.shapes[name], self.salt)
 
 
 def golden_set(kind, default):
-    """The set of that kind to test: `JANUS_GOLDEN_DIR`'s, or the project's own."""
+    """Returns the set of this kind to test: that of `JANUS_GOLDEN_DIR`, or the default."""
     given = os.environ.get("JANUS_GOLDEN_DIR")
     if given is None:
         return GoldenSet(DATA / default)
@@ -66,7 +71,7 @@ def golden_set(kind, default):
 
 
 def assert_close(actual, expected, relative):
-    """Differs nowhere by more than `relative` times the expected array's largest value."""
+    """Asserts that no value differs by more than `relative` times the largest expected value."""
     actual = np.asarray(actual, np.float32)
     assert actual.shape == expected.shape
     error = np.abs(actual - expected).max() / np.abs(expected).max()

@@ -23,7 +23,7 @@ from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply, scan_params, to_pixels
 from janus_jax.models.janus import Janus
-from janus_jax.pretrained import place_params
+from janus_jax.pretrained import load_params
 from janus_jax.processing import open_image, prepare_understanding
 from tests.golden.conftest import DATA, GoldenSet, assert_close, golden_set
 
@@ -46,7 +46,7 @@ class Subject:
         units = LAYOUT.map(model_parameters(self.config))
         tensors = Lazy(self.golden)
         found = ((unit.parameter.keys, unit.layer, unit.read(tensors)) for unit in units)
-        return place_params(found, self.config, self.model.execution, mesh=None)
+        return load_params(found, self.config, self.model.execution, mesh=None)
 
     @cached_property
     def special(self):
@@ -55,7 +55,7 @@ class Subject:
 
     @cached_property
     def images(self):
-        paths = sorted(self.golden.path.glob("image_*.png"))
+        paths = self.golden.images
         size = self.config.und_encoder.image_size
         return np.stack([prepare_understanding(open_image(path), size) for path in paths])
 

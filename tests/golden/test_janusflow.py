@@ -17,7 +17,7 @@ from janus_jax.generation.rectified_flow import FlowSampler, prefill, sample_lat
 from janus_jax.models.backbone import apply
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.vae import VAE
-from janus_jax.pretrained import place_params
+from janus_jax.pretrained import load_params
 from janus_jax.processing import open_image, prepare_understanding
 from tests.golden.conftest import assert_close, golden_set
 from tests.golden.pseudo_weights import tensor, uniform
@@ -47,7 +47,7 @@ class Subject:
         found = (
             (unit.parameter.keys, unit.layer, unit.read(tensors)) for unit in LAYOUT.map(model_parameters(self.config))
         )
-        return place_params(found, self.config, self.model.execution, mesh=None)
+        return load_params(found, self.config, self.model.execution, mesh=None)
 
     def apply(self, method, *args):
         run = jax.jit(lambda params, *args: apply(method, params, *args))
@@ -103,7 +103,7 @@ def test_janusflow_noise(subject):
 
 
 def test_janusflow_understanding_logits(subject):
-    (path,) = subject.golden.path.glob("image_*.png")
+    (path,) = subject.golden.images
     image = prepare_understanding(open_image(path), subject.config.und_encoder.image_size)
     batch = subject.batch(subject.expected["und_input_ids"].astype(np.int32), image[None])
     hidden = subject.apply(subject.model.__call__, batch)

@@ -11,7 +11,7 @@ import pytest
 
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.parameters import model_parameters
-from checkpoints_convert.released import LAYOUT, config_from_json
+from checkpoints_convert.released import LAYOUT, config_from_json, unused_shapes
 from janus_jax.batch import NO_IMAGE, NO_POSITION, PADDING_SEGMENT, Batch
 from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
@@ -89,7 +89,7 @@ class Golden:
         """Rows of samples laid end to end; a row may hold none."""
         size = self.config.und_encoder.image_size
         codes = self.expected["train_gen_codes"]
-        image = prepare_understanding(open_image(self.golden.path / "image_0.png"), size)
+        image = prepare_understanding(open_image(self.golden.images[0]), size)
         shape = (len(rows), length)
         batch = Batch(
             tokens=np.zeros(shape, np.int32),

@@ -15,7 +15,7 @@ def arrays(seed, *shapes):
 
 
 def by_definition(query, key, value, allowed):
-    """softmax(q k^T / sqrt(K)) v in float64, one head after another."""
+    """Computes softmax(q k^T / sqrt(K)) v in float64, head by head."""
     query, key, value = (np.asarray(x, np.float64) for x in (query, key, value))
     group = query.shape[1] // key.shape[1]
     out = np.zeros_like(query)
@@ -31,7 +31,7 @@ def by_definition(query, key, value, allowed):
 SEGMENTS = np.array([[1] * 100 + [2] * 60 + [3] * 96, [0] * 56 + [1] * 200])
 
 
-def allowed_places(causal, segments):
+def allowed_pairs(causal, segments):
     same = segments[:, :, None] == segments[:, None, :]
     return same & np.tri(segments.shape[1], dtype=bool) if causal else same
 
@@ -39,40 +39,40 @@ def allowed_places(causal, segments):
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
-def test_attention_is_the_masked_softmax_of_its_definition(kernel, causal, kv_heads):
+def test_attention_is_the_masked_softmax(kernel, causal, kv_heads):
     query, key, value = arrays(0, (2, 4, 256, 128), (2, kv_heads, 256, 128), (2, kv_heads, 256, 128))
     mask = Mask(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), causal=causal)
-    expected = by_definition(query, key, value, allowed_places(causal, SEGMENTS))
+    expected = by_definition(query, key, value, allowed_pairs(causal, SEGMENTS))
     np.testing.assert_allclose(attend(query, key, value, mask, kernel), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("length", [255, 256, 263])
-def test_causal_attention_in_blocks_is_that_of_the_whole_square(length):
+def test_causal_attention_in_blocks_equals_dense_attention(length):
     query, key, value = arrays(8, (2, 4, length, 8), (2, 2, length, 8), (2, 2, length, 8))
     segments = np.sort(np.random.default_rng(0).integers(0, 4, (2, length)))
     mask = Mask(jnp.asarray(segments), jnp.asarray(segments), causal=True)
-    expected = by_definition(query, key, value, allowed_places(True, segments))
+    expected = by_definition(query, key, value, allowed_pairs(True, segments))
     np.testing.assert_allclose(attend(query, key, value, mask), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kernel", ["xla", "splash"])
-def test_without_a_mask_everything_is_attended_to(kernel):
+def test_unmasked_attention_reads_all_keys(kernel):
     query, key, value = arrays(1, *[(1, 2, 128, 128)] * 3)
     expected = by_definition(query, key, value, np.ones((1, 128, 128), bool))
     np.testing.assert_allclose(attend(query, key, value, kernel=kernel), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("order", ["none", "causal", "continued"])
-def test_cudnn_is_told_the_same_by_its_own_words(monkeypatch, order):
-    """What there is for GPUs alone, computed by jax's other implementation."""
-    asked = []
+def test_cudnn_arguments_express_the_mask(monkeypatch, order):
+    """jax's XLA implementation stands in for the GPU kernel."""
+    calls = []
 
-    def computed(*args, implementation, is_causal, **rest):
-        asked.append((implementation, is_causal))
+    def attention(*args, implementation, is_causal, **rest):
+        calls.append((implementation, is_causal))
         return dot_product_attention(*args, implementation="xla", is_causal=is_causal, **rest)
 
     dot_product_attention = jax.nn.dot_product_attention
-    monkeypatch.setattr(jax.nn, "dot_product_attention", computed)
+    monkeypatch.setattr(jax.nn, "dot_product_attention", attention)
     query, key, value = (x.astype(jnp.bfloat16) for x in arrays(9, (2, 4, 256, 64), (2, 2, 256, 64), (2, 2, 256, 64)))
     segments, start = jnp.asarray(SEGMENTS), 96 if order == "continued" else 0
     offset = jnp.asarray(start) if order == "continued" else None
@@ -80,20 +80,20 @@ def test_cudnn_is_told_the_same_by_its_own_words(monkeypatch, order):
     with target_platform("gpu"):
         out = attend(query[:, :, start:], key, value, mask, "cudnn")
     expected = attend(*(x.astype(jnp.float32) for x in (query[:, :, start:], key, value)), mask)
-    there = (segments[:, start:] != 0)[:, None, :, None]
-    np.testing.assert_allclose(jnp.where(there, out, 0), jnp.where(there, expected, 0), atol=0.02)
-    assert asked == [("cudnn", order == "causal")]
+    is_token = (segments[:, start:] != 0)[:, None, :, None]
+    np.testing.assert_allclose(jnp.where(is_token, out, 0), jnp.where(is_token, expected, 0), atol=0.02)
+    assert calls == [("cudnn", order == "causal")]
 
 
 @pytest.mark.parametrize("shape", [(1, 2, 255, 64), (1, 2, 256, 60), (1, 2, 256, 136)])
-def test_shapes_that_cudnn_has_no_kernel_for_fall_back(shape):
+def test_cudnn_falls_back_for_unsupported_shapes(shape):
     query, key, value = (x.astype(jnp.bfloat16) for x in arrays(10, *[shape] * 3))
     with target_platform("gpu"):
         out = attend(query, key, value, Mask(causal=True), "cudnn")
     np.testing.assert_array_equal(out, attend(query, key, value, Mask(causal=True)))
 
 
-def test_splash_has_the_gradients_of_xla():
+def test_splash_gradients_equal_those_of_xla():
     query, key, value = arrays(2, *[(2, 2, 256, 128)] * 3)
     mask = Mask(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), causal=True)
 
@@ -120,14 +120,14 @@ def test_splash_on_a_mesh_equals_splash_on_one_device(sizes):
     np.testing.assert_allclose(actual, expected, atol=1e-6)
 
 
-def test_shapes_that_splash_cannot_block_fall_back():
+def test_splash_falls_back_for_unsupported_shapes():
     query, key, value = arrays(4, (1, 2, 100, 64), (1, 2, 100, 64), (1, 2, 100, 64))
     mask = Mask(causal=True)
     np.testing.assert_array_equal(attend(query, key, value, mask, "splash"), attend(query, key, value, mask, "xla"))
 
 
 @pytest.mark.parametrize(("length", "slots", "offset"), [(3, 10, 4), (263, 300, 37), (263, 300, 20), (263, 263, 0)])
-def test_queries_that_continue_a_cache_attend_up_to_their_own_slot(length, slots, offset):
+def test_queries_after_a_cache_attend_up_to_their_slot(length, slots, offset):
     query, key, value = arrays(5, (1, 2, length, 16), (1, 2, slots, 16), (1, 2, slots, 16))
     order = np.arange(slots)[None, :] <= offset + np.arange(length)[:, None]
     mask = Mask(causal=True, query_offset=jnp.array(offset))
@@ -136,13 +136,13 @@ def test_queries_that_continue_a_cache_attend_up_to_their_own_slot(length, slots
     )
 
 
-def test_a_padding_place_has_no_nan():
+def test_query_without_keys_is_finite():
     query, key, value = arrays(6, *[(1, 1, 4, 8)] * 3)
     mask = Mask(jnp.array([[9, 1, 1, 1]]), jnp.array([[1, 1, 1, 1]]))
     assert np.isfinite(attend(query, key, value, mask)).all()
 
 
-def test_rotation_keeps_lengths_and_tells_only_distances():
+def test_rotary_scores_depend_on_distance_only():
     (query, key) = arrays(7, (1, 1, 1, 32), (1, 1, 1, 32))
 
     def score(at_query, at_key):

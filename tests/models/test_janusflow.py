@@ -15,7 +15,7 @@ from janus_jax.models.vae import VAE, Gaussian
 from tests import tiny
 
 MODEL = JanusFlow(tiny.FLOW)
-# Operation by operation, jax would compile for minutes.
+# Without jit, jax compiles every operation, which takes minutes.
 apply = jax.jit(apply_eagerly, static_argnums=0)
 N = tiny.FLOW.num_gen_tokens
 
@@ -38,65 +38,66 @@ def latents(seed, *images):
     return np.random.default_rng(seed).standard_normal(shape, np.float32)
 
 
-def row(prompt):
+def sequence(prompt):
     return tiny.processor(tiny.FLOW).generation_sequence(prompt, tiny.picture(0))
 
 
-def packed(rows):
-    """Rows end to end in one sequence, as training packs them."""
-    segments = np.concatenate([np.full(len(row), number, np.int32) for number, row in enumerate(rows, 1)])
-    places = [
-        np.where(row.gen_token_index == NO_IMAGE, NO_IMAGE, row.gen_token_index + index * N)
-        for index, row in enumerate(rows)
+def packed(sequences):
+    """Packs token sequences into one, as training does."""
+    segments = np.concatenate([np.full(len(one), number, np.int32) for number, one in enumerate(sequences, 1)])
+    token_index = [
+        np.where(one.gen_token_index == NO_IMAGE, NO_IMAGE, one.gen_token_index + image * N)
+        for image, one in enumerate(sequences)
     ]
     und = tiny.FLOW.und_encoder.image_size
     return Batch(
-        tokens=np.concatenate([row.tokens for row in rows])[None],
+        tokens=np.concatenate([one.tokens for one in sequences])[None],
         segment_ids=segments[None],
-        positions=np.concatenate([np.arange(len(row), dtype=np.int32) for row in rows])[None],
+        positions=np.concatenate([np.arange(len(one), dtype=np.int32) for one in sequences])[None],
         und_patch_index=np.full((1, len(segments)), NO_IMAGE, np.int32),
-        gen_token_index=np.concatenate(places)[None].astype(np.int32),
+        gen_token_index=np.concatenate(token_index)[None].astype(np.int32),
         und_images=np.zeros((1, 0, und, und, 3), np.uint8),
         gen_images=np.zeros((1, 0, 32, 32, 3), np.uint8),
     )
 
 
-def test_images_packed_into_a_row_have_the_velocities_of_each_alone_at_its_own_time(run):
-    rows, z, times = [row("Ink"), row("A red boat on a lake")], latents(0, 1, 2), np.array([[0.25, 0.75]], np.float32)
-    hidden, together = run(packed(rows)._replace(gen_latents=z, gen_times=times))
-    assert hidden.shape == (1, sum(map(len, rows)), tiny.FLOW.llm.width)
-    for index, one in enumerate(rows):
+def test_packed_images_have_the_velocities_of_separate_ones(run):
+    sequences, z = [sequence("Ink"), sequence("A red boat on a lake")], latents(0, 1, 2)
+    times = np.array([[0.25, 0.75]], np.float32)
+    hidden, together = run(packed(sequences)._replace(gen_latents=z, gen_times=times))
+    assert hidden.shape == (1, sum(map(len, sequences)), tiny.FLOW.llm.width)
+    for index, one in enumerate(sequences):
         part = slice(index, index + 1)
         alone = run(packed([one])._replace(gen_latents=z[:, part], gen_times=times[:, part]))[1]
         np.testing.assert_allclose(together[:, part], alone, atol=1e-4)
 
 
 @pytest.mark.parametrize("change", ["time", "latents", "prompt"])
-def test_a_velocity_depends_on_the_time_the_latents_and_the_prompt(run, change):
+def test_velocity_depends_on_time_latents_and_prompt(run, change):
     z, time = latents(0, 1, 1), np.array([[0.25]], np.float32)
-    before = run(packed([row("Ink")])._replace(gen_latents=z, gen_times=time))[1]
+    before = run(packed([sequence("Ink")])._replace(gen_latents=z, gen_times=time))[1]
     prompt = "Oak" if change == "prompt" else "Ink"
     z, time = z + (change == "latents"), time + np.float32(change == "time") / 2
-    after = run(packed([row(prompt)])._replace(gen_latents=z, gen_times=time))[1]
+    after = run(packed([sequence(prompt)])._replace(gen_latents=z, gen_times=time))[1]
     assert np.abs(after - before).max() > 1e-3 * np.abs(before).max()
 
 
-def test_known_latents_without_times_are_images():
-    batch = packed([row("Ink")])._replace(gen_latents=latents(0, 1, 1))
+def test_precomputed_latents_have_time_one_by_default():
+    batch = packed([sequence("Ink")])._replace(gen_latents=latents(0, 1, 1))
     found = apply(MODEL.target_latents, tiny.stacked_params(tiny.FLOW), batch)
     np.testing.assert_array_equal(found.times, [[1.0]])
 
 
-def test_unknown_latents_are_the_vaes_means():
+def test_target_latents_default_to_the_means_of_the_vae():
     processor, params = tiny.processor(tiny.FLOW), tiny.stacked_params(tiny.FLOW)
-    batch = processor.left_pad([row("Ink")])
+    batch = processor.left_pad([sequence("Ink")])
     found = apply(MODEL.target_latents, params, batch)
     pixels = jnp.asarray(batch.gen_images[:, 0], jnp.float32) / 127.5 - 1
     expected = apply(MODEL.encode_images, params, pixels).mean
     np.testing.assert_allclose(found.values[:, 0], expected, atol=1e-4)
 
 
-def test_what_the_vae_encodes_is_scaled_and_what_it_decodes_is_not():
+def test_latents_are_scaled_after_encoding_and_before_decoding():
     params, pixels = tiny.stacked_params(tiny.FLOW), latents(0, 1)[:, :, :, :3].repeat(2, 1).repeat(2, 2)
     scale, vae = tiny.FLOW.vae.scaling_factor, VAE(tiny.FLOW.vae)
     bare = apply(vae.encode, params["vae"], pixels)
@@ -109,14 +110,14 @@ def test_what_the_vae_encodes_is_scaled_and_what_it_decodes_is_not():
     )
 
 
-def test_a_gaussian_is_drawn_from_with_its_mean_and_variance():
+def test_gaussian_samples_have_its_mean_and_variance():
     shape = (1, 64, 64, 4)
     drawn = Gaussian(jnp.full(shape, 3.0), jnp.full(shape, np.log(4.0))).sample(jax.random.key(0))
     assert float(drawn.mean()) == pytest.approx(3, abs=0.1)
     assert float(drawn.std()) == pytest.approx(2, abs=0.1)
 
 
-def test_begin_of_image_of_an_image_to_understand_is_learned():
+def test_begin_of_input_image_has_its_trained_embedding():
     question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [tiny.picture(0)]}
     batch = tiny.processor(tiny.FLOW).left_pad([tiny.processor(tiny.FLOW).understanding_sequence([question])])
     params = tiny.stacked_params(tiny.FLOW)
@@ -129,33 +130,33 @@ def test_begin_of_image_of_an_image_to_understand_is_learned():
     np.testing.assert_array_equal(x[0, is_text], text[0, is_text])
 
 
-def test_the_image_that_follows_is_that_of_the_next_places_first_patch():
-    places = np.array([[-1, -1, 0, 1, -1, 2, 3, -1], [0, 1, -1, -1, -1, -1, -1, -1]])
+def test_next_image_index_marks_begin_of_image():
+    index = np.array([[-1, -1, 0, 1, -1, 2, 3, -1], [0, 1, -1, -1, -1, -1, -1, -1]])
     expected = [[-1, 0, -1, -1, 1, -1, -1, -1], [-1] * 8]
-    np.testing.assert_array_equal(next_image_index(places, 2), expected)
+    np.testing.assert_array_equal(next_image_index(index, 2), expected)
 
 
-def test_unrolled_and_scanned_compute_the_same(run):
-    batch = packed([row("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
+def test_unrolled_layers_equal_scanned_layers(run):
+    batch = packed([sequence("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
     model, params = JanusFlow(tiny.FLOW, Execution(layers="unrolled")), tiny.unrolled_params(tiny.FLOW)
     states = apply(model.states, params, batch)
     np.testing.assert_allclose(apply(model.velocities, params, batch, states), run(batch)[1], atol=1e-4)
 
 
-def test_stacking_undoes_unstacking():
+def test_scan_params_inverts_unroll_params():
     params = tiny.stacked_params(tiny.FLOW)
     back = scan_params(unroll_params(params, tiny.FLOW), tiny.FLOW)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_a_depthwise_convolution_is_a_sum_of_shifted_images(size):
+def test_depthwise_convolution_by_shifts_equals_convolution(size):
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((2, 5, 6, 8), np.float32), rng.standard_normal((size, size, 1, 8), np.float32)
     np.testing.assert_allclose(jax.jit(_by_shifts)(x, kernel), _by_convolution(x, kernel), atol=1e-4)
 
 
-def test_gradients_go_through_the_sum_of_shifted_images():
+def test_gradient_by_shifts_equals_that_of_the_convolution():
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((1, 4, 4, 2), np.float32), rng.standard_normal((3, 3, 1, 2), np.float32)
     ours, expected = (
@@ -165,27 +166,27 @@ def test_gradients_go_through_the_sum_of_shifted_images():
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4), ours, expected)
 
 
-def test_sinusoids_begin_with_the_cosines_of_a_thousand_times_the_time():
+def test_sinusoids_are_cosines_then_sines():
     found = sinusoids(jnp.array([0.0, 0.5]), 4)
     angles = np.array([500.0, 500 * 10000**-0.5])
     np.testing.assert_allclose(found, [[1, 1, 0, 0], [*np.cos(angles), *np.sin(angles)]], atol=1e-4)
 
 
-def test_a_patchs_numbers_are_channel_by_channel_then_row_by_row():
+def test_unpatchify_expands_channels_outermost():
     x = jnp.arange(8.0).reshape(1, 1, 1, 8)
     np.testing.assert_array_equal(unpatchify(x, 2)[0, :, :, 0], [[0, 1], [2, 3]])
     np.testing.assert_array_equal(unpatchify(x, 2)[0, :, :, 1], [[4, 5], [6, 7]])
 
 
-def test_a_vae_in_a_float16_model_computes_in_float32():
+def test_vae_of_a_float16_model_computes_in_float32():
     params = tiny.stacked_params(tiny.FLOW)["vae"]
     z = 1e3 * latents(0, 1)
     half, full = (VAE(tiny.FLOW.vae, Execution(dtype=dtype)) for dtype in ("float16", "float32"))
     np.testing.assert_array_equal(apply(half.decode, params, z), apply(full.decode, params, z))
 
 
-def test_bfloat16_computes_about_the_same_velocities_in_float32(run):
-    batch = packed([row("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
+def test_bfloat16_velocities_are_close_and_float32(run):
+    batch = packed([sequence("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
     model = JanusFlow(tiny.FLOW, Execution(dtype="bfloat16"))
     params, exact = tiny.stacked_params(tiny.FLOW), run(batch)[1]
     rounded = apply(model.velocities, params, batch, apply(model.states, params, batch))
@@ -193,6 +194,6 @@ def test_bfloat16_computes_about_the_same_velocities_in_float32(run):
     assert np.abs(rounded - exact).max() < 0.1 * np.abs(exact).max()
 
 
-def test_a_model_without_a_vae_has_no_parameters_of_one():
+def test_config_without_vae_has_no_vae_parameters():
     config = dataclasses.replace(tiny.FLOW, vae=None)
     assert set(tiny.stacked_params(tiny.FLOW)) - set(tiny.stacked_params(config)) == {"vae"}

@@ -1,4 +1,4 @@
-"""The product that every network here is made of, where its result is wider than its operands."""
+"""Products with a result wider than their operands."""
 
 import jax
 import jax.numpy as jnp
@@ -26,7 +26,7 @@ def exact(x, y):
 
 
 @pytest.mark.parametrize("argnums", [0, 1, (0, 1)])
-def test_its_gradient_is_that_of_the_exact_product(operands, argnums):
+def test_gradient_equals_that_of_the_exact_product(operands, argnums):
     found = jax.tree.leaves(jax.grad(loss, argnums)(*operands))
     widened = [operand.astype(jnp.float32) for operand in operands]
     expected = jax.tree.leaves(jax.grad(exact, argnums)(*widened))
@@ -36,7 +36,7 @@ def test_its_gradient_is_that_of_the_exact_product(operands, argnums):
 
 
 @pytest.mark.parametrize(("argnums", "products"), [(0, 2), (1, 2), ((0, 1), 3)])
-def test_its_gradient_is_computed_in_the_operands_dtype_and_where_asked_for_alone(operands, argnums, products):
+def test_gradient_products_use_the_operands_dtype(operands, argnums, products):
     found = equations(jax.make_jaxpr(jax.value_and_grad(loss, argnums))(*operands).jaxpr)
     dtypes = [[var.aval.dtype for var in e.invars] for e, _ in found if e.primitive.name == "dot_general"]
     assert dtypes == [[jnp.bfloat16, jnp.bfloat16]] * products

@@ -29,20 +29,20 @@ def text_logits(execution, params):
     return np.asarray(run(params))[batch.is_token]
 
 
-def test_unstacking_is_undone_by_stacking():
+def test_scan_params_inverts_unroll_params():
     params = tiny.stacked_params()
     back = scan_params(unroll_params(params, tiny.CONFIG), tiny.CONFIG)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
-def test_the_unrolled_form_computes_what_the_scanned_one_does():
+def test_unrolled_layers_equal_scanned_layers():
     scanned = text_logits(Execution(), tiny.stacked_params())
     np.testing.assert_allclose(text_logits(Execution(layers="unrolled"), tiny.unrolled_params()), scanned, atol=1e-5)
 
 
 @pytest.mark.parametrize("remat", ["dots", "full"])
 @pytest.mark.parametrize("layers", ["scanned", pytest.param("unrolled", marks=pytest.mark.slow)])
-def test_remat_changes_neither_value_nor_gradient(remat, layers):
+def test_remat_keeps_value_and_gradient(remat, layers):
     params = tiny.stacked_params() if layers == "scanned" else tiny.unrolled_params()
     batch = conversation()
 
@@ -56,7 +56,7 @@ def test_remat_changes_neither_value_nor_gradient(remat, layers):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5), other_gradient, gradient)
 
 
-def test_bfloat16_computes_about_the_same_and_keeps_logits_in_float32():
+def test_bfloat16_logits_are_close_and_float32():
     params = tiny.stacked_params()
     exact = text_logits(Execution(), params)
     rounded = text_logits(Execution(dtype="bfloat16"), params)
@@ -65,7 +65,7 @@ def test_bfloat16_computes_about_the_same_and_keeps_logits_in_float32():
     assert (rounded != exact).any()
 
 
-def test_parameter_and_computation_dtypes_are_chosen_apart():
+def test_parameter_and_computation_dtypes_are_independent():
     execution = Execution(dtype="float32", param_dtype="bfloat16")
     shapes = jax.eval_shape(lambda key: init_params(make_model(tiny.CONFIG, execution), key), jax.random.key(0))
     assert {leaf.dtype for leaf in jax.tree.leaves(nn.unbox(shapes))} == {jnp.dtype("bfloat16")}
@@ -73,7 +73,7 @@ def test_parameter_and_computation_dtypes_are_chosen_apart():
     assert hidden.dtype == jnp.float32
 
 
-def test_a_later_place_changes_no_earlier_one():
+def test_later_tokens_do_not_change_earlier_states():
     batch = conversation()
     changed = batch._replace(tokens=batch.tokens.copy())
     changed.tokens[0, -1] += 1
@@ -84,7 +84,7 @@ def test_a_later_place_changes_no_earlier_one():
     assert (before[0, -1] != after[0, -1]).any()
 
 
-def test_a_sample_changes_nothing_in_its_neighbours():
+def test_examples_in_a_sequence_are_independent():
     batch = conversation()
     first = batch.shape[1] // 2
     segments = np.ones_like(batch.segment_ids)
@@ -97,7 +97,7 @@ def test_a_sample_changes_nothing_in_its_neighbours():
     np.testing.assert_array_equal(run(batch)[:, first:], run(changed)[:, first:])
 
 
-def test_image_places_take_their_images_and_no_others():
+def test_image_positions_depend_on_their_image_only():
     batch = conversation()
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
     embed = jax.jit(lambda batch: apply(model.embed, params, batch))
@@ -107,31 +107,31 @@ def test_image_places_take_their_images_and_no_others():
     np.testing.assert_array_equal(differs, batch.und_patch_index != NO_IMAGE)
 
 
-def test_images_to_generate_fill_their_places_with_their_ids():
+def test_target_images_are_embedded_as_their_tokens():
     processor = tiny.processor()
     batch = processor.left_pad([processor.generation_sequence("A red boat", tiny.picture(3))])
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
     ids = apply(model.tokenize, params, to_pixels(jnp.asarray(batch.gen_images[:, 0])))
-    known = apply(model.embed, params, batch._replace(gen_ids=ids[:, None]))
-    np.testing.assert_allclose(apply(model.embed, params, batch), known, atol=1e-6)
-    filled = known[0, batch.gen_token_index[0] != NO_IMAGE]
-    np.testing.assert_allclose(filled, apply(model.embed_image_tokens, params, ids[0]), atol=1e-6)
+    precomputed = apply(model.embed, params, batch._replace(gen_ids=ids[:, None]))
+    np.testing.assert_allclose(apply(model.embed, params, batch), precomputed, atol=1e-6)
+    embedded = precomputed[0, batch.gen_token_index[0] != NO_IMAGE]
+    np.testing.assert_allclose(embedded, apply(model.embed_image_tokens, params, ids[0]), atol=1e-6)
 
 
-def test_pixels_and_images_are_each_others_inverse():
+def test_to_images_inverts_to_pixels():
     images = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1).repeat(3, axis=-1)
-    # Half a step up: `to_images` cuts off.
+    # Adds half a step, because `to_images` truncates.
     np.testing.assert_array_equal(to_images(to_pixels(images) + 1 / 255), images)
 
 
 @pytest.mark.parametrize("rows", [1, WEIGHT_FIRST_MAX_ROWS, WEIGHT_FIRST_MAX_ROWS + 1])
-def test_both_orders_of_a_product_are_the_same_product(rows):
+def test_both_product_orders_agree(rows):
     x = jax.random.normal(jax.random.key(0), (rows, 4, 8))
     weight = jax.random.normal(jax.random.key(1), (3, 5, 4, 8))
     np.testing.assert_allclose(project(x, weight, 2), np.einsum("rab,cdab->rcd", x, weight), atol=1e-5)
 
 
-def test_group_norm_normalises_each_group_of_each_image():
+def test_group_norm_normalizes_each_group():
     x = 5 + 3 * jax.random.normal(jax.random.key(0), (2, 6, 6, 16))
     y, _ = GroupNorm(4, 1e-6).init_with_output(jax.random.key(1), x)
     groups = np.asarray(y).reshape(2, 36, 4, 4)
@@ -139,14 +139,14 @@ def test_group_norm_normalises_each_group_of_each_image():
     np.testing.assert_allclose(groups.std(axis=(1, 3)), 1, atol=1e-4)
 
 
-def test_upsampling_is_the_convolution_of_the_enlarged_image():
+def test_upsample_equals_convolution_of_the_repeated_image():
     x = jax.random.normal(jax.random.key(0), (2, 5, 7, 6))
     y, variables = Upsample(4, 3).init_with_output(jax.random.key(1), x)
-    enlarged = x.repeat(2, axis=1).repeat(2, axis=2)
-    np.testing.assert_allclose(y, Conv(4, 3).apply(variables, enlarged), atol=1e-5)
+    repeated = x.repeat(2, axis=1).repeat(2, axis=2)
+    np.testing.assert_allclose(y, Conv(4, 3).apply(variables, repeated), atol=1e-5)
 
 
-def test_the_tokenizer_finds_the_codes_it_decoded():
+def test_quantize_returns_the_nearest_codes():
     model, params = Janus(tiny.CONFIG), tiny.stacked_params()
     codes = params["gen_encoder"]["codebook"]["embedding"][:64]
     ids = model.apply(
@@ -155,7 +155,7 @@ def test_the_tokenizer_finds_the_codes_it_decoded():
     np.testing.assert_array_equal(ids[0], np.arange(64))
 
 
-def test_compile_time_does_not_grow_with_depth():
+def test_program_size_is_independent_of_depth():
     def operations(depth):
         config = dataclasses.replace(tiny.CONFIG, llm=dataclasses.replace(tiny.CONFIG.llm, depth=depth))
         shapes = nn.unbox(jax.eval_shape(lambda key: init_params(make_model(config), key), jax.random.key(0)))
@@ -165,14 +165,14 @@ def test_compile_time_does_not_grow_with_depth():
     assert operations(24) == operations(3)
 
 
-def by_one_encoder(understanding_encoder="gen_encoder"):
-    """As many patches as ids."""
+def equal_encoders(understanding_encoder="gen_encoder"):
+    """A config with as many patches as image tokens."""
     patches = dataclasses.replace(tiny.CONFIG.und_encoder, patch_size=4)
     return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
-def test_one_encoder_may_serve_both_tasks():
-    config = by_one_encoder()
+def test_image_tokenizer_can_serve_understanding():
+    config = equal_encoders()
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)
     model, params = Janus(config, Execution(layers="unrolled")), tiny.unrolled_params()
     ids = apply(model.tokenize, params, pixels)
@@ -180,10 +180,10 @@ def test_one_encoder_may_serve_both_tasks():
     np.testing.assert_array_equal(apply(model.understand, params, pixels), apply(model.embed_image_tokens, params, ids))
 
 
-def test_all_models_have_the_same_parameters_whichever_encoder_understands():
+def test_parameters_do_not_depend_on_the_understanding_encoder():
     shapes = [
         jax.eval_shape(lambda config=config: init_params(make_model(config), jax.random.key(0)))
-        for config in (by_one_encoder(), by_one_encoder("und_encoder"))
+        for config in (equal_encoders(), equal_encoders("und_encoder"))
     ]
     assert shapes[0] == shapes[1]
 

@@ -9,7 +9,7 @@ from PIL import Image
 from janus_jax.evaluation.metrics import fid
 from janus_jax.evaluation.metrics.frechet import FeatureStatistics, frechet_distance
 from janus_jax.evaluation.metrics.inception import inception_params
-from tests.training.image_tokenizer.judges import inception_file
+from tests.training.image_tokenizer.network_files import inception_file
 
 torch = pytest.importorskip("torch")
 try:

@@ -6,7 +6,7 @@ import pytest
 
 from janus_jax.evaluation.metrics.inception import Inception, inception_params
 from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
-from tests.training.image_tokenizer.judges import VGG, inception_file, lpips_files
+from tests.training.image_tokenizer.network_files import VGG, inception_file, lpips_files
 
 torch = pytest.importorskip("torch")
 F = torch.nn.functional

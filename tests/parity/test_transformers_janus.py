@@ -28,7 +28,7 @@ from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
 from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.janus import Janus
-from janus_jax.pretrained import place_params
+from janus_jax.pretrained import load_params
 from tests.golden.pseudo_weights import tensor
 
 torch = pytest.importorskip("torch")
@@ -88,7 +88,7 @@ class Pair:
         self.config = open_checkpoint(folder).config
         execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
         self.ours = Janus(self.config, execution)
-        self.params = place_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
+        self.params = load_params(open_checkpoint(folder).params(dtype), self.config, execution, mesh=None)
 
     @staticmethod
     def _make(config):

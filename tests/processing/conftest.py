@@ -1,4 +1,4 @@
-"""A small tokenizer of the released layout, made once, and ways to spoil a copy of it."""
+"""A small tokenizer in the released layout, and edited copies of it."""
 
 import json
 from collections.abc import Callable
@@ -25,7 +25,7 @@ def config() -> JanusConfig:
 
 @pytest.fixture(scope="session")
 def released(tmp_path_factory: pytest.TempPathFactory, config: JanusConfig) -> Path:
-    """A model directory's tokenizer and json files. Not to be changed."""
+    """A model folder with tokenizer and JSON files. Read only."""
     directory = tmp_path_factory.mktemp("released")
     make_byte_level_tokenizer(
         directory,
@@ -40,7 +40,7 @@ def released(tmp_path_factory: pytest.TempPathFactory, config: JanusConfig) -> P
 
 @pytest.fixture
 def edited(released: Path, tmp_path: Path) -> Callable[[str, Edit], Path]:
-    """A copy of `released` with one json file changed."""
+    """Copies `released` and changes one JSON file."""
 
     def edit(name: str, change: Edit) -> Path:
         for file in released.iterdir():

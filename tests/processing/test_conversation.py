@@ -1,4 +1,4 @@
-"""Conversations become the strings that the models were trained on."""
+"""Rendered conversations equal those of the reference."""
 
 import json
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_prompt_equals_the_reference(entry):
     assert prompt == entry["prompt"]
 
 
-def test_system_prompt_is_the_one_of_the_reference():
+def test_system_prompt_equals_the_reference():
     assert {entry["system"] for entry in GOLDEN} == {"", UNDERSTANDING_SYSTEM_PROMPT}
 
 
@@ -33,21 +33,21 @@ def test_system_prompt_is_the_one_of_the_reference():
 @pytest.mark.parametrize(
     ("user", "assistant"), [("user", "assistant"), ("User", "Assistant"), ("<|User|>", "<|Assistant|>")]
 )
-def test_any_role_names_become_the_models_own(template, user, assistant):
+def test_all_role_strings_are_accepted(template, user, assistant):
     prompt = template.render(messages_of((user, "Hi"), (assistant, "Ho")))
     assert prompt == f"{template.user}: Hi\n\n{template.assistant}: Ho<｜end▁of▁sentence｜>"
 
 
-def test_a_conversation_that_ends_with_the_user_awaits_an_answer():
+def test_conversation_that_ends_with_the_user_gets_an_empty_answer():
     assert TEMPLATES["janus"].render(messages_of(("user", "Hi"))) == "User: Hi\n\nAssistant:"
 
 
-def test_a_leading_system_message_replaces_the_system_prompt():
+def test_leading_system_message_replaces_the_system_prompt():
     messages = messages_of(("system", "Be brief."), ("user", "Hi"))
     assert TEMPLATES["janus"].render(messages, "Be long.") == "Be brief.\n\nUser: Hi\n\nAssistant:"
 
 
-def test_answers_reach_from_behind_the_colon_to_behind_the_end_of_sentence():
+def test_answer_ranges_start_after_the_colon_and_include_end_of_sentence():
     messages = messages_of(("user", "One?"), ("assistant", " 1 "), ("user", "Two?"), ("assistant", "2"), ("user", "3?"))
     text, answers = TEMPLATES["janus_pro"].render_with_answers(messages, UNDERSTANDING_SYSTEM_PROMPT)
     assert [text[start:end] for start, end in answers] == [" 1<｜end▁of▁sentence｜>", " 2<｜end▁of▁sentence｜>"]
@@ -65,6 +65,6 @@ def test_answers_reach_from_behind_the_colon_to_behind_the_end_of_sentence():
         (["Hi"], 'Message 0 is .* "role" and "content"'),
     ],
 )
-def test_a_wrong_message_is_reported(messages, complaint):
+def test_malformed_message_is_reported(messages, complaint):
     with pytest.raises(JanusError, match=complaint):
         TEMPLATES["janus"].render(messages)

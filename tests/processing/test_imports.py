@@ -1,4 +1,4 @@
-"""Data workers import the processing without paying for jax, or taking its devices."""
+"""Data workers import processing without jax."""
 
 import subprocess
 import sys

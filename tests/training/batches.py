@@ -1,4 +1,4 @@
-"""Training batches of the tiny models, one or several samples a row."""
+"""Training batches of the tiny models."""
 
 import numpy as np
 
@@ -32,7 +32,7 @@ def generation(seed=0, config=tiny.CONFIG):
 
 
 def batch(rows, budget=BUDGET, seed=0):
-    """Rows of samples, the ids of their images to generate drawn at random."""
+    """Packed examples with random image tokens."""
     laid = pack(rows, budget, tiny.processor())
     shape = (*laid.gen_images.shape[:2], tiny.CONFIG.gen_encoder.num_tokens)
     ids = np.random.default_rng(seed).integers(0, tiny.CONFIG.gen_encoder.codebook_size, shape, np.int32)
@@ -40,12 +40,12 @@ def batch(rows, budget=BUDGET, seed=0):
 
 
 def flow_batch(rows, budget=FLOW_BUDGET):
-    """Rows of samples of the tiny JanusFlow."""
+    """Packed examples of the tiny JanusFlow."""
     return pack(rows, budget, tiny.processor(tiny.FLOW))
 
 
 def mixed(rows=8, kind="janus"):
-    """Rows of different tasks and numbers of supervised places; the last holds nothing."""
+    """Sequences of different tasks and numbers of targets; the last is empty."""
     config, lay_out = (tiny.CONFIG, batch) if kind == "janus" else (tiny.FLOW, flow_batch)
     kinds = [
         [understanding(1, config), generation(2, config)],

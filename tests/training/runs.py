@@ -1,4 +1,4 @@
-"""A recipe for each tiny model that runs in seconds, data for it, and one finished run."""
+"""Recipes of the tiny models that run in seconds, their data, and finished runs."""
 
 import functools
 import tempfile
@@ -51,7 +51,7 @@ TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYER
 
 
 def get_config(kind="janus"):
-    """The recipe, as flags see it; `runs.py:flow` is that of a JanusFlow, which keeps an average."""
+    """The recipe as a config; `runs.py:flow` is that of a JanusFlow with an average."""
     sources = {
         "understanding": PreparedDataset(task=Task.UNDERSTANDING),
         "generation": PreparedDataset(task=Task.GENERATION),
@@ -75,11 +75,11 @@ def get_config(kind="janus"):
 
 @functools.cache
 def data():
-    """A folder with two prepared data sets and a tokenizer."""
+    """A folder with two prepared datasets and a tokenizer."""
     folder = _kept_folder()
     prepared.write(folder / "understanding", [prepared.understanding(number) for number in range(12)])
     ids = np.random.default_rng(0).integers(0, MODEL.gen_encoder.codebook_size, (12, MODEL.gen_encoder.num_tokens))
-    prepared.write(folder / "generation", [prepared.generation(number, ids=row) for number, row in enumerate(ids)])
+    prepared.write(folder / "generation", [prepared.generation(number, tokens=row) for number, row in enumerate(ids)])
     make_byte_level_tokenizer(
         folder / "tokenizer",
         tiny.CORPUS,
@@ -92,7 +92,7 @@ def data():
 
 
 def flags():
-    """Where the data is, as a command is told."""
+    """Command-line flags for the data."""
     return (
         *(f"--config.sources.{name}.directory={data() / name}" for name in ("understanding", "generation")),
         f"--config.tokenizer={data() / 'tokenizer'}",
@@ -100,7 +100,7 @@ def flags():
 
 
 def recipe(stage=1, kind="janus", **fields):
-    """The recipe with its data, from a model's folder, and other fields of the stage that is run."""
+    """The recipe with data, starting from a model folder, with changed fields of the current stage."""
     whole = from_config(Recipe, get_config(kind))
     sources = {name: replace(source, directory=str(data() / name)) for name, source in whole.sources.items()}
     folder = models() / ("model" if kind == "janus" else kind)
@@ -110,14 +110,14 @@ def recipe(stage=1, kind="janus", **fields):
 
 
 def held_out(recipe):
-    """The recipe with a part of its data to evaluate on."""
+    """The recipe with held-out data."""
     sources = {name: replace(source, held_out="train[:4]") for name, source in recipe.sources.items()}
     return replace(recipe, sources=sources)
 
 
 @functools.cache
 def models():
-    """A folder with the parameters of `tests.tiny`: `model`, `flow`, `model`'s parts, and `spoiled`, with a NaN."""
+    """A folder with checkpoints of `tests.tiny`: `model`, `flow`, the parts of `model`, and `spoiled` with a NaN."""
     folder, tree = _kept_folder(), tiny.stacked_params()
     save_checkpoint(folder / "model", tree, MODEL)
     for part in ("llm", "und_encoder", "gen_encoder"):
@@ -130,13 +130,13 @@ def models():
 
 
 def run(recipe, workdir):
-    """The state that a recipe ends with, on one device."""
+    """Trains a recipe on one device and returns the last state."""
     return train_stage(recipe, workdir, jax.devices()[:1])
 
 
 @functools.cache
 def finished(kind="janus"):
-    """The workdir of stage I, and its last state."""
+    """Workdir and last state of a finished stage 1."""
     workdir = _kept_folder()
     return workdir, run(held_out(recipe(kind=kind)), workdir)
 
@@ -147,6 +147,6 @@ def _folders():
 
 
 def _kept_folder():
-    """A folder that goes when the tests are over."""
+    """A folder that is deleted after the tests."""
     _folders().append(tempfile.TemporaryDirectory())
     return Path(_folders()[-1].name)

@@ -1,4 +1,4 @@
-"""The tiny models in their papers' three stages, each compiled once."""
+"""The tiny models in the three stages of the papers, each compiled once."""
 
 import functools
 
@@ -40,7 +40,7 @@ OBJECTIVE, MODEL = OBJECTIVES["janus"], MODELS["janus"]
 
 @functools.cache
 def params(kind="janus"):
-    """All of a model's, those that serve its training alone among them."""
+    """All parameters of a model, including those that only training uses."""
     tree = tiny.stacked_params(CONFIGS[kind])
     if kind == "janus":
         return tree
@@ -57,14 +57,14 @@ def parts(stage, kind="janus"):
 
 @functools.cache
 def gradient(stage, remat="none"):
-    """From a batch to the gradient and the totals of a stage."""
+    """Compiled function from a batch to gradient and loss sums of a stage."""
     objective = TokenObjective(Janus(tiny.CONFIG, Execution(remat=remat)))
     return jax.jit(functools.partial(compute_gradients, objective, Microbatching(), *parts(stage)))
 
 
 @functools.cache
 def abstract(mesh=None, kind="janus"):
-    """Of stage II."""
+    """Abstract state of stage II."""
     return abstract_train_state(OBJECTIVES[kind], _trained(kind)["II"], OPTIMIZER, mesh, frozen_dtype="float32")
 
 
@@ -75,7 +75,7 @@ def step(mesh=None, cut=None, kind="janus"):
 
 
 def state(mesh=None, kind="janus"):
-    """A new one of stage II."""
+    """New state of stage II."""
     return state_from_params(*parts("II", kind), OPTIMIZER, abstract(mesh, kind))
 
 

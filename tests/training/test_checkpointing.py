@@ -38,7 +38,7 @@ def state(abstract):
 
 
 def save(folder, state, steps, keep=None, metrics=()):
-    """Step n holds the state with n in its counter; the folder's steps."""
+    """Saves the state with step n as step n; returns the steps in the folder."""
     with Checkpoints(folder, keep) as checkpoints:
         for step in steps:
             named = {"loss": metrics[step]} if metrics else None
@@ -53,7 +53,7 @@ def restore(folder, abstract):
 
 
 @pytest.mark.parametrize("sizes", [None, (8, 1, 1), (1, 4, 2)], ids=["one device", "data", "fsdp and tensor"])
-def test_what_was_saved_comes_back_on_any_mesh(tmp_path, state, sizes):
+def test_checkpoint_restores_on_any_mesh(tmp_path, state, sizes):
     save(tmp_path, state, [7])
     there = abstract_state(toy.make, None if sizes is None else make_mesh(*sizes), 0)
     restored = restore(tmp_path, there)
@@ -62,11 +62,11 @@ def test_what_was_saved_comes_back_on_any_mesh(tmp_path, state, sizes):
     assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored.state, there)))
 
 
-def test_an_empty_folder_holds_nothing(tmp_path, abstract):
+def test_empty_folder_restores_nothing(tmp_path, abstract):
     assert restore(tmp_path / "new", abstract) is None
 
 
-def test_the_state_may_be_given_away_while_it_is_being_saved(tmp_path, abstract):
+def test_state_can_be_donated_during_a_save(tmp_path, abstract):
     state = toy.init_sharded(toy.make, abstract, 0)
     expected = jax.device_get(state.params)
     overwrite = jax.jit(lambda state: jax.tree.map(lambda leaf: leaf * 0, state), donate_argnums=0)
@@ -77,7 +77,7 @@ def test_the_state_may_be_given_away_while_it_is_being_saved(tmp_path, abstract)
     jax.tree.map(np.testing.assert_array_equal, restore(tmp_path, abstract).state.params, expected)
 
 
-def test_a_step_that_is_saved_already_is_left_as_it_is(tmp_path, state, abstract):
+def test_saved_step_is_not_overwritten(tmp_path, state, abstract):
     save(tmp_path, state, [1])
     with Checkpoints(tmp_path) as checkpoints:
         checkpoints.save(1, state, {"read": "other"}, RUN)
@@ -85,9 +85,7 @@ def test_a_step_that_is_saved_already_is_left_as_it_is(tmp_path, state, abstract
 
 
 SAVED = [
-    CheckpointInfo(
-        step, datetime.datetime.fromtimestamp(60 * step, datetime.UTC), {} if loss is None else {"loss": loss}
-    )
+    CheckpointInfo(step, datetime.datetime.fromtimestamp(60 * step, datetime.UTC), loss)
     for step, loss in enumerate([0.9, 0.1, 0.5, None, 0.7, 0.8])
 ]
 
@@ -101,14 +99,13 @@ SAVED = [
         (RetentionPolicy(last=2, every_seconds=120), {0, 2, 4, 5}),
         (RetentionPolicy(last=2, best=2), {1, 2, 4, 5}),
         (RetentionPolicy(last=2, best=1, best_is="max"), {0, 4, 5}),
-        (RetentionPolicy(last=2, best=1, best_by="absent"), {4, 5}),
     ],
 )
-def test_the_last_the_timely_and_the_best_are_kept(keep, steps):
+def test_retention_policy_keeps_the_expected_steps(keep, steps):
     assert {info.step for info, is_kept in zip(SAVED, keep.is_kept(SAVED), strict=True) if is_kept} == steps
 
 
-def test_what_is_kept_is_still_known_after_a_new_start(tmp_path, state):
+def test_retention_continues_after_a_restart(tmp_path, state):
     losses = [0, 0.5, 0.1, 0.4, 0.3, 0.2]
     keep = RetentionPolicy(last=2, best=1)
     assert save(tmp_path, state, [1, 2, 3], keep, losses) == [2, 3]
@@ -119,15 +116,15 @@ def test_what_is_kept_is_still_known_after_a_new_start(tmp_path, state):
     ("wrong", "words"),
     [({"last": 1}, "keep.last is 1; .* 2 or more"), ({"best_is": "low"}, "best_is is .low.; it must be min or max")],
 )
-def test_what_cannot_be_kept_is_told(wrong, words):
+def test_invalid_retention_is_rejected(wrong, words):
     with pytest.raises(JanusError, match=words):
         RetentionPolicy(**wrong)
 
 
-def test_parameters_are_read_into_another_stages_parts(tmp_path, state, mesh):
+def test_params_are_read_for_another_stage(tmp_path, state, mesh):
     save(tmp_path, state, [1, 2])
     flip(tmp_path / "2")
-    # Here the head is frozen and the table is trained.
+    # In this stage the head is frozen and the table is trained.
     places = abstract_state(toy.make, make_mesh(1, 4, 2), 0)
     wanted = {
         "layers": {"out": places.params["layers"]["out"]},
@@ -145,7 +142,7 @@ def in_float32(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding)
 
 
-def test_an_average_is_read_where_it_is_wanted(tmp_path, mesh):
+def test_average_is_read_on_request(tmp_path, mesh):
     def make(seed):
         return toy.make(seed, ema=True)
 
@@ -158,7 +155,7 @@ def test_an_average_is_read_where_it_is_wanted(tmp_path, mesh):
         jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_parameters_that_are_not_there_are_told(tmp_path, state, abstract):
+def test_missing_params_are_reported(tmp_path, state, abstract):
     with pytest.raises(JanusError, match="has no checkpoint"):
         SavedCheckpoint.newest(tmp_path / "empty")
     save(tmp_path, state, [1])
@@ -213,7 +210,7 @@ DAMAGES = [truncate, flip, lose_a_file, lose_all_files, forge_the_run, lose_the_
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)
-def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(tmp_path, state, abstract, caplog, damage):
+def test_damaged_checkpoint_is_reported_and_skipped(tmp_path, state, abstract, caplog, damage):
     save(tmp_path, state, [1, 2, 3])
     damage(tmp_path / "3")
     with caplog.at_level(logging.WARNING, module.__name__), Checkpoints(tmp_path) as checkpoints:
@@ -223,12 +220,12 @@ def test_a_damaged_checkpoint_is_told_of_and_the_one_before_is_used(tmp_path, st
         assert str(tmp_path / "3") in told
         assert "damaged" in told
         assert (tmp_path / "damaged" / "3").is_dir()
-        # The run comes by again, and its checkpoint is as good as any.
+        # The resumed run saves this step again.
         checkpoints.save(3, restored.state, {"read": 30}, RUN)
     assert restore(tmp_path, abstract).data_state == {"read": 30}
 
 
-def test_when_none_is_whole_it_says_so_and_touches_nothing(tmp_path, state, abstract):
+def test_only_damaged_checkpoints_raise_and_stay(tmp_path, state, abstract):
     save(tmp_path, state, [1, 2])
     for step in (1, 2):
         flip(tmp_path / str(step))
@@ -238,7 +235,7 @@ def test_when_none_is_whole_it_says_so_and_touches_nothing(tmp_path, state, abst
     assert not (tmp_path / "damaged").exists()
 
 
-def test_a_checkpoint_of_another_model_is_no_damaged_one(tmp_path, state, mesh):
+def test_checkpoint_of_another_model_is_rejected(tmp_path, state, mesh):
     save(tmp_path, state, [1])
     other = abstract_state(lambda: toy.make(0, ema=True), mesh)
     with pytest.raises(JanusError, match=r"ema/layers/fc/bias is missing in the checkpoint and float32\[3,16\] in"):
@@ -246,7 +243,7 @@ def test_a_checkpoint_of_another_model_is_no_damaged_one(tmp_path, state, mesh):
     assert (tmp_path / "1").is_dir()
 
 
-def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
+def test_file_instead_of_folder_is_rejected(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(JanusError, match="file"):
         Checkpoints(tmp_path / "file" / "checkpoints")
@@ -260,7 +257,7 @@ def test_a_file_in_the_place_of_the_folder_is_told(tmp_path):
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("RESOURCE_EXHAUSTED: ... No space left on device")],
     ids=["ours", "tensorstore's"],
 )
-def test_a_full_disk_is_told_and_older_checkpoints_stay(tmp_path, state, abstract, monkeypatch, caplog, fault):
+def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatch, caplog, fault):
     save(tmp_path, state, [1, 2], RetentionPolicy(last=2))
 
     def fail(*arguments):
@@ -273,7 +270,7 @@ def test_a_full_disk_is_told_and_older_checkpoints_stay(tmp_path, state, abstrac
             checkpoints.wait()
         assert str(tmp_path) in str(told.value)
         assert checkpoints.steps == [1, 2]
-    # One sentence, and no traceback of a thread beside it.
+    # No traceback of a background thread is logged.
     assert not [record for record in caplog.records if record.exc_info]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
     assert restore(tmp_path, abstract).step == 2
@@ -281,7 +278,7 @@ def test_a_full_disk_is_told_and_older_checkpoints_stay(tmp_path, state, abstrac
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """Room for a few checkpoints."""
+    """A small file system, with space for a few checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
@@ -290,7 +287,7 @@ def small_disk(tmp_path):
     subprocess.run(["umount", "--lazy", disk], check=True)
 
 
-def test_a_disk_that_is_really_full_is_told(small_disk, state, abstract):
+def test_full_tmpfs_raises_storage_full(small_disk, state, abstract):
     checkpoints = Checkpoints(small_disk, RetentionPolicy(last=100))
 
     def fill():
@@ -300,7 +297,7 @@ def test_a_disk_that_is_really_full_is_told(small_disk, state, abstract):
     with pytest.raises(StorageFull, match="has no space for a checkpoint"):
         fill()
     newest = checkpoints.steps[-1]
-    # The one before may have met with the same, in the background.
+    # The save before may have failed too, in the background.
     with contextlib.suppress(StorageFull):
         checkpoints.close()
     assert 0 < newest < 99
@@ -335,11 +332,11 @@ def start(code, *arguments, **variables):
     )
 
 
-def test_a_run_that_is_killed_while_it_saves_leaves_whole_checkpoints(tmp_path):
+def test_kill_during_save_leaves_complete_checkpoints(tmp_path):
     here = abstract_state(toy.make, None, 0)
     for saves, seconds in ((2, 0.03), (3, 0.1)):
         with start(SAVING, tmp_path) as process:
-            # While a save is under way the one before it is complete.
+            # During a save the checkpoint before it is complete.
             seen = [int(process.stdout.readline()) for _ in range(saves)]
             time.sleep(seconds)
             process.kill()

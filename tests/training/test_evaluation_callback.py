@@ -1,4 +1,4 @@
-"""Benchmarks in the middle of training: the scores of the parameters as they stand, and what cannot be asked."""
+"""Benchmarks during training."""
 
 import io
 import json
@@ -41,7 +41,7 @@ def asking(*benchmarks, **fields):
     return replace(runs.recipe(), evaluation=Evaluation(benchmarks, **fields), intervals=intervals)
 
 
-def test_scores_are_those_of_the_parameters_at_that_step(data, tmp_path):
+def test_scores_match_the_params_of_the_step(data, tmp_path):
     state = runs.run(asking(("pope", str(data)), batch_size=4), tmp_path)
     model = Pretrained(tiny.CONFIG, params(state), tiny.processor(), Janus(tiny.CONFIG))
     questions = pope.BENCHMARK.read(data, {})
@@ -54,7 +54,7 @@ def test_scores_are_those_of_the_parameters_at_that_step(data, tmp_path):
     assert told[1]["benchmarks/pope/random.accuracy"] == pope.BENCHMARK.score(questions, answers, {})["random.accuracy"]
 
 
-def test_parameters_that_give_no_numbers_do_not_end_the_run(data, tmp_path):
+def test_non_finite_logits_do_not_end_the_run(data, tmp_path):
     spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
     benchmarks = RunBenchmarks(asking(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
@@ -71,7 +71,7 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(data, tmp_path):
         (("pope",), "a pair"),
     ],
 )
-def test_what_cannot_be_asked_is_told_before_the_run(benchmark, sentence, tmp_path):
+def test_unusable_benchmark_is_rejected(benchmark, sentence, tmp_path):
     with pytest.raises(JanusError, match=sentence):
         RunBenchmarks(asking(benchmark), tiny.processor(), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""What does not train costs nothing: no gradient, no moments, no float32 copy."""
+"""Frozen parameters cost no gradient, no moments and no float32 copy."""
 
 import functools
 
@@ -21,7 +21,7 @@ from tests.training import batches, stages
 SLOW = pytest.mark.slow
 RNGS = RngStreams(jax.random.key(0), jax.numpy.arange(1))
 
-# Parts that a sample of each task, alone in its batch, moves.
+# Parts with a gradient for a batch of one example of a task.
 MOVED = {
     "text": {"llm"},
     "understanding": {"llm", "und_adaptor", "und_encoder"},
@@ -31,7 +31,7 @@ MOVED = {
 
 @pytest.mark.parametrize("task", MOVED)
 @pytest.mark.parametrize("stage", ["I", pytest.param("II", marks=SLOW), "III"])
-def test_every_stage_and_task_moves_its_parts_and_no_others(stage, task):
+def test_gradients_reach_exactly_the_trained_parts_of_a_task(stage, task):
     grads, _ = stages.gradient(stage)(batches.batch([(getattr(batches, task)(),)]))
     trained, _ = stages.parts(stage)
     assert jax.tree.structure(grads) == jax.tree.structure(trained)
@@ -40,7 +40,7 @@ def test_every_stage_and_task_moves_its_parts_and_no_others(stage, task):
 
 
 @pytest.mark.parametrize("stage", stages.TRAINED)
-def test_what_is_frozen_has_no_float32_copy_and_no_moments(stage):
+def test_frozen_params_have_no_float32_copy_or_moments(stage):
     state = abstract_train_state(stages.OBJECTIVE, stages.TRAINED[stage], stages.OPTIMIZER, None)
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.frozen)} == {"bfloat16"}
     assert {leaf.dtype.name for leaf in jax.tree.leaves(state.params)} == {"float32"}
@@ -48,13 +48,13 @@ def test_what_is_frozen_has_no_float32_copy_and_no_moments(stage):
     assert sum(leaf.size for leaf in moments) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
-def test_the_image_tokenizer_cannot_be_trained_here():
+def test_training_the_image_tokenizer_is_rejected():
     with pytest.raises(JanusError, match="image tokenizer"):
         abstract_train_state(stages.OBJECTIVE, ["*"], stages.OPTIMIZER, None)
 
 
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
-def test_a_mesh_splits_the_state_of_a_released_model(name):
+def test_mesh_shards_the_state_of_a_released_model(name):
     config = PRESETS[name]
     state = abstract_train_state(
         TokenObjective(Janus(config)), stages.TRAINED["III"], stages.OPTIMIZER, make_mesh(1, 4, 2)
@@ -66,7 +66,7 @@ def test_a_mesh_splits_the_state_of_a_released_model(name):
     frozen = sum(parameter.size for parameter in model_parameters(config.gen_encoder))
     trained = sum(parameter.size for parameter in model_parameters(config)) - frozen
     assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == trained
-    # Parameters and both moments, all but the image head's last matrix split eight ways; the tokenizer is repeated.
+    # All but the last matrix of the image head are split eight ways; the tokenizer is replicated.
     assert held((state.params, state.opt_state)) < 1.1 * 3 * trained / 8
     assert held(state.frozen) == frozen
 
@@ -82,13 +82,12 @@ def batch():
     return batches.batch([(batches.understanding(1), batches.generation(2))])
 
 
-def test_a_frozen_encoder_has_no_backward_pass(batch):
+def test_frozen_encoder_has_no_backward_pass(batch):
     images = batch.und_images.reshape(-1, *batch.und_images.shape[2:]).astype(np.float32)
     forward = traced_flops(
         lambda: stages.MODEL.apply({"params": tiny.stacked_params()}, images, method=lambda m, x: m.und_encoder(x))
     )
-    # Twice the forward pass, for activations and for weights: without the gradient of the pixels, which nothing
-    # needs, and with that of what the adaptor reads.
+    # Backward costs twice the forward pass, without the gradient of the pixels, with that of the adaptor's input.
     c = tiny.CONFIG.und_encoder
     patches = len(images) * c.num_patches
     of_pixels, of_features = 2 * patches * 3 * c.patch_size**2 * c.width, 2 * patches * c.width * tiny.CONFIG.llm.width
@@ -96,7 +95,7 @@ def test_a_frozen_encoder_has_no_backward_pass(batch):
     assert spared == 2 * forward - of_pixels + of_features
 
 
-def test_a_frozen_transformer_passes_gradients_on_and_takes_none(batch):
+def test_frozen_transformer_has_no_weight_gradients(batch):
     llm, places = tiny.CONFIG.llm, batch.tokens.size
     matrices = [one.size for one in model_parameters(llm) if one.path.startswith("llm/layers") and len(one.shape) > 1]
     in_layers = places * sum(matrices)
@@ -104,7 +103,7 @@ def test_a_frozen_transformer_passes_gradients_on_and_takes_none(batch):
     assert gradient_flops("II", batch) - gradient_flops("I", batch) == 2 * (in_layers + in_head)
 
 
-def test_the_image_tokenizer_runs_forward_alone(batch):
+def test_image_tokenizer_has_no_backward_pass(batch):
     side = tiny.CONFIG.gen_encoder.image_size
     pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
     drawn = batch._replace(gen_images=pictures, gen_ids=None)

@@ -1,4 +1,4 @@
-"""A run killed with -9 at any moment goes on as if nothing had been: the same loss curve, the same last state."""
+"""A run killed with -9 at any moment resumes with the same loss curve and last state."""
 
 import functools
 import json
@@ -21,23 +21,23 @@ from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
 CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
-# As `python -m launch.train`, but without PyTorch: where it is installed, TensorBoard's writer reads it, for seconds.
+# `python -m launch.train` without PyTorch, which TensorBoard's writer would import for seconds.
 COMMAND = """
 import runpy, sys
 sys.modules["torch"] = None
 runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
 """
-LONGEST = 600  # seconds that any moment is waited for
+TIMEOUT = 600  # seconds
 
 
 @functools.cache
 def compiled():
-    """What is compiled is kept here for all runs, so that each new start is short."""
+    """Compilation cache of all runs."""
     return tempfile.TemporaryDirectory()
 
 
 class Run:
-    """The command in a workdir of its own, and what it leaves there. It saves at every second step."""
+    """The command in its own workdir, and its files. It saves at every second step."""
 
     def __init__(self, folder, name, *flags):
         self.workdir, self.stage = folder / name, folder / name / "stage_1"
@@ -61,22 +61,22 @@ class Run:
 
     def finish(self):
         with self.start() as process:
-            assert process.wait(LONGEST) == 0, self.log.read_text()
+            assert process.wait(TIMEOUT) == 0, self.log.read_text()
 
     def kill(self, moment, rng):
-        """Starts it and kills it; whether that broke off a save, or None where it came to its end before."""
+        """Starts and kills the command; returns whether a save was interrupted, or None if the command had finished."""
         with self.start() as process:
             try:
                 moment(self, process, rng)
             finally:
                 process.kill()
-        # Signalled by its number where the kill found it alive.
+        # A finished process returns 0.
         assert process.returncode in (0, -signal.SIGKILL), self.log.read_text()
         return None if process.returncode == 0 else bool(self.half_saved)
 
     @property
     def saved(self):
-        """The newest checkpoint's step; 0 for none."""
+        """Step of the newest checkpoint; 0 for none."""
         return max((int(name) for name in self._names if name.isdecimal()), default=0)
 
     @property
@@ -85,13 +85,13 @@ class Run:
 
     @property
     def curve(self):
-        """Of each step its last word on all that was learnt: no rates and no times."""
+        """Last metrics of each step, without rates."""
         learnt = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
         lines = map(json.loads, (self.stage / "metrics.jsonl").read_text().splitlines())
         return {line["step"]: {name: line[name] for name in line if learnt.match(name)} for line in lines}
 
     def last(self, step):
-        """The last checkpoint's arrays and where its data is."""
+        """Arrays and data position of a checkpoint."""
         folder = self.checkpoints / str(step)
         content = json.loads((folder / "run" / "metadata").read_text())
         return ocp.StandardCheckpointer().restore(folder / "state"), content["data"]
@@ -102,7 +102,7 @@ class Run:
 
 
 def wait(process, until):
-    deadline = time.monotonic() + LONGEST
+    deadline = time.monotonic() + TIMEOUT
     while process.poll() is None and not until():
         assert time.monotonic() < deadline
         time.sleep(0.003)
@@ -120,7 +120,7 @@ def while_it_steps(run, process, rng):
 
 def while_it_saves(run, process, rng):
     before = run.saved
-    # What an earlier kill left half-written is gone when there is a new checkpoint.
+    # The unfinished save of an earlier kill is removed before a new checkpoint appears.
     wait(process, lambda: run.saved > before)
     wait(process, lambda: run.half_saved)
     time.sleep(rng.uniform(0, 0.02))
@@ -153,7 +153,7 @@ def assert_the_same_whenever_killed(folder, moments, steps, *flags):
     assert broken_off
 
 
-def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
+def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
     run = Run(tmp_path, "run", "--config.stages.stage_1.steps=100000", "--config.resources.data_workers=1")
     with run.start() as process:
         try:
@@ -169,7 +169,7 @@ def test_a_dead_data_worker_ends_the_run_with_a_sentence(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_killed_ten_times_goes_on_bit_for_bit(tmp_path):
+def test_run_killed_ten_times_resumes_bit_for_bit(tmp_path):
     moments = [while_it_saves, while_it_steps] * 4 + [while_it_starts, while_it_saves]
     np.random.default_rng(1).shuffle(moments)
     assert_the_same_whenever_killed(tmp_path, moments, 50, "--config.resources.data_workers=1")

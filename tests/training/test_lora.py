@@ -1,4 +1,4 @@
-"""LoRA: what begins as the model itself trains in its adapters alone, and merges into a model like any other."""
+"""LoRA: initialization, training of adapters only, merging and export."""
 
 import functools
 import shutil
@@ -18,7 +18,6 @@ from janus_jax.models.backbone import apply
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
-from janus_jax.training.config_dicts import from_config, to_json
 from janus_jax.training.export import export
 from janus_jax.training.flops import traced_flops
 from janus_jax.training.init_from import initial_state, open_initialisation
@@ -26,7 +25,6 @@ from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_a
 from janus_jax.training.losses.tokens import token_loss
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition, unbox
-from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import abstract_train_state, set_up_stage
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import (
@@ -41,14 +39,14 @@ from tests.training import batches, runs, stages
 RANK = 4
 EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
 ATTENTION = Lora(RANK, 8.0)
-# Muon is asked for, and finds no matrix among the adapters.
+# Muon is enabled, but adapters are not matrices for it.
 MUON = OptimizerConfig(learning_rate=3e-3, weight_decay=0.1, muon_learning_rate=1e-2)
 OPTIMIZER = make_optimizer(MUON, 20, partition(abstract_params(make_model(tiny.CONFIG)), ())[0])
 
 
 @functools.cache
 def started(lora):
-    """Trained and frozen parameters; numpy arrays, so that no step can take them."""
+    """Trained and frozen parameters as numpy arrays, which no step can donate."""
     trained, frozen = partition(tiny.stacked_params(), ())
     adapters, scales = init_adapters(lora, abstract_params(make_model(tiny.CONFIG)), frozen, jax.random.key(1))
     return jax.tree.map(np.asarray, (merge(trained, unbox(adapters)), merge(frozen, unbox(scales))))
@@ -56,7 +54,7 @@ def started(lora):
 
 @functools.cache
 def trained_by(mesh=None):
-    """Losses of steps on a batch, and the state after them."""
+    """Losses of four steps, and the state after them."""
     abstract = abstract_train_state(stages.OBJECTIVE, (), OPTIMIZER, mesh, frozen_dtype="float32", lora=EVERYWHERE)
     step = make_train_step(stages.OBJECTIVE, OPTIMIZER, Microbatching(), abstract, mesh)
     state = state_from_params(*started(EVERYWHERE), OPTIMIZER, abstract)
@@ -76,13 +74,13 @@ def totals(params, batch):
     return token_loss(stages.MODEL, params, batch, jnp.ones(3), 512).sums
 
 
-def test_an_adapted_model_begins_as_the_model():
+def test_adapted_model_starts_as_the_model():
     batch = batches.mixed()
     found, expected = totals(merge(*started(EVERYWHERE)), batch), totals(tiny.stacked_params(), batch)
     jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
-def test_a_begins_at_random_and_b_at_nothing():
+def test_a_is_random_and_b_is_zero():
     for name, leaf in flatten_dict(started(EVERYWHERE)[0], sep="/").items():
         if name.endswith("lora_b"):
             assert not leaf.any()
@@ -90,7 +88,7 @@ def test_a_begins_at_random_and_b_at_nothing():
             assert leaf.std() == pytest.approx(leaf[0, 0].size ** -0.5, rel=0.15)
 
 
-def test_adapters_alone_train_and_have_moments():
+def test_only_adapters_are_trained_and_have_moments():
     state = abstract_train_state(stages.OBJECTIVE, (), OPTIMIZER, None, ema=True, lora=ATTENTION)
     names = set(flatten_dict(state.params, sep="/"))
     assert names == {f"llm/layers/attn/{one}/lora_{ab}" for one in ("q", "k", "v", "out") for ab in "ab"}
@@ -101,7 +99,7 @@ def test_adapters_alone_train_and_have_moments():
     assert set(flatten_dict(split_adapters(state.frozen)[0])) == set(flatten_dict(tiny.stacked_params()))
 
 
-def test_no_gradient_of_a_frozen_matrix_is_computed():
+def test_frozen_matrices_have_no_gradient_computation():
     batch = batches.mixed()
 
     def cost(trained, frozen):
@@ -110,15 +108,15 @@ def test_no_gradient_of_a_frozen_matrix_is_computed():
         )
 
     llm = tiny.CONFIG.llm
-    # The same way back through the network, to nothing but a scale in its first layer and what is after it.
+    # The same backward pass through the network, for one scale in its first layer.
     way_back = cost(*partition(tiny.stacked_params(), ("llm/layers/attn_norm/scale",)))
     heads, kv = llm.num_heads * llm.head_dim, llm.num_kv_heads * llm.head_dim
     numbers = RANK * (4 * llm.width + 2 * heads + 2 * kv) * llm.depth
-    # Forward, back to the input, and back to A and B.
+    # Forward, gradient of the input, gradient of A and B.
     assert cost(*started(ATTENTION)) - way_back == 3 * 2 * batch.tokens.size * numbers
 
 
-def test_training_lowers_the_loss_and_moves_the_adapters_alone():
+def test_training_lowers_the_loss_and_changes_only_adapters():
     losses, state = trained_by()
     assert losses[-1] < losses[0] - 0.1
     jax.tree.map(np.testing.assert_array_equal, state.frozen, started(EVERYWHERE)[1])
@@ -127,14 +125,14 @@ def test_training_lowers_the_loss_and_moves_the_adapters_alone():
 
 
 @pytest.mark.slow
-def test_a_mesh_trains_as_one_device():
+def test_mesh_matches_one_device():
     (expected, one), (found, four) = trained_by(), trained_by(make_mesh(1, 2, 2, jax.devices()[:4]))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
     for moment, told in zip(first_moments(four), first_moments(one), strict=True):
         np.testing.assert_allclose(moment, told, atol=1e-3 * np.abs(told).max())
 
 
-def test_adapters_lie_as_their_matrices_do():
+def test_adapters_are_sharded_like_their_matrices():
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
     state = abstract_train_state(stages.OBJECTIVE, (), OPTIMIZER, mesh, lora=EVERYWHERE)
     layers = state.params["llm"]["layers"]
@@ -148,7 +146,7 @@ def test_adapters_lie_as_their_matrices_do():
     assert specs("mlp/down") == [(None, None, "tensor"), (None, "fsdp", None)]
 
 
-def test_a_merged_model_is_the_adapted_one():
+def test_merged_model_equals_the_adapted_one():
     batch, adapted = batches.mixed(), merge(trained_by()[1].params, trained_by()[1].frozen)
     merged = merge_adapters(jax.tree.map(jax.numpy.array, adapted))
     assert jax.tree.structure(merged) == jax.tree.structure(tiny.stacked_params())
@@ -167,29 +165,23 @@ def test_a_merged_model_is_the_adapted_one():
         (Lora(4), ("llm/*",), r"lora\.targets matches llm/layers/attn/k/weight, which `trained` matches too"),
     ],
 )
-def test_a_wrong_target_is_told(lora, trained, words):
+def test_invalid_targets_are_rejected(lora, trained, words):
     with pytest.raises(JanusError, match=words):
         abstract_train_state(stages.OBJECTIVE, trained, OPTIMIZER, None, lora=lora)
 
 
 @pytest.mark.parametrize(("field", "value"), [("rank", -1), ("alpha", 0.0)])
-def test_a_number_that_cannot_be_is_told(field, value):
+def test_invalid_lora_values_are_rejected(field, value):
     with pytest.raises(JanusError, match=rf"lora\.{field} is {value}"):
         Lora(**{field: value})
 
 
-def test_a_stage_in_which_nothing_trains_is_told():
+def test_stage_without_trained_params_is_rejected():
     with pytest.raises(JanusError, match=r"trained is empty and its lora\.rank is 0"):
         replace(runs.STAGE, trained=())
 
 
-def test_a_config_from_before_there_was_lora_reads_as_without():
-    values = to_json(runs.recipe())
-    del values["stages"]["stage_1"]["lora"]
-    assert from_config(Recipe, values) == runs.recipe()
-
-
-# A stage of the loop: adapters of the attention, and the adaptors whole.
+# A training stage with adapters and fully trained adaptors.
 
 
 def adapted_recipe(stage=1, **fields):
@@ -204,12 +196,12 @@ def finished(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def average(finished):
-    """The model that the stage ended with, adapters unmerged."""
+    """Averaged model at the end of the stage, with separate adapters."""
     return jax.tree.map(np.asarray, merge(finished[1].ema, finished[1].frozen))
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
+def test_run_resumes_bit_for_bit(finished, tmp_path):
     workdir, state = finished
     shutil.copytree(workdir, tmp_path / "run")
     shutil.rmtree(tmp_path / "run" / "stage_1" / "checkpoints" / str(runs.STEPS))
@@ -218,7 +210,7 @@ def test_a_run_goes_on_bit_for_bit(finished, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
-def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
+def test_exported_model_equals_the_trained_one(finished, average, tmp_path):
     export(finished[0], 1, tmp_path / "model", "float32")
     loaded = janus_jax.load(tmp_path / "model", dtype="float32")
     batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(batches.QUESTION, [tiny.picture(0)])])
@@ -235,7 +227,7 @@ def test_what_is_exported_is_what_was_trained(finished, average, tmp_path):
 
 @pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])], ids=["one device", "a mesh"])
 @pytest.mark.slow
-def test_the_next_stage_begins_with_what_is_merged(finished, average, mesh):
+def test_next_stage_starts_from_merged_params(finished, average, mesh):
     recipe = runs.recipe(stage=2)
     setup = set_up_stage(recipe, mesh)
     state = initial_state(recipe, finished[0], setup, open_initialisation(recipe, finished[0]))

@@ -43,7 +43,7 @@ def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
-def test_chunks_change_nothing(problem, chunk):
+def test_chunked_losses_match(problem, chunk):
     found, expected = chunked(*problem, chunk), plain_cross_entropy(*problem)
     np.testing.assert_allclose(found.per_token, expected, rtol=1e-5)
     np.testing.assert_allclose(found.total, expected.sum(), rtol=1e-5)
@@ -51,7 +51,7 @@ def test_chunks_change_nothing(problem, chunk):
 
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["head", "states", "both"])
-def test_chunks_change_no_gradient(problem, chunk, argnums):
+def test_chunked_gradients_match(problem, chunk, argnums):
     weight, hidden, places, targets = problem
     weights = np.random.default_rng(1).random(places.shape, np.float32) * (places % 3 > 0)
 
@@ -67,7 +67,7 @@ def test_chunks_change_no_gradient(problem, chunk, argnums):
 
 
 @pytest.mark.parametrize("trained", ["first", "second", "bias"])
-def test_a_head_of_which_a_part_trains(problem, trained):
+def test_partly_trained_head_has_matching_gradients(problem, trained):
     weight, *rest = problem
     first = np.random.default_rng(2).standard_normal((4, WIDTH), np.float32)
     whole = {"first": first, "second": weight[:, :4], "bias": weight[:, 0]}
@@ -85,13 +85,13 @@ def test_a_head_of_which_a_part_trains(problem, trained):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
-def test_what_is_told_of_each_place_has_no_gradient(problem):
+def test_per_token_losses_have_no_gradient(problem):
     weight, hidden, places, targets = problem
     gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).per_token.sum())(weight)
     assert not gradient.any()
 
 
-def test_chunks_behind_the_last_place_are_not_read(problem):
+def test_chunks_after_the_last_target_are_skipped(problem):
     weight, hidden, places, targets = problem
     weights = np.ones(places.shape, np.float32)
     weights[0, 3:] = weights[1, 5:] = 0
@@ -116,7 +116,7 @@ def logits_of_chunks(chunk):
     return largest_array(loss, weight, hidden), traced_flops(loss, weight, hidden), rows * chunk * vocabulary, width
 
 
-def test_logits_are_never_whole_forward_or_backward():
+def test_logits_are_never_materialized_at_once():
     largest, _, logits, _ = logits_of_chunks(16)
     assert largest == logits
 
@@ -137,7 +137,7 @@ def run(batch):
     return token_loss(MODEL, tiny.stacked_params(), batch, jnp.ones(3), chunk=32).sums
 
 
-def test_every_task_has_its_own_sum():
+def test_each_task_has_its_own_sum():
     row = (batches.text(), batches.understanding(), batches.generation())
     counts = [len(row[0].text_targets), len(row[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
     for task, sample in enumerate(row):
@@ -146,14 +146,14 @@ def test_every_task_has_its_own_sum():
         assert places.tolist() == [counts[task] * (task == other) for other in range(3)]
 
 
-def test_samples_in_one_row_lose_what_they_lose_apart():
+def test_packed_examples_have_the_losses_of_separate_ones():
     one, other = batches.understanding(3), batches.text(1)
     together, apart = losses((one, other), ()), losses((one,), (other,))
     np.testing.assert_allclose(together[0], apart[0], rtol=1e-5)
     np.testing.assert_array_equal(together[1], apart[1])
 
 
-def test_the_text_loss_is_that_of_each_supervised_id_after_all_before_it():
+def test_text_loss_matches_next_token_log_probs():
     batch = batches.batch([(batches.text(0),), ()])
 
     @jax.jit
@@ -166,7 +166,7 @@ def test_the_text_loss_is_that_of_each_supervised_id_after_all_before_it():
     np.testing.assert_allclose(run(batch).losses[0], expected, rtol=1e-5)
 
 
-def test_the_image_loss_begins_with_the_first_id():
+def test_image_loss_starts_at_the_first_token():
     batch = batches.batch([(batches.generation(0),), ()])
 
     @jax.jit
@@ -180,7 +180,7 @@ def test_the_image_loss_begins_with_the_first_id():
     np.testing.assert_allclose(run(batch).losses[2], -log_p[np.arange(len(ids)), ids].sum(), rtol=1e-5)
 
 
-def test_empty_slots_hold_anything():
+def test_padding_images_are_ignored():
     batch = batches.batch([(batches.generation(0),), (batches.understanding(1),)])
     empty = batch._replace(und_images=batch.und_images.copy(), gen_ids=batch.gen_ids.copy())
     empty.und_images[0, :] = 200
@@ -189,26 +189,26 @@ def test_empty_slots_hold_anything():
     np.testing.assert_array_equal(run(batch).losses, run(empty).losses)
 
 
-def test_a_batch_without_anything_to_learn_loses_nothing():
+def test_batch_without_targets_has_zero_loss():
     totals = run(batches.batch([(), ()]))
     assert float(totals.loss) == 0
     assert totals.term_means.tolist() == totals.counts.tolist() == [0, 0, 0]
 
 
-def test_counts_are_known_before_the_model_runs():
+def test_target_counts_match_the_batch():
     batch, num_tokens = batches.mixed(), tiny.CONFIG.gen_encoder.num_tokens
     counts = target_counts(batch, num_tokens)
     assert float(counts[0] + counts[1]) == (batch.text_targets != NO_POSITION).sum()
     assert float(counts[2]) == 3 * num_tokens
 
 
-def test_totals_of_parts_add_up():
+def test_sums_of_parts_add_up():
     parts = [run(batches.batch([(batches.text(i),), ()])) for i in range(2)]
     whole = run(batches.batch([(batches.text(0),), (batches.text(1),)]))
     np.testing.assert_allclose((parts[0] + parts[1]).loss, whole.loss, rtol=1e-5)
 
 
-def test_the_value_is_the_mean_that_is_told():
+def test_loss_value_equals_the_reported_mean():
     batch = batches.mixed()
 
     @jax.jit

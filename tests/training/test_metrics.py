@@ -1,4 +1,4 @@
-"""What is told of a step."""
+"""Reported metrics of a step."""
 
 import io
 import json
@@ -10,23 +10,23 @@ from janus_jax.training.metrics import StepMetrics
 
 
 def told(folder, **options):
-    """Of one step: its line in metrics.jsonl, and the line of progress."""
+    """Reports one step; returns its line in metrics.jsonl and the progress line."""
     stream = io.StringIO()
     with MetricWriter(folder, 1, stream=stream) as reports:
-        figures = StepMetrics(reports, folder, lambda step: True, learning_rate=lambda step: 1e-3, **options)
+        figures = StepMetrics(writer=reports, folder=folder, is_due=bool, learning_rate=lambda step: 1e-3, **options)
         metrics = {"loss": 2.5, "loss/text": 2.5, "tokens/text": 8.0, "grad_norm": 1.0, "finite": 1.0}
         figures.add(1, metrics, [["text/1"]], {"tokens": 16, "samples": 1, "flops": 1e9})
         figures.settle()
     return json.loads((folder / "metrics.jsonl").read_text()), stream.getvalue()
 
 
-def test_the_share_of_what_the_devices_could_do(tmp_path):
+def test_mfu_is_reported(tmp_path):
     line, progress = told(tmp_path, peak_flops=1e12)
     assert line["mfu"] == pytest.approx(line["flops/s"] / 1e12)
     assert "mfu " in progress
 
 
-def test_no_share_is_told_of_devices_that_nobody_knows(tmp_path):
+def test_mfu_is_omitted_without_peak_flops(tmp_path):
     line, progress = told(tmp_path)
     assert line["flops/s"] > 0
     assert "mfu" not in line

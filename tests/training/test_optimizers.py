@@ -14,11 +14,11 @@ def rates(config, steps):
     return np.array([make_schedule(config, steps)(step) for step in range(steps + 1)])
 
 
-def test_a_warm_up_rises_in_equal_parts_and_stays():
+def test_warmup_is_linear():
     np.testing.assert_allclose(rates(OptimizerConfig(2.0, warmup_steps=4), 6), [0.5, 1, 1.5, 2, 2, 2, 2], rtol=1e-6)
 
 
-def test_a_cosine_falls_from_the_end_of_the_warm_up_to_its_floor():
+def test_cosine_falls_from_the_warmup_to_its_floor():
     found = rates(OptimizerConfig(2.0, "cosine", floor=0.1, warmup_steps=2), 10)
     expected = [2 * (0.1 + 0.9 * (1 + np.cos(np.pi * n / 8)) / 2) for n in range(9)]
     np.testing.assert_allclose(found, [1, 2, *expected], rtol=1e-6)
@@ -42,7 +42,7 @@ def trees(seed, count):
 
 
 def adamw(params, gradients, rate, decay, clip, no_decay=(), b1=0.9, b2=0.95, eps=1e-8):
-    """Clipped AdamW as its paper (arXiv 1711.05101) and PyTorch have it, in float64."""
+    """Clipped AdamW (arXiv 1711.05101) in float64."""
     params = {name: value.astype(np.float64) for name, value in params["fc"].items()}
     first = dict.fromkeys(params, 0.0)
     second = dict.fromkeys(params, 0.0)
@@ -59,7 +59,7 @@ def adamw(params, gradients, rate, decay, clip, no_decay=(), b1=0.9, b2=0.95, ep
 
 @pytest.mark.parametrize("no_decay", [(), ("*/bias",)], ids=["all decays", "biases do not"])
 @pytest.mark.parametrize("clip", [1.0, 100.0], ids=["clipped", "not clipped"])
-def test_it_steps_as_adamw_does(clip, no_decay):
+def test_updates_match_adamw(clip, no_decay):
     (params,), gradients = trees(0, 1), trees(1, 4)
     config = OptimizerConfig(1e-2, weight_decay=0.1, clip_norm=clip, no_decay=no_decay)
     found, _ = run(config, params, gradients)
@@ -68,7 +68,7 @@ def test_it_steps_as_adamw_does(clip, no_decay):
         np.testing.assert_allclose(found["fc"][name], value, rtol=1e-5, atol=1e-7)
 
 
-def test_moments_in_bfloat16_take_half_the_room_and_the_same_way():
+def test_bfloat16_moments_give_similar_updates():
     (params,), gradients = trees(0, 1), trees(1, 8)
     exact, _ = run(OptimizerConfig(1e-2), params, gradients)
     found, state = run(OptimizerConfig(1e-2, moments_dtype="bfloat16"), params, gradients)
@@ -80,7 +80,7 @@ def test_moments_in_bfloat16_take_half_the_room_and_the_same_way():
         assert np.abs(found["fc"][name] - exact["fc"][name]).max() < 0.02 * moved
 
 
-def test_muon_turns_each_matrix_by_orthogonal_steps_and_leaves_the_rest_to_adam():
+def test_muon_updates_matrices_orthogonally_and_adam_the_rest():
     boxed = {name: part for tree in toy.boxed_params(jax.random.key(0)) for name, part in tree.items()}
     config = OptimizerConfig(1e-3, clip_norm=None, muon_learning_rate=0.5)
     optimizer = make_optimizer(config, 10, boxed)
@@ -89,7 +89,7 @@ def test_muon_turns_each_matrix_by_orthogonal_steps_and_leaves_the_rest_to_adam(
         lambda leaf: np.random.default_rng(leaf.size).standard_normal(leaf.shape, np.float32), params
     )
     updates, _ = jax.jit(optimizer.update)(gradients, optimizer.init(params), params)
-    # (layers, outputs, inputs), the heads' numbers being inputs of `out`.
+    # (layers, outputs, inputs); heads and head dims are inputs of `out`.
     for name, size in (("fc", (3, 16, 8)), ("out", (3, 8, 16))):
         steps = np.asarray(updates["layers"][name]["weight"]).reshape(size)
         singular = np.linalg.svd(steps, compute_uv=False) / (0.5 * np.sqrt(max(1, size[1] / size[2])))
@@ -110,12 +110,12 @@ def test_muon_turns_each_matrix_by_orthogonal_steps_and_leaves_the_rest_to_adam(
         ({"moments_dtype": "bfloat16", "b2": 0.999}, ["moments_dtype", "0.999", "float32"]),
     ],
 )
-def test_what_cannot_be_is_told(wrong, words):
+def test_invalid_optimizer_values_are_rejected(wrong, words):
     with pytest.raises(JanusError) as told:
         OptimizerConfig(**{"learning_rate": 1e-3, **wrong})
     assert all(word in str(told.value) for word in words)
 
 
-def test_a_warm_up_longer_than_the_run_is_told():
+def test_warmup_longer_than_training_is_rejected():
     with pytest.raises(JanusError, match=r"warmup_steps is 20; .* 10 steps"):
         make_optimizer(OptimizerConfig(1e-3, warmup_steps=20), 10)

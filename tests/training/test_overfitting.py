@@ -1,4 +1,4 @@
-"""The step against the samplers: what was learnt by heart comes back word for word, id for id, latent by latent."""
+"""Samplers reproduce memorized answers, image tokens and latents."""
 
 import jax
 import numpy as np
@@ -46,7 +46,7 @@ def samples():
 
 
 def learn(batch, kind, trained, steps, learning_rate=2e-3):
-    """The last step's metrics, and the model that came of it."""
+    """Trains on one batch; returns the last metrics and the model."""
     config = stages.CONFIGS[kind]
     optimizer = make_optimizer(OptimizerConfig(learning_rate, schedule="cosine", warmup_steps=20), steps)
     abstract = abstract_train_state(stages.OBJECTIVES[kind], trained, optimizer, None, frozen_dtype="float32")
@@ -62,20 +62,20 @@ def learn(batch, kind, trained, steps, learning_rate=2e-3):
 
 @pytest.fixture(scope="module")
 def learnt():
-    """The batch, the last step's metrics, and the model that came of it."""
+    """The batch, the last metrics, and the trained model."""
     batch = batches.batch([(sample,) for sample in samples()], Budget(96, und_images=1, gen_images=1, text_targets=24))
     return batch, *learn(batch, "janus", stages.TRAINED["III"], STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["text", "understanding", "generation"])
-def test_the_loss_nearly_vanishes(learnt, task):
+def test_loss_nearly_vanishes(learnt, task):
     assert float(learnt[1][f"loss/{task}"]) < 0.02
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seen", [True, False])
-def test_answers_come_back_word_for_word(learnt, seen):
+def test_memorized_answers_are_reproduced(learnt, seen):
     for number in range(SAMPLES):
         asked, answered = question(number, seen)
         said = learnt[2].chat([asked], pictures(number, seen), max_new_tokens=24, system_prompt="")
@@ -83,7 +83,7 @@ def test_answers_come_back_word_for_word(learnt, seen):
 
 
 @pytest.mark.slow
-def test_images_come_back_id_for_id(learnt):
+def test_memorized_image_tokens_are_reproduced(learnt):
     batch, _, pretrained = learnt
     prompts = pretrained.processor.left_pad(
         [pretrained.processor.generation_prompt(f"A {WORDS[number]}.") for number in range(SAMPLES)]
@@ -95,10 +95,10 @@ def test_images_come_back_id_for_id(learnt):
 
 
 @pytest.mark.slow
-def test_images_come_back_along_the_flow():
+def test_memorized_latents_are_reproduced():
     make = tiny.processor(tiny.FLOW)
     rows = [make.generation_sequence(f"A {word}.", tiny.picture(number)) for number, word in enumerate(WORDS[:4])]
-    # Each several times over: a row is at one time of its way in a step.
+    # Repeated, because each sequence gets one flow time per step.
     batch = batches.flow_batch([[batches.sample(row)] for row in rows * 4], Budget(112, 0, 1, 0))
     _, model = learn(batch, "flow", stages.FLOW_TRAINED["II"], FLOW_STEPS, learning_rate=4e-3)
     prompts = make.left_pad([make.generation_prompt(f"A {word}.") for word in WORDS[:4]])

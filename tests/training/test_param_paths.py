@@ -10,13 +10,13 @@ from janus_jax.training.recipe import ADAPTORS_AND_HEAD
 from tests import tiny
 
 
-def test_the_patterns_say_what_trains():
+def test_patterns_select_trained_parts():
     trained, frozen = partition(tiny.stacked_params(), ADAPTORS_AND_HEAD)
     assert set(trained) == {"und_adaptor", "gen_embed", "gen_adaptor", "gen_head"}
     assert set(frozen) == {"und_encoder", "gen_encoder", "llm"}
 
 
-def test_a_pattern_reaches_into_the_stacked_blocks():
+def test_pattern_selects_matrices_of_stacked_blocks():
     trained, frozen = partition(tiny.stacked_params(), ["llm/layers/attn/[qv]/weight"])
     assert jax.tree.structure(trained) == jax.tree.structure(
         {"llm": {"layers": {"attn": {"q": {"weight": 0}, "v": {"weight": 0}}}}}
@@ -25,20 +25,20 @@ def test_a_pattern_reaches_into_the_stacked_blocks():
 
 
 @pytest.mark.parametrize("patterns", [(), ("*",), ("llm/*", "*/bias")])
-def test_merge_is_the_inverse(patterns):
+def test_merge_inverts_partition(patterns):
     params = tiny.stacked_params()
     merged = merge(*partition(params, patterns))
     assert jax.tree.structure(merged) == jax.tree.structure(params)
     jax.tree.map(np.testing.assert_array_equal, merged, params)
 
 
-def test_logical_names_stay_on_their_arrays():
+def test_partition_keeps_logical_axis_names():
     boxed = abstract_params(make_model(tiny.CONFIG))
     trained, frozen = partition(boxed, ["llm/*"])
     assert isinstance(trained["llm"]["head"]["weight"], nn.Partitioned)
     assert nn.get_partition_spec(merge(trained, frozen)) == nn.get_partition_spec(boxed)
 
 
-def test_a_pattern_that_names_nothing_is_refused():
+def test_pattern_without_match_is_rejected():
     with pytest.raises(JanusError, match=r"'lm/\*', which matches no parameter; .*llm/\*"):
         partition(tiny.stacked_params(), ["llm/*", "lm/*"])

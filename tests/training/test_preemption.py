@@ -14,7 +14,7 @@ from tests.training import toy
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_is_a_notice_while_someone_listens(number):
+def test_signal_is_noticed_inside_the_context(number):
     before = signal.getsignal(number)
     with Preemption() as preemption:
         assert not preemption.reached(1)
@@ -24,7 +24,7 @@ def test_a_signal_is_a_notice_while_someone_listens(number):
     assert signal.getsignal(number) == before
 
 
-# Two processes that train together until one of them is told to go.
+# Two processes that train together until one of them is preempted.
 TRAINING = """
 import json, os, signal, sys, time
 import jax
@@ -83,13 +83,13 @@ def train(folder, number):
     return [json.loads(out.splitlines()[-1]) for out, _ in ends], ends[0][1]
 
 
-def test_processes_stop_at_the_same_step_and_agree_on_what_is_damaged(tmp_path):
+def test_processes_stop_at_the_same_step_and_agree_on_damage(tmp_path):
     folder = tmp_path / "checkpoints"
     (one, other), _ = train(folder, "SIGTERM")
     assert one["from"] is None
     assert one["stopped"] == other["stopped"] > 5
 
-    # Damaged in a file that one process alone looks at.
+    # Damages a file that only one process verifies.
     victim = max((file for file in (folder / str(one["stopped"])).rglob("*.ocdbt")), key=str)
     victim.write_bytes(b"")
     again, errors = train(folder, "SIGUSR1")
@@ -97,7 +97,7 @@ def test_processes_stop_at_the_same_step_and_agree_on_what_is_damaged(tmp_path):
     assert again[0]["stopped"] == again[1]["stopped"]
     assert "is damaged" in errors
 
-    # What two processes saved, one reads.
+    # One process restores what two processes saved.
     with Checkpoints(folder) as checkpoints:
         restored = checkpoints.restore(abstract_state(toy.make, None, 0))
     assert restored.step == again[0]["stopped"]

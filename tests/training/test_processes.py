@@ -1,4 +1,4 @@
-"""Several processes that train together, joined over gloo on this machine: the losses of one, and the whole command."""
+"""Multi-process training over gloo on this machine."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from tests.training.test_trainer import told
 STEPS = 2
 CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 
-# Each process gives its own rows of the one batch.
+# Each process passes its own sequences of one batch.
 TRAINING = """
 import json, sys
 import jax
@@ -43,8 +43,8 @@ print(json.dumps(losses))
 """
 
 
-# launch.train, which SIGKILL ends in the midst of step 3 when what step 2 saved is whole; or SIGTERM, at step 5, tells
-# the last process to go.
+# launch.train, killed by SIGKILL in step 3 when the checkpoint of step 2 is complete, or preempted at step 5 by SIGTERM
+# to the last process.
 DISTURBED = """
 import os, pathlib, runpy, signal, sys, time
 import jax
@@ -69,7 +69,7 @@ runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
 
 
 def together(count, *command, ends_well=lambda codes: not any(codes)):
-    """What each of `count` processes, of one device each, prints."""
+    """Runs `count` processes with one device each and returns their outputs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -100,7 +100,7 @@ def together(count, *command, ends_well=lambda codes: not any(codes)):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("count", "tensor"), [(2, 1), (4, 2)])
-def test_processes_have_the_losses_of_one(count, tensor):
+def test_processes_have_the_losses_of_one_process(count, tensor):
     state, expected = stages.state(), []
     for _ in range(STEPS):
         state, metrics = stages.step()(state, put_batch(batches.mixed(), None))
@@ -113,8 +113,8 @@ def test_processes_have_the_losses_of_one(count, tensor):
 
 
 @pytest.mark.slow
-def test_the_command_goes_on_with_two_processes(tmp_path):
-    """It comes to its end with checkpoints and samples, and once more, bit for bit, from the checkpoint before."""
+def test_command_resumes_with_two_processes(tmp_path):
+    """The command finishes, and repeats its last steps bit for bit from an earlier checkpoint."""
     workdir = tmp_path / "run"
     samples = """(('','Say a word.'),)""", """('A boat.',)"""
     start = "--config.stages.stage_1.initialisation"
@@ -141,8 +141,8 @@ def test_the_command_goes_on_with_two_processes(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_goes_on_with_fewer_processes_and_with_more(tmp_path):
-    """Four are killed, two go on and are told to go, four come to the end: the losses are those of four undisturbed."""
+def test_run_resumes_with_fewer_and_more_processes(tmp_path):
+    """Four processes are killed, two resume and are preempted, four finish, with the losses of an undisturbed run."""
 
     def command(workdir):
         stage = {"batch_size": 8, "steps": 12, "initialisation.source": "model"}
@@ -158,7 +158,7 @@ def test_a_run_goes_on_with_fewer_processes_and_with_more(tmp_path):
     workdir = tmp_path / "disturbed"
     checkpoints = workdir / "stage_1" / "checkpoints"
     disturbed = ("-c", DISTURBED)
-    # Those that are still alive when the first is gone may end of that.
+    # Processes that are alive when the first is killed may fail because of that.
     together(4, *disturbed, "killed", checkpoints / "2", *command(workdir), ends_well=all)
     assert os.listdir(checkpoints) == ["2"]
     together(2, *disturbed, "told", "-", *command(workdir), ends_well=lambda codes: codes == [ExitCode.PREEMPTED] * 2)

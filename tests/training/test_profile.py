@@ -1,4 +1,4 @@
-"""A trace of a few steps."""
+"""Profiler traces."""
 
 import contextlib
 
@@ -14,7 +14,7 @@ from janus_jax.training.recipe import Intervals
 
 
 def run(folder, first, count, steps=4, fails_at=None):
-    """Steps of which some are traced; after which of them the trace was there."""
+    """Runs steps with profiling; returns the steps after which the trace exists."""
     there = []
     with contextlib.closing(Profiling(folder, first, count)) as profiling:
         for step in range(1, steps + 1):
@@ -28,23 +28,23 @@ def run(folder, first, count, steps=4, fails_at=None):
     return there
 
 
-def test_the_steps_that_are_asked_for_are_traced(tmp_path):
+def test_requested_steps_are_traced(tmp_path):
     assert run(tmp_path, first=2, count=2) == [3, 4]
 
 
-def test_nothing_is_traced_unasked(tmp_path):
+def test_nothing_is_traced_by_default(tmp_path):
     assert run(tmp_path, first=0, count=0) == []
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_a_run_that_ends_within_leaves_a_trace(tmp_path):
+def test_interrupted_trace_is_written(tmp_path):
     with pytest.raises(InterruptedError):
         run(tmp_path, first=1, count=3, fails_at=2)
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
 @pytest.mark.parametrize("asked", [(3,), (0, 2), (-1, 1), (1, -1)])
-def test_steps_that_cannot_be_are_told(asked):
+def test_invalid_profile_steps_are_rejected(asked):
     with pytest.raises(JanusError, match=r"config\.intervals\.profile is"):
         Intervals(profile=asked)

@@ -16,8 +16,8 @@ from janus_jax.training.config_dicts import from_config, to_config, to_json
 from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.recipe import Initialisation, Recipe
 
-# The papers' tables: learning rate, schedule, decay, warm-up, steps, last step, rows, and the ratio of understanding,
-# text and generation.
+# Tables of the papers: learning rate, schedule, decay, warmup, steps, last step, batch size, and the ratio of
+# understanding, text and generation.
 JANUS = [
     (1e-3, "cosine", 0, 300, 10_000, 10_000, 256, (1, 0, 1)),
     (1e-4, "constant", 0, 5_000, 180_000, 180_000, 512, (2, 3, 5)),
@@ -43,7 +43,7 @@ TABLES: dict[str, Table] = {
 }
 ROWS = [(name, index, row) for name, table in TABLES.items() for index, row in enumerate(table)]
 EARLIER = {("janusflow_1_3b", 1): {(30, 20, 50)}}
-"""Other ratios that a stage begins with."""
+"""Other ratios at the start of a stage."""
 MODELS = {"janus_1_3b": "janus_1.3b", "janusflow_1_3b": "janusflow_1.3b"}
 JANUS_PRO_1B = preset("janus_pro_1b")
 
@@ -59,7 +59,7 @@ def ratio(phase):
 
 
 @pytest.mark.parametrize(("name", "index", "row"), ROWS)
-def test_every_stage_is_the_paper_s(name, index, row):
+def test_stages_match_the_papers(name, index, row):
     rate, schedule, decay, warmup, steps, last_step, rows, mixture = row
     stage = recipe(name).stages[index]
     o = stage.optimizer
@@ -87,44 +87,39 @@ FIRST_TRAINED = {
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_every_stage_trains_the_paper_s_parts(name):
+def test_trained_parts_match_the_papers(name):
     trained = [{pattern.removesuffix("/*") for pattern in stage.trained} for stage in recipe(name).stages]
     assert trained[0] == FIRST_TRAINED.get(name, {"und_adaptor", "gen_embed", "gen_adaptor", "gen_head"})
     assert trained[1] == trained[0] | {"llm"}
     assert trained[2] == trained[1] | {"und_encoder"}
 
 
-@pytest.mark.parametrize("name", TABLES)
-def test_every_recipe_is_of_its_model(name):
-    assert recipe(name).model_config.name == MODELS.get(name, name)
-
-
-def test_janus_draws_imagenet_alone_for_120_000_steps_of_stage_two():
+def test_janus_uses_only_imagenet_for_120_000_steps_of_stage_two():
     first, second = recipe("janus_1_3b").stages[1].phases
     assert (first.until_step, first.weights["generation"], second.weights["imagenet"]) == (120_000, 0, 0)
 
 
-def test_janusflow_sees_more_text_for_10_000_steps_of_stage_two():
+def test_janusflow_uses_more_text_for_10_000_steps_of_stage_two():
     first, second = recipe("janusflow_1_3b").stages[1].phases
     assert (first.until_step, ratio(first), ratio(second)) == (10_000, (30, 20, 50), (14, 6, 80))
 
 
-def test_janusflow_keeps_an_average_through_all_stages():
+def test_janusflow_averages_in_all_stages():
     assert [stage.ema_decay for stage in recipe("janusflow_1_3b").stages] == [0.99] * 3
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_stages_begin_where_the_one_before_ended(name):
+def test_stages_start_from_the_previous_one(name):
     assert [stage.initialisation.source for stage in recipe(name).stages] == ["parts", "stage", "stage"]
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_a_recipe_survives_json(name):
+def test_recipe_round_trips_through_json(name):
     once = recipe(name)
     assert from_config(Recipe, json.loads(json.dumps(to_json(once)))) == once
 
 
-def test_flags_reach_everything(monkeypatch):
+def test_flags_reach_nested_fields(monkeypatch):
     values = flags.FlagValues()
     config = config_flags.DEFINE_config_file("config", flag_values=values)
     arguments = {
@@ -177,19 +172,19 @@ def changed(**fields):
         ({"sources": 3}, "config.sources is 3; it must be an object"),
     ],
 )
-def test_a_mistake_is_named(fields, sentence):
+def test_invalid_values_are_reported_by_name(fields, sentence):
     with pytest.raises(JanusError, match=re.escape(sentence)):
         from_config(Recipe, changed(**fields))
 
 
-def test_a_missing_field_is_named():
+def test_missing_field_is_reported():
     values = to_json(recipe())
     del values["stages"]["stage_2"]["batch_size"]
     with pytest.raises(JanusError, match=r"config\.stages\.stage_2\.batch_size is missing"):
         from_config(Recipe, values)
 
 
-def test_an_unknown_model_is_named():
+def test_unknown_model_is_reported():
     with pytest.raises(JanusError, match="no model 'janus_2b'"):
         _ = from_config(Recipe, changed(model="janus_2b")).model_config
 
@@ -199,36 +194,36 @@ def with_folders(stage, *names):
     return from_config(Recipe, changed(stage=stage, **{field: f"/data/{name}" for name, field in sources.items()}))
 
 
-def test_a_stage_reads_the_sources_that_it_gives_a_weight():
+def test_stage_reads_the_sources_with_a_weight():
     stream = with_folders(3, "understanding", "text", "generation").stream
     assert [component.name for component in stream.components] == ["generation", "text", "understanding"]
     assert stream.supervision is Supervision.ANSWERS
     assert stream.batch_size == 128
 
 
-def test_a_source_without_a_folder_is_named():
+def test_source_without_folder_is_reported():
     with pytest.raises(JanusError, match=r"config\.sources\.text\.directory is empty"):
         _ = with_folders(2, "understanding", "generation").stream
 
 
-def test_a_weight_of_no_source_is_named():
+def test_weight_of_unknown_source_is_reported():
     fields = {"stages__stage_1__phases__phase_1__weights": {"pictures": 1.0}}
     with pytest.raises(JanusError, match="'pictures'; the sources are"):
         _ = from_config(Recipe, changed(**fields)).stream
 
 
-def test_a_checkpoint_to_start_from_must_be_named():
+def test_initial_checkpoints_are_required():
     with pytest.raises(JanusError, match=r"config\.stages\.stage_1\.initialisation\.llm is empty"):
         Initialisation("parts").check("config.stages.stage_1.initialisation", JANUS_PRO_1B)
     with pytest.raises(JanusError, match=r"needs an image tokenizer; set here\.gen_encoder"):
         Initialisation("model", model="/model", image_tokens_from_codebook=True).check("here", JANUS_PRO_1B)
-    with pytest.raises(JanusError, match=r"here\.vae is empty; name the folder"):
+    with pytest.raises(JanusError, match=r"here\.vae is empty; set it to the folder"):
         Initialisation("parts", llm="/llm", und_encoder="/siglip").check("here", preset("janusflow_1.3b"))
     Initialisation("stage").check("config.stages.stage_2.initialisation", JANUS_PRO_1B)
     Initialisation("model", model="/model").check("config.stages.stage_1.initialisation", JANUS_PRO_1B)
 
 
-def test_a_model_of_one_s_own_takes_the_preset_s_place():
+def test_architecture_replaces_the_preset():
     from tests import tiny
 
     own = dataclasses.replace(recipe(), architecture=tiny.CONFIG)

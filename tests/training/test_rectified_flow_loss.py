@@ -1,4 +1,4 @@
-"""What JanusFlow learns, against the same sums by numpy, and which parts learn it."""
+"""Rectified-flow loss of JanusFlow."""
 
 import dataclasses
 import functools
@@ -39,7 +39,7 @@ def generation(seed=0, dropped=False):
 
 
 def batch():
-    """Two rows, the second with a padding image."""
+    """Two sequences, the second with a padding image."""
     return batches.flow_batch([[generation(2), generation(3)], [understanding(), generation(4), text()]])
 
 
@@ -58,7 +58,7 @@ def task():
     return prepare_targets(params(), batch(), key=key, rows=rows)
 
 
-def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
+def test_loss_matches_numpy():
     on_the_way, velocities, features = task()
 
     @jax.jit
@@ -84,7 +84,7 @@ def test_the_loss_is_what_numpy_makes_of_states_and_velocities():
     np.testing.assert_allclose(totals.loss, np.mean(nll) + velocity - 0.5 * cosines.mean(), rtol=1e-4)
 
 
-def test_latents_lie_between_noise_and_image_and_move_straight_to_it():
+def test_latents_are_interpolated_along_the_velocity():
     on_the_way, velocities, _ = task()
     pixels = batch()
     latents = jax.jit(lambda p: apply(MODEL.target_latents, p, pixels).values)(params())
@@ -92,7 +92,7 @@ def test_latents_lie_between_noise_and_image_and_move_straight_to_it():
     np.testing.assert_allclose(on_the_way.gen_latents + (1 - t) * velocities, latents, atol=1e-4)
 
 
-def test_the_gradient_is_finite_and_reaches_what_stage_three_trains():
+def test_gradient_is_finite_and_reaches_all_parts_of_stage_three():
     grads, _ = gradient()
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(grads))
     moved = {part for part, tree in grads.items() if any(np.any(leaf) for leaf in jax.tree.leaves(tree))}
@@ -100,7 +100,7 @@ def test_the_gradient_is_finite_and_reaches_what_stage_three_trains():
 
 
 def learnt(task):
-    """Sums, counts and gradient of what a batch was set out as."""
+    """Loss sums and gradient of prepared targets."""
 
     def loss(trained, frozen, task):
         scales = OBJECTIVE.terms.scales(OBJECTIVE.target_counts(task.batch))
@@ -109,19 +109,19 @@ def learnt(task):
 
     taken = jax.jit(jax.value_and_grad(loss, has_aux=True))
     (value, totals), grads = taken(*partition(params(), TRAINED["III"]), task)
-    # What is told is what is learnt from.
+    # The reported loss is the differentiated one.
     np.testing.assert_allclose(value, totals.loss, rtol=1e-5)
     return totals, grads
 
 
-def test_packed_samples_teach_what_each_does_in_a_row_of_its_own():
+def test_packed_examples_have_the_gradients_of_separate_ones():
     samples, budget = [generation(2), understanding(), generation(3), text()], Budget(320, 1, 2, 96)
     prepare_targets = jax.jit(functools.partial(prepare_flow_targets, MODEL, dtype="float32"))
     packed = prepare_targets(params(), batches.flow_batch([samples], budget), key=jax.random.key(5), rows=np.arange(1))
     alone = batches.flow_batch([[sample] for sample in samples], budget)
 
     def dealt(images):
-        """The row's two images to the rows that they have for themselves."""
+        """Moves the two images of the packed sequence to the sequences of their own."""
         rows = np.zeros((4, *images.shape[1:]), np.float32)
         rows[0, 0], rows[2, 0] = images[0]
         return rows
@@ -143,12 +143,12 @@ def test_packed_samples_teach_what_each_does_in_a_row_of_its_own():
 
 
 @pytest.mark.parametrize("stage", TRAINED)
-def test_every_stage_trains_its_parts(stage):
+def test_each_stage_freezes_its_parts(stage):
     frozen = {"I": {"llm", "und_encoder", "vae"}, "II": {"und_encoder", "vae"}, "III": {"vae"}}
     assert set(partition(params(), TRAINED[stage])[1]) == frozen[stage]
 
 
-def test_what_is_drawn_follows_from_the_row_alone():
+def test_times_and_noise_depend_on_the_sequence_index_only():
     key, shape = jax.random.key(3), (2, 4, 4, 1)
     whole = sample_times_and_noise(FLOW_LOSS, key, np.arange(4), shape)
     part = sample_times_and_noise(FLOW_LOSS, key, np.array([1, 3]), shape)
@@ -163,7 +163,7 @@ def test_times_are_logit_normal():
     np.testing.assert_allclose((logits.mean(), logits.std()), (-0.5, 0.8), atol=0.06)
 
 
-def test_tapped_states_go_on_to_the_last_ones():
+def test_captured_states_lead_to_the_last_ones():
     config, execution = tiny.FLOW.llm, Execution()
     llm, ones = params()["llm"], np.ones((1, 8), np.int32)
     x = np.random.default_rng(0).standard_normal((1, 8, config.width), np.float32)
@@ -178,7 +178,7 @@ def test_tapped_states_go_on_to_the_last_ones():
     np.testing.assert_allclose(again, hidden, rtol=1e-4, atol=1e-4)
 
 
-def test_a_dropped_condition_is_masked():
+def test_dropped_prompt_is_masked():
     laid = batches.flow_batch([[generation(1, dropped=True)]])
     begin = int(np.flatnonzero(laid.gen_token_index[0] == 0)[0]) - 1
     assert laid.segment_ids[0, 0] == laid.segment_ids[0, begin] == 1
@@ -186,18 +186,18 @@ def test_a_dropped_condition_is_masked():
     assert laid.positions[0, begin] == begin
 
 
-def test_without_alignment_there_is_no_aligner():
+def test_zero_align_weight_removes_the_aligner():
     objective = make_objective(tiny.FLOW, Execution(), FlowLossConfig(align_weight=0.0))
     assert "aligner" not in abstract_params(objective.model)
     assert float(objective.target_counts(batch())[-1]) == 0
 
 
-def test_a_block_that_is_not_there_is_refused():
+def test_align_block_beyond_depth_is_rejected():
     with pytest.raises(JanusError, match="align_block is 6"):
         make_objective(tiny.FLOW, Execution())
 
 
-def test_a_model_without_its_vae_is_refused():
+def test_model_without_vae_is_rejected():
     lacking = dataclasses.replace(tiny.FLOW, vae=None)
     with pytest.raises(JanusError, match="tiny_flow has no VAE"):
         make_objective(lacking, Execution(), FLOW_LOSS)

@@ -1,4 +1,4 @@
-"""Samples: what is told of them, that they change nothing, and what cannot be asked."""
+"""Samples during training."""
 
 import io
 import json
@@ -37,7 +37,7 @@ def photo(tmp_path_factory):
 
 
 def asking(photo, **fields):
-    """The recipe, sampled from at every second step."""
+    """The recipe, with samples at every second step."""
     questions = ((str(photo), "What is in the picture?"), ABOUT_NONE)
     samples = replace(Samples(questions, PROMPTS, max_new_tokens=6), **fields)
     intervals = Intervals(report=1, evaluate=0, sample=2, save=0)
@@ -46,12 +46,12 @@ def asking(photo, **fields):
 
 @pytest.fixture(scope="module")
 def sampled(tmp_path_factory, photo):
-    """A finished run's folder of its stage, and its last state."""
+    """Stage folder and last state of a finished run."""
     workdir = tmp_path_factory.mktemp("sampled")
     return workdir / "stage_1", runs.run(asking(photo), workdir)
 
 
-def test_samples_change_nothing(sampled):
+def test_sampling_does_not_change_training(sampled):
     undisturbed, state = runs.finished()
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (sampled[0], undisturbed / "stage_1")]
     curves = [
@@ -62,7 +62,7 @@ def test_samples_change_nothing(sampled):
     assert_equal(sampled[1], state)
 
 
-def test_samples_are_those_of_the_parameters_at_that_step(sampled, photo):
+def test_samples_match_the_params_of_the_step(sampled, photo):
     folder, state = sampled
     pretrained = Pretrained(tiny.CONFIG, params(state), tiny.processor(), Janus(tiny.CONFIG))
     asked = (("<image_placeholder>\nWhat is in the picture?", [str(photo)]), ("Say a word.", []))
@@ -77,13 +77,13 @@ def test_samples_are_those_of_the_parameters_at_that_step(sampled, photo):
             assert found.text == {"prompt": PROMPTS[number - 1]}
 
 
-def test_each_due_step_has_its_samples(sampled):
+def test_each_due_step_has_samples(sampled):
     names = ["1.png", "2.png", "3.png", "answers.txt"]
     found = {path.name: sorted(file.name for file in path.iterdir()) for path in (sampled[0] / "samples").iterdir()}
     assert found == {"step_2": names, "step_4": names}
 
 
-def test_tensorboard_has_the_samples(sampled):
+def test_tensorboard_shows_the_samples(sampled):
     found = [
         (step, value)
         for step, value in summaries(sampled[0])
@@ -97,7 +97,7 @@ def test_tensorboard_has_the_samples(sampled):
     assert (images.tag, images.image.width, images.image.height) == ("samples/images/0", 68, 68)
 
 
-def test_a_sheet_holds_the_pictures_row_by_row():
+def test_contact_sheet_is_in_reading_order():
     pictures = [np.full((2, 3, 3), number, np.uint8) for number in (1, 2, 3)]
     sheet = contact_sheet(pictures)
     assert sheet.shape == (8, 10, 3)
@@ -106,12 +106,12 @@ def test_a_sheet_holds_the_pictures_row_by_row():
 
 
 def last_step(params, stream, mesh=None):
-    """A run of one step, after that step, that prints to the stream."""
+    """A run after its only step, which prints to the stream."""
     return TrainingRun(SimpleNamespace(params=params, frozen={}), 1, 1, MetricWriter(None, 1, stream=stream), mesh)
 
 
 @pytest.mark.slow
-def test_a_mesh_makes_the_same_samples(photo, tmp_path):
+def test_mesh_generates_the_same_samples(photo, tmp_path):
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
     spread = jax.device_put(tiny.stacked_params(), param_shardings(abstract_params(make_model(tiny.CONFIG)), mesh))
     made = []
@@ -127,7 +127,7 @@ def test_a_mesh_makes_the_same_samples(photo, tmp_path):
         np.testing.assert_allclose(one.astype(int), other.astype(int), atol=1)
 
 
-def test_parameters_that_give_no_numbers_do_not_end_the_run(photo, tmp_path):
+def test_non_finite_logits_do_not_end_the_run(photo, tmp_path):
     spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
     GenerateSamples(asking(photo), tiny.processor(), tmp_path).after_step(last_step(spoiled, stream))
@@ -152,6 +152,6 @@ def test_parameters_that_give_no_numbers_do_not_end_the_run(photo, tmp_path):
         ({"seed": -1}, "config.samples.seed is -1"),
     ],
 )
-def test_what_cannot_be_asked_is_told(photo, tmp_path, fields, sentence):
+def test_invalid_samples_are_rejected(photo, tmp_path, fields, sentence):
     with pytest.raises(JanusError, match=re.escape(sentence)):
         runs.run(asking(photo, **fields), tmp_path)

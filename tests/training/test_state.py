@@ -12,7 +12,7 @@ from tests.training import toy
 
 
 @pytest.mark.parametrize("muon", [None, 1e-2], ids=["adamw", "muon"])
-def test_everything_is_born_where_the_table_says_and_moments_beside_their_parameters(muon):
+def test_state_is_initialized_sharded_with_moments_like_params(muon):
     config = OptimizerConfig(1e-2, muon_learning_rate=muon)
 
     def make(seed):
@@ -32,7 +32,7 @@ def test_everything_is_born_where_the_table_says_and_moments_beside_their_parame
     assert {leaf.sharding.spec for leaf in alike} == {weight}
 
 
-def test_the_frozen_part_is_small_and_has_no_moments():
+def test_frozen_part_is_bfloat16_without_moments():
     state = toy.init_sharded(toy.make, abstract_state(toy.make, None, 0), 0)
     assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
     assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
@@ -41,8 +41,8 @@ def test_the_frozen_part_is_small_and_has_no_moments():
 
 
 @pytest.mark.parametrize("muon", [None, 1e-2], ids=["adamw", "muon"])
-def test_a_mesh_trains_as_one_device(muon):
-    # With Adam's own eps the step of a gradient near zero is a coin toss.
+def test_mesh_matches_one_device(muon):
+    # With Adam's default eps the sign of an update near zero is rounding noise.
     config = OptimizerConfig(1e-2, eps=1e-2, muon_learning_rate=muon)
     optimizer = toy.optimizer(config)
 
@@ -62,7 +62,7 @@ def test_a_mesh_trains_as_one_device(muon):
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-5), found.params, expected.params)
 
 
-def test_read_parameters_are_adopted_into_their_places():
+def test_state_from_params_matches_initialized_state():
     mesh = make_mesh(1, 4, 2)
 
     def make(seed):
@@ -76,7 +76,7 @@ def test_read_parameters_are_adopted_into_their_places():
     jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, adopted, abstract)
 
 
-def test_an_average_follows_the_parameters():
+def test_average_follows_the_params():
     state = jax.jit(lambda: unbox(toy.make(0, ema=True)))()
     after = jax.jit(toy.step, static_argnums=1, static_argnames="ema_decay")(state, 0, ema_decay=0.75)
     start, end, average = (jax.tree.leaves(tree)[0] for tree in (state.params, after.params, after.ema))

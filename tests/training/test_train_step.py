@@ -32,7 +32,7 @@ SLOW = pytest.mark.slow
 
 @functools.cache
 def two_steps(mesh=None, cut=None, kind="janus"):
-    """Metrics of two steps, and the moments of the gradient after them."""
+    """Metrics of two steps, and the first moments after them."""
     state, reports = stages.state(mesh, kind), []
     for _ in range(2):
         state, metrics = stages.step(mesh, cut, kind)(state, put_batch(batches.mixed(kind=kind), mesh))
@@ -70,32 +70,27 @@ def assert_same_steps(actual, expected):
         ("flow", (2, 2, 2)),
     ],
 )
-def test_every_mesh_takes_the_same_steps(kind, sizes):
-    # A head reads its places in several chunks there.
+def test_meshes_take_the_same_steps(kind, sizes):
+    # Several chunks per head.
     cut = dataclasses.replace(stages.CUTS[kind], logits_chunk=32)
     assert_same_steps(two_steps(make_mesh(*sizes), cut, kind=kind), two_steps(kind=kind))
 
 
-# Of eight rows with unequal numbers of supervised places, one of none.
+# Eight sequences with unequal numbers of targets, one without any.
 @pytest.mark.parametrize(
     ("kind", "microbatches"), [pytest.param("janus", 2, marks=SLOW), ("janus", 4), pytest.param("flow", 4, marks=SLOW)]
 )
-def test_microbatches_change_nothing(kind, microbatches):
+def test_microbatches_match_the_whole_batch(kind, microbatches):
     cut = dataclasses.replace(stages.CUTS[kind], microbatches=microbatches)
     assert_same_steps(two_steps(cut=cut, kind=kind), two_steps(kind=kind))
 
 
 @SLOW
-def test_microbatches_on_a_mesh_change_nothing():
+def test_microbatches_on_a_mesh_match_the_whole_batch():
     assert_same_steps(two_steps(make_mesh(2, 1, 2, jax.devices()[:4]), Microbatching(microbatches=2)), two_steps())
 
 
-def test_the_loss_falls():
-    first, second = two_steps()[0]
-    assert second["loss"] < first["loss"]
-
-
-def test_metrics_by_task_make_up_the_loss():
+def test_task_losses_average_to_the_loss():
     metrics = two_steps()[0][0]
     tasks = ("text", "understanding", "generation")
     places = [metrics[f"tokens/{task}"] for task in tasks]
@@ -105,21 +100,21 @@ def test_metrics_by_task_make_up_the_loss():
     assert metrics["finite"] == 1
 
 
-def test_the_gradient_is_clipped():
+def test_gradient_is_clipped():
     state, metrics = stages.step()(stages.state(), put_batch(batches.mixed(), None))
     assert float(metrics["grad_norm"]) > 1
     # After one step the first moment is a tenth of the gradient.
     np.testing.assert_allclose(float(optax.tree.norm(moments(state))) / 0.1, 1, rtol=1e-4)
 
 
-def test_evaluation_sees_the_loss_that_training_sees():
+def test_evaluation_and_training_losses_are_equal():
     totals = make_evaluation_step(stages.OBJECTIVE, Microbatching(), stages.abstract(), None)(
         stages.state(), batches.mixed()
     )
     np.testing.assert_allclose(totals.loss, two_steps()[0][0]["loss"], rtol=1e-5)
 
 
-def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
+def test_non_finite_gradient_changes_only_the_step_number():
     state = stages.state()
     spoilt = jax.tree.map(np.asarray, state.params)
     spoilt["llm"]["norm"]["scale"] = np.full_like(spoilt["llm"]["norm"]["scale"], np.nan)
@@ -131,7 +126,7 @@ def test_a_gradient_that_is_not_finite_changes_nothing_but_the_step():
     jax.tree.map(np.testing.assert_array_equal, after.replace(step=before.step), before)
 
 
-def test_the_step_takes_the_state_for_its_own():
+def test_step_donates_the_state():
     state = stages.state()
     stages.step()(state, put_batch(batches.mixed(), None))
     assert state.params["llm"]["head"]["weight"].is_deleted()
@@ -139,14 +134,14 @@ def test_the_step_takes_the_state_for_its_own():
 
 @SLOW
 @pytest.mark.parametrize("remat", ["full", "dots"])
-def test_remat_changes_no_gradient(remat):
+def test_remat_gradients_match(remat):
     batch = batches.batch([(batches.understanding(1), batches.generation(2))])
     grads = [stages.gradient("III", policy)(batch)[0] for policy in (remat, "none")]
     jax.tree.map(functools.partial(assert_close, relative=1e-4), *grads)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
-def test_what_is_compiled_does_not_grow_with_depth(remat):
+def test_program_size_does_not_grow_with_depth(remat):
     def operations(depth):
         config = dataclasses.replace(
             tiny.CONFIG,
@@ -163,7 +158,7 @@ def test_what_is_compiled_does_not_grow_with_depth(remat):
     assert operations(4) == operations(24)
 
 
-def test_ids_made_in_the_step_are_the_tokenizer_s():
+def test_image_tokens_of_the_step_match_the_tokenizer():
     laid = batches.batch([(batches.generation(1),), (batches.generation(2),)])
     pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
     rngs = RngStreams(jax.random.key(0), jnp.arange(2))
@@ -174,11 +169,11 @@ def test_ids_made_in_the_step_are_the_tokenizer_s():
     tokenize = jax.jit(functools.partial(apply, stages.MODEL.tokenize))
     expected = tokenize(tiny.stacked_params(), pixels)
     assert made.gen_ids.shape == laid.gen_ids.shape
-    # But for near ties.
+    # Except for near ties.
     assert (np.asarray(made.gen_ids[1]) == np.asarray(expected)).mean() > 0.9
 
 
-def test_bfloat16_is_for_the_computation_alone():
+def test_bfloat16_is_used_for_computation_only():
     objective = TokenObjective(Janus(tiny.CONFIG, Execution(dtype="bfloat16")))
     trained, frozen = stages.parts("II")
     frozen = jax.tree.map(lambda leaf: jnp.asarray(leaf, jnp.bfloat16), frozen)
@@ -196,7 +191,7 @@ def test_bfloat16_is_for_the_computation_alone():
 
 
 @SLOW
-def test_random_parameters_are_born_where_they_stay():
+def test_random_params_are_initialized_sharded():
     mesh = make_mesh(2, 2, 2)
     state = abstract_train_state(stages.OBJECTIVE, stages.TRAINED["II"], stages.OPTIMIZER, mesh)
     abstract = merge(state.params, state.frozen)
@@ -206,7 +201,7 @@ def test_random_parameters_are_born_where_they_stay():
     assert float(jnp.std(params["llm"]["head"]["weight"])) == pytest.approx(64**-0.5, rel=0.05)
 
 
-def test_rows_that_cannot_be_dealt_out_are_refused():
+def test_uneven_batch_is_rejected():
     mesh = make_mesh(2, 2, 2)
     Microbatching(microbatches=2).check(16, mesh)
     with pytest.raises(JanusError, match="12 is not a multiple of 8"):

@@ -1,4 +1,4 @@
-"""The loop: what a resumed run makes, where a stage begins, and what ends a run."""
+"""Training of a stage: resume, initial parameters and errors."""
 
 import itertools
 import json
@@ -25,7 +25,7 @@ from tests.training import runs
 
 
 def told(workdir, *names, stage=1):
-    """Of every step its number, and the figures whose names begin so."""
+    """Metrics of each step whose names start with one of these."""
     lines = map(json.loads, (workdir / f"stage_{stage}" / "metrics.jsonl").read_text().splitlines())
     return [{key: value for key, value in line.items() if key == "step" or key.startswith(names)} for line in lines]
 
@@ -47,7 +47,7 @@ def preempted(recipe, workdir, monkeypatch, at):
 
 
 @pytest.mark.parametrize("kind", runs.CONFIGS)
-def test_a_preempted_run_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
+def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
     preempted(recipe, tmp_path, monkeypatch, at=3)
     assert_equal(runs.run(recipe, tmp_path), state)
@@ -57,20 +57,20 @@ def test_a_preempted_run_goes_on_bit_for_bit(kind, tmp_path, monkeypatch):
     assert [line["step"] for line in curve] == [1, 2, 3, 4]
 
 
-def test_a_run_of_several_shares_goes_on_with_those_it_began_with(tmp_path, monkeypatch):
-    """Also where the config then says nothing, or another number, of them."""
+def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
+    """The config of the resumed run has no effect on it."""
     recipe = replace(runs.recipe(), data_shards=2)
     undisturbed = runs.run(recipe, tmp_path / "undisturbed")
     preempted(recipe, tmp_path / "disturbed", monkeypatch, at=3)
     assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
 
 
-def test_a_finished_run_is_left_as_it_is():
+def test_finished_run_is_unchanged():
     workdir, state = runs.finished()
     assert_equal(runs.run(runs.recipe(), workdir), state)
 
 
-def test_figures_are_told():
+def test_metrics_are_written():
     (first, *_) = told(runs.finished()[0], "")
     assert {"loss", "loss/understanding", "loss/generation", "grad_norm", "learning_rate"} < set(first)
     assert {"tokens/s", "samples/s", "flops/s", "data_wait"} < set(first)
@@ -79,29 +79,29 @@ def test_figures_are_told():
 
 @pytest.fixture(scope="module")
 def second(tmp_path_factory):
-    """The last state of stage II, at a rate that moves nothing."""
+    """Last state of stage 2, with a learning rate that changes nothing."""
     workdir = tmp_path_factory.mktemp("second") / "run"
     shutil.copytree(runs.finished()[0], workdir)
     optimizer = replace(runs.STAGE.optimizer, learning_rate=1e-30)
     recipe = runs.recipe(stage=2, optimizer=optimizer, stop_at=1)
-    # Without the tokenizer, which stage I has left in the workdir.
+    # The tokenizer is in the workdir from stage 1.
     return runs.run(replace(recipe, tokenizer=""), workdir)
 
 
-def test_a_stage_begins_where_the_one_before_ended(second):
+def test_stage_starts_from_the_previous_one(second):
     first = runs.finished()[1]
     assert set(second.params) - set(first.params) == {"llm"}
     assert_equal(params(second), params(first))
 
 
-def test_what_is_held_out_is_evaluated():
+def test_held_out_loss_is_reported():
     losses = [line for line in told(runs.finished()[0], "held_out") if len(line) > 1]
     names = {"held_out/loss", "held_out/loss/understanding", "held_out/loss/generation"}
     assert [(line["step"], set(line) - {"step"}) for line in losses] == [(2, names), (4, names)]
     assert losses[1]["held_out/loss"] < losses[0]["held_out/loss"]
 
 
-def test_a_stage_before_that_is_not_done_is_told():
+def test_unfinished_previous_stage_is_reported():
     recipe = runs.recipe(stage=2)
     recipe = replace(recipe, stages=(replace(runs.STAGE, steps=9), recipe.current))
     with pytest.raises(JanusError, match=r"is at step 4 of 9; .*--config\.stages\.stage_1\.stop_at=4"):
@@ -109,33 +109,33 @@ def test_a_stage_before_that_is_not_done_is_told():
 
 
 def started(*start, mesh=None, **folders):
-    """The parameters that a stage starts from."""
+    """Initial parameters of a stage."""
     recipe = starting(*start, **folders)
     opened = open_initialisation(recipe, "workdir")
     return params(initial_state(recipe, "workdir", set_up_stage(recipe, mesh), opened))
 
 
 @pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])])
-def test_a_stage_begins_with_a_model(mesh):
+def test_stage_starts_from_a_model(mesh):
     assert_equal(started("model", model=str(runs.models() / "model"), mesh=mesh), tiny.stacked_params())
 
 
-def test_ids_may_begin_as_their_codes():
+def test_image_tokens_start_from_the_codebook():
     parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
     found, drawn = started("parts", **parts, image_tokens_from_codebook=True), started("parts", **parts)
     codes = tiny.stacked_params()["gen_encoder"]["codebook"]["embedding"]
     codes = codes / np.linalg.norm(codes, axis=1, keepdims=True)
     embedding, rows = np.asarray(found["gen_embed"]["embedding"]), np.asarray(found["gen_head"]["fc2"]["weight"])
     np.testing.assert_allclose(embedding, (codes - codes.mean(0)) / codes.std(), atol=1e-5)
-    # Ids that look alike have rows alike; otherwise the head is of the size that it is drawn with.
+    # Similar codes have similar rows; the scale is that of random initialization.
     assert np.linalg.matrix_rank(rows, tol=1e-3) == codes.shape[1]
     np.testing.assert_allclose(rows.std(), rows.shape[1] ** -0.5, rtol=1e-3)
     np.testing.assert_array_equal(found["gen_head"]["fc1"]["weight"], drawn["gen_head"]["fc1"]["weight"])
 
 
-def test_a_stage_begins_with_parts_and_the_seed_for_the_rest():
+def test_stage_starts_from_parts_and_random_params():
     parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
-    # One of them out of a whole model.
+    # One part comes from a whole model.
     found = started("parts", **parts | {"gen_encoder": str(runs.models() / "model")})
     for part in parts:
         assert_equal(found[part], tiny.stacked_params()[part])
@@ -144,7 +144,7 @@ def test_a_stage_begins_with_parts_and_the_seed_for_the_rest():
 
 
 @pytest.mark.parametrize("allowed", [0, 1])
-def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
+def test_non_finite_gradients_end_the_run(tmp_path, allowed):
     recipe = replace(starting("model", model=str(runs.models() / "spoiled")), max_skipped=allowed)
     with pytest.raises(Diverged, match=f"At step {1 + allowed} the gradient is not finite"):
         runs.run(recipe, tmp_path)
@@ -155,11 +155,11 @@ def test_a_gradient_that_is_not_finite_ends_the_run(tmp_path, allowed):
     assert all(re.match("(understanding|generation)", name) for row in rows for name in row)
 
 
-def test_a_step_that_is_not_finite_may_be_left_out(tmp_path, monkeypatch):
+def test_non_finite_step_is_skipped(tmp_path, monkeypatch):
     steps = itertools.count(1)
 
     def spoil(batch, mesh):
-        # An id that there is not has no embedding but NaN.
+        # An unknown token's embedding is NaN.
         unknown = np.full_like(batch.tokens, runs.MODEL.llm.vocab_size)
         return put_batch(batch._replace(tokens=unknown) if next(steps) == 2 else batch, mesh)
 
@@ -192,19 +192,19 @@ def starting(*start, **folders):
         (lambda: runs.recipe(trained=("lmm/*",)), "'lmm/*'"),
     ],
 )
-def test_a_mistake_is_told(make, sentence, tmp_path):
+def test_user_errors_are_reported(make, sentence, tmp_path):
     with pytest.raises(JanusError, match=re.escape(sentence)):
         runs.run(make(), tmp_path)
 
 
-def test_a_part_in_another_s_place_is_told(tmp_path):
+def test_checkpoint_of_another_part_is_rejected(tmp_path):
     parts = dict.fromkeys(("llm", "und_encoder", "gen_encoder"), str(runs.models() / "llm"))
     recipe = starting("parts", **parts)
     with pytest.raises(JanusError, match=r"initialisation\.und_encoder is .*LlamaConfig; a SiglipConfig is needed"):
         runs.run(recipe, tmp_path)
 
 
-def test_a_model_of_another_size_is_told(tmp_path):
+def test_checkpoint_of_another_size_is_rejected(tmp_path):
     recipe = replace(starting("model", model=str(runs.models() / "model")), architecture=PRESETS["tiny"])
     with pytest.raises(JanusError, match=r"llm/layers/attn/k/weight has shape \[3, 2, 16, 64\] there and"):
         runs.run(recipe, tmp_path)

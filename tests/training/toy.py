@@ -1,4 +1,4 @@
-"""A model of two layers whose parameters have logical names: trained in a fraction of a second, split by any mesh."""
+"""A two-layer model with logical axis names, which any mesh divides."""
 
 import math
 
@@ -16,7 +16,7 @@ CONFIG = OptimizerConfig(1e-2, weight_decay=0.1)
 
 def boxed_params(key):
     """Trained and frozen."""
-    # One draw: each would be compiled.
+    # One call, because each call compiles.
     numbers = jax.random.normal(key, (1088,))
 
     def box(start, shape, *names):

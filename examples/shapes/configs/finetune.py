@@ -1,20 +1,19 @@
-"""Teaches the small Janus of the shapes world a shape and a colour that it has never met, to see and to draw.
+"""Fine-tunes the small Janus on a shape and a colour that it has never seen, for understanding and generation.
 
     janus-train --config examples/shapes/configs/finetune.py --workdir DIR \\
         --config.stages.stage_1.initialisation.model=Janus-shapes --config.sources.NAME.directory=...
 
-`make demo` prepares the data and runs it. All but the encoders trains: the image tokenizer draws whatever the ids say,
-and patches of new things differ to the understanding encoder as they are. Half of what it reads is old, so that the old
-is not forgotten.
+`make demo` prepares the data and runs it. The encoders are frozen: the image tokenizer can reconstruct the new objects
+already, and the understanding encoder distinguishes their patches. Half of the data is old, to prevent forgetting.
 
-Expected: see docs/shapes.md; the demo's report says what came of it.
+The report of the demo has the results; the README has those of the shipped model.
 """
 
 from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from examples.shapes.configs import janus as shapes_janus
+from examples.shapes.configs import janus
 from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.processing import Task
@@ -23,7 +22,7 @@ from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import Initialisation, Intervals, PreparedDataset
 
 STAGE = replace(
-    shapes_janus.STAGE_3,
+    janus.STAGE_3,
     optimizer=OptimizerConfig(
         learning_rate=1e-3, schedule="cosine", warmup_steps=10, weight_decay=0.01, muon_learning_rate=0.01
     ),
@@ -35,7 +34,7 @@ STAGE = replace(
 )
 
 RECIPE = replace(
-    shapes_janus.RECIPE,
+    janus.RECIPE,
     stages=(STAGE,),
     sources={
         "new_understanding": PreparedDataset(task=Task.UNDERSTANDING),
@@ -48,5 +47,5 @@ RECIPE = replace(
 
 
 def get_config() -> ConfigDict:
-    """The recipe, as flags see it."""
+    """Returns the recipe as a config."""
     return to_config(RECIPE)

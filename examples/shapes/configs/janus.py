@@ -1,24 +1,23 @@
-"""A small Janus for the embedded shapes world, from nothing, in the papers' three stages.
+"""Small Janus for the shapes dataset, trained from scratch in the papers' three stages.
 
     python -m examples.shapes.train --budget 25min --workdir runs/shapes
 
-makes tokenizer, data and understanding encoder, and runs these stages on them. To run one of them alone:
+makes the tokenizers, the data and the understanding encoder, and runs all stages. To run one stage alone:
 
     janus-train --config examples/shapes/configs/janus.py --config.stage=2 --workdir DIR
 
-Expected: see docs/shapes.md.
-
-Where it is not the papers': there is no LLM to start from, so stage I teaches one to answer, and nothing else, and
-stage II to draw single things too; both learn answers alone and by Muon. What is known of the image ids stays as the
-codebook tells it until stage III, and the understanding encoder stays as it is in all of them; rows are few and short,
-for two cores. docs/shapes.md has the reasons.
+The README of this example has the results and the reasons for the differences to the papers. There is no pretrained
+LLM, so stage 1 trains one on answers only, and stage 2 adds the generation of single objects. Only answers are
+supervised, and Muon is the optimizer. The embeddings and output weights of image tokens keep their initial values,
+which come from the codebook, until stage 3. The understanding encoder is frozen in all stages. Sequences are few and
+short, for two CPU cores.
 """
 
 from dataclasses import replace
 
 from ml_collections import ConfigDict
 
-from examples.shapes.configs import tokenizer as shapes_tokenizer
+from examples.shapes.configs.tokenizer import RECIPE as TOKENIZER
 from janus_jax.config import JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
@@ -38,30 +37,31 @@ from janus_jax.training.recipe import (
     Resources,
     Stage,
 )
-from janus_jax.training.siglip import ContrastiveRecipe
+from janus_jax.training.siglip import SiglipRecipe
 
 MODEL = JanusConfig(
     name="janus_shapes",
     und_encoder=SiglipConfig(image_size=48, patch_size=16, width=192, depth=2, num_heads=4, mlp_dim=768),
-    gen_encoder=shapes_tokenizer.RECIPE.model,
+    gen_encoder=TOKENIZER.model,
     llm=LlamaConfig(
         vocab_size=512, width=192, depth=4, num_heads=4, num_kv_heads=4, head_dim=48, mlp_dim=512, max_positions=512
     ),
     gen_head_width=256,
 )
 
-ENCODER = ContrastiveRecipe(
+ENCODER = SiglipRecipe(
     encoder=MODEL.und_encoder,
     vocab_size=MODEL.llm.vocab_size,
+    caption_length=48,
     steps=400,
     patchwise=True,
     optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
 )
 
 _FLOAT32 = Precision("float32", "float32", "float32")
-_ROW = Budget(tokens=224, und_images=4, gen_images=4, text_targets=150)
+_BUDGET = Budget(tokens=224, und_images=4, gen_images=4, text_targets=150)
 
-# With Muon at twice the rate nothing was found among other things, and drawing undid what was learnt of answering.
+# At twice Muon's rate, the model did not learn to locate objects, and generation damaged understanding.
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.01)
 
 STAGE_1 = Stage(
@@ -69,10 +69,13 @@ STAGE_1 = Stage(
     optimizer=_OPTIMIZER,
     steps=700,
     batch_size=16,
-    # Single things are where it learns what a place is; then it learns to look at one thing among others for its place.
-    phases=(Phase(300, {"understanding": 3, "singles": 1}), Phase(None, {"understanding": 3, "places": 2})),
+    # Single objects teach what a position is. After that, the model learns to find one object among others.
+    phases=(
+        Phase(300, {"understanding": 3, "single_objects": 1}),
+        Phase(None, {"understanding": 3, "positions": 2}),
+    ),
     supervision=Supervision.ANSWERS,
-    budget=replace(_ROW, gen_images=0),
+    budget=replace(_BUDGET, gen_images=0),
     precision=_FLOAT32,
     initialisation=Initialisation("parts", llm=RANDOM, image_tokens_from_codebook=True),
     ema_decay=0.98,
@@ -80,14 +83,14 @@ STAGE_1 = Stage(
 
 STAGE_2 = replace(
     STAGE_1,
-    # All but the encoders and what tells one image id from another: its embedding, and its row of the head.
+    # All except the encoders and the weights of single image tokens: their embedding and output weights.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
     steps=600,
     phases=(
-        Phase(300, {"understanding": 3, "places": 1, "imagenet": 4}),
-        Phase(None, {"understanding": 3, "places": 1, "imagenet": 8}),
+        Phase(300, {"understanding": 3, "positions": 1, "imagenet": 4}),
+        Phase(None, {"understanding": 3, "positions": 1, "imagenet": 8}),
     ),
-    budget=_ROW,
+    budget=_BUDGET,
     initialisation=Initialisation(),
 )
 
@@ -97,7 +100,17 @@ STAGE_3 = replace(
     optimizer=replace(_OPTIMIZER, learning_rate=6e-4, schedule="cosine"),
     steps=4000,
     phases=(
-        Phase(None, {"understanding": 4, "places": 1, "sides": 1.5, "text": 0.3, "generation": 5.5, "numbers": 2.5}),
+        Phase(
+            None,
+            {
+                "understanding": 4,
+                "positions": 1,
+                "relations": 1.5,
+                "text": 0.3,
+                "generation": 5.5,
+                "hard_prompts": 2.5,
+            },
+        ),
     ),
     ema_decay=0.99,
 )
@@ -108,10 +121,10 @@ RECIPE = Recipe(
     stages=(STAGE_1, STAGE_2, STAGE_3),
     sources={
         **SOURCES,
-        "singles": PreparedDataset(task=Task.UNDERSTANDING),
-        "places": PreparedDataset(task=Task.UNDERSTANDING),
-        "sides": PreparedDataset(task=Task.UNDERSTANDING),
-        "numbers": PreparedDataset(task=Task.GENERATION),
+        "single_objects": PreparedDataset(task=Task.UNDERSTANDING),
+        "positions": PreparedDataset(task=Task.UNDERSTANDING),
+        "relations": PreparedDataset(task=Task.UNDERSTANDING),
+        "hard_prompts": PreparedDataset(task=Task.GENERATION),
     },
     precomputed_image_tokens=True,
     intervals=Intervals(report=20, evaluate=0, sample=0, save=200),
@@ -120,5 +133,5 @@ RECIPE = Recipe(
 
 
 def get_config() -> ConfigDict:
-    """The recipe, as flags see it."""
+    """Returns the recipe as a config."""
     return to_config(RECIPE)

@@ -1,69 +1,60 @@
-"""The embedded world: scenes of coloured shapes, drawn, told, asked about and scored. Nothing is downloaded.
+"""The shapes dataset: rendered scenes of coloured shapes, with captions, questions and scores.
 
-`builder` makes TFDS data sets of it (and takes TFDS's seconds to import); all else is numpy.
+Nothing is downloaded. `builder` makes TFDS datasets of it and is imported separately, because TFDS takes seconds to
+import.
 """
 
-from examples.shapes.dataset.captions import caption, description, inventory
-from examples.shapes.dataset.detector import UNKNOWN, Detection, detect
-from examples.shapes.dataset.prompts import Prompt, Wanted, prompts
-from examples.shapes.dataset.questions import Asked, Negatives, Question, Topic, ask, conversation, questions
-from examples.shapes.dataset.records import World, WorldRecords
-from examples.shapes.dataset.render import draw, images
-from examples.shapes.dataset.scene import Background, Category, Relation, Scene, Thing, relation, sample_scene
+from examples.shapes.dataset.detector import Detection, detect
+from examples.shapes.dataset.prompts import Prompt, sample_prompts
+from examples.shapes.dataset.questions import Focus, Question, Topic, sample_questions
+from examples.shapes.dataset.records import ShapesDataset, ShapesRecords
+from examples.shapes.dataset.render import render, sample_images
+from examples.shapes.dataset.scene import Background, Category, Relation, Scene, SceneObject, sample_scene
 from examples.shapes.dataset.scoring import (
-    DrawingScores,
+    ImageScores,
     Scores,
     Verdict,
     chance_of_answers,
-    chance_of_drawings,
-    is_right,
-    judge,
+    chance_of_images,
+    check_image,
+    is_correct,
     score_answers,
-    score_drawings,
+    score_images,
     score_verdicts,
 )
-from examples.shapes.dataset.vocabulary import DEFAULT, EVERYTHING, Split, Vocabulary
+from examples.shapes.dataset.vocabulary import DEFAULT_VOCABULARY, FULL_VOCABULARY, Split, Vocabulary
 
 __all__ = [
-    "DEFAULT",
-    "EVERYTHING",
-    "UNKNOWN",
-    "Asked",
+    "DEFAULT_VOCABULARY",
+    "FULL_VOCABULARY",
     "Background",
     "Category",
     "Detection",
-    "DrawingScores",
-    "Negatives",
+    "Focus",
+    "ImageScores",
     "Prompt",
     "Question",
     "Relation",
     "Scene",
+    "SceneObject",
     "Scores",
+    "ShapesDataset",
+    "ShapesRecords",
     "Split",
-    "Thing",
     "Topic",
     "Verdict",
     "Vocabulary",
-    "Wanted",
-    "World",
-    "WorldRecords",
-    "ask",
-    "caption",
     "chance_of_answers",
-    "chance_of_drawings",
-    "conversation",
-    "description",
+    "chance_of_images",
+    "check_image",
     "detect",
-    "draw",
-    "images",
-    "inventory",
-    "is_right",
-    "judge",
-    "prompts",
-    "questions",
-    "relation",
+    "is_correct",
+    "render",
+    "sample_images",
+    "sample_prompts",
+    "sample_questions",
     "sample_scene",
     "score_answers",
-    "score_drawings",
+    "score_images",
     "score_verdicts",
 ]

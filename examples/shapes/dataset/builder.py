@@ -1,4 +1,4 @@
-"""The world as TFDS data sets of records, drawn when they are built; nothing is downloaded.
+"""The shapes dataset as TFDS datasets, one per task.
 
 builder = Shapes(config="understanding", data_dir="data")
 builder.download_and_prepare()
@@ -12,56 +12,47 @@ from typing import Any, ClassVar
 
 import tensorflow_datasets as tfds
 
-from examples.shapes.dataset.questions import Asked
-from examples.shapes.dataset.records import World
-from examples.shapes.dataset.scene import Category
-from examples.shapes.dataset.vocabulary import DEFAULT, Split, Vocabulary
+from examples.shapes.dataset.records import ShapesDataset
+from examples.shapes.dataset.vocabulary import Split
 from janus_jax.data.records import features
 from janus_jax.processing import Task
 
 COUNTS: Mapping[Split, int] = {Split.TRAIN: 20_000, Split.TEST: 1_000}
-"""Records of each split, unless told otherwise."""
+"""Default number of records per split."""
 
 
 class ShapesConfig(tfds.core.BuilderConfig):
-    """One task's records.
+    """Records of one task.
 
-    Its name is the task's, and a mark of whatever is not as it is by default, so that different data sets lie in
-    different folders.
+    The name is the task, followed by a hash of the settings that differ from the defaults. Different datasets therefore
+    have different folders.
 
     Args:
-      task: of all records.
-      counts: how many records each split has.
-      image_size, seed, vocabulary, about, categories, asked: as `World` has them.
+      task: Task of all records.
+      counts: Number of records per split.
+      settings: Fields of `ShapesDataset`, except the split.
     """
 
-    def __init__(
-        self,
-        task: Task,
-        *,
-        counts: Mapping[Split, int] = COUNTS,
-        image_size: int = 48,
-        seed: int = 0,
-        vocabulary: Vocabulary = DEFAULT,
-        about: frozenset[str] = frozenset(),
-        categories: tuple[Category | None, ...] = World.categories,
-        asked: Asked = World.asked,
-    ):
+    def __init__(self, task: Task, *, counts: Mapping[Split, int] = COUNTS, **settings: Any):
         self.task = task
         self.counts = {split: counts[split] for split in Split}
-        self.worlds = {split: World(split, vocabulary, image_size, seed, about, categories, asked) for split in Split}
-        plain = self.counts == COUNTS and self.worlds == {split: World(split) for split in Split}
-        content = repr((self.counts, image_size, seed, vocabulary, sorted(about), categories, asked))
-        mark = "" if plain else f"_{hashlib.blake2b(content.encode(), digest_size=4).hexdigest()}"
-        super().__init__(name=f"{task.value}{mark}", description=f"What teaches {task.value}.")
+        self.datasets = {split: ShapesDataset(split, **settings) for split in Split}
+        is_default = self.counts == COUNTS and self.datasets == {split: ShapesDataset(split) for split in Split}
+        content = repr((self.counts, sorted((name, _ordered(value)) for name, value in settings.items())))
+        suffix = "" if is_default else f"_{hashlib.blake2b(content.encode(), digest_size=4).hexdigest()}"
+        super().__init__(name=f"{task.value}{suffix}", description=f"Records for {task.value}.")
+
+
+def _ordered(value: Any) -> Any:
+    return sorted(value) if isinstance(value, frozenset) else value
 
 
 class Shapes(tfds.core.GeneratorBasedBuilder):
-    """A config for each task; other counts, sizes or words are given as a `ShapesConfig`."""
+    """TFDS builder with one config per task. Other counts, sizes or words are given as a `ShapesConfig`."""
 
     VERSION = tfds.core.Version("1.0.0")
     BUILDER_CONFIGS: ClassVar[list[ShapesConfig]] = [ShapesConfig(task) for task in Task]
-    # Nothing is downloaded. (TFDS would look for a list beside this file, with a package that it does not require.)
+    # Without this, TFDS looks for a list of downloads next to this file, with a package that it does not require.
     url_infos: ClassVar[dict[str, Any]] = {}
 
     def __init__(self, *, file_format: str = "array_record", **kwargs: Any):
@@ -69,7 +60,7 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _info(self) -> tfds.core.DatasetInfo:
         return self.dataset_info_from_configs(
-            features=features(), description="Scenes of coloured shapes: drawn, told and asked about."
+            features=features(), description="Scenes of coloured shapes with captions and questions."
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> Mapping[str, Iterator[tuple[str, Any]]]:
@@ -78,24 +69,23 @@ class Shapes(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self, split: Split) -> Iterator[tuple[str, Any]]:
         config = self.builder_config
-        for record in config.worlds[split].records(config.task, config.counts[split]):
+        for record in config.datasets[split].records(config.task, config.counts[split]):
             yield record.key, record.to_example()
 
 
 def prepare_shapes(directory: str | Path, **settings: Any) -> dict[Task, Path]:
-    """Builds all three tasks' data sets under a directory and says where each lies.
+    """Builds the datasets of all three tasks and returns their folders.
 
     Args:
-      directory: made if need be. A data set that is already there, with the same settings, is left as it is.
-      settings: `counts`, `image_size`, `seed`, `vocabulary`, `about`, `categories` and `asked`, as `ShapesConfig` has
-        them.
+      directory: Parent folder, created if missing. Existing datasets with the same settings are kept.
+      settings: `counts` and fields of `ShapesDataset`.
     """
-    places = {}
+    folders = {}
     for task in Task:
         config = ShapesConfig(task, **settings)
-        # TFDS takes those that it knows by name alone.
-        known = config.name in Shapes.builder_configs
-        builder = Shapes(config=config.name if known else config, data_dir=str(directory))
+        # TFDS takes registered configs by name only.
+        is_registered = config.name in Shapes.builder_configs
+        builder = Shapes(config=config.name if is_registered else config, data_dir=str(directory))
         builder.download_and_prepare()
-        places[task] = Path(builder.data_dir)
-    return places
+        folders[task] = Path(builder.data_dir)
+    return folders

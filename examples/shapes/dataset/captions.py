@@ -1,20 +1,20 @@
-"""Scenes in words: captions, descriptions and plain texts."""
+"""Captions, descriptions and plain texts about scenes."""
 
 from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
 
-from examples.shapes.dataset.scene import Category, Relation, Scene, Thing, relation, sample_scene
+from examples.shapes.dataset.scene import Category, Relation, Scene, SceneObject, relation, sample_scene
 from examples.shapes.dataset.vocabulary import NUMBERS, Split, Vocabulary
 
 T = TypeVar("T")
 
 PHOTO = "a photo of "
-"""How GenEval's prompts begin."""
+"""Prefix of GenEval's prompts."""
 
-_BEGINNINGS = (PHOTO, PHOTO, "a picture of ", "an image of ", "")
-_ADDED_SENTENCE = 0.4
+_PREFIXES = (PHOTO, PHOTO, "a picture of ", "an image of ", "")
+_SECOND_SENTENCE_PROBABILITY = 0.4
 
 _FACTS = {
     "circle": ("A circle is round.", "A circle has no corners."),
@@ -29,87 +29,87 @@ _FACTS = {
 
 
 def plural(shape: str) -> str:
-    """The word for several of a shape."""
+    """Returns the plural of a shape's name."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 
-def counted(count: int, words: str) -> str:
-    """`a red star`, `two red stars`: `words` ends with the shape."""
+def count_phrase(count: int, words: str) -> str:
+    """Returns a phrase such as `a red star` or `two red stars`; `words` ends with the shape."""
     if count == 1:
         return f"{'an' if words[0] in 'aeiou' else 'a'} {words}"
     return f"{NUMBERS[count]} {plural(words)}"
 
 
-def listed(parts: Sequence[str]) -> str:
-    """`a, b and c`."""
-    return " and ".join(filter(None, (", ".join(parts[:-1]), parts[-1])))
+def join_phrases(phrases: Sequence[str]) -> str:
+    """Returns `a, b and c`."""
+    return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 
 
-def request(things: Sequence[Thing], category: Category) -> str:
-    """What a prompt of a category asks for, of these things in this order, without how it begins."""
-    first, last = things[0], things[-1]
+def prompt_text(objects: Sequence[SceneObject], category: Category) -> str:
+    """Returns the text of a prompt of this category for these objects in this order, without its prefix."""
+    first, last = objects[0], objects[-1]
     match category:
         case Category.SINGLE_OBJECT:
-            return counted(1, first.shape)
+            return count_phrase(1, first.shape)
         case Category.COUNTING:
-            return counted(len(things), first.shape)
+            return count_phrase(len(objects), first.shape)
         case Category.COLORS:
-            return counted(1, _coloured(first))
+            return count_phrase(1, _coloured(first))
         case Category.TWO_OBJECT:
-            return f"{counted(1, first.shape)} and {counted(1, last.shape)}"
+            return f"{count_phrase(1, first.shape)} and {count_phrase(1, last.shape)}"
         case Category.COLOR_ATTR:
-            return f"{counted(1, _coloured(first))} and {counted(1, _coloured(last))}"
+            return f"{count_phrase(1, _coloured(first))} and {count_phrase(1, _coloured(last))}"
         case Category.POSITION:
-            return f"{counted(1, first.shape)} {_relation(first, last).phrase} {counted(1, last.shape)}"
+            return f"{count_phrase(1, first.shape)} {_relation(first, last).phrase} {count_phrase(1, last.shape)}"
 
 
 def caption(scene: Scene, rng: np.random.Generator, category: Category | None = None) -> str:
-    """One of the many captions of a scene: its first sentence asks for what the category does, or tells all.
+    """Samples one of the possible captions of a scene.
 
     Args:
-      scene: what is told.
-      rng: draws the phrasing.
-      category: that the scene was made for; None to name every thing.
+      rng: Source of the phrasing.
+      category: Category of prompts that the first sentence follows; None names every object.
     """
-    beginning = _BEGINNINGS[rng.integers(len(_BEGINNINGS))]
-    further = [f"The background is {scene.background.texture}.", *_relations(scene)]
+    prefix = _PREFIXES[rng.integers(len(_PREFIXES))]
+    details = [f"The background is {scene.background.texture}.", *_relation_sentences(scene)]
     if category is None and rng.random() < 0.5:
-        told = description(scene)
+        text = description(scene)
     else:
-        # What is named first comes first in reading, where no relation says it: so a prompt tells which to draw first.
-        things = shuffled(scene.things, rng) if category is Category.POSITION else scene.things
-        told = request(things, category) if category else description(scene, sizes=False)
-        further += [f"The {thing.shape} is {thing.size}." for thing in scene.things if scene.count(thing.shape) == 1]
-    if rng.random() >= _ADDED_SENTENCE:
-        return beginning + told
-    return f"{beginning}{told}. {further[rng.integers(len(further))]}"
+        # Objects are named in reading order, except in captions that state a relation: the order then tells a model
+        # which object to generate first.
+        objects = shuffled(scene.objects, rng) if category is Category.POSITION else scene.objects
+        text = prompt_text(objects, category) if category else description(scene, sizes=False)
+        details += [f"The {obj.shape} is {obj.size}." for obj in scene.objects if scene.count(obj.shape) == 1]
+    if rng.random() >= _SECOND_SENTENCE_PROBABILITY:
+        return prefix + text
+    return f"{prefix}{text}. {details[rng.integers(len(details))]}"
 
 
 def description(scene: Scene, sizes: bool = True) -> str:
-    """All things, those of one shape and colour as a number, in the order of reading; sizes where they agree."""
+    """Returns all objects in reading order, with a count for equal ones, and with sizes where equal ones agree."""
     kinds: dict[str, list[str]] = {}
-    for thing in scene.things:
-        kinds.setdefault(_coloured(thing), []).append(thing.size)
-    return listed(
+    for obj in scene.objects:
+        kinds.setdefault(_coloured(obj), []).append(obj.size)
+    return join_phrases(
         [
-            counted(len(found), f"{found[0]} {kind}" if sizes and len(set(found)) == 1 else kind)
+            count_phrase(len(found), f"{found[0]} {kind}" if sizes and len(set(found)) == 1 else kind)
             for kind, found in kinds.items()
         ]
     )
 
 
 def inventory(scene: Scene) -> str:
-    """All that a picture shows, in few words: every thing with size, colour, shape and place, and the background."""
-    things = [f"{thing.size} {_coloured(thing)} {thing.row} {thing.column}" for thing in scene.things]
-    return f"{', '.join(things)} {scene.background.texture}"
+    """Returns size, colour, shape and grid position of every object, and the background."""
+    objects = [f"{obj.size} {_coloured(obj)} {obj.row} {obj.column}" for obj in scene.objects]
+    return f"{', '.join(objects)} {scene.background.texture}"
 
 
 def document(rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]) -> str:
-    """A short plain text about a scene of its split, and about shapes."""
+    """Samples a short plain text about a scene of this split and about shapes."""
     scene = sample_scene(rng, vocabulary, split, about=about)
     first = description(scene)
     verb = "is" if first.startswith(("a ", "an ")) else "are"
-    sentences = [f"There {verb} {first}.", *shuffled(_relations(scene), rng)[:2]]
+    sentences = [f"There {verb} {first}.", *shuffled(_relation_sentences(scene), rng)[:2]]
     facts = [fact for shape in sorted(scene.shapes) for fact in _FACTS[shape]]
     facts += [f"If one thing is {one.phrase} another, the other is {one.opposite.phrase} it." for one in Relation]
     facts += [f"{NUMBERS[n + 1].capitalize()} is one more than {NUMBERS[n]}." for n in NUMBERS if n + 1 in NUMBERS]
@@ -118,25 +118,27 @@ def document(rng: np.random.Generator, vocabulary: Vocabulary, split: Split, abo
 
 
 def shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
-    """The same in another order."""
+    """Returns the items in random order."""
     return [items[i] for i in rng.permutation(len(items))]
 
 
-def related(scene: Scene) -> list[tuple[Thing, Thing]]:
-    """All ordered pairs of things that their shapes name without doubt and of which one is to a side of the other."""
-    named = [thing for thing in scene.things if scene.count(thing.shape) == 1]
-    return [(one, other) for one in named for other in named if one is not other and relation(one, other)]
+def related_pairs(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
+    """Returns all ordered pairs of objects with unique shapes and a relation."""
+    unique = [obj for obj in scene.objects if scene.count(obj.shape) == 1]
+    return [(one, other) for one in unique for other in unique if one is not other and relation(one, other)]
 
 
-def _relations(scene: Scene) -> list[str]:
-    return [f"The {one.shape} is {_relation(one, other).phrase} the {other.shape}." for one, other in related(scene)]
+def _relation_sentences(scene: Scene) -> list[str]:
+    return [
+        f"The {one.shape} is {_relation(one, other).phrase} the {other.shape}." for one, other in related_pairs(scene)
+    ]
 
 
-def _relation(one: Thing, other: Thing) -> Relation:
+def _relation(one: SceneObject, other: SceneObject) -> Relation:
     found = relation(one, other)
-    assert found is not None, "a scene for a position has one"
+    assert found is not None, "scenes for POSITION have a relation"
     return found
 
 
-def _coloured(thing: Thing) -> str:
-    return f"{thing.colour} {thing.shape}"
+def _coloured(obj: SceneObject) -> str:
+    return f"{obj.colour} {obj.shape}"

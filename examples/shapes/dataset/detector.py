@@ -1,8 +1,8 @@
-"""What a picture of the world shows, read without learning: things are what is coloured, shapes are compared.
+"""Detects the shapes in an image by color and template matching, without training.
 
-Backgrounds and shadows are nearly grey, so connected places of high chroma are things. Each is brought to one size
-and middle and laid over all shapes; its colour is the palette's nearest in hue. Nothing here knows how the picture
-came about: it reads drawn scenes, a tokenizer's reconstructions and a model's own pictures alike.
+Backgrounds and shadows are nearly grey, so connected regions of high chroma are objects. Each region is centered,
+scaled to a fixed area and compared with all shapes. Its colour is the palette colour with the nearest hue. The detector
+uses pixels only, and so also reads reconstructions of a tokenizer and images of a model.
 """
 
 import functools
@@ -16,35 +16,35 @@ from scipy import ndimage
 
 from examples.shapes.dataset.render import PALETTE, outline
 from examples.shapes.dataset.scene import SIZES
-from examples.shapes.dataset.vocabulary import EVERYTHING, Vocabulary
+from examples.shapes.dataset.vocabulary import FULL_VOCABULARY, Vocabulary
 from janus_jax.errors import JanusError
 
 UNKNOWN = "unknown"
-"""The shape of what is coloured like a thing and has none of the vocabulary's shapes."""
+"""Shape of a coloured region that matches no shape of the vocabulary."""
 
-_LARGEST = 96  # Pictures are read at this side at most: there is no more to see in them.
-_GREY = 0.10  # chroma that backgrounds may have
-_COLOURED = 0.30  # chroma of more than half a pixel of any colour of the palette
-_LEAST_AREA = 0.006  # of the picture; a small moon, the least thing, has twice that
-_GREATEST = 0.6  # in picture sides: beyond lies a coloured ground, not a thing
-_LEAST_OVERLAP = 0.66
-_SPLITS = (0.62, 0.78)  # shares of a thing's chroma at which things that touch may come apart
-_STEPS = np.linspace(-1.25, 1.25, 24, dtype=np.float32)  # about a thing's middle, in square roots of its area
+_MAX_SIDE = 96  # Larger images are reduced: they show no more.
+_GREY_CHROMA = 0.10  # maximum chroma of backgrounds
+_MIN_CHROMA = 0.30  # below the chroma of a pixel that is more than half covered by any palette colour
+_MIN_AREA = 0.006  # fraction of the image; a small moon, the smallest object, has twice that
+_MAX_EXTENT = 0.6  # fraction of the image side; a larger region is a coloured background
+_MIN_OVERLAP = 0.66
+_SPLIT_CHROMA = (0.62, 0.78)  # fractions of a region's chroma that separate touching objects
+_GRID = np.linspace(-1.25, 1.25, 24, dtype=np.float32)  # sampling positions, in units of the square root of the area
 
 _Mask = Bool[np.ndarray, "H W"]
 _Plane = Float[np.ndarray, "H W"]
-_Part = tuple[tuple[slice, slice], _Mask]  # where it lies in the picture, and which pixels of that are its own
+_Region = tuple[tuple[slice, slice], _Mask]  # a window of the image, and the pixels of the region in it
 
 
 @dataclass(frozen=True)
 class Detection:
-    """One thing that was found.
+    """One detected object.
 
     Attributes:
-      shape: of the vocabulary, or UNKNOWN.
-      colour: of the vocabulary.
-      box: left, top, right, bottom in picture sides.
-      score: how well the shape fits, 0..1.
+      shape: Shape of the vocabulary, or UNKNOWN.
+      colour: Colour of the vocabulary.
+      box: Left, top, right and bottom, as fractions of the image side.
+      score: Overlap with the shape, in [0, 1].
     """
 
     shape: str
@@ -53,70 +53,71 @@ class Detection:
     score: float
 
     @property
-    def middle(self) -> tuple[float, float]:
-        """Of the box: x, y in picture sides."""
+    def center(self) -> tuple[float, float]:
+        """Center (x, y) of the box, as a fraction of the image side."""
         left, top, right, bottom = self.box
         return (left + right) / 2, (top + bottom) / 2
 
 
-def detect(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary = EVERYTHING) -> list[Detection]:
-    """The things in a picture, RGB, 0..255, in no particular order; specks are passed over.
+def detect(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary = FULL_VOCABULARY) -> list[Detection]:
+    """Detects the objects in an RGB image, in no particular order. Tiny regions are ignored.
 
     Args:
-      image: of any size.
-      vocabulary: what shapes and colours a thing can have; all of the world's, so that a model that draws one of
-        the kept-out ones is told so.
+      image: Image of any size.
+      vocabulary: Possible shapes and colours. The default includes the words for fine-tuning, so that an object with
+        one of them is recognized as wrong.
 
     Raises:
-      JanusError: the image is none of 8 bits and three colours.
+      JanusError: The image does not have three channels of 8 bits.
     """
     if image.ndim != 3 or image.shape[-1] != 3 or image.dtype != np.uint8:
-        raise JanusError(f"A picture to read has shape {image.shape} and dtype {image.dtype}; give [H, W, 3] in uint8.")
+        raise JanusError(f"The image has shape {image.shape} and dtype {image.dtype}; give [H, W, 3] in uint8.")
     longest = max(image.shape[:2])
-    if longest > _LARGEST:
-        height, width = (round(side * _LARGEST / longest) for side in image.shape[:2])
+    if longest > _MAX_SIDE:
+        height, width = (round(side * _MAX_SIDE / longest) for side in image.shape[:2])
         image = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BOX))
     red, green, blue = np.moveaxis(image.astype(np.float32) / 255, -1, 0)
     chroma = np.maximum(np.maximum(red, green), blue) - np.minimum(np.minimum(red, green), blue)
     hue = np.stack([red - (green + blue) / 2, (green - blue) * np.float32(np.sqrt(3) / 2)], -1)
-    reading = _Reading(chroma, hue, vocabulary)
-    return [found for part in reading.parts(chroma > _COLOURED) for found in reading.read(part)]
+    analysis = _Analysis(chroma, hue, vocabulary)
+    return [found for region in analysis.regions(chroma > _MIN_CHROMA) for found in analysis.detect(region)]
 
 
-class _Reading:
-    """One picture under the glass."""
+class _Analysis:
+    """Detection in one image."""
 
     def __init__(self, chroma: _Plane, hue: Float[np.ndarray, "H W 2"], vocabulary: Vocabulary):
         self._chroma, self._hue, self._vocabulary = chroma, hue, vocabulary
-        self._least = _LEAST_AREA * chroma.size
+        self._min_area = _MIN_AREA * chroma.size
 
-    def parts(self, mask: _Mask) -> Iterator[_Part]:
-        """Connected parts that are no specks: their windows, one pixel wider than they are, and their masks in it."""
+    def regions(self, mask: _Mask) -> Iterator[_Region]:
+        """Yields connected regions of sufficient area. Each window has a margin of one pixel."""
         labels, _ = ndimage.label(mask)
         for label, window in enumerate(ndimage.find_objects(labels), start=1):
             wide = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in window)
-            part = labels[wide] == label
-            if np.count_nonzero(part) >= self._least:
-                yield (wide[0], wide[1]), part
+            region = labels[wide] == label
+            if np.count_nonzero(region) >= self._min_area:
+                yield (wide[0], wide[1]), region
 
-    def read(self, part: _Part, splits: tuple[float, ...] = _SPLITS) -> list[Detection]:
-        """The thing that a part is, or the things, where it takes several to make sense of it."""
-        whole = self._thing(*part)
+    def detect(self, region: _Region, splits: tuple[float, ...] = _SPLIT_CHROMA) -> list[Detection]:
+        """Returns the object in a region, or several objects if only a split of the region matches shapes."""
+        whole = self._classify(*region)
         if whole.shape != UNKNOWN:
             return [whole]
-        for pieces in (self._by_colour(part), *(self._by_chroma(part, share) for share in splits)):
-            # Crumbs do not make sense of a whole.
-            if len(pieces) > 1 and sum(map(_area, pieces)) > 0.5 * _area(part):
-                return [found for piece in pieces for found in self.read(piece, splits[1:])]
+        for pieces in (self._split_by_colour(region), *(self._split_by_chroma(region, share) for share in splits)):
+            # A split must keep most of the area.
+            if len(pieces) > 1 and sum(map(_area, pieces)) > 0.5 * _area(region):
+                return [found for piece in pieces for found in self.detect(piece, splits[1:])]
         return [whole]
 
-    def _thing(self, window: tuple[slice, slice], part: _Mask) -> Detection:
+    def _classify(self, window: tuple[slice, slice], mask: _Mask) -> Detection:
         chroma = self._chroma[window]
-        full = _full(chroma[part])
-        shape, score = _shape(np.clip((chroma - _GREY) / (full - _GREY), 0, 1) * _grown(part), self._vocabulary)
-        core = part & (chroma >= 0.9 * full)
-        colour = self._vocabulary.colours[int(_alike(self._hue[window][core].mean(0), self._vocabulary))]
-        rows, columns = (np.flatnonzero(part.any(axis)) for axis in (1, 0))
+        full = _object_chroma(chroma[mask])
+        cover = np.clip((chroma - _GREY_CHROMA) / (full - _GREY_CHROMA), 0, 1) * _dilate(mask)
+        shape, score = _match_shape(cover, self._vocabulary)
+        core = mask & (chroma >= 0.9 * full)
+        colour = self._vocabulary.colours[int(_nearest_colour(self._hue[window][core].mean(0), self._vocabulary))]
+        rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         height, width = self._chroma.shape
         box = (
             (window[1].start + columns[0]) / width,
@@ -124,21 +125,21 @@ class _Reading:
             (window[1].start + columns[-1] + 1) / width,
             (window[0].start + rows[-1] + 1) / height,
         )
-        if max(box[2] - box[0], box[3] - box[1]) > _GREATEST:
+        if max(box[2] - box[0], box[3] - box[1]) > _MAX_EXTENT:
             shape = UNKNOWN
         return Detection(shape, colour, box, score)
 
-    def _by_colour(self, part: _Part) -> list[_Part]:
-        window, mask = part
-        colours = np.where(mask, _alike(self._hue[window], self._vocabulary), -1)
+    def _split_by_colour(self, region: _Region) -> list[_Region]:
+        window, mask = region
+        colours = np.where(mask, _nearest_colour(self._hue[window], self._vocabulary), -1)
         return [piece for colour in np.unique(colours[mask]) for piece in self._pieces(window, colours == colour)]
 
-    def _by_chroma(self, part: _Part, share: float) -> list[_Part]:
-        window, mask = part
+    def _split_by_chroma(self, region: _Region, share: float) -> list[_Region]:
+        window, mask = region
         chroma = self._chroma[window]
-        return self._pieces(window, mask & (chroma > share * _full(chroma[mask])))
+        return self._pieces(window, mask & (chroma > share * _object_chroma(chroma[mask])))
 
-    def _pieces(self, window: tuple[slice, slice], mask: _Mask) -> list[_Part]:
+    def _pieces(self, window: tuple[slice, slice], mask: _Mask) -> list[_Region]:
         top, left = window[0].start, window[1].start
         return [
             (
@@ -148,16 +149,16 @@ class _Reading:
                 ),
                 piece,
             )
-            for (rows, columns), piece in self.parts(mask)
+            for (rows, columns), piece in self.regions(mask)
         ]
 
 
-def _area(part: _Part) -> int:
-    return int(np.count_nonzero(part[1]))
+def _area(region: _Region) -> int:
+    return int(np.count_nonzero(region[1]))
 
 
-def _grown(mask: _Mask) -> _Mask:
-    """A mask and its neighbours, where half-covered pixels lie."""
+def _dilate(mask: _Mask) -> _Mask:
+    """Adds the direct neighbours of a mask, which contain partially covered pixels."""
     grown = mask.copy()
     grown[1:] |= mask[:-1]
     grown[:-1] |= mask[1:]
@@ -166,14 +167,14 @@ def _grown(mask: _Mask) -> _Mask:
     return grown
 
 
-def _full(chroma: Float[np.ndarray, " P"]) -> float:
-    """The chroma of a thing's own colour: of most of its pixels, a few brighter ones set aside."""
-    middle = int(0.7 * len(chroma))
-    return float(np.partition(chroma, middle)[middle])
+def _object_chroma(chroma: Float[np.ndarray, " P"]) -> float:
+    """Returns the chroma of an object: the 70th percentile, because edges are paler and a few pixels brighter."""
+    index = int(0.7 * len(chroma))
+    return float(np.partition(chroma, index)[index])
 
 
-def _alike(hue: Float[np.ndarray, "*B 2"], vocabulary: Vocabulary) -> np.ndarray:
-    """The index of the colour of the nearest hue."""
+def _nearest_colour(hue: Float[np.ndarray, "*B 2"], vocabulary: Vocabulary) -> np.ndarray:
+    """Returns the index of the colour with the nearest hue."""
     return (hue @ _hues(vocabulary.colours)).argmax(-1)
 
 
@@ -184,39 +185,39 @@ def _hues(colours: tuple[str, ...]) -> Float[np.ndarray, "2 C"]:
     return hues / np.hypot(*hues)
 
 
-def _shape(cover: _Plane, vocabulary: Vocabulary) -> tuple[str, float]:
-    """The shape that a thing's pixels overlap with most, and by how much."""
+def _match_shape(cover: _Plane, vocabulary: Vocabulary) -> tuple[str, float]:
+    """Returns the shape with the largest overlap (intersection over union), and the overlap."""
     templates, areas = _templates(vocabulary.shapes)
-    normal = _normalised(cover)
-    shared = np.minimum(templates, normal).sum(-1)
-    overlap = shared / (areas + normal.sum() - shared)
+    normalized = _normalize(cover)
+    intersection = np.minimum(templates, normalized).sum(-1)
+    overlap = intersection / (areas + normalized.sum() - intersection)
     best = int(overlap.argmax())
     score = float(overlap[best])
-    return (vocabulary.shapes[best % len(vocabulary.shapes)] if score >= _LEAST_OVERLAP else UNKNOWN), score
+    return (vocabulary.shapes[best % len(vocabulary.shapes)] if score >= _MIN_OVERLAP else UNKNOWN), score
 
 
-def _normalised(cover: _Plane) -> Float[np.ndarray, " P"]:
-    """What is covered, moved to the middle and scaled to one area."""
+def _normalize(cover: _Plane) -> Float[np.ndarray, " P"]:
+    """Centers a coverage map and scales it to a fixed area."""
     area = float(cover.sum())
-    rows, columns = (_between(cover.sum(1 - axis), area) for axis in (0, 1))
+    rows, columns = (_resampling(cover.sum(1 - axis), area) for axis in (0, 1))
     return (rows @ cover @ columns.T).ravel()
 
 
-def _between(profile: Float[np.ndarray, " H"], area: float) -> Float[np.ndarray, "R H"]:
-    """Weights that read, along one side, the pixels between which the steps about a thing's middle fall."""
-    at = np.arange(len(profile), dtype=np.float32)
-    places = _STEPS * np.float32(np.sqrt(area)) + np.float32(profile @ at / area)
-    return np.maximum(1 - np.abs(places[:, None] - at), 0)
+def _resampling(profile: Float[np.ndarray, " H"], area: float) -> Float[np.ndarray, "R H"]:
+    """Returns the weights of linear interpolation along one axis, at positions around the centroid."""
+    pixels = np.arange(len(profile), dtype=np.float32)
+    positions = _GRID * np.float32(np.sqrt(area)) + np.float32(profile @ pixels / area)
+    return np.maximum(1 - np.abs(positions[:, None] - pixels), 0)
 
 
 @functools.lru_cache(maxsize=64)
 def _templates(shapes: tuple[str, ...]) -> tuple[Float[np.ndarray, "T P"], Float[np.ndarray, " T"]]:
-    """All shapes in turn, as crisp and as coarse as pictures show them, and their areas."""
-    looks = []
-    for pixels in (SIZES["small"] * 48, SIZES["large"] * 48, SIZES["large"] * _LARGEST):
+    """Returns templates of all shapes, at several resolutions, sharp and blurred, and their areas."""
+    variants = []
+    for pixels in (SIZES["small"] * 48, SIZES["large"] * 48, SIZES["large"] * _MAX_SIDE):
         at = (np.arange(-np.ceil(pixels * 0.75), np.ceil(pixels * 0.75) + 1) / (pixels / 2)).astype(np.float32)
         cover = [np.clip(0.5 - outline(shape, at[None], at[:, None]) * pixels / 2, 0, 1) for shape in shapes]
-        looks += [_normalised(plane.astype(np.float32)) for plane in cover]
-        looks += [_normalised(ndimage.gaussian_filter(plane, 0.9).astype(np.float32)) for plane in cover]
-    templates = np.array(looks)
+        variants += [_normalize(plane.astype(np.float32)) for plane in cover]
+        variants += [_normalize(ndimage.gaussian_filter(plane, 0.9).astype(np.float32)) for plane in cover]
+    templates = np.array(variants)
     return templates, templates.sum(-1)

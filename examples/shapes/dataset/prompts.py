@@ -1,24 +1,24 @@
-"""Prompts for pictures, as GenEval has them, and what each must show."""
+"""Prompts in GenEval's categories, with the requirements on their images."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from examples.shapes.dataset.captions import PHOTO, request, shuffled
+from examples.shapes.dataset.captions import PHOTO, prompt_text, shuffled
 from examples.shapes.dataset.scene import Category, Relation, Scene, relation, sample_scene
-from examples.shapes.dataset.vocabulary import DEFAULT, Split, Vocabulary
+from examples.shapes.dataset.vocabulary import DEFAULT_VOCABULARY, Split, Vocabulary
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """Things that a prompt asks for.
+class Requirement:
+    """Objects that an image must show.
 
     Attributes:
-      shape: of all of them.
-      count: how many, at least.
-      colour: of all of them; None for any.
-      relation: where they are, seen from the things wanted first; None for anywhere.
+      shape: Shape of all of them.
+      count: Minimum number.
+      colour: Colour of all of them; None allows any.
+      relation: Position relative to the objects of the first requirement; None allows any.
     """
 
     shape: str
@@ -29,60 +29,54 @@ class Wanted:
 
 @dataclass(frozen=True)
 class Prompt:
-    """A prompt and what a picture of it must show.
+    """A prompt and the requirements on its images.
 
     Attributes:
-      category: of GenEval's.
-      text: the prompt.
-      wanted: what must be there.
-      scene: one of which the prompt is true.
+      scene: A scene that satisfies the requirements.
     """
 
     category: Category
     text: str
-    wanted: tuple[Wanted, ...]
+    requirements: tuple[Requirement, ...]
     scene: Scene
 
     @property
-    def exact(self) -> bool:
-        """Whether more of a shape than wanted is wrong by GenEval's rule too."""
+    def is_exact(self) -> bool:
+        """Whether GenEval's rule also rejects surplus objects of a required shape."""
         return self.category is Category.COUNTING
 
     def metadata(self) -> dict[str, Any]:
-        """The line of GenEval's `evaluation_metadata.jsonl`."""
+        """Returns the prompt as a line of GenEval's `evaluation_metadata.jsonl`."""
         include = []
-        for wanted in self.wanted:
-            entry: dict[str, Any] = {"class": wanted.shape, "count": wanted.count}
-            if wanted.colour:
-                entry["color"] = wanted.colour
-            if wanted.relation:
-                entry["position"] = [wanted.relation.phrase, 0]
+        for required in self.requirements:
+            entry: dict[str, Any] = {"class": required.shape, "count": required.count}
+            if required.colour:
+                entry["color"] = required.colour
+            if required.relation:
+                entry["position"] = [required.relation.phrase, 0]
             include.append(entry)
-        exclude = [{"class": wanted.shape, "count": wanted.count + 1} for wanted in self.wanted if self.exact]
+        exclude = [{"class": one.shape, "count": one.count + 1} for one in self.requirements if self.is_exact]
         excluded = {"exclude": exclude} if exclude else {}
         return {"tag": self.category.value, "include": include, **excluded, "prompt": self.text}
 
 
-def prompts(
+def sample_prompts(
     split: Split,
     per_category: int,
     seed: int = 0,
-    vocabulary: Vocabulary = DEFAULT,
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     about: frozenset[str] = frozenset(),
 ) -> list[Prompt]:
-    """Prompts for an evaluation, as many of each category. In TEST each asks for a held-out combination.
+    """Samples prompts for an evaluation, the same number of each category.
 
-    (But for those of a single object: a shape alone is no combination.)
+    In TEST each prompt asks for a held-out combination, except for single objects: a shape alone is no combination.
 
     Args:
-      split: which combinations.
-      per_category: how many; they repeat where there are fewer.
-      seed: of the sample.
-      vocabulary: what may be asked for.
-      about: shapes and colours of which the prompt must name one; empty for any.
+      per_category: Prompts per category. They repeat if the category has fewer.
+      about: Shapes and colours of which each prompt names at least one; empty requires none.
 
     Raises:
-      JanusError: the vocabulary makes no scene of a category.
+      JanusError: The vocabulary allows no scene of a category.
     """
     return [
         _sample(np.random.default_rng((seed, number, index)), category, split, vocabulary, about)
@@ -92,25 +86,25 @@ def prompts(
 
 
 def prompt_for(scene: Scene, category: Category, rng: np.random.Generator) -> Prompt:
-    """The prompt of a scene that was made for a category; `rng` draws which thing comes first."""
-    things = shuffled(scene.things, rng)
-    first, last = things[0], things[-1]
-    wanted: tuple[Wanted, ...]
+    """Returns the prompt of a scene sampled for this category; `rng` chooses which object is named first."""
+    objects = shuffled(scene.objects, rng)
+    first, last = objects[0], objects[-1]
+    requirements: tuple[Requirement, ...]
     match category:
         case Category.SINGLE_OBJECT:
-            wanted = (Wanted(first.shape),)
+            requirements = (Requirement(first.shape),)
         case Category.COUNTING:
-            wanted = (Wanted(first.shape, len(things)),)
+            requirements = (Requirement(first.shape, len(objects)),)
         case Category.COLORS:
-            wanted = (Wanted(first.shape, colour=first.colour),)
+            requirements = (Requirement(first.shape, colour=first.colour),)
         case Category.TWO_OBJECT:
-            wanted = (Wanted(first.shape), Wanted(last.shape))
+            requirements = (Requirement(first.shape), Requirement(last.shape))
         case Category.COLOR_ATTR:
-            wanted = (Wanted(first.shape, colour=first.colour), Wanted(last.shape, colour=last.colour))
+            requirements = tuple(Requirement(obj.shape, colour=obj.colour) for obj in (first, last))
         case Category.POSITION:
-            # As in GenEval the thing that the other is seen from is wanted first, though it is named last.
-            wanted = (Wanted(last.shape), Wanted(first.shape, relation=relation(first, last)))
-    return Prompt(category, PHOTO + request(things, category), wanted, scene)
+            # As in GenEval, the reference object comes first, although it is named last.
+            requirements = (Requirement(last.shape), Requirement(first.shape, relation=relation(first, last)))
+    return Prompt(category, PHOTO + prompt_text(objects, category), requirements, scene)
 
 
 def _sample(
@@ -118,6 +112,6 @@ def _sample(
 ) -> Prompt:
     while True:
         prompt = prompt_for(sample_scene(rng, vocabulary, split, category, about), category, rng)
-        named = {name for wanted in prompt.wanted for name in (wanted.shape, wanted.colour)}
+        named = {name for required in prompt.requirements for name in (required.shape, required.colour)}
         if not about or named & about:
             return prompt

@@ -1,30 +1,30 @@
-"""Questions about scenes with one right answer of one word, and conversations made of them."""
+"""Questions about scenes with one-word answers, and conversations made of them."""
 
 import dataclasses
 import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Self
+from typing import ClassVar, NamedTuple, Self
 
 import numpy as np
 
-from examples.shapes.dataset.captions import counted, description, plural, related, shuffled
+from examples.shapes.dataset.captions import count_phrase, description, plural, related_pairs, shuffled
 from examples.shapes.dataset.scene import COLUMNS, ROWS, Category, Relation, Scene, popularity, relation, sample_scene
-from examples.shapes.dataset.vocabulary import DEFAULT, HELD_OUT_ALONE, NUMBERS, Split, Vocabulary
+from examples.shapes.dataset.vocabulary import DEFAULT_VOCABULARY, HELD_OUT_SINGLES, NUMBERS, Split, Vocabulary
 from janus_jax.errors import JanusError
 from janus_jax.processing import Message
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-MOST_TURNS = 8
+MAX_TURNS = 8
 
 _DESCRIBE = ("Describe the picture.", "What is in the picture?")
-_DESCRIBED = 0.25
-_MADE_FOR_TOPIC = 0.5
-_TRIES = 10_000
+_DESCRIBE_PROBABILITY = 0.25
+_TOPIC_SCENE_PROBABILITY = 0.5
+_MAX_TRIES = 10_000
 
 
 class Topic(enum.StrEnum):
-    """What a question is after."""
+    """Topic of a question."""
 
     COLOUR = "colour"
     SHAPE = "shape"
@@ -34,10 +34,9 @@ class Topic(enum.StrEnum):
 
 
 class Negatives(enum.StrEnum):
-    """POPE's settings (arXiv 2305.10355, §4.1): which absent thing is asked for where the answer is no.
+    """POPE's choices of the absent object in a question whose answer is no (arXiv 2305.10355, §4.1).
 
-    Adversarial ones share their shape with one thing of the picture and their colour with another, where there are
-    such.
+    An adversarial object has the shape of one object in the image and the colour of another, if possible.
     """
 
     RANDOM = "random"
@@ -50,13 +49,11 @@ class Question:
     """A question about a scene.
 
     Attributes:
-      scene: what the picture shows.
-      topic: what it is after.
-      text: the question.
-      answer: one word, lower case; right if met exactly.
-      choices: the words that who sees no picture may guess among.
-      named: shapes and colours that question or answer name.
-      negatives: of questions of existence (those answered yes are asked beside each setting's no).
+      answer: One word in lower case. Only this word is correct.
+      choices: Answers that fit the question, for the chance level.
+      named: Shapes and colours in question and answer.
+      negatives: Choice of absent objects, for questions about existence. Questions with the answer yes have one too,
+        so that each choice is balanced.
     """
 
     scene: Scene
@@ -68,174 +65,174 @@ class Question:
     negatives: Negatives | None = None
 
 
-class Asked(enum.StrEnum):
-    """What conversations ask for (docs/shapes.md has what each is good for).
+class Focus(enum.StrEnum):
+    """Topics of a conversation; the README of this example says why there are three.
 
     Attributes:
-      EVERYTHING: all topics.
-      PLACES: rows and columns of things: no other question makes a model look at one thing among others.
-      SIDES: what lies beside what, also among three things and four: there pairs meet that never are alone in TRAIN.
+      EVERYTHING: All topics.
+      POSITIONS: Rows and columns of single objects.
+      RELATIONS: Relations between objects, also among three and four. There, pairs occur that TRAIN never shows alone.
     """
 
     EVERYTHING = "everything"
-    PLACES = "places"
-    SIDES = "sides"
+    POSITIONS = "positions"
+    RELATIONS = "relations"
 
 
-# By these shares of turns and scenes no topic and no number is rare.
+# Frequencies of topics and scenes, chosen so that no topic and no count is rare.
 _TOPICS = (*[*Topic] * 2, *[Topic.POSITION] * 4)
 _SCENES = (None, None, None, Category.COUNTING, Category.COUNTING, *[Category.POSITION] * 2, Category.COLOR_ATTR)
-_CONVERSED: dict[Asked, Sequence[Category | None]] = {
-    Asked.EVERYTHING: _SCENES,
-    Asked.PLACES: (None, None, None, *[Category.COLOR_ATTR] * 2, *[Category.POSITION] * 3),
-    Asked.SIDES: (None,),
+_FOCUS_SCENES: dict[Focus, Sequence[Category | None]] = {
+    Focus.EVERYTHING: _SCENES,
+    Focus.POSITIONS: (None, None, None, *[Category.COLOR_ATTR] * 2, *[Category.POSITION] * 3),
+    Focus.RELATIONS: (None,),
 }
 
 
-def ask(
+class _Limits(NamedTuple):
+    """Restrictions on scenes and questions."""
+
+    vocabulary: Vocabulary
+    split: Split
+    about: frozenset[str]
+
+
+def make_question(
     scene: Scene,
     topic: Topic,
     rng: np.random.Generator,
-    vocabulary: Vocabulary = DEFAULT,
+    *,
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     split: Split = Split.TRAIN,
     about: frozenset[str] = frozenset(),
 ) -> Question | None:
-    """A question about a scene, or None where it gives no reason for one; of existence, as often yes as no.
+    """Samples a question about a scene. Questions about existence have the answers yes and no equally often.
 
     Args:
-      scene: what to ask about.
-      topic: what to ask for.
-      rng: draws among the questions.
-      vocabulary: what may be asked for.
-      split: the scene's.
-      about: shapes and colours of which the question or its answer must name one; empty for any.
+      rng: Source of all randomness.
+      vocabulary: Shapes and colours that may be named.
+      split: Split of the scene.
+      about: Shapes and colours of which question or answer names at least one; empty requires none.
+
+    Returns:
+      The question, or None if the scene allows none.
     """
+    limits = _Limits(vocabulary, split, about)
     if topic is not Topic.EXISTENCE:
-        return _one_of(_ABOUT_WHAT_IS_THERE[topic](scene, vocabulary), rng, about)
-    way = _Way.numbered(int(rng.integers(_Way.COUNT)))
-    # No is an answer only where yes could have been one, or it would be the likelier.
-    if not _existence(scene, vocabulary, split, dataclasses.replace(way, there=True), about):
+        return _sample_one(_QUESTIONS[topic](scene, vocabulary), rng, about)
+    variant = _ExistenceVariant.numbered(int(rng.integers(_ExistenceVariant.COUNT)))
+    # The answer may be no only where yes was possible; otherwise no would be the more frequent answer.
+    if not _existence(scene, dataclasses.replace(variant, is_present=True), limits):
         return None
-    return _one_of(_existence(scene, vocabulary, split, way, about), rng, about)
+    return _sample_one(_existence(scene, variant, limits), rng, about)
 
 
-def questions(
+def sample_questions(
     split: Split,
     per_topic: int,
     seed: int = 0,
-    vocabulary: Vocabulary = DEFAULT,
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     about: frozenset[str] = frozenset(),
 ) -> list[Question]:
-    """Questions for an evaluation, as many of each topic.
+    """Samples questions for an evaluation, the same number of each topic.
 
-    Those of existence are balanced: POPE's settings take turns, and of each one is answered yes and one no.
+    Questions about existence are balanced over POPE's negatives and over yes and no.
+
+    Args:
+      about: Shapes and colours of which each question or answer names at least one; empty requires none.
 
     Raises:
-      JanusError: the vocabulary holds nothing to ask.
+      JanusError: The vocabulary allows no question.
     """
+    limits = _Limits(vocabulary, split, about)
     return [
-        _sample(np.random.default_rng((seed, number, index)), topic, index, split, vocabulary, about)
+        _sample(np.random.default_rng((seed, number, index)), topic, index, limits)
         for number, topic in enumerate(Topic)
         for index in range(per_topic)
     ]
 
 
-def conversation(
+def sample_conversation(
     rng: np.random.Generator,
-    vocabulary: Vocabulary = DEFAULT,
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     split: Split = Split.TRAIN,
+    *,
     about: frozenset[str] = frozenset(),
     categories: Sequence[Category | None] = (),
-    asked: Asked = Asked.EVERYTHING,
+    focus: Focus = Focus.EVERYTHING,
 ) -> tuple[Scene, tuple[Message, ...]]:
-    """A scene, and a conversation of one to eight questions about it; the picture's place is in the first turn.
+    """Samples a scene and a conversation of one to eight questions about it. The first turn has the image placeholder.
 
     Args:
-      categories: what the scene is made for, each as often; empty for the shares that leave no topic rare.
-      asked: for what.
+      about: Shapes and colours of which the scene shows at least one; empty requires none.
+      categories: Categories of the scene, equally frequent; empty uses frequencies that suit the focus.
+      focus: Topics of the questions.
 
     Raises:
-      JanusError: the vocabulary holds nothing to ask.
+      JanusError: The vocabulary allows no question.
     """
-    for _ in range(_TRIES):
-        scene = _scene(rng, vocabulary, split, about, categories or _CONVERSED[asked])
-        turns = _turns(scene, rng, vocabulary, split, about, asked)
+    limits = _Limits(vocabulary, split, about)
+    for _ in range(_MAX_TRIES):
+        scene = _sample_scene(rng, limits, categories or _FOCUS_SCENES[focus])
+        turns = _turns(scene, rng, limits, focus)
         if turns:
-            pictured = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
+            with_image = [(f"{IMAGE_PLACEHOLDER}\n{turns[0][0]}", turns[0][1]), *turns[1:]]
             return scene, tuple(
                 {"role": role, "content": content}
-                for turn in pictured
+                for turn in with_image
                 for role, content in zip(("user", "assistant"), turn, strict=True)
             )
-    raise _nothing_to_ask(split, vocabulary)
+    raise _no_question(limits)
 
 
-def _turns(
-    scene: Scene,
-    rng: np.random.Generator,
-    vocabulary: Vocabulary,
-    split: Split,
-    about: frozenset[str],
-    asked: Asked,
-) -> list[tuple[str, str]]:
-    """Questions and answers, none twice."""
+def _turns(scene: Scene, rng: np.random.Generator, limits: _Limits, focus: Focus) -> list[tuple[str, str]]:
+    """Samples distinct questions with their answers."""
     turns: dict[str, str] = {}
-    count = 1 + rng.integers(MOST_TURNS)
-    # Scenes may be about new words without every question being so; what is to be measured is about nothing else.
-    named = about if split is Split.TEST else frozenset[str]()
-    if asked is not Asked.EVERYTHING:
-        found = _lines(scene, by_colour=True) if asked is Asked.PLACES else _related(scene, vocabulary)
-        found = [question for question in found if not named or question.named & named]
+    count = 1 + rng.integers(MAX_TURNS)
+    # Training questions may concern anything in a scene with new words; test questions must concern those words.
+    about = limits.about if limits.split is Split.TEST else frozenset[str]()
+    if focus is not Focus.EVERYTHING:
+        is_position = focus is Focus.POSITIONS
+        found = _grid_positions(scene, by_colour=True) if is_position else _relations(scene, limits.vocabulary)
+        found = [question for question in found if not about or question.named & about]
         return [(question.text, question.answer) for question in shuffled(found, rng)[:count]]
     for topic in shuffled(_TOPICS, rng):
         if len(turns) == count:
             break
-        if question := ask(scene, topic, rng, vocabulary, split, named):
+        question = make_question(scene, topic, rng, vocabulary=limits.vocabulary, split=limits.split, about=about)
+        if question:
             turns.setdefault(question.text, question.answer)
-    if turns and rng.random() < _DESCRIBED:
+    if turns and rng.random() < _DESCRIBE_PROBABILITY:
         turns[_DESCRIBE[rng.integers(len(_DESCRIBE))]] = description(scene)
     return list(turns.items())
 
 
-def _scene(
-    rng: np.random.Generator,
-    vocabulary: Vocabulary,
-    split: Split,
-    about: frozenset[str],
-    categories: Sequence[Category | None] = _SCENES,
-) -> Scene:
-    """A mixture, or a scene in which there is something to count, to place or to tell apart."""
-    return sample_scene(rng, vocabulary, split, categories[int(rng.integers(len(categories)))], about)
+def _sample_scene(rng: np.random.Generator, limits: _Limits, categories: Sequence[Category | None] = _SCENES) -> Scene:
+    category = categories[int(rng.integers(len(categories)))]
+    return sample_scene(rng, limits.vocabulary, limits.split, category, limits.about)
 
 
-def _sample(
-    rng: np.random.Generator,
-    topic: Topic,
-    index: int,
-    split: Split,
-    vocabulary: Vocabulary,
-    about: frozenset[str],
-) -> Question:
-    for _ in range(_TRIES):
+def _sample(rng: np.random.Generator, topic: Topic, index: int, limits: _Limits) -> Question:
+    for _ in range(_MAX_TRIES):
         if topic is Topic.EXISTENCE:
-            way = _Way.numbered(index)
-            # What is not there can be asked of any picture.
-            scene = _scene(rng, vocabulary, split, about if way.there else frozenset())
-            found = _existence(scene, vocabulary, split, way, about)
+            variant = _ExistenceVariant.numbered(index)
+            # An absent object can be asked about in any image.
+            scene = _sample_scene(rng, limits if variant.is_present else limits._replace(about=frozenset()))
+            found = _existence(scene, variant, limits)
         else:
             category = {Topic.COUNT: Category.COUNTING, Topic.POSITION: Category.POSITION}.get(topic)
-            if category and rng.random() < _MADE_FOR_TOPIC:
-                scene = sample_scene(rng, vocabulary, split, category, about)
+            if category and rng.random() < _TOPIC_SCENE_PROBABILITY:
+                scene = sample_scene(rng, limits.vocabulary, limits.split, category, limits.about)
             else:
-                scene = _scene(rng, vocabulary, split, about)
-            found = _ABOUT_WHAT_IS_THERE[topic](scene, vocabulary)
-        if question := _one_of(found, rng, about):
+                scene = _sample_scene(rng, limits)
+            found = _QUESTIONS[topic](scene, limits.vocabulary)
+        if question := _sample_one(found, rng, limits.about):
             return question
-    raise _nothing_to_ask(split, vocabulary)
+    raise _no_question(limits)
 
 
-def _one_of(found: Sequence[Question], rng: np.random.Generator, about: frozenset[str]) -> Question | None:
-    """First how it is asked or how many it is, then which: otherwise the commonest would drown the others."""
+def _sample_one(found: Sequence[Question], rng: np.random.Generator, about: frozenset[str]) -> Question | None:
+    """Samples first the kind of question or the count, then one question, so that frequent kinds do not dominate."""
     groups: dict[tuple[int, str], list[Question]] = {}
     for question in found:
         if not about or question.named & about:
@@ -247,9 +244,10 @@ def _one_of(found: Sequence[Question], rng: np.random.Generator, about: frozense
     return group[rng.integers(len(group))]
 
 
-def _nothing_to_ask(split: Split, vocabulary: Vocabulary) -> JanusError:
+def _no_question(limits: _Limits) -> JanusError:
+    vocabulary = limits.vocabulary
     return JanusError(
-        f"There is nothing to ask in {split} about {', '.join(vocabulary.shapes)} in {', '.join(vocabulary.colours)}; "
+        f"No question exists in {limits.split} with {', '.join(vocabulary.shapes)} in {', '.join(vocabulary.colours)}; "
         f"give the vocabulary more shapes and colours."
     )
 
@@ -259,13 +257,13 @@ def _colours(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
         Question(
             scene,
             Topic.COLOUR,
-            f"What color is the {thing.shape}?",
-            thing.colour,
+            f"What color is the {obj.shape}?",
+            obj.colour,
             vocabulary.colours,
-            frozenset({thing.shape, thing.colour}),
+            frozenset({obj.shape, obj.colour}),
         )
-        for thing in scene.things
-        if scene.count(thing.shape) == 1
+        for obj in scene.objects
+        if scene.count(obj.shape) == 1
     ]
 
 
@@ -274,47 +272,47 @@ def _shapes(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
         Question(
             scene,
             Topic.SHAPE,
-            f"What shape is the {thing.colour} object?",
-            thing.shape,
+            f"What shape is the {obj.colour} object?",
+            obj.shape,
             vocabulary.shapes,
-            frozenset({thing.shape, thing.colour}),
+            frozenset({obj.shape, obj.colour}),
         )
-        for thing in scene.things
-        if scene.count(colour=thing.colour) == 1
+        for obj in scene.objects
+        if scene.count(colour=obj.colour) == 1
     ]
 
 
 def _counts(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
-    numbers = [
+    counts = [
         *((plural(shape), scene.count(shape), frozenset({shape})) for shape in sorted(scene.shapes)),
         *((f"{colour} objects", scene.count(colour=colour), frozenset({colour})) for colour in sorted(scene.colours)),
-        ("objects", len(scene.things), frozenset[str]()),
+        ("objects", len(scene.objects), frozenset[str]()),
     ]
     return [
         Question(scene, Topic.COUNT, f"How many {what} are there?", NUMBERS[count], tuple(NUMBERS.values()), named)
-        for what, count, named in numbers
+        for what, count, named in counts
     ]
 
 
 def _positions(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
-    return [*_lines(scene), *_related(scene, vocabulary)]
+    return [*_grid_positions(scene), *_relations(scene, vocabulary)]
 
 
-def _lines(scene: Scene, by_colour: bool = False) -> list[Question]:
-    told = [(thing, thing.shape, thing.shape) for thing in scene.things if scene.count(thing.shape) == 1]
+def _grid_positions(scene: Scene, by_colour: bool = False) -> list[Question]:
+    subjects = [(obj, obj.shape, obj.shape) for obj in scene.objects if scene.count(obj.shape) == 1]
     if by_colour:
-        alone = [thing for thing in scene.things if scene.count(colour=thing.colour) == 1]
-        told += [(thing, f"{thing.colour} object", thing.colour) for thing in alone]
+        unique = [obj for obj in scene.objects if scene.count(colour=obj.colour) == 1]
+        subjects += [(obj, f"{obj.colour} object", obj.colour) for obj in unique]
     return [
         Question(scene, Topic.POSITION, f"In which {line} is the {what}?", name, names, frozenset({word}))
-        for thing, what, word in told
-        for line, name, names in (("row", thing.row, ROWS), ("column", thing.column, COLUMNS))
+        for obj, what, word in subjects
+        for line, name, names in (("row", obj.row, ROWS), ("column", obj.column, COLUMNS))
     ]
 
 
-def _related(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
+def _relations(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     found = []
-    for one, other in related(scene):
+    for one, other in related_pairs(scene):
         where = relation(one, other)
         assert where, "they are related"
         axis = next(axis for axis in _AXES if where in axis)
@@ -327,7 +325,7 @@ def _related(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
         found.append(
             question(f"Is the {one.shape} {axis[0]} or {axis[1].phrase} the {other.shape}?", where.value, axis)
         )
-        if not any(relation(third, other) is where for third in scene.things if third not in (one, other)):
+        if not any(relation(third, other) is where for third in scene.objects if third not in (one, other)):
             found.append(question(f"What shape is {where.phrase} the {other.shape}?", one.shape, vocabulary.shapes))
     return found
 
@@ -336,82 +334,90 @@ _AXES = ((Relation.LEFT, Relation.RIGHT), (Relation.ABOVE, Relation.BELOW))
 
 
 @dataclass(frozen=True)
-class _Way:
-    """Of asking whether something is there: the answer, how an absent thing is chosen, whether its colour is named."""
+class _ExistenceVariant:
+    """Variant of a question about existence.
 
-    there: bool
+    Attributes:
+      is_present: Whether the answer is yes.
+      negatives: Choice of an absent object.
+      names_colour: Whether the question names the colour.
+    """
+
+    is_present: bool
     negatives: Negatives
-    coloured: bool
+    names_colour: bool
 
     COUNT: ClassVar[int] = 4 * len(Negatives)
 
     @classmethod
     def numbered(cls, number: int) -> Self:
-        """All of them in turn."""
+        """Returns the variants in turn."""
         turn = number // 2
         return cls(number % 2 == 0, tuple(Negatives)[turn % len(Negatives)], turn // len(Negatives) % 2 == 0)
 
 
-def _existence(scene: Scene, vocabulary: Vocabulary, split: Split, way: _Way, about: frozenset[str]) -> list[Question]:
-    present = {(thing.shape, thing.colour if way.coloured else None) for thing in scene.things}
+def _existence(scene: Scene, variant: _ExistenceVariant, limits: _Limits) -> list[Question]:
+    vocabulary, about = limits.vocabulary, limits.about
+    present = {(obj.shape, obj.colour if variant.names_colour else None) for obj in scene.objects}
     kinds = [
         (shape, colour)
         for shape in vocabulary.shapes
-        for colour in (vocabulary.colours if way.coloured else (None,))
-        if ((shape, colour) in present) == way.there
+        for colour in (vocabulary.colours if variant.names_colour else (None,))
+        if ((shape, colour) in present) == variant.is_present
         and (not about or {shape, colour} & about)
-        and _could_be(shape, colour, scene, split)
+        and _is_possible(shape, colour, scene, limits.split)
     ]
-    if not way.there:
-        kinds = _narrowed(kinds, scene, vocabulary, way.negatives)
+    if not variant.is_present:
+        kinds = _select_negatives(kinds, scene, vocabulary, variant.negatives)
     return [
         Question(
             scene,
             Topic.EXISTENCE,
-            f"Is there {counted(1, f'{colour} {shape}' if colour else shape)}?",
-            "yes" if way.there else "no",
+            f"Is there {count_phrase(1, f'{colour} {shape}' if colour else shape)}?",
+            "yes" if variant.is_present else "no",
             ("yes", "no"),
             frozenset(filter(None, (shape, colour))),
-            way.negatives,
+            variant.negatives,
         )
         for shape, colour in kinds
     ]
 
 
-def _could_be(shape: str, colour: str | None, scene: Scene, split: Split) -> bool:
-    """Whether a picture of its split with as many things may show this one."""
-    return split is Split.TEST or len(scene.things) > 1 or (shape, colour) not in HELD_OUT_ALONE
+def _is_possible(shape: str, colour: str | None, scene: Scene, split: Split) -> bool:
+    """Returns whether an image of this split with as many objects could show this kind."""
+    return split is Split.TEST or len(scene.objects) > 1 or (shape, colour) not in HELD_OUT_SINGLES
 
 
-def _narrowed(
+def _select_negatives(
     kinds: list[tuple[str, str | None]], scene: Scene, vocabulary: Vocabulary, negatives: Negatives
 ) -> list[tuple[str, str | None]]:
-    """Of absent kinds, those that a setting asks for."""
+    """Selects among absent kinds."""
 
-    def often(kind: tuple[str, str | None]) -> float:
+    def frequency(kind: tuple[str, str | None]) -> float:
         return popularity(vocabulary, *kind)
 
-    def near(kind: tuple[str, str | None]) -> float:
+    def similarity(kind: tuple[str, str | None]) -> float:
         return (kind[0] in scene.shapes) + (kind[1] in scene.colours)
 
     match negatives:
         case Negatives.POPULAR:
-            return _most(kinds, often)
+            return _highest(kinds, frequency)
         case Negatives.ADVERSARIAL:
-            return _most(kinds, near)
+            return _highest(kinds, similarity)
         case Negatives.RANDOM:
             return kinds
 
 
-def _most(
+def _highest(
     kinds: list[tuple[str, str | None]], value: Callable[[tuple[str, str | None]], float]
 ) -> list[tuple[str, str | None]]:
     return [kind for kind in kinds if value(kind) == max(map(value, kinds))]
 
 
-_ABOUT_WHAT_IS_THERE: dict[Topic, Callable[[Scene, Vocabulary], list[Question]]] = {
+_QUESTIONS: dict[Topic, Callable[[Scene, Vocabulary], list[Question]]] = {
     Topic.COLOUR: _colours,
     Topic.SHAPE: _shapes,
     Topic.COUNT: _counts,
     Topic.POSITION: _positions,
 }
+"""All questions of a topic about a scene."""

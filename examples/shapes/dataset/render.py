@@ -1,4 +1,4 @@
-"""Scenes to pixels: distances to outlines give smooth edges at any size, a soft shadow and a little light."""
+"""Renders scenes with signed distance functions: antialiased edges at any size, soft shadows and shading."""
 
 import functools
 import math
@@ -7,12 +7,12 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Float, UInt8
 
-from examples.shapes.dataset.scene import Background, Scene, Thing, sample_scene
-from examples.shapes.dataset.vocabulary import EVERYTHING, Split, Vocabulary
+from examples.shapes.dataset.scene import Background, Scene, SceneObject, sample_scene
+from examples.shapes.dataset.vocabulary import FULL_VOCABULARY, Split, Vocabulary
 from janus_jax.errors import JanusError
 
-SMALLEST = 24
-"""Least side of a picture, in pixels, at which shapes can still be told apart."""
+MIN_IMAGE_SIZE = 24
+"""Smallest image side, in pixels, at which the shapes are distinguishable."""
 
 PALETTE: dict[str, tuple[int, int, int]] = {
     "red": (222, 46, 52),
@@ -33,61 +33,66 @@ TINT_PALETTE: dict[str, tuple[int, int, int]] = {
     "stone": (204, 209, 216),
 }
 
-_KEPT = 128
-_SHADOW_SHIFT = (0.012, 0.024)  # picture sides, right and down
+_MAX_CACHED_SIZE = 128
+_SHADOW_SHIFT = (0.012, 0.024)  # right and down, as fractions of the image side
 _SHADOW_BLUR = 0.03
 _SHADOW_DEPTH = 0.3
 
 Plane = Float[np.ndarray, "H W"]
 
 
-def draw(scene: Scene, size: int = 48) -> UInt8[np.ndarray, "S S 3"]:
-    """The picture of a scene, RGB, 0..255: always the same for the same scene and size.
+def render(scene: Scene, size: int = 48) -> UInt8[np.ndarray, "S S 3"]:
+    """Renders a scene as RGB. The result depends on the scene and size only.
+
+    Args:
+      size: Side of the image in pixels.
 
     Raises:
       JanusError: `size` is too small.
     """
-    if size < SMALLEST:
-        raise JanusError(f"image_size is {size}; shapes cannot be told apart below {SMALLEST} pixels.")
-    # Small pictures come in thousands, of a few grounds and things; of large ones memory would fill with them.
-    background, stencil = (_background, _stencil) if size <= _KEPT else (_background.__wrapped__, _stencil.__wrapped__)
+    if size < MIN_IMAGE_SIZE:
+        raise JanusError(f"image_size is {size}; shapes need {MIN_IMAGE_SIZE} pixels or more to be distinguishable.")
+    # Thousands of small images share a few backgrounds and object masks, which are cached. Large ones would fill the
+    # memory.
+    is_cached = size <= _MAX_CACHED_SIZE
+    background, stencil = (_background, _stencil) if is_cached else (_background.__wrapped__, _stencil.__wrapped__)
     canvas = background(scene.background, size).copy()
-    stencils = [stencil(thing.shape, thing.diameter, thing.x, thing.y, size) for thing in scene.things]
-    for top, left, _, shadow in stencils:  # All shadows lie below all things.
+    stencils = [stencil(obj.shape, obj.diameter, obj.x, obj.y, size) for obj in scene.objects]
+    for top, left, _, shadow in stencils:  # All shadows are below all objects.
         height, width = shadow.shape
         canvas[top : top + height, left : left + width] *= shadow[..., None]
-    for thing, (top, left, cover, _) in zip(scene.things, stencils, strict=True):
+    for obj, (top, left, cover, _) in zip(scene.objects, stencils, strict=True):
         height, width = cover.shape
         patch = canvas[top : top + height, left : left + width]
-        patch += cover[..., None] * (_paint(thing, top, height, size) - patch)
+        patch += cover[..., None] * (_shaded_colour(obj, top, height, size) - patch)
     return (canvas + 0.5).astype(np.uint8)
 
 
-def images(
+def sample_images(
     seed: int,
     count: int,
     size: int = 48,
-    vocabulary: Vocabulary = EVERYTHING,
+    vocabulary: Vocabulary = FULL_VOCABULARY,
     split: Split = Split.TRAIN,
 ) -> UInt8[np.ndarray, "count S S 3"]:
-    """Pictures of scenes of one to four things, e.g. to train an image tokenizer on.
+    """Renders random scenes of one to four objects, for example to train an image tokenizer.
 
-    The i-th follows from `seed` and i alone. A tokenizer stays as it is when new words are taught, so by default it
-    sees the kept-out shapes and colours too, without their names; held-out combinations it does not see.
+    Image i depends on `seed` and i only. The default vocabulary includes the words for fine-tuning, because the image
+    tokenizer is not fine-tuned. Held-out combinations are excluded.
 
     Raises:
       JanusError: `size` is too small.
     """
-    pictures = np.empty((count, size, size, 3), np.uint8)
+    images = np.empty((count, size, size, 3), np.uint8)
     for index in range(count):
-        pictures[index] = draw(sample_scene(np.random.default_rng((seed, index)), vocabulary, split), size)
-    return pictures
+        images[index] = render(sample_scene(np.random.default_rng((seed, index)), vocabulary, split), size)
+    return images
 
 
 def outline(shape: str, x: Plane, y: Plane) -> Plane:
-    """Signed distance from the points (x, y) to the outline of a shape, negative inside.
+    """Returns the signed distance of the points (x, y) to the outline of a shape, negative inside.
 
-    The shape is upright, about the origin, with a diameter of 2; y points down.
+    The shape is upright and centered at the origin, with a diameter of 2; y points down.
     """
     return _OUTLINES[shape](x, y)
 
@@ -100,7 +105,7 @@ def _polygon(corners: list[tuple[float, float]], rounding: float) -> Callable[[P
             ex, ey = bx - ax, by - ay
             along = np.clip(((x - ax) * ex + (y - ay) * ey) / (ex * ex + ey * ey), 0, 1)
             nearest = np.minimum(nearest, np.hypot(x - ax - along * ex, y - ay - along * ey))
-            if ey:  # A ray to the right crosses no level edge.
+            if ey:  # A horizontal ray crosses no horizontal edge.
                 inside ^= ((ay > y) != (by > y)) & (x < ax + (y - ay) * ex / ey)
         return np.where(inside, -nearest, nearest) - rounding
 
@@ -108,7 +113,7 @@ def _polygon(corners: list[tuple[float, float]], rounding: float) -> Callable[[P
 
 
 def _spokes(count: int, outer: float, inner: float) -> list[tuple[float, float]]:
-    """Corners of a star that points up."""
+    """Returns the corners of a star that points up."""
     radii = (outer, inner) * count
     angles = (math.pi * (step / count - 0.5) for step in range(2 * count))
     return [(radius * math.cos(angle), radius * math.sin(angle)) for radius, angle in zip(radii, angles, strict=True)]
@@ -124,7 +129,7 @@ def _cross(x: Plane, y: Plane) -> Plane:
 
 
 def _heart() -> Callable[[Plane, Plane], Plane]:
-    """Two discs and, between their lower tangents, a tip."""
+    """Union of two discs and the area between their lower tangents, which meet in the tip."""
     radius, across, up, tip = 0.5, 0.45, -0.38, 0.9
     reach = math.sqrt(across**2 + (up - tip) ** 2 - radius**2)
     angle = math.atan2(up - tip, across) + math.atan2(radius, reach)
@@ -136,15 +141,15 @@ def _heart() -> Callable[[Plane, Plane], Plane]:
 
 
 def _moon(x: Plane, y: Plane) -> Plane:
-    """A disc without another; beyond its points the nearest place is a point."""
-    outer, inner, apart = 0.98, 0.84, 0.52
+    """Difference of two discs. Beyond the two corners, the nearest point of the outline is a corner."""
+    outer, inner, offset = 0.98, 0.84, 0.52
     x, y = x - 0.14, np.abs(y)
-    point_x = (outer**2 - inner**2 + apart**2) / (2 * apart)
+    point_x = (outer**2 - inner**2 + offset**2) / (2 * offset)
     point_y = math.sqrt(outer**2 - point_x**2)
-    # Such places lie between the outward normals of the two edges that meet there.
+    # Those points are between the outward normals of the two edges at the corner.
     dx, dy = x - point_x, y - point_y
-    beyond = (point_x * dy < point_y * dx) & (dx * point_y > dy * (point_x - apart))
-    sides = np.maximum(np.hypot(x, y) - outer, inner - np.hypot(x - apart, y))
+    beyond = (point_x * dy < point_y * dx) & (dx * point_y > dy * (point_x - offset))
+    sides = np.maximum(np.hypot(x, y) - outer, inner - np.hypot(x - offset, y))
     return np.where(beyond, np.hypot(dx, dy), sides)
 
 
@@ -163,7 +168,7 @@ _OUTLINES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 @functools.lru_cache(maxsize=512)
 def _stencil(shape: str, diameter: float, x: float, y: float, size: int) -> tuple[int, int, Plane, Plane]:
-    """Where a thing lies in the picture (top, left), how much of each pixel it covers, what its shadow leaves."""
+    """Returns an object's window in the image (top, left), its coverage of each pixel, and the factor of its shadow."""
     reach = diameter * 0.6 + _SHADOW_BLUR + max(_SHADOW_SHIFT)
     left, right = (min(max(edge, 0), size) for edge in (int((x - reach) * size), math.ceil((x + reach) * size)))
     top, bottom = (min(max(edge, 0), size) for edge in (int((y - reach) * size), math.ceil((y + reach) * size)))
@@ -180,11 +185,11 @@ def _stencil(shape: str, diameter: float, x: float, y: float, size: int) -> tupl
     return top, left, cover.astype(np.float32), shadow.astype(np.float32)
 
 
-def _paint(thing: Thing, top: int, height: int, size: int) -> Float[np.ndarray, "H 1 3"]:
-    """A thing's colour, a little lighter towards its top."""
-    down = ((np.arange(top, top + height, dtype=np.float32) + 0.5) / size - thing.y) / thing.diameter
+def _shaded_colour(obj: SceneObject, top: int, height: int, size: int) -> Float[np.ndarray, "H 1 3"]:
+    """Returns the colour of an object by image row, lighter towards its top."""
+    down = ((np.arange(top, top + height, dtype=np.float32) + 0.5) / size - obj.y) / obj.diameter
     light = np.clip(1 - 0.16 * down, 0.9, 1.08)
-    return np.minimum(light[:, None, None] * np.array(PALETTE[thing.colour], np.float32), 255)
+    return np.minimum(light[:, None, None] * np.array(PALETTE[obj.colour], np.float32), 255)
 
 
 @functools.lru_cache(maxsize=64)
@@ -198,9 +203,9 @@ def _background(background: Background, size: int) -> Float[np.ndarray, "S S 3"]
         case "striped":
             light = 1 - 0.05 * _band((x + y) * 3 % 1, size / 3)
         case "dotted":
-            apart = 6
+            frequency = 6
             light = 1 - 0.07 * np.clip(
-                0.5 - (np.hypot((x * apart) % 1 - 0.5, (y * apart) % 1 - 0.5) - 0.2) * size / apart, 0, 1
+                0.5 - (np.hypot((x * frequency) % 1 - 0.5, (y * frequency) % 1 - 0.5) - 0.2) * size / frequency, 0, 1
             )
         case _:
             light = np.ones((size, size), np.float32)
@@ -208,5 +213,5 @@ def _background(background: Background, size: int) -> Float[np.ndarray, "S S 3"]
 
 
 def _band(phase: Plane, period: float) -> Plane:
-    """1 in the first half of a period of so many pixels, 0 in the second, smooth between."""
+    """Returns 1 in the first half of the period and 0 in the second, with smooth edges; `period` is in pixels."""
     return np.clip(0.5 + (0.25 - np.abs(phase - 0.5)) * period / 2, 0, 1)

@@ -1,4 +1,4 @@
-"""Scenes: what is in a picture, before it is drawn or told."""
+"""Scenes: the objects and background of an image, before it is rendered."""
 
 import enum
 import functools
@@ -11,11 +11,11 @@ import numpy as np
 from examples.shapes.dataset.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
-    DEFAULT,
-    HELD_OUT_ALONE,
-    HELD_OUT_NUMBERS,
-    HELD_OUT_TOGETHER,
-    MOST_THINGS,
+    DEFAULT_VOCABULARY,
+    HELD_OUT_COUNTS,
+    HELD_OUT_SHAPE_PAIRS,
+    HELD_OUT_SINGLES,
+    MAX_OBJECTS,
     Kind,
     Split,
     Vocabulary,
@@ -24,7 +24,7 @@ from examples.shapes.dataset.vocabulary import (
 from janus_jax.errors import JanusError
 
 SIZES = {"small": 0.24, "large": 0.31}
-"""Diameters in picture sides."""
+"""Diameters, as a fraction of the image side."""
 
 TEXTURES = ("plain", "shaded", "striped", "dotted")
 TINTS = ("paper", "mist", "sand", "sage", "lilac", "stone")
@@ -33,16 +33,16 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
 
 _LINES = (1 / 6, 1 / 2, 5 / 6)
-_PLACES = tuple((x, y) for y in _LINES for x in _LINES)
-_GAP = 0.04
-_ANY_SIZE = tuple(SIZES)
+_GRID = tuple((x, y) for y in _LINES for x in _LINES)
+_MIN_GAP = 0.04
+_SIZE_NAMES = tuple(SIZES)
 _POPULARITY = 1.5
-_REPEATED = 0.25
-_TRIES = 10_000
+_REPEAT_PROBABILITY = 0.25
+_MAX_TRIES = 10_000
 
 
 class Category(enum.StrEnum):
-    """GenEval's six categories (arXiv 2310.11513, §3): what a prompt asks for."""
+    """GenEval's six categories of prompts (arXiv 2310.11513, §3)."""
 
     SINGLE_OBJECT = "single_object"
     TWO_OBJECT = "two_object"
@@ -53,7 +53,7 @@ class Category(enum.StrEnum):
 
 
 class Relation(enum.StrEnum):
-    """Where one thing is, seen from another."""
+    """Position of one object relative to another."""
 
     LEFT = "left"
     RIGHT = "right"
@@ -62,12 +62,12 @@ class Relation(enum.StrEnum):
 
     @property
     def phrase(self) -> str:
-        """As it stands between two things in a sentence."""
+        """Words between the names of the two objects in a sentence."""
         return f"{self} of" if self in (Relation.LEFT, Relation.RIGHT) else str(self)
 
     @property
     def opposite(self) -> "Relation":
-        """The same, seen from the other thing."""
+        """Relation of the second object to the first."""
         return _OPPOSITES[self]
 
 
@@ -81,15 +81,18 @@ _OPPOSITES = {
 
 def _check(field: str, name: str, known: Sequence[str]) -> None:
     if name not in known:
-        raise JanusError(f"The {field} {name!r} is none of the shapes world's; it can be {', '.join(known)}.")
+        raise JanusError(f"The {field} {name!r} does not exist in the shapes dataset; choose among {', '.join(known)}.")
 
 
 @dataclass(frozen=True)
-class Thing:
-    """One shape in a picture: its names, and its middle from the upper left corner, in picture sides.
+class SceneObject:
+    """One shape in an image.
+
+    Attributes:
+      x, y: Center, measured from the upper left corner, as a fraction of the image side.
 
     Raises:
-      JanusError: a name is none of the world's.
+      JanusError: The dataset has no such shape, colour or size.
     """
 
     shape: str
@@ -101,33 +104,33 @@ class Thing:
     def __post_init__(self) -> None:
         _check("shape", self.shape, ALL_SHAPES)
         _check("colour", self.colour, ALL_COLOURS)
-        _check("size", self.size, _ANY_SIZE)
+        _check("size", self.size, _SIZE_NAMES)
 
     @property
     def diameter(self) -> float:
-        """In picture sides."""
+        """Diameter, as a fraction of the image side."""
         return SIZES[self.size]
 
     @property
     def row(self) -> str:
-        """One of ROWS."""
+        """Row of the 3x3 grid: top, middle or bottom."""
         return ROWS[int(self.y * len(ROWS))]
 
     @property
     def column(self) -> str:
-        """One of COLUMNS."""
+        """Column of the 3x3 grid: left, middle or right."""
         return COLUMNS[int(self.x * len(COLUMNS))]
 
 
 @dataclass(frozen=True)
 class Background:
-    """What lies behind the things: one of TEXTURES in one of TINTS.
+    """Texture and tint behind the objects.
 
-    All are pale: every patch at an edge shows a thing on a ground, and a dark one would double the codes that a
-    tokenizer needs for them.
+    All tints are pale. A patch at an edge shows an object and the background, so dark tints would double the number of
+    codes that an image tokenizer needs for such patches.
 
     Raises:
-      JanusError: there is no such texture or tint.
+      JanusError: The dataset has no such texture or tint.
     """
 
     texture: str
@@ -140,29 +143,29 @@ class Background:
 
 @dataclass(frozen=True)
 class Scene:
-    """All that a picture shows. Things stand clear of one another; their order is that of reading."""
+    """Content of an image. Objects do not overlap and are sorted in reading order."""
 
-    things: tuple[Thing, ...]
+    objects: tuple[SceneObject, ...]
     background: Background
 
     def count(self, shape: str | None = None, colour: str | None = None) -> int:
-        """How many things have this shape and this colour; None for any."""
-        return sum(shape in (None, thing.shape) and colour in (None, thing.colour) for thing in self.things)
+        """Counts objects of this shape and colour; None matches any."""
+        return sum(shape in (None, obj.shape) and colour in (None, obj.colour) for obj in self.objects)
 
     @property
     def shapes(self) -> set[str]:
-        """Those that are there."""
-        return {thing.shape for thing in self.things}
+        """Shapes of the objects."""
+        return {obj.shape for obj in self.objects}
 
     @property
     def colours(self) -> set[str]:
-        """Those that are there."""
-        return {thing.colour for thing in self.things}
+        """Colours of the objects."""
+        return {obj.colour for obj in self.objects}
 
 
-def relation(one: Thing, other: Thing) -> Relation | None:
-    """Where `one` is, seen from `other`; None where it is as far to a side as above or below."""
-    dx, dy = one.x - other.x, one.y - other.y
+def relation(first: SceneObject, second: SceneObject) -> Relation | None:
+    """Returns the position of `first` relative to `second`; None if the horizontal and vertical offsets are equal."""
+    dx, dy = first.x - second.x, first.y - second.y
     if math.isclose(abs(dx), abs(dy), abs_tol=1e-6):
         return None
     if abs(dx) > abs(dy):
@@ -172,75 +175,75 @@ def relation(one: Thing, other: Thing) -> Relation | None:
 
 def sample_scene(
     rng: np.random.Generator,
-    vocabulary: Vocabulary = DEFAULT,
+    vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     split: Split | None = Split.TRAIN,
     category: Category | None = None,
     about: frozenset[str] = frozenset(),
 ) -> Scene:
-    """A scene of one to four things.
+    """Samples a scene of one to four objects.
 
     Args:
-      rng: the only source of chance.
-      vocabulary: the shapes and colours it may show.
-      split: whether it must be of no held-out combination, or of one that is its category's; None for either.
-        (The prompt of a single object has no combination to hold out: in TEST what is drawn has a held-out colour.)
-      category: what a prompt for it should ask; None for a mixture of things.
-      about: shapes and colours of which it must show one; empty for any.
+      rng: Source of all randomness.
+      vocabulary: Shapes and colours that may occur.
+      split: TRAIN excludes held-out combinations. TEST requires one of the category. None allows both. (A prompt for a
+        single object has no combination to hold out; in TEST its image shows a held-out colour.)
+      category: Category of prompts that the scene suits; None samples a mixture of objects.
+      about: Shapes and colours of which the scene shows at least one; empty requires none.
 
     Raises:
-      JanusError: there is no such scene.
+      JanusError: No such scene was found.
     """
-    for _ in range(_TRIES):
-        kinds = _propose(rng, vocabulary, category)
+    for _ in range(_MAX_TRIES):
+        kinds = _sample_kinds(rng, vocabulary, category)
         if _fits(kinds, split, category) and (not about or _is_about(kinds, about)):
-            sizes = [_ANY_SIZE[i] for i in rng.integers(len(SIZES), size=len(kinds))]
+            sizes = [_SIZE_NAMES[i] for i in rng.integers(len(SIZES), size=len(kinds))]
             if category is Category.COUNTING:
                 sizes = sizes[:1] * len(kinds)
-            places = _place(rng, sizes, related=category is Category.POSITION)
-            things = (Thing(*kind, size, *place) for kind, size, place in zip(kinds, sizes, places, strict=True))
+            centers = _sample_centers(rng, sizes, aligned=category is Category.POSITION)
+            objects = (SceneObject(*kind, size, *at) for kind, size, at in zip(kinds, sizes, centers, strict=True))
             background = Background(TEXTURES[rng.integers(len(TEXTURES))], TINTS[rng.integers(len(TINTS))])
-            return Scene(tuple(sorted(things, key=lambda thing: (thing.y, thing.x))), background)
+            return Scene(tuple(sorted(objects, key=lambda obj: (obj.y, obj.x))), background)
     raise JanusError(
-        f"No {split or 'such'} scene for {category or 'a mixture'} can be made of {', '.join(vocabulary.shapes)} in "
+        f"No {split or 'matching'} scene for {category or 'a mixture'} exists with {', '.join(vocabulary.shapes)} in "
         f"{', '.join(vocabulary.colours)}{' about ' + ', '.join(sorted(about)) if about else ''}; "
         f"give the vocabulary more shapes and colours."
     )
 
 
-def _propose(rng: np.random.Generator, vocabulary: Vocabulary, category: Category | None) -> list[Kind]:
-    kinds, cumulated = _kinds(vocabulary)
+def _sample_kinds(rng: np.random.Generator, vocabulary: Vocabulary, category: Category | None) -> list[Kind]:
+    kinds, cumulative = _kinds(vocabulary)
 
-    def draw(count: int) -> list[Kind]:
-        return [kinds[i] for i in np.searchsorted(cumulated, rng.random(count), "right")]
+    def sample(count: int) -> list[Kind]:
+        return [kinds[i] for i in np.searchsorted(cumulative, rng.random(count), "right")]
 
     match category:
         case Category.SINGLE_OBJECT | Category.COLORS:
-            return draw(1)
+            return sample(1)
         case Category.COUNTING:
-            return draw(1) * int(rng.integers(2, MOST_THINGS + 1))
+            return sample(1) * int(rng.integers(2, MAX_OBJECTS + 1))
         case None:
-            # Some things are like one before, so that there is something to count among others too.
-            found = draw(int(rng.integers(1, MOST_THINGS + 1)))
+            # Some objects repeat an earlier one, so that mixtures also have something to count.
+            found = sample(int(rng.integers(1, MAX_OBJECTS + 1)))
             for index in range(1, len(found)):
-                if rng.random() < _REPEATED:
+                if rng.random() < _REPEAT_PROBABILITY:
                     found[index] = found[rng.integers(index)]
             return found
         case _:
-            return draw(2)
+            return sample(2)
 
 
 @functools.lru_cache(maxsize=64)
 def _kinds(vocabulary: Vocabulary) -> tuple[list[Kind], np.ndarray]:
-    """What a thing can be, and the cumulated chances of it."""
+    """Returns all kinds and their cumulative probabilities."""
     kinds = [(shape, colour) for shape in vocabulary.shapes for colour in vocabulary.colours]
     weights = np.array([popularity(vocabulary, *kind) for kind in kinds])
-    cumulated = np.cumsum(weights / weights.sum())
-    cumulated[-1] = 1.0  # Rounding must leave no room above the last.
-    return kinds, cumulated
+    cumulative = np.cumsum(weights / weights.sum())
+    cumulative[-1] = 1.0  # Rounding must leave no gap above the last.
+    return kinds, cumulative
 
 
 def popularity(vocabulary: Vocabulary, shape: str, colour: str | None = None) -> float:
-    """How often a thing is of this kind, in proportion to the rarest."""
+    """Returns the frequency of a kind relative to the rarest kind."""
     weight = 1.0
     for names, name in ((vocabulary.shapes, shape), (vocabulary.colours, colour)):
         if name in names[: len(names) // 2]:
@@ -249,16 +252,16 @@ def popularity(vocabulary: Vocabulary, shape: str, colour: str | None = None) ->
 
 
 def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
-    """The categories whose held-out combinations a picture of just these things shows; None for any at all."""
+    """Returns the categories in which an image with exactly these objects is held out; None stands for mixtures."""
     shapes = [shape for shape, _ in kinds]
     found: set[Category | None] = set()
-    if len(kinds) == 1 and kinds[0] in HELD_OUT_ALONE:
+    if len(kinds) == 1 and kinds[0] in HELD_OUT_SINGLES:
         found |= {None, Category.SINGLE_OBJECT, Category.COLORS}
     if len(kinds) == 2 and is_held_out_pair(*kinds):
         found |= {None, Category.COLOR_ATTR}
-    if len(kinds) == 2 and frozenset(shapes) in HELD_OUT_TOGETHER:
+    if len(kinds) == 2 and frozenset(shapes) in HELD_OUT_SHAPE_PAIRS:
         found |= {None, Category.TWO_OBJECT, Category.POSITION}
-    if len(set(kinds)) == 1 and (shapes[0], len(shapes)) in HELD_OUT_NUMBERS:
+    if len(set(kinds)) == 1 and (shapes[0], len(shapes)) in HELD_OUT_COUNTS:
         found |= {None, Category.COUNTING}
     return found
 
@@ -279,24 +282,24 @@ def _is_about(kinds: Sequence[Kind], about: frozenset[str]) -> bool:
     return any(not about.isdisjoint(kind) for kind in kinds)
 
 
-def _place(rng: np.random.Generator, sizes: Sequence[str], related: bool) -> list[tuple[float, float]]:
-    """Places for things of these sizes, clear of one another; if related, in one row or in one column."""
+def _sample_centers(rng: np.random.Generator, sizes: Sequence[str], aligned: bool) -> list[tuple[float, float]]:
+    """Samples centers on the grid for objects of these sizes; if `aligned`, all in one row or one column."""
     while True:
-        places = [_PLACES[i] for i in rng.permutation(len(_PLACES))[: len(sizes)]]
-        if _clear(tuple(places), tuple(sizes)) and (not related or _aligned(places)):
-            return places
+        centers = [_GRID[i] for i in rng.permutation(len(_GRID))[: len(sizes)]]
+        if _are_separate(tuple(centers), tuple(sizes)) and (not aligned or _are_aligned(centers)):
+            return centers
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _clear(places: tuple[tuple[float, float], ...], sizes: tuple[str, ...]) -> bool:
-    circles = [(*place, SIZES[size] / 2) for place, size in zip(places, sizes, strict=True)]
+def _are_separate(centers: tuple[tuple[float, float], ...], sizes: tuple[str, ...]) -> bool:
+    circles = [(*center, SIZES[size] / 2) for center, size in zip(centers, sizes, strict=True)]
     return all(
-        math.dist(one[:2], other[:2]) >= one[2] + other[2] + _GAP
-        for index, one in enumerate(circles)
-        for other in circles[:index]
+        math.dist(first[:2], second[:2]) >= first[2] + second[2] + _MIN_GAP
+        for index, first in enumerate(circles)
+        for second in circles[:index]
     )
 
 
-def _aligned(places: Sequence[tuple[float, float]]) -> bool:
-    columns, rows = zip(*places, strict=True)
+def _are_aligned(centers: Sequence[tuple[float, float]]) -> bool:
+    columns, rows = zip(*centers, strict=True)
     return len(set(columns)) == 1 or len(set(rows)) == 1

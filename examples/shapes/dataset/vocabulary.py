@@ -1,4 +1,4 @@
-"""The words of the world, and which of them are never put together where a model learns."""
+"""Shapes, colours and held-out combinations of the dataset."""
 
 import enum
 import zlib
@@ -10,17 +10,17 @@ from janus_jax.errors import JanusError
 ALL_SHAPES = ("circle", "square", "triangle", "star", "cross", "heart", "ring", "moon")
 ALL_COLOURS = ("red", "blue", "green", "yellow", "purple", "orange", "pink", "cyan")
 NUMBERS = {1: "one", 2: "two", 3: "three", 4: "four"}
-MOST_THINGS = max(NUMBERS)
+MAX_OBJECTS = max(NUMBERS)
 
 Kind = tuple[str, str]
 """A shape and its colour."""
 
 
 class Split(enum.StrEnum):
-    """TRAIN has no picture of just a held-out combination; every picture and prompt of TEST is of one.
+    """Split of the dataset. Every image and prompt of TEST shows a held-out combination and nothing else.
 
-    Among other things TRAIN has them too. Were a red circle never seen at all, that would be worth knowing: a model
-    would learn that circles are not red, and see none.
+    TRAIN shows held-out combinations only among other objects. If TRAIN had no red circle at all, a model would learn
+    that circles are never red, and would not recognize one.
     """
 
     TRAIN = "train"
@@ -29,19 +29,19 @@ class Split(enum.StrEnum):
 
 def _check(field: str, names: tuple[str, ...], known: tuple[str, ...]) -> None:
     if unknown := [name for name in names if name not in known]:
-        raise JanusError(f"The vocabulary's {field} hold {unknown[0]!r}; they can be {', '.join(known)}.")
+        raise JanusError(f"The vocabulary's {field} contain {unknown[0]!r}; choose among {', '.join(known)}.")
     if len(set(names)) != len(names) or len(names) < 4:
         raise JanusError(f"The vocabulary's {field} are {', '.join(names)}; give four or more different ones.")
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """The shapes and colours that scenes are made of and that sentences name.
+    """Shapes and colours of scenes and sentences.
 
-    Those listed in the first half come up half as often again as the others: they are what POPE calls popular.
+    Names in the first half of each tuple occur 1.5 times as often as the others: the popular ones, in POPE's terms.
 
     Raises:
-      JanusError: a name is none of the world's, or there are too few to make a scene.
+      JanusError: The dataset has no such name, or there are fewer than four.
     """
 
     shapes: tuple[str, ...] = ALL_SHAPES[:5]
@@ -52,15 +52,15 @@ class Vocabulary:
         _check("colours", self.colours, ALL_COLOURS)
 
     def with_extras(self, *names: str) -> Self:
-        """This vocabulary and more shapes and colours, by name: what fine-tuning teaches.
+        """Returns this vocabulary with further shapes and colours, for example to fine-tune on.
 
         Raises:
-          JanusError: a name is none of the world's.
+          JanusError: The dataset has no such name.
         """
         unknown = [name for name in names if name not in ALL_SHAPES + ALL_COLOURS]
         if unknown:
             raise JanusError(
-                f"The shapes world knows no {unknown[0]!r}; its names are {', '.join(ALL_SHAPES + ALL_COLOURS)}."
+                f"The shapes dataset has no {unknown[0]!r}; choose among {', '.join(ALL_SHAPES + ALL_COLOURS)}."
             )
         new = [name for name in dict.fromkeys(names) if name not in self.shapes + self.colours]
         return type(self)(
@@ -69,13 +69,13 @@ class Vocabulary:
         )
 
 
-DEFAULT = Vocabulary()
-"""What the world shows and names unless told otherwise."""
+DEFAULT_VOCABULARY = Vocabulary()
+"""Vocabulary of the training data."""
 
-EVERYTHING = Vocabulary(ALL_SHAPES, ALL_COLOURS)
-"""With the kept-out shapes (heart, ring, moon) and colours (pink, cyan)."""
+FULL_VOCABULARY = Vocabulary(ALL_SHAPES, ALL_COLOURS)
+"""The default vocabulary and the words for fine-tuning: heart, ring, moon, pink, cyan."""
 
-HELD_OUT_ALONE = frozenset(
+HELD_OUT_SINGLES = frozenset(
     {
         ("circle", "red"),
         ("square", "blue"),
@@ -89,29 +89,31 @@ HELD_OUT_ALONE = frozenset(
         ("star", "cyan"),
     }
 )
-"""Shapes of a colour that no picture in TRAIN shows by themselves."""
+"""Coloured shapes that are never the only object of an image in TRAIN."""
 
-HELD_OUT_TOGETHER = frozenset(
+HELD_OUT_SHAPE_PAIRS = frozenset(
     map(
         frozenset[str],
         [("square", "cross"), ("triangle", "star"), ("circle", "heart"), ("square", "ring"), ("star", "moon")],
     )
 )
-"""Shapes that no picture in TRAIN shows as its two things, so that no prompt brings them together either."""
+"""Pairs of shapes that are never the two objects of an image in TRAIN. No prompt of TRAIN names such a pair."""
 
-HELD_OUT_NUMBERS = frozenset({("star", 2), ("triangle", 3), ("square", 2), ("heart", 3), ("ring", 2), ("moon", 3)})
-"""So many of a shape that no picture in TRAIN shows in one colour with nothing else, so that no prompt asks for them.
-In several colours they are met, and with other things: the most there are, four, could not be."""
+HELD_OUT_COUNTS = frozenset({("star", 2), ("triangle", 3), ("square", 2), ("heart", 3), ("ring", 2), ("moon", 3)})
+"""Shapes and counts that never occur in TRAIN as the only objects and in one colour. No prompt of TRAIN names them.
 
-_PAIRS_SHARE = 6
+They occur in several colours and among other objects. Four, the maximum, never occurs among others and is not held out.
+"""
+
+_HELD_OUT_PAIRS_ONE_IN = 6
 
 
-def is_held_out_pair(one: Kind, other: Kind) -> bool:
-    """Whether no picture in TRAIN shows these two, of unlike shapes and colours, as its two things.
+def is_held_out_pair(first: Kind, second: Kind) -> bool:
+    """Returns whether these two kinds are never the two objects of an image in TRAIN.
 
-    A sixth of all, drawn by a hash: they follow no rule that a model could learn.
+    A hash holds out one sixth of the pairs with different shapes and colours, so that no rule describes them.
     """
-    if one[0] == other[0] or one[1] == other[1]:
+    if first[0] == second[0] or first[1] == second[1]:
         return False
-    words = " and ".join(sorted(f"{colour} {shape}" for shape, colour in (one, other)))
-    return zlib.crc32(words.encode()) % _PAIRS_SHARE == 0
+    words = " and ".join(sorted(f"{colour} {shape}" for shape, colour in (first, second)))
+    return zlib.crc32(words.encode()) % _HELD_OUT_PAIRS_ONE_IN == 0

@@ -1,4 +1,4 @@
-"""The demo's fine-tuning: new words beside a share of the old data, killed in the middle and gone on with."""
+"""Fine-tuning in the demo: trains on new words and some old data, and kills and resumes the run."""
 
 import json
 import subprocess
@@ -8,18 +8,21 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from examples.shapes.configs import finetune as config
+from examples.shapes.source import prepare_shards
 from janus_jax.errors import ExitCode, JanusError
+from janus_jax.processing import Task
 
 
 @dataclass(frozen=True)
 class FineTuning:
-    """How the fine-tuning went.
+    """Course of a fine-tuning.
 
     Attributes:
-      losses: lines of its metrics.jsonl.
-      killed_at: the last step that was told of before it was killed.
-      resumed_at: the step whose checkpoint it went on from.
-      repeated: steps that were computed before and after, with the same losses to the last bit.
+      losses: Lines of its metrics.jsonl.
+      killed_at: Last step reported before the kill.
+      resumed_at: Step of the checkpoint from which the run resumed.
+      repeated: Number of steps computed before the kill and again after it, with bitwise equal losses.
     """
 
     losses: Sequence[Mapping[str, float]]
@@ -30,13 +33,14 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class FineTuneSpec:
-    """What is taught, and how much of it.
+    """Words and amounts of a fine-tuning.
 
     Attributes:
-      words: a shape and a colour that the shipped model has never met.
-      new_records, old_records: to fine-tune on, of each task: about the words, and about everything else.
-      steps: of fine-tuning; None for the recipe's.
-      killed_at: the step after which it is killed, with whatever it has not saved.
+      words: A shape and a colour that the shipped model has never seen.
+      new_records: Records per task about these words.
+      old_records: Records per task about the words of the first training.
+      steps: Steps; None uses the recipe's.
+      killed_at: Step after which the run is killed, without a checkpoint.
     """
 
     words: tuple[str, str] = ("heart", "pink")
@@ -46,76 +50,67 @@ class FineTuneSpec:
     killed_at: int = 60
 
 
-def teach(lesson: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineTuning:
-    """Fine-tunes OUT/converted into OUT/finetuned, by way of OUT/data and OUT/run.
+def finetune(spec: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineTuning:
+    """Fine-tunes OUT/converted into OUT/finetuned. The data is in OUT/data, the run in OUT/run.
 
     Raises:
-      JanusError: the training ended otherwise than done.
-      RuntimeError: it went on with other losses than it had before it was killed.
+      JanusError: The training ended early.
+      RuntimeError: The resumed run computed other losses than the killed one.
     """
-    from examples.shapes.source import prepare_shards
-    from janus_jax.processing import Task
-
-    data = out / "data"
-    tokenizer = out / "converted"
-    about = f"about={'+'.join(lesson.words)}"
-    for name, world in (
-        ("new", f"train:{lesson.new_records},seed=1,{about}"),
-        ("old", f"train:{lesson.old_records},seed=2"),
+    data, run = out / "data", out / "run"
+    for name, records in (
+        ("new", f"train:{spec.new_records},seed=1,about={'+'.join(spec.words)}"),
+        ("old", f"train:{spec.old_records},seed=2"),
     ):
-        prepare_shards(data / f"{name}_understanding", world, Task.UNDERSTANDING)
-        prepare_shards(data / f"{name}_generation", world, Task.GENERATION, tokenizer)
+        prepare_shards(data / f"{name}_understanding", records, Task.UNDERSTANDING)
+        prepare_shards(data / f"{name}_generation", records, Task.GENERATION, out / "converted")
+    folders = {f"new_{task}": f"new_{task}" for task in ("understanding", "generation")}
+    folders |= {task: f"old_{task}" for task in ("understanding", "generation")}
     command = [
-        *(sys.executable, "-m", "launch.train", "--config", str(_config("shapes_finetune"))),
-        *("--workdir", str(out / "run")),
+        *(sys.executable, "-m", "launch.train", "--config", config.__file__, "--workdir", str(run)),
         f"--config.stages.stage_1.initialisation.model={out / 'converted'}",
-        *(
-            f"--config.sources.{source}.directory={data / folder}"
-            for source, folder in {
-                "new_understanding": "new_understanding",
-                "new_generation": "new_generation",
-                "understanding": "old_understanding",
-                "generation": "old_generation",
-            }.items()
-        ),
+        *(f"--config.sources.{source}.directory={data / folder}" for source, folder in folders.items()),
     ]
-    if lesson.steps is not None:
-        command.append(f"--config.stages.stage_1.steps={lesson.steps}")
-        command.append(f"--config.stages.stage_1.optimizer.warmup_steps={lesson.steps // 10}")
-    metrics = out / "run" / "stage_1" / "metrics.jsonl"
-    first = _killed(command, metrics, lesson.killed_at)
+    if spec.steps is not None:
+        command.append(f"--config.stages.stage_1.steps={spec.steps}")
+        command.append(f"--config.stages.stage_1.optimizer.warmup_steps={spec.steps // 10}")
+    metrics = run / "stage_1" / "metrics.jsonl"
+    first = _run_and_kill(command, metrics, spec.killed_at)
     say("Killed. The same command again:")
-    saved = _newest_step(out / "run" / "stage_1" / "checkpoints")
-    done = subprocess.run(command, check=False)
-    if done.returncode:
-        raise JanusError(f"fine-tuning ended with exit code {done.returncode}; what it wrote above tells why.")
-    losses = _read(metrics)
+    saved = _newest_step(run / "stage_1" / "checkpoints")
+    if code := subprocess.run(command, check=False).returncode:
+        raise _ended(code)
+    losses = _read_losses(metrics)
     again = {line["step"]: line["loss"] for line in losses}
     repeated = [line for line in first if line["step"] > saved]
     if any(again[line["step"]] != line["loss"] for line in repeated):
-        raise RuntimeError("A resumed run has other losses than the one that was killed.")
+        raise RuntimeError("The resumed run has other losses than the killed run.")
     _export(out)
     return FineTuning(losses, int(first[-1]["step"]), saved, len(repeated))
 
 
-def _killed(command: Sequence[str], metrics: Path, at: int) -> list[dict[str, float]]:
-    """Starts a run and kills it, without warning, when it has told of a step; what it had told by then."""
+def _run_and_kill(command: Sequence[str], metrics: Path, step: int) -> list[dict[str, float]]:
+    """Runs a command, kills it when it has reported a step, and returns the reported losses."""
     process = subprocess.Popen(command)
     try:
         while process.poll() is None:
-            if (told := _read(metrics)) and told[-1]["step"] >= at:
-                return told
+            if (losses := _read_losses(metrics)) and losses[-1]["step"] >= step:
+                return losses
             time.sleep(0.2)
     finally:
         process.kill()
         process.wait()
     if process.returncode != ExitCode.SUCCESS:
-        raise JanusError(f"fine-tuning ended with exit code {process.returncode}; what it wrote above tells why.")
-    return _read(metrics)
+        raise _ended(process.returncode)
+    return _read_losses(metrics)
 
 
-def _read(metrics: Path) -> list[dict[str, float]]:
-    """The whole lines of a run's figures that tell of a loss."""
+def _ended(code: int) -> JanusError:
+    return JanusError(f"The fine-tuning ended with exit code {code}; its messages above give the reason.")
+
+
+def _read_losses(metrics: Path) -> list[dict[str, float]]:
+    """Returns the complete lines with a loss."""
     if not metrics.exists():
         return []
     lines = metrics.read_text().splitlines(keepends=True)
@@ -127,13 +122,6 @@ def _newest_step(checkpoints: Path) -> int:
 
 
 def _export(out: Path) -> None:
-
     from janus_jax.training.export import export
 
     export(out / "run", 1, out / "finetuned", "float32", progress=True)
-
-
-def _config(name: str) -> Path:
-    import configs
-
-    return Path(configs.__path__[0]) / f"{name}.py"

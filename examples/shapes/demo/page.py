@@ -1,4 +1,4 @@
-"""The demo's page: one HTML file with its pictures inside, that needs no network."""
+"""Web page of the demo: one HTML file that contains its images and needs no network."""
 
 import base64
 import io
@@ -10,17 +10,17 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from examples.shapes.dataset import draw
+from examples.shapes.dataset import render
 
 if TYPE_CHECKING:
     from examples.shapes.demo.finetune import FineTuning
     from examples.shapes.demo.scores import DemoScores
-    from examples.shapes.evaluation import Generation, Understanding
+    from examples.shapes.evaluation import GenerationResult, UnderstandingResult
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_SCALE = 4  # The world's pictures are small: enlarged here, a browser blurs nothing.
-_SHOWN = 24
-_SHOWN_OF_NEW = 12
+_SCALE = 4  # The images are small. Enlarged here, they are not blurred by the browser.
+_MAX_ITEMS = 24
+_MAX_NEW_ITEMS = 12
 _CURVES = {"loss/understanding": "understanding", "loss/generation": "generation"}
 
 
@@ -28,45 +28,46 @@ def write_page(
     path: Path,
     before: "DemoScores",
     after: "DemoScores",
-    flowed: "Generation",
+    *,
+    flow: "GenerationResult",
     tuning: "FineTuning",
-    figures: Mapping[str, float],
-    new: Sequence[str],
+    report: Mapping[str, float],
+    words: Sequence[str],
 ) -> None:
     """Writes the page.
 
     Args:
-      before, after: the Janus before and after fine-tuning.
-      flowed: what the JanusFlow drew.
-      figures: of report.json.
-      new: the words that were taught.
+      before, after: The Janus before and after fine-tuning.
+      flow: Images of the JanusFlow.
+      report: Content of report.json.
+      words: New words of the fine-tuning.
     """
     from jinja2 import Environment
 
     facts = {
-        "questions answered right": figures["understanding"],
-        "prompts drawn right": figures["generation.overall"],
-        "… of the new words": figures["new.understanding"],
-        "… drawn with the new words": figures["new.generation"],
+        "questions answered correctly": report["understanding"],
+        "prompts generated correctly": report["generation.overall"],
+        "questions about the new words": report["new.understanding"],
+        "prompts with the new words": report["new.generation"],
     }
     template = Environment(autoescape=True, trim_blocks=True, lstrip_blocks=True).from_string(_TEMPLATE.read_text())
+    new_images = zip(_images(before.new_generation), _images(after.new_generation), strict=True)
+    new_answers = zip(_answers(before.new_understanding), _answers(after.new_understanding), strict=True)
     path.write_text(
         template.render(
-            new=new,
+            words=words,
             facts=[
                 *({"name": name, "value": f"{value:.0%}"} for name, value in facts.items()),
-                {"name": "minutes, all told", "value": f"{figures['minutes']:.1f}"},
+                {"name": "minutes in total", "value": f"{report['minutes']:.1f}"},
             ],
-            scores=list(_scores(before.figures(), after.figures())),
+            scores=list(_scores(before.table(), after.table())),
             tuning=tuning,
             curves=_curves(tuning),
-            answers=_spread([*_answers(before.understanding)], _SHOWN),
-            drawings=_spread([*_drawings(before.generation)], _SHOWN),
-            flowed=_spread([*_drawings(flowed)], _SHOWN),
-            learnt=_spread(_pairs(_drawings(before.new_generation), _drawings(after.new_generation)), _SHOWN_OF_NEW),
-            understood=_spread(
-                _pairs(_answers(before.new_understanding), _answers(after.new_understanding)), _SHOWN_OF_NEW
-            ),
+            answers=_subset([*_answers(before.understanding)], _MAX_ITEMS),
+            images=_subset([*_images(before.generation)], _MAX_ITEMS),
+            flow_images=_subset([*_images(flow)], _MAX_ITEMS),
+            new_images=_subset([*new_images], _MAX_NEW_ITEMS),
+            new_answers=_subset([*new_answers], _MAX_NEW_ITEMS),
         )
     )
 
@@ -83,58 +84,53 @@ def _scores(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator
             }
 
 
-def _answers(understanding: "Understanding") -> Iterator[dict[str, Any]]:
-    told = zip(understanding.questions, understanding.answers, understanding.right, strict=True)
-    for question, answer, right in told:
+def _answers(result: "UnderstandingResult") -> Iterator[dict[str, Any]]:
+    for question, answer, correct in zip(result.questions, result.answers, result.correct, strict=True):
         yield {
-            "picture": _picture(draw(question.scene, 48 * _SCALE)),
+            "image": _data_url(render(question.scene, 48 * _SCALE)),
             "question": question.text,
             "answer": answer or "(nothing)",
-            "right": right,
-            "wanted": question.answer,
+            "correct": correct,
+            "expected": question.answer,
         }
 
 
-def _drawings(generation: "Generation") -> Iterator[dict[str, Any]]:
-    for prompt, image, verdict in zip(generation.prompts, generation.images, generation.verdicts, strict=True):
+def _images(result: "GenerationResult") -> Iterator[dict[str, Any]]:
+    for prompt, image, verdict in zip(result.prompts, result.images, result.verdicts, strict=True):
         enlarged = Image.fromarray(image).resize(
             [side * _SCALE for side in image.shape[1::-1]], Image.Resampling.BICUBIC
         )
         yield {
-            "picture": _picture(np.asarray(enlarged)),
+            "image": _data_url(np.asarray(enlarged)),
             "prompt": prompt.text,
             "correct": verdict.correct,
             "reason": verdict.reason,
         }
 
 
-def _pairs(before: Iterator[Any], after: Iterator[Any]) -> list[dict[str, Any]]:
-    return [{"before": one, "after": other} for one, other in zip(before, after, strict=True)]
-
-
-def _spread(items: Sequence[Any], count: int) -> list[Any]:
-    """So many of them, from all over."""
+def _subset(items: Sequence[Any], count: int) -> list[Any]:
+    """Returns at most `count` items, evenly spaced."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
 
-def _picture(image: UInt8[np.ndarray, "H W 3"]) -> str:
+def _data_url(image: UInt8[np.ndarray, "H W 3"]) -> str:
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", optimize=True)
     return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
 
 def _curves(tuning: "FineTuning") -> str:
-    """The losses as an SVG."""
+    """Returns a plot of the losses as SVG."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")
     axes = figure.subplots()
     for name, label in _CURVES.items():
-        told = [(line["step"], line[name]) for line in tuning.losses if name in line]
-        axes.plot(*zip(*told, strict=True), label=label, linewidth=2)
+        points = [(line["step"], line[name]) for line in tuning.losses if name in line]
+        axes.plot(*zip(*points, strict=True), label=label, linewidth=2)
     axes.axvspan(tuning.resumed_at, tuning.killed_at, color="#d9a441", alpha=0.25, label="computed twice", linewidth=0)
-    axes.set(xlabel="step", ylabel="loss, nats an id")
+    axes.set(xlabel="step", ylabel="loss, nats per token")
     axes.spines[["top", "right"]].set_visible(False)
     axes.legend(frameon=False)
     file = io.StringIO()

@@ -1,27 +1,27 @@
-"""What the demo finds of a model, and what it reports of two: the shipped one and what fine-tuning made of it."""
+"""Scores of a model in the demo, and the report on the model before and after fine-tuning."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from examples.shapes.evaluation import Generation, Understanding
+    from examples.shapes.evaluation import GenerationResult, UnderstandingResult
 
 
 @dataclass(frozen=True)
 class DemoScores:
-    """A model's answers and drawings, with their scores: about what it was trained on, and about the new words."""
+    """Answers, images and scores of a model, on the words of its training and on the new words."""
 
-    understanding: "Understanding"
-    generation: "Generation"
-    new_understanding: "Understanding"
-    new_generation: "Generation"
+    understanding: "UnderstandingResult"
+    generation: "GenerationResult"
+    new_understanding: "UnderstandingResult"
+    new_generation: "GenerationResult"
 
-    def figures(self) -> dict[str, float]:
-        """By name, as in report.json."""
-        from examples.shapes.evaluation import figures
+    def table(self) -> dict[str, float]:
+        """Returns the scores by name, as in report.json."""
+        from examples.shapes.evaluation import score_table
 
         return {
-            **figures(self.understanding, self.generation),
+            **score_table(self.understanding, self.generation),
             "new.understanding": self.new_understanding.scores.overall,
             "new.generation": self.new_generation.scores.geneval.overall,
             "chance.new.understanding": self.new_understanding.chance.overall,
@@ -30,11 +30,11 @@ class DemoScores:
 
 
 def report(before: DemoScores, after: DemoScores, minutes: float) -> dict[str, float]:
-    """The shipped model's scores, those of the new words after fine-tuning, and what the old ones lost by it."""
-    first, last = before.figures(), after.figures()
-    kept = {name: value for name, value in first.items() if not name.startswith("new.")}
+    """Returns the scores before fine-tuning, those of the new words after it, and the largest loss on old words."""
+    first, last = before.table(), after.table()
+    old = {name: value for name, value in first.items() if not name.startswith("new.")}
     return {
-        **kept,
+        **old,
         "new.understanding.before": first["new.understanding"],
         "new.generation.before": first["new.generation"],
         "new.understanding": last["new.understanding"],

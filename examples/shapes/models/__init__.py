@@ -1,12 +1,9 @@
-"""What comes with the package: a small Janus and a small JanusFlow of the shapes world, in their released layouts.
-
-docs/shapes.md tells how it was trained and what it scores.
-"""
+"""Small trained models of this example, in the layouts of the releases. The README has their training and scores."""
 
 from pathlib import Path
 
-SHAPES = Path(__file__).parent / "Janus-shapes"
-"""The Janus' folder, as `janus_jax.load` takes it."""
+JANUS = Path(__file__).parent / "Janus-shapes"
+"""Folder of the Janus, for `janus_jax.load`."""
 
-FLOW_SHAPES = SHAPES.with_name("JanusFlow-shapes")
-"""The JanusFlow's."""
+JANUSFLOW = JANUS.with_name("JanusFlow-shapes")
+"""Folder of the JanusFlow."""

@@ -63,7 +63,7 @@ def open_records(component: Component) -> RecordReader:
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    folder, remedy = Path(source), "make it with python -m launch.prepare"
+    folder, remedy = Path(source), "make it with janus-prepare"
     with reading(folder):
         if not folder.is_dir():
             raise JanusError(f"{folder}, the source of component {component.name!r}, is not a folder; {remedy}.")
@@ -76,7 +76,7 @@ def open_records(component: Component) -> RecordReader:
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, the source of component {component.name!r}, lacks the features "
-                f"{', '.join(sorted(missing))} of a record; convert it with python -m launch.prepare --source tfds."
+                f"{', '.join(sorted(missing))} of a record; convert it with janus-prepare --source tfds."
             )
         # Raw bytes, because TFDS takes as long to decode an example's fields as to read it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)

@@ -71,7 +71,7 @@ def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.nd
         return np.zeros(0, np.int32)
     is_target = _is_text(sequence)
     if supervision is Supervision.ANSWERS:
-        is_target &= sequence.answer
+        is_target &= sequence.answer_mask
     return np.flatnonzero(is_target).astype(np.int32)
 
 

@@ -72,7 +72,7 @@ def truncate(example: Example, budget: Budget) -> Example:
         sequence=replace(
             sequence,
             tokens=sequence.tokens[:length],
-            answer=sequence.answer[:length],
+            answer_mask=sequence.answer_mask[:length],
             und_patch_index=sequence.und_patch_index[:length],
             gen_token_index=sequence.gen_token_index[:length],
         ),

@@ -1,7 +1,7 @@
-"""The same parts as an Apache Beam pipeline, for what one machine cannot read: Dataflow, Flink, Spark.
+"""Writes the shards of a data set with Apache Beam (Dataflow, Flink, Spark), for inputs too large for one machine.
 
-Every worker makes whole shards, with the very function that local processes run, so the data set is the same to the
-last byte. Input and output must lie where all workers see them under the same path, and the workers need the package.
+Each worker writes whole shards with the function that local processes use, so the bytes are the same. All workers must
+see input and output under the same paths and have this package installed.
 """
 
 from collections.abc import Sequence
@@ -10,16 +10,16 @@ from janus_jax.data.prepare.shard_writer import ShardWriter
 from janus_jax.errors import JanusError
 
 
-def write_parts_with_beam(preparation: ShardWriter, indices: Sequence[int], options: Sequence[str] = ()) -> None:
-    """Makes the shards of these parts.
+def write_shards_with_beam(writer: ShardWriter, indices: Sequence[int], options: Sequence[str] = ()) -> None:
+    """Writes shards in a Beam pipeline.
 
     Args:
-      preparation: the job.
-      indices: of parts that are unfinished.
-      options: Beam's own, such as `--runner=FlinkRunner`; the direct runner without.
+      writer: Writer of the data set.
+      indices: Indices of the shards.
+      options: Beam's pipeline options, such as `--runner=FlinkRunner`. Default: the direct runner.
 
     Raises:
-      JanusError: Beam is not installed, or an option is wrong.
+      JanusError: Beam is not installed, or a shard cannot be written.
     """
     try:
         import apache_beam as beam
@@ -29,12 +29,12 @@ def write_parts_with_beam(preparation: ShardWriter, indices: Sequence[int], opti
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
         _ = (
             pipeline
-            | "parts" >> beam.Create(list(indices))
-            # Without it a runner may keep all parts on the worker that numbered them.
-            | "spread" >> beam.Reshuffle()
-            | "write" >> beam.Map(_write_part, preparation)
+            | "indices" >> beam.Create(list(indices))
+            # Distributes the indices; a runner may otherwise keep them all on one worker.
+            | "reshuffle" >> beam.Reshuffle()
+            | "write" >> beam.Map(_write_shard, writer)
         )
 
 
-def _write_part(index: int, preparation: ShardWriter) -> None:
-    preparation.run_part(index)
+def _write_shard(index: int, writer: ShardWriter) -> None:
+    writer.write(index)

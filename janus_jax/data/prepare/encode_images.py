@@ -1,6 +1,6 @@
-"""Ids or latents of images to generate, computed once, so that training need not run the image tokenizer or the VAE.
+"""Precomputes the tokens or latents of target images, so that training does not run the image tokenizer or the VAE.
 
-Of each image the middle square is taken: where ids or latents are known beforehand, no crop can be drawn.
+Images are cropped to their center square: a random crop would need new tokens in each epoch.
 """
 
 import os
@@ -8,157 +8,184 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import islice
-from typing import Any, Literal, NamedTuple
+from pathlib import Path
+from typing import Any, Literal
 
 import jax
 import numpy as np
+from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from janus_jax.config import Execution, VAEConfig, VQConfig
+from checkpoints_convert import open_checkpoint
+from janus_jax.config import Execution, JanusConfig, JanusFlowConfig, VAEConfig, VQConfig
 from janus_jax.data.prepare.shard_writer import ShardWriter
 from janus_jax.data.records import Record
+from janus_jax.errors import JanusError
 from janus_jax.generation.padding import round_up
-from janus_jax.models.backbone import Params, to_pixels
+from janus_jax.models.backbone import Params, apply, to_pixels
 from janus_jax.models.vae import VAE
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
 from janus_jax.sharding import batch_sharding, make_mesh, num_data_shards, use_mesh
 
-ENCODER = ("encoder", "quant_conv", "codebook")
-"""What of the tokenizer's parameters is needed."""
-
-VAE_ENCODER = ("encoder", "quant_conv")
-"""What of the VAE's."""
+# On every device, because neighboring codes differ by less than bfloat16 resolves.
+_EXECUTION = Execution(dtype="float32", param_dtype="float32")
 
 
 @dataclass(frozen=True)
-class Encoding:
-    """What images become, and by which parameters.
+class ImageEncoding:
+    """Function from target images to the values that a record stores.
 
     Attributes:
-      image_size: pixels along a side.
-      part: of a model's parameters, in which they lie.
-      needed: names of those beneath it.
-      encode: from parameters and pixels in [-1, 1] to a row of numbers an image.
-      field: of `Record` that the numbers go to.
+      image_size: Side of an image in pixels.
+      module: Module of a model that has the parameters.
+      parameters: Names of the needed parameters of the module.
+      encode: Function from parameters and pixels in [-1, 1] to a vector per image.
+      field: Field of `Record` for the vector.
     """
 
     image_size: int
-    part: str
-    needed: tuple[str, ...]
+    module: str
+    parameters: tuple[str, ...]
     encode: Callable[[Params, Float[Array, "B H W 3"]], Any]
     field: Literal["image_tokens", "image_latents"]
 
-    def taken(self, record: Record, numbers: np.ndarray) -> Record:
-        """The record with its image's numbers."""
-        return replace(record, **{self.field: numbers})  # type: ignore[arg-type]
 
-
-def ids_encoding(config: VQConfig) -> Encoding:
-    """To ids of an image tokenizer."""
+def token_encoding(config: VQConfig) -> ImageEncoding:
+    """Returns the encoding to tokens of an image tokenizer."""
     tokenizer = VQTokenizer(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
-        return tokenizer.apply({"params": params}, pixels, method=tokenizer.encode)
+        return apply(tokenizer.encode, params, pixels)
 
-    return Encoding(config.image_size, "gen_encoder", ENCODER, encode, "image_tokens")
+    return ImageEncoding(
+        config.image_size, "gen_encoder", ("encoder", "quant_conv", "codebook"), encode, "image_tokens"
+    )
 
 
-def latents_encoding(config: VAEConfig, image_size: int) -> Encoding:
-    """To the scaled means of a VAE's latents.
+def latent_encoding(config: VAEConfig, image_size: int) -> ImageEncoding:
+    """Returns the encoding to the scaled means of a VAE's latents.
 
-    The means, and no draws: the VAE's deviations are small beside its latents, the flow brings noise of its own, and
-    training that computes latents itself takes the means too.
+    Means rather than samples: the VAE's deviations are small compared to its latents, the flow adds its own noise, and
+    training that computes latents itself also uses the means.
     """
     vae = VAE(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
-        latents: Any = vae.apply({"params": params}, pixels, method=vae.encode)
-        return latents.mean.reshape(len(pixels), -1) * config.scaling_factor
+        return apply(vae.encode, params, pixels).mean.reshape(len(pixels), -1) * config.scaling_factor
 
-    return Encoding(image_size, "vae", VAE_ENCODER, encode, "image_latents")
-
-
-# Whatever the device: neighbouring codes differ by less than bfloat16 resolves.
-_EXECUTION = Execution(dtype="float32", param_dtype="float32")
+    return ImageEncoding(image_size, "vae", ("encoder", "quant_conv"), encode, "image_latents")
 
 
-class ImageTokenizer:
-    """Images to ids, or to latents, on all devices of this process, so many images at a time; in float32."""
+class ImageEncoder:
+    """Encodes batches of images in float32 on all devices of this process."""
 
     def __init__(
-        self, encoding: Encoding, params: Params, batch_size: int, devices: Sequence[jax.Device] | None = None
+        self, encoding: ImageEncoding, params: Params, batch_size: int, devices: Sequence[jax.Device] | None = None
     ):
-        """Places the parameters.
+        """Puts the parameters on the devices.
 
         Args:
-          params: what lies beneath `encoding.part`; all but `encoding.needed` is left out.
-          batch_size: images at a time, rounded up to a multiple of the devices.
-          devices: this process's by default.
+          encoding: The encoding.
+          params: Parameters of `encoding.module`.
+          batch_size: Images per batch, rounded up to a multiple of the devices.
+          devices: Devices to use. Default: all devices of this process.
         """
         self.encoding = encoding
         self._mesh = make_mesh(devices=jax.local_devices() if devices is None else devices)
         self.batch_size = round_up(batch_size, num_data_shards(self._mesh))
-        everywhere = NamedSharding(self._mesh, PartitionSpec())
-        self._params = jax.device_put({name: params[name] for name in encoding.needed}, everywhere)
-
-        def encode(params: Params, images: UInt8[Array, "B H W 3"]) -> Any:
-            return encoding.encode(params, to_pixels(images))
-
-        rows = batch_sharding(self._mesh)
-        self._encode = jax.jit(encode, in_shardings=(everywhere, rows), out_shardings=rows)
+        replicated, sharded = NamedSharding(self._mesh, PartitionSpec()), batch_sharding(self._mesh)
+        self._params = jax.device_put({name: params[name] for name in encoding.parameters}, replicated)
+        self._encode = jax.jit(
+            lambda params, images: encoding.encode(params, to_pixels(images)),
+            in_shardings=(replicated, sharded),
+            out_shardings=sharded,
+        )
 
     def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Shaped[Array, "B2 N"]:
-        """Numbers of up to `batch_size` images, those of padding behind them; the devices may still be at it."""
+        """Starts to encode up to `batch_size` images; returns their vectors, followed by those of the padding."""
         padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
         with use_mesh(self._mesh):
             return self._encode(self._params, jax.device_put(padded, batch_sharding(self._mesh)))
 
 
+def open_image_encoder(path: Path) -> Callable[[int], ImageEncoder]:
+    """Opens the image tokenizer or the VAE of a checkpoint.
+
+    The checkpoint is a model or only the image tokenizer or VAE, in any layout. A VAE of its own has no image size; the
+    size of JanusFlow-1.3B is used.
+
+    Returns:
+      Function from batch size to encoder, which reads the parameters.
+
+    Raises:
+      JanusError: The checkpoint has no image tokenizer or VAE.
+    """
+    checkpoint = open_checkpoint(path)
+    config: Any = checkpoint.config
+    image_size = JanusFlowConfig().gen_image_size
+    if isinstance(config, JanusFlowConfig):
+        config, image_size = config.vae, config.gen_image_size
+        if config is None:
+            raise JanusError(f"--tokenizer {path} is a JanusFlow without its VAE; give the folder of the VAE.")
+    elif isinstance(config, JanusConfig):
+        config = config.gen_encoder
+    if isinstance(config, VQConfig):
+        encoding = token_encoding(config)
+    elif isinstance(config, VAEConfig):
+        encoding = latent_encoding(config, image_size)
+    else:
+        raise JanusError(f"--tokenizer {path} is a {type(config).__name__}; give a model, an image tokenizer or a VAE.")
+
+    def make_encoder(batch_size: int) -> ImageEncoder:
+        arrays = checkpoint.params("float32", parts=(encoding.module,))
+        params = unflatten_dict({keys[1:]: array for keys, _, array in arrays if keys[1] in encoding.parameters})
+        return ImageEncoder(encoding, params, batch_size)
+
+    return make_encoder
+
+
 def encode_target_images(
-    preparation: ShardWriter,
+    writer: ShardWriter,
     indices: Sequence[int],
-    tokenizer: ImageTokenizer,
+    encoder: ImageEncoder,
     report: Callable[[int], None] = lambda images: None,
 ) -> None:
-    """Gives the records of these shards their image ids, or latents, shard by shard.
+    """Adds image tokens or latents to the records of finished shards.
 
     Args:
-      preparation: whose parts are written.
-      indices: of shards; each process of several takes others.
-      tokenizer: of the model that will be trained.
-      report: told the number of images after every batch.
+      writer: Writer of the data set.
+      indices: Indices of the shards; each process of a cluster takes others.
+      encoder: Encoder of the model to train.
+      report: Called after each batch with the number of encoded images.
     """
+    encoding = encoder.encoding
+    total = 0
+
+    def pixels(record: Record) -> UInt8[np.ndarray, "H W 3"]:
+        return prepare_generation(open_image(record.images[0]), encoding.image_size)
+
+    def finish(records: list[Record], vectors: Shaped[Array, "B N"]) -> Iterator[Record]:
+        nonlocal total
+        # The padding's vectors come last and are dropped.
+        for record, vector in zip(records, np.asarray(vectors), strict=False):
+            yield replace(record, **{encoding.field: vector})
+        total += len(records)
+        report(total)
+
+    def encode(records: Iterator[Record]) -> Iterator[Record]:
+        # The devices encode one batch while the threads decode the next.
+        running: tuple[list[Record], Any] | None = None
+        while group := list(islice(records, encoder.batch_size)):
+            started = group, encoder(np.stack(list(threads.map(pixels, group))))
+            if running is not None:
+                yield from finish(*running)
+            running = started
+        if running is not None:
+            yield from finish(*running)
+
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for index in indices:
-            preparation.add_ids(index, lambda records: _with_ids(records, tokenizer, threads, report))
-
-
-class _Batch(NamedTuple):
-    records: list[Record]
-    numbers: Shaped[Array, "B N"]
-
-
-def _with_ids(
-    records: Iterator[Record], tokenizer: ImageTokenizer, threads: ThreadPoolExecutor, report: Callable[[int], None]
-) -> Iterator[Record]:
-    def pixels(record: Record) -> UInt8[np.ndarray, "H W 3"]:
-        return prepare_generation(open_image(record.images[0]), tokenizer.encoding.image_size)
-
-    def done(batch: _Batch) -> Iterator[Record]:
-        # The padding's numbers come last and are left out.
-        for record, numbers in zip(batch.records, np.asarray(batch.numbers), strict=False):
-            yield tokenizer.encoding.taken(record, numbers)
-        report(len(batch.records))
-
-    # One batch is on the devices while the next is decoded.
-    waiting: _Batch | None = None
-    while group := list(islice(records, tokenizer.batch_size)):
-        started = _Batch(group, tokenizer(np.stack(list(threads.map(pixels, group)))))
-        if waiting is not None:
-            yield from done(waiting)
-        waiting = started
-    if waiting is not None:
-        yield from done(waiting)
+            writer.add_image_tokens(index, encode)

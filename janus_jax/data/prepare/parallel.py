@@ -1,4 +1,7 @@
-"""Preparing in several processes: progress while they work, a clear end when one dies, none that outlives us."""
+"""Writes shards in several processes, with progress and an early stop.
+
+A worker that dies raises an error, and no worker outlives its parent.
+"""
 
 import contextlib
 import multiprocessing
@@ -9,172 +12,162 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
-from janus_jax.data.prepare.shard_writer import LEAST_ENTRIES, ShardWriter
+from janus_jax.data.prepare.shard_writer import MIN_ENTRIES, ShardWriter
 from janus_jax.errors import JanusError
 
 _SECONDS_BETWEEN_REPORTS = 0.5
+_ENTRIES_BETWEEN_REPORTS = 64
 
 
 @dataclass(frozen=True)
 class PrepareProgress:
-    """How far a run is.
+    """Progress of a data set, including earlier runs.
 
     Attributes:
-      entries: read so far, in earlier runs too.
-      total: of all parts; None where a source does not know before it reads.
-      rejected: of the entries.
-      parts: finished.
+      entries: Entries read so far.
+      total: Entries of all parts; None if the source does not know.
+      rejected: Rejected entries.
+      shards: Finished shards.
     """
 
     entries: int
     total: int | None
     rejected: int
-    parts: int
+    shards: int
 
 
-Report = Callable[[PrepareProgress], None]
+_Update = Callable[[int, int, int], None]
+"""Called with the entries, rejected entries and finished shards of this run. Raises `_Stop` to end it."""
 
 
-def write_parts(
-    preparation: ShardWriter,
+class _Stop(Exception):
+    """Ends a run early. Arguments: entries and rejected entries."""
+
+
+def write_shards(
+    writer: ShardWriter,
     indices: Sequence[int],
+    *,
     workers: int,
     max_rejected: float,
-    report: Report = lambda progress: None,
+    report: Callable[[PrepareProgress], None] = lambda progress: None,
 ) -> None:
-    """Makes the shards of these parts.
+    """Writes shards.
 
     Args:
-      preparation: the job.
-      indices: of parts that are unfinished.
-      workers: processes; where one would do, this one works.
-      max_rejected: share of rejected entries, from `LEAST_ENTRIES` entries on, at which it stops.
-      report: told of the progress now and then.
+      writer: Writer of the data set.
+      indices: Indices of the shards.
+      workers: Number of processes; one worker means this process.
+      max_rejected: Share of rejected entries at which to stop, after the first `MIN_ENTRIES` entries.
+      report: Called regularly with the progress.
 
     Raises:
-      JanusError: too much is rejected, the input or output fails, or a worker dies.
+      JanusError, StorageFull: Too many entries are rejected, the input or output fails, or a worker dies.
     """
-    before = preparation.finished()
-    sizes = [part.size for part in preparation.parts]
+    before = writer.finished_stats()
+    sizes = [part.size for part in writer.parts]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
-    parts = len(preparation.parts) - len(preparation.unfinished())
-    entries, rejected = before.entries, before.num_rejected
+    finished = len(writer.parts) - len(writer.unfinished())
 
-    def follow(tally: Tally, finished: int) -> None:
-        nonlocal entries, rejected
-        entries, rejected = before.entries + tally.entries, before.num_rejected + tally.rejected
-        report(PrepareProgress(entries, total, rejected, parts + finished))
-        if entries >= LEAST_ENTRIES and rejected > max_rejected * entries:
-            raise _Stopped
+    def update(entries: int, rejected: int, shards: int) -> None:
+        entries, rejected = before.entries + entries, before.num_rejected + rejected
+        report(PrepareProgress(entries, total, rejected, finished + shards))
+        if entries >= MIN_ENTRIES and rejected > max_rejected * entries:
+            raise _Stop(entries, rejected)
 
     try:
-        follow(Tally(0, 0), 0)
+        update(0, 0, 0)
         if min(workers, len(indices)) > 1:
-            _write_in_processes(preparation, indices, min(workers, len(indices)), follow)
+            _write_in_processes(writer, indices, min(workers, len(indices)), update)
         else:
-            _write_here(preparation, indices, follow)
-    except _Stopped:
-        preparation.check_share(entries, rejected, max_rejected)
+            _write_here(writer, indices, update)
+    except _Stop as stop:
+        entries, rejected = stop.args
+        writer.check_rejected(entries, rejected, max_rejected)
 
 
-class Tally(NamedTuple):
-    """Counts of one run."""
-
-    entries: int
-    rejected: int
-
-
-class _Stopped(Exception):
-    """The run ends: what a process is at is given up."""
-
-
-Follow = Callable[[Tally, int], None]
-"""Told what was read and how many parts are finished; may raise to end the run."""
-
-
-def _write_here(preparation: ShardWriter, indices: Sequence[int], follow: Follow) -> None:
-    tally, done = Tally(0, 0), 0
+def _write_here(writer: ShardWriter, indices: Sequence[int], update: _Update) -> None:
+    entries = rejected = shards = 0
 
     def on_entry(accepted: bool) -> None:
-        nonlocal tally
-        tally = Tally(tally.entries + 1, tally.rejected + (not accepted))
-        if tally.entries % 64 == 0:
-            follow(tally, done)
+        nonlocal entries, rejected
+        entries, rejected = entries + 1, rejected + (not accepted)
+        if entries % _ENTRIES_BETWEEN_REPORTS == 0:
+            update(entries, rejected, shards)
 
-    for done, index in enumerate(indices):
-        preparation.run_part(index, on_entry)
-        follow(tally, done + 1)
+    for index in indices:
+        writer.write(index, on_entry)
+        shards += 1
+        update(entries, rejected, shards)
 
 
-class _Shared:
-    """What the processes tell each other: memory with one writer a place, and no lock that a killed one could hold."""
+class _SharedCounts:
+    """Counts in shared memory. Each element has one writer, so a killed worker holds no lock."""
 
-    def __init__(self, context: Any, parts: int) -> None:
-        self.entries = context.RawArray("q", parts)
-        self.rejected = context.RawArray("q", parts)
+    def __init__(self, context: Any, shards: int) -> None:
+        self.entries = context.RawArray("q", shards)
+        self.rejected = context.RawArray("q", shards)
         self.stop = context.RawValue("b", 0)
 
-    def tally(self) -> Tally:
-        return Tally(int(np.sum(self.entries)), int(np.sum(self.rejected)))
+
+# Set in worker processes only.
+_writer: ShardWriter
+_counts: _SharedCounts
 
 
-_preparation: ShardWriter
-_shared: _Shared
-
-
-def _write_in_processes(preparation: ShardWriter, indices: Sequence[int], workers: int, follow: Follow) -> None:
-    # A forked process would inherit the locks of threads that it lacks.
+def _write_in_processes(writer: ShardWriter, indices: Sequence[int], workers: int, update: _Update) -> None:
+    # Not forked, because a forked process inherits locks of threads that it does not have.
     context = multiprocessing.get_context("spawn")
-    shared = _Shared(context, len(preparation.parts))
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (preparation, shared))
+    counts = _SharedCounts(context, len(writer.parts))
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (writer, counts))
     try:
-        futures = {pool.submit(_run_part, index) for index in indices}
+        futures = {pool.submit(_write_shard, index) for index in indices}
         pending = futures
         while pending:
             done, pending = wait(pending, _SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)
             for future in done:
                 future.result()
-            follow(shared.tally(), len(futures) - len(pending))
+            update(int(np.sum(counts.entries)), int(np.sum(counts.rejected)), len(futures) - len(pending))
     except BrokenProcessPool as error:
-        unfinished = [preparation.parts[index].name for index in preparation.unfinished()[: 2 * workers]]
+        unfinished = [writer.parts[index].name for index in writer.unfinished()[: 2 * workers]]
         raise JanusError(
-            f"A worker process was killed or ran out of memory, at one of {', '.join(unfinished)}; give the same "
-            f"command again, with fewer --workers if memory was short: finished shards stay."
+            f"A worker process was killed or ran out of memory while it read one of {', '.join(unfinished)}; run the "
+            f"same command again, with fewer --workers if memory was short. Finished shards are kept."
         ) from error
     finally:
-        shared.stop.value = 1
+        counts.stop.value = 1
         pool.shutdown(cancel_futures=True)
 
 
-def _start_worker(preparation: ShardWriter, shared: _Shared) -> None:
-    global _preparation, _shared
-    _preparation, _shared = preparation, shared
-    # Ctrl-C reaches every process of the terminal: the first one decides, and tells the others.
+def _start_worker(writer: ShardWriter, counts: _SharedCounts) -> None:
+    global _writer, _counts
+    _writer, _counts = writer, counts
+    # Ctrl-C reaches every process of the terminal. The parent handles it and stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker whose parent is killed would wait for its next task for ever.
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    # A worker of a killed parent would wait for its next task forever.
+    threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 
-def _end_with_parent() -> None:
+def _exit_with_parent() -> None:
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
         os._exit(1)
 
 
-def _run_part(index: int) -> None:
-    shared = _shared
-    shared.entries[index] = shared.rejected[index] = 0
+def _write_shard(index: int) -> None:
+    counts = _counts
+    counts.entries[index] = counts.rejected[index] = 0
 
     def on_entry(accepted: bool) -> None:
-        if shared.stop.value:
-            raise _Stopped
-        shared.entries[index] += 1
-        shared.rejected[index] += not accepted
+        if counts.stop.value:
+            raise _Stop
+        counts.entries[index] += 1
+        counts.rejected[index] += not accepted
 
-    with contextlib.suppress(_Stopped):
-        _preparation.run_part(index, on_entry)
+    with contextlib.suppress(_Stop):
+        _writer.write(index, on_entry)

@@ -1,14 +1,14 @@
-"""From a source to a prepared data set: one shard a part, in as many processes as wanted, taken up where it stopped.
+"""Writes a prepared data set: one shard per part of the source, resumable.
 
     OUTPUT/
       records-train.array_record-00000-of-00012 ...   the shards
-      dataset_info.json, features.json                what TFDS opens them by; written last
-      preparation.json                                how they came about: arguments, counts, sizes
-      quarantine.jsonl                                rejected records, each with its reason
-      .prepare/                                       while it goes on: a note for every finished shard
+      dataset_info.json, features.json                TFDS metadata; written last
+      preparation.json                                arguments, counts and sizes
+      quarantine.jsonl                                rejected records with their reasons
+      .prepare/                                       work in progress: one file per finished shard
 
-What a shard holds follows from the source and the options alone. So a run that was killed goes on to the same bytes,
-and so does one with another number of processes, or under Apache Beam (`beam.py`).
+The bytes of a shard depend on the source and its options only. A killed run, another number of processes and Apache
+Beam (`beam.py`) therefore give the same bytes.
 """
 
 import dataclasses
@@ -22,10 +22,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
+from janus_jax.data.prepare.validation import validate
 from janus_jax.data.records import Record
-from janus_jax.data.shards import NOTHING, ShardSize, read_shard, shard_path, write_metadata, write_shard
-from janus_jax.data.sources import Entry, Part, RejectedRecord, RejectReason, SourceOptions, get_source
-from janus_jax.data.validation import check
+from janus_jax.data.rejects import RejectedRecord, RejectReason
+from janus_jax.data.shards import read_shard, shard_path, write_metadata, write_shard
+from janus_jax.data.sources import Entry, Part, SourceOptions, get_source
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error, read_json, reading
 from janus_jax.processing import Task
@@ -33,65 +36,63 @@ from janus_jax.storage import write_bytes
 
 SUMMARY = "preparation.json"
 QUARANTINE = "quarantine.jsonl"
-_WORK = ".prepare"
-_JOB = "job.json"
+_SCRATCH = ".prepare"
 
-LEAST_ENTRIES = 1000
-"""Entries before whose end a run is not stopped for its share of rejections."""
+MIN_ENTRIES = 1000
+"""Entries to read before too many rejections stop a run."""
 
 OnEntry = Callable[[bool], None]
-"""Told of every entry, whether it was accepted."""
+"""Called for each entry, with whether it was accepted."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What is prepared, and where to.
+    """What to prepare.
 
     Attributes:
-      kind: of the source, see `get_source`.
-      options: of the source.
-      output: the folder.
-      split: name of the one split that the data set will have.
-      tokenizer: what computes image ids afterwards, by name; None where that is left to training.
+      source: Name of the source, see `get_source`.
+      options: Options of the source.
+      output: Folder of the data set.
+      split: Name of its split.
+      tokenizer: Name of the checkpoint that precomputes image tokens or latents; None for none.
     """
 
-    kind: str
+    source: str
     options: SourceOptions
     output: Path
     split: str = "train"
     tokenizer: str | None = None
 
     def __post_init__(self) -> None:
+        task = self.options.task
         if not re.fullmatch(r"[A-Za-z][A-Za-z0-9_]*", self.split):
-            raise JanusError(f"--split {self.split!r:.80} is no name for a split; take letters, digits and _.")
-        tasks = get_source(self.kind).tasks
-        if self.options.task not in tasks:
+            raise JanusError(f"--split {self.split!r:.80} is not valid; use letters, digits and _.")
+        if task not in (tasks := get_source(self.source).tasks):
             raise JanusError(
-                f"--task {self.options.task.value} is nothing that --source {self.kind} can teach; "
-                f"take {' or '.join(task.value for task in tasks)}."
+                f"--task {task.value} is not supported by --source {self.source}; "
+                f"use {' or '.join(task.value for task in tasks)}."
             )
-        if self.tokenizer is not None and self.options.task is not Task.GENERATION:
-            raise JanusError(
-                f"--tokenizer computes ids of images to generate; with --task {self.options.task.value} leave it out."
-            )
+        if self.tokenizer is not None and task is not Task.GENERATION:
+            raise JanusError(f"--tokenizer needs --task generation, not {task.value}; leave it out.")
 
     @property
-    def work(self) -> Path:
-        """The folder of what is unfinished."""
-        return self.output / _WORK
+    def scratch(self) -> Path:
+        """Folder of unfinished work."""
+        return self.output / _SCRATCH
 
 
 @dataclass(frozen=True)
 class ShardStats:
-    """What became of a part, or of all of them."""
+    """Counts of one or more shards: records, their bytes, records by task, and rejected entries by reason."""
 
-    size: ShardSize = NOTHING
+    records: int = 0
+    bytes: int = 0
     tasks: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
-        return self.size.records + self.num_rejected
+        return self.records + self.num_rejected
 
     @property
     def num_rejected(self) -> int:
@@ -99,27 +100,16 @@ class ShardStats:
 
     def __add__(self, other: "ShardStats") -> "ShardStats":
         return ShardStats(
-            ShardSize(self.size.records + other.size.records, self.size.bytes + other.size.bytes),
+            self.records + other.records,
+            self.bytes + other.bytes,
             dict(Counter(self.tasks) + Counter(other.tasks)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
         )
 
-    def to_dict(self) -> dict[str, Any]:
-        return {
-            "records": self.size.records,
-            "bytes": self.size.bytes,
-            "tasks": dict(sorted(self.tasks.items())),
-            "rejected": dict(sorted(self.rejected.items())),
-        }
-
-    @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ShardStats":
-        return cls(ShardSize(values["records"], values["bytes"]), values["tasks"], values["rejected"])
-
 
 @dataclass(frozen=True)
 class Summary:
-    """A finished preparation; as text, a table."""
+    """Counts of a finished data set; its string is a table."""
 
     output: Path
     split: str
@@ -128,245 +118,245 @@ class Summary:
 
     def __str__(self) -> str:
         total = self.total
-        rows = [
+        rows: list[tuple[str, object]] = [
             ("split", self.split),
-            ("shards", f"{self.shards}"),
-            ("records", f"{total.size.records}"),
-            *((f"  {task}", f"{count}") for task, count in sorted(total.tasks.items())),
-            ("size", _readable(total.size.bytes)),
+            ("shards", self.shards),
+            ("records", total.records),
+            *((f"  {task}", count) for task, count in sorted(total.tasks.items())),
+            ("size", tqdm.format_sizeof(total.bytes, "B")),
             ("rejected", f"{total.num_rejected} ({total.num_rejected / max(1, total.entries):.2%})"),
-            *((f"  {reason}", f"{count}") for reason, count in sorted(total.rejected.items())),
+            *((f"  {reason}", count) for reason, count in sorted(total.rejected.items())),
         ]
         width = max(len(name) for name, _ in rows) + 2
-        return "\n".join([str(self.output), *(f"  {name:<{width}}{value:>12}" for name, value in rows)])
+        return "\n".join([str(self.output), *(f"  {name:<{width}}{value!s:>12}" for name, value in rows)])
 
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """A job cut into parts, its folder claimed."""
+    """Writes the shards of a data set and records which are finished. Made by `open_shard_writer`.
 
-    job: DatasetSpec
+    Attributes:
+      spec: The data set.
+      parts: Parts of the source, one per shard.
+      summary: Summary if the data set is already finished, else None.
+    """
+
+    spec: DatasetSpec
     parts: tuple[Part, ...]
     summary: Summary | None = None
 
     def unfinished(self) -> list[int]:
-        """Numbers of the parts that are still to do."""
-        return [index for index in range(len(self.parts)) if not self._note(index).exists()]
+        """Returns the indices of the shards that are not written."""
+        return [index for index in range(len(self.parts)) if not self._stats_file(index).exists()]
 
-    def finished(self) -> ShardStats:
-        """What has been done so far."""
-        done = set(range(len(self.parts))) - set(self.unfinished())
-        return sum((self.outcome(index) for index in sorted(done)), ShardStats())
+    def finished_stats(self) -> ShardStats:
+        """Returns the total counts of the finished shards."""
+        finished = sorted(set(range(len(self.parts))) - set(self.unfinished()))
+        return sum(map(self.stats, finished), ShardStats())
 
-    def outcome(self, index: int) -> ShardStats:
-        """What became of a finished part."""
-        return ShardStats.from_dict(read_json(self._note(index)))
+    def stats(self, index: int) -> ShardStats:
+        """Returns the counts of a finished shard."""
+        return ShardStats(**read_json(self._stats_file(index)))
 
     def shard(self, index: int) -> Path:
-        """Where a part's records go."""
-        return shard_path(self.job.output, self.job.split, index, len(self.parts))
+        """Returns the path of a shard."""
+        return shard_path(self.spec.output, self.spec.split, index, len(self.parts))
 
-    def run_part(self, index: int, on_entry: OnEntry = lambda accepted: None) -> ShardStats:
-        """Makes one shard. Whoever calls it twice, even at the same time, does no harm.
+    def write(self, index: int, on_entry: OnEntry = lambda accepted: None) -> None:
+        """Writes one shard. Two concurrent calls are safe.
 
         Raises:
-          JanusError: the input cannot be read, or the output not written.
+          JanusError, StorageFull: The input cannot be read, or the output cannot be written.
         """
+        part = self.parts[index]
         rejected: Counter[str] = Counter()
         tasks: Counter[str] = Counter()
-        lines: list[str] = []
+        quarantine: list[str] = []
 
-        def reject(key: str, refused: RejectedRecord) -> None:
-            rejected[refused.reason.value] += 1
-            lines.append(json.dumps({"key": key, "reason": refused.reason.value, "message": str(refused)}))
+        def reject(key: str, error: RejectedRecord) -> None:
+            rejected[error.reason.value] += 1
+            quarantine.append(json.dumps({"key": key, "reason": error.reason.value, "message": str(error)}))
             on_entry(False)
 
-        def accept(record: Record) -> None:
-            tasks[record.task.value] += 1
-            on_entry(True)
+        def records() -> Iterator[Record]:
+            key = part.name
+            try:
+                for entry in part.entries():
+                    key = entry.key
+                    try:
+                        record = _make_record(entry)
+                    except RejectedRecord as error:
+                        reject(key, error)
+                    else:
+                        yield record
+                        tasks[record.task.value] += 1
+                        on_entry(True)
+            except RejectedRecord as error:
+                reject(f"{key} and the rest of the part", error)
 
         try:
-            size = write_shard(self.shard(index), _records(self.parts[index], accept, reject), self.job.work)
+            count, size = write_shard(self.shard(index), records(), self.spec.scratch)
         finally:
-            # Also of a part that is given up: they may tell why.
-            _write(self._quarantine(index), lines)
-        outcome = ShardStats(size, tasks, rejected)
-        _write(self._note(index), [json.dumps(outcome.to_dict())])
-        return outcome
+            # Also if the shard failed, because these lines may explain why.
+            _write_lines(self._quarantine_file(index), quarantine)
+        self._write_stats(index, ShardStats(count, size, tasks, rejected))
 
-    def without_ids(self) -> list[int]:
-        """Numbers of the finished parts whose shards `add_ids` has not replaced."""
-        done = set(range(len(self.parts))) - set(self.unfinished())
-        return sorted(index for index in done if not self._ids_note(index).exists())
+    def without_image_tokens(self) -> list[int]:
+        """Returns the indices of the finished shards that `add_image_tokens` has not replaced."""
+        finished = set(range(len(self.parts))) - set(self.unfinished())
+        return sorted(index for index in finished if not self._tokens_file(index).exists())
 
-    def add_ids(self, index: int, change: Callable[[Iterator[Record]], Iterator[Record]]) -> None:
-        """Replaces a finished shard by one of the same records with image ids."""
-        size = write_shard(self.shard(index), change(read_shard(self.shard(index))), self.job.work)
-        _write(self._note(index), [json.dumps(dataclasses.replace(self.outcome(index), size=size).to_dict())])
-        _write(self._ids_note(index), [])
+    def add_image_tokens(self, index: int, add: Callable[[Iterator[Record]], Iterator[Record]]) -> None:
+        """Replaces a finished shard by the same records with image tokens or latents."""
+        count, size = write_shard(self.shard(index), add(read_shard(self.shard(index))), self.spec.scratch)
+        self._write_stats(index, dataclasses.replace(self.stats(index), records=count, bytes=size))
+        _write_lines(self._tokens_file(index), [])
 
-    def check_share(self, entries: int, rejected: int, limit: float) -> None:
-        """Stops a run in which too much is wrong.
+    def check_rejected(self, entries: int, rejected: int, max_rejected: float) -> None:
+        """Checks the share of rejected entries.
 
         Raises:
-          JanusError: more than the share `limit` of the entries was rejected.
+          JanusError: More than the share `max_rejected` of the entries is rejected.
         """
-        if rejected <= limit * entries:
+        if rejected <= max_rejected * entries:
             return
-        lines = list(self._rejected_lines())
+        lines = list(self._quarantine_lines())
         reasons = Counter(line["reason"] for line in lines).most_common(3)
-        shown = ", ".join(f"{reason} {count}" for reason, count in reasons)
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "reasons unknown"
         example = f" (such as {lines[0]['key']}: {lines[0]['message'].rstrip('.')})" if lines else ""
         raise JanusError(
-            f"{rejected} of {entries} records were rejected, {shown or 'reasons untold'}{example}, and --max_rejected "
-            f"is {limit:g}; mend the input or the flags, or raise it: finished shards stay."
+            f"{rejected} of {entries} records were rejected, {counts}{example}, and --max_rejected is "
+            f"{max_rejected:g}; fix the input or the flags, or raise the limit. Finished shards are kept."
         )
 
     def finish(self, max_rejected: float) -> Summary:
-        """Makes the finished shards a data set.
+        """Writes the metadata that makes the shards a data set, and removes the scratch folder.
 
         Raises:
-          JanusError: too much was rejected, or nothing accepted.
+          JanusError: Too many entries are rejected, no record is accepted, or image tokens are missing.
         """
-        outcomes = [self.outcome(index) for index in range(len(self.parts))]
-        total = sum(outcomes, ShardStats())
-        if self.job.tokenizer is not None and self.without_ids():
-            raise JanusError(f"{self.job.output} has shards without image ids; give the same command again.")
-        self.check_share(total.entries, total.num_rejected, max_rejected)
-        if not total.size.records:
-            raise JanusError(f"--input {' '.join(self.job.options.inputs)} holds no records; look into it.")
-        output = self.job.output
-        _write(output / QUARANTINE, map(json.dumps, self._rejected_lines()))
-        write_metadata(output, self.job.split, [outcome.size for outcome in outcomes])
-        content = {"job": _fingerprint(self.job, self.parts), "shards": len(self.parts), **total.to_dict()}
-        _write(output / SUMMARY, [json.dumps(content, indent=2)])
-        _clear(self.job)
-        return Summary(output, self.job.split, len(self.parts), total)
+        spec, shards = self.spec, len(self.parts)
+        stats = list(map(self.stats, range(shards)))
+        total = sum(stats, ShardStats())
+        if spec.tokenizer is not None and self.without_image_tokens():
+            raise JanusError(f"{spec.output} has shards without image tokens; run the same command again.")
+        self.check_rejected(total.entries, total.num_rejected, max_rejected)
+        if not total.records:
+            raise _no_records(spec)
+        _write_lines(spec.output / QUARANTINE, map(json.dumps, self._quarantine_lines()))
+        write_metadata(spec.output, spec.split, [(one.records, one.bytes) for one in stats])
+        content = {"job": _fingerprint(spec, self.parts), "shards": shards, "total": vars(total)}
+        _write_lines(spec.output / SUMMARY, [json.dumps(content, indent=2, sort_keys=True)])
+        _remove_scratch(spec)
+        return Summary(spec.output, spec.split, shards, total)
 
-    def _note(self, index: int) -> Path:
-        return self.job.work / f"{index:05}.json"
+    def _stats_file(self, index: int) -> Path:
+        return self.spec.scratch / f"{index:05}.json"
 
-    def _ids_note(self, index: int) -> Path:
-        return self.job.work / f"{index:05}.ids"
+    def _tokens_file(self, index: int) -> Path:
+        return self.spec.scratch / f"{index:05}.tokens"
 
-    def _quarantine(self, index: int) -> Path:
-        return self.job.work / f"{index:05}.rejected.jsonl"
+    def _quarantine_file(self, index: int) -> Path:
+        return self.spec.scratch / f"{index:05}.rejected.jsonl"
 
-    def _rejected_lines(self) -> Iterator[dict[str, Any]]:
-        for index in range(len(self.parts)):
-            path = self._quarantine(index)
+    def _write_stats(self, index: int, stats: ShardStats) -> None:
+        _write_lines(self._stats_file(index), [json.dumps(vars(stats))])
+
+    def _quarantine_lines(self) -> Iterator[dict[str, Any]]:
+        for path in map(self._quarantine_file, range(len(self.parts))):
             if path.exists():
-                with path.open(encoding="utf-8") as stream:
-                    yield from map(json.loads, stream)
+                yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
 
 
-def begin(job: DatasetSpec, on_part: Callable[[], object] = lambda: None) -> ShardWriter:
-    """Cuts the source up, and claims the output: an empty folder, or one where the same job was begun or finished.
+def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lambda count: None) -> ShardWriter:
+    """Splits the source into parts and claims the output folder.
 
     Args:
-      job: what is to be prepared.
-      on_part: called for every part that is found; of large tables that takes a while.
+      spec: What to prepare. The output folder must be new, empty, or from the same spec.
+      on_part: Called with the number of parts so far; finding all parts of large tables takes a while.
 
     Raises:
-      JanusError: the input will not do, or the folder holds something else.
+      JanusError: The input has an error, or the folder contains something else.
     """
-    _check_free(job.output)
-    found = []
-    for part in get_source(job.kind).parts(job.options):
+    _check_output(spec.output)
+    found: list[Part] = []
+    for part in get_source(spec.source).parts(spec.options):
         found.append(part)
-        on_part()
+        on_part(len(found))
     parts = tuple(found)
     if not parts:
-        raise JanusError(f"--input {' '.join(job.options.inputs)} holds no records; look into it.")
-    fingerprint = _fingerprint(job, parts)
-    done = job.output / SUMMARY
-    if done.exists():
-        content = read_json(done)
-        _check_same(job.output, content["job"], fingerprint)
-        _clear(job)
-        summary = Summary(job.output, job.split, content["shards"], ShardStats.from_dict(content))
-        return ShardWriter(job, parts, summary)
-    noted = job.work / _JOB
-    with reading(job.output, "give another --output"):
-        job.work.mkdir(parents=True, exist_ok=True)
-    if noted.exists():
-        _check_same(job.output, read_json(noted), fingerprint)
+        raise _no_records(spec)
+    fingerprint = _fingerprint(spec, parts)
+    summary_file, spec_file = spec.output / SUMMARY, spec.scratch / "job.json"
+    if summary_file.exists():
+        content = read_json(summary_file)
+        _check_fingerprint(spec.output, content["job"], fingerprint)
+        _remove_scratch(spec)
+        summary = Summary(spec.output, spec.split, content["shards"], ShardStats(**content["total"]))
+        return ShardWriter(spec, parts, summary)
+    with reading(spec.output, "give another --output"):
+        spec.scratch.mkdir(parents=True, exist_ok=True)
+    if spec_file.exists():
+        _check_fingerprint(spec.output, read_json(spec_file), fingerprint)
     else:
-        _write(noted, [json.dumps(fingerprint)])
-    return ShardWriter(job, parts)
+        _write_lines(spec_file, [json.dumps(fingerprint)])
+    return ShardWriter(spec, parts)
 
 
-def _clear(job: DatasetSpec) -> None:
-    # Where a file that is open cannot vanish (NFS), the folder stays until the next run.
-    shutil.rmtree(job.work, ignore_errors=True)
+def _remove_scratch(spec: DatasetSpec) -> None:
+    # NFS keeps folders with open files; the next run removes them.
+    shutil.rmtree(spec.scratch, ignore_errors=True)
 
 
-def _check_free(output: Path) -> None:
+def _no_records(spec: DatasetSpec) -> JanusError:
+    return JanusError(f"--input {' '.join(spec.options.inputs)} has no records; check the files.")
+
+
+def _check_output(output: Path) -> None:
     with reading(output, "give another --output"):
         if not output.exists():
             return
         if not output.is_dir():
-            raise JanusError(f"--output {output} is no folder; give another.")
+            raise JanusError(f"--output {output} is not a folder; give another.")
         names = {path.name for path in output.iterdir()}
-    if names and not names & {SUMMARY, _WORK}:
-        raise JanusError(f"--output {output} holds other files ({min(names)}); give an empty folder, or a new one.")
+    if names and not names & {SUMMARY, _SCRATCH}:
+        raise JanusError(f"--output {output} contains other files ({min(names)}); give an empty or new folder.")
 
 
-def _check_same(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def _check_fingerprint(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
     for name, value in now.items():
         if before.get(name) != value:
             raise JanusError(
-                f"--output {output} holds what was prepared from {name} = {before.get(name)!r:.100}, "
-                f"not {value!r:.100}; give another folder, or remove that one."
+                f"--output {output} was prepared with {name} = {before.get(name)!r:.100}, not {value!r:.100}; give "
+                f"another folder, or remove that one."
             )
 
 
-def _fingerprint(job: DatasetSpec, parts: tuple[Part, ...]) -> dict[str, Any]:
-    """All that the output's bytes depend on, as json gives it back."""
-    cut = hashlib.sha256()
+def _fingerprint(spec: DatasetSpec, parts: tuple[Part, ...]) -> Mapping[str, Any]:
+    """Everything that determines the bytes of the output, as JSON values."""
+    content = hashlib.sha256()
     for part in parts:
-        cut.update(f"{part.name}\0{part.size}\0{part.stamp}\n".encode("utf-8", "surrogateescape"))
-    options = dataclasses.asdict(job.options) | {"task": job.options.task.value}
-    named = {"source": job.kind, **options, "split": job.split, "tokenizer": job.tokenizer}
-    return json.loads(json.dumps({**named, "content": cut.hexdigest()}))
+        content.update(f"{part.name}\0{part.size}\0{part.stamp}\n".encode("utf-8", "surrogateescape"))
+    values = dataclasses.asdict(spec.options) | {
+        "source": spec.source,
+        "task": spec.options.task.value,
+        "split": spec.split,
+        "tokenizer": spec.tokenizer,
+        "content": content.hexdigest(),
+    }
+    return json.loads(json.dumps(values))
 
 
-def _records(
-    part: Part, accept: Callable[[Record], None], reject: Callable[[str, RejectedRecord], None]
-) -> Iterator[Record]:
-    key = part.name
-    try:
-        for entry in part.entries():
-            key = entry.key
-            try:
-                record = _make(entry)
-            except RejectedRecord as refused:
-                reject(key, refused)
-            else:
-                yield record
-                accept(record)
-    except RejectedRecord as refused:
-        reject(f"{key} and what follows", refused)
-
-
-def _make(entry: Entry) -> Record:
+def _make_record(entry: Entry) -> Record:
     try:
         record = entry.make()
-        check(record)
-    except JanusError as error:
-        raise RejectedRecord(RejectReason.MALFORMED, str(error)) from None
+        validate(record)
+    # A value that the source did not expect costs one record, which counts towards --max_rejected.
     except PARSE_ERRORS as error:
-        # A source that takes a value at its word: one record's loss, and part of the share that stops the run.
-        raise RejectedRecord(RejectReason.MALFORMED, describe_error(error)) from None
+        message = str(error) if isinstance(error, JanusError) else describe_error(error)
+        raise RejectedRecord(RejectReason.MALFORMED, message) from None
     return record
 
 
-def _write(path: Path, lines: Iterable[str]) -> None:
+def _write_lines(path: Path, lines: Iterable[str]) -> None:
     write_bytes(path, "".join(f"{line}\n" for line in lines).encode())
-
-
-def _readable(size: int) -> str:
-    value, units = float(size), ["B", "kB", "MB", "GB", "TB"]
-    while value >= 1000 and len(units) > 1:
-        value, units = value / 1000, units[1:]
-    return f"{value:.0f} {units[0]}" if units[0] == "B" else f"{value:.1f} {units[0]}"

@@ -1,23 +1,19 @@
-"""Everything that records are made from: one small file a kind, each registered in `SOURCES`."""
+"""Sources of records, one module per format, registered in `SOURCES`."""
 
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.sources import captions, conversations, text, tfds, webdataset
 from janus_jax.data.sources.base import (
     SOURCES,
     Entry,
     InputFile,
     Part,
-    RejectedRecord,
-    RejectReason,
     Source,
     SourceOptions,
     get_source,
     register_source,
 )
 
-KINDS = (captions, conversations, text, tfds, webdataset)
-
 __all__ = [
-    "KINDS",
     "SOURCES",
     "Entry",
     "InputFile",
@@ -26,6 +22,11 @@ __all__ = [
     "RejectedRecord",
     "Source",
     "SourceOptions",
+    "captions",
+    "conversations",
     "get_source",
     "register_source",
+    "text",
+    "tfds",
+    "webdataset",
 ]

@@ -1,12 +1,12 @@
-"""What a source is: a function from options to parts, each of which one process reads, entry by entry.
+"""Sources: functions from options to parts of the input, registered by name.
 
     @register_source("poems", Task.TEXT)
     def poems(options: SourceOptions) -> Iterator[Part]:
-        for file in options.files():
+        for file in options.files(".txt"):
             yield Part(file.label, functools.partial(_entries, file))
 
-An entry is a key and a way to make its record. Whatever is wrong with one record is raised there, as `RejectedRecord`,
-and costs that record alone; whatever is wrong with all of the input is a `JanusError` before any part is read.
+One process reads a part and writes it as one shard. A part yields entries: a key, and a function that makes the record.
+`RejectedRecord` in that function costs one record. Errors of the whole input are a `JanusError` before a part is read.
 """
 
 import contextlib
@@ -28,11 +28,11 @@ from janus_jax.processing import Task
 
 
 class Entry(NamedTuple):
-    """One record to be.
+    """One entry of the input.
 
     Attributes:
-      key: names it among those of its source, for good: neither the number of processes nor of parts changes it.
-      make: makes the record, or raises `RejectedRecord`.
+      key: Unique, permanent name of the record within its source, independent of parts and processes.
+      make: Makes the record, or raises `RejectedRecord`.
     """
 
     key: str
@@ -41,14 +41,14 @@ class Entry(NamedTuple):
 
 @dataclass(frozen=True)
 class Part:
-    """What one process reads in one go, and one shard is made of.
+    """A piece of the input, read by one process and written as one shard.
 
     Attributes:
-      name: tells it from the others; the same for the same input and options.
-      entries: reads it. It travels between processes: a `functools.partial` of a module's function, not a lambda.
-        It may raise `RejectedRecord` when the rest of its input cannot be read.
-      size: entries, where that is known before reading.
-      stamp: says whether the input is still the same when a run is taken up again: its bytes, as a rule.
+      name: Unique name, the same for the same input and options.
+      entries: Reads the entries. It is pickled, so it is a `functools.partial` of a module's function, not a lambda. It
+        may raise `RejectedRecord` if the rest of its input is unreadable.
+      size: Number of entries; None if unknown before reading.
+      stamp: Number that changes with the input, usually the bytes of the file. A changed input is not resumed.
     """
 
     name: str
@@ -58,7 +58,7 @@ class Part:
 
 
 class InputFile(NamedTuple):
-    """An input file, and the short name that keys are made of: its path below what all inputs have in common."""
+    """An input file, and its path relative to the folder that all inputs share, which keys start with."""
 
     path: Path
     label: str
@@ -73,11 +73,11 @@ _DAMAGE: tuple[type[Exception], ...] = (*PARSE_ERRORS, tarfile.TarError, zlib.er
 
 @contextlib.contextmanager
 def reject_damaged_file(file: Path) -> Iterator[None]:
-    """Makes damaged content of an archive the loss of the rest of it; a disk that fails stays an error of the run.
+    """Turns damaged content of an archive into one rejection; I/O errors still end the run.
 
     Raises:
-      RejectedRecord: what is inside found the content damaged.
-      JanusError: the file could not be read at all.
+      RejectedRecord: The block found damaged content.
+      JanusError: The file cannot be read.
     """
     try:
         yield
@@ -85,26 +85,25 @@ def reject_damaged_file(file: Path) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno is not None:
             raise JanusError(f"{file} cannot be read ({error.strerror}).") from error
         reason = " ".join(str(error).split())[:100] or type(error).__name__
-        raise RejectedRecord(
-            RejectReason.DAMAGED_FILE, f"{file} cannot be read from here on ({reason}); fetch it again."
-        ) from None
+        message = f"{file} cannot be read from here on ({reason}); fetch it again."
+        raise RejectedRecord(RejectReason.DAMAGED_FILE, message) from None
 
 
 @dataclass(frozen=True)
 class SourceOptions:
-    """What the user says about a source.
+    """Options of a source.
 
     Attributes:
-      inputs: paths, in which `*` and the like stand for several; or a TFDS name.
-      task: what the records teach.
-      images: folder that image paths are relative to, and must lie in; None for the input file's own.
-      prompts: what a user asks about an image whose caption is the answer; one is picked by the record's key.
-      text_field: name of the caption's, the class's or the document's field, where it is not the usual.
-      image_field: name of the image's field, likewise.
-      class_names: a file with words for class names, a class a line, or a json object.
-      input_split: of a TFDS data set.
-      data_dir: folder of prepared TFDS data sets; None for TFDS's own.
-      shard_records: entries a part, and so records a shard, where the source can be cut at will.
+      inputs: Paths or glob patterns; for TFDS the name of a data set.
+      task: What the records train.
+      images: Folder of the image paths, which must not leave it. Default: the folder of the input file.
+      prompts: Questions that captions answer. The record's key selects one.
+      text_field: Field of the caption, class or document. Default: usual names.
+      image_field: Field of the image. Default: usual names.
+      class_names: File with captions of classes, one class per line or a JSON object.
+      input_split: Split of a TFDS data set.
+      data_dir: Folder of prepared TFDS data sets. Default: TFDS's own.
+      shard_records: Entries per part, and so records per shard, if the source can be split anywhere.
     """
 
     inputs: tuple[str, ...]
@@ -119,12 +118,12 @@ class SourceOptions:
     shard_records: int = 4096
 
     def files(self, *suffixes: str) -> list[InputFile]:
-        """The input files, sorted; of a folder, those whose names end with one of `suffixes`.
+        """Returns the input files, sorted. Of a folder, takes the files with one of the suffixes.
 
         Raises:
-          JanusError: there is none, or one is the pointer that git-lfs leaves for a file.
+          JanusError: No file matches, or one is a git-lfs pointer.
         """
-        paths = sorted({path for given in self.inputs for path in _matches(given, suffixes)})
+        paths = sorted({path for pattern in self.inputs for path in _matches(pattern, suffixes)})
         common = os.path.commonpath([path.parent for path in paths])
         for path in paths:
             with reading(path), path.open("rb") as stream:
@@ -132,66 +131,65 @@ class SourceOptions:
         return [InputFile(path, path.relative_to(common).as_posix()) for path in paths]
 
 
-def _matches(given: str, suffixes: tuple[str, ...]) -> list[Path]:
-    with reading(given, "give another path"):
-        path = Path(given).absolute()
+def _matches(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
+    with reading(pattern, "give another path"):
+        path = Path(pattern).absolute()
         if path.is_dir():
             found = [file for file in path.iterdir() if file.is_file() and file.name.endswith(suffixes)]
             if not found or not suffixes:
-                raise JanusError(f"--input {given} is a folder without {' or '.join(suffixes)} files; name the files.")
+                raise JanusError(f"--input {pattern} is a folder without {' or '.join(suffixes)} files; name them.")
             return found
-        found = [path] if path.exists() else [Path(name).absolute() for name in glob.glob(given, recursive=True)]
+        found = [path] if path.exists() else [Path(name).absolute() for name in glob.glob(pattern, recursive=True)]
         found = [path for path in found if path.is_file()]
     if not found:
-        raise JanusError(f"--input {given} matches no file; check the path.")
+        raise JanusError(f"--input {pattern} matches no file; check the path.")
     return found
 
 
-Reader = Callable[[SourceOptions], Iterable[Part]]
-
-
 class Source(NamedTuple):
-    """A kind of input.
+    """A registered source.
 
     Attributes:
-      kind: its name on the command line.
-      tasks: that its records can serve; the first is the usual one.
-      parts: reads no more of the input than it needs to cut it up.
-      shard_records: records that make a shard of a good size.
+      name: Name on the command line.
+      tasks: Supported tasks, the default first.
+      parts: Splits the input, reading no more of it than necessary.
+      shard_records: Default number of records per shard.
     """
 
-    kind: str
+    name: str
     tasks: tuple[Task, ...]
-    parts: Reader
+    parts: "SplitInput"
     shard_records: int
 
 
+SplitInput = Callable[[SourceOptions], Iterable[Part]]
+
 SOURCES: dict[str, Source] = {}
-"""Every kind, by name."""
+"""Registered sources by name."""
 
 
-def register_source(kind: str, *tasks: Task, shard_records: int = 4096) -> Callable[[Reader], Reader]:
-    """Adds a kind of source to `SOURCES`; see there for the arguments."""
+def register_source(name: str, *tasks: Task, shard_records: int = 4096) -> Callable[[SplitInput], SplitInput]:
+    """Registers the decorated function as a source; see `Source` for the arguments."""
 
-    def register(parts: Reader) -> Reader:
-        SOURCES[kind] = Source(kind, tasks, parts, shard_records)
+    def register(parts: SplitInput) -> SplitInput:
+        SOURCES[name] = Source(name, tasks, parts, shard_records)
         return parts
 
     return register
 
 
-def get_source(kind: str) -> Source:
-    """The source of that name; `MODULE:KIND` imports the module first, which then registers it.
+def get_source(name: str) -> Source:
+    """Returns a registered source. For `MODULE:NAME` it imports the module first, which registers the source.
 
     Raises:
-      JanusError: there is none.
+      JanusError: The module cannot be imported, or no source has the name.
     """
-    module, _, name = kind.rpartition(":")
+    module, _, short_name = name.rpartition(":")
     if module:
         try:
             importlib.import_module(module)
         except ImportError as error:
-            raise JanusError(f"--source {kind}: {error}; give an importable module before the colon.") from error
-    if name not in SOURCES:
-        raise JanusError(f"--source {kind} is unknown; take one of {', '.join(sorted(SOURCES))}, or MODULE:KIND.")
-    return SOURCES[name]
+            raise JanusError(f"--source {name}: {error}; give an importable module before the colon.") from error
+    if short_name not in SOURCES:
+        raise JanusError(f"--source {name} is unknown; use {', '.join(sorted(SOURCES))}, or MODULE:NAME.")
+    return SOURCES[short_name]

@@ -1,4 +1,4 @@
-"""Instruction data as LLaVA (arXiv 2304.08485) published it: conversations in json, images in a folder.
+"""Instruction data in the format of LLaVA (arXiv 2304.08485): conversations in JSON, images in a folder.
 
 [{"id": "1", "image": "a.jpg", "conversations": [{"from": "human", "value": "<image>\\nWhat is it?"},
                                                  {"from": "gpt", "value": "A cat."}]}]
@@ -10,23 +10,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import (
-    Entry,
-    InputFile,
-    Part,
-    RejectedRecord,
-    RejectReason,
-    SourceOptions,
-    register_source,
-)
-from janus_jax.data.sources.fields import ImageFolder, field, image_of
-from janus_jax.data.sources.lines import Span, json_lines, line_spans
+from janus_jax.data.rejects import RejectedRecord, RejectReason
+from janus_jax.data.sources.base import InputFile, Part, SourceOptions, register_source
+from janus_jax.data.sources.fields import ImageFolder, as_object, get_field, get_image
+from janus_jax.data.sources.rows import Row, Span, json_lines, line_spans
 from janus_jax.errors import JanusError
 from janus_jax.files import read_text, reading
 from janus_jax.processing import Message, Task
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-_THEIRS = "<image>"
+_LLAVA_PLACEHOLDER = "<image>"
 _ROLES = {
     "human": "user",
     "user": "user",
@@ -40,12 +33,12 @@ _SPACE = " \t\r\n"
 
 @register_source("llava", Task.UNDERSTANDING, Task.TEXT)
 def conversations(options: SourceOptions) -> Iterator[Part]:
-    """A json array, or one object a line."""
+    """Reads a JSON array, or one object per line."""
     for file in options.files(".json", ".jsonl"):
-        is_array = _is_array(file)
-        spans, read = (array_spans, _elements) if is_array else (line_spans, json_lines)
+        make_record = functools.partial(_record, ImageFolder.of(options, file.path), options)
+        spans, read = (array_spans, _array_rows) if _is_array(file) else (line_spans, json_lines)
         for span in spans(file, options.shard_records):
-            yield Part(span.name, functools.partial(_entries, read, span, options), span.size, file.bytes)
+            yield span.part(read, make_record)
 
 
 def _is_array(file: InputFile) -> bool:
@@ -57,24 +50,25 @@ def _is_array(file: InputFile) -> bool:
 
 
 def array_spans(file: InputFile, size: int) -> Iterator[Span]:
-    """Spans of `size` elements each of a json array, but for the last.
+    """Splits a JSON array into spans of `size` elements.
 
-    The text is held, its objects are not: of LLaVA's largest file that is 1 GB in place of 6.
+    Only the text is held in memory, not the objects: 1 GB instead of 6 for LLaVA's largest file.
 
     Raises:
-      JanusError: the file is no json array.
+      JanusError: The file is not a JSON array.
     """
-    text = read_text(file.path, "fetch it again, or mend it")
+    remedy = "fetch it again, or fix it"
+    text = read_text(file.path, remedy)
     decode = json.JSONDecoder().raw_decode
-    at = _skip(text, 0, "\ufeff" + _SPACE) + 1  # behind the bracket
+    at = _skip(text, 0, "\ufeff" + _SPACE) + 1  # After the bracket.
     begun, start, count, first = at, len(text[:at].encode()), 0, 1
-    with reading(file.path, "fetch it again, or mend it"):
+    with reading(file.path, remedy):
         at = _skip(text, at)
         while text[at : at + 1] != "]":
             _, at = decode(text, at)
             at = _skip(text, at)
             if text[at : at + 1] not in (",", "]"):
-                raise JanusError(f"{file.path} is damaged behind character {at}: neither , nor ] ends the array.")
+                raise JanusError(f"{file.path} is damaged at character {at}: expected , or ].")
             count += 1
             if text[at] == ",":
                 after = _skip(text, at + 1)
@@ -87,59 +81,46 @@ def array_spans(file: InputFile, size: int) -> Iterator[Span]:
             yield Span(file, start, start + len(text[begun:at].encode()), first, count)
 
 
-def _skip(text: str, at: int, what: str = _SPACE) -> int:
-    while at < len(text) and text[at] in what:
+def _skip(text: str, at: int, characters: str = _SPACE) -> int:
+    while at < len(text) and text[at] in characters:
         at += 1
     return at
 
 
-def _elements(span: Span) -> Iterator[tuple[int, Any]]:
+def _array_rows(span: Span) -> Iterator[tuple[int, Row]]:
     with span.open() as stream:
         text = stream.read(span.stop - span.start).decode("utf-8")
     decode, at = json.JSONDecoder().raw_decode, _skip(text, 0)
     for number in range(span.first, span.first + span.size):
         value, at = decode(text, at)
-        yield number, functools.partial(_given, value)
+        yield number, functools.partial(as_object, value, f"element {number}")
         at = _skip(text, at, _SPACE + ",")
 
 
-def _given(value: Any) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise RejectedRecord(RejectReason.MALFORMED, f"it is a {type(value).__name__} where an object is wanted.")
-    return value
-
-
-def _entries(read: Any, span: Span, options: SourceOptions) -> Iterator[Entry]:
-    folder = ImageFolder.of(options, span.file.path)
-    for number, values in read(span):
-        key = f"{span.file.label}:{number}"
-        yield Entry(key, functools.partial(_record, key, values, folder, options))
-
-
-def _record(key: str, values: Any, folder: ImageFolder, options: SourceOptions) -> Record:
-    sample = values()
-    given = sample.get(options.image_field or "image")
-    names = [] if given is None else given if isinstance(given, list) else [given]
-    images = tuple(image_of(name, folder) for name in names)
-    return conversation_record(key, sample, images, options)
+def _record(folder: ImageFolder, options: SourceOptions, key: str, values: Mapping[str, Any]) -> Record:
+    paths = values.get(options.image_field or "image")
+    if not isinstance(paths, list):
+        paths = [] if paths is None else [paths]
+    return conversation_record(key, values, tuple(get_image(path, folder) for path in paths), options)
 
 
 def conversation_record(
-    key: str, sample: Mapping[str, Any], images: tuple[bytes, ...], options: SourceOptions
+    key: str, values: Mapping[str, Any], images: tuple[bytes, ...], options: SourceOptions
 ) -> Record:
-    """A sample's turns with its images, whose places are `<image>`, or else before the user's first words.
+    """Makes a record of a conversation and its images.
 
-    A conversation without images is one in text, whatever the source's task.
+    `<image>` marks the position of each image. Without marks the images come before the first user turn. The task of a
+    conversation without images is text.
 
     Raises:
-      RejectedRecord: a turn is wrong, or there are images in a source of text.
+      RejectedRecord: A turn is invalid, or the source is for text and there are images.
     """
-    turns = field(sample, options.text_field, ("conversations", "messages"))
+    turns = get_field(values, options.text_field, ("conversations", "messages"))
     if not isinstance(turns, list) or not turns:
-        raise RejectedRecord(RejectReason.BAD_CONVERSATION, "its conversation is no list of turns.")
+        raise RejectedRecord(RejectReason.BAD_CONVERSATION, "its conversation is not a list of turns.")
     messages = [_message(turn) for turn in turns]
     if images and options.task is Task.TEXT:
-        raise RejectedRecord(RejectReason.IMAGE_COUNT, f"it has {len(images)} images, but its source is to teach text.")
+        raise RejectedRecord(RejectReason.IMAGE_COUNT, f"it has {len(images)} images, but the task is text.")
     if images and not any(IMAGE_PLACEHOLDER in message["content"] for message in messages):
         first = next((message for message in messages if message["role"] == "user"), messages[0])
         first["content"] = f"{IMAGE_PLACEHOLDER}\n" * len(images) + first["content"]
@@ -148,19 +129,15 @@ def conversation_record(
 
 def _message(turn: Any) -> Message:
     if not isinstance(turn, Mapping):
-        raise RejectedRecord(
-            RejectReason.BAD_CONVERSATION, f"a turn is a {type(turn).__name__} where an object is wanted."
-        )
-    role = field(turn, None, ("from", "role"))
-    content = field(turn, None, ("value", "content"))
+        raise RejectedRecord(RejectReason.BAD_CONVERSATION, f"a turn is a {type(turn).__name__}, not an object.")
+    role = get_field(turn, None, ("from", "role"))
+    content = get_field(turn, None, ("value", "content"))
     if not isinstance(role, str) or role not in _ROLES:
-        raise RejectedRecord(
-            RejectReason.BAD_CONVERSATION, f"a turn is {role!r:.40}'s; it must be one of {', '.join(_ROLES)}."
-        )
+        message = f"a turn has the role {role!r:.40}; it must be one of {', '.join(_ROLES)}."
+        raise RejectedRecord(RejectReason.BAD_CONVERSATION, message)
     if not isinstance(content, str):
         raise RejectedRecord(RejectReason.BAD_CONVERSATION, f"a turn's text is a {type(content).__name__}.")
     if IMAGE_PLACEHOLDER in content:
-        raise RejectedRecord(
-            RejectReason.SPECIAL_TOKEN, f"a turn spells {IMAGE_PLACEHOLDER}; images are marked with {_THEIRS}."
-        )
-    return {"role": _ROLES[role], "content": content.replace(_THEIRS, IMAGE_PLACEHOLDER)}
+        message = f"a turn contains {IMAGE_PLACEHOLDER}; mark images with {_LLAVA_PLACEHOLDER}."
+        raise RejectedRecord(RejectReason.SPECIAL_TOKEN, message)
+    return {"role": _ROLES[role], "content": content.replace(_LLAVA_PLACEHOLDER, IMAGE_PLACEHOLDER)}

@@ -1,31 +1,23 @@
-"""Plain text: json lines with one document each."""
+"""Text documents in JSON lines."""
 
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import Entry, Part, SourceOptions, register_source
-from janus_jax.data.sources.fields import field, text_of
-from janus_jax.data.sources.lines import Span, json_lines, line_spans
+from janus_jax.data.sources.base import Part, SourceOptions, register_source
+from janus_jax.data.sources.fields import get_field, get_text
+from janus_jax.data.sources.rows import json_lines, line_spans
 from janus_jax.processing import Task
-
-_FIELDS = ("text", "content")
 
 
 @register_source("text", Task.TEXT, shard_records=65536)
 def text(options: SourceOptions) -> Iterator[Part]:
-    """`{"text": "..."}` a line; the field may be named."""
+    """Reads one document per line: `{"text": "..."}`, or another field."""
     for file in options.files(".jsonl"):
         for span in line_spans(file, options.shard_records):
-            yield Part(span.name, functools.partial(_entries, span, options.text_field), span.size, file.bytes)
+            yield span.part(json_lines, functools.partial(_record, options.text_field))
 
 
-def _entries(span: Span, name: str | None) -> Iterator[Entry]:
-    for number, read in json_lines(span):
-        key = f"{span.file.label}:{number}"
-        yield Entry(key, functools.partial(_record, key, read, name))
-
-
-def _record(key: str, read: Callable[[], Mapping[str, Any]], name: str | None) -> Record:
-    return Record(key, Task.TEXT, text=text_of(field(read(), name, _FIELDS)))
+def _record(field: str | None, key: str, values: Mapping[str, Any]) -> Record:
+    return Record(key, Task.TEXT, text=get_text(get_field(values, field, ("text", "content"))))

@@ -1,4 +1,4 @@
-"""WebDataset tars: neighbouring members of one basename are a sample, its picture and its text.
+"""WebDataset tars: neighboring members with one base name are a sample, an image and its text.
 
 000017.jpg
 000017.txt        the caption; or 000017.json with a caption, or with a conversation as LLaVA's
@@ -12,19 +12,17 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from janus_jax.data.records import Record
-from janus_jax.data.sources.base import (
-    Entry,
-    InputFile,
-    Part,
-    RejectedRecord,
-    RejectReason,
-    SourceOptions,
-    register_source,
-    reject_damaged_file,
-)
+from janus_jax.data.rejects import RejectedRecord, RejectReason
+from janus_jax.data.sources.base import Entry, InputFile, Part, SourceOptions, register_source, reject_damaged_file
 from janus_jax.data.sources.conversations import conversation_record
-from janus_jax.data.sources.fields import LARGEST_FILE, TEXT_FIELDS, caption_record, json_object, text_of
-from janus_jax.data.sources.fields import field as value_of
+from janus_jax.data.sources.fields import (
+    TEXT_FIELDS,
+    caption_record,
+    check_size,
+    get_field,
+    get_text,
+    json_object,
+)
 from janus_jax.processing import Task
 
 _IMAGES = ("jpg", "jpeg", "png", "webp")
@@ -33,48 +31,52 @@ _TEXTS = ("txt", "json")
 
 @register_source("webdataset", Task.GENERATION, Task.UNDERSTANDING)
 def webdataset(options: SourceOptions) -> Iterator[Part]:
-    """A tar is read from end to end, and so is a part."""
+    """Reads tars, each as one part, because a tar can only be read from its start."""
     for file in options.files(".tar", ".tar.gz", ".tgz"):
         yield Part(file.label, functools.partial(_entries, file, options), stamp=file.bytes)
 
 
 @dataclass
 class _Sample:
-    """The members of one basename, as far as they are read."""
+    """Members with one base name."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
-    refusal: RejectedRecord | None = None
+    error: RejectedRecord | None = None
 
 
 def _entries(file: InputFile, options: SourceOptions) -> Iterator[Entry]:
     for sample in _samples(file):
-        yield Entry(f"{file.label}/{sample.key}", functools.partial(_record, file, sample, options))
+        key = f"{file.label}/{sample.key}"
+        yield Entry(key, functools.partial(_record, key, sample, options))
 
 
 def _samples(file: InputFile) -> Iterator[_Sample]:
     sample: _Sample | None = None
     seen: set[str] = set()
-    # What is read before a break is whole; the sample at the break is lost with the rest.
-    with reject_damaged_file(file.path), tarfile.open(file.path, "r|*", tarinfo=_Header) as tar:
+    # Samples before damaged content are complete; the sample at the damage and the rest are lost.
+    with reject_damaged_file(file.path), tarfile.open(file.path, "r|*", tarinfo=_StrictHeader) as tar:
         for member in tar:
             if not member.isfile():
                 continue
             folder, _, name = member.name.rpartition("/")
-            stem, _, ending = name.partition(".")
+            stem, _, suffix = name.partition(".")
             key = f"{folder}/{stem}" if folder else stem
             if sample is None or key != sample.key:
                 if sample is not None:
                     yield sample
-                sample = _Sample(key, refusal=_twice(key) if key in seen else None)
+                sample = _Sample(key)
+                if key in seen:
+                    message = f"{key} occurs twice in the tar; the members of a sample must be neighbors."
+                    sample.error = RejectedRecord(RejectReason.MALFORMED, message)
                 seen.add(key)
-            _add(sample, ending.lower(), tar, member)
+            _add_member(sample, suffix.lower(), tar, member)
     if sample is not None:
         yield sample
 
 
-class _Header(tarfile.TarInfo):
-    """A header that must be whole: tarfile takes a damaged or a missing one for the archive's end."""
+class _StrictHeader(tarfile.TarInfo):
+    """Raises for a damaged or missing header, which tarfile takes for the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -83,43 +85,36 @@ class _Header(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"no header where one is due: {error}") from error
+            raise tarfile.ReadError(f"missing header: {error}") from error
 
 
-def _twice(key: str) -> RejectedRecord:
-    return RejectedRecord(
-        RejectReason.MALFORMED, f"{key} comes twice in the tar; members of a sample must be neighbours."
-    )
-
-
-def _add(sample: _Sample, ending: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
-    if ending not in (*_IMAGES, *_TEXTS) or sample.refusal:
+def _add_member(sample: _Sample, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    if suffix not in (*_IMAGES, *_TEXTS) or sample.error:
         return
-    if member.size > LARGEST_FILE:
-        sample.refusal = RejectedRecord(
-            RejectReason.IMAGE_TOO_LARGE, f"{member.name} has {member.size} bytes; at most {LARGEST_FILE} are read."
-        )
+    try:
+        check_size(member.size, member.name)
+    except RejectedRecord as error:
+        sample.error = error
         return
-    with contextlib.closing(tar.extractfile(member)) as content:  # type: ignore[type-var]  # a file's is not None
-        sample.members[ending] = content.read()  # type: ignore[union-attr]
+    with contextlib.closing(tar.extractfile(member)) as content:  # type: ignore[type-var]  # Not None for a file.
+        sample.members[suffix] = content.read()  # type: ignore[union-attr]
 
 
-def _record(file: InputFile, sample: _Sample, options: SourceOptions) -> Record:
-    if sample.refusal:
-        raise sample.refusal
-    key = f"{file.label}/{sample.key}"
-    there = ", ".join(sample.members) or "nothing known"
-    images = [sample.members[ending] for ending in _IMAGES if ending in sample.members]
+def _record(key: str, sample: _Sample, options: SourceOptions) -> Record:
+    if sample.error:
+        raise sample.error
+    found = ", ".join(sample.members) or "nothing known"
+    images = [sample.members[suffix] for suffix in _IMAGES if suffix in sample.members]
     if not images:
-        raise RejectedRecord(RejectReason.NO_IMAGE, f"it has none of {', '.join(_IMAGES)}, only {there}.")
+        raise RejectedRecord(RejectReason.NO_IMAGE, f"it has none of {', '.join(_IMAGES)}, only {found}.")
     values = json_object(sample.members["json"], "its .json") if "json" in sample.members else {}
     if options.task is Task.UNDERSTANDING and ("conversations" in values or "messages" in values):
         return conversation_record(key, values, (images[0],), options)
-    # A text of its own comes before one among other data, unless that is asked for.
+    # A .txt takes precedence over a field of the .json, unless the field is named.
     if options.text_field is None and "txt" in sample.members:
-        caption = text_of(sample.members["txt"])
+        caption = get_text(sample.members["txt"])
     elif values:
-        caption = text_of(value_of(values, options.text_field, TEXT_FIELDS))
+        caption = get_text(get_field(values, options.text_field, TEXT_FIELDS))
     else:
-        raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no caption in .txt or .json, only {there}.")
+        raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no caption in .txt or .json, only {found}.")
     return caption_record(key, caption, images[0], options)

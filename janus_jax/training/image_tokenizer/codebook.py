@@ -1,7 +1,6 @@
-"""How a codebook is kept in use: a start from the data, moving averages, and new codes for dead ones.
+"""Codebook updates: k-means initialization, moving averages and replacement of unused codes.
 
-VQ-16 as released learns its codebook by the gradient alone; a small codebook that is trained for minutes needs the
-rest.
+The released VQ-16 trains its codebook by the gradient alone. A small codebook that is trained for minutes needs these.
 """
 
 from typing import NamedTuple
@@ -13,88 +12,96 @@ from jaxtyping import Array, Float, Int, Key
 from janus_jax.models.vq import nearest_codes, normalize
 
 
-class CodeUse(NamedTuple):
-    """Moving averages over batches.
+class CodeUsage(NamedTuple):
+    """Usage of the codes by a batch, or its moving average over batches.
 
     Attributes:
-      counts: latents that chose each code, in a batch.
-      sums: of those latents, on the unit sphere.
+      counts: Number of latents assigned to each code, per batch.
+      sums: Sum of those latents, which are on the unit sphere.
     """
 
     counts: Float[Array, " V"]
     sums: Float[Array, "V C"]
 
 
-def start_use(codebook: Float[Array, "V C"], latents_per_batch: int) -> CodeUse:
-    """As if every code had been chosen equally often, by latents like itself."""
+def uniform_usage(codebook: Float[Array, "V C"], latents_per_batch: int) -> CodeUsage:
+    """Returns the usage of a batch in which each code occurs equally often."""
     counts = jnp.full(codebook.shape[0], latents_per_batch / codebook.shape[0], jnp.float32)
-    return CodeUse(counts, counts[:, None] * normalize(codebook))
+    return CodeUsage(counts, counts[:, None] * normalize(codebook))
 
 
-def count_use(latents: Float[Array, "M C"], ids: Int[Array, " M"], codebook_size: int) -> CodeUse:
-    """The use of one batch."""
+def batch_usage(latents: Float[Array, "M C"], ids: Int[Array, " M"], codebook_size: int) -> CodeUsage:
+    """Returns the usage of the codes by one batch."""
     counts = jnp.zeros(codebook_size, jnp.float32).at[ids].add(1.0)
     sums = jnp.zeros((codebook_size, latents.shape[-1]), jnp.float32).at[ids].add(latents)
-    return CodeUse(counts, sums)
+    return CodeUsage(counts, sums)
 
 
-def average_use(use: CodeUse, batch: CodeUse, decay: float) -> CodeUse:
-    """The moving averages after one more batch (arXiv 1711.00937, appendix A.1)."""
-    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, use, batch)
+def update_usage(usage: CodeUsage, batch: CodeUsage, decay: float) -> CodeUsage:
+    """Adds a batch to the moving average (arXiv 1711.00937, appendix A.1)."""
+    return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, usage, batch)
 
 
-def mean_codes(use: CodeUse) -> Float[Array, "V C"]:
-    """The directions in which the latents of each code lie."""
-    return normalize(use.sums)
+def mean_codes(usage: CodeUsage) -> Float[Array, "V C"]:
+    """Returns the mean direction of the latents assigned to each code."""
+    return normalize(usage.sums)
 
 
-def reseed(use: CodeUse, latents: Float[Array, "M C"], below: float, key: Key[Array, ""]) -> tuple[CodeUse, Array]:
-    """Puts each dead code onto a latent of the batch (arXiv 2005.00341, §3.1, random restarts).
+def reseed(
+    usage: CodeUsage, latents: Float[Array, "M C"], threshold: float, key: Key[Array, ""]
+) -> tuple[CodeUsage, Array]:
+    """Replaces rarely used codes by latents of the batch (random restarts, arXiv 2005.00341, §3.1).
 
     Args:
-      below: a code is dead that is chosen less often than this share of the mean.
+      threshold: Codes used less often than this fraction of the mean are replaced.
 
     Returns:
-      The use, in which a new code counts as chosen as often as the mean; and which codes are new, [V] of bool.
+      The usage, in which a replaced code has the mean count, and a boolean array [V] of the replaced codes.
     """
-    mean = jnp.mean(use.counts)
-    dead = use.counts < below * mean
-    chosen = latents[jax.random.randint(key, dead.shape, 0, latents.shape[0])]
-    return CodeUse(jnp.where(dead, mean, use.counts), jnp.where(dead[:, None], mean * chosen, use.sums)), dead
+    mean = jnp.mean(usage.counts)
+    unused = usage.counts < threshold * mean
+    chosen = latents[jax.random.randint(key, unused.shape, 0, latents.shape[0])]
+    counts = jnp.where(unused, mean, usage.counts)
+    return CodeUsage(counts, jnp.where(unused[:, None], mean * chosen, usage.sums)), unused
 
 
-def kmeans(latents: Float[Array, "M C"], num_codes: int, key: Key[Array, ""], rounds: int = 20) -> Float[Array, "V C"]:
-    """Spherical k-means: directions around which the latents lie.
+def kmeans(
+    latents: Float[Array, "M C"], num_codes: int, key: Key[Array, ""], iterations: int = 20
+) -> Float[Array, "V C"]:
+    """Spherical k-means with k-means++ initialization.
 
-    A centre that no latent is nearest to goes to the latent that is farthest from its own.
+    An empty cluster restarts at the latent farthest from its own center.
 
     Args:
-      latents: on the unit sphere.
+      latents: Latents on the unit sphere.
+
+    Returns:
+      Cluster centers on the unit sphere.
     """
 
-    def choose(i: int, chosen: tuple[Array, Array]) -> tuple[Array, Array]:
-        # Likelier the farther from those before (k-means++): many a patch is plain background, and rare ones count.
-        centres, distances = chosen
-        place = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(jnp.maximum(distances, 1e-9)))
-        centre = latents[place]
-        return centres.at[i].set(centre), jnp.minimum(distances, 1 - latents @ centre)
+    def add_center(i: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
+        # Distant latents are likelier: most patches are background, and rare ones need centers too.
+        centers, distances = state
+        index = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(jnp.maximum(distances, 1e-9)))
+        center = latents[index]
+        return centers.at[i].set(center), jnp.minimum(distances, 1 - latents @ center)
 
-    nowhere = jnp.zeros((num_codes, latents.shape[-1])), jnp.ones(latents.shape[0])
-    start, _ = jax.lax.fori_loop(0, num_codes, choose, nowhere)
+    empty = jnp.zeros((num_codes, latents.shape[-1])), jnp.ones(latents.shape[0])
+    initial, _ = jax.lax.fori_loop(0, num_codes, add_center, empty)
 
-    def improve(_: int, centres: Float[Array, "V C"]) -> Float[Array, "V C"]:
-        ids = nearest_codes(latents, centres)
-        use = count_use(latents, ids, num_codes)
-        own = jnp.sum(latents * centres[ids], axis=-1)
-        farthest = jax.lax.top_k(-own, min(num_codes, latents.shape[0]))[1]
-        order = jnp.cumsum(use.counts == 0) - 1
-        instead = latents[farthest[jnp.clip(order, 0, farthest.shape[0] - 1)]]
-        return normalize(jnp.where((use.counts == 0)[:, None], instead, use.sums))
+    def iterate(_: int, centers: Float[Array, "V C"]) -> Float[Array, "V C"]:
+        ids = nearest_codes(latents, centers)
+        usage = batch_usage(latents, ids, num_codes)
+        similarity = jnp.sum(latents * centers[ids], axis=-1)
+        farthest = jax.lax.top_k(-similarity, min(num_codes, latents.shape[0]))[1]
+        order = jnp.cumsum(usage.counts == 0) - 1
+        restarts = latents[farthest[jnp.clip(order, 0, farthest.shape[0] - 1)]]
+        return normalize(jnp.where((usage.counts == 0)[:, None], restarts, usage.sums))
 
-    return jax.lax.fori_loop(0, rounds, improve, start)
+    return jax.lax.fori_loop(0, iterations, iterate, initial)
 
 
 def perplexity(counts: Float[Array, " V"]) -> Float[Array, ""]:
-    """exp of the entropy of the codes' frequencies: how many codes used equally often would be as hard to guess."""
-    share = counts / jnp.maximum(jnp.sum(counts), 1e-12)
-    return jnp.exp(-jnp.sum(share * jnp.log(jnp.maximum(share, 1e-12))))
+    """Computes exp(entropy) of the code frequencies: V if all codes are used equally, 1 if only one is used."""
+    frequency = counts / jnp.maximum(jnp.sum(counts), 1e-12)
+    return jnp.exp(-jnp.sum(frequency * jnp.log(jnp.maximum(frequency, 1e-12))))

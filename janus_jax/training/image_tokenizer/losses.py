@@ -1,8 +1,9 @@
-"""What the image tokenizer and its discriminator are trained to make small (LlamaGen, arXiv 2406.06525, §2.1, eq. 1).
+"""Losses of image tokenizers and their discriminator (LlamaGen, arXiv 2406.06525, §2.1, eq. 1).
 
-Pixels are in [-1, 1], latents and codes on the unit sphere. Every loss is a mean over what it is given.
+Pixels are in [-1, 1]. Latents and codes of a VQ tokenizer are on the unit sphere. Each loss is a mean over its inputs.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -10,18 +11,26 @@ import jax.numpy as jnp
 from jax import lax
 from jaxtyping import Array, Float, Int
 
+from janus_jax.models.vae import Gaussian
 from janus_jax.models.vq import nearest_codes, normalize
-from janus_jax.training.image_tokenizer.recipe import PixelWeights
+from janus_jax.training.image_tokenizer.recipe import LossWeights
+
+Terms = dict[str, Float[Array, ""]]
+"""Weighted loss terms by name."""
+
+PixelLosses = Callable[[LossWeights, Float[Array, "B H W 3"], Float[Array, "B H W 3"]], Terms]
+"""Function from weights, images and reconstructions to loss terms."""
 
 
 class Quantized(NamedTuple):
-    """Latents and what became of them.
+    """Latents and their nearest codes.
 
     Attributes:
-      latents: on the unit sphere.
-      codes: the nearest codes; to the gradient they are the codebook.
-      decoded: the codes' numbers; to the gradient they are the latents (straight-through, arXiv 1711.00937, §3.1).
-      ids: of the codes.
+      latents: Latents on the unit sphere.
+      codes: Nearest codes. Their gradient goes to the codebook.
+      decoded: The same values as `codes`. Their gradient goes to the latents (straight-through estimator,
+        arXiv 1711.00937, §3.1).
+      ids: Ids of the codes.
     """
 
     latents: Float[Array, "B h w C"]
@@ -31,7 +40,7 @@ class Quantized(NamedTuple):
 
 
 def quantize(latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"]) -> Quantized:
-    """The nearest codes of latents. Neither need be of length 1."""
+    """Normalizes latents and codebook, and finds the nearest code of each latent."""
     latents, table = normalize(latents), normalize(codebook)
     ids = nearest_codes(latents, table)
     codes = jnp.take(table, ids, axis=0)
@@ -39,63 +48,54 @@ def quantize(latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"]) ->
 
 
 def codebook_loss(quantized: Quantized) -> Float[Array, ""]:
-    """Draws the codes to the latents that chose them (arXiv 1711.00937, eq. 3, second term)."""
+    """Moves codes to the latents assigned to them (arXiv 1711.00937, eq. 3, second term)."""
     return jnp.mean(jnp.square(quantized.codes - lax.stop_gradient(quantized.latents)))
 
 
 def commitment_loss(quantized: Quantized) -> Float[Array, ""]:
-    """Draws the latents to the codes they chose (arXiv 1711.00937, eq. 3, third term)."""
+    """Moves latents to their codes (arXiv 1711.00937, eq. 3, third term)."""
     return jnp.mean(jnp.square(lax.stop_gradient(quantized.codes) - quantized.latents))
 
 
 def entropy_loss(
     latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"], temperature: float
 ) -> Float[Array, ""]:
-    """Mean entropy of a latent's choice minus the entropy of the mean choice (MaskGIT's tokenizer, arXiv 2202.04200).
+    """Mean entropy of the assignments minus the entropy of the mean assignment (MaskGIT, arXiv 2202.04200).
 
-    Small where each latent is sure of its code and all codes are in use.
+    The loss is small if each latent is close to one code and all codes are used.
 
     Args:
-      temperature: of the softmax over similarities.
+      temperature: Temperature of the softmax over similarities.
     """
     similarity = jnp.einsum("bhwc,vc->bhwv", normalize(latents), normalize(codebook), precision=lax.Precision.HIGHEST)
     # Squared distances on the unit sphere are 2 - 2 similarity.
-    log_choice = jax.nn.log_softmax(2 * similarity / temperature)
-    choice = jnp.exp(log_choice)
-    mean_choice = jnp.mean(choice, axis=(0, 1, 2))
-    of_each = -jnp.mean(jnp.sum(choice * log_choice, axis=-1))
-    of_mean = -jnp.sum(mean_choice * jnp.log(mean_choice + 1e-12))
-    return of_each - of_mean
+    log_probs = jax.nn.log_softmax(2 * similarity / temperature)
+    probs = jnp.exp(log_probs)
+    mean_probs = jnp.mean(probs, axis=(0, 1, 2))
+    mean_entropy = -jnp.mean(jnp.sum(probs * log_probs, axis=-1))
+    entropy_of_mean = -jnp.sum(mean_probs * jnp.log(mean_probs + 1e-12))
+    return mean_entropy - entropy_of_mean
+
+
+def kl_loss(latents: Gaussian) -> Float[Array, ""]:
+    """KL divergence of the latents from a standard normal, summed over an image, averaged over the batch."""
+    divergence = jnp.square(latents.mean) + jnp.exp(latents.log_variance) - 1 - latents.log_variance
+    return 0.5 * jnp.mean(jnp.sum(divergence, axis=(1, 2, 3)))
 
 
 def pixel_losses(
-    weights: PixelWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
-) -> dict[str, Float[Array, ""]]:
-    """What is to be made small of reconstructions beside their images, by name; already weighted."""
+    weights: LossWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
+) -> Terms:
+    """Computes the weighted L2 and L1 losses."""
     error = reconstructions - images
-    chroma = (jnp.max(images, axis=-1, keepdims=True) - jnp.min(images, axis=-1, keepdims=True)) / 2
-    importance = 1 + weights.colourful * chroma
-    terms = {
-        "l2": weights.l2 * jnp.mean(importance * jnp.square(error)),
-        "l1": weights.l1 * jnp.mean(importance * jnp.abs(error)),
-    }
-    if weights.edge:
-        terms["edge"] = weights.edge * edge_loss(images, reconstructions)
-    return terms
-
-
-def edge_loss(images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]) -> Float[Array, ""]:
-    """Mean absolute difference of the differences between neighbouring pixels, down and across."""
-    error = reconstructions - images
-    down, across = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
-    return jnp.mean(jnp.abs(down)) + jnp.mean(jnp.abs(across))
+    return {"l2": weights.l2 * jnp.mean(jnp.square(error)), "l1": weights.l1 * jnp.mean(jnp.abs(error))}
 
 
 def generator_hinge(fake_logits: Float[Array, "B h w"]) -> Float[Array, ""]:
-    """The adversarial loss of reconstructions (arXiv 1705.02894)."""
+    """Adversarial loss of the reconstructions (arXiv 1705.02894)."""
     return -jnp.mean(fake_logits)
 
 
 def discriminator_hinge(real_logits: Float[Array, "B h w"], fake_logits: Float[Array, "B h w"]) -> Float[Array, ""]:
-    """The discriminator's loss: real above 1, reconstructed below -1."""
+    """Loss of the discriminator: pushes logits of images above 1 and logits of reconstructions below -1."""
     return 0.5 * (jnp.mean(jax.nn.relu(1 - real_logits)) + jnp.mean(jax.nn.relu(1 + fake_logits)))

@@ -1,47 +1,48 @@
-"""A training of the image tokenizer as plain numbers."""
+"""Recipes for training image tokenizers: VQ tokenizers and VAEs."""
 
 from dataclasses import asdict, dataclass, field
 from typing import Literal
 
-from janus_jax.config import Dtype, VQConfig
+from janus_jax.config import Dtype, VAEConfig, VQConfig
 from janus_jax.errors import JanusError
-from janus_jax.training.image_tokenizer.pca_init import check_principal
-from janus_jax.training.image_tokenizer.receptive_field import Reach
 from janus_jax.training.optimizers import OptimizerConfig
 
 CodebookUpdate = Literal["gradient", "moving_average"]
-EncoderStart = Literal["random", "principal"]
 
 
 @dataclass(frozen=True)
-class PixelWeights:
-    """Of the terms that compare pixels in [-1, 1] with pixels; 0 leaves a term out.
+class LossWeights:
+    """Weights of the reconstruction losses, on pixels in [-1, 1]. A weight of 0 removes the term.
 
     Attributes:
-      l2, l1: of their differences.
-      colourful: how many times as much as a grey pixel one of full chroma counts more, in l2 and l1: what stands out
-        from a quiet background.
-      edge: of the differences between neighbouring pixels.
+      l2: Mean squared error.
+      l1: Mean absolute error.
+      perceptual: LPIPS distance, computed if its weights are given.
     """
 
     l2: float = 1.0
     l1: float = 0.0
-    colourful: float = 0.0
-    edge: float = 0.0
+    perceptual: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, weight in asdict(self).items():
+            if not weight >= 0:
+                raise JanusError(f"config.losses.{name} is {weight}; it must be 0 or more.")
 
 
 @dataclass(frozen=True)
-class LossWeights(PixelWeights):
-    """Of the terms of the generator's loss; 0 leaves a term out, and what it needs is then not computed.
+class VQLossWeights(LossWeights):
+    """Weights of the losses of a VQ tokenizer.
 
     Attributes:
-      perceptual: of LPIPS, where its weights are given.
-      codebook, commitment: of latents and codes on the unit sphere.
-      entropy: see `losses.entropy_loss`; `entropy_temperature` is its softmax's.
-      adversarial: of the hinge loss, from step `adversarial_start` on; 0 trains no discriminator.
+      codebook: Moves the codes to their latents, both on the unit sphere.
+      commitment: Moves the latents to their codes.
+      entropy: See `losses.entropy_loss`.
+      entropy_temperature: Temperature of the softmax in the entropy loss.
+      adversarial: Hinge loss against the discriminator; 0 trains no discriminator.
+      adversarial_start: Step at which the discriminator and its loss start.
     """
 
-    perceptual: float = 1.0
     codebook: float = 1.0
     commitment: float = 0.25
     entropy: float = 0.0
@@ -51,15 +52,27 @@ class LossWeights(PixelWeights):
 
 
 @dataclass(frozen=True)
-class CodebookRecipe:
-    """How the codebook is learned.
+class VAELossWeights(LossWeights):
+    """Weights of the losses of a VAE.
 
     Attributes:
-      update: "gradient" (the codebook loss moves it), or "moving_average" of the latents that chose each code.
-      decay: of that average, and of the count of each code's use.
-      kmeans_images: images from which latents and codes begin (`TokenizerTraining.start_from`), and an encoder that
-        begins as principal components; 0 leaves them random.
-      reseed_below: a code chosen less often than this share of the mean is put onto a latent; 0 never does.
+      kl: KL divergence of the latents from a standard normal, per image (arXiv 2112.10752, appendix G).
+    """
+
+    kl: float = 1e-6
+
+
+@dataclass(frozen=True)
+class CodebookRecipe:
+    """How the codebook is trained.
+
+    Attributes:
+      update: "gradient" trains the codes by the codebook loss; "moving_average" sets each code to the average of the
+        latents assigned to it.
+      decay: Decay of that average and of the usage counts of the codes.
+      kmeans_images: Images whose latents initialize the codebook by k-means; 0 initializes it at random.
+      reseed_below: Codes used less often than this fraction of the mean are replaced by latents of the batch; 0
+        replaces none.
     """
 
     update: CodebookUpdate = "gradient"
@@ -67,42 +80,34 @@ class CodebookRecipe:
     kmeans_images: int = 0
     reseed_below: float = 0.0
 
-
-@dataclass(frozen=True)
-class Architecture:
-    """What is trained, beside the tokenizer's own config.
-
-    Attributes:
-      encoder_reach: see `reach.reach_mask`.
-      encoder_start: "random", or "principal" (see `principal.as_principal`).
-      encoder_rate: share of the optimizer's steps that the encoder takes; 0 leaves it as it began, and its gradient is
-        then not computed. An encoder that moves faster than its codebook ends with few codes.
-      discriminator_channels, discriminator_downsamplings: see `patchgan.PatchGAN`.
-    """
-
-    encoder_reach: Reach = "full"
-    encoder_start: EncoderStart = "random"
-    encoder_rate: float = 1.0
-    discriminator_channels: int = 64
-    discriminator_downsamplings: int = 3
+    def __post_init__(self) -> None:
+        if not 0 <= self.decay < 1:
+            raise JanusError(f"config.codebook.decay is {self.decay}; it must be at least 0 and below 1.")
 
 
 @dataclass(frozen=True)
-class Data:
-    """Where images come from.
+class DiscriminatorRecipe:
+    """Discriminator of a VQ tokenizer; see `patchgan.PatchGAN`."""
+
+    optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
+    base_channels: int = 64
+    num_downsamplings: int = 3
+
+
+@dataclass(frozen=True)
+class ImageData:
+    """Images for training and evaluation.
 
     Attributes:
-      world: pictures of the embedded shapes world, drawn at the start; 0 for prepared data sets.
-      directories: of prepared data sets (`janus-prepare`) of any task whose records have images.
-      split: which of their splits is read, also as "train[1000:]".
-      eval_directories: to evaluate on; `directories` where there are none.
-      eval_split: of those.
-      flip: whether half of the images are mirrored.
-      workers: processes that decode, on each host; 0 decodes between the steps.
-      max_rejected: share of recent records without a readable image at which training stops.
+      directories: Prepared datasets (`janus-prepare`) of any task. One image of each record is used.
+      split: Split of these datasets, for example "train[1000:]".
+      eval_directories: Datasets for evaluation; empty uses `directories`.
+      eval_split: Split of the evaluation datasets.
+      flip: Whether half of the crops are mirrored.
+      workers: Processes per host that decode images; 0 decodes in the training process.
+      max_rejected: Fraction of recent records without a readable image at which training stops.
     """
 
-    world: int = 0
     directories: tuple[str, ...] = ()
     split: str = "train"
     eval_directories: tuple[str, ...] = ()
@@ -112,26 +117,21 @@ class Data:
     max_rejected: float = 0.1
 
     def __post_init__(self) -> None:
-        if bool(self.world) == bool(self.directories):
+        if self.workers < 0 or not 0 <= self.max_rejected < 1:
             raise JanusError(
-                "config.data takes either world, a number of pictures to draw, or directories of prepared data sets: "
-                f"world is {self.world} and directories are {', '.join(self.directories) or 'none'}."
-            )
-        if self.world < 0 or self.workers < 0 or not 0 <= self.max_rejected < 1:
-            raise JanusError(
-                f"config.data has world {self.world}, workers {self.workers} and max_rejected {self.max_rejected}; the "
-                f"first two must be 0 or more, the third from 0 to below 1."
+                f"config.data has workers {self.workers} and max_rejected {self.max_rejected}; workers must be 0 or "
+                f"more, max_rejected at least 0 and below 1."
             )
 
 
 @dataclass(frozen=True)
-class WeightFiles:
-    """Networks that judge, as files of the PyTorch world; without its file a judge is left out.
+class NetworkFiles:
+    """Weight files (PyTorch) of the pretrained networks in losses and metrics. Empty paths disable the network.
 
     Attributes:
       vgg16: torchvision's state dict, for LPIPS.
-      lpips: the lpips package's `weights/v0.1/vgg.pth`, for LPIPS.
-      inception: pytorch-fid's `pt_inception-2015-12-05`, for rFID.
+      lpips: `weights/v0.1/vgg.pth` of the lpips package, for LPIPS.
+      inception: `pt_inception-2015-12-05` of pytorch-fid, for rFID.
     """
 
     vgg16: str = ""
@@ -141,16 +141,15 @@ class WeightFiles:
     def __post_init__(self) -> None:
         if bool(self.vgg16) != bool(self.lpips):
             missing = "lpips" if self.vgg16 else "vgg16"
-            raise JanusError(f"config.weights.{missing} is empty; LPIPS needs both vgg16 and lpips, or neither.")
+            raise JanusError(f"config.networks.{missing} is empty; LPIPS needs both vgg16 and lpips, or neither.")
 
 
 @dataclass(frozen=True)
 class Intervals:
-    """In steps. Whatever they are, the last step is reported, evaluated and saved.
+    """Steps between two reports, evaluations and checkpoints; 0 restricts the action to the last step.
 
     Attributes:
-      report, evaluate, save: 0 for the end alone.
-      eval_images: that are evaluated on.
+      eval_images: Images per evaluation.
     """
 
     report: int = 100
@@ -160,32 +159,32 @@ class Intervals:
 
     def __post_init__(self) -> None:
         if min(self.report, self.evaluate, self.save) < 0 or self.eval_images < 2:
-            raise JanusError(f"config.intervals are {self}; none may be below 0, and eval_images not below 2.")
+            raise JanusError(f"config.intervals are {self}; all must be 0 or more, and eval_images 2 or more.")
 
 
-@dataclass(frozen=True)
-class TokenizerRecipe:
-    """What `launch.train_tokenizer` runs.
+@dataclass(frozen=True, kw_only=True)
+class AutoencoderRecipe:
+    """Common part of the recipes for image tokenizers.
 
     Attributes:
-      model: the tokenizer's own numbers.
-      batch_size: images a step, over all devices and processes.
-      ema_decay: of the average of the weights that is exported; 0 exports the weights themselves.
-      seed: of parameters and data.
-      dtype: of the computation; parameters, losses and the search for codes are float32.
+      steps: Training steps.
+      batch_size: Images per step, over all devices and processes.
+      optimizer: Optimizer of the tokenizer.
+      losses: Weights of the loss terms.
+      trained: Patterns of the trained parameters, for example "decoder/*". All others keep their initial values.
+      ema_decay: Decay of the average of the trained parameters, which is the result; 0 disables the average.
+      seed: Seed of initialization, data order and noise.
+      dtype: Dtype of the computation. Parameters, losses and the codebook lookup are float32.
     """
 
-    model: VQConfig
     steps: int
     batch_size: int
     optimizer: OptimizerConfig
-    discriminator_optimizer: OptimizerConfig
-    data: Data
     losses: LossWeights = field(default_factory=LossWeights)
-    codebook: CodebookRecipe = field(default_factory=CodebookRecipe)
-    architecture: Architecture = field(default_factory=Architecture)
-    weights: WeightFiles = field(default_factory=WeightFiles)
+    data: ImageData = field(default_factory=ImageData)
+    networks: NetworkFiles = field(default_factory=NetworkFiles)
     intervals: Intervals = field(default_factory=Intervals)
+    trained: tuple[str, ...] = ("*",)
     ema_decay: float = 0.9999
     seed: int = 0
     dtype: Dtype = "float32"
@@ -194,18 +193,40 @@ class TokenizerRecipe:
         if self.steps < 1 or self.batch_size < 1:
             raise JanusError(f"config has {self.steps} steps of batch_size {self.batch_size}; both must be positive.")
         if not 0 <= self.ema_decay < 1:
-            raise JanusError(f"config.ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
-        if self.architecture.encoder_start == "principal":
-            check_principal(self.model, self.model.z_channels)
-            if not self.codebook.kmeans_images:
-                raise JanusError(
-                    "config.architecture.encoder_start is 'principal', which takes images to begin from; set "
-                    "config.codebook.kmeans_images, to 1000 or so."
-                )
-        if not 0 <= self.architecture.encoder_rate <= 1:
-            raise JanusError(f"config.architecture.encoder_rate is {self.architecture.encoder_rate}; it is a share.")
-        if not 0 <= self.codebook.decay < 1:
-            raise JanusError(f"config.codebook.decay is {self.codebook.decay}; it must be from 0 to below 1.")
-        for name, weight in asdict(self.losses).items():
-            if not weight >= 0:
-                raise JanusError(f"config.losses.{name} is {weight}; it must be 0 or more.")
+            raise JanusError(f"config.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VQRecipe(AutoencoderRecipe):
+    """Recipe for a VQ tokenizer (LlamaGen, arXiv 2406.06525, §2.1)."""
+
+    model: VQConfig
+    losses: VQLossWeights = field(default_factory=VQLossWeights)
+    codebook: CodebookRecipe = field(default_factory=CodebookRecipe)
+    discriminator: DiscriminatorRecipe = field(default_factory=DiscriminatorRecipe)
+
+    @property
+    def image_size(self) -> int:
+        """Side of the images in pixels."""
+        return self.model.image_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class VAERecipe(AutoencoderRecipe):
+    """Recipe for a VAE.
+
+    Attributes:
+      image_size: Side of the images in pixels.
+    """
+
+    model: VAEConfig
+    image_size: int
+    losses: VAELossWeights = field(default_factory=VAELossWeights)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size % self.model.downsampling:
+            raise JanusError(
+                f"config.image_size is {self.image_size}; it must be a multiple of {self.model.downsampling}, the "
+                f"downsampling of the VAE."
+            )

@@ -1,9 +1,9 @@
 import pytest
 
-from janus_jax.data.prepare.beam import write_parts_with_beam
-from janus_jax.data.prepare.shard_writer import begin
+from janus_jax.data.prepare.beam import write_shards_with_beam
+from janus_jax.data.prepare.shard_writer import open_shard_writer
 from tests.data.prepare.test_shard_writer import digests, finish
-from tests.data.samples import images, job, json_lines
+from tests.data.samples import images, json_lines, spec
 
 pytest.importorskip("apache_beam")
 
@@ -14,21 +14,21 @@ def test_a_beam_pipeline_writes_the_same_bytes(tmp_path):
     file = json_lines(tmp_path / "c.jsonl", rows)
 
     def make(name):
-        return job(tmp_path / name, "captions", file, images=str(tmp_path / "photos"), shard_records=6)
+        return spec(tmp_path / name, "captions", file, images=str(tmp_path / "photos"), shard_records=6)
 
-    preparation = begin(make("beam"))
-    write_parts_with_beam(preparation, preparation.unfinished())
-    summary = preparation.finish(0.5)
-    assert (summary.total.size.records, dict(summary.total.rejected)) == (15, {"missing_file": 5})
+    writer = open_shard_writer(make("beam"))
+    write_shards_with_beam(writer, writer.unfinished())
+    summary = writer.finish(0.5)
+    assert (summary.total.records, dict(summary.total.rejected)) == (15, {"missing_file": 5})
     finish(make("local"))
     assert digests(tmp_path / "beam") == digests(tmp_path / "local")
 
 
-def test_only_what_is_unfinished_is_written(tmp_path):
+def test_beam_writes_only_unfinished_shards(tmp_path):
     file = json_lines(tmp_path / "t.jsonl", [{"text": f"Number {i}."} for i in range(4)])
-    preparation = begin(job(tmp_path / "out", "text", file, shard_records=1))
-    preparation.run_part(1)
-    before = preparation.shard(1).stat()
-    write_parts_with_beam(preparation, preparation.unfinished())
-    assert preparation.finish(0.0).total.size.records == 4
-    assert preparation.shard(1).stat() == before
+    writer = open_shard_writer(spec(tmp_path / "out", "text", file, shard_records=1))
+    writer.write(1)
+    before = writer.shard(1).stat()
+    write_shards_with_beam(writer, writer.unfinished())
+    assert writer.finish(0.0).total.records == 4
+    assert writer.shard(1).stat() == before

@@ -6,15 +6,9 @@ import pytest
 
 from janus_jax.data.pipeline.examples import ExampleBuilder
 from janus_jax.data.pipeline.packing import Budget, pack
-from janus_jax.data.prepare.encode_images import (
-    ENCODER,
-    ImageTokenizer,
-    encode_target_images,
-    ids_encoding,
-    latents_encoding,
-)
-from janus_jax.data.prepare.parallel import write_parts
-from janus_jax.data.prepare.shard_writer import begin
+from janus_jax.data.prepare.encode_images import ImageEncoder, encode_target_images, latent_encoding, token_encoding
+from janus_jax.data.prepare.parallel import write_shards
+from janus_jax.data.prepare.shard_writer import open_shard_writer
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.models.backbone import apply, to_pixels
@@ -22,7 +16,7 @@ from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import Task, open_image, prepare_generation
 from tests import tiny
-from tests.data.samples import image, job, json_lines, read_back
+from tests.data.samples import image, json_lines, read_back, spec
 
 
 @pytest.fixture(scope="module")
@@ -31,29 +25,30 @@ def params():
 
 
 @pytest.fixture
-def preparation(tmp_path):
-    """Eleven pictures of different shapes, in shards of four."""
+def writer(tmp_path):
+    """Eleven images of different shapes, in shards of four."""
     for number in range(11):
         (tmp_path / f"{number}.jpg").write_bytes(image(number, size=(20 + 7 * number, 60 - 3 * number)))
     rows = [{"image": f"{number}.jpg", "caption": f"Number {number}."} for number in range(11)]
     file = json_lines(tmp_path / "c.jsonl", rows)
-    given = dataclasses.replace(job(tmp_path / "out", "captions", file, shard_records=4), tokenizer="tiny")
-    preparation = begin(given)
-    write_parts(preparation, preparation.unfinished(), 1, 0.0)
-    return preparation
+    given = dataclasses.replace(spec(tmp_path / "out", "captions", file, shard_records=4), tokenizer="tiny")
+    writer = open_shard_writer(given)
+    write_shards(writer, writer.unfinished(), workers=1, max_rejected=0.0)
+    return writer
 
 
-def tokenizer(params, batch_size, devices):
-    return ImageTokenizer(ids_encoding(tiny.CONFIG.gen_encoder), params, batch_size, jax.local_devices()[:devices])
+def token_encoder(params, batch_size, devices):
+    return ImageEncoder(token_encoding(tiny.CONFIG.gen_encoder), params, batch_size, jax.local_devices()[:devices])
 
 
 @pytest.mark.parametrize(("batch_size", "devices"), [(3, 1), (5, 8)])
-def test_the_ids_are_those_of_the_middle_of_each_image(preparation, params, batch_size, devices):
-    shown = []
-    encode_target_images(preparation, preparation.without_ids(), tokenizer(params, batch_size, devices), shown.append)
-    preparation.finish(0.0)
-    records = read_back(preparation.job.output)
-    assert sum(shown) == len(records) == 11
+def test_tokens_are_of_the_center_of_each_image(writer, params, batch_size, devices):
+    counts = []
+    encoder = token_encoder(params, batch_size, devices)
+    encode_target_images(writer, writer.without_image_tokens(), encoder, counts.append)
+    writer.finish(0.0)
+    records = read_back(writer.spec.output)
+    assert counts[-1] == len(records) == 11
     config = tiny.CONFIG.gen_encoder
     pixels = np.stack([prepare_generation(open_image(record.images[0]), config.image_size) for record in records])
     encode = jax.jit(lambda params: apply(VQTokenizer(config).encode, params, to_pixels(pixels)))
@@ -63,13 +58,13 @@ def test_the_ids_are_those_of_the_middle_of_each_image(preparation, params, batc
     assert [record.text for record in records] == [f"Number {number}." for number in range(11)]
 
 
-def test_the_latents_are_those_that_training_would_compute(preparation):
+def test_latents_match_those_computed_in_training(writer):
     params = tiny.stacked_params(tiny.FLOW)
-    encoding = latents_encoding(tiny.FLOW.vae, tiny.FLOW.gen_image_size)
-    vae = ImageTokenizer(encoding, params["vae"], 4, jax.local_devices()[:2])
-    encode_target_images(preparation, preparation.without_ids(), vae)
-    preparation.finish(0.0)
-    records = read_back(preparation.job.output)
+    encoding = latent_encoding(tiny.FLOW.vae, tiny.FLOW.gen_image_size)
+    encoder = ImageEncoder(encoding, params["vae"], 4, jax.local_devices()[:2])
+    encode_target_images(writer, writer.without_image_tokens(), encoder)
+    writer.finish(0.0)
+    records = read_back(writer.spec.output)
     builder = ExampleBuilder(tiny.processor(tiny.FLOW), random_crop=True, precomputed_image_tokens=True)
     examples = [[builder(record)] for record in records]
     batch = pack(examples, Budget(128, 0, 1, 0), builder.processor, precomputed_image_tokens=True)
@@ -78,24 +73,18 @@ def test_the_latents_are_those_that_training_would_compute(preparation):
     np.testing.assert_allclose(batch.gen_latents, latents(batch._replace(gen_latents=None)), atol=1e-4)
 
 
-def test_latents_of_another_vae_are_a_fault(params):
+def test_latents_of_another_vae_are_rejected(params):
     record = Record("r", Task.GENERATION, "A boat.", images=(image(0),), image_latents=np.zeros(12, np.float32))
     with pytest.raises(RejectedRecord, match="12 latent values; the model needs 1024") as error:
         ExampleBuilder(tiny.processor(tiny.FLOW), precomputed_image_tokens=True)(record)
     assert error.value.reason is RejectReason.BAD_IMAGE_LATENTS
 
 
-def test_only_the_encoder_is_placed(params):
-    with pytest.raises(KeyError):
-        tokenizer({name: params[name] for name in ENCODER[1:]}, 1, 1)
-    tokenizer({name: params[name] for name in ENCODER}, 1, 1)
-
-
-def test_what_was_done_stays_done(preparation, params):
-    encoder = tokenizer(params, 8, 1)
-    encode_target_images(preparation, [1], encoder)
-    assert preparation.without_ids() == [0, 2]
-    before = preparation.shard(1).stat()
-    encode_target_images(preparation, preparation.without_ids(), encoder)
-    assert preparation.shard(1).stat() == before
-    assert preparation.finish(0.0).total.size.records == 11
+def test_encoded_shards_are_not_encoded_again(writer, params):
+    encoder = token_encoder(params, 8, 1)
+    encode_target_images(writer, [1], encoder)
+    assert writer.without_image_tokens() == [0, 2]
+    before = writer.shard(1).stat()
+    encode_target_images(writer, writer.without_image_tokens(), encoder)
+    assert writer.shard(1).stat() == before
+    assert writer.finish(0.0).total.records == 11

@@ -1,3 +1,4 @@
+import dataclasses
 import hashlib
 import json
 import os
@@ -8,26 +9,26 @@ import time
 
 import pytest
 
-from janus_jax.data.prepare.parallel import LEAST_ENTRIES, PrepareProgress, write_parts
+from janus_jax.data.prepare.parallel import PrepareProgress, write_shards
 from janus_jax.data.prepare.prepare import PrepareOptions
 from janus_jax.data.prepare.prepare import prepare as run_prepare
-from janus_jax.data.prepare.shard_writer import QUARANTINE, SUMMARY, begin
+from janus_jax.data.prepare.shard_writer import MIN_ENTRIES, QUARANTINE, SUMMARY, open_shard_writer
 from janus_jax.data.shards import write_shard
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.storage import exclusive_lock
-from tests.data.samples import images, job, json_lines, prepare, read_back
+from tests.data.samples import images, json_lines, prepare, read_back, spec
 
 OWN = "tests.data.own_source"
 
 
 def digests(folder):
-    """Every file of a finished data set."""
+    """Hashes of all files of a finished data set."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
 @pytest.fixture
 def captions(tmp_path):
-    """Sixty captions, a few of them rejected."""
+    """Sixty captions, three of them empty."""
     images(tmp_path / "photos", 5)
     rows = [{"image": f"{i % 5}.jpg", "caption": f"Number {i}." if i % 20 else ""} for i in range(60)]
     return json_lines(tmp_path / "c.jsonl", rows)
@@ -35,16 +36,16 @@ def captions(tmp_path):
 
 def make(output, captions, **more):
     given = {"images": str(captions.parent / "photos"), "shard_records": 7} | more
-    return job(output, "captions", captions, **given)
+    return spec(output, "captions", captions, **given)
 
 
 def finish(given, workers=1, max_rejected=0.5):
-    preparation = begin(given)
-    write_parts(preparation, preparation.unfinished(), workers, max_rejected)
-    return preparation.finish(max_rejected)
+    writer = open_shard_writer(given)
+    write_shards(writer, writer.unfinished(), workers=workers, max_rejected=max_rejected)
+    return writer.finish(max_rejected)
 
 
-def test_the_same_bytes_whatever_the_number_of_processes(tmp_path, captions):
+def test_bytes_do_not_depend_on_the_number_of_processes(tmp_path, captions):
     finish(make(tmp_path / "one", captions))
     finish(make(tmp_path / "two", captions), workers=2)
     one = digests(tmp_path / "one")
@@ -52,63 +53,63 @@ def test_the_same_bytes_whatever_the_number_of_processes(tmp_path, captions):
     assert len(one) == 9 + len(("dataset_info.json", "features.json", SUMMARY, QUARANTINE))
 
 
-def test_keys_do_not_depend_on_the_shards(tmp_path, captions):
+def test_keys_do_not_depend_on_the_shard_size(tmp_path, captions):
     finish(make(tmp_path / "small", captions))
     finish(make(tmp_path / "large", captions, shard_records=1000))
     assert [r.key for r in read_back(tmp_path / "small")] == [r.key for r in read_back(tmp_path / "large")]
 
 
-def test_counts_and_sizes_are_told(tmp_path, captions):
+def test_the_summary_has_counts_and_sizes(tmp_path, captions):
     text = str(finish(make(tmp_path / "out", captions)))
-    told = {line.split()[0]: line.split()[1:] for line in text.splitlines()[1:]}
-    assert told["records"] == told["generation"] == ["57"]
-    assert told["rejected"] == ["3", "(5.00%)"]
-    assert (told["empty_text"], told["shards"], told["split"]) == (["3"], ["9"], ["train"])
-    written = json.loads((tmp_path / "out" / SUMMARY).read_text())
+    shown = {line.split()[0]: line.split()[1:] for line in text.splitlines()[1:]}
+    assert shown["records"] == shown["generation"] == ["57"]
+    assert shown["rejected"] == ["3", "(5.00%)"]
+    assert (shown["empty_text"], shown["shards"], shown["split"]) == (["3"], ["9"], ["train"])
+    written = json.loads((tmp_path / "out" / SUMMARY).read_text())["total"]
     assert (written["records"], written["rejected"], written["tasks"]) == (57, {"empty_text": 3}, {"generation": 57})
     pictures = sum(len(record.images[0]) for record in read_back(tmp_path / "out"))
     assert pictures < written["bytes"] < pictures + 57 * 300
 
 
-def test_another_name_for_the_split(tmp_path, captions):
+def test_the_split_can_have_another_name(tmp_path, captions):
     import tensorflow_datasets as tfds
 
     given = make(tmp_path / "out", captions)
-    finish(type(given)(given.kind, given.options, given.output, split="validation"))
+    finish(dataclasses.replace(given, split="validation"))
     assert len(tfds.builder_from_directory(tmp_path / "out").as_data_source("validation")) == 57
 
 
 @pytest.mark.parametrize("split", ["", "a/b", "train[:10]", "..", "a-b"])
-def test_a_split_needs_a_name(tmp_path, captions, split):
+def test_an_invalid_split_name_raises(tmp_path, captions, split):
     given = make(tmp_path / "out", captions)
     with pytest.raises(JanusError, match="--split"):
-        type(given)(given.kind, given.options, given.output, split=split)
+        dataclasses.replace(given, split=split)
 
 
 class TestResuming:
-    def test_finished_shards_stay_and_unfinished_ones_are_made_again(self, tmp_path, captions):
+    def test_finished_shards_stay_and_unfinished_ones_are_written_again(self, tmp_path, captions):
         finish(make(tmp_path / "whole", captions))
         given = make(tmp_path / "out", captions)
-        preparation = begin(given)
-        write_parts(preparation, [0, 3, 4], 1, 0.5)
-        before = preparation.shard(3).stat()
-        # What a killed run leaves: half a shard under its working name, and a shard whose note was not yet made.
-        preparation.shard(5).write_bytes(b"half")
-        (given.work / "x.incomplete-1").write_bytes(b"half")
-        again = begin(given)
+        writer = open_shard_writer(given)
+        write_shards(writer, [0, 3, 4], workers=1, max_rejected=0.5)
+        before = writer.shard(3).stat()
+        # A killed run leaves half a shard under its temporary name, and a shard without its counts.
+        writer.shard(5).write_bytes(b"half")
+        (given.scratch / "x.incomplete-1").write_bytes(b"half")
+        again = open_shard_writer(given)
         assert again.unfinished() == [1, 2, 5, 6, 7, 8]
         finish(given)
         assert again.shard(3).stat() == before
         assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
     @pytest.mark.parametrize("seed", range(2))
-    def test_a_run_killed_at_any_moment_goes_on_to_the_same_bytes(self, tmp_path, seed):
+    def test_a_run_killed_at_any_moment_resumes_to_the_same_bytes(self, tmp_path, seed):
         arguments = (f"{OWN}:slow", "0.02")
-        finish(job(tmp_path / "whole", *arguments), workers=1)
-        given = job(tmp_path / "out", *arguments)
+        finish(spec(tmp_path / "whole", *arguments), workers=1)
+        given = spec(tmp_path / "out", *arguments)
         code = (
             "from tests.data.prepare.test_shard_writer import *; from pathlib import Path\n"
-            f"if __name__ == '__main__': finish(job(Path({str(given.output)!r}), *{arguments!r}), workers=2)"
+            f"if __name__ == '__main__': finish(spec(Path({str(given.output)!r}), *{arguments!r}), workers=2)"
         )
         script = tmp_path / "script.py"
         script.write_text(code)
@@ -120,22 +121,22 @@ class TestResuming:
         time.sleep(random.Random(seed).uniform(0, 0.5))
         process.kill()
         process.wait()
-        assert len(begin(given).finished().tasks) > 0
-        assert_nobody_is_left(process.pid)
+        assert len(open_shard_writer(given).finished_stats().tasks) > 0
+        assert_no_process_is_left(process.pid)
         finish(given)
         assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
-    def test_a_finished_one_is_told_again_and_left_alone(self, tmp_path, captions):
+    def test_a_finished_data_set_is_left_unchanged(self, tmp_path, captions):
         given = make(tmp_path / "out", captions)
         text = str(finish(given))
         before = {path.name: path.stat().st_mtime_ns for path in given.output.iterdir()}
-        given.work.mkdir()  # killed just before its end
-        assert str(begin(given).summary) == text
+        given.scratch.mkdir()  # As after a kill just before the end.
+        assert str(open_shard_writer(given).summary) == text
         assert {path.name: path.stat().st_mtime_ns for path in given.output.iterdir()} == before
 
 
-def assert_nobody_is_left(session):
-    """No process of a session is alive (a second is theirs to notice that their parent is gone)."""
+def assert_no_process_is_left(session):
+    """Waits until no process of a session is alive. Workers need a moment to notice that their parent is gone."""
     deadline = time.monotonic() + 10
     while time.monotonic() < deadline:
         sessions = []
@@ -154,94 +155,94 @@ def assert_nobody_is_left(session):
     raise AssertionError("a worker outlived its parent")
 
 
-class TestRefusing:
-    def test_a_folder_of_other_files(self, tmp_path, captions):
+class TestOutput:
+    def test_a_folder_with_other_files_raises(self, tmp_path, captions):
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.tex").write_text("x")
-        with pytest.raises(JanusError, match=r"holds other files \(thesis.tex\)"):
-            begin(make(tmp_path / "out", captions))
+        with pytest.raises(JanusError, match=r"contains other files \(thesis.tex\)"):
+            open_shard_writer(make(tmp_path / "out", captions))
 
-    def test_a_file(self, tmp_path, captions):
-        with pytest.raises(JanusError, match="is no folder"):
-            begin(make(captions, captions))
+    def test_a_file_raises(self, tmp_path, captions):
+        with pytest.raises(JanusError, match="is not a folder"):
+            open_shard_writer(make(captions, captions))
 
     @pytest.mark.parametrize("finished", [True, False])
     @pytest.mark.parametrize(
         ("more", "words"),
         [({"shard_records": 8}, "shard_records = 7, not 8"), ({"text_field": "caption"}, "text_field")],
     )
-    def test_other_arguments(self, tmp_path, captions, finished, more, words):
+    def test_other_options_raise(self, tmp_path, captions, finished, more, words):
         given = make(tmp_path / "out", captions)
         if finished:
             finish(given)
         else:
-            begin(given)
+            open_shard_writer(given)
         with pytest.raises(JanusError, match=words):
-            begin(make(tmp_path / "out", captions, **more))
+            open_shard_writer(make(tmp_path / "out", captions, **more))
 
-    def test_input_that_changed(self, tmp_path, captions):
-        begin(make(tmp_path / "out", captions))
+    def test_changed_input_raises(self, tmp_path, captions):
+        open_shard_writer(make(tmp_path / "out", captions))
         captions.write_text(captions.read_text() + '{"image": "0.jpg", "caption": "more"}\n')
         with pytest.raises(JanusError, match="content"):
-            begin(make(tmp_path / "out", captions))
+            open_shard_writer(make(tmp_path / "out", captions))
 
-    def test_a_second_run_at_the_same_time(self, tmp_path, captions):
+    def test_a_second_run_at_the_same_time_raises(self, tmp_path, captions):
         given = make(tmp_path / "out", captions)
-        begin(given)
+        open_shard_writer(given)
         with (
-            exclusive_lock(given.work / "lock", given.output),
+            exclusive_lock(given.scratch / "lock", given.output),
             pytest.raises(JanusError, match="is being written by another run"),
         ):
-            run_prepare(given, PrepareOptions(workers=1, max_rejected=0.5), None)
+            run_prepare(given, PrepareOptions(workers=1, max_rejected=0.5))
 
 
 class TestTooManyRejections:
-    def test_at_the_end(self, tmp_path, captions):
+    def test_at_the_end_raises(self, tmp_path, captions):
         given = make(tmp_path / "out", captions)
         with pytest.raises(
             JanusError, match=r"3 of 60 records were rejected, empty_text 3 \(such as c\.jsonl:1: its text is empty\)"
         ):
             finish(given, max_rejected=0.04)
-        # Raised, it goes on, and nothing is made again.
-        assert begin(given).unfinished() == []
+        # With a higher limit the run finishes, and nothing is written again.
+        assert open_shard_writer(given).unfinished() == []
         assert finish(given, max_rejected=0.05).total.num_rejected == 3
 
     @pytest.mark.parametrize("workers", [1, 2])
-    def test_on_the_way(self, tmp_path, workers):
-        file = json_lines(tmp_path / "t.jsonl", [{"text": ""}] * (20 * LEAST_ENTRIES))
-        preparation = begin(job(tmp_path / "out", "text", file, shard_records=7 * LEAST_ENTRIES))
+    def test_during_the_run_raises(self, tmp_path, workers):
+        file = json_lines(tmp_path / "t.jsonl", [{"text": ""}] * (20 * MIN_ENTRIES))
+        writer = open_shard_writer(spec(tmp_path / "out", "text", file, shard_records=7 * MIN_ENTRIES))
         with pytest.raises(JanusError, match=r"records were rejected, empty_text .*--max_rejected is 0.5"):
-            write_parts(preparation, preparation.unfinished(), workers, 0.5)
-        assert preparation.unfinished() != []
+            write_shards(writer, writer.unfinished(), workers=workers, max_rejected=0.5)
+        assert writer.unfinished() != []
 
-    def test_nothing_at_all_is_left(self, tmp_path):
+    def test_no_accepted_record_raises(self, tmp_path):
         file = json_lines(tmp_path / "t.jsonl", [{"text": ""}])
-        with pytest.raises(JanusError, match="holds no records"):
-            finish(job(tmp_path / "out", "text", file), max_rejected=1.0)
+        with pytest.raises(JanusError, match="has no records"):
+            finish(spec(tmp_path / "out", "text", file), max_rejected=1.0)
 
 
-def test_a_worker_that_dies_ends_the_run_and_names_what_it_was_at(tmp_path):
-    given = job(tmp_path / "out", f"{OWN}:deadly", "")
-    preparation = begin(given)
+def test_a_killed_worker_raises_and_names_its_part(tmp_path):
+    given = spec(tmp_path / "out", f"{OWN}:deadly", "")
+    writer = open_shard_writer(given)
     begun = time.monotonic()
     with pytest.raises(JanusError, match=r"A worker process was killed .* part 2"):
-        write_parts(preparation, preparation.unfinished(), 2, 0.5)
+        write_shards(writer, writer.unfinished(), workers=2, max_rejected=0.5)
     assert time.monotonic() - begun < 60
-    assert 2 in begin(given).unfinished()
+    assert 2 in open_shard_writer(given).unfinished()
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_progress_is_told_from_what_was_done_before_to_the_end(tmp_path, captions, workers):
-    preparation = begin(make(tmp_path / "out", captions))
-    write_parts(preparation, [0, 1], 1, 0.5)
-    told = []
-    write_parts(preparation, preparation.unfinished(), workers, 0.5, told.append)
-    assert told[0] == PrepareProgress(14, 60, 1, 2)
-    assert told[-1] == PrepareProgress(60, 60, 3, 9)
-    assert [progress.entries for progress in told] == sorted(progress.entries for progress in told)
+def test_progress_counts_earlier_runs(tmp_path, captions, workers):
+    writer = open_shard_writer(make(tmp_path / "out", captions))
+    write_shards(writer, [0, 1], workers=1, max_rejected=0.5)
+    reports = []
+    write_shards(writer, writer.unfinished(), workers=workers, max_rejected=0.5, report=reports.append)
+    assert reports[0] == PrepareProgress(14, 60, 1, 2)
+    assert reports[-1] == PrepareProgress(60, 60, 3, 9)
+    assert sorted(reports, key=lambda progress: progress.entries) == reports
 
 
-def test_a_full_disk_is_one_sentence_and_leaves_no_shard(tmp_path, captions, monkeypatch):
+def test_a_full_disk_raises_and_leaves_no_shard(tmp_path, captions, monkeypatch):
     from array_record.python import array_record_module
 
     class Writer(array_record_module.ArrayRecordWriter):
@@ -254,7 +255,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_no_shard(tmp_path, captions, mon
     assert not list((tmp_path / "out").glob("records-*"))
 
 
-def test_a_fault_of_the_source_is_not_taken_for_a_full_disk(tmp_path):
+def test_an_error_of_the_source_is_not_reported_as_a_full_disk(tmp_path):
     def records():
         raise RuntimeError("mine")
         yield
@@ -272,7 +273,7 @@ def test_grain_opens_the_shards(tmp_path, captions):
     assert len(data) == 57
 
 
-def test_what_a_source_raises_over_a_record_is_that_records_loss(tmp_path):
+def test_an_error_of_the_source_in_a_record_rejects_that_record(tmp_path):
     read = prepare(tmp_path / "out", f"{OWN}:faulty", "")
     assert read.keys == ["0", "2"]
     assert read.reasons == {"1": "malformed"}

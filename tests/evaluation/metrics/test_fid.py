@@ -12,7 +12,7 @@ from janus_jax.evaluation.generation import coco, mjhq
 from janus_jax.evaluation.metrics import fid
 from janus_jax.evaluation.metrics.inception import Inception, inception_params
 from tests.evaluation.generation.fakes import run_benchmark, write_predictions
-from tests.training.image_tokenizer.judges import inception_file
+from tests.training.image_tokenizer.network_files import inception_file
 
 CATEGORIES = ["animals", "art", "animals"]
 

@@ -6,7 +6,7 @@ import numpy as np
 
 from janus_jax.evaluation.metrics.frechet import FEATURE_DIM
 from janus_jax.evaluation.metrics.inception import Inception, inception_params, tensor_shapes
-from tests.training.image_tokenizer.judges import inception_file
+from tests.training.image_tokenizer.network_files import inception_file
 
 
 def test_batch_norms_are_folded():

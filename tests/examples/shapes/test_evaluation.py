@@ -1,4 +1,4 @@
-"""What the embedded world asks and how it counts, with models that know everything, or nothing."""
+"""Evaluation with a model that knows all answers, and one that always gives the same answer."""
 
 import io
 import json
@@ -10,15 +10,15 @@ from PIL import Image
 
 from examples.shapes import generation_benchmark as generation
 from examples.shapes import understanding_benchmark as understanding
-from examples.shapes.dataset import Split, draw, prompts, questions
-from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, figures
+from examples.shapes.dataset import Split, render, sample_prompts, sample_questions
+from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, score_table
 
 PROTOCOL = ShapesProtocol(per_topic=6, per_category=4, batch_size=5)
 SEED = understanding.SEED
 
 
-class Oracle:
-    """Answers and draws what is right, or always the same."""
+class FakeModel:
+    """Gives the correct answers and images, or always the same ones."""
 
     sampler_settings = ("guidance_scale", "temperature")
 
@@ -32,9 +32,9 @@ class Oracle:
             generation_prompt=str.split,
         )
         self._answers = {}
-        for question in questions(Split.TEST, PROTOCOL.per_topic, SEED):
-            self._answers[question.text, draw(question.scene).tobytes()] = question.answer
-        self._scenes = {prompt.text: prompt.scene for prompt in prompts(Split.TEST, PROTOCOL.per_category, SEED)}
+        for question in sample_questions(Split.TEST, PROTOCOL.per_topic, SEED):
+            self._answers[question.text, render(question.scene).tobytes()] = question.answer
+        self._scenes = {prompt.text: prompt.scene for prompt in sample_prompts(Split.TEST, PROTOCOL.per_category, SEED)}
 
     def answer(self, rows, max_new_tokens, temperature):
         self.batches += 1
@@ -43,68 +43,58 @@ class Oracle:
 
     def _answer(self, message):
         text = message["content"].removeprefix("<image_placeholder>\n")
-        (picture,) = message["images"]
-        pixels = np.asarray(Image.open(io.BytesIO(picture))).tobytes()
+        (image,) = message["images"]
+        pixels = np.asarray(Image.open(io.BytesIO(image))).tobytes()
         return self._answers[text, pixels] if self.knows else "seven"
 
     def sample_images(self, texts, numbers, seed, **settings):
         self.batches += 1
         scenes = [self._scenes[text] if self.knows else next(iter(self._scenes.values())) for text in texts]
-        return [Image.fromarray(draw(scene)) for scene in scenes]
+        return [Image.fromarray(render(scene)) for scene in scenes]
 
 
-def both(model, folder):
+def evaluate(model, folder):
     return (
         evaluate_understanding(model, folder / "answers", PROTOCOL),
-        evaluate_generation(model, folder / "drawings", PROTOCOL),
+        evaluate_generation(model, folder / "images", PROTOCOL),
     )
 
 
-@pytest.fixture(scope="module")
-def wise(tmp_path_factory):
-    return figures(*both(Oracle(), tmp_path_factory.mktemp("wise")))
-
-
-def test_who_knows_everything_has_all_points(wise):
-    points = {name: value for name, value in wise.items() if not name.startswith("chance")}
-    assert set(points.values()) == {1.0}
-
-
-def test_every_topic_and_category_has_a_score_and_a_chance(wise):
+def test_a_perfect_model_scores_one_and_chance_is_lower(tmp_path):
+    scores = score_table(*evaluate(FakeModel(), tmp_path))
     names = {"understanding.count", "generation.position", "generation.strict", "generation.overall"}
-    assert names | {f"chance.{name}" for name in names} <= set(wise)
+    assert names | {f"chance.{name}" for name in names} <= set(scores)
+    assert {value for name, value in scores.items() if not name.startswith("chance")} == {1.0}
+    assert 0 < scores["chance.understanding"] < 0.6
+    assert 0 <= scores["chance.generation.overall"] < 0.6
 
 
-def test_chance_is_between(wise):
-    assert 0 < wise["chance.understanding"] < 0.6
-    assert 0 <= wise["chance.generation.overall"] < 0.6
+def test_a_constant_model_scores_low(tmp_path):
+    answers, images = evaluate(FakeModel(knows=False), tmp_path)
+    assert answers.scores.overall == 0
+    assert not any(answers.correct)
+    assert images.scores.strict.overall < 0.3
+    assert images.verdicts[-1].reason
 
 
-def test_who_knows_nothing_has_none(tmp_path):
-    answered, drawn = both(Oracle(knows=False), tmp_path)
-    assert answered.scores.overall == 0
-    assert not any(answered.right)
-    assert drawn.scores.strict.overall < 0.3
-    assert drawn.verdicts[-1].reason
-
-
-def test_what_is_done_is_not_asked_again(tmp_path):
-    first, again = Oracle(), Oracle()
-    assert figures(*both(first, tmp_path)) == figures(*both(again, tmp_path))
+def test_completed_questions_are_not_asked_again(tmp_path):
+    first, again = FakeModel(), FakeModel()
+    assert score_table(*evaluate(first, tmp_path)) == score_table(*evaluate(again, tmp_path))
     assert first.batches > 0 == again.batches
 
 
-def test_the_command_counts_the_same(tmp_path):
+def test_benchmarks_give_the_same_scores(tmp_path):
     options = {"split": "test", "per_topic": "6", "per_category": "4"}
-    answered, drawn = both(Oracle(), tmp_path)
-    asked = understanding.read(tmp_path, options)
-    answers = {item.id: item.world.answer for item in asked[1:]} | {asked[0].id: "seven"}
-    scores = understanding.score(asked, answers, options)
+    expected_answers, expected_images = evaluate(FakeModel(), tmp_path)
+    items = understanding.read(tmp_path, options)
+    answers = {item.id: item.scene_question.answer for item in items[1:]} | {items[0].id: "seven"}
+    scores = understanding.score(items, answers, options)
     assert scores["overall"] == pytest.approx(1 - 1 / 30)
-    assert scores["chance"] == answered.chance.overall
-    pictures = generation.read(tmp_path, options)
-    files = {picture.id: str(tmp_path / "drawings" / picture.file) for picture in pictures}
-    assert generation.score(pictures, files, options)["overall"] == drawn.scores.geneval.overall == 1
-    understanding.write_predictions(asked, answers, tmp_path)
-    told = [json.loads(line) for line in (tmp_path / "shapes.jsonl").read_text().splitlines()]
-    assert [line["right"] for line in told] == [False] + [True] * 29
+    assert scores["chance"] == expected_answers.chance.overall
+    requests = generation.read(tmp_path, options)
+    files = {request.id: str(tmp_path / "images" / request.file) for request in requests}
+    overall = generation.score(requests, files, options)["overall"]
+    assert overall == expected_images.scores.geneval.overall == 1
+    understanding.write_predictions(items, answers, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "shapes.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [False] + [True] * 29

@@ -1,4 +1,4 @@
-"""The world as records; above all, that nothing held out is learnt."""
+"""Records of the dataset. Held-out combinations must not leak into training."""
 
 import io
 import itertools
@@ -9,15 +9,24 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from examples.shapes.dataset import DEFAULT, EVERYTHING, Asked, Category, Split, World, detect, inventory, sample_scene
-from examples.shapes.dataset.captions import plural
+from examples.shapes.dataset import (
+    DEFAULT_VOCABULARY,
+    FULL_VOCABULARY,
+    Category,
+    Focus,
+    ShapesDataset,
+    Split,
+    detect,
+    sample_scene,
+)
+from examples.shapes.dataset.captions import inventory, plural
 from examples.shapes.dataset.scene import held_out
 from examples.shapes.dataset.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
-    HELD_OUT_ALONE,
-    HELD_OUT_NUMBERS,
-    HELD_OUT_TOGETHER,
+    HELD_OUT_COUNTS,
+    HELD_OUT_SHAPE_PAIRS,
+    HELD_OUT_SINGLES,
     NUMBERS,
     is_held_out_pair,
 )
@@ -34,10 +43,10 @@ def text_of(record):
 
 
 def seen(record):
-    """What the record's picture shows, as the detector sees it."""
+    """Returns the objects that the detector finds in the record's image."""
     (file,) = record.images
-    picture = np.asarray(Image.open(io.BytesIO(file)))
-    return [(thing.shape, thing.colour) for thing in detect(picture)]
+    image = np.asarray(Image.open(io.BytesIO(file)))
+    return [(obj.shape, obj.colour) for obj in detect(image)]
 
 
 def named_shapes(text):
@@ -45,48 +54,48 @@ def named_shapes(text):
 
 
 def named_colours(text):
-    """Every `colour shape` of a text."""
+    """Returns every `colour shape` in a text."""
     pairs = re.findall(rf"\b({'|'.join(ALL_COLOURS)}) ({'|'.join(WORDS)})\b", text)
     return {(WORDS[shape], colour) for colour, shape in pairs}
 
 
 def named_numbers(text):
-    """Every `number ... shapes` of a text, and every number that answers how many of a shape there are."""
+    """Returns every `number ... shapes` in a text, and every answer to how many of a shape there are."""
     numbers = {word: number for number, word in NUMBERS.items()}
     told = re.findall(rf"\b({'|'.join(numbers)}) (?:\w+ ){{0,2}}?({'|'.join(WORDS)})\b", text)
     asked = re.findall(rf"how many ({'|'.join(WORDS)}) are there\?\W+({'|'.join(numbers)})\b", text)
     return {(WORDS[shape], numbers[number]) for number, shape in [*told, *((n, s) for s, n in asked)]}
 
 
-@pytest.mark.parametrize("vocabulary", [DEFAULT, EVERYTHING])
+@pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, FULL_VOCABULARY])
 @pytest.mark.parametrize("task", [Task.UNDERSTANDING, Task.GENERATION])
-def test_no_training_picture_is_of_just_a_held_out_combination(task, vocabulary):
-    for record in World(vocabulary=vocabulary).records(task, COUNT):
+def test_no_training_image_shows_only_a_held_out_combination(task, vocabulary):
+    for record in ShapesDataset(vocabulary=vocabulary).records(task, COUNT):
         assert not held_out(seen(record))
 
 
-@pytest.mark.parametrize("vocabulary", [DEFAULT, EVERYTHING])
-def test_no_training_caption_asks_for_just_a_held_out_combination(vocabulary):
-    """Of captions that name one thing or two, as the test's prompts do."""
-    for record in World(vocabulary=vocabulary).records(Task.GENERATION, COUNT):
+@pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, FULL_VOCABULARY])
+def test_no_training_caption_names_only_a_held_out_combination(vocabulary):
+    """Checks captions that name one or two objects, as prompts do."""
+    for record in ShapesDataset(vocabulary=vocabulary).records(Task.GENERATION, COUNT):
         text = record.text.partition(".")[0]
         shapes = named_shapes(text)
         if len(named_colours(text)) + len(named_numbers(text)) <= 2 and len(re.findall(",", text)) == 0:
             if len(seen(record)) <= 2:
-                assert len(seen(record)) > 1 or not named_colours(text) & HELD_OUT_ALONE, text
+                assert len(seen(record)) > 1 or not named_colours(text) & HELD_OUT_SINGLES, text
                 assert not any(is_held_out_pair(*pair) for pair in itertools.combinations(named_colours(text), 2)), text
-                assert frozenset(shapes) not in HELD_OUT_TOGETHER, text
+                assert frozenset(shapes) not in HELD_OUT_SHAPE_PAIRS, text
             if len(shapes) == 1 and len(set(seen(record))) == 1:
-                assert not named_numbers(text) & HELD_OUT_NUMBERS, text
+                assert not named_numbers(text) & HELD_OUT_COUNTS, text
 
 
 @pytest.mark.parametrize("task", [Task.UNDERSTANDING, Task.GENERATION])
-def test_every_test_picture_shows_what_was_held_out(task):
-    for record in World(Split.TEST).records(task, 60):
+def test_every_test_image_shows_a_held_out_combination(task):
+    for record in ShapesDataset(Split.TEST).records(task, 60):
         assert held_out(seen(record))
 
 
-def test_the_leak_would_be_found():
+def test_the_text_patterns_find_names_and_counts():
     text = "a photo of two small red stars. how many triangles are there? three is there a yellow star?"
     assert named_colours(text) == {("star", "red"), ("star", "yellow")}
     assert named_numbers(text) == {("star", 2), ("triangle", 3)}
@@ -94,21 +103,21 @@ def test_the_leak_would_be_found():
 
 
 @pytest.mark.parametrize("task", Task)
-def test_a_record_follows_from_its_number(task):
-    world = World(seed=3)
-    records = world.records(task, 10)
-    again = [world.record(task, index) for index in reversed(range(10))][::-1]
+def test_records_depend_on_seed_and_index_only(task):
+    dataset = ShapesDataset(seed=3)
+    records = dataset.records(task, 10)
+    again = [dataset.record(task, index) for index in reversed(range(10))][::-1]
     assert [record.to_example()["key"] for record in records] == [record.key for record in again]
     assert [(text_of(record), record.images) for record in records] == [
         (text_of(record), record.images) for record in again
     ]
     assert len({record.key for record in records}) == 10
-    assert text_of(World(seed=4).record(task, 0)) != text_of(world.record(task, 0))
+    assert text_of(ShapesDataset(seed=4).record(task, 0)) != text_of(dataset.record(task, 0))
 
 
-def test_conversations_have_several_turns_and_one_picture():
+def test_conversations_have_several_turns_and_one_image():
     turns = set()
-    for record in World().records(Task.UNDERSTANDING, COUNT):
+    for record in ShapesDataset().records(Task.UNDERSTANDING, COUNT):
         roles = [message["role"] for message in record.messages]
         assert roles == ["user", "assistant"] * (len(roles) // 2)
         assert text_of(record).count(IMAGE_PLACEHOLDER) == 1
@@ -117,46 +126,48 @@ def test_conversations_have_several_turns_and_one_picture():
     assert turns >= {1, 2, 3, 4, 5, 6}
 
 
-def test_yes_and_no_are_about_as_frequent():
-    said = [message["content"] for record in World().records(Task.UNDERSTANDING, 500) for message in record.messages]
+def test_yes_and_no_are_equally_frequent():
+    said = [
+        message["content"] for record in ShapesDataset().records(Task.UNDERSTANDING, 500) for message in record.messages
+    ]
     assert 0.4 < said.count("yes") / (said.count("yes") + said.count("no")) < 0.6
 
 
-def test_captions_have_many_phrasings_and_some_a_second_sentence():
-    captions = [record.text for record in World().records(Task.GENERATION, COUNT)]
+def test_captions_vary_in_phrasing():
+    captions = [record.text for record in ShapesDataset().records(Task.GENERATION, COUNT)]
     assert {caption.split(" of ")[0] for caption in captions} >= {"a photo", "a picture", "an image"}
     second = [". " in caption for caption in captions]
     assert 0.25 < np.mean(second) < 0.55
 
 
-def test_a_caption_names_only_what_its_picture_shows():
-    for record in World(vocabulary=EVERYTHING).records(Task.GENERATION, COUNT):
+def test_captions_name_what_the_image_shows():
+    for record in ShapesDataset(vocabulary=FULL_VOCABULARY).records(Task.GENERATION, COUNT):
         kinds = seen(record)
         assert named_colours(record.text) <= set(kinds)
         assert named_shapes(record.text) == {shape for shape, _ in kinds}
 
 
-def test_the_world_is_taught_new_words():
+def test_records_can_be_about_new_words():
     about = frozenset({"heart", "pink"})
-    world = World(vocabulary=DEFAULT.with_extras(*about), about=about)
+    dataset = ShapesDataset(vocabulary=DEFAULT_VOCABULARY.with_extras(*about), about=about)
     for task in Task:
-        for record in world.records(task, 40):
+        for record in dataset.records(task, 40):
             shown = {name for kind in seen(record) for name in kind} if record.images else set()
             assert about & (shown | named_shapes(text_of(record)) | set(re.findall("[a-z]+", text_of(record))))
 
 
 def test_texts_are_those_of_the_records():
-    world = World(seed=5)
+    dataset = ShapesDataset(seed=5)
     expected = []
     for index in range(3):
-        expected.append(world.record(Task.TEXT, index).text)
-        expected += [message["content"] for message in world.record(Task.UNDERSTANDING, index).messages]
-        expected.append(world.record(Task.GENERATION, index).text)
-    assert list(world.texts(3)) == expected
+        expected.append(dataset.record(Task.TEXT, index).text)
+        expected += [message["content"] for message in dataset.record(Task.UNDERSTANDING, index).messages]
+        expected.append(dataset.record(Task.GENERATION, index).text)
+    assert list(dataset.texts(3)) == expected
 
 
-def test_records_are_a_source_that_workers_can_be_sent():
-    records = pickle.loads(pickle.dumps(World().records(Task.TEXT, 5)))
+def test_records_can_be_pickled_and_sliced():
+    records = pickle.loads(pickle.dumps(ShapesDataset().records(Task.TEXT, 5)))
     assert len(records) == 5
     assert [record.text for record in records[1:3]] == [records[1].text, records[2].text]
     assert records[-1].text == records[4].text
@@ -165,42 +176,42 @@ def test_records_are_a_source_that_workers_can_be_sent():
 
 
 @pytest.mark.parametrize("task", [Task.GENERATION, Task.UNDERSTANDING])
-def test_scenes_can_be_kept_to_some_categories(task):
-    world = World(categories=(Category.COLORS, Category.SINGLE_OBJECT))
-    assert all(len(seen(record)) == 1 for record in world.records(task, 40))
-    assert any(len(seen(record)) > 1 for record in World().records(task, 40))
+def test_scenes_can_be_restricted_to_categories(task):
+    dataset = ShapesDataset(categories=(Category.COLORS, Category.SINGLE_OBJECT))
+    assert all(len(seen(record)) == 1 for record in dataset.records(task, 40))
+    assert any(len(seen(record)) > 1 for record in ShapesDataset().records(task, 40))
 
 
-def turns(asked, count):
-    for record in World(asked=asked).records(Task.UNDERSTANDING, count):
+def turns(focus, count):
+    for record in ShapesDataset(focus=focus).records(Task.UNDERSTANDING, count):
         for question, answer in zip(record.messages[::2], record.messages[1::2], strict=True):
             yield question["content"], answer["content"]
 
 
-def test_conversations_can_ask_for_places_alone():
-    questions = [question for question, _ in turns(Asked.PLACES, 40)]
+def test_conversations_can_be_about_positions_only():
+    questions = [question for question, _ in turns(Focus.POSITIONS, 40)]
     assert all(re.search(r"In which (row|column) is the \w+( object)?\?$", question) for question in questions)
     assert {"object" in question for question in questions} == {True, False}
 
 
-def test_conversations_can_ask_what_lies_beside_what_and_so_of_pairs_that_are_never_alone():
-    asked = list(turns(Asked.SIDES, 400))
+def test_conversations_about_relations_include_held_out_pairs():
+    asked = list(turns(Focus.RELATIONS, 400))
     assert all(re.search(r"(seen from|Is the \w+|What shape is) ", question) for question, _ in asked)
     beside = {answer for question, answer in asked if re.search(r"What shape is .* the square\?", question)}
-    assert beside == {*DEFAULT.shapes} - {"square"}
+    assert beside == {*DEFAULT_VOCABULARY.shapes} - {"square"}
 
 
-def test_an_inventory_names_every_thing_with_its_place():
+def test_inventory_names_every_object_with_its_position():
     scene = sample_scene(np.random.default_rng(3))
     told = inventory(scene)
-    for thing in scene.things:
-        assert f"{thing.size} {thing.colour} {thing.shape} {thing.row} {thing.column}" in told
-    assert told.count(",") == len(scene.things) - 1
+    for obj in scene.objects:
+        assert f"{obj.size} {obj.colour} {obj.shape} {obj.row} {obj.column}" in told
+    assert told.count(",") == len(scene.objects) - 1
     assert told.endswith(scene.background.texture)
 
 
-def test_a_wrong_world_is_refused():
+def test_invalid_datasets_are_refused():
     with pytest.raises(JanusError, match="image_size is 8"):
-        World(image_size=8)
+        ShapesDataset(image_size=8)
     with pytest.raises(JanusError, match="about names 'heart'"):
-        World(about=frozenset({"heart"}))
+        ShapesDataset(about=frozenset({"heart"}))

@@ -6,24 +6,23 @@ import numpy as np
 import pytest
 
 from examples.shapes.dataset import (
-    DEFAULT,
-    EVERYTHING,
+    DEFAULT_VOCABULARY,
+    FULL_VOCABULARY,
     Background,
     Category,
     Relation,
+    SceneObject,
     Split,
-    Thing,
     Vocabulary,
-    relation,
     sample_scene,
 )
-from examples.shapes.dataset.scene import held_out
+from examples.shapes.dataset.scene import held_out, relation
 from examples.shapes.dataset.vocabulary import (
     ALL_COLOURS,
     ALL_SHAPES,
-    HELD_OUT_ALONE,
-    HELD_OUT_NUMBERS,
-    HELD_OUT_TOGETHER,
+    HELD_OUT_COUNTS,
+    HELD_OUT_SHAPE_PAIRS,
+    HELD_OUT_SINGLES,
     is_held_out_pair,
 )
 from janus_jax.errors import JanusError
@@ -37,20 +36,20 @@ def scenes(count, **settings):
 
 
 def kinds(scene):
-    return [(thing.shape, thing.colour) for thing in scene.things]
+    return [(obj.shape, obj.colour) for obj in scene.objects]
 
 
-def test_a_scene_follows_from_its_seed():
+def test_scenes_depend_on_the_seed_only():
     assert scenes(20) == scenes(20)
 
 
-@pytest.mark.parametrize("vocabulary", [DEFAULT, EVERYTHING])
+@pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, FULL_VOCABULARY])
 @pytest.mark.parametrize("category", [None, *Category])
 def test_no_training_scene_shows_a_held_out_combination(category, vocabulary):
     assert not any(held_out(kinds(scene)) for scene in scenes(200, category=category, vocabulary=vocabulary))
 
 
-@pytest.mark.parametrize("vocabulary", [DEFAULT, EVERYTHING])
+@pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, FULL_VOCABULARY])
 @pytest.mark.parametrize("category", [None, *Category])
 def test_every_test_scene_shows_a_combination_held_out_for_its_category(category, vocabulary):
     shown = scenes(100, category=category, vocabulary=vocabulary, split=Split.TEST)
@@ -75,110 +74,113 @@ def test_every_test_scene_shows_a_combination_held_out_for_its_category(category
         ([("star", "red"), ("square", "red")], set()),
     ],
 )
-def test_what_is_held_out(shown, expected):
+def test_held_out_returns_the_affected_categories(shown, expected):
     assert held_out(shown) == expected
 
 
-def test_each_name_is_held_out_in_part_and_shown_in_most():
-    assert {shape for shape, _ in HELD_OUT_ALONE} == set(ALL_SHAPES)
+def test_each_shape_is_held_out_in_few_combinations():
+    assert {shape for shape, _ in HELD_OUT_SINGLES} == set(ALL_SHAPES)
     for shape in ALL_SHAPES:
-        assert sum(kind[0] == shape for kind in HELD_OUT_ALONE) <= 2
-        assert 1 <= sum(shape in pair for pair in HELD_OUT_TOGETHER) <= 2
+        assert sum(kind[0] == shape for kind in HELD_OUT_SINGLES) <= 2
+        assert 1 <= sum(shape in pair for pair in HELD_OUT_SHAPE_PAIRS) <= 2
 
 
-def test_of_the_pairs_of_each_kind_most_are_shown():
+def test_most_pairs_of_each_kind_are_shown():
     for kind in KINDS:
         partners = [other for other in KINDS if other[0] != kind[0] and other[1] != kind[1]]
         assert sum(is_held_out_pair(kind, other) for other in partners) < len(partners) / 3
     assert len({frozenset(pair) for pair in itertools.permutations(KINDS, 2) if is_held_out_pair(*pair)}) > 200
 
 
-def test_what_has_a_place_of_its_own_is_in_one_row_or_column():
+def test_objects_of_position_scenes_share_a_row_or_column():
     for scene in scenes(100, category=Category.POSITION):
-        one, other = scene.things
+        one, other = scene.objects
         assert (one.row == other.row) != (one.column == other.column)
-    corner = Thing("star", "red", "small", 1 / 6, 5 / 6)
+    corner = SceneObject("star", "red", "small", 1 / 6, 5 / 6)
     assert (corner.row, corner.column) == ("bottom", "left")
 
 
-def test_mixtures_show_several_of_a_kind():
-    mixed = [kinds(scene) for scene in scenes(300) if len(scene.things) > 2]
+def test_mixtures_repeat_some_kinds():
+    mixed = [kinds(scene) for scene in scenes(300) if len(scene.objects) > 2]
     several = [found for found in mixed if 1 < len(set(found)) < len(found)]
     assert 0.3 < len(several) / len(mixed) < 0.8
 
 
-def test_things_stand_clear_of_one_another_and_of_the_edge():
+def test_objects_do_not_overlap_or_touch_the_border():
     for scene in scenes(300):
-        for index, one in enumerate(scene.things):
+        for index, one in enumerate(scene.objects):
             assert one.diameter / 2 < min(one.x, one.y, 1 - one.x, 1 - one.y)
-            for other in scene.things[:index]:
+            for other in scene.objects[:index]:
                 assert math.dist((one.x, one.y), (other.x, other.y)) > (one.diameter + other.diameter) / 2 + 0.03
 
 
-def test_scenes_have_what_their_category_asks_for():
-    assert all(len(scene.things) == 1 for scene in scenes(50, category=Category.COLORS))
-    counts = Counter(len(scene.things) for scene in scenes(100, category=Category.COUNTING))
+def test_scenes_suit_their_category():
+    assert all(len(scene.objects) == 1 for scene in scenes(50, category=Category.COLORS))
+    counts = Counter(len(scene.objects) for scene in scenes(100, category=Category.COUNTING))
     assert set(counts) == {2, 3, 4}
     assert all(len(set(kinds(scene))) == 1 for scene in scenes(50, category=Category.COUNTING))
     assert all(len(scene.shapes) == len(scene.colours) == 2 for scene in scenes(50, category=Category.COLOR_ATTR))
-    found = Counter(relation(*scene.things) for scene in scenes(100, category=Category.POSITION))
+    found = Counter(relation(*scene.objects) for scene in scenes(100, category=Category.POSITION))
     assert set(found) <= set(Relation)
-    assert {len(scene.things) for scene in scenes(100)} == {1, 2, 3, 4}
+    assert {len(scene.objects) for scene in scenes(100)} == {1, 2, 3, 4}
 
 
-def test_the_other_thing_sees_the_opposite():
+def test_swapped_objects_have_the_opposite_relation():
     for scene in scenes(100, category=Category.POSITION):
-        one, other = scene.things
+        one, other = scene.objects
         assert relation(one, other).opposite is relation(other, one)
 
 
-def test_scenes_are_about_what_is_wanted():
-    vocabulary = DEFAULT.with_extras("heart", "pink")
+def test_scenes_show_the_requested_words():
+    vocabulary = DEFAULT_VOCABULARY.with_extras("heart", "pink")
     about = frozenset({"heart", "pink"})
     for split in Split:
         shown = scenes(100, vocabulary=vocabulary, split=split, about=about)
         assert all((scene.shapes | scene.colours) & about for scene in shown)
 
 
-def test_kept_out_names_are_not_shown_by_default():
+def test_words_for_fine_tuning_are_not_shown_by_default():
     shown = {name for scene in scenes(300) for name in scene.shapes | scene.colours}
-    assert shown == {*DEFAULT.shapes, *DEFAULT.colours}
+    assert shown == {*DEFAULT_VOCABULARY.shapes, *DEFAULT_VOCABULARY.colours}
     assert not shown & {"heart", "ring", "moon", "pink", "cyan"}
 
 
 def test_extras_are_added_by_name():
-    assert DEFAULT.with_extras("pink", "heart") == Vocabulary((*DEFAULT.shapes, "heart"), (*DEFAULT.colours, "pink"))
-    with pytest.raises(JanusError, match=r"'hexagon'; its names are circle"):
-        DEFAULT.with_extras("hexagon")
+    assert DEFAULT_VOCABULARY.with_extras("pink", "heart") == Vocabulary(
+        (*DEFAULT_VOCABULARY.shapes, "heart"), (*DEFAULT_VOCABULARY.colours, "pink")
+    )
+    with pytest.raises(JanusError, match=r"'hexagon'; choose among circle"):
+        DEFAULT_VOCABULARY.with_extras("hexagon")
 
 
-def test_a_wrong_vocabulary_is_refused():
-    with pytest.raises(JanusError, match="colours hold 'brown'"):
+def test_invalid_vocabularies_are_refused():
+    with pytest.raises(JanusError, match="colours contain 'brown'"):
         Vocabulary(colours=("red", "brown", "blue", "green"))
     with pytest.raises(JanusError, match="four or more different"):
         Vocabulary(shapes=("circle", "circle", "square", "star"))
 
 
-def test_what_no_vocabulary_gives_is_refused():
+def test_impossible_scenes_are_refused():
     few = Vocabulary(("circle", "square", "star", "heart"))
-    with pytest.raises(JanusError, match="No test scene for position can be made of circle"):
+    with pytest.raises(JanusError, match="No test scene for position exists with circle"):
         sample_scene(np.random.default_rng(0), few, Split.TEST, Category.POSITION, frozenset({"star"}))
 
 
-def test_names_that_the_world_lacks_are_refused():
-    with pytest.raises(JanusError, match="shape 'hexagon' is none"):
-        Thing("hexagon", "red", "small", 0.5, 0.5)
-    with pytest.raises(JanusError, match="tint 'black' is none"):
+def test_unknown_names_are_refused():
+    with pytest.raises(JanusError, match="shape 'hexagon' does not exist"):
+        SceneObject("hexagon", "red", "small", 0.5, 0.5)
+    with pytest.raises(JanusError, match="tint 'black' does not exist"):
         Background("plain", "black")
 
 
-def test_crowds_show_what_is_held_out():
-    """Whatever pictures of just a combination never have, so that it is no law of the world."""
-    crowds = [kinds(scene) for scene in scenes(3000) if len(scene.things) > 2]
+def test_larger_scenes_contain_held_out_combinations():
+    crowds = [kinds(scene) for scene in scenes(3000) if len(scene.objects) > 2]
     assert {kind for crowd in crowds for kind in crowd} >= {
-        kind for kind in HELD_OUT_ALONE if kind[0] in DEFAULT.shapes and kind[1] in DEFAULT.colours
+        kind
+        for kind in HELD_OUT_SINGLES
+        if kind[0] in DEFAULT_VOCABULARY.shapes and kind[1] in DEFAULT_VOCABULARY.colours
     }
-    together = [pair for pair in HELD_OUT_TOGETHER if pair <= set(DEFAULT.shapes)]
+    together = [pair for pair in HELD_OUT_SHAPE_PAIRS if pair <= set(DEFAULT_VOCABULARY.shapes)]
     assert all(any(pair <= {shape for shape, _ in crowd} for crowd in crowds) for pair in together)
-    numbers = [(shape, number) for shape, number in HELD_OUT_NUMBERS if shape in DEFAULT.shapes]
+    numbers = [(shape, number) for shape, number in HELD_OUT_COUNTS if shape in DEFAULT_VOCABULARY.shapes]
     assert all(any([shape for shape, _ in crowd].count(held) == number for crowd in crowds) for held, number in numbers)

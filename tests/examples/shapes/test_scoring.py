@@ -2,120 +2,120 @@ import numpy as np
 import pytest
 
 from examples.shapes.dataset import (
-    DEFAULT,
+    DEFAULT_VOCABULARY,
     Background,
     Category,
     Scene,
+    SceneObject,
     Split,
-    Thing,
-    chance_of_drawings,
-    draw,
-    judge,
-    prompts,
-    score_drawings,
+    chance_of_images,
+    check_image,
+    render,
+    sample_prompts,
+    score_images,
 )
 from examples.shapes.dataset.detector import UNKNOWN, Detection
 from examples.shapes.dataset.prompts import prompt_for
 from examples.shapes.dataset.scene import held_out
-from examples.shapes.dataset.scoring import judge_detections, sides
+from examples.shapes.dataset.scoring import check_detections, relations
 from janus_jax.errors import JanusError
 
 LEFT, MIDDLE, RIGHT = (0.2, 0.5), (0.5, 0.5), (0.8, 0.5)
 
 
-def thing(shape, colour, place=MIDDLE):
-    return Thing(shape, colour, "small", *place)
+def obj(shape, colour, center=MIDDLE):
+    return SceneObject(shape, colour, "small", *center)
 
 
-def scene(*things):
-    return Scene(things, Background("plain", "paper"))
+def scene(*objects):
+    return Scene(objects, Background("plain", "paper"))
 
 
-def prompt(category, *things):
-    """The prompt that names these things in this order."""
+def prompt(category, *objects):
+    """Returns the prompt that names these objects in this order."""
 
     class InOrder:
         def permutation(self, count):
             return np.arange(count)
 
-    return prompt_for(scene(*things), category, InOrder())
+    return prompt_for(scene(*objects), category, InOrder())
 
 
-def verdict(asked, *things):
-    found = judge(asked, draw(scene(*things), 48))
+def verdict(asked, *objects):
+    found = check_image(asked, render(scene(*objects), 48))
     return found.correct, found.strict
 
 
-RED_STAR = thing("star", "red", LEFT)
-BLUE_CIRCLE = thing("circle", "blue", RIGHT)
-EXTRA = thing("cross", "green", (0.5, 0.2))
+RED_STAR = obj("star", "red", LEFT)
+BLUE_CIRCLE = obj("circle", "blue", RIGHT)
+EXTRA = obj("cross", "green", (0.5, 0.2))
 RIGHT_BOTH, RIGHT_BUT_EXTRA, WRONG = (True, True), (True, False), (False, False)
 
 
 @pytest.mark.parametrize(
     ("category", "asked", "drawn", "expected"),
     [
-        (Category.SINGLE_OBJECT, [RED_STAR], [thing("star", "blue")], RIGHT_BOTH),
+        (Category.SINGLE_OBJECT, [RED_STAR], [obj("star", "blue")], RIGHT_BOTH),
         (Category.SINGLE_OBJECT, [RED_STAR], [RED_STAR, EXTRA], RIGHT_BUT_EXTRA),
         (Category.SINGLE_OBJECT, [RED_STAR], [BLUE_CIRCLE], WRONG),
         (Category.TWO_OBJECT, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE], RIGHT_BOTH),
         (Category.TWO_OBJECT, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE, EXTRA], RIGHT_BUT_EXTRA),
         (Category.TWO_OBJECT, [RED_STAR, BLUE_CIRCLE], [RED_STAR], WRONG),
         (Category.COLORS, [RED_STAR], [RED_STAR], RIGHT_BOTH),
-        (Category.COLORS, [RED_STAR], [thing("star", "blue")], WRONG),
+        (Category.COLORS, [RED_STAR], [obj("star", "blue")], WRONG),
         (Category.COLOR_ATTR, [RED_STAR, BLUE_CIRCLE], [BLUE_CIRCLE, RED_STAR], RIGHT_BOTH),
         (
             Category.COLOR_ATTR,
             [RED_STAR, BLUE_CIRCLE],
-            [thing("star", "blue", LEFT), thing("circle", "red", RIGHT)],
+            [obj("star", "blue", LEFT), obj("circle", "red", RIGHT)],
             WRONG,
         ),
         (Category.POSITION, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE], RIGHT_BOTH),
         (
             Category.POSITION,
             [RED_STAR, BLUE_CIRCLE],
-            [thing("star", "red", RIGHT), thing("circle", "blue", LEFT)],
+            [obj("star", "red", RIGHT), obj("circle", "blue", LEFT)],
             WRONG,
         ),
         (Category.POSITION, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE, EXTRA], RIGHT_BUT_EXTRA),
         (
             Category.COUNTING,
-            [thing("cross", "red", LEFT), thing("cross", "red", RIGHT)],
-            [thing("cross", "red", LEFT), thing("cross", "blue", RIGHT)],
+            [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)],
+            [obj("cross", "red", LEFT), obj("cross", "blue", RIGHT)],
             RIGHT_BOTH,
         ),
         (
             Category.COUNTING,
-            [thing("cross", "red", LEFT), thing("cross", "red", RIGHT)],
-            [thing("cross", "red", LEFT), thing("cross", "red", MIDDLE), thing("cross", "red", RIGHT)],
+            [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)],
+            [obj("cross", "red", LEFT), obj("cross", "red", MIDDLE), obj("cross", "red", RIGHT)],
             WRONG,
         ),
         (
             Category.COUNTING,
-            [thing("cross", "red", LEFT), thing("cross", "red", RIGHT)],
-            [thing("cross", "red", LEFT)],
+            [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)],
+            [obj("cross", "red", LEFT)],
             WRONG,
         ),
     ],
 )
-def test_pictures_are_judged_by_both_rules(category, asked, drawn, expected):
+def test_images_are_checked_by_both_rules(category, asked, drawn, expected):
     assert verdict(prompt(category, *asked), *drawn) == expected
 
 
-def test_a_blob_counts_as_something_else_that_is_there():
+def test_unknown_regions_count_as_surplus_objects():
     blob = Detection(UNKNOWN, "red", (0.1, 0.1, 0.2, 0.3), 0.4)
     star = Detection("star", "red", (0.5, 0.5, 0.7, 0.7), 0.9)
-    found = judge_detections(prompt(Category.COLORS, RED_STAR), [blob, star])
+    found = check_detections(prompt(Category.COLORS, RED_STAR), [blob, star])
     assert (found.correct, found.strict, found.reason) == (True, False, "1 more than asked for")
 
 
-def test_the_reason_names_what_is_wrong():
-    picture = draw(scene(thing("star", "blue")), 48)
-    assert judge(prompt(Category.COLORS, RED_STAR), picture).reason == "star blue instead of red"
+def test_the_reason_names_the_error():
+    image = render(scene(obj("star", "blue")), 48)
+    assert check_image(prompt(Category.COLORS, RED_STAR), image).reason == "star blue instead of red"
 
 
 @pytest.mark.parametrize(
-    ("middle", "expected"),
+    ("center", "expected"),
     [
         ((0.2, 0.5), {"left"}),
         ((0.8, 0.5), {"right"}),
@@ -125,20 +125,20 @@ def test_the_reason_names_what_is_wrong():
         ((0.2, 0.4), {"left"}),
     ],
 )
-def test_sides_are_genevals(middle, expected):
+def test_relations_follow_geneval(center, expected):
     def box_at(x, y):
         return Detection("star", "red", (x - 0.1, y - 0.1, x + 0.1, y + 0.1), 1.0)
 
-    assert sides(box_at(*middle), box_at(0.5, 0.5)) == expected
+    assert relations(box_at(*center), box_at(0.5, 0.5)) == expected
 
 
-def test_prompts_are_metadata_of_genevals_own_format():
+def test_prompts_have_metadata_in_genevals_format():
     assert prompt(Category.POSITION, RED_STAR, BLUE_CIRCLE).metadata() == {
         "tag": "position",
         "include": [{"class": "circle", "count": 1}, {"class": "star", "count": 1, "position": ["left of", 0]}],
         "prompt": "a photo of a star left of a circle",
     }
-    assert prompt(Category.COUNTING, thing("cross", "red", LEFT), thing("cross", "red", RIGHT)).metadata() == {
+    assert prompt(Category.COUNTING, obj("cross", "red", LEFT), obj("cross", "red", RIGHT)).metadata() == {
         "tag": "counting",
         "include": [{"class": "cross", "count": 2}],
         "exclude": [{"class": "cross", "count": 3}],
@@ -152,41 +152,43 @@ def test_prompts_are_metadata_of_genevals_own_format():
 
 
 @pytest.mark.parametrize("split", Split)
-def test_prompts_are_their_splits(split):
-    """What a prompt itself names is held out in TEST, and never in TRAIN."""
-    for asked in prompts(split, 30):
-        named = [(wanted.shape, wanted.colour) for wanted in asked.wanted for _ in range(wanted.count)]
+def test_prompts_belong_to_their_split(split):
+    """The combination in the prompt is held out in TEST, and never in TRAIN."""
+    for asked in sample_prompts(split, 30):
+        named = [(required.shape, required.colour) for required in asked.requirements for _ in range(required.count)]
         expected = split is Split.TEST and asked.category is not Category.SINGLE_OBJECT
         assert bool(held_out(named)) == expected, asked.text
 
 
-def test_prompts_follow_from_their_seed():
-    assert prompts(Split.TEST, 4) == prompts(Split.TEST, 4)
-    assert [asked.text for asked in prompts(Split.TEST, 20)] != [
-        asked.text for asked in prompts(Split.TEST, 20, seed=1)
+def test_prompts_depend_on_the_seed_only():
+    assert sample_prompts(Split.TEST, 4) == sample_prompts(Split.TEST, 4)
+    assert [asked.text for asked in sample_prompts(Split.TEST, 20)] != [
+        asked.text for asked in sample_prompts(Split.TEST, 20, seed=1)
     ]
 
 
-def test_new_words_can_be_prompted_for():
+def test_prompts_can_be_about_new_words():
     about = frozenset({"heart", "pink"})
     for split in Split:
-        for asked in prompts(split, 10, vocabulary=DEFAULT.with_extras(*about), about=about):
+        for asked in sample_prompts(split, 10, vocabulary=DEFAULT_VOCABULARY.with_extras(*about), about=about):
             assert "heart" in asked.text or "pink" in asked.text
 
 
-def test_chance_is_far_below_what_right_pictures_score():
-    asked = prompts(Split.TEST, 30)
-    chance = chance_of_drawings(asked)
+def test_chance_is_far_below_one():
+    asked = sample_prompts(Split.TEST, 30)
+    chance = chance_of_images(asked)
     assert set(chance.geneval.by_category) == set(Category)
     assert 0 < chance.geneval.overall < 0.25
     assert chance.strict.overall <= chance.geneval.overall
-    new = prompts(Split.TEST, 10, vocabulary=DEFAULT.with_extras("heart", "pink"), about=frozenset({"heart", "pink"}))
-    assert chance_of_drawings(new).geneval.overall == 0
+    new = sample_prompts(
+        Split.TEST, 10, vocabulary=DEFAULT_VOCABULARY.with_extras("heart", "pink"), about=frozenset({"heart", "pink"})
+    )
+    assert chance_of_images(new).geneval.overall == 0
 
 
-def test_pictures_and_prompts_must_pair():
-    asked = prompts(Split.TEST, 1)
-    with pytest.raises(JanusError, match="2 pictures for 6 prompts"):
-        score_drawings(asked, [np.zeros((48, 48, 3), np.uint8)] * 2)
-    with pytest.raises(JanusError, match="0 pictures for 0 prompts"):
-        score_drawings([], [])
+def test_images_and_prompts_must_have_equal_numbers():
+    asked = sample_prompts(Split.TEST, 1)
+    with pytest.raises(JanusError, match="2 images for 6 prompts"):
+        score_images(asked, [np.zeros((48, 48, 3), np.uint8)] * 2)
+    with pytest.raises(JanusError, match="0 images for 0 prompts"):
+        score_images([], [])

@@ -1,45 +1,65 @@
-"""A tokenizer that is trained in seconds, and the recipe for it."""
+"""Recipes of tokenizers that train in seconds, and images for them."""
 
 from dataclasses import replace
 
-from janus_jax.config import VQConfig
+import numpy as np
+
+from janus_jax.config import VAEConfig, VQConfig
 from janus_jax.training.image_tokenizer.recipe import (
-    Architecture,
     CodebookRecipe,
-    Data,
+    DiscriminatorRecipe,
     Intervals,
-    LossWeights,
-    TokenizerRecipe,
+    VAELossWeights,
+    VAERecipe,
+    VQLossWeights,
+    VQRecipe,
 )
+from janus_jax.training.image_tokenizer.task import Extensions
 from janus_jax.training.optimizers import OptimizerConfig
 
-MODEL = VQConfig(
-    image_size=24,
-    codebook_size=16,
-    code_dim=4,
-    base_channels=4,
-    channel_multipliers=(1, 2),
-    num_res_blocks=1,
-    z_channels=8,
-    norm_groups=2,
-)
 ADAM = OptimizerConfig(learning_rate=1e-3)
-RECIPE = TokenizerRecipe(
-    model=MODEL,
+VQ = VQRecipe(
+    model=VQConfig(
+        image_size=24,
+        codebook_size=16,
+        code_dim=4,
+        base_channels=4,
+        channel_multipliers=(1, 2),
+        num_res_blocks=1,
+        z_channels=8,
+        norm_groups=2,
+    ),
     steps=4,
     batch_size=8,
     optimizer=ADAM,
-    discriminator_optimizer=ADAM,
-    data=Data(world=32),
-    losses=LossWeights(perceptual=0.0, adversarial_start=2),
+    discriminator=DiscriminatorRecipe(ADAM, base_channels=4, num_downsamplings=1),
+    losses=VQLossWeights(perceptual=0.0, adversarial_start=2),
     codebook=CodebookRecipe(decay=0.5),
-    architecture=Architecture(discriminator_channels=4, discriminator_downsamplings=1),
     intervals=Intervals(report=1, evaluate=0, save=2, eval_images=8),
     ema_decay=0.5,
 )
-KEPT_IN_USE = replace(
-    RECIPE,
-    losses=replace(RECIPE.losses, adversarial=0.0),
+MOVING_AVERAGE = replace(
+    VQ,
+    trained=("decoder/*", "post_quant_conv/*", "codebook/*"),
+    losses=replace(VQ.losses, adversarial=0.0),
     codebook=CodebookRecipe(update="moving_average", decay=0.5, kmeans_images=16, reseed_below=0.1),
-    architecture=replace(RECIPE.architecture, encoder_reach="patch"),
 )
+VAE = VAERecipe(
+    model=VAEConfig(latent_channels=2, base_channels=4, channel_multipliers=(1, 2), num_res_blocks=1, norm_groups=2),
+    image_size=24,
+    steps=4,
+    batch_size=8,
+    optimizer=ADAM,
+    losses=VAELossWeights(perceptual=0.0),
+    intervals=VQ.intervals,
+    ema_decay=0.5,
+)
+
+
+def images(count, size=24, seed=0):
+    """Random images of blocks of 4x4 pixels, so that neighbouring pixels are similar."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (count, size // 4, size // 4, 3), np.uint8)
+    return blocks.repeat(4, axis=1).repeat(4, axis=2)
+
+
+DATA = Extensions(images=images(32), eval_images=images(8, seed=1))

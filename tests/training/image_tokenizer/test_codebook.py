@@ -1,4 +1,4 @@
-"""What keeps a codebook in use."""
+"""Codebook initialization and updates."""
 
 import jax
 import jax.numpy as jnp
@@ -12,7 +12,7 @@ def directions(count, dimensions=4):
     return normalize(jax.random.normal(jax.random.key(3), (count, dimensions)))
 
 
-def test_kmeans_finds_the_directions_there_are():
+def test_kmeans_finds_the_cluster_directions():
     centres = jnp.eye(4)
     noise = 0.05 * jax.random.normal(jax.random.key(0), (40, 4))
     latents = normalize(jnp.repeat(centres, 10, axis=0) + noise)
@@ -21,33 +21,33 @@ def test_kmeans_finds_the_directions_there_are():
     np.testing.assert_allclose(jnp.max(centres @ found.T, axis=1), 1, atol=0.01)
 
 
-def test_kmeans_leaves_no_code_unused():
+def test_kmeans_uses_every_code():
     latents = directions(64)
     found = codebook.kmeans(latents, 32, jax.random.key(0))
     assert len(set(nearest_codes(latents, found).tolist())) == 32
 
 
-def test_moving_averages_end_at_the_mean_direction():
+def test_moving_averages_converge_to_the_mean_direction():
     latents, ids = directions(6), jnp.array([0, 0, 0, 1, 1, 1])
-    use = codebook.start_use(jnp.eye(4)[:2], 6)
-    batch = codebook.count_use(latents, ids, 2)
+    usage = codebook.uniform_usage(jnp.eye(4)[:2], 6)
+    batch = codebook.batch_usage(latents, ids, 2)
     for _ in range(40):
-        use = codebook.average_use(use, batch, 0.5)
+        usage = codebook.update_usage(usage, batch, 0.5)
     expected = normalize(jnp.stack([latents[:3].sum(0), latents[3:].sum(0)]))
-    np.testing.assert_allclose(codebook.mean_codes(use), expected, atol=1e-5)
+    np.testing.assert_allclose(codebook.mean_codes(usage), expected, atol=1e-5)
 
 
-def test_a_dead_code_goes_onto_a_latent_and_a_living_one_stays():
+def test_only_unused_codes_are_replaced_by_latents():
     latents = directions(8)
-    use = codebook.CodeUse(jnp.array([1.0, 0.0, 1.0]), jnp.eye(4)[:3])
-    new, dead = codebook.reseed(use, latents, 0.1, jax.random.key(0))
-    assert dead.tolist() == [False, True, False]
-    np.testing.assert_array_equal(new.sums[0], use.sums[0])
+    usage = codebook.CodeUsage(jnp.array([1.0, 0.0, 1.0]), jnp.eye(4)[:3])
+    new, unused = codebook.reseed(usage, latents, 0.1, jax.random.key(0))
+    assert unused.tolist() == [False, True, False]
+    np.testing.assert_array_equal(new.sums[0], usage.sums[0])
     assert float(jnp.max(latents @ normalize(new.sums[1]))) > 0.9999
-    _, dead = codebook.reseed(new, latents, 0.1, jax.random.key(1))
-    assert not dead.any()
+    _, unused = codebook.reseed(new, latents, 0.1, jax.random.key(1))
+    assert not unused.any()
 
 
-def test_perplexity_counts_codes_in_even_use():
+def test_perplexity_is_the_number_of_evenly_used_codes():
     assert np.isclose(codebook.perplexity(jnp.array([5.0, 5.0, 0.0, 5.0])), 3)
     assert np.isclose(codebook.perplexity(jnp.array([7.0, 0.0])), 1)

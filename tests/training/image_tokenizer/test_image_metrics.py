@@ -10,13 +10,13 @@ IMAGES = RNG.integers(0, 256, (2, 16, 14, 3), np.uint8)
 OTHERS = np.clip(IMAGES + RNG.integers(-40, 40, IMAGES.shape), 0, 255).astype(np.uint8)
 
 
-def test_psnr():
+def test_psnr_follows_its_definition():
     error = np.mean((IMAGES / 255 - OTHERS / 255) ** 2, axis=(1, 2, 3))
     np.testing.assert_allclose(psnr(IMAGES, OTHERS), -10 * np.log10(error), rtol=1e-5)
     assert psnr(IMAGES, IMAGES).tolist() == pytest.approx([100, 100])
 
 
-def test_ssim():
+def test_ssim_follows_its_definition():
     offsets = np.arange(11) - 5
     line = np.exp(-(offsets**2) / (2 * 1.5**2))
     window = np.outer(line, line) / np.sum(line) ** 2

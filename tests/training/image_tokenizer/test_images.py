@@ -1,6 +1,7 @@
-"""Batches follow from the seed and their number, whoever reads them and wherever they begin."""
+"""Batches depend on the seed and their position only, regardless of processes and workers."""
 
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,13 @@ from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.records import Record
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
-from janus_jax.training.image_tokenizer.images import RecordImages, Split, WorldImages, middle_crops, random_crop
+from janus_jax.training.array_batches import ArrayBatches, BatchSplit
+from janus_jax.training.image_tokenizer import images as module
+from janus_jax.training.image_tokenizer.images import RecordImages, center_crops, random_crop
+from janus_jax.training.image_tokenizer.recipe import ImageData
+
+DATA = ImageData(directories=("unused",), workers=0)
+ARRAY = np.arange(16 * 12, dtype=np.uint8).reshape(16, 2, 2, 3)
 
 
 def encoded(number, size=(20, 14)):
@@ -20,83 +27,89 @@ def encoded(number, size=(20, 14)):
     return file.getvalue()
 
 
-def records(count, broken=()):
-    return [
-        Record(f"r{i}", Task.GENERATION, "text", images=(b"no image",) if i in broken else (encoded(i),))
-        for i in range(count)
-    ]
-
-
 def component(count=10, broken=()):
-    return [Component("pictures", records(count, broken))]
+    images = [(b"no image",) if i in broken else (encoded(i),) for i in range(count)]
+    return (
+        Component("images", [Record(f"r{i}", Task.GENERATION, "text", images=one) for i, one in enumerate(images)]),
+    )
+
+
+@pytest.fixture
+def records(monkeypatch):
+    """Makes iterators over ten records in memory."""
+
+    def make(split, broken=(), **changes):
+        monkeypatch.setattr(module, "components_of", lambda directories, split: component(broken=broken))
+        return RecordImages(replace(DATA, **changes), 8, split)
+
+    return make
 
 
 def numbers(batch):
-    """Which record each crop is of: the pictures are of one colour each."""
-    return (batch[:, 0, 0, 0] // 10).tolist()
+    """Returns the record of each crop; each record has one colour."""
+    return (batch[0][:, 0, 0, 0] // 10).tolist()
 
 
-STREAMS = {
-    "world": lambda split: WorldImages(24, 16, split),
-    "records": lambda split: RecordImages(component(), 8, split),
-}
+def split(batch_size, seed, process_index=0, process_count=1):
+    return BatchSplit(batch_size, seed, process_index, process_count)
 
 
-@pytest.mark.parametrize("kind", STREAMS)
-def test_a_restored_stream_goes_on_where_it_was(kind):
-    first = STREAMS[kind](Split(4, seed=1))
+@pytest.mark.parametrize("kind", ["array", "records"])
+def test_a_restored_position_gives_the_same_batches(kind, records):
+    make = records if kind == "records" else lambda split: ArrayBatches([ARRAY], split)
+    first = make(split(4, seed=1))
     for _ in range(3):
         next(first)
     state = first.get_state()
-    expected = [next(first) for _ in range(4)]
-    second = STREAMS[kind](Split(4, seed=1))
+    expected = [next(first)[0] for _ in range(4)]
+    second = make(split(4, seed=1))
     next(second)
     second.set_state(state)
-    np.testing.assert_array_equal([next(second) for _ in range(4)], expected)
+    np.testing.assert_array_equal([next(second)[0] for _ in range(4)], expected)
 
 
-def test_processes_share_the_worlds_batches():
-    whole = next(WorldImages(24, 16, Split(4, seed=1)))
-    parts = [next(WorldImages(24, 16, Split(4, 1, index, 2))) for index in range(2)]
+def test_processes_share_batches_of_arrays():
+    whole = next(ArrayBatches([ARRAY], split(4, seed=1)))[0]
+    parts = [next(ArrayBatches([ARRAY], split(4, 1, index, 2)))[0] for index in range(2)]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
 
 
-def test_an_epoch_holds_every_picture_once_over_all_processes():
-    streams = [RecordImages(component(), 8, Split(10, 0, index, 2)) for index in range(2)]
+def test_an_epoch_has_every_record_once_over_all_processes(records):
+    streams = [records(split(10, 0, index, 2)) for index in range(2)]
     assert sorted(number for stream in streams for number in numbers(next(stream))) == list(range(10))
 
 
-def test_worker_processes_change_nothing():
-    alone, helped = (RecordImages(component(), 8, Split(4, seed=1), workers) for workers in (0, 1))
+def test_worker_processes_do_not_change_batches(records):
+    inline, parallel = (records(split(4, seed=1), workers=workers) for workers in (0, 1))
     try:
         for _ in range(4):
-            np.testing.assert_array_equal(next(helped), next(alone))
+            np.testing.assert_array_equal(next(parallel)[0], next(inline)[0])
     finally:
-        helped.close()
+        parallel.close()
 
 
-def test_records_without_a_readable_image_are_passed_over():
-    stream = RecordImages(component(broken={3}), 8, Split(9, seed=0))
-    assert sorted(numbers(next(stream))) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
+def test_records_without_a_readable_image_are_skipped(records):
+    assert sorted(numbers(next(records(split(9, seed=0), broken={3})))) == [0, 1, 2, 4, 5, 6, 7, 8, 9]
 
 
-def test_too_many_of_them_stop_it():
-    stream = RecordImages(component(broken=range(10)), 8, Split(4, seed=0), max_rejected=0.01)
+def test_too_many_rejected_records_stop_the_training(records):
     with pytest.raises(JanusError, match="records were rejected"):
-        next(stream)
+        next(records(split(4, seed=0), broken=range(10), max_rejected=0.01))
 
 
-def test_a_position_of_another_run_is_refused():
-    state = RecordImages(component(), 8, Split(4, seed=0)).get_state()
+def test_positions_of_other_data_are_refused(records):
+    state = records(split(4, seed=0)).get_state()
     with pytest.raises(JanusError, match="process_count = 1, now it is 2"):
-        RecordImages(component(), 8, Split(4, 0, 0, 2)).set_state(state)
+        records(split(4, 0, 0, 2)).set_state(state)
     with pytest.raises(JanusError, match="another kind of data"):
-        WorldImages(24, 4, Split(4, seed=0)).set_state(state)
+        ArrayBatches([ARRAY], split(4, seed=0)).set_state(state)
 
 
-def test_a_batch_that_processes_cannot_share_is_refused():
-    with pytest.raises(JanusError, match="batch_size 5"):
-        Split(5, 0, 0, 2)
+def test_batches_that_do_not_fit_are_refused():
+    with pytest.raises(JanusError, match="batch_size is 5"):
+        split(5, 0, 0, 2)
+    with pytest.raises(JanusError, match="hold 16, 3 examples"):
+        ArrayBatches([ARRAY, ARRAY[:3]], split(2, 0))
 
 
 def test_crops_are_squares_of_most_of_the_image():
@@ -108,7 +121,7 @@ def test_crops_are_squares_of_most_of_the_image():
     assert len({crop[20, 0, 0] for crop in crops}) > 5
 
 
-def test_evaluation_is_on_the_first_readable_images():
-    assert numbers(middle_crops(component(broken={0}), 8, 3)) == [1, 2, 3]
+def test_evaluation_uses_the_first_readable_images():
+    assert numbers((center_crops(component(broken={0}), 8, 3),)) == [1, 2, 3]
     with pytest.raises(JanusError, match="no readable image"):
-        middle_crops(component(2, broken={0, 1}), 8, 3)
+        center_crops(component(2, broken={0, 1}), 8, 3)

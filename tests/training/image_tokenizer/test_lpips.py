@@ -1,4 +1,4 @@
-"""LPIPS: what is read from which tensor. Its numbers stand beside PyTorch's in tests/parity."""
+"""LPIPS weights and distances. tests/parity compares the values with PyTorch."""
 
 import flax.linen as nn
 import jax
@@ -8,7 +8,7 @@ import pytest
 
 from janus_jax.errors import JanusError
 from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
-from tests.training.image_tokenizer.judges import lpips_files
+from tests.training.image_tokenizer.network_files import lpips_files
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +16,7 @@ def lpips():
     return lpips_params(*lpips_files())
 
 
-def test_lpips_takes_every_tensor_to_its_place(lpips):
+def test_every_tensor_is_converted(lpips):
     vgg, lins = lpips_files()
     images = jax.ShapeDtypeStruct((1, 16, 16, 3), jnp.float32)
     made = jax.eval_shape(LPIPS().init, jax.random.key(0), images, images)["params"]
@@ -25,18 +25,18 @@ def test_lpips_takes_every_tensor_to_its_place(lpips):
     np.testing.assert_array_equal(lpips["lin_3"], lins["lin3.model.1.weight"].reshape(-1))
 
 
-def test_a_distance_is_none_to_itself_and_grows(lpips):
+def test_distance_is_zero_for_equal_images_and_grows_with_noise(lpips):
     image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-1)
     noise = 0.1 * jax.random.normal(jax.random.key(1), image.shape)
     distance = jax.jit(jax.value_and_grad(lambda other: LPIPS().apply({"params": lpips}, image, other)))
-    nothing, still = distance(image)
-    assert float(nothing) < 1e-12
-    assert np.isfinite(still).all()
+    zero, gradient = distance(image)
+    assert float(zero) < 1e-12
+    assert np.isfinite(gradient).all()
     near, far = distance(image + noise)[0], distance(image + 4 * noise)[0]
     assert 0 < float(near) < float(far)
 
 
-def test_a_missing_or_misshapen_tensor_is_named():
+def test_errors_name_a_missing_or_misshapen_tensor():
     vgg, lins = lpips_files()
     with pytest.raises(JanusError, match=r"features\.28\.bias"):
         lpips_params({name: value for name, value in vgg.items() if name != "features.28.bias"}, lins)

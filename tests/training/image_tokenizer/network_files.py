@@ -1,4 +1,4 @@
-"""Files of the judging networks, by the names they are published under, with random numbers."""
+"""Weight files of LPIPS and Inception with the published tensor names and random values."""
 
 import functools
 
@@ -12,7 +12,7 @@ VGG |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512
 
 @functools.cache
 def lpips_files():
-    """torchvision's vgg16, with its classifier's bias, and the lpips package's vgg.pth."""
+    """torchvision's vgg16, with the bias of its classifier, and vgg.pth of the lpips package."""
     rng = np.random.default_rng(0)
     vgg = {"classifier.6.bias": np.zeros(1000, np.float32)}
     for number, (outputs, inputs) in VGG.items():
@@ -26,7 +26,7 @@ def lpips_files():
 
 @functools.cache
 def inception_file():
-    """pytorch-fid's, whose classifier nothing reads."""
+    """pytorch-fid's Inception; its classifier is not used."""
     rng = np.random.default_rng(0)
     tensors = {"fc.bias": np.zeros(1008, np.float32)}
     for name, shape in tensor_shapes():

@@ -1,0 +1,131 @@
+"""Batches of arrays in memory, and the interface of data whose position is saved."""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, Self, TypeVar
+
+import jax
+import numpy as np
+
+from janus_jax.errors import JanusError
+
+
+@dataclass(frozen=True)
+class BatchSplit:
+    """This process's share of each batch.
+
+    Attributes:
+      batch_size: Examples per batch, over all processes.
+      seed: Seed of order and augmentation.
+    """
+
+    batch_size: int
+    seed: int
+    process_index: int = field(default_factory=jax.process_index)
+    process_count: int = field(default_factory=jax.process_count)
+
+    def __post_init__(self) -> None:
+        if self.batch_size % self.process_count:
+            raise JanusError(
+                f"config.batch_size is {self.batch_size}; it must be a multiple of {self.process_count}, the number of "
+                f"processes."
+            )
+
+    @property
+    def local_size(self) -> int:
+        """Examples per batch of this process."""
+        return self.batch_size // self.process_count
+
+
+class ResumableData(Protocol):
+    """Endless iterator over this process's share of the batches, with a position that can be saved."""
+
+    @property
+    def example_ids(self) -> Sequence[Sequence[str]]: ...
+
+    def __next__(self) -> Any: ...
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the position as JSON values."""
+        ...
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a position.
+
+        Raises:
+          JanusError: The position belongs to other data.
+        """
+        ...
+
+    def close(self) -> None:
+        """Stops worker processes."""
+        ...
+
+
+D = TypeVar("D", bound=ResumableData)
+
+
+@contextlib.contextmanager
+def opened(make: Callable[[], D], positions: Sequence[Any] | None) -> Iterator[D]:
+    """Opens data at the position of this process, or at the beginning, and closes it."""
+    with contextlib.closing(make()) as data:
+        if positions:
+            data.set_state(positions[jax.process_index() % len(positions)])
+        yield data
+
+
+class ArrayBatches:
+    """Random batches of arrays in memory. Batch n depends on the seed and n only.
+
+    Args:
+      arrays: Arrays with the same number of examples. A batch has the same examples of each.
+      split: This process's share of the batches.
+
+    Raises:
+      JanusError: The arrays differ in length, or hold fewer examples than a batch.
+    """
+
+    example_ids = ()
+
+    def __init__(self, arrays: Sequence[np.ndarray], split: BatchSplit) -> None:
+        lengths = [len(array) for array in arrays]
+        if len(set(lengths)) > 1 or lengths[0] < split.batch_size:
+            raise JanusError(
+                f"The arrays to train on hold {', '.join(map(str, lengths))} examples; they must hold the same number, "
+                f"at least the batch size {split.batch_size}."
+            )
+        self._arrays, self._split, self._batch = arrays, split, 0
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[np.ndarray, ...]:
+        rng = np.random.default_rng((self._split.seed, self._batch))
+        chosen = rng.choice(len(self._arrays[0]), self._split.batch_size, False)
+        self._batch += 1
+        start = self._split.process_index * self._split.local_size
+        local = chosen[start : start + self._split.local_size]
+        return tuple(array[local] for array in self._arrays)
+
+    def get_state(self) -> dict[str, Any]:
+        """Returns the number of the next batch."""
+        return {"batch": self._batch}
+
+    def set_state(self, state: dict[str, Any]) -> None:
+        """Moves to a batch."""
+        self._batch = int(saved_value(state, "batch"))
+
+    def close(self) -> None:
+        """Does nothing: there are no workers."""
+
+
+def saved_value(state: dict[str, Any], name: str) -> Any:
+    """Returns a value of a saved position.
+
+    Raises:
+      JanusError: The position has no such value.
+    """
+    if name not in state:
+        raise JanusError(f"The data position in the checkpoint has no {name!r}; it belongs to another kind of data.")
+    return state[name]

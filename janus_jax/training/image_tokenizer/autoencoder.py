@@ -1,0 +1,105 @@
+"""Common part of VQ and VAE training."""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int, Key
+
+from janus_jax.models.backbone import Params
+from janus_jax.training.image_tokenizer import losses
+from janus_jax.training.image_tokenizer.losses import PixelLosses, Terms
+from janus_jax.training.image_tokenizer.recipe import AutoencoderRecipe
+from janus_jax.training.optimizers import make_optimizer
+from janus_jax.training.param_paths import merge, partition
+from janus_jax.training.state import TrainState, create_state
+
+Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]
+"""Function from parameters, images and reconstructions to the mean perceptual distance; pixels are in [-1, 1]."""
+
+Initialize = Callable[[Params], Params]
+"""Function from random to initial parameters."""
+
+
+class AutoencoderTraining:
+    """Parameters, optimizer and reconstruction losses of a recipe.
+
+    Args:
+      model: The autoencoder.
+      key: Random key of the initial parameters.
+      perceptual: Perceptual distance; None omits the term.
+      pixel_losses: Reconstruction losses on pixels.
+      initialize: Changes the random initial parameters.
+
+    Raises:
+      JanusError: The warm-up is longer than the training, or `recipe.trained` matches no parameter.
+    """
+
+    def __init__(
+        self,
+        recipe: AutoencoderRecipe,
+        model: nn.Module,
+        image_size: int,
+        *,
+        key: Key[Array, ""],
+        perceptual: Perceptual | None = None,
+        pixel_losses: PixelLosses = losses.pixel_losses,
+        initialize: Initialize | None = None,
+    ) -> None:
+        self.model = model
+        self._recipe, self._image_size, self._key = recipe, image_size, key
+        self._perceptual, self._pixel_losses, self._initialize = perceptual, pixel_losses, initialize
+        trained, _ = partition(jax.eval_shape(self._boxed_params), recipe.trained)
+        self._optimizer = make_optimizer(recipe.optimizer, recipe.steps, trained)
+
+    def init_tokenizer(self) -> TrainState:
+        """Returns the initial state of the autoencoder."""
+        params = nn.unbox(self._boxed_params())
+        return self._tokenizer_state(params if self._initialize is None else self._initialize(params))
+
+    def _boxed_params(self) -> Params:
+        params: Params = self.model.init(self._key, self._blank_image())["params"]
+        return params
+
+    def _blank_image(self) -> Float[Array, "1 S S 3"]:
+        return jnp.zeros((1, self._image_size, self._image_size, 3))
+
+    def _tokenizer_state(self, params: Params) -> TrainState:
+        trained, frozen = partition(params, self._recipe.trained)
+        ema = self._recipe.ema_decay > 0
+        return create_state(trained, frozen, self._optimizer, frozen_dtype="float32", ema=ema)
+
+    def _reconstruction_losses(
+        self, perceptual_params: Params, pixels: Float[Array, "B H W 3"], decoded: Float[Array, "B H W 3"]
+    ) -> Terms:
+        weights = self._recipe.losses
+        terms = self._pixel_losses(weights, pixels, decoded)
+        if self._perceptual is not None and weights.perceptual:
+            terms["perceptual"] = weights.perceptual * self._perceptual(perceptual_params, pixels, decoded)
+        return terms
+
+    def _update(self, state: TrainState, grads: Params) -> TrainState:
+        return state.apply_gradients(grads, self._optimizer, ramped_decay(self._recipe.ema_decay, state.step))
+
+
+def all_params(state: TrainState, *, average: bool = False) -> Params:
+    """Returns trained and frozen parameters; with `average`, the averages of the trained ones if there are any."""
+    return merge(state.ema if average and state.ema is not None else state.params, state.frozen)
+
+
+def apply(module: nn.Module, params: Params, *args: Any, method: str | Callable[..., Any] | None = None) -> Any:
+    """Applies a module or one of its methods to these parameters."""
+    return module.apply({"params": params}, *args, method=method)
+
+
+def total_loss(terms: Terms) -> tuple[Float[Array, ""], Terms]:
+    """Returns the sum of the loss terms, and metrics `loss/TERM` and `loss/total`."""
+    total = jnp.sum(jnp.stack(list(terms.values())))
+    return total, {f"loss/{name}": value for name, value in terms.items()} | {"loss/total": total}
+
+
+def ramped_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
+    """Returns the decay of the parameter average after `step` steps; early steps forget the initial values faster."""
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

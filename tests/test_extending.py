@@ -1,0 +1,51 @@
+"""The examples of docs/extending.md work as they are."""
+
+import importlib
+import re
+from pathlib import Path
+
+import pytest
+
+from janus_jax.data.sources import SOURCES, SourceOptions, get_source
+from janus_jax.evaluation import registry
+from janus_jax.processing import Task
+from janus_jax.training.config_dicts import from_config
+from janus_jax.training.image_tokenizer import task
+from janus_jax.training.recipe import Recipe
+from janus_jax.training.recipe_files import load_recipe
+from tests.training.image_tokenizer.recipes import VQ, images
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, monkeypatch):
+    """Saves the examples under the names in their first lines, in a folder on the module path."""
+    for name, code in re.findall(r"```python\n# (\w+\.py)\n(.*?)```", PAGE, re.DOTALL):
+        (tmp_path / name).write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "BENCHMARKS", dict(registry.BENCHMARKS))
+    for kind in ("poems",):
+        monkeypatch.delitem(SOURCES, kind, raising=False)
+    return tmp_path
+
+
+def test_the_source_reads_records(folder):
+    (folder / "pond.txt").write_text("An old silent pond.\nA frog jumps in.\n")
+    (part,) = get_source("poems:poems").parts(SourceOptions((str(folder / "pond.txt"),), Task.TEXT))
+    assert [entry.make().text for entry in part.entries()] == ["An old silent pond.", "A frog jumps in."]
+
+
+def test_the_benchmark_scores_answers(folder):
+    benchmark = registry.find_benchmark("capitals:capitals")
+    assert benchmark.score(benchmark.read(folder, {}), {"france": "Paris."}, {}) == {"accuracy": 1}
+
+
+def test_the_recipe_changes_a_field(folder):
+    assert from_config(Recipe, load_recipe(str(folder / "my_recipe.py"))).stages[0].batch_size == 64
+
+
+def test_the_tokenizer_example_passes_its_images(folder, monkeypatch):
+    monkeypatch.setattr(task, "train_tokenizer", lambda recipe, workdir, *, extensions: extensions)
+    extensions = importlib.import_module("tokenizer").train(VQ, images(100), folder)
+    assert (len(extensions.images), len(extensions.eval_images)) == (100, 64)

@@ -1,0 +1,150 @@
+"""Training steps of image tokenizers, and runs of the trainer with them."""
+
+import functools
+import json
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from checkpoints_convert import open_checkpoint
+from janus_jax.errors import Diverged, JanusError
+from janus_jax.sharding import make_mesh
+from janus_jax.training.image_tokenizer.recipe import ImageData, NetworkFiles
+from janus_jax.training.image_tokenizer.task import tokenizer_params, tokenizer_task, train_tokenizer
+from janus_jax.training.image_tokenizer.vae import VAETraining
+from janus_jax.training.image_tokenizer.vq import VQTraining
+from janus_jax.training.preemption import Preemption
+from janus_jax.training.trainer import train
+from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, images
+
+RECIPES = {"gradient": VQ, "moving average": MOVING_AVERAGE, "vae": VAE}
+SLOW = [pytest.param("gradient", marks=pytest.mark.slow), "moving average", pytest.param("vae", marks=pytest.mark.slow)]
+
+
+@functools.cache
+def compiled(name):
+    recipe = RECIPES[name]
+    training = VAETraining(recipe) if name == "vae" else VQTraining(recipe)
+    return training, jax.jit(training.init)(), jax.jit(training.step)
+
+
+def differ(before, after):
+    return any(bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+
+
+def run(recipe, workdir, **options):
+    return train(tokenizer_task(recipe, extensions=DATA, **options), workdir)
+
+
+@pytest.mark.slow
+def test_discriminator_and_its_loss_start_at_adversarial_start():
+    _, state, step = compiled("gradient")
+    for number in range(4):
+        before = state.discriminator
+        state, metrics = step(state, images(8), {})
+        assert differ(before, state.discriminator) == (number >= 2)
+        assert (float(metrics["loss/adversarial"]) != 0) == (number >= 2)
+
+
+@pytest.mark.slow
+def test_average_follows_the_parameters():
+    _, state, step = compiled("gradient")
+    new, _ = step(state, images(8), {})
+    before, after, ema = (
+        tree["decoder"]["conv_out"]["kernel"]
+        for tree in (state.tokenizer.params, new.tokenizer.params, new.tokenizer.ema)
+    )
+    # The decay is ramped: (1 + 0) / (10 + 0) at the first step.
+    np.testing.assert_allclose(ema, 0.1 * before + 0.9 * after, rtol=1e-5)
+
+
+def test_codebook_starts_with_all_codes_in_use_and_frozen_parts_keep_their_values():
+    training, state, step = compiled("moving average")
+    state = jax.jit(training.init_codebook)(state, images(16))
+    ids = training.reconstruct(tokenizer_params(state), images(16))[1]
+    assert len(np.unique(ids)) == MOVING_AVERAGE.model.codebook_size
+    new, metrics = step(state, images(8), {})
+    assert not differ(state.tokenizer.frozen["encoder"], new.tokenizer.frozen["encoder"])
+    assert float(metrics["codes/batch_perplexity"]) > 4
+
+
+@pytest.mark.slow
+def test_kl_moves_latents_to_a_standard_normal():
+    recipe = replace(VAE, losses=replace(VAE.losses, l2=0.0, kl=1.0), optimizer=replace(ADAM, learning_rate=1e-2))
+    training = VAETraining(recipe)
+    state, step, kl = training.init(), jax.jit(training.step), []
+    for _ in range(30):
+        state, metrics = step(state, images(8), {})
+        kl.append(float(metrics["loss/kl"]))
+    assert kl[-1] < kl[0] / 3
+
+
+@pytest.mark.parametrize("name", SLOW)
+def test_a_killed_run_resumes_bitwise(name, tmp_path, monkeypatch):
+    whole = run(RECIPES[name], tmp_path / "whole")
+
+    def kill(self, step):
+        if step == 3:
+            raise KeyboardInterrupt
+        return False
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Preemption, "reached", kill)
+        with pytest.raises(KeyboardInterrupt):
+            run(RECIPES[name], tmp_path / "killed")
+    resumed = run(RECIPES[name], tmp_path / "killed")
+    for expected, found in zip(*map(jax.tree.leaves, (whole.state, resumed.state)), strict=True):
+        np.testing.assert_array_equal(found, expected)
+    lines = map(json.loads, (tmp_path / "killed" / "metrics.jsonl").read_text().splitlines())
+    assert [line["step"] for line in lines if "loss/total" in line] == [1, 2, 3, 4]
+    scores = {"psnr", "ssim"} | ({"codes_used", "code_perplexity"} if name != "vae" else set())
+    for score in scores:
+        assert resumed.metrics[f"eval/{score}"] == whole.metrics[f"eval/{score}"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", [VQ, VAE])
+def test_training_writes_a_tokenizer_folder_once(recipe, tmp_path):
+    few = replace(recipe, steps=1)
+    folder = train_tokenizer(few, tmp_path, extensions=DATA)
+    assert open_checkpoint(folder).config == recipe.model
+    before = {keys: array for keys, _, array in open_checkpoint(folder).params("float32")}
+    train_tokenizer(few, tmp_path, extensions=DATA)
+    for keys, _, array in open_checkpoint(folder).params("float32"):
+        np.testing.assert_array_equal(array, before[keys])
+
+
+@pytest.mark.slow
+def test_eight_devices_train_like_one(tmp_path):
+    # Adam turns a gradient that is only rounding error (a bias before a norm) into a full step; a large eps does not.
+    adam = replace(ADAM, eps=1e-2)
+    recipe = replace(VQ, steps=2, optimizer=adam, discriminator=replace(VQ.discriminator, optimizer=adam))
+    one, eight = run(recipe, tmp_path / "one"), run(recipe, tmp_path / "eight", mesh=make_mesh())
+    for expected, found in zip(
+        *(jax.tree.leaves(tokenizer_params(result.state)) for result in (one, eight)), strict=True
+    ):
+        np.testing.assert_allclose(found, expected, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(Diverged, match="learning rate"):
+        run(replace(VQ, losses=replace(VQ.losses, l2=float("inf"))), tmp_path)
+
+
+def test_invalid_recipes_are_refused(tmp_path):
+    with pytest.raises(JanusError, match=r"config\.data\.directories is empty"):
+        tokenizer_task(VQ)
+    with pytest.raises(JanusError, match=r"config\.data has workers -1"):
+        ImageData(workers=-1)
+    with pytest.raises(JanusError, match=r"config\.networks\.lpips"):
+        NetworkFiles(vgg16="vgg16.pth")
+    with pytest.raises(JanusError, match="batch_size is 6"):
+        run(replace(VQ, batch_size=6), tmp_path, mesh=make_mesh())
+    with pytest.raises(JanusError, match=r"config\.losses\.l2"):
+        replace(VQ.losses, l2=-1.0)
+    with pytest.raises(JanusError, match="image_size is 25"):
+        replace(VAE, image_size=25)
