@@ -1,4 +1,4 @@
-"""A landscape out of numbers: something to look at where no photograph is at hand."""
+"""Synthetic landscape, a stand-in for a photograph."""
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -6,14 +6,14 @@ from PIL import Image
 
 
 def landscape(width: int = 768, height: int = 512, seed: int = 0) -> Image.Image:
-    """Mountains behind a lake at sunset."""
+    """Renders mountains behind a lake at sunset."""
     rng = np.random.default_rng(seed)
     shore = int(height * 0.7)
     y, x = np.mgrid[0:shore, 0:width].astype(np.float32)
     above = _sky(x / width, y / shore)
     for depth in range(5):
         ridge = shore * (0.66 + 0.09 * depth - (0.44 - 0.07 * depth) * _ridge(width, rng))
-        # Far mountains take the colour of the air before them.
+        # Distant mountains fade into the color of the sky.
         colour = _mix(np.array([196, 132, 138]), np.array([20, 26, 44]), depth / 4)
         light = 1 + 0.12 * np.clip((y - ridge) / (0.3 * shore), 0, 1)[..., None]
         cover = np.clip(y - ridge, 0, 1)[..., None]
@@ -32,7 +32,7 @@ def _sky(x: Float[np.ndarray, "H W"], y: Float[np.ndarray, "H W"]) -> Float[np.n
 
 
 def _ridge(width: int, rng: np.random.Generator) -> Float[np.ndarray, " W"]:
-    """Heights in about [0, 1]: noise at every scale, finer ever fainter."""
+    """Heights in about [0, 1]: noise at all scales, weaker at finer ones."""
     x, height, weight = np.arange(width) / width, np.zeros(width), 0.0
     for octave in range(8):
         knots = 2 ** (octave + 1) + 2
@@ -42,7 +42,7 @@ def _ridge(width: int, rng: np.random.Generator) -> Float[np.ndarray, " W"]:
 
 
 def _lake(above: Float[np.ndarray, "H W 3"], height: int, rng: np.random.Generator) -> UInt8[np.ndarray, "H2 W 3"]:
-    """What is above, upside down, darker, and shaken by waves that are larger in front."""
+    """Mirrors the scene, darker and distorted by waves that grow towards the front."""
     depth = np.arange(1, height + 1)
     columns = np.arange(above.shape[1])
     waves = rng.normal(size=(height, 1)) * depth[:, None] * 0.02 + 3 * np.sin(columns / 37 + depth[:, None] ** 0.8)

@@ -119,7 +119,7 @@ def test_fewer_records_than_shards_raise():
 
 def test_a_folder_without_a_data_set_raises(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
-        with pytest.raises(JanusError, match=rf"{folder}, the source of component 'c'.*launch.prepare"):
+        with pytest.raises(JanusError, match=rf"{folder}, the source of component 'c'.*janus-prepare"):
             open_records(Component("c", folder))
 
 
