@@ -36,7 +36,7 @@ def main(_: Sequence[str]) -> None:
         VAERecipe: train_tokenizer,
     }
     kind = best_match(tuple(trainers), _CONFIG.value)
-    recipe = from_config(kind, _CONFIG.value)
+    recipe: Any = from_config(kind, _CONFIG.value)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
