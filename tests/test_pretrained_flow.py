@@ -7,7 +7,7 @@ from checkpoints_convert import convert
 from janus_jax import load
 from janus_jax.errors import JanusError
 from tests import tiny
-from tests.checkpoints_convert.checkpoints import save_speaking_flow
+from tests.checkpoints_convert.checkpoints import save_flow_with_tokenizer
 
 QUESTION = [{"role": "user", "content": "<image_placeholder>\nWhat is in the picture?", "images": [tiny.picture(0)]}]
 
@@ -19,7 +19,7 @@ def flow():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_speaking_flow(tmp_path_factory.mktemp("models"))
+    return save_flow_with_tokenizer(tmp_path_factory.mktemp("models"))
 
 
 def pixels(images):

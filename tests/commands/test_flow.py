@@ -5,13 +5,13 @@ import json
 import pytest
 from PIL import Image
 
-from tests.checkpoints_convert.checkpoints import save_speaking_flow
+from tests.checkpoints_convert.checkpoints import save_flow_with_tokenizer
 from tests.commands.conftest import run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_speaking_flow(tmp_path_factory.mktemp("models"))
+    return save_flow_with_tokenizer(tmp_path_factory.mktemp("models"))
 
 
 def test_commands_generate_images_and_answer(folder, photo, tmp_path):

@@ -54,7 +54,10 @@ def test_non_finite_gradient_exits_with_diverged(tmp_path):
     ("flags", "words"),
     [
         (("--config.stage=3",), "config.stage is 3; it must be from 1 to 2"),
-        (("--config.sources.generation.directory=absent",), "absent, of the component 'generation', is no folder"),
+        (
+            ("--config.sources.generation.directory=absent",),
+            "absent, the source of component 'generation', is not a folder",
+        ),
         (("--config.stages.stage_1.initialisation.source=model",), "initialisation.model is empty"),
         (
             ("--config.samples.questions=(('absent.png', 'What?'),)",),

@@ -185,7 +185,7 @@ def test_missing_field_is_reported():
 
 
 def test_unknown_model_is_reported():
-    with pytest.raises(JanusError, match="no model 'janus_2b'"):
+    with pytest.raises(JanusError, match="The model 'janus_2b' is unknown"):
         _ = from_config(Recipe, changed(model="janus_2b")).model_config
 
 
