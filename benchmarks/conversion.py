@@ -1,11 +1,11 @@
-"""Converting a checkpoint against copying its files: time, and the memory that conversion takes.
+"""Time and memory of converting a checkpoint, compared with copying its files.
 
     python -m benchmarks.conversion --preset janus_pro_7b --dir /big/disk
 
-Makes a released checkpoint of the preset's true shape from random bits, then copies and converts it in turns, each
-starting from and ending with everything on the disk. The last line is one JSON object with every figure. Anonymous
-memory (RssAnon of the converting process, sampled every 50 ms) leaves out the pages of the mapped files, which belong
-to the page cache.
+Creates a released checkpoint with the shapes of the preset from random bits, then copies and converts it alternately.
+Each run starts with a cold page cache and ends when all files are on the disk. The last line is a JSON object with all
+figures. Anonymous memory (RssAnon of the converting process, sampled every 50 ms) does not include pages of the mapped
+files, which belong to the page cache.
 """
 
 import contextlib
@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
@@ -29,20 +29,20 @@ from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from janus_jax.commands import cli
 from janus_jax.config import janus_preset
 
-_PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "whose shapes the checkpoint has")
-_DIR = flags.DEFINE_string("dir", None, "where to work; room for three times the checkpoint (default: the temporary)")
-_ROUNDS = flags.DEFINE_integer("rounds", 2, "how often each is done", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "keep", ["keep", "bfloat16", "float32"], "what parameters are stored as")
+_PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "model with the shapes of the checkpoint")
+_DIR = flags.DEFINE_string("dir", None, "folder with space for three checkpoints (default: the temporary folder)")
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "runs of each", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "keep", ["keep", "bfloat16", "float32"], "dtype of the stored parameters")
 _MAX_SHARD = 5_000_000_000
 _SAMPLE_SECONDS = 0.05
 
 
 def make_checkpoint(folder: Path, name: str) -> int:
-    """A released checkpoint of random bfloat16 bits, in shards; its bytes."""
+    """Creates a released checkpoint of random bfloat16 values, in shards, and returns its size in bytes."""
     folder.mkdir()
     config, dtype = janus_preset(name), np.dtype(ml_dtypes.bfloat16)
     manifest = released.manifest(config)
-    # Bits of numbers in (-2, 2): no infinities, and as hard to compress as weights are.
+    # Values in (-2, 2): no infinities, and as hard to compress as real weights.
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 24, np.uint16) & np.uint16(0xBFFF)
     with SafetensorsWriter(folder, {n: (shape, dtype) for n, shape in manifest.items()}, _MAX_SHARD) as writer:
         for n, shape in manifest.items():
@@ -52,7 +52,7 @@ def make_checkpoint(folder: Path, name: str) -> int:
 
 
 def forget(folder: Path) -> None:
-    """Writes out what is pending and drops the folder's files from the page cache, as after a reboot."""
+    """Flushes pending writes and drops the folder's files from the page cache, as after a reboot."""
     os.sync()
     for file in folder.rglob("*"):
         if file.is_file():
@@ -62,7 +62,7 @@ def forget(folder: Path) -> None:
 
 
 def anonymous_bytes(process: int) -> int:
-    """The process's own memory at this moment."""
+    """Returns the anonymous memory of a process."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -71,7 +71,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 def copy_seconds(source: Path, target: Path) -> tuple[float, float]:
-    """Seconds of `cp`, and seconds until what it wrote was on the disk."""
+    """Returns the seconds until `cp` ended, and until its files were on the disk."""
     begin = time.monotonic()
     subprocess.run(["cp", "-r", source, target], check=True)
     copied = time.monotonic() - begin
@@ -80,7 +80,7 @@ def copy_seconds(source: Path, target: Path) -> tuple[float, float]:
 
 
 def convert_seconds(source: Path, target: Path, dtype: str) -> tuple[float, int]:
-    """Seconds of the command from its start to its end, and its largest anonymous memory."""
+    """Returns the seconds of the command and its largest anonymous memory in bytes."""
     begin, peak = time.monotonic(), 0
     command = [sys.executable, "-m", "launch.convert", str(source), str(target), f"--dtype={dtype}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -93,19 +93,10 @@ def convert_seconds(source: Path, target: Path, dtype: str) -> tuple[float, int]
     return time.monotonic() - begin, peak
 
 
-@contextlib.contextmanager
-def workplace(base: str | None) -> Iterator[Path]:
-    """A folder that goes when the block ends."""
-    folder = Path(tempfile.mkdtemp(prefix="conversion-", dir=base))
-    try:
-        yield folder
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-
-
 def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
-    with workplace(_DIR.value) as folder:
+    with tempfile.TemporaryDirectory(prefix="conversion-", dir=_DIR.value) as name:
+        folder = Path(name)
         source = folder / "Janus-Pro"
         size = make_checkpoint(source, _PRESET.value)
         copies, durables, conversions, peaks = [], [], [], []

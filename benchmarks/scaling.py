@@ -75,12 +75,6 @@ class Case:
     topology: str
 
 
-# The largest model in its longest stage, on common pods and on its paper's cluster.
-COMPILED_FIRST = tuple(
-    Case("Janus-Pro-7B", 2, topology) for topology in ("v5e:16x16", "v5p:4x4x8", "v6e:16x16", "a100:32x8", "v5p:4x4x4")
-)
-
-
 def all_cases(topologies: Sequence[str] = TOPOLOGIES) -> list[Case]:
     """Returns all cases in the order of the tables."""
     return [Case(model, stage, topology) for topology in topologies for model in MODELS for stage in STAGES]
@@ -176,11 +170,7 @@ def versions(topology: Topology) -> dict[str, str]:
 def make_tables(reports: Mapping[Case, dict[str, Any]]) -> dict[str, str]:
     """Returns all tables of the document by name."""
     in_order = {case: reports[case] for case in all_cases() if case in reports}
-    return {
-        "memory and step time": step_table(in_order),
-        "data and checkpoints": data_table(in_order),
-        "missing": missing_cases(reports),
-    }
+    return {"memory and step time": step_table(in_order), "data and checkpoints": data_table(in_order)}
 
 
 def step_table(reports: Mapping[Case, dict[str, Any]]) -> str:
@@ -205,15 +195,6 @@ def step_table(reports: Mapping[Case, dict[str, Any]]) -> str:
             cells += ["does not fit", "", "", "", ""]
         lines.append(_table_row(cells))
     return "\n".join(lines)
-
-
-def missing_cases(reports: Mapping[Case, Any]) -> str:
-    """Markdown list of the cases that are not compiled."""
-    missing: dict[str, list[str]] = {}
-    for topology, model in dict.fromkeys((case.topology, case.model) for case in all_cases()):
-        if stages := [str(stage) for stage in STAGES if Case(model, stage, topology) not in reports]:
-            missing.setdefault(topology, []).append(f"{model} {', '.join(stages)}")
-    return "\n".join(f"- {topology}: {'; '.join(models)}" for topology, models in missing.items()) or "None."
 
 
 def data_table(reports: Mapping[Case, dict[str, Any]]) -> str:
@@ -255,7 +236,7 @@ def main(_: Sequence[str]) -> None:
     folder = Path(_COMPILED.value)
     reports = read_reports(folder)
     cases = all_cases(_ONLY.value or TOPOLOGIES) if _COMPILE.value else []
-    for case in sorted(cases, key=lambda case: case not in COMPILED_FIRST):
+    for case in cases:
         if case not in reports:
             reports[case] = compile_case(case)
             append_report(folder, case, reports[case])

@@ -38,7 +38,7 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
 
     Args:
       file: The file that the block reads.
-      remedy: What to do about malformed content.
+      remedy: How to fix malformed content, for the message.
 
     Raises:
       JanusError: for each of `PARSE_ERRORS`.

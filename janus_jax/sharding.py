@@ -15,7 +15,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils, multihost_utils
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 
 from janus_jax.config import JanusConfig, ModelConfig
@@ -172,15 +172,9 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
-def num_data_shards(mesh: Mesh | None) -> int:
+def num_data_shards(mesh: Mesh | AbstractMesh | None) -> int:
     """Returns the number of parts that a mesh splits a batch into."""
-    return 1 if mesh is None else mesh.shape["data"] * mesh.shape["fsdp"]
-
-
-def context_data_shards() -> int:
-    """Returns the number of parts that the mesh of the context splits a batch into."""
-    mesh = jax.sharding.get_abstract_mesh()
-    return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+    return 1 if mesh is None or mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_leading_axis(x: jax.Array) -> jax.Array:

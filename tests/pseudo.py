@@ -1,4 +1,4 @@
-"""Whole checkpoints from nothing: the released layout, with pseudo-random numbers in place of trained ones."""
+"""Checkpoints in the released layout with pseudo-random weights."""
 
 import zlib
 from collections.abc import Callable, Iterable
@@ -21,11 +21,11 @@ CORPUS = (
     "On the left a bird sits on a branch, looking at the moon. On the right, a river runs down into the dark valley.",
     "What is in this picture? Describe the scene in a few words. Which colours are there, and where is the sun?",
 )
-"""What a tokenizer may learn its words from."""
+"""Training texts of the tokenizer."""
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
-# What deviates from variance 1 / fan-in: what a convolutional block adds, for calm pictures rather than noise, and the
-# pixels, which would lie far beyond black and white.
+# Scales other than variance 1 / fan-in: residual branches of convolutional blocks, for smooth images, and the output
+# layer, whose pixels would otherwise be far outside [-1, 1].
 _SIZES = {".conv2.weight": 0.2, "decoder.conv_out.weight": 0.5}
 _TEXT_HEAD = "language_model.lm_head.weight"
 
@@ -33,18 +33,18 @@ _TEXT_HEAD = "language_model.lm_head.weight"
 def make_checkpoint(
     folder: Path, config: JanusConfig, corpus: Iterable[str], progress: Callable[[], object] = lambda: None
 ) -> None:
-    """Writes a checkpoint folder as the releases are: weights in bfloat16, config, tokenizer, processor.
+    """Writes a released checkpoint folder: bfloat16 weights, config, tokenizer and processor files.
 
     The same config and corpus give the same bytes.
 
     Args:
-      folder: where; it must not exist.
-      config: of the model.
-      corpus: what the tokenizer learns its words from.
-      progress: called after every tensor.
+      folder: The folder; it must not exist.
+      config: Config of the model.
+      corpus: Training texts of the tokenizer.
+      progress: Called after each tensor.
 
     Raises:
-      JanusError: the folder exists or cannot be written, or the vocabulary has no room for the tokenizer.
+      JanusError: the folder exists or cannot be written, or the vocabulary is too small for the tokenizer.
     """
     manifest = released.manifest(config)
     with atomic_folder(folder) as new:
@@ -67,7 +67,7 @@ def make_checkpoint(
 
 
 def pseudo_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """float32 numbers that only the name and the shape decide, of the size that freshly made weights have."""
+    """Returns float32 weights at initialization scale that depend on name and shape only."""
     normal = np.random.Generator(np.random.Philox(zlib.crc32(name.encode()))).standard_normal(shape, np.float32)
     if len(shape) > 1:
         size = next((size for end, size in _SIZES.items() if name.endswith(end)), 1.0)
@@ -77,9 +77,9 @@ def pseudo_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def readable(tokenizer: Tokenizer, vocab_size: int) -> np.ndarray:
-    """A weight for every row of the text head: much for whole words, little for pieces of words and single bytes.
+    """Returns a scale for each token of the text head, large for whole words.
 
-    What a model without training writes is noise; so it is at least noise of words.
+    An untrained model then generates random words instead of random bytes.
     """
     texts = [tokenizer.decode([token]) for token in range(vocab_size)]
     return np.array([2.5 if text.startswith(" ") and len(text) > 3 else 0.02 for text in texts], np.float32)

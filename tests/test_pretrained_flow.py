@@ -1,4 +1,4 @@
-"""The doors of `Pretrained` on JanusFlow: the same calls, another way to draw."""
+"""`Pretrained` with JanusFlow."""
 
 import numpy as np
 import pytest
@@ -7,7 +7,7 @@ from checkpoints_convert import convert
 from janus_jax import load
 from janus_jax.errors import JanusError
 from tests import tiny
-from tests.checkpoints_convert.checkpoints import save_speaking_flow
+from tests.checkpoints_convert.checkpoints import save_flow_with_tokenizer
 
 QUESTION = [{"role": "user", "content": "<image_placeholder>\nWhat is in the picture?", "images": [tiny.picture(0)]}]
 
@@ -19,25 +19,25 @@ def flow():
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_speaking_flow(tmp_path_factory.mktemp("models"))
+    return save_flow_with_tokenizer(tmp_path_factory.mktemp("models"))
 
 
 def pixels(images):
     return np.stack([np.asarray(image) for group in images for image in group])
 
 
-def test_a_released_and_a_converted_folder_load_to_the_same_model(folder):
+def test_released_and_converted_folders_load_the_same_model(folder):
     vae = folder.parent / "sdxl-vae"
     convert(folder, folder.parent / "converted", vae=vae)
     released = load(folder, "float32", vae=vae)
     converted = load(folder.parent / "converted", "float32")
     assert released.chat(QUESTION, max_new_tokens=8) == converted.chat(QUESTION, max_new_tokens=8)
-    drawn = [pixels(model.generate("A red boat", steps=2)) for model in (released, converted)]
-    np.testing.assert_array_equal(*drawn)
-    assert drawn[0].shape == (1, 32, 32, 3)
+    images = [pixels(model.generate("A red boat", steps=2)) for model in (released, converted)]
+    np.testing.assert_array_equal(*images)
+    assert images[0].shape == (1, 32, 32, 3)
 
 
-def test_without_a_vae_it_answers_and_says_what_drawing_needs(folder):
+def test_model_without_vae_answers_and_reports_the_missing_vae(folder):
     model = load(folder, "float32")
     assert isinstance(model.chat(QUESTION, max_new_tokens=4), str)
     with pytest.raises(JanusError, match=r"has no VAE .*--vae DIR"):
@@ -45,21 +45,21 @@ def test_without_a_vae_it_answers_and_says_what_drawing_needs(folder):
 
 
 @pytest.mark.parametrize("batch_size", [1, 2])
-def test_images_do_not_depend_on_the_batch_they_are_drawn_in(flow, batch_size):
+def test_images_do_not_depend_on_the_batch(flow, batch_size):
     prompts = ["A red boat", "Ink"]
     expected = flow.generate(prompts, images_per_prompt=2, seed=4, steps=2)
     actual = flow.generate(prompts, images_per_prompt=2, seed=4, steps=2, batch_size=batch_size)
     assert np.abs(pixels(actual).astype(int) - pixels(expected)).max() <= 1
 
 
-def test_drawing_at_once_is_drawing_one_by_one(flow):
+def test_sample_images_equals_generate(flow):
     expected = flow.generate(["A red boat", "Ink"], images_per_prompt=2, seed=4, steps=2)
     at_once = flow.sample_images(["Ink", "A red boat"], [(1, 1), (0, 0)], seed=4, steps=2)
     for image, other in zip(at_once, (expected[1][1], expected[0][0]), strict=True):
         assert np.abs(np.asarray(image, int) - np.asarray(other, int)).max() <= 1
 
 
-def test_images_follow_the_seed_and_the_settings(flow):
+def test_images_depend_on_seed_and_settings(flow):
     settings = ({}, {}, {"seed": 1}, {"steps": 3}, {"guidance_scale": 4.0}, {"sampler": "heun"})
     first, again, *others = (pixels(flow.generate("Ink", **{"steps": 2} | given)) for given in settings)
     assert (first == again).all()
@@ -67,7 +67,7 @@ def test_images_follow_the_seed_and_the_settings(flow):
         assert (first != other).any()
 
 
-def test_the_papers_settings_are_the_default(flow):
+def test_default_settings_are_the_papers(flow):
     assert vars(flow.image_sampler()) == {"guidance_scale": 2.0, "steps": 30, "sampler": "euler"}
     assert flow.image_sampler().num_steps(flow.config) == 30
 
@@ -79,11 +79,11 @@ def test_reports_add_up_to_all_steps(flow):
 
 
 @pytest.mark.parametrize("setting", ["temperature", "top_k"])
-def test_a_setting_of_the_other_way_to_draw_is_refused_with_its_own(flow, setting):
+def test_setting_of_another_sampler_is_reported(flow, setting):
     with pytest.raises(JanusError, match=f"has no setting {setting}; its settings are guidance_scale, steps, sampler"):
         flow.generate("Ink", **{setting: 1})
 
 
-def test_janus_has_no_steps():
+def test_janus_has_no_setting_steps():
     with pytest.raises(JanusError, match="has no setting steps"):
         tiny.pretrained().generate("Ink", steps=3)

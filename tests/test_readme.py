@@ -88,3 +88,10 @@ def test_api_pages_name_existing_modules():
     missing = [name for name in modules if not ROOT.joinpath(*name.split(".")).with_suffix(".py").exists()]
     assert modules
     assert missing == []
+
+
+def test_architecture_names_existing_files():
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    files = re.findall(r"`(\w+/[\w/]+\.py)", text)
+    assert files
+    assert [file for file in files if not any((root / file).exists() for root in (ROOT, ROOT / "janus_jax"))] == []

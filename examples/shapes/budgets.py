@@ -80,7 +80,7 @@ MODELS = {
 
 
 def with_steps(recipe: Any, steps: int | None) -> Any:
-    """Returns a recipe or stage with another number of steps, of which at most a tenth are warm-up."""
+    """Returns a recipe or stage with another number of steps, with at most a tenth of warm-up."""
     if steps is None:
         return recipe
     warmup = min(recipe.optimizer.warmup_steps, steps // 10)

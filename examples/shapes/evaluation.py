@@ -42,7 +42,7 @@ class ShapesProtocol:
       guidance_scale: Guidance scale of the images.
       temperature: Temperature of the images. Answers are greedy.
       vocabulary: Vocabulary of questions and prompts.
-      about: Shapes and colours of which each question and prompt names at least one; empty requires none.
+      about: Each question and prompt names at least one of these shapes and colours, if there are any.
       batch_size: Questions or images per batch.
       seed: Seed of questions, prompts and images.
     """

@@ -1,4 +1,4 @@
-"""Fast evaluation of an encoder whose kernels are zero outside the patch of each code.
+"""Fast evaluation of an encoder with kernels that are zero outside the patch of each code.
 
 The PCA encoder (`pca_init`) is such an encoder. On a CPU it is several times faster without the zeros.
 """

@@ -176,7 +176,7 @@ def pca_encoder(encoder: Params, pixels: Float[Array, "B H W 3"], config: Autoen
 
 
 def _through_norm(inputs: int, outputs: int, groups: int) -> tuple[Params, Float[Array, "C Z"]]:
-    """Returns linear maps before and after the last norm and swish whose composition is the identity.
+    """Returns linear maps before and after the last norm and swish that compose to the identity.
 
     Each channel is stored with its negative in the same group: swish(x) - swish(-x) = x, and the mean of the group is
     zero. One channel per group is a large constant, which fixes the deviation of the group.

@@ -76,7 +76,7 @@ def prepare_shards(output: Path, given: str, task: Task, tokenizer: Path | None 
       output: Folder of the dataset.
       given: Split, count and settings, such as "train:2000,seed=7".
       task: Task of the records.
-      tokenizer: Checkpoint that precomputes image tokens or latents; None for none.
+      tokenizer: Checkpoint that precomputes image tokens or latents; optional.
     """
     make_encoder = None
     if tokenizer is not None:

@@ -11,8 +11,8 @@ command continues an interrupted run. Results:
     WORKDIR/Janus-shapes    the same in the released layout (JanusFlow-shapes for JanusFlow)
     WORKDIR/report.json     scores and minutes
 
---ablation also trains, with the same budget, a Janus whose image tokenizer serves understanding too (arXiv 2410.13848,
-table 5, A and D). The README of this example has the scores.
+--ablation also trains, with the same budget, a Janus with its image tokenizer as encoder for both tasks (arXiv
+2410.13848, table 5, A and D). The README of this example has the scores.
 """
 
 import json

@@ -8,6 +8,7 @@ from typing import Any, Literal, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from janus_jax.aot.compile import Program, abstract_batch, compile_lowered, with_sharding
@@ -16,7 +17,7 @@ from janus_jax.batch import Batch
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
 from janus_jax.generation import rectified_flow
-from janus_jax.generation.decode import DecodeMethods, DecodeState, decode, decode_arguments, prefill
+from janus_jax.generation.decode import DecodeParams, DecodeSpec, DecodeState, decode, prefill
 from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import CACHE_STEP, round_up
 from janus_jax.generation.sampling import SamplingConfig
@@ -108,25 +109,26 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: S
 
 
 def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
-    methods, numbers = decode_arguments(SamplingConfig(), Backbone.embed_text, Backbone.text_logits, stop_tokens=[0])
+    config = SamplingConfig()
+    spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, config.strategy)
+    settings = DecodeParams(config.params, stop_tokens=np.zeros(1, np.int32))
     prompts = _prompts(model, shape, mesh)
-    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), jax.eval_shape(lambda: numbers))
-    return _decoder(arguments, methods, shape, _TEXT_CHUNK)
+    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), settings)
+    return _decoder(arguments, spec, shape, _TEXT_CHUNK)
 
 
 def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
     sampler = TokenSampler()
-    methods, numbers = decode_arguments(
-        sampler.sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=sampler.guidance_scale
-    )
+    spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampler.sampling.strategy)
+    settings = DecodeParams(sampler.sampling.params, sampler.guidance_scale)
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
-    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), jax.eval_shape(lambda: numbers))
-    return _decoder(arguments, methods, shape, CACHE_STEP)
+    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), settings)
+    return _decoder(arguments, spec, shape, CACHE_STEP)
 
 
-def _decoder(arguments: tuple[Any, ...], methods: DecodeMethods, shape: SamplingShape, steps: int) -> _Sampler:
-    model, params, _, _, numbers = arguments
+def _decoder(arguments: tuple[Any, ...], spec: DecodeSpec, shape: SamplingShape, steps: int) -> _Sampler:
+    model, params, _, _, settings = arguments
     # The cache at its largest, during the last tokens.
     slots = round_up(shape.prompt_length + shape.new_tokens, CACHE_STEP)
 
@@ -138,9 +140,9 @@ def _decoder(arguments: tuple[Any, ...], methods: DecodeMethods, shape: Sampling
         layers = jax.tree.map(lambda leaf: with_slots(leaf, 2), state.cache.layers)
         cache = KVCache(layers, with_slots(state.cache.segment_ids, 1), state.cache.length)
         state = state._replace(tokens=with_slots(state.tokens, 1), cache=cache)
-        return decode.lower(model, params, state, numbers, steps, methods=methods), state
+        return decode.lower(model, params, state, settings, steps, spec=spec), state
 
-    options = {"slots": round_up(shape.prompt_length + 1, CACHE_STEP), "methods": methods}
+    options = {"slots": round_up(shape.prompt_length + 1, CACHE_STEP), "spec": spec}
     return _Sampler(prefill, arguments, options, lower_decode)
 
 

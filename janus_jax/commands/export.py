@@ -1,8 +1,8 @@
-"""Writes what was trained as a model's folder, which janus_jax.load and every command here reads.
+"""Exports a trained model as a folder that janus_jax.load and the other commands read.
 
     janus-export --workdir runs/janus_pro_1b --out mine
 
-For PyTorch, `janus-convert mine mine_released --layout released`.
+For PyTorch: `janus-convert mine mine_released --layout released`.
 """
 
 from collections.abc import Sequence
@@ -14,14 +14,14 @@ from absl import flags
 from janus_jax.commands import cli
 from janus_jax.config import Dtype
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder that janus-train was given", required=True)
-_OUT = flags.DEFINE_string("out", None, "folder to make; it appears when it is complete", required=True)
-_STAGE = flags.DEFINE_integer("stage", None, "stage to take (default: the last that was run)", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "that parameters are stored in")
+_WORKDIR = flags.DEFINE_string("workdir", None, "workdir of janus-train", required=True)
+_OUT = flags.DEFINE_string("out", None, "folder to create; it appears when it is complete", required=True)
+_STAGE = flags.DEFINE_integer("stage", None, "stage to export (default: the last with checkpoints)", lower_bound=1)
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "dtype of the exported parameters")
 
 
 def main(_: Sequence[str]) -> None:
-    """Exports, and says what."""
+    """Exports a stage and prints its step."""
     from janus_jax.training.export import export, last_stage
 
     workdir, out = Path(_WORKDIR.value), Path(_OUT.value)

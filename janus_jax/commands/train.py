@@ -1,47 +1,46 @@
-"""Trains one stage of a recipe.
+"""Trains one stage of a recipe, or an image tokenizer.
 
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
-Every number of the config can be set: --config.stages.stage_1.batch_size=64. Figures go to WORKDIR/stage_N/tensorboard
-and WORKDIR/stage_N/metrics.jsonl, checkpoints to WORKDIR/stage_N/checkpoints; the same command goes on where it was
-interrupted. docs/training.md tells more; janus-export makes a model's folder of what was trained.
+Every value of the recipe is a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics and samples go
+to WORKDIR/stage_N; image tokenizer recipes such as vq_16 write to WORKDIR itself. Repeat the command to continue an
+interrupted run. docs/training.md and docs/tokenizer.md describe recipes and options; janus-export exports the model.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from absl import flags
 
 from janus_jax.commands import cli
 from janus_jax.commands.recipe_flag import define_recipe_flag
 from janus_jax.distributed import join_cluster
-from janus_jax.training.config_dicts import from_config
+from janus_jax.training.config_dicts import best_match, from_config
 
 _CONFIG = define_recipe_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of all stages of the run; made if need be", required=True)
-_DISTRIBUTED = flags.DEFINE_boolean(
-    "distributed", False, "train together with the processes of a cluster, as jax.distributed finds them"
-)
+_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, created if missing", required=True)
+_DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all processes of the cluster (jax.distributed)")
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the stage's last step."""
-    values = _CONFIG.value
+    """Trains to the last step. The recipe's dataclass selects what is trained."""
+    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
+    from janus_jax.training.image_tokenizer.task import train_tokenizer
+    from janus_jax.training.recipe import Recipe
+    from janus_jax.training.stage import train_stage
+
+    trainers: dict[type, Callable[..., Any]] = {
+        Recipe: train_stage,
+        VQRecipe: train_tokenizer,
+        VAERecipe: train_tokenizer,
+    }
+    kind = best_match(tuple(trainers), _CONFIG.value)
+    recipe: Any = from_config(kind, _CONFIG.value)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    if "stages" in values:
-        from janus_jax.training.recipe import Recipe
-        from janus_jax.training.stage import train_stage
-
-        train_stage(from_config(Recipe, values), _WORKDIR.value)
-        return
-
-    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
-    from janus_jax.training.image_tokenizer.task import train_tokenizer
-
-    recipe = from_config(VQRecipe, values) if "codebook" in values else from_config(VAERecipe, values)
-    train_tokenizer(recipe, _WORKDIR.value)
+    trainers[kind](recipe, _WORKDIR.value)
 
 
 def run() -> None:

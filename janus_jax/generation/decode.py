@@ -6,6 +6,7 @@ sequences that the model reads for each generated one: 2 with guidance, 1 withou
 """
 
 import functools
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -18,15 +19,15 @@ from jaxtyping import Array, Bool, Float, Int, Key, Shaped
 from janus_jax.batch import Batch
 from janus_jax.errors import JanusError
 from janus_jax.generation.padding import CACHE_STEP, round_up
-from janus_jax.generation.sampling import SamplingConfig, SamplingParams, Strategy, sample_tokens
+from janus_jax.generation.sampling import SamplingParams, Strategy, sample_tokens
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 
 _KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
 
-class DecodeMethods(NamedTuple):
-    """What the compiled programs depend on, besides the model and the array shapes.
+class DecodeSpec(NamedTuple):
+    """The static part of decoding. Programs are compiled for it, the model and the array shapes.
 
     Attributes:
       embed: Method of the model from tokens to embeddings.
@@ -40,7 +41,7 @@ class DecodeMethods(NamedTuple):
 
 
 class DecodeParams(NamedTuple):
-    """Numbers that the compiled programs take as arguments: a change compiles nothing.
+    """The traced part of decoding. A change compiles nothing.
 
     Attributes:
       sampling: Temperature, top-k and top-p.
@@ -49,8 +50,8 @@ class DecodeParams(NamedTuple):
     """
 
     sampling: SamplingParams
-    guidance_scale: Float[Array, ""] | float
-    stop_tokens: Int[Array, " S"]
+    guidance_scale: Float[Array, ""] | float = 1.0
+    stop_tokens: Int[Any, " S"] = np.zeros(0, np.int32)
 
 
 class DecodeState(NamedTuple):
@@ -88,66 +89,50 @@ class Decoder:
         prompts: Batch,
         keys: Key[Array, "P N"],
         *,
-        methods: DecodeMethods,
-        numbers: DecodeParams,
-        max_slots: int | None = None,
+        spec: DecodeSpec,
+        settings: DecodeParams,
+        max_slots: int = sys.maxsize,
     ) -> None:
         """Runs the prompts and samples the first token of each sequence.
 
         Args:
           prompts: P*Q left-padded prompts.
-          max_slots: Number of cache slots that suffices; default: the cache grows as needed.
+          max_slots: Limit of the cache's growth.
         """
-        self._model, self._params, self._methods, self._numbers = model, params, methods, numbers
+        self._model, self._params, self._spec, self._settings = model, params, spec, settings
         self._max_slots = max_slots
         self._prompt_length = prompts.shape[1]
-        slots = self._limit(round_up(self._prompt_length + 1, CACHE_STEP))
-        self.state = prefill(model, params, prompts, keys, numbers, slots=slots, methods=methods)
+        slots = min(round_up(self._prompt_length + 1, CACHE_STEP), max_slots)
+        self.state = prefill(model, params, prompts, keys, settings, slots=slots, spec=spec)
         self.num_tokens = 1
 
-    def advance(self, max_steps: int | None = None) -> None:
+    def advance(self, max_steps: int) -> None:
         """Runs up to `max_steps` decode steps, fewer if the cache must grow before the next or all have finished."""
         # The last token generated has no slot yet.
         used = self._prompt_length + self.num_tokens - 1
         slots = self.state.tokens.shape[1]
         if used == slots:
-            slots = self._limit(slots + CACHE_STEP)
+            slots = min(slots + CACHE_STEP, self._max_slots)
             self.state = _grow(self.state, slots=slots)
-        steps = slots - used if max_steps is None else min(max_steps, slots - used)
-        self.state = decode(self._model, self._params, self.state, self._numbers, steps, methods=self._methods)
+        steps = min(max_steps, slots - used)
+        self.state = decode(self._model, self._params, self.state, self._settings, steps, spec=self._spec)
         self.num_tokens += steps
 
     def finish(self, finished: Bool[np.ndarray, " R"]) -> None:
         """Marks sequences as finished."""
         self.state = self.state._replace(finished=self.state.finished | jnp.asarray(finished))
 
-    def _limit(self, slots: int) -> int:
-        return slots if self._max_slots is None else min(slots, self._max_slots)
 
-
-def decode_arguments(
-    sampling: SamplingConfig,
-    embed: Callable[..., Array],
-    logits: Callable[..., Array],
-    *,
-    guidance_scale: float = 1.0,
-    stop_tokens: Any = (),
-) -> tuple[DecodeMethods, DecodeParams]:
-    """The static and the traced arguments of `prefill` and `decode`."""
-    stops = jnp.asarray(stop_tokens, jnp.int32)
-    return DecodeMethods(embed, logits, sampling.strategy), DecodeParams(sampling.params, guidance_scale, stops)
-
-
-@functools.partial(jax.jit, static_argnames=("model", "slots", "methods"))
+@functools.partial(jax.jit, static_argnames=("model", "slots", "spec"))
 def prefill(
     model: Backbone,
     params: Params,
     prompts: Batch,
     keys: Key[Array, "P N"],
-    numbers: DecodeParams,
+    settings: DecodeParams,
     *,
     slots: int,
-    methods: DecodeMethods,
+    spec: DecodeSpec,
 ) -> DecodeState:
     """Runs each prompt once and samples the first token of its N sequences; the cache has `slots` slots."""
     hidden, cache = apply(model.prefill, params, prompts, slots)
@@ -156,15 +141,15 @@ def prefill(
     cache = repeat_cache(cache, num_prompts, per_prompt)
     positions = repeat_prompts(prompts.positions[:, -1] + 1, num_prompts, per_prompt)
     last = repeat_prompts(hidden[:, -1], num_prompts, per_prompt)
-    first = _sample(model, params, last, keys, 0, numbers, methods)
+    first = _sample(model, params, last, keys, 0, settings, spec)
     tokens = jnp.zeros((keys.shape[0], slots), jnp.int32).at[:, 0].set(first)
-    finished = jnp.isin(first, numbers.stop_tokens)
+    finished = jnp.isin(first, settings.stop_tokens)
     return DecodeState(tokens, jnp.asarray(1, jnp.int32), finished, cache, positions, keys)
 
 
-@functools.partial(jax.jit, static_argnames=("model", "methods"), donate_argnames=("state",))
+@functools.partial(jax.jit, static_argnames=("model", "spec"), donate_argnames=("state",))
 def decode(
-    model: Backbone, params: Params, state: DecodeState, numbers: DecodeParams, steps: int, *, methods: DecodeMethods
+    model: Backbone, params: Params, state: DecodeState, settings: DecodeParams, steps: int, *, spec: DecodeSpec
 ) -> DecodeState:
     """Runs `steps` decode steps, fewer if all sequences finish; the number of steps is not compiled in."""
     end = state.num_tokens + steps
@@ -175,14 +160,14 @@ def decode(
 
     def step(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.num_tokens - 1, axis=1)
-        embedded = _call(model, params, methods.embed, jnp.repeat(last, per_sequence, axis=0))
+        embedded = _call(model, params, spec.embed, jnp.repeat(last, per_sequence, axis=0))
         segment_ids = jnp.ones_like(state.positions)[:, None]
         hidden, cache = apply(model.extend, params, embedded, state.positions[:, None], segment_ids, state.cache)
-        new = _sample(model, params, hidden[:, 0], state.keys, state.num_tokens, numbers, methods)
+        new = _sample(model, params, hidden[:, 0], state.keys, state.num_tokens, settings, spec)
         return DecodeState(
             tokens=jax.lax.dynamic_update_index_in_dim(state.tokens, new, state.num_tokens, axis=1),
             num_tokens=state.num_tokens + 1,
-            finished=state.finished | jnp.isin(new, numbers.stop_tokens),
+            finished=state.finished | jnp.isin(new, settings.stop_tokens),
             cache=cache,
             positions=state.positions + 1,
             keys=state.keys,
@@ -233,10 +218,10 @@ def _grow(state: DecodeState, *, slots: int) -> DecodeState:
 
 
 def _sample(
-    model: Backbone, params: Params, hidden: Any, keys: Any, step: Any, numbers: DecodeParams, methods: DecodeMethods
+    model: Backbone, params: Params, hidden: Any, keys: Any, step: Any, settings: DecodeParams, spec: DecodeSpec
 ) -> Int[Array, " R"]:
-    logits = guide(_call(model, params, methods.logits, hidden), keys.shape[0], numbers.guidance_scale)
-    return sample_tokens(logits, keys, step, numbers.sampling, methods.strategy)
+    logits = guide(_call(model, params, spec.logits, hidden), keys.shape[0], settings.guidance_scale)
+    return sample_tokens(logits, keys, step, settings.sampling, spec.strategy)
 
 
 def _call(model: Backbone, params: Params, method: Callable[..., Array], x: Array) -> Array:

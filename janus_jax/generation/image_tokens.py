@@ -10,7 +10,7 @@ from jaxtyping import Array, Int, Key, UInt8
 
 from janus_jax.batch import Batch
 from janus_jax.config import ModelConfig
-from janus_jax.generation.decode import Decoder, check_guidance, decode_arguments
+from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec, check_guidance
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.janus import Janus
@@ -105,11 +105,10 @@ def sample_image_tokens(
       The tokens; `sampling.INVALID_TOKEN` where the logits were NaN.
     """
     num_tokens = model.config.num_gen_tokens
-    methods, numbers = decode_arguments(
-        sampling, Janus.embed_image_tokens, Janus.image_logits, guidance_scale=guidance_scale
-    )
+    spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampling.strategy)
+    settings = DecodeParams(sampling.params, guidance_scale)
     max_slots = prompts.shape[1] + num_tokens - 1
-    decoder = Decoder(model, params, prompts, keys, methods=methods, numbers=numbers, max_slots=max_slots)
+    decoder = Decoder(model, params, prompts, keys, spec=spec, settings=settings, max_slots=max_slots)
     reported = 0
     while True:
         if report is not None:

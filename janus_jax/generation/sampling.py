@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from janus_jax.errors import JanusError
 
 Strategy = Literal["greedy", "all", "filtered"]
-"""What is compiled: argmax, sampling from all tokens, or sampling from the tokens that pass top-k and top-p."""
+"""Argmax, sampling from all tokens, or sampling from the tokens that pass top-k and top-p."""
 
 INVALID_TOKEN = -1
 """Sampled where the logits are NaN."""

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Int, Key
 
 from janus_jax.batch import Batch
-from janus_jax.generation.decode import Decoder, decode_arguments
+from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.sharding import to_host
@@ -39,10 +39,9 @@ def generate_text(
     Raises:
       JanusError: the logits are NaN.
     """
-    methods, numbers = decode_arguments(
-        sampling, Backbone.embed_text, Backbone.text_logits, stop_tokens=list(stop_tokens)
-    )
-    decoder = Decoder(model, params, prompts, keys[:, None], methods=methods, numbers=numbers)
+    spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, sampling.strategy)
+    settings = DecodeParams(sampling.params, stop_tokens=np.array(stop_tokens, np.int32))
+    decoder = Decoder(model, params, prompts, keys[:, None], spec=spec, settings=settings)
     seen = 0
     while True:
         tokens = to_host(decoder.state.tokens)[:, : int(decoder.state.num_tokens)]

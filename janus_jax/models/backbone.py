@@ -99,7 +99,7 @@ class Backbone(nn.Module):
 
     def text_logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
         """Returns logits over the text vocabulary, float32."""
-        return self.llm.logits(hidden)
+        return self.llm.head(hidden)
 
     def init_all(self, batch: Batch) -> Any:
         """Runs every part once, so that `init` creates every parameter."""

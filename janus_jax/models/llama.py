@@ -234,10 +234,6 @@ class Llama(nn.Module):
         cache = KVCache(layers, segment_ids, jnp.asarray(x.shape[1], jnp.int32))
         return self.norm(x), grow_cache(cache, slots)
 
-    def logits(self, hidden: Float[Array, "*B D"]) -> Float[Array, "*B V"]:
-        """Returns text logits, float32."""
-        return self.head(hidden)
-
     def _begin(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Angles, Mask]:

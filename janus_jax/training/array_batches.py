@@ -1,9 +1,9 @@
-"""Batches of arrays in memory, and the interface of data whose position is saved."""
+"""Batches of arrays in memory, and opening data at a saved position."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -38,37 +38,14 @@ class BatchSplit:
         return self.batch_size // self.process_count
 
 
-class ResumableData(Protocol):
-    """Endless iterator over this process's share of the batches, with a position that can be saved."""
-
-    @property
-    def example_ids(self) -> Sequence[Sequence[str]]: ...
-
-    def __next__(self) -> Any: ...
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the position as JSON values."""
-        ...
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position.
-
-        Raises:
-          JanusError: The position belongs to other data.
-        """
-        ...
-
-    def close(self) -> None:
-        """Stops worker processes."""
-        ...
-
-
-D = TypeVar("D", bound=ResumableData)
-
-
 @contextlib.contextmanager
-def opened(make: Callable[[], D], positions: Sequence[Any] | None) -> Iterator[D]:
-    """Opens data at the position of this process, or at the beginning, and closes it."""
+def opened(make: Callable[[], Any], positions: Sequence[Any] | None) -> Iterator[Any]:
+    """Opens data at the position of this process, or at the beginning, and closes it.
+
+    Args:
+      make: Makes a `trainer.DataIterator` that also has `set_state(position)` and `close()`.
+      positions: Saved positions of all processes; None starts at the beginning.
+    """
     with contextlib.closing(make()) as data:
         if positions:
             data.set_state(positions[jax.process_index() % len(positions)])

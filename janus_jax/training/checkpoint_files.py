@@ -24,7 +24,7 @@ from jax.experimental import multihost_utils
 
 from janus_jax.errors import JanusError
 from janus_jax.training import checksums
-from janus_jax.training.param_paths import map_named, path_name
+from janus_jax.training.param_paths import path_name
 
 _log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SavedCheckpoint:
         raise JanusError(f"{directory} has only damaged checkpoints; restore one from a copy.")
 
     def shapes(self, names: Collection[str]) -> dict[tuple[str, ...], tuple[int, ...]]:
-        """Returns the shapes, by path, of the parameters whose last path component is one of these names."""
+        """Returns the shapes, by path, of the parameters with one of these last path components."""
         found = {}
         for name, description in self.arrays.items():
             branch, *path = name.split("/")
@@ -92,40 +92,32 @@ class SavedCheckpoint:
           JanusError: The checkpoint does not have these parameters, or cannot be read.
         """
         branches = ["ema", "params", "frozen"] if average else ["params", "frozen"]
-        found: dict[str, str] = {}
-        leaves: dict[str, Any] = {}
-
-        def find(name: str, leaf: Any) -> None:
-            shape = f"[{','.join(map(str, leaf.shape))}]"
-            for branch in branches:
-                saved = self.arrays.get(f"{branch}/{name}")
-                if saved is not None:
-                    if not saved.endswith(shape):
-                        raise JanusError(f"{self.path} is of another model: {name} is {saved}; it must be {shape}.")
-                    found[name] = f"{branch}/{name}"
-                    leaves[found[name]] = leaf
-                    return
-            raise JanusError(f"{self.path} has no parameter {name}; it was trained with another model.")
-
-        map_named(find, abstract)
-        wanted = unflatten_dict(leaves, sep="/")
+        wanted, found = flatten_dict(abstract, sep="/"), dict[str, str]()
+        for name, leaf in wanted.items():
+            branch = next((branch for branch in branches if f"{branch}/{name}" in self.arrays), None)
+            if branch is None:
+                raise JanusError(f"{self.path} has no parameter {name}; it was trained with another model.")
+            found[name] = f"{branch}/{name}"
+            saved, shape = self.arrays[found[name]], f"[{','.join(map(str, leaf.shape))}]"
+            if not saved.endswith(shape):
+                raise JanusError(f"{self.path} is of another model: {name} is {saved}; it must be {shape}.")
+        item = unflatten_dict({found[name]: leaf for name, leaf in wanted.items()}, sep="/")
         arguments = ocp.args.PyTreeRestore(
-            item=wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+            item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
-        handler = ocp.PyTreeCheckpointHandler()
         try:
-            tree = agree(lambda: handler.restore(self.path / STATE, args=arguments))
+            tree = agree(lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments))
         except DamagedError as error:
             raise JanusError(f"{self.path} cannot be read ({error}).") from error
         read = flatten_dict(tree, sep="/")
-        return map_named(lambda name, _: read[found[name]], abstract)
+        return unflatten_dict({name: read[found[name]] for name in wanted}, sep="/")
 
 
 def saved_steps(directory: str | Path) -> list[int]:
     """Lists the steps of another run's checkpoints, including damaged ones.
 
     Raises:
-      JanusError: There are none.
+      JanusError: The folder has no checkpoint.
     """
     steps = sorted(int(path.name) for path in absolute_path(directory).glob("*") if path.name.isdecimal())
     if not steps:

@@ -36,6 +36,7 @@ from janus_jax.training.checkpoint_files import (
     read_run,
     read_state,
 )
+from janus_jax.training.config_dicts import check_values
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +51,7 @@ BestIs = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """What the retention policy needs to know about a checkpoint. Orbax policies require these names.
+    """Facts about a checkpoint for the retention policy. Orbax policies require these names.
 
     Attributes:
       step: Steps taken.
@@ -87,12 +88,14 @@ class RetentionPolicy:
     best_is: BestIs = "min"
 
     def __post_init__(self) -> None:
-        for name, minimum in (("last", 2), ("every_seconds", 1), ("every_steps", 1), ("best", 0)):
-            value = getattr(self, name)
-            if value is not None and value < minimum:
-                raise JanusError(f"config.keep.{name} is {value}; it must be {minimum} or more.")
-        if self.best_is not in get_args(BestIs):
-            raise JanusError(f"config.keep.best_is is {self.best_is!r}; it must be min or max.")
+        minimums = (("last", 2), ("every_seconds", 1), ("every_steps", 1), ("best", 0))
+        values = ((name, getattr(self, name), minimum) for name, minimum in minimums)
+        check_values(
+            self,
+            "config.keep",
+            *((name, value is None or value >= minimum, f"{minimum} or more") for name, value, minimum in values),
+            ("best_is", self.best_is in get_args(BestIs), "min or max"),
+        )
 
     def is_kept(self, checkpoints: Sequence[CheckpointInfo]) -> list[bool]:
         """Returns for each checkpoint, in step order, whether it is kept."""
@@ -123,7 +126,7 @@ class Restored(Generic[S]):
     Attributes:
       step: Steps taken.
       state: The state, on its devices.
-      data_states: What each process passed to `save` as `data_state`, in process order.
+      data_states: The `data_state` that each process passed to `save`, in process order.
       config: Config of the run as JSON values.
     """
 
@@ -134,7 +137,7 @@ class Restored(Generic[S]):
 
     @property
     def data_state(self) -> dict[str, Any]:
-        """What this process saved; with another number of processes, what some process saved."""
+        """The data state of this process, or that of some process if their number has changed."""
         return self.data_states[jax.process_index() % len(self.data_states)]
 
     def was_made_with(self, config: Mapping[str, Any]) -> bool:
@@ -246,7 +249,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def restore(self, abstract: S) -> Restored[S] | None:
-        """Restores the newest undamaged checkpoint; returns None if there are no checkpoints.
+        """Restores the newest undamaged checkpoint; returns None if the folder has no checkpoint.
 
         Damaged checkpoints are reported as warnings. When an undamaged one is found they are moved to `damaged/`.
 
@@ -347,7 +350,7 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Returns False: the trainer asks, and jax tells only one of two callers per step."""
+        """Returns False. The trainer checks for preemption, and jax reports it to one caller per step only."""
         return False
 
 

@@ -49,6 +49,21 @@ def from_config(cls: type[T], values: Mapping[str, Any], where: str = "config") 
     return _dataclass(cls, values, where)
 
 
+def check_values(owner: Any, where: str, *rules: tuple[str, bool, str]) -> None:
+    """Checks fields of a dataclass.
+
+    Args:
+      owner: The dataclass.
+      where: Name of the dataclass in error messages.
+      *rules: Field name, whether its value is valid, and the allowed values in words.
+
+    Raises:
+      JanusError: A value is not valid.
+    """
+    for name, is_valid, allowed in rules:
+        _require(is_valid, f"{where}.{name}", getattr(owner, name), allowed)
+
+
 def best_match(classes: Sequence[type], values: Mapping[str, Any]) -> type:
     """Returns the dataclass that has the most of these fields."""
     return max(classes, key=lambda cls: len(set(values) & set(_fields(cls))))

@@ -12,10 +12,10 @@ from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
 
 
 class DataParallel:
-    """Compiles functions and places arrays for data-parallel training.
+    """Compiles functions and shards arrays for data-parallel training.
 
     Args:
-      mesh: Mesh whose `data` and `fsdp` axes share the batch; None uses one device.
+      mesh: Mesh with axes `data` and `fsdp`, which share the batch; None uses one device.
       batch_size: Global batch size.
 
     Raises:
@@ -35,7 +35,7 @@ class DataParallel:
             self._replicated, self._batch = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
 
     def jit(self, function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] = ()) -> Callable[..., Any]:
-        """Compiles a function whose outputs are replicated."""
+        """Compiles a function and replicates its outputs."""
         compiled = jax.jit(function, donate_argnums=donate_argnums, out_shardings=self._replicated)
 
         def call(*args: Any) -> Any:
@@ -58,9 +58,9 @@ class DataParallel:
         )
 
     def local_batch(self, examples: np.ndarray) -> jax.Array:
-        """Places this process's examples of a batch."""
+        """Makes a sharded batch of the examples of each process."""
         return jax.make_array_from_process_local_data(self._batch, examples)
 
     def global_batch(self, examples: np.ndarray) -> jax.Array:
-        """Places a batch that each process holds whole."""
+        """Makes a sharded batch of examples that every process has."""
         return jax.make_array_from_callback(examples.shape, self._batch, examples.__getitem__)

@@ -42,7 +42,7 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool
       The step of the parameters.
 
     Raises:
-      JanusError: There is no undamaged checkpoint, or the folder cannot be written.
+      JanusError: The stage has no undamaged checkpoint, or the folder cannot be written.
     """
     if out.exists():
         raise JanusError(f"{out} exists; give a new folder, or remove it.")

@@ -2,7 +2,7 @@
 
 An adapted layer computes W x + s B A x with s = alpha / rank (`models.layers.Linear`). A is initialized randomly and B
 with zeros, so the adapted model starts as the original. A and B are trained parameters: float32, sharded along the axes
-that they share with W, with moments and an average of their own. s is a frozen parameter, so that a checkpoint contains
+that they share with W, with their own moments and average. s is a frozen parameter, so that a checkpoint contains
 everything needed to merge its adapters.
 """
 
@@ -20,6 +20,7 @@ from jaxtyping import Array, Float, Key
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.layers import LORA_A, LORA_B, LORA_SCALE, fan_in_normal
+from janus_jax.training.config_dicts import check_values
 from janus_jax.training.muon_axes import matrix_axes
 from janus_jax.training.param_paths import matches
 
@@ -46,10 +47,7 @@ class Lora:
     targets: tuple[str, ...] = ("llm/layers/attn/*/weight",)
 
     def __post_init__(self) -> None:
-        if self.rank < 0:
-            raise JanusError(f"lora.rank is {self.rank}; it must be 0 or more.")
-        if not self.alpha > 0:
-            raise JanusError(f"lora.alpha is {self.alpha}; it must be above 0.")
+        check_values(self, "lora", ("rank", self.rank >= 0, "0 or more"), ("alpha", self.alpha > 0, "above 0"))
 
 
 NO_LORA = Lora()

@@ -36,11 +36,11 @@ class RngStreams(NamedTuple):
 
     Attributes:
       key: Random key of the step.
-      rows: Index of each sequence in the whole batch.
+      indices: Index of each sequence in the whole batch.
     """
 
     key: Key[Array, ""]
-    rows: Int[Array, " B"]
+    indices: Int[Array, " B"]
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ class Objective(ABC):
         Args:
           targets: Output of `prepare_targets`.
           scales: Factor of each term's sum (`LossTerms.scales` for the counts of the whole batch).
-          chunk: Target tokens per sequence whose logits are in memory at a time.
+          chunk: Target tokens per sequence with logits in memory at a time.
         """
 
 
@@ -119,7 +119,7 @@ class FlowObjective(Objective):
 
     def prepare_targets(self, params: Params, batch: Batch, rngs: RngStreams, dtype: Dtype) -> FlowTargets:
         """Samples times and noise, interpolates the latents and computes the features to align with."""
-        return prepare_flow_targets(self.model, params, batch, rngs.key, rngs.rows, dtype=dtype)
+        return prepare_flow_targets(self.model, params, batch, rngs.key, rngs.indices, dtype=dtype)
 
     def loss(self, params: Params, targets: FlowTargets, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""

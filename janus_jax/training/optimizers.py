@@ -10,6 +10,7 @@ from jaxtyping import Array, Float
 from optax.contrib import MuonDimensionNumbers, scale_by_muon
 
 from janus_jax.errors import JanusError
+from janus_jax.training.config_dicts import check_values
 from janus_jax.training.muon_axes import matrix_axes
 from janus_jax.training.param_paths import map_named, matches
 
@@ -57,12 +58,12 @@ class OptimizerConfig:
     muon_learning_rate: float | None = None
 
     def __post_init__(self) -> None:
-        for name, choices in (("schedule", ScheduleShape), ("moments_dtype", MomentsDtype)):
-            if getattr(self, name) not in get_args(choices):
-                raise JanusError(
-                    f"optimizer.{name} is {getattr(self, name)!r}; it must be one of {', '.join(get_args(choices))}."
-                )
-        for name, is_valid, allowed in (
+        schedules, dtypes = get_args(ScheduleShape), get_args(MomentsDtype)
+        check_values(
+            self,
+            "optimizer",
+            ("schedule", self.schedule in schedules, f"one of {', '.join(schedules)}"),
+            ("moments_dtype", self.moments_dtype in dtypes, f"one of {', '.join(dtypes)}"),
             ("learning_rate", self.learning_rate > 0, "above 0"),
             ("muon_learning_rate", self.muon_learning_rate is None or self.muon_learning_rate > 0, "above 0, or None"),
             ("floor", 0 <= self.floor <= 1, "within 0..1"),
@@ -72,9 +73,7 @@ class OptimizerConfig:
             ("b2", 0 <= self.b2 < 1, "within 0..1 and below 1"),
             ("eps", self.eps > 0, "above 0"),
             ("clip_norm", self.clip_norm is None or self.clip_norm > 0, "above 0, or None"),
-        ):
-            if not is_valid:
-                raise JanusError(f"optimizer.{name} is {getattr(self, name)!r}; it must be {allowed}.")
+        )
         if self.moments_dtype == "bfloat16" and max(self.b1, self.b2) > _MAX_BFLOAT16_BETA:
             raise JanusError(
                 f"optimizer.moments_dtype bfloat16 is too coarse for b1 = {self.b1} and b2 = {self.b2}; "

@@ -18,6 +18,7 @@ from janus_jax.data.pipeline.stream import StreamConfig
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.training.checkpointing import RetentionPolicy
+from janus_jax.training.config_dicts import check_values
 from janus_jax.training.lora import Lora
 from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
@@ -27,7 +28,7 @@ ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/
 """Parameters that stage 1 trains. Including `gen_embed` is inferred: no earlier training exists for it."""
 
 ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
-"""Parameters that stage 2 trains: all but SigLIP and the image tokenizer."""
+"""Parameters that stage 2 trains: everything except SigLIP and the image tokenizer."""
 
 ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
 """Parameters that stage 3 trains."""
@@ -47,7 +48,7 @@ Including the embedding before an input image is inferred: no earlier training e
 """
 
 FLOW_ALL_BUT_ENCODER = (*LINEAR_LAYERS_AND_FLOW, "llm/*")
-"""Parameters that stage 2 of JanusFlow trains: all but SigLIP and the VAE."""
+"""Parameters that stage 2 of JanusFlow trains: everything except SigLIP and the VAE."""
 
 FLOW_ALL_BUT_VAE = (*FLOW_ALL_BUT_ENCODER, "und_encoder/*")
 """Parameters that stage 3 of JanusFlow trains."""
@@ -130,7 +131,7 @@ class Stage:
       phases: Mixture weights of the data by step.
       stop_at: Step at which training ends; None for `steps`.
       supervision: Which text tokens are targets.
-      drop_condition: Fraction of generation examples whose prompt is replaced by padding.
+      drop_condition: Fraction of generation examples with padding instead of the prompt.
       first_sentence: Fraction of captions cut to their first sentence.
       random_crop: Crops target images at a random position along their long side instead of the center.
       budget: Capacity of a sequence.
@@ -157,14 +158,16 @@ class Stage:
     lora: Lora = field(default_factory=Lora)
 
     def __post_init__(self) -> None:
-        if self.steps < 1 or self.batch_size < 1:
-            raise JanusError(f"A stage has steps {self.steps} and batch_size {self.batch_size}; both must be positive.")
-        if not 0 < self.last_step <= self.steps:
-            raise JanusError(f"A stage's stop_at is {self.stop_at}; it must be from 1 to steps, {self.steps}.")
-        if not 0 <= self.ema_decay < 1:
-            raise JanusError(f"A stage's ema_decay is {self.ema_decay}; it must be from 0 to below 1.")
+        check_values(
+            self,
+            "stage",
+            ("steps", self.steps >= 1, "1 or more"),
+            ("batch_size", self.batch_size >= 1, "1 or more"),
+            ("stop_at", 0 < self.last_step <= self.steps, f"from 1 to steps, {self.steps}"),
+            ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+        )
         if not self.trained and not self.lora.rank:
-            raise JanusError("A stage's trained is empty and its lora.rank is 0; set one of them.")
+            raise JanusError("stage.trained is empty and its lora.rank is 0; set one of them.")
 
     @property
     def last_step(self) -> int:
@@ -217,15 +220,15 @@ class Samples:
                 raise JanusError(f"config.samples.questions has {pair!r}; each must be a pair (image file, question).")
         if not all(prompt.strip() for prompt in self.prompts):
             raise JanusError("config.samples.prompts has an empty prompt; remove it.")
-        for name, is_valid, allowed in (
+        check_values(
+            self,
+            "config.samples",
             ("guidance_scale", 0 <= self.guidance_scale <= 1e6, "from 0 to 1e6"),
             ("temperature", self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "0 or from 1e-6 to 1e6"),
             ("steps", self.steps >= 1, "1 or more"),
             ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
-        ):
-            if not is_valid:
-                raise JanusError(f"config.samples.{name} is {getattr(self, name)}; it must be {allowed}.")
+        )
 
 
 @dataclass(frozen=True)
@@ -246,11 +249,8 @@ class Evaluation:
         for pair in self.benchmarks:
             if len(pair) != 2 or not all(pair):
                 raise JanusError(f"config.evaluation.benchmarks has {pair!r}; each must be a pair (name, folder).")
-        if self.limit < 0 or self.batch_size < 1:
-            raise JanusError(
-                f"config.evaluation has limit {self.limit} and batch_size {self.batch_size}; the first must be 0 or "
-                f"more, the second 1 or more."
-            )
+        rules = (("limit", self.limit >= 0, "0 or more"), ("batch_size", self.batch_size >= 1, "1 or more"))
+        check_values(self, "config.evaluation", *rules)
 
 
 @dataclass(frozen=True)
@@ -276,12 +276,15 @@ class Intervals:
     profile: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        if min(self.report, self.evaluate, self.sample, self.benchmark, self.save) < 0 or self.evaluate_batches < 1:
-            raise JanusError(f"config.intervals is {self}; values must be at least 0, and evaluate_batches at least 1.")
-        if len(self.profile) != 2 or min(self.profile) < 0 or (self.profile[1] and not self.profile[0]):
-            raise JanusError(
-                f"config.intervals.profile is {self.profile}; it must be (first step, number of steps), as in (10, 3)."
-            )
+        names = ("report", "evaluate", "sample", "benchmark", "save")
+        is_traceable = len(self.profile) == 2 and min(self.profile) >= 0 and (self.profile[0] or not self.profile[1])
+        check_values(
+            self,
+            "config.intervals",
+            *((name, getattr(self, name) >= 0, "0 or more") for name in names),
+            ("evaluate_batches", self.evaluate_batches >= 1, "1 or more"),
+            ("profile", bool(is_traceable), "(first step, number of steps), as in (10, 3)"),
+        )
 
 
 @dataclass(frozen=True)
@@ -313,8 +316,8 @@ class Resources:
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
-        if self.peak_flops is not None and not 0 < self.peak_flops < math.inf:
-            raise JanusError(f"config.resources.peak_flops is {self.peak_flops}; it must be above 0, or None.")
+        is_valid = self.peak_flops is None or 0 < self.peak_flops < math.inf
+        check_values(self, "config.resources", ("peak_flops", is_valid, "above 0, or None"))
 
 
 @dataclass(frozen=True)
@@ -360,11 +363,13 @@ class Recipe:
     flow: FlowLossConfig | None = None
 
     def __post_init__(self) -> None:
-        if not 1 <= self.stage <= len(self.stages):
-            raise JanusError(f"config.stage is {self.stage}; the recipe has stages 1 to {len(self.stages)}.")
-        for name in ("data_shards", "max_skipped"):
-            if getattr(self, name) < 0:
-                raise JanusError(f"config.{name} is {getattr(self, name)}; it must be 0 or more.")
+        check_values(
+            self,
+            "config",
+            ("stage", 1 <= self.stage <= len(self.stages), f"from 1 to {len(self.stages)}"),
+            ("data_shards", self.data_shards >= 0, "0 or more"),
+            ("max_skipped", self.max_skipped >= 0, "0 or more"),
+        )
 
     @property
     def current(self) -> Stage:
@@ -376,7 +381,7 @@ class Recipe:
         """Config of the model.
 
         Raises:
-          JanusError: There is no preset of this name.
+          JanusError: The preset does not exist.
         """
         return self.architecture or preset(self.model)
 

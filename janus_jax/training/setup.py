@@ -42,7 +42,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
 
     Args:
       recipe: The recipe.
-      mesh: Mesh, whose devices need not be attached; None for the default device.
+      mesh: Mesh. Its devices need not be attached. None for the default device.
 
     Raises:
       JanusError: The mesh does not divide the model or the batch, or a pattern of trained parameters matches nothing.

@@ -19,7 +19,7 @@ from janus_jax.config import Execution, SiglipConfig
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.layers import Embedding, LayerNorm, Linear, parameter
 from janus_jax.models.siglip import Block, Siglip
-from janus_jax.training.array_batches import ResumableData, opened
+from janus_jax.training.array_batches import opened
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -110,8 +110,8 @@ def sigmoid_loss(logits: Float[Array, "B B"]) -> Float[Array, ""]:
 
 
 def siglip_task(
-    recipe: SiglipRecipe, make_data: Callable[[], ResumableData], *, mesh: Mesh | None = None
-) -> TrainingTask[TrainState, ResumableData]:
+    recipe: SiglipRecipe, make_data: Callable[[], Any], *, mesh: Mesh | None = None
+) -> TrainingTask[TrainState, Any]:
     """Prepares the training of an encoder.
 
     The metrics are `loss` and `retrieval`, the fraction of images whose own caption has the highest logit.

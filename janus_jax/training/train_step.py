@@ -21,6 +21,7 @@ from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.sharding import batch_sharding, num_data_shards, use_mesh
+from janus_jax.training.config_dicts import check_values
 from janus_jax.training.losses.tokens import LossSums
 from janus_jax.training.objectives import Objective, RngStreams
 from janus_jax.training.param_paths import merge
@@ -35,8 +36,8 @@ class Microbatching:
     """How a step is split to fit into memory. The result is the same up to rounding.
 
     Attributes:
-      microbatches: Number of microbatches whose gradients are accumulated.
-      logits_chunk: Target tokens per sequence whose logits are in memory at a time.
+      microbatches: Number of microbatches.
+      logits_chunk: Target tokens per sequence with logits in memory at a time.
       tokenizer_dtype: Dtype of the image tokenizer or VAE, if the data has no image tokens or latents.
     """
 
@@ -45,9 +46,8 @@ class Microbatching:
     tokenizer_dtype: Dtype = "bfloat16"
 
     def __post_init__(self) -> None:
-        for name in ("microbatches", "logits_chunk"):
-            if getattr(self, name) < 1:
-                raise JanusError(f"config.resources.{name} is {getattr(self, name)!r}; it must be at least 1.")
+        names = ("microbatches", "logits_chunk")
+        check_values(self, "config.resources", *((name, getattr(self, name) >= 1, "1 or more") for name in names))
 
     def check(self, batch_size: int, mesh: Mesh | None) -> None:
         """Checks that a batch can be divided evenly.
@@ -180,22 +180,22 @@ def compute_gradients(
         loss = objective.loss(merge(trained, frozen), targets, scales, microbatching.logits_chunk)
         return loss.value, loss.sums
 
-    def microbatch_gradients(part: Batch, rows: Int[Array, " B"]) -> tuple[Params, LossSums]:
+    def microbatch_gradients(part: Batch, indices: Int[Array, " B"]) -> tuple[Params, LossSums]:
         # Outside `grad`, because targets carry no gradient.
-        rngs = RngStreams(key, rows)
+        rngs = RngStreams(key, indices)
         targets = objective.prepare_targets(merge(trained, frozen), part, rngs, microbatching.tokenizer_dtype)
         return jax.grad(loss, has_aux=True)(trained, targets)
 
-    rows = jnp.arange(batch.shape[0])
+    indices = jnp.arange(batch.shape[0])
     if microbatching.microbatches == 1:
-        return microbatch_gradients(batch, rows)
+        return microbatch_gradients(batch, indices)
 
     def accumulate(total: tuple[Params, LossSums], part: tuple[Batch, Any]) -> tuple[tuple[Params, LossSums], None]:
         return jax.tree.map(jnp.add, total, microbatch_gradients(*part)), None
 
     zeros = jnp.zeros(len(objective.terms.names), jnp.float32)
     start = jax.tree.map(jnp.zeros_like, trained), LossSums(zeros, zeros, objective.terms)
-    total, _ = lax.scan(accumulate, start, _split_batch((batch, rows), microbatching.microbatches))
+    total, _ = lax.scan(accumulate, start, _split_batch((batch, indices), microbatching.microbatches))
     return total
 
 

@@ -9,7 +9,7 @@ Files, below the folder of the run:
     checkpoints/    see `training.checkpointing`
     metrics.jsonl   metrics, one JSON object per line
     tensorboard/    the same metrics, with texts and images of the callbacks
-    not_finite/     example ids of batches whose gradient was not finite
+    not_finite/     example ids of batches with a non-finite gradient
 """
 
 import contextlib
@@ -106,7 +106,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
     """Trains to the last step, starting from the newest checkpoint in the folder if there is one.
 
     Args:
-      task: What to train.
+      task: The training task.
       folder: Folder of the run, created if missing and shared by all processes.
 
     Raises:

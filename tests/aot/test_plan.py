@@ -51,7 +51,7 @@ def stored(model):
     return STORED / f"{model}.txt"
 
 
-@pytest.mark.parametrize(("model", "mesh"), itertools.product(MODELS, MESHES))
+@pytest.mark.parametrize(("model", "mesh"), [*itertools.product(MODELS, MESHES)])
 def test_parameters_are_split_as_stored_on_every_mesh(model, mesh):
     assert printed(model, mesh) == stored(model).read_text(encoding="utf-8")
 

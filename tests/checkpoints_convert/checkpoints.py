@@ -1,4 +1,4 @@
-"""Makes checkpoints of pseudo-weights in the layouts that the converters read."""
+"""Creates checkpoints of pseudo-weights in every layout."""
 
 import functools
 import json
@@ -31,7 +31,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 FLOAT16 = np.dtype(np.float16)
 
-# The smallest model that transformers' Janus can run too: 32 groups, as many ids as patches, one width.
+# The smallest model that transformers' Janus can also run: 32 norm groups, as many tokens as patches, one width.
 SMALL = JanusConfig(
     name="small",
     und_encoder=SiglipConfig(image_size=32, patch_size=8, width=64, depth=2, num_heads=2, mlp_dim=128),
@@ -62,7 +62,7 @@ SMALL_FLOW = JanusFlowConfig(
 def pseudo(
     manifest: Mapping[str, Shape], dtype: np.dtype | Callable[[str], np.dtype] = BFLOAT16
 ) -> dict[str, np.ndarray]:
-    """A pseudo-weight for every name and shape."""
+    """Returns a pseudo-weight for every name and shape."""
     choose = dtype if callable(dtype) else lambda _: dtype
     return {name: _tensor(name, shape).astype(choose(name)) for name, shape in manifest.items()}
 
@@ -85,29 +85,29 @@ def save(
 
 
 def save_released(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
-    """A folder in the released layout."""
+    """Writes a folder in the released layout."""
     return save(
         folder, pseudo(released.manifest(config), dtype), released.config_to_json(config, "bfloat16"), **options
     )
 
 
 def save_flow(folder: Path, config: JanusFlowConfig = SMALL_FLOW, dtype=BFLOAT16, **options) -> Path:
-    """A JanusFlow in the released layout, with no VAE."""
+    """Writes a JanusFlow in the released layout without its VAE."""
     config = replace(config, vae=None)
     tensors = pseudo(released_flow.manifest(config), dtype)
     return save(folder, tensors, released_flow.config_to_json(config, "bfloat16"), **options)
 
 
 def save_vae(folder: Path, config: VAEConfig = SMALL_VAE, dtype=FLOAT32, rename=lambda name: name) -> Path:
-    """A VAE in diffusers' layout, its tensors' names changed by `rename`."""
+    """Writes a VAE in diffusers' layout, with tensor names changed by `rename`."""
     tensors = pseudo(DIFFUSERS_VAE.manifest(model_parameters(config)), dtype)
     save(folder, {rename(name): array for name, array in tensors.items()}, vae_to_json(config, 32))
     (folder / "model.safetensors").rename(folder / f"{WEIGHTS_STEM}.safetensors")
     return folder
 
 
-def save_speaking_flow(root: Path) -> Path:
-    """A JanusFlow with a tokenizer in `root/JanusFlow-small`, and its VAE in `root/sdxl-vae`."""
+def save_flow_with_tokenizer(root: Path) -> Path:
+    """Writes a JanusFlow with a tokenizer to `root/JanusFlow-small`, and its VAE to `root/sdxl-vae`."""
     config = replace(SMALL_FLOW, llm=replace(SMALL_FLOW.llm, vocab_size=320))
     folder, und = save_flow(root / "JanusFlow-small", config), config.und_encoder
     save_vae(root / "sdxl-vae")
@@ -117,16 +117,24 @@ def save_speaking_flow(root: Path) -> Path:
 
 
 def save_transformers(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
-    """A folder in transformers' layout, with the numbers of `save_released`."""
-    numbers = pseudo(released.manifest(config), dtype)
+    """Writes a folder in transformers' layout with the values of `save_released`."""
+    values = pseudo(released.manifest(config), dtype)
     parameters = model_parameters(config)
     mapped = zip(released.LAYOUT.map(parameters), transformers_janus.LAYOUT.map(parameters), strict=True)
-    tensors = {name: part for ours, theirs in mapped for name, part in theirs.write(ours.read(numbers))}
+    tensors = {name: part for ours, theirs in mapped for name, part in theirs.write(ours.read(values))}
     return save(folder, tensors, transformers_janus.config_to_json(config, "bfloat16", 7), **options)
+
+
+def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Changes the config.json of a folder."""
+    file = folder / "config.json"
+    content = json.loads(file.read_text())
+    change(content)
+    file.write_text(json.dumps(content))
 
 
 def save_part(
     folder: Path, layout: Layout, config, json_config: Mapping[str, Any] | None = None, dtype=BFLOAT16
 ) -> Path:
-    """A folder with one part of the model."""
+    """Writes a folder with one part of the model."""
     return save(folder, pseudo(layout.manifest(model_parameters(config)), dtype), json_config)

@@ -1,6 +1,5 @@
 """JanusFlow in the released layout, its VAE in diffusers'."""
 
-import json
 import shutil
 from dataclasses import replace
 
@@ -11,8 +10,8 @@ from checkpoints_convert import convert, open_checkpoint
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
-from tests.checkpoints_convert.checkpoints import SMALL_FLOW, save_flow, save_released, save_vae
-from tests.checkpoints_convert.test_convert import assert_same_tensors
+from tests.checkpoints_convert.checkpoints import SMALL_FLOW, change_config, save_flow, save_released, save_vae
+from tests.checkpoints_convert.test_convert import assert_same_params, assert_same_tensors
 
 OLD_NAMES = {"to_q": "query", "to_k": "key", "to_v": "value", "to_out.0": "proj_attn"}
 
@@ -24,24 +23,24 @@ def old_name(name):
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory):
-    """A released folder with its VAE within."""
+def released_flow(tmp_path_factory):
+    """A released folder that contains its VAE."""
     folder = save_flow(tmp_path_factory.mktemp("flow") / "JanusFlow-small")
     save_vae(folder / "vae")
     return folder
 
 
 @pytest.fixture(scope="module")
-def converted(whole):
-    target = whole.parent / "converted"
-    convert(whole, target)
+def converted(released_flow):
+    target = released_flow.parent / "converted"
+    convert(released_flow, target)
     return target
 
 
-def test_there_and_back_changes_no_bit(whole, converted, tmp_path):
+def test_a_round_trip_changes_no_bit(released_flow, converted, tmp_path):
     convert(converted, tmp_path / "back", "released")
-    assert_same_tensors(whole, tmp_path / "back")
-    assert_same_tensors(whole / "vae", tmp_path / "back" / "vae")
+    assert_same_tensors(released_flow, tmp_path / "back")
+    assert_same_tensors(released_flow / "vae", tmp_path / "back" / "vae")
     assert open_checkpoint(tmp_path / "back").config == replace(SMALL_FLOW, name="back")
 
 
@@ -51,7 +50,7 @@ def test_a_converted_folder_holds_the_vae(converted):
     assert {keys for keys, _, _ in found.params()} == {parameter.keys for parameter in model_parameters(SMALL_FLOW)}
 
 
-def test_without_a_vae_the_rest_converts_and_comes_back(tmp_path):
+def test_a_flow_without_its_vae_makes_a_round_trip(tmp_path):
     source = save_flow(tmp_path / "JanusFlow-small")
     summary = convert(source, tmp_path / "converted")
     assert any("There is no VAE" in note for note in summary.notes)
@@ -61,43 +60,35 @@ def test_without_a_vae_the_rest_converts_and_comes_back(tmp_path):
     assert not (tmp_path / "back" / "vae").exists()
 
 
-def test_a_named_vae_is_that_within(whole, tmp_path):
-    source = save_flow(tmp_path / whole.name)
+def test_a_named_vae_equals_one_in_the_folder(released_flow, tmp_path):
+    source = save_flow(tmp_path / released_flow.name)
     vae = save_vae(tmp_path / "sdxl-vae")
-    assert open_checkpoint(source, vae=vae).config == open_checkpoint(whole).config
-    pairs = zip(open_checkpoint(source, vae=vae).params(), open_checkpoint(whole).params(), strict=True)
-    for (keys, layer, ours), (other_keys, other_layer, expected) in pairs:
-        assert (keys, layer) == (other_keys, other_layer)
-        np.testing.assert_array_equal(ours, expected)
+    assert open_checkpoint(source, vae=vae).config == open_checkpoint(released_flow).config
+    pairs = zip(open_checkpoint(source, vae=vae).params(), open_checkpoint(released_flow).params(), strict=True)
+    for (*position, array), (*position2, array2) in pairs:
+        assert position == position2
+        np.testing.assert_array_equal(array, array2)
 
 
-def test_the_names_of_older_diffusers_mean_the_same(tmp_path):
-    new, old = save_vae(tmp_path / "new"), save_vae(tmp_path / "old")
-    tensors = open_tensors(old)
-    renamed = save_vae(tmp_path / "renamed", rename=old_name)
-    assert set(open_tensors(renamed)) != set(tensors)
-    assert open_checkpoint(renamed).config == open_checkpoint(new).config
-    found = {keys: array for keys, _, array in open_checkpoint(new).params()}
-    shapes = {name: array.shape for name, array in open_checkpoint(renamed).tensors.items()}
-    assert shapes == {name: array.shape for name, array in tensors.items()}
-    assert {keys for keys, _, _ in open_checkpoint(renamed).params()} == found.keys()
+def test_older_names_of_diffusers_are_read(tmp_path):
+    new, old = save_vae(tmp_path / "new"), save_vae(tmp_path / "old", rename=old_name)
+    assert set(open_tensors(old)) != set(open_tensors(new))
+    assert_same_params(old, new)
 
 
-def test_a_vae_converts_by_itself(tmp_path):
+def test_a_vae_is_converted_separately(tmp_path):
     convert(save_vae(tmp_path / "vae"), tmp_path / "converted")
     assert open_checkpoint(tmp_path / "converted").config == SMALL_FLOW.vae
 
 
-def rewritten(folder, target, change):
+def changed(folder, target, change):
     shutil.copytree(folder, target)
-    content = json.loads((target / "config.json").read_text())
-    change(content)
-    (target / "config.json").write_text(json.dumps(content))
+    change_config(target, change)
     return target
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda c: c["vision_gen_enc_config"].update(cls="UNet"), "cls is 'UNet'"),
         (lambda c: c["vision_gen_enc_config"]["params"].update(stride=1), "stride is 1"),
@@ -111,13 +102,13 @@ def rewritten(folder, target, change):
         (lambda c: c["language_config"].update(num_hidden_layers=1 << 31), "LlamaConfig.depth"),
     ],
 )
-def test_a_config_of_another_network_is_refused_by_field(whole, tmp_path, change, told):
-    with pytest.raises(JanusError, match=told):
-        open_checkpoint(rewritten(whole, tmp_path / "other", change))
+def test_a_config_of_another_network_is_refused_by_field(released_flow, tmp_path, change, message):
+    with pytest.raises(JanusError, match=message):
+        open_checkpoint(changed(released_flow, tmp_path / "other", change))
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "message"),
     [
         (lambda c: c.update(_class_name="VQModel"), "_class_name is 'VQModel'"),
         (lambda c: c.update(latent_channels=16), "misshapen"),
@@ -129,33 +120,29 @@ def test_a_config_of_another_network_is_refused_by_field(whole, tmp_path, change
         (lambda c: c.update(scaling_factor="much"), "scaling_factor"),
     ],
 )
-def test_another_vae_is_refused_by_field(whole, tmp_path, change, told):
-    with pytest.raises(JanusError, match=told):
-        open_checkpoint(rewritten(whole / "vae", tmp_path / "other", change))
+def test_a_config_of_another_vae_is_refused_by_field(released_flow, tmp_path, change, message):
+    with pytest.raises(JanusError, match=message):
+        open_checkpoint(changed(released_flow / "vae", tmp_path / "other", change))
 
 
-def test_a_vae_of_other_latents_is_refused(whole, tmp_path):
+def test_a_vae_with_other_latents_is_refused(released_flow, tmp_path):
     other = save_vae(tmp_path / "vae", replace(SMALL_FLOW.vae, latent_channels=8))
     with pytest.raises(JanusError, match="latent_channels 8 and gen_encoder 4"):
-        open_checkpoint(whole, vae=other)
+        open_checkpoint(released_flow, vae=other)
 
 
-def test_what_is_no_vae_is_refused_as_one(whole):
+def test_a_model_is_refused_as_a_vae(released_flow):
     with pytest.raises(JanusError, match="is not a VAE"):
-        open_checkpoint(whole, vae=whole)
+        open_checkpoint(released_flow, vae=released_flow)
 
 
-def test_only_an_unconverted_flow_takes_a_vae(whole, converted, tmp_path):
+def test_only_an_unconverted_flow_accepts_a_vae(released_flow, converted, tmp_path):
     with pytest.raises(JanusError, match="is not a JanusFlow"):
-        open_checkpoint(save_released(tmp_path / "Janus-Pro"), vae=whole / "vae")
+        open_checkpoint(save_released(tmp_path / "Janus-Pro"), vae=released_flow / "vae")
     with pytest.raises(JanusError, match="is converted"):
-        open_checkpoint(converted, vae=whole / "vae")
+        open_checkpoint(converted, vae=released_flow / "vae")
 
 
-def test_transformers_has_no_flow(converted, tmp_path):
+def test_a_flow_is_not_written_for_transformers(converted, tmp_path):
     with pytest.raises(JanusError, match="transformers layout has no JanusFlow"):
         convert(converted, tmp_path / "theirs", "transformers")
-
-
-def test_a_flow_speaks_as_the_first_janus(whole):
-    assert open_checkpoint(whole).config.conversation == "janus"

@@ -10,8 +10,8 @@ from janus_jax.errors import JanusError
 from tests.commands.conftest import run
 
 
-class Parrot:
-    """Answers with the number of turns and images, and keeps what it was asked."""
+class FakeModel:
+    """Answers with the number of turns and images, and records its inputs."""
 
     def __init__(self):
         self.asked = []
@@ -24,7 +24,7 @@ class Parrot:
 
 
 def chat(lines, conversation, capsys):
-    """What is shown when these lines are typed."""
+    """Returns the output for these input lines."""
     rest = iter(lines)
 
     def read():
@@ -40,32 +40,34 @@ def chat(lines, conversation, capsys):
     return capsys.readouterr().out
 
 
-def test_a_question_has_a_placeholder_and_a_new_line_for_every_image():
+def test_question_has_a_placeholder_line_per_image():
     message = question("What changed?", ["before.png", "after.png"])
     assert message["content"] == "<image_placeholder>\n<image_placeholder>\nWhat changed?"
     assert message["images"] == ["before.png", "after.png"]
 
 
-def test_later_questions_carry_the_earlier_turns_and_their_images(capsys, photo):
-    parrot = Parrot()
-    shown = chat([f"/image {photo}", "What is it?", "And now?"], Conversation(parrot, {"seed": 7}), capsys)
+def test_later_questions_include_earlier_turns_and_images(capsys, photo):
+    fake = FakeModel()
+    shown = chat([f"/image {photo}", "What is it?", "And now?"], Conversation(fake, {"seed": 7}), capsys)
     assert "turn 1, 1 images" in shown
     assert "turn 3, 1 images" in shown
-    messages, options = parrot.asked[-1]
+    messages, options = fake.asked[-1]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert [message["content"] for message in messages[1:]] == ["turn 1, 1 images", "And now?"]
     assert options == {"seed": 7}
 
 
-def test_an_image_given_at_the_start_goes_with_the_first_question(capsys):
-    conversation = Conversation(Parrot(), pending_images=[Image.new("RGB", (4, 4))])
+def test_initial_image_is_added_to_the_first_question(capsys):
+    conversation = Conversation(FakeModel(), pending_images=[Image.new("RGB", (4, 4))])
     assert "turn 1, 1 images" in chat(["What is it?"], conversation, capsys)
     assert conversation.pending_images == []
 
 
-def test_a_bad_image_is_told_and_the_chat_goes_on(capsys, spoiled):
+def test_bad_image_is_reported_and_the_chat_continues(capsys, spoiled):
     shown = chat(
-        [f"/image {spoiled / 'half.jpg'}", "/image", "/image 'no where.png'", "hello"], Conversation(Parrot()), capsys
+        [f"/image {spoiled / 'half.jpg'}", "/image", "/image 'no where.png'", "hello"],
+        Conversation(FakeModel()),
+        capsys,
     )
     complaints = [line for line in shown.splitlines() if line.startswith("(")]
     assert len(complaints) == 3
@@ -74,32 +76,32 @@ def test_a_bad_image_is_told_and_the_chat_goes_on(capsys, spoiled):
     assert "turn 1, 0 images" in shown
 
 
-def test_a_question_that_fails_leaves_no_trace(capsys, photo):
-    conversation = Conversation(Parrot())
+def test_failed_question_is_not_recorded(capsys, photo):
+    conversation = Conversation(FakeModel())
     shown = chat([f"/image {photo}", "a too long one", "a short one"], conversation, capsys)
     assert "(The prompt is too long.)" in shown
     assert "turn 1, 1 images" in shown
 
 
-def test_reset_forgets_turns_and_images(capsys, photo):
-    shown = chat(["hello", f"/image {photo}", "/reset", "hello"], Conversation(Parrot()), capsys)
+def test_reset_starts_a_new_conversation(capsys, photo):
+    shown = chat(["hello", f"/image {photo}", "/reset", "hello"], Conversation(FakeModel()), capsys)
     assert "turn 3" not in shown
     assert shown.count("turn 1, 0 images") == 2
 
 
 @pytest.mark.parametrize("end", ["/quit", "/exit"])
 def test_quit_ends_the_chat(capsys, end):
-    assert "turn" not in chat([end, "hello"], Conversation(Parrot()), capsys)
+    assert "turn" not in chat([end, "hello"], Conversation(FakeModel()), capsys)
 
 
-def test_an_unknown_command_is_no_question(capsys):
-    shown = chat(["/imgae photo.jpg", "  "], Conversation(Parrot()), capsys)
+def test_unknown_command_shows_help(capsys):
+    shown = chat(["/imgae photo.jpg", "  "], Conversation(FakeModel()), capsys)
     assert "/image FILE" in shown
     assert "turn" not in shown
 
 
-def test_an_answer_broken_off_stays_as_far_as_it_came(capsys):
-    class Interrupted(Parrot):
+def test_interrupted_answer_is_kept(capsys):
+    class Interrupted(FakeModel):
         def chat_stream(self, messages, **options):
             yield "It is a"
             raise KeyboardInterrupt
@@ -109,7 +111,7 @@ def test_an_answer_broken_off_stays_as_far_as_it_came(capsys):
     assert [message["content"] for message in conversation.messages] == ["What is it?", "It is a"]
 
 
-def test_the_command_prints_what_the_library_answers(checkpoint, photo):
+def test_command_prints_the_answer_of_the_library(checkpoint, photo):
     arguments = ["--max_new_tokens=12", "--temperature=1", "--seed=3", "--dtype=float32"]
     done = run("launch.chat", f"--model={checkpoint}", f"--image={photo}", "--prompt=What is it?", *arguments)
     assert done.returncode == 0, done.stderr
@@ -119,7 +121,7 @@ def test_the_command_prints_what_the_library_answers(checkpoint, photo):
     assert answer
 
 
-MISTAKES = {
+USER_ERRORS = {
     "no such folder": (["--model=absent"], "absent does not exist"),
     "a folder without a model": (["--model=no_model"], "no_model holds no weights"),
     "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
@@ -140,20 +142,20 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoiled, checkpoint, mistake):
-    arguments, words = MISTAKES[mistake]
-    model = [] if mistake == "no model named" or "--model" in arguments[0] else [f"--model={checkpoint}"]
+@pytest.mark.parametrize("case", USER_ERRORS)
+def test_user_error_is_one_sentence_before_devices_are_initialized(refuses, spoiled, checkpoint, case):
+    arguments, words = USER_ERRORS[case]
+    model = [] if case == "no model named" or "--model" in arguments[0] else [f"--model={checkpoint}"]
     assert words in refuses("launch.chat", "--prompt=hello", *model, *arguments, cwd=spoiled)
 
 
-def test_a_mesh_that_the_devices_do_not_make_is_refused(checkpoint):
+def test_mesh_that_does_not_match_the_devices_is_reported(checkpoint):
     done = run("launch.chat", f"--model={checkpoint}", "--prompt=hello", "--mesh=1,1,3")
     assert (done.returncode, done.stderr.count("\n")) == (2, 1)
     assert "there are 8" in done.stderr
 
 
-def test_a_wrong_config_names_the_field(refuses, spoiled):
+def test_error_in_a_config_names_the_field(refuses, spoiled):
     file = spoiled / "without_tokenizer" / "config.json"
     values = json.loads(file.read_text())
     values["language_config"]["hidden_act"] = "relu"

@@ -1,20 +1,20 @@
-"""JanusFlow through the commands."""
+"""Commands with JanusFlow."""
 
 import json
 
 import pytest
 from PIL import Image
 
-from tests.checkpoints_convert.checkpoints import save_speaking_flow
+from tests.checkpoints_convert.checkpoints import save_flow_with_tokenizer
 from tests.commands.conftest import run
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    return save_speaking_flow(tmp_path_factory.mktemp("models"))
+    return save_flow_with_tokenizer(tmp_path_factory.mktemp("models"))
 
 
-def test_the_commands_draw_along_a_flow_and_answer(folder, photo, tmp_path):
+def test_commands_generate_images_and_answer(folder, photo, tmp_path):
     vae = f"--vae={folder.parent / 'sdxl-vae'}"
     done = run("launch.generate", f"--model={folder}", vae, "--prompt=a map", "--steps=3", "--out=new", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -26,7 +26,7 @@ def test_the_commands_draw_along_a_flow_and_answer(folder, photo, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "message"),
     [
         ([], "has no VAE"),
         (["--vae=absent"], "absent does not exist"),
@@ -35,8 +35,8 @@ def test_the_commands_draw_along_a_flow_and_answer(folder, photo, tmp_path):
     ],
     ids=str,
 )
-def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, folder, tmp_path, arguments, told):
+def test_user_error_is_one_sentence_before_devices_are_initialized(refuses, folder, tmp_path, arguments, message):
     given = [argument.replace("VAE", str(folder.parent / "sdxl-vae")) for argument in arguments]
     usual = [f"--model={folder}", "--prompt=the sea", "--out=pictures"]
-    assert told in refuses("launch.generate", *usual, *given, cwd=tmp_path)
+    assert message in refuses("launch.generate", *usual, *given, cwd=tmp_path)
     assert not (tmp_path / "pictures").exists()

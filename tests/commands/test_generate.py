@@ -13,9 +13,9 @@ from tests.commands.conftest import run
 
 
 @pytest.fixture(scope="module")
-def drawn(checkpoint, tmp_path_factory):
-    """The folder that one run of the command filled, and what it said."""
-    folder = tmp_path_factory.mktemp("drawn")
+def generated(checkpoint, tmp_path_factory):
+    """Output folder and process of one run of the command."""
+    folder = tmp_path_factory.mktemp("generated")
     (folder / "prompts.txt").write_text("\ufeffthe sea\n\n  a map \n", encoding="utf-8")
     done = run(
         "launch.generate",
@@ -33,29 +33,29 @@ def drawn(checkpoint, tmp_path_factory):
     return folder / "new" / "pictures", done
 
 
-def test_every_image_of_every_prompt_is_there_and_nothing_else(drawn):
-    folder, done = drawn
+def test_all_images_are_written(generated):
+    folder, done = generated
     names = [f"{prompt:05}_{image}.png" for prompt in range(3) for image in range(2)]
     assert sorted(path.name for path in folder.iterdir()) == names
     assert done.stdout.split() == [f"new/pictures/{name}" for name in names]
 
 
-def test_a_bar_runs_to_its_end(drawn, checkpoint):
-    _, done = drawn
+def test_progress_bar_reaches_its_end(generated, checkpoint):
+    _, done = generated
     assert "384/384" in done.stderr
     assert "100%" in done.stderr
 
 
-def test_the_pictures_are_the_librarys(drawn, checkpoint):
-    folder, _ = drawn
+def test_images_equal_those_of_the_library(generated, checkpoint):
+    folder, _ = generated
     images = load(checkpoint, "float32").generate(["晚上的湖", "the sea", "a map"], 2, guidance_scale=3.0, seed=5)
     for prompt, row in enumerate(images):
         for index, image in enumerate(row):
             np.testing.assert_array_equal(np.array(Image.open(folder / f"{prompt:05}_{index}.png")), np.array(image))
 
 
-def test_a_picture_says_how_it_was_drawn(drawn, checkpoint):
-    folder, _ = drawn
+def test_metadata_contains_prompt_seed_and_settings(generated, checkpoint):
+    folder, _ = generated
     notes = Image.open(folder / "00002_1.png").info
     assert notes["prompt"] == "a map"
     assert (notes["seed"], notes["prompt_number"], notes["image_number"]) == ("5", "2", "1")
@@ -70,7 +70,7 @@ def test_a_picture_says_how_it_was_drawn(drawn, checkpoint):
     assert Image.open(folder / "00000_0.png").info["prompt"] == "晚上的湖"
 
 
-MISTAKES = {
+USER_ERRORS = {
     "no such folder": (["--model=absent"], "absent does not exist"),
     "a folder without a model": (["--model=no_model"], "no_model holds no weights"),
     "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
@@ -89,9 +89,9 @@ MISTAKES = {
 }
 
 
-@pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoiled, checkpoint, mistake):
-    arguments, words = MISTAKES[mistake]
+@pytest.mark.parametrize("case", USER_ERRORS)
+def test_user_error_is_one_sentence_before_devices_are_initialized(refuses, spoiled, checkpoint, case):
+    arguments, words = USER_ERRORS[case]
     given = {argument.split("=")[0] for argument in arguments}
     usual = {"--model": checkpoint, "--prompt": "the sea", "--out": "pictures"}
     arguments = [*arguments, *(f"{flag}={value}" for flag, value in usual.items() if flag not in given)]
@@ -99,11 +99,11 @@ def test_a_mistake_is_one_sentence_before_any_device_is_looked_for(refuses, spoi
     assert not (spoiled / "pictures").exists()
 
 
-def test_nothing_to_draw_is_refused(refuses, spoiled, checkpoint):
+def test_missing_prompts_are_reported(refuses, spoiled, checkpoint):
     assert "no prompts" in refuses("launch.generate", f"--model={checkpoint}", "--out=pictures", cwd=spoiled)
 
 
-def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one_whole(tmp_path, monkeypatch):
+def test_failed_write_keeps_the_old_file(tmp_path, monkeypatch):
     path = tmp_path / "00000_0.png"
     save_png(Image.new("RGB", (4, 4), "red"), path, {})
 
@@ -120,7 +120,7 @@ def test_a_picture_that_cannot_be_written_leaves_nothing_and_the_old_one_whole(t
     assert Image.open(path).getpixel((0, 0)) == (255, 0, 0)
 
 
-def test_a_folder_made_for_nothing_goes_again(tmp_path):
+def test_unused_output_folder_is_removed(tmp_path):
     with pytest.raises(RuntimeError), output_folder(tmp_path / "a" / "b"):
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []

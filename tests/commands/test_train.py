@@ -53,8 +53,11 @@ def test_non_finite_gradient_exits_with_diverged(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--config.stage=3",), "config.stage is 3; the recipe has stages 1 to 2"),
-        (("--config.sources.generation.directory=absent",), "absent, of the component 'generation', is no folder"),
+        (("--config.stage=3",), "config.stage is 3; it must be from 1 to 2"),
+        (
+            ("--config.sources.generation.directory=absent",),
+            "absent, the source of component 'generation', is not a folder",
+        ),
         (("--config.stages.stage_1.initialisation.source=model",), "initialisation.model is empty"),
         (
             ("--config.samples.questions=(('absent.png', 'What?'),)",),

@@ -1,4 +1,4 @@
-"""Janus and Janus-Pro against the PyTorch implementation, number by number, in float32.
+"""Compares Janus and Janus-Pro with the PyTorch implementation in float32.
 
 Every value of a golden set is checked once on the set at hand, and once more, as a slow test, at true size.
 """
@@ -27,7 +27,7 @@ from janus_jax.pretrained import load_params
 from janus_jax.processing import open_image, prepare_understanding
 from tests.golden.conftest import DATA, GoldenSet, assert_close, golden_set
 
-# Where the two best candidates are closer than this share of the logits' range, either may win.
+# Tokens may differ where the two best logits are closer than this fraction of the logits' range.
 NEAR_TIE = 1e-3
 GUIDANCE = 5.0
 
@@ -63,7 +63,7 @@ class Subject:
         return jax.jit(lambda params, *args: apply(method, params, *args))(self.params, *args)
 
     def batch(self, ids, mask, images=None):
-        """Rows of ids as a batch, each row's placeholders standing for its one image."""
+        """Batches token sequences with one image each."""
         size = self.config.und_encoder.image_size
         images = np.zeros((len(ids), 0, size, size, 3), np.uint8) if images is None else images[:, None]
         is_image = ids == self.special["image_placeholder"]
@@ -85,7 +85,7 @@ class Subject:
 
     @cached_property
     def understanding_logits(self):
-        """At place -40, at the last place, and after each of the golden answer's ids but the last."""
+        """Logits at position -40, at the last position, and after each token of the golden answer but the last."""
         answer = self.expected["und_greedy_tokens"]
         batch, steps = self.understanding, answer.shape[1] - 1
         hidden, cache = self.apply_prefill(batch, batch.shape[1] + steps)
@@ -112,8 +112,8 @@ class Subject:
         return self.extend_step(self.params, x, positions, cache)
 
     @cached_property
-    def drawing_prompts(self):
-        """Each prompt followed by its unconditional twin."""
+    def image_prompts(self):
+        """Each prompt followed by its unconditional sequence."""
         conditional = self.expected["gen_prompt_ids"]
         unconditional = conditional.copy()
         unconditional[:, 1:-1] = self.special["pad"]
@@ -122,8 +122,8 @@ class Subject:
 
     @cached_property
     def guided_logits(self):
-        """After the prompt and after each of the golden ids but the last."""
-        drawn, batch = self.expected["gen_greedy_tokens"], self.drawing_prompts
+        """Logits after the prompt and after each golden token but the last."""
+        drawn, batch = self.expected["gen_greedy_tokens"], self.image_prompts
         rows, steps = drawn.shape[0], drawn.shape[1] - 1
         hidden, cache = self.apply_prefill(batch, batch.shape[1] + steps)
         logits = [guide(self.apply(self.model.image_logits, hidden[:, -1]), rows, GUIDANCE)]
@@ -136,7 +136,7 @@ class Subject:
 
 
 class Lazy:
-    """A golden set's tensors, each made when it is asked for."""
+    """Tensors of a golden set, each made on access."""
 
     def __init__(self, golden):
         self.golden = golden
@@ -168,7 +168,7 @@ def vocabulary_step(subject, columns):
 
 
 def assert_same_unless_near_tie(actual, expected, logits):
-    """Ids equal at every step but those at which the logits hardly tell the two best apart."""
+    """Asserts equal tokens at every step without a near tie of the two best logits."""
     best = np.sort(logits, axis=-1)[..., -2:]
     clear = best[..., 1] - best[..., 0] > NEAR_TIE * np.ptp(logits, axis=-1)
     assert clear.mean() > 0.5, "too few clear steps for the test to mean anything"
@@ -193,7 +193,7 @@ def test_janus_aligned_features(subject):
     expected = subject.expected["aligned_features"]
     features = subject.apply(subject.model.understand, to_pixels(subject.images))
     width = features.shape[-1]
-    # The set's stride follows its width.
+    # The stride of the set depends on its width.
     step = next(step for step in (61, 7) if len(range(0, width, step)) == expected.shape[-1])
     assert_close(features[:, ::48, ::step], expected, 2e-5)
 
@@ -204,14 +204,14 @@ def test_janus_understanding_logits(subject):
     assert_close(strided(middle, vocabulary_step(subject, 512)), subject.expected["und_logits_mid"], 1e-4)
 
 
-def test_janus_understanding_best_ids(subject):
+def test_janus_understanding_best_tokens(subject):
     logits = subject.understanding_logits[1][:, 0]
     for row, ids in zip(logits, subject.expected["und_logits_top"], strict=True):
-        # Whatever the order among near ties: these are the eight best.
+        # The eight best tokens, in any order among near ties.
         assert row[ids].min() >= np.sort(row)[-8] - NEAR_TIE * np.ptp(row)
 
 
-def test_janus_greedy_answer_after_the_golden_ids(subject):
+def test_janus_greedy_answer_after_the_golden_tokens(subject):
     logits = subject.understanding_logits[1]
     assert_same_unless_near_tie(logits.argmax(-1), subject.expected["und_greedy_tokens"], logits)
 
@@ -234,7 +234,7 @@ def test_janus_greedy_answer_of_the_sampler(subject):
 
 
 def assert_equal_until_near_tie(actual, expected, logits):
-    """A free run follows the golden ids up to the first near tie, after which it may go its own way."""
+    """Asserts that generated tokens equal the golden tokens up to the first near tie."""
     best = np.sort(logits, axis=-1)[..., -2:]
     near = best[..., 1] - best[..., 0] <= NEAR_TIE * np.ptp(logits, axis=-1)
     certain = np.cumsum(near, axis=1) == 0
@@ -262,16 +262,16 @@ def test_janus_guided_logits(subject, step):
     assert_close(logits, subject.expected[f"gen_cfg_logits_step{step}"], 1e-4)
 
 
-def test_janus_guided_ids_after_the_golden_ids(subject):
+def test_janus_guided_tokens_after_the_golden_tokens(subject):
     logits, margins = subject.guided_logits, subject.expected["gen_margins"]
     clear = margins > NEAR_TIE * np.ptp(logits, axis=-1)
     assert clear.mean() > 0.5
     np.testing.assert_array_equal(logits.argmax(-1)[clear], subject.expected["gen_greedy_tokens"][clear])
 
 
-def test_janus_guided_ids_of_the_sampler(subject):
+def test_janus_guided_tokens_of_the_sampler(subject):
     expected = subject.expected["gen_greedy_tokens"]
-    # A smaller picture of the same model: as many ids as the golden set has, and hardly more.
+    # A smaller image of the same model, with about as many tokens as the golden set.
     side = int(np.ceil(np.sqrt(expected.shape[1])))
     gen_encoder = dataclasses.replace(
         subject.config.gen_encoder, image_size=side * subject.config.gen_encoder.downsampling
@@ -279,7 +279,7 @@ def test_janus_guided_ids_of_the_sampler(subject):
     model = Janus(dataclasses.replace(subject.config, gen_encoder=gen_encoder), subject.model.execution)
     keys = jax.random.split(jax.random.key(0), (len(expected), 1))
     ids = sample_image_tokens(
-        model, subject.params, subject.drawing_prompts, keys, SamplingConfig(), guidance_scale=GUIDANCE
+        model, subject.params, subject.image_prompts, keys, SamplingConfig(), guidance_scale=GUIDANCE
     )
     assert ids.shape == (len(expected), side**2)
     assert_equal_until_near_tie(np.asarray(ids)[:, : expected.shape[1]], expected, subject.guided_logits)
@@ -300,13 +300,13 @@ def test_janus_vq_latents(subject, latents):
     assert_close(channels_first[:, :, ::3, ::3], subject.expected["vq_latents"], 1e-4)
 
 
-def test_janus_vq_ids(subject, latents):
+def test_janus_vq_tokens(subject, latents):
     ids = subject.model.apply(
         {"params": subject.params}, latents, method=lambda model, latents: model.gen_encoder.quantize(latents)
     )
     clear = subject.expected["vq_margin"] >= 1e-3
     assert clear.mean() > 0.5
-    np.testing.assert_array_equal(np.asarray(ids)[clear], subject.expected["vq_ids"][clear])
+    np.testing.assert_array_equal(np.asarray(ids)[clear], subject.expected["vq_tokens"][clear])
 
 
 def test_janus_vq_decoded_pixels(subject):

@@ -1,4 +1,4 @@
-"""JanusFlow and SDXL's VAE against the PyTorch implementations, number by number, in float32."""
+"""Compares JanusFlow and SDXL's VAE with the PyTorch implementations in float32."""
 
 from functools import cached_property
 
@@ -116,7 +116,7 @@ def test_janusflow_understanding_logits(subject):
 
 def test_janusflow_encoder_output(subject):
     encoded = subject.apply(subject.model.encode, subject.noise, jnp.zeros(len(subject.noise)))
-    # Rows 0 and 1 of the set are conditional, 2 and 3 unconditional: what goes in is the same.
+    # Inputs 0 and 1 of the set are conditional, 2 and 3 unconditional, with equal latents.
     both = np.concatenate([channels_first(encoded.features)] * 2)
     assert_close(both[:, ::16, ::5, ::5], subject.expected["enc_out"], 1e-5)
 

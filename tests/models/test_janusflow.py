@@ -8,7 +8,6 @@ import pytest
 from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
 from janus_jax.models.backbone import apply as apply_eagerly
-from janus_jax.models.backbone import scan_params, unroll_params
 from janus_jax.models.janusflow import JanusFlow, next_image_index
 from janus_jax.models.uvit import _by_convolution, _by_shifts, sinusoids, unpatchify
 from janus_jax.models.vae import VAE, Gaussian
@@ -141,12 +140,6 @@ def test_unrolled_layers_equal_scanned_layers(run):
     model, params = JanusFlow(tiny.FLOW, Execution(layers="unrolled")), tiny.unrolled_params(tiny.FLOW)
     states = apply(model.states, params, batch)
     np.testing.assert_allclose(apply(model.velocities, params, batch, states), run(batch)[1], atol=1e-4)
-
-
-def test_scan_params_inverts_unroll_params():
-    params = tiny.stacked_params(tiny.FLOW)
-    back = scan_params(unroll_params(params, tiny.FLOW), tiny.FLOW)
-    jax.tree.map(np.testing.assert_array_equal, back, params)
 
 
 @pytest.mark.parametrize("size", [1, 3, 7])

@@ -29,9 +29,10 @@ def text_logits(execution, params):
     return np.asarray(run(params))[batch.is_token]
 
 
-def test_scan_params_inverts_unroll_params():
-    params = tiny.stacked_params()
-    back = scan_params(unroll_params(params, tiny.CONFIG), tiny.CONFIG)
+@pytest.mark.parametrize("config", [tiny.CONFIG, tiny.FLOW], ids=["janus", "janusflow"])
+def test_scan_params_inverts_unroll_params(config):
+    params = tiny.stacked_params(config)
+    back = scan_params(unroll_params(params, config), config)
     jax.tree.map(np.testing.assert_array_equal, back, params)
 
 

@@ -1,4 +1,4 @@
-"""What torch writes is read, and transformers runs what is written, with the numbers of its own original."""
+"""Files of torch are read, and transformers computes the same values from converted files as from its own."""
 
 import json
 import subprocess
@@ -31,7 +31,7 @@ def their_model(seed=0):
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A folder that transformers saved itself."""
+    """A folder that transformers saved."""
     folder = tmp_path_factory.mktemp("parity") / "Janus-Pro-theirs"
     their_model().save_pretrained(folder)
     return folder
@@ -52,10 +52,10 @@ def outputs(folder):
     codes = torch.randint(0, CONFIG.gen_encoder.codebook_size, (2, CONFIG.gen_encoder.num_tokens), generator=generator)
     with torch.inference_mode():
         logits = model(input_ids=ids, pixel_values=pixels).logits
-        drawn = model.model.generation_head(model.prepare_embeddings_for_image_generation(codes))
+        generated = model.model.generation_head(model.prepare_embeddings_for_image_generation(codes))
         encoded = model.model.vqmodel.encode(pixels[:, :, :gen_side, :gen_side]).image_tokens
         decoded = model.decode_image_tokens(codes)
-    return {"logits": logits, "drawn": drawn, "encoded": encoded, "decoded": decoded}
+    return {"logits": logits, "generated": generated, "encoded": encoded, "decoded": decoded}
 
 
 def assert_equal(left, right):
@@ -63,14 +63,14 @@ def assert_equal(left, right):
         assert torch.equal(left[name], right[name]), name
 
 
-def test_transformers_runs_what_is_written_with_its_own_numbers(original, tmp_path):
+def test_transformers_parity_after_a_round_trip(original, tmp_path):
     convert(original, tmp_path / "converted")
     convert(tmp_path / "converted", tmp_path / "back", "transformers")
     assert_equal(outputs(original), outputs(tmp_path / "back"))
 
 
-def test_by_way_of_the_released_layout_too(original, tmp_path):
-    # The released config does not state the placeholder's id; the tokenizer does.
+def test_transformers_parity_through_the_released_layout(original, tmp_path):
+    # The released config does not state the id of the image placeholder, but the tokenizer does.
     tokenizer_files(original)
     convert(original, tmp_path / "converted")
     convert(tmp_path / "converted", tmp_path / "Janus-Pro", "released")
@@ -79,11 +79,11 @@ def test_by_way_of_the_released_layout_too(original, tmp_path):
     assert_equal(outputs(original), outputs(tmp_path / "back"))
 
 
-def test_transformers_own_config_is_read(original):
+def test_a_config_of_transformers_is_read(original):
     assert open_checkpoint(original, "janus").config == replace(CONFIG, name=original.name, conversation="janus")
 
 
-def test_a_tied_checkpoint_of_theirs_is_read(tmp_path):
+def test_a_tied_checkpoint_of_transformers_is_read(tmp_path):
     model = their_model()
     model.config.tie_word_embeddings = True
     model.tie_weights()
@@ -93,7 +93,7 @@ def test_a_tied_checkpoint_of_theirs_is_read(tmp_path):
 
 
 @pytest.mark.parametrize("sharded", [False, True])
-def test_a_bin_that_torch_saved_is_converted_without_torch(tmp_path, sharded):
+def test_a_torch_file_is_converted_without_torch(tmp_path, sharded):
     folder = save_released(tmp_path / "Janus-Pro")
     tensors = open_tensors(folder)
     saved = {name: torch.tensor(array.view(np.uint16)).view(torch.bfloat16) for name, array in tensors.items()}
@@ -163,13 +163,13 @@ def siglip_tower():
 
 
 @pytest.mark.parametrize("make", [siglip, siglip_tower])
-def test_siglip_as_transformers_saves_it_is_read(tmp_path, make):
+def test_siglip_saved_by_transformers_is_read(tmp_path, make):
     make().save_pretrained(tmp_path / "siglip")
     tower = SiglipConfig(image_size=32, patch_size=8, width=128, depth=2, num_heads=2, mlp_dim=192, gelu="tanh")
     assert open_checkpoint(tmp_path / "siglip").config == tower
 
 
-def test_llama_as_transformers_saves_it_is_read(tmp_path):
+def test_llama_saved_by_transformers_is_read(tmp_path):
     llama = transformers.LlamaConfig(
         hidden_size=64,
         intermediate_size=160,

@@ -158,10 +158,10 @@ def changed(**fields):
     ("fields", "sentence"),
     [
         ({"colour": 1}, "config has no field 'colour'"),
-        ({"stage": 4}, "config.stage is 4; the recipe has stages 1 to 3"),
+        ({"stage": 4}, "config.stage is 4; it must be from 1 to 3"),
         ({"stage": "two"}, "config.stage is 'two'; it must be a whole number"),
         ({"stages__stage_1__steps": True}, "config.stages.stage_1.steps is True"),
-        ({"stages__stage_1__steps": 0}, "steps 0"),
+        ({"stages__stage_1__steps": 0}, "stage.steps is 0"),
         ({"stages__stage_1__stop_at": 30_000}, "stop_at is 30000; it must be from 1 to steps, 20000"),
         ({"stages__stage_1__supervision": "all"}, "supervision is 'all'; it must be one of text, answers"),
         ({"stages__stage_1__precision__compute": "int8"}, "compute is 'int8'; it must be one of float32"),
@@ -185,7 +185,7 @@ def test_missing_field_is_reported():
 
 
 def test_unknown_model_is_reported():
-    with pytest.raises(JanusError, match="no model 'janus_2b'"):
+    with pytest.raises(JanusError, match="The model 'janus_2b' is unknown"):
         _ = from_config(Recipe, changed(model="janus_2b")).model_config
 
 

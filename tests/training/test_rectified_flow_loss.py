@@ -53,9 +53,9 @@ def gradient(stage="III"):
 
 @functools.cache
 def task():
-    key, rows = jax.random.key(0), np.arange(2)
+    key, indices = jax.random.key(0), np.arange(2)
     prepare_targets = jax.jit(functools.partial(prepare_flow_targets, MODEL, dtype="float32"))
-    return prepare_targets(params(), batch(), key=key, rows=rows)
+    return prepare_targets(params(), batch(), key=key, indices=indices)
 
 
 def test_loss_matches_numpy():
@@ -117,7 +117,9 @@ def learnt(task):
 def test_packed_examples_have_the_gradients_of_separate_ones():
     samples, budget = [generation(2), understanding(), generation(3), text()], Budget(320, 1, 2, 96)
     prepare_targets = jax.jit(functools.partial(prepare_flow_targets, MODEL, dtype="float32"))
-    packed = prepare_targets(params(), batches.flow_batch([samples], budget), key=jax.random.key(5), rows=np.arange(1))
+    packed = prepare_targets(
+        params(), batches.flow_batch([samples], budget), key=jax.random.key(5), indices=np.arange(1)
+    )
     alone = batches.flow_batch([[sample] for sample in samples], budget)
 
     def dealt(images):

@@ -182,7 +182,7 @@ def starting(*start, **folders):
 @pytest.mark.parametrize(
     ("make", "sentence"),
     [
-        (lambda: changed(model="huge", architecture=None), "no model 'huge'"),
+        (lambda: changed(model="huge", architecture=None), "The model 'huge' is unknown"),
         (lambda: changed(tokenizer=""), "config.tokenizer is empty"),
         (lambda: changed(tokenizer="absent"), "absent/tokenizer.json is missing"),
         (lambda: starting("stage"), "stage 1 has no previous stage"),

@@ -1,7 +1,6 @@
 """The shapes dataset: rendered scenes of coloured shapes, with captions, questions and scores.
 
-Nothing is downloaded. `builder` makes TFDS datasets of it and is imported separately, because TFDS takes seconds to
-import.
+Nothing is downloaded. `examples.shapes.source` prepares it for training.
 """
 
 from examples.shapes.dataset.detector import Detection, detect

@@ -1,7 +1,6 @@
 """Prompts in GenEval's categories, with the requirements on their images."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -45,20 +44,6 @@ class Prompt:
         """Whether GenEval's rule also rejects surplus objects of a required shape."""
         return self.category is Category.COUNTING
 
-    def metadata(self) -> dict[str, Any]:
-        """Returns the prompt as a line of GenEval's `evaluation_metadata.jsonl`."""
-        include = []
-        for required in self.requirements:
-            entry: dict[str, Any] = {"class": required.shape, "count": required.count}
-            if required.colour:
-                entry["color"] = required.colour
-            if required.relation:
-                entry["position"] = [required.relation.phrase, 0]
-            include.append(entry)
-        exclude = [{"class": one.shape, "count": one.count + 1} for one in self.requirements if self.is_exact]
-        excluded = {"exclude": exclude} if exclude else {}
-        return {"tag": self.category.value, "include": include, **excluded, "prompt": self.text}
-
 
 def sample_prompts(
     split: Split,
@@ -73,7 +58,7 @@ def sample_prompts(
 
     Args:
       per_category: Prompts per category. They repeat if the category has fewer.
-      about: Shapes and colours of which each prompt names at least one; empty requires none.
+      about: Each prompt names at least one of these shapes and colours, if there are any.
 
     Raises:
       JanusError: The vocabulary allows no scene of a category.

@@ -34,7 +34,7 @@ class Topic(enum.StrEnum):
 
 
 class Negatives(enum.StrEnum):
-    """POPE's choices of the absent object in a question whose answer is no (arXiv 2305.10355, §4.1).
+    """POPE's choices of the absent object in questions with the answer no (arXiv 2305.10355, §4.1).
 
     An adversarial object has the shape of one object in the image and the colour of another, if possible.
     """
@@ -112,10 +112,10 @@ def make_question(
       rng: Source of all randomness.
       vocabulary: Shapes and colours that may be named.
       split: Split of the scene.
-      about: Shapes and colours of which question or answer names at least one; empty requires none.
+      about: Question or answer names at least one of these shapes and colours, if there are any.
 
     Returns:
-      The question, or None if the scene allows none.
+      The question, or None if the scene allows no question.
     """
     limits = _Limits(vocabulary, split, about)
     if topic is not Topic.EXISTENCE:
@@ -139,7 +139,7 @@ def sample_questions(
     Questions about existence are balanced over POPE's negatives and over yes and no.
 
     Args:
-      about: Shapes and colours of which each question or answer names at least one; empty requires none.
+      about: Each question or its answer names at least one of these shapes and colours, if there are any.
 
     Raises:
       JanusError: The vocabulary allows no question.
@@ -164,7 +164,7 @@ def sample_conversation(
     """Samples a scene and a conversation of one to eight questions about it. The first turn has the image placeholder.
 
     Args:
-      about: Shapes and colours of which the scene shows at least one; empty requires none.
+      about: The scene shows at least one of these shapes and colours, if there are any.
       categories: Categories of the scene, equally frequent; empty uses frequencies that suit the focus.
       focus: Topics of the questions.
 

@@ -32,10 +32,10 @@ class ShapesDataset:
       vocabulary: Shapes and colours that occur.
       image_size: Side of the images in pixels.
       seed: Seed of all records.
-      about: Shapes and colours of which every scene shows at least one; empty requires none.
-      categories: Categories of scenes and captions, equally frequent. None is a scene of any kind whose caption names
-        every object. Empty uses frequencies that suit captions and questions. The categories of one object serve as
-        the easy start, as ImageNet does for Janus (arXiv 2410.13848, §3.3).
+      about: Every scene shows at least one of these shapes and colours, if there are any.
+      categories: Categories of scenes and captions, equally frequent. None is a scene of any kind with a caption that
+        names every object. Empty uses frequencies that suit captions and questions. The categories of one object serve
+        as the easy start, as ImageNet does for Janus (arXiv 2410.13848, §3.3).
       focus: Topics of the conversations.
 
     Raises:

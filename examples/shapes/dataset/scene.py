@@ -188,7 +188,7 @@ def sample_scene(
       split: TRAIN excludes held-out combinations. TEST requires one of the category. None allows both. (A prompt for a
         single object has no combination to hold out; in TEST its image shows a held-out colour.)
       category: Category of prompts that the scene suits; None samples a mixture of objects.
-      about: Shapes and colours of which the scene shows at least one; empty requires none.
+      about: The scene shows at least one of these shapes and colours, if there are any.
 
     Raises:
       JanusError: No such scene was found.
@@ -252,7 +252,7 @@ def popularity(vocabulary: Vocabulary, shape: str, colour: str | None = None) ->
 
 
 def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
-    """Returns the categories in which an image with exactly these objects is held out; None stands for mixtures."""
+    """Returns the categories in which an image with exactly these objects is held out; None means mixtures."""
     shapes = [shape for shape, _ in kinds]
     found: set[Category | None] = set()
     if len(kinds) == 1 and kinds[0] in HELD_OUT_SINGLES:

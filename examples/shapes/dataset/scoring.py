@@ -28,7 +28,7 @@ class Verdict:
     Attributes:
       correct: GenEval's rule (arXiv 2310.11513, §3.2): all requirements are met. Other objects are ignored, except in
         prompts about counts.
-      strict: `correct`, and there are no other objects.
+      strict: `correct`, without other objects.
       reason: What is missing or surplus; empty if `strict`.
       found: Objects found by the detector.
     """

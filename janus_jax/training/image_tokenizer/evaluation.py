@@ -67,7 +67,7 @@ class Reconstruction(Callback):
         self._features = parallel.jit(lambda params, images: Inception().apply({"params": params}, to_pixels(images)))
 
     def on_start(self, run: TrainingRun) -> None:
-        """Evaluates a finished run, whose scores are its result."""
+        """Evaluates if the run is complete already."""
         if run.step == run.last_step:
             self._report(run)
 

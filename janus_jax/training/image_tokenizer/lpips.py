@@ -1,7 +1,7 @@
-"""LPIPS: how different two images look, by the features of a VGG-16 (arXiv 1801.03924, §3, version 0.1).
+"""LPIPS: perceptual distance of two images by the features of a VGG-16 (arXiv 1801.03924, §3, version 0.1).
 
-The weights are two files of the PyTorch world: torchvision's `vgg16` state dict, and the lpips package's `vgg.pth`,
-one weight a channel of each of five layers.
+The weights are two PyTorch files: torchvision's `vgg16` state dict, and `vgg.pth` of the lpips package with one weight
+per channel of each of five layers.
 """
 
 from collections.abc import Mapping
@@ -17,7 +17,7 @@ from janus_jax.config import Execution
 from janus_jax.evaluation.metrics.torch_params import checked_tensor
 from janus_jax.models.layers import Conv
 
-# Channels of the convolutions between two poolings, and their numbers among torchvision's `features`.
+# Channels of the convolutions between two poolings, and their indices in torchvision's `features`.
 _STAGES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (64, (0, 2)),
     (128, (5, 7)),
@@ -25,12 +25,12 @@ _STAGES: tuple[tuple[int, tuple[int, ...]], ...] = (
     (512, (17, 19, 21)),
     (512, (24, 26, 28)),
 )
-# From [-1, 1] to what VGG was trained on.
+# Maps [-1, 1] to the input range of VGG.
 _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class VGGFeatures(nn.Module):
-    """The last activations before each pooling, and before the last: relu1_2, 2_2, 3_3, 4_3, 5_3."""
+    """Returns the activations before each pooling: relu1_2, 2_2, 3_3, 4_3, 5_3."""
 
     execution: Execution = Execution()
 
@@ -47,13 +47,13 @@ class VGGFeatures(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """The mean distance of pairs of images."""
+    """Mean distance of pairs of images."""
 
     execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], others: Float[Array, "B H W 3"]) -> Float[Array, ""]:
-        """The distance, with pixels in [-1, 1] and sides of 16 at least."""
+        """Computes the distance. Pixels are in [-1, 1], and sides have at least 16 pixels."""
         vgg = VGGFeatures(self.execution, name="vgg")
         both = jnp.stack([images, others], axis=1).reshape(-1, *images.shape[1:])
         features = vgg((both - jnp.array(_SHIFT)) / jnp.array(_SCALE))
@@ -68,21 +68,21 @@ class LPIPS(nn.Module):
 
 
 def _unit(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-    # The root of zero has no gradient, and a patch of zeros is no rare thing after a ReLU.
+    # The square root has no gradient at zero, and patches of zeros are frequent after a ReLU.
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) * (squares > 0)
     return x / (length + 1e-10)
 
 
 def lpips_params(vgg: Mapping[str, np.ndarray], lins: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """The parameters of `LPIPS` from the two files' tensors.
+    """Converts the tensors of the two files to parameters of `LPIPS`.
 
     Args:
-      vgg: torchvision's, `features.0.weight` and so on; its classifier is not read.
-      lins: the lpips package's, `lin0.model.1.weight` to `lin4.model.1.weight`.
+      vgg: Tensors of torchvision, such as `features.0.weight`; the classifier is not used.
+      lins: Tensors of the lpips package, `lin0.model.1.weight` to `lin4.model.1.weight`.
 
     Raises:
-      JanusError: a tensor is missing or misshapen.
+      JanusError: A tensor is missing or misshapen.
     """
     params: dict[str, Any] = {"vgg": {}}
     inputs = 3

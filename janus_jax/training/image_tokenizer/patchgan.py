@@ -1,4 +1,4 @@
-"""PatchGAN: a convolutional net that tells of every patch of an image whether it is real (arXiv 1611.07004, §3.2)."""
+"""PatchGAN: a convolutional network that classifies each patch of an image as real or not (arXiv 1611.07004, §3.2)."""
 
 from collections.abc import Callable
 from typing import Any
@@ -18,9 +18,9 @@ def _around_one(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float
 
 
 class BatchNorm(nn.Module):
-    """BatchNorm by the statistics of the batch it is given, over all devices (arXiv 1502.03167).
+    """Normalizes by the statistics of the batch, over all devices (arXiv 1502.03167).
 
-    A discriminator is only ever run on the batches it is trained on, so nothing is averaged over batches.
+    The discriminator runs only on training batches, so there is no average over batches.
     """
 
     eps: float = 1e-5
@@ -35,11 +35,11 @@ class BatchNorm(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """Logits of patches, real above zero.
+    """Computes a logit per patch, positive for real patches.
 
     Attributes:
-      base_channels: after the first convolution; they double with each further one, up to eightfold.
-      num_downsamplings: convolutions of stride 2. With 3 a logit sees 70x70 pixels, with 2 34x34.
+      base_channels: Channels of the first convolution. They double with each further one, up to eightfold.
+      num_downsamplings: Convolutions of stride 2. A logit depends on 70x70 pixels with 3, and on 34x34 with 2.
     """
 
     base_channels: int = 64
@@ -51,7 +51,7 @@ class PatchGAN(nn.Module):
         for i in range(1, self.num_downsamplings + 1):
             stride = 2 if i < self.num_downsamplings else 1
             channels = self.base_channels * min(2**i, 8)
-            # The norm has a bias of its own.
+            # The norm has a bias.
             x = self._conv(channels, stride, f"conv_{i}", use_bias=False)(x)
             x = nn.leaky_relu(BatchNorm(name=f"norm_{i}")(x), _SLOPE)
         return self._conv(1, 1, "conv_out")(x)[..., 0]

@@ -70,9 +70,9 @@ class CodebookRecipe:
       update: "gradient" trains the codes by the codebook loss; "moving_average" sets each code to the average of the
         latents assigned to it.
       decay: Decay of that average and of the usage counts of the codes.
-      kmeans_images: Images whose latents initialize the codebook by k-means; 0 initializes it at random.
+      kmeans_images: Images for the initialization of the codebook by k-means of their latents; 0 is random.
       reseed_below: Codes used less often than this fraction of the mean are replaced by latents of the batch; 0
-        replaces none.
+        disables it.
     """
 
     update: CodebookUpdate = "gradient"

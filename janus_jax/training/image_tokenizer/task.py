@@ -17,7 +17,7 @@ from janus_jax.evaluation.metrics.inception import inception_params
 from janus_jax.files import naming
 from janus_jax.models.backbone import Params
 from janus_jax.sharding import make_mesh
-from janus_jax.training.array_batches import ArrayBatches, BatchSplit, ResumableData, opened
+from janus_jax.training.array_batches import ArrayBatches, BatchSplit, opened
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import losses
@@ -88,7 +88,7 @@ def tokenizer_task(
     mesh: Mesh | None = None,
     networks: Networks = _NO_NETWORKS,
     extensions: Extensions = _NO_EXTENSIONS,
-) -> TrainingTask[Any, ResumableData]:
+) -> TrainingTask[Any, Any]:
     """Prepares the training of an image tokenizer.
 
     Args:
@@ -114,12 +114,12 @@ def tokenizer_task(
     lpips = parallel.replicate(networks.lpips or {})
     step = parallel.jit(training.step, donate_argnums=0)
 
-    def make_data() -> ResumableData:
+    def make_data() -> Any:
         if extensions.images is not None:
             return ArrayBatches([extensions.images], split)
         return RecordImages(recipe.data, recipe.image_size, split)
 
-    def initial_state(data: ResumableData) -> Any:
+    def initial_state(data: Any) -> Any:
         state = parallel.jit(training.init)()
         if not kmeans_images:
             return state
@@ -132,7 +132,7 @@ def tokenizer_task(
         state, metrics = step(state, parallel.local_batch(batch[0]), lpips)
         return state, metrics
 
-    def make_callbacks(data: ResumableData) -> list[Reconstruction]:
+    def make_callbacks(data: Any) -> list[Reconstruction]:
         return [
             Reconstruction(
                 training.reconstruct,

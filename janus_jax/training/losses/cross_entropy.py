@@ -20,7 +20,7 @@ from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.models.backbone import Params
-from janus_jax.sharding import context_data_shards, shard_leading_axis, sum_over_shards
+from janus_jax.sharding import num_data_shards, shard_leading_axis, sum_over_shards
 
 Head = Callable[[Params, Float[Array, "B C D"]], Float[Array, "B C V"]]
 """Maps the parameters of a head and hidden states to logits in float32."""
@@ -69,7 +69,7 @@ def cross_entropy(
     rows, length = targets.positions.shape
     num_chunks = -(-length // chunk)
     width = -(-length // num_chunks)  # Equal chunks, for the least padding.
-    shards = context_data_shards()
+    shards = num_data_shards(jax.sharding.get_abstract_mesh())
 
     def split(x: Array) -> Array:
         """Reshapes [B T ...] to [N chunks, G shards, B rows, C targets, ...]."""
@@ -120,7 +120,7 @@ class _Carry(NamedTuple):
 
     Attributes:
       head_grads: Gradients of the trained leaves of the head, for each shard.
-      state_grads: Gradient of the hidden states; an empty list if they need none.
+      state_grads: Gradient of the hidden states; an empty list if they need no gradient.
     """
 
     losses: Float[Array, "N G B C"]

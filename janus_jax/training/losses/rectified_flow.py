@@ -20,6 +20,7 @@ from janus_jax.models.backbone import Params, apply, to_pixels
 from janus_jax.models.janusflow import FlowStates, JanusFlow
 from janus_jax.models.layers import Linear
 from janus_jax.models.llama import Llama
+from janus_jax.training.config_dicts import check_values
 
 ALIGNER = "aligner"
 """The top-level key of the alignment MLP in the parameter tree."""
@@ -32,7 +33,7 @@ class FlowLossConfig:
     Attributes:
       time_mean: Mean of the logit of t, which is normal. The paper does not state it.
       time_std: Standard deviation of the logit of t. The paper does not state it.
-      align_block: Transformer block, counted from 1, whose output is aligned.
+      align_block: Number of the transformer block to align, counted from 1.
       align_width: Width of the two hidden layers of the alignment MLP. The paper does not state it.
       align_weight: Weight of the alignment in the loss; 0 disables it, without an MLP or SigLIP features.
     """
@@ -44,14 +45,14 @@ class FlowLossConfig:
     align_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        for name, is_valid, allowed in (
+        check_values(
+            self,
+            "config.flow",
             ("time_std", self.time_std > 0, "above 0"),
-            ("align_weight", self.align_weight >= 0, "at least 0"),
-            ("align_block", self.align_block >= 1, "at least 1"),
-            ("align_width", self.align_width >= 1, "at least 1"),
-        ):
-            if not is_valid:
-                raise JanusError(f"config.flow.{name} is {getattr(self, name)}; it must be {allowed}.")
+            ("align_weight", self.align_weight >= 0, "0 or more"),
+            ("align_block", self.align_block >= 1, "1 or more"),
+            ("align_width", self.align_width >= 1, "1 or more"),
+        )
 
     def check(self, config: JanusFlowConfig) -> None:
         """Checks that a model has a VAE and the block to align.
@@ -145,41 +146,47 @@ class FlowTargets(NamedTuple):
 
 
 def sample_times_and_noise(
-    config: FlowLossConfig, key: Key[Array, ""], rows: Int[Array, " B"], shape: tuple[int, ...]
+    config: FlowLossConfig, key: Key[Array, ""], indices: Int[Array, " B"], shape: tuple[int, ...]
 ) -> tuple[Float[Array, "B G"], Float[Array, "B G h w C"]]:
     """Samples a time and noise for each target image.
 
     Args:
       config: Distribution of the times.
       key: Random key of the step.
-      rows: Index of each sequence in the whole batch. The samples depend on key and index only, not on the number of
+      indices: Index of each sequence in the whole batch. The samples depend on key and index only, not on the number of
         devices or microbatches.
       shape: Shape of the latents of a sequence, (G, h, w, C).
     """
 
-    def sample(row: Int[Array, ""]) -> tuple[Float[Array, " G"], Float[Array, "G h w C"]]:
-        time_key, noise_key = jax.random.split(jax.random.fold_in(key, row))
+    def sample(index: Int[Array, ""]) -> tuple[Float[Array, " G"], Float[Array, "G h w C"]]:
+        time_key, noise_key = jax.random.split(jax.random.fold_in(key, index))
         logits = config.time_mean + config.time_std * jax.random.normal(time_key, shape[:1])
         return jax.nn.sigmoid(logits), jax.random.normal(noise_key, shape)
 
-    times, noise = jax.vmap(sample)(rows)
+    times, noise = jax.vmap(sample)(indices)
     return times, noise
 
 
 def prepare_flow_targets(
-    model: AlignedJanusFlow, params: Params, batch: Batch, key: Key[Array, ""], rows: Int[Array, " B"], *, dtype: Dtype
+    model: AlignedJanusFlow,
+    params: Params,
+    batch: Batch,
+    key: Key[Array, ""],
+    indices: Int[Array, " B"],
+    *,
+    dtype: Dtype,
 ) -> FlowTargets:
     """Interpolates the latents of a batch with noise and computes its targets.
 
     Args:
       batch: Batch with target images or with their latents.
       key: See `sample_times_and_noise`.
-      rows: See `sample_times_and_noise`.
+      indices: See `sample_times_and_noise`.
       dtype: Dtype of the VAE encoder, which runs if the data has no latents. float16 is replaced by float32.
     """
     encoder = AlignedJanusFlow(model.config, replace(model.execution, dtype=dtype), model.loss_config)
     latents = apply(encoder.target_latents, params, batch).values.astype(jnp.float32)
-    times, noise = sample_times_and_noise(model.loss_config, key, rows, latents.shape[1:])
+    times, noise = sample_times_and_noise(model.loss_config, key, indices, latents.shape[1:])
     t = times[..., None, None, None]
     features = None
     if model.loss_config.align_weight and latents.shape[1]:

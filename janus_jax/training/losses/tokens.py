@@ -110,7 +110,7 @@ def token_loss(model: Janus, params: Params, batch: Batch, scales: Float[Array, 
 
     Args:
       scales: Factor of each task's sum (`LossTerms.scales`).
-      chunk: Target tokens per sequence whose logits are in memory at a time.
+      chunk: Target tokens per sequence with logits in memory at a time.
     """
     hidden = apply(model.__call__, params, batch)
     value, sums = text_loss(model, params, batch, hidden, scales, chunk=chunk)

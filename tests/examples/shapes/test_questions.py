@@ -16,7 +16,7 @@ from examples.shapes.dataset import (
     sample_questions,
     score_answers,
 )
-from examples.shapes.dataset.captions import count_phrase, join_phrases, plural
+from examples.shapes.dataset.captions import plural
 from examples.shapes.dataset.questions import Negatives
 from examples.shapes.dataset.scoring import relations
 from examples.shapes.dataset.vocabulary import NUMBERS
@@ -150,11 +150,3 @@ def test_chance_is_the_score_of_blind_guesses():
     assert by_topic["existence"] == pytest.approx(1 / 2)
     assert by_topic["colour"] == pytest.approx(1 / 6)
     assert by_topic["shape"] == pytest.approx(1 / 5)
-
-
-def test_phrases_have_articles_and_plurals():
-    assert count_phrase(1, "orange cross") == "an orange cross"
-    assert count_phrase(2, "red cross") == "two red crosses"
-    assert count_phrase(3, "star") == "three stars"
-    assert join_phrases(["a", "b", "c"]) == "a, b and c"
-    assert join_phrases(["a"]) == "a"

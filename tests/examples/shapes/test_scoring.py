@@ -132,25 +132,6 @@ def test_relations_follow_geneval(center, expected):
     assert relations(box_at(*center), box_at(0.5, 0.5)) == expected
 
 
-def test_prompts_have_metadata_in_genevals_format():
-    assert prompt(Category.POSITION, RED_STAR, BLUE_CIRCLE).metadata() == {
-        "tag": "position",
-        "include": [{"class": "circle", "count": 1}, {"class": "star", "count": 1, "position": ["left of", 0]}],
-        "prompt": "a photo of a star left of a circle",
-    }
-    assert prompt(Category.COUNTING, obj("cross", "red", LEFT), obj("cross", "red", RIGHT)).metadata() == {
-        "tag": "counting",
-        "include": [{"class": "cross", "count": 2}],
-        "exclude": [{"class": "cross", "count": 3}],
-        "prompt": "a photo of two crosses",
-    }
-    assert prompt(Category.COLOR_ATTR, RED_STAR, BLUE_CIRCLE).metadata() == {
-        "tag": "color_attr",
-        "include": [{"class": "star", "count": 1, "color": "red"}, {"class": "circle", "count": 1, "color": "blue"}],
-        "prompt": "a photo of a red star and a blue circle",
-    }
-
-
 @pytest.mark.parametrize("split", Split)
 def test_prompts_belong_to_their_split(split):
     """The combination in the prompt is held out in TEST, and never in TRAIN."""

@@ -31,17 +31,14 @@ def assert_same(found, expected):
         np.testing.assert_array_equal(found[name], array, err_msg=name)
 
 
-def test_every_dtype_and_shape_is_read(folder):
-    assert_same(open_tensors(folder), TENSORS)
+def test_every_dtype_and_shape_is_read_as_a_view(folder):
+    tensors = open_tensors(folder)
+    assert_same(tensors, TENSORS)
+    assert not tensors["a.weight"].flags.owndata
+    assert not tensors["a.weight"].flags.writeable
 
 
-def test_tensors_are_views_of_the_mapped_file(folder):
-    tensor = open_tensors(folder)["a.weight"]
-    assert not tensor.flags.owndata
-    assert not tensor.flags.writeable
-
-
-def test_the_safetensors_package_reads_what_is_written(folder):
+def test_the_safetensors_package_reads_written_files(folder):
     from safetensors.numpy import load_file
 
     assert_same(load_file(folder / "model.safetensors"), TENSORS)
@@ -80,24 +77,18 @@ def test_a_truncated_file_is_named(folder, size):
         {"dtype": "F32", "shape": [0, 1 << 70], "data_offsets": [0, 0]},
         {"shape": [2]},
         [],
+        None,
     ],
 )
 def test_a_corrupt_header_is_named(tmp_path, entry):
-    header = json.dumps({"a": entry}).encode()
+    header = json.dumps({"a": entry}).encode() if entry is not None else b"[" * 100_000
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
     with pytest.raises(JanusError, match=r"model\.safetensors"):
         open_tensors(tmp_path)
 
 
-def test_a_header_of_endless_depth_is_named(tmp_path):
-    header = b"[" * 100_000
-    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
-    with pytest.raises(JanusError, match=r"model\.safetensors is damaged"):
-        open_tensors(tmp_path)
-
-
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin", "model.safetensors.index.json"])
-def test_a_file_that_git_lfs_never_fetched_is_told(tmp_path, name):
+def test_a_git_lfs_pointer_is_reported(tmp_path, name):
     (tmp_path / name).write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
     with pytest.raises(JanusError, match=f"{name} is a git-lfs pointer"):
         open_tensors(tmp_path)
@@ -123,13 +114,13 @@ def test_a_missing_shard_is_named(tmp_path):
         '{"weight_map": {"a": "model.safetensors.index.json"}}',
     ],
 )
-def test_a_bad_index_is_named(tmp_path, text):
+def test_a_damaged_index_is_named(tmp_path, text):
     (tmp_path / "model.safetensors.index.json").write_text(text)
     with pytest.raises(JanusError, match=r"index\.json"):
         open_tensors(tmp_path)
 
 
-def test_an_index_of_another_checkpoint_is_told(tmp_path):
+def test_an_index_of_another_checkpoint_is_refused(tmp_path):
     folder = save(tmp_path / "sharded", TENSORS, shard_bytes=40)
     index = folder / "model.safetensors.index.json"
     content = json.loads(index.read_text())
@@ -139,14 +130,9 @@ def test_an_index_of_another_checkpoint_is_told(tmp_path):
         open_tensors(folder)
 
 
-def test_a_folder_without_weights_says_what_was_looked_for(tmp_path):
+def test_a_folder_without_weights_is_refused_with_the_expected_names(tmp_path):
     with pytest.raises(JanusError, match=r"holds no weights.*pytorch_model\.bin"):
         open_tensors(tmp_path)
-
-
-def test_a_missing_path_is_named(tmp_path):
-    with pytest.raises(JanusError, match=r"nowhere does not exist"):
-        open_tensors(tmp_path / "nowhere")
 
 
 def test_several_files_without_an_index_are_refused(tmp_path):

@@ -16,6 +16,7 @@ from tests.checkpoints_convert.checkpoints import (
     FLOAT32,
     SMALL,
     SMALL_FLOW,
+    change_config,
     pseudo,
     save,
     save_released,
@@ -24,47 +25,43 @@ from tests.checkpoints_convert.checkpoints import (
 from tests.golden.pseudo_weights import tensor
 
 
-def rewrite(folder, change):
-    file = folder / "config.json"
-    content = json.loads(file.read_text())
-    change(content)
-    file.write_text(json.dumps(content))
-
-
 @pytest.mark.parametrize("config", [*PRESETS.values(), SMALL, SMALL_FLOW], ids=lambda config: config.name)
-def test_a_released_config_says_all_that_the_model_is(config):
+def test_a_released_config_json_describes_the_model(config):
+    layout = released
     if isinstance(config, JanusFlowConfig):
         layout, config = released_flow, replace(config, vae=None)
-    else:
-        layout = released
-    said = JsonObject(json.loads(json.dumps(layout.config_to_json(config, "bfloat16"))), "config.json")
-    found = layout.config_from_json(said, layout.manifest(config))
+    written = JsonObject(json.loads(json.dumps(layout.config_to_json(config, "bfloat16"))), "config.json")
+    found = layout.config_from_json(written, layout.manifest(config))
     assert replace(found, name=config.name, conversation=config.conversation) == config
 
 
 @pytest.mark.parametrize("name", ["janus_1.3b", "janus_pro_7b"])
-def test_transformers_config_says_all_that_the_model_is(name):
+def test_a_transformers_config_json_describes_the_model(name):
     config = PRESETS[name]
-    said = JsonObject(json.loads(json.dumps(transformers_janus.config_to_json(config, "bfloat16", 7))), "config.json")
-    found = transformers_janus.config_from_json(said, {})
+    written = json.loads(json.dumps(transformers_janus.config_to_json(config, "bfloat16", 7)))
+    found = transformers_janus.config_from_json(JsonObject(written, "config.json"), {})
     assert replace(found, name=config.name, conversation=config.conversation) == config
 
 
-def test_the_config_is_read_with_its_name_and_style(released_folder):
-    assert open_checkpoint(released_folder).config == replace(SMALL, name="Janus-Pro-small")
+def test_transformers_rejects_models_that_it_cannot_run():
+    with pytest.raises(JanusError, match=r"8 groups, not 32; a generated image has 64 tokens"):
+        transformers_janus.config_to_json(PRESETS["tiny"], "bfloat16", 7)
 
 
-def test_the_layouts_are_told_apart(released_folder, converted_folder, tmp_path):
-    assert open_checkpoint(released_folder).layout == "released"
-    assert open_checkpoint(save_transformers(tmp_path / "transformers")).layout == "transformers"
-    assert open_checkpoint(converted_folder).layout == "orbax"
-
-
-def test_leaves_come_in_our_shapes_and_orientation(released_folder):
-    found = {(keys, layer): array for keys, layer, array in open_checkpoint(released_folder).params()}
-    assert found.keys() == {
-        (parameter.keys, layer) for parameter in model_parameters(SMALL) for layer in parameter.layer_indices
+def test_layout_and_config_are_detected(released_folder, converted_folder, tmp_path):
+    folders = {
+        "released": released_folder,
+        "transformers": save_transformers(tmp_path / "Janus-Pro-small"),
+        "orbax": converted_folder,
     }
+    for layout, folder in folders.items():
+        checkpoint = open_checkpoint(folder)
+        assert (checkpoint.layout, checkpoint.config) == (layout, replace(SMALL, name="Janus-Pro-small"))
+
+
+def test_parameters_have_our_shapes_and_axes(released_folder):
+    found = {(keys, layer): array for keys, layer, array in open_checkpoint(released_folder).params()}
+    assert found.keys() == {(one.keys, layer) for one in model_parameters(SMALL) for layer in one.layer_indices}
     name = "language_model.model.layers.1.self_attn.k_proj.weight"
     key = found[("llm", "layers", "attn", "k", "weight"), 1]
     np.testing.assert_array_equal(key.reshape(32, 64), tensor(name, (32, 64)).astype(BFLOAT16))
@@ -74,54 +71,43 @@ def test_leaves_come_in_our_shapes_and_orientation(released_folder):
     name = "vision_model.vision_tower.blocks.1.attn.qkv.weight"
     qkv = found[("und_encoder", "blocks", "attn", "qkv", "weight"), 1]
     np.testing.assert_array_equal(qkv[2, 1], tensor(name, (192, 64)).astype(BFLOAT16)[160:])
-
-
-def test_linear_weights_are_views_of_the_file(released_folder):
-    arrays = {keys: array for keys, _, array in open_checkpoint(released_folder).params()}
     for keys in (("llm", "layers", "mlp", "up", "weight"), ("llm", "layers", "attn", "out", "weight")):
-        assert not arrays[keys].flags.owndata
-        assert not arrays[keys].flags.writeable
+        assert not found[keys, 0].flags.owndata  # A view of the file.
+        assert not found[keys, 0].flags.writeable
 
 
-def test_both_layouts_give_the_same_tree(released_folder, tmp_path):
+def test_both_layouts_hold_the_same_parameters(released_folder, tmp_path):
     theirs = open_checkpoint(save_transformers(tmp_path / "transformers")).params()
-    for (keys, layer, array), (keys2, layer2, array2) in zip(
-        open_checkpoint(released_folder).params(), theirs, strict=True
-    ):
-        assert (keys, layer) == (keys2, layer2)
-        np.testing.assert_array_equal(array, array2, err_msg=str(keys))
+    for (*position, array), (*position2, array2) in zip(open_checkpoint(released_folder).params(), theirs, strict=True):
+        assert position == position2
+        np.testing.assert_array_equal(array, array2, err_msg=str(position))
 
 
-def test_params_are_cast_on_demand(released_folder):
+def test_parameters_are_cast_on_request(released_folder):
     assert {array.dtype for *_, array in open_checkpoint(released_folder).params("float32")} == {FLOAT32}
 
 
-@pytest.mark.parametrize(("kinds", "joint"), [((BFLOAT16, FLOAT32), FLOAT32), ((BFLOAT16, FLOAT16), FLOAT32)])
-def test_a_stack_of_several_dtypes_takes_one_that_holds_them_all(tmp_path, kinds, joint):
+@pytest.mark.parametrize("kinds", [(BFLOAT16, FLOAT32), (BFLOAT16, FLOAT16)])
+def test_a_stack_has_a_dtype_that_holds_all_layers(tmp_path, kinds):
     def dtype(name):
         return kinds[name.startswith("language_model.model.layers.1.mlp.up")]
 
-    source = open_checkpoint(save_released(tmp_path / "Janus-Pro", dtype=dtype))
-    assert source.dtypes()["llm/layers/mlp/up/weight"] == joint
-    assert source.dtypes()["llm/layers/mlp/down/weight"] == kinds[0]
+    dtypes = open_checkpoint(save_released(tmp_path / "Janus-Pro", dtype=dtype)).dtypes()
+    assert dtypes["llm/layers/mlp/up/weight"] == FLOAT32
+    assert dtypes["llm/layers/mlp/down/weight"] == kinds[0]
 
 
-def test_a_tower_cut_by_select_layer_has_that_many_blocks(tmp_path):
-    # The file holds the kept blocks alone: with -k, the first depth - k + 1.
+def test_select_layer_sets_the_depth_of_the_encoder(tmp_path):
     folder = save_released(tmp_path / "Janus-Pro")
     params = json.loads((folder / "config.json").read_text())["vision_config"]["params"]
     assert params["select_layer"] == -23
     assert open_checkpoint(folder).config.und_encoder.depth == 2
-
-
-def test_a_select_layer_that_the_file_does_not_hold_is_told(tmp_path):
-    folder = save_released(tmp_path / "Janus-Pro")
-    rewrite(folder, lambda content: content["vision_config"]["params"].update(select_layer=-22))
+    change_config(folder, lambda content: content["vision_config"]["params"].update(select_layer=-22))
     with pytest.raises(JanusError, match=r"12 missing: vision_model\.vision_tower\.blocks\.2"):
         open_checkpoint(folder)
 
 
-def test_all_mismatches_are_told_at_once_with_the_nearest_names(tmp_path):
+def test_one_message_lists_all_mismatches_with_the_nearest_names(tmp_path):
     tensors = pseudo(released.manifest(SMALL))
     tensors["language_model.model.norms.weight"] = tensors.pop("language_model.model.norm.weight")
     tensors["gen_embed.weight"] = tensors["gen_embed.weight"][:, :7]
@@ -136,15 +122,15 @@ def test_all_mismatches_are_told_at_once_with_the_nearest_names(tmp_path):
     assert "1 not floating-point: aligner.layers.0.bias is int8" in message
 
 
-def test_only_a_few_of_many_mismatches_are_told_by_name(tmp_path):
+def test_a_message_lists_only_a_few_of_many_mismatches(tmp_path):
     folder = save_released(tmp_path / "Janus-Pro")
-    rewrite(folder, lambda content: content["language_config"].update(num_hidden_layers=30))
+    change_config(folder, lambda content: content["language_config"].update(num_hidden_layers=30))
     with pytest.raises(JanusError, match=r"243 missing: .* and 235 more"):
         open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
-    ("change", "field"),
+    ("change", "message"),
     [
         (lambda c: c["aligner_config"]["params"].update(projector_type="linear"), "projector_type is 'linear'"),
         (lambda c: c["gen_vision_config"].update(cls="VQ-8"), "cls is 'VQ-8'"),
@@ -167,17 +153,10 @@ def test_only_a_few_of_many_mismatches_are_told_by_name(tmp_path):
         (lambda c: c.update(model_type=["multi_modality"]), "config.json has model_type \\["),
     ],
 )
-def test_a_config_of_another_network_is_refused_by_field(tmp_path, change, field):
+def test_a_config_of_another_network_is_refused_by_field(tmp_path, change, message):
     folder = save_released(tmp_path / "Janus-Pro")
-    rewrite(folder, change)
-    with pytest.raises(JanusError, match=field):
-        open_checkpoint(folder)
-
-
-def test_weights_without_their_config_say_what_is_missing(tmp_path):
-    folder = save_released(tmp_path / "Janus-Pro")
-    (folder / "config.json").unlink()
-    with pytest.raises(JanusError, match=r"config\.json does not exist"):
+    change_config(folder, change)
+    with pytest.raises(JanusError, match=message):
         open_checkpoint(folder)
 
 
@@ -194,38 +173,47 @@ def test_weights_without_their_config_say_what_is_missing(tmp_path):
         "gen_head.output_mlp_projector.bias",
     ],
 )
-def test_a_tensor_that_gives_no_size_away_is_named(name, shape):
-    said = JsonObject(released.config_to_json(SMALL, "bfloat16"), "config.json")
+def test_a_misshapen_tensor_that_sizes_are_inferred_from_is_named(name, shape):
+    written = JsonObject(released.config_to_json(SMALL, "bfloat16"), "config.json")
     shapes = released.manifest(SMALL)
     if len(shape) == len(shapes[name]):
         shape = tuple(0 for _ in shape)
     with pytest.raises(JanusError, match=name):
-        released.config_from_json(said, shapes | {name: shape})
+        released.config_from_json(written, shapes | {name: shape})
 
 
-def test_a_chat_template_that_is_no_text_is_named(tmp_path):
-    folder = save_transformers(tmp_path / "Janus-Pro-1B")
-    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
-    with pytest.raises(JanusError, match=r"chat_template\.jinja is damaged"):
-        open_checkpoint(folder)
-
-
-def test_a_folder_in_place_of_the_config_is_told(tmp_path):
-    folder = save_released(tmp_path / "Janus-Pro")
+def without_config(folder):
     (folder / "config.json").unlink()
+
+
+def config_is_a_folder(folder):
+    without_config(folder)
     (folder / "config.json").mkdir()
-    with pytest.raises(JanusError, match=r"config\.json cannot be read \(Is a directory\)"):
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (without_config, r"config\.json does not exist"),
+        (config_is_a_folder, r"config\.json cannot be read \(Is a directory\)"),
+        (lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff\xfe"), r"chat_template\.jinja is damaged"),
+    ],
+)
+def test_a_damaged_file_is_named(tmp_path, damage, message):
+    folder = save_transformers(tmp_path / "Janus-Pro-1B")
+    damage(folder)
+    with pytest.raises(JanusError, match=message):
         open_checkpoint(folder)
 
 
-@pytest.mark.parametrize("path", ["x" * 5000, "x\0y"], ids=["too long", "a NUL"])
-def test_what_cannot_be_a_path_is_told(path):
+@pytest.mark.parametrize("path", ["x" * 5000, "x\0y"], ids=["too long", "NUL"])
+def test_an_invalid_path_is_refused(path):
     with pytest.raises(JanusError, match=r"does not exist|File name too long"):
         open_checkpoint(path)
 
 
-def test_weights_of_no_known_layout_are_told(tmp_path):
-    with pytest.raises(JanusError, match="no known layout"):
+def test_an_unknown_layout_is_refused(tmp_path):
+    with pytest.raises(JanusError, match="has no known layout"):
         open_checkpoint(save(tmp_path / "other", {"conv1.weight": np.zeros(3, FLOAT32)}))
 
 
@@ -241,58 +229,46 @@ def test_weights_of_no_known_layout_are_told(tmp_path):
         ("Janus-1.3B/janus_pro_mine", "janus_pro"),
     ],
 )
-def test_the_conversation_is_told_from_the_folders_name(tmp_path, name, style):
+def test_the_conversation_is_detected_from_the_folder_name(tmp_path, name, style):
     folder = save_released(tmp_path / name)
-    rewrite(folder, lambda content: content.pop("conversation"))
+    change_config(folder, lambda content: content.pop("conversation"))
     assert open_checkpoint(folder).config.conversation == style
 
 
 @pytest.mark.parametrize("name", ["process", "improved-janus", "mine"])
-def test_a_folder_that_does_not_tell_is_taken_for_pro_with_a_warning(tmp_path, name, caplog):
+def test_the_conversation_defaults_to_janus_pro_with_a_warning(tmp_path, name, caplog):
     folder = save_released(tmp_path / name)
-    rewrite(folder, lambda content: content.pop("conversation"))
+    change_config(folder, lambda content: content.pop("conversation"))
     with caplog.at_level(logging.WARNING):
         assert open_checkpoint(folder).config.conversation == "janus_pro"
     assert "--conversation janus" in caplog.text
 
 
-def test_the_option_outweighs_every_sign(tmp_path):
-    assert open_checkpoint(save_released(tmp_path / "Janus-Pro-1B"), "janus").config.conversation == "janus"
-
-
 @pytest.mark.parametrize(("role", "style"), [("<|User|>", "janus_pro"), ("User", "janus")])
-def test_the_chat_template_outweighs_the_name(tmp_path, role, style):
+def test_the_chat_template_overrides_the_folder_name(tmp_path, role, style):
     folder = save_transformers(tmp_path / ("Janus-1.3B" if style == "janus_pro" else "Janus-Pro-1B"))
     (folder / "chat_template.jinja").write_text(f"{{{{ '{role}: ' }}}}")
     assert open_checkpoint(folder).config.conversation == style
 
 
-def test_the_released_config_remembers_the_conversation(tmp_path):
-    folder = save_released(tmp_path / "mine", replace(SMALL, conversation="janus"))
+def test_config_and_option_decide_the_conversation(tmp_path):
+    folder = save_released(tmp_path / "Janus-Pro-1B", replace(SMALL, conversation="janus"))
     assert open_checkpoint(folder).config.conversation == "janus"
+    assert open_checkpoint(folder, "janus_pro").config.conversation == "janus_pro"
 
 
-def test_a_known_model_has_its_name(tmp_path):
+def test_a_preset_is_recognized(tmp_path):
     assert open_checkpoint(save_released(tmp_path / "any", PRESETS["tiny"])).config.name == "tiny"
 
 
-def test_a_tied_output_matrix_is_the_embedding(tmp_path):
-    folder = save_transformers(tmp_path / "tied")
+def test_an_absent_head_is_the_embedding_only_if_tied(tmp_path):
+    folder = save_transformers(tmp_path / "whole")
     tensors = dict(open_checkpoint(folder).tensors)
     del tensors["lm_head.weight"]
-    tied = save(tmp_path / "without", tensors, json.loads((folder / "config.json").read_text()))
-    rewrite(tied, lambda content: content.pop("tie_word_embeddings"))
-    found = {keys: array for keys, _, array in open_checkpoint(tied).params()}
-    np.testing.assert_array_equal(found["llm", "head", "weight"], found["llm", "embed", "embedding"])
-
-
-def test_a_missing_output_matrix_is_missing_where_nothing_is_tied(tmp_path):
-    folder = save_transformers(tmp_path / "untied")
-    tensors = {name: array for name, array in open_checkpoint(folder).tensors.items() if name != "lm_head.weight"}
+    config = json.loads((folder / "config.json").read_text())
     with pytest.raises(JanusError, match=r"1 missing: lm_head\.weight"):
-        open_checkpoint(save(tmp_path / "without", tensors, json.loads((folder / "config.json").read_text())))
-
-
-def test_transformers_is_not_given_what_it_cannot_run():
-    with pytest.raises(JanusError, match=r"8 groups, not 32; a generated image has 64 tokens"):
-        transformers_janus.config_to_json(PRESETS["tiny"], "bfloat16", 7)
+        open_checkpoint(save(tmp_path / "untied", tensors, config))
+    del config["tie_word_embeddings"]
+    tied = open_checkpoint(save(tmp_path / "tied", tensors, config))
+    found = {keys: array for keys, _, array in tied.params(parts=("llm",))}
+    np.testing.assert_array_equal(found["llm", "head", "weight"], found["llm", "embed", "embedding"])
