@@ -53,22 +53,31 @@ def generation(number, caption="A red boat. It lies on a lake.", tokens=()):
 def write(folder, examples):
     """Writes a prepared data set. A dict among the examples is written with only its own fields."""
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    folder.mkdir()
-    all_features = features()
-    name = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name="janus", split="train", filetype_suffix="array_record"
-    )
-    writer = ArrayRecordWriter(str(name.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
+    contents = []
     for example in examples:
         fields = example if isinstance(example, dict) else example.to_example()
-        here = tfds.features.FeaturesDict({key: all_features[key] for key in fields})
-        writer.write(ExampleSerializer(here.get_serialized_info()).serialize_example(here.encode_example(fields)))
-    writer.close()
-    split = tfds.core.SplitInfo(name="train", shard_lengths=[len(examples)], num_bytes=1, filename_template=name)
-    tfds.folder_dataset.write_metadata(
-        data_dir=str(folder), features=all_features, split_infos=[split], check_data=False
-    )
+        some = tfds.features.FeaturesDict({key: features()[key] for key in fields})
+        contents.append(ExampleSerializer(some.get_serialized_info()).serialize_example(some.encode_example(fields)))
+    write_tfds(folder, "janus", features(), contents)
     return folder
+
+
+def write_tfds(folder, name, features, contents, **metadata):
+    """Writes serialized examples as the train split of a TFDS data set."""
+    import tensorflow_datasets as tfds
+    from array_record.python.array_record_module import ArrayRecordWriter
+
+    folder.mkdir(parents=True)
+    template = tfds.core.ShardedFileTemplate(
+        data_dir=folder, dataset_name=name, split="train", filetype_suffix="array_record"
+    )
+    writer = ArrayRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
+    for content in contents:
+        writer.write(content)
+    writer.close()
+    split = tfds.core.SplitInfo(name="train", shard_lengths=[len(contents)], num_bytes=1, filename_template=template)
+    tfds.folder_dataset.write_metadata(
+        data_dir=str(folder), features=features, split_infos=[split], check_data=False, **metadata
+    )

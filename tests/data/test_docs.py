@@ -1,4 +1,4 @@
-"""docs/data.md says what runs: its examples are run as they stand, in a folder that has what they name."""
+"""Runs the examples of docs/data.md in a folder with the files that they use."""
 
 import os
 import re
@@ -10,19 +10,16 @@ import pytest
 from PIL import Image
 
 from janus_jax.config import preset
-from janus_jax.data.sources import SOURCES, RejectReason
+from tests.data.prepared import write_tfds
 from tests.data.samples import image, read_back
 from tests.pseudo import CORPUS, make_checkpoint
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "data.md").read_text(encoding="utf-8")
-SECTIONS = dict(section.split("\n", 1) for section in PAGE.split("\n## ")[1:])
-SOURCES_PART = SECTIONS["Sources"] + SECTIONS["Preparing"]
-EVERY_PART = PAGE.partition("\n## Sources\n")[2]
-BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", EVERY_PART, re.MULTILINE | re.DOTALL)
+BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL)
 
-# What each example leaves: the texts of its records, or the answers of their conversations.
-LEAVES = {
+# Texts of the records of each example, or the answers of its conversations.
+TEXTS = {
     "captions": ["A cat on a mat.", "A small red boat. It lies on a quiet lake."],
     "described": ["A cat, on a mat."],
     "parquet": ["A cat.", "A dog."],
@@ -30,15 +27,14 @@ LEAVES = {
     "pairs": ["A cat on a mat.", "A dog in the grass."],
     "imagenet": ["tench, Tinca tinca", "goldfish, Carassius auratus"],
     "text": ["Once upon a time there was a lake.", "A boat lay on it."],
-    "haiku": ["An old silent pond.\nA frog jumps into the pond:\nSplash! Silence again.\n"],
     "beam": ["Once upon a time there was a lake.", "A boat lay on it."],
-    "with_ids": ["A cat on a mat.", "A small red boat. It lies on a quiet lake."],
+    "with_tokens": ["A cat on a mat.", "A small red boat. It lies on a quiet lake."],
 }
 
 
 @pytest.fixture(scope="module")
 def desk(tmp_path_factory):
-    """A folder of photographs, a small ImageNet and a small model, in which every example has been run."""
+    """A folder of photos, a small ImageNet and a small model, in which all examples have run."""
     desk = tmp_path_factory.mktemp("desk")
     (desk / "photos" / "boats").mkdir(parents=True)
     for number, name in enumerate(("cat.jpg", "dog.jpg")):
@@ -46,89 +42,46 @@ def desk(tmp_path_factory):
     Image.new("RGB", (30, 20), "red").save(desk / "photos" / "boats" / "red.png")
     make_checkpoint(desk / "Janus-Pro-1B", preset("tiny"), CORPUS)
     make_imagenet(desk)
-    shims = desk / "bin"
-    shims.mkdir()
-    (shims / "python").write_text(f'#!/bin/sh\nexec "{sys.executable}" "$@"\n')
-    (shims / "python").chmod(0o755)
+    command = desk / "bin" / "janus-prepare"
+    command.parent.mkdir()
+    command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launch.prepare "$@"\n')
+    command.chmod(0o755)
     environment = os.environ | {
-        "PATH": f"{shims}{os.pathsep}{os.environ['PATH']}",
+        "PATH": f"{command.parent}{os.pathsep}{os.environ['PATH']}",
         "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
     }
     for kind, lines in BLOCKS:
-        named = re.match(r"# (\w+\.py)\n", lines)
-        if named:
-            (desk / named[1]).write_text(lines)
-            continue
-        command = ["bash", "-euc", lines] if kind == "bash" else [sys.executable, "-c", lines]
+        program = ["bash", "-euc", lines] if kind == "bash" else [sys.executable, "-c", lines]
         done = subprocess.run(
-            command, cwd=desk, env=environment, capture_output=True, text=True, timeout=300, check=False
+            program, cwd=desk, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, f"{lines}\n{done.stdout}\n{done.stderr}"
     return desk
 
 
 def make_imagenet(desk):
-    """Two images, in the form in which TFDS prepares ImageNet."""
+    """Writes two images as TFDS prepares ImageNet."""
     import tensorflow_datasets as tfds
-    from array_record.python.array_record_module import ArrayRecordWriter
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
     features = tfds.builder("imagenet2012", data_dir=desk, try_gcs=False).info.features
-    folder = desk / "tensorflow_datasets" / "imagenet2012" / "5.1.0"
-    folder.mkdir(parents=True)
-    template = tfds.core.ShardedFileTemplate(
-        data_dir=folder, dataset_name="imagenet2012", split="train", filetype_suffix="array_record"
-    )
-    writer = ArrayRecordWriter(str(template.sharded_filepath(shard_index=0, num_shards=1)), "group_size:1")
     serialize = ExampleSerializer(features.get_serialized_info()).serialize_example
-    for label in range(2):
-        path = desk / "photos" / ("cat.jpg", "dog.jpg")[label]
-        writer.write(serialize(features.encode_example({"image": path, "label": label, "file_name": path.name})))
-    writer.close()
-    split = tfds.core.SplitInfo(name="train", shard_lengths=[2], num_bytes=1, filename_template=template)
-    tfds.folder_dataset.write_metadata(
-        data_dir=folder, features=features, split_infos=[split], version="5.1.0", check_data=False
-    )
-    words = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius auratus"}
-    names = features["label"].names
-    (desk / "LOC_synset_mapping.txt").write_text("".join(f"{name} {words.get(name, 'a thing')}\n" for name in names))
+    paths = [desk / "photos" / name for name in ("cat.jpg", "dog.jpg")]
+    examples = [{"image": path, "label": label, "file_name": path.name} for label, path in enumerate(paths)]
+    contents = [serialize(features.encode_example(example)) for example in examples]
+    folder = desk / "tensorflow_datasets" / "imagenet2012" / "5.1.0"
+    write_tfds(folder, "imagenet2012", features, contents, version="5.1.0")
+    captions = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius auratus"}
+    lines = [f"{name} {captions.get(name, 'unknown')}\n" for name in features["label"].names]
+    (desk / "LOC_synset_mapping.txt").write_text("".join(lines))
 
 
-def test_every_example_is_known():
-    assert set(re.findall(r"--output prepared/(\w+)", SOURCES_PART)) == set(LEAVES)
-
-
-@pytest.mark.parametrize("name", LEAVES)
-def test_an_example_leaves_what_it_shows(desk, name):
+@pytest.mark.parametrize("name", TEXTS)
+def test_an_example_prepares_its_records(desk, name):
     records = read_back(desk / "prepared" / name)
-    assert [record.text or record.messages[-1]["content"] for record in records] == LEAVES[name]
+    assert [record.text or record.messages[-1]["content"] for record in records] == TEXTS[name]
 
 
-def test_the_ids_are_there(desk):
-    assert all(
-        len(record.image_tokens) == preset("tiny").gen_encoder.num_tokens
-        for record in read_back(desk / "prepared" / "with_ids")
-    )
-
-
-def test_the_first_lines_of_the_page_open_what_the_examples_made(desk):
-    (lines,) = re.findall(r"^```python\n(.*?)^```", PAGE.partition("\n## Sources\n")[0], re.MULTILINE | re.DOTALL)
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])}
-    done = subprocess.run(
-        [sys.executable, "-c", lines], cwd=desk, env=environment, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.startswith("2 Record(key='captions.jsonl:1'")
-
-
-def test_every_kind_and_every_reason_is_described():
-    assert {kind for kind in SOURCES if kind in ("captions", "llava", "webdataset", "tfds", "text")} == set(
-        re.findall(r"^### (\w+)$", PAGE, re.MULTILINE)
-    ) & set(SOURCES)
-    assert set(re.findall(r"^\| `(\w+)` \| ", PAGE, re.MULTILINE)) >= {reason.value for reason in RejectReason}
-
-
-def test_examples_are_short():
-    formats = PAGE.partition("### captions")[2].partition("### A source of your own")[0]
-    blocks = re.findall(r"^```(?:python|bash)\n(.*?)^```", formats, re.MULTILINE | re.DOTALL)
-    assert len(blocks) == 8
-    assert all(len(block.splitlines()) <= 5 for block in blocks)
+def test_precomputed_image_tokens_are_stored(desk):
+    num_tokens = preset("tiny").gen_encoder.num_tokens
+    assert all(len(record.image_tokens) == num_tokens for record in read_back(desk / "prepared" / "with_tokens"))
