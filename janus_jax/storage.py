@@ -57,7 +57,7 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
             message = f"{path} cannot be written, the disk is full; free some space and run the command again."
             raise StorageFull(message) from error
         if isinstance(error, OSError) and error.errno in _USER_ERRORS:
-            message = f"{path} cannot be written ({error.strerror}); choose another folder or fix this one."
+            message = f"{path} cannot be written ({error.strerror}); choose another path or fix this one."
             raise JanusError(message) from error
         raise
 
