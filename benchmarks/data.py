@@ -10,8 +10,8 @@ interpreter to the first batch.
 
 The pipeline (without worker processes) and PIL alternate in one process on one core: the pipeline makes a batch, then
 PIL decodes and resizes the images in it. `ratio` compares their processor times, which other programs do not affect,
-and `ratio_wall` their wall times. Reading, tokenizing and packing count against the pipeline. `ratio` is for examples with
-images only; `mixture_ratio` is for the whole mixture, in which documents cost PIL nothing. The figures with worker
+and `ratio_wall` their wall times. Reading, tokenizing and packing count against the pipeline. `ratio` is for examples
+with images only; `mixture_ratio` is for the whole mixture, in which documents cost PIL nothing. The figures with worker
 processes are wall times and need an idle machine. The last line is a JSON object with all figures.
 """
 
