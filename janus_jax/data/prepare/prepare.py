@@ -57,14 +57,14 @@ def prepare(
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The first process claims the folder before the others open it.
-        claimed = cluster.run_on_all(lambda: _claim(spec, stack) if cluster.is_first else None)
+        claimed = cluster.run_on_all(lambda: _claim(spec, stack) if cluster.is_primary else None)
         writer = cluster.run_on_all(lambda: claimed or open_shard_writer(spec))
         if writer.summary is not None:
-            return writer.summary if cluster.is_first else None
+            return writer.summary if cluster.is_primary else None
         cluster.run_on_all(lambda: _write_shards(writer, cluster, options))
         if make_encoder is not None:
             cluster.run_on_all(lambda: _encode_images(writer, cluster, make_encoder, options.batch_size))
-        return cluster.run_on_all(lambda: writer.finish(options.max_rejected) if cluster.is_first else None)
+        return cluster.run_on_all(lambda: writer.finish(options.max_rejected) if cluster.is_primary else None)
 
 
 def _claim(spec: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:
@@ -82,7 +82,7 @@ def _write_shards(writer: ShardWriter, cluster: Cluster, options: PrepareOptions
     if options.beam is not None:
         write_shards_with_beam(writer, indices, shlex.split(options.beam))
         return
-    with count_bar("records", "records", disable=not cluster.is_first) as report:
+    with count_bar("records", "records", disable=not cluster.is_primary) as report:
         write_shards(
             writer,
             indices,
@@ -100,5 +100,5 @@ def _encode_images(
     if indices := cluster.share(writer.without_image_tokens()):
         encoder = make_encoder(batch_size)
         total = sum(writer.stats(index).records for index in indices)
-        with count_bar(encoder.encoding.field.replace("_", " "), "images", disable=not cluster.is_first) as report:
+        with count_bar(encoder.encoding.field.replace("_", " "), "images", disable=not cluster.is_primary) as report:
             encode_target_images(writer, indices, encoder, lambda images: report(images, total))
