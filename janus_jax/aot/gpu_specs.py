@@ -1,7 +1,7 @@
-"""GPU descriptions for XLA, which compiles for them without a GPU: `GpuTargetConfigProto` in text format.
+"""Descriptions of GPUs, with which XLA compiles for a GPU that is not attached.
 
-Sources: compute capabilities 8.0 and 9.0 in the CUDA C programming guide ("Technical specifications per compute
-capability") and the data sheets of A100, H100 and H200.
+They are `GpuTargetConfigProto` messages in text format. Sources: compute capabilities 8.0 and 9.0 in the CUDA C
+programming guide ("Technical specifications per compute capability") and the data sheets of A100, H100 and H200.
 """
 
 from dataclasses import dataclass
@@ -59,4 +59,4 @@ TARGET_CONFIGS = {
         "h200": _GpuSpec("NVIDIA H200", 9, 132, 128, 233472, 60 * _MIB, 1.98, 150109880320, 4800000000000),
     }.items()
 }
-"""Text protos by the names of `accelerators.ACCELERATORS`."""
+"""Target configs in text format, by the accelerator names of `accelerators.ACCELERATORS`."""
