@@ -158,7 +158,8 @@ class _Reader:
             elif loop := _WHILE.search(line):
                 yield from self.collectives(loop[2], (*trip_counts, self._trip_count(line, loop[1])))
             elif not _REPEATED.search(line):
-                for called in _called_computations(line):
+                branches = ",".join(_BRANCHES.findall(line)).split(",")
+                for called in (*_CALLED.findall(line), *(branch.strip().lstrip("%") for branch in branches)):
                     yield from self.collectives(called, trip_counts)
 
     def _trip_count(self, line: str, condition: str) -> int | None:
@@ -216,13 +217,6 @@ class _Reader:
             torus_dimensions=0,
             trip_counts=trip_counts,
         )
-
-
-def _called_computations(line: str) -> list[str]:
-    names = _CALLED.findall(line)
-    for branches in _BRANCHES.findall(line):
-        names += [name.strip().lstrip("%") for name in branches.split(",")]
-    return names
 
 
 def _array_bytes(dtype: str, shape: str) -> int:

@@ -48,7 +48,7 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
             roofline = estimate_step(recipe, accelerator, mesh, program=program, trained=trained, peak=peak)
     else:
         programs = compile_sampling(recipe, mesh, topology, workload)
-    reason = misfit(programs, accelerator.usable_memory)
+    reason = memory_problem(programs, accelerator.usable_memory)
     fixes = ", or ".join(remedies(recipe, topology, mesh, programs, workload)) if reason else ""
     return {
         "model": recipe.model_config.name,
@@ -88,8 +88,8 @@ def _traffic(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
     """Returns the sums of collectives with equal kind, axes and dtype, in descending order of the bytes sent."""
     sums: dict[tuple[Any, ...], dict[str, Any]] = {}
     for one in collectives:
-        new = {"kind": one.kind, "axes": one.axes, "dtype": one.dtype, "count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
-        total = sums.setdefault((one.kind, one.axes, one.dtype), new)
+        names = {"kind": one.kind, "axes": one.axes, "dtype": one.dtype}
+        total = sums.setdefault(tuple(names.values()), names | {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0})
         total["count"] += one.count
         total["ici_bytes"] += one.count * one.ici_bytes
         total["dcn_bytes"] += one.count * one.dcn_bytes
@@ -150,7 +150,7 @@ def _roofline(roofline: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"assumptions: {'; '.join(roofline['assumptions'])}"
 
 
-def misfit(programs: Sequence[Program], limit: float) -> str:
+def memory_problem(programs: Sequence[Program], limit: float) -> str:
     """Returns the reason why a program does not fit into `limit` bytes, or "" if all programs fit."""
     for program in programs:
         if program.error:

@@ -1,6 +1,5 @@
 """Compiles the two programs of sampling, prefill and decode, for devices that need not be attached."""
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -114,7 +113,7 @@ def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
     spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, config.strategy)
     settings = DecodeParams(config.params, stop_tokens=np.zeros(1, np.int32))
     prompts = _prompts(model, shape, mesh)
-    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), settings)
+    arguments = (model, params, prompts, _keys(prompts.shape[0]), settings)
     return _decoder(arguments, spec, shape, _TEXT_CHUNK)
 
 
@@ -124,7 +123,7 @@ def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: 
     settings = DecodeParams(sampler.sampling.params, sampler.guidance_scale)
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
-    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), settings)
+    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2), settings)
     return _decoder(arguments, spec, shape, CACHE_STEP)
 
 
@@ -178,6 +177,6 @@ def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int 
     return abstract_batch(example._replace(text_targets=None, gen_starts=None), batch_size, mesh)
 
 
-def _keys(count: int, *per_prompt: int) -> jax.ShapeDtypeStruct:
-    kind = jax.eval_shape(functools.partial(jax.random.split, num=count), jax.random.key(0))
-    return jax.ShapeDtypeStruct((count, *per_prompt), kind.dtype)
+def _keys(count: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape of random keys for `count` prompts with one sample each."""
+    return jax.ShapeDtypeStruct((count, 1), jax.random.key(0).dtype)
