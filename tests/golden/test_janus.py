@@ -306,7 +306,7 @@ def test_janus_vq_tokens(subject, latents):
     )
     clear = subject.expected["vq_margin"] >= 1e-3
     assert clear.mean() > 0.5
-    np.testing.assert_array_equal(np.asarray(ids)[clear], subject.expected["vq_tokens"][clear])
+    np.testing.assert_array_equal(np.asarray(ids)[clear], subject.expected["vq_ids"][clear])
 
 
 def test_janus_vq_decoded_pixels(subject):
