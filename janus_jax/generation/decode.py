@@ -156,7 +156,9 @@ def decode(
     per_sequence = state.positions.shape[0] // state.tokens.shape[0]
 
     def is_running(state: DecodeState) -> Bool[Array, ""]:
-        return (state.num_tokens < end) & ~state.finished.all()
+        has_steps = state.num_tokens < end
+        # Without stop tokens no sequence finishes early, and the mesh needs no reduction in each step.
+        return has_steps & ~state.finished.all() if settings.stop_tokens.shape[0] else has_steps
 
     def step(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.num_tokens - 1, axis=1)
