@@ -1,6 +1,6 @@
-"""The shapes dataset: rendered scenes of coloured shapes, with captions, questions and scores.
+"""The shapes dataset: rendered scenes of colored shapes, with captions, questions and scores.
 
-Nothing is downloaded. `examples.shapes.source` prepares it for training.
+Nothing is downloaded. `examples.shapes.source` prepares the dataset for training.
 """
 
 from examples.shapes.dataset.detector import Detection, detect

@@ -25,17 +25,17 @@ _STREAMS = {Task.TEXT: 0, Task.UNDERSTANDING: 1, Task.GENERATION: 2}
 
 @dataclass(frozen=True)
 class ShapesDataset:
-    """An endless dataset. Each record depends only on these fields, its task and its index.
+    """An endless dataset. A record depends only on these fields, its task and its index.
 
     Attributes:
-      split: TRAIN excludes held-out combinations; every record of TEST is about one.
-      vocabulary: Shapes and colours that occur.
+      split: TRAIN excludes held-out combinations. Every record of TEST is about a held-out combination.
+      vocabulary: Shapes and colors that occur.
       image_size: Side of the images in pixels.
       seed: Seed of all records.
-      about: Every scene shows at least one of these shapes and colours, if there are any.
-      categories: Categories of scenes and captions, equally frequent. None is a scene of any kind with a caption that
-        names every object. Empty uses frequencies that suit captions and questions. The categories of one object serve
-        as the easy start, as ImageNet does for Janus (arXiv 2410.13848, §3.3).
+      about: If not empty, every scene shows at least one of these shapes and colors.
+      categories: Categories of scenes and captions, equally frequent. None stands for scenes of any kind with captions
+        that name every object. If empty, all categories occur, and harder ones are more frequent. Categories with one
+        object are used early in training, like ImageNet for Janus (arXiv 2410.13848, §3.3).
       focus: Topics of the conversations.
 
     Raises:
@@ -55,7 +55,7 @@ class ShapesDataset:
             raise JanusError(
                 f"image_size is {self.image_size}; the shapes dataset needs {MIN_IMAGE_SIZE} pixels or more."
             )
-        if unknown := self.about - {*self.vocabulary.shapes, *self.vocabulary.colours}:
+        if unknown := self.about - {*self.vocabulary.shapes, *self.vocabulary.colors}:
             raise JanusError(
                 f"about names {min(unknown)!r}, which is not in the vocabulary; add it with Vocabulary.with_extras."
             )
@@ -65,7 +65,7 @@ class ShapesDataset:
         return f"shapes/{self.split}/{self.seed}/{task.value}/{index}"
 
     def record(self, task: Task, index: int) -> Record:
-        """Generates a record.
+        """Returns a record.
 
         Raises:
           JanusError: The vocabulary allows no such scene.
@@ -111,7 +111,7 @@ class ShapesDataset:
 
 @dataclass(frozen=True)
 class ShapesRecords(Sequence[Record]):
-    """Sequence of records that are generated on each access."""
+    """Sequence of records. Each access generates the record."""
 
     dataset: ShapesDataset
     task: Task
@@ -134,7 +134,7 @@ class ShapesRecords(Sequence[Record]):
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Encodes an image as PNG."""
+    """Returns an image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -114,8 +114,8 @@ def test_shipped_models_have_the_config_of_their_recipe_and_are_small(folder, mo
 
 
 def test_the_new_words_are_not_in_the_training_data():
-    assert not set(NEW) & {*DEFAULT_VOCABULARY.shapes, *DEFAULT_VOCABULARY.colours}
-    assert set(NEW) <= {*FULL_VOCABULARY.shapes, *FULL_VOCABULARY.colours}
+    assert not set(NEW) & {*DEFAULT_VOCABULARY.shapes, *DEFAULT_VOCABULARY.colors}
+    assert set(NEW) <= {*FULL_VOCABULARY.shapes, *FULL_VOCABULARY.colors}
     assert FineTuneSpec().killed_at < finetune.STAGE.steps
 
 

@@ -24,11 +24,11 @@ from janus_jax.errors import JanusError
 
 
 def kinds_of(scene):
-    return Counter((obj.shape, obj.colour) for obj in scene.objects)
+    return Counter((obj.shape, obj.color) for obj in scene.objects)
 
 
 def found_in(image):
-    return Counter((obj.shape, obj.colour) for obj in detect(image))
+    return Counter((obj.shape, obj.color) for obj in detect(image))
 
 
 def share_right(count, size, change=lambda image: image):
@@ -93,7 +93,7 @@ def test_noise_and_bars_match_no_shape():
     assert all(obj.shape == UNKNOWN for obj in detect(noise))
     bar = np.full((48, 48, 3), 240, np.uint8)
     bar[20:25] = (222, 46, 52)
-    assert [(obj.shape, obj.colour) for obj in detect(bar)] == [(UNKNOWN, "red")]
+    assert [(obj.shape, obj.color) for obj in detect(bar)] == [(UNKNOWN, "red")]
 
 
 def test_touching_objects_are_separated():
@@ -106,7 +106,7 @@ def test_detections_stay_in_the_vocabulary():
     scene = Scene((SceneObject("heart", "pink", "large", 0.5, 0.5),), Background("plain", "paper"))
     (found,) = detect(render(scene, 48), DEFAULT_VOCABULARY)
     assert found.shape in (*DEFAULT_VOCABULARY.shapes, UNKNOWN)
-    assert found.colour in DEFAULT_VOCABULARY.colours
+    assert found.color in DEFAULT_VOCABULARY.colors
 
 
 @pytest.mark.parametrize("image", [np.zeros((48, 48), np.uint8), np.zeros((48, 48, 3), np.float32)])

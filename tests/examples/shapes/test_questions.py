@@ -43,16 +43,16 @@ def seen(question):
         return re.fullmatch(pattern, question.text)
 
     if match := matching(rf"What color is the {SHAPE}\?"):
-        return named(match["shape"]).colour
+        return named(match["shape"]).color
     if match := matching(r"What shape is the (\w+) object\?"):
-        (obj,) = [obj for obj in found if obj.colour == match[1]]
+        (obj,) = [obj for obj in found if obj.color == match[1]]
         return obj.shape
     if match := matching(r"How many (\w+ )?objects are there\?"):
-        return NUMBERS[sum(match[1] in (None, f"{obj.colour} ") for obj in found)]
+        return NUMBERS[sum(match[1] in (None, f"{obj.color} ") for obj in found)]
     if match := matching(r"How many (\w+) are there\?"):
         return NUMBERS[sum(plural(obj.shape) == match[1] for obj in found)]
     if match := matching(r"Is there an? (\w+ )?(\w+)\?"):
-        there = any(match[1] in (None, f"{obj.colour} ") and obj.shape == match[2] for obj in found)
+        there = any(match[1] in (None, f"{obj.color} ") and obj.shape == match[2] for obj in found)
         return "yes" if there else "no"
     if match := matching(rf"In which (row|column) is the {SHAPE}\?"):
         axis, names = (0, ("left", "middle", "right")) if match[1] == "column" else (1, ("top", "middle", "bottom"))
@@ -94,17 +94,17 @@ def test_existence_is_balanced_as_in_pope():
 def test_popular_negatives_are_frequent_and_adversarial_ones_similar():
     vocabulary = Vocabulary()
     absent = [question for question in of(Topic.EXISTENCE, Split.TRAIN) if question.answer == "no"]
-    coloured = [question for question in absent if len(question.named) == 2]
-    popular = {*vocabulary.shapes[:2], *vocabulary.colours[:3]}
+    colored = [question for question in absent if len(question.named) == 2]
+    popular = {*vocabulary.shapes[:2], *vocabulary.colors[:3]}
     shares = {
-        setting: sum(len(question.named & popular) for question in coloured if question.negatives is setting)
-        / sum(question.negatives is setting for question in coloured)
+        setting: sum(len(question.named & popular) for question in colored if question.negatives is setting)
+        / sum(question.negatives is setting for question in colored)
         for setting in Negatives
     }
     assert shares[Negatives.POPULAR] > shares[Negatives.RANDOM]
-    for question in coloured:
+    for question in colored:
         if question.negatives is Negatives.ADVERSARIAL:
-            assert question.named & (question.scene.shapes | question.scene.colours)
+            assert question.named & (question.scene.shapes | question.scene.colors)
 
 
 def test_positions_have_four_kinds_of_questions():

@@ -22,7 +22,7 @@ from examples.shapes.dataset import (
 from examples.shapes.dataset.captions import inventory, plural
 from examples.shapes.dataset.scene import held_out
 from examples.shapes.dataset.vocabulary import (
-    ALL_COLOURS,
+    ALL_COLORS,
     ALL_SHAPES,
     HELD_OUT_COUNTS,
     HELD_OUT_SHAPE_PAIRS,
@@ -46,17 +46,17 @@ def seen(record):
     """Returns the objects that the detector finds in the record's image."""
     (file,) = record.images
     image = np.asarray(Image.open(io.BytesIO(file)))
-    return [(obj.shape, obj.colour) for obj in detect(image)]
+    return [(obj.shape, obj.color) for obj in detect(image)]
 
 
 def named_shapes(text):
     return {WORDS[word] for word in re.findall("[a-z]+", text) if word in WORDS}
 
 
-def named_colours(text):
-    """Returns every `colour shape` in a text."""
-    pairs = re.findall(rf"\b({'|'.join(ALL_COLOURS)}) ({'|'.join(WORDS)})\b", text)
-    return {(WORDS[shape], colour) for colour, shape in pairs}
+def named_colors(text):
+    """Returns every `color shape` in a text."""
+    pairs = re.findall(rf"\b({'|'.join(ALL_COLORS)}) ({'|'.join(WORDS)})\b", text)
+    return {(WORDS[shape], color) for color, shape in pairs}
 
 
 def named_numbers(text):
@@ -80,10 +80,10 @@ def test_no_training_caption_names_only_a_held_out_combination(vocabulary):
     for record in ShapesDataset(vocabulary=vocabulary).records(Task.GENERATION, COUNT):
         text = record.text.partition(".")[0]
         shapes = named_shapes(text)
-        if len(named_colours(text)) + len(named_numbers(text)) <= 2 and len(re.findall(",", text)) == 0:
+        if len(named_colors(text)) + len(named_numbers(text)) <= 2 and len(re.findall(",", text)) == 0:
             if len(seen(record)) <= 2:
-                assert len(seen(record)) > 1 or not named_colours(text) & HELD_OUT_SINGLES, text
-                assert not any(is_held_out_pair(*pair) for pair in itertools.combinations(named_colours(text), 2)), text
+                assert len(seen(record)) > 1 or not named_colors(text) & HELD_OUT_SINGLES, text
+                assert not any(is_held_out_pair(*pair) for pair in itertools.combinations(named_colors(text), 2)), text
                 assert frozenset(shapes) not in HELD_OUT_SHAPE_PAIRS, text
             if len(shapes) == 1 and len(set(seen(record))) == 1:
                 assert not named_numbers(text) & HELD_OUT_COUNTS, text
@@ -97,7 +97,7 @@ def test_every_test_image_shows_a_held_out_combination(task):
 
 def test_the_text_patterns_find_names_and_counts():
     text = "a photo of two small red stars. how many triangles are there? three is there a yellow star?"
-    assert named_colours(text) == {("star", "red"), ("star", "yellow")}
+    assert named_colors(text) == {("star", "red"), ("star", "yellow")}
     assert named_numbers(text) == {("star", 2), ("triangle", 3)}
     assert named_shapes(text) == {"star", "triangle"}
 
@@ -143,7 +143,7 @@ def test_captions_vary_in_phrasing():
 def test_captions_name_what_the_image_shows():
     for record in ShapesDataset(vocabulary=FULL_VOCABULARY).records(Task.GENERATION, COUNT):
         kinds = seen(record)
-        assert named_colours(record.text) <= set(kinds)
+        assert named_colors(record.text) <= set(kinds)
         assert named_shapes(record.text) == {shape for shape, _ in kinds}
 
 
@@ -205,7 +205,7 @@ def test_inventory_names_every_object_with_its_position():
     scene = sample_scene(np.random.default_rng(3))
     told = inventory(scene)
     for obj in scene.objects:
-        assert f"{obj.size} {obj.colour} {obj.shape} {obj.row} {obj.column}" in told
+        assert f"{obj.size} {obj.color} {obj.shape} {obj.row} {obj.column}" in told
     assert told.count(",") == len(scene.objects) - 1
     assert told.endswith(scene.background.texture)
 

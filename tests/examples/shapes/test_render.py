@@ -17,12 +17,12 @@ from examples.shapes.dataset import (
 )
 from examples.shapes.dataset.render import outline
 from examples.shapes.dataset.scene import TEXTURES, TINTS, held_out
-from examples.shapes.dataset.vocabulary import ALL_COLOURS, ALL_SHAPES
+from examples.shapes.dataset.vocabulary import ALL_COLORS, ALL_SHAPES
 from janus_jax.errors import JanusError
 
 
-def scene_of(shape="circle", colour="red", texture="plain", tint="paper"):
-    return Scene((SceneObject(shape, colour, "large", 0.5, 0.5),), Background(texture, tint))
+def scene_of(shape="circle", color="red", texture="plain", tint="paper"):
+    return Scene((SceneObject(shape, color, "large", 0.5, 0.5),), Background(texture, tint))
 
 
 def test_images_depend_on_the_scene_only():
@@ -62,7 +62,7 @@ def test_outlines_are_distance_functions(shape):
 
 def test_different_scenes_have_different_images():
     variants = [scene_of(shape=shape) for shape in ALL_SHAPES]
-    variants += [scene_of(colour=colour) for colour in ALL_COLOURS[1:]]
+    variants += [scene_of(color=color) for color in ALL_COLORS[1:]]
     variants += [scene_of(texture=texture) for texture in TEXTURES[1:]]
     variants += [scene_of(tint=tint) for tint in TINTS[1:]]
     assert len({render(scene, 48).tobytes() for scene in variants}) == len(variants)
@@ -76,9 +76,9 @@ def test_sampled_images_depend_on_seed_and_index_only():
 
 
 def test_sampled_images_show_all_words_and_no_held_out_combination():
-    found = [[(obj.shape, obj.colour) for obj in detect(image)] for image in sample_images(0, 400, 48)]
+    found = [[(obj.shape, obj.color) for obj in detect(image)] for image in sample_images(0, 400, 48)]
     assert {shape for kinds in found for shape, _ in kinds} == set(ALL_SHAPES)
-    assert {colour for kinds in found for _, colour in kinds} == set(ALL_COLOURS)
+    assert {color for kinds in found for _, color in kinds} == set(ALL_COLORS)
     assert not any(held_out(kinds) for kinds in found)
     assert {obj.shape for image in sample_images(0, 100, 48, DEFAULT_VOCABULARY) for obj in detect(image)} == set(
         DEFAULT_VOCABULARY.shapes
@@ -87,7 +87,7 @@ def test_sampled_images_show_all_words_and_no_held_out_combination():
 
 def test_sampled_images_of_test_show_held_out_combinations():
     images = sample_images(0, 20, 48, split=Split.TEST)
-    assert all(held_out([(obj.shape, obj.colour) for obj in detect(image)]) for image in images)
+    assert all(held_out([(obj.shape, obj.color) for obj in detect(image)]) for image in images)
 
 
 def test_objects_at_the_border_are_clipped():

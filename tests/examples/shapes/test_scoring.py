@@ -23,8 +23,8 @@ from janus_jax.errors import JanusError
 LEFT, MIDDLE, RIGHT = (0.2, 0.5), (0.5, 0.5), (0.8, 0.5)
 
 
-def obj(shape, colour, center=MIDDLE):
-    return SceneObject(shape, colour, "small", *center)
+def obj(shape, color, center=MIDDLE):
+    return SceneObject(shape, color, "small", *center)
 
 
 def scene(*objects):
@@ -136,7 +136,7 @@ def test_relations_follow_geneval(center, expected):
 def test_prompts_belong_to_their_split(split):
     """The combination in the prompt is held out in TEST, and never in TRAIN."""
     for asked in sample_prompts(split, 30):
-        named = [(required.shape, required.colour) for required in asked.requirements for _ in range(required.count)]
+        named = [(required.shape, required.color) for required in asked.requirements for _ in range(required.count)]
         expected = split is Split.TEST and asked.category is not Category.SINGLE_OBJECT
         assert bool(held_out(named)) == expected, asked.text
 

@@ -46,7 +46,7 @@ def records(monkeypatch):
 
 
 def numbers(batch):
-    """Returns the record of each crop; each record has one colour."""
+    """Returns the record of each crop; each record has one color."""
     return (batch[0][:, 0, 0, 0] // 10).tolist()
 
 
