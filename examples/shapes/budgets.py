@@ -121,7 +121,7 @@ def stage_recipe(
 
 
 def architecture(understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
-    """Returns the model config. If the image tokenizer is used for understanding, patches have the size of its patches."""
+    """Returns the model config. If the image tokenizer is used for understanding, patches are as large as its own."""
     config = model.module.MODEL
     if understanding_encoder == "und_encoder":
         return config

@@ -1,9 +1,8 @@
 """Records of the dataset, generated on access."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 from jaxtyping import UInt8
@@ -90,9 +89,9 @@ class ShapesDataset:
             yield from (turn["content"] for turn in self._conversation(rng)[1])
             yield self._captioned_scene(self._rng(Task.GENERATION, index))[1]
 
-    def records(self, task: Task, count: int) -> "ShapesRecords":
-        """Returns the first `count` records of a task."""
-        return ShapesRecords(self, task, count)
+    def records(self, task: Task, count: int) -> Iterator[Record]:
+        """Yields the first `count` records of a task."""
+        return (self.record(task, index) for index in range(count))
 
     def _conversation(self, rng: np.random.Generator) -> tuple[Scene, tuple[Message, ...]]:
         return sample_conversation(
@@ -107,30 +106,6 @@ class ShapesDataset:
 
     def _rng(self, task: Task, index: int) -> np.random.Generator:
         return np.random.default_rng((self.seed, tuple(Split).index(self.split), _STREAMS[task], index))
-
-
-@dataclass(frozen=True)
-class ShapesRecords(Sequence[Record]):
-    """Sequence of records. Each access generates the record."""
-
-    dataset: ShapesDataset
-    task: Task
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        selected = range(self.length)[index]
-        if isinstance(selected, range):
-            return [self.dataset.record(self.task, number) for number in selected]
-        return self.dataset.record(self.task, selected)
 
 
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:

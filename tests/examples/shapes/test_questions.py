@@ -71,12 +71,7 @@ def seen(question):
 def test_the_image_gives_the_answer(split, vocabulary):
     for question in sample_questions(split, PER_TOPIC, vocabulary=vocabulary):
         assert seen(question) == question.answer, question.text
-
-
-def test_answers_are_one_word_of_the_choices():
-    for question in sample_questions(Split.TEST, PER_TOPIC):
         assert question.answer in question.choices
-        assert question.answer.isalpha()
 
 
 def test_questions_depend_on_the_seed_only():

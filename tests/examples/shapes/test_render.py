@@ -9,7 +9,6 @@ from examples.shapes.dataset import (
     Category,
     Scene,
     SceneObject,
-    Split,
     detect,
     render,
     sample_images,
@@ -32,13 +31,6 @@ def test_images_depend_on_the_scene_only():
         first[:] = 0  # A change of one image does not change others.
         assert render(scene, 48).any()
         np.testing.assert_array_equal(render(scene, 48), render(scene, 48))
-
-
-@pytest.mark.parametrize("size", [24, 48, 50, 64, 384])
-def test_images_have_the_requested_size(size):
-    image = render(scene_of(), size)
-    assert image.shape == (size, size, 3)
-    assert image.dtype == np.uint8
 
 
 def test_images_agree_across_sizes():
@@ -83,11 +75,6 @@ def test_sampled_images_show_all_words_and_no_held_out_combination():
     assert {obj.shape for image in sample_images(0, 100, 48, DEFAULT_VOCABULARY) for obj in detect(image)} == set(
         DEFAULT_VOCABULARY.shapes
     )
-
-
-def test_sampled_images_of_test_show_held_out_combinations():
-    images = sample_images(0, 20, 48, split=Split.TEST)
-    assert all(held_out([(obj.shape, obj.color) for obj in detect(image)]) for image in images)
 
 
 def test_objects_at_the_border_are_clipped():

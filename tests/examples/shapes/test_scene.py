@@ -34,10 +34,6 @@ def kinds(scene):
     return [(obj.shape, obj.color) for obj in scene.objects]
 
 
-def test_scenes_depend_on_the_seed_only():
-    assert scenes(20) == scenes(20)
-
-
 @pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, FULL_VOCABULARY])
 @pytest.mark.parametrize("category", [None, *Category])
 def test_no_training_scene_shows_a_held_out_combination(category, vocabulary):
