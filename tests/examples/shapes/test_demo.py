@@ -1,4 +1,4 @@
-"""The shipped models, and the steps of the demo."""
+"""The shipped models and the demo."""
 
 import json
 import re

@@ -31,13 +31,13 @@ def found_in(image):
     return Counter((obj.shape, obj.color) for obj in detect(image))
 
 
-def share_right(count, size, change=lambda image: image):
-    right = 0
+def fraction_detected(count, size, change=lambda image: image):
+    correct = 0
     for index in range(count):
         category = (None, *Category)[index % 7]
         scene = sample_scene(np.random.default_rng((5, index)), FULL_VOCABULARY, tuple(Split)[index % 2], category)
-        right += found_in(change(render(scene, size))) == kinds_of(scene)
-    return right / count
+        correct += found_in(change(render(scene, size))) == kinds_of(scene)
+    return correct / count
 
 
 def blurred(image):
@@ -66,12 +66,12 @@ def test_rendered_scenes_are_detected_in_every_category(vocabulary, split):
 
 @pytest.mark.parametrize("size", [32, 48, 64, 100, 384])
 def test_scenes_are_detected_at_any_size(size):
-    assert share_right(140, size) >= 0.99
+    assert fraction_detected(140, size) >= 0.99
 
 
 @pytest.mark.parametrize("change", [blurred, coarse, noisy])
 def test_detection_is_robust_to_tokenizer_artifacts(change):
-    assert share_right(560, 48, change) >= 0.98
+    assert fraction_detected(560, 48, change) >= 0.98
 
 
 def test_boxes_match_the_objects():

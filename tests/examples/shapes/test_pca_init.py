@@ -1,4 +1,4 @@
-"""The PCA encoder is a linear map of each patch that keeps the content of the images."""
+"""Initialization of the encoder as the PCA of image patches."""
 
 import functools
 from dataclasses import replace
@@ -43,7 +43,7 @@ IMAGES = sample_images(0, 64, CONFIG.image_size)
 
 
 def random_params(init):
-    """Returns constants instead of random values, which take long to compile and are replaced by the PCA."""
+    """Returns ones for scales and zeros for all other parameters, because random values take long to compile."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.full(leaf.shape, float("scale" in str(path)), leaf.dtype), jax.eval_shape(init)
     )
@@ -135,7 +135,7 @@ def test_equal_patches_have_equal_codes_and_codes_determine_colors(ids):
     assert tokenizer_metrics.color_determined(IMAGES, ids) > 0.95
 
 
-def test_skipping_outer_taps_does_not_change_the_output(training, params, pixels, features):
+def test_the_patchwise_encoder_has_the_same_output(training, params, pixels, features):
     with patchwise_encoder():
         found = encode(training.model, params, pixels)
     np.testing.assert_allclose(found, features(pixels), atol=1e-4 * float(jnp.max(jnp.abs(found))))

@@ -1,4 +1,4 @@
-"""Records of the dataset. Held-out combinations must not leak into training."""
+"""Records of the dataset: held-out combinations do not occur in training."""
 
 import io
 import itertools
@@ -59,11 +59,11 @@ def named_colors(text):
 
 
 def named_numbers(text):
-    """Returns every `number ... shapes` in a text, and every answer to how many of a shape there are."""
+    """Returns every `number ... shapes` in a text, and every answer to `how many shapes are there?`."""
     numbers = {word: number for number, word in NUMBERS.items()}
-    told = re.findall(rf"\b({'|'.join(numbers)}) (?:\w+ ){{0,2}}?({'|'.join(WORDS)})\b", text)
+    stated = re.findall(rf"\b({'|'.join(numbers)}) (?:\w+ ){{0,2}}?({'|'.join(WORDS)})\b", text)
     asked = re.findall(rf"how many ({'|'.join(WORDS)}) are there\?\W+({'|'.join(numbers)})\b", text)
-    return {(WORDS[shape], numbers[number]) for number, shape in [*told, *((n, s) for s, n in asked)]}
+    return {(WORDS[shape], numbers[number]) for number, shape in [*stated, *((n, s) for s, n in asked)]}
 
 
 @pytest.mark.parametrize("vocabulary", [DEFAULT_VOCABULARY, FULL_VOCABULARY])
@@ -126,10 +126,10 @@ def test_conversations_have_several_turns_and_one_image():
 
 
 def test_yes_and_no_are_equally_frequent():
-    said = [
+    contents = [
         message["content"] for record in ShapesDataset().records(Task.UNDERSTANDING, 500) for message in record.messages
     ]
-    assert 0.4 < said.count("yes") / (said.count("yes") + said.count("no")) < 0.6
+    assert 0.4 < contents.count("yes") / (contents.count("yes") + contents.count("no")) < 0.6
 
 
 def test_captions_vary_in_phrasing():
@@ -187,17 +187,17 @@ def test_conversations_can_be_about_positions_only():
 def test_conversations_about_relations_include_held_out_pairs():
     asked = list(turns(Focus.RELATIONS, 400))
     assert all(re.search(r"(seen from|Is the \w+|What shape is) ", question) for question, _ in asked)
-    beside = {answer for question, answer in asked if re.search(r"What shape is .* the square\?", question)}
-    assert beside == {*DEFAULT_VOCABULARY.shapes} - {"square"}
+    shapes = {answer for question, answer in asked if re.search(r"What shape is .* the square\?", question)}
+    assert shapes == {*DEFAULT_VOCABULARY.shapes} - {"square"}
 
 
 def test_inventory_names_every_object_with_its_position():
     scene = sample_scene(np.random.default_rng(3))
-    told = inventory(scene)
+    text = inventory(scene)
     for obj in scene.objects:
-        assert f"{obj.size} {obj.color} {obj.shape} {obj.row} {obj.column}" in told
-    assert told.count(",") == len(scene.objects) - 1
-    assert told.endswith(scene.background.texture)
+        assert f"{obj.size} {obj.color} {obj.shape} {obj.row} {obj.column}" in text
+    assert text.count(",") == len(scene.objects) - 1
+    assert text.endswith(scene.background.texture)
 
 
 def test_invalid_datasets_are_refused():

@@ -28,13 +28,13 @@ def test_images_depend_on_the_scene_only():
     for index in range(10):
         scene = sample_scene(np.random.default_rng(index))
         first = render(scene, 48)
-        first[:] = 0  # A change of one image does not change others.
+        first[:] = 0  # Changing the returned image must not change the cached background.
         assert render(scene, 48).any()
         np.testing.assert_array_equal(render(scene, 48), render(scene, 48))
 
 
 def test_images_agree_across_sizes():
-    """Coverage is what a finer image shows on average, so edges are smooth."""
+    """A large image, averaged over squares of pixels, equals the small one, so edges are smooth."""
     for index in range(20):
         scene = sample_scene(np.random.default_rng(index), FULL_VOCABULARY)
         fine = render(scene, 192).reshape(48, 4, 48, 4, 3).mean((1, 3))
@@ -43,7 +43,7 @@ def test_images_agree_across_sizes():
 
 @pytest.mark.parametrize("shape", ALL_SHAPES)
 def test_outlines_are_distance_functions(shape):
-    """Outside, where shadows fade with them."""
+    """Checks distances outside the shape, on which shadows depend."""
     x, y = np.meshgrid(*[np.linspace(-1.5, 1.5, 301)] * 2)
     distance = outline(shape, x, y)
     counted = ndimage.distance_transform_edt(distance > 0) * 0.01
