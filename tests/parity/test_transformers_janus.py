@@ -26,7 +26,7 @@ from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, 
 from janus_jax.generation.image_tokens import sample_image_tokens
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import generate_text
-from janus_jax.models.backbone import apply, to_pixels
+from janus_jax.models.backbone import to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import load_params
 from tests.golden.pseudo_weights import tensor
@@ -105,7 +105,11 @@ class Pair:
         return model
 
     def apply(self, method, *args):
-        return jax.jit(lambda params, *args: apply(method, params, *args))(self.params, *args)
+        @jax.jit
+        def run(params, *args):
+            return self.ours.apply({"params": params}, *args, method=method)
+
+        return run(self.params, *args)
 
     def generate(self, prompts, **options):
         """transformers' ids, the likeliest at every step."""
