@@ -1,1 +1,1 @@
-"""What the project costs in time and memory, beside PyTorch where there is something to compare with."""
+"""Benchmarks of time and memory, next to PyTorch where it has the same model."""

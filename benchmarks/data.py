@@ -1,20 +1,18 @@
-"""The stream beside the least it could do: decoding and resizing the same images with PIL.
+"""Measures the data pipeline, compared to decoding and resizing the same images with PIL.
 
     python -m benchmarks.data
     python -m benchmarks.data --ratio 7:3:10 --workers 8 --rounds 100
 
-Makes a prepared data set of its own: JPEGs of 640 x 480 pixels with texture and noise, with questions and answers of
-20 to 300 ids, with captions of up to 100, and documents of 50 to 4,000 ids. Measured are the fill of the batches (rows
-of 4096 places, images of 576); samples and images a second and core, next to PIL's images from the same files; and the
-time from nothing, in a fresh interpreter, to the first batch.
+The benchmark makes a prepared data set: textured JPEGs of 640 x 480 pixels, with questions and answers of 20 to 300
+tokens or captions of up to 100, and documents of 50 to 4,000 tokens. It reports the fill of the batches (sequences of
+4096 tokens, images of 576 tokens), examples and images per second and core, and the time from the start of a fresh
+interpreter to the first batch.
 
-PIL and the stream, without worker processes, take turns in one process and on one core: the stream makes a batch, then
-PIL opens, decodes and resizes the images that were in it, to the sizes that the model takes. The ratio is of processor
-time, which other programs on the machine do not count into; that of wall time stands beside it. What the stream does
-besides, reading records, tokenising, packing and laying the batch, counts against it. `ratio` is of samples with
-images, for which PIL does something; `mixture_ratio` is of the whole mixture, where the stream tokenises documents
-too and PIL has nothing to do for them. The figures with worker processes are of wall time and mean something on an
-idle machine alone. The last line is one JSON object with every figure.
+The pipeline (without worker processes) and PIL alternate in one process on one core: the pipeline makes a batch, then
+PIL decodes and resizes the images in it. `ratio` compares their processor times, which other programs do not affect,
+and `ratio_wall` their wall times. Reading, tokenizing and packing count against the pipeline. `ratio` is for examples
+with images only; `mixture_ratio` is for the whole mixture, in which documents cost PIL nothing. The figures with worker
+processes are wall times and need an idle machine. The last line is a JSON object with all figures.
 """
 
 import io
@@ -42,17 +40,15 @@ from janus_jax.data.shards import shard_path, write_metadata, write_shard
 from janus_jax.errors import JanusError
 from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT, Processor, Task, make_byte_level_tokenizer
 
-_RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generation, in samples")
+_RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generation, in examples")
 _ROUNDS = flags.DEFINE_integer("rounds", 40, "batches to measure", lower_bound=1)
-_ROWS = flags.DEFINE_integer("rows", 4, "rows of a batch", lower_bound=1)
-_WORKERS = flags.DEFINE_integer(
-    "workers", 2, "worker processes of the figure with them; 0 leaves it out", lower_bound=0
-)
+_SEQUENCES = flags.DEFINE_integer("sequences", 4, "sequences per batch", lower_bound=1)
+_WORKERS = flags.DEFINE_integer("workers", 2, "worker processes; 0 skips the measurement with workers", lower_bound=0)
 _RECORDS = flags.DEFINE_integer("records", 150, "records of each kind", lower_bound=1)
 
 NAMES = ("und", "text", "gen")
 SIZE = (640, 480)
-BARS = {"fill": 0.95, "mixture_fill": 0.95, "ratio": 0.8}
+GOALS = {"fill": 0.95, "mixture_fill": 0.95, "ratio": 0.8}
 _FIRST_BATCH = """
 import time
 begin = time.perf_counter()
@@ -60,8 +56,8 @@ from benchmarks.data import make_config, make_processor
 from janus_jax.data.pipeline.stream import open_stream
 from pathlib import Path
 import sys
-folder, ratio, rows, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
-config, processor = make_config(folder, ratio, rows), make_processor(folder)
+folder, ratio, sequences, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+config, processor = make_config(folder, ratio, sequences), make_processor(folder)
 opened = time.perf_counter()
 with open_stream(config, processor, workers=workers) as stream:
     next(stream)
@@ -69,8 +65,8 @@ with open_stream(config, processor, workers=workers) as stream:
 """
 
 
-def make_picture(rng: np.random.Generator) -> bytes:
-    """A JPEG about as hard to decode as a photograph: colours, texture and noise."""
+def make_image(rng: np.random.Generator) -> bytes:
+    """Returns a JPEG that takes about as long to decode as a photo: colors, texture and noise."""
     width, height = SIZE
     layers = [
         np.asarray(
@@ -89,7 +85,7 @@ def make_picture(rng: np.random.Generator) -> bytes:
 
 
 def make_records(kind: str, count: int) -> Iterator[Record]:
-    """Records of one component; a word is about an id."""
+    """Yields the records of one component; a word is about one token."""
     rng = np.random.default_rng(NAMES.index(kind))
     for number in range(count):
         key = f"{kind}{number}"
@@ -97,7 +93,7 @@ def make_records(kind: str, count: int) -> Iterator[Record]:
             yield Record(key, Task.TEXT, text=_words(rng, int(np.exp(rng.uniform(np.log(50), np.log(4000))))))
         elif kind == "gen":
             caption = _words(rng, int(rng.integers(8, 100)))
-            yield Record(key, Task.GENERATION, text=caption, images=(make_picture(rng),))
+            yield Record(key, Task.GENERATION, text=caption, images=(make_image(rng),))
         else:
             question = f"<image_placeholder>\n{_words(rng, 10)}?"
             answer = _words(rng, int(rng.integers(10, 250)))
@@ -105,7 +101,7 @@ def make_records(kind: str, count: int) -> Iterator[Record]:
                 key,
                 Task.UNDERSTANDING,
                 messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}),
-                images=(make_picture(rng),),
+                images=(make_image(rng),),
             )
 
 
@@ -122,7 +118,7 @@ def _words(rng: np.random.Generator, count: int) -> str:
 
 
 def make_processor(folder: Path) -> Processor:
-    """That of a released model's sizes, with a tokenizer that knows the words."""
+    """Returns a processor with the sizes of Janus-Pro-1B and a tokenizer trained on the words."""
     model = folder / "model"
     config = janus_preset("janus_pro_1b")
     if not model.exists():
@@ -131,19 +127,19 @@ def make_processor(folder: Path) -> Processor:
     return Processor.from_directory(model, config)
 
 
-def make_config(folder: Path, ratio: str, rows: int) -> StreamConfig:
-    """The mixture of the data sets in a folder."""
+def make_config(folder: Path, ratio: str, sequences: int) -> StreamConfig:
+    """Returns the mixture of the data sets in a folder."""
     weights = [float(part) for part in ratio.split(":")]
     if len(weights) != len(NAMES):
-        raise JanusError(f"--ratio is {ratio!r}; it must be three numbers, as 2:3:5.")
+        raise JanusError(f"--ratio is {ratio!r}; it must be three numbers, such as 2:3:5.")
     components = [
         Component(name, folder / name, weight) for name, weight in zip(NAMES, weights, strict=True) if weight > 0
     ]
-    return StreamConfig(tuple(components), batch_size=rows)
+    return StreamConfig(tuple(components), batch_size=sequences)
 
 
-def bare(file: bytes, kind: str) -> Image.Image:
-    """What cannot be left out: the image, decoded and at the size that the model takes."""
+def decode_with_pil(file: bytes, kind: str) -> Image.Image:
+    """Decodes an image and resizes it to the size that the model takes."""
     image = Image.open(io.BytesIO(file)).convert("RGB")
     width, height = image.size
     if kind == "und":
@@ -154,7 +150,7 @@ def bare(file: bytes, kind: str) -> Image.Image:
 
 @dataclass
 class Clock:
-    """Adds up wall and processor seconds of this process."""
+    """Sums wall and processor seconds of this process."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -168,48 +164,48 @@ class Clock:
 
 
 def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, float]:
-    """The stream and PIL in turns, on one core."""
-    ours, theirs, samples, images = Clock(), Clock(), 0, 0
-    next(stream)  # the first batch also fills what waits
+    """Alternates between the stream and PIL on one core."""
+    ours, pil, examples, images = Clock(), Clock(), 0, 0
+    next(stream)  # The first batch also fills the lookahead.
     for _ in range(rounds):
         with ours:
             next(stream)
-        names = [name.split("#")[0] for row in stream.example_ids for name in row]
-        pictures = [(files[name], name.partition("/")[0]) for name in names if name in files]
-        with theirs:
-            for file, kind in pictures:
-                bare(file, kind)
-        samples, images = samples + len(names), images + len(pictures)
+        names = [name.split("#")[0] for ids in stream.example_ids for name in ids]
+        encoded = [(files[name], name.partition("/")[0]) for name in names if name in files]
+        with pil:
+            for file, kind in encoded:
+                decode_with_pil(file, kind)
+        examples, images = examples + len(names), images + len(encoded)
     return {
         "fill": stream.report()["fill/tokens"],
-        "samples_per_second_per_core": samples / ours.cpu,
+        "examples_per_second_per_core": examples / ours.cpu,
         "images_per_second_per_core": images / ours.cpu,
-        "pil_images_per_second_per_core": images / theirs.cpu,
-        "ratio": theirs.cpu / ours.cpu,
-        "ratio_wall": theirs.wall / ours.wall,
+        "pil_images_per_second_per_core": images / pil.cpu,
+        "ratio": pil.cpu / ours.cpu,
+        "ratio_wall": pil.wall / ours.wall,
     }
 
 
 def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
-    """The stream alone, as fast as its workers are."""
-    for _ in range(3):  # by then nothing was read ahead of the clock
+    """Measures the stream with worker processes."""
+    for _ in range(3):  # Until no example was prefetched before the measurement.
         next(stream)
-    samples, images, clock = 0, 0, Clock()
+    examples, images, clock = 0, 0, Clock()
     with clock:
         for _ in range(rounds):
             next(stream)
-            kinds = [name.partition("/")[0] for row in stream.example_ids for name in row]
-            samples, images = samples + len(kinds), images + len(kinds) - kinds.count("text")
+            kinds = [name.partition("/")[0] for ids in stream.example_ids for name in ids]
+            examples, images = examples + len(kinds), images + len(kinds) - kinds.count("text")
     return {
-        "workers_samples_per_second": samples / clock.wall,
+        "workers_examples_per_second": examples / clock.wall,
         "workers_images_per_second": images / clock.wall,
         "workers_main_process_share": clock.cpu / clock.wall,
     }
 
 
 def measure_start(folder: Path, workers: int) -> dict[str, float]:
-    """Seconds of a fresh interpreter until the stream is opened, and from there to the first batch."""
-    command = [sys.executable, "-c", _FIRST_BATCH, str(folder), _RATIO.value, str(_ROWS.value), str(workers)]
+    """Measures the import time in a fresh interpreter, and the time from there to the first batch."""
+    command = [sys.executable, "-c", _FIRST_BATCH, str(folder), _RATIO.value, str(_SEQUENCES.value), str(workers)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return {f"start_{workers}_import_s": float(printed[0]), f"start_{workers}_first_batch_s": float(printed[1])}
 
@@ -218,8 +214,8 @@ def main(_: Sequence[str]) -> None:
     """Prints a table and one line of JSON."""
     available = sorted(os.sched_getaffinity(0))
     report: dict[str, object] = {
-        "ratio_of_samples": _RATIO.value,
-        "rows": _ROWS.value,
+        "ratio_of_examples": _RATIO.value,
+        "sequences": _SEQUENCES.value,
         "cores": len(available),
         "load": os.getloadavg()[0],
         "versions": {name: version(name) for name in ("pillow", "numpy", "tokenizers")},
@@ -234,7 +230,7 @@ def main(_: Sequence[str]) -> None:
             size = write_shard(shard_path(folder / kind, "train", 0, 1), records, folder)
             write_metadata(folder / kind, "train", [size])
         report["kilobytes_per_image"] = sum(len(file) for file in files.values()) / len(files) / 1e3
-        processor, config = make_processor(folder), make_config(folder, _RATIO.value, _ROWS.value)
+        processor, config = make_processor(folder), make_config(folder, _RATIO.value, _SEQUENCES.value)
 
         for workers in sorted({0, _WORKERS.value}):
             report |= measure_start(folder, workers)
@@ -250,8 +246,8 @@ def main(_: Sequence[str]) -> None:
             with open_stream(config, processor, workers=_WORKERS.value) as stream:
                 report |= measure_workers(stream, _ROUNDS.value)
     for key, value in report.items():
-        bar = f"   (bar {BARS[key]})" if key in BARS else ""
-        print(f"{key:32} {f'{value:12.3f}' if isinstance(value, float) else f'{value!s:>12}'}{bar}")
+        goal = f"   (goal {GOALS[key]})" if key in GOALS else ""
+        print(f"{key:32} {f'{value:12.3f}' if isinstance(value, float) else f'{value!s:>12}'}{goal}")
     print(json.dumps(report))
 
 

@@ -5,11 +5,9 @@ import json
 import os
 import struct
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
-
-import numpy as np
 
 from janus_jax.errors import JanusError
 
@@ -118,22 +116,3 @@ def read_json_if_exists(file: Path, remedy: str = "fetch it again") -> dict[str,
     with reading(file, remedy):
         exists = file.exists()
     return read_json(file, remedy) if exists else {}
-
-
-def checked_tensor(
-    tensors: Mapping[str, np.ndarray], name: str, shape: tuple[int, ...], expected_file: str
-) -> np.ndarray:
-    """Returns a tensor of a weight file in float32.
-
-    Args:
-      expected_file: Description of the expected file, for messages.
-
-    Raises:
-      JanusError: The tensor is missing or has another shape.
-    """
-    if name not in tensors:
-        raise JanusError(f"The tensor {name} is missing; expected the weights of {expected_file}.")
-    if tensors[name].shape != shape:
-        found = list(tensors[name].shape)
-        raise JanusError(f"The tensor {name} has shape {found}; in {expected_file} it has shape {list(shape)}.")
-    return np.asarray(tensors[name], np.float32)

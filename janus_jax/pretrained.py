@@ -136,8 +136,8 @@ class Pretrained:
         """Answers a conversation about any number of images.
 
         Args:
-          messages: Dicts with role ("user", "assistant", or the release's own role strings), content, in which each
-            `<image_placeholder>` stands for an image, and optionally images.
+          messages: Dicts with role ("user", "assistant", or the release's own role strings), content with one
+            `<image_placeholder>` per image, and optionally images.
           images: The images, if the messages have none.
           max_new_tokens: Maximum number of tokens of the answer.
           temperature: 0 takes the most likely token.

@@ -12,7 +12,7 @@ class Report(Protocol):
     """Updates a progress bar."""
 
     def __call__(self, done: int, total: int | None = None, **counts: int) -> None:
-        """Shows `done` of `total` (None: unknown), followed by further counts."""
+        """Shows `done` of `total` (None if unknown), followed by further counts."""
 
 
 @contextlib.contextmanager
@@ -21,7 +21,7 @@ def count_bar(name: str, unit: str = "answers", *, disable: bool = False, delay:
 
     Args:
       name: Text before the bar.
-      unit: What is counted.
+      unit: Unit of the count.
       disable: Shows nothing.
       delay: Seconds before the bar appears.
     """

@@ -21,7 +21,7 @@ os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1]
 _PARITY_NEEDS = ("torch", "transformers", "diffusers")
 collect_ignore = [] if all(map(importlib.util.find_spec, _PARITY_NEEDS)) else ["parity"]
 
-_CLEAR_ABOVE = 1.2e9
+_CLEAR_ABOVE = 0.9e9
 
 
 @pytest.fixture(scope="module", autouse=True)

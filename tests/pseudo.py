@@ -25,7 +25,7 @@ CORPUS = (
 
 _BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 # Scales other than variance 1 / fan-in: residual branches of convolutional blocks, for smooth images, and the output
-# layer, whose pixels would otherwise be far outside [-1, 1].
+# layer, for pixels in about [-1, 1].
 _SIZES = {".conv2.weight": 0.2, "decoder.conv_out.weight": 0.5}
 _TEXT_HEAD = "language_model.lm_head.weight"
 

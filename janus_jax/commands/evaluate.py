@@ -21,18 +21,12 @@ from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question, limit_items
+from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question
 from janus_jax.evaluation.generation.generate_images import generate_images
 from janus_jax.evaluation.generation.image_requests import PREDICTIONS, SAMPLING_OPTIONS, ImageRequest
 from janus_jax.evaluation.journal import claim_folder
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
-from janus_jax.evaluation.results import (
-    check_images,
-    format_table,
-    items_digest,
-    model_fingerprint,
-    package_versions,
-)
+from janus_jax.evaluation.results import format_table, items_digest, model_fingerprint, package_versions
 from janus_jax.evaluation.runner import answer_questions, collect_answers
 from janus_jax.progress import count_bar
 from janus_jax.storage import output_folder, write_json
@@ -117,8 +111,7 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
         if benchmark.layout and not _DATA.value:
             raise JanusError(f"--data is required for {benchmark.name}; --list shows the expected files.")
         subfolder = benchmark.name if len(benchmarks) > 1 else ""
-        items = limit_items(benchmark.read(data / subfolder, options), _LIMIT.value, models.SEED.value)
-        check_images(item for item in items if isinstance(item, Question))
+        items = benchmark.load_items(data / subfolder, options, _LIMIT.value, models.SEED.value)
         runs.append(BenchmarkRun(benchmark, options, items, out / subfolder))
     return runs
 
@@ -191,7 +184,7 @@ def _run(
     scores = benchmark.score(run.items, answers, run.options)
     results = {
         "scores": dict(scores),
-        "published": dict(benchmark.published.get(config.name, {})),
+        "published": dict(benchmark.published_scores(config.name)),
         "number of questions": len(run.items),
         "run": dict(settings),
         "options": dict(run.options),

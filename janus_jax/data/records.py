@@ -23,7 +23,7 @@ class Record:
 
     Attributes:
       key: Unique, permanent name of the record within its source. It seeds the record's augmentations.
-      task: What the record trains.
+      task: Task that the record trains.
       text: Document (text) or caption (generation); "" for conversations.
       messages: Turns of a conversation, with one `<image_placeholder>` per image.
       images: Encoded image files, in the order of their placeholders. A generation record has one.

@@ -1,1 +1,1 @@
-"""What a model is worth: benchmarks, one file each."""
+"""Benchmarks of image understanding and generation, one file each, and the runner."""

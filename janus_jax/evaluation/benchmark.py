@@ -1,7 +1,7 @@
 """The benchmark interface: items read from the benchmark's files, their answers, and the scores."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Generic, Protocol, TypeVar
@@ -19,6 +19,9 @@ Answers = Mapping[str, str]
 
 Scores = Mapping[str, float]
 """Scores by name, in the units of the papers. `random.f1` is the F1 of the split `random`."""
+
+PUBLISHED_MODELS = ("janus_1.3b", "janusflow_1.3b", "janus_pro_1b", "janus_pro_7b")
+"""Names of the models (`ModelConfig.name`) with scores in the papers."""
 
 MODEL_DEFAULT = "model"
 """Value of an option that leaves the setting to the model."""
@@ -63,6 +66,12 @@ class Question:
     max_new_tokens: int = 32
     system_prompt: str = ""
     group: str = ""
+
+    @property
+    def image_files(self) -> list[Path]:
+        """Paths of the images that are files."""
+        sources = [source for message in self.messages for source in message.get("images", ())]
+        return [Path(source) for source in sources if isinstance(source, os.PathLike)]
 
     @property
     def inputs(self) -> list[str | bytes]:
@@ -144,7 +153,7 @@ class Benchmark(Generic[ItemT]):
       options: Options by name.
       scoring_options: Names of the options that change scores but no answers. Finished runs can be scored again with
         other values.
-      published: Scores from the papers, by `JanusConfig.name` and score name.
+      published: Scores of the models `PUBLISHED_MODELS` from the papers; None if not published.
     """
 
     name: str
@@ -156,7 +165,39 @@ class Benchmark(Generic[ItemT]):
     write_predictions: Callable[[Sequence[ItemT], Answers, Path], None]
     options: Mapping[str, Choice | Number] = field(default_factory=dict)
     scoring_options: tuple[str, ...] = ()
-    published: Mapping[str, Scores] = field(default_factory=dict)
+    published: Mapping[str, tuple[float | None, float | None, float | None, float | None]] = field(default_factory=dict)
+
+    def published_scores(self, model: str) -> Scores:
+        """Returns the scores from the papers of a model, or none if the name is not in `PUBLISHED_MODELS`."""
+        if model not in PUBLISHED_MODELS:
+            return {}
+        index = PUBLISHED_MODELS.index(model)
+        return {name: value for name, values in self.published.items() if (value := values[index]) is not None}
+
+    def load_items(self, data: Path, options: Options, limit: int | None = None, seed: int = 0) -> Sequence[ItemT]:
+        """Reads the items, selects a random subset, and checks the ids and the files of input images.
+
+        Args:
+          limit: Number of items; see `limit_items`.
+          seed: Seed of the selection.
+
+        Raises:
+          JanusError: The data is missing or malformed, an id occurs twice, or an image file is missing.
+        """
+        items = self.read(data, options)
+        if not items:
+            raise JanusError(f"{data} contains no questions; --list shows the expected files.")
+        seen: set[str] = set()
+        for item in items:
+            if item.id in seen:
+                raise JanusError(f"{data} contains the id {item.id!r} twice; ids must be unique.")
+            seen.add(item.id)
+        items = limit_items(items, limit, seed)
+        questions = [item for item in items if isinstance(item, Question)]
+        for file in missing_files(file for question in questions for file in question.image_files):
+            id = next(question.id for question in questions if file in question.image_files)
+            raise JanusError(f"{file}, the image of question {id}, is missing; --list shows the layout.")
+        return items
 
     def resolve_options(self, given: Mapping[str, str]) -> Options:
         """Returns the values of all options: the given ones, and defaults for the others.
@@ -177,22 +218,6 @@ class Benchmark(Generic[ItemT]):
         return resolved
 
 
-def published_scores(**scores: tuple[float | None, float | None, float | None, float | None]) -> Mapping[str, Scores]:
-    """Arranges scores from the papers by model.
-
-    Args:
-      **scores: Scores of Janus-1.3B, JanusFlow-1.3B, Janus-Pro-1B and Janus-Pro-7B; None if not published. Two
-        underscores in a name stand for a dot.
-    """
-    models = ("janus_1.3b", "janusflow_1.3b", "janus_pro_1b", "janus_pro_7b")
-    published: dict[str, dict[str, float]] = {model: {} for model in models}
-    for name, values in scores.items():
-        for model, value in zip(models, values, strict=True):
-            if value is not None:
-                published[model][name.replace("__", ".")] = value
-    return published
-
-
 def no_scores(items: Sequence[Item], answers: Answers, options: Options) -> Scores:
     """The `score` function of benchmarks that an external tool grades."""
     return {}
@@ -204,10 +229,10 @@ def percent(correct: Sequence[bool]) -> float:
 
 
 def accuracy_by(name: str, correct: Sequence[tuple[str, bool]]) -> Scores:
-    """Returns accuracies in percent by category, in order of first appearance. The category "" has none.
+    """Returns accuracies in percent by category, in order of first appearance; the category "" is omitted.
 
     Args:
-      name: Pattern of the scores' names, in which `{}` stands for the category.
+      name: Pattern of the scores' names; `{}` is replaced by the category.
       correct: Category of each question, and whether its answer is correct.
     """
     return {
@@ -218,12 +243,7 @@ def accuracy_by(name: str, correct: Sequence[tuple[str, bool]]) -> Scores:
 
 
 def limit_items(items: Sequence[ItemT], limit: int | None, seed: int) -> Sequence[ItemT]:
-    """Selects random groups until at least `limit` items are selected; the order of the items is kept.
-
-    Args:
-      limit: Number of items, or None for all.
-      seed: Seed of the selection.
-    """
+    """Selects random groups until at least `limit` items are selected, in their original order. None selects all."""
     if limit is None or limit >= len(items):
         return items
     groups: dict[str, list[int]] = {}
@@ -238,19 +258,13 @@ def limit_items(items: Sequence[ItemT], limit: int | None, seed: int) -> Sequenc
     return [items[index] for index in sorted(selected)]
 
 
-def check_items(items: Sequence[Item], source: Path) -> None:
-    """Checks that there are items and that their ids are unique.
-
-    Args:
-      source: The file or folder that the items come from, for messages.
-
-    Raises:
-      JanusError: There are no items, or two have the same id.
-    """
-    if not items:
-        raise JanusError(f"{source} contains no questions; --list shows the expected files.")
-    seen: set[str] = set()
-    for item in items:
-        if item.id in seen:
-            raise JanusError(f"{source} contains the id {item.id!r} twice; ids must be unique.")
-        seen.add(item.id)
+def missing_files(files: Iterable[Path]) -> Iterator[Path]:
+    """Yields the files that do not exist. Lists each folder once, which is faster on network disks than a look-up per
+    file."""
+    names: dict[Path, set[str]] = {}
+    for file in files:
+        folder = file.parent
+        if folder not in names:
+            names[folder] = set(os.listdir(folder)) if folder.is_dir() else set()
+        if file.name not in names[folder]:
+            yield file

@@ -1,7 +1,10 @@
-"""Readers of benchmark files. Their errors name the file, the entry and the field."""
+"""Readers and writers of benchmark files.
+
+All readers raise `JanusError` for missing and malformed files; the message names the file, the entry and the field.
+"""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,44 +29,28 @@ class Entry:
         """Returns a required field.
 
         Args:
-          expected: Description of the expected value, for the message.
-
-        Raises:
-          JanusError: The field is missing.
-        """
+          expected: Description of the expected value, for the message."""
         if self.values.get(name) is None:
             fields = ", ".join(map(str, self.values))[:200] or "(none)"
             raise JanusError(f"{self.where}: the field {name} is missing; expected {expected}. Its fields: {fields}.")
         return self.values[name]
 
     def text(self, name: str, expected: str = "text") -> str:
-        """Returns a field that contains text and is not blank.
-
-        Raises:
-          JanusError: The field is missing or has another type, or is blank.
-        """
+        """Returns a field that contains text and is not blank."""
         value = self.get(name, expected)
         if not isinstance(value, str) or not value.strip():
             raise self._error(name, expected)
         return value
 
     def id(self, name: str) -> str:
-        """Returns an identifier, an integer or text, as text.
-
-        Raises:
-          JanusError: The field is missing or has another type, or is blank.
-        """
+        """Returns an identifier, an integer or text, as text."""
         value = self.get(name, "an id")
         if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
             raise self._error(name, "an integer or text")
         return str(value)
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
-        """Returns the element of `allowed` that equals the field, ignoring case and surrounding space.
-
-        Raises:
-          JanusError: The field is missing or equals none of them.
-        """
+        """Returns the element of `allowed` that equals the field, ignoring case and surrounding space."""
         expected = f"one of {', '.join(allowed)}"
         value = self.text(name, expected).strip().lower()
         for choice in allowed:
@@ -72,19 +59,11 @@ class Entry:
         raise self._error(name, expected)
 
     def entries(self, name: str) -> Iterator["Entry"]:
-        """Yields the entries of a field that contains a list of objects.
-
-        Raises:
-          JanusError: The field is missing or contains something else.
-        """
+        """Yields the entries of a field that contains a list of objects."""
         return entries(f"{self.where}: {name}", self.get(name, "a list of objects"))
 
     def image_path(self, folder: Path, name: str) -> Path:
-        """Returns the path of an image in a folder. The file is not opened.
-
-        Raises:
-          JanusError: The name refers to a file outside the folder.
-        """
+        """Returns the path of an image in a folder. The file is not opened."""
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise JanusError(f"{self.where}: the image {name!r:.80} is outside {folder}; expected a name inside it.")
         return folder / name
@@ -94,11 +73,7 @@ class Entry:
 
 
 def read_json_lines(file: Path) -> Iterator[Entry]:
-    """Yields the objects of a JSON Lines file.
-
-    Raises:
-      JanusError: The file is missing, or a line is not a JSON object.
-    """
+    """Yields the objects of a JSON Lines file."""
     for number, line in enumerate(read_text(file).split("\n"), 1):
         if line.strip():
             where = f"{file}, line {number}"
@@ -110,31 +85,19 @@ def read_json_lines(file: Path) -> Iterator[Entry]:
 
 
 def read_json_value(file: Path) -> Any:
-    """Returns the content of a JSON file.
-
-    Raises:
-      JanusError: The file is missing or is not JSON.
-    """
+    """Returns the content of a JSON file."""
     text = read_text(file)
     with reading(file):
         return json.loads(text)
 
 
 def read_json_entry(file: Path) -> Entry:
-    """Returns the object in a JSON file.
-
-    Raises:
-      JanusError: The file is missing or contains something else.
-    """
+    """Returns the object in a JSON file."""
     return _entry(str(file), read_json_value(file))
 
 
 def read_named_entries(file: Path) -> Iterator[tuple[str, Entry]]:
-    """Yields the objects of a JSON object of objects, with their names.
-
-    Raises:
-      JanusError: The file is missing or contains something else.
-    """
+    """Yields the objects of a JSON object of objects, with their names."""
     for name, value in read_json_entry(file).values.items():
         yield name, _entry(f"{file}, entry {name}", value)
 
@@ -143,15 +106,16 @@ def entries(where: str, values: Any) -> Iterator[Entry]:
     """Yields the objects of a list.
 
     Args:
-      where: The position of the list, for messages.
-
-    Raises:
-      JanusError: The value is not a list of objects.
-    """
+      where: The position of the list, for messages."""
     if not isinstance(values, list):
         raise JanusError(f"{where} is {type(values).__name__}; expected a list of objects.")
     for number, value in enumerate(values, 1):
         yield _entry(f"{where}, entry {number}", value)
+
+
+def write_json_lines(file: Path, entries: Iterable[Mapping[str, Any]]) -> None:
+    """Writes a JSON Lines file."""
+    file.write_text("".join(f"{json.dumps(entry)}\n" for entry in entries), encoding="utf-8")
 
 
 def _entry(where: str, value: Any) -> Entry:

@@ -1,4 +1,4 @@
-"""Identifies models and questions by hashes, checks input images, and formats scores."""
+"""Identifies models and questions by hashes, and formats scores."""
 
 import hashlib
 import importlib.metadata
@@ -8,8 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Benchmark, Item, Question, Scores
+from janus_jax.evaluation.benchmark import Benchmark, Item, Scores
 from janus_jax.files import reading
 
 _PACKAGES = ("janus_jax", "jax", "jaxlib", "flax", "numpy", "pillow", "tokenizers")
@@ -64,25 +63,6 @@ def items_digest(items: Iterable[Item]) -> str:
     return digest.hexdigest()[:_HASH_DIGITS]
 
 
-def check_images(questions: Iterable[Question]) -> None:
-    """Checks that the image files of all questions exist.
-
-    Raises:
-      JanusError: A file is missing.
-    """
-    names: dict[Path, set[str]] = {}
-    for question in questions:
-        for source in (image for message in question.messages for image in message.get("images", ())):
-            if not isinstance(source, os.PathLike):
-                continue
-            path = Path(source)
-            # Listing each folder once is faster on network disks than a look-up per file.
-            if path.parent not in names:
-                names[path.parent] = set(os.listdir(path.parent)) if path.parent.is_dir() else set()
-            if path.name not in names[path.parent]:
-                raise JanusError(f"{path}, the image of question {question.id}, is missing; --list shows the layout.")
-
-
 def package_versions() -> dict[str, str]:
     """Returns the versions of Python and of the packages that answers depend on."""
     versions = {"python": platform.python_version()}
@@ -101,7 +81,7 @@ def format_table(benchmark: Benchmark[Any], scores: Scores, model: str, *, compa
       model: Name of the model's config, which selects the published scores.
       compare: Whether to show published scores. They are not comparable with scores of a part of the questions.
     """
-    published = benchmark.published.get(model, {}) if compare else {}
+    published = benchmark.published_scores(model) if compare else {}
     names = sorted(scores, key=lambda name: name not in published)
     width = max(map(len, names), default=0)
     lines = [benchmark.title]

@@ -29,7 +29,7 @@ class ImageSampler(Protocol):
         ...
 
     def prompt_sequences(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Adds the sequences that guidance needs to the prompts, each of which ends with begin-of-image."""
+        """Adds the sequences that guidance needs to prompts that end with begin-of-image."""
         ...
 
     def sample(

@@ -60,7 +60,7 @@ class ConversationTemplate:
         empty answer, for the model to write. A leading "system" message replaces `system_prompt`.
 
         Raises:
-          JanusError: there is no message of the user, a role is unknown, or a message is malformed.
+          JanusError: the user has no message, a role is unknown, or a message is malformed.
         """
         return self.render_with_answers(messages, system_prompt).text
 

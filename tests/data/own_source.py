@@ -22,7 +22,7 @@ def _entries(count):
 
 @register_source("slow", Task.TEXT)
 def slow(options):
-    """Parts of ten records, each of which takes the given number of seconds."""
+    """Parts of ten records, each of them takes the given number of seconds."""
     for index in range(6):
         yield Part(f"part {index}", functools.partial(_slow_entries, index, float(options.inputs[0])), 10)
 

@@ -22,7 +22,7 @@ def encoded(seed, size=(40, 28), image_format="JPEG"):
 
 
 def bomb():
-    """Returns a PNG of a few bytes whose header claims a billion pixels."""
+    """Returns a PNG of a few bytes that claims to have a billion pixels."""
 
     def chunk(name, content):
         return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))

@@ -18,7 +18,7 @@ BOMB = (1 << 16, 1 << 15)
 
 
 def png(width, height, data=b""):
-    """Returns a PNG whose header claims this size."""
+    """Returns a PNG with this size in its header."""
 
     def chunk(kind, content):
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))

@@ -33,7 +33,7 @@ class Raise:
 
 
 class SendMuch:
-    """Returns so many megabytes that a worker is killed while it sends them."""
+    """Returns the given number of megabytes, so that a worker can be killed while it sends them."""
 
     def __call__(self):
         return lambda megabytes: bytes(megabytes << 20)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from checkpoints_convert.tensor_files import open_tensors
-from janus_jax.evaluation.metrics.clip import clip_config, clip_params, embed_images, embed_texts
+from janus_jax.evaluation.metrics.clip import CLIP, clip_config, clip_params
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
@@ -37,6 +37,6 @@ def test_clip_embeddings_match_transformers(tmp_path, activation):
         )
     config = clip_config(json.loads((tmp_path / "config.json").read_text()))
     params = clip_params(open_tensors(tmp_path / "model.safetensors"), config)
-    np.testing.assert_allclose(embed_images(params, pixels, config), expected.image_embeds, rtol=1e-4, atol=1e-5)
-    found = embed_texts(params, ids, np.array([3, 8]), config)
-    np.testing.assert_allclose(found, expected.text_embeds, rtol=1e-4, atol=1e-5)
+    images, texts = CLIP(config).apply({"params": params}, pixels, ids, np.array([3, 8]))
+    np.testing.assert_allclose(images, expected.image_embeds, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(texts, expected.text_embeds, rtol=1e-4, atol=1e-5)

@@ -105,11 +105,9 @@ class Pair:
         return model
 
     def apply(self, method, *args):
-        @jax.jit
-        def run(params, *args):
-            return self.ours.apply({"params": params}, *args, method=method)
-
-        return run(self.params, *args)
+        return jax.jit(lambda params, *args: self.ours.apply({"params": params}, *args, method=method))(
+            self.params, *args
+        )
 
     def generate(self, prompts, **options):
         """transformers' ids, the likeliest at every step."""

@@ -61,7 +61,7 @@ class Example:
 
 
 def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.ndarray, " T"]:
-    """Returns the positions whose text token is a target, predicted from the position before.
+    """Returns the positions of the text targets. A target is predicted from the position before it.
 
     Generation examples have no text targets: only their image tokens are supervised (Janus, §3.3), which
     `Batch.gen_starts` marks. In other examples begin-of-sentence, image positions and the begin-of-image and

@@ -17,7 +17,7 @@ class Phase:
 
     Attributes:
       until_step: First step after the phase; None for the last phase.
-      weights: Relative number of examples by component name. Components without a weight give none.
+      weights: Relative number of examples by component name. Components without a weight are not read.
     """
 
     until_step: int | None
@@ -47,11 +47,11 @@ def check_phases(phases: Sequence[Phase], names: Sequence[str]) -> None:
 
 @dataclass
 class MixtureSchedule:
-    """Deterministic sequence of components whose every prefix matches the weights to within one example.
+    """Deterministic sequence of components. Every prefix matches the weights to within one example.
 
     With k components, the count of each differs from its expectation by at most 1 - 1/(2k - 2), which is optimal. The
-    rule is Tijdeman's (1980, "The chairman assignment problem"): among the components whose next example is not too
-    early, pick the one with the earliest deadline. Arithmetic is exact. A deficit carries over to the next phase.
+    rule is Tijdeman's (1980, "The chairman assignment problem"): among the components with a next example that is not
+    too early, pick the one with the earliest deadline. Arithmetic is exact. A deficit carries over to the next phase.
 
     Attributes:
       phases: Mixture weights.

@@ -121,7 +121,7 @@ def _best_group(
 ) -> Int[np.ndarray, " C"]:
     """Returns the group that leaves the fewest tokens free, or the oldest example if more than a group still fits."""
     first, second, third = groups = _groups(len(fit))
-    # The extra column stands for "no further example".
+    # The extra column means "no further example".
     columns = np.vstack([sizes[fit], np.zeros_like(free)]).T
     totals = columns[:, first] + columns[:, second] + columns[:, third]
     tokens = np.where((totals <= free[:, None]).all(axis=0), totals[0], 0)
@@ -190,7 +190,7 @@ class ImageShapes(NamedTuple):
       und_size: Side of an input image in pixels.
       gen_size: Side of a target image in pixels.
       gen_tokens: Number of precomputed tokens per target image; 0 if the batch has pixels.
-      latents: Height, width and channels of the precomputed latents of a target image; None if there are none.
+      latents: Height, width and channels of the precomputed latents of a target image; None without latents.
     """
 
     und_size: int

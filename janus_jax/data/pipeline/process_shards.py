@@ -26,7 +26,7 @@ def open_sharded_stream(
     """Opens the shards of one process.
 
     Args:
-      config: What to read.
+      config: Components and how to pack them.
       processor: Processor of the model.
       process_index: Index of this process among the training processes.
       process_count: Number of training processes.

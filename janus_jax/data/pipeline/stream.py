@@ -41,7 +41,7 @@ _PREFETCH_PER_SEQUENCE = 8
 
 @dataclass(frozen=True)
 class StreamConfig:
-    """What to read and how to build batches.
+    """Configures what a stream reads and how it builds batches.
 
     Attributes:
       components: Data sets of the mixture.
@@ -102,7 +102,7 @@ def open_stream(
     """Opens the components and starts the worker processes.
 
     Args:
-      config: What to read.
+      config: Components and how to pack them.
       processor: Processor of the model.
       shard_index: Which shard of the data to read. Each training process reads its own shards.
       shard_count: Number of shards.

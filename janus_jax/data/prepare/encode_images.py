@@ -114,8 +114,8 @@ class ImageEncoder:
 def open_image_encoder(path: Path) -> Callable[[int], ImageEncoder]:
     """Opens the image tokenizer or the VAE of a checkpoint.
 
-    The checkpoint is a model or only the image tokenizer or VAE, in any layout. A VAE of its own has no image size; the
-    size of JanusFlow-1.3B is used.
+    The checkpoint is a model or only the image tokenizer or VAE, in any layout. A separate VAE has no image size; that
+    of JanusFlow-1.3B is used.
 
     Returns:
       Function from batch size to encoder, which reads the parameters.

@@ -43,8 +43,8 @@ def prepare(
     """Prepares a data set, or continues an interrupted run.
 
     Args:
-      spec: What to prepare.
-      options: How to prepare it.
+      spec: The data set.
+      options: Processes and limits.
       make_encoder: Encoder of `spec.tokenizer`, see `encode_images.open_image_encoder`; None to precompute nothing.
       cluster: Processes that share the work. Default: this process.
 

@@ -47,14 +47,14 @@ OnEntry = Callable[[bool], None]
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """What to prepare.
+    """Describes a data set to prepare.
 
     Attributes:
       source: Name of the source, see `get_source`.
       options: Options of the source.
       output: Folder of the data set.
       split: Name of its split.
-      tokenizer: Name of the checkpoint that precomputes image tokens or latents; None for none.
+      tokenizer: Name of the checkpoint that precomputes image tokens or latents, or None.
     """
 
     source: str
@@ -272,7 +272,7 @@ def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lamb
     """Splits the source into parts and claims the output folder.
 
     Args:
-      spec: What to prepare. The output folder must be new, empty, or from the same spec.
+      spec: The data set. Its output folder must be new, empty, or from the same spec.
       on_part: Called with the number of parts so far; finding all parts of large tables takes a while.
 
     Raises:

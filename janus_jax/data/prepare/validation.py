@@ -1,4 +1,4 @@
-"""Checks that every record must pass, whatever its source."""
+"""Checks that the records of every source must pass."""
 
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason

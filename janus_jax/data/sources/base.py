@@ -95,7 +95,7 @@ class SourceOptions:
 
     Attributes:
       inputs: Paths or glob patterns; for TFDS the name of a data set.
-      task: What the records train.
+      task: Task of the records.
       images: Folder of the image paths, which must not leave it. Default: the folder of the input file.
       prompts: Questions that captions answer. The record's key selects one.
       text_field: Field of the caption, class or document. Default: usual names.

@@ -6,7 +6,7 @@ from pathlib import Path
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, check_items, no_scores, published_scores
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, no_scores
 from janus_jax.evaluation.generation.image_requests import (
     PREDICTIONS,
     SAMPLING_OPTIONS,
@@ -32,7 +32,6 @@ def read(data: Path, options: Options) -> list[ImageRequest]:
             raise JanusError(f"{file} is empty; expected a prompt.")
         names = [f"images/{file.stem}_{number}.png" for number in range(_ROWS * _COLUMNS)]
         requests += requests_for_prompt(prompt, index, names, data)
-    check_items(requests, data / _FOLDER)
     return requests
 
 
@@ -43,7 +42,7 @@ def write_predictions(requests: Sequence[ImageRequest], answers: Answers, folder
         groups.setdefault(request.group, []).append(file)
     for group in groups.values():
         target = folder / f"{group[0].stem.rpartition('_')[0]}.png"
-        # A repeated call writes only the grids whose images are newer.
+        # A repeated call writes only grids with newer images.
         if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in group):
             save_png(_grid(group), target, compress_level=1)
 
@@ -73,5 +72,5 @@ BENCHMARK = Benchmark(
     score=no_scores,
     write_predictions=write_predictions,
     options=dict(SAMPLING_OPTIONS),
-    published=published_scores(dpg=(79.68, 80.09, 82.63, 84.19)),
+    published={"dpg": (79.68, 80.09, 82.63, 84.19)},
 )

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Number
+from janus_jax.evaluation.benchmark import Answers, Number, missing_files
 
 PREDICTIONS = "predictions"
 """Folder within the run's folder that official scorers read."""
@@ -71,23 +71,17 @@ def generated_files(requests: Sequence[ImageRequest], answers: Answers) -> list[
     Raises:
       JanusError: A file is missing.
     """
-    files = [Path(answers[request.id]) for request in requests]
-    # Listing each folder once is faster on network disks than a look-up per file.
-    names: dict[Path, set[str]] = {}
-    for file, request in zip(files, requests, strict=True):
-        folder = file.parent
-        if folder not in names:
-            names[folder] = {entry.name for entry in folder.iterdir()} if folder.is_dir() else set()
-        if file.name not in names[folder]:
-            raise JanusError(
-                f"{file} was generated but is missing now; remove the line of {request.id} from the run's "
-                f"answers.jsonl to generate it again."
-            )
-    return files
+    ids = {Path(answers[request.id]): request.id for request in requests}
+    for file in missing_files(ids):
+        raise JanusError(
+            f"{file} was generated but is missing now; remove the line of {ids[file]} from the run's answers.jsonl to "
+            f"generate it again."
+        )
+    return list(ids)
 
 
 def check_generated_files(requests: Sequence[ImageRequest], answers: Answers, folder: Path) -> None:
-    """The `write_predictions` function of benchmarks whose official scorer reads the generated files themselves.
+    """The `write_predictions` function of benchmarks with an official scorer that reads the generated files.
 
     Raises:
       JanusError: A file is missing.

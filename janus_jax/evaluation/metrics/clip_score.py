@@ -82,13 +82,14 @@ class CLIPScorer:
     def __init__(self, folder: Path) -> None:
         import jax
 
-        from janus_jax.evaluation.metrics.clip import clip_config, clip_params
+        from janus_jax.evaluation.metrics.clip import CLIP, clip_config, clip_params
 
         with naming(folder / "config.json"):
             self.config: CLIPConfig = clip_config(read_json(folder / "config.json"))
         tensors = open_tensors(folder / "model.safetensors")
         with naming(folder / "model.safetensors"):
             self._params = jax.device_put(clip_params(tensors, self.config))
+        self._apply = jax.jit(CLIP(self.config).apply)
         self.preprocess = _read_preprocessor(folder / "preprocessor_config.json", self.config.image_size)
         with reading(folder / "tokenizer.json"):
             content = (folder / "tokenizer.json").read_text(encoding="utf-8")
@@ -102,13 +103,10 @@ class CLIPScorer:
 
     def score_batch(self, files: Sequence[Path], prompts: Sequence[str]) -> Float[np.ndarray, " B"]:
         """Returns 100 max(cos, 0) of each image and its prompt, for at most `_BATCH_SIZE` pairs."""
-        from janus_jax.evaluation.metrics.clip import embed_images, embed_texts
-
         with ThreadPoolExecutor(_READERS) as readers:
             pixels = np.stack(list(readers.map(self.preprocess, files)))
         ids, last = self._tokenize(prompts)
-        images = embed_images(self._params, _pad_batch(pixels), self.config)
-        texts = embed_texts(self._params, _pad_batch(ids), _pad_batch(last), self.config)
+        images, texts = self._apply({"params": self._params}, *map(_pad_batch, (pixels, ids, last)))
         cosines = np.asarray((images * texts).sum(axis=-1))[: len(files)]
         return 100 * np.maximum(cosines, 0)
 

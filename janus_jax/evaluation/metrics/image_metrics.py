@@ -11,7 +11,7 @@ LAYOUT = f"{fid.LAYOUT}\n{clip_score.LAYOUT}"
 
 
 def score_images(requests: Sequence[ImageRequest], answers: Answers, options: Options) -> Scores:
-    """Computes the metrics whose weights and references are in the benchmark's data folder.
+    """Computes the metrics that the benchmark's data folder has weights and references for.
 
     Args:
       options: `fid` is one of `fid.METHODS`.

@@ -1,30 +1,28 @@
 """Inception-v3 features for FID, as in the first implementation of FID (arXiv 1512.00567; 1706.08500).
 
-The weights are pytorch-fid's `pt_inception-2015-12-05`: TensorFlow's weights of that date under torchvision's names.
-The network differs from torchvision's: average pooling does not count padding, and the last block uses max pooling.
+The weights are pytorch-fid's `pt_inception-2015-12-05`: TensorFlow's weights of that date. Parameters keep the names
+and orientations of that file. The network differs from torchvision's: average pooling does not count padding, and the
+last block uses max pooling.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
 from janus_jax.evaluation.metrics.frechet import INPUT_SIZE
-from janus_jax.files import checked_tensor
+from janus_jax.evaluation.metrics.torch_params import load_params, param_shapes
 
 _EPS = 1e-3
-_SOURCE = "pytorch-fid's pt_inception-2015-12-05"
-_NORM_TENSORS = ("weight", "bias", "running_mean", "running_var")
 
 
 class ConvUnit(nn.Module):
-    """Convolution, batch norm (folded into a scale and a bias) and ReLU."""
+    """Convolution, batch norm with stored statistics, and ReLU."""
 
     channels: int
     kernel: tuple[int, int] = (1, 1)
@@ -33,19 +31,23 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        shape = (*self.kernel, x.shape[-1], self.channels)
-        kernel = self.param("kernel", nn.initializers.lecun_normal(), shape)
-        scale = self.param("scale", nn.initializers.ones, (self.channels,))
-        bias = self.param("bias", nn.initializers.zeros, (self.channels,))
+        # Parameters are always loaded; the initializer only declares their shapes.
+        zeros = nn.initializers.zeros
+        kernel = self.param("conv.weight", zeros, (self.channels, x.shape[-1], *self.kernel))
+        weight, bias, mean, variance = (
+            self.param(f"bn.{name}", zeros, (self.channels,))
+            for name in ("weight", "bias", "running_mean", "running_var")
+        )
         y = lax.conv_general_dilated(
             x,
             kernel,
             (self.stride, self.stride),
             [(side, side) for side in self.padding],
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            dimension_numbers=("NHWC", "OIHW", "NHWC"),
             precision=lax.Precision.HIGHEST,
         )
-        return nn.relu(y * scale + bias)
+        scale = weight / jnp.sqrt(variance + _EPS)
+        return nn.relu(y * scale + (bias - mean * scale))
 
 
 def _avg_pool(x: Float[Array, "B H W C"]) -> Float[Array, "B H W C"]:
@@ -178,38 +180,15 @@ class Inception(nn.Module):
         return jnp.mean(x, axis=(1, 2))
 
 
+def inception_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
+    """Returns the shapes of the parameters by path."""
+    return param_shapes(Inception(), jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32))
+
+
 def inception_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Converts the tensors of the weight file to parameters of `Inception`, with folded batch norms.
+    """Selects the parameters of `Inception` from the tensors of pytorch-fid's file.
 
     Raises:
       JanusError: A tensor is missing or has another shape.
     """
-    params: dict[tuple[str, ...], np.ndarray] = {}
-    for path, (height, width, inputs, outputs) in _kernels():
-        name = ".".join(path)
-        kernel = checked_tensor(tensors, f"{name}.conv.weight", (outputs, inputs, height, width), _SOURCE)
-        weight, bias, mean, variance = (
-            checked_tensor(tensors, f"{name}.bn.{part}", (outputs,), _SOURCE) for part in _NORM_TENSORS
-        )
-        scale = weight / np.sqrt(variance + np.float32(_EPS))
-        params[*path, "kernel"] = kernel.transpose(2, 3, 1, 0)
-        params[*path, "scale"], params[*path, "bias"] = scale, bias - mean * scale
-    return unflatten_dict(params)
-
-
-def tensor_shapes() -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Yields the name and shape of every tensor that `inception_params` reads."""
-    for path, (height, width, inputs, outputs) in _kernels():
-        name = ".".join(path)
-        yield f"{name}.conv.weight", (outputs, inputs, height, width)
-        for part in _NORM_TENSORS:
-            yield f"{name}.bn.{part}", (outputs,)
-
-
-def _kernels() -> Iterator[tuple[tuple[str, ...], tuple[int, ...]]]:
-    """Yields the path and kernel shape of every convolution."""
-    pixels = jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32)
-    shapes = jax.eval_shape(Inception().init, jax.random.key(0), pixels)["params"]
-    for path, leaf in flatten_dict(shapes).items():
-        if path[-1] == "kernel":
-            yield path[:-1], leaf.shape
+    return load_params(tensors, inception_shapes(), "pytorch-fid's pt_inception-2015-12-05")

@@ -12,9 +12,7 @@ from janus_jax.evaluation.benchmark import (
     Question,
     Scores,
     accuracy_by,
-    check_items,
     percent,
-    published_scores,
 )
 from janus_jax.evaluation.benchmark_files import read_named_entries
 from janus_jax.evaluation.understanding.prompts import short_answer_prompt, user_message
@@ -44,7 +42,6 @@ def read(data: Path, options: Options) -> list[GqaQuestion]:
                 structure=str(types.get("structural", "")) if isinstance(types, dict) else "",
             )
         )
-    check_items(questions, data / _FILE)
     return questions
 
 
@@ -73,5 +70,5 @@ BENCHMARK = Benchmark(
     read=read,
     score=score,
     write_predictions=write_predictions,
-    published=published_scores(accuracy=(59.1, 60.3, 59.3, 62.0)),
+    published={"accuracy": (59.1, 60.3, 59.3, 62.0)},
 )

@@ -20,9 +20,7 @@ from janus_jax.evaluation.benchmark import (
     Question,
     Scores,
     accuracy_by,
-    check_items,
     percent,
-    published_scores,
 )
 from janus_jax.evaluation.benchmark_files import Entry
 from janus_jax.evaluation.understanding.prompts import multiple_choice_prompt, parse_choice, user_message
@@ -69,7 +67,6 @@ def read(data: Path, options: Options) -> list[MmbenchQuestion]:
             questions = [rotation for q in plain for rotation in rotations(q)]
     else:
         questions = plain
-    check_items(questions, tables[0])
     return questions
 
 
@@ -180,5 +177,5 @@ BENCHMARK = Benchmark(
     score=score,
     write_predictions=write_predictions,
     options={"circular": Choice("false", "true")},
-    published=published_scores(vanilla=(69.4, 74.9, 75.5, 79.2)),
+    published={"vanilla": (69.4, 74.9, 75.5, 79.2)},
 )

@@ -10,9 +10,7 @@ from janus_jax.evaluation.benchmark import (
     Choice,
     Options,
     Question,
-    check_items,
     no_scores,
-    published_scores,
 )
 from janus_jax.evaluation.benchmark_files import read_named_entries
 from janus_jax.evaluation.understanding.prompts import user_message
@@ -39,7 +37,6 @@ def read(data: Path, options: Options) -> list[Question]:
                 system_prompt=_SYSTEM_PROMPTS[options["system_prompt"]],
             )
         )
-    check_items(questions, data / _FILE)
     return questions
 
 
@@ -58,5 +55,5 @@ BENCHMARK = Benchmark(
     score=no_scores,
     write_predictions=write_predictions,
     options={"system_prompt": Choice(*_SYSTEM_PROMPTS)},
-    published=published_scores(graded=(34.3, 30.9, 39.8, 50.0)),
+    published={"graded": (34.3, 30.9, 39.8, 50.0)},
 )

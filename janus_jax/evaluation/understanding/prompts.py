@@ -43,9 +43,9 @@ def letter_choices(choices: Sequence[str]) -> dict[str, str]:
 def parse_choice(answer: str, choices: Mapping[str, str]) -> str:
     """Returns the letter of the chosen option; "" if the answer names no option or several.
 
-    The answer chooses the only letter that is a separate word, or else the only option whose text it contains. In an
-    answer of more than three words a single "A" is taken as an article. The toolkit that the authors used has the same
-    rules, before it asks a language model.
+    An answer chooses the only letter that is a separate word, or else the only option with its text in the answer. In
+    an answer of more than three words a single "A" is taken as an article. The toolkit that the authors used has the
+    same rules, before it asks a language model.
     """
     words = _PUNCTUATION.sub(" ", answer).split()
     letters = {letter for letter in choices if letter in words}

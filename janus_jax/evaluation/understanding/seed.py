@@ -1,6 +1,5 @@
 """SEED-Bench (arXiv 2307.16125): multiple-choice questions with four options; only those about images."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,11 +11,9 @@ from janus_jax.evaluation.benchmark import (
     Question,
     Scores,
     accuracy_by,
-    check_items,
     percent,
-    published_scores,
 )
-from janus_jax.evaluation.benchmark_files import Entry, read_json_entry
+from janus_jax.evaluation.benchmark_files import Entry, read_json_entry, write_json_lines
 from janus_jax.evaluation.understanding.prompts import (
     letter_choices,
     multiple_choice_prompt,
@@ -47,7 +44,6 @@ def read(data: Path, options: Options) -> list[SeedQuestion]:
         for entry in content.entries("questions")
         if entry.one_of("data_type", ("image", "video")) == "image"
     ]
-    check_items(questions, data / _FILE)
     return questions
 
 
@@ -74,10 +70,8 @@ def score(questions: Sequence[SeedQuestion], answers: Answers, options: Options)
 
 def write_predictions(questions: Sequence[SeedQuestion], answers: Answers, folder: Path) -> None:
     """Writes `seed_image.jsonl` with one line {"question_id", "prediction"} per question: a letter or ""."""
-    with (folder / "seed_image.jsonl").open("w", encoding="utf-8") as file:
-        for q in questions:
-            letter = parse_choice(answers[q.id], q.choices)
-            file.write(json.dumps({"question_id": q.id, "prediction": letter}) + "\n")
+    lines = [{"question_id": q.id, "prediction": parse_choice(answers[q.id], q.choices)} for q in questions]
+    write_json_lines(folder / "seed_image.jsonl", lines)
 
 
 BENCHMARK = Benchmark(
@@ -88,5 +82,5 @@ BENCHMARK = Benchmark(
     read=read,
     score=score,
     write_predictions=write_predictions,
-    published=published_scores(accuracy=(63.7, 70.5, 68.3, 72.1)),
+    published={"accuracy": (63.7, 70.5, 68.3, 72.1)},
 )

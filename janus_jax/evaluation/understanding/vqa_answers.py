@@ -11,7 +11,7 @@ _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}}
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# Words whose apostrophes are often omitted, one at a time. "She'd" and "well" are excluded: "shed" is another word.
+# Words with apostrophes that are often omitted, one at a time. "She'd" and "well" are excluded: "shed" is another word.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock

@@ -14,9 +14,8 @@ import jax
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Benchmark, Options, Question, limit_items
+from janus_jax.evaluation.benchmark import Benchmark, Options, Question
 from janus_jax.evaluation.registry import find_benchmark
-from janus_jax.evaluation.results import check_images
 from janus_jax.evaluation.runner import answer_questions
 from janus_jax.generation.padding import round_up
 from janus_jax.models.factory import make_model
@@ -56,15 +55,13 @@ class RunBenchmarks(Callback):
     def _read(self, name: str, data: str) -> _Selected:
         selected = find_benchmark(name)
         options = selected.resolve_options({})
-        questions = limit_items(
-            selected.read(Path(data), options), self._recipe.evaluation.limit or None, self._recipe.seed
-        )
+        limit = self._recipe.evaluation.limit or None
+        questions = selected.load_items(Path(data), options, limit, self._recipe.seed)
         if not all(isinstance(question, Question) for question in questions):
             raise JanusError(
                 f"config.evaluation.benchmarks names {name}, which generates images; export the model and run "
                 f"janus-evaluate."
             )
-        check_images(questions)
         return _Selected(selected, options, questions)
 
     def after_step(self, run: TrainingRun) -> None:

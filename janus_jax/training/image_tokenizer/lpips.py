@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from janus_jax.config import Execution
-from janus_jax.files import checked_tensor
+from janus_jax.evaluation.metrics.torch_params import checked_tensor
 from janus_jax.models.layers import Conv
 
 # Channels of the convolutions between two poolings, and their indices in torchvision's `features`.

@@ -26,7 +26,7 @@ def build(record, budget=WIDE, **options):
 
 @dataclasses.dataclass
 class Sized:
-    """An example of which the packer needs only the size."""
+    """An example with only a size."""
 
     size: np.ndarray
     truncated: int = 0

@@ -11,7 +11,7 @@ from safetensors.numpy import save_file
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.generation import mjhq
 from janus_jax.evaluation.metrics import clip_score
-from janus_jax.evaluation.metrics.clip import clip_config, embed_images, embed_texts, tensor_shapes
+from janus_jax.evaluation.metrics.clip import CLIP, clip_config, clip_params, clip_shapes
 from tests.evaluation.generation.fakes import run_benchmark
 
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_attention_heads": 2, "num_hidden_layers": 2}
@@ -27,8 +27,9 @@ def write_clip(folder):
     """Writes a model in the layout of transformers. Tokens are letters, between begin and end of text."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
-    rng = np.random.default_rng(0)
-    tensors = {name: 0.3 * rng.standard_normal(shape, np.float32) for name, shape in tensor_shapes(clip_config(CONFIG))}
+    rng = np.random.default_rng(43)
+    shapes = {".".join(path): shape for path, shape in clip_shapes(clip_config(CONFIG)).items()}
+    tensors = {name: 0.3 * rng.standard_normal(shape, np.float32) for name, shape in shapes.items()}
     save_file(tensors, folder / "model.safetensors")
     letters = {letter: n for n, letter in enumerate("abcdefghijklmnopqrstuvwxyz0123456789")}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(letters | {"<s>": 58, "</s>": END}, "a"))
@@ -52,17 +53,16 @@ def test_the_score_is_the_mean_of_nonnegative_cosines(data, tmp_path):
     requests, answers = run_benchmark(mjhq.BENCHMARK, data, tmp_path / "out")
     score = mjhq.BENCHMARK.score(requests, answers, {"fid": "clean"})
     config = clip_config(CONFIG)
-    tensors = clip_score.open_tensors(data / "clip")
-    # The second prompt is truncated, but keeps its end of text.
-    texts = [
-        embed_texts(tensors, np.array([ids]), np.array([len(ids) - 1]), config)
-        for ids in ([58, 0, 1, END], [58, 2, 3, 4, 5, END])
-    ]
+    params = clip_params(clip_score.open_tensors(data / "clip"), config)
     preprocess = clip_score.ImagePreprocessor(8, clip_score._MEAN, clip_score._STD)
-    images = [embed_images(tensors, preprocess(answers[request.id])[None], config) for request in requests]
-    cosines = [float(np.sum(np.asarray(a) * np.asarray(b))) for a, b in zip(images, texts, strict=True)]
+    cosines = []
+    # The second prompt is truncated, but keeps its end of text.
+    for request, ids in zip(requests, ([58, 0, 1, END], [58, 2, 3, 4, 5, END]), strict=True):
+        pixels = preprocess(answers[request.id])[None]
+        image, text = CLIP(config).apply({"params": params}, pixels, np.array([ids]), np.array([len(ids) - 1]))
+        cosines.append(float((image * text).sum()))
     assert score == {"clip": pytest.approx(np.mean([100 * max(cosine, 0) for cosine in cosines]), rel=1e-4)}
-    assert max(cosines) > 0
+    assert min(cosines) < 0 < max(cosines)
 
 
 def test_an_image_is_resized_cropped_and_normalized(tmp_path):

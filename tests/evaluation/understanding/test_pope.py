@@ -122,7 +122,7 @@ def test_malformed_data_is_reported(data, case):
     changes, message = MALFORMED[case]
     write_split(data, "popular", [line(1, "no"), line(2, "yes") | changes])
     with pytest.raises(JanusError, match=message):
-        BENCHMARK.read(data, {})
+        BENCHMARK.load_items(data, {})
 
 
 def test_a_missing_file_and_a_damaged_line_are_reported(data):

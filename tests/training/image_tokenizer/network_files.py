@@ -4,7 +4,7 @@ import functools
 
 import numpy as np
 
-from janus_jax.evaluation.metrics.inception import tensor_shapes
+from janus_jax.evaluation.metrics.inception import inception_shapes
 
 VGG = {0: (64, 3), 2: (64, 64), 5: (128, 64), 7: (128, 128), 10: (256, 128), 12: (256, 256), 14: (256, 256)}
 VGG |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512, 512), 28: (512, 512)}
@@ -29,7 +29,8 @@ def inception_file():
     """pytorch-fid's Inception; its classifier is not used."""
     rng = np.random.default_rng(0)
     tensors = {"fc.bias": np.zeros(1008, np.float32)}
-    for name, shape in tensor_shapes():
+    for path, shape in inception_shapes().items():
+        name = ".".join(path)
         if name.endswith("conv.weight"):
             deviation = np.float32(np.sqrt(2 / np.prod(shape[1:])))
             tensors[name] = rng.standard_normal(shape, np.float32) * deviation
