@@ -21,7 +21,7 @@ QUESTIONS = {
         "answer": "woman",
         "types": {"structural": "query", "semantic": "rel"},
     },
-    "202225914": {"question": "Which colour?", "imageId": "1", "answer": "blue", "types": {"structural": "query"}},
+    "202225914": {"question": "Which color?", "imageId": "1", "answer": "blue", "types": {"structural": "query"}},
 }
 
 

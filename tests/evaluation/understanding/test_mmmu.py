@@ -31,8 +31,8 @@ def test_letters_are_parsed_as_by_the_official_scorer(answer, expected):
     assert parse_letter(answer, CHOICES, random.Random(0)) == expected
 
 
-def test_what_cannot_be_read_is_drawn_as_the_scorer_draws_it():
-    # Five message or fewer are not searched for an option's text.
+def test_answers_without_a_letter_get_the_official_random_letter():
+    # Answers of at most five words are not searched for an option's text.
     official = random.Random(42)
     expected = [official.choice(["A", "B", "C", "D"]) for _ in range(6)]
     rng = random.Random(42)
@@ -73,7 +73,7 @@ def test_open_answers_match_by_contained_text_or_equal_number(answer, expected, 
 
 @pytest.fixture
 def images(tmp_path):
-    return [write_image(tmp_path / "pictures" / f"{n}.png", n).read_bytes() for n in range(2)]
+    return [write_image(tmp_path / "images" / f"{n}.png", n).read_bytes() for n in range(2)]
 
 
 def row(name, **more):
@@ -166,7 +166,7 @@ def test_predictions_have_the_official_format(data, tmp_path):
 
 def test_json_files_contain_image_paths(tmp_path, images):
     entry = row("Art_1", image_1="0.png", options=["One", "Two"])
-    file = tmp_path / "pictures" / "mmmu_validation.json"
+    file = tmp_path / "images" / "mmmu_validation.json"
     file.write_text(json.dumps([entry]))
     (question,) = BENCHMARK.read(tmp_path, AUTHORS)
     assert question.choices == {"A": "One", "B": "Two"}

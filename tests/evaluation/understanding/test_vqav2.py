@@ -61,14 +61,14 @@ def entry(number, image, question):
 
 
 def annotation(number, kind, answers):
-    said = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(answers, 1)]
+    entries = [{"answer": answer, "answer_confidence": "yes", "answer_id": n} for n, answer in enumerate(answers, 1)]
     return {
         "question_id": number,
         "image_id": 42,
         "question_type": "what",
         "answer_type": kind,
         "multiple_choice_answer": answers[0],
-        "answers": said,
+        "answers": entries,
     }
 
 
@@ -79,7 +79,7 @@ def write_split(folder, split, questions, annotations=None):
         (folder / f"v2_mscoco_{split}_annotations.json").write_text(json.dumps({"annotations": annotations}))
 
 
-QUESTIONS = [entry(42000, 42, "What colour?"), entry(42001, 42, "How many?"), entry(43000, 43, "Is it?")]
+QUESTIONS = [entry(42000, 42, "What color?"), entry(42001, 42, "How many?"), entry(43000, 43, "Is it?")]
 ANNOTATIONS = [
     annotation(42000, "other", ["red"] * 3 + ["dark red"] * 7),
     annotation(42001, "number", ["2"] * 2 + ["3"] * 8),
