@@ -75,8 +75,8 @@ def save(
 ) -> Path:
     """Writes a folder of safetensors with its config.json."""
     folder.mkdir(parents=True, exist_ok=True)
-    announced = {name: (array.shape, array.dtype) for name, array in tensors.items()}
-    with SafetensorsWriter(folder, announced, shard_bytes) as writer:
+    specs = {name: (array.shape, array.dtype) for name, array in tensors.items()}
+    with SafetensorsWriter(folder, specs, shard_bytes) as writer:
         for name, array in tensors.items():
             writer.write(name, array)
     if config is not None:

@@ -44,7 +44,7 @@ def test_a_transformers_config_json_describes_the_model(name):
 
 
 def test_transformers_rejects_models_that_it_cannot_run():
-    with pytest.raises(JanusError, match=r"8 groups, not 32; a generated image has 64 tokens"):
+    with pytest.raises(JanusError, match=r"8 groups, not 32; a target image has 64 tokens"):
         transformers_janus.config_to_json(PRESETS["tiny"], "bfloat16", 7)
 
 

@@ -7,7 +7,7 @@ def test_the_command_converts_there_and_back(released_folder, tmp_path):
     there = run("launch.convert", released_folder, tmp_path / "converted", "--dtype", "bfloat16")
     assert there.returncode == 0, there.stderr
     assert "from the released layout" in there.stdout
-    assert "14 tensors that no network here uses" in there.stdout
+    assert "14 tensors that janus_jax does not use" in there.stdout
     assert "100%" in there.stderr
     back = run("launch.convert", tmp_path / "converted", tmp_path / "back", "--layout=transformers")
     assert back.returncode == 0, back.stderr

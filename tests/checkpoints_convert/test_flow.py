@@ -144,5 +144,5 @@ def test_only_an_unconverted_flow_accepts_a_vae(released_flow, converted, tmp_pa
 
 
 def test_a_flow_is_not_written_for_transformers(converted, tmp_path):
-    with pytest.raises(JanusError, match="transformers layout has no JanusFlow"):
+    with pytest.raises(JanusError, match="transformers layout does not support JanusFlow"):
         convert(converted, tmp_path / "theirs", "transformers")
