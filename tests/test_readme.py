@@ -12,7 +12,7 @@ import pytest
 
 from janus_jax.config import JanusConfig, VQConfig, janus_preset
 from tests.pseudo import CORPUS, make_checkpoint
-from tests.scenery import landscape
+from tests.tiny import picture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -37,7 +37,7 @@ def workspace(tmp_path_factory):
     folder = tmp_path_factory.mktemp("workspace")
     make_checkpoint(folder / "Janus-Pro-1B", small_model(), CORPUS)
     (folder / "Janus-Pro-7B").symlink_to("Janus-Pro-1B")
-    landscape(96, 64).save(folder / "photo.jpg")
+    picture(0, (96, 64)).save(folder / "photo.jpg")
     (folder / "captions.jsonl").write_text('{"image": "photo.jpg", "caption": "Hills by a lake."}\n')
     return folder
 
