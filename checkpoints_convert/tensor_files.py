@@ -6,7 +6,6 @@ Neither torch nor jax is needed.
 
 import json
 import math
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -100,15 +99,13 @@ def _open(file: Path) -> dict[str, np.ndarray]:
 
 
 def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    size = len(mapped)
-    length = int.from_bytes(mapped[:8], "little")
+    mapped = np.asarray(np.memmap(path, np.uint8, "r"))
+    size, length = mapped.size, int.from_bytes(mapped[:8].tobytes(), "little")
     if size < 8 or length > _MAX_HEADER_BYTES:
         raise JanusError(f"{path} is not a safetensors file; fetch it again.")
     if size < 8 + length:
         raise JanusError(f"{path} is truncated within its header; fetch it again.")
-    header = json.loads(mapped[8 : 8 + length])
+    header = json.loads(mapped[8 : 8 + length].tobytes())
     header.pop("__metadata__", None)
     entries = {name: _entry(values) for name, values in header.items()}
     start, tensors = 8 + length, {}

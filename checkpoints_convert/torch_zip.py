@@ -6,7 +6,6 @@ memory-mapped file. The unpickler accepts only a fixed list of harmless names. A
 
 import contextlib
 import io
-import mmap
 import pickle
 import struct
 import zipfile
@@ -142,9 +141,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _map_records(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    whole = np.frombuffer(mapped, np.uint8)
+    whole = np.asarray(np.memmap(path, np.uint8, "r"))
     records = {}
     for info in archive.infolist():
         start = info.header_offset
@@ -228,9 +225,7 @@ def _open_legacy(path: Path) -> dict[str, np.ndarray]:
     The file contains pickles of a magic number, a version, the machine's properties, the content and the keys of the
     storages. The storages follow, each preceded by its length.
     """
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    whole = np.frombuffer(mapped, np.uint8)
+    whole = np.asarray(np.memmap(path, np.uint8, "r"))
     none: dict[str, np.ndarray] = {}
     with path.open("rb") as file, _unpickling(path):
         if _Unpickler(file, none).load() != _LEGACY_MAGIC:

@@ -3,7 +3,7 @@ import pytest
 from tests.commands.conftest import run
 
 
-def test_the_command_converts_there_and_back(released_folder, tmp_path):
+def test_the_command_converts_in_both_directions(released_folder, tmp_path):
     there = run("launch.convert", released_folder, tmp_path / "converted", "--dtype", "bfloat16")
     assert there.returncode == 0, there.stderr
     assert "from the released layout" in there.stdout
