@@ -1,4 +1,4 @@
-"""The tables of docs/scaling_tables.md, from invented reports."""
+"""Tests of the search for a layout, and of the tables of docs/scaling_tables.md."""
 
 from dataclasses import replace
 
@@ -70,7 +70,7 @@ def test_layouts_divide_the_batch_evenly(stage, topology, devices, expected):
 @pytest.mark.parametrize(
     ("gigabytes", "expected", "tried"),
     [
-        # GB with "dots" and with "full" in one microbatch; half of it in two. More microbatches take longer.
+        # GB with one microbatch under "dots" and under "full"; n microbatches need 1/n of it, but take longer.
         ((20, 10), ("dots", 1), ["dots 1"]),
         ((50, 20), ("dots", 2), ["dots 1", "dots 2", "full 1"]),
         ((90, 20), ("full", 1), ["dots 1", "dots 4", "full 1"]),
@@ -99,7 +99,7 @@ def test_fastest_layout_that_fits_is_reported(monkeypatch, gigabytes, expected, 
     topology = replace(cpu, accelerator=replace(cpu.accelerator, memory=30e9))
     monkeypatch.setattr(scaling, "find_topology", lambda name: topology)
     monkeypatch.setattr(scaling, "compile_report", compile_report)
-    # Bounds that are known before the first compilation do not matter here.
+    # Disables the bound before the first compilation, because the invented sizes are not those of the model.
     monkeypatch.setattr(
         scaling, "memory_lower_bound", lambda *arguments: lower_bound(*arguments) if arguments[-1] else 0.0
     )
@@ -108,7 +108,7 @@ def test_fastest_layout_that_fits_is_reported(monkeypatch, gigabytes, expected, 
     assert compiled == tried
 
 
-def test_reports_are_appended_and_the_later_one_counts(tmp_path):
+def test_last_appended_report_of_a_case_is_read(tmp_path):
     case, other = scaling.all_cases(("cpu:1x8",))[:2]
     for one, report in ((case, {"fits": False}), (other, REPORT), (case, REPORT)):
         scaling.append_report(tmp_path / "new", one, report)
