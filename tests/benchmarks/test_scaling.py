@@ -6,39 +6,10 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import Case
-from janus_jax.aot import topologies
 from janus_jax.aot.topologies import find_topology
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.recipe import Recipe
-
-REPORT = {
-    "devices": 8,
-    "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
-    "microbatches": 2,
-    "remat": "full",
-    "memory_limit": 80e9,
-    "checkpoint_bytes": 30e9,
-    "fits": True,
-    "programs": [{"inputs": {"batch": 1e9}, "total": 2e9, "traffic": [{"ici_bytes": 3e9, "dcn_bytes": 4e9}]}],
-    "roofline": {
-        "step_seconds": {"overlapped": 2.0, "serial": 3.0},
-        "mfu": {"overlapped": 0.6, "serial": 0.4},
-        "bound": "compute",
-    },
-}
-REPORTS = {
-    Case("Janus-Pro-1B", 2, "h100:1x8"): REPORT,
-    Case("Janus-Pro-7B", 2, "h100:1x8"): REPORT | {"fits": False},
-    Case("Janus-Pro-7B", 3, "h100:1x8"): {"invalid": "The mesh does not divide the batch."},
-}
-
-
-@pytest.mark.parametrize(("make", "lines"), [(scaling.step_table, 5), (scaling.data_table, 3)])
-def test_every_table_row_has_a_cell_per_column(make, lines):
-    table = make(REPORTS).splitlines()
-    assert len({line.count("|") for line in table}) == 1
-    assert len(table) == lines
 
 
 def test_page_shows_the_stored_reports():
@@ -110,9 +81,9 @@ def test_fastest_layout_that_fits_is_reported(monkeypatch, gigabytes, expected, 
 
 def test_last_appended_report_of_a_case_is_read(tmp_path):
     case, other = scaling.all_cases(("cpu:1x8",))[:2]
-    for one, report in ((case, {"fits": False}), (other, REPORT), (case, REPORT)):
+    for one, report in ((case, {"fits": False}), (other, {"fits": True}), (case, {"fits": True})):
         scaling.append_report(tmp_path / "new", one, report)
-    assert scaling.read_reports(tmp_path / "new") == {case: REPORT, other: REPORT}
+    assert scaling.read_reports(tmp_path / "new") == {case: {"fits": True}, other: {"fits": True}}
 
 
 def test_memory_lower_bound_needs_no_compilation():
@@ -126,9 +97,3 @@ def test_memory_lower_bound_needs_no_compilation():
     assert scaling.memory_lower_bound(more_dots, 256, {}) == bound / 2
     report = {"programs": [{"temporaries": 50e9}], "microbatches": 1}
     assert scaling.memory_lower_bound(more_full, 256, report) == 25e9
-
-
-def test_missing_compiler_raises(monkeypatch):
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(JanusError, match=r"pip install"):
-        scaling.compile_case(Case("Janus-Pro-1B", 1, "v5e:16x16"))
