@@ -185,7 +185,7 @@ class TestWebDataset:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """A small TFDS data set with classes."""
+    """A small TFDS dataset with classes."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds") / "pets" / "1.0.0"

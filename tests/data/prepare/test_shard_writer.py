@@ -22,7 +22,7 @@ OWN = "tests.data.own_source"
 
 
 def digests(folder):
-    """Hashes of all files of a finished data set."""
+    """Hashes of all files of a finished dataset."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
