@@ -61,7 +61,7 @@ class JanusFlow(Backbone):
         self.gen_decoder = LatentDecoder(c.gen_encoder, e)
         self.vae = None if c.vae is None else VAE(c.vae, e)
 
-    def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    def embed_input_images(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Returns embeddings of input images with pixels in [-1, 1], patches in row-major order (§3.1)."""
         return self.und_adaptor(self.und_encoder(pixels))
 
