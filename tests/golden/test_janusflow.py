@@ -1,4 +1,4 @@
-"""Compares JanusFlow and SDXL's VAE with the PyTorch implementations in float32."""
+"""Compares JanusFlow with the PyTorch implementation in float32."""
 
 from functools import cached_property
 
@@ -7,20 +7,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.released_flow import LAYOUT, config_from_json
 from janus_jax.batch import NO_IMAGE, Batch
-from janus_jax.config import Execution, VAEConfig
+from janus_jax.config import Execution
 from janus_jax.generation.rectified_flow import FlowSampler, prefill, sample_latents, velocity
 from janus_jax.models.backbone import apply
 from janus_jax.models.janusflow import JanusFlow
-from janus_jax.models.vae import VAE
 from janus_jax.pretrained import load_params
 from janus_jax.processing import open_image, prepare_understanding
 from tests.golden.conftest import assert_close, golden_set
-from tests.golden.pseudo_weights import tensor, uniform
+from tests.golden.pseudo_weights import uniform
 from tests.golden.test_janus import Lazy
 
 SPECIAL = ("bos", "eos", "pad", "begin_of_image", "end_of_image", "image_placeholder")
@@ -139,47 +137,3 @@ def test_janusflow_latents_of_the_sampler(subject):
     keys = jax.random.split(jax.random.key(0), (len(subject.noise), 1))
     latents = sample_latents(subject.model, subject.params, subject.prompts, keys, drawing, noise=subject.noise)
     assert_close(channels_first(latents)[:, :, ::2, ::2], subject.expected["z_final"], 1e-4)
-
-
-class Autoencoder:
-    """The VAE of a golden set."""
-
-    def __init__(self, golden):
-        self.golden = golden
-        self.expected = golden.expected
-        self.vae = VAE(VAEConfig(scaling_factor=golden.config["scaling_factor"]))
-        self.params = {}
-        for unit in DIFFUSERS_VAE.map(model_parameters(self.vae.config)):
-            *parents, last = unit.parameter.keys[1:]
-            node = self.params
-            for key in parents:
-                node = node.setdefault(key, {})
-            node[last] = unit.read(self)
-
-    def __getitem__(self, name):
-        return tensor(f"vae.{name}", self.golden.shapes[name], self.golden.salt)
-
-    def apply(self, method, array):
-        run = jax.jit(lambda params, array: apply(method, params, array))
-        return run(self.params, array.transpose(0, 2, 3, 1))
-
-
-@pytest.fixture(scope="module")
-def autoencoder():
-    return Autoencoder(golden_set("vae", "sdxl_vae"))
-
-
-def test_sdxl_vae_latents(autoencoder):
-    found = autoencoder.apply(autoencoder.vae.encode, uniform("vae.pixels", (1, 3, 384, 384), autoencoder.golden.salt))
-    assert_close(channels_first(found.mean)[:, :, ::3, ::3], autoencoder.expected["enc_mean"], 1e-4)
-    assert_close(channels_first(found.log_variance)[:, :, ::3, ::3], autoencoder.expected["enc_logvar"], 1e-4)
-
-
-def test_sdxl_vae_decoded_pixels(autoencoder):
-    latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.golden.salt) * np.float32(np.sqrt(3))
-    decoded = autoencoder.apply(autoencoder.vae.decode, latents)
-    assert_close(
-        channels_first(decoded)[:, :, ::5, ::5],
-        autoencoder.expected["decoded"],
-        1e-4,
-    )

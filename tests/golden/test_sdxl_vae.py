@@ -1,0 +1,61 @@
+"""Compares SDXL's VAE with the PyTorch implementation in float32.
+
+In a module of its own, so that its memory does not add to that of the JanusFlow tests.
+"""
+
+import jax
+import numpy as np
+import pytest
+
+from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE
+from checkpoints_convert.parameters import model_parameters
+from janus_jax.config import VAEConfig
+from janus_jax.models.backbone import apply
+from janus_jax.models.vae import VAE
+from tests.golden.conftest import assert_close, golden_set
+from tests.golden.pseudo_weights import tensor, uniform
+from tests.golden.test_janusflow import channels_first
+
+
+class Autoencoder:
+    """The VAE of a golden set."""
+
+    def __init__(self, golden):
+        self.golden = golden
+        self.expected = golden.expected
+        self.vae = VAE(VAEConfig(scaling_factor=golden.config["scaling_factor"]))
+        self.params = {}
+        for unit in DIFFUSERS_VAE.map(model_parameters(self.vae.config)):
+            *parents, last = unit.parameter.keys[1:]
+            node = self.params
+            for key in parents:
+                node = node.setdefault(key, {})
+            node[last] = unit.read(self)
+
+    def __getitem__(self, name):
+        return tensor(f"vae.{name}", self.golden.shapes[name], self.golden.salt)
+
+    def apply(self, method, array):
+        run = jax.jit(lambda params, array: apply(method, params, array))
+        return run(self.params, array.transpose(0, 2, 3, 1))
+
+
+@pytest.fixture(scope="module")
+def autoencoder():
+    return Autoencoder(golden_set("vae", "sdxl_vae"))
+
+
+def test_sdxl_vae_latents(autoencoder):
+    found = autoencoder.apply(autoencoder.vae.encode, uniform("vae.pixels", (1, 3, 384, 384), autoencoder.golden.salt))
+    assert_close(channels_first(found.mean)[:, :, ::3, ::3], autoencoder.expected["enc_mean"], 1e-4)
+    assert_close(channels_first(found.log_variance)[:, :, ::3, ::3], autoencoder.expected["enc_logvar"], 1e-4)
+
+
+def test_sdxl_vae_decoded_pixels(autoencoder):
+    latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.golden.salt) * np.float32(np.sqrt(3))
+    decoded = autoencoder.apply(autoencoder.vae.decode, latents)
+    assert_close(
+        channels_first(decoded)[:, :, ::5, ::5],
+        autoencoder.expected["decoded"],
+        1e-4,
+    )
