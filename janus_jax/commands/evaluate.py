@@ -215,4 +215,4 @@ def describe(benchmark: Benchmark[Any]) -> str:
 
 def run() -> None:
     """Runs `janus-evaluate`."""
-    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})
+    cli.run(main, name="janus-evaluate", actions={"--list": list_benchmarks})

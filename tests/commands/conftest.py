@@ -1,4 +1,4 @@
-"""A small checkpoint in the released layout, and a function that runs commands on it."""
+"""A small checkpoint in the released layout, and functions that run commands."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def photo(tmp_path_factory):
 
 @pytest.fixture
 def spoiled(checkpoint, photo, tmp_path):
-    """A folder of invalid inputs, one per name in the tests."""
+    """A folder of invalid inputs: damaged checkpoints, images and text files."""
     (tmp_path / "no_model").mkdir()
     without = shutil.copytree(checkpoint, tmp_path / "without_tokenizer")
     (without / "tokenizer.json").unlink()
@@ -57,7 +57,7 @@ def run(module, *arguments, cwd=None, **variables):
 
 @pytest.fixture
 def refuses():
-    """Runs a command without any device and returns its message about a user error."""
+    """Returns a function that runs a command without devices and returns its user error."""
 
     def check(module, *arguments, cwd):
         done = run(module, *arguments, cwd=cwd, JAX_PLATFORMS="nowhere")
