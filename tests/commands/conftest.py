@@ -63,8 +63,8 @@ def refuses():
         done = run(module, *arguments, cwd=cwd, JAX_PLATFORMS="nowhere")
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
-        name = module.removeprefix("launch.").replace("_", "-") if module.startswith("launch.") else None
-        assert done.stderr.startswith(f"janus-{name}: " if name else f"{module}: ")
+        name = f"janus-{module.removeprefix('launch.')}" if module.startswith("launch.") else module
+        assert done.stderr.startswith(f"{name}: ")
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 
