@@ -1,4 +1,4 @@
-"""Tests of the runner: each question is answered once, independent of interruptions, batches and processes."""
+"""Tests of the runner: every question is answered once, regardless of interruptions, batches and processes."""
 
 import json
 import threading
@@ -39,7 +39,7 @@ def run(folder, model, questions=None, batch_size=2, settings=SETTINGS, **more):
 
 
 def interrupt(folder):
-    """Runs two batches of two questions, then stops."""
+    """Runs two batches of two questions and interrupts the third."""
     model = FakeModel(stop_at=2)
     with pytest.raises(KeyboardInterrupt):
         run(folder, model)

@@ -1,4 +1,4 @@
-"""Tests of GenEval: the official folders, and scores from the official scorer's results."""
+"""Tests of GenEval: the folders for the official scorer, and scores from its results."""
 
 import json
 

@@ -24,7 +24,7 @@ END = 59
 
 
 def write_clip(folder):
-    """Writes a model in the layout of transformers. Tokens are letters, between begin and end of text."""
+    """Writes a model in the layout of Hugging Face transformers. Its text tokens are letters."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng = np.random.default_rng(43)

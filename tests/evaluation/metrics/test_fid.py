@@ -1,4 +1,4 @@
-"""Tests of COCO-30K, MJHQ-30K and FID. tests/parity compares FID with the two common packages."""
+"""Tests of COCO-30K, MJHQ-30K and FID. tests/parity compares FID with clean-fid and pytorch-fid."""
 
 import json
 
@@ -37,7 +37,7 @@ def midjourney(tmp_path):
 
 @pytest.fixture
 def simple_features(monkeypatch):
-    """Replaces Inception by four features: the means of the channels and a constant."""
+    """Replaces Inception's features with four numbers: the means of the channels and a constant."""
 
     class Extractor(fid.InceptionExtractor):
         def __init__(self, params, method):
@@ -65,7 +65,7 @@ def write_images(folder, count, seed=5, suffix=".jpg"):
 
 
 def distance(files, others, method="clean"):
-    """Computes FID by its definition, with the root of a matrix that is not symmetric."""
+    """Computes FID by its definition, with the eigenvalues of the product of the covariances."""
     first, second = (np.concatenate([features(file, method) for file in side]) for side in (files, others))
     roots = np.linalg.eigvals(np.cov(first.T) @ np.cov(second.T)).real.clip(0) ** 0.5
     spread = np.trace(np.cov(first.T)) + np.trace(np.cov(second.T)) - 2 * roots.sum()

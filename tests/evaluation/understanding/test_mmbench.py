@@ -1,4 +1,4 @@
-"""Tests of MMBench: tables with base64 images, vanilla and circular scores."""
+"""Tests of MMBench: tables with images in base64, and the vanilla and circular scores."""
 
 import base64
 import csv
