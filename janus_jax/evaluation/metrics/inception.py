@@ -1,8 +1,8 @@
 """Inception-v3 (arXiv 1512.00567), which computes the image features for FID.
 
 The weights come from pytorch-fid's file `pt_inception-2015-12-05`, which contains TensorFlow's weights of that date.
-The parameters have the names and orientations of that file. Unlike torchvision's network, average pooling does not count
-padding, and the last block uses max pooling.
+The parameters have the names and orientations of that file. Unlike torchvision's network, average pooling does not
+count padding, and the last block uses max pooling.
 """
 
 from collections.abc import Mapping
