@@ -84,7 +84,9 @@ def collect_answers(
         return None
     answers = read_answers(folder)
     if missing := sum(item.id not in answers for item in items):
-        raise JanusError(f"{folder} lacks {missing} answers of other processes; give an --out that all of them share.")
+        raise JanusError(
+            f"{folder} lacks {missing} answers of other processes; give an --out that all processes share."
+        )
     return {item.id: answers[item.id] for item in items}
 
 

@@ -59,7 +59,7 @@ class FeatureStatistics:
           JanusError: There are fewer than two feature vectors.
         """
         if self.count < 2:
-            raise JanusError(f"FID needs at least two images on each side; one side has {self.count}.")
+            raise JanusError(f"FID needs at least two images in each of the compared sets; one has {self.count}.")
         mean = self._sum / self.count
         return Gaussian(mean, (self._products - self.count * np.outer(mean, mean)) / (self.count - 1))
 

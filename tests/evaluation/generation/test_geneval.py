@@ -89,9 +89,3 @@ def test_an_invalid_number_is_refused(option, value):
 
 def test_equal_numbers_have_one_notation():
     assert BENCHMARK.resolve_options({"guidance_scale": "5.0"}) == BENCHMARK.resolve_options({"guidance_scale": "5"})
-
-
-def test_sampling_options_default_to_the_models_settings():
-    resolved = BENCHMARK.resolve_options({})
-    assert resolved["guidance_scale"] == resolved["temperature"] == "model"
-    assert BENCHMARK.resolve_options({"guidance_scale": "model"}) == resolved

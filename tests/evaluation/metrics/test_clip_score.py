@@ -74,10 +74,6 @@ def test_an_image_is_resized_cropped_and_normalized(tmp_path):
     np.testing.assert_allclose(image, np.broadcast_to([2, 1, 0.5], image.shape))
 
 
-def test_there_is_no_score_without_a_model(tmp_path):
-    assert clip_score.clip_score(tmp_path, [], []) is None
-
-
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [

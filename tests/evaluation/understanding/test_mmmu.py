@@ -81,12 +81,8 @@ def row(name, **more):
         "id": f"validation_{name}",
         "question": "<image 1> Each of these is <image 2>. What is it? <image 1>",
         "options": "['$6', \"it's $7\", '<image 2>']",
-        "explanation": "",
         "answer": "B",
-        "img_type": "['Tables']",
-        "topic_difficulty": "Medium",
         "question_type": "multiple-choice",
-        "subfield": "Managerial",
     } | more
 
 
