@@ -48,7 +48,7 @@ def _question(entry: Entry, split: str, data: Path) -> PopeQuestion:
 
 
 def parse_yes(answer: str) -> bool:
-    """Returns False if the first sentence has the word "No", "no" or "not", otherwise True, as the official scorer."""
+    """Returns False if the first sentence has the word "No", "no" or "not", else True, as the official scorer does."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
 
@@ -95,6 +95,6 @@ val2014/COCO_val2014_*.jpg""",
     read=read,
     score=score,
     write_predictions=write_predictions,
-    # The papers do not state which score they report. A rerun by Janus' authors shows F1 of the random split.
+    # The papers' score is for the random split. They do not state which score it is; the authors' rerun shows F1.
     published={"random.f1": (87.0, 88.0, 86.2, 87.4)},
 )
