@@ -1,6 +1,7 @@
 """MMBench (arXiv 2307.06281): multiple-choice questions with up to four options.
 
-The circular protocol asks a question with every rotation of its options. A question is correct if all answers are.
+The circular protocol asks a question with every rotation of its options. The question is correct if all its answers
+are correct.
 """
 
 import base64

@@ -26,9 +26,9 @@ Value = str | float
 def parse_letter(answer: str, choices: Mapping[str, str], rng: random.Random) -> str:
     """Returns the letter of the option that an answer chooses.
 
-    The scorer looks for letters in brackets. Without any, it looks for letters that are separate words. Without any, it
-    looks for the texts of the options, but only in answers of more than five words. It uses the last match. Without a
-    match it uses a random letter.
+    The scorer looks for letters in brackets. If there are none, it looks for letters that are separate words. If there
+    are none, it looks for the texts of the options, but only in answers of more than five words. It uses the last
+    match in the answer, or a random letter if nothing matches.
 
     Args:
       choices: Options by letter.
