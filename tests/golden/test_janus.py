@@ -191,7 +191,7 @@ def test_janus_vision_features(subject):
 
 def test_janus_aligned_features(subject):
     expected = subject.expected["aligned_features"]
-    features = subject.apply(subject.model.understand, to_pixels(subject.images))
+    features = subject.apply(subject.model.embed_input_images, to_pixels(subject.images))
     width = features.shape[-1]
     # The stride of the set depends on its width.
     step = next(step for step in (61, 7) if len(range(0, width, step)) == expected.shape[-1])
@@ -306,7 +306,7 @@ def test_janus_vq_tokens(subject, latents):
     )
     clear = subject.expected["vq_margin"] >= 1e-3
     assert clear.mean() > 0.5
-    np.testing.assert_array_equal(np.asarray(ids)[clear], subject.expected["vq_tokens"][clear])
+    np.testing.assert_array_equal(np.asarray(ids)[clear], subject.expected["vq_ids"][clear])
 
 
 def test_janus_vq_decoded_pixels(subject):

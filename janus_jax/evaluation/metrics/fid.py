@@ -25,7 +25,7 @@ from PIL import Image
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.frechet import FEATURE_DIM, INPUT_SIZE, FeatureStatistics, Gaussian, frechet_distance
-from janus_jax.files import naming, reading
+from janus_jax.files import prefix_errors, reading
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
@@ -138,7 +138,7 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     reference = check_reference(data, method)
     assert reference is not None
     tensors = open_tensors(data / INCEPTION)
-    with naming(data / INCEPTION):
+    with prefix_errors(data / INCEPTION):
         extractor = InceptionExtractor(inception_params(tensors), method)
     # References are read first, so that their errors are reported early.
     if reference.suffix == ".npz":
