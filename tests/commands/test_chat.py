@@ -11,7 +11,7 @@ from tests.commands.conftest import run
 
 
 class FakeModel:
-    """Answers with the number of turns and images, and records its inputs."""
+    """A model that answers with the number of messages and images, and records its inputs."""
 
     def __init__(self):
         self.asked = []
@@ -24,7 +24,7 @@ class FakeModel:
 
 
 def chat(lines, conversation, capsys):
-    """Returns the output for these input lines."""
+    """Runs the chat on these input lines and returns its output. An exception among the lines is raised."""
     rest = iter(lines)
 
     def read():
