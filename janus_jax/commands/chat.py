@@ -2,8 +2,8 @@
 
     janus-chat --model DIR --image FILE --prompt TEXT
 
-With --prompt it prints the answer and exits. Without --prompt it reads messages from the terminal: /image FILE adds an
-image to the next message, /reset starts a new conversation, /quit or Ctrl-D ends.
+With --prompt, the command prints the answer and exits. Without --prompt, it reads messages from the terminal: /image
+FILE adds an image to the next message, /reset starts a new conversation, /quit or Ctrl-D ends the chat.
 """
 
 from collections.abc import Sequence

@@ -12,7 +12,9 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import ImageSource, Message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-HELP = "/image FILE adds an image to your next message, /reset starts a new conversation, /quit or Ctrl-D ends."
+HELP = (
+    "/image FILE adds an image to your next message, /reset starts a new conversation, /quit or Ctrl-D ends the chat."
+)
 
 
 class ChatModel(Protocol):

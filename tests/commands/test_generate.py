@@ -73,15 +73,15 @@ def test_metadata_contains_prompt_seed_and_settings(generated, checkpoint):
 USER_ERRORS = {
     "no such folder": (["--model=absent"], "absent does not exist"),
     "an empty prompt": (["--prompt="], "--prompt is empty"),
-    "no such file of prompts": (["--prompts_file=absent.txt"], "absent.txt cannot be read"),
-    "a file of blank lines": (["--prompts_file=blank.txt"], "blank.txt contains no prompts"),
+    "no such prompts file": (["--prompts_file=absent.txt"], "absent.txt cannot be read"),
+    "a prompts file with blank lines only": (["--prompts_file=blank.txt"], "blank.txt contains no prompts"),
     "no images": (["--num_images=0"], "--num_images=0"),
     "a negative batch": (["--batch_size=-4"], "--batch_size=-4"),
     "a negative scale": (["--guidance_scale=-1"], "--guidance_scale=-1"),
-    "an endless scale": (["--guidance_scale=inf"], "--guidance_scale=inf"),
+    "an infinite scale": (["--guidance_scale=inf"], "--guidance_scale=inf"),
     "a negative top-k": (["--top_k=-1"], "--top_k=-1"),
-    "a file in the way": (["--out=taken"], "taken cannot be written"),
-    "a file in place of a parent": (["--out=taken/pictures"], "taken/pictures cannot be written"),
+    "an output folder that is a file": (["--out=taken"], "taken cannot be written"),
+    "an output folder in a file": (["--out=taken/pictures"], "taken/pictures cannot be written"),
 }
 
 
