@@ -1,7 +1,6 @@
-"""Common part of VQ and VAE training."""
+"""Code shared by VQ and VAE training: parameters, optimizer and reconstruction losses."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -17,10 +16,10 @@ from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.state import TrainState, create_state
 
 Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]
-"""Function from parameters, images and reconstructions to the mean perceptual distance; pixels are in [-1, 1]."""
+"""Maps parameters, images and reconstructions (pixels in [-1, 1]) to the mean perceptual distance."""
 
 Initialize = Callable[[Params], Params]
-"""Function from random to initial parameters."""
+"""Maps random parameters to the initial parameters of a training."""
 
 
 class AutoencoderTraining:
@@ -30,8 +29,8 @@ class AutoencoderTraining:
       model: The autoencoder.
       key: Random key of the initial parameters.
       perceptual: Perceptual distance; None omits the term.
-      pixel_losses: Reconstruction losses on pixels.
-      initialize: Changes the random initial parameters.
+      pixel_losses: Computes the reconstruction losses on pixels.
+      initialize: Maps the random parameters to the initial ones. None uses the random parameters.
 
     Raises:
       JanusError: The warm-up is longer than the training, or `recipe.trained` matches no parameter.
@@ -85,21 +84,20 @@ class AutoencoderTraining:
 
 
 def all_params(state: TrainState, *, average: bool = False) -> Params:
-    """Returns trained and frozen parameters; with `average`, the averages of the trained ones if there are any."""
+    """Returns the trained and frozen parameters.
+
+    Args:
+      average: Whether to return the moving averages of the trained parameters, if the state has them.
+    """
     return merge(state.ema if average and state.ema is not None else state.params, state.frozen)
 
 
-def apply(module: nn.Module, params: Params, *args: Any, method: str | Callable[..., Any] | None = None) -> Any:
-    """Applies a module or one of its methods to these parameters."""
-    return module.apply({"params": params}, *args, method=method)
-
-
 def total_loss(terms: Terms) -> tuple[Float[Array, ""], Terms]:
-    """Returns the sum of the loss terms, and metrics `loss/TERM` and `loss/total`."""
+    """Returns the sum of the loss terms, and the metrics `loss/TERM` and `loss/total`."""
     total = jnp.sum(jnp.stack(list(terms.values())))
     return total, {f"loss/{name}": value for name, value in terms.items()} | {"loss/total": total}
 
 
 def ramped_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
-    """Returns the decay of the parameter average after `step` steps; early steps forget the initial values faster."""
+    """Returns the decay of the moving average of the parameters. It is lower in early steps, which are still random."""
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
