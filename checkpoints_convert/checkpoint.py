@@ -96,7 +96,7 @@ class Checkpoint(ABC):
     def params(
         self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
     ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
-        """Reads the parameters, one array at a time.
+        """Yields the parameters, one array at a time.
 
         Stacked parameters are read layer by layer: first all parameters of one block, then those of the next. Arrays
         that need neither a cast nor a transposition are views of the memory-mapped files.
@@ -211,7 +211,7 @@ def open_checkpoint(
       vae: Folder of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it exists.
 
     Raises:
-      JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes
+      JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes a
         network that janus_jax does not have, or tensors are missing, surplus or misshapen.
     """
     path = Path(path)

@@ -12,7 +12,7 @@ WEIGHTS_STEM = "diffusion_pytorch_model"
 
 
 def diffusers_vae_table(prefix: str) -> Table:
-    """Returns the table of the VAE in diffusers, whose attention layers have matrices instead of 1x1 convolutions."""
+    """Returns the tensor names of the VAE in diffusers, whose attention has matrices instead of 1x1 convolutions."""
     attention = f"{prefix}{{side}}.mid_block.attentions.0"
     return {
         "vae/{side}/mid/attn/norm": f"{attention}.group_norm",

@@ -87,7 +87,7 @@ layer of a stacked parameter. The first matching key is used.
 
 
 def pointwise(module: str, name: str) -> Table:
-    """Returns the table of a linear layer that the file stores as a 1x1 convolution."""
+    """Returns the tensor names of a linear layer that the file stores as a 1x1 convolution."""
     return {f"{module}/weight": Tensor(f"{name}.weight", "o i -> o i 1 1"), module: name}
 
 

@@ -245,7 +245,7 @@ class OrbaxParams:
 
 
 def check_shapes(shapes: Mapping[str, Shape], parameters: Sequence[Parameter], where: str) -> None:
-    """Checks the shapes of a tree of arrays.
+    """Checks that a tree of arrays has the paths and shapes of the parameters.
 
     Args:
       shapes: Shape of every array, by path.

@@ -24,7 +24,7 @@ from janus_jax.errors import JanusError
 
 
 def llama_table(prefix: str, head: str) -> Table:
-    """Returns the table of a LLaMA model in transformers.
+    """Returns the tensor names of a LLaMA model in transformers.
 
     Args:
       prefix: Prefix of all tensor names except the head's.
@@ -44,7 +44,7 @@ def llama_table(prefix: str, head: str) -> Table:
 
 
 def timm_siglip_table(prefix: str) -> Table:
-    """Returns the table of a SigLIP encoder in timm, which stores queries, keys and values in one matrix."""
+    """Returns the tensor names of a SigLIP encoder in timm, which stores queries, keys and values in one matrix."""
     block = f"{prefix}blocks.{{layer}}."
     return {
         "und_encoder/patch_embed": f"{prefix}patch_embed.proj",
@@ -60,7 +60,7 @@ def timm_siglip_table(prefix: str) -> Table:
 
 
 def transformers_siglip_table(prefix: str, out: str) -> Table:
-    """Returns the table of a SigLIP encoder in transformers: queries, keys and values are in three matrices.
+    """Returns the tensor names of a SigLIP encoder in transformers: queries, keys and values are in three matrices.
 
     Args:
       out: Name of the attention's output projection.
@@ -82,7 +82,7 @@ def transformers_siglip_table(prefix: str, out: str) -> Table:
 
 
 def vq_table(prefix: str) -> Table:
-    """Returns the table of the image tokenizer in LlamaGen and in released Janus files."""
+    """Returns the tensor names of the image tokenizer in LlamaGen and in released Janus files."""
     return {
         **_vq_levels("encoder/down", f"{prefix}encoder.conv_blocks.{{i}}", "res"),
         **_vq_levels("decoder/up", f"{prefix}decoder.conv_blocks.{{i}}", "res"),
@@ -92,7 +92,7 @@ def vq_table(prefix: str) -> Table:
 
 
 def transformers_vq_table(prefix: str) -> Table:
-    """Returns the table of the image tokenizer in transformers' Janus."""
+    """Returns the tensor names of the image tokenizer in transformers' Janus."""
     return {
         **_vq_levels("encoder/down", f"{prefix}encoder.down.{{i}}", "block"),
         **_vq_levels("decoder/up", f"{prefix}decoder.up.{{i}}", "block"),
@@ -132,7 +132,7 @@ def _vq_ends(prefix: str) -> Table:
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """Returns how many different integers the tensor names have at `{}`, among names that start with the pattern."""
+    """Returns how many different integers `{}` matches in the tensor names that start with the pattern."""
     name = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)") + ".*")
     return len({match[1] for match in map(name.match, shapes) if match})
 

@@ -45,7 +45,7 @@ def unused_shapes(config: JanusConfig) -> dict[str, Shape]:
 
 
 def attention_pool(config: SiglipConfig, prefix: str) -> dict[str, Shape]:
-    """Returns names and shapes of SigLIP's attention pooling head."""
+    """Returns names and shapes of the tensors of SigLIP's attention pooling head."""
     width, mlp_dim, pool = config.width, config.mlp_dim, f"{prefix}attn_pool."
     return {
         f"{pool}latent": (1, 1, width),

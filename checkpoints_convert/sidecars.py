@@ -55,7 +55,7 @@ _CHAT_TEMPLATE = (
 
 
 def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER_FILES + PROCESSOR_FILES) -> list[str]:
-    """Copies the named files, as far as the source has them, and returns the names of the copied files."""
+    """Copies those of the named files that exist, and returns their names."""
     found = [name for name in names if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)

@@ -41,7 +41,7 @@ _MAX_PICKLE_BYTES = 1 << 28
 
 
 class _Storage(NamedTuple):
-    """Flat view of a storage in the file."""
+    """The values of a torch storage, a flat view of the file."""
 
     values: np.ndarray
 

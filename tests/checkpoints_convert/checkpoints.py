@@ -125,7 +125,7 @@ def save_transformers(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16,
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Applies a function to the content of a folder's config.json."""
+    """Applies a function to the content of config.json in a folder."""
     file = folder / "config.json"
     content = json.loads(file.read_text())
     change(content)

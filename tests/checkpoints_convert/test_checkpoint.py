@@ -155,7 +155,7 @@ def test_a_config_of_another_network_is_refused_by_field(tmp_path, change, messa
         "gen_head.output_mlp_projector.bias",
     ],
 )
-def test_a_misshapen_tensor_that_sizes_are_inferred_from_is_named(name, shape):
+def test_a_misshapen_tensor_is_named_when_sizes_are_inferred(name, shape):
     written = JsonObject(released.config_to_json(SMALL, "bfloat16"), "config.json")
     shapes = released.manifest(SMALL)
     if len(shape) == len(shapes[name]):
@@ -243,7 +243,7 @@ def test_a_preset_is_recognized(tmp_path):
     assert open_checkpoint(save_released(tmp_path / "any", PRESETS["tiny"])).config.name == "tiny"
 
 
-def test_an_absent_head_is_the_embedding_only_if_tied(tmp_path):
+def test_only_tied_embeddings_replace_an_absent_head(tmp_path):
     folder = save_transformers(tmp_path / "whole")
     tensors = dict(open_checkpoint(folder).tensors)
     del tensors["lm_head.weight"]

@@ -67,7 +67,7 @@ def test_vae_tensors_follow_from_the_config():
         ("n w -> 1 n w", (6, 4), (1, 6, 4)),
     ],
 )
-def test_a_rearrangement_is_inverted_and_copies_only_to_transpose(pattern, shape, file_shape):
+def test_a_rearrangement_is_inverted_without_a_copy(pattern, shape, file_shape):
     rearrangement, array = Rearrangement(pattern), np.arange(math.prod(shape)).reshape(shape)
     file = np.ascontiguousarray(rearrangement.to_file(array))
     assert rearrangement.file_shape(shape) == file.shape == file_shape
