@@ -35,13 +35,13 @@ _MAX_REASON = 160
 T = TypeVar("T")
 
 
-class DamagedError(Exception):
+class DamagedCheckpointError(Exception):
     """A checkpoint cannot be read. All processes raise it together."""
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """An undamaged checkpoint of another run. Reading from it changes nothing in its folder.
+    """An undamaged checkpoint, opened for reading its parameters. Nothing in its folder changes.
 
     Attributes:
       path: Folder of the checkpoint.
@@ -66,14 +66,14 @@ class SavedCheckpoint:
             path = absolute_path(directory) / str(step)
             try:
                 content = read_verified_run(path)
-            except DamagedError as error:
+            except DamagedCheckpointError as error:
                 _log.warning("%s is damaged (%s); trying the checkpoint before it.", path, error)
                 continue
             return cls(path, step, content["config"], content["arrays"])
         raise JanusError(f"{directory} has only damaged checkpoints; restore one from a copy.")
 
     def shapes(self, names: Collection[str]) -> dict[tuple[str, ...], tuple[int, ...]]:
-        """Returns the shapes, by path, of the parameters with one of these last path components."""
+        """Returns shapes by path of the parameters whose last path component is one of `names`."""
         found = {}
         for name, description in self.arrays.items():
             branch, *path = name.split("/")
@@ -82,11 +82,11 @@ class SavedCheckpoint:
         return found
 
     def params(self, abstract: Any, *, average: bool = False) -> Any:
-        """Reads parameters, whether the run trained them or not.
+        """Reads trained and frozen parameters.
 
         Args:
           abstract: Shapes, dtypes and shardings of the parameters, without boxes.
-          average: Whether to read the moving average where there is one.
+          average: Reads the moving average of a parameter instead, if the checkpoint has one.
 
         Raises:
           JanusError: The checkpoint does not have these parameters, or cannot be read.
@@ -106,15 +106,15 @@ class SavedCheckpoint:
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         try:
-            tree = agree(lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments))
-        except DamagedError as error:
+            tree = read_in_all(lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments))
+        except DamagedCheckpointError as error:
             raise JanusError(f"{self.path} cannot be read ({error}).") from error
         read = flatten_dict(tree, sep="/")
         return unflatten_dict({name: read[found[name]] for name in wanted}, sep="/")
 
 
 def saved_steps(directory: str | Path) -> list[int]:
-    """Lists the steps of another run's checkpoints, including damaged ones.
+    """Returns the steps of the checkpoints in a folder, including damaged ones.
 
     Raises:
       JanusError: The folder has no checkpoint.
@@ -133,7 +133,7 @@ def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
       abstract: Shapes, dtypes and shardings of the state, on any mesh.
 
     Raises:
-      DamagedError: The checkpoint is damaged.
+      DamagedCheckpointError: The checkpoint is damaged.
       JanusError: The checkpoint belongs to another model.
     """
     content = read_verified_run(path)
@@ -147,17 +147,17 @@ def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
             )
     # Only the handler: Orbax's manager waits for all processes, and a process that finds damage does not arrive.
     handler = ocp.StandardCheckpointHandler()
-    return content, agree(lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract)))
+    return content, read_in_all(lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract)))
 
 
 def read_verified_run(path: epath.Path) -> dict[str, Any]:
     """Verifies the checksums and reads the run's JSON.
 
     Raises:
-      DamagedError: The checkpoint is damaged.
+      DamagedCheckpointError: The checkpoint is damaged.
     """
-    agree(lambda: checksums.verify(path, jax.process_index(), jax.process_count()))
-    return agree(lambda: read_run(path))
+    read_in_all(lambda: checksums.verify(path, jax.process_index(), jax.process_count()))
+    return read_in_all(lambda: read_run(path))
 
 
 def read_run(path: epath.Path) -> dict[str, Any]:
@@ -172,11 +172,11 @@ def describe_arrays(state: Any) -> dict[str, str]:
     return {path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
 
 
-def agree(read: Callable[[], T]) -> T:
-    """Returns the result of `read`.
+def read_in_all(read: Callable[[], T]) -> T:
+    """Calls `read` in every process and returns its result.
 
     Raises:
-      DamagedError: `read` raised an exception in this or another process.
+      DamagedCheckpointError: `read` raised an exception in this or another process.
     """
     reason, value = "", None
     try:
@@ -190,7 +190,7 @@ def agree(read: Callable[[], T]) -> T:
             raise
     reasons = [one["reason"] for one in gather({"reason": reason})]
     for reason in filter(None, reasons):
-        raise DamagedError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
+        raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
     return cast(T, value)
 
 
@@ -207,5 +207,5 @@ def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def absolute_path(directory: str | Path) -> epath.Path:
-    """Returns an absolute path or a URL, as Orbax requires."""
+    """Returns the absolute path of a folder, as Orbax requires. A URL stays unchanged."""
     return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))

@@ -22,8 +22,8 @@ def write(folder: epath.Path, parts: Sequence[str]) -> None:
     (folder / _NAME).write_text(json.dumps(entries, indent=1))
 
 
-def verify(folder: epath.Path, index: int = 0, count: int = 1) -> None:
-    """Verifies one of `count` equal shares of the files.
+def verify(folder: epath.Path, index: int, count: int) -> None:
+    """Verifies every `count`-th file, starting with number `index`, so that processes share the work.
 
     Raises:
       ValueError: A file has changed.

@@ -22,14 +22,7 @@ _FLUSH_SECONDS = 20.0
 
 
 class RateMeter:
-    """Measures rates since they were last read.
-
-    with meter.waiting():
-        batch = next(data)
-    ...
-    meter.add(tokens=4096, samples=8)
-    writer.progress(step, {"loss": loss, **meter.rates()})
-    """
+    """Measures the work per second since the rates were last read."""
 
     def __init__(self) -> None:
         self._reset()
@@ -49,9 +42,9 @@ class RateMeter:
             self._counts[name] = self._counts.get(name, 0) + count
 
     def rates(self) -> dict[str, float]:
-        """Returns `steps/s`, `NAME/s` for every count, and `data_wait` (fraction of the time, 0 to 1), and resets.
+        """Returns `steps/s`, `NAME/s` for every count, and `data_wait`, and starts a new measurement.
 
-        Rates include only work that the caller has waited for.
+        `data_wait` is the fraction of the time spent waiting for data, from 0 to 1.
         """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rates = {f"{name}/s": count / elapsed for name, count in self._counts.items()}
@@ -74,7 +67,8 @@ class MetricWriter:
     Args:
       workdir: Local or mounted folder; None for the progress line only.
       total_steps: Total steps, for the progress line.
-      start_step: Steps taken before. Metrics of later steps, which an interrupted run wrote, are removed.
+      start_step: Step at which the run starts or resumes. Metrics of later steps, which an interrupted run wrote, are
+        removed.
       every_seconds: Interval of the progress line if the output is not a terminal.
       stream: Output of the progress line; None for stdout.
 

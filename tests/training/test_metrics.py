@@ -16,7 +16,7 @@ def told(folder, **options):
         figures = StepMetrics(writer=reports, folder=folder, is_due=bool, learning_rate=lambda step: 1e-3, **options)
         metrics = {"loss": 2.5, "loss/text": 2.5, "tokens/text": 8.0, "grad_norm": 1.0, "finite": 1.0}
         figures.add(1, metrics, [["text/1"]], {"tokens": 16, "samples": 1, "flops": 1e9})
-        figures.settle()
+        figures.flush()
     return json.loads((folder / "metrics.jsonl").read_text()), stream.getvalue()
 
 

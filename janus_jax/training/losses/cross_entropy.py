@@ -89,7 +89,7 @@ class _Chunks(NamedTuple):
 
     @property
     def num_used(self) -> Int[Array, ""]:
-        """Number of chunks up to the last one with a target. Few sequences consist of text only."""
+        """Number of chunks up to the last one with a target. Later chunks are skipped."""
         # Depends on the states, although only the weights matter: the CPU runtime does not order the collectives of a
         # loop and a collective that does not depend on it, and devices that start them in different orders deadlock.
         has_target = ((self.weights != 0) | jnp.isnan(self.states[..., 0])).any(axis=(1, 2, 3))

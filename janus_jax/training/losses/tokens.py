@@ -23,7 +23,7 @@ from janus_jax.processing import Task
 from janus_jax.training.losses.cross_entropy import HeadLoss, HeadTargets, cross_entropy
 
 TASKS = (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION)
-"""The order of the first three terms of every loss."""
+"""Tasks in the order of the first three terms of every loss."""
 
 
 class LossTerms(NamedTuple):
