@@ -144,12 +144,6 @@ def test_packed_examples_have_the_gradients_of_separate_ones():
         np.testing.assert_allclose(ours, theirs, atol=2e-5 + 1e-4 * np.abs(theirs).max())
 
 
-@pytest.mark.parametrize("stage", TRAINED)
-def test_each_stage_freezes_its_parts(stage):
-    frozen = {"I": {"llm", "und_encoder", "vae"}, "II": {"und_encoder", "vae"}, "III": {"vae"}}
-    assert set(partition(params(), TRAINED[stage])[1]) == frozen[stage]
-
-
 def test_times_and_noise_depend_on_the_sequence_index_only():
     key, shape = jax.random.key(3), (2, 4, 4, 1)
     whole = sample_times_and_noise(FLOW_LOSS, key, np.arange(4), shape)
@@ -178,14 +172,6 @@ def test_captured_states_lead_to_the_last_ones():
     shorter = Llama(type(config)(**{**vars(config), "depth": config.depth - 2}), execution)
     again, _ = shorter.apply({"params": llm | {"layers": rest}}, taken, places, ones)
     np.testing.assert_allclose(again, hidden, rtol=1e-4, atol=1e-4)
-
-
-def test_dropped_prompt_is_masked():
-    laid = batches.flow_batch([[generation(1, dropped=True)]])
-    begin = int(np.flatnonzero(laid.gen_token_index[0] == 0)[0]) - 1
-    assert laid.segment_ids[0, 0] == laid.segment_ids[0, begin] == 1
-    assert not laid.segment_ids[0, 1:begin].any()
-    assert laid.positions[0, begin] == begin
 
 
 def test_zero_align_weight_removes_the_aligner():

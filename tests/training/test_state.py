@@ -1,5 +1,4 @@
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
@@ -30,14 +29,6 @@ def test_state_is_initialized_sharded_with_moments_like_params(muon):
     alike = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (3, 16, 8)]
     assert len(alike) == (1 if muon else 2)
     assert {leaf.sharding.spec for leaf in alike} == {weight}
-
-
-def test_frozen_part_is_bfloat16_without_moments():
-    state = toy.init_sharded(toy.make, abstract_state(toy.make, None, 0), 0)
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.params)} == {jnp.dtype("float32")}
-    assert {leaf.dtype for leaf in jax.tree.leaves(state.frozen)} == {jnp.dtype("bfloat16")}
-    sizes = [leaf.size for leaf in jax.tree.leaves(state.opt_state) if leaf.ndim]
-    assert sum(sizes) == 2 * sum(leaf.size for leaf in jax.tree.leaves(state.params))
 
 
 @pytest.mark.parametrize("muon", [None, 1e-2], ids=["adamw", "muon"])
