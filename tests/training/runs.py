@@ -79,7 +79,9 @@ def data():
     folder = _kept_folder()
     prepared.write(folder / "understanding", [prepared.understanding(number) for number in range(12)])
     ids = np.random.default_rng(0).integers(0, MODEL.gen_encoder.codebook_size, (12, MODEL.gen_encoder.num_tokens))
-    prepared.write(folder / "generation", [prepared.generation(number, tokens=row) for number, row in enumerate(ids)])
+    prepared.write(
+        folder / "generation", [prepared.generation(number, tokens=tokens) for number, tokens in enumerate(ids)]
+    )
     make_byte_level_tokenizer(
         folder / "tokenizer",
         tiny.CORPUS,

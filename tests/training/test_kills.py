@@ -86,9 +86,9 @@ class Run:
     @property
     def curve(self):
         """Last metrics of each step, without rates."""
-        learnt = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
+        compared = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
         lines = map(json.loads, (self.stage / "metrics.jsonl").read_text().splitlines())
-        return {line["step"]: {name: line[name] for name in line if learnt.match(name)} for line in lines}
+        return {line["step"]: {name: line[name] for name in line if compared.match(name)} for line in lines}
 
     def last(self, step):
         """Arrays and data position of a checkpoint."""
@@ -133,15 +133,15 @@ def assert_the_same_whenever_killed(folder, moments, steps, *flags):
     assert sorted(undisturbed.curve) == list(range(1, steps + 1))
     expected = undisturbed.last(steps)
 
-    moments, broken_off, number = list(moments), 0, 0
+    moments, interrupted, number = list(moments), 0, 0
     while moments:
         number += 1
         run = Run(folder, f"killed_{number}", *flags)
         while moments:
-            broke_a_save = run.kill(moments[0], rng)
-            if broke_a_save is None:
+            interrupted_a_save = run.kill(moments[0], rng)
+            if interrupted_a_save is None:
                 break
-            broken_off += broke_a_save
+            interrupted += interrupted_a_save
             moments.pop(0)
         run.finish()
         assert run.curve == undisturbed.curve
@@ -150,7 +150,7 @@ def assert_the_same_whenever_killed(folder, moments, steps, *flags):
         assert data == expected[1]
         assert not (run.checkpoints / "damaged").exists()
         assert not run.half_saved
-    assert broken_off
+    assert interrupted
 
 
 def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):

@@ -108,11 +108,11 @@ def test_frozen_matrices_have_no_gradient_computation():
 
     llm = tiny.CONFIG.llm
     # The same backward pass through the network, for one scale in its first layer.
-    way_back = cost(*partition(tiny.stacked_params(), ("llm/layers/attn_norm/scale",)))
+    backward = cost(*partition(tiny.stacked_params(), ("llm/layers/attn_norm/scale",)))
     heads, kv = llm.num_heads * llm.head_dim, llm.num_kv_heads * llm.head_dim
     numbers = RANK * (4 * llm.width + 2 * heads + 2 * kv) * llm.depth
     # Forward, gradient of the input, gradient of A and B.
-    assert cost(*started(ATTENTION)) - way_back == 3 * 2 * batch.tokens.size * numbers
+    assert cost(*started(ATTENTION)) - backward == 3 * 2 * batch.tokens.size * numbers
 
 
 def test_training_lowers_the_loss_and_changes_only_adapters():
@@ -127,8 +127,8 @@ def test_training_lowers_the_loss_and_changes_only_adapters():
 def test_mesh_matches_one_device():
     (expected, one), (found, four) = trained_by(), trained_by(make_mesh(1, 2, 2, jax.devices()[:4]))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    for moment, told in zip(first_moments(four), first_moments(one), strict=True):
-        np.testing.assert_allclose(moment, told, atol=1e-3 * np.abs(told).max())
+    for moment, expected in zip(first_moments(four), first_moments(one), strict=True):
+        np.testing.assert_allclose(moment, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_adapters_are_sharded_like_their_matrices():
@@ -218,7 +218,7 @@ def test_next_stage_starts_from_merged_params(finished, average, mesh):
     recipe = runs.recipe(stage=2)
     setup = set_up_stage(recipe, mesh)
     state = initial_state(recipe, finished[0], setup, open_initialisation(recipe, finished[0]))
-    jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, state, setup.abstract)
+    jax.tree.map(lambda found, expected: found.sharding == expected.sharding or 1 / 0, state, setup.abstract)
     found = flatten_dict(merge(state.params, state.frozen))
     merged = flatten_dict(merge_adapters(jax.tree.map(jax.numpy.array, average)))
     assert set(found) == set(merged)

@@ -23,8 +23,8 @@ def head(weight, states):
     return states @ weight.T
 
 
-def plain_cross_entropy(params, hidden, places, targets, head=head):
-    logits = head(params, jnp.take_along_axis(hidden, places[..., None] - 1, axis=1))
+def plain_cross_entropy(params, hidden, positions, targets, head=head):
+    logits = head(params, jnp.take_along_axis(hidden, positions[..., None] - 1, axis=1))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
 
 
@@ -33,13 +33,13 @@ def problem():
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
     hidden = rng.standard_normal((ROWS, LENGTH, WIDTH), np.float32)
-    places = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (ROWS, 1)), axis=1)[:, :TARGETS], axis=1)
-    return weight, hidden, places, rng.integers(0, VOCABULARY, places.shape)
+    positions = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (ROWS, 1)), axis=1)[:, :TARGETS], axis=1)
+    return weight, hidden, positions, rng.integers(0, VOCABULARY, positions.shape)
 
 
-def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
-    weights = np.ones(places.shape, np.float32) if weights is None else weights
-    return cross_entropy(head, params, hidden, HeadTargets(places, targets, weights), chunk=chunk)
+def chunked(params, hidden, positions, targets, chunk, weights=None, head=head):
+    weights = np.ones(positions.shape, np.float32) if weights is None else weights
+    return cross_entropy(head, params, hidden, HeadTargets(positions, targets, weights), chunk=chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
@@ -52,16 +52,16 @@ def test_chunked_losses_match(problem, chunk):
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["head", "states", "both"])
 def test_chunked_gradients_match(problem, chunk, argnums):
-    weight, hidden, places, targets = problem
-    weights = np.random.default_rng(1).random(places.shape, np.float32) * (places % 3 > 0)
+    weight, hidden, positions, targets = problem
+    weights = np.random.default_rng(1).random(positions.shape, np.float32) * (positions % 3 > 0)
 
-    def ours(weight, hidden):
-        return 3 * chunked(weight, hidden, places, targets, chunk, weights).total
+    def chunked_loss(weight, hidden):
+        return 3 * chunked(weight, hidden, positions, targets, chunk, weights).total
 
-    def theirs(weight, hidden):
-        return 3 * (plain_cross_entropy(weight, hidden, places, targets) * weights).sum()
+    def plain_loss(weight, hidden):
+        return 3 * (plain_cross_entropy(weight, hidden, positions, targets) * weights).sum()
 
-    found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (ours, theirs))
+    found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (chunked_loss, plain_loss))
     for actual, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6)
 
@@ -75,27 +75,27 @@ def test_partly_trained_head_has_matching_gradients(problem, trained):
     def two_layers(params, states):
         return jnp.tanh(states @ params["first"].T) @ params["second"].T + params["bias"]
 
-    def ours(part):
+    def chunked_loss(part):
         return chunked(whole | {trained: part}, *rest, chunk=4, head=two_layers).total
 
-    def theirs(part):
+    def plain_loss(part):
         return plain_cross_entropy(whole | {trained: part}, *rest, head=two_layers).sum()
 
-    found, expected = (jax.grad(loss)(whole[trained]) for loss in (ours, theirs))
+    found, expected = (jax.grad(loss)(whole[trained]) for loss in (chunked_loss, plain_loss))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_per_token_losses_have_no_gradient(problem):
-    weight, hidden, places, targets = problem
-    gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).per_token.sum())(weight)
+    weight, hidden, positions, targets = problem
+    gradient = jax.grad(lambda weight: chunked(weight, hidden, positions, targets, 4).per_token.sum())(weight)
     assert not gradient.any()
 
 
 def test_chunks_after_the_last_target_are_skipped(problem):
-    weight, hidden, places, targets = problem
-    weights = np.ones(places.shape, np.float32)
+    weight, hidden, positions, targets = problem
+    weights = np.ones(positions.shape, np.float32)
     weights[0, 3:] = weights[1, 5:] = 0
-    read = np.asarray(chunked(weight, hidden, places, targets, 3, weights).per_token)
+    read = np.asarray(chunked(weight, hidden, positions, targets, 3, weights).per_token)
     assert np.all(read[:, :6] > 0)
     assert not read[:, 6:].any()
 
@@ -107,13 +107,18 @@ def largest_array(function, *arguments):
 
 
 def logits_of_chunks(chunk):
-    rows, length, width, vocabulary = 2, 64, 8, 4096
-    hidden, weight = jnp.zeros((rows, length, width)), jnp.zeros((vocabulary, width))
-    places = jnp.ones((rows, length), int)
+    sequences, length, width, vocabulary = 2, 64, 8, 4096
+    hidden, weight = jnp.zeros((sequences, length, width)), jnp.zeros((vocabulary, width))
+    positions = jnp.ones((sequences, length), int)
     loss = jax.value_and_grad(
-        lambda weight, hidden: chunked(weight, hidden, places, places, chunk).total, argnums=(0, 1)
+        lambda weight, hidden: chunked(weight, hidden, positions, positions, chunk).total, argnums=(0, 1)
     )
-    return largest_array(loss, weight, hidden), traced_flops(loss, weight, hidden), rows * chunk * vocabulary, width
+    return (
+        largest_array(loss, weight, hidden),
+        traced_flops(loss, weight, hidden),
+        sequences * chunk * vocabulary,
+        width,
+    )
 
 
 def test_logits_are_never_materialized_at_once():
@@ -127,8 +132,8 @@ def test_logits_are_computed_once():
 
 
 @functools.cache
-def losses(*rows, budget=batches.BUDGET):
-    totals = run(batches.batch(rows, budget))
+def losses(*sequences, budget=batches.BUDGET):
+    totals = run(batches.batch(sequences, budget))
     return np.asarray(totals.losses), np.asarray(totals.counts)
 
 
@@ -138,12 +143,12 @@ def run(batch):
 
 
 def test_each_task_has_its_own_sum():
-    row = (batches.text(), batches.understanding(), batches.generation())
-    counts = [len(row[0].text_targets), len(row[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
-    for task, sample in enumerate(row):
-        sums, places = losses((sample,), ())
+    examples = (batches.text(), batches.understanding(), batches.generation())
+    counts = [len(examples[0].text_targets), len(examples[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
+    for task, example in enumerate(examples):
+        sums, found = losses((example,), ())
         assert [bool(value) for value in sums] == [task == other for other in range(3)]
-        assert places.tolist() == [counts[task] * (task == other) for other in range(3)]
+        assert found.tolist() == [counts[task] * (task == other) for other in range(3)]
 
 
 def test_packed_examples_have_the_losses_of_separate_ones():
@@ -160,9 +165,9 @@ def test_text_loss_matches_next_token_log_probs():
     def logits(batch):
         return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.text_logits(m(b)))
 
-    places = batch.text_targets[0][batch.text_targets[0] != NO_POSITION]
+    positions = batch.text_targets[0][batch.text_targets[0] != NO_POSITION]
     log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))
-    expected = -log_p[places - 1, batch.tokens[0, places]].sum()
+    expected = -log_p[positions - 1, batch.tokens[0, positions]].sum()
     np.testing.assert_allclose(run(batch).losses[0], expected, rtol=1e-5)
 
 

@@ -53,10 +53,10 @@ def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, output):
 
 
 def test_texts_and_images_go_to_tensorboard(tmp_path, output):
-    row = np.zeros((2, 4, 6, 3), np.uint8)
+    images = np.zeros((2, 4, 6, 3), np.uint8)
     with MetricWriter(tmp_path, 10, stream=output) as writer:
         writer.texts(3, {"answers": "**Two** birds."})
-        writer.images(3, {"images": row})
+        writer.images(3, {"images": images})
     (_, text), *images = summaries(tmp_path)
     assert text.tag.startswith("answers")
     assert text.tensor.string_val == [b"**Two** birds."]

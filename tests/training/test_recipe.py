@@ -60,12 +60,12 @@ def ratio(phase):
 
 @pytest.mark.parametrize(("name", "index", "row"), ROWS)
 def test_stages_match_the_papers(name, index, row):
-    rate, schedule, decay, warmup, steps, last_step, rows, mixture = row
+    rate, schedule, decay, warmup, steps, last_step, batch_size, mixture = row
     stage = recipe(name).stages[index]
     o = stage.optimizer
     assert (o.learning_rate, o.schedule, o.weight_decay, o.warmup_steps) == (rate, schedule, decay, warmup)
     assert (o.b1, o.b2, o.clip_norm, o.muon_learning_rate) == (0.9, 0.95, 1.0, None)
-    assert (stage.steps, stage.last_step, stage.batch_size) == (steps, last_step, rows)
+    assert (stage.steps, stage.last_step, stage.batch_size) == (steps, last_step, batch_size)
     assert {ratio(phase) for phase in stage.phases} == {mixture} | EARLIER.get((name, index), set())
     assert (stage.drop_condition, stage.first_sentence, stage.budget.tokens) == (0.1, 0.25, 4096)
     assert stage.supervision is (Supervision.ANSWERS if index == 2 else Supervision.TEXT)

@@ -20,15 +20,17 @@ def test_state_is_initialized_sharded_with_moments_like_params(muon):
     abstract = abstract_state(make, make_mesh(2, 2, 2), 0)
     state = toy.init_sharded(make, abstract, 0)
     jax.tree.map(
-        lambda made, told: (made.sharding, made.dtype) == (told.sharding, told.dtype) or 1 / 0, state, abstract
+        lambda found, expected: (found.sharding, found.dtype) == (expected.sharding, expected.dtype) or 1 / 0,
+        state,
+        abstract,
     )
     weight = PartitionSpec(None, "tensor", "fsdp")
     fc = state.params["layers"]["fc"]
     assert (fc["weight"].sharding.spec, fc["bias"].sharding.spec) == (weight, PartitionSpec(None, "tensor"))
     assert state.ema["layers"]["fc"]["weight"].sharding.spec == weight
-    alike = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (3, 16, 8)]
-    assert len(alike) == (1 if muon else 2)
-    assert {leaf.sharding.spec for leaf in alike} == {weight}
+    moments = [leaf for leaf in jax.tree.leaves(state.opt_state) if leaf.shape == (3, 16, 8)]
+    assert len(moments) == (1 if muon else 2)
+    assert {leaf.sharding.spec for leaf in moments} == {weight}
 
 
 @pytest.mark.parametrize("muon", [None, 1e-2], ids=["adamw", "muon"])
@@ -60,11 +62,11 @@ def test_state_from_params_matches_initialized_state():
         return toy.make(seed, ema=True)
 
     abstract = abstract_state(make, mesh, 0)
-    born = toy.init_sharded(make, abstract, 0)
-    read = jax.tree.map(np.asarray, (born.params, born.frozen))
-    adopted = state_from_params(*read, toy.optimizer(), abstract)
-    jax.tree.map(np.testing.assert_array_equal, adopted, born)
-    jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, adopted, abstract)
+    initialized = toy.init_sharded(make, abstract, 0)
+    read = jax.tree.map(np.asarray, (initialized.params, initialized.frozen))
+    created = state_from_params(*read, toy.optimizer(), abstract)
+    jax.tree.map(np.testing.assert_array_equal, created, initialized)
+    jax.tree.map(lambda found, expected: found.sharding == expected.sharding or 1 / 0, created, abstract)
 
 
 def test_average_follows_the_params():
