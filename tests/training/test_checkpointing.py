@@ -142,19 +142,6 @@ def in_float32(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding)
 
 
-def test_average_is_read_on_request(tmp_path, mesh):
-    def make(seed):
-        return toy.make(seed, ema=True)
-
-    abstract = abstract_state(make, mesh, 0)
-    state = toy.init_sharded(make, abstract, 0)
-    state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.params))
-    save(tmp_path, state, [1])
-    for average, expected in ((False, state.params), (True, state.ema)):
-        found = SavedCheckpoint.newest(tmp_path).params(abstract.params, average=average)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
-
-
 def test_missing_params_are_reported(tmp_path, state, abstract):
     with pytest.raises(JanusError, match="has no checkpoint"):
         SavedCheckpoint.newest(tmp_path / "empty")

@@ -160,29 +160,28 @@ def test_packed_examples_have_the_losses_of_separate_ones():
 
 def test_text_loss_matches_next_token_log_probs():
     batch = batches.batch([(batches.text(0),), ()])
-
-    @jax.jit
-    def logits(batch):
-        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.text_logits(m(b)))
-
     positions = batch.text_targets[0][batch.text_targets[0] != NO_POSITION]
-    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))
-    expected = -log_p[positions - 1, batch.tokens[0, positions]].sum()
+    expected = -log_probs(batch, Janus.text_logits)[positions - 1, batch.tokens[0, positions]].sum()
     np.testing.assert_allclose(run(batch).losses[0], expected, rtol=1e-5)
 
 
 def test_image_loss_starts_at_the_first_token():
     batch = batches.batch([(batches.generation(0),), ()])
-
-    @jax.jit
-    def logits(batch):
-        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.image_logits(m(b)))
-
     begin_of_image = int(batch.gen_starts[0, 0]) - 1
     assert batch.tokens[0, begin_of_image] == tiny.processor().tokenizer.special.begin_of_image
     ids = batch.gen_ids[0, 0]
-    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))[begin_of_image : begin_of_image + len(ids)]
-    np.testing.assert_allclose(run(batch).losses[2], -log_p[np.arange(len(ids)), ids].sum(), rtol=1e-5)
+    expected = -log_probs(batch, Janus.image_logits)[begin_of_image + np.arange(len(ids)), ids].sum()
+    np.testing.assert_allclose(run(batch).losses[2], expected, rtol=1e-5)
+
+
+def log_probs(batch, head):
+    """Returns the log probabilities of a head at all positions of the first sequence."""
+    logits = jax.jit(
+        lambda batch: MODEL.apply(
+            {"params": tiny.stacked_params()}, batch, method=lambda model, batch: head(model, model(batch))
+        )
+    )
+    return np.asarray(jax.nn.log_softmax(logits(batch)[0]))
 
 
 def test_padding_images_are_ignored():

@@ -88,13 +88,6 @@ def test_resumed_run_writes_each_step_once(tmp_path, output):
     assert starts[-1] == 4
 
 
-def test_new_run_replaces_the_metrics_of_an_old_one(tmp_path, output):
-    for loss in (1, 2):
-        with MetricWriter(tmp_path, 10, stream=output) as writer:
-            writer.scalars(1, {"loss": loss})
-    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
-
-
 def test_terminal_shows_a_bar_with_values_and_messages():
     stream = Terminal()
     with MetricWriter(None, 2000, start_step=900, stream=stream) as writer:

@@ -137,19 +137,11 @@ def test_non_finite_logits_do_not_end_the_run(photo, tmp_path):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        (
-            {"questions": (("absent.png", "What is it?"),)},
-            "config.samples.questions, number 1, cannot be used: The image absent.png does not",
-        ),
         ({"questions": (("photo.png", " "),)}, "config.samples.questions has ('photo.png', ' '); each must be a pair"),
         ({"questions": ("What is it?",)}, "config.samples.questions has 'What is it?'; each must be a pair"),
         ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, has"),
-        ({"prompts": ("A boat.", "")}, "config.samples.prompts has an empty prompt"),
         ({"prompts": ("boat " * 1000,)}, "config.samples.prompts, number 1, has"),
         ({"temperature": -1.0}, "config.samples.temperature is -1.0"),
-        ({"guidance_scale": -1.0}, "config.samples.guidance_scale is -1.0"),
-        ({"max_new_tokens": 0}, "config.samples.max_new_tokens is 0"),
-        ({"seed": -1}, "config.samples.seed is -1"),
     ],
 )
 def test_invalid_samples_are_rejected(photo, tmp_path, fields, sentence):
