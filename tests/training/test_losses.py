@@ -176,11 +176,11 @@ def test_image_loss_starts_at_the_first_token():
 
 def log_probs(batch, head):
     """Returns the log probabilities of a head at all positions of the first sequence."""
-    logits = jax.jit(
-        lambda batch: MODEL.apply(
-            {"params": tiny.stacked_params()}, batch, method=lambda model, batch: head(model, model(batch))
-        )
-    )
+
+    @jax.jit
+    def logits(batch):
+        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda model, b: head(model, model(b)))
+
     return np.asarray(jax.nn.log_softmax(logits(batch)[0]))
 
 
