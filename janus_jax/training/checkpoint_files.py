@@ -10,7 +10,9 @@ With several processes, all processes call every function, and all raise if one 
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -23,7 +25,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import JanusError
-from janus_jax.training import checksums
 from janus_jax.training.param_paths import path_name
 
 _log = logging.getLogger(__name__)
@@ -31,6 +32,9 @@ _log = logging.getLogger(__name__)
 STATE, RUN = "state", "run"
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 _MAX_REASON = 160
+_CHECKSUMS = "checksums.json"
+_CHECKSUM_THREADS = 4
+_CHUNK = 2**24  # bytes
 
 T = TypeVar("T")
 
@@ -156,7 +160,7 @@ def read_verified_run(path: epath.Path) -> dict[str, Any]:
     Raises:
       DamagedCheckpointError: The checkpoint is damaged.
     """
-    read_in_all(lambda: checksums.verify(path, jax.process_index(), jax.process_count()))
+    read_in_all(lambda: _verify_checksums(path, jax.process_index(), jax.process_count()))
     return read_in_all(lambda: read_run(path))
 
 
@@ -209,3 +213,46 @@ def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 def absolute_path(directory: str | Path) -> epath.Path:
     """Returns the absolute path of a folder, as Orbax requires. A URL stays unchanged."""
     return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))
+
+
+def write_checksums(folder: epath.Path) -> None:
+    """Writes size and CRC-32 of every file of a checkpoint to its `checksums.json`."""
+    files = [*_files(folder / STATE), *_files(folder / RUN)]
+    with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
+        checksums = {
+            str(file.relative_to(folder)): entry for file, entry in zip(files, pool.map(_checksum, files), strict=True)
+        }
+    (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+
+
+def _verify_checksums(folder: epath.Path, index: int, count: int) -> None:
+    """Verifies every `count`-th file, starting with number `index`, so that processes share the work.
+
+    Raises:
+      ValueError: A file has changed.
+      OSError: A file is missing.
+    """
+    checksums = sorted(json.loads((folder / _CHECKSUMS).read_text()).items())[index::count]
+    with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
+        found = pool.map(_checksum, [folder / name for name, _ in checksums])
+        for (name, expected), actual in zip(checksums, found, strict=True):
+            if actual != expected:
+                now, then = (f"{one['bytes']} bytes, CRC-32 {one['crc32']:08x}" for one in (actual, expected))
+                raise ValueError(f"{name} has {now}; it was written with {then}")
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _checksum(file: epath.Path) -> dict[str, int]:
+    size = checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            size += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+    return {"bytes": size, "crc32": checksum}

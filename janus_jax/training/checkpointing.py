@@ -24,7 +24,6 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.storage import is_disk_full
-from janus_jax.training import checksums
 from janus_jax.training.checkpoint_files import (
     RUN,
     STATE,
@@ -34,6 +33,7 @@ from janus_jax.training.checkpoint_files import (
     gather,
     read_run,
     read_state,
+    write_checksums,
 )
 from janus_jax.training.config_dicts import check_values
 
@@ -281,7 +281,7 @@ class Checkpoints:
         # Orbax calls this in a background thread of the first process, after all files are written and before the final
         # rename. Object stores cannot rename: there the folder has its final name, and a marker file is written last.
         unfinished = list(self._directory.glob(f"{self._saving}{_UNFINISHED}*"))
-        checksums.write(unfinished[0] if unfinished else self._directory / str(self._saving), (STATE, RUN))
+        write_checksums(unfinished[0] if unfinished else self._directory / str(self._saving))
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Returns for each checkpoint whether it is kept. Orbax calls this method of its preservation policy."""

@@ -250,7 +250,7 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatc
     def fail(*arguments):
         raise fault
 
-    monkeypatch.setattr(module.checksums, "write", fail)
+    monkeypatch.setattr(module, "write_checksums", fail)
     with Checkpoints(tmp_path, RetentionPolicy(last=2)) as checkpoints:
         checkpoints.save(3, state, {}, RUN)
         with pytest.raises(StorageFull, match=r"newest is that of step 2\); free some space") as raised:
