@@ -110,7 +110,9 @@ class SavedCheckpoint:
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         try:
-            tree = read_in_all(lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments))
+            tree = read_on_all_processes(
+                lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments)
+            )
         except DamagedCheckpointError as error:
             raise JanusError(f"{self.path} cannot be read ({error}).") from error
         read = flatten_dict(tree, sep="/")
@@ -151,7 +153,9 @@ def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
             )
     # Only the handler: Orbax's manager waits for all processes, and a process that finds damage does not arrive.
     handler = ocp.StandardCheckpointHandler()
-    return content, read_in_all(lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract)))
+    return content, read_on_all_processes(
+        lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract))
+    )
 
 
 def read_verified_run(path: epath.Path) -> dict[str, Any]:
@@ -160,8 +164,8 @@ def read_verified_run(path: epath.Path) -> dict[str, Any]:
     Raises:
       DamagedCheckpointError: The checkpoint is damaged.
     """
-    read_in_all(lambda: _verify_checksums(path, jax.process_index(), jax.process_count()))
-    return read_in_all(lambda: read_run(path))
+    read_on_all_processes(lambda: _verify_checksums(path, jax.process_index(), jax.process_count()))
+    return read_on_all_processes(lambda: read_run(path))
 
 
 def read_run(path: epath.Path) -> dict[str, Any]:
@@ -176,7 +180,7 @@ def describe_arrays(state: Any) -> dict[str, str]:
     return {path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
 
 
-def read_in_all(read: Callable[[], T]) -> T:
+def read_on_all_processes(read: Callable[[], T]) -> T:
     """Calls `read` in every process and returns its result.
 
     Raises:

@@ -50,7 +50,7 @@ BestIs = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Facts about a checkpoint for the retention policy. Orbax policies require these names.
+    """Facts about a checkpoint for the retention policy. Orbax policies read these fields by name.
 
     Attributes:
       step: Steps taken.
@@ -321,7 +321,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_full_handled(self) -> Iterator[None]:
-        """Removes the unfinished save and raises `StorageFull` if the disk is full."""
+        """If the disk is full, removes the unfinished save and raises `StorageFull`."""
         try:
             yield
         except Exception as error:
@@ -337,7 +337,7 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Returns False. The trainer checks for preemption, and jax reports it to one caller per step only."""
+        """Returns False, because the trainer checks for preemption and jax reports it to only one caller per step."""
         return False
 
 

@@ -77,7 +77,7 @@ def _fields(cls: type) -> dict[str, Any]:
 
 
 def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
-    """Converts a field to JSON values. `placeholders` replaces None by a placeholder of a config."""
+    """Converts a field to JSON values. With `placeholders`, None becomes a placeholder that flags can set."""
     if value is None:
         # A config field that holds None would reject all other values.
         return config_dict.placeholder(_without_none(kind)) if placeholders and _without_none(kind) in _PLAIN else None

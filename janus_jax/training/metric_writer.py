@@ -29,7 +29,7 @@ class RateMeter:
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measures the time spent inside as waiting for data."""
+        """Context whose duration counts as waiting for data."""
         start = time.perf_counter()
         try:
             yield
@@ -59,7 +59,7 @@ class RateMeter:
 
 
 class MetricWriter:
-    """Writes the metrics of a run. A context manager.
+    """Context manager that writes the metrics of a run.
 
         WORKDIR/metrics.jsonl       one JSON object per line: {"step": 10, "loss": 2.5, ...}
         WORKDIR/tensorboard/        scalars, texts, images
@@ -184,7 +184,7 @@ def _remove_later_steps(path: Path, start_step: int) -> None:
 
 
 class _Events:
-    """Writer of TensorBoard's event file. tensorboardX's own writer uses a thread, and hangs if the thread dies."""
+    """Writer of TensorBoard's event file. tensorboardX's own writer uses a thread and hangs if that thread dies."""
 
     def __init__(self, path: Path, start_step: int) -> None:
         from tensorboardX import event_file_writer, proto, summary  # Imported late: it takes two seconds.
@@ -217,7 +217,7 @@ class _Events:
 
 
 class _ProgressLine:
-    """A tqdm bar on a terminal; elsewhere a line at intervals."""
+    """Shows progress as a tqdm bar on a terminal, and elsewhere as a line at intervals."""
 
     def __init__(self, total_steps: int, start_step: int, every_seconds: float, stream: TextIO) -> None:
         self._total, self._every, self._stream = total_steps, every_seconds, stream

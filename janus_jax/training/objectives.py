@@ -32,7 +32,7 @@ from janus_jax.training.losses.tokens import (
 
 
 class RngStreams(NamedTuple):
-    """Source of randomness for a (micro)batch.
+    """Randomness of a batch or microbatch.
 
     Attributes:
       key: Random key of the step.
@@ -45,7 +45,7 @@ class RngStreams(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """Objective of a model family.
+    """Network, targets and loss of a model family.
 
     Attributes:
       model: The network, including the submodules that only training uses.

@@ -22,7 +22,7 @@ from janus_jax.training.train_step import CompiledStep, make_train_step
 
 
 class StageSetup(NamedTuple):
-    """A stage ready to run. Nothing is on a device yet.
+    """A stage that is ready to run. No array is on a device yet.
 
     Attributes:
       objective: Model and loss.

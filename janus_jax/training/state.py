@@ -18,7 +18,7 @@ from janus_jax.training.param_paths import unbox
 
 
 class TrainState(flax.struct.PyTreeNode):
-    """State of a training.
+    """Parameters and optimizer state.
 
     Attributes:
       step: Steps taken.

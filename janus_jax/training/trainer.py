@@ -53,7 +53,7 @@ class DataIterator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask(Generic[S, D]):
-    """Everything that the trainer needs to know about one training.
+    """Step, data, callbacks and settings of a training run.
 
     Attributes:
       config: Configuration as JSON values. It is saved with each checkpoint.

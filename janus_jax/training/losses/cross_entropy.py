@@ -72,7 +72,7 @@ def cross_entropy(
     shards = num_data_shards(jax.sharding.get_abstract_mesh())
 
     def split(x: Array) -> Array:
-        """Reshapes [B T ...] to [N chunks, G shards, B rows, C targets, ...]."""
+        """Reshapes [B T ...] to [N chunks, G shards, B sequences per shard, C targets, ...]."""
         x = jnp.pad(x, ((0, 0), (0, width * num_chunks - length), *((0, 0),) * (x.ndim - 2)))
         return _constrained(jnp.moveaxis(x.reshape(shards, rows // shards, num_chunks, width, *x.shape[2:]), 2, 0))
 

@@ -49,7 +49,7 @@ class FlowLossConfig:
         check_values(self, "config.flow", time_std, align_weight=0, align_block=1, align_width=1)
 
     def check(self, config: JanusFlowConfig) -> None:
-        """Checks that a model has a VAE and the block to align.
+        """Checks that a model has a VAE and at least `align_block` blocks.
 
         Raises:
           JanusError: One of them is missing.

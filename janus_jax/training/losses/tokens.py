@@ -176,7 +176,7 @@ def _head_loss(
 
 
 def _text_tasks(batch: Batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Masks of the text targets in examples without and with input images."""
+    """Returns masks of the text targets in examples without and with input images."""
     if batch.text_targets is None:
         empty = jnp.zeros((batch.shape[0], 0), bool)
         return empty, empty
