@@ -125,7 +125,9 @@ def _targets(lora: Lora, params: Params, frozen: Params) -> dict[str, tuple[int,
     for pattern in lora.targets:
         if not any(matches(name, [pattern]) for name in available):
             names = ", ".join(sorted(available))
-            raise JanusError(f"lora.targets has {pattern!r}, which matches no matrix of the LLM; they are {names}.")
+            raise JanusError(
+                f"lora.targets has {pattern!r}, which matches no matrix of the LLM; its matrices are {names}."
+            )
     targets = {name: inputs for name, inputs in available.items() if matches(name, lora.targets)}
     if not targets:
         raise JanusError(f"lora.targets is empty; add patterns such as {', '.join(Lora.targets)}.")

@@ -195,7 +195,7 @@ def starting_from_llm():
         (lambda: runs.recipe(stage=2), "stage_1/checkpoints has no checkpoint"),
         (
             lambda: runs.recipe(trained=("lmm/*",)),
-            "pattern 'lmm/*', which matches no parameter; the parts are gen_",
+            "pattern 'lmm/*', which matches no parameter; the parts of the model",
         ),
         (starting_from_llm, "llm, which holds a LlamaConfig; a SiglipConfig is needed"),
         (
