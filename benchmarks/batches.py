@@ -1,4 +1,4 @@
-"""Packed training batches of random text and images, with equal or unequal examples."""
+"""Packed training batches of random text and images, with examples of equal or of different lengths."""
 
 import itertools
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Example:
     Attributes:
       prompt: Text tokens before the image.
       answer: Text tokens after the image.
-      image: Kind of the image: input (`und`) or target (`gen`).
+      image: Kind of the image: `und` (input image), `gen` (target image) or None without an image.
     """
 
     prompt: int
@@ -31,11 +31,11 @@ class Example:
     image: Literal["und", "gen"] | None = None
 
     def image_tokens(self, config: JanusConfig) -> int:
-        """Returns the length of the image."""
+        """Returns the number of tokens of the image."""
         return {"und": config.und_encoder.num_patches, "gen": config.gen_encoder.num_tokens, None: 0}[self.image]
 
     def length(self, config: JanusConfig) -> int:
-        """Returns the length of text and image."""
+        """Returns the number of tokens of text and image."""
         return self.prompt + self.image_tokens(config) + self.answer
 
 
@@ -45,7 +45,7 @@ Sequences = Sequence[Sequence[Example]]
 def equal_sequences(
     config: JanusConfig, batch_size: int, length: int, *, und_images: int, gen_images: int, prompt: int, answer: int
 ) -> Sequences:
-    """Packs each sequence with the same examples: input images, target images, and text in the remaining positions.
+    """Returns sequences of the same examples: input images, target images, and text that fills the sequence.
 
     Args:
       und_images, gen_images: Number of examples with one image each.
@@ -63,18 +63,18 @@ def equal_sequences(
 
 
 def unequal_sequences(config: JanusConfig, batch_size: int, length: int) -> Sequences:
-    """Packs examples of different lengths as training does, from some way into a random stream.
+    """Returns sequences of random examples of different lengths, packed as in training.
 
-    Half of the examples have an input image. Texts have 16 to 256 tokens, answers 8 to 128, uniform in the
-    logarithm.
+    Half of the examples have an input image. Texts have 16 to 256 tokens, answers 8 to 128, both with uniformly
+    distributed logarithms.
     """
-    # The packer chooses among 64 examples (training's default is 24). The first 32 sequences differ from later ones,
-    # because no long example has waited yet.
+    # The packer chooses among 64 examples (the default of training is 24). The first 32 sequences are not typical,
+    # because long examples are packed after several others, so they are left out.
     waiting_examples, skipped = 64, 32
     random = np.random.default_rng(0)
 
-    def log_uniform(least: int, doublings: int) -> int:
-        return int(least * 2 ** random.uniform(0, doublings))
+    def log_uniform(minimum: int, doublings: int) -> int:
+        return int(minimum * 2 ** random.uniform(0, doublings))
 
     def make_example(number: int) -> Example:
         return Example(12, log_uniform(8, 4), "und") if number % 2 else Example(log_uniform(16, 4))
@@ -93,7 +93,10 @@ def unequal_sequences(config: JanusConfig, batch_size: int, length: int) -> Sequ
 
 
 def make_batch(config: JanusConfig, sequences: Sequences, length: int) -> Batch:
-    """Makes a batch of packed examples. All text except the first token of an example is a target."""
+    """Returns a batch of packed examples with random tokens and pixels.
+
+    All text tokens are targets, except the first token of each example.
+    """
     random, shape = np.random.default_rng(0), (len(sequences), length)
     segment_ids, positions = np.zeros((2, *shape), np.int32)
     index = {"und": np.full(shape, NO_IMAGE, np.int32), "gen": np.full(shape, NO_IMAGE, np.int32)}

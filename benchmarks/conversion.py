@@ -1,11 +1,11 @@
-"""Time and memory of converting a checkpoint, compared with copying its files.
+"""Measures time and memory of converting a checkpoint, compared with copying its files.
 
     python -m benchmarks.conversion --preset janus_pro_7b --dir /big/disk
 
-Creates a released checkpoint with the shapes of the preset from random bits, then copies and converts it alternately.
-Each run starts with a cold page cache and ends when all files are on the disk. The last line is a JSON object with all
-figures. Anonymous memory (RssAnon of the converting process, sampled every 50 ms) does not include pages of the mapped
-files, which belong to the page cache.
+The benchmark creates a checkpoint in the released layout with the shapes of the preset and random values. Then it
+alternately copies and converts the checkpoint. Each run starts with a cold page cache and ends when all files are on
+the disk. The last line is a JSON object with all results. Anonymous memory (RssAnon of the converting process, sampled
+every 50 ms) does not include pages of the mapped files, which belong to the page cache.
 """
 
 import contextlib
@@ -29,20 +29,24 @@ from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from janus_jax.commands import cli
 from janus_jax.config import janus_preset
 
-_PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "model with the shapes of the checkpoint")
+_PRESET = flags.DEFINE_string("preset", "janus_pro_7b", "model whose shapes the checkpoint has")
 _DIR = flags.DEFINE_string("dir", None, "folder with space for three checkpoints (default: the temporary folder)")
-_ROUNDS = flags.DEFINE_integer("rounds", 2, "runs of each", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 2, "number of copies and of conversions", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "keep", ["keep", "bfloat16", "float32"], "dtype of the stored parameters")
 _MAX_SHARD = 5_000_000_000
 _SAMPLE_SECONDS = 0.05
 
 
 def make_checkpoint(folder: Path, name: str) -> int:
-    """Creates a released checkpoint of random bfloat16 values, in shards, and returns its size in bytes."""
+    """Writes a checkpoint of random bfloat16 values in the released layout, in shards.
+
+    Returns:
+      Its size in bytes.
+    """
     folder.mkdir()
     config, dtype = janus_preset(name), np.dtype(ml_dtypes.bfloat16)
     manifest = released.manifest(config)
-    # Values in (-2, 2): no infinities, and as hard to compress as real weights.
+    # This mask limits values to (-2, 2), without infinities. They are as hard to compress as real weights.
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 24, np.uint16) & np.uint16(0xBFFF)
     with SafetensorsWriter(folder, {n: (shape, dtype) for n, shape in manifest.items()}, _MAX_SHARD) as writer:
         for n, shape in manifest.items():
@@ -51,8 +55,8 @@ def make_checkpoint(folder: Path, name: str) -> int:
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def forget(folder: Path) -> None:
-    """Flushes pending writes and drops the folder's files from the page cache, as after a reboot."""
+def drop_from_page_cache(folder: Path) -> None:
+    """Flushes pending writes and drops the folder's files from the page cache, so that they are read from the disk."""
     os.sync()
     for file in folder.rglob("*"):
         if file.is_file():
@@ -62,7 +66,7 @@ def forget(folder: Path) -> None:
 
 
 def anonymous_bytes(process: int) -> int:
-    """Returns the anonymous memory of a process."""
+    """Returns the anonymous memory of a process, or 0 if it has ended."""
     with contextlib.suppress(OSError):
         for line in Path(f"/proc/{process}/status").read_text().splitlines():
             if line.startswith("RssAnon:"):
@@ -71,7 +75,7 @@ def anonymous_bytes(process: int) -> int:
 
 
 def copy_seconds(source: Path, target: Path) -> tuple[float, float]:
-    """Returns the seconds until `cp` ended, and until its files were on the disk."""
+    """Returns the seconds until `cp` ended, and the seconds until all its files were on the disk."""
     begin = time.monotonic()
     subprocess.run(["cp", "-r", source, target], check=True)
     copied = time.monotonic() - begin
@@ -80,7 +84,7 @@ def copy_seconds(source: Path, target: Path) -> tuple[float, float]:
 
 
 def convert_seconds(source: Path, target: Path, dtype: str) -> tuple[float, int]:
-    """Returns the seconds of the command and its largest anonymous memory in bytes."""
+    """Returns the seconds that janus-convert takes, and its largest anonymous memory in bytes."""
     begin, peak = time.monotonic(), 0
     command = [sys.executable, "-m", "launch.convert", str(source), str(target), f"--dtype={dtype}"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
@@ -94,17 +98,17 @@ def convert_seconds(source: Path, target: Path, dtype: str) -> tuple[float, int]
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints a table and one line of JSON."""
+    """Prints a table and a line of JSON."""
     with tempfile.TemporaryDirectory(prefix="conversion-", dir=_DIR.value) as name:
         folder = Path(name)
         source = folder / "Janus-Pro"
         size = make_checkpoint(source, _PRESET.value)
         copies, durables, conversions, peaks = [], [], [], []
         for _round in range(_ROUNDS.value):
-            forget(source)
+            drop_from_page_cache(source)
             copied, durable = copy_seconds(source, folder / "copy")
             shutil.rmtree(folder / "copy")
-            forget(source)
+            drop_from_page_cache(source)
             converted, peak = convert_seconds(source, folder / "converted", _DTYPE.value)
             shutil.rmtree(folder / "converted")
             copies.append(copied)

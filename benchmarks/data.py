@@ -1,18 +1,18 @@
-"""Measures the data pipeline, compared to decoding and resizing the same images with PIL.
+"""Measures the data pipeline, compared with decoding and resizing the same images with PIL.
 
     python -m benchmarks.data
     python -m benchmarks.data --ratio 7:3:10 --workers 8 --rounds 100
 
-The benchmark makes a prepared data set: textured JPEGs of 640 x 480 pixels, with questions and answers of 20 to 300
-tokens or captions of up to 100, and documents of 50 to 4,000 tokens. It reports the fill of the batches (sequences of
-4096 tokens, images of 576 tokens), examples and images per second and core, and the time from the start of a fresh
-interpreter to the first batch.
+The benchmark makes a prepared dataset of three components: JPEGs of 640 x 480 pixels with questions and answers of 20
+to 300 tokens; JPEGs with captions of up to 100 tokens; documents of 50 to 4,000 tokens. It reports how full the packed
+sequences of 4096 tokens are, the examples and images per second and core, and the time from the start of a new Python
+process to the first batch.
 
-The pipeline (without worker processes) and PIL alternate in one process on one core: the pipeline makes a batch, then
-PIL decodes and resizes the images in it. `ratio` compares their processor times, which other programs do not affect,
-and `ratio_wall` their wall times. Reading, tokenizing and packing count against the pipeline. `ratio` is for examples
-with images only; `mixture_ratio` is for the whole mixture, in which documents cost PIL nothing. The figures with worker
-processes are wall times and need an idle machine. The last line is a JSON object with all figures.
+The pipeline, without worker processes, and PIL alternate in one process on one core. The pipeline makes a batch; then
+PIL decodes and resizes the images of this batch. `ratio` is PIL's processor time divided by the pipeline's, which other
+programs hardly affect; `ratio_wall` compares wall times. The pipeline also reads, tokenizes and packs, so its time is
+longer. Both ratios are measured on the two components with images, and `mixture_ratio` on all components. Results with
+worker processes are wall times and need an idle machine. The last line is a JSON object with all results.
 """
 
 import io
@@ -44,7 +44,7 @@ _RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generatio
 _ROUNDS = flags.DEFINE_integer("rounds", 40, "batches to measure", lower_bound=1)
 _SEQUENCES = flags.DEFINE_integer("sequences", 4, "sequences per batch", lower_bound=1)
 _WORKERS = flags.DEFINE_integer("workers", 2, "worker processes; 0 skips the measurement with workers", lower_bound=0)
-_RECORDS = flags.DEFINE_integer("records", 150, "records of each kind", lower_bound=1)
+_RECORDS = flags.DEFINE_integer("records", 150, "records of each component", lower_bound=1)
 
 NAMES = ("und", "text", "gen")
 SIZE = (640, 480)
@@ -66,7 +66,7 @@ with open_stream(config, processor, workers=workers) as stream:
 
 
 def make_image(rng: np.random.Generator) -> bytes:
-    """Returns a JPEG that takes about as long to decode as a photo: colors, texture and noise."""
+    """Returns a JPEG of random colors, texture and noise, which takes about as long to decode as a photo."""
     width, height = SIZE
     layers = [
         np.asarray(
@@ -85,7 +85,11 @@ def make_image(rng: np.random.Generator) -> bytes:
 
 
 def make_records(kind: str, count: int) -> Iterator[Record]:
-    """Yields the records of one component; a word is about one token."""
+    """Yields the records of a component. A word is about one token.
+
+    Args:
+      kind: Name of the component, one of `NAMES`.
+    """
     rng = np.random.default_rng(NAMES.index(kind))
     for number in range(count):
         key = f"{kind}{number}"
@@ -118,7 +122,7 @@ def _words(rng: np.random.Generator, count: int) -> str:
 
 
 def make_processor(folder: Path) -> Processor:
-    """Returns a processor with the sizes of Janus-Pro-1B and a tokenizer trained on the words."""
+    """Returns a processor with the image sizes of Janus-Pro-1B and a tokenizer for the words of `make_records`."""
     model = folder / "model"
     config = janus_preset("janus_pro_1b")
     if not model.exists():
@@ -128,7 +132,14 @@ def make_processor(folder: Path) -> Processor:
 
 
 def make_config(folder: Path, ratio: str, sequences: int) -> StreamConfig:
-    """Returns the mixture of the data sets in a folder."""
+    """Returns the stream config of a mixture of the components in a folder.
+
+    Args:
+      ratio: Weights of the components, such as 2:3:5; 0 leaves a component out.
+
+    Raises:
+      JanusError: `ratio` does not have three weights.
+    """
     weights = [float(part) for part in ratio.split(":")]
     if len(weights) != len(NAMES):
         raise JanusError(f"--ratio is {ratio!r}; it must be three numbers, such as 2:3:5.")
@@ -139,7 +150,7 @@ def make_config(folder: Path, ratio: str, sequences: int) -> StreamConfig:
 
 
 def decode_with_pil(file: bytes, kind: str) -> Image.Image:
-    """Decodes an image and resizes it to the size that the model takes."""
+    """Decodes an image and resizes it to the size that the model reads."""
     image = Image.open(io.BytesIO(file)).convert("RGB")
     width, height = image.size
     if kind == "und":
@@ -150,7 +161,7 @@ def decode_with_pil(file: bytes, kind: str) -> Image.Image:
 
 @dataclass
 class Clock:
-    """Sums wall and processor seconds of this process."""
+    """Context manager that adds up the wall time and this process's processor time of the blocks it encloses."""
 
     wall: float = 0.0
     cpu: float = 0.0
@@ -164,11 +175,15 @@ class Clock:
 
 
 def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, float]:
-    """Alternates between the stream and PIL on one core."""
-    ours, pil, examples, images = Clock(), Clock(), 0, 0
+    """Returns the results of alternating between the stream and PIL.
+
+    Args:
+      files: JPEG files by the id of their example.
+    """
+    pipeline, pil, examples, images = Clock(), Clock(), 0, 0
     next(stream)  # The first batch also fills the lookahead.
     for _ in range(rounds):
-        with ours:
+        with pipeline:
             next(stream)
         names = [name.split("#")[0] for ids in stream.example_ids for name in ids]
         encoded = [(files[name], name.partition("/")[0]) for name in names if name in files]
@@ -178,17 +193,17 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
         examples, images = examples + len(names), images + len(encoded)
     return {
         "fill": stream.report()["fill/tokens"],
-        "examples_per_second_per_core": examples / ours.cpu,
-        "images_per_second_per_core": images / ours.cpu,
+        "examples_per_second_per_core": examples / pipeline.cpu,
+        "images_per_second_per_core": images / pipeline.cpu,
         "pil_images_per_second_per_core": images / pil.cpu,
-        "ratio": pil.cpu / ours.cpu,
-        "ratio_wall": pil.wall / ours.wall,
+        "ratio": pil.cpu / pipeline.cpu,
+        "ratio_wall": pil.wall / pipeline.wall,
     }
 
 
 def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
-    """Measures the stream with worker processes."""
-    for _ in range(3):  # Until no example was prefetched before the measurement.
+    """Returns the results of a stream with worker processes."""
+    for _ in range(3):  # Uses up the examples that were prefetched before the measurement.
         next(stream)
     examples, images, clock = 0, 0, Clock()
     with clock:
@@ -204,14 +219,14 @@ def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
 
 
 def measure_start(folder: Path, workers: int) -> dict[str, float]:
-    """Measures the import time in a fresh interpreter, and the time from there to the first batch."""
+    """Returns the seconds that a new Python process takes to import the pipeline, and from there to its first batch."""
     command = [sys.executable, "-c", _FIRST_BATCH, str(folder), _RATIO.value, str(_SEQUENCES.value), str(workers)]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return {f"start_{workers}_import_s": float(printed[0]), f"start_{workers}_first_batch_s": float(printed[1])}
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints a table and one line of JSON."""
+    """Prints a table and a line of JSON."""
     available = sorted(os.sched_getaffinity(0))
     report: dict[str, object] = {
         "ratio_of_examples": _RATIO.value,

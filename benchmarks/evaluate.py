@@ -1,29 +1,29 @@
-"""Measures the overhead of the evaluation runner: questions and images per second, compared with the bare model.
+"""Measures the overhead of the evaluation runner, compared with calling the model directly.
 
     python -m benchmarks.evaluate
     python -m benchmarks.evaluate --model Janus-Pro-1B --questions 64 --images 8
 
-Without --model, a model with random weights is used: 8 layers of width 512 and images of the shapes dataset. The runner
-costs host time per question that does not depend on the model, so its share is larger for smaller models.
+Without --model the benchmark uses a model with random weights: 8 layers of width 512, for images of the size of the
+shapes dataset. The runner needs host time per question that does not depend on the model, so its overhead is larger for
+smaller models.
 
-Both sides process the same batches of shapes questions and prompts alternately in one process. The runner decodes input
-images, builds prompts, writes answers to the disk and saves PNG files. The bare model gets finished prompts, and its
-images are discarded. The overhead is the median over rounds of the ratio of both times, minus 1.
+The runner and the model alternately process the same batches of questions and prompts from the shapes dataset. The
+runner decodes input images, builds prompts, writes answers to the disk and saves PNG files. The model alone gets
+prepared prompts, and its images are discarded. The overhead is the median, over rounds, of the ratio of both times,
+minus 1.
 """
 
 import json
-import shutil
-import statistics
 import tempfile
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 from absl import flags
 
 import janus_jax
-from benchmarks.shared import machine, weights
+from benchmarks.shared import alternate, load_weights, machine, median_ratio
 from examples.shapes import generation_benchmark, understanding_benchmark
 from examples.shapes.configs import tokenizer as shapes_tokenizer
 from examples.shapes.models import JANUS
@@ -32,14 +32,14 @@ from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipC
 from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images
 from janus_jax.evaluation.runner import answer_questions, batch_questions, collect_answers, estimate_length
 from janus_jax.models.factory import make_model
-from janus_jax.pretrained import Pretrained, load_params
+from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
 
 _MODEL = flags.DEFINE_string("model", None, "model folder (default: random weights)")
 _QUESTIONS = flags.DEFINE_integer("questions", 150, "questions per round", lower_bound=5)
 _IMAGES = flags.DEFINE_integer("images", 60, "generated images per round", lower_bound=6)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 30, "questions or images per batch", lower_bound=1)
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "measured rounds per side", lower_bound=1)
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds", lower_bound=1)
 
 RANDOM = JanusConfig(
     name="8 layers of width 512",
@@ -53,7 +53,7 @@ Run = Callable[[], object]
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints a table, and the same values as a JSON object."""
+    """Prints a table and a line of JSON."""
     import jax
 
     cli.enable_compilation_cache()
@@ -61,12 +61,13 @@ def main(_: Sequence[str]) -> None:
     model = janus_jax.load(_MODEL.value, dtype) if _MODEL.value else _random(dtype)
     sides = {"questions": _questions(model), "images": _images(model)}
     print(f"{model.config.name}, {dtype}, {jax.device_count()} device(s), batches of {_BATCH_SIZE.value}\n")
-    print(f"{'per second':12}{'runner':>10}{'bare model':>12}{'overhead':>10}")
+    print(f"{'per second':12}{'runner':>10}{'model alone':>12}{'overhead':>10}")
     results: dict[str, Any] = {}
     for name, (count, runner, bare) in sides.items():
-        times = _alternate(runner, bare)
-        rates = [count / statistics.median(of_side) for of_side in times]
-        overhead = statistics.median(one / other for one, other in zip(*times, strict=True)) - 1
+        alternate(runner, bare, 1)  # Compiles.
+        times = alternate(runner, bare, _ROUNDS.value)
+        rates = [count / median(seconds) for seconds in times]
+        overhead = median_ratio(*times) - 1
         print(f"{name:12}{rates[0]:10.1f}{rates[1]:12.1f}{overhead:10.1%}")
         results[f"{name}_overhead"] = round(overhead, 4)
         results |= {f"{name}_per_second_{side}": round(rates[i], 2) for i, side in enumerate(("runner", "bare"))}
@@ -77,25 +78,12 @@ def main(_: Sequence[str]) -> None:
 def _random(dtype: Dtype) -> Pretrained:
     """Returns a model with random weights and the tokenizer of the shapes model."""
     execution = Execution(dtype=dtype, param_dtype=dtype, layers="unrolled")
-    numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(RANDOM))
-    params = load_params(numbers, RANDOM, execution, mesh=None)
-    return Pretrained(RANDOM, params, Processor.from_directory(JANUS, RANDOM), make_model(RANDOM, execution))
-
-
-def _alternate(runner: Run, bare: Run) -> tuple[list[float], list[float]]:
-    """Returns the seconds of each round of both sides. The first round compiles and is not counted."""
-    times: tuple[list[float], list[float]] = ([], [])
-    for number in range(-1, _ROUNDS.value):
-        for run, measured in zip((runner, bare), times, strict=True):
-            begin = time.perf_counter()
-            run()
-            if number >= 0:
-                measured.append(time.perf_counter() - begin)
-    return times
+    processor = Processor.from_directory(JANUS, RANDOM)
+    return Pretrained(RANDOM, load_weights(RANDOM, execution), processor, make_model(RANDOM, execution))
 
 
 def _questions(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
-    """Returns the number of questions, and functions that answer them with the runner and with the bare model."""
+    """Returns the number of questions, and functions that answer them with the runner and with the model alone."""
     options = {"split": "test", "per_topic": str(_QUESTIONS.value // 5)}
     questions, size = understanding_benchmark.read(Path(), options), _BATCH_SIZE.value
     batches = [
@@ -115,7 +103,7 @@ def _questions(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
 
 
 def _images(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
-    """Returns the number of images, and functions that generate them with the runner and with the bare model."""
+    """Returns the number of images, and functions that generate them with the runner and with the model alone."""
     options = {"split": "test", "per_category": str(_IMAGES.value // 6), "guidance_scale": "2", "temperature": "0.7"}
     requests, size = generation_benchmark.read(Path(), options), _BATCH_SIZE.value
     batches = batch_requests(model.processor, requests, size)
@@ -138,12 +126,11 @@ def _images(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
 
 
 def _in_new_folder(run: Callable[[Path], object]) -> Run:
+    """Returns a function that calls `run` with a temporary folder."""
+
     def once() -> None:
-        folder = Path(tempfile.mkdtemp())
-        try:
-            run(folder)
-        finally:
-            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory() as folder:
+            run(Path(folder))
 
     return once
 

@@ -1,13 +1,16 @@
-"""Inference speed next to transformers' Janus on PyTorch, with the same weights and inputs, run alternately.
+"""Measures inference speed, compared with transformers' Janus on PyTorch.
 
     python -m benchmarks.inference
     python -m benchmarks.inference --preset janus_pro_1b --dtype bfloat16 --batches 32,128 --bandwidth 4.8e12
 
 The first command uses the networks of Janus-Pro-1B with a language model of 12 layers of width 1024 and a vocabulary of
-8192, in float32 on two cores. The second, for an accelerator, uses a released model's shape, also generates batches of
-images, and compares the time per token with the time to read the weights from memory. docs/performance.md lists the
-figures. The results of both sides are compared, so that both compute the same. The peer takes part if torch runs on the
-same kind of device. The last line is one JSON object with every figure.
+8192, in float32 on two cores. The second command is for an accelerator: it uses a released model's shape, also
+generates batches of images, and compares the time per token with the time to read the weights from memory.
+docs/performance.md explains the figures.
+
+This project and PyTorch run alternately, with the same weights and inputs. Their outputs are compared, to check that
+both compute the same. Without torch and transformers, or if torch lacks the device that jax uses, only this project is
+measured. The last line is a JSON object with all results.
 """
 
 import functools
@@ -25,7 +28,17 @@ import numpy as np
 from absl import flags
 
 from benchmarks import flow
-from benchmarks.shared import alternate, has_torch, machine, median_ratio, prompt_batch, timed, use_cores, weights
+from benchmarks.shared import (
+    alternate,
+    copy_weights,
+    has_torch,
+    load_weights,
+    machine,
+    median_ratio,
+    prompt_batch,
+    timed,
+    use_cores,
+)
 from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
@@ -34,17 +47,16 @@ from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
-from janus_jax.pretrained import load_params
 
-_PRESET = flags.DEFINE_string("preset", None, "a released model's shape instead of the small one")
+_PRESET = flags.DEFINE_string("preset", None, "released model whose shape is used (default: a small model)")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
-_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "our attention kernel")
+_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "attention kernel of this project")
 _ONLY = flags.DEFINE_list("only", None, "figures to measure, such as token,siglip,images_32 (default: all)")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "pairs of runs per figure; short ones have three times as many", 1)
+_REPEATS = flags.DEFINE_integer("repeats", 3, "timed pairs of long runs; short runs have three times as many", 1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores to use", lower_bound=1)
-_BATCHES = flags.DEFINE_list("batches", [], "also generate this many images at a time, up to their pixels")
+_BATCHES = flags.DEFINE_list("batches", [], "numbers of images to generate in one batch, up to their pixels")
 _BANDWIDTH = flags.DEFINE_float("bandwidth", None, "memory bandwidth of the device in bytes per second")
-_PEER = flags.DEFINE_bool("peer", True, "run transformers as well, if it is installed")
+_TORCH = flags.DEFINE_bool("torch", True, "also measure transformers on PyTorch, if installed")
 
 SMALL = JanusConfig(
     name="12 layers of width 1024",
@@ -62,31 +74,35 @@ class Figure(NamedTuple):
 
     Attributes:
       name: Name in the table and in `--only`.
-      ours, peer: Run the computation to its end and return the result; `peer` is None without a peer.
-      divisor: Number of parts of a run; times are per part.
+      with_jax: Runs the computation with this project and returns the result.
+      with_torch: Runs the same computation with PyTorch; None without PyTorch.
+      divisor: Number of equal steps in a run; times are per step.
       pairs: Number of timed runs.
     """
 
     name: str
-    ours: Callable[[], np.ndarray]
-    peer: Callable[[], np.ndarray] | None
+    with_jax: Callable[[], np.ndarray]
+    with_torch: Callable[[], np.ndarray] | None
     divisor: int
     pairs: int
 
     def measure(self) -> dict[str, float]:
-        """Returns milliseconds and compile seconds; with a peer also its milliseconds, the ratio and the difference."""
-        first, result = timed(self.ours)
-        difference = None if self.peer is None else _difference(result, self.peer())
-        seconds, peer_seconds = alternate(self.ours, self.peer, self.pairs)
+        """Returns time and compile time and, with PyTorch, its time, the ratio of times and the difference of results.
+
+        Compile time is the time of the first run minus the median of the others.
+        """
+        first, result = timed(self.with_jax)
+        difference = None if self.with_torch is None else _difference(result, self.with_torch())
+        seconds, torch_seconds = alternate(self.with_jax, self.with_torch, self.pairs)
         found = {"ms": median(seconds) / self.divisor * 1e3, "compile_s": max(0.0, first - median(seconds))}
         if difference is not None:
-            found["ratio"] = median_ratio(seconds, peer_seconds)
-            found |= {"peer_ms": median(peer_seconds) / self.divisor * 1e3, "difference": difference}
+            found["ratio"] = median_ratio(seconds, torch_seconds)
+            found |= {"torch_ms": median(torch_seconds) / self.divisor * 1e3, "difference": difference}
         return found
 
 
 def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
-    """The largest difference relative to the largest value; for tokens the fraction that differs."""
+    """Returns the largest difference relative to the largest value; for tokens, the fraction that differs."""
     if actual.shape != expected.shape:
         raise ValueError(f"The results have different shapes, {actual.shape} and {expected.shape}.")
     if np.issubdtype(expected.dtype, np.integer):
@@ -96,7 +112,7 @@ def _difference(actual: np.ndarray, expected: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Inputs:
-    """Random inputs of both sides."""
+    """Random inputs of the computations."""
 
     prompt: np.ndarray
     pixels: np.ndarray
@@ -106,7 +122,7 @@ class Inputs:
 
     @classmethod
     def make(cls, config: JanusConfig) -> "Inputs":
-        """Makes the inputs; they depend only on the config."""
+        """Makes the inputs, which are the same in each call."""
         random, und, gen = np.random.default_rng(0), config.und_encoder, config.gen_encoder
         prompt = random.integers(8, config.llm.vocab_size, (1, PROMPT_LENGTH), np.int32)
         prompt[0, 0], prompt[0, -1] = BOS, BEGIN_OF_IMAGE
@@ -119,18 +135,15 @@ class Inputs:
         )
 
 
-class Ours:
+class JaxJanus:
     """Janus of this project."""
 
     def __init__(self, config: JanusConfig, execution: Execution, inputs: Inputs) -> None:
         self.config, self.inputs = config, inputs
-        self.model = Janus(config, execution)
-        dtype = jnp.dtype(execution.param_dtype)
-        numbers = ((unit.parameter.keys, unit.layer, array.astype(dtype)) for unit, array in weights(config))
-        self.params = load_params(numbers, config, execution, mesh=None)
+        self.model, self.params = Janus(config, execution), load_weights(config, execution)
 
     def runs(self) -> dict[str, Callable[[], np.ndarray]]:
-        """Returns the computation of each figure."""
+        """Returns the computations by name."""
 
         def products(params: Any, x: jax.Array) -> jax.Array:
             for block in range(self.config.und_encoder.depth):
@@ -156,7 +169,7 @@ class Ours:
         }
 
     def image_tokens(self, num_images: int) -> np.ndarray:
-        """Samples the tokens of images of one prompt."""
+        """Returns sampled image tokens for one prompt."""
         prompt = self.inputs.prompt
         unconditional = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
         batch = prompt_batch(np.concatenate([prompt, unconditional]))
@@ -167,7 +180,7 @@ class Ours:
         return np.asarray(tokens)
 
     def images(self, num_images: int) -> np.ndarray:
-        """Generates images of one prompt."""
+        """Returns generated images for one prompt."""
         tokens = jnp.asarray(self.image_tokens(num_images))
         parts = [tokens[start : start + 8] for start in range(0, num_images, 8)]
         return np.concatenate([tokens_to_images(self.model, self.params, part) for part in parts])
@@ -182,8 +195,8 @@ class Ours:
         return run
 
 
-class Peer:
-    """Janus of transformers, with the weights of `Ours`."""
+class TorchJanus:
+    """Janus of transformers, with the weights of `JaxJanus`."""
 
     def __init__(self, config: JanusConfig, dtype: Dtype, device: str, inputs: Inputs) -> None:
         import torch
@@ -197,17 +210,14 @@ class Peer:
                 transformers.JanusConfig(**config_to_json(config, dtype, IMAGE))
             )
         self.model = model.to(self.dtype).eval()
-        state = self.model.state_dict()
-        for unit, array in weights(config):
-            for name, part in unit.write(array):
-                state[name].copy_(torch.from_numpy(np.ascontiguousarray(part)))
+        copy_weights(self.model, config)
         self.settings = transformers.GenerationConfig(
             do_sample=False, guidance_scale=GUIDANCE_SCALE, bos_token_id=BOS, eos_token_id=1, pad_token_id=PAD
         )
         self.settings.generation_kwargs = {"boi_token_id": BEGIN_OF_IMAGE}
 
     def runs(self) -> dict[str, Callable[[], np.ndarray]]:
-        """Returns the computation of each figure."""
+        """Returns the computations by name."""
         model, linear = self.model.model, self.torch.nn.functional.linear
 
         def products(x: Any) -> Any:
@@ -230,7 +240,7 @@ class Peer:
         }
 
     def images(self, num_images: int) -> np.ndarray:
-        """Generates images of one prompt."""
+        """Returns generated images for one prompt."""
 
         def generate(prompt: Any) -> Any:
             parts = self._generate(prompt).split(8)
@@ -256,16 +266,16 @@ class Peer:
 
 
 def bytes_per_token(config: JanusConfig, execution: Execution) -> int:
-    """Returns the bytes of the weights that one step of image token sampling reads."""
+    """Returns the size of the weights that a decode step of image generation reads."""
     params = nn.unbox(abstract_params(make_model(config, execution)))
     layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
     leaves = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
     return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
-def _peer_device() -> str | None:
-    """The kind of device that jax uses, if torch is installed and has it."""
-    if not (_PEER.value and has_torch()):
+def _torch_device() -> str | None:
+    """Returns torch's name of the device that jax uses; None without torch, or if torch lacks this device."""
+    if not (_TORCH.value and has_torch()):
         return None
     import torch
 
@@ -282,38 +292,38 @@ def _figures(config: JanusConfig, execution: Execution, device: str | None) -> I
     batches = [int(count) for count in _BATCHES.value if wanted(f"images_{count}")]
     if batches or names:
         inputs = Inputs.make(config)
-        ours = Ours(config, execution, inputs)
-        peer = None if device is None else Peer(config, execution.dtype, device, inputs)
-        runs, peer_runs = ours.runs(), {} if peer is None else peer.runs()
+        jax_model = JaxJanus(config, execution, inputs)
+        torch_model = None if device is None else TorchJanus(config, execution.dtype, device, inputs)
+        jax_runs, torch_runs = jax_model.runs(), {} if torch_model is None else torch_model.runs()
         for name in names:
             divisor, repeats = (config.gen_encoder.num_tokens, 1) if name == "token" else (1, 3)
-            yield Figure(name, runs[name], peer_runs.get(name), divisor, repeats * _REPEATS.value)
+            yield Figure(name, jax_runs[name], torch_runs.get(name), divisor, repeats * _REPEATS.value)
         for count in batches:
-            run = None if peer is None else functools.partial(peer.images, count)
-            yield Figure(f"images_{count}", functools.partial(ours.images, count), run, count, _REPEATS.value)
+            run = None if torch_model is None else functools.partial(torch_model.images, count)
+            yield Figure(f"images_{count}", functools.partial(jax_model.images, count), run, count, _REPEATS.value)
         # Frees the weights before the next model is made.
-        del ours, peer, runs, peer_runs
+        del jax_model, torch_model, jax_runs, torch_runs
     if wanted("flow"):
-        sides = flow.Flow(flow.SMALL if _PRESET.value is None else flow.RELEASED, execution)
-        flow_run = None if device is None else sides.peer(execution.dtype, device)
-        yield Figure("flow", sides.ours, flow_run, sides.sampler.steps, _REPEATS.value)
+        benchmark = flow.FlowBenchmark(flow.SMALL if _PRESET.value is None else flow.RELEASED, execution)
+        flow_run = None if device is None else benchmark.torch_sampler(execution.dtype, device)
+        yield Figure("flow", benchmark.sample_with_jax, flow_run, benchmark.sampler.steps, _REPEATS.value)
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints a table and one line of JSON."""
+    """Prints a table and a line of JSON."""
     cores = use_cores(_CORES.value)
     config = SMALL if _PRESET.value is None else janus_preset(_PRESET.value)
     dtype, attention = cast(Dtype, _DTYPE.value), cast(AttentionKernel, _ATTENTION.value)
     execution = Execution(dtype, dtype, attention, layers="unrolled")
-    device = _peer_device()
+    device = _torch_device()
     packages = ("torch", "transformers") if device else ()
     report: dict[str, Any] = {"model": config.name, "dtype": dtype, "cores": cores, **machine(*packages)}
-    print(f"{'ms':12} {'ours':>9} {'peer':>9} {'ratio':>7} {'limit':>5} {'compile s':>10} {'difference':>11}")
+    print(f"{'ms':12} {'jax':>9} {'torch':>9} {'ratio':>7} {'limit':>5} {'compile s':>10} {'difference':>11}")
     for figure in _figures(config, execution, device):
         name, found = figure.name, figure.measure()
-        peer_ms, ratio, difference = (found.get(key, math.nan) for key in ("peer_ms", "ratio", "difference"))
+        torch_ms, ratio, difference = (found.get(key, math.nan) for key in ("torch_ms", "ratio", "difference"))
         print(
-            f"{name:12} {found['ms']:9.1f} {peer_ms:9.1f} {ratio:7.3f} {LIMITS.get(name, ''):>5} "
+            f"{name:12} {found['ms']:9.1f} {torch_ms:9.1f} {ratio:7.3f} {LIMITS.get(name, ''):>5} "
             f"{found['compile_s']:10.1f} {difference:11.1e}",
             flush=True,
         )
@@ -322,7 +332,7 @@ def main(_: Sequence[str]) -> None:
             print(f"  reading the weights takes {bound:.2f} ms; a token takes {found['ms'] / bound:.2f} times as long")
             found |= {"bound_ms": bound, "over_bound": found["ms"] / bound}
         if name.startswith("images_"):
-            print(f"  {1e3 / found['ms']:.2f} images per second, the peer {1e3 / peer_ms:.2f}")
+            print(f"  {1e3 / found['ms']:.2f} images per second, PyTorch {1e3 / torch_ms:.2f}")
             found["per_second"] = 1e3 / found["ms"]
         report |= {f"{name}_{key}": value for key, value in found.items()}
     print(json.dumps(report))

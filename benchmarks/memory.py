@@ -3,13 +3,15 @@
     python -m benchmarks.memory
     python -m benchmarks.memory --write
 
-Prints the table of docs/training.md, or writes it there. No accelerator is needed. The size of the state is exact:
-that of the arrays that `janus-train` makes, sharded over the mesh. Gradients have the size of the trained parameters.
-Activations are estimated for remat "full" and attention that stores no scores (cudnn, splash): the input of every block
-that a gradient passes, plus the largest temporary of one block's backward pass, a chunk of logits, and the image
-tokenizer. A tenth of the memory is left free. `tests/benchmarks` compares the formula with XLA's memory analysis.
+The benchmark prints the table of docs/training.md, or writes it there. No accelerator is needed. The size of the state
+is exact: that of the arrays that `janus-train` makes, sharded over the mesh. Gradients have the size of the trained
+parameters. Activations are estimated for remat "full" and attention kernels that do not store scores (cudnn, splash).
+The estimate is the input of every block that a gradient passes, plus the largest of these temporaries: the backward
+pass of a block, a chunk of logits, and the image tokenizer. A tenth of the memory is left free. `tests/benchmarks`
+compares the estimate with XLA's memory analysis.
 """
 
+import itertools
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +21,7 @@ import jax
 from absl import flags
 from flax.traverse_util import flatten_dict
 
+from benchmarks.shared import insert_table, markdown_table
 from configs import janus_pro_1b, janus_pro_7b
 from janus_jax.aot.compile import bytes_per_device
 from janus_jax.commands import cli
@@ -37,19 +40,18 @@ DEVICES = (1, 8)
 USABLE_FRACTION = 0.9
 MODELS = {"Janus-Pro-1B": janus_pro_1b.get_config(), "Janus-Pro-7B": janus_pro_7b.get_config()}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "training.md"
-BEGIN, END = "<!-- python -m benchmarks.memory --write -->", "<!-- end -->"
 _FLOAT32 = 4
 _BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
 
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """Bytes on one device.
+    """Memory that a training step needs on one device, in bytes.
 
     Attributes:
       state: Parameters and optimizer state.
       gradients: Gradients of the trained parameters.
-      gathered: Temporary copies of other devices' weights, and gradients before their reduction.
+      gathered: Temporary copies of the weights of other devices, and gradients before they are reduced.
       sequence: Activations of one sequence.
     """
 
@@ -59,19 +61,19 @@ class MemoryNeeds:
     sequence: int
 
     def max_sequences(self, gigabytes: float) -> int:
-        """Returns how many sequences fit at a time: a power of two, or 0."""
-        # With microbatches there are two copies of the gradients: the sum and the current one.
+        """Returns the number of sequences that fit at a time: a power of two, or 0."""
+        # Microbatches need two copies of the gradients: their sum, and those of the current microbatch.
         left = USABLE_FRACTION * gigabytes * 1e9 - self.state - 2 * self.gradients - self.gathered
         return 2 ** int(math.log2(left / self.sequence)) if left >= self.sequence else 0
 
 
 def stage_recipe(name: str, stage: int) -> Recipe:
-    """Returns the recipe of one of `MODELS`."""
+    """Returns the recipe of a model of `MODELS` with the stage selected."""
     return replace(from_config(Recipe, MODELS[name]), stage=stage)
 
 
 def memory_needs(recipe: Recipe, devices: int) -> MemoryNeeds:
-    """Computes the needs of the recipe's stage with its parameters split over all devices."""
+    """Returns the memory that the recipe's current stage needs with its parameters split over all devices."""
     stage, config = recipe.current, recipe.model_config
     assert isinstance(config, JanusConfig)
     mesh = make_mesh(1, devices, 1, jax.devices()[:devices])
@@ -80,9 +82,9 @@ def memory_needs(recipe: Recipe, devices: int) -> MemoryNeeds:
     params = trained | flatten_dict(state.frozen, sep="/")
     block = sum(leaf.size for name, leaf in params.items() if name.startswith("llm/layers/")) // config.llm.depth
     gathered = (
-        # The current block and the next one.
+        # Weights of the current block and of the next one.
         2 * size * block,
-        # The text head; if it trains, also its gradient before and during the reduction.
+        # Weights of the text head; if it trains, also its gradient before and during the reduction.
         config.llm.vocab_size * config.llm.width * (size + (_FLOAT32 + size) * ("llm/head/weight" in trained)),
     )
     return MemoryNeeds(
@@ -96,11 +98,11 @@ def memory_needs(recipe: Recipe, devices: int) -> MemoryNeeds:
 
 
 def activation_bytes(config: JanusConfig, trained: Collection[str], budget: Budget, *, chunk: int, dtype: Dtype) -> int:
-    """Estimates the activations of one sequence under remat "full".
+    """Returns the estimated size of one sequence's activations under remat "full".
 
     Args:
       trained: Paths of the trained parameters.
-      chunk: Supervised positions with logits in memory at a time.
+      chunk: Number of supervised positions whose logits are in memory at a time.
       dtype: dtype of the computation.
     """
     llm, und, gen, size = config.llm, config.und_encoder, config.gen_encoder, _BYTES[dtype]
@@ -116,7 +118,7 @@ def activation_bytes(config: JanusConfig, trained: Collection[str], budget: Budg
         (1 + und_trains) * size * patches * (8 * und.width + 2 * und.mlp_dim),
         # Logits, their softmax and their gradient.
         3 * _FLOAT32 * min(chunk, budget.text_targets) * llm.vocab_size,
-        # A residual block at full resolution: normalized in float32, before and after.
+        # A residual block of the image tokenizer at full resolution: input, and two normalized copies in float32.
         budget.gen_images * gen.image_size**2 * gen.base_channels * (2 * _FLOAT32 + size),
     )
     return block_inputs + embeddings + max(temporaries)
@@ -124,31 +126,24 @@ def activation_bytes(config: JanusConfig, trained: Collection[str], budget: Budg
 
 def table() -> str:
     """Returns the table in Markdown."""
-    lines = [
-        f"| model | stage | devices | state | gradients | per sequence | {' | '.join(DEVICE_MEMORY)} |",
-        "|---" * (6 + len(DEVICE_MEMORY)) + "|",
-    ]
-    for name in MODELS:
-        for stage in (1, 2, 3):
-            for devices in DEVICES:
-                needs = memory_needs(stage_recipe(name, stage), devices)
-                sizes = (f"{size / 1e9:.1f}" for size in (needs.state, needs.gradients, needs.sequence))
-                fitting = (str(needs.max_sequences(gigabytes) or "-") for gigabytes in DEVICE_MEMORY.values())
-                lines.append(f"| {' | '.join((name, str(stage), str(devices), *sizes, *fitting))} |")
-    return "\n".join(lines)
+    rows = []
+    for name, stage, devices in itertools.product(MODELS, (1, 2, 3), DEVICES):
+        needs = memory_needs(stage_recipe(name, stage), devices)
+        sizes = (f"{size / 1e9:.1f}" for size in (needs.state, needs.gradients, needs.sequence))
+        fitting = (needs.max_sequences(gigabytes) or "-" for gigabytes in DEVICE_MEMORY.values())
+        rows.append((name, stage, devices, *sizes, *fitting))
+    return markdown_table(("model", "stage", "devices", "state", "gradients", "per sequence", *DEVICE_MEMORY), rows)
 
 
 def main(_: Sequence[str]) -> None:
     """Prints or writes the table."""
     jax.config.update("jax_num_cpu_devices", max(DEVICES))
     jax.config.update("jax_platforms", "cpu")
-    text = table()
-    if not _WRITE.value:
-        print(text)
-        return
-    before, _begin, rest = DOCUMENT.read_text(encoding="utf-8").partition(BEGIN)
-    _old, _end, after = rest.partition(END)
-    DOCUMENT.write_text(f"{before}{BEGIN}\n{text}\n{END}{after}", encoding="utf-8")
+    if _WRITE.value:
+        page = DOCUMENT.read_text(encoding="utf-8")
+        DOCUMENT.write_text(insert_table(page, "python -m benchmarks.memory --write", table()), encoding="utf-8")
+    else:
+        print(table())
 
 
 if __name__ == "__main__":

@@ -1,13 +1,15 @@
 """Compiles every model and stage for the papers' clusters and common pods, without the devices.
 
-    python -m benchmarks.scaling                        compiles the missing cases
-    python -m benchmarks.scaling --only v5e:16x16       of one topology
-    python -m benchmarks.scaling --publish              and writes the tables to docs/scaling_tables.md
+    python -m benchmarks.scaling                        compiles all missing cases and prints the tables
+    python -m benchmarks.scaling --only v5e:16x16       compiles those of one topology
+    python -m benchmarks.scaling --publish              compiles, and writes the tables to docs/scaling_tables.md
     python -m benchmarks.scaling --nocompile --publish  only writes the tables
 
-A case takes minutes and needs jax[tpu] or jax[cuda13]. Finished cases are appended to `benchmarks/compiled/` one by
-one, so an interrupted run continues. Each case uses the recipe's batch size and the layout with the fewest microbatches
-that fits; of the remat policies, the faster one counts.
+A case is one stage of one model on one topology. It takes minutes and needs jax[tpu] or jax[cuda13]. Each finished case
+is appended to `benchmarks/compiled/`, so an interrupted run continues with the next case.
+
+A case tries layouts: combinations of a remat policy and a number of microbatches, with the recipe's batch size. The
+fastest layout that fits into memory is reported.
 """
 
 import json
@@ -23,6 +25,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 
+from benchmarks.shared import insert_table, markdown_table
 from configs import janus_1_3b, janus_pro_1b, janus_pro_7b, janusflow_1_3b
 from janus_jax.aot.report import compile_report
 from janus_jax.aot.topologies import Topology, find_topology
@@ -35,7 +38,9 @@ from janus_jax.training.recipe import Recipe
 _PUBLISH = flags.DEFINE_bool("publish", False, "write the tables to docs/scaling_tables.md instead of the terminal")
 _COMPILE = flags.DEFINE_bool("compile", True, "compile missing cases")
 _ONLY = flags.DEFINE_list("only", [], "topologies to compile for (default: all)")
-_COMPILED = flags.DEFINE_string("compiled", "benchmarks/compiled", "folder of finished cases, one file per topology")
+_COMPILED = flags.DEFINE_string(
+    "compiled", "benchmarks/compiled", "folder of the finished cases, with one file per topology"
+)
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "scaling_tables.md"
 MODELS = {
@@ -45,7 +50,7 @@ MODELS = {
     "JanusFlow-1.3B": janusflow_1_3b.get_config(),
 }
 STAGES = (1, 2, 3)
-# The papers' clusters, then pods for rent. Google's v5p-128 has 64 chips.
+# The clusters of the papers first, then common pods. v5p:4x4x4 is what Google calls v5p-128.
 TOPOLOGIES = (
     "a100:16x8",
     "a100:32x8",
@@ -59,16 +64,16 @@ TOPOLOGIES = (
     "2xv5e:16x16",
 )
 REMAT_POLICIES: tuple[RematPolicy, ...] = ("dots", "full")
-"""Policies to try, that with less recomputation first."""
+"""Policies to try, in ascending order of recomputation."""
 
-# Time in which a checkpoint is read or written, and the size of an image in a dataset.
+# Assumed time in which a checkpoint is read or written, and assumed size of an image in a dataset.
 _CHECKPOINT_SECONDS = 60
 _IMAGE_BYTES = 100e3
 
 
 @dataclass(frozen=True)
 class Case:
-    """One stage of one model on one topology: a row of the tables."""
+    """One stage of one model on one topology. It is a row of the tables."""
 
     model: str
     stage: int
@@ -81,22 +86,22 @@ def all_cases(topologies: Sequence[str] = TOPOLOGIES) -> list[Case]:
 
 
 def read_reports(folder: Path) -> dict[Case, dict[str, Any]]:
-    """Reads the finished cases. If a case occurs twice, the later one counts."""
+    """Returns the reports of the finished cases. If a case was appended twice, its last report is returned."""
     lines = [line for file in sorted(folder.glob("*.jsonl")) for line in file.read_text(encoding="utf-8").splitlines()]
     return {Case(**stored["case"]): stored["report"] for stored in map(json.loads, lines)}
 
 
 def append_report(folder: Path, case: Case, report: Mapping[str, Any]) -> None:
-    """Appends a finished case."""
+    """Appends a finished case to the file of its topology."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{case.topology.replace(':', '_')}.jsonl").open("a", encoding="utf-8") as file:
         file.write(json.dumps({"case": asdict(case), "report": report}) + "\n")
 
 
 def layouts(recipe: Recipe, topology: Topology, devices: int, remat: RematPolicy) -> Iterator[Recipe]:
-    """Yields the recipe with 1, 2, 4, ... microbatches.
+    """Yields the recipe with 1, 2, 4, ... microbatches, up to one sequence per microbatch and data shard.
 
-    If the batch has fewer sequences than there are devices, the tensor axis takes the factor between them.
+    With more devices than sequences in a batch, the tensor axis has the size devices / sequences.
     """
     batch = recipe.current.batch_size
     tensor = max(1, devices // batch)
@@ -114,7 +119,8 @@ def layouts(recipe: Recipe, topology: Topology, devices: int, remat: RematPolicy
 def compile_case(case: Case) -> dict[str, Any]:
     """Returns the report of the fastest layout that fits, or of the last layout if none fits.
 
-    If the recipe has no valid layout, the report holds `invalid` with the reason.
+    If no layout is valid, such as for a mesh that does not divide the batch, the report has only the field `invalid`
+    with the reason.
     """
     topology = find_topology(case.topology)
     recipe = replace(from_config(Recipe, MODELS[case.model]), stage=case.stage)
@@ -123,12 +129,12 @@ def compile_case(case: Case) -> dict[str, Any]:
         for remat in REMAT_POLICIES:
             report = dict[str, Any]()
             for layout in layouts(recipe, topology, devices, remat):
-                # A policy that recomputes more is not faster with as many microbatches.
+                # With the same number of microbatches, a policy with more recomputation is not faster.
                 if best.get("fits") and layout.resources.microbatches >= best["microbatches"]:
                     break
                 if memory_lower_bound(layout, devices, report) > topology.accelerator.usable_memory:
                     continue
-                # CPU time, which other load on this machine does not change.
+                # Measures CPU time, which other load on this machine hardly changes.
                 start = time.process_time()
                 report = compile_report(layout, topology)
                 report |= {"compile_cpu_seconds": round(time.process_time() - start), "versions": versions(topology)}
@@ -142,18 +148,18 @@ def compile_case(case: Case) -> dict[str, Any]:
 
 
 def memory_lower_bound(layout: Recipe, devices: int, report: Mapping[str, Any]) -> float:
-    """Returns bytes that a layout needs on each device at least, known before it is compiled.
+    """Returns a lower bound of the memory that a layout needs on each device, without compiling it.
 
     Args:
-      report: Report of the same layout with fewer microbatches, or empty. With a fraction of the sequences, temporaries
-        are at least that fraction.
+      report: Report of the same layout with fewer microbatches, or an empty one.
     """
     resources = layout.resources
     if report:
+        # Temporaries are at most proportional to the number of sequences in a microbatch.
         return float(report["programs"][0]["temporaries"] * report["microbatches"] / resources.microbatches)
     if resources.remat == "full":
         return 0.0
-    # Outputs of the language model's matrix products.
+    # Policy "dots" stores the outputs of the language model's matrix products.
     llm, stage = layout.model_config.llm, layout.current
     heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
     features = llm.depth * (heads + 2 * llm.width + 2 * llm.mlp_dim)
@@ -168,20 +174,19 @@ def versions(topology: Topology) -> dict[str, str]:
 
 
 def make_tables(reports: Mapping[Case, dict[str, Any]]) -> dict[str, str]:
-    """Returns all tables of the document by name."""
+    """Returns the tables of docs/scaling_tables.md by name."""
     in_order = {case: reports[case] for case in all_cases() if case in reports}
     return {"memory and step time": step_table(in_order), "data and checkpoints": data_table(in_order)}
 
 
 def step_table(reports: Mapping[Case, dict[str, Any]]) -> str:
-    """Markdown table of memory, step time and traffic."""
-    lines = _table_head(
-        "topology|devices|model|stage|mesh|microbatches|remat|state GB|total GB|limit GB|"
-        "step s|MFU|bound by|ICI GB|DCN GB"
-    )
+    """Returns the table of memory, step time and traffic in Markdown."""
+    columns = ["topology", "devices", "model", "stage", "mesh", "microbatches", "remat"]
+    columns += ["state GB", "total GB", "limit GB", "step s", "MFU", "bound by", "ICI GB", "DCN GB"]
+    rows = []
     for case, report in reports.items():
         if "invalid" in report:
-            lines.append(f"| {case.topology} | | {case.model} | {case.stage} | {report['invalid']} " + "| " * 10 + "|")
+            rows.append([case.topology, "", case.model, case.stage, report["invalid"], *[""] * 10])
             continue
         program, roofline = report["programs"][0], report["roofline"]
         mesh = "x".join(str(size) for size in report["mesh"].values())
@@ -193,13 +198,14 @@ def step_table(reports: Mapping[Case, dict[str, Any]]) -> str:
             cells += [_gb(sum(one[name] for one in program["traffic"])) for name in ("ici_bytes", "dcn_bytes")]
         else:
             cells += ["does not fit", "", "", "", ""]
-        lines.append(_table_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(columns, rows)
 
 
 def data_table(reports: Mapping[Case, dict[str, Any]]) -> str:
-    """Markdown table of the data rate and checkpoint bandwidth that the shortest step time needs."""
-    lines = _table_head("topology|model|stage|images/s|MB/s of images|checkpoint GB|GB/s for a minute")
+    """Returns the table of the data rates that the shortest step times need, and of checkpoint sizes, in Markdown."""
+    columns = ["topology", "model", "stage", "images/s", "MB/s of images", "checkpoint GB", "GB/s for a minute"]
+    rows = []
     for case, report in reports.items():
         if not report.get("fits") or not report["roofline"]:
             continue
@@ -210,23 +216,14 @@ def data_table(reports: Mapping[Case, dict[str, Any]]) -> str:
         cells = [case.topology, case.model, case.stage]
         cells += [f"{images_per_second:.0f}", f"{images_per_second * _IMAGE_BYTES / 1e6:.0f}"]
         cells += [f"{checkpoint / 1e9:.1f}", f"{checkpoint / _CHECKPOINT_SECONDS / 1e9:.2f}"]
-        lines.append(_table_row(cells))
-    return "\n".join(lines)
+        rows.append(cells)
+    return markdown_table(columns, rows)
 
 
 def insert_tables(page: str, tables: Mapping[str, str]) -> str:
-    """Returns the page with the tables between their markers.
-
-    Raises:
-      JanusError: A marker is missing.
-    """
+    """Returns the page with new versions of the tables."""
     for name, text in tables.items():
-        begin, end = f"<!-- python -m benchmarks.scaling --publish: {name} -->", "<!-- end -->"
-        before, mark, rest = page.partition(begin)
-        _, end_mark, after = rest.partition(end)
-        if not mark or not end_mark:
-            raise JanusError(f"{DOCUMENT} lacks the markers of the table {name!r}: {begin} ... {end}.")
-        page = f"{before}{begin}\n{text}\n{end}{after}"
+        page = insert_table(page, f"python -m benchmarks.scaling --publish: {name}", text)
     return page
 
 
@@ -251,14 +248,6 @@ def main(_: Sequence[str]) -> None:
 
 def _serial_seconds(report: Mapping[str, Any]) -> float:
     return float(report["roofline"]["step_seconds"]["serial"]) if report["fits"] else math.inf
-
-
-def _table_head(columns: str) -> list[str]:
-    return [f"| {columns.replace('|', ' | ')} |", "|---" * (columns.count("|") + 1) + "|"]
-
-
-def _table_row(cells: Sequence[Any]) -> str:
-    return f"| {' | '.join(map(str, cells))} |"
 
 
 def _gb(size: float) -> str:

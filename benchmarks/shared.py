@@ -1,4 +1,4 @@
-"""Shared by benchmarks: random weights for both sides, alternating timing, and a description of the machine."""
+"""Helpers of the benchmarks: random weights for jax and PyTorch, timing, tables, and a description of the machine."""
 
 import gc
 import math
@@ -6,7 +6,7 @@ import os
 import platform
 import time
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from importlib.metadata import version
 from importlib.util import find_spec
 from statistics import median
@@ -19,13 +19,16 @@ from checkpoints_convert.layout import Layout, MappedParameter
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.transformers_janus import LAYOUT
 from janus_jax.batch import NO_IMAGE, Batch
-from janus_jax.config import ModelConfig
+from janus_jax.config import Execution, ModelConfig
+from janus_jax.errors import JanusError
+from janus_jax.models.backbone import Params
+from janus_jax.pretrained import load_params
 
 _Result = TypeVar("_Result")
 
 
 def weights(config: ModelConfig, layout: Layout = LAYOUT) -> Iterator[tuple[MappedParameter, np.ndarray]]:
-    """Yields deterministic random values for each parameter, scaled to keep the size of activations."""
+    """Yields each parameter with deterministic random values, scaled so that activations keep their size."""
     for unit in layout.map(model_parameters(config)):
         random = np.random.default_rng(zlib.crc32(f"{unit.parameter.path} {unit.layer}".encode()))
         uniform = random.random(unit.parameter.shape, np.float32) * 2 - 1
@@ -34,14 +37,31 @@ def weights(config: ModelConfig, layout: Layout = LAYOUT) -> Iterator[tuple[Mapp
         elif unit.parameter.keys[-1] == "bias":
             yield unit, 0.02 * uniform
         elif unit.parameter.keys[-2:] == ("codebook", "embedding"):
-            # transformers searches the nearest code without normalizing; on unit vectors both find the same code.
+            # transformers searches the nearest code without normalizing. Among unit vectors it finds the same code.
             yield unit, uniform / np.linalg.norm(uniform, axis=-1, keepdims=True)
         else:
             yield unit, uniform * np.float32(math.sqrt(3 / math.prod(unit.tensors[0].shape[1:])))
 
 
+def load_weights(config: ModelConfig, execution: Execution, layout: Layout = LAYOUT) -> Params:
+    """Returns the values of `weights` as a model's parameters on the device."""
+    leaves = ((unit.parameter.keys, unit.layer, array) for unit, array in weights(config, layout))
+    return load_params(leaves, config, execution, mesh=None)
+
+
+def copy_weights(module: Any, config: ModelConfig, layout: Layout = LAYOUT) -> None:
+    """Copies the values of `weights` to a PyTorch module whose parameters have the names of the layout."""
+    import torch
+
+    state = module.state_dict()
+    for unit, array in weights(config, layout):
+        for name, part in unit.write(array):
+            if name in state:
+                state[name].copy_(torch.from_numpy(np.ascontiguousarray(part)))
+
+
 def prompt_batch(tokens: np.ndarray) -> Batch:
-    """Batch of prompts of equal length without images."""
+    """Returns a batch of prompts of equal length without images."""
     no_image, no_images = np.full_like(tokens, NO_IMAGE), np.zeros((len(tokens), 0, 16, 16, 3), np.uint8)
     return Batch(
         tokens=tokens,
@@ -62,38 +82,68 @@ def timed(run: Callable[[], _Result]) -> tuple[float, _Result]:
     return time.perf_counter() - begin, result
 
 
-def alternate(ours: Callable[[], Any], peer: Callable[[], Any] | None, pairs: int) -> tuple[list[float], list[float]]:
-    """Times our computation and the peer's alternately, so that other load on the machine affects both."""
+def alternate(
+    run: Callable[[], Any], reference: Callable[[], Any] | None, pairs: int
+) -> tuple[list[float], list[float]]:
+    """Runs two functions alternately, so that other load on the machine affects both.
+
+    Returns:
+      The seconds of each run of `run` and of `reference`; the second list is empty without a reference.
+    """
     seconds: list[float] = []
-    peer_seconds: list[float] = []
+    reference_seconds: list[float] = []
     for _ in range(pairs):
-        seconds.append(timed(ours)[0])
-        if peer is not None:
-            peer_seconds.append(timed(peer)[0])
-    return seconds, peer_seconds
+        seconds.append(timed(run)[0])
+        if reference is not None:
+            reference_seconds.append(timed(reference)[0])
+    return seconds, reference_seconds
 
 
-def median_ratio(ours: Sequence[float], peer: Sequence[float]) -> float:
-    """Returns the median of the ratios of neighboring runs."""
-    return median(one / other for one, other in zip(ours, peer, strict=True))
+def median_ratio(seconds: Sequence[float], reference_seconds: Sequence[float]) -> float:
+    """Returns the median ratio of the paired runs of `alternate`."""
+    return median(one / other for one, other in zip(seconds, reference_seconds, strict=True))
 
 
 def has_torch() -> bool:
-    """Whether the packages of the peer are installed."""
+    """Returns whether torch and transformers are installed."""
     return bool(find_spec("torch") and find_spec("transformers"))
 
 
 def use_cores(cores: int) -> int:
-    """Restricts the process to some cores and returns their number. Call it before jax starts its threads."""
+    """Restricts the process to at most `cores` cores. It must be called before jax starts its threads.
+
+    Returns:
+      The number of cores.
+    """
     available = sorted(os.sched_getaffinity(0))
     os.sched_setaffinity(0, available[:cores])
     return min(cores, len(available))
 
 
-def machine(*peers: str) -> dict[str, Any]:
-    """Returns the device and the versions of jax, flax and the peer's packages."""
+def machine(*packages: str) -> dict[str, Any]:
+    """Returns the kind of the device and the versions of jax, flax and the given packages."""
     device = jax.devices()[0]
     return {
         "device": platform.processor() or platform.machine() if device.platform == "cpu" else device.device_kind,
-        "versions": {name: version(name) for name in ("jax", "flax", *peers)},
+        "versions": {name: version(name) for name in ("jax", "flax", *packages)},
     }
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> str:
+    """Returns a table in Markdown."""
+    head, *lines = (f"| {' | '.join(map(str, cells))} |" for cells in (columns, *rows))
+    return "\n".join([head, "|---" * len(columns) + "|", *lines])
+
+
+def insert_table(page: str, marker: str, table: str) -> str:
+    """Returns the page with the table between the comment `<!-- marker -->` and the next `<!-- end -->`.
+
+    Raises:
+      JanusError: The page does not contain these comments.
+    """
+    begin, end = f"<!-- {marker} -->", "<!-- end -->"
+    before, found_begin, rest = page.partition(begin)
+    _, found_end, after = rest.partition(end)
+    if not found_begin or not found_end:
+        raise JanusError(f"The page has no place for a table: it must contain {begin} and, after it, {end}.")
+    return f"{before}{begin}\n{table}\n{end}{after}"

@@ -1,16 +1,18 @@
-"""Training step: time, MFU, memory and compile time, next to transformers' Janus on PyTorch.
+"""Measures a training step (time, MFU, memory, compile time), compared with transformers' Janus on PyTorch.
 
     python -m benchmarks.train
     python -m benchmarks.train --model janus_pro_1b --stages 1,2,3
 
-The first command uses a small model in float32 on two cores and alternates with an equal step of the peer
-(`train_peer.py`): same weights, text and understanding examples, trained parts, clipping and AdamW. Our examples are
-packed; the peer has one example per sequence, padded to the longest. The losses of the first steps must agree. The
-second command, for an accelerator, uses a released model's shape with random weights, in bfloat16, with sequences of
-4096 tokens. docs/performance.md explains the figures. The last line is one JSON object with every figure.
+The first command uses a small model in float32 on two cores. Steps of this project and of PyTorch (`train_torch.py`)
+alternate. Both have the same weights, text and understanding examples, trained parameters, clipping and AdamW. This
+project packs examples into sequences; PyTorch has one example per sequence, padded to the longest one. The losses of
+the first steps must agree.
+
+The second command is for an accelerator: it uses a released model's shape with random weights, bfloat16 and sequences
+of 4096 tokens, without PyTorch. docs/performance.md explains the figures. The last line is a JSON object with all
+results.
 """
 
-import functools
 import itertools
 import json
 import math
@@ -20,12 +22,11 @@ from statistics import median
 from typing import Any, cast, get_args
 
 import jax
-import numpy as np
 from absl import flags
 from flax.traverse_util import flatten_dict
 
 from benchmarks.batches import equal_sequences, make_batch, unequal_sequences
-from benchmarks.shared import alternate, has_torch, machine, median_ratio, timed, use_cores, weights
+from benchmarks.shared import alternate, has_torch, load_weights, machine, median_ratio, timed, use_cores
 from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
 from janus_jax.commands import cli
@@ -41,7 +42,6 @@ from janus_jax.config import (
     janus_preset,
 )
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Params
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.objectives import TokenObjective
@@ -52,19 +52,21 @@ from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.state import random_params, state_from_params
 from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
 
-_MODEL = flags.DEFINE_string("model", None, "a released model's shape instead of the small one")
-_STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stages whose trained parts are trained")
+_MODEL = flags.DEFINE_string("model", None, "released model whose shape is used (default: a small model)")
+_STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stages whose step is measured")
 _ROWS = flags.DEFINE_integer("rows", 8, "sequences per batch", lower_bound=1)
 _MICROBATCHES = flags.DEFINE_integer("microbatches", 1, "number of microbatches", lower_bound=1)
-_DTYPE = flags.DEFINE_enum("dtype", None, get_args(Dtype), "computation (default: float32 on a CPU, else bfloat16)")
+_DTYPE = flags.DEFINE_enum(
+    "dtype", None, get_args(Dtype), "computation dtype (default: float32 on CPUs, else bfloat16)"
+)
 _MOMENTS = flags.DEFINE_enum("moments", "float32", get_args(MomentsDtype), "dtype of the optimizer's moments")
-_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "our attention kernel")
+_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "attention kernel of this project")
 _REMAT = flags.DEFINE_enum("remat", None, get_args(RematPolicy), "default: none for the small model, else full")
-_PAIRS = flags.DEFINE_integer("pairs", 7, "timed steps", lower_bound=1)
+_PAIRS = flags.DEFINE_integer("pairs", 7, "number of timed steps", lower_bound=1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores for the small model", lower_bound=1)
-_PEAK = flags.DEFINE_float("peak_flops", None, "FLOP/s of the device (default: by its kind)")
-_PEER = flags.DEFINE_bool("peer", True, "run transformers as well, on a CPU, if it is installed")
-_COMPILING = flags.DEFINE_bool("compiling", True, "measure how the compile time grows with depth")
+_PEAK = flags.DEFINE_float("peak_flops", None, "peak FLOP/s of the device (default: by its kind)")
+_TORCH = flags.DEFINE_bool("torch", True, "also measure transformers on PyTorch, on a CPU and if installed")
+_COMPILING = flags.DEFINE_bool("compiling", True, "also measure how the compile time grows with depth")
 
 SMALL = JanusConfig(
     name="8 layers of width 512",
@@ -86,8 +88,12 @@ CHECKED_STEPS = 3
 TRAINED = {"1": ADAPTORS_AND_HEAD, "2": ALL_BUT_ENCODERS, "3": ALL_BUT_TOKENIZER}
 
 
-class Ours:
-    """The training step of this project."""
+class JaxStep:
+    """Training step of this project.
+
+    Args:
+      compared: Whether to use the weights of `shared.weights`, as `TorchStep` does, instead of random ones.
+    """
 
     def __init__(
         self,
@@ -97,14 +103,14 @@ class Ours:
         batch: Batch,
         *,
         execution: Execution,
-        random: bool,
+        compared: bool,
     ) -> None:
         transformation, objective = make_optimizer(optimizer, 100), TokenObjective(Janus(config, execution))
         abstract = abstract_train_state(objective, trained, transformation, None, frozen_dtype=execution.dtype)
-        if random:
-            params = random_params(objective.model, merge(abstract.params, abstract.frozen), jax.random.key(0))
+        if compared:
+            params = load_weights(config, execution)
         else:
-            params = _stacked_weights(config)
+            params = random_params(objective.model, merge(abstract.params, abstract.frozen), jax.random.key(0))
         self.state = state_from_params(*partition(params, trained), transformation, abstract)
         microbatching = Microbatching(_MICROBATCHES.value, tokenizer_dtype=execution.dtype)
         step = make_train_step(objective, transformation, microbatching, abstract, None)
@@ -115,80 +121,68 @@ class Ours:
         self.flops = items.flops(flops_per_item(config, flatten_dict(abstract.params, sep="/")))
 
     def __call__(self) -> float:
-        """Runs a step and returns the loss before it."""
+        """Runs a step and returns the loss before the update."""
         self.state, metrics = self._compiled(self.state, put_batch(self.batch, None))
         return float(jax.block_until_ready((self.state, metrics["loss"]))[1])
 
     @property
     def peak_bytes(self) -> int:
-        """Memory of the step: arguments, outputs and temporaries."""
+        """Size of the step's arguments, outputs and temporaries."""
         memory = self._compiled.memory_analysis()
         kept = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes
         return int(kept + memory.temp_size_in_bytes)
 
 
-def _stacked_weights(config: JanusConfig) -> Params:
-    tree: Params = {}
-    for unit, array in weights(config):
-        node = functools.reduce(lambda node, key: node.setdefault(key, {}), unit.parameter.keys[:-1], tree)
-        name = unit.parameter.keys[-1]
-        if unit.layer is None:
-            node[name] = array
-        else:
-            node.setdefault(name, np.empty((unit.parameter.layers, *array.shape), np.float32))[unit.layer] = array
-    return tree
-
-
 def measure(
-    config: JanusConfig, stage: str, execution: Execution, batch: Batch, *, with_peer: bool, peak: float | None
+    config: JanusConfig, stage: str, execution: Execution, batch: Batch, *, with_torch: bool, peak: float | None
 ) -> dict[str, float]:
-    """Returns the figures of a stage's step.
+    """Returns the results for the step of a stage.
 
     Raises:
-      JanusError: The losses of both sides differ.
+      JanusError: The losses of this project and PyTorch differ.
     """
-    # The peer's optimizer skips parameters without a gradient, and no image is generated in the comparison.
-    trained = [part for part in TRAINED[stage] if not (with_peer and part.startswith("gen"))]
+    # PyTorch's optimizer skips parameters without a gradient, and the compared examples have no target images.
+    trained = [pattern for pattern in TRAINED[stage] if not (with_torch and pattern.startswith("gen"))]
     optimizer = OptimizerConfig(learning_rate=1e-4, weight_decay=0.1, moments_dtype=cast(MomentsDtype, _MOMENTS.value))
-    ours = Ours(config, trained, optimizer, batch, execution=execution, random=not with_peer)
-    peer = None
-    if with_peer:
-        from benchmarks.train_peer import Peer
+    jax_step = JaxStep(config, trained, optimizer, batch, execution=execution, compared=with_torch)
+    torch_step = None
+    if with_torch:
+        from benchmarks.train_torch import TorchStep
 
-        peer = Peer(config, trained, optimizer, batch, _CORES.value)
+        torch_step = TorchStep(config, trained, optimizer, batch, _CORES.value)
     differences = []
     for _ in range(CHECKED_STEPS):
-        loss = ours()
-        if peer is not None:
-            differences.append(abs(loss / peer() - 1))
+        loss = jax_step()
+        if torch_step is not None:
+            differences.append(abs(loss / torch_step() - 1))
     if differences and max(differences) > MAX_DIFFERENCE:
         raise JanusError(f"The losses differ by {max(differences):.1e}, so the two steps compute different things.")
-    seconds, peer_seconds = alternate(ours, peer, _PAIRS.value)
+    seconds, torch_seconds = alternate(jax_step, torch_step, _PAIRS.value)
     found = {
         "ms": median(seconds) * 1e3,
-        "ms_least": min(seconds) * 1e3,
-        "tokens_per_second": ours.tokens / median(seconds),
-        "teraflops": ours.flops / median(seconds) / 1e12,
-        "peak_gib": ours.peak_bytes / 2**30,
-        "compile_s": ours.compile_seconds,
+        "min_ms": min(seconds) * 1e3,
+        "tokens_per_second": jax_step.tokens / median(seconds),
+        "teraflops": jax_step.flops / median(seconds) / 1e12,
+        "peak_gib": jax_step.peak_bytes / 2**30,
+        "compile_s": jax_step.compile_seconds,
         "filled": float(batch.is_token.mean()),
     }
     if peak is not None:
-        found["mfu"] = ours.flops / median(seconds) / peak
-    if peer is not None:
+        found["mfu"] = jax_step.flops / median(seconds) / peak
+    if torch_step is not None:
         found |= {
-            "peer_ms": median(peer_seconds) * 1e3,
-            "peer_ms_least": min(peer_seconds) * 1e3,
-            "ratio": median_ratio(seconds, peer_seconds),
-            "ratio_of_least": min(seconds) / min(peer_seconds),
+            "torch_ms": median(torch_seconds) * 1e3,
+            "torch_min_ms": min(torch_seconds) * 1e3,
+            "ratio": median_ratio(seconds, torch_seconds),
+            "ratio_of_min": min(seconds) / min(torch_seconds),
             "difference": max(differences),
-            "peer_filled": ours.tokens / peer.padded_tokens,
+            "torch_filled": jax_step.tokens / torch_step.padded_tokens,
         }
     return found
 
 
 def compile_seconds(depth: int) -> float:
-    """Returns the compile time of stage III's step with this many layers in both transformers."""
+    """Returns the compile time of stage 3's step of a narrow model with `depth` layers in both transformers."""
     config = replace(NARROW, llm=replace(NARROW.llm, depth=depth), und_encoder=replace(NARROW.und_encoder, depth=depth))
     optimizer = make_optimizer(OptimizerConfig(learning_rate=1e-4), 100)
     objective = TokenObjective(Janus(config, Execution(remat="full")))
@@ -200,7 +194,7 @@ def compile_seconds(depth: int) -> float:
 
 
 def main(_: Sequence[str]) -> None:
-    """Prints a table and one line of JSON."""
+    """Prints a table and a line of JSON."""
     if wrong := [stage for stage in _STAGES.value if stage not in TRAINED]:
         raise JanusError(f"--stages contains {wrong[0]!r}; the stages are {', '.join(TRAINED)}.")
     small, rows = _MODEL.value is None, _ROWS.value
@@ -217,27 +211,27 @@ def main(_: Sequence[str]) -> None:
     device = jax.devices()[0]
     dtype = cast(Dtype, _DTYPE.value or ("float32" if device.platform == "cpu" else "bfloat16"))
     remat = cast(RematPolicy, _REMAT.value or ("none" if small else "full"))
-    # The recipes of small models unroll the scan over layers.
+    # Unrolls the scan over the layers of a small model, as the recipes of small models do.
     unroll = config.llm.depth if small else 1
     execution = Execution(dtype, "float32", cast(AttentionKernel, _ATTENTION.value), remat, scan_unroll=unroll)
-    with_peer = _PEER.value and small and device.platform == "cpu" and dtype == "float32" and has_torch()
+    with_torch = _TORCH.value and small and device.platform == "cpu" and dtype == "float32" and has_torch()
     peak = _PEAK.value or peak_flops(device.device_kind, dtype)
-    packages = ("torch", "transformers") if with_peer else ()
+    packages = ("torch", "transformers") if with_torch else ()
     report: dict[str, Any] = {"model": config.name, "rows": rows, "length": length, "dtype": dtype, "remat": remat}
     report |= {"cores": cores, **machine(*packages)}
     print(
-        f"{'stage':5} {'examples':>8} {'ms':>8} {'peer':>8} {'ratio':>6} {'limit':>5} {'tokens/s':>9} {'TFLOP/s':>8} "
-        f"{'MFU':>6} {'peak GiB':>8} {'compile s':>9} {'filled':>6} {'peer':>6} {'difference':>10}"
+        f"{'stage':5} {'examples':>8} {'ms':>8} {'torch':>8} {'ratio':>6} {'limit':>5} {'tokens/s':>9} {'TFLOP/s':>8} "
+        f"{'MFU':>6} {'peak GiB':>8} {'compile s':>9} {'filled':>6} {'torch':>6} {'difference':>10}"
     )
     for stage, (kind, batch) in itertools.product(_STAGES.value, batches.items()):
-        found = measure(config, stage, execution, batch, with_peer=with_peer, peak=peak)
-        ratio, mfu, peer_ms, peer_filled, difference = (
-            found.get(name, math.nan) for name in ("ratio", "mfu", "peer_ms", "peer_filled", "difference")
+        found = measure(config, stage, execution, batch, with_torch=with_torch, peak=peak)
+        ratio, mfu, torch_ms, torch_filled, difference = (
+            found.get(name, math.nan) for name in ("ratio", "mfu", "torch_ms", "torch_filled", "difference")
         )
         print(
-            f"{stage:5} {kind:>8} {found['ms']:8.1f} {peer_ms:8.1f} {ratio:6.3f} {LIMIT:5} "
+            f"{stage:5} {kind:>8} {found['ms']:8.1f} {torch_ms:8.1f} {ratio:6.3f} {LIMIT:5} "
             f"{found['tokens_per_second']:9.0f} {found['teraflops']:8.3g} {mfu:6.3f} {found['peak_gib']:8.2f} "
-            f"{found['compile_s']:9.1f} {found['filled']:6.2f} {peer_filled:6.2f} {difference:10.1e}",
+            f"{found['compile_s']:9.1f} {found['filled']:6.2f} {torch_filled:6.2f} {difference:10.1e}",
             flush=True,
         )
         report |= {f"stage_{stage}_{kind}_{name}": value for name, value in found.items()}

@@ -32,7 +32,7 @@ from janus_jax.config import (
     config_from_dict,
 )
 from janus_jax.errors import JanusError
-from janus_jax.files import naming, read_json, read_json_if_exists, read_text, reading
+from janus_jax.files import prefix_errors, read_json, read_json_if_exists, read_text, reading
 
 if TYPE_CHECKING:
     from checkpoints_convert.orbax_params import OrbaxParams
@@ -229,7 +229,7 @@ def _open_orbax(path: Path) -> OrbaxCheckpoint:
     content = read_json(file, REMEDY)
     if not (path / PARAMS_FOLDER).is_dir():
         raise JanusError(f"{path} is a converted folder without its {PARAMS_FOLDER}/; {REMEDY}.")
-    with reading(file, REMEDY), naming(file):
+    with reading(file, REMEDY), prefix_errors(file):
         part = content.get("part", "janus")
         if part not in KINDS:
             raise JanusError(f"part is {part!r}; it must be one of {', '.join(KINDS)}.")
@@ -245,7 +245,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     tensors = open_tensors(weights)
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config_source = file if json.values else path
-    with reading(config_source), naming(config_source):
+    with reading(config_source), prefix_errors(config_source):
         layout = _detect_layout(path, json, shapes)
         config: Config = layout.read_config(json, shapes)
     tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
@@ -261,7 +261,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     if json.get("tie_word_embeddings", json.values.get("model_type") == "janus"):
         tensors = layout.with_tied(tensors)
     unused = [name for name in tensors if layout.is_unused(name)]
-    with reading(config_source), naming(config_source):
+    with reading(config_source), prefix_errors(config_source):
         parameters = model_parameters(config)
     mapped = layout.map(parameters)
     layout.check(mapped, {name: tensor for name, tensor in tensors.items() if name not in unused}, str(path))
@@ -332,7 +332,7 @@ def _add_vae(
     if not isinstance(opened.config, VAEConfig) or not isinstance(opened, TorchCheckpoint):
         raise JanusError(f"{path} is not a VAE in diffusers' layout; give the folder of SDXL's VAE (sdxl-vae).")
     tensors = {released_flow.VAE_PREFIX + name: tensor for name, tensor in opened.tensors.items()}
-    with naming(path):
+    with prefix_errors(path):
         return replace(config, vae=opened.config), tensors
 
 

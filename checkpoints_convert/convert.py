@@ -39,7 +39,7 @@ from checkpoints_convert.parameters import Config, Parameter, Shape, model_param
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from janus_jax.config import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, SiglipConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import naming, reading
+from janus_jax.files import prefix_errors, reading
 from janus_jax.storage import atomic_folder, write_json
 
 LayoutName = Literal["orbax", "released", "transformers"]
@@ -317,7 +317,7 @@ def _announced(
 ) -> dict[str, tuple[Shape, np.dtype]]:
     """Returns shape and dtype of every tensor to write, by name."""
     file = checkpoint.folder / "config.json"
-    with reading(file, REMEDY), naming(file):
+    with reading(file, REMEDY), prefix_errors(file):
         narrower = JsonObject(checkpoint.metadata, "source").object("dtypes").values
         kept = {name: numpy_dtype(kind) for name, kind in narrower.items()}
     return {

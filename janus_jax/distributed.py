@@ -1,12 +1,13 @@
-"""Processes that share a run: detecting a cluster from the environment, joining it, and dividing work in it.
+"""Runs on several processes (a cluster): detects the cluster, joins it, and divides work among its processes.
 
-`--distributed` looks for a cluster in this order:
+`--distributed` detects the cluster by the first of these environment variables that is set:
 
-  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   set explicitly, for example by Kubernetes; under SLURM
-                                                               the address alone may be set, for another port or network
-  SLURM_PROCID                                                 a task that srun started
-  TPU_WORKER_HOSTNAMES                                         a GKE TPU pod; jax reads the other variables
-  none of these                                                a TPU VM; jax asks the metadata server
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES, JAX_PROCESS_ID   set by the user, for example with Kubernetes; under SLURM
+                                                               the address alone selects another port or network
+  SLURM_PROCID                                                 set by srun
+  TPU_WORKER_HOSTNAMES                                         set in a GKE TPU pod; jax reads the other variables
+
+If none is set, jax asks the metadata server of a TPU VM.
 """
 
 import os
@@ -26,28 +27,35 @@ _MEGASCALE = ("MEGASCALE_COORDINATOR_ADDRESS", "MEGASCALE_NUM_SLICES", "MEGASCAL
 # Ports above the range that Linux uses for outgoing connections by default.
 _FIRST_PORT, _PORTS = 61440, 4096
 
-# Thousands of hosts do not start, pull an image or finish a save in the same minute.
+# Long, because thousands of hosts do not start, pull an image or finish a save at the same time.
 _JOIN_SECONDS = 1800
 # Longer than a host may stall in garbage collection or on a disk. A process that is silent for longer is dead.
 _HEARTBEAT_SECONDS = 300
 
 
 class Cluster:
-    """A run of one process. `JaxCluster` is a run of several, whose output folder is on a shared file system."""
+    """Coordinates the processes of a run. This class is for a single process, `JaxCluster` for several.
+
+    The processes write to one output folder on a shared file system.
+
+    Attributes:
+      index: Index of this process.
+      count: Number of processes.
+    """
 
     index, count = 0, 1
 
     @property
-    def is_first(self) -> bool:
-        """Whether this process does the work that only one process may do."""
+    def is_primary(self) -> bool:
+        """Whether this process does the work that only one process may do, such as writing summaries."""
         return self.index == 0
 
-    def share(self, numbers: Iterable[int]) -> list[int]:
-        """Returns the numbers that this process handles. Every process may pass a different selection."""
-        return [number for number in numbers if number % self.count == self.index]
+    def share(self, indices: Iterable[int]) -> list[int]:
+        """Returns those of the indices that this process handles: the ones congruent to `index` modulo `count`."""
+        return [index for index in indices if index % self.count == self.index]
 
     def run_on_all(self, action: Callable[[], _Result]) -> _Result:
-        """Runs an action in every process and waits until all processes have finished it.
+        """Runs an action in every process, waits until all processes are done, and returns this process's result.
 
         Raises:
           JanusError: Another process failed.
@@ -56,7 +64,7 @@ class Cluster:
 
 
 class JaxCluster(Cluster):
-    """All processes that `jax.distributed` has joined."""
+    """Coordinates the processes that `jax.distributed` has joined."""
 
     def __init__(self) -> None:
         import jax
@@ -70,7 +78,7 @@ class JaxCluster(Cluster):
         failure = None
         try:
             result = action()
-        # Any exception: without the gather below the other processes would wait forever.
+        # Catches any exception, because the other processes wait until this process reaches the gather below.
         except Exception as error:
             failure = error
         failed = np.flatnonzero(process_allgather(np.array(failure is not None)))
@@ -82,7 +90,7 @@ class JaxCluster(Cluster):
 
 
 def join_cluster() -> Cluster:
-    """Joins the processes of a cluster. Call it before jax looks for devices.
+    """Joins this process to its cluster. Must be called before jax initializes its devices.
 
     Raises:
       JanusError: No cluster was found, or its variables are incomplete.
@@ -98,7 +106,7 @@ def join_cluster() -> Cluster:
             "num_processes": process.count,
             "process_id": process.index,
             "local_device_ids": process.local_device,
-            # jax's own detection takes one device per SLURM task, whatever is passed.
+            # jax's own detection would override local_device_ids with one device per SLURM task.
             "cluster_detection_method": "deactivate",
         }
     try:
@@ -123,7 +131,7 @@ def join_cluster() -> Cluster:
 
 @dataclass(frozen=True)
 class ClusterProcess:
-    """This process's part in a cluster.
+    """How this process joins a cluster.
 
     Attributes:
       coordinator: host:port of process 0.
@@ -139,10 +147,10 @@ class ClusterProcess:
 
 
 def detect_cluster(environment: Mapping[str, str]) -> ClusterProcess | None:
-    """Reads the cluster from environment variables. Returns None where jax detects it itself (TPUs).
+    """Returns what the environment variables say about the cluster, or None if jax detects it itself (TPUs).
 
     Raises:
-      JanusError: Variables are missing or contradict each other; the message names them.
+      JanusError: Variables are missing or invalid; the message names them.
     """
     explicit, slurm = (
         {name for name in names if environment.get(name)} for names in (_EXPLICIT, (*_SLURM, "SLURM_JOB_ID"))

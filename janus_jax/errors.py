@@ -1,4 +1,4 @@
-"""User errors, orderly stops and exit codes."""
+"""Exceptions that end a command, and exit codes."""
 
 import enum
 from typing import ClassVar
@@ -12,11 +12,11 @@ class ExitCode(enum.IntEnum):
       INTERNAL_ERROR: Unexpected exception, printed with its traceback.
       USER_ERROR: Invalid input. The same command fails again.
       DIVERGED: Training has failed: the loss is not finite, or too many records are bad.
-      DISK_FULL: A disk is full. Free some space and run the command again: everything saved before is intact.
-      PREEMPTED: The machine was preempted and everything is saved, or not all processes of a cluster have joined
-        (EX_TEMPFAIL of sysexits). Run the command again.
-      INTERRUPTED: Ctrl-C.
-      BROKEN_PIPE: The reader of the output has closed it.
+      DISK_FULL: A disk is full. Everything saved before is intact: free some space and run the command again.
+      PREEMPTED: The machine was preempted and everything is saved, or some processes of a cluster did not join in
+        time. Run the command again. The value is EX_TEMPFAIL of sysexits.h.
+      INTERRUPTED: The user pressed Ctrl-C.
+      BROKEN_PIPE: The program that reads the command's output has ended.
     """
 
     SUCCESS = 0
@@ -32,12 +32,12 @@ class ExitCode(enum.IntEnum):
 class JanusError(ValueError):
     """User error. The message is one sentence: what is wrong, where, and what is allowed.
 
-    Commands print it and exit with code 2. Library callers can catch it as a `ValueError`.
+    Commands print the message and exit with code 2. Library callers can catch it as a `ValueError`.
     """
 
 
 class RunStopped(Exception):
-    """Orderly stop of a run. Commands print the message, one sentence, and exit with `exit_code`."""
+    """A run has to stop, but not because of a user error. Commands print the message and exit with `exit_code`."""
 
     exit_code: ClassVar[ExitCode]
 
@@ -55,6 +55,6 @@ class StorageFull(RunStopped):
 
 
 class Preempted(RunStopped):
-    """The machine is preempted. Everything is saved, and the same command continues."""
+    """The machine is preempted. Everything is saved, and the same command continues the run."""
 
     exit_code = ExitCode.PREEMPTED

@@ -1,4 +1,4 @@
-"""Reads files that users provide. Every problem in one becomes a sentence that names the file."""
+"""Reads files that users provide. A problem in such a file raises a `JanusError` whose message names the file."""
 
 import contextlib
 import json
@@ -32,16 +32,16 @@ _MAX_REASON_LENGTH = 200
 
 @contextlib.contextmanager
 def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Iterator[None]:
-    """Turns parse errors in a user's file into `JanusError`. A `JanusError` passes unchanged.
+    """Context manager that turns parse errors in a user's file into `JanusError`.
 
-    Wrap only code that interprets the file, so that bugs in other code keep their traceback.
+    The block should contain only code that reads the file, so that bugs in other code keep their traceback.
 
     Args:
       file: The file that the block reads.
       remedy: How to fix malformed content, for the message.
 
     Raises:
-      JanusError: for each of `PARSE_ERRORS`.
+      JanusError: The block raised one of `PARSE_ERRORS`. A `JanusError` passes unchanged.
     """
     try:
         yield
@@ -62,8 +62,8 @@ def describe_error(error: Exception) -> str:
 
 
 @contextlib.contextmanager
-def naming(file: str | os.PathLike[str]) -> Iterator[None]:
-    """Prefixes the message of a `JanusError` with the file's name, if the message lacks it."""
+def prefix_errors(file: str | os.PathLike[str]) -> Iterator[None]:
+    """Context manager that prefixes the message of a `JanusError` with `file`, unless the message contains it."""
     try:
         yield
     except JanusError as error:
@@ -76,10 +76,11 @@ def check_lfs_pointer(file: Path, start: bytes) -> None:
     """Checks that a file is not a git-lfs pointer.
 
     Args:
+      file: The file, for the message.
       start: First bytes of the file.
 
     Raises:
-      JanusError: it is.
+      JanusError: The file is a git-lfs pointer.
     """
     if start.startswith(_LFS_POINTER):
         raise JanusError(f"{file} is a git-lfs pointer, not the file itself; run git lfs pull in its folder.")
@@ -89,7 +90,7 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
     """Reads a UTF-8 file.
 
     Raises:
-      JanusError: the file is missing, is a git-lfs pointer, or is not UTF-8.
+      JanusError: The file is missing, is a git-lfs pointer, or is not UTF-8.
     """
     with reading(file, remedy):
         content = file.read_bytes()
@@ -101,7 +102,7 @@ def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     """Reads a JSON file that contains an object.
 
     Raises:
-      JanusError: as `read_text`, or the file is not JSON or contains no object.
+      JanusError: `read_text` fails, or the content is not a JSON object.
     """
     text = read_text(file, remedy)
     with reading(file, remedy):
@@ -112,7 +113,7 @@ def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
 
 
 def read_json_if_exists(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
-    """Reads a JSON file; returns an empty object if it does not exist."""
+    """Reads a JSON file that contains an object. Returns an empty object if the file does not exist."""
     with reading(file, remedy):
         exists = file.exists()
     return read_json(file, remedy) if exists else {}

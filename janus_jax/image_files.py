@@ -14,14 +14,16 @@ from janus_jax.storage import write_bytes
 def save_png(
     image: Image.Image, path: Path, metadata: Mapping[str, Any] | None = None, compress_level: int = 6
 ) -> None:
-    """Writes a PNG whole or not at all, and creates its folder.
+    """Writes a PNG file atomically. Creates its folder.
 
     Args:
+      image: The image.
+      path: The file to write.
       metadata: Names and values of the PNG's text chunks.
-      compress_level: 0 (fastest) to 9 (smallest).
+      compress_level: From 0 (fastest) to 9 (smallest).
 
     Raises:
-      JanusError, StorageFull: see `storage.writing`.
+      JanusError, StorageFull: See `storage.writing`.
     """
     info = PngInfo()
     for name, value in (metadata or {}).items():

@@ -9,20 +9,20 @@ import tqdm
 
 
 class Report(Protocol):
-    """Updates a progress bar."""
+    """Function that updates a progress bar."""
 
     def __call__(self, done: int, total: int | None = None, **counts: int) -> None:
-        """Shows `done` of `total` (None if unknown), followed by further counts."""
+        """Shows that `done` of `total` items (None: unknown) are done, followed by the other counts and their names."""
 
 
 @contextlib.contextmanager
 def count_bar(name: str, unit: str = "answers", *, disable: bool = False, delay: float = 0.0) -> Iterator[Report]:
-    """Shows a progress bar on stderr and yields the function that updates it.
+    """Shows a progress bar on stderr. Yields the function that updates it.
 
     Args:
       name: Text before the bar.
       unit: Unit of the count.
-      disable: Shows nothing.
+      disable: Whether to show no bar.
       delay: Seconds before the bar appears.
     """
     with tqdm.tqdm(
@@ -33,7 +33,7 @@ def count_bar(name: str, unit: str = "answers", *, disable: bool = False, delay:
         def report(done: int, total: int | None = None, **counts: int) -> None:
             nonlocal started
             if not started:
-                bar.initial, started = done, True  # The work of earlier runs does not count into the speed.
+                bar.initial, started = done, True  # The speed excludes the work of earlier runs.
             bar.total, bar.n = total, done
             bar.set_postfix(counts, refresh=False)
             bar.update(0)

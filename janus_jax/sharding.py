@@ -1,9 +1,11 @@
 """Device mesh, the mapping from logical axes to mesh axes, and shardings of parameters and batches.
 
 Mesh axes:
-  data    splits the batch; parameters are replicated.
-  fsdp    splits the batch and the parameters, which are gathered layer by layer (ZeRO-3, arXiv 1910.02054).
+  data    splits the batch; the parameters are replicated.
+  fsdp    splits the batch and the parameters; the parameters are gathered layer by layer (ZeRO-3, arXiv 1910.02054).
   tensor  splits heads, hidden units and vocabulary (Megatron, arXiv 1909.08053).
+
+Both `data` and `fsdp` are called data axes. A device along them holds one data shard of the batch.
 """
 
 import contextlib
@@ -23,13 +25,13 @@ from janus_jax.errors import JanusError
 
 MESH_AXES = ("data", "fsdp", "tensor")
 
-# Logical axis -> mesh axis. Each mesh axis splits at most one axis of an array: the first that maps to it.
+# Logical axis -> mesh axis. A mesh axis splits at most one axis of an array: the first axis that maps to it.
 LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
     # Activations.
     ("batch", ("data", "fsdp")),
     ("length", None),
     ("activation_embed", None),
-    # Parameters, and activations with these axes.
+    # Parameters, and activations with the same axes.
     ("heads", "tensor"),
     ("kv_heads", "tensor"),
     ("mlp", "tensor"),
@@ -45,13 +47,14 @@ LOGICAL_RULES: tuple[tuple[str, str | tuple[str, ...] | None], ...] = (
 
 
 def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """Makes a mesh of all devices, or of the given ones.
+    """Makes a mesh of `devices`, by default of all.
 
     Args:
-      data, fsdp, tensor: Size of each axis. At most one may be -1, which takes the remaining devices.
+      data, fsdp, tensor: Size of each axis. At most one may be -1; it takes the remaining devices.
 
     Raises:
-      JanusError: The product of the sizes is not the number of devices, or slices do not divide the data axes.
+      JanusError: The product of the sizes is not the number of devices, or neither `data` nor `fsdp` is a multiple of
+        the number of slices.
     """
     devices = list(jax.devices() if devices is None else devices)
     sizes = [data, fsdp, tensor]
@@ -66,8 +69,8 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
     slices: dict[int | None, list[jax.Device]] = {}
     for device in devices:
         slices.setdefault(getattr(device, "slice_index", None), []).append(device)
-    # Prefers data across slices, where the network is slow: gradients cross it once per step, but parameters along
-    # fsdp would cross it in every layer.
+    # The network between slices is slow. Along data only gradients cross it, once per step; along fsdp parameters would
+    # cross it in every layer. So data spans the slices if possible.
     across = next((axis for axis in (0, 1) if sizes[axis] % len(slices) == 0), None)
     if across is None:
         raise JanusError(
@@ -81,16 +84,16 @@ def make_mesh(data: int = -1, fsdp: int = 1, tensor: int = 1, devices: Sequence[
 
 
 def _arrange_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.ndarray:
-    """Arranges the devices of one slice, or of all nodes, so that neighbors in the mesh are near each other.
+    """Arranges the devices of one slice, or of all GPU nodes, so that neighbors in the mesh are near each other.
 
-    Devices along `tensor` share sequences, and every process loads its own sequences, so they must be in one process.
+    Devices along `tensor` must belong to one process, because they share sequences and every process loads its own.
     """
-    # `tensor` is usually shorter than a side of the torus, so two mesh axes may share a side.
+    # Lets two mesh axes share a side of the torus, because `tensor` is usually shorter than a side.
     arranged = mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
     tensor = sizes[MESH_AXES.index("tensor")]
     if all(len({device.process_index for device in group}) == 1 for group in arranged.reshape(-1, tensor)):
         return arranged
-    # A line of chips crosses TPU hosts, which are squares: arrange host by host instead.
+    # A TPU host is a square of chips, so a line of chips can cross hosts. Arranges the devices host by host.
     hosts: dict[int, list[Any]] = {}
     for device in sorted(devices, key=lambda device: (getattr(device, "coords", ()), device.id)):
         hosts.setdefault(device.process_index, []).append(device)
@@ -100,7 +103,7 @@ def _arrange_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.nd
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
-    """Checks that the mesh divides the model, and that its tensor axis stays within one process.
+    """Checks that the mesh divides the sharded axes of the parameters, and that tensor stays within one process.
 
     Raises:
       JanusError: A check fails.
@@ -121,7 +124,7 @@ def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
         divisible["tensor"]["gen_head_width"] = config.gen_head_width
         divisible["tensor"]["gen_encoder.codebook_size"] = config.gen_encoder.codebook_size
     else:
-        # Hidden widths of its blocks are multiples of the width.
+        # The hidden widths of the encoder's blocks are multiples of its width.
         divisible["tensor"]["gen_encoder.width"] = divisible["fsdp"]["gen_encoder.width"] = config.gen_encoder.width
     for axis, numbers in divisible.items():
         for name, number in numbers.items():
@@ -141,7 +144,7 @@ def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
 
 @contextlib.contextmanager
 def use_mesh(mesh: Mesh | None) -> Iterator[None]:
-    """Maps logical axes to this mesh while the context is active; None stands for a single device."""
+    """While the context is active, logical axes are mapped to `mesh`. None stands for a single device."""
     if mesh is None:
         yield
         return
@@ -160,7 +163,7 @@ def param_shardings(boxed: Any, mesh: Mesh) -> Any:
 
 
 def to_host(array: jax.Array) -> np.ndarray:
-    """Copies a whole array to the host. All processes must call it if the array is sharded over them."""
+    """Copies a whole array to the host. If the array is sharded over several processes, all of them must call this."""
     if array.is_fully_addressable or array.is_fully_replicated:
         return np.asarray(array)
     gathered: np.ndarray = multihost_utils.process_allgather(array, tiled=True)
@@ -168,27 +171,30 @@ def to_host(array: jax.Array) -> np.ndarray:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Returns the sharding that splits the leading axis over the data axes."""
+    """Returns the sharding that splits the leading axis of an array over the data axes."""
     return NamedSharding(mesh, PartitionSpec(("data", "fsdp")))
 
 
 def num_data_shards(mesh: Mesh | AbstractMesh | None) -> int:
-    """Returns the number of parts that a mesh splits a batch into."""
+    """Returns the number of data shards into which a mesh splits a batch."""
     return 1 if mesh is None or mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
 def shard_leading_axis(x: jax.Array) -> jax.Array:
-    """Splits the leading axis, with one element per data shard, over the data axes of the context's mesh."""
+    """Shards an array with one element per data shard along its leading axis, over the data axes of the current mesh.
+
+    Returns the array unchanged outside `use_mesh`.
+    """
     if jax.sharding.get_abstract_mesh().empty:
         return x
-    # The other axes keep the sharding that the compiler derives from the operands.
+    # Leaves the sharding of the other axes to the compiler.
     spec = PartitionSpec(("data", "fsdp"), *(PartitionSpec.UNCONSTRAINED,) * (x.ndim - 1))
     return jax.lax.with_sharding_constraint(x, spec)
 
 
 def sum_over_shards(x: jax.Array, dtype: DTypeLike) -> jax.Array:
-    """Sums the result of `shard_leading_axis` over its leading axis, communicating in `dtype`."""
+    """Sums the result of `shard_leading_axis` over its leading axis. The devices communicate in `dtype`."""
     if x.shape[0] == 1:
         return x[0]
-    # `jnp.sum` would accumulate, and communicate, in a wider dtype.
+    # `jnp.sum` would accumulate and communicate in a wider dtype.
     return jax.lax.reduce(x.astype(dtype), np.zeros((), dtype), jax.lax.add, (0,))

@@ -1,4 +1,4 @@
-"""Writes files and folders whole or not at all, locks files, and detects full disks."""
+"""Writes files and folders atomically, locks files, and detects full disks."""
 
 import contextlib
 import errno
@@ -30,7 +30,7 @@ _USER_ERRORS = (
 
 
 def is_disk_full(error: BaseException | None) -> bool:
-    """Detects ENOSPC and EDQUOT in an error and its causes, also where a library keeps only their message."""
+    """Returns whether an error or one of its causes is ENOSPC or EDQUOT, judging by the errno or by the message."""
     while error is not None:
         if getattr(error, "errno", None) in _FULL or any(message in str(error) for message in _FULL_MESSAGES):
             return True
@@ -40,13 +40,13 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns errors of the block that writes `path` into one sentence.
+    """Context manager that turns errors in writing `path` into `StorageFull` or `JanusError`.
 
-    I/O errors that are not the user's, such as a failing disk, pass unchanged.
+    I/O errors that the user did not cause, such as a failing disk, pass unchanged.
 
     Raises:
-      StorageFull: the disk or quota is full.
-      JanusError: the path cannot be written: permissions, a file where a folder is needed, a name that is too long.
+      StorageFull: The disk or quota is full.
+      JanusError: The path cannot be written: permissions, a file where a folder is needed, a name that is too long.
     """
     try:
         yield
@@ -64,14 +64,14 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
 
 @contextlib.contextmanager
 def atomic_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
-    """Yields a temporary path that replaces `path` when the block succeeds and is removed when it fails.
+    """Yields a temporary path for the block to write. The temporary file replaces `path` if the block succeeds.
 
-    The content is flushed to the disk before it gets its name, so a killed process or a power cut leaves the old file
-    or the new one.
+    If the block fails, the temporary file is removed. The content is flushed to the disk before the file is renamed, so
+    a killed process or a power cut leaves either the old file or the new one.
 
     Args:
-      path: The file. An existing one is replaced.
-      scratch: Folder of the temporary file, on the same disk. Default: the file's own.
+      path: The file to write. An existing file is replaced.
+      scratch: Folder of the temporary file, on the same disk. Default: the folder of `path`.
     """
     temporary = (scratch or path.parent) / f".{path.name}.incomplete-{os.getpid()}"
     try:
@@ -84,10 +84,10 @@ def atomic_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file whole or not at all, and creates its folder.
+    """Writes a file atomically. Creates its folder.
 
     Raises:
-      JanusError, StorageFull: see `writing`.
+      JanusError, StorageFull: See `writing`.
     """
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,24 +96,24 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file whole or not at all, and creates its folder.
+    """Writes a JSON file atomically. Creates its folder.
 
     Raises:
-      JanusError, StorageFull: see `writing`.
+      JanusError, StorageFull: See `writing`.
     """
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
 @contextlib.contextmanager
 def atomic_folder(target: Path) -> Iterator[Path]:
-    """Yields a temporary folder that is renamed to `target` when the block succeeds and is removed when it fails.
+    """Yields a temporary folder for the block to fill. The folder is renamed to `target` if the block succeeds.
 
-    A killed process leaves a folder named `.NAME.incomplete-HOST-PID`. The next run for the same target on the same
-    host removes it.
+    If the block fails, the folder is removed. A killed process leaves a folder named `.NAME.incomplete-HOST-PID`, which
+    the next run for the same target on the same host removes.
 
     Raises:
-      JanusError: the target exists, or its parent does not exist or cannot be written.
-      StorageFull: the disk is full.
+      JanusError: The target exists, or its parent does not exist or cannot be written.
+      StorageFull: The disk is full.
     """
     if "\0" in str(target):
         raise JanusError(f"{str(target)!r} is not a valid folder name; choose another one.")
@@ -130,7 +130,7 @@ def atomic_folder(target: Path) -> Iterator[Path]:
         with writing(target):
             yield temporary
             _sync_folder(temporary)
-            # Fails if another process has created the target and it is not empty.
+            # Fails if another process has created and filled the target.
             temporary.rename(target)
             _sync(parent)
     except BaseException:
@@ -140,10 +140,12 @@ def atomic_folder(target: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def output_folder(path: Path) -> Iterator[Path]:
-    """Creates a folder and checks that it can be written; removes it again if the block leaves it empty.
+    """Creates a folder, checks that files can be written to it, and yields its path.
+
+    If the block leaves the folder empty, the folder is removed, and so are the parents that were created for it.
 
     Raises:
-      JanusError, StorageFull: see `writing`.
+      JanusError, StorageFull: See `writing`.
     """
     created: list[Path] = []
     try:
@@ -160,16 +162,14 @@ def output_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, output: Path) -> Iterator[None]:
-    """Locks a file, which is created if missing, until the block ends or the process dies.
-
-    A file system without locks grants every lock.
+    """Locks a file until the block ends or the process dies. On a file system without locks, does nothing.
 
     Args:
-      path: The file to lock.
+      path: The file to lock; created if missing.
       output: The folder that the lock protects, for the error message.
 
     Raises:
-      JanusError: another process holds the lock, or the file cannot be written.
+      JanusError: Another process holds the lock, or the file cannot be written.
     """
     with contextlib.ExitStack() as stack:
         with writing(path):
@@ -184,7 +184,7 @@ def exclusive_lock(path: Path, output: Path) -> Iterator[None]:
 
 
 def _remove_abandoned(target: Path) -> None:
-    # Another host's process cannot be checked from here, so its folder stays.
+    # Whether a process of another host is alive is unknown, so its folder stays.
     prefix = f".{target.name}.incomplete-{platform.node()}-"
     for folder in target.absolute().parent.iterdir():
         process = folder.name.removeprefix(prefix)
@@ -193,7 +193,7 @@ def _remove_abandoned(target: Path) -> None:
 
 
 def _is_alive(process: int) -> bool:
-    # In a container every run may have the same process id.
+    # Runs in containers may all have the same process id, so a folder with this id is from an earlier run.
     if process == os.getpid():
         return False
     try:

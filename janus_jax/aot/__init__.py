@@ -1,1 +1,1 @@
-"""Ahead-of-time compilation for hardware that is not attached: memory, traffic and a roofline estimate."""
+"""Ahead-of-time compilation for hardware that is not attached, to estimate memory, traffic and step time."""

@@ -1,16 +1,17 @@
-"""Reads the collectives of a compiled program from its HLO text: kind, size, mesh axes and how often each runs.
+"""Reads the collectives of a compiled program from its HLO text: kind, size, mesh axes and number of executions.
 
-An operation in a loop counts once per iteration, or once in total if the trip count depends on the data. Bytes sent by
-one device follow ring algorithms, with P bytes in the whole array and g devices in a group:
+An operation in a loop counts once per iteration, or once in total if the trip count depends on the data. The bytes that
+one device sends are those of ring algorithms. With P bytes in the whole array and g devices in a group:
 
     all-gather, reduce-scatter   P (g - 1) / g
     all-reduce                   2 P (g - 1) / g
     all-to-all                   P (g - 1) / g
     collective-permute           P
 
-A group over several slices (or GPU nodes) sends P as above among its devices in each slice. Between slices it sends
-only the data that one slice needs from the others, divided among the devices of the slice. The TPU compiler splits such
-a collective itself: the part between slices appears as a send to the runtime (Megascale).
+If a group spans several slices (or GPU nodes), its devices in each slice send the bytes above to each other. Between
+slices only the data that one slice needs from the others is sent, divided among the devices of the slice. The TPU
+compiler splits such a collective itself. It expresses the part between slices as a `send` to Megascale, the runtime
+that connects TPU slices.
 """
 
 import math
@@ -25,7 +26,7 @@ from janus_jax.aot.topologies import Topology
 
 _KINDS = "all-gather|all-reduce|reduce-scatter|all-to-all|ragged-all-to-all|collective-permute|collective-broadcast"
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{\s*$")
-# Attributes of a kernel span several lines, one of which begins with more than one brace.
+# A single closing brace. Attributes of a kernel span several lines, one of which begins with two braces.
 _END = re.compile(r"^\}(?!\})")
 _OPERATION = re.compile(rf"= (.*?) ({_KINDS})(-start)?\(")
 _ARRAY = re.compile(r"\b([a-z]+\d*(?:e\dm\d\w*)?)\[([\d,]*)\]")
@@ -37,7 +38,7 @@ _WHILE = re.compile(r" while\(.*condition=%?([\w.\-]+), body=%?([\w.\-]+)")
 _TRIP_COUNT = re.compile(r'"known_trip_count":\{"n":"(\d+)"\}')
 _LOOP_BOUND = re.compile(r"= s32\[\][^ ]* constant\((\d+)\)")
 _IOTA_GROUPS = re.compile(r"replica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
-# Mesh axes with sizes, device order, and the axes of a group, some of them sub-axes.
+# Matches mesh axes with sizes, the order of the devices, and the axes or sub-axes of a group.
 _MESH_GROUPS = re.compile(
     r"replica_groups=(?:\w+ = )?mesh\[([^\]]*)\](?:, device_ids=\(\[([\d,]+)\](?:T\(([\d,]+)\))?\))? *\{([^}]*)\}"
 )
@@ -58,13 +59,13 @@ class Collective:
 
     Attributes:
       kind: Name of the HLO operation.
-      size: Bytes of the whole array that is gathered, reduced or sent.
-      dtype: dtype of the largest array.
+      size: Bytes of the whole arrays that are gathered, reduced or sent.
+      dtype: dtype of the largest of these arrays.
       axes: Mesh axes that the groups extend along.
       group_size: Devices in one group.
       num_slices: Slices that a group spans.
       torus_dimensions: Dimensions of the torus that a group extends along.
-      trip_counts: Iterations of the enclosing loops, outermost first; None if the data decide.
+      trip_counts: Iterations of the enclosing loops, outermost first; None for a loop with a data-dependent number.
     """
 
     kind: str
@@ -78,7 +79,7 @@ class Collective:
 
     @property
     def count(self) -> int:
-        """Executions per step, at least."""
+        """Executions per step; an iteration of a data-dependent loop counts as the only one."""
         return math.prod(trips for trips in self.trip_counts if trips is not None)
 
     @property
@@ -109,14 +110,20 @@ class Collective:
 
 
 def read_collectives(hlo: str, mesh: Mesh, topology: Topology) -> list[Collective]:
-    """Returns the collectives with more than one device per group, in program order."""
+    """Returns the collectives of a program in program order, without those in groups of one device.
+
+    Args:
+      hlo: Text of the compiled program.
+      mesh: Mesh that the program is compiled for.
+      topology: Topology that holds the devices of the mesh.
+    """
     computations = _split_computations(hlo)
     entry = next(name for name, lines in computations.items() if lines and lines[0].startswith("ENTRY"))
     return list(_Reader(computations, mesh, topology).collectives(entry, ()))
 
 
 def _split_computations(hlo: str) -> dict[str, list[str]]:
-    """Lines of each computation by name."""
+    """Returns the lines of each computation by name."""
     computations: dict[str, list[str]] = {}
     lines: list[str] = []
     for line in hlo.splitlines():
@@ -143,7 +150,7 @@ class _Reader:
             if operation := _OPERATION.search(line):
                 group = _first_group(line, len(self._devices))
                 if len(group) > 1:
-                    # The TPU compiler writes a reduce-scatter as an all-reduce of which a device keeps its part.
+                    # The TPU compiler writes a reduce-scatter as an all-reduce from which each device keeps its part.
                     scatters = operation[2] == "all-reduce" and name.startswith("all-reduce-scatter")
                     yield self._collective(operation, group, trip_counts, scatters=scatters)
             elif send := _SEND.search(line):
@@ -151,13 +158,14 @@ class _Reader:
             elif loop := _WHILE.search(line):
                 yield from self.collectives(loop[2], (*trip_counts, self._trip_count(line, loop[1])))
             elif not _REPEATED.search(line):
-                for called in _called_computations(line):
+                branches = ",".join(_BRANCHES.findall(line)).split(",")
+                for called in (*_CALLED.findall(line), *(branch.strip().lstrip("%") for branch in branches)):
                     yield from self.collectives(called, trip_counts)
 
     def _trip_count(self, line: str, condition: str) -> int | None:
         if known := _TRIP_COUNT.search(line):
             return int(known[1])
-        # jax's loops count from 0 to a constant unless the data decide.
+        # Loops of jax count from 0 to a constant, unless the number of iterations depends on the data.
         bounds = _LOOP_BOUND.findall("\n".join(self._computations.get(condition, ())))
         return max(map(int, bounds), default=0) or None
 
@@ -169,7 +177,7 @@ class _Reader:
         if kind == "collective-permute":
             arrays = arrays[:1]
         elif is_start and kind != "all-reduce":
-            # The result of a start lists inputs, then outputs.
+            # The result of a start operation lists inputs, then outputs.
             arrays = arrays[len(arrays) // 2 :]
         size = sum(array_size for _, array_size in arrays)
         if kind == "reduce-scatter":
@@ -190,12 +198,12 @@ class _Reader:
         )
 
     def _send(self, send: re.Match[str], trip_counts: TripCounts) -> Collective:
-        """A transfer through the runtime to the corresponding devices of other slices."""
+        """Returns a transfer by Megascale to the corresponding devices of other slices, as a collective."""
         dtype, shape = _ARRAY.findall(send[1])[0]
         kind, num_slices = "collective-permute", 2
         if send[3] != "ONE_TO_ONE":
             kind = send[3].lower().replace("_", "-")
-            # As in {1,2} or {1:4}.
+            # Slices are listed, as in {1,2}, or given as a range, as in {1:4}.
             ranges = [[int(end) for end in ends.split(":")] for ends in send[2].split(",")]
             num_slices = sum(ends[-1] - ends[0] + 1 for ends in ranges)
         slices = np.array(self._slices).reshape(self._mesh.devices.shape)
@@ -211,13 +219,6 @@ class _Reader:
         )
 
 
-def _called_computations(line: str) -> list[str]:
-    names = _CALLED.findall(line)
-    for branches in _BRANCHES.findall(line):
-        names += [name.strip().lstrip("%") for name in branches.split(",")]
-    return names
-
-
 def _array_bytes(dtype: str, shape: str) -> int:
     bits = _BITS.get(dtype) or int((re.search(r"\d+", dtype) or ["0"])[0])
     return math.prod(_integers(shape)) * bits // 8
@@ -228,7 +229,7 @@ def _integers(text: str) -> list[int]:
 
 
 def _first_group(line: str, num_devices: int) -> list[int]:
-    """Positions in the mesh of the first group's devices."""
+    """Returns the devices of an operation's first group, as indices into the flattened mesh."""
     if iota := _IOTA_GROUPS.search(line):
         indices = np.arange(num_devices).reshape(_integers(iota[2]))
         if iota[3]:
@@ -245,10 +246,11 @@ def _first_group(line: str, num_devices: int) -> list[int]:
 
 
 def _first_mesh_group(mesh_axes: str, order: str | None, permutation: str | None, group_axes: str) -> list[int]:
-    """First group along axes, or sub-axes, of a mesh that the program defines."""
+    """Returns the devices of the first group along axes, or sub-axes, of a mesh that is defined in the HLO text."""
     mesh = {name: int(size) for name, size, _, _ in _AXIS.findall(mesh_axes)}
     requested = [(name, pre, size) for name, _, pre, size in _AXIS.findall(group_axes)]
-    # The mesh's axes divided at the boundaries of the group's sub-axes; `grouped` lists the parts in the group.
+    # Divides the axes of the mesh at the boundaries of the group's sub-axes. `grouped` holds the indices of the
+    # divided axes that the group extends along.
     sizes: list[int] = []
     grouped = set()
     for name, whole in mesh.items():

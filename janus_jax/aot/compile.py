@@ -1,4 +1,4 @@
-"""Compiles a program for a mesh of devices that need not be attached, and reads its memory use."""
+"""Compiles a program for a mesh of devices that need not be attached, and reads how much memory it uses."""
 
 import math
 import re
@@ -22,16 +22,18 @@ from janus_jax.training.setup import StageSetup
 
 @dataclass(frozen=True)
 class Program:
-    """A compiled program and its memory on each device, or the reason why compilation ran out of memory.
+    """Memory and collectives of a compiled program. All sizes are bytes on each device.
+
+    The compiler may find that the program needs more memory than a device has, and refuse it.
 
     Attributes:
       name: Short name for reports.
-      inputs: Bytes of each group of inputs.
-      temporaries: Bytes in addition to the inputs, including results that do not reuse an input's buffer. If
-        compilation ran out of memory: the bytes that the compiler asked for.
-      arguments: Bytes of all inputs with the compiler's padding; None if compilation ran out of memory.
-      collectives: Its collectives, in program order.
-      error: Message of the compiler if it ran out of memory.
+      inputs: Size of each group of inputs.
+      temporaries: Size of everything but the inputs, including results that do not reuse an input's buffer. Of a
+        refused program: the size that the compiler reports.
+      arguments: Size of all inputs with the compiler's padding; None for a refused program.
+      collectives: Collectives in program order; none for a refused program.
+      error: Message of the compiler that refused the program, or "".
     """
 
     name: str
@@ -43,12 +45,12 @@ class Program:
 
     @property
     def padding(self) -> int:
-        """Bytes that the compiler's layouts add to the inputs."""
+        """Size that the compiler's memory layouts add to the inputs."""
         return 0 if self.arguments is None else max(0, self.arguments - sum(self.inputs.values()))
 
     @property
     def total(self) -> int:
-        """Bytes on each device."""
+        """Size of the program's memory."""
         return (sum(self.inputs.values()) if self.arguments is None else self.arguments) + self.temporaries
 
 
@@ -68,7 +70,7 @@ def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: To
 
 
 def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
-    """Shapes and shardings of the batches of the recipe's current stage."""
+    """Returns the shapes and shardings of a batch of the recipe's current stage."""
     config, stage = recipe.model_config, recipe.current
     sizes = config.und_encoder.image_size, config.gen_image_size
     images = ImageShapes.of(sizes, config.num_gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
@@ -76,7 +78,7 @@ def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
 
 
 def abstract_batch(example: Batch, batch_size: int, mesh: Mesh) -> Batch:
-    """Shapes and shardings of a batch of `batch_size` sequences like the one in `example`."""
+    """Returns the shapes and shardings of a batch of `batch_size` sequences like the only one in `example`."""
     sharding = batch_sharding(mesh)
     batch: Batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype, sharding=sharding), example
@@ -85,17 +87,17 @@ def abstract_batch(example: Batch, batch_size: int, mesh: Mesh) -> Batch:
 
 
 def with_sharding(leaf: Any, sharding: Any) -> jax.ShapeDtypeStruct:
-    """Shape of an array with this sharding."""
+    """Returns the shape and dtype of an array together with a sharding."""
     return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
 
 
 def bytes_per_device(tree: Any) -> int:
-    """Bytes of a tree of arrays, or of their shapes, on each device."""
+    """Returns the bytes that a tree of sharded arrays, or of their shapes, takes on each device."""
     return sum(leaf.dtype.itemsize * math.prod(leaf.sharding.shard_shape(leaf.shape)) for leaf in jax.tree.leaves(tree))
 
 
-# Without a device XLA cannot measure which kernel is fastest, and its default choice may be a Triton kernel that does
-# not compile. cuBLAS supports all products.
+# Without a device XLA cannot measure which kernel is fastest. Its default may then be a Triton kernel that does not
+# compile, so cuBLAS computes all products.
 _COMPILER_OPTIONS: Mapping[Platform, dict[str, bool]] = {"gpu": {"xla_gpu_enable_triton_gemm": False}}
 
 _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -104,13 +106,14 @@ _UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 def compile_lowered(
     name: str, lowered: Any, inputs: Mapping[str, Any], mesh: Mesh, topology: Topology
 ) -> tuple[Program, Any]:
-    """Compiles a lowered program.
+    """Compiles a lowered program (a `jax.stages.Lowered`).
 
     Args:
+      name: Short name for reports.
       inputs: Shapes and shardings of the program's inputs, by group.
 
     Returns:
-      The program, and the executable or None if the compiler ran out of memory.
+      The program, and its executable; None if the compiler refused the program for its memory.
     """
     sizes = {group: size for group, tree in inputs.items() if (size := bytes_per_device(tree))}
     try:

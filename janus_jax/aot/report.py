@@ -1,4 +1,4 @@
-"""Compiles a recipe for a topology, and reports memory, traffic and a roofline estimate."""
+"""Compiles a recipe for a topology, and reports memory, traffic and an estimate of the step time."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -21,11 +21,15 @@ Workload = Literal["train"] | SamplingWorkload
 
 
 def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "train") -> dict[str, Any]:
-    """Compiles a workload for a topology, and reports on it in plain values for json.
+    """Compiles a training step or a sampling workload for a topology.
 
-    Sizes are in bytes. `programs` has the memory and the traffic of each program on one device: collectives run `count`
-    times per step and send `ici_bytes` within a slice or node and `dcn_bytes` to others. `roofline` is None for
-    sampling and if compilation ran out of memory. `verdict` is `fits`, or the reason why not and what to change.
+    Returns:
+      A report that can be written as JSON. Sizes are in bytes on each device.
+        programs: Memory and traffic of each program. Collectives are summed over kind, axes and dtype; they run `count`
+          times per step and send `ici_bytes` within a slice or node and `dcn_bytes` to other slices or nodes.
+        roofline: Fields of `Roofline`; None for sampling, and if the program needs more memory than a device has.
+        verdict: `fits`, or the reason why the workload does not fit and what to change.
+      The other fields repeat the settings.
 
     Raises:
       JanusError: The recipe does not fit the topology, the compiler is not installed, or the accelerator's peak FLOP/s
@@ -44,7 +48,7 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
             roofline = estimate_step(recipe, accelerator, mesh, program=program, trained=trained, peak=peak)
     else:
         programs = compile_sampling(recipe, mesh, topology, workload)
-    reason = misfit(programs, accelerator.usable_memory)
+    reason = memory_problem(programs, accelerator.usable_memory)
     fixes = ", or ".join(remedies(recipe, topology, mesh, programs, workload)) if reason else ""
     return {
         "model": recipe.model_config.name,
@@ -81,11 +85,11 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
 
 
 def _traffic(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
-    """Adds up collectives by kind, axes and dtype, those that send most first."""
+    """Returns the sums of collectives with equal kind, axes and dtype, in descending order of the bytes sent."""
     sums: dict[tuple[Any, ...], dict[str, Any]] = {}
     for one in collectives:
-        new = {"kind": one.kind, "axes": one.axes, "dtype": one.dtype, "count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
-        total = sums.setdefault((one.kind, one.axes, one.dtype), new)
+        names = {"kind": one.kind, "axes": one.axes, "dtype": one.dtype}
+        total = sums.setdefault(tuple(names.values()), names | {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0})
         total["count"] += one.count
         total["ici_bytes"] += one.count * one.ici_bytes
         total["dcn_bytes"] += one.count * one.dcn_bytes
@@ -93,7 +97,7 @@ def _traffic(collectives: Sequence[Collective]) -> list[dict[str, Any]]:
 
 
 def report_text(report: Mapping[str, Any]) -> str:
-    """Formats a report for people; the verdict is the last line."""
+    """Formats a report as text for a terminal. The verdict is the last line."""
     return "\n".join([*_heading(report), *_programs(report), *_roofline(report["roofline"]), "", report["verdict"]])
 
 
@@ -146,8 +150,8 @@ def _roofline(roofline: Mapping[str, Any] | None) -> Iterator[str]:
     yield f"assumptions: {'; '.join(roofline['assumptions'])}"
 
 
-def misfit(programs: Sequence[Program], limit: float) -> str:
-    """Returns the reason why the programs do not fit into `limit` bytes, or "" if they do."""
+def memory_problem(programs: Sequence[Program], limit: float) -> str:
+    """Returns the reason why a program does not fit into `limit` bytes, or "" if all programs fit."""
     for program in programs:
         if program.error:
             return f"{program.name}: {_gb(program.total)} GB needed ({program.error:.160})"
@@ -159,7 +163,7 @@ def misfit(programs: Sequence[Program], limit: float) -> str:
 def remedies(
     recipe: Recipe, topology: Topology, mesh: Mesh, programs: Sequence[Program], workload: Workload
 ) -> Iterator[str]:
-    """Yields changes that take less memory, as flags, the cheapest first."""
+    """Yields changes of the recipe that reduce its memory use, as flags, in ascending order of their cost."""
     state = sum(max(programs, key=lambda program: program.total).inputs.values())
     resources, stage = recipe.resources, recipe.current
     training, limit, attention = workload == "train", topology.accelerator.usable_memory, topology.accelerator.attention

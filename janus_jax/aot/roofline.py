@@ -1,8 +1,8 @@
 """Estimates the duration of a training step and its MFU from FLOPs, traffic and memory bandwidth.
 
-Three activities can overlap: computation, at `PRODUCT_EFFICIENCY` of the peak; traffic within a slice (ICI; NVLink
-within a node); traffic between slices or nodes (DCN). The lower bound of the step time is the longest of them plus the
-optimizer's pass over the state. The upper bound is the sum of all, without any overlap.
+Three parts of a step can overlap: computation, at `PRODUCT_EFFICIENCY` of the peak; traffic within a slice (ICI) or a
+GPU node (NVLink); traffic between slices or nodes (DCN). The optimizer's pass over the state does not overlap. The
+estimate is therefore a range: from the longest of the three parts plus the optimizer's pass, to the sum of all four.
 """
 
 from collections.abc import Collection, Sequence
@@ -18,21 +18,21 @@ from janus_jax.training.flops import ItemCounts, flops_per_item
 from janus_jax.training.recipe import Recipe
 
 PRODUCT_EFFICIENCY = 0.8
-"""Assumed fraction of the peak that matrix products reach, until measurements replace it."""
+"""Assumed fraction of the peak FLOP/s that matrix products reach. It is not measured."""
 
 ASSUMPTIONS = (
     f"products reach {PRODUCT_EFFICIENCY:.0%} of the peak",
     "sequences are full: their input and target images, and text otherwise, in examples of equal length",
-    "the text head reads as many positions as the budget has, as it does if one sequence of the batch is text only",
+    "the text head reads as many positions as the budget allows, as if one sequence of the batch were text only",
     "collectives run as rings, in both directions around each side of a torus that they extend along",
-    "loops run as often as the compiled program says, and once if that depends on the data",
+    "loops run as often as the compiled program says, and once if the number depends on the data",
     "neither the host nor the data pipeline stalls",
 )
 
 
 @dataclass(frozen=True)
 class Bounds:
-    """A value if all traffic overlaps with computation, and if none does."""
+    """Two estimates of a value: with traffic that overlaps with computation, and without any overlap."""
 
     overlapped: float
     serial: float
@@ -44,14 +44,14 @@ class Roofline:
 
     Attributes:
       model_flops: FLOPs that the examples need, on all devices (`training.flops`).
-      hardware_flops: FLOPs that are executed, with recomputation and with attention across examples.
+      hardware_flops: FLOPs that all devices execute, including recomputation and attention across examples.
       compute_seconds: Duration of the computation.
-      ici_seconds: Duration of the traffic within a slice.
-      dcn_seconds: Duration of the traffic between slices.
+      ici_seconds: Duration of the traffic within a slice or node.
+      dcn_seconds: Duration of the traffic between slices or nodes.
       optimizer_seconds: Duration of the optimizer's pass over the state.
       step_seconds: Duration of the step.
       mfu: Model FLOPs per second as a fraction of the peak.
-      bound: Longest of the activities that can overlap: `compute`, `ICI` or `DCN`.
+      bound: Longest of the parts that can overlap: `compute`, `ICI` or `DCN`.
       peak_flops: FLOP/s of one device.
       assumptions: Assumptions of the estimate.
     """
@@ -125,7 +125,7 @@ def estimate_step(
 
 
 def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
-    """Returns the model FLOPs and the hardware FLOPs of a step on full sequences."""
+    """Returns the model FLOPs and the hardware FLOPs (see `Roofline`) of a step on full sequences."""
     config, stage = recipe.model_config, recipe.current
     sequences, budget = stage.batch_size, stage.budget
     examples = budget.und_images + budget.gen_images + 1
@@ -141,7 +141,7 @@ def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
         text_targets=sequences * text_targets,
     )
     per_item = flops_per_item(config, trained)
-    # Kernels skip later positions, exactly or in four blocks, but not those of other examples.
+    # Kernels skip later positions, exactly or in four blocks, but not the positions of other examples.
     causal_share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[recipe.resources.attention]
     executed = needed._replace(
         pairs=sequences * budget.tokens**2 * causal_share, text_targets=float(sequences * budget.text_targets)
@@ -150,11 +150,12 @@ def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
 
 
 def _recomputed_flops(recipe: Recipe, executed: ItemCounts, trained: Collection[str]) -> float:
-    """FLOPs that the backward pass computes a second time.
+    """Returns the FLOPs of the forward pass that the backward pass computes a second time.
 
-    Policy "dots" keeps the products that have a weight, so attention's products are recomputed. Policy "full" keeps the
-    input of each block and recomputes its products except the last, whose output the backward pass does not need.
-    Neither applies to the heads, whose logits are computed once (`training/losses/cross_entropy.py`).
+    Remat policy "dots" keeps the results of products with a weight, so attention's products are recomputed. Policy
+    "full" keeps the input of each block and recomputes all products except the last one, whose result the backward pass
+    does not need. The heads are not part of a block, and their logits are computed once
+    (`training/losses/cross_entropy.py`).
     """
     if recipe.resources.remat == "none":
         return 0.0
@@ -172,7 +173,7 @@ def _recomputed_flops(recipe: Recipe, executed: ItemCounts, trained: Collection[
 
 
 def traffic_seconds(collectives: Sequence[Collective], accelerator: Accelerator) -> tuple[float, float]:
-    """Returns the seconds that a step's collectives take within a slice, and between slices."""
+    """Returns the seconds that a step's collectives send within a slice or node, and between them."""
     ici = dcn = 0.0
     links_per_dimension = 2 if accelerator.num_links > 1 else 1
     for collective in collectives:

@@ -1,6 +1,5 @@
-"""Compiles the two programs of sampling, prefill and decode, for a mesh of devices that need not be attached."""
+"""Compiles the two programs of sampling, prefill and decode, for devices that need not be attached."""
 
-import functools
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -40,10 +39,10 @@ class SamplingShape:
     """Size of a sampling workload.
 
     Attributes:
-      prompts: Prompts on each device of the mesh's data axes.
-      prompt_length: Tokens in a prompt.
-      und_images: Input images in a prompt.
-      new_tokens: Tokens that follow a prompt.
+      prompts: Number of prompts per data shard.
+      prompt_length: Number of tokens in a prompt.
+      und_images: Number of input images in a prompt.
+      new_tokens: Number of tokens generated after a prompt.
     """
 
     prompts: int
@@ -53,11 +52,11 @@ class SamplingShape:
 
 
 SAMPLING_SHAPES: Mapping[SamplingWorkload, SamplingShape] = {
-    # A caption.
+    # An image for a caption.
     "generate": SamplingShape(prompts=1, prompt_length=64, und_images=0, new_tokens=576),
-    # A question about an image and a long answer.
+    # A long answer to a question about an image.
     "chat": SamplingShape(prompts=1, prompt_length=768, und_images=1, new_tokens=512),
-    # A benchmark's question and a short answer, in the batches of janus-evaluate.
+    # Short answers to questions of a benchmark, in batches of the size that janus-evaluate uses.
     "evaluate": SamplingShape(prompts=16, prompt_length=704, und_images=1, new_tokens=16),
 }
 
@@ -66,10 +65,11 @@ class _Sampler(NamedTuple):
     """Prefill and decode of one sampling method.
 
     Attributes:
-      prefill: Jitted function.
-      arguments: Its positional arguments, prompts third.
-      options: Its keyword arguments.
-      lower_decode: Lowers the decode loop for the shapes of the prefill's outputs; returns it with the loop's state.
+      prefill: Jitted prefill function.
+      arguments: Positional arguments of `prefill`; the third one is the batch of prompts.
+      options: Keyword arguments of `prefill`.
+      lower_decode: Takes the shapes of the prefill's outputs; returns the lowered decode loop and the shapes of its
+        state.
     """
 
     prefill: Any
@@ -79,10 +79,10 @@ class _Sampler(NamedTuple):
 
 
 def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: SamplingWorkload) -> list[Program]:
-    """Compiles prefill and decode of a workload; prefill only if it runs out of memory.
+    """Compiles prefill and decode. If prefill needs more memory than a device has, decode is not compiled.
 
     Raises:
-      JanusError: The mesh does not divide the model.
+      JanusError: The mesh does not fit the model (`sharding.check_mesh`).
     """
     check_mesh(recipe.model_config, mesh)
     dtype = recipe.current.precision.compute
@@ -113,7 +113,7 @@ def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
     spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, config.strategy)
     settings = DecodeParams(config.params, stop_tokens=np.zeros(1, np.int32))
     prompts = _prompts(model, shape, mesh)
-    arguments = (model, params, prompts, _keys(prompts.shape[0], 1), settings)
+    arguments = (model, params, prompts, _keys(prompts.shape[0]), settings)
     return _decoder(arguments, spec, shape, _TEXT_CHUNK)
 
 
@@ -123,13 +123,13 @@ def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: 
     settings = DecodeParams(sampler.sampling.params, sampler.guidance_scale)
     # Each prompt has an unconditional sequence.
     prompts = _prompts(model, shape, mesh, per_prompt=2)
-    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2, 1), settings)
+    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2), settings)
     return _decoder(arguments, spec, shape, CACHE_STEP)
 
 
 def _decoder(arguments: tuple[Any, ...], spec: DecodeSpec, shape: SamplingShape, steps: int) -> _Sampler:
     model, params, _, _, settings = arguments
-    # The cache at its largest, during the last tokens.
+    # The cache is largest at the last tokens.
     slots = round_up(shape.prompt_length + shape.new_tokens, CACHE_STEP)
 
     def with_slots(leaf: Any, axis: int) -> Any:
@@ -169,7 +169,7 @@ def _flow_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
 
 
 def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int = 1) -> Batch:
-    """Shapes of a batch of prompts with `per_prompt` sequences each."""
+    """Returns the shapes of a batch of prompts with `per_prompt` sequences each."""
     config = model.config
     budget = Budget(shape.prompt_length, shape.und_images, 0, 0)
     example = empty_batch(1, budget, ImageShapes(config.und_encoder.image_size, config.gen_image_size))
@@ -177,6 +177,6 @@ def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int 
     return abstract_batch(example._replace(text_targets=None, gen_starts=None), batch_size, mesh)
 
 
-def _keys(count: int, *per_prompt: int) -> jax.ShapeDtypeStruct:
-    kind = jax.eval_shape(functools.partial(jax.random.split, num=count), jax.random.key(0))
-    return jax.ShapeDtypeStruct((count, *per_prompt), kind.dtype)
+def _keys(count: int) -> jax.ShapeDtypeStruct:
+    """Returns the shape of random keys for `count` prompts with one sample each."""
+    return jax.ShapeDtypeStruct((count, 1), jax.random.key(0).dtype)

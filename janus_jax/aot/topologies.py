@@ -1,7 +1,8 @@
-"""Topologies by name: `v5p:8x8x8`, `2xv5e:16x16`, `h100:4x8`.
+"""Topologies by name, such as `v5p:8x8x8`, `2xv5e:16x16` or `h100:4x8`.
 
-A TPU slice is named by the sides of its torus, with the number of slices and an x in front if there are several. A GPU
-cluster is named by nodes x GPUs per node. `cpu:2x4` (nodes x devices) uses this machine's devices, for tests.
+The name of a TPU slice gives the sides of its torus; a number and an x in front stand for several slices. The name of a
+GPU cluster gives the number of nodes and the GPUs per node. `cpu:2x4` (nodes x devices) uses this machine's CPU
+devices, for tests.
 """
 
 import importlib.util
@@ -19,7 +20,7 @@ from janus_jax.aot.gpu_specs import TARGET_CONFIGS
 from janus_jax.errors import JanusError
 
 _EXAMPLES = "v5p:8x8x8, 2xv5e:16x16, v6e:16x16, h100:4x8 (nodes x GPUs)"
-# Platform -> modules (one suffices) that hold its compiler, and the extra that installs it.
+# Platform -> modules, any one of which contains the compiler, and the extra that installs it.
 _COMPILERS = {"tpu": (("libtpu",), "tpu"), "gpu": (("jax_cuda13_plugin", "jax_cuda12_plugin"), "cuda")}
 
 # Keeps libtpu from querying the cloud's metadata server and from looking for local chips.
@@ -36,10 +37,10 @@ class Topology:
     """Devices and their interconnect.
 
     Attributes:
-      name: Name as given by the user.
-      accelerator: Kind of every device.
+      name: Name in the notation of this module.
+      accelerator: Kind of the devices.
       shape: Sides of a slice's torus, or the number of GPUs in a node.
-      num_slices: Number of TPU slices or GPU nodes. Devices in a slice share the fast network (ICI, NVLink).
+      num_slices: Number of TPU slices or GPU nodes. A fast network (ICI, NVLink) connects the devices in each.
     """
 
     name: str
@@ -48,7 +49,7 @@ class Topology:
     num_slices: int
 
     def devices(self) -> Sequence[jax.Device]:
-        """Returns devices that a mesh can be made of and programs can be compiled for.
+        """Returns the devices, for which meshes can be made and programs compiled. They need not be attached.
 
         Raises:
           JanusError: The platform's compiler is not installed or does not know the topology.
@@ -78,15 +79,19 @@ class Topology:
                 topology=f"1x{self.num_slices}x{shape}",
                 target_config=TARGET_CONFIGS[self.accelerator.name],
             ).devices
-        # Several types of exception: another version of the library, an impossible torus.
+        # The type of the exception depends on the cause, such as an impossible torus, and on the library's version.
         except Exception as error:
             reason = " ".join(str(error).split())
             raise JanusError(
-                f"--topology {self.name} cannot be compiled for ({reason:.300}); other topologies are {_EXAMPLES}."
+                f"The compiler does not accept --topology {self.name} ({reason:.300}); try one like {_EXAMPLES}."
             ) from error
 
     def slice_indices(self, devices: Sequence[jax.Device]) -> list[int]:
-        """Returns the slice or node of each device. `devices` holds all devices of the topology in any order."""
+        """Returns the index of each device's slice or node.
+
+        Args:
+          devices: All devices of the topology, in any order.
+        """
         if self.accelerator.platform == "tpu":
             return [getattr(device, "slice_index", None) or 0 for device in devices]
         ranks = {device: rank for rank, device in enumerate(sorted(devices, key=lambda device: device.id))}
@@ -97,16 +102,16 @@ def find_topology(name: str, slices: int = 1) -> Topology:
     """Parses the name of a topology.
 
     Args:
-      slices: Number of TPU slices if the name does not contain one.
+      slices: Number of TPU slices if the name does not contain a number.
 
     Raises:
-      JanusError: The name is not a topology.
+      JanusError: The name does not follow the notation of this module.
     """
     match = re.fullmatch(r"(?:(\d+)x)?([a-z][a-z0-9-]*):(\d+(?:x\d+)*)", name)
     if match is None or match[2] not in ACCELERATORS:
         raise JanusError(
-            f"--topology {name} is not a topology. Give one of {', '.join(ACCELERATORS)}, a colon and the sides, as in "
-            f"{_EXAMPLES}."
+            f"--topology {name} is not a topology. It must be one of {', '.join(ACCELERATORS)}, a colon and a shape, "
+            f"such as {_EXAMPLES}."
         )
     accelerator, shape = ACCELERATORS[match[2]], tuple(map(int, match[3].split("x")))
     if 0 in shape or match[1] == "0":

@@ -83,7 +83,7 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
         }
         # `collect_answers` claims the folder too, but only after the model is loaded.
-        cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_first else None)
+        cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
         _use_all_devices()
         load = functools.cache(lambda: models.load_model(opened))
         for run in runs:
@@ -172,7 +172,7 @@ def _run(
             yield from answer_questions(load(), items, batch_size)
 
     benchmark = run.benchmark
-    with count_bar(benchmark.name, disable=not cluster.is_first) as on_progress:
+    with count_bar(benchmark.name, disable=not cluster.is_primary) as on_progress:
         answers = collect_answers(run.items, answer_items, run.out, settings, cluster=cluster, on_progress=on_progress)
     if answers is None:
         return

@@ -2,7 +2,7 @@
 
     janus-prepare --source captions --input captions.jsonl --images photos --output prepared/captions
 
-docs/data.md shows every kind of input. To continue an interrupted run, repeat its command: finished shards are kept.
+docs/data.md describes all kinds of input. To continue an interrupted run, repeat its command: finished shards are kept.
 OUTPUT/quarantine.jsonl lists rejected records, OUTPUT/preparation.json has counts and sizes.
 """
 
@@ -24,24 +24,40 @@ _SOURCE = flags.DEFINE_string(
     "source", None, f"kind of input: {', '.join(sorted(SOURCES))}, or MODULE:NAME of your own source", required=True
 )
 _INPUT = flags.DEFINE_multi_string(
-    "input", None, "file, folder or pattern such as 'tars/*.tar'; for tfds the name of a data set", required=True
+    "input", None, "file, folder or pattern such as 'tars/*.tar'; for tfds, the name of a dataset", required=True
 )
-_OUTPUT = flags.DEFINE_string("output", None, "folder of the data set; created if missing", required=True)
-_TASK = flags.DEFINE_enum("task", None, [task.value for task in Task], "what to train (default: the source's first)")
+_OUTPUT = flags.DEFINE_string("output", None, "folder of the dataset; created if missing", required=True)
+_TASK = flags.DEFINE_enum(
+    "task",
+    None,
+    [task.value for task in Task],
+    "task of the records (default: the first task of the source, see docs/data.md)",
+)
 _SPLIT = flags.DEFINE_string("split", "train", "name of the split to write")
-_IMAGES = flags.DEFINE_string("images", None, "folder of the image paths (default: the folder of the input file)")
+_IMAGES = flags.DEFINE_string(
+    "images", None, "folder that image paths are relative to (default: the folder of the input file)"
+)
 _PROMPT = flags.DEFINE_multi_string(
-    "prompt", list(SourceOptions.prompts), "question that a caption answers (understanding); several alternate"
+    "prompt",
+    list(SourceOptions.prompts),
+    "question that a caption answers (understanding); if repeated, each record uses one of them",
 )
-_TEXT_FIELD = flags.DEFINE_string("text_field", None, "field of the text, caption or class (default: usual names)")
-_IMAGE_FIELD = flags.DEFINE_string("image_field", None, "field of the image (default: usual names)")
-_CLASS_NAMES = flags.DEFINE_string("class_names", None, "for tfds: file with a caption for each class, one per line")
+_TEXT_FIELD = flags.DEFINE_string(
+    "text_field", None, "field of the text, caption or class (default: common names such as caption)"
+)
+_IMAGE_FIELD = flags.DEFINE_string("image_field", None, "field of the image (default: common names such as image)")
+_CLASS_NAMES = flags.DEFINE_string(
+    "class_names", None, "for tfds: file with the caption of each class, one class per line"
+)
 _INPUT_SPLIT = flags.DEFINE_string("input_split", "train", "for tfds: split to read, such as train[:1000]")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of its data sets (default: TFDS's own)")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of TFDS datasets (default: TFDS's own)")
 _SHARD_RECORDS = flags.DEFINE_integer(
-    "shard_records", None, "records per shard (default: by source); each tar gives one shard", lower_bound=1
+    "shard_records",
+    None,
+    "records per shard (default: depends on the source); a tar always gives one shard",
+    lower_bound=1,
 )
-_MAX_REJECTED = flags.DEFINE_float("max_rejected", 0.05, "share of rejected records at which to stop")
+_MAX_REJECTED = flags.DEFINE_float("max_rejected", 0.05, "largest share of records that may be rejected")
 _WORKERS = flags.DEFINE_integer("workers", os.cpu_count() or 1, "number of processes", lower_bound=1)
 _BEAM = flags.DEFINE_string(
     "beam", None, "run as an Apache Beam pipeline with these options, such as '--runner=FlinkRunner ...'"
@@ -49,7 +65,7 @@ _BEAM = flags.DEFINE_string(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "checkpoint of a model, image tokenizer or VAE that precomputes image tokens or latents"
 )
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images per batch of the tokenizer", lower_bound=1)
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images that the tokenizer encodes at a time", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "share the work with the processes of a cluster")
 
 flags.register_validator("max_rejected", lambda share: 0 <= share <= 1, "it must be from 0 to 1")
@@ -61,7 +77,7 @@ cli.flag_group("Execution", _WORKERS, _BEAM, _DISTRIBUTED)
 
 
 def main(_: Sequence[str]) -> None:
-    """Prepares the data set and prints its counts."""
+    """Prepares the dataset and prints its counts."""
     spec = _spec()
     make_encoder = None
     if spec.tokenizer is not None:

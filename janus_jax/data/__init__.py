@@ -1,1 +1,1 @@
-"""Sources, prepared records, mixtures, packing and batches. Data workers import this package without jax."""
+"""Sources, prepared records, mixtures, packing and batches. Data workers import it without importing jax."""

@@ -1,6 +1,6 @@
 """Training records as stored on disk, independent of a model's tokenizer and image sizes.
 
-Prepared data sets are TFDS data sets of records in ArrayRecord files, so TFDS, grain and other readers open them.
+Prepared datasets are TFDS datasets of records in ArrayRecord files, so TFDS, grain and other readers open them.
 Images keep their original encoding.
 """
 
@@ -22,14 +22,14 @@ class Record:
     """One training record.
 
     Attributes:
-      key: Unique, permanent name of the record within its source. It seeds the record's augmentations.
+      key: Unique, permanent name of the record within its source. The random numbers of the record depend on it.
       task: Task that the record trains.
       text: Document (text) or caption (generation); "" for conversations.
       messages: Turns of a conversation, with one `<image_placeholder>` per image.
-      images: Encoded image files, in the order of their placeholders. A generation record has one.
+      images: Encoded image files, in the order of their placeholders. A generation record has one, its target image.
       image_tokens: Precomputed tokens of the target image, or empty.
-      image_latents: Precomputed latents of the target image for JanusFlow, or empty: the scaled means of the VAE, in
-        row-major order.
+      image_latents: Precomputed latents of the target image for JanusFlow, or empty. They are the scaled means of the
+        VAE in row-major order.
     """
 
     key: str
@@ -41,7 +41,7 @@ class Record:
     image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     def to_example(self) -> dict[str, Any]:
-        """Converts the record to a TFDS example with the features of `features`."""
+        """Returns the record as a TFDS example with the features of `features`."""
         return {
             "key": self.key,
             "task": self.task.value,
@@ -54,10 +54,10 @@ class Record:
 
     @classmethod
     def from_example(cls, example: Mapping[str, Any]) -> "Record":
-        """Converts a TFDS example to a record.
+        """Returns the record in a TFDS example.
 
         Raises:
-          JanusError: The example has other fields.
+          JanusError: A field is missing or has an invalid value.
         """
         try:
             return cls(
@@ -70,7 +70,7 @@ class Record:
                 image_latents=np.asarray(example["image_latents"], np.float32),
             )
         except (KeyError, TypeError, ValueError) as error:
-            raise JanusError(f"An example is not a record ({error}); make the data set with janus-prepare.") from error
+            raise JanusError(f"An example is not a record ({error}); make the dataset with janus-prepare.") from error
 
 
 def _text(value: bytes | str) -> str:
@@ -80,7 +80,7 @@ def _text(value: bytes | str) -> str:
 @functools.cache
 def features() -> Any:
     """Returns the TFDS features of a record."""
-    # Imported here because it takes seconds and most users of records do not need it.
+    # Imported here because the import takes seconds and most users of records do not need it.
     from tensorflow_datasets import features as tfds
 
     return tfds.FeaturesDict(

@@ -15,7 +15,7 @@ _SECONDS_BETWEEN_LOGS = 60.0
 
 
 class RejectReason(enum.Enum):
-    """Why a record is rejected. Rejections are counted by reason; a message gives the details."""
+    """Why a record is rejected. Rejections are counted by reason; their messages give the details."""
 
     MALFORMED = "malformed"
     """Unreadable: invalid JSON or UTF-8, or a value of the wrong type."""
@@ -38,19 +38,19 @@ class RejectReason(enum.Enum):
     """The text contains a special token of the model."""
     TOO_LONG = "too_long"
     WRONG_TASK = "wrong_task"
-    """The record has another task than its component."""
+    """The task of the record differs from the task of its component."""
     BAD_IMAGE_TOKENS = "bad_image_tokens"
-    """Precomputed image tokens of another number than the model's, or negative ones."""
+    """The number of precomputed image tokens differs from the model's, or a token is negative."""
     BAD_IMAGE_LATENTS = "bad_image_latents"
-    """Precomputed latents of another number than the model's, or not finite."""
+    """The number of precomputed latent values differs from the model's, or a value is not finite."""
     NO_TARGETS = "no_targets"
-    """No position of the example is supervised."""
+    """No position of the example is a target."""
     DAMAGED_FILE = "damaged_file"
-    """The rest of an archive is unreadable. Counts once, for any number of lost records."""
+    """The rest of an archive is unreadable. Counted once, whatever the number of lost records."""
 
 
 class RejectedRecord(Exception):
-    """Raised for a record that cannot be used; the message is one sentence."""
+    """The record cannot be used. The message is one sentence."""
 
     def __init__(self, reason: RejectReason, message: str) -> None:
         super().__init__(message)
@@ -59,10 +59,10 @@ class RejectedRecord(Exception):
 
 @dataclass(frozen=True)
 class Rejection:
-    """Result of a record that gave no example.
+    """Describes a rejected record.
 
     Attributes:
-      example_id: Id of the record, see `Example`; its index if the key is unreadable.
+      example_id: Id of the record as in `Example`; contains the record's index if its key is unreadable.
       reason: Why the record was rejected.
       detail: One sentence for the log.
     """
@@ -74,14 +74,14 @@ class Rejection:
 
 @dataclass
 class RejectCounter:
-    """Counts accepted and rejected records and stops the run if too many recent ones are rejected.
+    """Counts accepted and rejected records. Raises if too many of the recent records are rejected.
 
     Attributes:
-      max_share: Largest share of the recent records that may be rejected, in [0, 1).
+      max_share: Largest share of recent records that may be rejected, in [0, 1).
       window: Number of recent records.
       read: Records so far, including rejected ones.
       rejected: Rejected records by reason.
-      recent: Values of `read` at the recent rejections.
+      recent: Value of `read` at each recent rejection.
     """
 
     max_share: float
@@ -96,7 +96,7 @@ class RejectCounter:
         self._count()
 
     def reject(self, rejection: Rejection) -> None:
-        """Counts a rejected record and logs at most once a minute.
+        """Counts a rejected record and logs it. Logs at most once a minute.
 
         Raises:
           JanusError: More than `max_share` of the recent records are rejected.
@@ -131,7 +131,7 @@ class RejectCounter:
         }
 
     def with_state(self, state: dict[str, Any]) -> Self:
-        """Returns a counter with the same limits and the counts that `get_state` returned."""
+        """Returns a counter with this counter's limits and the counts in `state`, as returned by `get_state`."""
         return type(self)(
             self.max_share,
             self.window,

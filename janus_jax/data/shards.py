@@ -1,4 +1,4 @@
-"""Reads and writes shards: ArrayRecord files of records in the layout that TFDS and grain open."""
+"""Reads and writes shards: ArrayRecord files of records that TFDS and grain can open."""
 
 import contextlib
 import functools
@@ -17,7 +17,7 @@ def shard_path(folder: Path, split: str, index: int, count: int) -> Path:
 
 
 def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> tuple[int, int]:
-    """Writes a shard whole or not at all. Equal records give equal bytes.
+    """Writes a shard atomically. Equal records give equal bytes.
 
     Args:
       path: Path of the shard.
@@ -25,7 +25,7 @@ def write_shard(path: Path, records: Iterable[Record], scratch: Path) -> tuple[i
       scratch: Folder of the unfinished file, on the same disk.
 
     Returns:
-      Number of records, and their bytes.
+      Number of records and total bytes.
 
     Raises:
       JanusError, StorageFull: The shard cannot be written.
@@ -63,7 +63,7 @@ def _writing(path: Path) -> Iterator[None]:
 
 
 def read_shard(path: Path) -> Iterator[Record]:
-    """Reads the records of a shard in order."""
+    """Yields the records of a shard in order."""
     from array_record.python.array_record_module import ArrayRecordReader
 
     reader = ArrayRecordReader(str(path))
@@ -75,7 +75,7 @@ def read_shard(path: Path) -> Iterator[Record]:
 
 
 def write_metadata(folder: Path, split: str, sizes: Iterable[tuple[int, int]]) -> None:
-    """Writes the TFDS metadata of a folder of shards, given the results of `write_shard`."""
+    """Writes the TFDS metadata of a folder of shards. `sizes` has the result of `write_shard` for each shard."""
     import tensorflow_datasets as tfds
 
     lengths, num_bytes = zip(*sizes, strict=True)
@@ -88,7 +88,7 @@ def write_metadata(folder: Path, split: str, sizes: Iterable[tuple[int, int]]) -
 
 def _serialize(record: Record) -> bytes:
     example = _serializer().get_tf_example(features().encode_example(record.to_example()))
-    # The order of a protobuf map is random by default.
+    # Deterministic, because the order of a protobuf map is random by default.
     return example.SerializeToString(deterministic=True)
 
 

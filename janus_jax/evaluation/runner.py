@@ -10,7 +10,7 @@ from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import ItemT, Question
 from janus_jax.evaluation.journal import claim_folder, open_journal, read_answers
-from janus_jax.files import naming
+from janus_jax.files import prefix_errors
 from janus_jax.processing import Processor, TokenSequence
 
 OnProgress = Callable[[int, int], object]
@@ -63,7 +63,7 @@ def collect_answers(
       StorageFull: The disk is full.
     """
     cluster = cluster or Cluster()
-    cluster.run_on_all(lambda: claim_folder(folder, settings) if cluster.is_first else None)
+    cluster.run_on_all(lambda: claim_folder(folder, settings) if cluster.is_primary else None)
     # All processes read the answers before any of them writes, so that they agree on the remaining items.
     earlier = cluster.run_on_all(lambda: read_answers(folder))
     remaining = [item for item in items if item.id not in earlier]
@@ -80,7 +80,7 @@ def collect_answers(
                 on_progress(done, total)
 
     cluster.run_on_all(answer_share)
-    if not cluster.is_first:
+    if not cluster.is_primary:
         return None
     answers = read_answers(folder)
     if missing := sum(item.id not in answers for item in items):
@@ -136,5 +136,5 @@ def estimate_length(processor: Processor, question: Question) -> int:
 
 
 def _prompt(processor: Processor, question: Question) -> TokenSequence:
-    with naming(f"Question {question.id}"):
+    with prefix_errors(f"Question {question.id}"):
         return processor.understanding_sequence(question.messages, None, question.system_prompt)

@@ -1,6 +1,7 @@
-"""Attention behind one function, with the kernels that compute it; `masks` defines who attends to whom.
+"""Attention with a choice of kernels, rotary positions and the update of a KV cache.
 
-Heads precede positions (B H L K): batched products, the KV cache and the splash kernel use this order.
+Heads precede positions (B H L K), as batched products, the KV cache and the splash kernel need. `masks` defines which
+positions a query attends to.
 """
 
 import dataclasses
@@ -23,7 +24,8 @@ Queries = Float[Array, "B H T K"]
 Keys = Float[Array, "B KV S K"]
 Angles = tuple[Float[Array, "B 1 L K2"], Float[Array, "B 1 L K2"]]
 
-# Four blocks of queries, each with the keys up to its end, need 5/8 of the full square of scores.
+# Causal attention divides long sequences into blocks of queries, each with the keys up to its end. Four blocks compute
+# 5/8 of all scores.
 CAUSAL_BLOCKS = 4
 CAUSAL_BLOCKS_MIN_LENGTH = 256
 
@@ -31,7 +33,7 @@ CAUSAL_BLOCKS_MIN_LENGTH = 256
 def attend(query: Queries, key: Keys, value: Keys, mask: Mask = UNMASKED, kernel: AttentionKernel = "xla") -> Queries:
     """Computes softmax(q k^T / sqrt(K)) v with a float32 softmax.
 
-    H is a multiple of KV (grouped-query attention). A kernel that does not support the arguments is replaced by "xla".
+    H is a multiple of KV (grouped-query attention). If the kernel does not support the arguments, "xla" replaces it.
     """
     return _KERNELS[kernel](query, key, value, mask)
 
@@ -40,7 +42,7 @@ def _xla(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     length = query.shape[2]
     if not mask.causal or length < CAUSAL_BLOCKS_MIN_LENGTH:
         return _dense_attention(query, key, value, mask)
-    # Skips keys that are later than a block of queries. If the queries continue a cache, the other keys precede them.
+    # Skips the keys after each block of queries. If the queries continue a cache, the cached keys precede all of them.
     earlier_keys = key.shape[2] - length
     bounds = [length * i // CAUSAL_BLOCKS for i in range(CAUSAL_BLOCKS + 1)]
     blocks = []
@@ -54,16 +56,16 @@ def _xla(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
 def _dense_attention(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     batch, heads, num_queries, head_dim = query.shape
     kv_heads, num_keys = key.shape[1:3]
-    # Queries that share a key are concatenated along T: one product without repeated keys.
+    # Concatenates the query heads that share a key head along T, for one product without repeated keys.
     grouped = (query * head_dim**-0.5).reshape(batch, kv_heads, -1, head_dim)
     scores = product(grouped, key, (((3,), (3,)), ((0, 1), (0, 1))), jnp.float32)
     allowed = mask.dense(num_queries, num_keys)
     if allowed is not None:
         scores = scores.reshape(batch, heads, num_queries, num_keys)
-        # An added bias fuses into the product. It is finite, so a query without any key gives no NaN.
+        # XLA fuses an added bias into the product. A finite bias gives no NaN for a query without any key.
         scores += jnp.where(allowed, 0, jnp.finfo(jnp.float32).min)
         scores = scores.reshape(*grouped.shape[:3], num_keys)
-    # Softmax with the division after the product: K divisions per query instead of S.
+    # Divides by the sum of the weights after the product: K divisions per query instead of S.
     weights = jnp.exp(scores - lax.stop_gradient(scores.max(axis=-1, keepdims=True)))
     out = product(weights.astype(value.dtype), value, (((3,), (2,)), ((0, 1), (0, 1))), jnp.float32)
     out = out / weights.sum(axis=-1, keepdims=True)
@@ -78,8 +80,7 @@ def _cudnn(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     is_supported = query.dtype != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128 and even_lengths
     if not is_supported or current_platform() != "gpu":
         return _xla(query, key, value, mask)
-    # The kernel skips half of the work for its own causal mask, which assumes that queries and keys are the same
-    # positions.
+    # With `is_causal` the kernel skips half of the work, but it assumes that queries and keys are the same positions.
     is_causal = mask.causal and mask.query_offset is None and length == slots
     mask = dataclasses.replace(mask, causal=mask.causal and not is_causal)
     to_cudnn = functools.partial(jnp.swapaxes, axis1=1, axis2=2)
@@ -110,22 +111,28 @@ _KERNELS: dict[AttentionKernel, Callable[[Array, Array, Array, Mask], Array]] = 
 
 
 def rotary_angles(positions: Int[Array, "B L"], head_dim: int, theta: float) -> Angles:
-    """Returns cosine and sine of each position's rotation, float32 (RoPE, arXiv 2104.09864, §3.2.2)."""
-    # numpy computes the frequencies, because the power function of accelerators is inexact.
+    """Returns the cosines and the sines of the rotary angles of each position (RoPE, arXiv 2104.09864, §3.2.2).
+
+    They are float32.
+    """
+    # Uses numpy for the frequencies, because the power function of accelerators is inexact.
     frequencies = np.float32(theta) ** (-np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim))
     angles = positions[:, None, :, None].astype(jnp.float32) * frequencies
     return jnp.cos(angles), jnp.sin(angles)
 
 
 def apply_rotary(x: Float[Array, "B H L K"], angles: Angles) -> Float[Array, "B H L K"]:
-    """Applies rotary positions, pairing dimension i with i + K/2 as the released LLaMA files do (RoPE: 2i, 2i+1)."""
+    """Rotates queries or keys by the angles of their positions.
+
+    Dimension i is paired with dimension i + K/2, as in the released LLaMA weights. The RoPE paper pairs 2i with 2i + 1.
+    """
     cos, sin = angles
     halves = x.astype(jnp.float32).reshape(*x.shape[:-1], 2, -1)
-    # A flip instead of a concatenation, which XLA's CPU backend does not vectorize.
+    # Flips the halves, because XLA's CPU backend does not vectorize a concatenation.
     rotated = halves * cos[..., None, :] + jnp.flip(halves, -2) * jnp.stack([-sin, sin], axis=-2)
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
 def update_cache(cache: Keys, new: Float[Array, "B KV T K"], start: Int[Array, ""]) -> Keys:
-    """Writes T new positions into the cache at slots `start` and following."""
+    """Returns the cache with T new keys or values, written to the slots from `start` on."""
     return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)

@@ -68,10 +68,11 @@ class Middle(nn.Module):
 
 
 class Level(nn.Module):
-    """Residual blocks at one resolution, optionally each with attention, and a change of resolution.
+    """Residual blocks at one resolution, followed by a layer that changes the resolution.
 
     Attributes:
-      resample: Makes the layer that changes the resolution; None to keep the resolution.
+      with_attention: Whether attention follows each residual block.
+      resample: Constructor of the layer that changes the resolution; None keeps the resolution.
     """
 
     channels: int
@@ -90,15 +91,16 @@ class Level(nn.Module):
         return x if self.resample is None else self.resample(self.channels, 3, execution=self.execution)(x)
 
 
-# Padded at the right and the bottom only, as in VQGAN.
+# Pads at the right and the bottom only, as VQGAN does.
 Downsample = functools.partial(Conv, stride=2, padding=((0, 1), (0, 1)), name="downsample")
 
 
 class Upsample(Conv):
-    """Nearest-neighbor upsampling by 2 followed by a convolution, with 4/9 of the FLOPs.
+    """Nearest-neighbor upsampling by 2 and a 3x3 convolution, computed with 4/9 of their FLOPs.
 
-    After the upsampling a 3x3 window covers 2x2 distinct pixels, depending on the parity of the output position. Each
-    parity is therefore a 2x2 convolution of the small image, with a kernel that adds the taps on the same pixel.
+    In the upsampled image a 3x3 window covers only 2x2 distinct pixels of the small image. Which of the nine weights
+    share a pixel depends on whether the row and the column of the output are even or odd. For each of these four cases
+    the shared weights are added, and the resulting 2x2 kernel is applied to the small image.
     """
 
     @nn.compact
@@ -124,7 +126,7 @@ class Upsample(Conv):
 
     @staticmethod
     def _fold(kernel: Array, axis: int) -> tuple[Array, Array]:
-        """Two-tap kernels of the even and the odd outputs along an axis."""
+        """Returns the kernels of the even and the odd outputs along an axis: two weights instead of three."""
         first, middle, last = jnp.split(kernel.astype(jnp.float32), 3, axis=axis)
         even = jnp.concatenate([first, middle + last], axis=axis)
         odd = jnp.concatenate([first + middle, last], axis=axis)
@@ -132,7 +134,7 @@ class Upsample(Conv):
 
 
 class Encoder(nn.Module):
-    """Maps pixels to a grid with `outputs` channels."""
+    """Maps pixels to a grid of features with `outputs` channels."""
 
     outputs: int
     config: AutoencoderConfig
@@ -153,7 +155,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """Maps a grid of features to pixels; `up_0` is the lowest resolution."""
+    """Maps a grid of features to pixels. Level `up_0` has the lowest resolution."""
 
     config: AutoencoderConfig
     execution: Execution

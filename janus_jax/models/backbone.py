@@ -1,7 +1,7 @@
-"""Parts that Janus and JanusFlow share: understanding encoder, transformer and text head.
+"""Base class of Janus and JanusFlow: understanding encoder, transformer and text head.
 
-The models differ in how target images enter and leave the transformer. Code that only reads images and reads or writes
-text works with `Backbone`.
+The two models differ in how target images enter and leave the transformer. Code that generates no images works with any
+`Backbone`.
 """
 
 from collections.abc import Callable
@@ -40,13 +40,20 @@ def to_images(pixels: Float[Array, "*B H W 3"]) -> UInt8[Array, "*B H W 3"]:
 def insert_images(
     x: Float[Array, "B L D"], images: Float[Array, "B M D"], index: Int[Array, "B L"]
 ) -> Float[Array, "B L D"]:
-    """Replaces the positions whose index is not `NO_IMAGE` by the image embeddings of their sequence at that index."""
+    """Inserts image embeddings into the embeddings of sequences.
+
+    Where a position's index is not `NO_IMAGE`, replaces its embedding with the image embedding of the same sequence at
+    that index.
+    """
     inserted = jnp.take_along_axis(images.astype(x.dtype), jnp.maximum(index, 0)[..., None], axis=1)
     return jnp.where((index == NO_IMAGE)[..., None], x, inserted)
 
 
 class Backbone(nn.Module):
-    """A model of token sequences with input images and a text head. Subclasses define `understand` and `embed`."""
+    """Model of token sequences with input images and a text head.
+
+    Subclasses define `understand`, `embed` and `init_all`.
+    """
 
     config: ModelConfig
     execution: Execution = Execution()
@@ -71,7 +78,10 @@ class Backbone(nn.Module):
         return self.llm.embed(ids)
 
     def embed_text_and_input_images(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Returns embeddings of text and input images. Positions of target images are not filled yet."""
+        """Returns embeddings of text and input images.
+
+        At the positions of target images it returns the embedding of the placeholder token.
+        """
         x = self.embed_text(batch.tokens)
         if batch.und_images.shape[1]:
             batch_size, images = batch.und_images.shape[:2]
@@ -81,18 +91,25 @@ class Backbone(nn.Module):
         return x
 
     def __call__(self, batch: Batch) -> Float[Array, "B L D"]:
-        """Returns the hidden states of all positions, which the heads read."""
+        """Returns the hidden states of all positions: the inputs of the heads."""
         hidden, _ = self.llm(self.embed(batch), batch.positions, batch.segment_ids)
         return hidden
 
     def prefill(self, batch: Batch, slots: int) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Returns the hidden states of prompts and a cache of `slots` slots that contains them."""
+        """Returns the hidden states of prompts, and a cache of `slots` slots with the prompts' keys and values."""
         return self.llm.prefill(self.embed(batch), batch.positions, batch.segment_ids, slots)
 
     def extend(
         self, x: Float[Array, "B T D"], positions: Int[Array, "B T"], segment_ids: Int[Array, "B T"], cache: KVCache
     ) -> tuple[Float[Array, "B T D"], KVCache]:
-        """Returns the hidden states of T more embedded positions and the extended cache."""
+        """Returns the hidden states of T new positions, and the cache extended by them.
+
+        Args:
+          x: Embeddings of the new positions.
+          positions: Rotary positions of the new positions.
+          segment_ids: Segment ids of the new positions.
+          cache: Keys and values of the earlier positions.
+        """
         hidden, extended = self.llm(x, positions, segment_ids, cache)
         assert extended is not None
         return hidden, extended
@@ -102,12 +119,15 @@ class Backbone(nn.Module):
         return self.llm.head(hidden)
 
     def init_all(self, batch: Batch) -> Any:
-        """Runs every part once, so that `init` creates every parameter."""
+        """Runs every module once, so that `init` creates every parameter."""
         raise NotImplementedError
 
 
 def unroll_params(params: Params, config: ModelConfig) -> Params:
-    """Converts parameters from the layout of training and checkpoints to that of `Execution.layers` "unrolled"."""
+    """Converts parameters from the layout of training and checkpoints to that of `Execution(layers="unrolled")`.
+
+    The first layout stacks the layers of a transformer; the second has one subtree per layer.
+    """
     return params | {
         "und_encoder": unstack_params(params["und_encoder"], "blocks", config.und_encoder.depth),
         "llm": unstack_layers(params["llm"], config.llm),
@@ -115,7 +135,7 @@ def unroll_params(params: Params, config: ModelConfig) -> Params:
 
 
 def scan_params(params: Params, config: ModelConfig) -> Params:
-    """Inverts `unroll_params`."""
+    """Converts parameters back from the result of `unroll_params`."""
     return params | {
         "und_encoder": stack_params(params["und_encoder"], "blocks", config.und_encoder.depth),
         "llm": stack_layers(params["llm"], config.llm),
@@ -123,7 +143,7 @@ def scan_params(params: Params, config: ModelConfig) -> Params:
 
 
 def apply(method: Callable[[*Args], T], params: Params, *args: *Args) -> T:
-    """Calls a method of a model with these parameters: `apply(model.embed, params, batch)`.
+    """Calls a method of a model with the given parameters: `apply(model.embed, params, batch)`.
 
     Args:
       method: Bound method of a flax module; `model.__call__` for the model itself.

@@ -23,7 +23,7 @@ def make_model(config: ModelConfig, execution: Execution = Execution()) -> Backb
 
 
 def init_params(model: Backbone, key: Key[Array, ""]) -> Params:
-    """Initializes parameters, boxed with their logical axis names (`flax.linen.unbox` returns the plain tree)."""
+    """Initializes parameters. Each is boxed with its logical axis names; `flax.linen.unbox` returns the plain tree."""
     config = model.config
     und_size, gen_size = config.und_encoder.image_size, config.gen_image_size
     length = config.und_encoder.num_patches + config.num_gen_tokens
@@ -51,12 +51,14 @@ def abstract_params(model: Backbone) -> Params:
 def params_from_leaves(
     leaves: Iterable[tuple[tuple[str, ...], int | None, np.ndarray]], abstract: Params, config: ModelConfig
 ) -> Params:
-    """Builds a parameter tree from arrays that arrive one by one, and puts each on its devices at once.
+    """Builds a parameter tree on the devices from arrays that are read one by one.
 
-    The host holds one stack (stacked layers) or one transformer block (unrolled layers) at a time.
+    To save host memory, an array is put on its devices as soon as it is complete. The host holds one stacked parameter
+    (stacked layers) or the parameters of one transformer block (unrolled layers) at a time.
 
     Args:
-      leaves: Keys in the stacked tree, layer (None outside stacks) and array, in the order of `Checkpoint.params`.
+      leaves: For each array its keys in the stacked tree, its layer (None outside stacks) and its values, in the order
+        of `Checkpoint.params`.
       abstract: Shapes, dtypes and shardings of the parameters, with stacked or unrolled layers.
     """
     wanted: Mapping[tuple[str, ...], Any] = flatten_dict(abstract)

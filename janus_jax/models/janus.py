@@ -16,16 +16,16 @@ from janus_jax.models.layers import Axes, Embedding, Linear
 from janus_jax.models.vq import VQTokenizer
 
 IMAGE_HEAD = ("gen_head",)
-"""Path of all parameters that `Janus.image_logits` reads."""
+"""Path of the subtree with all parameters that `Janus.image_logits` reads."""
 
 
 class TwoLayerMLP(nn.Module):
-    """fc2(gelu(fc1(x))) with the exact GELU: both adaptors and the image head.
+    """fc2(gelu(fc1(x))) with the exact GELU, used for both adaptors and the image head.
 
     Attributes:
       hidden, outputs: Widths after the first and the second layer.
       axes: Logical names of the input, hidden and output axes.
-      output_dtype: dtype of the result if it differs from the computation's.
+      output_dtype: dtype of the result; None stands for `execution.dtype`.
     """
 
     hidden: int
@@ -102,10 +102,10 @@ class Janus(Backbone):
         return self.gen_head(hidden)
 
     def init_all(self, batch: Batch) -> tuple[Array, Array, Array]:
-        """Runs every part once, so that `init` creates every parameter."""
+        """Runs every module once, so that `init` creates every parameter."""
         hidden = self(batch)
         if self.config.understanding_encoder != "und_encoder":
-            # The parameter tree does not depend on `understanding_encoder`.
+            # Otherwise the parameter tree would depend on `understanding_encoder`.
             self.und_adaptor(self.und_encoder(to_pixels(batch.und_images[:, 0])))
         ids = jnp.zeros((batch.shape[0], self.config.gen_encoder.num_tokens), jnp.int32)
         return self.text_logits(hidden), self.image_logits(hidden), self.detokenize(ids)

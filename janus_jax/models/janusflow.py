@@ -1,10 +1,10 @@
-"""JanusFlow: the transformer of Janus with a rectified flow over image latents (arXiv 2411.07975, §3).
+"""JanusFlow: the transformer of Janus, with a rectified flow over image latents (arXiv 2411.07975, §3).
 
 Top-level names of the parameter tree: `und_encoder`, `und_adaptor`, `beg_of_und`, `gen_encoder`, `gen_adaptor`,
 `gen_decoder_adaptor`, `gen_decoder`, `vae`, `llm`.
 
-Token sequences are those of Janus, except for the begin-of-image position: before an input image it has a trained
-embedding, before a target image the embedding of the image's time.
+Token sequences are those of Janus. Only the begin-of-image position, directly before an image, has another embedding:
+a trained one before an input image, and the embedding of the image's time before a target image.
 """
 
 from typing import NamedTuple
@@ -24,8 +24,8 @@ class Latents(NamedTuple):
     """Interpolated latents of G target images per sequence.
 
     Attributes:
-      values: t x + (1 - t) noise, where x are the scaled latents of the VAE.
-      times: t, from 0 (noise) to 1 (image).
+      values: t x + (1 - t) noise, where x are the scaled latents of the image.
+      times: t of each image, from 0 (noise) to 1 (image).
     """
 
     values: Float[Array, "B G h w C"]
@@ -33,11 +33,11 @@ class Latents(NamedTuple):
 
 
 class FlowStates(NamedTuple):
-    """Inputs of the heads.
+    """Inputs of the text head and of the velocity decoder.
 
     Attributes:
       hidden: Hidden states of all positions.
-      encoded: Encoder outputs of the B * G target images; None without target images.
+      encoded: Outputs of the generation encoder for the B * G target images; None without target images.
     """
 
     hidden: Float[Array, "B L D"]
@@ -66,13 +66,16 @@ class JanusFlow(Backbone):
         return self.und_adaptor(self.und_encoder(pixels))
 
     def encode_images(self, pixels: Float[Array, "B H W 3"]) -> Gaussian:
-        """Returns the distribution of the scaled latents of images with pixels in [-1, 1]."""
+        """Returns the distribution of the scaled latents of images with pixels in [-1, 1].
+
+        Scaled latents are the VAE's latents times `scaling_factor`.
+        """
         mean, log_variance = self._vae.encode(pixels)
         scale = self._vae.config.scaling_factor
         return Gaussian(mean * scale, log_variance + 2 * jnp.log(scale))
 
     def decode_latents(self, latents: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
-        """Returns the pixels of scaled latents: about [-1, 1], not clipped."""
+        """Returns the pixels of images from their scaled latents: about [-1, 1], not clipped."""
         return self._vae.decode(latents / self._vae.config.scaling_factor)
 
     def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> EncodedLatents:
@@ -80,7 +83,7 @@ class JanusFlow(Backbone):
         return self.gen_encoder(latents, times)
 
     def embed_encoded(self, encoded: EncodedLatents) -> Float[Array, "M 1+N D"]:
-        """Returns the embeddings of each image: its time, then its patches in row-major order."""
+        """Returns the embeddings of M images: first the time of the image, then its patches in row-major order."""
         features = encoded.features.reshape(len(encoded.time), -1, encoded.features.shape[-1])
         return jnp.concatenate([encoded.time[:, None], self.gen_adaptor(features)], axis=1)
 
@@ -89,7 +92,10 @@ class JanusFlow(Backbone):
         return self.gen_decoder(self.gen_decoder_adaptor(hidden), encoded)
 
     def target_latents(self, batch: Batch) -> Latents:
-        """Returns the latents of the target images: precomputed, or the VAE's means. Times default to 1."""
+        """Returns the latents and times of the target images.
+
+        If the batch has no latents, the VAE computes the means of their distribution. If it has no times, they are 1.
+        """
         values = batch.gen_latents
         if values is None:
             batch_size, images = batch.gen_images.shape[:2]
@@ -103,13 +109,13 @@ class JanusFlow(Backbone):
         return self._embed(batch)[0]
 
     def states(self, batch: Batch) -> FlowStates:
-        """Returns the hidden states of `__call__` and the encoder outputs that `velocities` needs."""
+        """Returns the hidden states of all positions, and the encoder outputs that `velocities` also needs."""
         x, encoded = self._embed(batch)
         hidden, _ = self.llm(x, batch.positions, batch.segment_ids)
         return FlowStates(hidden, encoded)
 
     def velocities(self, batch: Batch, states: FlowStates) -> Float[Array, "B G h w C"]:
-        """Returns velocities of the target images at their times, float32. Those of padding images are arbitrary."""
+        """Returns the velocities of the target images' latents, float32. Those of padding images are arbitrary."""
         assert states.encoded is not None, "the batch has no target images"
         images = len(states.encoded.time) // batch.shape[0]
         hidden = self.target_hidden_states(batch, states.hidden, images)
@@ -117,15 +123,15 @@ class JanusFlow(Backbone):
         return velocities.reshape(*hidden.shape[:2], *velocities.shape[1:])
 
     def target_hidden_states(self, batch: Batch, hidden: Float[Array, "B L D"], images: int) -> Float[Array, "B G N D"]:
-        """Returns the hidden states of each target image. Those of padding images are arbitrary."""
+        """Returns the hidden states at the tokens of each target image. Those of padding images are arbitrary."""
         batch_size, tokens = batch.shape[0], self.config.num_gen_tokens
-        is_first = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
-        positions = is_first.argmax(axis=-1)[..., None] + jnp.arange(tokens)
+        is_start = batch.gen_token_index[:, None] == tokens * jnp.arange(images)[:, None]
+        positions = is_start.argmax(axis=-1)[..., None] + jnp.arange(tokens)
         states = jnp.take_along_axis(hidden, positions.reshape(batch_size, -1, 1), axis=1)
         return states.reshape(batch_size, images, tokens, -1)
 
     def init_all(self, batch: Batch) -> tuple[Array, Array, Array | None]:
-        """Runs every part once, so that `init` creates every parameter."""
+        """Runs every module once, so that `init` creates every parameter."""
         batch = batch._replace(gen_latents=jnp.zeros((1, 1, *self.config.gen_encoder.latent_shape)))
         states = self.states(batch)
         decoded = None if self.vae is None else self.vae(to_pixels(batch.gen_images[:, 0]))
@@ -134,8 +140,8 @@ class JanusFlow(Backbone):
     def _embed(self, batch: Batch) -> tuple[Float[Array, "B L D"], EncodedLatents | None]:
         x = self.embed_text_and_input_images(batch)
         if batch.und_images.shape[1]:
-            is_begin = next_image_index(batch.und_patch_index, self.config.und_encoder.num_patches) != NO_IMAGE
-            x = jnp.where(is_begin[..., None], self.beg_of_und(jnp.zeros((), jnp.int32)), x)
+            next_image = next_image_index(batch.und_patch_index, self.config.und_encoder.num_patches)
+            x = jnp.where((next_image != NO_IMAGE)[..., None], self.beg_of_und(jnp.zeros((), jnp.int32)), x)
         latents = self.target_latents(batch)
         batch_size, images = latents.times.shape
         if not images:
@@ -153,11 +159,11 @@ class JanusFlow(Backbone):
 
 
 def next_image_index(index: Int[Array, "B L"], tokens_per_image: int) -> Int[Array, "B L"]:
-    """Returns, at each begin-of-image position, the number of the image that starts next; `NO_IMAGE` elsewhere.
+    """Returns, for each position directly before an image, the index of this image; `NO_IMAGE` at other positions.
 
     Args:
       index: `und_patch_index` or `gen_token_index` of a batch.
     """
     following = jnp.pad(index[:, 1:], ((0, 0), (0, 1)), constant_values=NO_IMAGE)
-    is_first = (following != NO_IMAGE) & (following % tokens_per_image == 0)
-    return jnp.where(is_first, following // tokens_per_image, NO_IMAGE)
+    is_image_start = (following != NO_IMAGE) & (following % tokens_per_image == 0)
+    return jnp.where(is_image_start, following // tokens_per_image, NO_IMAGE)

@@ -1,8 +1,8 @@
 """Layers that all networks share: linear maps, norms, convolutions and embedding tables.
 
-Linear weights are (out, in) with separate head axes, as in PyTorch files. Conversion is then a copy, and a decode step
-can put the weight on the left of the product, where XLA's CPU backend reads it about twice as fast. Every parameter has
-logical axis names, which `janus_jax.sharding` maps to a mesh.
+Linear weights have the axes (out, in) of PyTorch files, with heads as a separate axis. Conversion is then a copy, and a
+decode step can compute weight times input, for which XLA's CPU backend reads the weight about twice as fast as for
+input times weight. Every parameter has logical axis names, which `janus_jax.sharding` maps to a mesh.
 """
 
 import functools
@@ -22,8 +22,8 @@ from janus_jax.config import Execution
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Array]
 
-# Number of vectors up to which reading the weight, not arithmetic, limits a product. On two CPU cores the weight-first
-# product is faster up to about 16 vectors, and equally fast beyond.
+# Number of input vectors up to which `project` computes weight times input. On two CPU cores this order is faster up to
+# about 16 vectors, where reading the weight takes most of the time, and equally fast above.
 WEIGHT_FIRST_MAX_ROWS = 16
 
 LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
@@ -34,14 +34,14 @@ def parameter(
     module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, execution: Execution
 ) -> Array:
     """Creates or reads a parameter of `module` with logical axis names."""
-    # Any, because flax annotates the stored box where `param` returns the array in it.
+    # Any, because flax's annotation says that `param` returns the box; it returns the array.
     boxed_init: Any = nn.with_logical_partitioning(init, axes)
     array: Array = module.param(name, boxed_init, shape, execution.param_dtype)
     return array
 
 
 def precision(dtype: DTypeLike) -> lax.Precision:
-    """Returns the precision that computes products in `dtype`: float32 without TF32 or bfloat16 passes."""
+    """Returns the precision for products of arrays of `dtype`. Products in float32 use neither TF32 nor bfloat16."""
     return lax.Precision.HIGHEST if jnp.dtype(dtype) == jnp.float32 else lax.Precision.DEFAULT
 
 
@@ -52,9 +52,10 @@ Contractions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], S
 def product(
     x: Float[Array, "..."], y: Float[Array, "..."], contractions: Contractions, output_dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Computes `lax.dot_general` of two arrays of one dtype. The gradient uses that dtype even if the output is wider.
+    """Computes `lax.dot_general` of two arrays of one dtype, with a result in `output_dtype`.
 
-    Without this, the gradient's products would use the wider dtype, at half of the speed or less on a GPU.
+    If `output_dtype` is wider, the products of the gradient still use the dtype of the arrays. In the wider dtype they
+    would have half the speed or less on a GPU.
     """
     if jnp.dtype(output_dtype) == x.dtype:
         return _product(x, y, contractions, output_dtype)
@@ -96,7 +97,8 @@ def project(
 ) -> Float[Array, "*batch_and_outputs"]:
     """Contracts the last `num_inputs` axes of `x` with the last `num_inputs` axes of `weight`.
 
-    Output axes and input axes are merged, so a mesh may split only the first of each.
+    The output axes are merged to one axis for the product, and so are the input axes. A mesh may therefore split only
+    the first output axis and the first input axis.
     """
     output_dtype = output_dtype or x.dtype
     x_inputs = tuple(range(x.ndim - num_inputs, x.ndim))
@@ -114,7 +116,7 @@ def project(
 
 
 def fan_in_normal(num_inputs: int = 1) -> Initializer:
-    """Returns a normal initializer with variance 1 / fan-in; the last `num_inputs` axes are inputs."""
+    """Returns a normal initializer with variance 1 / fan-in. The fan-in is the size of the last `num_inputs` axes."""
 
     def init(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> Array:
         fan_in = math.prod(shape[len(shape) - num_inputs :])
@@ -124,17 +126,17 @@ def fan_in_normal(num_inputs: int = 1) -> Initializer:
 
 
 class Linear(nn.Module):
-    """y = W x + b with W of shape (*outputs, *inputs), plus s B A x if the parameters hold a low-rank adapter.
+    """y = W x + b with W of shape (*outputs, *inputs), plus s B A x if the parameters contain a low-rank adapter.
 
-    The adapter (LoRA, arXiv 2106.09685, eq. 3) has A of shape (rank, *inputs), B of shape (*outputs, rank) and a scalar
-    s.
+    In the adapter (LoRA, arXiv 2106.09685, eq. 3) A has the shape (rank, *inputs), B has the shape (*outputs, rank),
+    and s is a scalar.
 
     Attributes:
       outputs: Sizes of the output axes.
-      axes: Logical names of W's axes, outputs first.
-      num_inputs: Number of trailing input axes to contract.
-      use_bias: Whether there is a bias of shape (*outputs).
-      output_dtype: dtype of the result if it differs from the execution's (float32 logits).
+      axes: Logical names of the axes of W, outputs first.
+      num_inputs: Number of trailing axes of the input that are contracted.
+      use_bias: Whether to add a bias of shape (*outputs).
+      output_dtype: dtype of the result, such as float32 for logits; None stands for `execution.dtype`.
     """
 
     outputs: tuple[int, ...]
@@ -152,7 +154,7 @@ class Linear(nn.Module):
         x = x.astype(e.dtype)
         y = project(x, weight.astype(e.dtype), self.num_inputs, self.output_dtype)
         if self.has_variable("params", LORA_A):
-            # A separate branch instead of W + s B A: the sum and its gradient would be as large as W.
+            # Does not compute W + s B A, because the sum and its gradient would be as large as W.
             a, b, s = (self._adapter(name) for name in (LORA_A, LORA_B, LORA_SCALE))
             y += project(s * project(x, a, self.num_inputs), b, output_dtype=self.output_dtype)
         if self.use_bias:
@@ -233,7 +235,7 @@ class GroupNorm(nn.Module):
         mean = self._group_mean(jnp.mean(y, axis=(1, 2)))
         variance = self._group_mean(jnp.mean(jnp.square(y - mean[:, None, None]), axis=(1, 2)))
         gain = lax.rsqrt(variance + self.eps) * scale
-        # The per-channel terms are folded first: one multiplication and one addition per element.
+        # Combines the terms of each channel first, for one multiplication and one addition per element.
         y = y * gain[:, None, None] + (bias - mean * gain)[:, None, None]
         return y.astype(self.execution.dtype)
 
@@ -270,7 +272,7 @@ class Conv(nn.Module):
         return y + bias
 
     def weights(self, input_channels: int) -> tuple[Float[Array, "P P C C2"], Float[Array, " C2"]]:
-        """Returns kernel and bias in the computation's dtype."""
+        """Returns kernel and bias in the dtype of the computation."""
         shape = (self.kernel_size, self.kernel_size, input_channels, self.channels)
         init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
         axes = (None, None, "conv_in", "conv_out")
@@ -282,14 +284,23 @@ class Conv(nn.Module):
 def repeated_block(
     block: Any, depth: int, execution: Execution, *, in_axes: Any = 0, static_argnums: tuple[int, ...] = ()
 ) -> Any:
-    """Applies the remat policy to a block module, and scans it over `depth` stacked layers if layers are scanned."""
+    """Adds the execution's remat policy to a block class and, if layers are scanned, a scan over `depth` layers.
+
+    Args:
+      block: Class of a flax module.
+      in_axes: Axes of the block's further arguments to scan over (`nn.scan`).
+      static_argnums: Static arguments of the block (`nn.remat`).
+
+    Returns:
+      A class: of a single block if layers are unrolled, else of all blocks with stacked parameters.
+    """
     policies = {
         "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
         "full": jax.checkpoint_policies.nothing_saveable,
     }
     unrolled = execution.layers == "unrolled"
     if execution.remat != "none":
-        # prevent_cse is not needed within a scan, where XLA cannot merge the recomputation with the forward pass.
+        # In a scan XLA cannot merge the recomputation with the forward pass, so prevent_cse is not needed.
         policy = policies[execution.remat]
         block = nn.remat(block, policy=policy, prevent_cse=unrolled, static_argnums=static_argnums)
     if unrolled:
@@ -306,13 +317,13 @@ def repeated_block(
 
 
 def unstack_params(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
-    """Splits the `depth` blocks that are stacked under `name` into `name_0`, `name_1`, ..."""
+    """Returns the parameters with the stack `name` of `depth` blocks split into subtrees `name_0`, `name_1`, ..."""
     blocks = {f"{name}_{i}": jax.tree.map(lambda leaf, i=i: leaf[i], params[name]) for i in range(depth)}
     return {key: value for key, value in params.items() if key != name} | blocks
 
 
 def stack_params(params: Mapping[str, Any], name: str, depth: int) -> dict[str, Any]:
-    """Inverts `unstack_params`."""
+    """Returns the parameters with subtrees `name_0`, `name_1`, ... stacked to one subtree `name`."""
     blocks = [params[f"{name}_{i}"] for i in range(depth)]
     tree = {key: value for key, value in params.items() if not key.startswith(f"{name}_")}
     return tree | {name: jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)}

@@ -1,7 +1,7 @@
-"""Language model: a LLaMA decoder over embeddings, with grouped-query attention and a KV cache.
+"""Language model: a LLaMA decoder with grouped-query attention and a KV cache.
 
-DeepSeek-LLM (arXiv 2401.02954, §2.2): pre-RMSNorm, SwiGLU, rotary positions, no biases. The decoder maps embeddings to
-hidden states; `backbone.Backbone` makes the embeddings and chooses the head.
+The architecture is that of DeepSeek-LLM (arXiv 2401.02954, §2.2): pre-RMSNorm, SwiGLU, rotary positions, no biases. The
+decoder maps embeddings to hidden states; `backbone.Backbone` computes the embeddings and applies a head.
 """
 
 from collections.abc import Mapping
@@ -25,9 +25,10 @@ class KVCache(NamedTuple):
     """Keys and values of earlier positions in S slots.
 
     Attributes:
-      layers: One (keys, values) pair per layer. A device loop can update separate arrays without copies.
-      segment_ids: Segment of each slot; 0 for unwritten slots and padding.
-      length: Number of written slots, equal for all sequences (prompts are padded on the left).
+      layers: One (keys, values) pair per layer. The arrays of the layers are not stacked, so that a loop on the device
+        can update them without copies.
+      segment_ids: Segment id of each slot; 0 for unwritten slots and padding.
+      length: Number of written slots. It is equal for all sequences, because prompts are padded on the left.
     """
 
     layers: tuple[LayerCache, ...]
@@ -36,9 +37,9 @@ class KVCache(NamedTuple):
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
-    """Adds unwritten slots to the cache, up to `slots`.
+    """Returns the cache with unwritten slots added, so that it has `slots` slots.
 
-    A decode step reads every slot, written or not, so a cache should not be much longer than its content.
+    A decode step reads all slots, also unwritten ones, so a cache should not be much longer than its content.
     """
     more = slots - cache.segment_ids.shape[1]
     layers = jax.tree.map(lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, more), (0, 0))), cache.layers)
@@ -83,7 +84,7 @@ class Attention(nn.Module):
 
     def _fused(self, x: Float[Array, "B L D"]) -> tuple[Array, Array, Array]:
         c = self.config
-        # Each key head is stored with its query heads, so that tensor parallelism splits between groups.
+        # Stores each key head with its query heads, so that tensor parallelism does not split such a group.
         shape = (c.num_kv_heads, c.num_heads // c.num_kv_heads + 2, c.head_dim)
         axes = ("kv_heads", None, "head_dim", "embed")
         y = Linear(shape, axes, self.execution, use_bias=False, name="qkv")(x)
@@ -102,7 +103,7 @@ class SwiGLU(nn.Module):
     def __call__(self, x: Float[Array, "B L D"]) -> Float[Array, "B L D"]:
         width, e = self.config.mlp_dim, self.execution
         if e.layers == "unrolled":
-            # Each gate is stored with its unit, so that tensor parallelism splits between units.
+            # Stores the gate of each hidden unit with the unit, so that tensor parallelism does not separate them.
             fused = Linear((width, 2), ("mlp", None, "embed"), e, use_bias=False, name="gate_up")(x)
             gate, up = fused[..., 0], fused[..., 1]
         else:
@@ -132,12 +133,12 @@ class Block(nn.Module):
 
 
 class CapturingCarry(NamedTuple):
-    """Scan carry that also holds one block's output.
+    """Carry of the scan over blocks that also holds the output of one block.
 
     Attributes:
       x: Hidden states.
-      num_blocks: Blocks so far.
-      captured: Hidden states after the captured block; zero before it.
+      num_blocks: Number of blocks that have run.
+      captured: Hidden states after the captured block; zeros until it has run.
     """
 
     x: Float[Array, "B L D"]
@@ -146,7 +147,7 @@ class CapturingCarry(NamedTuple):
 
 
 class CapturingBlock(Block):
-    """A block that copies its output to the carry if it is block number `capture_block`, counted from 1."""
+    """Block that stores its output in `CapturingCarry.captured` if it is block number `capture_block`, from 1."""
 
     capture_block: int = 1
 
@@ -161,12 +162,12 @@ class CapturingBlock(Block):
 class Llama(nn.Module):
     """Embedding table, transformer and text head.
 
-    The parameters of the blocks are stacked under `layers`. With `execution.layers` "unrolled" they are in `layers_0`,
-    `layers_1`, ..., and matrices with the same input are fused to `qkv` and `gate_up`.
+    With scanned layers the parameters of the blocks are stacked under `layers`. With unrolled layers they are in
+    `layers_0`, `layers_1`, ..., and matrices with the same input are fused to `qkv` and `gate_up`.
 
     Attributes:
-      capture_block: Number, from 1, of the block with the output that `call_and_capture` returns. Needs
-        `execution.layers` "scanned". The scan carries this output, so no other block's output is stored.
+      capture_block: Number, from 1, of the block whose output `call_and_capture` returns. It needs scanned layers. The
+        scan carries this output, so the outputs of the other blocks are not stored.
     """
 
     config: LlamaConfig
@@ -199,11 +200,11 @@ class Llama(nn.Module):
         Args:
           x: Embeddings.
           positions: Rotary positions.
-          segment_ids: Example number within the sequence; 0 at padding.
-          cache: Earlier positions, which the new positions attend to.
+          segment_ids: Number of the example within the sequence, from 1; 0 at padding.
+          cache: Keys and values of earlier positions; None if there are none.
 
         Returns:
-          The hidden states, and the cache with the L new positions or None if none was given.
+          The hidden states, and the cache extended by the L new positions; None if no cache is given.
         """
         x, angles, mask = self._begin(x, positions, segment_ids)
         if cache is None:
@@ -217,7 +218,7 @@ class Llama(nn.Module):
     def call_and_capture(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Float[Array, "B L D"]]:
-        """Returns the hidden states of `__call__`, and those after block `capture_block`, before any norm."""
+        """Returns the final hidden states, as `__call__` does, and the output of block `capture_block`."""
         x, angles, mask = self._begin(x, positions, segment_ids)
         after, _ = self.layers(self._carry(x), angles, mask, None, False)
         return self.norm(after.x), after.captured
@@ -225,9 +226,9 @@ class Llama(nn.Module):
     def prefill(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"], slots: int
     ) -> tuple[Float[Array, "B L D"], KVCache]:
-        """Returns the hidden states of a prompt and a cache of `slots` >= L slots that begins with it.
+        """Returns the hidden states of a prompt, and a cache of `slots` >= L slots that begins with the prompt.
 
-        This is faster than `__call__` with an empty cache, because the prompt does not attend to empty slots.
+        This is faster than `__call__` with an empty cache, because the prompt does not attend to unwritten slots.
         """
         x, angles, mask = self._begin(x, positions, segment_ids)
         x, layers = self._blocks(x, angles, mask, None, keep_kv=True)
@@ -237,7 +238,7 @@ class Llama(nn.Module):
     def _begin(
         self, x: Float[Array, "B L D"], positions: Int[Array, "B L"], segment_ids: Int[Array, "B L"]
     ) -> tuple[Float[Array, "B L D"], Angles, Mask]:
-        """Inputs of the blocks: embeddings in the computation's dtype, rotary angles and causal mask."""
+        """Returns the inputs of the blocks: embeddings in the dtype of the computation, rotary angles and a mask."""
         c, e = self.config, self.execution
         x = nn.with_logical_constraint(x.astype(e.dtype), ("batch", "length", "activation_embed"))
         return x, rotary_angles(positions, c.head_dim, c.rope_theta), Mask(segment_ids, segment_ids, causal=True)
@@ -269,11 +270,15 @@ class Llama(nn.Module):
 
 
 PARAMS_PER_BLOCK = len(("attn_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "down"))
-"""Arrays in the parameter tree of one block that is not fused."""
+"""Number of arrays in the parameter tree of one block before `fuse_block`."""
 
 
 def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Fuses one block's `q`, `k`, `v` to `qkv` and `gate`, `up` to `gate_up`; numpy or jax arrays."""
+    """Fuses the matrices `q`, `k`, `v` of a block to `qkv`, and `gate`, `up` to `gate_up`.
+
+    Args:
+      block: Parameters of one block, numpy or jax arrays.
+    """
     attn, mlp = block["attn"], block["mlp"]
     xp = np if isinstance(attn["q"]["weight"], np.ndarray) else jnp
     grouped = (config.num_kv_heads, -1, config.head_dim, config.width)
@@ -288,7 +293,7 @@ def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
 
 
 def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Inverts `fuse_block`."""
+    """Splits `qkv` and `gate_up` of a block: the inverse of `fuse_block`."""
     attn, mlp = block["attn"], block["mlp"]
     qkv, gate_up = attn["qkv"]["weight"], mlp["gate_up"]["weight"]
     query = qkv[:, :-2].reshape(config.num_heads, config.head_dim, config.width)
@@ -306,13 +311,13 @@ def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]
 
 
 def unstack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Converts the `llm` parameters to the layout of `Execution.layers` "unrolled"."""
+    """Converts the `llm` parameters to the layout of unrolled layers."""
     tree = unstack_params(llm, "layers", config.depth)
     return tree | {name: fuse_block(tree[name], config) for name in _blocks(config)}
 
 
 def stack_layers(llm: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Inverts `unstack_layers`: returns the layout of training and checkpoints."""
+    """Converts the `llm` parameters back to the layout of scanned layers."""
     blocks = {name: split_block(llm[name], config) for name in _blocks(config)}
     return stack_params({**llm, **blocks}, "layers", config.depth)
 

@@ -1,7 +1,7 @@
 """Attention masks.
 
-Two rules define every mask: a position attends only within its own segment and, in causal attention, only to itself and
-to earlier positions.
+Two rules define every mask. A position attends only to positions of its own segment. In causal attention it attends
+only to itself and to earlier positions.
 """
 
 import flax.struct
@@ -14,10 +14,10 @@ class Mask:
     """Mask of T queries over S keys.
 
     Attributes:
-      query_segments, key_segments: A query attends only to keys with its own segment id. Without ids, to all keys.
-      causal: Whether a query attends only to keys at its own slot and earlier slots.
-      query_offset: Slot of the first query among the keys, if the queries continue a cache. Otherwise queries and
-        keys are the same positions.
+      query_segments, key_segments: Segment ids of queries and keys. None: there is one segment.
+      causal: Whether attention is causal.
+      query_offset: Index of the first query among the keys, if the queries continue a cache. None: queries and keys are
+        the same positions.
     """
 
     query_segments: Int[Array, "B T"] | None = None
@@ -27,7 +27,7 @@ class Mask:
     query_offset: Int[Array, ""] | None = None
 
     def dense(self, num_queries: int, num_keys: int) -> Bool[Array, "#B 1 T S"] | None:
-        """Returns the mask as booleans, True where a query attends, or None if every query attends to every key."""
+        """Returns booleans that are True where a query attends to a key, or None if all queries attend to all keys."""
         allowed = None
         if self.query_segments is not None and self.key_segments is not None:
             allowed = self.query_segments[:, None, :, None] == self.key_segments[:, None, None, :]
@@ -46,4 +46,4 @@ class Mask:
 
 
 UNMASKED = Mask()
-"""Every query attends to every key."""
+"""Mask under which every query attends to every key."""

@@ -21,7 +21,7 @@ class QKV(nn.Module):
         axes = (None, "heads", "head_dim", "embed")
         weight = parameter(self, "weight", fan_in_normal(), (3, c.num_heads, c.head_dim, c.width), axes, e)
         bias = parameter(self, "bias", nn.initializers.zeros, (3, c.num_heads, c.head_dim), axes[:3], e)
-        # Three products, because a merged one would cross the heads that a mesh splits.
+        # Computes three products. A merged product would make the mesh split queries, keys and values, not heads.
         maps = zip(weight.astype(e.dtype), bias.astype(e.dtype), strict=True)
         return tuple((project(x.astype(e.dtype), w) + b).swapaxes(1, 2) for w, b in maps)
 

@@ -1,8 +1,8 @@
 """Splash attention: a TPU kernel that skips masked blocks and does not store the scores.
 
-jax ships the kernel (`jax.experimental.pallas.ops.tpu.splash_attention`) for the heads of one sequence. Here it is
-mapped over sequences and, under a mesh, over the devices that hold them. On other platforms it runs interpreted, for
-tests.
+The kernel is part of jax (`jax.experimental.pallas.ops.tpu.splash_attention`) and computes all heads of one sequence.
+This module applies it to all sequences of a batch and, under a mesh, on every device to the sequences and heads of this
+device. On other platforms than TPUs the kernel is interpreted, for tests.
 """
 
 import functools
@@ -18,7 +18,7 @@ from jaxtyping import Array, Float, Int
 from janus_jax.models.masks import Mask
 from janus_jax.models.target_platform import current_platform
 
-# Lanes of a TPU's vector unit: block sizes must be multiples.
+# Lanes of a TPU's vector unit. Block sizes must be multiples of it.
 LANES = 128
 MAX_BLOCK = 512
 _BLOCK_SIZES = (
@@ -28,7 +28,10 @@ _BLOCK_SIZES = (
 
 
 def is_supported(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], mask: Mask) -> bool:
-    """Returns whether the kernel supports the arguments: a whole sequence that attends to itself, in whole blocks."""
+    """Returns whether the kernel supports the arguments.
+
+    Queries and keys must be the same positions, and length and head dimension must be multiples of `LANES`.
+    """
     return (
         mask.query_offset is None
         and query.shape[2] == key.shape[2]
@@ -40,7 +43,7 @@ def is_supported(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], 
 def splash_attention(
     query: Float[Array, "B H L K"], key: Float[Array, "B KV L K"], value: Float[Array, "B KV L K"], mask: Mask
 ) -> Float[Array, "B H L K"]:
-    """Computes `attention.attend` for arguments that are supported."""
+    """Computes `attention.attend` for arguments that `is_supported` accepts."""
     query = query * query.shape[-1] ** -0.5
     segments = (mask.query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()
@@ -49,7 +52,7 @@ def splash_attention(
         return attend(query, key, value, segments)
     heads = _spec("batch", "heads", None, None)
     kv_heads = _spec("batch", "kv_heads", None, None)
-    # Pallas calls do not declare how their results vary over the mesh, which check_vma would require.
+    # check_vma requires that every operation declares how its result varies over the mesh; Pallas calls do not.
     sharded = jax.shard_map(
         attend,
         mesh=mesh,

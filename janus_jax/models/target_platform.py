@@ -1,4 +1,4 @@
-"""Platform that programs are traced for: the local devices, or the target of ahead-of-time compilation."""
+"""Platform that programs are traced for: that of the local devices, or the target of ahead-of-time compilation."""
 
 import contextlib
 import contextvars
@@ -13,7 +13,7 @@ _TARGET: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("targe
 
 @contextlib.contextmanager
 def target_platform(platform: Platform) -> Iterator[None]:
-    """Traces programs with the kernels of `platform` while the context is active."""
+    """While the context is active, programs are traced for `platform` and use its kernels."""
     token = _TARGET.set(platform)
     try:
         yield
@@ -22,5 +22,5 @@ def target_platform(platform: Platform) -> Iterator[None]:
 
 
 def current_platform() -> str:
-    """Returns the platform that the program being traced will run on."""
+    """Returns the platform for which programs are traced now."""
     return _TARGET.get() or jax.default_backend()

@@ -1,7 +1,7 @@
 """JanusFlow's generation encoder and decoder: ConvNeXt blocks before and after the transformer, with a skip connection.
 
-JanusFlow (arXiv 2411.07975, §3.1 and appendix A); ConvNeXt V2 (arXiv 2301.00808, §3.2, for the global response norm);
-FiLM (arXiv 1709.07871). Latents are channels-last. Times are in [0, 1]: 0 is noise, 1 is the image.
+Sources: JanusFlow (arXiv 2411.07975, §3.1 and appendix A), ConvNeXt V2 (arXiv 2301.00808, §3.2, for the global response
+norm) and FiLM (arXiv 1709.07871). Latents are channels-last. Times are in [0, 1]: 0 is noise, 1 is the image.
 """
 
 import math
@@ -16,16 +16,16 @@ from jaxtyping import Array, Float
 from janus_jax.config import Execution, UViTConfig
 from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
 
-# Factor of times before the sinusoids. Their periods range from 2 pi to about 2 pi MAX_PERIOD.
+# Times are multiplied by TIME_SCALE. The periods of the sinusoids range from 2 pi to about 2 pi MAX_PERIOD.
 TIME_SCALE = 1000.0
 MAX_PERIOD = 10000.0
 
 
 class EncodedLatents(NamedTuple):
-    """Encoder outputs of M images, for the transformer and for the decoder's skip connection.
+    """Outputs of the generation encoder for M images: inputs of the transformer and of the decoder.
 
     Attributes:
-      features: One feature per position of the transformer.
+      features: One feature vector per image token; the decoder reads them over its skip connection.
       time: Embedding of each image's time.
     """
 
@@ -34,16 +34,16 @@ class EncodedLatents(NamedTuple):
 
 
 def sinusoids(times: Float[Array, " M"], width: int) -> Float[Array, "M C"]:
-    """Returns cosines, then sines, of times in [0, 1], float32."""
+    """Returns sinusoidal embeddings of times in [0, 1], float32: first all cosines, then all sines."""
     half = width // 2
-    # numpy computes the frequencies, because the exponential of accelerators is inexact.
+    # Uses numpy for the frequencies, because the exponential function of accelerators is inexact.
     frequencies = np.exp(-math.log(MAX_PERIOD) / half * np.arange(half, dtype=np.float32))
     angles = TIME_SCALE * times.astype(jnp.float32)[:, None] * frequencies
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class TimeEmbed(nn.Module):
-    """fc2(silu(fc1(sinusoids(t))))."""
+    """Embeds times: fc2(silu(fc1(sinusoids(t))))."""
 
     inputs: int
     outputs: int
@@ -74,8 +74,8 @@ class DepthwiseConv(nn.Module):
 
 def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
     margin = kernel.shape[0] // 2
-    # Gathers the kernel first. Otherwise the compiler splits the convolution by channels, as the kernel is sharded,
-    # and sends all activations.
+    # Replicates the small kernel. Otherwise the compiler splits the convolution by channels, as the kernel is sharded,
+    # and sends all activations between devices.
     kernel = nn.with_logical_constraint(kernel, (None,) * 4)
     return lax.conv_general_dilated(
         x,
@@ -89,10 +89,10 @@ def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"])
 
 
 def _by_shifts(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
-    # XLA's CPU backend convolves channel by channel, which takes a hundred times as long as these sums.
+    # XLA's CPU backend convolves channel by channel, which takes a hundred times as long as this sum.
     size, (_, height, width, _) = kernel.shape[0], x.shape
     margin = size // 2
-    # Materializes the padding, because a padding fused into the sum costs a comparison per element.
+    # Materializes the padding. Fused into the sum, it would cost a comparison per element.
     padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), (margin, margin), (margin, margin), (0, 0))))
     windows = (
         padded[:, row : row + height, column : column + width] * kernel[row, column, 0]
@@ -103,7 +103,10 @@ def _by_shifts(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> F
 
 
 class GlobalResponseNorm(nn.Module):
-    """x + scale * x * (|x| / mean |x|) + bias. |x| is a channel's norm over the image; the mean is over channels."""
+    """x + scale * x * (|x| / mean |x|) + bias.
+
+    |x| is the norm of each channel over the positions of an image; the mean is over channels.
+    """
 
     eps: float
     execution: Execution
@@ -114,7 +117,7 @@ class GlobalResponseNorm(nn.Module):
         scale = parameter(self, "scale", nn.initializers.zeros, channels, ("mlp",), e)
         bias = parameter(self, "bias", nn.initializers.zeros, channels, ("mlp",), e)
         energy = jnp.sum(jnp.square(x.astype(jnp.float32)), axis=(1, 2), keepdims=True)
-        # The derivative of the root is infinite at 0, so one channel of zeros would make every gradient NaN.
+        # Avoids the root of 0: its derivative is infinite, so one channel of zeros would make every gradient NaN.
         norm = jnp.where(energy > 0, jnp.sqrt(jnp.where(energy > 0, energy, 1)), 0)
         response = norm / (jnp.mean(norm, axis=-1, keepdims=True) + self.eps)
         gain = 1 + scale.astype(jnp.float32) * response
@@ -122,7 +125,7 @@ class GlobalResponseNorm(nn.Module):
 
 
 class ConvNextBlock(nn.Module):
-    """ConvNeXt V2 block. The time scales and shifts its output (FiLM, after the residual)."""
+    """ConvNeXt V2 block whose output is scaled and shifted according to the time embedding (FiLM)."""
 
     config: UViTConfig
     execution: Execution
@@ -141,7 +144,7 @@ class ConvNextBlock(nn.Module):
 
 
 class LatentEncoder(nn.Module):
-    """Maps latents and times to one feature per position of the transformer."""
+    """Maps latents and times to one feature vector per image token and to time embeddings."""
 
     config: UViTConfig
     llm_width: int
@@ -158,7 +161,7 @@ class LatentEncoder(nn.Module):
 
 
 class DecoderAdaptor(nn.Module):
-    """Norm and linear map of hidden states to the decoder's width."""
+    """Maps hidden states to the width of the decoder with a norm and a linear layer."""
 
     config: UViTConfig
     execution: Execution = Execution()
@@ -170,7 +173,7 @@ class DecoderAdaptor(nn.Module):
 
 
 class LatentDecoder(nn.Module):
-    """Maps the transformer's outputs and the encoder's features to velocities of the latents, float32."""
+    """Maps adapted hidden states and the encoder's outputs to velocities of the latents, float32."""
 
     config: UViTConfig
     execution: Execution = Execution()
@@ -188,7 +191,7 @@ class LatentDecoder(nn.Module):
 
 
 def unpatchify(x: Float[Array, "M h2 w2 C*P*P"], patch_size: int) -> Float[Array, "M h w C"]:
-    """Expands each position to its patch, channels outermost (pixel shuffle, arXiv 1609.05158)."""
+    """Arranges the values of each patch as pixels (pixel shuffle, arXiv 1609.05158). C is the outermost of C*P*P."""
     images, height, width, _ = x.shape
     x = x.reshape(images, height, width, -1, patch_size, patch_size).transpose(0, 1, 4, 2, 5, 3)
     return x.reshape(images, height * patch_size, width * patch_size, -1)

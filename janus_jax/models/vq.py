@@ -1,7 +1,8 @@
-"""Image tokenizer: pixels to tokens and back (VQ-16 of LlamaGen, arXiv 2406.06525, §2.1; VQGAN, 2012.09841).
+"""Image tokenizer: maps pixels to tokens and tokens to pixels.
 
-Images are channels-last with pixels in [-1, 1]. Normalization and codebook search use float32, because neighboring
-codes differ by less than the resolution of bfloat16.
+It is VQ-16 of LlamaGen (arXiv 2406.06525, §2.1; VQGAN, arXiv 2012.09841). Images are channels-last with pixels in
+[-1, 1]. Normalization and codebook search use float32, because neighboring codes differ by less than the resolution of
+bfloat16.
 """
 
 import flax.linen as nn
@@ -33,7 +34,7 @@ class VQTokenizer(nn.Module):
         return self.quant_conv(self.encoder(pixels))
 
     def quantize(self, latents: Float[Array, "B h w C"]) -> Int[Array, "B N"]:
-        """Returns the tokens of the codes nearest to the normalized latents."""
+        """Returns, for each latent vector, the token of the nearest code. Both are normalized first."""
         return nearest_codes(normalize(latents).reshape(latents.shape[0], -1, latents.shape[-1]), self._codes())
 
     def encode(self, pixels: Float[Array, "B H W 3"]) -> Int[Array, "B N"]:
@@ -41,13 +42,13 @@ class VQTokenizer(nn.Module):
         return self.quantize(self.latents(pixels))
 
     def decode(self, ids: Int[Array, "B N"]) -> Float[Array, "B H W 3"]:
-        """Returns the pixels of image tokens: about [-1, 1], not clipped."""
+        """Returns the pixels of images from their tokens: about [-1, 1], not clipped."""
         codes = jnp.take(self._codes(), ids, axis=0)
         side = self.config.grid_size
         return self.decode_codes(codes.reshape(-1, side, side, self.config.code_dim))
 
     def decode_codes(self, codes: Float[Array, "B h w C"]) -> Float[Array, "B H W 3"]:
-        """Returns the pixels of a grid of normalized codes: about [-1, 1], not clipped."""
+        """Returns the pixels of images from grids of normalized codes: about [-1, 1], not clipped."""
         return self.decoder(self.post_quant_conv(codes.astype(self.execution.dtype)))
 
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B H W 3"]:
@@ -59,13 +60,13 @@ class VQTokenizer(nn.Module):
 
 
 def normalize(x: Float[Array, "*B C"]) -> Float[Array, "*B C"]:
-    """Scales vectors to length 1, float32."""
+    """Returns the vectors scaled to length 1, float32."""
     x = x.astype(jnp.float32)
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-12)
 
 
 def nearest_codes(latents: Float[Array, "*B C"], codes: Float[Array, "V C"]) -> Int[Array, "*B"]:
-    """Returns the index of the nearest code. Latents and codes have length 1."""
+    """Returns the index of the code nearest to each latent vector. All vectors have length 1."""
     similarity = jnp.einsum("...C,VC->...V", latents, codes, precision=lax.Precision.HIGHEST)
-    # Among vectors of length 1 the nearest has the largest dot product.
+    # Of vectors of length 1, the nearest has the largest dot product.
     return jnp.argmax(similarity, axis=-1).astype(jnp.int32)

@@ -1,12 +1,11 @@
 """FLOPs of a training step, the numerator of MFU.
 
-Counted are the matrix products and convolutions that the examples need: tokens and images without padding, attention
-within each example and to earlier tokens only, and heads at supervised positions only. The backward pass of a product
-costs one more product if the gradient continues to earlier layers, and another one if its weight trains. A frozen
-weight therefore costs its forward pass, plus one product if a gradient passes through.
+The count includes the matrix products and convolutions that the examples need: tokens and images without padding,
+attention within each example and to earlier tokens only, and heads at supervised positions only. The backward pass of a
+product costs one more product if the gradient continues to earlier layers, and another one if the weight trains.
 
-Not counted: recomputation under remat, norms, activations and the optimizer ("model FLOPs utilization" of PaLM,
-arXiv 2204.02311, appendix B).
+The count excludes recomputation under remat, norms, activation functions and the optimizer, as in the definition of
+"model FLOPs utilization" (PaLM, arXiv 2204.02311, appendix B).
 """
 
 import functools
@@ -30,13 +29,13 @@ from janus_jax.models.janusflow import JanusFlow
 
 
 class ItemCounts(NamedTuple):
-    """Counts of the items that cost FLOPs in a step; also used for the FLOPs of one item of each kind.
+    """Number of items of each kind in a step. The same type holds the FLOPs of one item of each kind.
 
     Attributes:
       tokens: Positions that are not padding.
-      pairs: Pairs of a position and a position that it attends to, itself included.
+      pairs: Pairs of a position and a position that it attends to, including itself.
       und_images: Input images.
-      gen_images: Target images, whose tokens or latents are embedded and supervised.
+      gen_images: Target images; the step embeds them and computes their loss.
       encoded_images: Target images whose tokens or latents the step computes.
       text_targets: Supervised text positions.
     """
@@ -54,7 +53,7 @@ class ItemCounts(NamedTuple):
 
 
 def count_items(batch: Batch, config: ModelConfig) -> ItemCounts:
-    """Counts the items of a batch of numpy arrays."""
+    """Returns the number of items of each kind in a batch of numpy arrays."""
     length = batch.shape[1]
     sequence_offsets = np.arange(len(batch.tokens))[:, None] * (length + 1)
     segments = (batch.segment_ids + sequence_offsets)[batch.segment_ids != PADDING_SEGMENT]
@@ -74,8 +73,8 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
     """Returns the FLOPs of one item of each kind in a training step, forward and backward.
 
     Args:
-      trained: Paths of the trained parameters. Paths that are not in the model, such as LoRA factors, let the gradient
-        pass and cost nothing themselves.
+      trained: Paths of the trained parameters. Paths that are not in the model, such as LoRA factors, make the gradient
+        continue to their layer, but their own FLOPs are not counted.
     """
     sizes, llm = _parameter_sizes(config), config.llm
     understanding = _Path(sizes, trained)
@@ -104,7 +103,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
         generation.linear("gen_adaptor", config.gen_encoder.num_tokens)
 
     token = _Path(sizes, trained, has_gradient=understanding.has_gradient or generation.has_gradient)
-    # All layers enter together, because each layer precedes another one.
+    # Treats the stacked layers as one layer: if any of them trains, the gradient passes through the others.
     token.enter("llm/embed", "llm/layers")
     for name in ("attn/q", "attn/k", "attn/v", "attn/out", "mlp/gate", "mlp/up", "mlp/down"):
         token.product(f"llm/layers/{name}/weight")
@@ -118,7 +117,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
     if isinstance(config, JanusConfig):
         image.mlp("gen_head", config.num_gen_tokens)
     else:
-        # The skip connection.
+        # The decoder also reads the generation encoder's output, over the skip connection.
         image.has_gradient |= generation.has_gradient
         image.enter("gen_decoder_adaptor/norm")
         image.linear("gen_decoder_adaptor/linear", config.gen_encoder.num_tokens)
@@ -128,7 +127,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
         image.enter("gen_decoder/norm_out")
         image.product("gen_decoder/head/weight", config.gen_encoder.num_tokens)
         if any(name.startswith("aligner/") for name in trained):
-            # Representation alignment compares hidden states with SigLIP's features of the target image.
+            # Representation alignment needs SigLIP's features of the target image, without a gradient.
             features = _Path(sizes, ())
             _siglip(config, features)
             image.flops += features.flops
@@ -143,7 +142,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
 
 
 def _siglip(config: ModelConfig, path: "_Path") -> None:
-    """Adds SigLIP's pass over one image."""
+    """Adds the FLOPs of SigLIP applied to one image."""
     und, patches = config.und_encoder, config.und_encoder.num_patches
     path.product("und_encoder/patch_embed/kernel", patches)
     path.enter("und_encoder/patch_embed", "und_encoder/pos_embed", "und_encoder/blocks")
@@ -154,11 +153,11 @@ def _siglip(config: ModelConfig, path: "_Path") -> None:
 
 
 class _Path:
-    """Adds up FLOPs along one path of the data, and records whether a gradient flows back along it.
+    """Sequence of layers that one item passes. Adds up their FLOPs and records whether they need a gradient.
 
     Attributes:
-      flops: FLOPs so far.
-      has_gradient: Whether a layer so far trains, so that the backward pass continues to it.
+      flops: FLOPs of the layers so far.
+      has_gradient: Whether any layer so far trains, so that later layers must compute the gradient of their input.
     """
 
     def __init__(self, sizes: Mapping[str, int], trained: Collection[str], has_gradient: bool = False) -> None:
@@ -167,30 +166,30 @@ class _Path:
         self._sizes, self._trained = sizes, trained
 
     def branch(self) -> "_Path":
-        """Returns a path that continues from here and counts from zero."""
+        """Returns a path that continues from here, with FLOPs that start at zero."""
         return _Path(self._sizes, self._trained, self.has_gradient)
 
     def enter(self, *parts: str) -> None:
-        """Passes these subtrees: later layers need an input gradient if some of their parameters train."""
+        """Passes the layers with these subtrees of parameters without adding FLOPs."""
         prefixes = tuple(f"{part}/" for part in parts)
         self.has_gradient |= any(name.startswith(prefixes) or name in parts for name in self._trained)
 
     def product(self, weight: str, positions: int = 1) -> None:
-        """Adds the product of `positions` vectors with a weight."""
+        """Adds the FLOPs of the product of `positions` vectors with a weight."""
         self.flops += 2 * positions * self._sizes[weight] * (1 + self.has_gradient + (weight in self._trained))
 
     def linear(self, layer: str, positions: int = 1, weight: str = "weight") -> None:
-        """Adds a layer: its product, then its parameters."""
+        """Adds the FLOPs of a linear layer applied to `positions` vectors."""
         self.product(f"{layer}/{weight}", positions)
         self.enter(layer)
 
     def mlp(self, name: str, positions: int) -> None:
-        """Adds a two-layer MLP."""
+        """Adds the FLOPs of a two-layer MLP applied to `positions` vectors."""
         self.linear(f"{name}/fc1", positions)
         self.linear(f"{name}/fc2", positions)
 
     def conv_next(self, name: str, positions: int) -> None:
-        """Adds a ConvNeXt block over one image."""
+        """Adds the FLOPs of a ConvNeXt block applied to one image of `positions` positions."""
         self.linear(f"{name}/depthwise", positions, weight="kernel")
         self.enter(f"{name}/norm")
         self.linear(f"{name}/fc1", positions)
@@ -200,20 +199,20 @@ class _Path:
         self.enter(name)
 
     def attention(self, pairs: int, width: int) -> None:
-        """Adds scores and weighted values: two products whose operands both need a gradient."""
+        """Adds the FLOPs of attention: scores and weighted values, two products whose operands both need a gradient."""
         self.flops += 4 * pairs * width * (1 + 2 * self.has_gradient)
 
 
 @functools.cache
 def _parameter_sizes(config: ModelConfig) -> dict[str, int]:
-    """Number of elements of each parameter, by path."""
+    """Returns the number of elements of each parameter by path."""
     params = flatten_dict(nn.unbox(abstract_params(make_model(config))), sep="/")
     return {name: math.prod(leaf.shape) for name, leaf in params.items()}
 
 
 @functools.cache
 def _encoder_flops(config: ModelConfig) -> int:
-    """FLOPs of turning one target image into image tokens or latents; 0 for a JanusFlow without VAE."""
+    """Returns the FLOPs of encoding one target image to image tokens or latents; 0 for JanusFlow without a VAE."""
     model, size = make_model(config), config.gen_image_size
     if isinstance(model, Janus):
         encode: Callable[..., Any] = model.tokenize
@@ -237,7 +236,11 @@ def traced_flops(function: Callable[..., Any], *arguments: Any) -> int:
 
 
 def equations(jaxpr: Jaxpr, count: int = 1) -> Iterator[tuple[JaxprEqn, int]]:
-    """Yields all nested equations and how often each runs. The body of a data-dependent loop counts once."""
+    """Yields each nested equation with the number of times that it runs; once for the body of a data-dependent loop.
+
+    Args:
+      count: Number of times that `jaxpr` itself runs.
+    """
     for equation in jaxpr.eqns:
         inner = count * equation.params["length"] if equation.primitive.name == "scan" else count
         nested = list(jaxprs_in_params(equation.params))

@@ -49,7 +49,7 @@ def test_page_shows_the_stored_reports():
 
 
 def test_page_without_marker_raises():
-    with pytest.raises(JanusError, match="lacks the markers of the table 'speed'"):
+    with pytest.raises(JanusError, match="no place for a table"):
         scaling.insert_tables("# Tables\n", {"speed": "None."})
 
 

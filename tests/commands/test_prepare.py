@@ -88,7 +88,7 @@ def test_a_janusflow_without_its_vae_raises(tmp_path):
     config = dataclasses.replace(tiny.FLOW, vae=None)
     params = {part: tree for part, tree in tiny.stacked_params(tiny.FLOW).items() if part != "vae"}
     save_checkpoint(tmp_path / "flow", params, config)
-    with pytest.raises(JanusError, match="a JanusFlow without its VAE; give the folder of the VAE"):
+    with pytest.raises(JanusError, match="a JanusFlow model without its VAE; give the folder of the VAE"):
         open_image_encoder(tmp_path / "flow")
 
 

@@ -1,4 +1,4 @@
-"""Records for the data pipeline's tests, and prepared data sets of them."""
+"""Records for the data pipeline's tests, and prepared datasets of them."""
 
 import io
 import struct
@@ -51,7 +51,7 @@ def generation(number, caption="A red boat. It lies on a lake.", tokens=()):
 
 
 def write(folder, examples):
-    """Writes a prepared data set. A dict among the examples is written with only its own fields."""
+    """Writes a prepared dataset. A dict among the examples is written with only its own fields."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
@@ -65,7 +65,7 @@ def write(folder, examples):
 
 
 def write_tfds(folder, name, features, contents, **metadata):
-    """Writes serialized examples as the train split of a TFDS data set."""
+    """Writes serialized examples as the train split of a TFDS dataset."""
     import tensorflow_datasets as tfds
     from array_record.python.array_record_module import ArrayRecordWriter
 

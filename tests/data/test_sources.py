@@ -185,7 +185,7 @@ class TestWebDataset:
 
 @pytest.fixture(scope="module")
 def pets(tmp_path_factory):
-    """A small TFDS data set with classes."""
+    """A small TFDS dataset with classes."""
     import tensorflow_datasets as tfds
 
     folder = tmp_path_factory.mktemp("tfds") / "pets" / "1.0.0"
@@ -252,7 +252,7 @@ class TestTFDS:
     @pytest.mark.parametrize(
         ("name", "more", "words"),
         [
-            ("no_such_data_set", {}, "is not a TFDS data set"),
+            ("no_such_data_set", {}, "is not a TFDS dataset"),
             ("mnist", {"data_dir": "/nowhere"}, "mnist/.* is not in .*/nowhere.*download_and_prepare"),
             ("", {"input_split": "dev"}, "cannot be read .*its splits are train"),
             ("", {"text_field": "words"}, "no feature words, only .*--text_field"),

@@ -1,4 +1,4 @@
-"""Products with a result wider than their operands."""
+"""Tests of products with a wider dtype than their operands."""
 
 import jax
 import jax.numpy as jnp

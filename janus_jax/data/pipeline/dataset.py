@@ -1,4 +1,4 @@
-"""Components of a mixture: prepared data sets, and the shuffled shard of each that one process reads."""
+"""Components of a mixture, and the order in which one data shard reads their records."""
 
 import hashlib
 import os
@@ -25,11 +25,11 @@ _KINDS = {
 
 @dataclass(frozen=True)
 class Component:
-    """A data set of a mixture.
+    """A dataset of a mixture.
 
     Attributes:
-      name: Name in phases, example ids and messages.
-      source: Folder of a prepared data set, or a sequence of records.
+      name: Name of the component in phases, example ids and messages.
+      source: Folder of a prepared dataset, or a sequence of records.
       weight: Relative number of examples, used if `StreamConfig.phases` is empty.
       task: Task that all records must have; None allows any.
       split: Split to read, in TFDS syntax such as "train[:1000]".
@@ -44,22 +44,27 @@ class Component:
 
 @dataclass(frozen=True)
 class RecordReader:
-    """Random access to the records of a component: their number, and a function from index to record."""
+    """Random access to the records of a component.
+
+    Attributes:
+      length: Number of records.
+      read: Function from index to record.
+    """
 
     length: int
     read: Callable[[int], Record]
 
 
 def open_records(component: Component) -> RecordReader:
-    """Opens the data set of a component.
+    """Opens the dataset of a component.
 
     Raises:
-      JanusError: The folder is not a prepared data set or lacks the split.
+      JanusError: The folder is not a prepared dataset, or it does not have the split.
     """
     source = component.source
     if not isinstance(source, str | os.PathLike):
         return RecordReader(len(source), source.__getitem__)
-    # Imported here because it takes a second and records in memory do not need it.
+    # Imported here because the import takes a second and records in memory do not need it.
     from tensorflow_datasets import builder_from_directory, decode
     from tensorflow_datasets.proto import tf_example_generated_pb2
 
@@ -69,7 +74,7 @@ def open_records(component: Component) -> RecordReader:
             raise JanusError(f"{folder}, the source of component {component.name!r}, is not a folder; {remedy}.")
         if not (folder / "dataset_info.json").exists():
             raise JanusError(
-                f"{folder}, the source of component {component.name!r}, is not a prepared data set; {remedy}."
+                f"{folder}, the source of component {component.name!r}, is not a prepared dataset; {remedy}."
             )
     with reading(folder, remedy):
         builder = builder_from_directory(str(folder))
@@ -78,7 +83,7 @@ def open_records(component: Component) -> RecordReader:
                 f"{folder}, the source of component {component.name!r}, lacks the features "
                 f"{', '.join(sorted(missing))} of a record; convert it with janus-prepare --source tfds."
             )
-        # Raw bytes, because TFDS takes as long to decode an example's fields as to read it.
+        # Raw bytes, because decoding an example with TFDS takes as long as reading it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
         length = len(data)
 
@@ -99,13 +104,13 @@ def open_records(component: Component) -> RecordReader:
 
 @dataclass(frozen=True)
 class ComponentShard:
-    """An endless order of the records of one component that one shard reads, shuffled anew in each epoch.
+    """The records of a component that one data shard reads, in an endless order that is shuffled anew in each epoch.
 
-    Shard s of S has the records s, s + S, s + 2 S and so on.
+    Shard s of S has the records s, s + S, s + 2 S and so on. `len` is their number.
 
     Attributes:
       length: Number of records of the component.
-      index: Which shard, from 0.
+      index: Index of the shard.
       count: Number of shards.
       seed: Seed of the order.
       name: Name of the component.
@@ -128,18 +133,18 @@ class ComponentShard:
         return len(range(self.index, self.length, self.count))
 
     def locate(self, position: int) -> tuple[int, int]:
-        """Returns the epoch and the record index of the record at `position` of the order."""
+        """Returns the epoch, and the index within the component, of the record at a position of the order."""
         epoch, step = divmod(position, len(self))
         key = f"{self.seed}/{self.name}/{epoch}".encode()
         return epoch, self.index + self.count * permute(step, len(self), key)
 
 
 def permute(index: int, length: int, key: bytes) -> int:
-    """Maps an index by the pseudorandom permutation of range(length) that `key` selects.
+    """Returns the value at an index of a pseudorandom permutation of range(length). The key selects the permutation.
 
-    Each index is computed on its own, so no process holds the order of a billion records. The permutation is a Feistel
-    network over the smallest 4^b >= length, applied until the result is in range (Black and Rogaway 2002, "Ciphers with
-    arbitrary finite domains").
+    Each value is computed on its own, so that no process has to hold the order of a billion records. The permutation is
+    a Feistel network over the smallest 4^b >= length, applied until the result is less than `length` (Black and Rogaway
+    2002, "Ciphers with arbitrary finite domains").
     """
     bits = max(1, ((length - 1).bit_length() + 1) // 2)
     mask = (1 << bits) - 1

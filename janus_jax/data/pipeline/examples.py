@@ -25,10 +25,10 @@ class Supervision(enum.Enum):
     """Which text tokens are targets."""
 
     TEXT = "text"
-    """All text: stages I and II (Janus, arXiv 2410.13848, §3.3)."""
+    """All text. Used in stages I and II (Janus, arXiv 2410.13848, §3.3)."""
 
     ANSWERS = "answers"
-    """The assistant's turns with their end-of-sentence tokens: stage III."""
+    """The assistant's turns with their end-of-sentence tokens. Used in stage III."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,10 +38,10 @@ class Example:
     Attributes:
       example_id: "component/key", followed by "#epoch" from the second epoch on.
       sequence: Tokens and images.
-      text_targets: As in `Batch`, with positions counted within the example.
-      gen_starts: As in `Batch`, with positions counted within the example.
-      gen_ids: As in `Batch`; None without precomputed image tokens.
-      gen_latents: As in `Batch`; None without precomputed latents.
+      text_targets: See `Batch`. Positions are counted within the example.
+      gen_starts: See `Batch`. Positions are counted within the example.
+      gen_ids: See `Batch`. None without precomputed image tokens.
+      gen_latents: See `Batch`. None without precomputed latents.
       truncated: Number of tokens that `truncate` removed.
     """
 
@@ -55,7 +55,7 @@ class Example:
 
     @property
     def size(self) -> Int[np.ndarray, "4"]:
-        """Tokens, input images, target images and text targets: the quantities that a `Budget` limits."""
+        """Numbers of tokens, input images, target images and text targets, which a `Budget` limits."""
         sequence = self.sequence
         return np.array([len(sequence), len(sequence.und_images), len(self.gen_starts), len(self.text_targets)])
 
@@ -63,9 +63,9 @@ class Example:
 def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.ndarray, " T"]:
     """Returns the positions of the text targets. A target is predicted from the position before it.
 
-    Generation examples have no text targets: only their image tokens are supervised (Janus, §3.3), which
-    `Batch.gen_starts` marks. In other examples begin-of-sentence, image positions and the begin-of-image and
-    end-of-image tokens around them are not targets.
+    A generation example has no text targets. Its targets are the image tokens (Janus, §3.3), see `Batch.gen_starts`. In
+    other examples, all tokens except the begin-of-sentence token, image positions and the begin-of-image and
+    end-of-image tokens around them can be targets.
     """
     if sequence.task is Task.GENERATION:
         return np.zeros(0, np.int32)
@@ -76,7 +76,7 @@ def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.nd
 
 
 def _is_text(sequence: TokenSequence) -> Bool[np.ndarray, " L"]:
-    """Mask of all positions except begin-of-sentence, images, and the begin and end tokens of images."""
+    """Returns the mask of positions that hold text: no begin-of-sentence token, image, or token next to an image."""
     image = (sequence.und_patch_index != NO_IMAGE) | (sequence.gen_token_index != NO_IMAGE)
     excluded = image.copy()
     excluded[:-1] |= image[1:]
@@ -98,19 +98,19 @@ def first_sentence(caption: str) -> str:
 
 @dataclass(frozen=True)
 class _RecordRandom:
-    """Random numbers of a record, one per purpose, so that changing one probability leaves the others unchanged."""
+    """Random numbers of a record: one per purpose, so that changing one probability does not affect other choices."""
 
     seed: int
     key: str
     epoch: int
 
     def bits(self, purpose: str) -> int:
-        """Returns 64 random bits."""
+        """Returns a random integer of 64 bits for a purpose."""
         text = f"{self.seed}/{self.epoch}/{purpose}/{self.key}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
     def uniform(self, purpose: str) -> float:
-        """Returns a number in [0, 1)."""
+        """Returns a random number in [0, 1) for a purpose."""
         return (self.bits(purpose) >> 11) * 2.0**-53
 
 
@@ -118,18 +118,17 @@ class _RecordRandom:
 class ExampleBuilder:
     """Builds examples from records.
 
-    Randomness depends on the seed, the record's key and the epoch only, so an example does not depend on the process
-    that builds it.
+    Randomness depends only on the seed, the record's key and the epoch, so every process builds the same example.
 
     Attributes:
       processor: Processor of the model.
       supervision: Which text tokens are targets.
       drop_condition: Probability that the prompt of a generation example is replaced by pad tokens, for classifier-free
         guidance.
-      first_sentence: Probability that a caption is cut to its first sentence (Janus, §4.1).
-      random_crop: Crops target images at a random position along their long side; False takes the center.
-      precomputed_image_tokens: Uses the image tokens of the records instead of the pixels of target images. For
-        JanusFlow: uses the latents of the records next to the pixels of the center crop.
+      first_sentence: Probability that a caption is shortened to its first sentence (Janus, §4.1).
+      random_crop: Whether to crop target images at a random position along their long side instead of the center.
+      precomputed_image_tokens: Whether to use the image tokens of the records instead of the pixels of target images.
+        For JanusFlow: whether to use the latents of the records, in addition to the pixels of the center crop.
       seed: Seed of the randomness.
     """
 
@@ -147,7 +146,7 @@ class ExampleBuilder:
         Args:
           record: The record.
           epoch: Number of times the record was read before.
-          example_id: Id of the example; the record's key by default.
+          example_id: Id of the example. Default: the record's key.
 
         Raises:
           RejectedRecord: The record is not valid for the model, or has no targets.
@@ -158,7 +157,7 @@ class ExampleBuilder:
         is_start = (gen_index != NO_IMAGE) & (gen_index % self.processor.num_gen_tokens == 0)
         starts = np.flatnonzero(is_start).astype(np.int32)
         if not len(targets) and not len(starts):
-            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no supervised position.")
+            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no targets.")
         gen_ids = gen_latents = None
         if self.precomputed_image_tokens and sequence.task is Task.GENERATION:
             if self.processor.latent_shape is None:
@@ -237,7 +236,7 @@ class ExampleBuilder:
             )
 
     def _check_special_tokens(self, sequence: TokenSequence) -> None:
-        # Text that spells a special token would be read as an image or as padding.
+        # Text that contains a special token would be treated as an image or as padding.
         special = self.processor.tokenizer.special
         markers = (special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder)
         text = sequence.tokens[_is_text(sequence)]
@@ -247,7 +246,7 @@ class ExampleBuilder:
 
 
 def _text_of_message(index: int, message: object) -> Message:
-    # Only role and text, because image paths in a message must not be opened.
+    # Other keys are dropped, because image paths in a message must not be opened.
     if not isinstance(message, dict) or not all(isinstance(message.get(name), str) for name in ("role", "content")):
         raise RejectedRecord(
             RejectReason.BAD_CONVERSATION, f'message {index} is not an object with strings "role" and "content".'
@@ -256,7 +255,7 @@ def _text_of_message(index: int, message: object) -> Message:
 
 
 def _reason(record: Record) -> RejectReason:
-    """Finds the reason of a `JanusError` that the processor raised."""
+    """Returns the reason of a `JanusError` that the processor raised for the record."""
     for image in record.images:
         try:
             open_image(image)

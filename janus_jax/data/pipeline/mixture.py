@@ -1,4 +1,4 @@
-"""Mixture schedule: which component the next example comes from."""
+"""Selects the component of each example of a mixture."""
 
 import dataclasses
 import itertools
@@ -28,7 +28,7 @@ def check_phases(phases: Sequence[Phase], names: Sequence[str]) -> None:
     """Checks the order of the phases and the names and values of their weights.
 
     Raises:
-      JanusError: The phases are not in order, or a weight is not a number or names no component.
+      JanusError: The phases are not in order, a weight is not a number, or a component does not exist.
     """
     if not phases or any(phase.until_step is None for phase in phases[:-1]) or phases[-1].until_step is not None:
         raise JanusError("StreamConfig.phases must end with a phase whose until_step is None, and with no other.")
@@ -50,11 +50,11 @@ class MixtureSchedule:
     """Deterministic sequence of components. Every prefix matches the weights to within one example.
 
     With k components, the count of each differs from its expectation by at most 1 - 1/(2k - 2), which is optimal. The
-    rule is Tijdeman's (1980, "The chairman assignment problem"): among the components with a next example that is not
-    too early, pick the one with the earliest deadline. Arithmetic is exact. A deficit carries over to the next phase.
+    rule is from Tijdeman (1980, "The chairman assignment problem"): among the components whose next example would not
+    be too early, choose the one with the earliest deadline. Arithmetic is exact. Deficits carry over to the next phase.
 
     Attributes:
-      phases: Mixture weights.
+      phases: Mixture weights by step.
       names: Component names, in the order of their indices.
       phase_counts: Examples so far by phase.
       component_counts: Examples so far by component.
@@ -69,11 +69,11 @@ class MixtureSchedule:
         self.phase_counts = list(self.phase_counts) or [0] * len(self.phases)
         self.component_counts = list(self.component_counts) or [0] * len(self.names)
         shares = [self._shares(phase) for phase in self.phases]
-        # Counted in units that make every share an integer: as exact as fractions, and faster.
+        # Integers in units of 1 / _example of an example: exact like fractions, and faster.
         self._slack = math.lcm(*(share.denominator for share in itertools.chain(*shares)))
         self._example = self._slack * max(1, 2 * len(self.names) - 2)
         self._units = [[int(share * self._example) for share in phase] for phase in shares]
-        # How far each component is behind its expected count.
+        # Expected count minus actual count of each component.
         self._deficits = [
             sum(n * units[c] for n, units in zip(self.phase_counts, self._units, strict=True)) - count * self._example
             for c, count in enumerate(self.component_counts)
@@ -85,7 +85,7 @@ class MixtureSchedule:
         return next(index for index, end in enumerate(ends) if end is None or step < end)
 
     def next_component(self, phase: int) -> int:
-        """Returns the index of the component of the next example."""
+        """Returns the index of the component of the next example, and counts the example."""
         units = self._units[phase]
         self._deficits = [deficit + unit for deficit, unit in zip(self._deficits, units, strict=True)]
         chosen = min((c for c, unit in enumerate(units) if unit), key=lambda c: self._urgency(c, units[c]))
@@ -99,11 +99,11 @@ class MixtureSchedule:
         return dataclasses.replace(self)
 
     def _urgency(self, component: int, units: int) -> tuple[bool, int]:
-        """Whether the component's next example is too early now, and minus the number of examples to its deadline."""
+        """Returns whether the next example is too early, and the negative number of examples until its deadline."""
         deficit = self._deficits[component]
         return deficit < self._slack, -((deficit + self._slack - self._example) // units)
 
     def _shares(self, phase: Phase) -> list[Fraction]:
-        # Through the decimal string, so that 0.1 is a tenth and not the nearest binary number.
+        # Converted by its decimal string, so that 0.1 is exactly a tenth.
         weights = [Fraction(str(phase.weights.get(name, 0))) for name in self.names]
         return [weight / sum(weights) for weight in weights]

@@ -1,4 +1,4 @@
-"""Packs examples into sequences of one length, within budgets. All batches have one shape and little padding."""
+"""Packs examples into sequences of fixed length. All batches have the same shape and little padding."""
 
 import functools
 import itertools
@@ -15,8 +15,8 @@ from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
-# The rest of a sequence is filled by trying all groups of up to 3 of the 16 oldest examples that fit. A group of 3 is
-# taken only if it leaves less than 1/256 of the sequence free.
+# To fill the rest of a sequence, all groups of up to 3 of the 16 oldest examples that fit are tried. A group of 3 is
+# selected only if it leaves less than 1/256 of the sequence free.
 _MAX_CANDIDATES = 16
 _MAX_GROUP = 3
 _FULL = 1 / 256
@@ -44,17 +44,17 @@ class Budget:
 
     @property
     def limits(self) -> Int[np.ndarray, "4"]:
-        """The fields as a vector, in the order of `Example.size`."""
+        """The limits as a vector, in the order of `Example.size`."""
         return np.array([self.tokens, self.und_images, self.gen_images, self.text_targets])
 
 
 def truncate(example: Example, budget: Budget) -> Example:
-    """Cuts the end of text that exceeds the budget.
+    """Returns an example whose text is cut at the end, if it exceeds the budget.
 
-    The cut is after the last position within both the token and the text-target budget.
+    The cut is as late as the budgets of tokens and of text targets allow.
 
     Raises:
-      RejectedRecord: The example has too many images, the cut would reach an image, or no targets would be left.
+      RejectedRecord: The example has too many images, an image would be cut, or no targets would be left.
     """
     if (example.size <= budget.limits).all():
         return example
@@ -63,7 +63,7 @@ def truncate(example: Example, budget: Budget) -> Example:
     if len(example.text_targets) > budget.text_targets:
         length = min(length, int(example.text_targets[budget.text_targets]))
     targets = example.text_targets[example.text_targets < length]
-    # From length - 1 for input images, because the end-of-image token must stay with its image.
+    # Input images are checked from length - 1 on, because the end-of-image token must stay with its image.
     cuts_image = (sequence.und_patch_index[length - 1 :] != NO_IMAGE).any() or (
         sequence.gen_token_index[length:] != NO_IMAGE
     ).any()
@@ -93,10 +93,10 @@ def _describe(size: Int[np.ndarray, "4"]) -> str:
 
 
 def select_examples(sizes: Int[np.ndarray, "S 4"], limits: Int[np.ndarray, "4"]) -> list[int]:
-    """Selects the waiting examples that fill the next sequence.
+    """Returns the waiting examples that fill the next sequence.
 
-    The oldest example is always selected, so no example waits indefinitely. Then the oldest ones that fit follow, until
-    a small group fills the rest.
+    The oldest example is always selected, so no example waits indefinitely. The oldest examples that fit follow, until
+    a small group fills the rest of the sequence.
 
     Args:
       sizes: Sizes of the waiting examples, oldest first.
@@ -119,9 +119,9 @@ def select_examples(sizes: Int[np.ndarray, "S 4"], limits: Int[np.ndarray, "4"])
 def _best_group(
     sizes: Int[np.ndarray, "S 4"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, "4"], full: float
 ) -> Int[np.ndarray, " C"]:
-    """Returns the group that leaves the fewest tokens free, or the oldest example if more than a group still fits."""
+    """Returns the group that leaves the fewest tokens free, or the oldest example if a larger group would fit."""
     first, second, third = groups = _groups(len(fit))
-    # The extra column means "no further example".
+    # The added zero size stands for "no example" in groups of fewer than three.
     columns = np.vstack([sizes[fit], np.zeros_like(free)]).T
     totals = columns[:, first] + columns[:, second] + columns[:, third]
     tokens = np.where((totals <= free[:, None]).all(axis=0), totals[0], 0)
@@ -132,7 +132,7 @@ def _best_group(
 
 @functools.cache
 def _groups(count: int) -> Int[np.ndarray, "3 C"]:
-    """All groups of up to three of `count` indices, padded with `count`."""
+    """Returns all groups of up to three indices less than `count`. Smaller groups are padded with `count`."""
     groups = [
         (*group, *[count] * (_MAX_GROUP - size))
         for size in range(1, _MAX_GROUP + 1)
@@ -142,7 +142,12 @@ def _groups(count: int) -> Int[np.ndarray, "3 C"]:
 
 
 class PendingExample(NamedTuple):
-    """An example that is not packed yet, and its component and position within it."""
+    """An example that is not packed yet.
+
+    Attributes:
+      example: The example.
+      origin: Index of its component, and its position in the order of the component's records.
+    """
 
     example: Example
     origin: tuple[int, int]
@@ -151,11 +156,11 @@ class PendingExample(NamedTuple):
 class Packer:
     """Packs a stream of examples into sequences.
 
-    Before each sequence, `lookahead` examples wait. The sequence takes the oldest one and those that fill it best; the
-    others wait for the next sequence.
+    Each sequence is selected from the next `lookahead` examples: the oldest one and those that fill the sequence best.
+    The others wait for the next sequence.
 
     Attributes:
-      waiting: Examples between two sequences, oldest first.
+      waiting: Examples that are not packed yet, oldest first.
       filled: Total size of the packed examples, in the order of `Example.size`.
       sequences: Number of packed sequences.
       truncated: Number of packed examples that `truncate` shortened.
@@ -170,7 +175,7 @@ class Packer:
         self.truncated = 0
 
     def next_sequence(self, next_example: Callable[[], PendingExample]) -> list[Example]:
-        """Returns the examples of one sequence, in packing order."""
+        """Returns the examples of the next sequence in packing order. Gets new examples from `next_example`."""
         while len(self.waiting) < self.lookahead:
             self.waiting.append(next_example())
         sizes = np.stack([pending.example.size for pending in self.waiting])
@@ -206,13 +211,13 @@ class ImageShapes(NamedTuple):
         latent_shape: tuple[int, int, int] | None,
         precomputed_image_tokens: bool,
     ) -> "ImageShapes":
-        """Returns the shapes for a model; `precomputed_image_tokens` as in `pack`."""
+        """Returns the shapes for a model. `precomputed_image_tokens` has the same meaning as in `pack`."""
         tokens = num_gen_tokens if precomputed_image_tokens and latent_shape is None else 0
         return cls(*sizes, tokens, latent_shape if precomputed_image_tokens else None)
 
 
 def empty_batch(sequences: int, budget: Budget, images: ImageShapes, pad: int = 0) -> Batch:
-    """Returns a batch of B empty sequences, filled with the token `pad`."""
+    """Returns a batch of empty sequences: all positions are padding with the token `pad`."""
 
     def filled(width: int, value: int) -> Int[np.ndarray, "B W"]:
         return np.full((sequences, width), value, np.int32)
@@ -239,11 +244,11 @@ def pack(
     """Packs examples into a batch.
 
     Args:
-      sequences: Examples of each of the B sequences; they must fit the budget.
-      budget: L, U, G and T.
+      sequences: Examples of each of the B sequences. The examples of a sequence must fit the budget.
+      budget: L, U, G and T of the batch.
       processor: Processor that made the examples.
-      precomputed_image_tokens: Fills `gen_ids` and leaves `gen_images` empty (G = 0). For JanusFlow: fills
-        `gen_latents` next to the pixels, which SigLIP sees.
+      precomputed_image_tokens: Whether to fill `gen_ids` and leave `gen_images` empty (G = 0). For JanusFlow: whether
+        to fill `gen_latents` in addition to `gen_images`, which SigLIP encodes.
     """
     n_und, n_gen = processor.num_und_tokens, processor.num_gen_tokens
     image_sizes = processor.und_image_size, processor.gen_image_size

@@ -15,7 +15,13 @@ from janus_jax.files import PARSE_ERRORS, describe_error
 
 @dataclass(frozen=True)
 class LoadTask:
-    """A record to load: indices of the component and of the record in it, and the epoch."""
+    """A record to load.
+
+    Attributes:
+      component: Index of the component.
+      epoch: Epoch of the component.
+      index: Index of the record within the component.
+    """
 
     component: int
     epoch: int
@@ -24,7 +30,7 @@ class LoadTask:
 
 @dataclass(frozen=True)
 class ExampleLoader:
-    """Loads examples. A worker receives it by pickle and calls it to open the components."""
+    """Loads examples. It is sent to each worker by pickle, and the worker calls it to open the components."""
 
     components: Sequence[Component]
     builder: ExampleBuilder
@@ -36,7 +42,7 @@ class ExampleLoader:
         return lambda task: self.load(task, readers[task.component])
 
     def load(self, task: LoadTask, reader: RecordReader) -> Example | Rejection:
-        """Loads one example. A bad record gives a rejection, so it never stops a worker."""
+        """Returns the example of a record, or a `Rejection` if the record is invalid."""
         component = self.components[task.component]
         example_id = f"{component.name}/number {task.index}"
         try:
@@ -55,11 +61,11 @@ class ExampleLoader:
 class Prefetcher:
     """Queues of loaded examples, one per component.
 
-    The order of examples does not depend on the length of the queues: a component's examples follow the order of its
-    records, and the component's next record replaces a rejected one.
+    The order of examples does not depend on the lengths of the queues. The examples of a component have the order of
+    its records. A rejected record is replaced by the next record of the component.
 
     Attributes:
-      positions: Records read so far of each component, including rejected ones.
+      positions: Number of records read so far from each component, including rejected ones.
       rejects: Counts of accepted and rejected records.
     """
 
@@ -76,7 +82,7 @@ class Prefetcher:
         self._queues[component].append(self._submit(component, position))
 
     def resize_queues(self, lengths: Sequence[int]) -> None:
-        """Extends or cuts the queues to these lengths."""
+        """Lengthens or shortens each queue to the given length."""
         for component, (queue, length) in enumerate(zip(self._queues, lengths, strict=True)):
             while len(queue) > length:
                 self._pool.cancel(queue.pop())
@@ -102,7 +108,7 @@ class Prefetcher:
             self.request(component)
 
     def reload(self, origins: Sequence[tuple[int, int]]) -> list[PendingExample]:
-        """Loads examples again that were read before the state was saved.
+        """Returns the examples that waited to be packed when the state was saved, loaded again.
 
         Raises:
           JanusError: An example can no longer be loaded.
@@ -120,7 +126,7 @@ class Prefetcher:
         return examples
 
     def seek(self, positions: Sequence[int], rejects: RejectCounter) -> None:
-        """Continues from these positions and counts."""
+        """Empties the queues and continues at the given position of each component, with the given counts."""
         self.resize_queues([0] * len(self._queues))
         self.positions = list(positions)
         self.rejects = rejects

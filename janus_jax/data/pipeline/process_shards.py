@@ -1,7 +1,7 @@
-"""Data stream of one process, made of one or more data shards.
+"""Data stream of one process, which reads one or more data shards.
 
-The records are divided into shards when a stage begins: one per process, or more. Each shard is a `Stream` with its own
-order and state, and a process concatenates the sequences of its shards. A run can therefore resume on any number of
+When a stage begins, the records are divided into at least one shard per process. Each shard is a `Stream` with its own
+order and state. A process concatenates the sequences of its shards. A run can therefore resume on any number of
 processes that divides the number of shards, with the same global batches.
 """
 
@@ -26,12 +26,12 @@ def open_sharded_stream(
     """Opens the shards of one process.
 
     Args:
-      config: Components and how to pack them.
+      config: What to read and how to pack it.
       processor: Processor of the model.
       process_index: Index of this process among the training processes.
       process_count: Number of training processes.
       shards: Number of data shards.
-      workers: Data worker processes for all shards of this process together.
+      workers: Total number of data workers of this process.
 
     Raises:
       JanusError: The number of processes does not divide the number of shards; see also `open_stream`.
@@ -43,7 +43,7 @@ def open_sharded_stream(
         )
     shards_each = shards // process_count
     with contextlib.ExitStack() as stack:
-        # At least one worker per shard, if there are any.
+        # Rounded up, so that each shard has a worker unless there are none.
         workers_each = -(-workers // shards_each)
         first = process_index * shards_each
         streams = [
@@ -54,12 +54,12 @@ def open_sharded_stream(
 
 
 def merge_shard_states(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Returns the states of all shards, given the states (`ShardedStream.get_state`) of all processes in order."""
+    """Returns the states of all shards. `states` has the result of `ShardedStream.get_state` for each process."""
     return [shard for state in states for shard in state[_SHARDS]]
 
 
 class ShardedStream(Iterator[Batch]):
-    """Endless batches of one process. Made by `open_sharded_stream`."""
+    """Iterator over the endless batches of one process. Made by `open_sharded_stream`."""
 
     def __init__(self, streams: Sequence[Stream], stack: contextlib.ExitStack) -> None:
         self._streams, self._stack = streams, stack
@@ -78,18 +78,18 @@ class ShardedStream(Iterator[Batch]):
 
     @property
     def example_ids(self) -> tuple[tuple[str, ...], ...]:
-        """Example ids of the last batch, see `Stream`."""
+        """Ids of the last batch's examples, by sequence and segment."""
         return tuple(ids for stream in self._streams for ids in stream.example_ids)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the state of this process's shards between two batches, as JSON values."""
+        """Returns the state of this process's shards as JSON values. Must be called between two batches."""
         return {_SHARDS: [stream.get_state() for stream in self._streams]}
 
     def set_state(self, states: Sequence[dict[str, Any]]) -> None:
-        """Continues exactly where `get_state` was called, with any number of processes.
+        """Continues exactly where the states were saved. The number of processes may have changed.
 
         Args:
-          states: States of at least this process's shards, as returned by `merge_shard_states`.
+          states: States of all shards, as returned by `merge_shard_states`. Must include this process's shards.
 
         Raises:
           JanusError: See `Stream.set_state`.

@@ -1,4 +1,4 @@
-"""Stream of batches from a mixture of prepared data sets, deterministic and resumable.
+"""Deterministic, resumable stream of batches from a mixture of prepared datasets.
 
     config = StreamConfig(
         components=(
@@ -11,7 +11,7 @@
         batch = next(stream)
 
 Batches depend on the config, the step and the number of shards, but not on the number of workers or on the prefetch
-depth. The state is small: the position in each component, and the examples that wait to be packed.
+depth. The state is small: the position in each component, and the origins of the examples that wait to be packed.
 """
 
 import dataclasses
@@ -44,21 +44,21 @@ class StreamConfig:
     """Configures what a stream reads and how it builds batches.
 
     Attributes:
-      components: Data sets of the mixture.
-      batch_size: Sequences per batch, over all shards.
+      components: Datasets of the mixture.
+      batch_size: Sequences per batch, summed over all shards.
       budget: Capacity of a packed sequence.
       phases: Mixture weights by step; () uses the components' weights at every step.
       supervision: Which text tokens are targets.
       seed: Seed of the order and of all randomness per record.
-      precomputed_image_tokens: Reads the image tokens that `launch.prepare --tokenizer` stored: batches have `gen_ids`,
-        and `gen_images` is empty. For JanusFlow: reads the stored latents into `gen_latents`, next to `gen_images`.
-        If False, stored tokens and latents are ignored.
+      precomputed_image_tokens: Whether to read the image tokens that `janus-prepare --tokenizer` stored. Batches then
+        have `gen_ids`, and `gen_images` is empty. For JanusFlow: whether to read the stored latents into `gen_latents`,
+        in addition to `gen_images`. If False, stored tokens and latents are ignored.
       drop_condition: See `ExampleBuilder`.
       first_sentence: See `ExampleBuilder`.
       random_crop: See `ExampleBuilder`.
-      lookahead: Number of examples from which the next sequence is packed.
+      lookahead: Number of examples among which the packer selects those of the next sequence.
       max_rejected: Largest share of recent records that may be rejected before the run stops, in [0, 1).
-      recent: Number of recent records.
+      recent: Number of records that count as recent.
     """
 
     components: tuple[Component, ...]
@@ -77,7 +77,7 @@ class StreamConfig:
 
     def __post_init__(self) -> None:
         if not self.components:
-            raise JanusError("StreamConfig.components is empty; name at least one prepared data set.")
+            raise JanusError("StreamConfig.components is empty; name at least one prepared dataset.")
         names = [component.name for component in self.components]
         for name in names:
             if names.count(name) > 1:
@@ -102,15 +102,15 @@ def open_stream(
     """Opens the components and starts the worker processes.
 
     Args:
-      config: Components and how to pack them.
+      config: What to read and how to pack it.
       processor: Processor of the model.
-      shard_index: Which shard of the data to read. Each training process reads its own shards.
+      shard_index: Index of the data shard to read. Each training process reads different shards.
       shard_count: Number of shards.
-      workers: Processes that read, decode and tokenize in advance. With 0 this process does it when a batch is
+      workers: Number of processes that read, decode and tokenize in advance. 0: this process does so when a batch is
         requested.
 
     Raises:
-      JanusError: A data set is missing or has too few records, or the shards cannot share the batch evenly.
+      JanusError: A dataset is missing or has too few records, or the shards cannot share the batch evenly.
     """
     if not 0 <= shard_index < shard_count:
         raise JanusError(f"shard_index is {shard_index}; it must be from 0 to {shard_count - 1}.")
@@ -131,7 +131,7 @@ def open_stream(
         seed=config.seed,
     )
     loader = ExampleLoader(config.components, builder, config.budget)
-    # The workers start while this process opens the data sets itself.
+    # Started first, so that the workers start while this process opens the datasets.
     pool: Pool | None = ProcessPool(loader, workers) if workers else None
     try:
         shards = [
@@ -149,12 +149,12 @@ def open_stream(
 
 
 class Stream(Iterator[Batch]):
-    """Endless batches of one data shard. Made by `open_stream`.
+    """Iterator over the endless batches of one data shard. Made by `open_stream`.
 
     Attributes:
       step: Number of batches so far.
       example_ids: Ids of the last batch's examples, by sequence and segment.
-      close: Ends the worker processes; the stream cannot be used afterwards.
+      close: Function that ends the worker processes. The stream cannot be used afterwards.
     """
 
     def __init__(
@@ -170,7 +170,7 @@ class Stream(Iterator[Batch]):
         self._packer = Packer(config.budget, config.lookahead)
         self._prefetcher = Prefetcher(pool, shards, RejectCounter(config.max_rejected, config.recent))
         self._prefetch = prefetch
-        # The schedule as far as records are requested, `_prefetch` examples ahead of `_schedule`.
+        # A copy of the schedule for requesting records. It is `_prefetch` examples ahead of `_schedule`.
         self._requested: MixtureSchedule | None = None
         self._requested_phase = 0
         self._to_reload: list[tuple[int, int]] = []
@@ -196,7 +196,7 @@ class Stream(Iterator[Batch]):
         return self._shards[0].index
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the state between two batches as JSON values: at most a few hundred numbers."""
+        """Returns the state as JSON values, at most a few hundred numbers. Must be called between two batches."""
         origins = self._to_reload or [pending.origin for pending in self._packer.waiting]
         return {
             "format": _FORMAT,
@@ -212,10 +212,10 @@ class Stream(Iterator[Batch]):
         }
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Continues exactly where `get_state` was called, with any number of workers.
+        """Continues exactly where the state was saved. The number of workers may differ.
 
         Raises:
-          JanusError: The state has another config, other data or another shard.
+          JanusError: The state is of another config, of other data or of another shard.
         """
         self._check(state)
         self.step = state["step"]
@@ -230,9 +230,9 @@ class Stream(Iterator[Batch]):
         self._requested = None
 
     def report(self) -> dict[str, float]:
-        """Returns the used share of each budget and the numbers of records.
+        """Returns metrics: the used share of each budget, and the numbers of read, truncated and rejected records.
 
-        Shares are over the sequences since the stream was opened or restored, numbers over the whole run.
+        The shares are averages since the stream was opened or restored. The numbers are totals of the whole run.
         """
         rejects, packer = self._prefetcher.rejects, self._packer
         capacity = np.maximum(self.config.budget.limits * max(packer.sequences, 1), 1)
@@ -246,7 +246,7 @@ class Stream(Iterator[Batch]):
 
     @property
     def _fingerprint(self) -> dict[str, Any]:
-        """Everything that determines the batches, by name."""
+        """The values that determine the batches, by name."""
         config, p = self.config, self._processor
         return {
             "components": [

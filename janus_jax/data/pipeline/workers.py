@@ -1,8 +1,8 @@
-"""Pools of data workers. Results are read in the caller's order, and a worker that dies raises an error at once.
+"""Pools of data workers. Results can be read in any order. If a worker dies, reading a result raises at once.
 
-Workers are separate programs rather than `multiprocessing` processes, because those import the main module and with it
-jax. Each worker has its own socket, which closes when it ends; a process killed while it uses a `multiprocessing.Queue`
-can leave the reader waiting forever.
+Workers are separate programs rather than `multiprocessing` processes, because the latter import the main module and
+with it jax. Each worker has its own socket, which closes when the worker ends. A `multiprocessing.Queue` can leave its
+reader waiting forever if a process is killed while it uses the queue.
 """
 
 import contextlib
@@ -23,25 +23,25 @@ from typing import Any, Protocol
 from janus_jax.errors import JanusError
 
 Work = Callable[[Any], Any]
-"""Computes the result of a task. The result depends on the task only."""
+"""Function from a task to its result. The result must depend on the task only."""
 
 _MAX_ASSIGNED = 2
-"""Tasks assigned to a worker at a time: the running one and the next."""
+"""Most tasks that are assigned to a worker at a time: the running task and the next one."""
 
 _SHUTDOWN_SECONDS = 5.0
 
 
 class Pool(Protocol):
-    """Computes tasks."""
+    """Computes the results of tasks."""
 
     def submit(self, task: Any) -> int:
-        """Submits a task and returns its number."""
+        """Submits a task. Returns a number that identifies it."""
 
     def result(self, number: int) -> Any:
-        """Waits for the result of a task and returns it. Each result can be taken once.
+        """Waits for the result of a task and returns it. Must be called at most once per task.
 
         Raises:
-          JanusError: A worker process has ended, or the work raised a `JanusError`.
+          JanusError: A worker process has ended, or a task raised a `JanusError`.
         """
 
     def cancel(self, number: int) -> None:
@@ -52,7 +52,7 @@ class Pool(Protocol):
 
 
 class InlinePool:
-    """Pool without worker processes: computes a task when its result is requested."""
+    """Pool without worker processes. Computes a task when its result is requested."""
 
     def __init__(self, make_work: Callable[[], Work]):
         self._work = make_work()
@@ -85,7 +85,7 @@ class ProcessPool:
         """Starts the processes and returns at once.
 
         Args:
-          make_work: Called once in each process. It is sent by pickle.
+          make_work: Function that is called once in each process and returns the work. Must be picklable.
           count: Number of processes, at least 1.
         """
         self._lock = threading.Condition()
@@ -96,13 +96,13 @@ class ProcessPool:
         self._error: Exception | None = None
         self._closed = False
         self._sockets: list[socket.socket] = []
-        self._assigned = [_MAX_ASSIGNED] * count  # Full until the worker has received its work.
+        self._assigned = [_MAX_ASSIGNED] * count  # No tasks are sent before the worker has received its work.
         self.processes: list[subprocess.Popen[bytes]] = []
         for _ in range(count):
-            ours, theirs = socket.socketpair()
-            with theirs:
-                self.processes.append(_start(theirs.fileno()))
-            self._sockets.append(ours)
+            pool_end, worker_end = socket.socketpair()
+            with worker_end:
+                self.processes.append(_start(worker_end.fileno()))
+            self._sockets.append(pool_end)
         self._reader = threading.Thread(target=self._read, args=(make_work,), name="data workers", daemon=True)
         self._reader.start()
 
@@ -147,7 +147,7 @@ class ProcessPool:
             connection.close()
 
     def _assign(self) -> None:
-        """Sends tasks to the least busy workers. Needs the lock. Tasks are small, so sending does not block."""
+        """Sends tasks to the least busy workers. Must hold the lock. Tasks are small, so sending does not block."""
         while self._backlog and self._error is None and not self._closed:
             worker = min(range(len(self._assigned)), key=self._assigned.__getitem__)
             if self._assigned[worker] >= _MAX_ASSIGNED:
@@ -159,7 +159,7 @@ class ProcessPool:
                     _send(self._sockets[worker], (number, task))
 
     def _read(self, make_work: Callable[[], Work]) -> None:
-        """Body of the reader thread: receives results at once, so no worker waits for the main thread."""
+        """Runs in the reader thread. Receives results as they arrive, so that no worker waits for the main thread."""
         try:
             with selectors.DefaultSelector() as selector:
                 for worker, connection in enumerate(self._sockets):
@@ -206,9 +206,9 @@ class ProcessPool:
 
 
 def serve(descriptor: int) -> None:
-    """Runs a worker process: receives its work, then tasks, until the other end of the socket closes."""
-    # Interrupts and preemption notices reach every process of the group (SLURM's `--signal=USR1` every process of the
-    # job). Only the main process acts on them; it needs its workers until it ends.
+    """Runs a worker process. Receives its work, then tasks, until the pool closes the socket."""
+    # Interrupts and preemption notices are sent to workers, too. Only the main process handles them, and it needs its
+    # workers until it ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
@@ -237,7 +237,7 @@ def _start(descriptor: int) -> subprocess.Popen[bytes]:
 
 
 def _send(connection: socket.socket, value: Any) -> None:
-    """Sends a pickle, with its arrays uncopied and out of band."""
+    """Sends a pickled value. Arrays are sent separately, without copying them."""
     arrays: list[pickle.PickleBuffer] = []
     head = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
     parts = [memoryview(head), *(array.raw() for array in arrays)]
@@ -247,10 +247,10 @@ def _send(connection: socket.socket, value: Any) -> None:
 
 
 def _receive(connection: socket.socket) -> Any:
-    """Receives what `_send` sent.
+    """Returns a value sent by `_send`.
 
     Raises:
-      EOFError: The other end is closed.
+      EOFError: The other end of the socket is closed.
     """
     (count,) = struct.unpack("<Q", _read_bytes(connection, 8))
     sizes = struct.unpack(f"<{count}Q", _read_bytes(connection, 8 * count))

@@ -1,7 +1,7 @@
-"""Writes the shards of a data set with Apache Beam (Dataflow, Flink, Spark), for inputs too large for one machine.
+"""Writes the shards of a dataset with Apache Beam (Dataflow, Flink, Spark), for inputs too large for one machine.
 
-Each worker writes whole shards with the function that local processes use, so the bytes are the same. All workers must
-see input and output under the same paths and have this package installed.
+Each Beam worker writes whole shards by `ShardWriter.write`, as local processes do, so the bytes are the same. All
+workers must see input and output under the same paths and have this package installed.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ def write_shards_with_beam(writer: ShardWriter, indices: Sequence[int], options:
     """Writes shards in a Beam pipeline.
 
     Args:
-      writer: Writer of the data set.
+      writer: Writer of the dataset.
       indices: Indices of the shards.
       options: Beam's pipeline options, such as `--runner=FlinkRunner`. Default: the direct runner.
 
@@ -30,7 +30,7 @@ def write_shards_with_beam(writer: ShardWriter, indices: Sequence[int], options:
         _ = (
             pipeline
             | "indices" >> beam.Create(list(indices))
-            # Distributes the indices; a runner may otherwise keep them all on one worker.
+            # Distributes the indices over the workers; otherwise a runner may keep them all on one worker.
             | "reshuffle" >> beam.Reshuffle()
             | "write" >> beam.Map(_write_shard, writer)
         )

@@ -1,6 +1,6 @@
 """Precomputes the tokens or latents of target images, so that training does not run the image tokenizer or the VAE.
 
-Images are cropped to their center square: a random crop would need new tokens in each epoch.
+Images are cropped to their center square. Random crops would need new tokens in each epoch.
 """
 
 import os
@@ -29,20 +29,20 @@ from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import open_image, prepare_generation
 from janus_jax.sharding import batch_sharding, make_mesh, num_data_shards, use_mesh
 
-# On every device, because neighboring codes differ by less than bfloat16 resolves.
+# float32 on every device, because neighboring codes differ by less than the resolution of bfloat16.
 _EXECUTION = Execution(dtype="float32", param_dtype="float32")
 
 
 @dataclass(frozen=True)
 class ImageEncoding:
-    """Function from target images to the values that a record stores.
+    """Describes how to compute image tokens or latents.
 
     Attributes:
       image_size: Side of an image in pixels.
-      module: Module of a model that has the parameters.
-      parameters: Names of the needed parameters of the module.
-      encode: Function from parameters and pixels in [-1, 1] to a vector per image.
-      field: Field of `Record` for the vector.
+      module: Name of the model's module that encodes.
+      parameters: Names of the module's parameters that `encode` needs.
+      encode: Function from parameters and pixels in [-1, 1] to one vector of tokens or latents per image.
+      field: Field of `Record` that stores the vector.
     """
 
     image_size: int
@@ -53,7 +53,7 @@ class ImageEncoding:
 
 
 def token_encoding(config: VQConfig) -> ImageEncoding:
-    """Returns the encoding to tokens of an image tokenizer."""
+    """Returns the encoding that computes the tokens of an image tokenizer."""
     tokenizer = VQTokenizer(config, _EXECUTION)
 
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
@@ -65,10 +65,10 @@ def token_encoding(config: VQConfig) -> ImageEncoding:
 
 
 def latent_encoding(config: VAEConfig, image_size: int) -> ImageEncoding:
-    """Returns the encoding to the scaled means of a VAE's latents.
+    """Returns the encoding that computes the scaled means of a VAE's latents.
 
-    Means rather than samples: the VAE's deviations are small compared to its latents, the flow adds its own noise, and
-    training that computes latents itself also uses the means.
+    Means rather than samples, because the VAE's standard deviations are small compared to its latents, the flow adds
+    its own noise, and training that computes latents itself also uses the means.
     """
     vae = VAE(config, _EXECUTION)
 
@@ -89,7 +89,7 @@ class ImageEncoder:
         Args:
           encoding: The encoding.
           params: Parameters of `encoding.module`.
-          batch_size: Images per batch, rounded up to a multiple of the devices.
+          batch_size: Images per batch, rounded up to a multiple of the number of devices.
           devices: Devices to use. Default: all devices of this process.
         """
         self.encoding = encoding
@@ -104,7 +104,7 @@ class ImageEncoder:
         )
 
     def __call__(self, images: UInt8[np.ndarray, "B H W 3"]) -> Shaped[Array, "B2 N"]:
-        """Starts to encode up to `batch_size` images; returns their vectors, followed by those of the padding."""
+        """Starts to encode up to `batch_size` images. Returns their vectors, then those of padding images."""
         padded = np.zeros((self.batch_size, *images.shape[1:]), np.uint8)
         padded[: len(images)] = images
         with use_mesh(self._mesh):
@@ -114,11 +114,11 @@ class ImageEncoder:
 def open_image_encoder(path: Path) -> Callable[[int], ImageEncoder]:
     """Opens the image tokenizer or the VAE of a checkpoint.
 
-    The checkpoint is a model or only the image tokenizer or VAE, in any layout. A separate VAE has no image size; that
-    of JanusFlow-1.3B is used.
+    The checkpoint contains a model, or only an image tokenizer or a VAE, in any layout. A separate VAE states no image
+    size, so images have the size of JanusFlow-1.3B.
 
     Returns:
-      Function from batch size to encoder, which reads the parameters.
+      Function from batch size to encoder. It reads the parameters when it is called.
 
     Raises:
       JanusError: The checkpoint has no image tokenizer or VAE.
@@ -129,7 +129,7 @@ def open_image_encoder(path: Path) -> Callable[[int], ImageEncoder]:
     if isinstance(config, JanusFlowConfig):
         config, image_size = config.vae, config.gen_image_size
         if config is None:
-            raise JanusError(f"--tokenizer {path} is a JanusFlow without its VAE; give the folder of the VAE.")
+            raise JanusError(f"--tokenizer {path} is a JanusFlow model without its VAE; give the folder of the VAE.")
     elif isinstance(config, JanusConfig):
         config = config.gen_encoder
     if isinstance(config, VQConfig):
@@ -156,10 +156,10 @@ def encode_target_images(
     """Adds image tokens or latents to the records of finished shards.
 
     Args:
-      writer: Writer of the data set.
-      indices: Indices of the shards; each process of a cluster takes others.
+      writer: Writer of the dataset.
+      indices: Indices of the shards. Each process of a cluster passes different ones.
       encoder: Encoder of the model to train.
-      report: Called after each batch with the number of encoded images.
+      report: Called after each batch with the number of images encoded so far.
     """
     encoding = encoder.encoding
     total = 0
@@ -169,7 +169,7 @@ def encode_target_images(
 
     def finish(records: list[Record], vectors: Shaped[Array, "B N"]) -> Iterator[Record]:
         nonlocal total
-        # The padding's vectors come last and are dropped.
+        # The vectors of padding images come last and are dropped.
         for record, vector in zip(records, np.asarray(vectors), strict=False):
             yield replace(record, **{encoding.field: vector})
         total += len(records)

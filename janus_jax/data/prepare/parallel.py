@@ -1,6 +1,6 @@
-"""Writes shards in several processes, with progress and an early stop.
+"""Writes shards in several processes, reports progress, and stops early if too many entries are rejected.
 
-A worker that dies raises an error, and no worker outlives its parent.
+If a worker process dies, the parent raises an error. If the parent dies, its workers exit.
 """
 
 import contextlib
@@ -11,41 +11,24 @@ import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from janus_jax.data.prepare.shard_writer import MIN_ENTRIES, ShardWriter
 from janus_jax.errors import JanusError
+from janus_jax.progress import Report
 
 _SECONDS_BETWEEN_REPORTS = 0.5
 _ENTRIES_BETWEEN_REPORTS = 64
 
 
-@dataclass(frozen=True)
-class PrepareProgress:
-    """Progress of a data set, including earlier runs.
-
-    Attributes:
-      entries: Entries read so far.
-      total: Entries of all parts; None if the source does not know.
-      rejected: Rejected entries.
-      shards: Finished shards.
-    """
-
-    entries: int
-    total: int | None
-    rejected: int
-    shards: int
-
-
 _Update = Callable[[int, int, int], None]
-"""Called with the entries, rejected entries and finished shards of this run. Raises `_Stop` to end it."""
+"""Function of the numbers of entries, rejected entries and finished shards in this run. May raise `_Stop`."""
 
 
 class _Stop(Exception):
-    """Ends a run early. Arguments: entries and rejected entries."""
+    """Too many entries are rejected. In the parent process, the arguments are the entries and the rejected entries."""
 
 
 def write_shards(
@@ -54,16 +37,17 @@ def write_shards(
     *,
     workers: int,
     max_rejected: float,
-    report: Callable[[PrepareProgress], None] = lambda progress: None,
+    report: Report = lambda done, total=None, **counts: None,
 ) -> None:
     """Writes shards.
 
     Args:
-      writer: Writer of the data set.
+      writer: Writer of the dataset.
       indices: Indices of the shards.
-      workers: Number of processes; one worker means this process.
-      max_rejected: Share of rejected entries at which to stop, after the first `MIN_ENTRIES` entries.
-      report: Called regularly with the progress.
+      workers: Number of processes; 1 writes in this process.
+      max_rejected: Largest share of entries that may be rejected, checked from the first `MIN_ENTRIES` entries on.
+      report: Called regularly with the number of entries (finished shards of earlier runs included), the number of
+        entries of all parts (None if unknown), `rejected` entries and finished `shards`.
 
     Raises:
       JanusError, StorageFull: Too many entries are rejected, the input or output fails, or a worker dies.
@@ -71,11 +55,11 @@ def write_shards(
     before = writer.finished_stats()
     sizes = [part.size for part in writer.parts]
     total = None if None in sizes else sum(size for size in sizes if size is not None)
-    finished = len(writer.parts) - len(writer.unfinished())
+    finished = len(writer.finished())
 
     def update(entries: int, rejected: int, shards: int) -> None:
         entries, rejected = before.entries + entries, before.num_rejected + rejected
-        report(PrepareProgress(entries, total, rejected, finished + shards))
+        report(entries, total, rejected=rejected, shards=finished + shards)
         if entries >= MIN_ENTRIES and rejected > max_rejected * entries:
             raise _Stop(entries, rejected)
 
@@ -106,7 +90,7 @@ def _write_here(writer: ShardWriter, indices: Sequence[int], update: _Update) ->
 
 
 class _SharedCounts:
-    """Counts in shared memory. Each element has one writer, so a killed worker holds no lock."""
+    """Counts of entries by shard, in shared memory. Only one worker writes each element, so no locks are needed."""
 
     def __init__(self, context: Any, shards: int) -> None:
         self.entries = context.RawArray("q", shards)
@@ -114,13 +98,13 @@ class _SharedCounts:
         self.stop = context.RawValue("b", 0)
 
 
-# Set in worker processes only.
+# Set by `_start_worker`, in worker processes only.
 _writer: ShardWriter
 _counts: _SharedCounts
 
 
 def _write_in_processes(writer: ShardWriter, indices: Sequence[int], workers: int, update: _Update) -> None:
-    # Not forked, because a forked process inherits locks of threads that it does not have.
+    # Not forked, because a forked process inherits locks that no thread of it will release.
     context = multiprocessing.get_context("spawn")
     counts = _SharedCounts(context, len(writer.parts))
     pool = ProcessPoolExecutor(workers, context, _start_worker, (writer, counts))
@@ -146,9 +130,9 @@ def _write_in_processes(writer: ShardWriter, indices: Sequence[int], workers: in
 def _start_worker(writer: ShardWriter, counts: _SharedCounts) -> None:
     global _writer, _counts
     _writer, _counts = writer, counts
-    # Ctrl-C reaches every process of the terminal. The parent handles it and stops the workers.
+    # Ctrl-C sends SIGINT to the workers, too. Only the parent handles the signal; it stops the workers.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    # A worker of a killed parent would wait for its next task forever.
+    # Without this thread, the worker of a killed parent would wait for its next task forever.
     threading.Thread(target=_exit_with_parent, daemon=True).start()
 
 

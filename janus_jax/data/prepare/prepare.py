@@ -1,4 +1,4 @@
-"""Prepares a data set: writes shards, precomputes image tokens, then writes the metadata."""
+"""Prepares a dataset: writes shards, precomputes image tokens, then writes the metadata."""
 
 import contextlib
 import shlex
@@ -19,13 +19,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PrepareOptions:
-    """How to prepare. These options do not change the bytes that are written.
+    """Options of `prepare` that do not change the bytes it writes.
 
     Attributes:
       workers: Number of processes.
-      max_rejected: Share of rejected records at which to stop.
+      max_rejected: Largest share of records that may be rejected.
       batch_size: Images per batch of the image tokenizer.
-      beam: Pipeline options of Apache Beam, which replaces the workers; None for no Beam.
+      beam: Pipeline options of Apache Beam, which then replaces the workers. None: Beam is not used.
     """
 
     workers: int
@@ -40,39 +40,40 @@ def prepare(
     make_encoder: "Callable[[int], ImageEncoder] | None" = None,
     cluster: Cluster | None = None,
 ) -> Summary | None:
-    """Prepares a data set, or continues an interrupted run.
+    """Prepares a dataset, or continues an interrupted run.
 
     Args:
-      spec: The data set.
+      spec: The dataset.
       options: Processes and limits.
-      make_encoder: Encoder of `spec.tokenizer`, see `encode_images.open_image_encoder`; None to precompute nothing.
+      make_encoder: Function from batch size to the encoder of `spec.tokenizer`, see `encode_images.open_image_encoder`.
+        None: nothing is precomputed.
       cluster: Processes that share the work. Default: this process.
 
     Returns:
-      The counts of the data set, in the first process; None in the others.
+      The counts of the dataset in the primary process; None in the others.
 
     Raises:
       JanusError, StorageFull: Too many records are rejected, or the input or output fails.
     """
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
-        # The first process claims the folder before the others open it.
-        claimed = cluster.run_on_all(lambda: _claim(spec, stack) if cluster.is_first else None)
+        # The primary process creates the scratch folder before the others open it.
+        claimed = cluster.run_on_all(lambda: _claim(spec, stack) if cluster.is_primary else None)
         writer = cluster.run_on_all(lambda: claimed or open_shard_writer(spec))
         if writer.summary is not None:
-            return writer.summary if cluster.is_first else None
+            return writer.summary if cluster.is_primary else None
         cluster.run_on_all(lambda: _write_shards(writer, cluster, options))
         if make_encoder is not None:
             cluster.run_on_all(lambda: _encode_images(writer, cluster, make_encoder, options.batch_size))
-        return cluster.run_on_all(lambda: writer.finish(options.max_rejected) if cluster.is_first else None)
+        return cluster.run_on_all(lambda: writer.finish(options.max_rejected) if cluster.is_primary else None)
 
 
 def _claim(spec: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:
-    # Most inputs are split at once and need no bar.
+    # The bar appears only for large tables; most inputs are split into parts in less than two seconds.
     with count_bar("parts", "parts", delay=2) as report:
         writer = open_shard_writer(spec, report)
     if writer.summary is None:
-        # On a file system without locks, two runs write the same bytes.
+        # Without locks (on some file systems) two concurrent runs are safe, too: they write the same bytes.
         stack.enter_context(exclusive_lock(spec.scratch / "lock", spec.output))
     return writer
 
@@ -82,13 +83,13 @@ def _write_shards(writer: ShardWriter, cluster: Cluster, options: PrepareOptions
     if options.beam is not None:
         write_shards_with_beam(writer, indices, shlex.split(options.beam))
         return
-    with count_bar("records", "records", disable=not cluster.is_first) as report:
+    with count_bar("records", "records", disable=not cluster.is_primary) as report:
         write_shards(
             writer,
             indices,
             workers=options.workers,
             max_rejected=options.max_rejected,
-            report=lambda p: report(p.entries, p.total, rejected=p.rejected, shards=p.shards),
+            report=report,
         )
 
 
@@ -100,5 +101,5 @@ def _encode_images(
     if indices := cluster.share(writer.without_image_tokens()):
         encoder = make_encoder(batch_size)
         total = sum(writer.stats(index).records for index in indices)
-        with count_bar(encoder.encoding.field.replace("_", " "), "images", disable=not cluster.is_first) as report:
+        with count_bar(encoder.encoding.field.replace("_", " "), "images", disable=not cluster.is_primary) as report:
             encode_target_images(writer, indices, encoder, lambda images: report(images, total))

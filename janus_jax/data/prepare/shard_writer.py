@@ -1,14 +1,14 @@
-"""Writes a prepared data set: one shard per part of the source, resumable.
+"""Writes a prepared dataset: one shard per part of the source. An interrupted run can be resumed.
 
     OUTPUT/
       records-train.array_record-00000-of-00012 ...   the shards
       dataset_info.json, features.json                TFDS metadata; written last
       preparation.json                                arguments, counts and sizes
       quarantine.jsonl                                rejected records with their reasons
-      .prepare/                                       work in progress: one file per finished shard
+      .prepare/                                       scratch folder with the counts of each finished shard
 
-The bytes of a shard depend on the source and its options only. A killed run, another number of processes and Apache
-Beam (`beam.py`) therefore give the same bytes.
+The bytes of a shard depend only on the source and its options. They are therefore the same after a killed run, with
+another number of processes, and with Apache Beam (`beam.py`).
 """
 
 import dataclasses
@@ -39,21 +39,21 @@ QUARANTINE = "quarantine.jsonl"
 _SCRATCH = ".prepare"
 
 MIN_ENTRIES = 1000
-"""Entries to read before too many rejections stop a run."""
+"""Number of entries after which a run stops if too many of them are rejected."""
 
 OnEntry = Callable[[bool], None]
-"""Called for each entry, with whether it was accepted."""
+"""Function called after each entry, with True if the entry was accepted."""
 
 
 @dataclass(frozen=True)
 class DatasetSpec:
-    """Describes a data set to prepare.
+    """Describes a dataset to prepare.
 
     Attributes:
       source: Name of the source, see `get_source`.
       options: Options of the source.
-      output: Folder of the data set.
-      split: Name of its split.
+      output: Folder of the dataset.
+      split: Name of the split to write.
       tokenizer: Name of the checkpoint that precomputes image tokens or latents, or None.
     """
 
@@ -83,7 +83,7 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """Counts of one or more shards: records, their bytes, records by task, and rejected entries by reason."""
+    """Counts of one or more shards: records, bytes, records by task, and rejected entries by reason."""
 
     records: int = 0
     bytes: int = 0
@@ -109,7 +109,7 @@ class ShardStats:
 
 @dataclass(frozen=True)
 class Summary:
-    """Counts of a finished data set; its string is a table."""
+    """Counts of a finished dataset. `str` formats them as a table."""
 
     output: Path
     split: str
@@ -133,12 +133,12 @@ class Summary:
 
 @dataclass(frozen=True)
 class ShardWriter:
-    """Writes the shards of a data set and records which are finished. Made by `open_shard_writer`.
+    """Writes the shards of a dataset and records which are finished. Made by `open_shard_writer`.
 
     Attributes:
-      spec: The data set.
+      spec: The dataset.
       parts: Parts of the source, one per shard.
-      summary: Summary if the data set is already finished, else None.
+      summary: Summary if the dataset is already finished, else None.
     """
 
     spec: DatasetSpec
@@ -146,13 +146,16 @@ class ShardWriter:
     summary: Summary | None = None
 
     def unfinished(self) -> list[int]:
-        """Returns the indices of the shards that are not written."""
+        """Returns the indices of the shards that are not finished."""
         return [index for index in range(len(self.parts)) if not self._stats_file(index).exists()]
+
+    def finished(self) -> list[int]:
+        """Returns the indices of the finished shards."""
+        return [index for index in range(len(self.parts)) if self._stats_file(index).exists()]
 
     def finished_stats(self) -> ShardStats:
         """Returns the total counts of the finished shards."""
-        finished = sorted(set(range(len(self.parts))) - set(self.unfinished()))
-        return sum(map(self.stats, finished), ShardStats())
+        return sum(map(self.stats, self.finished()), ShardStats())
 
     def stats(self, index: int) -> ShardStats:
         """Returns the counts of a finished shard."""
@@ -163,7 +166,7 @@ class ShardWriter:
         return shard_path(self.spec.output, self.spec.split, index, len(self.parts))
 
     def write(self, index: int, on_entry: OnEntry = lambda accepted: None) -> None:
-        """Writes one shard. Two concurrent calls are safe.
+        """Writes one shard. Concurrent calls for the same shard are safe.
 
         Raises:
           JanusError, StorageFull: The input cannot be read, or the output cannot be written.
@@ -197,17 +200,16 @@ class ShardWriter:
         try:
             count, size = write_shard(self.shard(index), records(), self.spec.scratch)
         finally:
-            # Also if the shard failed, because these lines may explain why.
+            # Also if writing fails, because the rejections may explain why.
             _write_lines(self._quarantine_file(index), quarantine)
         self._write_stats(index, ShardStats(count, size, tasks, rejected))
 
     def without_image_tokens(self) -> list[int]:
-        """Returns the indices of the finished shards that `add_image_tokens` has not replaced."""
-        finished = set(range(len(self.parts))) - set(self.unfinished())
-        return sorted(index for index in finished if not self._tokens_file(index).exists())
+        """Returns the indices of the finished shards to which `add_image_tokens` has not added image tokens."""
+        return [index for index in self.finished() if not self._tokens_file(index).exists()]
 
     def add_image_tokens(self, index: int, add: Callable[[Iterator[Record]], Iterator[Record]]) -> None:
-        """Replaces a finished shard by the same records with image tokens or latents."""
+        """Rewrites a finished shard with the records that `add` returns: the same ones with image tokens or latents."""
         count, size = write_shard(self.shard(index), add(read_shard(self.shard(index))), self.spec.scratch)
         self._write_stats(index, dataclasses.replace(self.stats(index), records=count, bytes=size))
         _write_lines(self._tokens_file(index), [])
@@ -216,7 +218,7 @@ class ShardWriter:
         """Checks the share of rejected entries.
 
         Raises:
-          JanusError: More than the share `max_rejected` of the entries is rejected.
+          JanusError: The share of rejected entries is larger than `max_rejected`.
         """
         if rejected <= max_rejected * entries:
             return
@@ -230,7 +232,7 @@ class ShardWriter:
         )
 
     def finish(self, max_rejected: float) -> Summary:
-        """Writes the metadata that makes the shards a data set, and removes the scratch folder.
+        """Writes the metadata, which completes the dataset, and removes the scratch folder. Returns the counts.
 
         Raises:
           JanusError: Too many entries are rejected, no record is accepted, or image tokens are missing.
@@ -269,16 +271,23 @@ class ShardWriter:
 
 
 def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lambda count: None) -> ShardWriter:
-    """Splits the source into parts and claims the output folder.
+    """Splits the source into parts and opens the output folder, or creates it.
 
     Args:
-      spec: The data set. Its output folder must be new, empty, or from the same spec.
-      on_part: Called with the number of parts so far; finding all parts of large tables takes a while.
+      spec: The dataset. Its output folder must be new, empty, or from the same spec.
+      on_part: Called with the number of parts so far, because splitting large tables takes a while.
 
     Raises:
-      JanusError: The input has an error, or the folder contains something else.
+      JanusError: The input has an error, or the output folder contains other files or a dataset of another spec.
     """
-    _check_output(spec.output)
+    output = spec.output
+    with reading(output, "give another --output"):
+        if output.exists():
+            if not output.is_dir():
+                raise JanusError(f"--output {output} is not a folder; give another.")
+            names = {path.name for path in output.iterdir()}
+            if names and not names & {SUMMARY, _SCRATCH}:
+                raise JanusError(f"--output {output} contains other files ({min(names)}); give an empty or new folder.")
     found: list[Part] = []
     for part in get_source(spec.source).parts(spec.options):
         found.append(part)
@@ -304,23 +313,12 @@ def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lamb
 
 
 def _remove_scratch(spec: DatasetSpec) -> None:
-    # NFS keeps folders with open files; the next run removes them.
+    # NFS does not remove a folder with open files, such as the lock. The next run removes it.
     shutil.rmtree(spec.scratch, ignore_errors=True)
 
 
 def _no_records(spec: DatasetSpec) -> JanusError:
     return JanusError(f"--input {' '.join(spec.options.inputs)} has no records; check the files.")
-
-
-def _check_output(output: Path) -> None:
-    with reading(output, "give another --output"):
-        if not output.exists():
-            return
-        if not output.is_dir():
-            raise JanusError(f"--output {output} is not a folder; give another.")
-        names = {path.name for path in output.iterdir()}
-    if names and not names & {SUMMARY, _SCRATCH}:
-        raise JanusError(f"--output {output} contains other files ({min(names)}); give an empty or new folder.")
 
 
 def _check_fingerprint(output: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
@@ -333,7 +331,7 @@ def _check_fingerprint(output: Path, before: Mapping[str, Any], now: Mapping[str
 
 
 def _fingerprint(spec: DatasetSpec, parts: tuple[Part, ...]) -> Mapping[str, Any]:
-    """Everything that determines the bytes of the output, as JSON values."""
+    """Returns everything that determines the bytes of the output, as JSON values."""
     content = hashlib.sha256()
     for part in parts:
         content.update(f"{part.name}\0{part.size}\0{part.stamp}\n".encode("utf-8", "surrogateescape"))
@@ -351,7 +349,7 @@ def _make_record(entry: Entry) -> Record:
     try:
         record = entry.make()
         validate(record)
-    # A value that the source did not expect costs one record, which counts towards --max_rejected.
+    # Any error that a value of the input can cause rejects only this record.
     except PARSE_ERRORS as error:
         message = str(error) if isinstance(error, JanusError) else describe_error(error)
         raise RejectedRecord(RejectReason.MALFORMED, message) from None

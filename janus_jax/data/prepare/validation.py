@@ -1,4 +1,4 @@
-"""Checks that the records of every source must pass."""
+"""Checks records before they are written."""
 
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
@@ -7,7 +7,7 @@ from janus_jax.processing import TEMPLATES, Task, TooManyPixels, open_image
 from janus_jax.processing.tokenizer import BEGIN_OF_GENERATION, IMAGE_PLACEHOLDER, REQUIRED_TOKENS
 
 MAX_CHARACTERS = 2**22
-"""Characters of a record's text: hundreds of times a model's context."""
+"""Most characters of a record's text. Far more than a model's context."""
 
 MAX_IMAGES = 64
 

@@ -6,7 +6,8 @@
             yield Part(file.label, functools.partial(_entries, file))
 
 One process reads a part and writes it as one shard. A part yields entries: a key, and a function that makes the record.
-`RejectedRecord` in that function costs one record. Errors of the whole input are a `JanusError` before a part is read.
+If that function raises `RejectedRecord`, only that record is skipped. Errors that concern the whole input raise
+`JanusError` before any part is read.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ class Entry(NamedTuple):
 
     Attributes:
       key: Unique, permanent name of the record within its source, independent of parts and processes.
-      make: Makes the record, or raises `RejectedRecord`.
+      make: Returns the record, or raises `RejectedRecord`.
     """
 
     key: str
@@ -44,11 +45,12 @@ class Part:
     """A piece of the input, read by one process and written as one shard.
 
     Attributes:
-      name: Unique name, the same for the same input and options.
-      entries: Reads the entries. It is pickled, so it is a `functools.partial` of a module's function, not a lambda. It
-        may raise `RejectedRecord` if the rest of its input is unreadable.
+      name: Unique name. The same input and options give the same name.
+      entries: Function that yields the entries. It must be picklable, such as a `functools.partial` of a module-level
+        function. It may raise `RejectedRecord` if the rest of the part is unreadable.
       size: Number of entries; None if unknown before reading.
-      stamp: Number that changes with the input, usually the bytes of the file. A changed input is not resumed.
+      stamp: Number that changes when the input changes, usually the size of the file. A run does not resume if it has
+        changed.
     """
 
     name: str
@@ -58,7 +60,12 @@ class Part:
 
 
 class InputFile(NamedTuple):
-    """An input file, and its path relative to the folder that all inputs share, which keys start with."""
+    """An input file.
+
+    Attributes:
+      path: Path of the file.
+      label: Path relative to the folder that contains all input files. Keys of records start with it.
+    """
 
     path: Path
     label: str
@@ -73,11 +80,11 @@ _DAMAGE: tuple[type[Exception], ...] = (*PARSE_ERRORS, tarfile.TarError, zlib.er
 
 @contextlib.contextmanager
 def reject_damaged_file(file: Path) -> Iterator[None]:
-    """Turns damaged content of an archive into one rejection; I/O errors still end the run.
+    """Context manager that turns errors in the content of an archive into `RejectedRecord`.
 
     Raises:
-      RejectedRecord: The block found damaged content.
-      JanusError: The file cannot be read.
+      RejectedRecord: The content is damaged.
+      JanusError: The file cannot be read because of an I/O error.
     """
     try:
         yield
@@ -94,16 +101,17 @@ class SourceOptions:
     """Options of a source.
 
     Attributes:
-      inputs: Paths or glob patterns; for TFDS the name of a data set.
+      inputs: Paths or glob patterns; for TFDS the name of a dataset.
       task: Task of the records.
-      images: Folder of the image paths, which must not leave it. Default: the folder of the input file.
-      prompts: Questions that captions answer. The record's key selects one.
-      text_field: Field of the caption, class or document. Default: usual names.
-      image_field: Field of the image. Default: usual names.
-      class_names: File with captions of classes, one class per line or a JSON object.
-      input_split: Split of a TFDS data set.
-      data_dir: Folder of prepared TFDS data sets. Default: TFDS's own.
-      shard_records: Entries per part, and so records per shard, if the source can be split anywhere.
+      images: Folder of the images. Image paths are relative to it and must not lead out of it. Default: the folder of
+        the input file.
+      prompts: Questions to which a caption is the answer. The record's key selects one.
+      text_field: Field of the caption, class or document. Default: the source's usual names.
+      image_field: Field of the image. Default: the source's usual names.
+      class_names: File with a caption for each class: lines of a name and a caption, or a JSON object.
+      input_split: Split of a TFDS dataset.
+      data_dir: Folder of TFDS datasets. Default: TFDS's own.
+      shard_records: Entries per part, if the source can be split anywhere. A shard has at most as many records.
     """
 
     inputs: tuple[str, ...]
@@ -118,7 +126,7 @@ class SourceOptions:
     shard_records: int = 4096
 
     def files(self, *suffixes: str) -> list[InputFile]:
-        """Returns the input files, sorted. Of a folder, takes the files with one of the suffixes.
+        """Returns the input files, sorted. If an input is a folder, returns its files with one of the suffixes.
 
         Raises:
           JanusError: No file matches, or one is a git-lfs pointer.
@@ -152,7 +160,7 @@ class Source(NamedTuple):
     Attributes:
       name: Name on the command line.
       tasks: Supported tasks, the default first.
-      parts: Splits the input, reading no more of it than necessary.
+      parts: Function that splits the input into parts. It should read no more of the input than necessary.
       shard_records: Default number of records per shard.
     """
 
@@ -169,7 +177,7 @@ SOURCES: dict[str, Source] = {}
 
 
 def register_source(name: str, *tasks: Task, shard_records: int = 4096) -> Callable[[SplitInput], SplitInput]:
-    """Registers the decorated function as a source; see `Source` for the arguments."""
+    """Returns a decorator that registers a function as a source. `Source` describes the arguments."""
 
     def register(parts: SplitInput) -> SplitInput:
         SOURCES[name] = Source(name, tasks, parts, shard_records)
@@ -179,7 +187,7 @@ def register_source(name: str, *tasks: Task, shard_records: int = 4096) -> Calla
 
 
 def get_source(name: str) -> Source:
-    """Returns a registered source. For `MODULE:NAME` it imports the module first, which registers the source.
+    """Returns a registered source. If the name is `MODULE:NAME`, imports the module first, which registers the source.
 
     Raises:
       JanusError: The module cannot be imported, or no source has the name.

@@ -18,6 +18,8 @@ from janus_jax.data.sources.fields import (
     TEXT_FIELDS,
     ImageFolder,
     caption_record,
+    field_names,
+    find_field,
     get_field,
     get_image,
     get_text,
@@ -30,7 +32,7 @@ from janus_jax.processing import Task
 
 @register_source("captions", Task.GENERATION, Task.UNDERSTANDING)
 def captions(options: SourceOptions) -> Iterator[Part]:
-    """Reads tables; the suffix of a file selects its format."""
+    """Reads tables of images and captions. The suffix of a file selects its format."""
     for file in options.files(*_FORMATS):
         parts = _FORMATS.get(file.path.suffix.lower())
         if parts is None:
@@ -50,7 +52,7 @@ def _json_parts(file: InputFile, options: SourceOptions, make_record: MakeRecord
 
 
 def _csv_parts(file: InputFile, options: SourceOptions, make_record: MakeRecord) -> Iterator[Part]:
-    # Quoted fields may contain line breaks, so only reading all rows finds their ends.
+    # Quoted fields may contain line breaks, so the ends of rows are found only by parsing all rows.
     with reading(file.path), file.path.open("rb") as stream:
         lines = _TextLines(stream)
         rows = _csv_reader(file, lines)
@@ -90,7 +92,7 @@ def _csv_reader(file: InputFile, lines: Iterator[str]) -> Iterator[list[str]]:
 
 
 class _TextLines(Iterator[str]):
-    """Lines of a file as text, with counts of bytes and lines. Bytes that are not UTF-8 become surrogates."""
+    """Iterates over the lines of a file and counts bytes and lines. Bytes that are not UTF-8 become surrogates."""
 
     def __init__(self, stream: BinaryIO) -> None:
         self._stream = stream
@@ -108,13 +110,13 @@ class _TextLines(Iterator[str]):
 
 
 def _parquet_parts(file: InputFile, options: SourceOptions, make_record: MakeRecord) -> Iterator[Part]:
-    # Row groups are read whole, so a part has one or more of them.
+    # A row group can only be read whole, so a part consists of whole row groups.
     parquet = _pyarrow(file)
     with reading(file.path), parquet.ParquetFile(file.path) as table:
         columns = tuple(table.schema_arrow.names)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     _check_columns(file, columns, options)
-    wanted = {*_names(options.text_field, TEXT_FIELDS), *_names(options.image_field, IMAGE_FIELDS)}
+    wanted = {*field_names(options.text_field, TEXT_FIELDS), *field_names(options.image_field, IMAGE_FIELDS)}
     read = functools.partial(_parquet_rows, file, [name for name in columns if name in wanted])
     begin, first, count = 0, 1, 0
     for group, size in enumerate(sizes):
@@ -144,20 +146,10 @@ def _pyarrow(file: InputFile) -> ModuleType:
     return pyarrow.parquet
 
 
-def _names(field: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
-    return usual if field is None else (field,)
-
-
 def _check_columns(file: InputFile, columns: tuple[str, ...], options: SourceOptions) -> None:
-    for flag, names in (
-        ("--text_field", _names(options.text_field, TEXT_FIELDS)),
-        ("--image_field", _names(options.image_field, IMAGE_FIELDS)),
-    ):
-        if not set(columns) & set(names):
-            raise JanusError(
-                f"{file.path} has no column {' or '.join(names)}, only {', '.join(columns) or 'none'}; name the right "
-                f"one with {flag}."
-            )
+    where = f"{file.path} has no column"
+    find_field(where, columns, "--text_field", options.text_field, TEXT_FIELDS)
+    find_field(where, columns, "--image_field", options.image_field, IMAGE_FIELDS)
 
 
 _FORMATS: dict[str, Callable[[InputFile, SourceOptions, MakeRecord], Iterator[Part]]] = {

@@ -33,7 +33,7 @@ _SPACE = " \t\r\n"
 
 @register_source("llava", Task.UNDERSTANDING, Task.TEXT)
 def conversations(options: SourceOptions) -> Iterator[Part]:
-    """Reads a JSON array, or one object per line."""
+    """Reads conversations from a JSON array, or from lines with one object each."""
     for file in options.files(".json", ".jsonl"):
         make_record = functools.partial(_record, ImageFolder.of(options, file.path), options)
         spans, read = (array_spans, _array_rows) if _is_array(file) else (line_spans, json_lines)
@@ -50,9 +50,9 @@ def _is_array(file: InputFile) -> bool:
 
 
 def array_spans(file: InputFile, size: int) -> Iterator[Span]:
-    """Splits a JSON array into spans of `size` elements.
+    """Yields spans of `size` elements of a JSON array.
 
-    Only the text is held in memory, not the objects: 1 GB instead of 6 for LLaVA's largest file.
+    Only the text is held in memory, not the objects: 1 GB instead of 6 GB for LLaVA's largest file.
 
     Raises:
       JanusError: The file is not a JSON array.
@@ -107,13 +107,13 @@ def _record(folder: ImageFolder, options: SourceOptions, key: str, values: Mappi
 def conversation_record(
     key: str, values: Mapping[str, Any], images: tuple[bytes, ...], options: SourceOptions
 ) -> Record:
-    """Makes a record of a conversation and its images.
+    """Returns a record of a conversation and its images.
 
-    `<image>` marks the position of each image. Without marks the images come before the first user turn. The task of a
-    conversation without images is text.
+    `<image>` marks the position of each image. Without marks, the images come before the text of the first user turn.
+    The task is text if there are no images.
 
     Raises:
-      RejectedRecord: A turn is invalid, or the source is for text and there are images.
+      RejectedRecord: A turn is invalid, or there are images although the options ask for the task text.
     """
     turns = get_field(values, options.text_field, ("conversations", "messages"))
     if not isinstance(turns, list) or not turns:

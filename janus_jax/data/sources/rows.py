@@ -1,4 +1,4 @@
-"""Inputs made of rows: spans of a file that are read independently, and parts of JSON lines."""
+"""Splits files of rows into spans that are read independently, and reads spans of JSON lines."""
 
 import functools
 from collections.abc import Callable, Iterator, Mapping
@@ -12,17 +12,17 @@ from janus_jax.data.sources.fields import MAX_BYTES, json_object
 from janus_jax.files import reading
 
 Row = Callable[[], Mapping[str, Any]]
-"""Returns the values of a row by field, or raises `RejectedRecord`."""
+"""Function that returns the values of a row by field, or raises `RejectedRecord`."""
 
 Rows = Callable[[], Iterator[tuple[int, Row]]]
-"""Reads rows and their numbers, counted from 1."""
+"""Function that yields rows and their numbers, counted from 1."""
 
 MakeRecord = Callable[[str, Mapping[str, Any]], Record]
-"""Makes a record from its key and the values of its row, or raises `RejectedRecord`."""
+"""Function from the key and the values of a row to a record. It may raise `RejectedRecord`."""
 
 
 def rows_part(file: InputFile, first: int, size: int, rows: Rows, make_record: MakeRecord) -> Part:
-    """Returns the part of `size` rows that starts with row `first` of a file. The functions are pickled."""
+    """Returns the part that consists of `size` rows from row `first` on. The functions must be picklable."""
     entries = functools.partial(_entries, file.label, rows, make_record)
     return Part(f"{file.label}:{first}", entries, size, file.bytes)
 
@@ -39,7 +39,15 @@ def _make(make_record: MakeRecord, key: str, row: Row) -> Record:
 
 @dataclass(frozen=True)
 class Span:
-    """Bytes `start` to `stop` of a file: `size` rows from row `first` on, counted from 1."""
+    """A range of rows of a file.
+
+    Attributes:
+      file: The file.
+      start: First byte.
+      stop: Byte after the last one.
+      first: Number of the first row, counted from 1.
+      size: Number of rows.
+    """
 
     file: InputFile
     start: int
@@ -59,7 +67,7 @@ class Span:
 
 
 def line_spans(file: InputFile, size: int) -> Iterator[Span]:
-    """Splits a file into spans of `size` lines, without holding more than one line."""
+    """Yields spans of `size` lines of a file. Holds only one line in memory."""
     start = stop = 0
     first = number = 1
     with reading(file.path), file.path.open("rb") as stream:
@@ -74,7 +82,7 @@ def line_spans(file: InputFile, size: int) -> Iterator[Span]:
 
 
 def json_lines(span: Span) -> Iterator[tuple[int, Row]]:
-    """Reads the JSON objects of a span, one per line, skipping blank lines."""
+    """Yields the JSON objects of a span, one per line, with their line numbers. Skips blank lines."""
     with span.open() as stream:
         for number, (_, line) in zip(range(span.first, span.first + span.size), _lines(stream), strict=False):
             if line is None or line.strip():

@@ -13,7 +13,7 @@ from janus_jax.processing import Task
 
 @register_source("text", Task.TEXT, shard_records=65536)
 def text(options: SourceOptions) -> Iterator[Part]:
-    """Reads one document per line: `{"text": "..."}`, or another field."""
+    """Reads one document per line: `{"text": "..."}`. `text_field` selects another field."""
     for file in options.files(".jsonl"):
         for span in line_spans(file, options.shard_records):
             yield span.part(json_lines, functools.partial(_record, options.text_field))

@@ -1,11 +1,12 @@
-"""WebDataset tars: neighboring members with one base name are a sample, an image and its text.
+"""WebDataset tars. Neighboring members with the same base name are a sample: an image and its text.
 
 000017.jpg
-000017.txt        the caption; or 000017.json with a caption, or with a conversation as LLaVA's
+000017.txt        the caption; or 000017.json with a caption, or with a conversation in LLaVA's format
 """
 
 import contextlib
 import functools
+import itertools
 import tarfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -31,14 +32,14 @@ _TEXTS = ("txt", "json")
 
 @register_source("webdataset", Task.GENERATION, Task.UNDERSTANDING)
 def webdataset(options: SourceOptions) -> Iterator[Part]:
-    """Reads tars, each as one part, because a tar can only be read from its start."""
+    """Reads tars. Each tar is one part, because it can only be read from its start."""
     for file in options.files(".tar", ".tar.gz", ".tgz"):
         yield Part(file.label, functools.partial(_entries, file, options), stamp=file.bytes)
 
 
 @dataclass
 class _Sample:
-    """Members with one base name."""
+    """Contents of the members with one base name, by suffix."""
 
     key: str
     members: dict[str, bytes] = field(default_factory=dict)
@@ -52,31 +53,30 @@ def _entries(file: InputFile, options: SourceOptions) -> Iterator[Entry]:
 
 
 def _samples(file: InputFile) -> Iterator[_Sample]:
-    sample: _Sample | None = None
     seen: set[str] = set()
-    # Samples before damaged content are complete; the sample at the damage and the rest are lost.
+    # Samples before damaged content are complete. The sample at the damage and those after it are lost.
     with reject_damaged_file(file.path), tarfile.open(file.path, "r|*", tarinfo=_StrictHeader) as tar:
-        for member in tar:
-            if not member.isfile():
-                continue
-            folder, _, name = member.name.rpartition("/")
-            stem, _, suffix = name.partition(".")
-            key = f"{folder}/{stem}" if folder else stem
-            if sample is None or key != sample.key:
-                if sample is not None:
-                    yield sample
-                sample = _Sample(key)
-                if key in seen:
-                    message = f"{key} occurs twice in the tar; the members of a sample must be neighbors."
-                    sample.error = RejectedRecord(RejectReason.MALFORMED, message)
-                seen.add(key)
-            _add_member(sample, suffix.lower(), tar, member)
-    if sample is not None:
-        yield sample
+        members = (member for member in tar if member.isfile())
+        for key, group in itertools.groupby(members, lambda member: _split_name(member)[0]):
+            sample = _Sample(key)
+            if key in seen:
+                message = f"{key} occurs twice in the tar; the members of a sample must be neighbors."
+                sample.error = RejectedRecord(RejectReason.MALFORMED, message)
+            seen.add(key)
+            for member in group:
+                _add_member(sample, tar, member)
+            yield sample
+
+
+def _split_name(member: tarfile.TarInfo) -> tuple[str, str]:
+    """Returns the base name with its folder, and the suffix."""
+    folder, _, name = member.name.rpartition("/")
+    stem, _, suffix = name.partition(".")
+    return f"{folder}/{stem}" if folder else stem, suffix.lower()
 
 
 class _StrictHeader(tarfile.TarInfo):
-    """Raises for a damaged or missing header, which tarfile takes for the end of the archive."""
+    """Header that raises if it is damaged or missing. `TarInfo` would treat it as the end of the archive."""
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> Self:
@@ -88,7 +88,8 @@ class _StrictHeader(tarfile.TarInfo):
             raise tarfile.ReadError(f"missing header: {error}") from error
 
 
-def _add_member(sample: _Sample, suffix: str, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+def _add_member(sample: _Sample, tar: tarfile.TarFile, member: tarfile.TarInfo) -> None:
+    suffix = _split_name(member)[1]
     if suffix not in (*_IMAGES, *_TEXTS) or sample.error:
         return
     try:
@@ -110,7 +111,7 @@ def _record(key: str, sample: _Sample, options: SourceOptions) -> Record:
     values = json_object(sample.members["json"], "its .json") if "json" in sample.members else {}
     if options.task is Task.UNDERSTANDING and ("conversations" in values or "messages" in values):
         return conversation_record(key, values, (images[0],), options)
-    # A .txt takes precedence over a field of the .json, unless the field is named.
+    # The .txt takes precedence over the .json, unless --text_field names a field of the .json.
     if options.text_field is None and "txt" in sample.members:
         caption = get_text(sample.members["txt"])
     elif values:

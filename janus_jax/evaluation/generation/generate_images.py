@@ -10,7 +10,7 @@ from PIL import Image
 
 from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Options
 from janus_jax.evaluation.generation.image_requests import SAMPLING_OPTIONS, ImageRequest
-from janus_jax.files import naming
+from janus_jax.files import prefix_errors
 from janus_jax.generation.padding import bucket_length
 from janus_jax.image_files import save_png
 from janus_jax.processing import Processor
@@ -79,7 +79,7 @@ def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch
     """Groups requests into batches of one padded prompt length, the longest first."""
     by_length: dict[int, list[ImageRequest]] = {}
     for request in requests:
-        with naming(f"The prompt of {request.id}"):
+        with prefix_errors(f"The prompt of {request.id}"):
             length = bucket_length(len(processor.generation_prompt(request.prompt)))
         by_length.setdefault(length, []).append(request)
     return [

@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
-from janus_jax.files import naming, read_json, reading
+from janus_jax.files import prefix_errors, read_json, reading
 
 if TYPE_CHECKING:
     from janus_jax.evaluation.metrics.clip import CLIPConfig
@@ -84,10 +84,10 @@ class CLIPScorer:
 
         from janus_jax.evaluation.metrics.clip import CLIP, clip_config, clip_params
 
-        with naming(folder / "config.json"):
+        with prefix_errors(folder / "config.json"):
             self.config: CLIPConfig = clip_config(read_json(folder / "config.json"))
         tensors = open_tensors(folder / "model.safetensors")
-        with naming(folder / "model.safetensors"):
+        with prefix_errors(folder / "model.safetensors"):
             self._params = jax.device_put(clip_params(tensors, self.config))
         self._apply = jax.jit(CLIP(self.config).apply)
         self.preprocess = _read_preprocessor(folder / "preprocessor_config.json", self.config.image_size)

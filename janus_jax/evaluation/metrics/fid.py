@@ -31,7 +31,7 @@ from janus_jax.evaluation.metrics.frechet import (
     Gaussian,
     frechet_distance,
 )
-from janus_jax.files import naming, reading
+from janus_jax.files import prefix_errors, reading
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
@@ -144,7 +144,7 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     reference = check_reference(data, method)
     assert reference is not None
     tensors = open_tensors(data / INCEPTION)
-    with naming(data / INCEPTION):
+    with prefix_errors(data / INCEPTION):
         extractor = InceptionExtractor(inception_params(tensors), method)
     # The references come first, so that an error in them is reported early.
     if reference.suffix == ".npz":

@@ -14,7 +14,7 @@ from checkpoints_convert.convert import save_checkpoint
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
-from janus_jax.files import naming
+from janus_jax.files import prefix_errors
 from janus_jax.models.backbone import Params
 from janus_jax.sharding import make_mesh
 from janus_jax.training.array_batches import ArrayBatches, BatchSplit, opened
@@ -51,11 +51,11 @@ def read_networks(files: NetworkFiles) -> Networks:
     lpips = inception = None
     if files.vgg16:
         vgg, lins = open_tensors(Path(files.vgg16)), open_tensors(Path(files.lpips))
-        with naming(f"{files.vgg16} or {files.lpips}"):
+        with prefix_errors(f"{files.vgg16} or {files.lpips}"):
             lpips = lpips_params(vgg, lins)
     if files.inception:
         tensors = open_tensors(Path(files.inception))
-        with naming(files.inception):
+        with prefix_errors(files.inception):
             inception = inception_params(tensors)
     return Networks(lpips, inception)
 

@@ -27,7 +27,7 @@ BROKEN = {"key": "no task", "text": "and no messages"}
 
 @pytest.fixture(scope="module")
 def prepared(tmp_path_factory):
-    """A prepared data set. One of its records lacks fields."""
+    """A prepared dataset. One of its records lacks fields."""
     return write(tmp_path_factory.mktemp("data") / "und", [*map(understanding, range(11)), BROKEN])
 
 

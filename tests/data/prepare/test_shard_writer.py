@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from janus_jax.data.prepare.parallel import PrepareProgress, write_shards
+from janus_jax.data.prepare.parallel import write_shards
 from janus_jax.data.prepare.prepare import PrepareOptions
 from janus_jax.data.prepare.prepare import prepare as run_prepare
 from janus_jax.data.prepare.shard_writer import MIN_ENTRIES, QUARANTINE, SUMMARY, open_shard_writer
@@ -22,7 +22,7 @@ OWN = "tests.data.own_source"
 
 
 def digests(folder):
-    """Hashes of all files of a finished data set."""
+    """Hashes of all files of a finished dataset."""
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.iterdir()}
 
 
@@ -236,10 +236,13 @@ def test_progress_counts_earlier_runs(tmp_path, captions, workers):
     writer = open_shard_writer(make(tmp_path / "out", captions))
     write_shards(writer, [0, 1], workers=1, max_rejected=0.5)
     reports = []
-    write_shards(writer, writer.unfinished(), workers=workers, max_rejected=0.5, report=reports.append)
-    assert reports[0] == PrepareProgress(14, 60, 1, 2)
-    assert reports[-1] == PrepareProgress(60, 60, 3, 9)
-    assert sorted(reports, key=lambda progress: progress.entries) == reports
+
+    def report(entries, total, rejected, shards):
+        reports.append((entries, total, rejected, shards))
+
+    write_shards(writer, writer.unfinished(), workers=workers, max_rejected=0.5, report=report)
+    assert (reports[0], reports[-1]) == ((14, 60, 1, 2), (60, 60, 3, 9))
+    assert sorted(reports) == reports
 
 
 def test_a_full_disk_raises_and_leaves_no_shard(tmp_path, captions, monkeypatch):

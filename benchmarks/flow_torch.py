@@ -1,11 +1,9 @@
-"""JanusFlow on PyTorch as its public demo runs it: transformers' LLaMA, which recomputes the prompt at every step.
+"""JanusFlow on PyTorch, as its public demo runs it: transformers' LLaMA recomputes the prompt at every step.
 
-Written from the paper and the shapes of the released file, whose names the modules have.
+It is written from the paper and the shapes of the released file. The modules have the names of the released parameters.
 """
 
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,13 +24,13 @@ class ResponseNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(1, 1, 1, channels))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Scales each channel by its relative norm."""
+        """Scales each channel according to its norm relative to the mean of all norms."""
         norm = x.norm(dim=(1, 2), keepdim=True)
         return x + self.weight * (x * (norm / (norm.mean(-1, keepdim=True) + 1e-6))) + self.bias
 
 
 class ConvNextBlock(nn.Module):
-    """ConvNeXt V2 block with scale and shift by the time embedding, channels first."""
+    """ConvNeXt V2 block, channels first. The time embedding scales and shifts its output."""
 
     def __init__(self, config: UViTConfig, channels: int, time_width: int) -> None:
         super().__init__()
@@ -68,7 +66,7 @@ class Blocks(nn.Module):
 
 
 class TimeEmbed(nn.Module):
-    """Sinusoidal embedding of times, and an MLP."""
+    """Sinusoidal embedding of times, followed by an MLP."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -76,7 +74,7 @@ class TimeEmbed(nn.Module):
         self.linear_1, self.linear_2 = nn.Linear(inputs, outputs), nn.Linear(outputs, outputs)
 
     def forward(self, times: torch.Tensor) -> torch.Tensor:
-        """Embeds times in [0, 1]."""
+        """Returns embeddings of times in [0, 1]."""
         steps = torch.arange(self.half, dtype=torch.float32, device=times.device)
         angles = 1000 * times[:, None].float() * torch.exp(-math.log(10000) / self.half * steps)
         x = torch.cat([angles.cos(), angles.sin()], dim=-1).to(self.linear_1.weight.dtype)
@@ -84,7 +82,7 @@ class TimeEmbed(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Generation encoder: latents to features."""
+    """Generation encoder, which maps latents to features."""
 
     def __init__(self, config: UViTConfig, llm_width: int) -> None:
         super().__init__()
@@ -100,7 +98,7 @@ class Encoder(nn.Module):
 
 
 class Unpatch(nn.Module):
-    """Features to latents, by pixel shuffle."""
+    """Maps features to latents with a norm, a linear layer and pixel shuffle."""
 
     def __init__(self, config: UViTConfig, channels: int) -> None:
         super().__init__()
@@ -109,13 +107,13 @@ class Unpatch(nn.Module):
         self.unpatch_conv = nn.Conv2d(channels, config.patch_dim, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """Applies the layers."""
+        """Returns latents, channels first."""
         y = self.unpatch_conv(self.norm(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2))
         return functional.pixel_shuffle(y, self.patch)
 
 
 class Decoder(nn.Module):
-    """Generation decoder: hidden states and skip features to velocities."""
+    """Generation decoder, which maps hidden states and the encoder's features to velocities."""
 
     def __init__(self, config: UViTConfig, llm_width: int) -> None:
         super().__init__()
@@ -129,14 +127,10 @@ class Decoder(nn.Module):
         return self.out_convs[0](self.mid_block(torch.cat([x, skip], dim=1), time))
 
 
-class Peer(nn.Module):
-    """The parts of JanusFlow that generation uses.
+class TorchJanusFlow(nn.Module):
+    """The modules of JanusFlow that generation uses."""
 
-    Args:
-      tensors: Weights by their names in the released file.
-    """
-
-    def __init__(self, config: JanusFlowConfig, dtype: Dtype, device: str, tensors: Mapping[str, np.ndarray]) -> None:
+    def __init__(self, config: JanusFlowConfig, dtype: Dtype, device: str) -> None:
         super().__init__()
         torch.set_grad_enabled(False)
         g, width = config.gen_encoder, config.llm.width
@@ -149,14 +143,17 @@ class Peer(nn.Module):
             self.vision_gen_dec_model = Decoder(g, width)
             self.language_model = transformers.LlamaForCausalLM(llama)
         self.to(getattr(torch, dtype)).eval()
-        own: dict[str, Any] = self.state_dict()
-        for name, tensor in own.items():
-            tensor.copy_(torch.from_numpy(np.ascontiguousarray(tensors[name])))
 
     def sample(
         self, prompt: np.ndarray, noise: np.ndarray, *, steps: int, guidance_scale: float, pad: int
     ) -> np.ndarray:
-        """Samples the latents of one image, channels first. The prompt ends with the begin-of-image token."""
+        """Returns sampled latents of one image, channels first.
+
+        Args:
+          prompt: Token ids that end with the begin-of-image token.
+          noise: Latents at time 0.
+          pad: Token id that replaces the prompt, except its first token, in the unconditional sequence.
+        """
         device, dtype = self.vision_gen_enc_aligner.weight.device, self.vision_gen_enc_aligner.weight.dtype
         ids = torch.from_numpy(np.repeat(prompt[:, :-1], 2, axis=0)).long().to(device)
         ids[1, 1:] = pad
@@ -170,7 +167,7 @@ class Peer(nn.Module):
             skip, time = self.vision_gen_enc_model(z.repeat(2, 1, 1, 1), times)
             x = self.vision_gen_enc_aligner(skip.flatten(2).transpose(1, 2))
             x = torch.cat([embeddings, time[:, None], x], dim=1)
-            # Masked tokens count in the positions.
+            # Rotary positions count masked tokens, because no position ids are passed.
             outputs = self.language_model.model(inputs_embeds=x, attention_mask=mask, use_cache=False)
             hidden = self.vision_gen_dec_aligner(
                 self.vision_gen_dec_aligner_norm(outputs.last_hidden_state[:, -(side**2) :])

@@ -1,4 +1,4 @@
-"""Training step of transformers' Janus on PyTorch, with our weights and examples."""
+"""Training step of transformers' Janus on PyTorch, with the weights and examples of `train.JaxStep`."""
 
 from collections.abc import Sequence
 
@@ -9,22 +9,23 @@ from torch.nn import functional
 from torch.nn.utils.rnn import pad_sequence
 
 from benchmarks.batches import IMAGE
-from benchmarks.shared import weights
-from checkpoints_convert.transformers_janus import config_to_json
+from benchmarks.shared import copy_weights
+from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.transformers_janus import LAYOUT, config_to_json
 from janus_jax.batch import NO_POSITION, Batch
 from janus_jax.config import JanusConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.param_paths import matches
 
 
-class Peer:
+class TorchStep:
     """Forward and backward pass, clipping of the gradient norm, and PyTorch's fused AdamW.
 
-    Each example of a packed sequence becomes a sequence, padded to the longest of the batch. Without padding no mask is
-    passed. The text head is applied to supervised positions only, as ours is.
+    Each example of a packed sequence becomes a sequence of its own, padded to the longest one of the batch. If nothing
+    is padded, no mask is passed. The text head is applied to supervised positions only, as in this project.
 
     Attributes:
-      padded_tokens: Size of the batch including padding.
+      padded_tokens: Number of tokens in the batch, including padding.
     """
 
     def __init__(
@@ -49,14 +50,14 @@ class Peer:
         mask = pad_sequence([torch.ones_like(example) for example in examples], batch_first=True)
         self._mask = None if mask.all() else mask
         self.padded_tokens = mask.numel()
-        # Our batch is padded with empty images that no position refers to.
+        # Leaves out the empty images that pad the packed batch.
         counts = (batch.und_patch_index.max(axis=1) + 1) // config.und_encoder.num_patches
         pixels = np.concatenate([images[:count] for images, count in zip(batch.und_images, counts, strict=True)])
         scaled = pixels.astype(np.float32) * np.float32(2 / 255) - 1
         self._pixels = torch.from_numpy(scaled).permute(0, 3, 1, 2).contiguous()
 
     def __call__(self) -> float:
-        """Runs a step and returns the loss before it."""
+        """Runs a step and returns the loss before the update."""
         hidden = self._model.model(
             input_ids=self._ids, pixel_values=self._pixels, attention_mask=self._mask, use_cache=False
         ).last_hidden_state
@@ -73,19 +74,16 @@ def _model(config: JanusConfig, trained: Sequence[str]) -> transformers.JanusFor
     model = transformers.JanusForConditionalGeneration(
         transformers.JanusConfig(**config_to_json(config, "float32", IMAGE))
     )
-    state, trainable = model.state_dict(), set()
-    for unit, array in weights(config):
-        for name, part in unit.write(array):
-            state[name].copy_(torch.from_numpy(np.ascontiguousarray(part)))
-            if matches(unit.parameter.path, trained):
-                trainable.add(name)
+    copy_weights(model, config)
+    mapped = LAYOUT.map(model_parameters(config))
+    trainable = {one.name for unit in mapped if matches(unit.parameter.path, trained) for one in unit.tensors}
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in trainable)
     return model.train()
 
 
 def _unpack(batch: Batch) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-    """Returns the tokens of each example, and which of them are targets."""
+    """Returns the token ids of each example, and booleans that are True at targets."""
     examples, supervised = [], []
     for ids, segments, targets in zip(batch.tokens, batch.segment_ids, np.asarray(batch.text_targets), strict=True):
         is_target = np.zeros(len(ids), bool)
