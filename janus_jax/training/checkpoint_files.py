@@ -1,4 +1,4 @@
-"""Reads one checkpoint folder and verifies it.
+"""Reads and verifies one checkpoint folder, and writes its checksums.
 
     DIR/1200/state/          arrays in Orbax format
     DIR/1200/run/            JSON: config, data positions, metrics, and the shapes of the arrays
