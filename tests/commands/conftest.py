@@ -10,7 +10,7 @@ import pytest
 
 from janus_jax.config import preset
 from tests.pseudo import CORPUS, make_checkpoint
-from tests.scenery import landscape
+from tests.tiny import picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,7 +25,7 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "photo.jpg"
-    landscape(96, 64).save(path)
+    picture(0, (96, 64)).save(path)
     return path
 
 
