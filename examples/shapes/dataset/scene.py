@@ -195,7 +195,7 @@ def sample_scene(
     """
     for _ in range(_MAX_TRIES):
         kinds = _sample_kinds(rng, vocabulary, category)
-        if _fits(kinds, split, category) and (not about or _is_about(kinds, about)):
+        if _fits(kinds, split, category) and (not about or any(not about.isdisjoint(kind) for kind in kinds)):
             sizes = [_SIZE_NAMES[i] for i in rng.integers(len(SIZES), size=len(kinds))]
             if category is Category.COUNTING:
                 sizes = sizes[:1] * len(kinds)
@@ -276,10 +276,6 @@ def _fits(kinds: Sequence[Kind], split: Split | None, category: Category | None)
         return True
     found = held_out(kinds)
     return category in found if split is Split.TEST else not found
-
-
-def _is_about(kinds: Sequence[Kind], about: frozenset[str]) -> bool:
-    return any(not about.isdisjoint(kind) for kind in kinds)
 
 
 def _sample_centers(rng: np.random.Generator, sizes: Sequence[str], aligned: bool) -> list[tuple[float, float]]:

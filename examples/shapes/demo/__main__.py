@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tqdm
 from absl import flags
 
@@ -96,7 +95,8 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     _step(1, f"Import {janus.name}, a PyTorch checkpoint")
     _import(janus, out / "converted")
     model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
-    _say(f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters on {_devices(model)}.")
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    _say(f"{num_params:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}.")
 
     _step(2, "Answer questions and generate images of combinations that training never showed alone")
     before = _evaluate(model, out / "before", plan)
@@ -155,19 +155,10 @@ def compare_checkpoints(first: Path, second: Path) -> int:
             f"Only one of {first} and {second} contains {min(before.keys() ^ after.keys())}; convert the other again."
         )
     for name, array in tqdm.tqdm(before.items(), unit=" tensors", desc="comparing"):
-        if array.dtype != after[name].dtype or _bytes(array) != _bytes(after[name]):
+        other = after[name]
+        if array.dtype != other.dtype or array.tobytes() != other.tobytes():
             raise JanusError(f"{name} differs between {first} and {second}; one of the two is damaged.")
     return len(before)
-
-
-def _bytes(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array).tobytes()
-
-
-def _devices(model: "Pretrained") -> str:
-    assert model.mesh is not None
-    devices = list(model.mesh.devices.flat)
-    return f"{len(devices)} x {devices[0].device_kind}"
 
 
 def _evaluate(model: "Pretrained", folder: Path, plan: DemoPlan) -> DemoScores:

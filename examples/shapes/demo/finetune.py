@@ -79,7 +79,8 @@ def finetune(spec: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineT
     metrics = run / "stage_1" / "metrics.jsonl"
     first = _run_and_kill(command, metrics, spec.killed_at)
     say("Killed. The same command again:")
-    saved = _newest_step(run / "stage_1" / "checkpoints")
+    checkpoints = (run / "stage_1" / "checkpoints").iterdir()
+    saved = max((int(path.name) for path in checkpoints if path.name.isdecimal()), default=0)
     if code := subprocess.run(command, check=False).returncode:
         raise _ended(code)
     losses = _read_losses(metrics)
@@ -119,7 +120,3 @@ def _read_losses(metrics: Path) -> list[dict[str, float]]:
         return []
     lines = metrics.read_text().splitlines(keepends=True)
     return [line for line in map(json.loads, (text for text in lines if text.endswith("\n"))) if "loss" in line]
-
-
-def _newest_step(checkpoints: Path) -> int:
-    return max((int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()), default=0)

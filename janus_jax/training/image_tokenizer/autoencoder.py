@@ -5,7 +5,7 @@ from collections.abc import Callable
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from janus_jax.models.backbone import Params
 from janus_jax.training.image_tokenizer import losses
@@ -80,7 +80,9 @@ class AutoencoderTraining:
         return terms
 
     def _update(self, state: TrainState, grads: Params) -> TrainState:
-        return state.apply_gradients(grads, self._optimizer, ramped_decay(self._recipe.ema_decay, state.step))
+        # The decay of the moving average is lower in early steps, whose parameters are still random.
+        decay = jnp.minimum(self._recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        return state.apply_gradients(grads, self._optimizer, decay)
 
 
 def all_params(state: TrainState, *, average: bool = False) -> Params:
@@ -96,8 +98,3 @@ def total_loss(terms: Terms) -> tuple[Float[Array, ""], Terms]:
     """Returns the sum of the loss terms, and the metrics `loss/TERM` and `loss/total`."""
     total = jnp.sum(jnp.stack(list(terms.values())))
     return total, {f"loss/{name}": value for name, value in terms.items()} | {"loss/total": total}
-
-
-def ramped_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
-    """Returns the decay of the moving average of the parameters. It is lower in early steps, which are still random."""
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
