@@ -222,4 +222,4 @@ def _run(
 
 def run() -> None:
     """Runs `janus-evaluate`."""
-    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})
+    cli.run(main, name="janus-evaluate", actions={"--list": list_benchmarks})
