@@ -35,8 +35,8 @@ class Batch(NamedTuple):
       gen_token_index: Index of the target-image token (or patch of latents) at this position, or `NO_IMAGE`.
       und_images: Input images, uint8 RGB, zero-padded to U per sequence.
       gen_images: Target images, uint8 RGB, zero-padded to G per sequence.
-      text_targets: Positions whose text token is a target (predicted from the previous position), padded to T per
-        sequence with `NO_POSITION`. Training only.
+      text_targets: Positions of the text tokens that are targets. Each is predicted from the previous position. Padded
+        to T per sequence with `NO_POSITION`. Training only.
       gen_starts: Position of the first token of each target image, padded with `NO_POSITION`. All its tokens are
         targets. Training only.
       gen_ids: Precomputed tokens of the target images; `gen_images` may then be empty (G = 0). None: the image

@@ -50,7 +50,7 @@ flags.register_validator("mesh", lambda text: text is None or _sizes(text), "it 
 
 
 class OpenedModel(NamedTuple):
-    """A checkpoint folder whose files have been checked, before its parameters are read."""
+    """An opened checkpoint folder. Its files have been checked, but its parameters have not been read."""
 
     checkpoint: Checkpoint
     processor: Processor
@@ -61,7 +61,7 @@ class OpenedModel(NamedTuple):
 
 
 def define_scale(name: str, default: float | None, text: str) -> "flags.FlagHolder[Any]":
-    """Defines a flag whose value is 0 or from 1e-6 to 1e6. Returns the flag's holder."""
+    """Defines a float flag and returns its holder. The flag accepts 0 and numbers from 1e-6 to 1e6."""
     holder = flags.DEFINE_float(name, default, text)
     flags.register_validator(
         name, lambda value: value is None or value == 0 or 1e-6 <= value <= 1e6, "it must be 0, or from 1e-6 to 1e6"

@@ -12,7 +12,7 @@ from janus_jax.evaluation.understanding import pope
 from tests.commands.conftest import environment, run
 from tests.evaluation.fakes import write_image
 from tests.evaluation.test_benchmarks import SPLITS, json_lines, pope_entry, write_files
-from tests.training.test_processes import together
+from tests.training.test_processes import run_processes
 
 DEVICES = "--xla_force_host_platform_device_count={}"
 
@@ -171,7 +171,9 @@ def test_eight_devices_have_the_results_of_one(finished, checkpoint, tmp_path):
 def test_two_processes_have_the_results_of_one(finished, checkpoint, tmp_path):
     folder, _ = finished
     arguments = [f"--model={checkpoint}", f"--data={folder / 'data'}", f"--out={tmp_path}", "--dtype=float32"]
-    outputs = together(2, "-m", "launch.evaluate", "--benchmark=pope", "--distributed", "--batch_size=2", *arguments)
+    outputs = run_processes(
+        2, "-m", "launch.evaluate", "--benchmark=pope", "--distributed", "--batch_size=2", *arguments
+    )
     assert "random.accuracy" in outputs[0]
     assert "random.accuracy" not in outputs[1]
     journals = [(tmp_path / f"answers.{index}.jsonl").read_text().splitlines() for index in range(2)]

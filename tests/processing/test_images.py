@@ -28,7 +28,7 @@ def file_bytes(image, kind, **options):
 
 
 def png_header(width, height):
-    """Returns a PNG file whose header states this size, without pixels."""
+    """Returns a PNG file with this size in its header and without pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -68,7 +68,7 @@ def test_generation_pixels_are_those_of_the_scaled_image_cropped(width, height):
     scaled = [int(side / min(width, height) * 384) for side in (width, height)]
     left, top = ((side - 384) // 2 for side in scaled)
     plain = image.resize(scaled, Image.Resampling.BICUBIC).crop((left, top, left + 384, top + 384))
-    # Within one gray level: Pillow rounds between its two passes, whose order depends on the sizes.
+    # Within one gray level: Pillow rounds between its two passes, and their order depends on the sizes.
     np.testing.assert_allclose(prepare_generation(image).astype(int), np.array(plain).astype(int), atol=1)
 
 
