@@ -1,5 +1,7 @@
 """JanusFlow: the transformer of Janus, with a rectified flow over image latents (arXiv 2411.07975, §3).
 
+The model predicts velocities: the derivatives of the latents with respect to time.
+
 Top-level names of the parameter tree: `und_encoder`, `und_adaptor`, `beg_of_und`, `gen_encoder`, `gen_adaptor`,
 `gen_decoder_adaptor`, `gen_decoder`, `vae`, `llm`.
 
@@ -79,7 +81,7 @@ class JanusFlow(Backbone):
         return self._vae.decode(latents / self._vae.config.scaling_factor)
 
     def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> EncodedLatents:
-        """Encodes latents and times for `embed_encoded` and `velocity` (§3.1, generation encoder)."""
+        """Returns the inputs of `embed_encoded` and `velocity` for M images (§3.1, generation encoder)."""
         return self.gen_encoder(latents, times)
 
     def embed_encoded(self, encoded: EncodedLatents) -> Float[Array, "M 1+N D"]:

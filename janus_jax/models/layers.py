@@ -52,7 +52,7 @@ Contractions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], S
 def product(
     x: Float[Array, "..."], y: Float[Array, "..."], contractions: Contractions, output_dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Computes `lax.dot_general` of two arrays of one dtype, with a result in `output_dtype`.
+    """Returns `lax.dot_general` of two arrays of one dtype, in `output_dtype`.
 
     If `output_dtype` is wider, the products of the gradient still use the dtype of the arrays. In the wider dtype they
     would have half the speed or less on a GPU.

@@ -1,4 +1,4 @@
-"""A small checkpoint in the released layout, and a function that runs commands on it."""
+"""A small checkpoint in the released layout, and functions that run commands."""
 
 import os
 import shutil
@@ -31,7 +31,7 @@ def photo(tmp_path_factory):
 
 @pytest.fixture
 def spoiled(checkpoint, photo, tmp_path):
-    """A folder of invalid inputs, one per name in the tests."""
+    """A folder of invalid inputs: damaged checkpoints, images and text files."""
     (tmp_path / "no_model").mkdir()
     without = shutil.copytree(checkpoint, tmp_path / "without_tokenizer")
     (without / "tokenizer.json").unlink()
@@ -57,14 +57,14 @@ def run(module, *arguments, cwd=None, **variables):
 
 @pytest.fixture
 def refuses():
-    """Runs a command without any device and returns its message about a user error."""
+    """Returns a function that runs a command without devices and returns its user error."""
 
     def check(module, *arguments, cwd):
         done = run(module, *arguments, cwd=cwd, JAX_PLATFORMS="nowhere")
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
-        name = module.removeprefix("launch.").replace("_", "-") if module.startswith("launch.") else None
-        assert done.stderr.startswith(f"janus-{name}: " if name else f"{module}: ")
+        name = f"janus-{module.removeprefix('launch.')}" if module.startswith("launch.") else module
+        assert done.stderr.startswith(f"{name}: ")
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 
