@@ -9,12 +9,12 @@ PY := $(VENV)/bin/python
 PIP := $(PY) -m pip --disable-pip-version-check -qq
 PYTEST := $(PY) -m pytest -q --durations=10 --durations-min=5
 
-# XLA allocates the memory of a training step anew at each call on a CPU. Pages of 2 MB (glibc 2.35) make the step a tenth
-# faster. For timings malloc also keeps freed memory, because in a virtual machine returned pages are slow to get back.
+# On a CPU, XLA allocates the memory of a training step at each call. Pages of 2 MB (glibc 2.35) reduce the time of a step
+# by a tenth. For timings malloc also keeps freed memory, because a virtual machine is slow to provide it again.
 LARGE_PAGES := GLIBC_TUNABLES=glibc.malloc.hugetlb=1
 KEPT_PAGES := $(LARGE_PAGES):glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=17179869184:glibc.malloc.arena_max=1
 
-# The virtual environment must not see packages from outside.
+# Programs in the virtual environment must not import packages from outside it.
 unexport PYTHONPATH PYTHONHOME PYTHONSAFEPATH VIRTUAL_ENV PIP_TARGET PIP_PREFIX
 export PIP_USER := 0
 
@@ -28,7 +28,7 @@ help: ## list the targets
 demo: $(VENV)/.package ## a small model answers, generates, is scored and is fine-tuned; writes runs/demo/index.html
 	@$(LARGE_PAGES) $(PY) -m examples.shapes.demo
 
-# The tests compile more than they compute: unoptimized machine code saves a third of the time.
+# The tests spend more time compiling than computing. Without optimization they take a third less time.
 test: $(VENV)/.test ## the tests, except the slow ones and the comparison with PyTorch
 	@XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
 
@@ -39,7 +39,7 @@ test-slow: $(VENV)/.test ## the slow tests; the full-size golden tests run one a
 parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyTorch
 	@$(PYTEST) -m "" tests/parity
 
-bench: $(VENV)/.parity ## time and memory, next to PyTorch
+bench: $(VENV)/.parity ## measure time and memory, compared with PyTorch
 	@$(PY) -m benchmarks.inference
 	@$(KEPT_PAGES) $(PY) -m benchmarks.train
 	@$(PY) -m benchmarks.evaluate
@@ -50,7 +50,7 @@ wheel-test: ## build the wheel, install it into an empty environment, and run th
 docs: $(VENV)/.docs ## build the documentation site in build/site
 	@NO_MKDOCS_2_WARNING=1 $(PY) -m mkdocs build --quiet --strict
 
-lint: $(VENV)/.test ## style, format and types; also of the cluster files
+lint: $(VENV)/.test ## style, format and types, and the launchers of clusters
 	@$(PY) -m ruff check
 	@$(PY) -m ruff format --check
 	@$(PY) -m mypy
@@ -87,7 +87,7 @@ $(VENV)/.docs: $(VENV)/.package
 	@$(PIP) install -c constraints.txt -e '.[docs]'
 	@touch $@
 
-# torch first: the other packages then accept this build and do not fetch another one.
+# torch is installed first, so that the other packages accept this build and do not download another one.
 $(VENV)/.parity: $(VENV)/.test
 	@$(PIP) install torch==2.13.0
 	@$(PIP) install -c constraints.txt -e '.[demo,test,parity]'

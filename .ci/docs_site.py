@@ -1,4 +1,4 @@
-"""mkdocs hooks: pages from outside `docs/`, and a check that the site loads nothing from other hosts."""
+"""mkdocs hooks: add pages from outside `docs/`, and check that the site loads no files from other hosts."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ EXTERNAL = re.compile(
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages, with their links changed to the site's layout, and the images next to them."""
+    """Adds the pages of `PAGES` with links that work in the site, and the images in their folders."""
     for page, source in PAGES.items():
         path = ROOT / source
         text = re.sub(r"\]\((?:\.\./)*docs/", "](", path.read_text(encoding="utf-8"))
@@ -29,7 +29,7 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Changes links to the pages from outside `docs/`."""
+    """Changes links to files outside `docs/` to the pages made from them."""
     for page, source in {**PAGES, "index.md": "README.md"}.items():
         markdown = markdown.replace(f"](../{source}", f"]({page}")
     return markdown

@@ -1,7 +1,7 @@
 """Validates JobSet manifests: python .ci/manifests.py FILE...
 
-kubernetes-validate has the schemas of Kubernetes, but not of JobSet: this file lists the JobSet fields in use
-(sigs.k8s.io/jobset, api/jobset/v1alpha2/jobset_types.go). The jobs inside are validated as batch/v1.
+kubernetes-validate has the schemas of Kubernetes but not of JobSet, so this file lists the JobSet fields that our
+manifests use (sigs.k8s.io/jobset, api/jobset/v1alpha2/jobset_types.go). The jobs in a JobSet are validated as batch/v1.
 """
 
 import sys
@@ -31,7 +31,7 @@ VALUES = {
 
 
 def errors(document: dict[str, Any]) -> list[str]:
-    """Lists the errors of a JobSet."""
+    """Returns the errors of a JobSet."""
     found = [] if document.get("apiVersion") == "jobset.x-k8s.io/v1alpha2" else ["apiVersion is not that of a JobSet"]
 
     def check(value: Any, where: str) -> None:

@@ -37,20 +37,20 @@ _MAX_SHARD = 5_000_000_000
 _SAMPLE_SECONDS = 0.05
 
 
-def make_checkpoint(folder: Path, name: str) -> int:
+def make_checkpoint(folder: Path, preset: str) -> int:
     """Writes a checkpoint of random bfloat16 values in the released layout, in shards.
 
     Returns:
       Its size in bytes.
     """
     folder.mkdir()
-    config, dtype = janus_preset(name), np.dtype(ml_dtypes.bfloat16)
+    config, dtype = janus_preset(preset), np.dtype(ml_dtypes.bfloat16)
     manifest = released.manifest(config)
     # This mask limits values to (-2, 2), without infinities. They are as hard to compress as real weights.
     bits = np.random.default_rng(0).integers(0, 1 << 16, 1 << 24, np.uint16) & np.uint16(0xBFFF)
-    with SafetensorsWriter(folder, {n: (shape, dtype) for n, shape in manifest.items()}, _MAX_SHARD) as writer:
-        for n, shape in manifest.items():
-            writer.write(n, np.resize(bits, shape).view(dtype))
+    with SafetensorsWriter(folder, {name: (shape, dtype) for name, shape in manifest.items()}, _MAX_SHARD) as writer:
+        for name, shape in manifest.items():
+            writer.write(name, np.resize(bits, shape).view(dtype))
     (folder / "config.json").write_text(json.dumps(released.config_to_json(config, "bfloat16")))
     return sum(file.stat().st_size for file in folder.iterdir())
 
@@ -103,7 +103,7 @@ def main(_: Sequence[str]) -> None:
         folder = Path(name)
         source = folder / "Janus-Pro"
         size = make_checkpoint(source, _PRESET.value)
-        copies, durables, conversions, peaks = [], [], [], []
+        runs = []
         for _round in range(_ROUNDS.value):
             drop_from_page_cache(source)
             copied, durable = copy_seconds(source, folder / "copy")
@@ -111,13 +111,11 @@ def main(_: Sequence[str]) -> None:
             drop_from_page_cache(source)
             converted, peak = convert_seconds(source, folder / "converted", _DTYPE.value)
             shutil.rmtree(folder / "converted")
-            copies.append(copied)
-            durables.append(durable)
-            conversions.append(converted)
-            peaks.append(peak)
+            runs.append((copied, durable, converted, peak))
             print(
                 f"copy {copied:6.1f} s ({durable:.1f} s on disk)   convert {converted:6.1f} s   {peak / 2**30:.2f} GiB"
             )
+    copies, durables, conversions, peaks = zip(*runs, strict=True)
     figures = {
         "preset": _PRESET.value,
         "dtype": _DTYPE.value,

@@ -43,7 +43,7 @@ _ROUNDS = flags.DEFINE_integer("rounds", 5, "timed rounds", lower_bound=1)
 
 RANDOM = JanusConfig(
     name="8 layers of width 512",
-    und_encoder=SiglipConfig(image_size=48, patch_size=8, width=512, depth=6, num_heads=8, mlp_dim=2048),
+    und_encoder=SiglipConfig(image_size=48, patch_size=16, width=512, depth=6, num_heads=8, mlp_dim=2048),
     gen_encoder=shapes_tokenizer.RECIPE.model,
     llm=LlamaConfig(512, 512, 8, 8, 8, 64, 1408, max_positions=512),
     gen_head_width=512,

@@ -155,7 +155,7 @@ def memory_lower_bound(layout: Recipe, devices: int, report: Mapping[str, Any]) 
     """
     resources = layout.resources
     if report:
-        # Temporaries are at most proportional to the number of sequences in a microbatch.
+        # With fewer sequences per microbatch, temporaries shrink at most in proportion.
         return float(report["programs"][0]["temporaries"] * report["microbatches"] / resources.microbatches)
     if resources.remat == "full":
         return 0.0

@@ -201,13 +201,13 @@ def main(_: Sequence[str]) -> None:
     cores = use_cores(_CORES.value) if small else None
     if _MODEL.value is None:
         config, length = SMALL, 512
-        alike = equal_sequences(config, rows, length, und_images=1, gen_images=0, prompt=12, answer=48)
-        batches = {"alike": make_batch(config, alike, length)}
-        batches["unlike"] = make_batch(config, unequal_sequences(config, rows, length), length)
+        equal = equal_sequences(config, rows, length, und_images=1, gen_images=0, prompt=12, answer=48)
+        batches = {"equal": make_batch(config, equal, length)}
+        batches["unequal"] = make_batch(config, unequal_sequences(config, rows, length), length)
     else:
         config, length = janus_preset(_MODEL.value), 4096
-        alike = equal_sequences(config, rows, length, und_images=2, gen_images=3, prompt=32, answer=96)
-        batches = {"alike": make_batch(config, alike, length)}
+        equal = equal_sequences(config, rows, length, und_images=2, gen_images=3, prompt=32, answer=96)
+        batches = {"equal": make_batch(config, equal, length)}
     device = jax.devices()[0]
     dtype = cast(Dtype, _DTYPE.value or ("float32" if device.platform == "cpu" else "bfloat16"))
     remat = cast(RematPolicy, _REMAT.value or ("none" if small else "full"))

@@ -1,7 +1,7 @@
 """Reads and writes checkpoints in the layouts of other projects.
 
-`open_checkpoint` opens a folder in any layout, `convert` converts one layout to another, and `save_checkpoint` saves
-parameters in memory. PyTorch is not needed.
+`open_checkpoint` opens a folder in any layout, `convert` converts a folder to another layout, and `save_checkpoint`
+writes a parameter tree to a folder. PyTorch is not needed.
 """
 
 from checkpoints_convert.checkpoint import Checkpoint, is_converted, open_checkpoint

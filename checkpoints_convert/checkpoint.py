@@ -60,8 +60,8 @@ class Checkpoint(ABC):
       path: The folder, or the file if a part consists of a single file.
       layout: Name of the layout.
       config: Config of the model, or of the only part that the checkpoint holds.
-      metadata: Origin of the parameters: `layout` and `name` of the original checkpoint, `dtypes` of tensors that are
-        narrower than the stack they belong to, and `image_token_id`, all optional.
+      metadata: Facts about the original checkpoint, all optional: its `layout`, the `name` of its folder, its
+        `image_token_id`, and `dtypes`, the dtype by name of each tensor that has a narrower dtype than its parameter.
     """
 
     path: Path
@@ -83,8 +83,8 @@ class Checkpoint(ABC):
         """
         if not isinstance(self.config, ModelConfig):
             raise JanusError(
-                f"{self.path} holds one part of a model ({type(self.config).__name__}); give the folder of a Janus, "
-                f"Janus-Pro or JanusFlow."
+                f"{self.path} holds one part of a model ({type(self.config).__name__}); give the folder of a whole "
+                f"model: Janus, Janus-Pro or JanusFlow."
             )
         return self.config
 
@@ -96,37 +96,37 @@ class Checkpoint(ABC):
     def params(
         self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
     ) -> Iterator[tuple[tuple[str, ...], int | None, np.ndarray]]:
-        """Reads the parameters, one array at a time.
+        """Yields the parameters, one array at a time.
 
-        Stacked parameters come layer by layer, and all parameters of one block before those of the next block. Arrays
-        that need neither a cast nor a transposition are views of the mapped files.
+        Stacked parameters are read layer by layer: first all parameters of one block, then those of the next. Arrays
+        that need neither a cast nor a transposition are views of the memory-mapped files.
 
         Args:
-          dtype: Dtype of the arrays; None for the dtype that holds all layers of a parameter exactly.
+          dtype: Dtype of the arrays. None: for each parameter, the dtype that `dtypes` returns.
           parts: First keys of the parameters to read; None for all.
 
         Yields:
-          (keys from the root of the tree, layer or None if not stacked, values).
+          (keys from the root of the tree, layer, values). The layer is None if the parameter is not stacked.
         """
         wanted = numpy_dtype(dtype) if isinstance(dtype, str) else dtype
         dtypes = self.dtypes() if wanted is None else {}
         for parameter, layer in layer_by_layer(self.parameters):
             if parts is None or parameter.keys[0] in parts:
-                # Kept in no variable, so that no two arrays are in memory.
+                # Not assigned to a variable, which would hold this array while the next one is read.
                 target = dtypes.get(parameter.path, wanted)
                 yield parameter.keys, layer, self.read(parameter, layer).astype(target, copy=False)
 
     @abstractmethod
     def dtypes(self) -> dict[str, np.dtype]:
-        """Returns, by parameter path, the narrowest dtype that holds all layers exactly."""
+        """Returns the narrowest dtype that holds all layers of a parameter exactly, by parameter path."""
 
     @abstractmethod
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """Reads a parameter that is not stacked (layer None), or one layer, in the dtype of the file."""
+        """Returns one layer, or a parameter that is not stacked (layer None), in the dtype of the file."""
 
     @abstractmethod
     def unused(self) -> Mapping[str, np.ndarray]:
-        """Returns the tensors of the original checkpoint that no network here uses, by their names there."""
+        """Returns the tensors of the original checkpoint that janus_jax does not use, by their original names."""
 
 
 @dataclass(frozen=True)
@@ -134,9 +134,9 @@ class TorchCheckpoint(Checkpoint):
     """A checkpoint in one of PyTorch's layouts.
 
     Attributes:
-      mapped: Every parameter with its tensors.
+      mapped: The tensors of every parameter.
       tensors: All tensors by name.
-      unused_names: Names of the tensors that no network here uses.
+      unused_names: Names of the tensors that janus_jax does not use.
     """
 
     mapped: list[MappedParameter]
@@ -159,11 +159,11 @@ class TorchCheckpoint(Checkpoint):
 
 @dataclass(frozen=True)
 class OrbaxCheckpoint(Checkpoint):
-    """A converted folder. Its parameters are an Orbax checkpoint."""
+    """A folder that `convert` wrote in the Orbax layout."""
 
     @functools.cached_property
     def _stored(self) -> "OrbaxParams":
-        from checkpoints_convert.orbax_params import OrbaxParams  # Imported late: Orbax takes seconds to import.
+        from checkpoints_convert.orbax_params import OrbaxParams  # Orbax takes seconds to import.
 
         return OrbaxParams(self.path / PARAMS_FOLDER, self.parameters)
 
@@ -179,10 +179,10 @@ class OrbaxCheckpoint(Checkpoint):
 
 
 def numpy_dtype(name: str) -> np.dtype:
-    """Returns the numpy dtype of that name.
+    """Returns the numpy dtype with this name.
 
     Raises:
-      JanusError: Parameters cannot have this dtype.
+      JanusError: The name is not that of a dtype for parameters.
     """
     if name not in _DTYPES:
         raise JanusError(f"dtype is {name!r}; it must be one of {', '.join(_DTYPES)}.")
@@ -201,18 +201,18 @@ def open_checkpoint(
 ) -> Checkpoint:
     """Opens a checkpoint in any layout.
 
-    The path is a converted folder, a released Janus or JanusFlow, transformers' Janus, or one of the parts that
+    The path is a converted folder, a released model, a Janus model saved by transformers, or a pretrained part that
     training starts from. Every mismatch between config and tensors is reported before any value is read.
 
     Args:
-      path: The folder; for a part that consists of a single file, that file.
-      conversation: Role strings that the model was trained with; None to detect them. Janus-1.3B and Janus-Pro-1B
-        differ only in their role strings.
-      vae: Folder of a JanusFlow's VAE in diffusers' layout; None for `vae/` in the checkpoint, if it exists.
+      path: The folder, or the file of a part that consists of a single file.
+      conversation: Role strings that the model was trained with. None: they are detected. The configs of Janus-1.3B
+        and Janus-Pro-1B differ only in their role strings.
+      vae: Folder of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it exists.
 
     Raises:
-      JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes
-        another network, or tensors are missing, surplus or misshapen.
+      JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes a
+        network that janus_jax does not have, or tensors are missing, surplus or misshapen.
     """
     path = Path(path)
     if conversation is not None and conversation not in get_args(ConversationStyle):
@@ -253,11 +253,11 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         config, vae_tensors = _add_vae(config, weights.parent, vae)
         tensors |= vae_tensors
     elif vae is not None:
-        raise JanusError(f"{path} is not a JanusFlow, and only JanusFlow has a VAE; leave --vae out.")
+        raise JanusError(f"{path} is not a JanusFlow model, and only JanusFlow has a VAE; leave --vae out.")
     if isinstance(config, ModelConfig):
         config = replace(config, conversation=conversation or _detect_conversation(path, json, config))
         config = replace(config, name=_model_name(path, config))
-    # transformers' Janus ties the embeddings if its config.json does not say otherwise.
+    # In transformers' Janus, embeddings are tied unless config.json states otherwise.
     if json.get("tie_word_embeddings", json.values.get("model_type") == "janus"):
         tensors = layout.with_tied(tensors)
     unused = [name for name in tensors if layout.is_unused(name)]
@@ -311,8 +311,8 @@ def _detect_layout(path: Path, json: JsonObject, shapes: Shapes) -> Layout:
     if any(name.startswith(("language_model.", "gen_vision_model.", "model.language_model.")) for name in shapes):
         found = f"has model_type {kind!r}" if json.values else "does not exist"
         raise JanusError(
-            f"{path} holds tensors of a Janus, but {json.where} {found}; model_type must be 'multi_modality' (released "
-            f"layout) or 'janus' (transformers)."
+            f"{path} holds tensors of a Janus model, but {json.where} {found}; model_type must be 'multi_modality' "
+            f"(released layout) or 'janus' (transformers)."
         )
     known = dict.fromkeys(["released", "transformers", *(layout.name for layout in PART_LAYOUTS)])
     raise JanusError(
@@ -324,7 +324,7 @@ def _detect_layout(path: Path, json: JsonObject, shapes: Shapes) -> Layout:
 def _add_vae(
     config: JanusFlowConfig, folder: Path, vae: StrPath | None
 ) -> tuple[JanusFlowConfig, Mapping[str, np.ndarray]]:
-    """Returns the config with the given VAE, or the VAE in the folder, and its tensors; no tensors without a VAE."""
+    """Returns the config with its VAE, and the VAE's tensors. Without a VAE, the config is unchanged."""
     path = Path(vae) if vae is not None else folder / released_flow.VAE_FOLDER
     if vae is None and not path.is_dir():
         return config, {}
@@ -347,10 +347,10 @@ def _detect_conversation(path: Path, json: JsonObject, config: ModelConfig) -> C
     template = _chat_template(folder)
     if "<|User|>" in template:
         return "janus_pro"
-    # A released tokenizer may carry the chat template of its base language model, so "User" there is no evidence.
+    # The tokenizer of a released model may have the chat template of its base model, which also uses "User".
     if json.values.get("model_type") == "janus" and re.search(r"\bUser\b", template):
         return "janus"
-    # The innermost folder first: the name of an outer folder may describe something else.
+    # The innermost folder comes first, because the name of an outer folder may describe something else.
     for name in (*folder.resolve().parts[:-4:-1], str(json.values.get("_name_or_path", ""))):
         if re.search(r"(?<![a-z])pro(?![a-z])", name, re.IGNORECASE):
             return "janus_pro"
@@ -358,8 +358,8 @@ def _detect_conversation(path: Path, json: JsonObject, config: ModelConfig) -> C
             return "janus"
     if config.llm.width != PRESETS["janus_pro_7b"].llm.width:
         _log.warning(
-            "%s does not say whether it is a Janus or a Janus-Pro, which differ in their role strings. Janus-Pro's are "
-            "used. Pass --conversation janus if it is Janus-1.3B.",
+            "%s does not state whether the model is Janus or Janus-Pro, which use different role strings. The strings "
+            "of Janus-Pro are used. Pass --conversation janus if the model is Janus-1.3B.",
             path,
         )
     return "janus_pro"
@@ -383,5 +383,5 @@ def _model_name(path: Path, config: ModelConfig) -> str:
 
 
 def _without_vae(config: ModelConfig) -> ModelConfig:
-    """The VAE does not change the name of a JanusFlow."""
+    """Returns the config without its VAE, which does not affect the name of the model."""
     return replace(config, vae=None) if isinstance(config, JanusFlowConfig) else config

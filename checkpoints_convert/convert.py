@@ -2,7 +2,7 @@
 
 A converted folder (layout "orbax") holds `config.json` (`{"format": "janus_jax", "part": …, "model": …, "dtype": …,
 "source": …}`), the Orbax checkpoint `params/`, the tokenizer and processor files of the source, and
-`unused.safetensors`: the tensors of the source that no network here uses, so that the way back restores them.
+`unused.safetensors`: the tensors of the source that janus_jax does not use. Converting back restores them.
 """
 
 import contextlib
@@ -65,11 +65,11 @@ class Summary:
     """Result of a conversion.
 
     Attributes:
-      layout: Name of the layout that was read (target "orbax") or written.
+      layout: Layout of the source if the target has the layout "orbax", else layout of the target.
       tensors: Number of tensors converted.
       parameters: Number of parameters converted.
       num_bytes: Bytes written.
-      notes: Sentences about tensors that were left out or filled with zeros.
+      notes: Sentences for the user, such as which tensors were left out or filled with zeros.
       seconds: Duration.
     """
 
@@ -102,13 +102,13 @@ def convert(
     """Converts a checkpoint folder to another layout.
 
     Args:
-      source: Folder in any layout. A part that training starts from can only be converted to "orbax".
-      target: Folder to create. It appears when it is complete.
+      source: Folder in any layout. A single part of a model can only be converted to "orbax".
+      target: Folder to create. It exists only when it is complete.
       layout: Layout of the target.
-      dtype: Dtype of the stored parameters. "keep" keeps the dtype of every tensor, so that the way back is exact.
+      dtype: Dtype of the stored parameters. "keep" keeps the dtype of every tensor, so that converting back is exact.
       conversation: See `open_checkpoint`.
       vae: See `open_checkpoint`.
-      shard_bytes: Largest size of one file of weights.
+      shard_bytes: Largest size of one weight file in bytes.
       progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -138,12 +138,12 @@ def save_checkpoint(
     sidecars_from: StrPath | None = None,
     progress: bool = False,
 ) -> None:
-    """Saves parameters in memory as a converted folder.
+    """Writes a parameter tree to a folder in the Orbax layout.
 
     Args:
-      target: Folder to create. It appears when it is complete.
-      params: Nested dicts of numpy or fully addressable jax arrays, repeated blocks stacked.
-      config: Config of the model, or of its only part.
+      target: Folder to create. It exists only when it is complete.
+      params: Nested dicts of numpy arrays or fully addressable jax arrays, with stacked blocks.
+      config: Config of the model, or of the only part in `params`.
       sidecars_from: Folder to copy tokenizer and processor files from.
       progress: Whether to show a progress bar on stderr.
 
@@ -177,8 +177,8 @@ def _to_orbax(
     with atomic_folder(target) as folder:
         num_bytes = _write_params(folder, parameters, dtypes, checkpoint.read, progress=progress)
         if unused and is_model:
-            announced = {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
-            with SafetensorsWriter(folder, announced, shard_bytes=1 << 62, stem=UNUSED_STEM) as writer:
+            specs = {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
+            with SafetensorsWriter(folder, specs, shard_bytes=1 << 62, stem=UNUSED_STEM) as writer:
                 for name, tensor in unused.items():
                     writer.write(name, tensor)
         copied = sidecars.copy_sidecars(checkpoint.folder, folder) if is_model else []
@@ -200,7 +200,7 @@ def _write_params(
     progress: bool,
 ) -> int:
     """Writes `params/` and returns its size in bytes."""
-    from checkpoints_convert.orbax_params import DeferredParameter, write_params  # Imported late: Orbax takes seconds.
+    from checkpoints_convert.orbax_params import DeferredParameter, write_params  # Orbax takes seconds to import.
 
     total = sum(parameter.size * dtypes[parameter.path].itemsize for parameter in parameters)
     with _progress_bar(total, progress) as report:
@@ -211,7 +211,7 @@ def _write_params(
 
 @contextlib.contextmanager
 def _progress_bar(num_bytes: int, show: bool) -> Iterator[Callable[[int], None]]:
-    """Shows a progress bar; yields the function that any thread calls with the number of bytes written."""
+    """Shows a progress bar. Yields a thread-safe function that adds a number of written bytes to it."""
     with tqdm.tqdm(
         total=num_bytes, unit="B", unit_scale=True, unit_divisor=1000, smoothing=0.1, disable=not show
     ) as bar:
@@ -228,7 +228,7 @@ def _write_config(folder: Path, config: Config, dtype: str, source: Mapping[str,
 
     Args:
       dtype: Dtype of most parameters.
-      source: Metadata of the source, see `Checkpoint.metadata`.
+      source: `Checkpoint.metadata` of the source.
     """
     part = next(name for name, kind in KINDS.items() if isinstance(config, kind))
     content = {"format": FORMAT, "part": part, "model": asdict(config), "dtype": dtype, "source": source}
@@ -245,9 +245,9 @@ def _main_dtype(dtypes: Mapping[str, np.dtype], parameters: Iterable[Parameter])
 def _notes(config: Config, unused: list[str]) -> Iterator[str]:
     if unused:
         is_model = isinstance(config, ModelConfig)
-        kept = f"they are kept in {UNUSED_STEM}.safetensors for the way back" if is_model else "Janus does not use them"
+        kept = f" {UNUSED_STEM}.safetensors keeps them; converting back restores them." if is_model else ""
         names = ", ".join(unused[:3]) + (", …" if len(unused) > 3 else "")
-        yield f"Left out {len(unused)} tensors that no network here uses ({names}); {kept}."
+        yield f"Left out {len(unused)} tensors that janus_jax does not use ({names}).{kept}"
     if isinstance(config, SiglipConfig):
         yield f"The encoder's GELU is {config.gelu!r}. SigLIP was trained with 'tanh', Janus with 'exact'."
     if isinstance(config, JanusFlowConfig) and config.vae is None:
@@ -270,32 +270,32 @@ def _to_torch(
     layout = _WRITTEN.get((layout_name, type(config)))
     if layout is None or layout.write_config is None:
         raise JanusError(
-            f"The {layout_name} layout has no {type(config).__name__.removesuffix('Config')}, which {config.name} is; "
-            f"use --layout released."
+            f"The {layout_name} layout does not support {type(config).__name__.removesuffix('Config')} models such as "
+            f"{config.name}; use --layout released."
         )
     mapped, dtypes = layout.map(checkpoint.parameters), checkpoint.dtypes()
     main = _main_dtype(dtypes, checkpoint.parameters) if dtype is None else dtype.name
-    announced = _announced(checkpoint, mapped, dtypes, dtype)
+    specs = _tensor_specs(checkpoint, mapped, dtypes, dtype)
     same_layout = checkpoint.metadata.get("layout") == layout_name
     unused, notes = checkpoint.unused() if same_layout else {}, []
     if not unused and (shapes := layout.unused_shapes(config)):
         unused = {name: np.zeros(shape, numpy_dtype(main)) for name, shape in shapes.items()}
-        notes.append(f"{len(unused)} tensors that released files hold and no network uses are zeros.")
-    announced |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
+        notes.append(f"{len(unused)} tensors that released files hold, but that no network uses, are zeros.")
+    specs |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
     json = layout.write_config(config, main, _image_token_id(checkpoint))
     if "image_token_id" in json and not sidecars.token_ids(checkpoint.folder):
         notes.append(f"There is no tokenizer.json, so the image placeholder's id is {json['image_token_id']}.")
-    num_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in announced.values())
+    num_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs.values())
     with atomic_folder(target) as folder, _progress_bar(num_bytes, progress) as report:
-        with _tensor_writer(folder, announced, shard_bytes, config) as write:
+        with _tensor_writer(folder, specs, shard_bytes, config) as write:
 
             def write_all(tensors: Iterable[tuple[str, np.ndarray]]) -> None:
                 for name, array in tensors:
                     write(name, array)
-                    report(array.size * announced[name][1].itemsize)
+                    report(array.size * specs[name][1].itemsize)
 
             for one in mapped:
-                # Returns before the next parameter is read, so that no two are in memory.
+                # The array is freed when the call returns, before the next one is read.
                 write_all(one.write(checkpoint.read(one.parameter, one.layer)))
             write_all(unused.items())
         write_json(folder / "config.json", json)
@@ -306,10 +306,10 @@ def _to_torch(
             _WRITE_SIDECARS[layout_name](folder, config)
             sidecars.copy_system_prompt(checkpoint.folder, folder)
     parameters = sum(parameter.size for parameter in checkpoint.parameters)
-    return layout_name, len(announced), parameters, num_bytes, tuple(notes)
+    return layout_name, len(specs), parameters, num_bytes, tuple(notes)
 
 
-def _announced(
+def _tensor_specs(
     checkpoint: Checkpoint,
     mapped: Iterable[MappedParameter],
     dtypes: Mapping[str, np.dtype],
@@ -335,13 +335,13 @@ def _image_token_id(checkpoint: Checkpoint) -> int:
 
 @contextlib.contextmanager
 def _tensor_writer(
-    folder: Path, announced: Mapping[str, tuple[Shape, np.dtype]], shard_bytes: int, config: ModelConfig
+    folder: Path, specs: Mapping[str, tuple[Shape, np.dtype]], shard_bytes: int, config: ModelConfig
 ) -> Iterator[Callable[[str, np.ndarray], None]]:
-    """Yields a function that writes a tensor to its file: the VAE of a JanusFlow is stored in a subfolder."""
+    """Yields a function that writes a tensor to its file. JanusFlow's VAE has its own files, in a subfolder."""
     vae = config.vae if isinstance(config, JanusFlowConfig) else None
     prefix = released_flow.VAE_PREFIX
-    in_vae = {} if vae is None else {name: kind for name, kind in announced.items() if name.startswith(prefix)}
-    others = {name: kind for name, kind in announced.items() if name not in in_vae}
+    in_vae = {} if vae is None else {name: kind for name, kind in specs.items() if name.startswith(prefix)}
+    others = {name: kind for name, kind in specs.items() if name not in in_vae}
     with contextlib.ExitStack() as stack:
         writer = stack.enter_context(SafetensorsWriter(folder, others, shard_bytes))
         if vae is None:

@@ -12,7 +12,7 @@ WEIGHTS_STEM = "diffusion_pytorch_model"
 
 
 def diffusers_vae_table(prefix: str) -> Table:
-    """Names of the VAE in diffusers, which stores the attention's linear maps as matrices, not as 1x1 convolutions."""
+    """Returns the tensor names of the VAE in diffusers, whose attention has matrices instead of 1x1 convolutions."""
     attention = f"{prefix}{{side}}.mid_block.attentions.0"
     return {
         "vae/{side}/mid/attn/norm": f"{attention}.group_norm",
@@ -28,16 +28,16 @@ def diffusers_vae_table(prefix: str) -> Table:
     }
 
 
-def _levels(ours: str, theirs: str) -> Table:
+def _levels(module: str, name: str) -> Table:
     return {
-        **pointwise(f"vae/{ours}_{{i}}/res_{{j}}/shortcut", f"{theirs}.resnets.{{j}}.conv_shortcut"),
-        f"vae/{ours}_{{i}}/res_{{j}}/{{part}}": f"{theirs}.resnets.{{j}}.{{part}}",
-        f"vae/{ours}_{{i}}/{{sampler}}": f"{theirs}.{{sampler}}rs.0.conv",
+        **pointwise(f"vae/{module}_{{i}}/res_{{j}}/shortcut", f"{name}.resnets.{{j}}.conv_shortcut"),
+        f"vae/{module}_{{i}}/res_{{j}}/{{part}}": f"{name}.resnets.{{j}}.{{part}}",
+        f"vae/{module}_{{i}}/{{sampler}}": f"{name}.{{sampler}}rs.0.conv",
     }
 
 
 def _read_config(json: JsonObject, shapes: Shapes) -> VAEConfig:
-    json.require_present("a VAE's scaling_factor")
+    json.require_present("scaling_factor")
     json.require("_class_name", "AutoencoderKL")
     json.require("act_fn", "silu")
     json.require("in_channels", 3)
@@ -45,7 +45,7 @@ def _read_config(json: JsonObject, shapes: Shapes) -> VAEConfig:
     for field, kind in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
         for found in json.get(field, (kind,)):
             if found != kind:
-                raise JanusError(f"{json.where}: {field} holds {found!r:.80}; the networks here support only {kind!r}.")
+                raise JanusError(f"{json.where}: {field} holds {found!r:.80}; janus_jax supports only {kind!r}.")
     for field in ("mid_block_add_attention", "use_quant_conv", "use_post_quant_conv"):
         json.require(field, True)
     for field in ("shift_factor", "latents_mean", "latents_std"):

@@ -1,4 +1,4 @@
-"""Fields of other projects' json files, with an error message for every wrong value."""
+"""Reads fields of other projects' json files and raises `JanusError` for wrong values."""
 
 from collections.abc import Mapping
 from typing import Any, TypeVar
@@ -9,11 +9,11 @@ T = TypeVar("T")
 
 
 class JsonObject:
-    """An object of a json file and its location in the file.
+    """An object in a json file.
 
     Args:
-      values: The object.
-      where: The file and the path to the object, for messages.
+      values: The content of the object.
+      where: The file, and the path of the object in it, for messages.
     """
 
     def __init__(self, values: Any, where: str) -> None:
@@ -26,12 +26,12 @@ class JsonObject:
         return self.values.get(name) is not None
 
     def object(self, name: str) -> "JsonObject":
-        """Returns the object of that name; an empty one if it is absent or null."""
+        """Returns the object in a field; an empty object if the field is absent or null."""
         found = self.values.get(name)
         return JsonObject({} if found is None else found, f"{self.where}: {name}")
 
     def get(self, name: str, default: T) -> T:
-        """Returns the value of that name; the default if it is absent or null.
+        """Returns the value of a field; the default if the field is absent or null.
 
         Raises:
           JanusError: The value is of another type than the default.
@@ -49,25 +49,25 @@ class JsonObject:
         return value
 
     def require(self, name: str, *allowed: Any) -> None:
-        """Checks a field that decides which network the checkpoint is for; `allowed[0]` is its default.
+        """Checks that a field has one of the allowed values. An absent field has the first of them.
 
         Raises:
-          JanusError: The field has a value that is not allowed.
+          JanusError: The field has another value.
         """
         value = self.values.get(name, allowed[0])
         if value not in allowed:
             raise JanusError(
-                f"{self.where}: {name} is {value!r:.80}; the networks here support {' or '.join(map(repr, allowed))}."
+                f"{self.where}: {name} is {value!r:.80}; janus_jax supports only {' or '.join(map(repr, allowed))}."
             )
 
-    def require_present(self, only_here: str) -> None:
-        """Checks that the file exists and is not empty.
+    def require_present(self, field: str) -> None:
+        """Checks that config.json exists.
 
         Args:
-          only_here: The value that no other file states, for the message.
+          field: A field that the weights do not imply, for the message.
 
         Raises:
           JanusError: The object is empty.
         """
         if not self.values:
-            raise JanusError(f"{self.where} does not exist, and only config.json states {only_here}; fetch it.")
+            raise JanusError(f"{self.where} does not exist, and only config.json states {field}; fetch it.")

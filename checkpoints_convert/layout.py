@@ -1,4 +1,4 @@
-"""A layout: one table from our parameters to the tensors of a file, used for reading and for writing."""
+"""Layouts: tables that map the parameters of a model to the tensors of a file, for reading and for writing."""
 
 import difflib
 import functools
@@ -16,26 +16,26 @@ from janus_jax.errors import JanusError
 
 _SUFFIXES = {"kernel": "weight", "weight": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
 _DEFAULT_PATTERNS = {1: "a -> a", 2: "a b -> a b", 4: "h w i o -> o i h w"}
-"""Vectors and matrices are stored as they are; convolution kernels have their output channels first in files."""
+"""Default pattern by number of axes. Files store the output channels of convolution kernels first."""
 
 _MAX_LISTED = 8
-"""An error message lists at most this many tensors of each kind of mismatch."""
+"""Largest number of tensors that an error message lists for each kind of mismatch."""
 
 Shapes = Mapping[str, Shape]
 
 
 @dataclass(frozen=True)
 class Rearrangement:
-    """A reshape and at most one transposition between a parameter and a file's tensor.
+    """The reshape and transposition that turn a parameter into a tensor of a file, and back.
 
     Attributes:
-      pattern: The axes of the parameter and of the tensor as in einops, e.g. `"h k d -> (h k) d"`.
+      pattern: Axes of the parameter and of the tensor, in einops' notation, such as `"h k d -> (h k) d"`.
     """
 
     pattern: str
 
     def file_shape(self, shape: Shape) -> Shape:
-        """Returns the shape of the file's tensor for a parameter of this shape."""
+        """Returns the shape of the tensor in the file for a parameter of this shape."""
         names, groups = _axes(self.pattern)
         sizes = dict(zip(names, shape, strict=True))
         return tuple(math.prod(sizes[name] for name in group) for group in groups)
@@ -48,7 +48,7 @@ class Rearrangement:
         return tensor.reshape([sizes[name] for name in order]).transpose([order.index(name) for name in names])
 
     def to_file(self, array: np.ndarray) -> np.ndarray:
-        """Returns the parameter as the file stores it."""
+        """Returns the tensor that the file stores for the parameter."""
         names, groups = _axes(self.pattern)
         order = [name for group in groups for name in group]
         return array.transpose([names.index(name) for name in order]).reshape(self.file_shape(array.shape))
@@ -75,23 +75,25 @@ class Tensor:
 
 
 Table = Mapping[str, str | Tensor]
-"""Names by parameter.
+"""Tensor names by the path of a parameter or module.
 
-A key with a `Tensor` is the path of a parameter. A key with a string is the path of a module, and the string is the
-module's name in the file; there its `kernel`, `weight`, `scale` or `embedding` is called `weight`, and axes are
-rearranged by default. In a key, `{x}` matches one path component and is inserted where the name has `{x}`; `{layer}` in
-a name is the layer of a stacked parameter. The first key that matches is used.
+If the value is a `Tensor`, the key is the path of a parameter. If the value is a string, the key is the path of a
+module, and the string is the name of the module in the file. The file calls the module's `kernel`, `weight`, `scale` or
+`embedding` "weight" and stores it with the default pattern.
+
+In a key, `{x}` matches any component of a path. In a name, `{x}` is replaced by that component, and `{layer}` by the
+layer of a stacked parameter. The first matching key is used.
 """
 
 
 def pointwise(module: str, name: str) -> Table:
-    """Table entries of a linear map that the file stores as a 1x1 convolution."""
+    """Returns the tensor names of a linear layer that the file stores as a 1x1 convolution."""
     return {f"{module}/weight": Tensor(f"{name}.weight", "o i -> o i 1 1"), module: name}
 
 
 @dataclass(frozen=True)
 class FileTensor:
-    """A tensor of a file: its name, its shape, and its rearrangement into the parameter or a slice of it."""
+    """A tensor of a file, and the rearrangement between it and a parameter or a slice of a parameter."""
 
     name: str
     shape: Shape
@@ -100,7 +102,7 @@ class FileTensor:
 
 @dataclass(frozen=True)
 class MappedParameter:
-    """The unit of conversion: a parameter, or one layer of a stacked parameter, and its tensors in the file.
+    """A parameter, or one layer of a stacked parameter, with its tensors in the file.
 
     Attributes:
       layer: The layer; None if the parameter is not stacked.
@@ -112,7 +114,7 @@ class MappedParameter:
     tensors: tuple[FileTensor, ...]
 
     def read(self, tensors: Mapping[str, np.ndarray]) -> np.ndarray:
-        """Returns the values in the parameter's shape; a view of the file if one contiguous tensor holds them."""
+        """Returns the values in the parameter's shape. They are a view if one contiguous tensor holds them."""
         shape = self.parameter.shape
         if len(self.tensors) == 1:
             (one,) = self.tensors
@@ -120,7 +122,7 @@ class MappedParameter:
         return np.stack([one.rearrangement.from_file(tensors[one.name], shape[1:]) for one in self.tensors])
 
     def write(self, array: np.ndarray) -> Iterator[tuple[str, np.ndarray]]:
-        """Yields name and values of each tensor in the file."""
+        """Yields the name and values of each tensor to write to the file."""
         slices: Iterable[np.ndarray] = [array] if len(self.tensors) == 1 else array
         for tensor, part in zip(self.tensors, slices, strict=True):
             yield tensor.name, tensor.rearrangement.to_file(part)
@@ -141,10 +143,10 @@ class Layout:
       write_config: Returns the content of config.json, given the config, the name of the main dtype and the id of the
         image placeholder token. None if the layout is not written.
       marker: Name of a tensor that only this layout has. None if config.json names the layout.
-      unused: Regular expressions of tensors that such files hold and no network here uses.
-      unused_shapes: Returns names and shapes of the tensors that such files must hold and no network here uses.
-      tied: Tensors that are absent if the config ties embeddings, and the tensors that hold their values.
-      renamed: Regular expressions for parts of names in older files, and their replacements.
+      unused: Regular expressions of tensor names that files may contain and janus_jax does not use.
+      unused_shapes: Returns names and shapes of tensors that files must contain and janus_jax does not use.
+      tied: Names of tensors that are absent if embeddings are tied, and of the tensors that hold the same values.
+      renamed: Regular expressions for parts of tensor names in older files, and their replacements.
     """
 
     name: str
@@ -165,24 +167,24 @@ class Layout:
         return [(compiled(key), entry) for key, entry in self.table.items()]
 
     def is_unused(self, name: str) -> bool:
-        """Returns whether no network here uses this tensor."""
+        """Returns whether janus_jax does not use this tensor."""
         return any(re.fullmatch(pattern, name) for pattern in self.unused)
 
     def current_name(self, name: str) -> str:
-        """Returns the name that newer files give to a tensor."""
+        """Returns the name that new files use for a tensor of an older file."""
         for old, new in self.renamed.items():
             name = re.sub(old, new, name)
         return name
 
     def map(self, parameters: Iterable[Parameter]) -> list[MappedParameter]:
-        """Returns every parameter with its tensors, in the order of `layer_by_layer`."""
+        """Returns the tensors of every parameter, in the order of `layer_by_layer`."""
         return [
             MappedParameter(parameter, layer, self._tensors(parameter, layer))
             for parameter, layer in layer_by_layer(parameters)
         ]
 
     def manifest(self, parameters: Iterable[Parameter]) -> dict[str, Shape]:
-        """Returns name and shape of every tensor that the parameters are stored in."""
+        """Returns names and shapes of the tensors that store these parameters."""
         return {tensor.name: tensor.shape for mapped in self.map(parameters) for tensor in mapped.tensors}
 
     def _tensors(self, parameter: Parameter, layer: int | None) -> tuple[FileTensor, ...]:
@@ -201,12 +203,12 @@ class Layout:
         raise LookupError(f"The {self.name} layout has no name for {parameter.path}; add it to the layout's table.")
 
     def with_tied(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Returns the tensors plus those that are absent because they are tied."""
+        """Returns the given tensors, plus those that are absent because they are tied."""
         tied = {name: tensors[other] for name, other in self.tied.items() if other in tensors}
         return tied | dict(tensors)
 
     def check(self, mapped: Iterable[MappedParameter], tensors: Mapping[str, np.ndarray], where: str) -> None:
-        """Checks that the tensors of a checkpoint are those of the model.
+        """Checks that a checkpoint has the tensors of the model.
 
         Raises:
           JanusError: Tensors are missing, surplus, misshapen, or not floating-point. One message lists all of them.

@@ -3,8 +3,8 @@
 The result is a plain Orbax checkpoint of a tree of arrays: `StandardCheckpointer.restore` reads it, onto any mesh.
 Orbax itself takes whole arrays, and the stacked matrices of a 7B model are gigabytes each. So the leaves passed to
 Orbax are `DeferredParameter`s, and a type handler reads and writes them one layer at a time. Arrays are stored as
-uncompressed zarr (weights hardly compress), one directory per parameter. Chunks are then contiguous bytes, which go
-from the mapped source file to the disk without a copy.
+uncompressed zarr (weights hardly compress), one directory per parameter. Chunks are then contiguous bytes, which are
+written from the memory-mapped source file to the disk without a copy.
 """
 
 import asyncio
@@ -12,7 +12,6 @@ import contextlib
 import itertools
 import logging
 import math
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -22,6 +21,7 @@ from typing import Any
 import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 import tensorstore as ts
+from etils import epath  # type: ignore[import-untyped]  # Path type of Orbax, installed with it.
 from orbax.checkpoint.type_handlers import (  # type: ignore[import-untyped]
     NumpyHandler,
     ParamInfo,
@@ -38,7 +38,7 @@ from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, read_json, reading
 
 _CHUNK_BYTES = 64 << 20
-"""Largest size of a chunk: few files, and a device that reads its shard reads little else."""
+"""Largest size of a chunk. Larger chunks need fewer files; smaller chunks let a device read little but its shard."""
 
 _WRITERS = 4
 _MAX_LISTED = 8
@@ -48,13 +48,13 @@ _REMEDY = "convert the checkpoint again"
 
 @dataclass(frozen=True)
 class DeferredParameter:
-    """A parameter that is read while it is written.
+    """A parameter whose values are read only when they are written.
 
     Attributes:
       parameter: The parameter.
-      dtype: Dtype that it is stored in.
-      read: Reads a parameter that is not stacked (layer None), or one layer.
-      on_written: Called with the number of bytes of every chunk written, from any thread.
+      dtype: Dtype to store it in.
+      read: Returns the values of one layer, or of a parameter that is not stacked (layer None).
+      on_written: Called with the size of every chunk that was written, in bytes, from any thread.
     """
 
     parameter: Parameter
@@ -68,7 +68,7 @@ class DeferredParameter:
 
     @property
     def chunk_shape(self) -> tuple[int, ...]:
-        """Shape of a chunk: one layer, split along its first axis if it exceeds the largest size."""
+        """Shape of a chunk: one layer, or a part of a layer that is too large for one chunk."""
         shape = self.parameter.shape
         pieces = math.ceil(math.prod(shape) * self.dtype.itemsize / _CHUNK_BYTES)
         rows = math.ceil(shape[0] / pieces)
@@ -76,7 +76,7 @@ class DeferredParameter:
 
 
 class _DeferredHandler(NumpyHandler):
-    """Writes deferred parameters in the format of numpy arrays."""
+    """Writes deferred parameters in the format that Orbax uses for numpy arrays."""
 
     async def serialize(self, values: Sequence[Any], infos: Sequence[ParamInfo], args: Any = None) -> Sequence[Any]:
         stores = await asyncio.gather(*map(self._create, values, infos))
@@ -121,9 +121,9 @@ def _write_file(path: Path, array: np.ndarray, rows: int) -> None:
 
 
 def _chunks_are_raw(store: ts.TensorStore, chunk_shape: tuple[int, ...]) -> bool:
-    """Returns whether the file of a chunk has the name that this module uses and holds only the values.
+    """Returns whether chunk files have the names that this module gives them and contain only values.
 
-    This is so with today's Orbax. With another format TensorStore writes the chunks, at half the speed.
+    This is true for current versions of Orbax. Otherwise TensorStore writes the chunks, at half the speed.
     """
     metadata = store.spec().to_json().get("metadata", {})
     plain = {"compressor": None, "filters": None, "order": "C", "zarr_format": 2, "dimension_separator": "."}
@@ -134,10 +134,10 @@ def _chunks_are_raw(store: ts.TensorStore, chunk_shape: tuple[int, ...]) -> bool
 
 
 def write_params(directory: Path, parameters: Sequence[DeferredParameter]) -> None:
-    """Writes an Orbax checkpoint of the tree of these parameters.
+    """Writes an Orbax checkpoint that holds the tree of these parameters.
 
     Args:
-      directory: Folder to create. It appears when it is complete.
+      directory: Folder to create. It exists only when it is complete.
     """
     tree: dict[str, Any] = {}
     for deferred in parameters:
@@ -155,7 +155,7 @@ def write_params(directory: Path, parameters: Sequence[DeferredParameter]) -> No
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    # Orbax warns about leaves that are not jax.Arrays and about a missing OCDBT database. Both are intended.
+    # Orbax warns that leaves are not jax.Arrays and that there is no OCDBT database. Both are intended.
     logger = logging.getLogger("absl")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -183,7 +183,7 @@ class OrbaxParams:
         if not file.is_file():
             raise JanusError(f"{directory} is not a complete Orbax checkpoint; {_REMEDY}.")
         metadata = read_json(file, _REMEDY)
-        # Orbax itself opens all arrays at once; if one fails, its threads for the others hang and print tracebacks.
+        # Orbax itself opens all arrays at once. If one fails, the threads of the others hang and print tracebacks.
         with reading(file, _REMEDY):
             keys = [entry["key_metadata"] for entry in metadata["tree_metadata"].values()]
             found = {"/".join(str(key["key"]) for key in path) for path in keys}
@@ -194,7 +194,7 @@ class OrbaxParams:
         shapes: dict[str, Shape] = dict.fromkeys(found, ())
         shapes |= {one.path: tuple(self._open(one).shape) for one in parameters if one.path in found}
         check_shapes(shapes, parameters, str(directory))
-        # Checked before any parameter is loaded onto a device.
+        # Damage is reported before any parameter is loaded onto a device.
         for parameter in parameters:
             self._check_chunks(parameter)
 
@@ -203,7 +203,7 @@ class OrbaxParams:
         return np.dtype(self._open(parameter).dtype.numpy_dtype)
 
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """Reads a parameter that is not stacked (layer None), or one layer."""
+        """Returns one layer of a parameter, or a whole parameter that is not stacked (layer None)."""
         store = self._open(parameter)
         try:
             return np.asarray(store[() if layer is None else layer].read().result())
@@ -231,7 +231,7 @@ class OrbaxParams:
         if parameter.path not in self._stores:
             info = ParamInfo(
                 name=".".join(parameter.keys),
-                parent_dir=_epath(self._directory),
+                parent_dir=epath.Path(self._directory),
                 is_ocdbt_checkpoint=self._ocdbt,
                 use_zarr3=self._zarr3,
                 ts_context=self._context,
@@ -244,14 +244,13 @@ class OrbaxParams:
         return self._stores[parameter.path]
 
 
-def _epath(path: Path) -> Any:
-    from etils import epath  # type: ignore[import-untyped]  # Orbax's path type, installed with Orbax.
-
-    return epath.Path(os.fspath(path))
-
-
 def check_shapes(shapes: Mapping[str, Shape], parameters: Sequence[Parameter], where: str) -> None:
-    """Checks the shapes of a tree of arrays, given by path.
+    """Checks that a tree of arrays has the paths and shapes of the parameters.
+
+    Args:
+      shapes: Shape of every array, by path.
+      parameters: The expected parameters.
+      where: Name of the tree, for the message.
 
     Raises:
       JanusError: Arrays are missing, surplus or misshapen. One message lists all of them.

@@ -1,7 +1,7 @@
-"""The parameters of a model, listed from its networks.
+"""Lists the parameters of a model.
 
-`jax.eval_shape` runs the networks' `init` without computing anything, so paths and shapes are stated in the networks
-alone. A layout only adds the names that another project gives to the same parameters.
+Paths and shapes come from `jax.eval_shape` of the networks' `init`, so that only the networks define them. A layout
+adds the names that another project gives to the same parameters.
 """
 
 import functools
@@ -31,7 +31,7 @@ PARTS: dict[str, type[PartConfig]] = {
     "vae": VAEConfig,
     "llm": LlamaConfig,
 }
-"""Parts of a model that are also published separately, by their key in the parameter tree."""
+"""Config classes of the parts that are also published separately, by the part's key in the parameter tree."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +67,12 @@ class Parameter:
 
 @functools.lru_cache(maxsize=8)
 def model_parameters(config: Config) -> tuple[Parameter, ...]:
-    """Lists the parameters of a model, or of one part under the part's key in the tree."""
+    """Returns the parameters of a model, or of one part. Paths start with the key of the part."""
     return tree_parameters(_abstract_tree(config))
 
 
 def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
-    """Lists the parameters of an abstract tree with logical axis names.
+    """Returns the parameters of an abstract tree with logical axis names.
 
     A parameter is stacked if its first logical axis is "layers".
     """
@@ -80,18 +80,15 @@ def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
     import jax
 
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
-    return tuple(_parameter("/".join(key.key for key in path), leaf) for path, leaf in leaves)
-
-
-def _parameter(path: str, leaf: Any) -> Parameter:
-    layers, *shape = leaf.value.shape or (None,)
-    if leaf.names[:1] == ("layers",):
-        return Parameter(path, tuple(shape), layers)
-    return Parameter(path, leaf.value.shape)
+    parameters = []
+    for keys, leaf in leaves:
+        path, shape, is_stacked = "/".join(key.key for key in keys), leaf.value.shape, leaf.names[:1] == ("layers",)
+        parameters.append(Parameter(path, shape[1:], shape[0]) if is_stacked else Parameter(path, shape))
+    return tuple(parameters)
 
 
 def _abstract_tree(config: Config) -> Any:
-    # Imported late: it imports jax, which takes a second.
+    # jax takes a second to import.
     from janus_jax.models.factory import abstract_params, make_model
 
     if isinstance(config, ModelConfig):
@@ -107,7 +104,7 @@ def _abstract_tree(config: Config) -> Any:
 
 
 def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:
-    """Yields every parameter and layer (None if not stacked), all parameters of one block before the next block."""
+    """Yields (parameter, layer), block by block. The layer is None if the parameter is not stacked."""
 
     def stack(parameter: Parameter) -> tuple[str, ...]:
         return parameter.keys[:2] if parameter.layers is not None else ()

@@ -5,10 +5,10 @@
 - image tokenizer: LlamaGen's VQ-16
 - VAE: SDXL's as diffusers' `AutoencoderKL` (`diffusers_vae`)
 
-SigLIP was trained with the tanh approximation of the GELU (arXiv 2303.15343; flax's default), and transformers runs it
-with that. timm runs the same weights with the exact GELU, and so does Janus, which continued training from timm's
-model. The config of a SigLIP checkpoint therefore says "tanh" in either layout, and the config of a released Janus
-says "exact".
+SigLIP was trained with the tanh approximation of the GELU (arXiv 2303.15343; flax's default), and transformers uses the
+approximation too. timm runs the same weights with the exact GELU. So does Janus, whose training started from timm's
+model. Therefore the config of a SigLIP checkpoint has the GELU "tanh" in all layouts, and the config of a released
+Janus model has "exact".
 """
 
 import math
@@ -24,11 +24,11 @@ from janus_jax.errors import JanusError
 
 
 def llama_table(prefix: str, head: str) -> Table:
-    """Names of a LLaMA in transformers.
+    """Returns the tensor names of a LLaMA model in transformers.
 
     Args:
-      prefix: Prefix of the names of all tensors but the head's.
-      head: Name of the head.
+      prefix: Prefix of all tensor names except the head's.
+      head: Name of the output head.
     """
     layer = f"{prefix}layers.{{layer}}."
     return {
@@ -44,7 +44,7 @@ def llama_table(prefix: str, head: str) -> Table:
 
 
 def timm_siglip_table(prefix: str) -> Table:
-    """Names of a SigLIP encoder in timm, which stores queries, keys and values in one matrix."""
+    """Returns the tensor names of a SigLIP encoder in timm, which stores queries, keys and values in one matrix."""
     block = f"{prefix}blocks.{{layer}}."
     return {
         "und_encoder/patch_embed": f"{prefix}patch_embed.proj",
@@ -60,7 +60,7 @@ def timm_siglip_table(prefix: str) -> Table:
 
 
 def transformers_siglip_table(prefix: str, out: str) -> Table:
-    """Names of a SigLIP encoder in transformers, which stores queries, keys and values in three matrices.
+    """Returns the tensor names of a SigLIP encoder in transformers: queries, keys and values are in three matrices.
 
     Args:
       out: Name of the attention's output projection.
@@ -82,7 +82,7 @@ def transformers_siglip_table(prefix: str, out: str) -> Table:
 
 
 def vq_table(prefix: str) -> Table:
-    """Names of the image tokenizer in LlamaGen and in the released Janus files."""
+    """Returns the tensor names of the image tokenizer in LlamaGen and in released Janus files."""
     return {
         **_vq_levels("encoder/down", f"{prefix}encoder.conv_blocks.{{i}}", "res"),
         **_vq_levels("decoder/up", f"{prefix}decoder.conv_blocks.{{i}}", "res"),
@@ -92,7 +92,7 @@ def vq_table(prefix: str) -> Table:
 
 
 def transformers_vq_table(prefix: str) -> Table:
-    """Names of the image tokenizer in transformers' Janus."""
+    """Returns the tensor names of the image tokenizer in transformers' Janus."""
     return {
         **_vq_levels("encoder/down", f"{prefix}encoder.down.{{i}}", "block"),
         **_vq_levels("decoder/up", f"{prefix}decoder.up.{{i}}", "block"),
@@ -101,24 +101,24 @@ def transformers_vq_table(prefix: str) -> Table:
     }
 
 
-def _vq_levels(ours: str, theirs: str, block: str) -> Table:
-    at = f"gen_encoder/{ours}_{{i}}"
+def _vq_levels(module: str, name: str, block: str) -> Table:
+    at = f"gen_encoder/{module}_{{i}}"
     return {
-        **pointwise(f"{at}/res_{{j}}/shortcut", f"{theirs}.{block}.{{j}}.nin_shortcut"),
-        f"{at}/res_{{j}}/{{part}}": f"{theirs}.{block}.{{j}}.{{part}}",
-        **pointwise(f"{at}/attn_{{j}}/out", f"{theirs}.attn.{{j}}.proj_out"),
-        **pointwise(f"{at}/attn_{{j}}/{{part}}", f"{theirs}.attn.{{j}}.{{part}}"),
-        f"{at}/{{sampler}}": f"{theirs}.{{sampler}}.conv",
+        **pointwise(f"{at}/res_{{j}}/shortcut", f"{name}.{block}.{{j}}.nin_shortcut"),
+        f"{at}/res_{{j}}/{{part}}": f"{name}.{block}.{{j}}.{{part}}",
+        **pointwise(f"{at}/attn_{{j}}/out", f"{name}.attn.{{j}}.proj_out"),
+        **pointwise(f"{at}/attn_{{j}}/{{part}}", f"{name}.attn.{{j}}.{{part}}"),
+        f"{at}/{{sampler}}": f"{name}.{{sampler}}.conv",
     }
 
 
-def _vq_middle(theirs: str, names: tuple[str, str, str]) -> Table:
-    at, (first, attention, second) = "gen_encoder/{side}/mid", names
+def _vq_middle(name: str, blocks: tuple[str, str, str]) -> Table:
+    at, (first, attention, second) = "gen_encoder/{side}/mid", blocks
     return {
-        f"{at}/res_0/{{part}}": f"{theirs}.{first}.{{part}}",
-        **pointwise(f"{at}/attn/out", f"{theirs}.{attention}.proj_out"),
-        **pointwise(f"{at}/attn/{{part}}", f"{theirs}.{attention}.{{part}}"),
-        f"{at}/res_1/{{part}}": f"{theirs}.{second}.{{part}}",
+        f"{at}/res_0/{{part}}": f"{name}.{first}.{{part}}",
+        **pointwise(f"{at}/attn/out", f"{name}.{attention}.proj_out"),
+        **pointwise(f"{at}/attn/{{part}}", f"{name}.{attention}.{{part}}"),
+        f"{at}/res_1/{{part}}": f"{name}.{second}.{{part}}",
     }
 
 
@@ -132,13 +132,13 @@ def _vq_ends(prefix: str) -> Table:
 
 
 def count(shapes: Shapes, pattern: str) -> int:
-    """Counts the different numbers at `{}` in names that start with the pattern."""
+    """Returns how many different integers `{}` matches in the tensor names that start with the pattern."""
     name = re.compile(re.escape(pattern).replace(r"\{\}", r"(\d+)") + ".*")
     return len({match[1] for match in map(name.match, shapes) if match})
 
 
 def shape_of(shapes: Shapes, name: str, default: Shape) -> Shape:
-    """Returns the shape of a tensor from which sizes are inferred; the default if the tensor is absent.
+    """Returns the shape of a tensor that sizes are inferred from; the default if the tensor is absent.
 
     Raises:
       JanusError: The shape has another number of axes than the default, or an empty axis.
@@ -153,7 +153,7 @@ def shape_of(shapes: Shapes, name: str, default: Shape) -> Shape:
 
 
 def infer_siglip(shapes: Shapes, prefix: str, base: SiglipConfig) -> SiglipConfig:
-    """Infers the sizes of a SigLIP encoder from its shapes in timm's layout; other fields are those of `base`."""
+    """Returns `base` with the sizes of a SigLIP encoder, inferred from its tensor shapes in timm's layout."""
     (width,) = shape_of(shapes, f"{prefix}patch_embed.proj.bias", (base.width,))
     *_, patch = shape_of(shapes, f"{prefix}patch_embed.proj.weight", (width, 3, base.patch_size, base.patch_size))
     (mlp_dim,) = shape_of(shapes, f"{prefix}blocks.0.mlp.fc1.bias", (base.mlp_dim,))
@@ -165,7 +165,7 @@ def infer_siglip(shapes: Shapes, prefix: str, base: SiglipConfig) -> SiglipConfi
 
 
 def infer_vq(shapes: Shapes, prefix: str, base: VQConfig) -> VQConfig:
-    """Infers the sizes of an image tokenizer from its shapes in LlamaGen's layout; other fields are those of `base`."""
+    """Returns `base` with the sizes of an image tokenizer, inferred from its tensor shapes in LlamaGen's layout."""
     (channels,) = shape_of(shapes, f"{prefix}encoder.conv_in.bias", (base.base_channels,))
     levels = count(shapes, f"{prefix}encoder.conv_blocks.{{}}.")
     first = [f"{prefix}encoder.conv_blocks.{i}.res.0.conv1.bias" for i in range(levels)]
@@ -185,7 +185,7 @@ def infer_vq(shapes: Shapes, prefix: str, base: VQConfig) -> VQConfig:
 
 
 def llama_from_json(json: JsonObject) -> LlamaConfig:
-    """Reads a transformers LlamaConfig, in which fields with their default value are absent.
+    """Returns the config in a transformers LlamaConfig, in which fields with their default value are absent.
 
     Raises:
       JanusError: The object describes another network. The message names the field.
@@ -216,12 +216,12 @@ def llama_from_json(json: JsonObject) -> LlamaConfig:
 
 
 def _read_llama(json: JsonObject, shapes: Shapes) -> LlamaConfig:
-    json.require_present("the number of heads")
+    json.require_present("num_attention_heads")
     return llama_from_json(json)
 
 
 def _read_siglip(json: JsonObject, shapes: Shapes) -> SiglipConfig:
-    json.require_present("the number of heads")
+    json.require_present("num_attention_heads")
     json = json.object("vision_config") if "vision_config" in json else json
     json.require("hidden_act", "gelu_pytorch_tanh", "gelu")
     return SiglipConfig(

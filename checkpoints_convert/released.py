@@ -4,9 +4,9 @@ config.json nests one object per part, each with `cls` and `params`; the languag
 without fields that have their default value. Sizes that config.json does not state, such as the image tokenizer's, are
 inferred from the shapes of the tensors.
 
-A model that does not use SigLIP-L and VQ-16 stores further fields in `params`, written only where they differ:
-`vision_config.params`: `width, heads, mlp_dim, patch_size, gelu`; `gen_vision_config.params`: `image_size, ch,
-ch_mult, num_res_blocks, z_channels, norm_groups`. The top level has `conversation`.
+janus_jax writes further fields where a model differs from SigLIP-L or VQ-16: `layers, width, heads, mlp_dim,
+patch_size, gelu` in `vision_config.params`, and `image_size, ch, ch_mult, num_res_blocks, z_channels, norm_groups` in
+`gen_vision_config.params`. It always writes `conversation` at the top level.
 """
 
 from collections.abc import Mapping
@@ -32,7 +32,7 @@ _SIGLIP_PREFIX = "vision_model.vision_tower."
 _VQ_PREFIX = "gen_vision_model."
 _COUNTER = f"{_VQ_PREFIX}quantize.codebook_used"
 _COUNTER_LENGTH = 65536
-"""Length of the counter in all released files; it does not depend on the size of the codebook."""
+"""Length of the counter in all released files. It does not depend on the size of the codebook."""
 
 _SIGLIP_L = SiglipConfig()
 _VQ_16 = VQConfig()
@@ -45,7 +45,7 @@ def unused_shapes(config: JanusConfig) -> dict[str, Shape]:
 
 
 def attention_pool(config: SiglipConfig, prefix: str) -> dict[str, Shape]:
-    """Returns names and shapes of SigLIP's attention pooling head."""
+    """Returns names and shapes of the tensors of SigLIP's attention pooling head."""
     width, mlp_dim, pool = config.width, config.mlp_dim, f"{prefix}attn_pool."
     return {
         f"{pool}latent": (1, 1, width),
@@ -65,14 +65,14 @@ def attention_pool(config: SiglipConfig, prefix: str) -> dict[str, Shape]:
 
 
 def manifest(config: JanusConfig) -> dict[str, Shape]:
-    """Returns name and shape of every tensor of a released file, including unused tensors."""
+    """Returns the names and shapes of all tensors of a released file, including unused tensors."""
     return LAYOUT.manifest(model_parameters(config)) | unused_shapes(config)
 
 
 def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
-    """Reads config.json and infers what it does not state from the shapes.
+    """Returns the config that config.json describes. Sizes that it does not state are inferred from the shapes.
 
-    The name of the model and its conversation style keep their default values.
+    The fields `name` and `conversation` have their default values.
 
     Raises:
       JanusError: config.json describes another network. The message names the field.
@@ -108,10 +108,10 @@ def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
 
 
 def siglip_from_json(params: JsonObject, shapes: Shapes, prefix: str) -> SiglipConfig:
-    """Reads the `params` object of the understanding encoder.
+    """Returns the config in the `params` object of the understanding encoder.
 
     Args:
-      prefix: Prefix of the names of the encoder's tensors.
+      prefix: Prefix of the encoder's tensor names.
 
     Raises:
       JanusError: The object describes another network. The message names the field.
@@ -121,7 +121,7 @@ def siglip_from_json(params: JsonObject, shapes: Shapes, prefix: str) -> SiglipC
         raise JanusError(f"{params.where}: model_name is {params.values['model_name']!r}; only SigLIP-L is supported.")
     params.require("gelu", "exact", "tanh")
     inferred = infer_siglip(shapes, prefix, replace(_SIGLIP_L, gelu=params.get("gelu", "exact")))
-    # The reference implementation drops the blocks after select_layer, so the file holds only the blocks before it.
+    # The reference implementation drops the blocks after select_layer, so the file does not contain them.
     layers, select = params.get("layers", _SIGLIP_L.depth), params.get("select_layer", -1)
     width = params.get("width", inferred.width)
     return replace(
@@ -136,14 +136,14 @@ def siglip_from_json(params: JsonObject, shapes: Shapes, prefix: str) -> SiglipC
 
 
 def config_to_json(config: JanusConfig, dtype: str, image_token_id: int = 0) -> dict[str, Any]:
-    """Returns the content of the released config.json, which does not state the image token's id.
+    """Returns the content of the released config.json, which has no field for `image_token_id`.
 
     Raises:
       JanusError: The layout cannot describe the model.
     """
     if config.understanding_encoder != "und_encoder":
         raise JanusError(
-            f"The released layout cannot describe {config.name}, which encodes input images with its "
+            f"The released layout cannot describe {config.name}, whose input images pass through "
             f"{config.understanding_encoder}; keep the converted folder, which `janus_jax.load` reads."
         )
     width, vq = config.llm.width, config.gen_encoder
@@ -183,10 +183,10 @@ def _aligner(kind: str, inputs: int, outputs: int) -> dict[str, Any]:
 
 
 def differing(fields: Mapping[str, tuple[Any, Any]]) -> dict[str, Any]:
-    """Returns the fields that differ from their default.
+    """Returns the values that differ from their defaults, by field name.
 
     Args:
-      fields: (value, default) by name.
+      fields: (value, default) by field name.
     """
     return {name: value for name, (value, default) in fields.items() if value != default}
 
@@ -225,7 +225,7 @@ def _vq_to_json(config: VQConfig, und_image_size: int) -> dict[str, Any]:
 
 
 def llama_to_json(config: LlamaConfig, dtype: str) -> dict[str, Any]:
-    """Returns a transformers LlamaConfig without fields that have their default value."""
+    """Returns the object that `llama_from_json` reads, without fields that have their default value."""
     return {
         "model_type": "llama",
         "hidden_size": config.width,

@@ -1,11 +1,11 @@
 """The released layout of JanusFlow, with its VAE in a separate folder.
 
 config.json has the model_type `multi_modality`, as Janus does, and nests `vision_und_enc_config`,
-`vision_gen_enc_config`, `vision_gen_dec_config` and `language_config`. The released file does not hold the VAE. It is
-SDXL's, in diffusers' layout, either in the folder `vae/` of the checkpoint or in another folder that the caller names.
-Here its tensors have the prefix `vae.`.
+`vision_gen_enc_config`, `vision_gen_dec_config` and `language_config`. The released file does not contain the VAE,
+which is SDXL's in diffusers' layout. The VAE is in the folder `vae/` of the checkpoint or in a folder that the caller
+passes. In the table, its tensors have the prefix `vae.`.
 
-A model of another size stores further fields in the generation encoder's `params`, written only where they differ:
+janus_jax writes further fields to the `params` of `vision_gen_enc_config` where a model differs from the released one:
 `latent_size, depthwise_kernel_size, mlp_ratio`.
 """
 
@@ -35,8 +35,8 @@ _DECODER = "vision_gen_dec_model."
 _RELEASED = UViTConfig()
 
 
-def _convnext_table(ours: str, theirs: str) -> Table:
-    at, block = f"{ours}/blocks_{{i}}", f"{theirs}mid_block.res_blocks.{{i}}."
+def _convnext_table(module: str, prefix: str) -> Table:
+    at, block = f"{module}/blocks_{{i}}", f"{prefix}mid_block.res_blocks.{{i}}."
     return {
         f"{at}/depthwise": f"{block}depthwise",
         f"{at}/norm": f"{block}norm",
@@ -54,14 +54,14 @@ def unused_shapes(config: JanusFlowConfig) -> dict[str, Shape]:
 
 
 def manifest(config: JanusFlowConfig) -> dict[str, Shape]:
-    """Returns name and shape of every tensor of a released model, including unused tensors and the VAE's."""
+    """Returns the names and shapes of all tensors of a released model, including unused tensors and the VAE's."""
     return LAYOUT.manifest(model_parameters(config)) | unused_shapes(config)
 
 
 def config_from_json(json: JsonObject, shapes: Shapes) -> JanusFlowConfig:
-    """Reads config.json, which does not mention the VAE, and infers what it does not state from the shapes.
+    """Returns the config that config.json describes, without a VAE.
 
-    The name of the model keeps its default value.
+    Sizes that config.json does not state are inferred from the shapes. The name has its default value.
 
     Raises:
       JanusError: config.json describes another network. The message names the field.
@@ -104,17 +104,16 @@ def _gen_encoder(encoder: JsonObject, decoder: JsonObject, shapes: Shapes, llm_w
     decoder.require("in_channels", width)
     if _only_width(decoder, width) != width:
         raise JanusError(f"{decoder.where}: block_out_channels must be those of the encoder, [{width}].")
-    # Each upsampling of the decoder doubles the resolution, and together they undo the encoder's stride.
+    # Each upsampling of the decoder doubles the resolution. Together they must undo the encoder's stride.
     if 2 ** decoder.get("upsamples", patch.bit_length() - 1) != patch:
         raise JanusError(
             f"{decoder.where}: upsamples is {decoder.values.get('upsamples')!r}; it must undo the encoder's stride "
             f"of {patch}."
         )
-    depths = (
+    encoder_depth, decoder_depth = (
         params.get("layers_in_middle", count(shapes, f"{prefix}mid_block.res_blocks.{{}}."))
         for params, prefix in ((encoder, _ENCODER), (decoder, _DECODER))
     )
-    encoder_depth, decoder_depth = depths
     return UViTConfig(
         latent_size=encoder.get("latent_size", _RELEASED.latent_size),
         latent_channels=latent_channels,
@@ -128,7 +127,7 @@ def _gen_encoder(encoder: JsonObject, decoder: JsonObject, shapes: Shapes, llm_w
 
 
 def _only_width(params: JsonObject, default: int) -> int:
-    """Returns the width of the only resolution."""
+    """Returns the only element of `block_out_channels`."""
     widths = params.get("block_out_channels", (default,))
     if len(widths) != 1 or not isinstance(widths[0], int):
         raise JanusError(f"{params.where}: block_out_channels is {list(widths)!s:.80}; it must hold one width.")
@@ -136,7 +135,7 @@ def _only_width(params: JsonObject, default: int) -> int:
 
 
 def config_to_json(config: JanusFlowConfig, dtype: str, image_token_id: int = 0) -> dict[str, Any]:
-    """Returns the content of the released config.json, which does not state the image token's id.
+    """Returns the content of the released config.json, which has no field for `image_token_id`.
 
     Raises:
       JanusError: The layout cannot describe the model.

@@ -15,7 +15,7 @@ _KINDS = {dtype: kind for kind, dtype in SAFETENSORS_DTYPES.items()}
 _ALIGNMENT = 64
 
 
-class _Slot(NamedTuple):
+class _Location(NamedTuple):
     file: BinaryIO
     offset: int
     shape: Shape
@@ -23,25 +23,26 @@ class _Slot(NamedTuple):
 
 
 def as_bytes(array: np.ndarray) -> memoryview:
-    """Returns the bytes of a contiguous array without a copy. numpy offers no buffer of a bfloat16 array."""
+    """Returns the bytes of a contiguous array of any dtype, without a copy."""
+    # A bfloat16 array itself does not support the buffer protocol.
     return array.reshape(-1).view(np.uint8).data
 
 
 def write_all(file: BinaryIO, data: memoryview) -> None:
-    """Writes all bytes to an unbuffered file. A single call of `write` may write fewer."""
+    """Writes all bytes to an unbuffered file, whose `write` may write only some of them."""
     written = 0
     while written < len(data):
         written += file.write(data[written:]) or 0
 
 
 class SafetensorsWriter:
-    """Writes one file, or shards with an index if the tensors exceed the size of a shard.
+    """Writes tensors to one file, or to shards with an index if they are larger than `shard_bytes`.
 
     Args:
       folder: Folder of the files.
       tensors: Shape and dtype of every tensor, by name.
-      shard_bytes: Largest size of a shard. A larger tensor is stored in a separate shard.
-      stem: File name without suffix.
+      shard_bytes: Largest size of a shard. A tensor that is larger has a shard of its own.
+      stem: Name of the file without suffix.
     """
 
     def __init__(
@@ -53,7 +54,7 @@ class SafetensorsWriter:
     ) -> None:
         sizes = {name: math.prod(shape) * dtype.itemsize for name, (shape, dtype) in tensors.items()}
         shards = _pack(sizes, shard_bytes)
-        self._slots: dict[str, _Slot] = {}
+        self._locations: dict[str, _Location] = {}
         self._files: list[BinaryIO] = []
         self._folder, self._stem, self._total = folder, stem, sum(sizes.values())
         self._shard_of: dict[str, str] = {}
@@ -77,15 +78,15 @@ class SafetensorsWriter:
         file.write(len(text).to_bytes(8, "little") + text)
         file.truncate(8 + len(text) + offset)
         for name, (shape, dtype) in tensors.items():
-            self._slots[name] = _Slot(file, 8 + len(text) + offsets[name], shape, dtype)
+            self._locations[name] = _Location(file, 8 + len(text) + offsets[name], shape, dtype)
 
     def write(self, name: str, array: np.ndarray) -> None:
-        """Writes one tensor. Every tensor must be written once."""
-        slot = self._slots.pop(name)
-        if array.shape != slot.shape:
-            raise ValueError(f"{name} is {array.shape}, but {slot.shape} was declared")
-        slot.file.seek(slot.offset)
-        write_all(slot.file, as_bytes(np.ascontiguousarray(array, slot.dtype)))
+        """Writes one tensor. Every tensor must be written exactly once."""
+        location = self._locations.pop(name)
+        if array.shape != location.shape:
+            raise ValueError(f"{name} has shape {array.shape}; the writer was given {location.shape}")
+        location.file.seek(location.offset)
+        write_all(location.file, as_bytes(np.ascontiguousarray(array, location.dtype)))
 
     def close(self) -> None:
         """Closes the files and writes the index of shards.
@@ -93,8 +94,8 @@ class SafetensorsWriter:
         Raises:
           ValueError: A tensor was not written.
         """
-        if self._slots:
-            raise ValueError(f"{len(self._slots)} tensors were not written, among them {next(iter(self._slots))}")
+        if missing := list(self._locations):
+            raise ValueError(f"{len(missing)} tensors were not written, among them {missing[0]}")
         for file in self._files:
             file.close()
         if len(self._files) > 1:

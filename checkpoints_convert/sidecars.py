@@ -18,7 +18,7 @@ TOKENIZER_FILES = (
 )
 PROCESSOR = "processor_config.json"
 _SYSTEM_PROMPT = "system_prompt"
-"""Field that only this project uses (`janus_jax.processing.Processor`)."""
+"""Field of processor_config.json that only janus_jax uses."""
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     PROCESSOR,
@@ -38,7 +38,7 @@ _IMAGE_PREPROCESSING = {
     "rescale_factor": 1 / 255,
 }
 _ROLES = {"janus": ("User", "Assistant"), "janus_pro": ("<|User|>", "<|Assistant|>")}
-# The format that Janus was trained with: a blank line after a user's turn, end-of-sentence after an answer.
+# The format that Janus was trained with: a blank line after a user's turn, the end-of-sentence token after an answer.
 _CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{% if message['role'] | lower == 'system' %}{% for part in message['content'] %}"
@@ -55,7 +55,7 @@ _CHAT_TEMPLATE = (
 
 
 def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER_FILES + PROCESSOR_FILES) -> list[str]:
-    """Copies the files that exist in the source and returns their names."""
+    """Copies those of the named files that exist, and returns their names."""
     found = [name for name in names if (source / name).is_file()]
     for name in found:
         shutil.copyfile(source / name, target / name)
@@ -63,7 +63,7 @@ def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER
 
 
 def copy_system_prompt(source: Path, target: Path) -> None:
-    """Copies the system prompt, which other projects do not store, to the target's processor file."""
+    """Copies the system prompt from the source's to the target's processor_config.json, if the source has one."""
     own = read_json_if_exists(source / PROCESSOR)
     if _SYSTEM_PROMPT in own:
         file = target / PROCESSOR
@@ -71,7 +71,7 @@ def copy_system_prompt(source: Path, target: Path) -> None:
 
 
 def token_ids(folder: Path) -> dict[str, int]:
-    """Returns the ids of the tokenizer's added tokens; empty if the folder has no tokenizer."""
+    """Returns the ids of the tokenizer's added tokens; an empty dict if there is no tokenizer.json."""
     file = folder / "tokenizer.json"
     if not file.is_file():
         return {}
@@ -81,7 +81,7 @@ def token_ids(folder: Path) -> dict[str, int]:
 
 
 def write_released_sidecars(folder: Path, config: ModelConfig) -> None:
-    """Writes preprocessor and processor configs of the released layout."""
+    """Writes the preprocessor and processor configs of the released layout."""
     image = {
         "image_processor_type": "VLMImageProcessor",
         "processor_class": "VLChatProcessor",
@@ -102,7 +102,7 @@ def write_released_sidecars(folder: Path, config: ModelConfig) -> None:
 
 
 def write_transformers_sidecars(folder: Path, config: ModelConfig) -> None:
-    """Writes the files that transformers' `JanusProcessor` and `generate` need in addition to the tokenizer."""
+    """Writes the files that transformers' `JanusProcessor` and `generate` need in addition to tokenizer.json."""
     side = config.und_encoder.image_size
     image = {
         "image_processor_type": "JanusImageProcessor",

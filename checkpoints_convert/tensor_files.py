@@ -1,12 +1,11 @@
 """Opens the files that store a checkpoint's tensors.
 
-Every tensor is a read-only numpy view of a memory-mapped file. Values are read when they are used, into the page cache
-and not into the memory of the process. Neither torch nor jax is needed.
+Every tensor is a read-only numpy view of a memory-mapped file, so values are read from disk only when they are used.
+Neither torch nor jax is needed.
 """
 
 import json
 import math
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -45,7 +44,7 @@ _MAX_HEADER_BYTES = 100_000_000
 
 
 def find_weights(path: Path) -> Path:
-    """Returns the file with the weights or their index: `path` itself, or a file in that folder.
+    """Returns the file that holds the weights or their index: `path` itself, or a file in the folder `path`.
 
     Raises:
       JanusError: The path does not exist, or the folder holds no weights or several files without an index.
@@ -71,10 +70,10 @@ def find_weights(path: Path) -> Path:
 
 
 def open_tensors(path: Path) -> dict[str, np.ndarray]:
-    """Returns every tensor of a checkpoint by name.
+    """Returns all tensors of a checkpoint, by name.
 
     Args:
-      path: A folder, a `.safetensors` file, a `.bin`, `.pt` or `.pth` file of torch, or the `*.index.json` of shards.
+      path: A folder, a `.safetensors` file, a `.bin`, `.pt` or `.pth` file of torch, or an `*.index.json` of shards.
 
     Raises:
       JanusError: A file is missing, truncated, corrupt, or has an unsupported format. The message names the file.
@@ -100,15 +99,13 @@ def _open(file: Path) -> dict[str, np.ndarray]:
 
 
 def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    size = len(mapped)
-    length = int.from_bytes(mapped[:8], "little")
+    mapped = np.asarray(np.memmap(path, np.uint8, "r"))
+    size, length = mapped.size, int.from_bytes(mapped[:8].tobytes(), "little")
     if size < 8 or length > _MAX_HEADER_BYTES:
         raise JanusError(f"{path} is not a safetensors file; fetch it again.")
     if size < 8 + length:
         raise JanusError(f"{path} is truncated within its header; fetch it again.")
-    header = json.loads(mapped[8 : 8 + length])
+    header = json.loads(mapped[8 : 8 + length].tobytes())
     header.pop("__metadata__", None)
     entries = {name: _entry(values) for name, values in header.items()}
     start, tensors = 8 + length, {}
@@ -140,7 +137,7 @@ def _open_shards(index: Path) -> dict[str, np.ndarray]:
         raise JanusError(f"{index} has no weight_map of tensor names to files; fetch it again.")
     files = sorted(set(weight_map.values()))
     if strange := [f for f in files if Path(f).name != f or Path(f).suffix not in _WEIGHT_SUFFIXES]:
-        raise JanusError(f"{index} names {strange[0]!r}, which is no weights file of its folder; fetch it again.")
+        raise JanusError(f"{index} names {strange[0]!r}, which is not a weight file in its folder; fetch it again.")
     if missing := [f for f in files if not (index.parent / f).is_file()]:
         raise JanusError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch them.")
     shards = {f: open_tensors(index.parent / f) for f in files}

@@ -1,12 +1,11 @@
 """Reads files written by `torch.save`, without torch and without running code from the file.
 
-The zip format stores tensors uncompressed, so they are views of the memory-mapped file. The unpickler accepts only a
-fixed list of harmless names and reports any other name in an error message.
+Files are zip archives (or legacy files, from torch before 1.6) with uncompressed tensors, so tensors are views of the
+memory-mapped file. The unpickler accepts only a fixed list of harmless names. Any other name is an error.
 """
 
 import contextlib
 import io
-import mmap
 import pickle
 import struct
 import zipfile
@@ -42,7 +41,7 @@ _MAX_PICKLE_BYTES = 1 << 28
 
 
 class _Storage(NamedTuple):
-    """A storage of the file as a flat view."""
+    """The values of a torch storage, a flat view of the file."""
 
     values: np.ndarray
 
@@ -52,7 +51,7 @@ class _StorageType(NamedTuple):
 
 
 class _Unknown(pickle.UnpicklingError):
-    """The pickle refers to a name outside the list."""
+    """The pickle refers to a name that is not on the list."""
 
 
 class _RebuildTensor:
@@ -96,7 +95,7 @@ class _Device:
 
 
 def _allowed() -> dict[tuple[str, str], Any]:
-    # Created for every file, so that a pickle cannot change the names that the next file gets.
+    # Created anew for every file, in case a hostile pickle changes it.
     class Namespace:
         """Replaces `argparse.Namespace`, which has only attributes."""
 
@@ -127,7 +126,7 @@ class _Unpickler(pickle.Unpickler):
             raise _Unknown(f"{module}.{name}") from None
 
     def persistent_load(self, pid: Any) -> _Storage:
-        # The old format has a sixth entry, which is None unless the storage is a view of another storage.
+        # The legacy format adds a sixth element: None, or a description of the storage as a view of another storage.
         kind, storage_type, key, _, numel, *view = pid
         if view not in ([], [None]):
             raise pickle.UnpicklingError("a storage is a view of another")
@@ -142,9 +141,7 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _map_records(path: Path, archive: zipfile.ZipFile) -> dict[str, np.ndarray]:
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    whole = np.frombuffer(mapped, np.uint8)
+    whole = np.asarray(np.memmap(path, np.uint8, "r"))
     records = {}
     for info in archive.infolist():
         start = info.header_offset
@@ -210,7 +207,7 @@ _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
 class _PlaceholderStorages(dict[str, np.ndarray]):
-    """Zero-filled storages, used to find the sizes of the real ones."""
+    """Zero-filled storages, which record the sizes of the storages that a pickle refers to."""
 
     def __init__(self, max_bytes: int) -> None:
         super().__init__()
@@ -223,14 +220,12 @@ class _PlaceholderStorages(dict[str, np.ndarray]):
 
 
 def _open_legacy(path: Path) -> dict[str, np.ndarray]:
-    """Reads the format of torch before 1.6.
+    """Returns the tensors of a file in the legacy format.
 
-    The file holds pickles of a magic number, a version, the machine, the content and the keys of the storages, followed
-    by the storages, each preceded by its length.
+    The file contains pickles of a magic number, a version, the machine's properties, the content and the keys of the
+    storages. The storages follow, each preceded by its length.
     """
-    with path.open("rb") as file:
-        mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-    whole = np.frombuffer(mapped, np.uint8)
+    whole = np.asarray(np.memmap(path, np.uint8, "r"))
     none: dict[str, np.ndarray] = {}
     with path.open("rb") as file, _unpickling(path):
         if _Unpickler(file, none).load() != _LEGACY_MAGIC:
@@ -240,7 +235,7 @@ def _open_legacy(path: Path) -> dict[str, np.ndarray]:
         if not isinstance(machine, dict) or machine.get("little_endian") is not True:
             raise pickle.UnpicklingError("it was not written on a little-endian machine")
         start, placeholders = file.tell(), _PlaceholderStorages(whole.size)
-        # Read twice: the first pass finds the sizes of the storages, and so their offsets.
+        # The content is read twice. The first pass finds the sizes of the storages, and thus their offsets.
         _Unpickler(file, placeholders).load()
         keys = _Unpickler(file, none).load()
         offset, storages = file.tell(), {}

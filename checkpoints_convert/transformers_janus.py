@@ -1,7 +1,7 @@
 """Layout of Janus in transformers (`JanusForConditionalGeneration`).
 
 The understanding encoder stores queries, keys and values in three matrices. There is neither an attention pool nor a
-codebook counter. transformers' network is less general than ours; models that it cannot run are not written.
+codebook counter. transformers supports fewer model configs than janus_jax; writing an unsupported one is an error.
 """
 
 from typing import Any
@@ -19,19 +19,19 @@ from janus_jax.config import JanusConfig, SiglipConfig, VQConfig
 from janus_jax.errors import JanusError
 
 _NORM_GROUPS = 32
-"""transformers' image tokenizer has this number of groups and an epsilon of 1e-6 as constants in its code."""
+"""Groups of each norm in transformers' image tokenizer. This number and the epsilon of 1e-6 are constants there."""
 
 
 def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
-    """Reads transformers' config.json, in which fields with their default value are absent.
+    """Returns the config in transformers' config.json, in which fields with their default value are absent.
 
-    The name of the model and its conversation style keep their default values.
+    The fields `name` and `conversation` have their default values.
 
     Raises:
       JanusError: config.json describes another network. The message names the field.
     """
     vision, vq = json.object("vision_config"), json.object("vq_config")
-    # transformers uses one activation for the encoder and the adaptor, and the adaptor's is the exact GELU.
+    # In transformers one field sets the activation of encoder and adaptor. The adaptor needs the exact GELU.
     vision.require("hidden_act", "gelu")
     vision.require("use_qk_norm", False)
     vision.require("attention_bias", True)
@@ -55,7 +55,7 @@ def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
     return JanusConfig(
         und_encoder=und_encoder,
         gen_encoder=VQConfig(
-            # In transformers a generated image has as many tokens as an input image has patches.
+            # In transformers a target image has as many tokens as an input image has patches.
             image_size=side * 2 ** (len(multipliers) - 1),
             codebook_size=vq.get("num_embeddings", 16384),
             code_dim=vq.get("embed_dim", 8),
@@ -131,10 +131,10 @@ def _unsupported(config: JanusConfig) -> list[str]:
         f"gen_head_width {config.gen_head_width} is not the LLM's width {config.llm.width}": (
             config.gen_head_width != config.llm.width
         ),
-        f"a generated image has {vq.num_tokens} tokens and an input image {encoder.num_patches} patches": (
+        f"a target image has {vq.num_tokens} tokens and an input image {encoder.num_patches} patches": (
             vq.num_tokens != encoder.num_patches
         ),
-        f"its {config.understanding_encoder} encodes input images": config.understanding_encoder != "und_encoder",
+        f"input images pass through its {config.understanding_encoder}": config.understanding_encoder != "und_encoder",
     }
     return [limit for limit, broken in found.items() if broken]
 

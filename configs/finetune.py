@@ -1,14 +1,14 @@
-"""LoRA fine-tuning of a released model on your images, with conversations about them, captions, or both.
+"""LoRA fine-tuning of a released model on your images with conversations, captions, or both.
 
     janus-train --config finetune --workdir DIR --config.model=janus_pro_1b \\
         --config.stages.stage_1.initialisation.model=Janus-Pro-1B \\
         --config.sources.understanding.directory=UND --config.sources.generation.directory=GEN
 
-Without conversations, or without captions, set the weight of that source in `phases` to 0. docs/training.md has a full
-walkthrough.
+If you have no conversations, set the weight of `understanding` in `phases` to 0; if you have no captions, that of
+`generation`. docs/training.md has a full walkthrough.
 
-Expected: after `janus-export` the model differs from the released one only in the adapted matrices. The held-out loss,
-if there is held-out data, shows when further steps stop helping.
+Expected: the exported model differs from the released one only in the matrices with LoRA. If you hold out data, the
+held-out loss shows when further steps no longer help.
 """
 
 from ml_collections import ConfigDict

@@ -11,8 +11,9 @@ reads `text` and `generation`.
 Expected after stage III (published): POPE 87.0, MME-P 1338.0, MMBench 69.4, SEED 63.7, GQA 59.1, MMMU 30.5; GenEval
 0.61; FID 8.53 on COCO-30K, 10.10 on MJHQ-30K. The authors trained for 7 days on 128 A100-40G.
 
-The paper does not state the cosine's floor, `gen_embed` in stage I, whether a batch counts packed sequences or examples
-(here: sequences), the crop of target images, and the packing budgets, which affect only how full a sequence is.
+The paper does not state these choices: the cosine's floor, whether stage I trains `gen_embed` (here: yes), whether a
+batch size counts packed sequences or examples (here: sequences), the crop of target images, and the packing budgets,
+which only affect how much padding a sequence contains.
 """
 
 from ml_collections import ConfigDict

@@ -11,9 +11,9 @@ Stages 2 and 3 use the same command with `--config.stage=2` and 3. Each starts f
 Expected after stage III (published): POPE 86.2, MME-P 1444.0, MMBench 75.5, SEED 68.3, GQA 59.3, MMMU 36.3; GenEval
 0.73; DPG-Bench 82.63. The authors trained for 9 days on 128 A100-40G.
 
-The paper does not state `gen_embed` in stage I, whether a batch counts packed sequences or examples (here: sequences),
-the crop of target images, and the packing budgets, which affect only how full a sequence is. Stage II stops at 270,000
-of 360,000 steps.
+The paper does not state these choices: whether stage I trains `gen_embed` (here: yes), whether a batch size counts
+packed sequences or examples (here: sequences), the crop of target images, and the packing budgets, which only affect
+how much padding a sequence contains. Stage II stops at 270,000 of 360,000 steps.
 """
 
 from ml_collections import ConfigDict

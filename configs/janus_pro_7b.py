@@ -5,7 +5,7 @@
         --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND --config.sources.imagenet.directory=IMAGENET
 
-Stages 2 and 3 use the same command with `--config.stage=2` and 3, as for the 1B.
+Stages 2 and 3 use the same command with `--config.stage=2` and 3. See janus_pro_1b.py for their data.
 
 Expected after stage III (published): POPE 87.4, MME-P 1567.1, MMBench 79.2, SEED 72.1, GQA 62.0, MMMU 41.0, MM-Vet
 50.0; GenEval 0.80; DPG-Bench 84.19. The authors trained for 14 days on 256 A100-40G.
@@ -17,7 +17,7 @@ from janus_jax import load_recipe
 
 
 def get_config() -> ConfigDict:
-    """Returns Janus-Pro-1B's recipe for the 7B."""
+    """Returns the recipe."""
     config = load_recipe("janus_pro_1b")
     config.model = "janus_pro_7b"
     config.stages.stage_3.steps = 40_000

@@ -11,9 +11,9 @@ stage in DIR and also reads `text`. The moving average is exported.
 Expected after stage III (published): POPE 88.0, MME-P 1333.1, MMBench 74.9, SEED 70.5, GQA 60.3, MMMU 29.3; GenEval
 0.63; DPG-Bench 80.09; FID 9.51 on MJHQ-30K. The authors used 1,600 A100 days.
 
-The paper does not state mean and deviation of the logit-normal times, the width of the alignment MLP, `beg_of_und` in
-stage I, whether a batch counts packed sequences or examples (here: sequences), and the packing budgets, which affect
-only how full a sequence is.
+The paper does not state these choices: mean and standard deviation of the logit-normal times, the width of the
+alignment MLP, whether stage I trains `beg_of_und` (here: yes), whether a batch size counts packed sequences or examples
+(here: sequences), and the packing budgets, which only affect how much padding a sequence contains.
 """
 
 from ml_collections import ConfigDict

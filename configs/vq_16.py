@@ -5,11 +5,11 @@
     janus-train --config vq_16 --workdir runs/vq_16 \\
         --config.networks.vgg16=VGG16 --config.networks.lpips=LPIPS --config.networks.inception=INCEPTION
 
-docs/tokenizer.md names the weight files. Without them LPIPS or rFID is left out.
+docs/tokenizer.md names the weight files. LPIPS and rFID are left out if their files are not given.
 
 Expected after 40 epochs of ImageNet at 256x256 (published): rFID 2.19 (0.94 at 384x384), 97% of the codes in use. The
-paper does not state these choices: the decay of the weights' average, the discriminator's optimizer (here the
-tokenizer's), a constant learning rate without warm-up, and no weight decay.
+paper does not state these choices: the decay of the moving average of the weights, the discriminator's optimizer (here
+the tokenizer's), a constant learning rate without warm-up, and no weight decay.
 """
 
 from ml_collections import ConfigDict

@@ -1,9 +1,9 @@
-"""The batch passed from the data pipeline to the model.
+"""The batch type that the data pipeline and the processor pass to the model.
 
 A batch holds packed token sequences and their images. A position holds a text token, a patch of an input image
 (understanding), or a token of a target image (generation). Training, evaluation and sampling use the same type.
 
-It is a named tuple so that numpy code (data workers do not import jax) and jax code (where it is a pytree) share it.
+The batch is a named tuple, which is a pytree in jax and does not need jax: data workers do not import jax.
 """
 
 from typing import Any, NamedTuple
@@ -35,15 +35,15 @@ class Batch(NamedTuple):
       gen_token_index: Index of the target-image token (or patch of latents) at this position, or `NO_IMAGE`.
       und_images: Input images, uint8 RGB, zero-padded to U per sequence.
       gen_images: Target images, uint8 RGB, zero-padded to G per sequence.
-      text_targets: Positions whose text token is a target (predicted from the previous position), padded to T per
-        sequence with `NO_POSITION`. Training only.
+      text_targets: Positions of the text tokens that are targets. Each is predicted from the previous position. Padded
+        to T per sequence with `NO_POSITION`. Training only.
       gen_starts: Position of the first token of each target image, padded with `NO_POSITION`. All its tokens are
         targets. Training only.
       gen_ids: Precomputed tokens of the target images; `gen_images` may then be empty (G = 0). None: the image
         tokenizer runs on `gen_images`.
       gen_latents: Latents of the target images, interpolated between noise and image (JanusFlow). None: the VAE runs
         on `gen_images`.
-      gen_times: Time of the latents: 0 is noise, 1 is the image. None: all are at 1.
+      gen_times: Time of the latents: 0 is noise, 1 is the image. None: the time of all latents is 1.
     """
 
     tokens: Int[Any, "B L"]
@@ -61,11 +61,11 @@ class Batch(NamedTuple):
 
     @property
     def is_token(self) -> Bool[Any, "B L"]:
-        """Positions that are not padding."""
+        """True at positions that are not padding."""
         return self.segment_ids != PADDING_SEGMENT
 
     @property
     def shape(self) -> tuple[int, int]:
-        """(B, L)."""
+        """B and L."""
         tokens: Shaped[Any, "B L"] = self.tokens
         return tokens.shape[0], tokens.shape[1]

@@ -11,7 +11,7 @@ class ExitCode(enum.IntEnum):
       SUCCESS: The command is done.
       INTERNAL_ERROR: Unexpected exception, printed with its traceback.
       USER_ERROR: Invalid input. The same command fails again.
-      DIVERGED: Training has failed: the loss is not finite, or too many records are bad.
+      DIVERGED: Training has failed: the loss or the gradient is not finite.
       DISK_FULL: A disk is full. Everything saved before is intact: free some space and run the command again.
       PREEMPTED: The machine was preempted and everything is saved, or some processes of a cluster did not join in
         time. Run the command again. The value is EX_TEMPFAIL of sysexits.h.
@@ -43,7 +43,7 @@ class RunStopped(Exception):
 
 
 class Diverged(RunStopped):
-    """Training has failed: the loss is not finite, or too many records are bad."""
+    """Training has failed: the loss or the gradient is not finite."""
 
     exit_code = ExitCode.DIVERGED
 

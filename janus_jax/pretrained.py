@@ -1,4 +1,4 @@
-"""A pretrained model: config, parameters and processor of a checkpoint folder, with `chat` and `generate`."""
+"""Pretrained models: `load` reads a checkpoint folder, `Pretrained` answers questions and generates images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -36,20 +36,20 @@ def load(
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
 ) -> "Pretrained":
-    """Loads a model from a folder in the released, transformers' or converted layout.
+    """Loads a model from a checkpoint folder in the released, transformers' or converted layout.
 
     Args:
       path: The folder.
-      dtype: Dtype of parameters and computation. On a CPU float32 is about ten times as fast as bfloat16.
-      mesh: Devices to shard the model over (`janus_jax.sharding.make_mesh`). Default: the default device.
+      dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
+      mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
       conversation: Conversation template, for a folder that does not identify its release.
-      vae: Folder of SDXL's VAE in diffusers' layout, for a released JanusFlow without `vae/`. Without a VAE, JanusFlow
-        answers questions but generates no images.
+      vae: Folder of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. Without a VAE, a
+        JanusFlow model answers questions but generates no images.
 
     Raises:
-      JanusError: the folder is missing, damaged or of an unknown layout, or the mesh does not divide the model or has
-        devices of other processes.
+      JanusError: The folder is missing, damaged or in an unknown layout, the model cannot be sharded over the mesh, or
+        the mesh has devices of other processes.
     """
     checkpoint = open_checkpoint(path, conversation, vae)
     processor = Processor.from_directory(path, checkpoint.model_config)
@@ -64,12 +64,12 @@ def load_checkpoint(
     *,
     attention: AttentionKernel = "xla",
 ) -> "Pretrained":
-    """Loads the parameters of an opened checkpoint; see `load`."""
+    """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
     config = checkpoint.model_config
     if mesh is not None:
-        # Processes would all have to make the same calls in the same order.
+        # With devices of other processes, all processes would have to make the same calls in the same order.
         if any(device.process_index != jax.process_index() for device in mesh.devices.flat):
             raise JanusError(
                 "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
@@ -86,7 +86,14 @@ def load_params(
     execution: Execution,
     mesh: Mesh | None,
 ) -> Params:
-    """Puts parameters on their devices one by one; see `params_from_leaves`."""
+    """Returns the parameters as a tree, each put on its devices when it is read.
+
+    Args:
+      leaves: See `params_from_leaves`.
+      config: Architecture.
+      execution: Dtypes and layout of the layers.
+      mesh: Mesh over which the parameters are sharded. None: the default device only.
+    """
     boxed = abstract_params(make_model(config, execution))
     abstract = nn.unbox(boxed)
     if mesh is not None:
@@ -99,7 +106,13 @@ def load_params(
 
 
 class GeneratedImage(NamedTuple):
-    """Image `number` of prompt `prompt`, both counted from 0."""
+    """A generated image.
+
+    Attributes:
+      prompt: Index of its prompt.
+      number: Index of the image among the images of its prompt.
+      image: The image.
+    """
 
     prompt: int
     number: int
@@ -108,15 +121,15 @@ class GeneratedImage(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class Pretrained:
-    """A model to chat and generate images with.
+    """A loaded model that answers questions and generates images.
 
     Attributes:
       config: Architecture.
-      params: Parameters with unrolled layers, as `model` reads them. `models.backbone.scan_params` stacks them for
+      params: Parameters of `model`, with a subtree per layer. `models.backbone.scan_params` stacks the layers for
         training.
       processor: Converts messages and images to arrays.
-      model: The network; `model.apply({"params": params}, ...)`.
-      mesh: Devices of the parameters; None for a single device.
+      model: The network, called as `model.apply({"params": params}, ...)`.
+      mesh: Mesh over which the parameters are sharded. None: a single device.
     """
 
     config: ModelConfig
@@ -136,15 +149,19 @@ class Pretrained:
         """Answers a conversation about any number of images.
 
         Args:
-          messages: Dicts with role ("user", "assistant", or the release's own role strings), content with one
-            `<image_placeholder>` per image, and optionally images.
-          images: The images, if the messages have none.
+          messages: Dicts with role, content and optionally images (`processing.Message`). The content has one
+            `<image_placeholder>` per image.
+          images: Images in the order of their placeholders, if the messages contain no images.
           max_new_tokens: Maximum number of tokens of the answer.
-          temperature: 0 takes the most likely token.
-          **options: `top_k`, `top_p`, `seed`, `stop` (strings that end the answer), `system_prompt`.
+          temperature: Sampling temperature. 0 takes the most likely token.
+          **options: `top_k`, `top_p` and `seed` of sampling, `stop` (strings that end the answer), `system_prompt`
+            (replaces the model's).
+
+        Returns:
+          The answer, without white space around it.
 
         Raises:
-          JanusError: a message, image or number is invalid, or the conversation is longer than the model's context.
+          JanusError: A message, image or number is invalid, or the conversation is longer than the model's context.
         """
         prompt = self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))
         return self.answer([prompt], max_new_tokens, temperature, **options)[0]
@@ -157,7 +174,7 @@ class Pretrained:
         temperature: float = 0.0,
         **options: Any,
     ) -> Iterator[str]:
-        """Yields the answer of `chat` a few words at a time, with the white space around it."""
+        """Yields the answer of `chat` in pieces of a few words. White space around the answer is not removed."""
         prompt = self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))
         shown = 0
         for (text,), finished in self._answers([prompt], max_new_tokens, temperature, chunk=4, **options):
@@ -174,7 +191,7 @@ class Pretrained:
         temperature: float = 0.0,
         **options: Any,
     ) -> list[str]:
-        """Answers several conversations at once; see `chat`."""
+        """Answers several conversations in one batch. See `chat`."""
         system_prompt = options.pop("system_prompt", None)
         prompts = [self.processor.understanding_sequence(messages, None, system_prompt) for messages in conversations]
         return self.answer(prompts, max_new_tokens, temperature, **options)
@@ -182,7 +199,7 @@ class Pretrained:
     def answer(
         self, prompts: Sequence[TokenSequence], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
     ) -> list[str]:
-        """Answers prompts made by `processor.understanding_sequence`."""
+        """Answers prompts made by `processor.understanding_sequence`, in one batch. See `chat`."""
         if not prompts:
             return []
         *_, (texts, _) = self._answers(prompts, max_new_tokens, temperature, **options)
@@ -200,7 +217,7 @@ class Pretrained:
         stop: str | Sequence[str] = (),
         chunk: int = 16,
     ) -> Iterator[tuple[tuple[str, ...], bool]]:
-        """Yields the texts so far and whether they are final."""
+        """Yields all answers so far and whether they are final, after every `chunk` tokens."""
         sampling = SamplingConfig(temperature, top_k, top_p)
         _check_count("max_new_tokens", max_new_tokens)
         padded = _pad(prompts, num_data_shards(self.mesh))
@@ -227,7 +244,7 @@ class Pretrained:
             is_finished=is_finished,
         )
         while True:
-            # Not around the yield: the caller's code must not run under this mesh.
+            # The mesh is not active at the `yield`, so that it does not affect the caller's code.
             with use_mesh(self.mesh):
                 if next(steps, None) is None:
                     break
@@ -239,16 +256,22 @@ class Pretrained:
     ) -> list[list[Image.Image]]:
         """Generates images of each prompt.
 
-        An image depends on its prompt, the prompt's index, its own index and the seed. The batch changes it by
-        rounding only.
+        An image depends on its prompt, the index of the prompt, the index of the image and the seed. The batch size
+        changes an image by rounding only.
 
         Args:
-          **options: `batch_size` and `report` (see `generate_stream`), and settings of the model's sampler:
+          prompts: Descriptions of images.
+          images_per_prompt: Number of images of each prompt.
+          seed: Random seed.
+          **options: `batch_size` and `report` (see `generate_stream`), and settings of the model's image sampler:
             `guidance_scale`, `temperature`, `top_k`, `top_p` for Janus (`TokenSampler`), `guidance_scale`, `steps`,
             `sampler` for JanusFlow (`FlowSampler`).
 
+        Returns:
+          The images of each prompt.
+
         Raises:
-          JanusError: a number is out of range, the model has no such setting or no VAE, or a prompt is longer than the
+          JanusError: A number is out of range, the model has no such setting or no VAE, or a prompt is longer than the
             model's context.
         """
         prompts = [prompts] if isinstance(prompts, str) else list(prompts)
@@ -271,7 +294,7 @@ class Pretrained:
 
         Args:
           batch_size: Number of images generated at a time.
-          report: Called with the number of steps since the last call, summed over images. The total is
+          report: Called with the number of steps since its last call, summed over images. The total is
             `image_sampler(...).num_steps(config)` per image.
         """
         sampler = self.image_sampler(**settings)
@@ -284,27 +307,29 @@ class Pretrained:
             keys = jnp.stack([sampling_keys(seed, owner, numbers) for owner in owners])
             each = list(owners)
             if len(each) % num_data_shards(self.mesh):
-                # Fewer prompts than devices: each image runs its own copy of the prompt.
+                # The prompts cannot be split over the data shards: each image gets its own copy of its prompt.
                 each, keys = [owner for owner in owners for _ in numbers], keys.reshape(-1, 1)
-            report_batch = None if report is None else _scaled(report, count)
+            report_batch = None if report is None else lambda steps, count=count: report(steps * count)
             pixels = self._sample([sequences[owner] for owner in each], keys, sampler, longest, report_batch)
             indices = ((owner, number) for owner in owners for number in numbers)
-            # Images that only fill the mesh come last and are dropped.
+            # The images of padding prompts come last and are dropped.
             for (owner, number), image in zip(indices, pixels, strict=False):
                 yield GeneratedImage(owner, number, Image.fromarray(image))
 
     def sample_images(
         self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = 0, **settings: Any
     ) -> list[Image.Image]:
-        """Generates one image of each prompt, all at once.
+        """Generates one image of each prompt, in one batch.
 
         Args:
-          numbers: Prompt index and image index of each image. They select the random key: (p, i) gives image i of
-            prompt p of `generate`.
-          **settings: Settings of the sampler, as in `generate`.
+          prompts: Descriptions of images.
+          numbers: Prompt index and image index (p, i) of each image, which select its random key. The image equals
+            image i of prompt p in `generate`.
+          seed: Random seed.
+          **settings: Settings of the image sampler, as in `generate`.
 
         Raises:
-          JanusError: see `generate`.
+          JanusError: See `generate`.
         """
         if not prompts:
             return []
@@ -319,7 +344,7 @@ class Pretrained:
         return sampler_settings(self.config)
 
     def image_sampler(self, **settings: Any) -> ImageSampler:
-        """Makes the model's image sampler; see `generation.image_sampler.make_image_sampler`."""
+        """Returns the model's image sampler. See `generation.image_sampler.make_image_sampler`."""
         return make_image_sampler(self.config, **settings)
 
     def _sample(
@@ -330,7 +355,10 @@ class Pretrained:
         longest: int = 0,
         report: Callable[[int], object] | None = None,
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
-        """Samples N images of each of P prompts, and more if the mesh needs more prompts."""
+        """Returns N images of each of P prompts, then the images of padding prompts.
+
+        Prompts are padded to a multiple of the number of data shards, and to the length `longest`.
+        """
         multiple = num_data_shards(self.mesh)
         padded = _pad(prompts, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(padded) - len(prompts), axis=0)])
@@ -342,12 +370,12 @@ class Pretrained:
             return [image for part in parts for image in to_host(sampler.to_images(self.model, self.params, part))]
 
     def _left_pad(self, prompts: Sequence[TokenSequence], num_new: int, longest: int = 0) -> Batch:
-        """Batches prompts, padded to one of a few lengths, on the devices."""
+        """Pads prompts to one of a few lengths, and puts the batch on the devices of the mesh."""
         longest = max(longest, *map(len, prompts))
         limit = self.config.llm.max_positions
         if longest + num_new > limit:
             raise JanusError(
-                f"The prompt has {longest} tokens and {num_new} may follow, but the model's context is {limit}; "
+                f"The prompt has {longest} tokens and up to {num_new} follow, but the model's context is {limit}; "
                 f"shorten the prompt or ask for fewer tokens."
             )
         batch = self.processor.left_pad(prompts, bucket_length(longest))
@@ -355,7 +383,7 @@ class Pretrained:
 
 
 def _batches(num_prompts: int, images_per_prompt: int, batch_size: int) -> Iterator[tuple[range, range]]:
-    """Yields the prompts and the image numbers of each batch: some images of one prompt, or all of several."""
+    """Yields the prompt indices and image indices of each batch: some images of one prompt, or all of several."""
     per_batch = max(1, batch_size // images_per_prompt)
     size = min(batch_size, images_per_prompt)
     for prompt in range(0, num_prompts, per_batch):
@@ -364,10 +392,6 @@ def _batches(num_prompts: int, images_per_prompt: int, batch_size: int) -> Itera
                 range(prompt, min(prompt + per_batch, num_prompts)),
                 range(number, min(number + size, images_per_prompt)),
             )
-
-
-def _scaled(report: Callable[[int], object], count: int) -> Callable[[int], object]:
-    return lambda steps: report(steps * count)
 
 
 def _check_count(name: str, number: int) -> None:
@@ -380,7 +404,7 @@ def _pad(sequences: Sequence[TokenSequence], multiple: int) -> list[TokenSequenc
 
 
 class _AnswerDecoder:
-    """Text of one answer, up to end-of-sentence or the first stop string."""
+    """Decodes one answer, up to end-of-sentence or the first stop string."""
 
     def __init__(self, processor: Processor, stop: str | Sequence[str]) -> None:
         self.text = ""
@@ -412,7 +436,7 @@ class _AnswerDecoder:
 
 
 def _safe_length(text: str, stop: str | Sequence[str]) -> int:
-    """Returns the length of the text without an end that could be the start of a stop string."""
+    """Returns the length of the text up to an end that may be the start of a stop string."""
     stops = (stop,) if isinstance(stop, str) else stop
     pending = (size for one in stops for size in range(1, len(one)) if text.endswith(one[:size]))
     return len(text) - max(pending, default=0)

@@ -1,1 +1,1 @@
-"""Commands for use from a checkout, and files that start them on clusters."""
+"""Runs the commands from a checkout (`python -m launch.NAME`); the subfolders start runs on clusters."""

@@ -1,4 +1,4 @@
-"""Test set-up: a CPU with eight virtual devices, bounded memory, and parity tests only if PyTorch is installed."""
+"""Test set-up: eight virtual CPU devices, bounded memory, and no parity tests if PyTorch is not installed."""
 
 import ctypes
 import gc
@@ -13,9 +13,9 @@ import pytest
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
-# float32 must mean float32 on an accelerator too.
+# Accelerators otherwise multiply float32 matrices with lower precision.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
-# Programs that took a second or more to compile are kept from run to run.
+# Stores compiled programs across test runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 
 _PARITY_NEEDS = ("torch", "transformers", "diffusers")
@@ -26,14 +26,14 @@ _CLEAR_ABOVE = 0.9e9
 
 @pytest.fixture(scope="module", autouse=True)
 def _bounded_memory():
-    """Drops compiled programs after a module once the process is large. Hundreds of them add up to gigabytes."""
+    """Drops compiled programs after a test module if the process is large. Hundreds of programs occupy gigabytes."""
     yield
     if "jax" in sys.modules and _resident_bytes() > _CLEAR_ABOVE:
         import jax
 
         jax.clear_caches()
         gc.collect()
-        # Returns freed memory to the system; glibc keeps it otherwise.
+        # Returns freed memory to the operating system, which glibc does not do by itself.
         ctypes.CDLL(None).malloc_trim(0)
 
 

@@ -1,4 +1,4 @@
-"""Imports follow the rules of docs/architecture.md."""
+"""Checks the import rules of docs/architecture.md."""
 
 import ast
 import os
@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OURS = ("examples", "janus_jax", "checkpoints_convert", "configs", "launch", "benchmarks", "tests")
+PROJECT = ("examples", "janus_jax", "checkpoints_convert", "configs", "launch", "benchmarks", "tests")
 ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 
-GROUND = (
+BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
@@ -23,61 +23,61 @@ GROUND = (
     "janus_jax.progress",
     "janus_jax.storage",
 )
-MIDDLE = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
+SHARED = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")
 
-# What each package may import in addition to GROUND; the longest matching name applies.
+# Packages that each package may import, in addition to BASE. The longest matching key applies.
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
-    **dict.fromkeys(GROUND, ()),
+    **dict.fromkeys(BASE, ()),
     "janus_jax.models": ("janus_jax.models",),
     "janus_jax.processing": ("janus_jax.processing",),
     "janus_jax.sharding": ("janus_jax.sharding",),
     "janus_jax.data": ("janus_jax.processing", "janus_jax.data"),
-    "janus_jax.data.prepare": (*MIDDLE, "janus_jax.data", "janus_jax.generation.padding", "checkpoints_convert"),
-    "janus_jax.generation": (*MIDDLE, "janus_jax.generation"),
-    "janus_jax.training": (*MIDDLE, "janus_jax.data", "janus_jax.generation", "janus_jax.training"),
+    "janus_jax.data.prepare": (*SHARED, "janus_jax.data", "janus_jax.generation.padding", "checkpoints_convert"),
+    "janus_jax.generation": (*SHARED, "janus_jax.generation"),
+    "janus_jax.training": (*SHARED, "janus_jax.data", "janus_jax.generation", "janus_jax.training"),
     "janus_jax.training.image_tokenizer": (
-        *MIDDLE,
+        *SHARED,
         "janus_jax.data",
         "janus_jax.evaluation.metrics",
         "janus_jax.generation.padding",
         "janus_jax.training",
     ),
     "janus_jax.training.image_tokenizer.task": (
-        *MIDDLE,
+        *SHARED,
         "janus_jax.evaluation.metrics",
         "janus_jax.training",
         "checkpoints_convert",
     ),
-    "janus_jax.training.init_from": (*MIDDLE, "janus_jax.training", "checkpoints_convert"),
+    "janus_jax.training.init_from": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.callbacks": (
-        *MIDDLE,
+        *SHARED,
         "janus_jax.data.pipeline",
         "janus_jax.generation",
         "janus_jax.pretrained",
         "janus_jax.evaluation",
         "janus_jax.training",
     ),
-    "janus_jax.aot": (*MIDDLE, "janus_jax.data", "janus_jax.generation", "janus_jax.training", "janus_jax.aot"),
-    "janus_jax.training.export": (*MIDDLE, "janus_jax.training", "checkpoints_convert"),
+    "janus_jax.aot": (*SHARED, "janus_jax.data", "janus_jax.generation", "janus_jax.training", "janus_jax.aot"),
+    "janus_jax.training.export": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.evaluation": ("janus_jax.processing", "janus_jax.data", "janus_jax.pretrained", "janus_jax.evaluation"),
     "janus_jax.evaluation.generation": (
-        *MIDDLE,
+        *SHARED,
         "janus_jax.data",
         "janus_jax.generation",
         "janus_jax.evaluation",
         "checkpoints_convert",
     ),
-    "janus_jax.evaluation.metrics": (*MIDDLE, "janus_jax.evaluation", "checkpoints_convert"),
+    "janus_jax.evaluation.metrics": (*SHARED, "janus_jax.evaluation", "checkpoints_convert"),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
-    "checkpoints_convert": (*MIDDLE, "checkpoints_convert"),
+    "checkpoints_convert": (*SHARED, "checkpoints_convert"),
     "configs": ("janus_jax",),
     "launch": ("janus_jax.commands",),
     "examples": ("janus_jax", "checkpoints_convert", "examples"),
 }
-# Modules that import no array library at the top: data workers and thin clients use them.
+# Modules that do not import an array library at module level, because data workers and thin clients use them.
 WITHOUT_ARRAYS = (
-    *GROUND,
+    *BASE,
     "janus_jax.processing",
     "janus_jax.data.pipeline",
     "janus_jax.data.sources",
@@ -96,7 +96,7 @@ WITHOUT_ARRAYS = (
 
 
 def sources(packages=("janus_jax", "checkpoints_convert", "configs", "launch", "examples")):
-    """The files of these packages and modules."""
+    """Returns the files of these packages and modules."""
     files = sorted(path for top in {name.split(".")[0] for name in packages} for path in (ROOT / top).rglob("*.py"))
     return [path for path in files if within(module_name(path), packages)]
 
@@ -111,7 +111,7 @@ def within(name, packages):
 
 
 def imports(path, *, inside_functions=True):
-    """Every module that a file names in an import, `from a import b` as `a.b`."""
+    """Yields the modules that a file imports; `from a import b` yields `a.b`."""
     tree = ast.parse(path.read_text())
     for node in ast.walk(tree) if inside_functions else tree.body:
         if isinstance(node, ast.Import):
@@ -121,13 +121,13 @@ def imports(path, *, inside_functions=True):
 
 
 @pytest.mark.parametrize("path", sources(), ids=module_name)
-def test_modules_import_only_what_they_may(path):
+def test_modules_import_only_allowed_packages(path):
     name = module_name(path)
     owner = max((key for key in MAY_IMPORT if within(name, [key])), key=len)
-    above = {
-        found for found in imports(path) if within(found, OURS) and not within(found, (*GROUND, *MAY_IMPORT[owner]))
+    forbidden = {
+        found for found in imports(path) if within(found, PROJECT) and not within(found, (*BASE, *MAY_IMPORT[owner]))
     }
-    assert not above
+    assert not forbidden
 
 
 @pytest.mark.parametrize("path", sources(WITHOUT_ARRAYS), ids=module_name)
@@ -142,7 +142,7 @@ def test_processing_starts_without_jax():
 
 
 def flags_of(path):
-    """Names of the flags that a file defines."""
+    """Yields the names of the flags that a file defines."""
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Call):
             called = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -158,7 +158,7 @@ def flags_of(path):
 
 
 def test_modules_that_tests_import_define_different_flags():
-    """All of them run in one process, which accepts each flag once."""
+    """The tests run in one process, in which each flag can be defined only once."""
     files = {module_name(path): path for path in sources(["janus_jax.commands", "benchmarks"])}
     found, left = set(), [path for path in sources(["tests"]) if "parity" not in path.parts]
     while left:

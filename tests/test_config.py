@@ -20,7 +20,7 @@ WITHOUT_VAE = dataclasses.replace(flow_preset("tiny_flow"), vae=None)
 
 
 @pytest.mark.parametrize("config", [*PRESETS.values(), WITHOUT_VAE], ids=[*PRESETS, "without VAE"])
-def test_a_config_survives_json(config):
+def test_a_config_is_restored_from_json(config):
     assert config_from_dict(type(config), json.loads(json.dumps(dataclasses.asdict(config)))) == config
 
 
@@ -118,6 +118,6 @@ def test_an_invalid_execution_setting_is_named(field):
         Execution(**{field: "fastest"})
 
 
-def test_the_image_tokenizer_replaces_the_encoder_only_with_the_same_number_of_tokens():
+def test_an_image_tokenizer_with_another_number_of_tokens_cannot_replace_the_encoder():
     with pytest.raises(JanusError, match=r"32 pixels as 64 tokens, but und_encoder .* 16 patches"):
         dataclasses.replace(preset("tiny"), understanding_encoder="gen_encoder")

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 import pytest
 
@@ -18,9 +20,7 @@ def janus():
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """A small model in every layout."""
-    import dataclasses
-
+    """Folders of one small model, by layout."""
     root = tmp_path_factory.mktemp("models")
     config = dataclasses.replace(SMALL, llm=dataclasses.replace(SMALL.llm, vocab_size=320))
     found = {
@@ -52,10 +52,9 @@ def test_default_dtype_is_bfloat16(folders):
     assert isinstance(janus.chat(QUESTION, max_new_tokens=4), str)
 
 
-@pytest.mark.parametrize("dtype", ["float64", "int8", ""])
-def test_unknown_dtype_is_reported(folders, dtype):
+def test_unknown_dtype_is_reported(folders):
     with pytest.raises(JanusError, match="dtype"):
-        load(folders["released"], dtype=dtype)
+        load(folders["released"], dtype="float64")
 
 
 def test_missing_tokenizer_is_reported(folders, tmp_path):
@@ -85,16 +84,6 @@ def test_batch_equals_single_answers(janus):
     assert janus.chat_batch(questions, max_new_tokens=10) == [
         janus.chat(question, max_new_tokens=10) for question in questions
     ]
-
-
-def test_earlier_turns_change_the_answer(janus):
-    turns = [*QUESTION, {"role": "assistant", "content": "A boat."}, {"role": "user", "content": "Why?"}]
-    assert janus.chat(turns, max_new_tokens=16) != janus.chat(turns[2:], max_new_tokens=16)
-
-
-def test_images_can_be_given_separately(janus):
-    bare = [{"role": "user", "content": QUESTION[0]["content"]}]
-    assert janus.chat(bare, [tiny.picture(0)], max_new_tokens=8) == janus.chat(QUESTION, max_new_tokens=8)
 
 
 def test_sampled_answers_depend_on_the_seed(janus):
@@ -130,13 +119,9 @@ def test_reports_add_up_to_all_steps(janus):
     "wrong",
     [
         {"images_per_prompt": 0},
-        {"images_per_prompt": -2},
         {"batch_size": 0},
-        {"guidance_scale": -1.0},
         {"guidance_scale": float("nan")},
         {"temperature": -0.5},
-        {"top_p": 2.0},
-        {"top_k": -1},
         {"seed": -1},
         {"seed": 2**32},
         {"seed": 1.5},

@@ -1,4 +1,4 @@
-"""README.md: its snippets and commands run as they are, and the links of all pages exist."""
+"""Checks that the snippets and commands of README.md run, and that the links of all pages exist."""
 
 import os
 import re
@@ -12,7 +12,7 @@ import pytest
 
 from janus_jax.config import JanusConfig, VQConfig, janus_preset
 from tests.pseudo import CORPUS, make_checkpoint
-from tests.scenery import landscape
+from tests.tiny import picture
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -22,7 +22,7 @@ PAGES = [*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("examples/*/REA
 
 
 def small_model() -> JanusConfig:
-    """A model that fits transformers' layout (as many codes as patches, 32 groups) and a mesh of four devices."""
+    """Returns a config that transformers' layout supports, and whose heads four devices can shard."""
     tokenizer = VQConfig(
         image_size=16, codebook_size=128, base_channels=32, channel_multipliers=(1, 1, 1), num_res_blocks=1
     )
@@ -33,11 +33,11 @@ def small_model() -> JanusConfig:
 
 @pytest.fixture(scope="module")
 def workspace(tmp_path_factory):
-    """A folder with small models under the names of README.md, and a photograph."""
+    """A folder with small models that have the names in README.md, an image and a caption."""
     folder = tmp_path_factory.mktemp("workspace")
     make_checkpoint(folder / "Janus-Pro-1B", small_model(), CORPUS)
     (folder / "Janus-Pro-7B").symlink_to("Janus-Pro-1B")
-    landscape(96, 64).save(folder / "photo.jpg")
+    picture(0, (96, 64)).save(folder / "photo.jpg")
     (folder / "captions.jsonl").write_text('{"image": "photo.jpg", "caption": "Hills by a lake."}\n')
     return folder
 
@@ -77,7 +77,7 @@ def test_commands_run(workspace):
 def test_links_exist(page):
     links = re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8"))
     local = [link for link in links if not link.startswith("https://arxiv.org/")]
-    # The site gets these pages from outside docs/ (.ci/docs_site.py).
+    # .ci/docs_site.py copies these pages into docs/.
     known = {"contributing.md", "changelog.md", "shapes.md"} if page.parent.name == "docs" else set()
     assert [link for link in local if link not in known and not page.parent.joinpath(link).exists()] == []
 

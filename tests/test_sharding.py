@@ -22,12 +22,8 @@ PROMPTS = ["A red boat", "Two birds and a tree", "Ink"]
 
 
 @pytest.fixture(scope="module")
-def single():
-    return tiny.pretrained()
-
-
-@pytest.fixture(scope="module")
-def expected(single):
+def expected():
+    single = tiny.pretrained()
     answers = [single.chat(question, max_new_tokens=12) for question in QUESTIONS]
     return answers, single.generate(PROMPTS, images_per_prompt=2, seed=3)
 
@@ -45,11 +41,10 @@ def test_sharded_sampling_equals_single_device(expected, sizes):
     sharded = tiny.pretrained(make_mesh(*sizes))
     answers, images = expected
     assert sharded.chat_batch(QUESTIONS, max_new_tokens=12) == answers
-    for ours, theirs in zip(sharded.generate(PROMPTS, images_per_prompt=2, seed=3), images, strict=True):
-        for one, other in zip(ours, theirs, strict=True):
-            difference = np.abs(np.asarray(one, int) - np.asarray(other, int))
-            # Different tokens would change whole patches; rounding may change a value by one.
-            assert difference.max() <= 1
+    # Different tokens would change whole patches; rounding may change a value by one.
+    np.testing.assert_allclose(
+        np.asarray(sharded.generate(PROMPTS, images_per_prompt=2, seed=3), int), np.asarray(images, int), atol=1
+    )
 
 
 def test_parameters_are_sharded_by_their_logical_axes():
@@ -61,7 +56,7 @@ def test_parameters_are_sharded_by_their_logical_axes():
 
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
 @pytest.mark.parametrize("layers", ["scanned", "unrolled"])
-def test_mesh_of_eight_splits_nearly_all_parameters(name, layers):
+def test_mesh_of_eight_devices_splits_nearly_all_parameters(name, layers):
     boxed = abstract_params(make_model(PRESETS[name], Execution(layers=layers)))
     shardings = param_shardings(boxed, make_mesh(1, 4, 2))
     whole = held = 0
@@ -81,7 +76,7 @@ def test_every_axis_of_a_parameter_has_a_logical_name():
         assert len(boxed.names) == boxed.value.ndim
 
 
-def test_mesh_must_divide_the_model():
+def test_mesh_must_divide_the_sharded_axes():
     with pytest.raises(JanusError, match=r"llm\.num_kv_heads = 2"):
         check_mesh(tiny.CONFIG, make_mesh(1, 1, 8))
 
@@ -98,7 +93,3 @@ def test_tensor_axis_must_stay_within_a_process(sizes, raises):
 def test_mesh_must_fit_the_devices(sizes):
     with pytest.raises(JanusError, match=r"(?i)mesh"):
         make_mesh(*sizes)
-
-
-def test_axis_of_minus_one_takes_the_remaining_devices():
-    assert dict(make_mesh(-1, 2, 2).shape) == {"data": 2, "fsdp": 2, "tensor": 2}

@@ -1,4 +1,4 @@
-"""The `tiny` presets with random parameters and a tokenizer. They compile in seconds."""
+"""Models with the `tiny` presets, random parameters and a tokenizer."""
 
 import dataclasses
 import functools
@@ -15,7 +15,7 @@ from janus_jax.pretrained import Pretrained, load_params
 from janus_jax.processing import Processor, make_byte_level_tokenizer
 
 CORPUS = ["A small red boat on a quiet lake.", "What is in the picture?", "Two birds and a tree, drawn in ink."]
-# Heads that two kinds of mesh can shard, and grouped queries.
+# Grouped queries, with numbers of heads that a mesh of two devices can shard.
 _TINY = janus_preset("tiny")
 CONFIG = dataclasses.replace(_TINY, llm=dataclasses.replace(_TINY.llm, num_kv_heads=2))
 FLOW = dataclasses.replace(flow_preset("tiny_flow"), llm=CONFIG.llm)
@@ -37,7 +37,7 @@ def processor(config=CONFIG):
 
 @functools.cache
 def stacked_params(config=CONFIG):
-    """Parameters with unit-variance outputs, from numpy, which needs no compilation."""
+    """Returns random parameters from numpy, which needs no compilation. Layer outputs have variance 1."""
     rng = np.random.default_rng(0)
 
     def make(path, leaf):
@@ -51,7 +51,7 @@ def stacked_params(config=CONFIG):
 
 
 def leaves_of(tree, keys=()):
-    """Leaves of a stacked tree in the order of `Checkpoint.params`."""
+    """Yields the leaves of a stacked tree in the form of `Checkpoint.params`."""
     for key, value in tree.items():
         path = (*keys, key)
         if isinstance(value, dict):
@@ -75,7 +75,7 @@ def unrolled_params(config=CONFIG):
 
 
 def picture(seed, size=(40, 28)):
-    """A smooth random image."""
+    """Returns a smooth random image."""
     from PIL import Image
 
     pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)

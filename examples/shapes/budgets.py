@@ -1,4 +1,4 @@
-"""Training budgets of this example, and the recipes that follow from them."""
+"""Training budgets of this example, and the recipes with these budgets."""
 
 import importlib
 from collections.abc import Mapping
@@ -10,23 +10,23 @@ from janus_jax.config import JanusConfig, VisualEncoder
 from janus_jax.training.recipe import RANDOM
 
 TEXTS = 4_000
-"""Number of plain text records, for all budgets."""
+"""Number of plain text records in every budget."""
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Steps and records of a training.
+    """Numbers of steps and records of a training.
 
     Attributes:
       pairs: Images with captions for the understanding encoder.
       encoder_steps: Steps of the understanding encoder.
-      understanding: Understanding records. There are one fifth as many about single objects, and one third as many
-        about positions and about relations.
-      generation: Generation records. There are one fifth as many about single objects, and half as many about counts
-        and relations.
+      understanding: Understanding records about everything. One fifth of this number are added about single objects,
+        one third about positions and one third about relations.
+      generation: Generation records of all categories. One fifth of this number are added with single objects, and half
+        of it with counts and relations.
       stages: Steps of stages 1, 2 and 3.
       evaluation: Questions per topic and prompts per category.
-      tokenizer_steps: Steps of the image tokenizer or VAE; None uses the recipe's.
+      tokenizer_steps: Steps of the image tokenizer or VAE. None uses those of the recipe.
     """
 
     pairs: int
@@ -53,12 +53,12 @@ FLOW_BUDGETS = BUDGETS | {
 
 @dataclass(frozen=True)
 class SmallModel:
-    """A model that `examples.shapes.train` trains.
+    """A model that `examples.shapes.train` can train.
 
     Attributes:
-      config: Module with its `RECIPE`, `MODEL`, `ENCODER` and `TOKENIZER`.
+      config: Name of the module with its `RECIPE`, `MODEL`, `ENCODER` and `TOKENIZER`.
       released: Name of its folder in the released layout.
-      tokenizer_part: Part that the image tokenizer or VAE becomes.
+      tokenizer_part: Name of the image tokenizer or VAE among the parts of the model.
       budgets: Budgets by name.
     """
 
@@ -69,7 +69,7 @@ class SmallModel:
 
     @property
     def module(self) -> Any:
-        """The imported module `config`."""
+        """The module named by `config`."""
         return importlib.import_module(self.config)
 
 
@@ -80,7 +80,7 @@ MODELS = {
 
 
 def with_steps(recipe: Any, steps: int | None) -> Any:
-    """Returns a recipe or stage with another number of steps, with at most a tenth of warm-up."""
+    """Returns a recipe or stage with this number of steps. At most a tenth are warm-up. None changes nothing."""
     if steps is None:
         return recipe
     warmup = min(recipe.optimizer.warmup_steps, steps // 10)
@@ -90,20 +90,20 @@ def with_steps(recipe: Any, steps: int | None) -> Any:
 def stage_recipe(
     workdir: Path, budget: Budget, stage: int, understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]
 ) -> Any:
-    """Returns the recipe of a stage with the folders of this workdir.
+    """Returns the recipe of a stage, with the folders of this workdir.
 
     Args:
-      understanding_encoder: Encoder of the input images.
+      understanding_encoder: Encoder that is used for understanding.
     """
     recipe = model.module.RECIPE
     stages = []
     for number, (one, steps) in enumerate(zip(recipe.stages, budget.stages, strict=True)):
         phases = one.phases
-        if len(phases) > 1:  # The first phase keeps its length, up to half of the steps.
+        if len(phases) > 1:  # The first phase keeps its length, but takes at most half of the steps.
             phases = (replace(phases[0], until_step=min(phases[0].until_step or 0, max(steps // 2, 1))), *phases[1:])
         start = one.initialisation
         if not number:
-            # A model that understands by the image tokenizer does not use the understanding encoder.
+            # A model that uses its image tokenizer for understanding has no trained understanding encoder.
             encoder = str(workdir / "und_encoder") if understanding_encoder == "und_encoder" else RANDOM
             tokenizer = {model.tokenizer_part: str(tokenizer_folder(workdir, model))}
             start = replace(start, und_encoder=encoder, **tokenizer)
@@ -121,21 +121,21 @@ def stage_recipe(
 
 
 def architecture(understanding_encoder: VisualEncoder, model: SmallModel = MODELS["janus"]) -> Any:
-    """Returns the model config. If the image tokenizer serves understanding, a patch is the area of one code."""
+    """Returns the model config. If the image tokenizer is used for understanding, patches are as large as its own."""
     config = model.module.MODEL
     if understanding_encoder == "und_encoder":
         return config
-    assert isinstance(config, JanusConfig), "a JanusFlow has no image tokenizer"
+    assert isinstance(config, JanusConfig), "JanusFlow has no image tokenizer"
     side = round(config.gen_encoder.num_tokens**0.5)
     patches = replace(config.und_encoder, patch_size=config.und_encoder.image_size // side)
     return replace(config, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
 def tokenizer_folder(workdir: Path, model: SmallModel) -> Path:
-    """Folder of the trained image tokenizer or VAE."""
+    """Returns the folder of the trained image tokenizer or VAE."""
     return workdir / "runs" / model.tokenizer_part / "tokenizer"
 
 
 def text_tokenizer_folder(workdir: Path, understanding_encoder: VisualEncoder) -> Path:
-    """Folder of the text tokenizer, which contains the number of tokens per image."""
+    """Returns the folder of the text tokenizer, which also stores the encoder's number of tokens per image."""
     return workdir / ("text" if understanding_encoder == "und_encoder" else "text_one_encoder")

@@ -1,4 +1,4 @@
-"""Evaluates a model on the shapes dataset: answers, images, and their scores."""
+"""Evaluates the answers and images of a model on the shapes dataset."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -36,13 +36,13 @@ class ShapesProtocol:
     """Settings of an evaluation.
 
     Attributes:
-      split: TEST uses held-out combinations only; TRAIN is for choosing settings.
+      split: TEST uses held-out combinations only. TRAIN is for choosing settings of training and sampling.
       per_topic: Questions per topic.
-      per_category: Prompts per category of GenEval, with one image each.
-      guidance_scale: Guidance scale of the images.
-      temperature: Temperature of the images. Answers are greedy.
+      per_category: Prompts per category of GenEval. One image is generated for each prompt.
+      guidance_scale: Guidance scale of image generation.
+      temperature: Temperature of image generation. Answers are sampled greedily.
       vocabulary: Vocabulary of questions and prompts.
-      about: Each question and prompt names at least one of these shapes and colours, if there are any.
+      about: If not empty, each question and prompt names at least one of these shapes and colors.
       batch_size: Questions or images per batch.
       seed: Seed of questions, prompts and images.
     """
@@ -65,7 +65,7 @@ class ShapesProtocol:
 
 @dataclass(frozen=True)
 class UnderstandingResult:
-    """Questions, answers of the model, their scores and the chance level."""
+    """Questions, the answers of the model, their scores, and the scores of random guesses."""
 
     questions: Sequence[Question]
     answers: Sequence[str]
@@ -80,7 +80,7 @@ class UnderstandingResult:
 
 @dataclass(frozen=True)
 class GenerationResult:
-    """Prompts, images of the model, their verdicts and scores, and the chance level."""
+    """Prompts, the images of the model, their verdicts and scores, and the scores of random images."""
 
     prompts: Sequence[Prompt]
     images: Sequence[UInt8[np.ndarray, "S S 3"]]
@@ -89,27 +89,23 @@ class GenerationResult:
     chance: ImageScores
 
 
-def _no_progress(done: int, total: int) -> None:
-    pass
-
-
 def evaluate_understanding(
     model: ChatModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
     *,
     fingerprint: str = "",
-    on_progress: OnProgress = _no_progress,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> UnderstandingResult:
-    """Asks a model questions.
+    """Returns the answers of a model to sampled questions, with scores.
 
     Args:
-      folder: Folder of the answers. The same call continues an interrupted evaluation.
-      fingerprint: Identifies the model (`results.model_fingerprint`). A folder started with another model is refused.
-      on_progress: Called with the number of answers and of questions.
+      folder: Folder in which answers are stored. The same call continues an interrupted evaluation.
+      fingerprint: Identifies the model (`results.model_fingerprint`).
+      on_progress: Called with the number of answers and the number of questions.
 
     Raises:
-      JanusError: See `runner.collect_answers`.
+      JanusError: The folder contains an evaluation of another model or with other settings.
     """
     questions = sample_questions(
         protocol.split, protocol.per_topic, protocol.sample_seed, protocol.vocabulary, protocol.about
@@ -133,12 +129,14 @@ def evaluate_generation(
     protocol: ShapesProtocol = ShapesProtocol(),
     *,
     fingerprint: str = "",
-    on_progress: OnProgress = _no_progress,
+    on_progress: OnProgress = lambda done, total: None,
 ) -> GenerationResult:
-    """Generates images of prompts; arguments as of `evaluate_understanding`.
+    """Returns the images that a model generates for sampled prompts, with scores.
+
+    The arguments are those of `evaluate_understanding`.
 
     Raises:
-      JanusError: See `runner.collect_answers`.
+      JanusError: The folder contains an evaluation of another model or with other settings.
     """
     prompts = sample_prompts(
         protocol.split, protocol.per_category, protocol.sample_seed, protocol.vocabulary, protocol.about
@@ -163,9 +161,9 @@ def evaluate_generation(
 
 
 def score_table(understanding: UnderstandingResult, generation: GenerationResult) -> Mapping[str, float]:
-    """Returns all scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, `.CATEGORY`, `.strict`.
+    """Returns all scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, and so on.
 
-    The chance levels have the same names after `chance.`.
+    The score of random guesses has the same name with the prefix `chance.`.
     """
     chance = _named_scores(understanding.chance, generation.chance)
     return _named_scores(understanding.scores, generation.scores) | {

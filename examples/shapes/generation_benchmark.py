@@ -28,12 +28,12 @@ from janus_jax.evaluation.generation.image_requests import (
 from janus_jax.evaluation.registry import register_benchmark
 
 GUIDANCE_SCALE, TEMPERATURE = 2.0, 0.7
-"""Best settings of the small models, on combinations that occur in training."""
+"""Settings with the best scores of the small models, measured on combinations that occur in training."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ShapesImage(ImageRequest):
-    """An image request with the requirements on the image."""
+    """An image request with the prompt and its requirements."""
 
     scene_prompt: Prompt = field(repr=False)
 
@@ -48,12 +48,12 @@ def image_requests(prompts: Sequence[Prompt]) -> list[ShapesImage]:
 
 
 def read(data: Path, options: Options) -> list[ShapesImage]:
-    """Samples the same number of prompts per category. Those of "test" ask for held-out combinations."""
+    """Returns random prompts, the same number per category. Those of "test" ask for held-out combinations."""
     return image_requests(sample_prompts(Split(options["split"]), int(options["per_category"]), SEED))
 
 
 def verdicts(requests: Sequence[ShapesImage], answers: Answers) -> list[Verdict]:
-    """Checks each image against its prompt.
+    """Returns the verdict on each image.
 
     Raises:
       JanusError: An image is missing.
@@ -65,7 +65,7 @@ def verdicts(requests: Sequence[ShapesImage], answers: Answers) -> list[Verdict]
 
 
 def score(requests: Sequence[ShapesImage], answers: Answers, options: Options) -> Scores:
-    """Returns the fraction of correct images by GenEval's rule and the strict rule, and the chance level."""
+    """Returns the fraction of correct images by GenEval's rule and the strict rule, and of correct random images."""
     prompts = [request.scene_prompt for request in requests]
     scores = score_verdicts(prompts, verdicts(requests, answers))
     return {
@@ -77,7 +77,7 @@ def score(requests: Sequence[ShapesImage], answers: Answers, options: Options) -
 
 
 def write_predictions(requests: Sequence[ShapesImage], answers: Answers, folder: Path) -> None:
-    """Writes `shapes.jsonl`: one line per image with prompt, file and verdict. The images exist already."""
+    """Writes `shapes.jsonl`: one line per image with the prompt, the image file and the verdict."""
     with (folder / "shapes.jsonl").open("w", encoding="utf-8") as file:
         for request, verdict in zip(requests, verdicts(requests, answers), strict=True):
             line = {"prompt": request.prompt, "file": Path(request.file).name, "correct": verdict.correct}

@@ -1,6 +1,6 @@
-"""Fast evaluation of an encoder with kernels that are zero outside the patch of each code.
+"""Fast computation of an encoder whose convolution kernels are zero outside the patch of each code.
 
-The PCA encoder (`pca_init`) is such an encoder. On a CPU it is several times faster without the zeros.
+The PCA encoder (`pca_init`) is such an encoder. Without the zeros it is several times faster on a CPU.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ from janus_jax.models.layers import Conv
 
 
 def patchwise_encoder() -> contextlib.AbstractContextManager[Any]:
-    """Returns a context in which the convolutions of an encoder use only the taps inside the patch.
+    """Returns a context in which the convolutions of an encoder use the kernel weights inside the patch only.
 
-    These are the center of 3x3 kernels and the 2x2 of downsampling kernels. If the other taps are zero, or their result
-    is multiplied by zero, the encoder's output does not change.
+    These are the center of a 3x3 kernel and the upper left 2x2 of a downsampling kernel. The output does not change if
+    the other weights are zero.
     """
     return nn.intercept_methods(_skip_outer_taps)
 

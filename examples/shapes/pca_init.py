@@ -1,9 +1,10 @@
 """Initializes the encoder of an image tokenizer as principal component analysis (PCA) of image patches.
 
-A random convolutional encoder mixes the pixels of a patch with random signs. Codes of its output do not even determine
-the colour of a patch, and training it takes long. This initialization keeps the released architecture: residual blocks
-and attention add zero, and each downsampling convolution projects 2x2 squares onto their principal components. The
-output is a rotation of the patch, except for the dropped components, so that distances between patches are kept.
+A random convolutional encoder mixes the pixels of a patch with random signs. The codes of its output do not even
+determine the color of a patch, and training such an encoder takes long. This initialization keeps the released
+architecture: residual blocks and attention add zero, and each downsampling convolution projects 2x2 squares onto their
+principal components. The output is a rotation of the patch without the components of least variance, so it keeps the
+distances between patches.
 """
 
 from collections.abc import Callable
@@ -22,8 +23,8 @@ from janus_jax.models.vq import VQTokenizer
 Params = dict[str, Any]
 
 _CONSTANT = 1024.0
-"""Value of the constant channels. It dominates the deviation in the last group norm, so that the features of a patch do
-not depend on the rest of the image."""
+"""Value of the constant channels. The constant dominates the standard deviation in the last group norm, so that the
+features of a patch do not depend on the rest of the image."""
 
 
 class Components(NamedTuple):
@@ -41,7 +42,7 @@ class Components(NamedTuple):
 
 
 def principal_components(features: Float[Array, "M Z"], count: int) -> Components:
-    """Computes the first principal components."""
+    """Returns the first `count` principal components."""
     mean = jnp.mean(features, axis=0)
     centered = features - mean
     variances, directions = jnp.linalg.eigh(centered.T @ centered / features.shape[0])
@@ -51,8 +52,8 @@ def principal_components(features: Float[Array, "M Z"], count: int) -> Component
 def half_whitening(features: Float[Array, "M Z"], count: int) -> tuple[Float[Array, "C Z"], Float[Array, " C"]]:
     """Returns weight and bias of a linear map onto half-whitened principal components.
 
-    Each standard deviation is replaced by its square root, and the first becomes 1. The colour of a patch, which varies
-    most, keeps the largest weight, and details still count.
+    The standard deviation of a component becomes its square root, scaled so that the first is 1. The color of a patch,
+    which varies most, keeps the largest variance, but details are not negligible.
     """
     mean, variances, directions = principal_components(features, count)
     variances = jnp.maximum(variances, 1e-6)
@@ -61,7 +62,7 @@ def half_whitening(features: Float[Array, "M Z"], count: int) -> tuple[Float[Arr
 
 
 def initialize_vq(config: VQConfig, images: UInt8[np.ndarray, "N S S 3"]) -> Callable[[Params], Params]:
-    """Returns a function that replaces encoder and `quant_conv` of a VQ tokenizer by the PCA of these images.
+    """Returns a function that replaces the encoder and `quant_conv` of a VQ tokenizer by the PCA of these images.
 
     Raises:
       JanusError: The architecture cannot represent the PCA.
@@ -82,12 +83,13 @@ def initialize_vq(config: VQConfig, images: UInt8[np.ndarray, "N S S 3"]) -> Cal
 def initialize_vae(
     config: VAEConfig, images: UInt8[np.ndarray, "N S S 3"], deviation: float = 0.1
 ) -> Callable[[Params], Params]:
-    """Returns a function that replaces encoder and `quant_conv` of a VAE by the PCA of these images.
+    """Returns a function that replaces the encoder and `quant_conv` of a VAE by the PCA of these images.
 
-    The latents have a mean variance of 1.
+    The mean variance of the latents is 1.
 
     Args:
-      deviation: Constant standard deviation of the encoder's distribution. It makes the decoder robust to small errors.
+      deviation: Standard deviation of the noise added to latents in training. The noise makes the decoder robust to
+        small errors.
 
     Raises:
       JanusError: The architecture cannot represent the PCA.
@@ -130,7 +132,7 @@ def check_architecture(config: AutoencoderConfig, outputs: int) -> None:
       outputs: Output channels of the encoder: `z_channels` of a VQ tokenizer, twice `latent_channels` of a VAE.
 
     Raises:
-      JanusError: It has too few channels, or does not double them at the lowest resolution.
+      JanusError: The architecture has too few channels, or does not double them at the lowest resolution.
     """
     channels = (config.base_channels, *config.level_channels)
     half = channels[-2]
@@ -148,7 +150,7 @@ def pca_encoder(encoder: Params, pixels: Float[Array, "B H W 3"], config: Autoen
     """Returns the parameters of an encoder that computes the PCA of these images.
 
     Args:
-      encoder: Parameters of the encoder.
+      encoder: Old parameters of the encoder, which are replaced.
       pixels: Images with pixels in [-1, 1].
     """
     result = encoder | {"conv_in": _convolution(encoder["conv_in"], jnp.eye(3, config.base_channels)[None, None])}
@@ -176,13 +178,13 @@ def pca_encoder(encoder: Params, pixels: Float[Array, "B H W 3"], config: Autoen
 
 
 def _through_norm(inputs: int, outputs: int, groups: int) -> tuple[Params, Float[Array, "C Z"]]:
-    """Returns linear maps before and after the last norm and swish that compose to the identity.
+    """Returns a linear map before the last norm and swish and one after them; together they are the identity.
 
-    Each channel is stored with its negative in the same group: swish(x) - swish(-x) = x, and the mean of the group is
-    zero. One channel per group is a large constant, which fixes the deviation of the group.
+    Each channel and its negative are in the same group, so that the mean of the group is zero, and swish(x) - swish(-x)
+    = x. One channel per group is a large constant, which fixes the standard deviation of the group.
     """
     channel = jnp.arange(inputs)
-    # Channels are dealt to the groups in turn, so that the constants replace the components of least variance.
+    # Consecutive channels are in different groups, so that the constants replace the components of least variance.
     positive = channel % groups * (2 * inputs // groups) + channel // groups
     negative = positive + inputs // groups
     is_constant = channel >= inputs - groups
@@ -196,7 +198,7 @@ def _through_norm(inputs: int, outputs: int, groups: int) -> tuple[Params, Float
 
 
 def _without_residuals(blocks: Params) -> Params:
-    """Sets the last layer of each residual block and attention to zero."""
+    """Returns the blocks with zeros in the last layer of each residual block and attention."""
     return {
         name: block
         | {last: {k: jnp.zeros_like(v) for k, v in block[last].items()} for last in ("conv2", "out") if last in block}
@@ -209,7 +211,7 @@ def _linear(weight: Float[Array, "I O"]) -> Params:
 
 
 def _convolution(old: Params, kernel: Float[Array, "h w I O"], bias: Float[Array, " O"] | float = 0.0) -> Params:
-    """Returns a 3x3 convolution that uses only the center tap, or the 2x2 taps of a downsampling."""
+    """Returns a 3x3 convolution with this 1x1 kernel at its center, or this 2x2 kernel of a downsampling."""
     taps = slice(0, 2) if kernel.shape[0] == 2 else slice(1, 2)
     return {
         "kernel": jnp.zeros_like(old["kernel"]).at[taps, taps].set(kernel),

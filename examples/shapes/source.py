@@ -3,8 +3,8 @@
     --source examples.shapes.source:shapes --input train:20000 --task generation
     --input train:2000,seed=7,about=heart+pink,categories=single_object+colors
 
-The input is a split, the number of records, and settings of `ShapesDataset`. `about` also adds its shapes and colours
-to the vocabulary.
+The input is a split, the number of records, and settings of `ShapesDataset`. Shapes and colors in `about` are added to
+the vocabulary.
 """
 
 import functools
@@ -22,12 +22,12 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 
 _ALL_OBJECTS = "all"
-"""Category of captions that name every object."""
+"""Name, in the input, of scenes of any kind with captions that name every object."""
 
 
 @register_source("shapes", Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, shard_records=2048)
 def shapes(options: SourceOptions) -> Iterator[Part]:
-    """SPLIT:COUNT, followed by comma-separated image_size=, seed=, about=, categories= and focus=."""
+    """Inputs are SPLIT:COUNT, followed by comma-separated image_size=, seed=, about=, categories= and focus=."""
     for given in options.inputs:
         dataset, count = _parse(given)
         for first in range(0, count, options.shard_records):
@@ -70,17 +70,17 @@ def _parse(given: str) -> tuple[ShapesDataset, int]:
 
 
 def prepare_shards(output: Path, given: str, task: Task, tokenizer: Path | None = None) -> None:
-    """Writes records as a prepared dataset.
+    """Writes a prepared dataset, as `janus-prepare` does.
 
     Args:
-      output: Folder of the dataset.
+      output: Folder of the prepared dataset.
       given: Split, count and settings, such as "train:2000,seed=7".
       task: Task of the records.
-      tokenizer: Checkpoint that precomputes image tokens or latents; optional.
+      tokenizer: Checkpoint whose image tokenizer precomputes the tokens of target images. None precomputes none.
     """
     make_encoder = None
     if tokenizer is not None:
-        # Imported here because data workers import this module, without jax.
+        # Imported here because data workers import this module and do not import jax.
         from janus_jax.data.prepare.encode_images import open_image_encoder
 
         make_encoder = open_image_encoder(tokenizer)

@@ -12,13 +12,13 @@ from examples.shapes.tokenizer_metrics import reconstruction_metrics
 from janus_jax.training.image_tokenizer.recipe import LossWeights, VAERecipe, VQRecipe
 from janus_jax.training.image_tokenizer.task import Extensions, train_tokenizer
 
-_COLOUR_WEIGHT, _EDGE_WEIGHT = 4.0, 0.25
+_COLOR_WEIGHT, _EDGE_WEIGHT = 4.0, 0.25
 _PCA_IMAGES = 1024
 _EVAL_SEED = 1 << 20
 
 
 def train(recipe: VQRecipe | VAERecipe, workdir: Path, *, num_images: int = 4096) -> Path:
-    """Trains an image tokenizer on rendered scenes.
+    """Trains an image tokenizer on images of random scenes.
 
     Returns:
       The folder of the tokenizer, `WORKDIR/tokenizer`.
@@ -44,10 +44,10 @@ def train(recipe: VQRecipe | VAERecipe, workdir: Path, *, num_images: int = 4096
 def pixel_losses(
     weights: LossWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
 ) -> dict[str, Float[Array, ""]]:
-    """Weights errors by chroma, because objects are small on a pale background, and adds an edge loss."""
+    """Returns pixel losses weighted by chroma, because objects are small on a pale background, and an edge loss."""
     error = reconstructions - images
     chroma = (jnp.max(images, axis=-1, keepdims=True) - jnp.min(images, axis=-1, keepdims=True)) / 2
-    importance = 1 + _COLOUR_WEIGHT * chroma
+    importance = 1 + _COLOR_WEIGHT * chroma
     return {
         "l2": weights.l2 * jnp.mean(importance * jnp.square(error)),
         "l1": weights.l1 * jnp.mean(importance * jnp.abs(error)),
@@ -56,7 +56,7 @@ def pixel_losses(
 
 
 def edge_loss(images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]) -> Float[Array, ""]:
-    """Mean absolute error of the vertical and horizontal differences of neighbouring pixels."""
+    """Returns the mean absolute error of the vertical and horizontal differences of neighboring pixels."""
     error = reconstructions - images
     vertical, horizontal = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
     return jnp.mean(jnp.abs(vertical)) + jnp.mean(jnp.abs(horizontal))

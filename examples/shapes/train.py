@@ -3,15 +3,15 @@
     python -m examples.shapes.train --budget 25min --workdir runs/shapes
     python -m examples.shapes.train --model janusflow --budget 25min --workdir runs/shapes_janusflow
 
-Trains the image tokenizer (VAE for JanusFlow), a text tokenizer and the understanding encoder, prepares the data,
-trains stages 1 to 3, exports the model, and scores it on held-out combinations. Completed parts are kept, and the same
-command continues an interrupted run. Results:
+The command trains the image tokenizer (VAE for JanusFlow), a text tokenizer and the understanding encoder, prepares the
+data, trains stages 1 to 3, exports the model, and scores it on held-out combinations. The same command continues an
+interrupted run and skips completed steps. Results:
 
     WORKDIR/converted       the model, for `janus_jax.load`
-    WORKDIR/Janus-shapes    the same in the released layout (JanusFlow-shapes for JanusFlow)
+    WORKDIR/Janus-shapes    the model in the released layout (JanusFlow-shapes for JanusFlow)
     WORKDIR/report.json     scores and minutes
 
---ablation also trains, with the same budget, a Janus with its image tokenizer as encoder for both tasks (arXiv
+--ablation also trains, with the same budget, a Janus that uses its image tokenizer for understanding too (arXiv
 2410.13848, table 5, A and D). The README of this example has the scores.
 """
 
@@ -48,7 +48,7 @@ _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "Trai
 _MODEL = flags.DEFINE_enum("model", "janus", list(MODELS), "Model to train.")
 _WORKDIR = flags.DEFINE_string("workdir", "runs/shapes", "Folder of the run; each model needs its own.")
 _ABLATION = flags.DEFINE_boolean(
-    "ablation", False, "Also train a Janus that understands by its image tokenizer, and compare."
+    "ablation", False, "Also train a Janus that uses its image tokenizer for understanding, and compare."
 )
 
 _PAIRS_SEED = 7
@@ -69,13 +69,13 @@ def run(
     """Trains and evaluates a model.
 
     Args:
-      ablation: Whether to also train a Janus with one encoder for both tasks.
+      ablation: Whether to also train a Janus that uses its image tokenizer for understanding.
 
     Returns:
       The content of report.json.
 
     Raises:
-      JanusError: The folder belongs to another model.
+      JanusError: The folder contains another model.
     """
     for other in MODELS.values():
         if other != model and (workdir / other.released).exists():
@@ -83,7 +83,7 @@ def run(
     minutes: dict[str, float] = {}
 
     def timed(name: str, action: Callable[..., Any], *args: Any) -> Any:
-        # The times are stored, so that an interrupted run reports the sum.
+        # Minutes are stored, so that the report of an interrupted run includes its earlier part.
         file = workdir / "minutes" / f"{name}.json"
         print(f"\n{name}", flush=True)
         start = time.monotonic()
@@ -100,7 +100,7 @@ def run(
     timed("understanding encoder", _train_encoder, workdir, budget, model)
 
     def train_stages(home: Path, understanding_encoder: VisualEncoder, prefix: str = "") -> dict[str, float]:
-        """Trains all stages of a model in its folder and returns its scores."""
+        """Returns the scores of a model after training all its stages in the folder `home`."""
         for stage in (1, 2, 3):
             recipe = stage_recipe(workdir, budget, stage, understanding_encoder, model)
             timed(f"{prefix}stage {stage}", _train_stage, recipe, home)
@@ -110,7 +110,9 @@ def run(
 
     scores = train_stages(workdir, "und_encoder")
     if not (workdir / model.released).exists():
-        _export_released(workdir, model)
+        from checkpoints_convert import convert
+
+        convert(workdir / "converted", workdir / model.released, "released", progress=True)
     report: dict[str, Any] = scores | {"minutes": round(sum(minutes.values()), 1), "minutes by part": dict(minutes)}
     columns = {"two encoders": scores}
     if ablation:
@@ -138,7 +140,7 @@ def _train_text_tokenizer(workdir: Path, model: SmallModel, understanding_encode
     if not (folder / "tokenizer.json").exists():
         make_byte_level_tokenizer(
             folder,
-            # Includes the words for fine-tuning, because the tokenizer is not fine-tuned.
+            # The texts include the words for fine-tuning, because the tokenizer is not fine-tuned.
             ShapesDataset(vocabulary=FULL_VOCABULARY).texts(TEXTS),
             config.llm.vocab_size,
             config.conversation,
@@ -181,7 +183,7 @@ def _train_encoder(workdir: Path, budget: Budget, model: SmallModel) -> None:
     captions = np.zeros((budget.pairs, recipe.caption_length), np.int32)
     for index in tqdm.trange(budget.pairs, unit=" pairs", desc="images with captions"):
         scene = sample_scene(np.random.default_rng((_PAIRS_SEED, index)))
-        # The captions contain everything, so that few images fit the same caption.
+        # The captions describe the whole image, so that few images match the same caption.
         ids = processor.tokenizer.encode(inventory(scene))[: recipe.caption_length]
         images[index], captions[index, : len(ids)] = render(scene, recipe.encoder.image_size), ids
     split = BatchSplit(recipe.batch_size, recipe.seed)
@@ -202,12 +204,6 @@ def _export(home: Path) -> None:
 
     if not (home / "converted").exists():
         export(home / "janus", 3, home / "converted", "bfloat16", progress=True)
-
-
-def _export_released(home: Path, model: SmallModel) -> None:
-    from checkpoints_convert import convert
-
-    convert(home / "converted", home / model.released, "released", progress=True)
 
 
 def _evaluate(home: Path, budget: Budget) -> dict[str, float]:

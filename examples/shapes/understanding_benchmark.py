@@ -13,7 +13,7 @@ from janus_jax.evaluation.registry import register_benchmark
 from janus_jax.evaluation.understanding.prompts import user_message
 
 SEED = 1 << 16
-"""Seed of questions and prompts, different from the seeds of the training data."""
+"""Seed of questions and prompts. The training data have other seeds."""
 
 _MAX_ANSWER_TOKENS = 8
 
@@ -26,7 +26,7 @@ class ShapesQuestion(Question):
 
 
 def benchmark_questions(questions: Sequence[SceneQuestion]) -> list[ShapesQuestion]:
-    """Converts questions to the form in which the runner asks a model."""
+    """Returns the benchmark questions for questions about scenes; their images are rendered."""
     return [
         ShapesQuestion(
             id=f"{number:05}",
@@ -39,19 +39,19 @@ def benchmark_questions(questions: Sequence[SceneQuestion]) -> list[ShapesQuesti
 
 
 def read(data: Path, options: Options) -> list[ShapesQuestion]:
-    """Samples the same number of questions per topic. Those of "test" are about held-out combinations."""
+    """Returns random questions, the same number per topic. Those of "test" are about held-out combinations."""
     return benchmark_questions(sample_questions(Split(options["split"]), int(options["per_topic"]), SEED))
 
 
 def score(items: Sequence[ShapesQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the fraction of correct answers: the mean of the topics, each topic, and the chance level."""
+    """Returns the fraction of correct answers: over all topics, per topic, and of random guesses."""
     questions = [item.scene_question for item in items]
     scores = score_answers(questions, [answers[item.id] for item in items])
     return {"overall": scores.overall, **scores.by_category, "chance": chance_of_answers(questions).overall}
 
 
 def write_predictions(items: Sequence[ShapesQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `shapes.jsonl`: one line per question with the question, both answers and their agreement."""
+    """Writes `shapes.jsonl`: one line per question with the model's answer and the expected one."""
     with (folder / "shapes.jsonl").open("w", encoding="utf-8") as file:
         for item in items:
             question, answer = item.scene_question, answers[item.id]

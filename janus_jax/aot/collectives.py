@@ -79,7 +79,7 @@ class Collective:
 
     @property
     def count(self) -> int:
-        """Executions per step; an iteration of a data-dependent loop counts as the only one."""
+        """Executions per step. A loop with a data-dependent number of iterations counts as one iteration."""
         return math.prod(trips for trips in self.trip_counts if trips is not None)
 
     @property

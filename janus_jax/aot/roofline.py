@@ -32,7 +32,7 @@ ASSUMPTIONS = (
 
 @dataclass(frozen=True)
 class Bounds:
-    """Two estimates of a value: with traffic that overlaps with computation, and without any overlap."""
+    """Two estimates of a value: if all traffic overlaps with computation, and if nothing overlaps."""
 
     overlapped: float
     serial: float

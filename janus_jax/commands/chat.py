@@ -2,8 +2,8 @@
 
     janus-chat --model DIR --image FILE --prompt TEXT
 
-With --prompt it prints the answer and exits. Without --prompt it reads messages from the terminal: /image FILE adds an
-image to the next message, /reset starts a new conversation, /quit or Ctrl-D ends.
+With --prompt, the command prints the answer and exits. Without --prompt, it reads messages from the terminal: /image
+FILE adds an image to the next message, /reset starts a new conversation, /quit or Ctrl-D ends the chat.
 """
 
 from collections.abc import Sequence
@@ -15,17 +15,19 @@ from janus_jax.commands import cli, model_flags
 from janus_jax.commands.chat_repl import HELP, Conversation, chat
 from janus_jax.processing import open_image
 
-_IMAGE = flags.DEFINE_multi_string("image", [], "an image that the question is about; may be repeated")
+_IMAGE = flags.DEFINE_multi_string("image", [], "image file that the question is about; may be repeated")
 _PROMPT = flags.DEFINE_string("prompt", None, "the question (default: chat in the terminal)")
 _MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "maximum number of tokens of an answer", lower_bound=1)
 _TEMPERATURE = model_flags.define_scale("temperature", 0.0, "sampling temperature; 0 takes the most likely token")
-_SYSTEM_PROMPT = flags.DEFINE_string("system_prompt", None, "replaces the model's system prompt; empty: none")
+_SYSTEM_PROMPT = flags.DEFINE_string(
+    "system_prompt", None, "system prompt that replaces the model's; an empty text removes it"
+)
 flags.adopt_module_key_flags(model_flags)
 cli.flag_group("Sampling", _MAX_NEW_TOKENS, _TEMPERATURE)
 
 
 def main(_: Sequence[str]) -> None:
-    """Answers --prompt, or chats."""
+    """Answers --prompt, or starts a chat in the terminal."""
     prompt = None if _PROMPT.value is None else model_flags.require_text(_PROMPT.value, "--prompt")
     images = [open_image(path) for path in _IMAGE.value]
     options: dict[str, Any] = {

@@ -1,4 +1,4 @@
-"""A chat in the terminal: the conversation, and the loop that reads lines and streams answers."""
+"""A chat in the terminal: reads lines and prints the answers while they are generated."""
 
 import contextlib
 import sys
@@ -12,7 +12,9 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import ImageSource, Message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
-HELP = "/image FILE adds an image to your next message, /reset starts a new conversation, /quit or Ctrl-D ends."
+HELP = (
+    "/image FILE adds an image to your next message, /reset starts a new conversation, /quit or Ctrl-D ends the chat."
+)
 
 
 class ChatModel(Protocol):
@@ -22,7 +24,7 @@ class ChatModel(Protocol):
 
 
 def question(text: str, images: Sequence[ImageSource] = ()) -> Message:
-    """Makes a user's message. Images come before the text, as in the models' training data."""
+    """Returns a user's message. Its images come before the text, as in the models' training data."""
     return {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n" * len(images) + text, "images": list(images)}
 
 
@@ -33,7 +35,7 @@ class Conversation:
     Attributes:
       model: The model that answers.
       options: Options of `Pretrained.chat_stream`.
-      pending_images: Images of the next message.
+      pending_images: Images that the next message will contain.
       messages: The messages so far.
     """
 
@@ -46,10 +48,12 @@ class Conversation:
         self.pending_images, self.messages = [], []
 
     def ask(self, text: str) -> Iterator[str]:
-        """Yields the answer in pieces. A failed turn is not recorded; an interrupted answer is kept up to that point.
+        """Yields the answer to a message in pieces, and records message and answer.
+
+        If the model fails before its first word, nothing is recorded. Otherwise the answer so far is recorded.
 
         Raises:
-          JanusError: the conversation is longer than the model's context, or the text contains image placeholders.
+          JanusError: The conversation is longer than the model's context, or the text contains image placeholders.
         """
         messages = [*self.messages, question(text, self.pending_images)]
         answer, complete = "", False
@@ -70,7 +74,8 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
     """Reads lines and streams answers to stdout until the input ends.
 
     Args:
-      read: Returns the next line or raises EOFError; default: from the terminal.
+      conversation: The conversation to continue.
+      read: Returns the next line, or raises EOFError at the end of the input. Default: reads from the terminal.
     """
     read = read or _terminal_reader()
     while True:
@@ -96,7 +101,7 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
 
 
 def _add_image(conversation: Conversation, argument: str) -> None:
-    # Terminals quote the path of a file that is dropped onto them.
+    # If a file is dropped onto a terminal window, the terminal types its path in quotes.
     path = argument.strip().strip("'\"")
     if not path:
         raise JanusError("/image needs the path of an image file.")

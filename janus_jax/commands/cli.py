@@ -5,8 +5,9 @@ A command defines its flags with absl at the top of its module and has a functio
     def run() -> None:
         cli.run(main, name="janus-convert", positional=("SRC", "DST"))
 
-which is the entry point of its console script. User errors and orderly stops print one sentence to stderr and exit with
-the code that `janus_jax.errors.ExitCode` lists; an unexpected exception prints its traceback and exits with 1.
+which is the entry point of its console script. After a `JanusError` or `RunStopped`, the command prints the
+message to stderr and exits with its code (`janus_jax.errors.ExitCode`); after any other exception it prints the
+traceback and exits with 1.
 """
 
 import os
@@ -28,7 +29,7 @@ _groups: dict[str, str] = {}  # flag name -> title of its group in --help
 
 
 def flag_group(title: str, *holders: "flags.FlagHolder[Any]") -> None:
-    """Shows these flags under a title of their own in `--help`."""
+    """Lists these flags under a separate title in `--help`."""
     _groups.update({holder.name: title for holder in holders})
 
 
@@ -37,32 +38,33 @@ def run(
     *,
     name: str | None = None,
     positional: Sequence[str] = (),
-    instead: Mapping[str, Callable[[], None]] | None = None,
+    actions: Mapping[str, Callable[[], None]] | None = None,
 ) -> None:
     """Parses `sys.argv`, calls `main` with the positional arguments (without the program's name), and exits.
 
     Args:
-      main: The command. `--help` shows its module's docstring and flags.
-      name: Name of the command in messages; default: `python -m` and the module.
+      main: The command. `--help` shows the docstring and the flags of its module.
+      name: Name of the command in messages; default: the name of the module.
       positional: Names of the positional arguments, all required, such as `("SRC", "DST")`.
-      instead: Flags that run a function in place of `main`, without parsing other flags, such as `{"--list": ...}`.
+      actions: Functions that run in place of `main` if their flag is given, such as `{"--list": list_benchmarks}`. The
+        other flags are then not parsed.
     """
     logging.use_absl_handler()
-    # For a data source or benchmark of the user, MODULE:NAME. Last in the path, so that no file there hides a package.
+    # Makes the user's modules importable (--source MODULE:NAME). At the end, so that they hide no installed package.
     sys.path.append(os.getcwd())
     module = sys.modules[main.__module__]
     name = name or (module.__spec__.name if module.__spec__ else Path(sys.argv[0]).name)
-    actions: dict[str, Callable[[], None]] = {
+    actions = {
         **dict.fromkeys(("-h", "-help", "--help"), lambda: print(_help(module, name, positional))),
         "--version": lambda: print(name, janus_jax.__version__),
-        **(instead or {}),
+        **(actions or {}),
     }
     try:
         if chosen := [actions[argument] for argument in sys.argv[1:] if argument in actions]:
             chosen[0]()
         else:
             main(_parse(sys.argv, positional))
-        # At shutdown a closed pipe could no longer be handled.
+        # Here, because an error of the interpreter's own flush at shutdown cannot be caught.
         sys.stdout.flush()
     except JanusError as error:
         print(f"{name}: {error}", file=sys.stderr)
@@ -73,14 +75,14 @@ def run(
     except KeyboardInterrupt:
         sys.exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The interpreter flushes stdout once more at shutdown; the null device accepts it.
+        # The interpreter flushes stdout again at shutdown: to the null device, which raises no error.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(ExitCode.BROKEN_PIPE)
     sys.exit(ExitCode.SUCCESS)
 
 
 def enable_compilation_cache() -> None:
-    """Makes JAX keep compiled programs (of at least one second of compile time) for later runs.
+    """Makes JAX store programs that took at least one second to compile, so that later runs load them.
 
     The cache is `$JAX_COMPILATION_CACHE_DIR`, by default `janus_jax/xla` in `$XDG_CACHE_HOME` (`~/.cache`).
     `JAX_ENABLE_COMPILATION_CACHE=0` disables it. If the folder cannot be made, a warning is logged.
@@ -102,18 +104,18 @@ def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)[1:]
     except flags.Error as error:
-        # absl wraps a ValueError of a flag's parser; a JanusError already is a full sentence.
+        # absl wraps errors of a flag's parser. The message of a JanusError is complete without absl's.
         if isinstance(error.__context__, JanusError):
             raise error.__context__ from None
         raise JanusError(_sentence(error)) from error
-    # ml_collections raises these for a --config.FIELD with a value of the wrong type.
+    # ml_collections raises these for a --config.FIELD=VALUE with a value of the wrong type.
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         overrides = [argument for argument in argv if argument.startswith("--config.")]
         reason = " ".join(str(error.args[0] if error.args else error).split())
-        raise JanusError(f"one of {', '.join(overrides)} does not fit the config ({reason})") from error
+        raise JanusError(f"One of {', '.join(overrides)} does not fit the config ({reason}).") from error
     if len(arguments) != len(positional):
         expected = " ".join(positional) or "only flags"
-        raise JanusError(f"takes {expected}, got {' '.join(arguments) or 'no arguments'} (see --help)")
+        raise JanusError(f"The command takes {expected}, got {' '.join(arguments) or 'no arguments'}; see --help.")
     return arguments
 
 

@@ -3,10 +3,10 @@
     janus-compile --config janus_pro_7b --config.stage=2 --topology v5p:8x8x8 \\
         --config.resources.attention=splash
 
-A topology is a TPU slice with the sides of its torus (v4, v5e, v5p, v6e, tpu7x), or nodes x GPUs (h100:4x8; a100:16x8
-has 40 GB, a100-80 has 80). Several TPU slices are written 2xv5e:16x16 or given by --slices. TPUs need jax[tpu]
-('.[tpu]') and GPUs jax[cuda13] ('.[cuda]'); neither needs a device. The last line of the output says whether the recipe
-fits; the exit code is 0 in both cases. docs/scaling.md has more.
+A topology is a TPU slice, given by the sides of its torus (v4, v5e, v5p, v6e, tpu7x), or a number of nodes times the
+GPUs per node (h100:4x8, h200:1x8, a100:16x8 with 40 GB, a100-80:16x8 with 80 GB). Two TPU slices are 2xv5e:16x16, or
+--slices 2. TPUs need the package jax[tpu] ('.[tpu]') and GPUs jax[cuda13] ('.[cuda]'), but no device. The last line of
+the output says whether the recipe fits; the exit code is 0 in both cases. See docs/scaling.md.
 """
 
 import json
@@ -29,11 +29,11 @@ _TOPOLOGY = flags.DEFINE_string(
 )
 _SLICES = flags.DEFINE_integer("slices", 1, "number of TPU slices", lower_bound=1)
 _WORKLOAD = flags.DEFINE_enum("workload", "train", ["train", "generate", "chat", "evaluate"], "program to compile")
-_JSON = flags.DEFINE_string("json", None, "file for the report as json; - prints it instead of the text")
+_JSON = flags.DEFINE_string("json", None, "file for the report as JSON; - prints JSON instead of text")
 
 
 def main(_: Sequence[str]) -> None:
-    """Compiles and prints the report."""
+    """Compiles the program and prints the report."""
     values = _CONFIG.value
 
     import jax
@@ -42,7 +42,7 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.aot.topologies import find_topology
     from janus_jax.training.recipe import Recipe
 
-    # Local accelerators are not used, and initializing them could fail or take long.
+    # Local accelerators are not needed, and initializing them could fail or take long.
     jax.config.update("jax_platforms", "cpu")
     topology = find_topology(_TOPOLOGY.value, _SLICES.value)
     report = compile_report(from_config(Recipe, values), topology, cast("Workload", _WORKLOAD.value))

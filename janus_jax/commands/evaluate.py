@@ -1,11 +1,13 @@
-"""Runs benchmarks on a model and prints its scores next to the papers' scores.
+"""Runs benchmarks on a model and prints its scores next to the scores from the papers.
 
     janus-evaluate --model DIR --benchmark pope --data DIR --out DIR
 
---list shows the benchmarks, their options, where to download their data and how to arrange it. With several benchmarks,
-benchmark NAME reads DATA/NAME and writes OUT/NAME. Answers are saved as they arrive; to continue an interrupted run,
-repeat its command. OUT/results.json contains the scores, OUT/predictions/ the answers in the format of the official
-scorer. Without --mesh, the questions of a batch are distributed over all devices.
+--list shows the benchmarks, their options, where to download their data and how to arrange the files. If --benchmark
+names several benchmarks, benchmark NAME reads DATA/NAME and writes OUT/NAME.
+
+Answers are saved as they arrive. To continue an interrupted run, repeat its command. OUT/results.json contains the
+scores; OUT/predictions/ contains the answers in the format of the official scorer. Without --mesh, the questions of a
+batch are distributed over all devices.
 """
 
 import dataclasses
@@ -34,13 +36,15 @@ from janus_jax.storage import output_folder, write_json
 if TYPE_CHECKING:
     from janus_jax import Pretrained
 
-_BENCHMARK = flags.DEFINE_list("benchmark", None, "names, or MODULE:NAME, separated by commas", required=True)
-_DATA = flags.DEFINE_string("data", "", "folder of the benchmark's files")
+_BENCHMARK = flags.DEFINE_list(
+    "benchmark", None, "benchmarks separated by commas, each as NAME or MODULE:NAME", required=True
+)
+_DATA = flags.DEFINE_string("data", "", "folder of the benchmarks' files")
 _OUT = flags.DEFINE_string("out", None, "folder of answers and results, shared by all processes", required=True)
 flags.DEFINE_bool("list", False, "show all benchmarks and exit")
-_OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE of a benchmark; can be repeated")
+_OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE, an option of a benchmark; can be repeated")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
-_LIMIT = flags.DEFINE_integer("limit", None, "run only about this many random questions, see --seed", lower_bound=1)
+_LIMIT = flags.DEFINE_integer("limit", None, "answer about this many questions, selected by --seed", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
 
@@ -56,10 +60,15 @@ class BenchmarkRun:
 
     @property
     def generates_images(self) -> bool:
+        """Whether the items are image requests, not questions."""
         return isinstance(self.items[0], ImageRequest)
 
     def settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
-        """Returns everything that the answers depend on."""
+        """Returns everything that the answers depend on.
+
+        Args:
+          common: Settings that all benchmarks of the command share.
+        """
         scoring = self.benchmark.scoring_options
         options = {name: value for name, value in self.options.items() if name not in scoring}
         digest = items_digest(self.items)
@@ -74,7 +83,7 @@ def main(_: Sequence[str]) -> None:
         config = opened.config
         _check_sampling_options(runs, config)
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
-        # The mesh and the batch size are not included, so a run may continue with others.
+        # Mesh and batch size are omitted, so that a run can continue with other values of them.
         common = {
             "model": model_fingerprint(Path(models.MODEL.value)),
             "dtype": models.resolve_dtype(models.DTYPE.value),
@@ -82,7 +91,7 @@ def main(_: Sequence[str]) -> None:
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
         }
-        # `collect_answers` claims the folder too, but only after the model is loaded.
+        # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
         _use_all_devices()
         load = functools.cache(lambda: models.load_model(opened))
@@ -92,11 +101,22 @@ def main(_: Sequence[str]) -> None:
 
 def list_benchmarks() -> None:
     """Prints the benchmarks, their options, and the layout and source of their data."""
-    print("\n\n".join(map(describe, BENCHMARKS.values())))
+    print("\n\n".join(map(_describe, BENCHMARKS.values())))
+
+
+def _describe(benchmark: Benchmark[Any]) -> str:
+    lines = [f"{benchmark.name:10} {benchmark.title}", f"  data from {benchmark.source}"]
+    lines += [f"    {line}" for line in benchmark.layout.splitlines()]
+    lines += [f"  --option {name}={option} (default: {option.default})" for name, option in benchmark.options.items()]
+    return "\n".join(lines)
 
 
 def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
-    """Reads the items of all benchmarks before the first one starts.
+    """Reads the items of all benchmarks of the command.
+
+    Args:
+      data: Value of --data.
+      out: Value of --out.
 
     Raises:
       JanusError: A benchmark or option does not exist, or the data is missing or malformed.
@@ -133,7 +153,7 @@ def _parse_options(given: Sequence[str], benchmarks: Sequence[Benchmark[Any]]) -
 
 
 def _check_sampling_options(runs: Sequence[BenchmarkRun], config: ModelConfig) -> None:
-    """Rejects options from the command line that the model does not have. Defaults of benchmarks are not checked."""
+    """Raises if --option gives a sampling option that the model does not have."""
     if not any(run.generates_images for run in runs):
         return
     from janus_jax.generation.image_sampler import make_image_sampler
@@ -162,9 +182,11 @@ def _run(
     settings: Mapping[str, Any],
     cluster: Cluster,
 ) -> None:
+    import jax
+
     def answer_items(items: Sequence[Any]) -> Iterator[Mapping[str, str]]:
         if not items:
-            return  # A finished run is scored again without loading the model.
+            return  # All items have answers, so the model is not loaded.
         seed, batch_size = models.SEED.value, _BATCH_SIZE.value
         if run.generates_images:
             yield from generate_images(load(), items, run.out, options=run.options, seed=seed, batch_size=batch_size)
@@ -189,7 +211,7 @@ def _run(
         "run": dict(settings),
         "options": dict(run.options),
         "folder": str(Path(models.MODEL.value).resolve()),
-        "devices": _describe_devices(cluster),
+        "devices": {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": cluster.count},
         "batch_size": _BATCH_SIZE.value,
         "versions": package_versions(),
         "config": dataclasses.asdict(config),
@@ -198,21 +220,6 @@ def _run(
     print(format_table(benchmark, scores, config.name, compare=_LIMIT.value is None) + "\n")
 
 
-def _describe_devices(cluster: Cluster) -> dict[str, Any]:
-    import jax
-
-    return {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": cluster.count}
-
-
-def describe(benchmark: Benchmark[Any]) -> str:
-    """Returns the description of a benchmark that --list prints."""
-    lines = [f"{benchmark.name:10} {benchmark.title}", f"  data from {benchmark.source}"]
-    lines += [f"    {line}" for line in benchmark.layout.splitlines()]
-    for name, option in benchmark.options.items():
-        lines.append(f"  --option {name}={option} (default: {option.default})")
-    return "\n".join(lines)
-
-
 def run() -> None:
     """Runs `janus-evaluate`."""
-    cli.run(main, name="janus-evaluate", instead={"--list": list_benchmarks})
+    cli.run(main, name="janus-evaluate", actions={"--list": list_benchmarks})

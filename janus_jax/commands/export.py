@@ -1,8 +1,8 @@
-"""Exports a trained model as a folder that janus_jax.load and the other commands read.
+"""Exports a trained model as a model folder, which janus_jax.load and the other commands read.
 
     janus-export --workdir runs/janus_pro_1b --out mine
 
-For PyTorch: `janus-convert mine mine_released --layout released`.
+To convert the folder for PyTorch: janus-convert mine mine_released --layout released
 """
 
 from collections.abc import Sequence
@@ -15,13 +15,13 @@ from janus_jax.commands import cli
 from janus_jax.config import Dtype
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of janus-train", required=True)
-_OUT = flags.DEFINE_string("out", None, "folder to create; it appears when it is complete", required=True)
+_OUT = flags.DEFINE_string("out", None, "model folder to create", required=True)
 _STAGE = flags.DEFINE_integer("stage", None, "stage to export (default: the last with checkpoints)", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "dtype of the exported parameters")
 
 
 def main(_: Sequence[str]) -> None:
-    """Exports a stage and prints its step."""
+    """Exports a stage and prints the step of its checkpoint."""
     from janus_jax.training.export import export, last_stage
 
     workdir, out = Path(_WORKDIR.value), Path(_OUT.value)

@@ -3,8 +3,8 @@
     janus-generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
 
 Image i of prompt p is written to OUT/p_i.png (00000_0.png ...), with prompt, seed and settings in its metadata. The
-same model, prompts in the same order, seed and settings give the same images; --batch_size changes them by rounding
-only.
+same model, prompts (in the same order), seed and settings give the same images. --batch_size changes an image by
+rounding only.
 """
 
 import json
@@ -22,9 +22,13 @@ from janus_jax.image_files import save_png
 from janus_jax.storage import output_folder
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "description of an image; may be repeated")
-_PROMPTS_FILE = flags.DEFINE_string("prompts_file", None, "text file with one more prompt per line")
+_PROMPTS_FILE = flags.DEFINE_string(
+    "prompts_file", None, "text file with one prompt per line; its prompts follow those of --prompt"
+)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "number of images per prompt", lower_bound=1)
-_OUT = flags.DEFINE_string("out", None, "folder of the images; it is created if missing", required=True)
+_OUT = flags.DEFINE_string(
+    "out", None, "folder to which the images are written; it is created if missing", required=True
+)
 _GUIDANCE_SCALE = model_flags.define_scale(
     "guidance_scale", None, "guidance scale; 1 disables guidance (default: Janus 5, JanusFlow 2)"
 )
@@ -33,7 +37,7 @@ _TEMPERATURE = model_flags.define_scale(
 )
 _STEPS = flags.DEFINE_integer("steps", None, "JanusFlow: steps from noise to image (default: 30)", lower_bound=1)
 _SAMPLER = flags.DEFINE_string(
-    "sampler", None, "JanusFlow: ODE solver euler, or midpoint or heun, which take twice the time (default: euler)"
+    "sampler", None, "JanusFlow: ODE solver; euler, or midpoint or heun, which take twice as long (default: euler)"
 )
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "number of images generated at a time", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
@@ -46,7 +50,7 @@ def main(_: Sequence[str]) -> None:
     prompts += read_prompts(_PROMPTS_FILE.value)
     if not prompts:
         raise JanusError("There are no prompts; give --prompt or --prompts_file.")
-    # The model decides which settings exist and the values of those that are not given.
+    # Which settings exist, and their default values, depends on the model.
     holders: tuple[flags.FlagHolder[Any], ...] = (
         _GUIDANCE_SCALE,
         _TEMPERATURE,
@@ -60,7 +64,7 @@ def main(_: Sequence[str]) -> None:
 
     with output_folder(Path(_OUT.value)) as out:
         opened = model_flags.open_model()
-        # Before the model is loaded, to report unknown settings and a missing VAE.
+        # Made before the parameters are loaded, so that unknown settings and a missing VAE are reported at once.
         sampler = make_image_sampler(opened.config, **given)
         settings = dict(vars(sampler))
         model = model_flags.load_model(opened)
@@ -72,7 +76,7 @@ def main(_: Sequence[str]) -> None:
         }
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value
         with tqdm.tqdm(total=total, unit=sampler.unit, desc="generating", smoothing=0.1) as bar:
-            # Each batch is saved at once: a killed run keeps what it has generated.
+            # Images are saved after each batch, so that a killed run keeps them.
             for prompt, number, image in model.generate_stream(
                 prompts,
                 _NUM_IMAGES.value,
@@ -88,10 +92,10 @@ def main(_: Sequence[str]) -> None:
 
 
 def read_prompts(path: str | None) -> list[str]:
-    """Reads the non-empty lines of a text file.
+    """Returns the lines of a text file that are not empty, or an empty list if `path` is None.
 
     Raises:
-      JanusError: the file cannot be read or has no such line.
+      JanusError: The file cannot be read, or all its lines are empty.
     """
     if path is None:
         return []

@@ -1,4 +1,4 @@
-"""Flags that select a model, its dtype and its devices; opening and loading the model."""
+"""Flags that select a model, its dtype and its devices, and functions that load this model."""
 
 import sys
 import time
@@ -13,8 +13,6 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
 if TYPE_CHECKING:
-    from jax.sharding import Mesh
-
     from janus_jax import Pretrained
 
 MODEL = flags.DEFINE_string(
@@ -30,7 +28,7 @@ VAE = flags.DEFINE_string(
     "vae", None, "folder of a released JanusFlow's VAE in diffusers' layout (default: vae/ in the model's folder)"
 )
 MESH = flags.DEFINE_string(
-    "mesh", None, "mesh sizes DATA,FSDP,TENSOR; -1 stands for all remaining devices (default: one device)"
+    "mesh", None, "sizes of the mesh axes DATA,FSDP,TENSOR; -1: all remaining devices (default: one device)"
 )
 CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "conversation template (default: that of the folder's release)"
@@ -52,7 +50,7 @@ flags.register_validator("mesh", lambda text: text is None or _sizes(text), "it 
 
 
 class OpenedModel(NamedTuple):
-    """A checked checkpoint folder. Its parameters have not been read."""
+    """An opened checkpoint folder. Its files have been checked, but its parameters have not been read."""
 
     checkpoint: Checkpoint
     processor: Processor
@@ -63,7 +61,7 @@ class OpenedModel(NamedTuple):
 
 
 def define_scale(name: str, default: float | None, text: str) -> "flags.FlagHolder[Any]":
-    """Defines a flag that takes 0 or a positive number in the range of float32 arithmetic."""
+    """Defines a float flag and returns its holder. The flag accepts 0 and numbers from 1e-6 to 1e6."""
     holder = flags.DEFINE_float(name, default, text)
     flags.register_validator(
         name, lambda value: value is None or value == 0 or 1e-6 <= value <= 1e6, "it must be 0, or from 1e-6 to 1e6"
@@ -72,33 +70,39 @@ def define_scale(name: str, default: float | None, text: str) -> "flags.FlagHold
 
 
 def open_model() -> OpenedModel:
-    """Opens the folder that the flags name, without jax.
+    """Opens the checkpoint folder given by the flags. Does not import jax.
 
     Raises:
-      JanusError: the folder is missing, damaged or of an unknown layout.
+      JanusError: The folder is missing, damaged or in an unknown layout.
     """
     checkpoint = open_checkpoint(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
     return OpenedModel(checkpoint, Processor.from_directory(MODEL.value, checkpoint.model_config))
 
 
 def load_model(opened: OpenedModel) -> "Pretrained":
-    """Loads an opened model with the dtype, mesh and kernel of the flags; see `janus_jax.load`."""
+    """Loads an opened model with the dtype, mesh and attention kernel given by the flags. See `janus_jax.load`."""
     import jax
 
     from janus_jax.pretrained import load_checkpoint
+    from janus_jax.sharding import make_mesh
 
     cli.enable_compilation_cache()
     dtype, begin = resolve_dtype(DTYPE.value), time.monotonic()
     _print_progress(f"Loading {MODEL.value} as {dtype}, {jax.default_backend()} ...")
     attention = cast(AttentionKernel, ATTENTION.value)
-    model = load_checkpoint(opened.checkpoint, opened.processor, dtype, _mesh(MESH.value), attention=attention)
+    mesh = None
+    if MESH.value is not None:
+        data, fsdp, tensor = _sizes(MESH.value)
+        # In a run of several processes, each process has its own copy of the model.
+        mesh = make_mesh(data, fsdp, tensor, jax.local_devices())
+    model = load_checkpoint(opened.checkpoint, opened.processor, dtype, mesh, attention=attention)
     jax.block_until_ready(model.params)
     _print_progress(f" {time.monotonic() - begin:.1f} s\n")
     return model
 
 
 def resolve_dtype(name: str) -> Dtype:
-    """Returns the dtype that `--dtype` means on the default device."""
+    """Returns the dtype for a value of `--dtype`. "auto" depends on the default device."""
     import jax
 
     if name != "auto":
@@ -106,20 +110,8 @@ def resolve_dtype(name: str) -> Dtype:
     return "float32" if jax.default_backend() == "cpu" else "bfloat16"
 
 
-def _mesh(text: str | None) -> "Mesh | None":
-    import jax
-
-    from janus_jax.sharding import make_mesh
-
-    if text is None:
-        return None
-    data, fsdp, tensor = _sizes(text)
-    # Each process has its own copy of the model.
-    return make_mesh(data, fsdp, tensor, jax.local_devices())
-
-
 def _sizes(text: str) -> tuple[int, ...]:
-    """Parses three sizes; returns an empty tuple for any other text."""
+    """Returns the three sizes in a text such as "1,1,8", or an empty tuple if the text is malformed."""
     try:
         sizes = tuple(map(int, text.split(",")))
     except ValueError:
@@ -128,16 +120,16 @@ def _sizes(text: str) -> tuple[int, ...]:
 
 
 def _print_progress(text: str) -> None:
-    # On terminals only: an error while loading must be the only line of a log.
+    # Printed on terminals only: in a log, an error while loading must be the only line.
     if sys.stderr.isatty():
         print(text, end="", file=sys.stderr, flush=True)
 
 
 def require_text(text: str, flag: str) -> str:
-    """Returns the text of a flag.
+    """Returns the text of a flag, after a check that it is not empty.
 
     Raises:
-      JanusError: the text is empty.
+      JanusError: The text is empty.
     """
     if not text.strip():
         raise JanusError(f"{flag} is empty; give some text.")

@@ -10,11 +10,11 @@ from ml_collections import ConfigDict, config_flags
 from janus_jax.errors import JanusError
 from janus_jax.training.recipe_files import load_recipe
 
-flags.disclaim_key_flags()  # --help shows the flag with the command that defines it
+flags.disclaim_key_flags()  # --help lists the flag among those of the command.
 
 
 def define_recipe_flag() -> "flags.FlagHolder[ConfigDict]":
-    """Defines the required flag `--config`. Its value is the recipe's config with the command line's changes."""
+    """Defines the required flag `--config`. Its value is the config of the recipe, with the command line's changes."""
     holder = config_flags.DEFINE_config_file("config", None, "name of a recipe, such as janus_pro_1b, or a file's path")
     flags.FLAGS["config"].parser = _RecipeParser()
     flags.mark_flag_as_required("config")
@@ -45,10 +45,10 @@ def _check_field(config: ConfigDict, path: str) -> None:
             raise JanusError(f"{parent} has no fields, so --config.{path} cannot be set.")
         if key not in node:
             fields = sorted(node)
-            # "lr" for learning_rate, "bs" for batch_size; or a similar spelling.
+            # Initials, such as "lr" for learning_rate, or a similar spelling.
             similar = [name for name in fields if "".join(word[:1] for word in name.split("_")) == key]
             similar += difflib.get_close_matches(key, fields, n=1)
             hint = f" Did you mean {similar[0]}?" if similar else ""
             raise JanusError(f"{parent}.{key} does not exist.{hint} Fields: {', '.join(fields)}.")
-        # A placeholder has no value yet: `node[key]` is None.
+        # None for a placeholder, a field without a value.
         node, parent = node[key], f"{parent}.{key}"

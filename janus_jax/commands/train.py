@@ -3,9 +3,9 @@
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
-Every value of the recipe is a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics and samples go
-to WORKDIR/stage_N; image tokenizer recipes such as vq_16 write to WORKDIR itself. Repeat the command to continue an
-interrupted run. docs/training.md and docs/tokenizer.md describe recipes and options; janus-export exports the model.
+Every value of the recipe can be set with a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics
+and samples go to WORKDIR/stage_N; image tokenizer recipes such as vq_16 write to WORKDIR itself. To continue an
+interrupted run, repeat the command. See docs/training.md and docs/tokenizer.md. janus-export exports the model.
 """
 
 from collections.abc import Callable, Sequence
@@ -24,7 +24,7 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all proces
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the last step. The recipe's dataclass selects what is trained."""
+    """Trains to the last step. The fields of the recipe decide whether it trains a stage or an image tokenizer."""
     from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe

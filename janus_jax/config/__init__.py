@@ -1,8 +1,8 @@
 """Architecture configs of the Janus family, and the released presets.
 
-Configs are frozen dataclasses of plain values: hashable, so that they can be static arguments of `jax.jit`, comparable,
-and written to json with `dataclasses.asdict`. `Execution` holds the settings that do not depend on the weights, such as
-dtypes, attention kernel and remat.
+Configs are frozen dataclasses of plain values. They are hashable, so they can be static arguments of `jax.jit`, and
+`dataclasses.asdict` converts them to json values. `Execution` holds the settings that do not depend on the weights,
+such as dtypes, attention kernel and remat policy.
 
 Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXiv 2411.07975), SigLIP (arXiv
 2303.15343), LlamaGen's image tokenizer (arXiv 2406.06525), SDXL's VAE (arXiv 2307.01952).

@@ -8,14 +8,14 @@ from janus_jax.errors import JanusError
 
 
 class AutoencoderConfig:
-    """Fields that the image tokenizer and the VAE share: VQGAN's encoder and decoder (arXiv 2012.09841).
+    """Config of VQGAN's encoder and decoder (arXiv 2012.09841), shared by the image tokenizer and the VAE.
 
     Attributes:
-      base_channels: Channels after the first convolution.
-      channel_multipliers: Channels of each resolution as multiples of `base_channels`, finest resolution first.
+      base_channels: Output channels of the encoder's first convolution.
+      channel_multipliers: Channels of each resolution as multiples of `base_channels`, highest resolution first.
       num_res_blocks: Residual blocks per resolution of the encoder; the decoder has one more.
       norm_groups: Groups of the group norms.
-      lowest_level_attention: Whether attention follows every residual block of the lowest resolution.
+      lowest_level_attention: Whether attention follows every residual block at the lowest resolution.
     """
 
     base_channels: int
@@ -40,7 +40,7 @@ class AutoencoderConfig:
 
     @property
     def level_channels(self) -> tuple[int, ...]:
-        """Channels of each resolution, finest first."""
+        """Channels of each resolution, highest resolution first."""
         return tuple(self.base_channels * m for m in self.channel_multipliers)
 
 
@@ -82,7 +82,7 @@ class VQConfig(AutoencoderConfig):
 
 @dataclass(frozen=True)
 class VAEConfig(AutoencoderConfig):
-    """Autoencoder of JanusFlow's latents: SDXL's VAE (arXiv 2307.01952, §2.4), diffusers' AutoencoderKL.
+    """JanusFlow's autoencoder: SDXL's VAE (arXiv 2307.01952, §2.4), `AutoencoderKL` in diffusers.
 
     Attributes:
       latent_channels: Channels of the latents.

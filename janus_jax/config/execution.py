@@ -13,20 +13,20 @@ Dtype = Literal["float32", "bfloat16", "float16"]
 
 @dataclass(frozen=True)
 class Execution:
-    """How a model is computed. All settings work with the same weights.
+    """Settings of how a model is computed. All values work with the same weights.
 
     Attributes:
       dtype: Dtype of activations and matrix products. Softmax, norms and logits are always float32.
       param_dtype: Dtype of newly initialized parameters.
       attention: Attention kernel: "xla" for all devices, "cudnn" for NVIDIA GPUs, "splash" for TPUs.
-      remat: Activations that the backward pass recomputes: "none", "dots" (all but matrix products that have
-        no batch axis), "full" (all but the input of each block).
+      remat: Activations that the backward pass recomputes: "none", "dots" (all except products with weight matrices) or
+        "full" (all except the input of each block).
       layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with
-        depth. "unrolled" is for sampling: each block has its own tree, so that a decode step reads the matrices without
-        copying them out of the stack, and matrices with the same input are fused.
+        depth. "unrolled" is for sampling: each block has its own parameter tree, so that a decode step does not copy
+        matrices out of a stack, and matrices with the same input are fused.
         `models.backbone.unroll_params` and `scan_params` convert one form into the other.
-      scan_unroll: Blocks per iteration of the loop over "scanned" layers. Computing all blocks in one iteration is a
-        tenth faster for small models on a CPU, but takes longer to compile.
+      scan_unroll: Blocks per iteration of the loop over "scanned" layers. For small models on a CPU, one iteration for
+        all blocks is about 10% faster, but takes longer to compile.
     """
 
     dtype: Dtype = "float32"

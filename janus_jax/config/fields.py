@@ -7,8 +7,7 @@ from typing import Any, Literal, get_args, get_origin
 
 from janus_jax.errors import JanusError
 
-# Far above any real model, and small enough that tracing a network to list its parameters takes seconds and little
-# memory.
+# Far above any real model, but small enough that a network can be traced in seconds to list its parameters.
 _LIMITS = {
     "depth": 1000,
     "encoder_depth": 64,
@@ -49,11 +48,11 @@ def _is_int(value: Any) -> bool:
 
 
 def config_from_dict(cls: Any, values: Any, where: str = "") -> Any:
-    """Returns the config that `dataclasses.asdict` converted to plain values, also after a round trip through json.
+    """Returns the config for a dict made by `dataclasses.asdict`, possibly written to json and read again.
 
     Args:
       cls: Class of the config.
-      where: Path to the values, for messages; default: the name of the class.
+      where: Path to the values, for messages. Default: the name of the class.
 
     Raises:
       JanusError: A field is missing, unknown or has an invalid value. The message names the field.
@@ -80,7 +79,7 @@ def config_from_dict(cls: Any, values: Any, where: str = "") -> Any:
 
 
 def _nested_class(kind: Any, value: Any) -> Any:
-    """Returns the config class of a field; None if the field is plain or its value is None."""
+    """Returns the config class of a field's value; None if the value is not a config."""
     classes = [one for one in get_args(kind) or (kind,) if dataclasses.is_dataclass(one)]
     is_optional = type(None) in get_args(kind)
     return classes[0] if classes and not (is_optional and value is None) else None

@@ -1,4 +1,4 @@
-"""Configs of whole models: Janus and Janus-Pro, and JanusFlow."""
+"""Configs of whole models: Janus, Janus-Pro and JanusFlow."""
 
 from dataclasses import dataclass, field
 from typing import Literal
@@ -23,9 +23,9 @@ class JanusConfig:
       und_encoder: Encoder of input images (understanding).
       gen_encoder: Tokenizer of target images (generation).
       gen_head_width: Width between the two layers of the image head.
-      conversation: Role strings that the model was trained with. With other role strings its scores drop.
-      understanding_encoder: Encoder that input images pass through. The papers' models use "und_encoder"; with
-        "gen_encoder" the image tokenizer serves both tasks (arXiv 2410.13848, table 5, A).
+      conversation: Role strings that the model was trained with. Other role strings lower its scores.
+      understanding_encoder: Encoder that input images pass through. The released models use "und_encoder". With
+        "gen_encoder", the image tokenizer encodes the images of both tasks (arXiv 2410.13848, table 5, A).
     """
 
     name: str = "janus_pro_1b"
@@ -54,7 +54,7 @@ class JanusConfig:
 
     @property
     def latent_shape(self) -> None:
-        """None, because target images are tokens."""
+        """None: target images have tokens, not latents."""
         return None
 
     @property
@@ -64,7 +64,7 @@ class JanusConfig:
 
     @property
     def num_gen_tokens(self) -> int:
-        """Token positions of a target image."""
+        """Number of token positions of a target image."""
         return self.gen_encoder.num_tokens
 
 
@@ -76,8 +76,8 @@ class JanusFlowConfig:
       name: Name of the model.
       und_encoder: Encoder of input images (understanding).
       gen_encoder: Encoder and decoder of latents, before and after the transformer.
-      vae: Autoencoder between latents and pixels. None for a model loaded without it, which cannot generate images.
-      conversation: Role strings that the model was trained with. With other role strings its scores drop.
+      vae: Autoencoder between latents and pixels. None if the model was loaded without it and cannot generate images.
+      conversation: Role strings that the model was trained with. Other role strings lower its scores.
     """
 
     name: str = "janusflow_1.3b"
@@ -107,12 +107,12 @@ class JanusFlowConfig:
 
     @property
     def gen_image_size(self) -> int:
-        """Height and width of a target image in pixels, or of its latents without a VAE."""
+        """Height and width of a target image in pixels; of its latents if the model has no VAE."""
         return self.gen_encoder.latent_size * (1 if self.vae is None else self.vae.downsampling)
 
     @property
     def num_gen_tokens(self) -> int:
-        """Token positions of a target image, one per patch of latents."""
+        """Number of token positions of a target image, one per patch of latents."""
         return self.gen_encoder.num_tokens
 
 

@@ -1,4 +1,4 @@
-"""Configs of the released models, and of a tiny one of each kind, by name."""
+"""Configs by name: the released models, a tiny Janus and a tiny JanusFlow."""
 
 from typing import TypeVar
 
@@ -54,14 +54,14 @@ PRESETS: dict[str, ModelConfig] = {
         gen_head_width=4096,
     ),
     "janusflow_1.3b": JanusFlowConfig(),
-    # For tests and first steps: all parts, seconds to compile.
+    # Small models with all parts, which compile in seconds.
     "tiny": _tiny(),
     "tiny_flow": _tiny_flow(),
 }
 
 
 def preset(name: str) -> ModelConfig:
-    """Returns the config of that name.
+    """Returns the config with this name.
 
     Raises:
       JanusError: The name is unknown.
@@ -72,19 +72,19 @@ def preset(name: str) -> ModelConfig:
 
 
 def janus_preset(name: str) -> JanusConfig:
-    """Returns the config of a Janus or Janus-Pro.
+    """Returns the Janus or Janus-Pro config with this name.
 
     Raises:
-      JanusError: The name is unknown, or the model is a JanusFlow.
+      JanusError: The name is unknown or that of a JanusFlow config.
     """
     return _preset_of(name, JanusConfig)
 
 
 def flow_preset(name: str) -> JanusFlowConfig:
-    """Returns the config of a JanusFlow.
+    """Returns the JanusFlow config with this name.
 
     Raises:
-      JanusError: The name is unknown, or the model is a Janus.
+      JanusError: The name is unknown or that of a Janus config.
     """
     return _preset_of(name, JanusFlowConfig)
 

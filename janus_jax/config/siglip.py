@@ -14,7 +14,7 @@ class SiglipConfig:
     """Understanding encoder: a pre-LN ViT without class token (SigLIP, arXiv 2303.15343).
 
     Attributes:
-      gelu: "exact" is what Janus was trained with (timm's encoder), "tanh" what SigLIP was trained with (transformers).
+      gelu: "exact" (Janus and timm), or "tanh", the approximation that SigLIP was trained with (transformers).
     """
 
     image_size: int = 384
@@ -41,5 +41,5 @@ class SiglipConfig:
 
     @property
     def num_patches(self) -> int:
-        """Patches of one image, and so its token positions."""
+        """Number of patches of one image, which is its number of token positions."""
         return (self.image_size // self.patch_size) ** 2

@@ -8,14 +8,14 @@ from janus_jax.errors import JanusError
 
 @dataclass(frozen=True)
 class UViTConfig:
-    """Shallow U-ViT: ConvNeXt blocks before and after the transformer, with a skip (JanusFlow, §3.1, appendix A).
+    """Shallow U-ViT: ConvNeXt blocks before and after the transformer, with a skip connection (JanusFlow, §3.1).
 
     Attributes:
       latent_size: Height and width of the latents.
       latent_channels: Channels of the latents.
-      patch_size: Height and width of the patch of latents at one token position.
-      width: Channels of the encoder's blocks. The decoder's blocks have twice as many: the transformer's output and
-        the skip are concatenated.
+      patch_size: Height and width of the patch of latents that one token position holds.
+      width: Channels of the encoder's blocks. The decoder's blocks have twice as many, because the transformer's output
+        and the encoder's output are concatenated.
       encoder_depth: Blocks of the encoder.
       decoder_depth: Blocks of the decoder.
       kernel_size: Height and width of the depthwise convolutions.
@@ -55,10 +55,10 @@ class UViTConfig:
 
     @property
     def num_tokens(self) -> int:
-        """Token positions of one image, without the position of its time embedding."""
+        """Number of token positions of one image, without the position of the time embedding."""
         return self.grid_size**2
 
     @property
     def patch_dim(self) -> int:
-        """Values in one patch of latents."""
+        """Number of values in one patch of latents."""
         return self.patch_size**2 * self.latent_channels

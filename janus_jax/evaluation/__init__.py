@@ -1,1 +1,1 @@
-"""Benchmarks of image understanding and generation, one file each, and the runner."""
+"""Benchmarks of image understanding and image generation, one file each, and the runner that answers them."""

@@ -1,4 +1,4 @@
-"""The benchmark interface: items read from the benchmark's files, their answers, and the scores."""
+"""Interface of benchmarks: items (questions or image requests), answers and scores."""
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -15,16 +15,16 @@ Options = Mapping[str, str]
 """Values of all options of a benchmark, by name."""
 
 Answers = Mapping[str, str]
-"""A model's answers by item id: a text, or the path of the generated image."""
+"""A model's answers by item id. An answer is a text, or the path of a generated image."""
 
 Scores = Mapping[str, float]
-"""Scores by name, in the units of the papers. `random.f1` is the F1 of the split `random`."""
+"""Scores by name, in the units of the papers. Example of a name: `random.f1` is the F1 score of the split `random`."""
 
 PUBLISHED_MODELS = ("janus_1.3b", "janusflow_1.3b", "janus_pro_1b", "janus_pro_7b")
-"""Names of the models (`ModelConfig.name`) with scores in the papers."""
+"""Models with scores in the papers, as `ModelConfig.name`."""
 
 MODEL_DEFAULT = "model"
-"""Value of an option that leaves the setting to the model."""
+"""Option value that selects the model's own default."""
 
 
 class Item(Protocol):
@@ -32,8 +32,9 @@ class Item(Protocol):
 
     Attributes:
       id: Unique id within the benchmark.
-      group: Items of one group are scored together, so a limit keeps or drops them together. "" for a group of one.
-      inputs: Everything that the answer depends on, other than the model.
+      group: Name of the group. Items of a group are scored together, so a limit selects all of them or none. An item
+        with the group "" is alone in its group.
+      inputs: Everything that the answer depends on, except the model.
     """
 
     @property
@@ -51,13 +52,13 @@ ItemT = TypeVar("ItemT", bound=Item)
 
 @dataclass(frozen=True, kw_only=True)
 class Question:
-    """A question about images. Benchmarks derive classes with the fields that their scores need.
+    """A question about images. Benchmarks add the fields that their scores need in subclasses.
 
     Attributes:
       id: Unique id within the benchmark.
-      messages: The conversation. Images are paths or encoded files; they are decoded when the question is asked.
-      max_new_tokens: Upper bound of the answer's length in tokens.
-      system_prompt: The system prompt; the authors used none.
+      messages: The conversation. Its images are paths or contents of image files, decoded when the question is asked.
+      max_new_tokens: Maximum length of the answer in tokens.
+      system_prompt: System prompt. Janus' authors used none, except for MM-Vet.
       group: See `Item.group`.
     """
 
@@ -69,13 +70,13 @@ class Question:
 
     @property
     def image_files(self) -> list[Path]:
-        """Paths of the images that are files."""
+        """Paths of the question's image files. Images that are given by their content are omitted."""
         sources = [source for message in self.messages for source in message.get("images", ())]
         return [Path(source) for source in sources if isinstance(source, os.PathLike)]
 
     @property
     def inputs(self) -> list[str | bytes]:
-        """Everything that the answer depends on. An image file is represented by its name."""
+        """Everything that the answer depends on, except the model. Image files are represented by their names."""
         parts: list[str | bytes] = [self.system_prompt, str(self.max_new_tokens)]
         for message in self.messages:
             parts += [message["role"], message["content"], *map(_image_input, message.get("images", ()))]
@@ -95,7 +96,7 @@ class Choice:
         self.values, self.default = values, values[0]
 
     def parse(self, text: str) -> str | None:
-        """Returns the value, or None if it is not allowed."""
+        """Returns the text if it is one of the values, otherwise None."""
         return text if text in self.values else None
 
     def __str__(self) -> str:
@@ -106,7 +107,7 @@ class Number:
     """A numeric option.
 
     Args:
-      default: The default, or None for `MODEL_DEFAULT`.
+      default: Default value; None for `MODEL_DEFAULT`.
       minimum: Smallest allowed value.
       maximum: Largest allowed value.
       integer: Whether only integers are allowed.
@@ -119,7 +120,7 @@ class Number:
         self._minimum, self._maximum, self._integer = minimum, maximum, integer
 
     def parse(self, text: str) -> str | None:
-        """Returns the number in canonical notation, or None if it is not allowed."""
+        """Returns the number in canonical notation (5 for 5.0), or None if the text is no number or is out of range."""
         if text == self.default:
             return text
         try:
@@ -140,20 +141,21 @@ def _canonical(value: float) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Generic[ItemT]):
-    """One benchmark.
+    """A benchmark.
 
     Attributes:
-      name: Name on the command line and in recipes.
-      title: Description in one line.
+      name: Name for the command line and recipes.
+      title: One-line description.
       layout: Files that `read` expects in the data folder, one pattern per line; "" if it needs no data.
       source: Where to download the data.
-      read: Reads the items from the data folder, in file order. Raises `JanusError` for missing or malformed files.
-      score: Computes the scores, those of the papers first. Returns no scores if an external tool grades the answers.
+      read: Reads all items from the data folder, in file order. Raises `JanusError` for missing or malformed files.
+      score: Computes the scores, starting with those that the papers report. Returns no scores if an external tool
+        grades the answers.
       write_predictions: Writes all answers into a folder, in the format of the official scorer.
       options: Options by name.
-      scoring_options: Names of the options that change scores but no answers. Finished runs can be scored again with
-        other values.
-      published: Scores of the models `PUBLISHED_MODELS` from the papers; None if not published.
+      scoring_options: Names of the options that affect the scores but not the answers. A finished run can be scored
+        again with other values of these options.
+      published: Scores from the papers by name, one per model of `PUBLISHED_MODELS`; None where a paper has no score.
     """
 
     name: str
@@ -168,21 +170,21 @@ class Benchmark(Generic[ItemT]):
     published: Mapping[str, tuple[float | None, float | None, float | None, float | None]] = field(default_factory=dict)
 
     def published_scores(self, model: str) -> Scores:
-        """Returns the scores from the papers of a model, or none if the name is not in `PUBLISHED_MODELS`."""
+        """Returns a model's scores from the papers; empty if the model is not in `PUBLISHED_MODELS`."""
         if model not in PUBLISHED_MODELS:
             return {}
         index = PUBLISHED_MODELS.index(model)
         return {name: value for name, values in self.published.items() if (value := values[index]) is not None}
 
     def load_items(self, data: Path, options: Options, limit: int | None = None, seed: int = 0) -> Sequence[ItemT]:
-        """Reads the items, selects a random subset, and checks the ids and the files of input images.
+        """Reads the items, selects a random subset, and checks that ids are unique and image files exist.
 
         Args:
-          limit: Number of items; see `limit_items`.
-          seed: Seed of the selection.
+          limit: Approximate size of the subset, see `limit_items`; None for all items.
+          seed: Seed of the random selection.
 
         Raises:
-          JanusError: The data is missing or malformed, an id occurs twice, or an image file is missing.
+          JanusError: Data or an image file is missing, the data is malformed, or an id occurs twice.
         """
         items = self.read(data, options)
         if not items:
@@ -200,10 +202,10 @@ class Benchmark(Generic[ItemT]):
         return items
 
     def resolve_options(self, given: Mapping[str, str]) -> Options:
-        """Returns the values of all options: the given ones, and defaults for the others.
+        """Returns the values of all options: given values, and defaults for the other options.
 
         Raises:
-          JanusError: The benchmark has no such option, or the option does not allow the value.
+          JanusError: The benchmark has no option of a given name, or a value is not allowed.
         """
         resolved = {name: option.default for name, option in self.options.items()}
         for name, text in given.items():
@@ -219,21 +221,21 @@ class Benchmark(Generic[ItemT]):
 
 
 def no_scores(items: Sequence[Item], answers: Answers, options: Options) -> Scores:
-    """The `score` function of benchmarks that an external tool grades."""
+    """Returns no scores. The `score` function of benchmarks whose answers an external tool grades."""
     return {}
 
 
 def percent(correct: Sequence[bool]) -> float:
-    """Returns the share of True in percent; 0 for an empty sequence."""
+    """Returns the percentage of True values; 0 for an empty sequence."""
     return 100 * sum(correct) / len(correct) if correct else 0.0
 
 
 def accuracy_by(name: str, correct: Sequence[tuple[str, bool]]) -> Scores:
-    """Returns accuracies in percent by category, in order of first appearance; the category "" is omitted.
+    """Returns the accuracy in percent of each category, in order of first appearance. Omits the category "".
 
     Args:
-      name: Pattern of the scores' names; `{}` is replaced by the category.
-      correct: Category of each question, and whether its answer is correct.
+      name: Pattern of the score names; `{}` stands for the category.
+      correct: For each question, its category and whether the answer is correct.
     """
     return {
         name.format(category): percent([one for other, one in correct if other == category])
@@ -243,7 +245,10 @@ def accuracy_by(name: str, correct: Sequence[tuple[str, bool]]) -> Scores:
 
 
 def limit_items(items: Sequence[ItemT], limit: int | None, seed: int) -> Sequence[ItemT]:
-    """Selects random groups until at least `limit` items are selected, in their original order. None selects all."""
+    """Selects random groups until they have at least `limit` items. Returns their items in the original order.
+
+    The limit None selects all items.
+    """
     if limit is None or limit >= len(items):
         return items
     groups: dict[str, list[int]] = {}
@@ -259,8 +264,7 @@ def limit_items(items: Sequence[ItemT], limit: int | None, seed: int) -> Sequenc
 
 
 def missing_files(files: Iterable[Path]) -> Iterator[Path]:
-    """Yields the files that do not exist. Lists each folder once, which is faster on network disks than a look-up per
-    file."""
+    """Yields the files that do not exist. Lists each folder once, which is faster on network disks."""
     names: dict[Path, set[str]] = {}
     for file in files:
         folder = file.parent

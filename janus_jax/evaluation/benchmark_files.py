@@ -1,6 +1,6 @@
 """Readers and writers of benchmark files.
 
-All readers raise `JanusError` for missing and malformed files; the message names the file, the entry and the field.
+All readers raise `JanusError` for missing and malformed files. The message names the file, the entry and the field.
 """
 
 import json
@@ -15,42 +15,46 @@ from janus_jax.files import read_text, reading
 
 @dataclass(frozen=True)
 class Entry:
-    """One entry of a benchmark file.
+    """A JSON object or table row of a benchmark file.
 
     Attributes:
-      where: The file and the position in it, for messages.
-      values: The fields of the entry.
+      where: File name and position in the file, for messages.
+      values: Values of the fields by name.
     """
 
     where: str
     values: Mapping[str, Any]
 
     def get(self, name: str, expected: str) -> Any:
-        """Returns a required field.
+        """Returns the value of a field.
 
         Args:
-          expected: Description of the expected value, for the message."""
+          expected: Description of the expected value, for messages.
+
+        Raises:
+          JanusError: The field is missing or null.
+        """
         if self.values.get(name) is None:
             fields = ", ".join(map(str, self.values))[:200] or "(none)"
             raise JanusError(f"{self.where}: the field {name} is missing; expected {expected}. Its fields: {fields}.")
         return self.values[name]
 
     def text(self, name: str, expected: str = "text") -> str:
-        """Returns a field that contains text and is not blank."""
+        """Returns the value of a field that contains text other than spaces."""
         value = self.get(name, expected)
         if not isinstance(value, str) or not value.strip():
             raise self._error(name, expected)
         return value
 
     def id(self, name: str) -> str:
-        """Returns an identifier, an integer or text, as text."""
+        """Returns the value of a field that contains an integer or text, as text."""
         value = self.get(name, "an id")
         if isinstance(value, bool) or not isinstance(value, int | str) or not str(value).strip():
             raise self._error(name, "an integer or text")
         return str(value)
 
     def one_of(self, name: str, allowed: Sequence[str]) -> str:
-        """Returns the element of `allowed` that equals the field, ignoring case and surrounding space."""
+        """Returns the element of `allowed` that equals the field's value, ignoring case and surrounding space."""
         expected = f"one of {', '.join(allowed)}"
         value = self.text(name, expected).strip().lower()
         for choice in allowed:
@@ -59,11 +63,15 @@ class Entry:
         raise self._error(name, expected)
 
     def entries(self, name: str) -> Iterator["Entry"]:
-        """Yields the entries of a field that contains a list of objects."""
+        """Yields the objects of a field that contains a list of objects."""
         return entries(f"{self.where}: {name}", self.get(name, "a list of objects"))
 
     def image_path(self, folder: Path, name: str) -> Path:
-        """Returns the path of an image in a folder. The file is not opened."""
+        """Returns the path of an image in a folder. Does not open the file.
+
+        Raises:
+          JanusError: The name leads out of the folder.
+        """
         if Path(name).is_absolute() or ".." in Path(name).parts or "\0" in name:
             raise JanusError(f"{self.where}: the image {name!r:.80} is outside {folder}; expected a name inside it.")
         return folder / name
@@ -97,7 +105,7 @@ def read_json_entry(file: Path) -> Entry:
 
 
 def read_named_entries(file: Path) -> Iterator[tuple[str, Entry]]:
-    """Yields the objects of a JSON object of objects, with their names."""
+    """Yields names and values of a JSON object whose values are objects."""
     for name, value in read_json_entry(file).values.items():
         yield name, _entry(f"{file}, entry {name}", value)
 
@@ -106,7 +114,8 @@ def entries(where: str, values: Any) -> Iterator[Entry]:
     """Yields the objects of a list.
 
     Args:
-      where: The position of the list, for messages."""
+      where: File name and position of the list, for messages.
+    """
     if not isinstance(values, list):
         raise JanusError(f"{where} is {type(values).__name__}; expected a list of objects.")
     for number, value in enumerate(values, 1):

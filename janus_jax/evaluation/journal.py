@@ -1,4 +1,4 @@
-"""The answers of a run on disk. A run that was killed continues from them."""
+"""Stores the answers of a run on disk, so that an interrupted run can continue."""
 
 import contextlib
 import json
@@ -24,7 +24,7 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
       settings: Everything that the answers depend on, as JSON values.
 
     Raises:
-      JanusError: The folder belongs to a run with other settings, or cannot be written.
+      JanusError: The folder belongs to a run with other settings, has answers without settings, or is not writable.
       StorageFull: The disk is full.
     """
     file = folder / _SETTINGS
@@ -48,7 +48,7 @@ def read_answers(folder: Path) -> dict[str, str]:
     """Returns the answers of all processes by item id. An incomplete last line is ignored.
 
     Raises:
-      JanusError: Another line is damaged.
+      JanusError: A complete line is damaged.
     """
     answers: dict[str, str] = {}
     for file in _journal_files(folder):
@@ -63,13 +63,13 @@ def read_answers(folder: Path) -> dict[str, str]:
 
 
 class Journal:
-    """Appends the answers of one process to its file; see `open_journal`."""
+    """File of the answers of one process, one JSON object per line; see `open_journal`."""
 
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
     def append(self, answers: Mapping[str, str]) -> None:
-        """Writes answers to the disk before it returns.
+        """Appends answers. Returns after they are on the disk.
 
         Raises:
           StorageFull: The disk is full.
@@ -84,7 +84,7 @@ class Journal:
 
 @contextlib.contextmanager
 def open_journal(folder: Path, process: int | None = None) -> Iterator[Journal]:
-    """Opens and locks the journal of one process for appending. Removes an incomplete last line.
+    """Opens and locks the journal of one process for appending. Removes an incomplete last line from it.
 
     Args:
       folder: The run's folder.
@@ -96,7 +96,7 @@ def open_journal(folder: Path, process: int | None = None) -> Iterator[Journal]:
     path = folder / ("answers.jsonl" if process is None else f"answers.{process}.jsonl")
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    # On file systems without locks two runs may both write. `read_answers` takes the first of duplicate answers.
+    # On file systems without locks, two runs may write at once. `read_answers` uses the first answer to a question.
     with exclusive_lock(path, folder), path.open("a+b") as file:
         with writing(folder):
             file.seek(0)

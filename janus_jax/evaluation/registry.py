@@ -1,4 +1,4 @@
-"""Benchmarks by name: the built-in ones and those that users register."""
+"""Built-in benchmarks and benchmarks that users register, by name."""
 
 import importlib
 from typing import Any
@@ -9,14 +9,14 @@ from janus_jax.evaluation.generation import coco, dpg, geneval, mjhq
 from janus_jax.evaluation.understanding import gqa, mmbench, mme, mmmu, mmvet, pope, seed, vqav2
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {}
-"""All registered benchmarks by name; the built-in ones in the order of the papers' tables."""
+"""All registered benchmarks by name. Built-in benchmarks are in the order of the papers' tables."""
 
 
 def register_benchmark(benchmark: Benchmark[Any]) -> Benchmark[Any]:
-    """Adds a benchmark, so that commands and recipes find it by its name.
+    """Registers a benchmark, so that commands and recipes find it by its name, and returns it.
 
     Raises:
-      JanusError: Another benchmark has this name.
+      JanusError: A benchmark of this name is registered already.
     """
     if benchmark.name in BENCHMARKS:
         raise JanusError(f"A benchmark named {benchmark.name} is registered already; choose another name.")
@@ -25,10 +25,10 @@ def register_benchmark(benchmark: Benchmark[Any]) -> Benchmark[Any]:
 
 
 def find_benchmark(name: str) -> Benchmark[Any]:
-    """Returns a benchmark by its name. `MODULE:NAME` imports the module first, which then registers the benchmark.
+    """Returns the benchmark of a name. The name `MODULE:NAME` imports the module first, which registers the benchmark.
 
     Raises:
-      JanusError: The module cannot be imported, or no benchmark with this name is registered.
+      JanusError: The module cannot be imported, or there is no benchmark of this name.
     """
     module, _, name = name.rpartition(":")
     if module:

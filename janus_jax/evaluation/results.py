@@ -1,4 +1,4 @@
-"""Identifies models and questions by hashes, and formats scores."""
+"""Hashes that identify models and questions, package versions, and the table of scores."""
 
 import hashlib
 import importlib.metadata
@@ -19,9 +19,9 @@ _IGNORED_SUFFIXES = (".md", ".txt", ".png", ".jpg", ".jpeg", ".pdf")
 
 
 def model_fingerprint(model: Path) -> str:
-    """Returns a hash of a model's files that does not depend on their folder.
+    """Returns a hash of a model's file or folder, independent of its location.
 
-    Of a large file only samples are hashed; training changes all of them.
+    Only samples of large files are hashed, because training changes every part of a weight file.
 
     Raises:
       JanusError: A file cannot be read.
@@ -45,7 +45,7 @@ def _model_files(model: Path) -> list[Path]:
         return [model]
     files = []
     for root, folders, names in os.walk(model):
-        # Downloads leave hidden files behind.
+        # Download tools leave hidden files in the folder.
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         visible = (Path(root, name) for name in sorted(names) if not name.startswith("."))
         files += [file for file in visible if file.suffix.lower() not in _IGNORED_SUFFIXES and file.is_file()]
@@ -53,12 +53,12 @@ def _model_files(model: Path) -> list[Path]:
 
 
 def items_digest(items: Iterable[Item]) -> str:
-    """Returns a hash of the ids and inputs of items."""
+    """Returns a hash of all items' ids and inputs."""
     digest = hashlib.sha256()
     for item in items:
         for part in (item.id, *item.inputs):
             content = part if isinstance(part, bytes) else part.encode("utf-8", "surrogatepass")
-            # The length separates one part from the next.
+            # With the lengths, different parts never give the same bytes.
             digest.update(len(content).to_bytes(8) + content)
     return digest.hexdigest()[:_HASH_DIGITS]
 
@@ -75,11 +75,11 @@ def package_versions() -> dict[str, str]:
 
 
 def format_table(benchmark: Benchmark[Any], scores: Scores, model: str, *, compare: bool = True) -> str:
-    """Formats scores as a table, those with a published value first.
+    """Formats scores as a table. Scores that the papers report come first.
 
     Args:
-      model: Name of the model's config, which selects the published scores.
-      compare: Whether to show published scores. They are not comparable with scores of a part of the questions.
+      model: `ModelConfig.name` of the model, which selects the published scores.
+      compare: Whether to show published scores. They are not comparable to scores of a subset of the questions.
     """
     published = benchmark.published_scores(model) if compare else {}
     names = sorted(scores, key=lambda name: name not in published)
@@ -99,5 +99,5 @@ def format_table(benchmark: Benchmark[Any], scores: Scores, model: str, *, compa
 
 
 def _format_published(value: float) -> str:
-    """Formats a score as the papers do, with one digit, or two if given."""
+    """Formats a score with one decimal, or with two where the paper prints two."""
     return f"{value:.1f}" if value == round(value, 1) else f"{value:.2f}"

@@ -1,4 +1,4 @@
-"""Runs a benchmark: distributes the items over processes, records answers, and resumes."""
+"""Runs benchmarks: distributes items over processes, records answers, and continues interrupted runs."""
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -14,7 +14,7 @@ from janus_jax.files import prefix_errors
 from janus_jax.processing import Processor, TokenSequence
 
 OnProgress = Callable[[int, int], object]
-"""Called with the number of answered items and the number of all items of this process."""
+"""Function of the number of answered items and the total number of items."""
 
 _READERS = min(8, os.cpu_count() or 1)
 
@@ -41,22 +41,22 @@ def collect_answers(
     cluster: Cluster | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, str] | None:
-    """Answers all items that earlier runs in this folder have not answered.
+    """Answers all items without an answer in the folder.
 
-    Each process takes a share of the items and appends to its own journal. A later run reads all journals and may have
-    another number of processes.
+    Each process answers a share of the items and appends to its own journal. A later run reads the journals of all
+    processes and may have another number of processes.
 
     Args:
       items: All items of the benchmark.
-      answer_items: Yields answers of the given items by id, one batch at a time.
+      answer_items: Yields answers to the given items by id, one batch at a time.
       folder: The run's folder, visible to all processes.
       settings: Everything that the answers depend on; see `claim_folder`.
-      cluster: The processes of this run; None for a single process.
-      on_progress: Called before the first batch and after each batch. Both numbers include the items that earlier runs
-        answered.
+      cluster: Processes of this run; None for a single process.
+      on_progress: Called before the first batch and after each batch, with the numbers of this process. Both numbers
+        include the items that earlier runs answered.
 
     Returns:
-      All answers by id on the first process, None on the others.
+      All answers by id on the first process, None on other processes.
 
     Raises:
       JanusError: The folder belongs to another run or cannot be written.
@@ -84,18 +84,20 @@ def collect_answers(
         return None
     answers = read_answers(folder)
     if missing := sum(item.id not in answers for item in items):
-        raise JanusError(f"{folder} lacks {missing} answers of other processes; give an --out that all of them share.")
+        raise JanusError(
+            f"{folder} lacks {missing} answers of other processes; give an --out that all processes share."
+        )
     return {item.id: answers[item.id] for item in items}
 
 
 def answer_questions(model: ChatModel, questions: Sequence[Question], batch_size: int) -> Iterator[Mapping[str, str]]:
     """Answers questions with greedy decoding.
 
-    Batches contain questions of similar length and are always full, so that few shapes are compiled. The batch does not
-    change an answer except for rounding.
+    Batches contain questions of similar length and are always full, so that few shapes are compiled. Except for
+    rounding, an answer does not depend on the other questions of its batch.
 
     Yields:
-      Answers by question id, for each batch.
+      Answers of a batch by question id.
     """
     batches = batch_questions(questions, batch_size, lambda question: estimate_length(model.processor, question))
     with ThreadPoolExecutor(_READERS) as readers:
@@ -115,9 +117,9 @@ def answer_questions(model: ChatModel, questions: Sequence[Question], batch_size
 def batch_questions(
     questions: Sequence[Question], batch_size: int, length: Callable[[Question], int]
 ) -> list[list[Question]]:
-    """Groups questions of one token limit and similar length into batches, the longest first.
+    """Groups questions with equal `max_new_tokens` and similar length into batches, the longest first.
 
-    With the longest first, a batch that exceeds the memory fails at the start, and the estimated time is not too short.
+    With this order, a batch that exceeds the memory fails at the start, and progress bars do not show too little time.
     """
     batches: list[list[Question]] = []
     for question in sorted(questions, key=lambda question: (question.max_new_tokens, length(question)), reverse=True):
@@ -129,7 +131,7 @@ def batch_questions(
 
 
 def estimate_length(processor: Processor, question: Question) -> int:
-    """Estimates the prompt's length in tokens without decoding images; omits the tokens that all prompts share."""
+    """Estimates a prompt's length in tokens without decoding images. Omits the tokens that all prompts share."""
     text = " ".join(message["content"] for message in question.messages) + question.system_prompt
     images = sum(len(message.get("images", ())) for message in question.messages)
     return len(processor.tokenizer.encode(text)) + images * (processor.num_und_tokens + 1)

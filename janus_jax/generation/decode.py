@@ -1,8 +1,8 @@
-"""The decode loop of text tokens and of image tokens: prefill, then decode steps in one compiled loop.
+"""Autoregressive generation of text tokens and image tokens: prefill, then decode steps in one compiled loop.
 
 Classifier-free guidance (Janus, arXiv 2410.13848, section 3.2) adds an unconditional sequence to each generated
 sequence. The two are neighbors in the batch, so that sharding the batch never separates them. Q is the number of
-sequences that the model reads for each generated one: 2 with guidance, 1 without.
+sequences that the model reads for each generated sequence: 2 with guidance, 1 without.
 """
 
 import functools
@@ -27,11 +27,11 @@ _KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
 
 class DecodeSpec(NamedTuple):
-    """The static part of decoding. Programs are compiled for it, the model and the array shapes.
+    """Static settings of decoding. A new value compiles a new program.
 
     Attributes:
-      embed: Method of the model from tokens to embeddings.
-      logits: Method of the model from hidden states to logits.
+      embed: Method of the model that computes embeddings from tokens.
+      logits: Method of the model that computes logits from hidden states.
       strategy: How tokens are sampled.
     """
 
@@ -41,11 +41,11 @@ class DecodeSpec(NamedTuple):
 
 
 class DecodeParams(NamedTuple):
-    """The traced part of decoding. A change compiles nothing.
+    """Traced settings of decoding. A new value does not compile a new program.
 
     Attributes:
       sampling: Temperature, top-k and top-p.
-      guidance_scale: Guidance scale s: u + s (c - u). Unused without unconditional sequences.
+      guidance_scale: Guidance scale s of `guide`. Not used without unconditional sequences.
       stop_tokens: Tokens that finish a sequence.
     """
 
@@ -55,14 +55,14 @@ class DecodeParams(NamedTuple):
 
 
 class DecodeState(NamedTuple):
-    """R sequences during generation.
+    """State of R sequences during generation.
 
     Attributes:
-      tokens: Tokens generated so far, then zeros. Has the same length as the cache.
-      num_tokens: Number of tokens generated, the same for all sequences.
-      finished: Sequences that need no more tokens. Their further tokens are meaningless.
-      cache: Keys and values of the prompt and of all generated tokens but the last.
-      positions: Position of the next token to read.
+      tokens: Generated tokens, then zeros up to the length of the cache.
+      num_tokens: Number of generated tokens, the same for all sequences.
+      finished: True for sequences that need no more tokens. Tokens generated after that are meaningless.
+      cache: Keys and values of the prompt and of all generated tokens except the last.
+      positions: Rotary position of the last generated token, which the next decode step reads.
       keys: Random key of each sequence.
     """
 
@@ -75,11 +75,11 @@ class DecodeState(NamedTuple):
 
 
 class Decoder:
-    """Generates N sequences for each of P prompts, a few tokens per call.
+    """Generates R = P*N sequences, N for each of P prompts, a few tokens per call of `advance`.
 
     Attributes:
-      state: The sequences so far. The first token of each exists after construction.
-      num_tokens: Number of tokens generated; an upper bound after all sequences have finished.
+      state: State of the sequences. It contains the first token of each sequence after construction.
+      num_tokens: Number of generated tokens. An upper bound if all sequences have finished.
     """
 
     def __init__(
@@ -93,11 +93,16 @@ class Decoder:
         settings: DecodeParams,
         max_slots: int = sys.maxsize,
     ) -> None:
-        """Runs the prompts and samples the first token of each sequence.
+        """Runs the model on the prompts and samples the first token of each sequence.
 
         Args:
+          model: The network.
+          params: Parameters of the network.
           prompts: P*Q left-padded prompts.
-          max_slots: Limit of the cache's growth.
+          keys: Random key of each sequence.
+          spec: Static settings.
+          settings: Traced settings.
+          max_slots: Maximum length of the cache.
         """
         self._model, self._params, self._spec, self._settings = model, params, spec, settings
         self._max_slots = max_slots
@@ -107,13 +112,16 @@ class Decoder:
         self.num_tokens = 1
 
     def advance(self, max_steps: int) -> None:
-        """Runs up to `max_steps` decode steps, fewer if the cache must grow before the next or all have finished."""
-        # The last token generated has no slot yet.
+        """Runs up to `max_steps` decode steps.
+
+        Stops earlier when the next step needs a larger cache or every sequence has finished.
+        """
+        # The last generated token has no slot in the cache yet.
         used = self._prompt_length + self.num_tokens - 1
         slots = self.state.tokens.shape[1]
         if used == slots:
             slots = min(slots + CACHE_STEP, self._max_slots)
-            self.state = _grow(self.state, slots=slots)
+            self.state = _grow(self.state, slots)
         steps = min(max_steps, slots - used)
         self.state = decode(self._model, self._params, self.state, self._settings, steps, spec=self._spec)
         self.num_tokens += steps
@@ -134,7 +142,11 @@ def prefill(
     slots: int,
     spec: DecodeSpec,
 ) -> DecodeState:
-    """Runs each prompt once and samples the first token of its N sequences; the cache has `slots` slots."""
+    """Runs the model once on each prompt and samples the first token of its N sequences.
+
+    Args:
+      slots: Length of the returned cache.
+    """
     hidden, cache = apply(model.prefill, params, prompts, slots)
     num_prompts, per_prompt = keys.shape
     keys = keys.reshape(-1)
@@ -151,7 +163,7 @@ def prefill(
 def decode(
     model: Backbone, params: Params, state: DecodeState, settings: DecodeParams, steps: int, *, spec: DecodeSpec
 ) -> DecodeState:
-    """Runs `steps` decode steps, fewer if all sequences finish; the number of steps is not compiled in."""
+    """Runs `steps` decode steps, or fewer if all sequences finish. `steps` is a dynamic argument."""
     end = state.num_tokens + steps
     per_sequence = state.positions.shape[0] // state.tokens.shape[0]
 
@@ -182,14 +194,21 @@ def check_guidance(guidance_scale: float) -> None:
     """Checks the range of a guidance scale.
 
     Raises:
-      JanusError: it is out of range.
+      JanusError: The guidance scale is out of range.
     """
     if not 0 <= guidance_scale <= 1e6:
         raise JanusError(f"guidance_scale is {guidance_scale}; it must be from 0 to 1e6.")
 
 
 def guide(outputs: Float[Array, "R*Q ..."], num_sequences: int, guidance_scale: Any) -> Float[Array, "R ..."]:
-    """Applies guidance, u + s (c - u), to pairs (c, u) of outputs; returns outputs without pairs unchanged."""
+    """Returns the guided outputs u + s (c - u), where s is the guidance scale.
+
+    Args:
+      outputs: Alternately c, the output of a sequence, and u, the output of its unconditional sequence. Without
+        unconditional sequences (Q = 1), the outputs are returned unchanged.
+      num_sequences: R.
+      guidance_scale: s.
+    """
     if outputs.shape[0] == num_sequences:
         return outputs
     pairs = outputs.reshape(num_sequences, 2, *outputs.shape[1:])
@@ -198,13 +217,13 @@ def guide(outputs: Float[Array, "R*Q ..."], num_sequences: int, guidance_scale: 
 
 
 def repeat_prompts(x: Shaped[Array, "P*Q ..."], num_prompts: int, per_prompt: int) -> Shaped[Array, "P*N*Q ..."]:
-    """Repeats the Q sequences of each prompt N times."""
+    """Repeats the Q entries of each of P prompts N times along the first axis."""
     x = x.reshape(num_prompts, 1, -1, *x.shape[1:])
     return jnp.broadcast_to(x, (num_prompts, per_prompt, *x.shape[2:])).reshape(-1, *x.shape[3:])
 
 
 def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
-    """Repeats the cache of each prompt N times: a prompt runs once for all its sequences."""
+    """Repeats the cache of each of P prompts N times, so that the model reads a prompt once for all its sequences."""
 
     def repeat(x: Array) -> Array:
         return repeat_prompts(x, num_prompts, per_prompt)
@@ -214,7 +233,7 @@ def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))
-def _grow(state: DecodeState, *, slots: int) -> DecodeState:
+def _grow(state: DecodeState, slots: int) -> DecodeState:
     tokens = jnp.pad(state.tokens, ((0, 0), (0, slots - state.tokens.shape[1])))
     return state._replace(tokens=tokens, cache=grow_cache(state.cache, slots))
 

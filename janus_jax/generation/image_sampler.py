@@ -1,4 +1,4 @@
-"""The interface of image samplers, and the sampler of each kind of model."""
+"""The interface of image samplers, and the sampler class of each model type."""
 
 import dataclasses
 from collections.abc import Callable, Sequence
@@ -16,20 +16,20 @@ from janus_jax.processing import Processor, TokenSequence
 
 
 class ImageSampler(Protocol):
-    """A method to generate images. Its fields are its settings.
+    """Generates images with a model. The dataclass fields of a sampler are its settings.
 
     Attributes:
-      unit: Name of one step, for progress bars.
+      unit: Word for one step, for progress bars.
     """
 
     unit: ClassVar[str]
 
     def num_steps(self, config: ModelConfig) -> int:
-        """Returns the number of steps per image."""
+        """Returns the number of steps that generate one image."""
         ...
 
     def prompt_sequences(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """Adds the sequences that guidance needs to prompts that end with begin-of-image."""
+        """Returns the prompts, and also their unconditional sequences if `sample` reads them."""
         ...
 
     def sample(
@@ -40,20 +40,22 @@ class ImageSampler(Protocol):
         keys: Key[Array, "P N"],
         report: Callable[[int], object] | None = None,
     ) -> Shaped[Array, "P*N ..."]:
-        """Samples N images for each of P prompts, as tokens or latents.
+        """Returns the image tokens or latents of N images for each of P prompts.
 
         Args:
-          prompts: `prompt_sequences`, left-padded.
+          model: The network.
+          params: Parameters of the network.
+          prompts: Output of `prompt_sequences`, left-padded.
           keys: Random key of each image. An image depends on its prompt and its key, not on the rest of the batch.
-          report: Called with the number of steps per image since the last call.
+          report: Called with the number of steps since its last call. All images take each step together.
 
         Raises:
-          JanusError: the model computes NaN.
+          JanusError: The model computes NaN.
         """
         ...
 
     def to_images(self, model: Backbone, params: Params, samples: Shaped[Array, "R ..."]) -> UInt8[Array, "R H W 3"]:
-        """Decodes samples to RGB images."""
+        """Decodes image tokens or latents to RGB images."""
         ...
 
 
@@ -64,15 +66,15 @@ IMAGE_SAMPLERS: dict[type[ModelConfig], type[TokenSampler] | type[FlowSampler]] 
 
 
 def sampler_settings(config: ModelConfig) -> tuple[str, ...]:
-    """Returns the names of a model's sampler settings."""
+    """Returns the names of the settings of a model's image sampler."""
     return tuple(setting.name for setting in dataclasses.fields(IMAGE_SAMPLERS[type(config)]))
 
 
 def make_image_sampler(config: ModelConfig, **settings: Any) -> ImageSampler:
-    """Makes a model's sampler. Settings that are not given have their paper's values.
+    """Returns the image sampler of a model. Settings that are not given have the values of the model's paper.
 
     Raises:
-      JanusError: the sampler has no such setting, a setting is out of range, or the model lacks its VAE.
+      JanusError: The sampler has no such setting, a setting is out of range, or a JanusFlow model has no VAE.
     """
     known = sampler_settings(config)
     if unknown := [name for name in settings if name not in known]:

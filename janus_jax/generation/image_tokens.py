@@ -20,14 +20,14 @@ from janus_jax.sharding import to_host
 
 @dataclass(frozen=True)
 class TokenSampler:
-    """Samples image tokens one after the other. An `ImageSampler`.
+    """Image sampler of Janus and Janus-Pro: generates image tokens one after the other.
 
     Attributes:
-      guidance_scale: Guidance scale (the paper's 5). 1 disables guidance and halves the time.
+      guidance_scale: Guidance scale; the paper uses 5. 1 disables guidance and halves the time.
       temperature, top_k, top_p: See `SamplingConfig`.
 
     Raises:
-      JanusError: a setting is out of range.
+      JanusError: A setting is out of range.
     """
 
     guidance_scale: float = 5.0
@@ -39,11 +39,11 @@ class TokenSampler:
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance_scale)
-        _ = self.sampling  # Checks its range.
+        _ = self.sampling  # Checks the other settings.
 
     @property
     def sampling(self) -> SamplingConfig:
-        """How each token is sampled."""
+        """Settings for sampling one token."""
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
     def num_steps(self, config: ModelConfig) -> int:
@@ -67,7 +67,7 @@ class TokenSampler:
         """See `ImageSampler`. Returns image tokens.
 
         Raises:
-          JanusError: the logits are NaN.
+          JanusError: The logits are NaN.
         """
         assert isinstance(model, Janus)
         tokens = sample_image_tokens(
@@ -93,16 +93,20 @@ def sample_image_tokens(
     report: Callable[[int], object] | None = None,
     report_every: int = 24,
 ) -> Int[Array, "P*N T"]:
-    """Samples the tokens of N images for each of P prompts.
+    """Samples the image tokens of N images for each of P prompts.
 
     Args:
-      prompts: Left-padded prompts that end with begin-of-image: P sequences for a guidance scale of 1, otherwise 2 P,
-        each prompt followed by its unconditional sequence.
+      model: The network.
+      params: Parameters of the network.
+      prompts: Left-padded prompts that end with begin-of-image. With guidance, the unconditional sequence of a prompt
+        follows it: 2 P sequences. With a guidance scale of 1, P sequences.
       keys: Random key of each image.
-      report: Called about every `report_every` tokens with the number of tokens per image since the last call.
+      sampling: Settings for sampling one token.
+      guidance_scale: Guidance scale.
+      report: Called about every `report_every` tokens with the number of tokens per image since its last call.
 
     Returns:
-      The tokens; `sampling.INVALID_TOKEN` where the logits were NaN.
+      The image tokens, T per image. `sampling.INVALID_TOKEN` where the logits were NaN.
     """
     num_tokens = model.config.num_gen_tokens
     spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampling.strategy)
@@ -112,7 +116,7 @@ def sample_image_tokens(
     reported = 0
     while True:
         if report is not None:
-            # The device works asynchronously; a report counts finished work only.
+            # The device works asynchronously. Only finished tokens are reported.
             decoder.state.tokens.block_until_ready()
             report(decoder.num_tokens - reported)
             reported = decoder.num_tokens

@@ -1,8 +1,8 @@
 """Image generation by rectified flow, with classifier-free guidance (JanusFlow, arXiv 2411.07975, section 3.2).
 
-Latents z follow dz/dt = v(z, t) from noise at t = 0 to the image at t = 1 in equal steps. Guided velocities are
-u + s (c - u): c after the prompt, u after begin-of-sentence alone, where the rest of the prompt is masked and keeps its
-positions.
+The latents z of an image follow dz/dt = v(z, t) from noise at t = 0 to the image at t = 1, in equal steps. The guided
+velocity is u + s (c - u), where s is the guidance scale. c is the velocity after the prompt. u is the velocity after
+the unconditional sequence, in which all of the prompt except begin-of-sentence is masked.
 
 Each step runs the transformer over the time token and the latent tokens. The keys and values of the prompt are computed
 once, before the first step: attention is causal, so they do not depend on the latents.
@@ -31,23 +31,23 @@ from janus_jax.sharding import to_host
 Solver = Literal["euler", "midpoint", "heun"]
 
 VelocityField = Callable[[Float[Array, "R h w C"], Float[Array, ""]], Float[Array, "R h w C"]]
-"""Velocities of latents at a time."""
+"""Function from latents and a time to the velocities of the latents."""
 
 MAX_STEPS = 100_000
 
 
 @dataclass(frozen=True)
 class FlowSampler:
-    """Integrates latents from noise to images. An `ImageSampler`.
+    """Image sampler of JanusFlow: integrates latents from noise to images.
 
     Attributes:
-      guidance_scale: Guidance scale (the paper's 2). 1 disables guidance and halves the time.
-      steps: Number of steps from noise to image (the paper's 30).
-      sampler: ODE solver: "euler" (the paper's), or the second-order "midpoint" and "heun", which run the model twice
-        per step.
+      guidance_scale: Guidance scale; the paper uses 2. 1 disables guidance and halves the time.
+      steps: Number of steps from noise to image; the paper uses 30.
+      sampler: ODE solver: "euler", which the paper uses, or the second-order "midpoint" and "heun", which run the model
+        twice per step.
 
     Raises:
-      JanusError: a setting is out of range.
+      JanusError: A setting is out of range.
     """
 
     guidance_scale: float = 2.0
@@ -68,7 +68,7 @@ class FlowSampler:
         return self.steps
 
     def prompt_sequences(self, processor: Processor, prompts: Sequence[TokenSequence]) -> list[TokenSequence]:
-        """See `ImageSampler`. `prefill` derives the unconditional sequences by masking."""
+        """See `ImageSampler`. `prefill` adds the unconditional sequences."""
         return list(prompts)
 
     def sample(
@@ -82,7 +82,7 @@ class FlowSampler:
         """See `ImageSampler`. Returns scaled latents.
 
         Raises:
-          JanusError: the latents are not finite.
+          JanusError: The latents are not finite.
         """
         assert isinstance(model, JanusFlow)
         latents = sample_latents(model, params, prompts, keys, self, report=report)
@@ -99,12 +99,14 @@ class FlowSampler:
 
 
 class PromptCache(NamedTuple):
-    """Prefilled prompts of R images; Q is 2 with guidance, (conditional, unconditional), and 1 without.
+    """Keys and values of the prompts of R images.
+
+    Q is 2 with guidance (the prompt, then its unconditional sequence) and 1 without.
 
     Attributes:
-      cache: Keys and values of the prompts, and slots for the tokens of one step. The time token takes the slot of
+      cache: Keys and values of the prompts, then empty slots for the tokens of one step. The time token replaces
         begin-of-image.
-      positions: Position of the time token.
+      positions: Rotary position of the time token.
     """
 
     cache: KVCache
@@ -122,13 +124,16 @@ def sample_latents(
     report_every: int = 5,
     noise: Float[Array, "P*N h w C"] | None = None,
 ) -> Float[Array, "P*N h w C"]:
-    """Samples the scaled latents of N images for each of P prompts.
+    """Returns the scaled latents of N images for each of P prompts.
 
     Args:
+      model: The network.
+      params: Parameters of the network.
       prompts: P left-padded prompts that end with begin-of-image.
       keys: Random key of each image.
-      report: Called every `report_every` steps with the number of steps since the last call.
-      noise: Initial latents; default: sampled with `keys`.
+      sampler: Guidance scale, number of steps and solver.
+      report: Called every `report_every` steps with the number of steps since its last call.
+      noise: Initial latents. Default: sampled with `keys`.
     """
     prompt_cache = prefill(model, params, prompts, keys.shape[1], sampler.guidance_scale != 1)
     latents = sample_noise(model, keys.reshape(-1)) if noise is None else jnp.array(noise, jnp.float32)
@@ -147,24 +152,22 @@ def sample_latents(
         )
         start += count
         if report is not None:
-            # The device works asynchronously; a report counts finished work only.
+            # The device works asynchronously. Only finished steps are reported.
             latents.block_until_ready()
             report(count)
     return latents
 
 
-def without_condition(prompts: Batch) -> Batch:
-    """Masks all but the first token of each prompt; positions stay."""
-    return prompts._replace(segment_ids=jnp.where(prompts.positions > 0, PADDING_SEGMENT, prompts.segment_ids))
-
-
 @functools.partial(jax.jit, static_argnames=("model", "per_prompt", "guided"))
 def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, guided: bool) -> PromptCache:
-    """Runs each prompt once, and with guidance once more without its condition."""
+    """Runs the model once on each prompt and, with guidance, on its unconditional sequence."""
     num_prompts, length = prompts.shape
     if guided:
-        # Pairs are neighbors, so that sharding the batch never separates them.
-        pairs = jax.tree.map(lambda c, u: jnp.stack([c, u], axis=1), prompts, without_condition(prompts))
+        # Masks all but the first token. The positions do not change.
+        segment_ids = jnp.where(prompts.positions > 0, PADDING_SEGMENT, prompts.segment_ids)
+        unconditional = prompts._replace(segment_ids=segment_ids)
+        # The two are neighbors in the batch, so that sharding the batch never separates them.
+        pairs = jax.tree.map(lambda c, u: jnp.stack([c, u], axis=1), prompts, unconditional)
         prompts = jax.tree.map(lambda x: x.reshape(2 * num_prompts, *x.shape[2:]), pairs)
     _, cache = apply(model.prefill, params, prompts, length + model.config.num_gen_tokens)
     cache = repeat_cache(cache, num_prompts, per_prompt)
@@ -174,7 +177,7 @@ def prefill(model: JanusFlow, params: Params, prompts: Batch, per_prompt: int, g
 
 @functools.partial(jax.jit, static_argnames=("model",))
 def sample_noise(model: JanusFlow, keys: Key[Array, " R"]) -> Float[Array, "R h w C"]:
-    """Samples standard normal latents, with one key per image."""
+    """Returns latents sampled from the standard normal distribution, with one key per image."""
     return jax.vmap(lambda key: jax.random.normal(key, model.config.latent_shape))(keys)
 
 
@@ -187,11 +190,11 @@ def velocity(
     *,
     guidance_scale: float,
 ) -> Float[Array, "R h w C"]:
-    """Computes the guided velocities of latents after their prompts, all at one time."""
+    """Returns the guided velocities of the latents of R images, all at the same time."""
     images = latents.shape[0]
     per_image = prompt_cache.positions.shape[0] // images
     encoded = apply(model.encode, params, latents, jnp.full(images, time))
-    # Both sequences of a pair read the same latents, which are encoded once.
+    # The sequence with the prompt and the unconditional sequence read the same latents, which are encoded once.
     x, encoded = jax.tree.map(
         lambda each: jnp.repeat(each, per_image, axis=0), (apply(model.embed_encoded, params, encoded), encoded)
     )
@@ -211,10 +214,10 @@ def integrate(
     guidance_scale: float,
     solver: Solver,
 ) -> Float[Array, "R h w C"]:
-    """Runs some steps of the flow. Changing their number compiles nothing.
+    """Integrates latents over an interval of steps and returns the new latents.
 
     Args:
-      interval: First step, step to stop before, and number of steps from noise to image.
+      interval: First step, end (exclusive), and number of steps from noise to image. All are dynamic arguments.
     """
     start, stop, steps = interval
 
@@ -228,17 +231,17 @@ def integrate(
 
 
 def euler(field: VelocityField, latents: Array, time: Array, step: Array | float) -> Array:
-    """Takes a step with the velocity at its start."""
+    """Integrates over one step with the velocity at its start."""
     return latents + step * field(latents, time)
 
 
 def midpoint(field: VelocityField, latents: Array, time: Array, step: Array | float) -> Array:
-    """Takes a step with the velocity at the middle of an Euler step."""
+    """Integrates over one step with the velocity in the middle of an Euler step."""
     return latents + step * field(latents + step / 2 * field(latents, time), time + step / 2)
 
 
 def heun(field: VelocityField, latents: Array, time: Array, step: Array | float) -> Array:
-    """Takes a step with the mean of the velocities at both ends of an Euler step."""
+    """Integrates over one step with the mean of the velocities at both ends of an Euler step."""
     first = field(latents, time)
     return latents + step / 2 * (first + field(latents + step * first, time + step))
 
@@ -248,7 +251,7 @@ SOLVERS: dict[Solver, Callable[[VelocityField, Array, Array, Array | float], Arr
     "midpoint": midpoint,
     "heun": heun,
 }
-"""One step of each solver: from latents at a time to latents one step later."""
+"""Function of each solver that integrates over one step: `solver(field, latents, time, step)`, `step` in time units."""
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -11,14 +11,17 @@ from jaxtyping import Array, Bool, Float, Int, Key
 from janus_jax.errors import JanusError
 
 Strategy = Literal["greedy", "all", "filtered"]
-"""Argmax, sampling from all tokens, or sampling from the tokens that pass top-k and top-p."""
+"""How a token is chosen: the most likely token, sampled from all tokens, or sampled from those that pass the filters.
+
+The filters are top-k and top-p.
+"""
 
 INVALID_TOKEN = -1
-"""Sampled where the logits are NaN."""
+"""Result of sampling from logits that are NaN."""
 
 
 class SamplingParams(NamedTuple):
-    """The numbers of a `SamplingConfig`, as arguments of a compiled function."""
+    """The numbers of a `SamplingConfig`. They are traced: a new value does not compile a new program."""
 
     temperature: float
     top_k: int
@@ -30,13 +33,13 @@ class SamplingConfig:
     """How tokens are sampled from logits.
 
     Attributes:
-      temperature: Divisor of the logits; 0 takes the most likely token.
-      top_k: Samples from the k most likely tokens; 0 disables it.
-      top_p: Samples from the fewest tokens that have a total probability of p, after temperature and top-k (nucleus
-        sampling, arXiv 1904.09751); 1 disables it.
+      temperature: Divisor of the logits. 0 takes the most likely token.
+      top_k: Number of most likely tokens to sample from. 0 disables the filter.
+      top_p: Total probability of the tokens to sample from. These are the smallest number of most likely tokens that
+        reach it, after temperature and top-k (nucleus sampling, arXiv 1904.09751). 1 disables the filter.
 
     Raises:
-      JanusError: a number is out of range.
+      JanusError: A number is out of range.
     """
 
     temperature: float = 0.0
@@ -53,22 +56,27 @@ class SamplingConfig:
 
     @property
     def strategy(self) -> Strategy:
-        """The static part: programs are compiled for it."""
+        """How a token is chosen. Static: a new value compiles a new program."""
         if self.temperature == 0:
             return "greedy"
         return "filtered" if self.top_k > 0 or self.top_p < 1 else "all"
 
     @property
     def params(self) -> SamplingParams:
-        """The traced part: a change compiles nothing."""
+        """The numbers, as arguments of a compiled function."""
         return SamplingParams(self.temperature, self.top_k, self.top_p)
 
 
 def sampling_keys(seed: int, prompt: int, samples: range) -> Key[Array, " N"]:
-    """Derives a random key for each sample of a prompt from the seed, the prompt's index and the sample's index.
+    """Returns a random key for each sample of a prompt.
+
+    Args:
+      seed: Seed of all prompts and samples.
+      prompt: Index of the prompt.
+      samples: Indices of the samples.
 
     Raises:
-      JanusError: the seed is not an integer from 0 to 2**32 - 1.
+      JanusError: The seed is not an integer from 0 to 2**32 - 1.
     """
     if not isinstance(seed, int) or not 0 <= seed < 2**32:
         raise JanusError(f"seed is {seed!r}; it must be a whole number from 0 to 2**32 - 1.")
@@ -86,13 +94,14 @@ def sample_tokens(
     """Samples a token for each sequence.
 
     Args:
-      logits: In float32.
+      logits: Logits in float32.
       keys: Random key of each sequence, the same at every step.
-      step: Index of the token in the sequence, folded into the keys.
-      params, strategy: Of a `SamplingConfig`.
+      step: Index of the token in the sequence. It is folded into the keys.
+      params: Numbers of a `SamplingConfig`.
+      strategy: Strategy of the same `SamplingConfig`.
 
     Returns:
-      The tokens; `INVALID_TOKEN` where logits are NaN.
+      The tokens. `INVALID_TOKEN` where logits are NaN.
     """
     if strategy == "greedy":
         tokens = jnp.argmax(logits, axis=-1)
@@ -106,17 +115,17 @@ def sample_tokens(
 
 
 def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
-    """Checks that no token was sampled from NaN.
+    """Checks that no token was sampled from NaN logits.
 
     Raises:
-      JanusError: one was.
+      JanusError: A token was sampled from NaN logits.
     """
     if (tokens == INVALID_TOKEN).any():
         raise JanusError("The logits are NaN: the weights are damaged; convert or fetch them again.")
 
 
 def _passes_filters(logits: Float[Array, "B V"], params: SamplingParams) -> Bool[Array, "B V"]:
-    """Returns which tokens pass top-k and top-p; the most likely token always does."""
+    """Returns True for the tokens that pass top-k and top-p. The most likely token always passes."""
     vocab_size = logits.shape[-1]
     ranked = -jnp.sort(-logits, axis=-1)
     top_k = jnp.where(params.top_k > 0, jnp.minimum(params.top_k, vocab_size), vocab_size)

@@ -1,4 +1,4 @@
-"""Text generation, a few tokens at a time, so that the text can be streamed."""
+"""Generates text a few tokens at a time, so that it can be streamed."""
 
 from collections.abc import Callable, Iterator, Sequence
 
@@ -26,18 +26,22 @@ def generate_text(
 ) -> Iterator[Int[np.ndarray, "B t"]]:
     """Yields the next tokens of all sequences, up to `chunk` at a time, until every sequence is finished.
 
-    A sequence's tokens after its first stop token are meaningless.
+    The tokens of a sequence after its first stop token are meaningless.
 
     Args:
+      model: The network.
+      params: Parameters of the network.
       prompts: Left-padded prompts.
       keys: Random key of each sequence.
+      sampling: Settings for sampling one token.
       stop_tokens: Tokens that finish a sequence. They are yielded.
       max_new_tokens: Maximum number of tokens per sequence.
-      is_finished: Called after every chunk with all tokens so far; returns the sequences that need no more tokens, for
-        example because their text contains a stop string.
+      chunk: Maximum number of tokens to yield at a time.
+      is_finished: Called after every chunk with all tokens so far. Returns True for each sequence that needs no more
+        tokens, for example because its text contains a stop string.
 
     Raises:
-      JanusError: the logits are NaN.
+      JanusError: The logits are NaN.
     """
     spec = DecodeSpec(Backbone.embed_text, Backbone.text_logits, sampling.strategy)
     settings = DecodeParams(sampling.params, stop_tokens=np.array(stop_tokens, np.int32))

@@ -31,7 +31,7 @@ CAUSAL_BLOCKS_MIN_LENGTH = 256
 
 
 def attend(query: Queries, key: Keys, value: Keys, mask: Mask = UNMASKED, kernel: AttentionKernel = "xla") -> Queries:
-    """Computes softmax(q k^T / sqrt(K)) v with a float32 softmax.
+    """Returns softmax(q k^T / sqrt(K)) v, with the softmax in float32.
 
     H is a multiple of KV (grouped-query attention). If the kernel does not support the arguments, "xla" replaces it.
     """

@@ -52,7 +52,7 @@ def insert_images(
 class Backbone(nn.Module):
     """Model of token sequences with input images and a text head.
 
-    Subclasses define `understand`, `embed` and `init_all`.
+    Subclasses define `embed_input_images`, `embed` and `init_all`.
     """
 
     config: ModelConfig
@@ -65,7 +65,7 @@ class Backbone(nn.Module):
     def _make_llm(self) -> Llama:
         return Llama(self.config.llm, self.execution)
 
-    def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    def embed_input_images(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Returns embeddings of input images with pixels in [-1, 1], patches in row-major order."""
         raise NotImplementedError
 
@@ -85,7 +85,7 @@ class Backbone(nn.Module):
         x = self.embed_text(batch.tokens)
         if batch.und_images.shape[1]:
             batch_size, images = batch.und_images.shape[:2]
-            features = self.understand(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
+            features = self.embed_input_images(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
             features = features.reshape(batch_size, images * features.shape[1], -1)
             x = insert_images(x, features, batch.und_patch_index)
         return x

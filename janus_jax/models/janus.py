@@ -61,7 +61,7 @@ class Janus(Backbone):
             c.gen_head_width, c.gen_encoder.codebook_size, ("embed", "mlp", "vocab"), e, output_dtype=jnp.float32
         )
 
-    def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    def embed_input_images(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Returns embeddings of input images, patches in row-major order (§3.1, understanding adaptor)."""
         if self.config.understanding_encoder == "gen_encoder":
             return self.embed_image_tokens(self.tokenize(pixels))

@@ -1,5 +1,7 @@
 """JanusFlow: the transformer of Janus, with a rectified flow over image latents (arXiv 2411.07975, §3).
 
+The model predicts velocities: the derivatives of the latents with respect to time.
+
 Top-level names of the parameter tree: `und_encoder`, `und_adaptor`, `beg_of_und`, `gen_encoder`, `gen_adaptor`,
 `gen_decoder_adaptor`, `gen_decoder`, `vae`, `llm`.
 
@@ -61,7 +63,7 @@ class JanusFlow(Backbone):
         self.gen_decoder = LatentDecoder(c.gen_encoder, e)
         self.vae = None if c.vae is None else VAE(c.vae, e)
 
-    def understand(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
+    def embed_input_images(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         """Returns embeddings of input images with pixels in [-1, 1], patches in row-major order (§3.1)."""
         return self.und_adaptor(self.und_encoder(pixels))
 
@@ -79,7 +81,7 @@ class JanusFlow(Backbone):
         return self._vae.decode(latents / self._vae.config.scaling_factor)
 
     def encode(self, latents: Float[Array, "M h w C"], times: Float[Array, " M"]) -> EncodedLatents:
-        """Encodes latents and times for `embed_encoded` and `velocity` (§3.1, generation encoder)."""
+        """Returns the inputs of `embed_encoded` and `velocity` for M images (§3.1, generation encoder)."""
         return self.gen_encoder(latents, times)
 
     def embed_encoded(self, encoded: EncodedLatents) -> Float[Array, "M 1+N D"]:

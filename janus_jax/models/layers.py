@@ -52,7 +52,7 @@ Contractions = tuple[tuple[Sequence[int], Sequence[int]], tuple[Sequence[int], S
 def product(
     x: Float[Array, "..."], y: Float[Array, "..."], contractions: Contractions, output_dtype: DTypeLike
 ) -> Float[Array, "..."]:
-    """Computes `lax.dot_general` of two arrays of one dtype, with a result in `output_dtype`.
+    """Returns `lax.dot_general` of two arrays of one dtype, in `output_dtype`.
 
     If `output_dtype` is wider, the products of the gradient still use the dtype of the arrays. In the wider dtype they
     would have half the speed or less on a GPU.
@@ -245,6 +245,10 @@ class GroupNorm(nn.Module):
         return jnp.broadcast_to(grouped.mean(axis=-1, keepdims=True), grouped.shape).reshape(batch, channels)
 
 
+CONV_INIT = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
+"""Normal initializer of convolution kernels with variance 1 / fan-in."""
+
+
 class Conv(nn.Module):
     """Square convolution with bias, channels last.
 
@@ -274,9 +278,8 @@ class Conv(nn.Module):
     def weights(self, input_channels: int) -> tuple[Float[Array, "P P C C2"], Float[Array, " C2"]]:
         """Returns kernel and bias in the dtype of the computation."""
         shape = (self.kernel_size, self.kernel_size, input_channels, self.channels)
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
         axes = (None, None, "conv_in", "conv_out")
-        kernel = parameter(self, "kernel", init, shape, axes, self.execution)
+        kernel = parameter(self, "kernel", CONV_INIT, shape, axes, self.execution)
         bias = parameter(self, "bias", nn.initializers.zeros, (self.channels,), axes[-1:], self.execution)
         return kernel.astype(self.execution.dtype), bias.astype(self.execution.dtype)
 

@@ -22,7 +22,9 @@ LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]
 
 
 class KVCache(NamedTuple):
-    """Keys and values of earlier positions in S slots.
+    """Keys and values of earlier positions.
+
+    The cache has S slots. A slot holds the key and the value of one position in every layer.
 
     Attributes:
       layers: One (keys, values) pair per layer. The arrays of the layers are not stacked, so that a loop on the device

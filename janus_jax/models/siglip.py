@@ -6,7 +6,16 @@ from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.models.attention import attend
-from janus_jax.models.layers import LayerNorm, Linear, fan_in_normal, parameter, precision, project, repeated_block
+from janus_jax.models.layers import (
+    CONV_INIT,
+    LayerNorm,
+    Linear,
+    fan_in_normal,
+    parameter,
+    precision,
+    project,
+    repeated_block,
+)
 
 
 class QKV(nn.Module):
@@ -104,8 +113,7 @@ class PatchEmbed(nn.Module):
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B N D"]:
         c, e = self.config, self.execution
         p, side = c.patch_size, c.image_size // c.patch_size
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
-        kernel = parameter(self, "kernel", init, (p, p, 3, c.width), (None, None, None, "embed"), e)
+        kernel = parameter(self, "kernel", CONV_INIT, (p, p, 3, c.width), (None, None, None, "embed"), e)
         bias = parameter(self, "bias", nn.initializers.zeros, (c.width,), ("embed",), e)
         patches = pixels.astype(e.dtype).reshape(-1, side, p, side, p, 3).swapaxes(2, 3)
         patches = patches.reshape(-1, side * side, p * p * 3)

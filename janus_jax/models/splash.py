@@ -43,7 +43,7 @@ def is_supported(query: Float[Array, "B H T K"], key: Float[Array, "B KV S K"], 
 def splash_attention(
     query: Float[Array, "B H L K"], key: Float[Array, "B KV L K"], value: Float[Array, "B KV L K"], mask: Mask
 ) -> Float[Array, "B H L K"]:
-    """Computes `attention.attend` for arguments that `is_supported` accepts."""
+    """Returns the result of `attention.attend` for arguments that `is_supported` accepts."""
     query = query * query.shape[-1] ** -0.5
     segments = (mask.query_segments, mask.key_segments)
     mesh = jax.sharding.get_abstract_mesh()

@@ -14,7 +14,7 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from janus_jax.config import Execution, UViTConfig
-from janus_jax.models.layers import Conv, Linear, RMSNorm, parameter, precision
+from janus_jax.models.layers import CONV_INIT, Conv, Linear, RMSNorm, parameter, precision
 
 # Times are multiplied by TIME_SCALE. The periods of the sinusoids range from 2 pi to about 2 pi MAX_PERIOD.
 TIME_SCALE = 1000.0
@@ -65,8 +65,7 @@ class DepthwiseConv(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "M H W C"]) -> Float[Array, "M H W C"]:
         size, channels, e = self.config.kernel_size, x.shape[-1], self.execution
-        init = nn.initializers.variance_scaling(1.0, "fan_in", "normal", in_axis=(0, 1, 2), out_axis=3)
-        kernel = parameter(self, "kernel", init, (size, size, 1, channels), (None, None, None, "embed"), e)
+        kernel = parameter(self, "kernel", CONV_INIT, (size, size, 1, channels), (None, None, None, "embed"), e)
         bias = parameter(self, "bias", nn.initializers.zeros, (channels,), ("embed",), e)
         x, kernel = x.astype(e.dtype), kernel.astype(e.dtype)
         return lax.platform_dependent(x, kernel, cpu=_by_shifts, default=_by_convolution) + bias.astype(e.dtype)

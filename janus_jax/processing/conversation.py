@@ -1,4 +1,4 @@
-"""Conversation templates of the models."""
+"""Conversation templates: how each model release writes a conversation as one string."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,14 +13,14 @@ UNDERSTANDING_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
     "provides, and assist the user with a variety of tasks using natural language."
 )
-"""System prompt of understanding. Image generation has none."""
+"""Default system prompt of conversations. Prompts for image generation have no system prompt."""
 
 
 class Message(TypedDict):
     """One message of a conversation.
 
     Attributes:
-      role: "user", "assistant", "system" (first message only), or a released model's role string.
+      role: "user", "assistant", "system" (first message only), or a role string of a template, such as "<|User|>".
       content: Text with one `<image_placeholder>` per image.
       images: Images in the order of their placeholders.
     """
@@ -31,7 +31,13 @@ class Message(TypedDict):
 
 
 class Rendered(NamedTuple):
-    """A conversation as one string, and the character ranges of the assistant's answers."""
+    """A conversation as one string.
+
+    Attributes:
+      text: The string, without begin-of-sentence.
+      answers: Character range (start, end) of each non-empty answer of the assistant. A range starts after the colon of
+        the role, where the model starts to write, and includes end-of-sentence.
+    """
 
     text: str
     answers: tuple[tuple[int, int], ...]
@@ -53,22 +59,15 @@ class ConversationTemplate:
     separator: str = "\n\n"
     end_of_answer: str = END_OF_SENTENCE
 
-    def render(self, messages: Sequence[Message], system_prompt: str = "") -> str:
-        """Renders a conversation as one string, without begin-of-sentence.
+    def render(self, messages: Sequence[Message], system_prompt: str = "") -> Rendered:
+        """Renders a conversation as one string.
 
-        Contents are stripped of surrounding white space. A conversation that ends with the user's message gets an
-        empty answer, for the model to write. A leading "system" message replaces `system_prompt`.
+        White space around the content of a message is removed. If the user's message is the last one, the assistant's
+        role string follows it, so that the model writes the answer. A leading "system" message replaces
+        `system_prompt`.
 
         Raises:
-          JanusError: the user has no message, a role is unknown, or a message is malformed.
-        """
-        return self.render_with_answers(messages, system_prompt).text
-
-    def render_with_answers(self, messages: Sequence[Message], system_prompt: str = "") -> Rendered:
-        """Renders a conversation, with the ranges of its answers.
-
-        The range of an answer starts after the colon of the role, where the model starts to write, and includes the
-        end-of-sentence. An empty answer has no range.
+          JanusError: The user has no message, a role is unknown, or a message is malformed.
         """
         turns = [_turn(index, message) for index, message in enumerate(messages)]
         if turns and turns[0][0] == "system":
@@ -97,9 +96,9 @@ TEMPLATES: dict[ConversationStyle, ConversationTemplate] = {
     "janus": ConversationTemplate(user="User", assistant="Assistant"),
     "janus_pro": ConversationTemplate(user="<|User|>", assistant="<|Assistant|>"),
 }
-"""Template of Janus-1.3B and JanusFlow, and of Janus-Pro."""
+"""The templates: "janus" belongs to Janus-1.3B and JanusFlow, "janus_pro" to Janus-Pro."""
 
-# Every model accepts the role strings of all models, so that a script for one release works with another.
+# Every template accepts the role strings of all templates, so that a script for one release works with another.
 _ROLES = {
     "system": "system",
     **dict.fromkeys(("user", *(t.user for t in TEMPLATES.values())), "user"),

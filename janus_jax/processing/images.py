@@ -1,4 +1,4 @@
-"""Reads image files and prepares the square images that the encoders take."""
+"""Reads image files and makes the square images that the encoders read."""
 
 import base64
 import binascii
@@ -21,11 +21,12 @@ ImageSource = str | os.PathLike[str] | bytes | Image.Image
 """A path, a `data:image/...;base64,` URL, the bytes of a file, or a PIL image."""
 
 MAX_PIXELS = 2**28
-"""Maximum number of pixels (16384 x 16384). A larger image needs more than 1 GiB."""
+"""Default maximum number of pixels of an image (16384 x 16384). A larger image needs more than 1 GiB of memory."""
 
-# An allowlist: some formats that Pillow reads start other programs (EPS).
+# The formats that may be read. For some others (EPS), Pillow starts another program.
 _FORMATS = ("AVIF", "BMP", "DIB", "GIF", "ICO", "JPEG", "JPEG2000", "MPO", "PNG", "PPM", "TGA", "TIFF", "WEBP")
 
+# Transposition for each EXIF orientation.
 _TRANSPOSITIONS = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -36,23 +37,26 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Gray value around the image in a square: the mean that the models subtract, rounded down.
+_BACKGROUND = 127
+
 _pillow_limit_lock = threading.Lock()
 
 
 class TooManyPixels(JanusError):
-    """An image has more than the maximum number of pixels."""
+    """Raised for an image with more than the maximum number of pixels."""
 
 
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """Reads an image as 8-bit RGB with the EXIF orientation applied; of an animation, the first frame.
+    """Reads an image as 8-bit RGB and applies its EXIF orientation. Of an animation, the first frame is read.
 
-    The alpha channel is dropped, not blended. Gray values of more than 8 bits are scaled to 0..255: 16-bit values from
-    0..65535; floats from the smallest of 0..1, 0..255 and 0..65535 that contains them; larger ones from 0 to the
-    maximum of the image.
+    The alpha channel is dropped, not blended. Gray values of more than 8 bits are scaled to 0..255. The range before
+    scaling is 0..65535 for 16-bit values, and the smallest of 0..1, 0..255 and 0..65535 that contains all values for
+    floats. If a value exceeds 65535, the range ends at the maximum of the image.
 
     Raises:
-      TooManyPixels: the image has more than `max_pixels` pixels.
-      JanusError: the file is missing, truncated, corrupt or not an image.
+      TooManyPixels: The image has more than `max_pixels` pixels.
+      JanusError: The file is missing, truncated, corrupt or not an image.
     """
     name = _name(source)
     try:
@@ -72,23 +76,20 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 
 
 def prepare_understanding(
-    image: Image.Image, size: int = 384, min_size: int = 14, background: int = 127
+    image: Image.Image, size: int = 384, min_size: int = 14
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scales the long side of an image to `size` and centers the image in a square.
-
-    The model normalizes the pixels.
+    """Scales an image so that its long side is `size`, and centers it in a square. The model normalizes the pixels.
 
     Args:
       image: An image from `open_image`.
       size: Image size of the understanding encoder.
-      min_size: Minimum length of the short side, so that a thin line stays visible.
-      background: Gray value of the padding, 0..255.
+      min_size: Minimum length of the short side after scaling, so that a very thin image stays visible.
     """
     longest = max(image.size)
-    # The models were trained with sides rounded down.
+    # Rounds down, as in the training of the released models.
     width, height = (max(int(side / longest * size), min_size) for side in image.size)
     left, top = (size - width) // 2, (size - height) // 2
-    square = np.full((size, size, 3), background, np.uint8)
+    square = np.full((size, size, 3), _BACKGROUND, np.uint8)
     square[top : top + height, left : left + width] = np.asarray(_resize(image, width, height))
     return square
 
@@ -96,21 +97,19 @@ def prepare_understanding(
 def prepare_generation(
     image: Image.Image, size: int = 384, rng: np.random.Generator | None = None
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
-    """Scales the short side of an image to `size` and crops a square.
-
-    The model normalizes the pixels.
+    """Scales an image so that its short side is `size`, and crops a square. The model normalizes the pixels.
 
     Args:
       image: An image from `open_image`.
       size: Image size of the image tokenizer.
-      rng: Samples the position of the crop; None: the center.
+      rng: Samples the position of the crop. None: the center.
     """
     shortest = min(image.size)
     scaled = [int(side / shortest * size) for side in image.size]
     room = [side - size for side in scaled]
     left, top = (side // 2 if rng is None else int(rng.integers(side + 1)) for side in room)
-    # Resamples the crop only: the whole scaled image of 1 x 100,000 pixels would not fit into memory. The results
-    # differ by the rounding between Pillow's two passes.
+    # Scales only the cropped part: an image of 1 x 100,000 pixels would not fit into memory after scaling. The pixels
+    # differ from those of a crop after scaling by the rounding between Pillow's two passes.
     x, y = (side / side_scaled for side, side_scaled in zip(image.size, scaled, strict=True))
     box = (left * x, top * y, min((left + size) * x, image.width), min((top + size) * y, image.height))
     return np.asarray(_resize(image, size, size, box))
@@ -120,7 +119,7 @@ def _resize(
     image: Image.Image, width: int, height: int, box: tuple[float, float, float, float] | None = None
 ) -> Image.Image:
     # Pillow scales one axis after the other and rounds in between. Versions before 13 always start with the width;
-    # two calls give all versions the pixels of version 13.
+    # version 13 chooses. Two calls in the order of version 13 give the same pixels with every version.
     left, top, right, bottom = box or (0, 0, *image.size)
     passes = [
         lambda image: image.resize((width, image.height), Image.Resampling.BICUBIC, (left, 0, right, image.height)),
@@ -158,7 +157,7 @@ def _stream(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
     try:
         if not path.exists():
             raise JanusError(f"{name} does not exist; check the path.")
-        # Not a folder, and not a pipe or device, which may never end.
+        # A folder, or a pipe or device, which may never end.
         if not path.is_file():
             raise JanusError(f"{name} is not a file; give the path of an image file.")
         if not path.stat().st_size:
@@ -178,7 +177,7 @@ def _decode_header(stream: BinaryIO, max_pixels: int) -> Image.Image:
 
 @contextlib.contextmanager
 def _pillow_limit(max_pixels: int) -> Iterator[None]:
-    # Pillow's limit is a global variable; other code keeps its value.
+    # Pillow's limit is a global variable. Its value is restored for other code.
     with _pillow_limit_lock:
         before, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, max_pixels
         try:
@@ -211,12 +210,12 @@ def _orientation(image: Image.Image) -> Any:
         return None
 
 
-def _to_8_bits(grey: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
-    if grey.dtype.kind == "f":
-        grey = np.nan_to_num(grey.astype(np.float32), posinf=0.0, neginf=0.0)
+def _to_8_bits(gray: Shaped[np.ndarray, "H W"]) -> UInt8[np.ndarray, "H W"]:
+    if gray.dtype.kind == "f":
+        gray = np.nan_to_num(gray.astype(np.float32), posinf=0.0, neginf=0.0)
         ranges: tuple[float, ...] = (1.0, 255.0, 65535.0)
     else:
         ranges = (65535.0,)
-    largest = float(grey.max())
+    largest = float(gray.max())
     full = next((limit for limit in ranges if largest <= limit), largest)
-    return np.clip(np.rint(grey * np.float32(255 / full)), 0, 255).astype(np.uint8)
+    return np.clip(np.rint(gray * np.float32(255 / full)), 0, 255).astype(np.uint8)

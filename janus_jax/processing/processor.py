@@ -1,11 +1,11 @@
-"""The processor of a model: messages and images to token sequences, token sequences to batches."""
+"""Converts messages and images to token sequences, and token sequences to batches."""
 
 import dataclasses
 import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 from jaxtyping import Bool, Int, UInt8
@@ -24,11 +24,11 @@ from janus_jax.processing.images import ImageSource, open_image, prepare_generat
 from janus_jax.processing.tokenizer import BEGIN_OF_IMAGE, IMAGE_PLACEHOLDER, Tokenizer
 
 IMAGE_MEAN = 0.5
-"""Mean and standard deviation that every released model normalizes pixels in [0, 1] with."""
+"""Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
 
 
 class Task(enum.Enum):
-    """Task of an example."""
+    """What an example trains: text, image understanding or image generation."""
 
     TEXT = "text"
     UNDERSTANDING = "understanding"
@@ -37,15 +37,15 @@ class Task(enum.Enum):
 
 @dataclass(frozen=True, eq=False)
 class TokenSequence:
-    """One example: L tokens, with U input images and G target images.
+    """One example: L tokens, U input images and G target images.
 
     Attributes:
       task: Task of the example.
-      tokens: Text token ids; the image placeholder's id at image positions.
-      answer_mask: Tokens of the assistant's answers, including end-of-sentence, without images. These are the tokens
-        to predict, not the positions that predict them.
+      tokens: Text token ids. Image positions have the image placeholder's id.
+      answer_mask: True at the text tokens to predict: the assistant's answers with their end-of-sentence. Image
+        positions are False. The mask marks the predicted tokens, not the positions that predict them.
       und_patch_index: See `Batch`.
-      gen_token_index: See `Batch`. All tokens of target images are to be predicted.
+      gen_token_index: See `Batch`. All tokens of target images are predicted.
       und_images: Input images, uint8 RGB.
       gen_images: Target images, uint8 RGB.
     """
@@ -64,20 +64,21 @@ class TokenSequence:
 
 @dataclass(frozen=True)
 class Processor:
-    """Converts messages and images to the arrays of one model.
+    """Converts messages and images to the arrays that one model reads.
 
     Attributes:
       tokenizer: Tokenizer of the model folder.
       template: Conversation template.
       und_image_size: Side of an input image in pixels.
-      num_und_tokens: Tokens of an input image, without begin-of-image and end-of-image.
+      num_und_tokens: Number of tokens of an input image, without begin-of-image and end-of-image.
       gen_image_size: Side of a target image in pixels.
-      num_gen_tokens: Tokens, or patches of latents, of a target image.
-      min_side: Minimum length of the short side of a scaled input image.
-      background: Gray value of the padding of input images, 0..255.
-      system_prompt: Default system prompt of understanding.
-      masks_padding: Whether the padding that replaces a dropped prompt is masked (JanusFlow) or attended to (Janus).
-      latent_shape: Height, width and channels of a target image's latents; None for image tokens.
+      num_gen_tokens: Number of image tokens (Janus) or patches of latents (JanusFlow) of a target image.
+      min_side: Minimum length in pixels of the short side of an input image after scaling.
+      system_prompt: Default system prompt of conversations.
+      masks_padding: An unconditional sequence has padding in place of its prompt. True: that padding is masked
+        (JanusFlow). False: it is attended to (Janus).
+      latent_shape: Height, width and channels of a target image's latents (JanusFlow). None: the model generates image
+        tokens (Janus).
     """
 
     tokenizer: Tokenizer
@@ -87,23 +88,24 @@ class Processor:
     gen_image_size: int = 384
     num_gen_tokens: int = 576
     min_side: int = 14
-    background: int = int(IMAGE_MEAN * 255)
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
     masks_padding: bool = False
     latent_shape: tuple[int, int, int] | None = None
 
     @classmethod
     def from_directory(cls, path: str | Path, config: ModelConfig) -> Self:
-        """Reads the processor of a model folder.
+        """Reads a processor from a model folder.
 
         `tokenizer.json` is required; `preprocessor_config.json` and `processor_config.json` are optional. The field
-        `system_prompt` of `processor_config.json` is an extension, for models with another system prompt.
+        `system_prompt` of `processor_config.json` is specific to this project: it replaces the released models' system
+        prompt.
 
         Raises:
-          JanusError: the tokenizer is missing or corrupt, or a file contradicts `config`.
+          JanusError: The tokenizer is missing or corrupt, or a file contradicts `config`.
         """
         tokenizer = Tokenizer.from_directory(path)
         tokenizer.check_vocabulary(config.llm.vocab_size)
+        min_side, system_prompt = _read_settings(Path(path), config)
         return cls(
             tokenizer,
             TEMPLATES[config.conversation],
@@ -111,8 +113,8 @@ class Processor:
             num_und_tokens=config.und_encoder.num_patches,
             gen_image_size=config.gen_image_size,
             num_gen_tokens=config.num_gen_tokens,
-            min_side=_read_min_side(Path(path), config),
-            system_prompt=_read_system_prompt(Path(path)),
+            min_side=min_side,
+            system_prompt=system_prompt,
             masks_padding=isinstance(config, JanusFlowConfig),
             latent_shape=config.latent_shape,
         )
@@ -123,49 +125,54 @@ class Processor:
         images: Sequence[ImageSource] | None = None,
         system_prompt: str | None = None,
     ) -> TokenSequence:
-        """Tokenizes a conversation with any number of images. Without images, its task is text.
+        """Tokenizes a conversation with any number of images. The task of a conversation without images is text.
 
         Each `<image_placeholder>` becomes begin-of-image, the positions of the image, and end-of-image.
 
         Args:
-          messages: The messages. A conversation that ends with the user's message is a prompt for an answer.
-          images: Images in the order of their placeholders, if the messages have none.
-          system_prompt: Replaces the processor's system prompt; "" for none.
+          messages: The messages. If the last one is the user's, the sequence is a prompt for the model's answer.
+          images: Images in the order of their placeholders, if the messages contain no images.
+          system_prompt: Replaces the processor's system prompt. "" removes it.
 
         Raises:
-          JanusError: the numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
+          JanusError: The numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
         """
         prompt = self.system_prompt if system_prompt is None else system_prompt
-        text, answers = self.template.render_with_answers(messages, prompt)
+        text, answers = self.template.render(messages, prompt)
         ids, spans = self.tokenizer.encode_with_spans(text)
         tokens = np.array(ids, np.int32)
         is_image = tokens == self.tokenizer.special.image_placeholder
         sources = _image_sources(messages, images)
-        _check_counts(int(is_image.sum()), len(sources))
+        if is_image.sum() != len(sources):
+            raise JanusError(
+                f"The messages contain {is_image.sum()} {IMAGE_PLACEHOLDER}, but {len(sources)} images are given; put "
+                f"one {IMAGE_PLACEHOLDER} per image into the content."
+            )
 
         is_answer = np.zeros(len(tokens), bool)
         starts, ends = np.array(spans, np.int32).T
         for start, end in answers:
             is_answer |= (starts < end) & (ends > start)
         tokens, is_answer, und_patch_index = self._expand_images(tokens, is_answer & ~is_image, is_image)
-        size = self.und_image_size, self.min_side, self.background
         return self._sequence(
             Task.UNDERSTANDING if sources else Task.TEXT,
             tokens,
             is_answer,
             und_patch_index=und_patch_index,
-            und_images=[prepare_understanding(open_image(source), *size) for source in sources],
+            und_images=[
+                prepare_understanding(open_image(source), self.und_image_size, self.min_side) for source in sources
+            ],
         )
 
     def text_sequence(self, text: str) -> TokenSequence:
-        """Tokenizes a document, with begin- and end-of-sentence. All of it is to be predicted."""
+        """Tokenizes a document, with begin-of-sentence and end-of-sentence. All tokens but the first are predicted."""
         tokens = np.array([*self.tokenizer.encode(text), self.tokenizer.special.eos], np.int32)
         return self._sequence(Task.TEXT, tokens, np.arange(len(tokens)) > 0)
 
     def generation_prompt(self, prompt: str) -> TokenSequence:
-        """Tokenizes the prompt of an image, up to and including begin-of-image."""
+        """Tokenizes the description of an image to generate. The sequence ends with begin-of-image."""
         messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-        tokens = np.array(self.tokenizer.encode(self.template.render(messages) + BEGIN_OF_IMAGE), np.int32)
+        tokens = np.array(self.tokenizer.encode(self.template.render(messages).text + BEGIN_OF_IMAGE), np.int32)
         return self._sequence(Task.GENERATION, tokens, np.zeros(len(tokens), bool))
 
     def generation_sequence(
@@ -178,13 +185,13 @@ class Processor:
         """Tokenizes a prompt and its target image, for training.
 
         Args:
-          prompt: The caption.
-          image: The image; None if its tokens are precomputed.
-          rng: Samples the crop of the image; None: the center.
-          end_of_image: Appends end-of-image. The papers train on the image tokens only.
+          prompt: Description of the image.
+          image: The image. None if its image tokens are precomputed.
+          rng: Samples the position of the crop. None: the center.
+          end_of_image: Whether end-of-image follows the image. The papers end the sequence with the image.
 
         Raises:
-          JanusError: the image is unreadable.
+          JanusError: The image is unreadable.
         """
         start = self.generation_prompt(prompt).tokens
         special = self.tokenizer.special
@@ -202,39 +209,36 @@ class Processor:
             gen_images=[] if image is None else [prepare_generation(open_image(image), self.gen_image_size, rng)],
         )
 
-    def unconditional_prompt(self, tokens: Int[Any, "*B L"]) -> Int[np.ndarray, "*B L"]:
-        """Replaces all but the first and the last token of prompts by padding, which is attended to.
-
-        Guidance compares with these prompts (Janus, arXiv 2410.13848, section 3.4).
-        """
-        unconditional = np.array(tokens, np.int32)
-        unconditional[..., 1:-1] = self.tokenizer.special.pad
-        return unconditional
-
     def unconditional_sequence(self, sequence: TokenSequence) -> TokenSequence:
-        """Replaces the prompt of a generation sequence, with or without its image, by an unconditional prompt."""
-        is_image = sequence.gen_token_index != NO_IMAGE
-        length = int(is_image.argmax()) if is_image.any() else len(sequence)
-        prompt = self.unconditional_prompt(sequence.tokens[:length])
-        return dataclasses.replace(sequence, tokens=np.concatenate([prompt, sequence.tokens[length:]]))
+        """Returns the unconditional sequence of a generation sequence, for classifier-free guidance.
 
-    def left_pad(
-        self, sequences: Sequence[TokenSequence], length: int | None = None, num_images: int | None = None
-    ) -> Batch:
-        """Batches sequences of different lengths as prompts, with padding on the left.
+        Padding replaces all tokens of the prompt but the first and the last (Janus, arXiv 2410.13848, section 3.4). The
+        prompt is the whole sequence, or the part before the target image if the sequence contains one.
+        """
+        is_image = sequence.gen_token_index != NO_IMAGE
+        prompt_length = int(is_image.argmax()) if is_image.any() else len(sequence)
+        tokens = sequence.tokens.copy()
+        tokens[1 : prompt_length - 1] = self.tokenizer.special.pad
+        return dataclasses.replace(sequence, tokens=tokens)
+
+    def left_pad(self, sequences: Sequence[TokenSequence], length: int | None = None) -> Batch:
+        """Batches prompts of different lengths, with padding on the left.
 
         Each sequence is segment 1, and its positions start at 0.
 
         Args:
-          length: Length of the batch; default: the longest sequence.
-          num_images: Input images per sequence, including padding; default: the maximum.
+          sequences: The prompts.
+          length: Length of the batch. Default: the length of the longest sequence.
 
         Raises:
-          JanusError: a sequence is longer, or has more images.
+          JanusError: A sequence is longer than `length`.
         """
-        length = _batch_size("tokens", length, [len(one) for one in sequences])
-        num_images = _batch_size("images", num_images, [len(one.und_images) for one in sequences])
-        num_gen_images = max((len(one.gen_images) for one in sequences), default=0)
+        longest = max(map(len, sequences), default=0)
+        length = longest if length is None else length
+        if longest > length:
+            raise JanusError(f"A sequence of the batch has {longest} tokens; the maximum is {length}.")
+        num_und_images = max((len(sequence.und_images) for sequence in sequences), default=0)
+        num_gen_images = max((len(sequence.gen_images) for sequence in sequences), default=0)
 
         def filled(value: int) -> Int[np.ndarray, "B L"]:
             return np.full((len(sequences), length), value, np.int32)
@@ -245,24 +249,24 @@ class Processor:
             positions=filled(0),
             und_patch_index=filled(NO_IMAGE),
             gen_token_index=filled(NO_IMAGE),
-            und_images=_blank_images(self.und_image_size, len(sequences), num_images),
+            und_images=_blank_images(self.und_image_size, len(sequences), num_und_images),
             gen_images=_blank_images(self.gen_image_size, len(sequences), num_gen_images),
         )
-        for index, one in enumerate(sequences):
-            here = np.s_[index, length - len(one) :]
-            batch.tokens[here] = one.tokens
-            batch.segment_ids[here] = PADDING_SEGMENT + 1
-            batch.positions[here] = np.arange(len(one))
-            batch.und_patch_index[here] = one.und_patch_index
-            batch.gen_token_index[here] = one.gen_token_index
-            batch.und_images[index, : len(one.und_images)] = one.und_images
-            batch.gen_images[index, : len(one.gen_images)] = one.gen_images
+        for index, sequence in enumerate(sequences):
+            unpadded = np.s_[index, length - len(sequence) :]
+            batch.tokens[unpadded] = sequence.tokens
+            batch.segment_ids[unpadded] = PADDING_SEGMENT + 1
+            batch.positions[unpadded] = np.arange(len(sequence))
+            batch.und_patch_index[unpadded] = sequence.und_patch_index
+            batch.gen_token_index[unpadded] = sequence.gen_token_index
+            batch.und_images[index, : len(sequence.und_images)] = sequence.und_images
+            batch.gen_images[index, : len(sequence.gen_images)] = sequence.gen_images
         return batch
 
     def _expand_images(
         self, tokens: Int[np.ndarray, "T"], is_answer: Bool[np.ndarray, "T"], is_image: Bool[np.ndarray, "T"]
     ) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], Int[np.ndarray, "L"]]:
-        """Expands each placeholder to the positions of its image; returns tokens, is_answer and und_patch_index."""
+        """Expands each placeholder to the positions of its image. Returns tokens, is_answer and und_patch_index."""
         n, special = self.num_und_tokens, self.tokenizer.special
         widths = np.where(is_image, n + 2, 1)
         starts = (np.cumsum(widths) - widths)[is_image]
@@ -306,13 +310,6 @@ def _stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]], side: int) -> UI
     return images[0][None] if len(images) == 1 else np.stack(images) if images else _blank_images(side, 0)
 
 
-def _batch_size(what: str, given: int | None, needed: Sequence[int]) -> int:
-    most = max(needed, default=0)
-    if given is not None and given < most:
-        raise JanusError(f"Sequence {needed.index(most)} of the batch has {most} {what}; the maximum is {given}.")
-    return most if given is None else given
-
-
 def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:
     given = [images or (), *(message.get("images") or () for message in messages)]
     if any(isinstance(group, str | bytes) or not isinstance(group, Sequence) for group in given):
@@ -325,43 +322,18 @@ def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | 
     return in_messages or list(images or ())
 
 
-def _check_counts(placeholders: int, images: int) -> None:
-    if images and not placeholders:
-        raise JanusError(
-            f"{images} images are given, but no message has a placeholder for them; put {IMAGE_PLACEHOLDER} into the "
-            f"content once per image."
-        )
-    if placeholders != images:
-        raise JanusError(
-            f"The messages contain {placeholders} {IMAGE_PLACEHOLDER}, but {images} images are given; the numbers must "
-            f"be equal."
-        )
-
-
-_PROCESSOR_FILE = "processor_config.json"
-_REMEDY = "copy it from the released checkpoint again"
-
-
-def _read_system_prompt(directory: Path) -> str:
-    file = directory / _PROCESSOR_FILE
-    prompt = read_json_if_exists(file, _REMEDY).get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
-    if not isinstance(prompt, str):
-        raise JanusError(f"{file}: system_prompt is {prompt!r:.80}; it must be text.")
-    return prompt
-
-
-def _read_min_side(directory: Path, config: ModelConfig) -> int:
-    """Reads the one image setting that no config contains, and checks all others against the config."""
+def _read_settings(directory: Path, config: ModelConfig) -> tuple[int, str]:
+    """Returns `min_side` and `system_prompt`. Checks the other settings, which the config contains too."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
-    processor_file = directory / _PROCESSOR_FILE
-    processor = read_json_if_exists(processor_file, _REMEDY)
+    remedy = "copy it from the released checkpoint again"
+    processor_file, file = directory / "processor_config.json", directory / "preprocessor_config.json"
+    processor, values = read_json_if_exists(processor_file, remedy), read_json_if_exists(file, remedy)
+    prompt = processor.get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
+    if not isinstance(prompt, str):
+        raise JanusError(f"{processor_file}: system_prompt is {prompt!r:.80}; it must be text.")
     _check_agreement(processor_file, "num_image_tokens", processor.get("num_image_tokens", patches), patches)
-
-    file = directory / "preprocessor_config.json"
-    values = read_json_if_exists(file, _REMEDY)
-    if (
-        isinstance(nested := processor.get("image_processor"), dict) and not values
-    ):  # transformers 5 writes a single file.
+    # transformers 5 writes the image settings into processor_config.json.
+    if isinstance(nested := processor.get("image_processor"), dict) and not values:
         file, values = processor_file, nested
     size = values.get("size")  # transformers' name for image_size; an object.
     for found in (values.get("image_size", side), *(size.values() if isinstance(size, dict) else ())):
@@ -371,7 +343,7 @@ def _read_min_side(directory: Path, config: ModelConfig) -> int:
     min_side = values.get("min_size", min(14, side))
     if not isinstance(min_side, int) or not 0 < min_side <= side:
         raise JanusError(f"{file}: min_size is {min_side!r}; it must be a whole number from 1 to {side}.")
-    return min_side
+    return min_side, prompt
 
 
 def _check_agreement(file: Path, name: str, found: object, expected: object) -> None:

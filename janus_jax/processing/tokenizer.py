@@ -1,4 +1,4 @@
-"""Tokenizer: byte-level BPE from the released `tokenizer.json`."""
+"""The tokenizer of a model folder: byte-level BPE, read from `tokenizer.json`."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -38,7 +38,7 @@ class SpecialIds:
 
 
 class Encoded(NamedTuple):
-    """Token ids of a text, and the character range of each; (0, 0) for the added begin-of-sentence."""
+    """Token ids of a text, and the character range (start, end) of each token; (0, 0) for begin-of-sentence."""
 
     ids: list[int]
     spans: list[tuple[int, int]]
@@ -49,18 +49,23 @@ class Tokenizer:
 
     Attributes:
       special: Ids of the special tokens.
-      added: Special tokens that `tokenizer.json` lacks. They get the next free ids.
+      added: Required special tokens that `tokenizer.json` lacks. They get the next free ids.
     """
 
     def __init__(self, backend: tokenizers.Tokenizer, source: str | Path = "tokenizer.json"):
-        """Adds missing special tokens to `backend`."""
+        """Adds the missing special tokens to `backend`.
+
+        Args:
+          backend: The tokenizer of the library `tokenizers`.
+          source: The file, for messages.
+        """
         self._backend = backend
         self._source = source
         # Some files contain truncation and padding settings of a training run.
         backend.no_truncation()
         backend.no_padding()
         self.added = tuple(token for token in REQUIRED_TOKENS if backend.token_to_id(token) is None)
-        # All of them: a file may list a token without marking it as special.
+        # Adds all of them: a file may contain a token without marking it as special.
         backend.add_special_tokens([tokenizers.AddedToken(token, normalized=False) for token in REQUIRED_TOKENS])
         self.special = SpecialIds(
             bos=self._id(BEGIN_OF_SENTENCE),
@@ -77,7 +82,7 @@ class Tokenizer:
         """Reads `tokenizer.json` from a model folder.
 
         Raises:
-          JanusError: the file is missing, is not a tokenizer, or cannot encode every text.
+          JanusError: The file is missing, is not a tokenizer, or cannot encode every text.
         """
         file = Path(path) / "tokenizer.json"
         with reading(file):
@@ -86,9 +91,9 @@ class Tokenizer:
         text = read_text(file, "copy it from the released checkpoint again")
         try:
             backend = tokenizers.Tokenizer.from_str(text)
-            # Some types fail only for characters outside their vocabulary.
+            # Some tokenizer types fail only for characters outside their vocabulary.
             backend.encode(_RARE, add_special_tokens=False)
-        except Exception as error:  # The library raises nothing narrower.
+        except Exception as error:  # The library raises no narrower type.
             raise JanusError(
                 f"{file} is not a usable tokenizer ({error}); copy it from the released checkpoint again."
             ) from error
@@ -99,10 +104,10 @@ class Tokenizer:
         return self._backend.get_vocab_size(with_added_tokens=True)
 
     def check_vocabulary(self, vocab_size: int) -> None:
-        """Checks that a vocabulary of `vocab_size` contains all token ids.
+        """Checks that all token ids are below `vocab_size`, the model's vocabulary size.
 
         Raises:
-          JanusError: it does not; the message names the token.
+          JanusError: A token id is too large. The message names the token.
         """
         for token in self.added:
             if (token_id := self._id(token)) >= vocab_size:
@@ -118,17 +123,19 @@ class Tokenizer:
             )
 
     def encode(self, text: str, add_bos: bool = True) -> list[int]:
-        """Encodes a text after begin-of-sentence. Names of special tokens in the text become special tokens.
+        """Returns the token ids of a text. The name of a special token in the text becomes that token.
 
-        One begin-of-sentence is added, independent of the file's post-processor and of the text.
+        Args:
+          text: The text.
+          add_bos: Whether begin-of-sentence comes first. The post-processor in the file is not used.
 
         Raises:
-          JanusError: the text is not valid Unicode (it contains half of a surrogate pair).
+          JanusError: The text is not valid Unicode (it contains half of a surrogate pair).
         """
         return self.encode_with_spans(text, add_bos).ids
 
     def encode_with_spans(self, text: str, add_bos: bool = True) -> Encoded:
-        """Encodes a text, with the character range of each token; see `encode`."""
+        """Returns the token ids of a text and the character range of each token. See `encode`."""
         try:
             encoding = self._backend.encode(text, add_special_tokens=False)
         except TypeError:
@@ -138,41 +145,36 @@ class Tokenizer:
         return Encoded([self.special.bos, *encoding.ids], [(0, 0), *encoding.offsets])
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
-        """Decodes token ids. Invalid UTF-8 becomes U+FFFD; unknown ids are skipped."""
+        """Returns the text of token ids. Invalid UTF-8 becomes U+FFFD. Ids outside the vocabulary are skipped."""
         return self._backend.decode([int(i) for i in ids], skip_special_tokens=skip_special_tokens)
 
     def _id(self, token: str) -> int:
         token_id = self._backend.token_to_id(token)
-        if token_id is None:
-            raise KeyError(token)
+        assert token_id is not None
         return token_id
 
 
 class StreamDecoder:
-    """Decodes tokens one by one. All pieces together, `finish` included, are the text of `Tokenizer.decode`.
+    """Decodes tokens one by one. The texts of all calls, joined, equal the text of `Tokenizer.decode`.
 
-    A token may end in the middle of a character; its text is held back until the character is complete.
+    A token may end in the middle of a character. Its text is held back until the character is complete.
     """
 
-    def __init__(self, tokenizer: Tokenizer, skip_special_tokens: bool = True):
+    def __init__(self, tokenizer: Tokenizer):
         self._tokenizer = tokenizer
-        self._skip_special_tokens = skip_special_tokens
         self._pending: list[int] = []
 
     def push(self, token_id: int) -> str:
-        """Returns the text that `token_id` completes, often empty."""
+        """Adds a token. Returns the text that it completes, often an empty string."""
         self._pending.append(token_id)
-        text = self._decode_pending()
+        text = self._tokenizer.decode(self._pending)
         if text.endswith("\N{REPLACEMENT CHARACTER}"):
             return ""
         self._pending.clear()
         return text
 
     def finish(self) -> str:
-        """Returns the remaining text, with U+FFFD for an incomplete character."""
-        text = self._decode_pending()
+        """Returns the text that is still held back, with U+FFFD for an incomplete character."""
+        text = self._tokenizer.decode(self._pending)
         self._pending.clear()
         return text
-
-    def _decode_pending(self) -> str:
-        return self._tokenizer.decode(self._pending, skip_special_tokens=self._skip_special_tokens)

@@ -32,21 +32,24 @@ def make_byte_level_tokenizer(
     num_image_tokens: int = 576,
     system_prompt: str | None = None,
 ) -> Tokenizer:
-    """Trains a byte-level BPE tokenizer and writes it with the released models' processor files.
+    """Trains a byte-level BPE tokenizer, and writes it and the processor files of a model folder.
 
-    The tokenizer encodes any text. The same corpus gives the same files.
+    The tokenizer encodes any text. Training is deterministic.
 
     Args:
-      directory: Folder of the files; created if missing.
+      directory: Folder of the files. It is created if missing.
       corpus: Texts to train on.
       vocab_size: Maximum number of tokens: special tokens, the 256 bytes, and merges.
-      style: Conversation template; its role strings become tokens.
+      style: Conversation template. Its role strings become tokens if they look like special tokens ("<|User|>").
       image_size: Side of an input image in pixels.
-      num_image_tokens: Tokens of an input image.
-      system_prompt: System prompt of understanding; None: that of the releases.
+      num_image_tokens: Number of tokens of an input image.
+      system_prompt: Default system prompt of conversations. None: the released models' system prompt.
+
+    Returns:
+      The tokenizer.
 
     Raises:
-      JanusError: `vocab_size` is too small for bytes and special tokens.
+      JanusError: `vocab_size` is too small for the bytes and special tokens.
     """
     template = TEMPLATES[style]
     roles = [role for role in (template.user, template.assistant) if role.startswith("<")]

@@ -1,4 +1,4 @@
-"""Batches of arrays in memory, and opening data at a saved position."""
+"""Iterates over batches of arrays in memory, and opens data at a saved position."""
 
 import contextlib
 from collections.abc import Callable, Iterator, Sequence
@@ -16,8 +16,8 @@ class BatchSplit:
     """This process's share of each batch.
 
     Attributes:
-      batch_size: Examples per batch, over all processes.
-      seed: Seed of order and augmentation.
+      batch_size: Examples per batch of all processes together.
+      seed: Seed of the order of the examples and of their augmentation.
     """
 
     batch_size: int
@@ -34,17 +34,17 @@ class BatchSplit:
 
     @property
     def local_size(self) -> int:
-        """Examples per batch of this process."""
+        """Number of examples of each batch that this process loads."""
         return self.batch_size // self.process_count
 
 
 @contextlib.contextmanager
 def opened(make: Callable[[], Any], positions: Sequence[Any] | None) -> Iterator[Any]:
-    """Opens data at the position of this process, or at the beginning, and closes it.
+    """Yields a data iterator at the saved position of this process, and closes it at the end.
 
     Args:
-      make: Makes a `trainer.DataIterator` that also has `set_state(position)` and `close()`.
-      positions: Saved positions of all processes; None starts at the beginning.
+      make: Returns a `trainer.DataIterator` that also has `set_state(position)` and `close()`.
+      positions: Saved positions of all processes. None starts at the beginning.
     """
     with contextlib.closing(make()) as data:
         if positions:
@@ -53,14 +53,14 @@ def opened(make: Callable[[], Any], positions: Sequence[Any] | None) -> Iterator
 
 
 class ArrayBatches:
-    """Random batches of arrays in memory. Batch n depends on the seed and n only.
+    """Endless iterator over random batches of arrays in memory. Batch n depends on n and the seed only.
 
     Args:
-      arrays: Arrays with the same number of examples. A batch has the same examples of each.
-      split: This process's share of the batches.
+      arrays: Arrays with the same number of examples. A batch contains the same examples of each array.
+      split: This process's share of each batch.
 
     Raises:
-      JanusError: The arrays differ in length, or hold fewer examples than a batch.
+      JanusError: The arrays differ in length, or have fewer examples than a batch.
     """
 
     example_ids = ()
@@ -69,8 +69,8 @@ class ArrayBatches:
         lengths = [len(array) for array in arrays]
         if len(set(lengths)) > 1 or lengths[0] < split.batch_size:
             raise JanusError(
-                f"The arrays to train on hold {', '.join(map(str, lengths))} examples; they must hold the same number, "
-                f"at least the batch size {split.batch_size}."
+                f"The training arrays hold {', '.join(map(str, lengths))} examples; all must hold the same number, at "
+                f"least the batch size {split.batch_size}."
             )
         self._arrays, self._split, self._batch = arrays, split, 0
 
@@ -86,11 +86,11 @@ class ArrayBatches:
         return tuple(array[local] for array in self._arrays)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the number of the next batch."""
+        """Returns the position: the number of batches read."""
         return {"batch": self._batch}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a batch."""
+        """Moves to a saved position."""
         self._batch = int(saved_value(state, "batch"))
 
     def close(self) -> None:
@@ -98,7 +98,7 @@ class ArrayBatches:
 
 
 def saved_value(state: dict[str, Any], name: str) -> Any:
-    """Returns a value of a saved position.
+    """Returns the value with this name in a saved position.
 
     Raises:
       JanusError: The position has no such value.

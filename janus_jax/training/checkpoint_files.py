@@ -1,4 +1,4 @@
-"""Reads one checkpoint folder and verifies it.
+"""Reads and verifies one checkpoint folder, and writes its checksums.
 
     DIR/1200/state/          arrays in Orbax format
     DIR/1200/run/            JSON: config, data positions, metrics, and the shapes of the arrays
@@ -10,7 +10,9 @@ With several processes, all processes call every function, and all raise if one 
 import json
 import logging
 import os
-from collections.abc import Callable, Collection, Mapping
+import zlib
+from collections.abc import Callable, Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypeVar, cast
@@ -23,7 +25,6 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.experimental import multihost_utils
 
 from janus_jax.errors import JanusError
-from janus_jax.training import checksums
 from janus_jax.training.param_paths import path_name
 
 _log = logging.getLogger(__name__)
@@ -31,17 +32,20 @@ _log = logging.getLogger(__name__)
 STATE, RUN = "state", "run"
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
 _MAX_REASON = 160
+_CHECKSUMS = "checksums.json"
+_CHECKSUM_THREADS = 4
+_CHUNK = 2**24  # bytes
 
 T = TypeVar("T")
 
 
-class DamagedError(Exception):
+class DamagedCheckpointError(Exception):
     """A checkpoint cannot be read. All processes raise it together."""
 
 
 @dataclass(frozen=True)
 class SavedCheckpoint:
-    """An undamaged checkpoint of another run. Reading from it changes nothing in its folder.
+    """An undamaged checkpoint, opened for reading its parameters. Nothing in its folder changes.
 
     Attributes:
       path: Folder of the checkpoint.
@@ -66,14 +70,14 @@ class SavedCheckpoint:
             path = absolute_path(directory) / str(step)
             try:
                 content = read_verified_run(path)
-            except DamagedError as error:
+            except DamagedCheckpointError as error:
                 _log.warning("%s is damaged (%s); trying the checkpoint before it.", path, error)
                 continue
             return cls(path, step, content["config"], content["arrays"])
         raise JanusError(f"{directory} has only damaged checkpoints; restore one from a copy.")
 
     def shapes(self, names: Collection[str]) -> dict[tuple[str, ...], tuple[int, ...]]:
-        """Returns the shapes, by path, of the parameters with one of these last path components."""
+        """Returns shapes by path of the parameters whose last path component is one of `names`."""
         found = {}
         for name, description in self.arrays.items():
             branch, *path = name.split("/")
@@ -82,11 +86,11 @@ class SavedCheckpoint:
         return found
 
     def params(self, abstract: Any, *, average: bool = False) -> Any:
-        """Reads parameters, whether the run trained them or not.
+        """Reads trained and frozen parameters.
 
         Args:
           abstract: Shapes, dtypes and shardings of the parameters, without boxes.
-          average: Whether to read the moving average where there is one.
+          average: Reads the moving average of a parameter instead, if the checkpoint has one.
 
         Raises:
           JanusError: The checkpoint does not have these parameters, or cannot be read.
@@ -106,15 +110,17 @@ class SavedCheckpoint:
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         try:
-            tree = agree(lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments))
-        except DamagedError as error:
+            tree = read_on_all_processes(
+                lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments)
+            )
+        except DamagedCheckpointError as error:
             raise JanusError(f"{self.path} cannot be read ({error}).") from error
         read = flatten_dict(tree, sep="/")
         return unflatten_dict({name: read[found[name]] for name in wanted}, sep="/")
 
 
 def saved_steps(directory: str | Path) -> list[int]:
-    """Lists the steps of another run's checkpoints, including damaged ones.
+    """Returns the steps of the checkpoints in a folder, including damaged ones.
 
     Raises:
       JanusError: The folder has no checkpoint.
@@ -133,7 +139,7 @@ def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
       abstract: Shapes, dtypes and shardings of the state, on any mesh.
 
     Raises:
-      DamagedError: The checkpoint is damaged.
+      DamagedCheckpointError: The checkpoint is damaged.
       JanusError: The checkpoint belongs to another model.
     """
     content = read_verified_run(path)
@@ -147,17 +153,19 @@ def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
             )
     # Only the handler: Orbax's manager waits for all processes, and a process that finds damage does not arrive.
     handler = ocp.StandardCheckpointHandler()
-    return content, agree(lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract)))
+    return content, read_on_all_processes(
+        lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract))
+    )
 
 
 def read_verified_run(path: epath.Path) -> dict[str, Any]:
     """Verifies the checksums and reads the run's JSON.
 
     Raises:
-      DamagedError: The checkpoint is damaged.
+      DamagedCheckpointError: The checkpoint is damaged.
     """
-    agree(lambda: checksums.verify(path, jax.process_index(), jax.process_count()))
-    return agree(lambda: read_run(path))
+    read_on_all_processes(lambda: _verify_checksums(path, jax.process_index(), jax.process_count()))
+    return read_on_all_processes(lambda: read_run(path))
 
 
 def read_run(path: epath.Path) -> dict[str, Any]:
@@ -172,11 +180,11 @@ def describe_arrays(state: Any) -> dict[str, str]:
     return {path_name(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]" for path, leaf in leaves}
 
 
-def agree(read: Callable[[], T]) -> T:
-    """Returns the result of `read`.
+def read_on_all_processes(read: Callable[[], T]) -> T:
+    """Calls `read` in every process and returns its result.
 
     Raises:
-      DamagedError: `read` raised an exception in this or another process.
+      DamagedCheckpointError: `read` raised an exception in this or another process.
     """
     reason, value = "", None
     try:
@@ -190,7 +198,7 @@ def agree(read: Callable[[], T]) -> T:
             raise
     reasons = [one["reason"] for one in gather({"reason": reason})]
     for reason in filter(None, reasons):
-        raise DamagedError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
+        raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
     return cast(T, value)
 
 
@@ -207,5 +215,48 @@ def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def absolute_path(directory: str | Path) -> epath.Path:
-    """Returns an absolute path or a URL, as Orbax requires."""
+    """Returns the absolute path of a folder, as Orbax requires. A URL stays unchanged."""
     return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))
+
+
+def write_checksums(folder: epath.Path) -> None:
+    """Writes size and CRC-32 of every file of a checkpoint to its `checksums.json`."""
+    files = [*_files(folder / STATE), *_files(folder / RUN)]
+    with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
+        checksums = {
+            str(file.relative_to(folder)): entry for file, entry in zip(files, pool.map(_checksum, files), strict=True)
+        }
+    (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+
+
+def _verify_checksums(folder: epath.Path, index: int, count: int) -> None:
+    """Verifies every `count`-th file, starting with number `index`, so that processes share the work.
+
+    Raises:
+      ValueError: A file has changed.
+      OSError: A file is missing.
+    """
+    checksums = sorted(json.loads((folder / _CHECKSUMS).read_text()).items())[index::count]
+    with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
+        found = pool.map(_checksum, [folder / name for name, _ in checksums])
+        for (name, expected), actual in zip(checksums, found, strict=True):
+            if actual != expected:
+                now, then = (f"{one['bytes']} bytes, CRC-32 {one['crc32']:08x}" for one in (actual, expected))
+                raise ValueError(f"{name} has {now}; it was written with {then}")
+
+
+def _files(folder: epath.Path) -> Iterator[epath.Path]:
+    for path in folder.iterdir():
+        if path.is_dir():
+            yield from _files(path)
+        else:
+            yield path
+
+
+def _checksum(file: epath.Path) -> dict[str, int]:
+    size = checksum = 0
+    with file.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            size += len(chunk)
+            checksum = zlib.crc32(chunk, checksum)
+    return {"bytes": size, "crc32": checksum}

@@ -3,13 +3,12 @@
     DIR/1200/           checkpoint of step 1200, see `checkpoint_files`
     DIR/damaged/1300/   damaged checkpoint that a resumed run skipped
 
-A checkpoint receives its final name only when it is complete, including its checksums. The next run removes what an
-interrupted save leaves.
+A checkpoint receives its final name only when it is complete, including its checksums. The next run removes the
+files of an interrupted save.
 """
 
 import contextlib
 import datetime
-import json
 import logging
 import math
 import time
@@ -25,16 +24,16 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.storage import is_disk_full
-from janus_jax.training import checksums
 from janus_jax.training.checkpoint_files import (
     RUN,
     STATE,
-    DamagedError,
+    DamagedCheckpointError,
     absolute_path,
     describe_arrays,
     gather,
     read_run,
     read_state,
+    write_checksums,
 )
 from janus_jax.training.config_dicts import check_values
 
@@ -51,7 +50,7 @@ BestIs = Literal["min", "max"]
 
 @dataclass(frozen=True)
 class CheckpointInfo:
-    """Facts about a checkpoint for the retention policy. Orbax policies require these names.
+    """Facts about a checkpoint for the retention policy. Orbax policies read these fields by name.
 
     Attributes:
       step: Steps taken.
@@ -66,15 +65,15 @@ class CheckpointInfo:
 
 @dataclass(frozen=True)
 class RetentionPolicy:
-    """Which checkpoints are kept. A checkpoint is kept if any of these rules keeps it.
+    """Rules for which checkpoints are kept. A checkpoint is kept if at least one rule keeps it.
 
     Attributes:
-      last: Number of newest checkpoints, at least 2: the second replaces a damaged first.
+      last: Number of newest checkpoints to keep, at least 2, so that one remains if the newest is damaged.
       every_seconds: Minimum time between checkpoints that are kept permanently; None for no such checkpoints.
       every_steps: Checkpoints at multiples of this number of steps are kept permanently; None for no such checkpoints.
-      best: Number of checkpoints with the best `best_by`.
+      best: Number of checkpoints to keep that have the best values of `best_by`.
       best_by: Name of a metric or score.
-      best_is: Whether the lowest or the highest value is best.
+      best_is: "min" if the lowest value of `best_by` is best, "max" if the highest is.
 
     Raises:
       JanusError: A value is out of range.
@@ -88,14 +87,8 @@ class RetentionPolicy:
     best_is: BestIs = "min"
 
     def __post_init__(self) -> None:
-        minimums = (("last", 2), ("every_seconds", 1), ("every_steps", 1), ("best", 0))
-        values = ((name, getattr(self, name), minimum) for name, minimum in minimums)
-        check_values(
-            self,
-            "config.keep",
-            *((name, value is None or value >= minimum, f"{minimum} or more") for name, value, minimum in values),
-            ("best_is", self.best_is in get_args(BestIs), "min or max"),
-        )
+        best_is = ("best_is", self.best_is in get_args(BestIs), "min or max")
+        check_values(self, "config.keep", best_is, last=2, every_seconds=1, every_steps=1, best=0)
 
     def is_kept(self, checkpoints: Sequence[CheckpointInfo]) -> list[bool]:
         """Returns for each checkpoint, in step order, whether it is kept."""
@@ -137,17 +130,12 @@ class Restored(Generic[S]):
 
     @property
     def data_state(self) -> dict[str, Any]:
-        """The data state of this process, or that of some process if their number has changed."""
+        """The data state of this process. If the number of processes has changed, that of any saved process."""
         return self.data_states[jax.process_index() % len(self.data_states)]
-
-    def was_made_with(self, config: Mapping[str, Any]) -> bool:
-        """Returns whether the run had this config, compared as JSON."""
-        saved, given = (json.dumps(each, sort_keys=True) for each in (self.config, config))
-        return saved == given
 
 
 class Checkpoints:
-    """Checkpoints in a folder. As a context manager it waits for the current save at its end.
+    """Saves and restores the checkpoints of a run. On exit from its context it waits for the current save.
 
     All processes call every method. The constructor removes unfinished saves of an interrupted run.
 
@@ -165,7 +153,7 @@ class Checkpoints:
         self._infos: dict[int, CheckpointInfo] = {}
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=_Policy(self._is_kept),
+            preservation_policy=self,
             # Otherwise Orbax reads metrics of all checkpoints, and fails if one is damaged.
             lightweight_initialize=True,
             async_options=ocp.AsyncOptions(
@@ -186,11 +174,8 @@ class Checkpoints:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if error is None:
-            self.close()
-            return
         # The error that ends the run is reported, not a failure of its last save.
-        with contextlib.suppress(Exception):
+        with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
             self.close()
 
     @property
@@ -264,7 +249,7 @@ class Checkpoints:
             path = self._directory / str(step)
             try:
                 content, state = read_state(path, abstract)
-            except DamagedError as error:
+            except DamagedCheckpointError as error:
                 _log.warning("%s is damaged (%s); trying the checkpoint before it.", path, error)
                 damaged.append(step)
                 continue
@@ -293,12 +278,14 @@ class Checkpoints:
                 logger.removeFilter(_is_not_disk_full)
 
     def _write_checksums(self) -> None:
-        # Called in the background of the first process, when all files are written and before the final rename. Object
-        # stores cannot rename: there the folder has its final name, and a marker file is written last.
+        # Orbax calls this in a background thread of the first process, after all files are written and before the final
+        # rename. Object stores cannot rename: there the folder has its final name, and a marker file is written last.
         unfinished = list(self._directory.glob(f"{self._saving}{_UNFINISHED}*"))
-        checksums.write(unfinished[0] if unfinished else self._directory / str(self._saving), (STATE, RUN))
+        write_checksums(unfinished[0] if unfinished else self._directory / str(self._saving))
 
-    def _is_kept(self, steps: Sequence[int]) -> list[bool]:
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Returns for each checkpoint whether it is kept. Orbax calls this method of its preservation policy."""
+        steps = [checkpoint.step for checkpoint in checkpoints]
         for step in steps:
             if step not in self._infos:
                 try:
@@ -334,7 +321,7 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _disk_full_handled(self) -> Iterator[None]:
-        """Removes the unfinished save and raises `StorageFull` if the disk is full."""
+        """If the disk is full, removes the unfinished save and raises `StorageFull`."""
         try:
             yield
         except Exception as error:
@@ -350,17 +337,8 @@ class Checkpoints:
 
 class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
-        """Returns False. The trainer checks for preemption, and jax reports it to one caller per step only."""
+        """Returns False, because the trainer checks for preemption and jax reports it to only one caller per step."""
         return False
-
-
-@dataclass(frozen=True)
-class _Policy:
-    is_kept: Any
-
-    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-        kept: list[bool] = self.is_kept([checkpoint.step for checkpoint in checkpoints])
-        return kept
 
 
 def _is_not_disk_full(record: logging.LogRecord) -> bool:

@@ -1,4 +1,4 @@
-"""Converts frozen dataclasses to ml_collections configs, which flags can change, and to JSON, and back.
+"""Converts frozen dataclasses to ml_collections configs, which flags can change, to JSON values, and back.
 
 A tuple of dataclasses becomes a config with numbered keys, so that flags can reach into it:
 `--config.stages.stage_2.phases.phase_1.weights.text=4`.
@@ -22,15 +22,13 @@ T = TypeVar("T")
 
 def to_config(value: Any) -> ConfigDict:
     """Converts a dataclass to a config."""
-    config = ConfigDict()
-    for name, kind in _fields(type(value)).items():
-        config[name] = _to_plain(name, getattr(value, name), kind, placeholders=True)
-    return config
+    return ConfigDict(_to_plain("", value, type(value), placeholders=True))
 
 
 def to_json(value: Any) -> dict[str, Any]:
     """Converts a dataclass to nested JSON values."""
-    return {name: _to_plain(name, getattr(value, name), kind, False) for name, kind in _fields(type(value)).items()}
+    plain: dict[str, Any] = _to_plain("", value, type(value), placeholders=False)
+    return plain
 
 
 def from_config(cls: type[T], values: Mapping[str, Any], where: str = "config") -> T:
@@ -49,23 +47,27 @@ def from_config(cls: type[T], values: Mapping[str, Any], where: str = "config") 
     return _dataclass(cls, values, where)
 
 
-def check_values(owner: Any, where: str, *rules: tuple[str, bool, str]) -> None:
+def check_values(owner: Any, where: str, *rules: tuple[str, bool, str], **minimums: int) -> None:
     """Checks fields of a dataclass.
 
     Args:
       owner: The dataclass.
       where: Name of the dataclass in error messages.
       *rules: Field name, whether its value is valid, and the allowed values in words.
+      **minimums: Smallest allowed value of each of these fields. None is also allowed.
 
     Raises:
       JanusError: A value is not valid.
     """
+    for name, minimum in minimums.items():
+        value = getattr(owner, name)
+        _require(value is None or value >= minimum, f"{where}.{name}", value, f"{minimum} or more")
     for name, is_valid, allowed in rules:
         _require(is_valid, f"{where}.{name}", getattr(owner, name), allowed)
 
 
 def best_match(classes: Sequence[type], values: Mapping[str, Any]) -> type:
-    """Returns the dataclass that has the most of these fields."""
+    """Returns the dataclass with the most field names in common with `values`."""
     return max(classes, key=lambda cls: len(set(values) & set(_fields(cls))))
 
 
@@ -75,24 +77,24 @@ def _fields(cls: type) -> dict[str, Any]:
 
 
 def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
+    """Converts a field to JSON values. With `placeholders`, None becomes a placeholder that flags can set."""
     if value is None:
         # A config field that holds None would reject all other values.
         return config_dict.placeholder(_without_none(kind)) if placeholders and _without_none(kind) in _PLAIN else None
     kind = _without_none(kind)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return to_config(value) if placeholders else to_json(value)
+        fields = _fields(type(value)).items()
+        return {field: _to_plain(field, getattr(value, field), kind, placeholders) for field, kind in fields}
     if isinstance(value, enum.Enum):
         return value.value
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is tuple and dataclasses.is_dataclass(arguments[0]):
-        numbered = {
+        return {
             f"{name.removesuffix('s')}_{number}": _to_plain("", item, arguments[0], placeholders)
             for number, item in enumerate(value, 1)
         }
-        return ConfigDict(numbered) if placeholders else numbered
     if isinstance(value, Mapping):
-        plain = {key: _to_plain(key, item, arguments[1], placeholders) for key, item in value.items()}
-        return ConfigDict(plain) if placeholders else plain
+        return {key: _to_plain(key, item, arguments[1], placeholders) for key, item in value.items()}
     if origin is tuple:
         return tuple(value)
     # The flag of a field accepts values of the type that the field holds.

@@ -1,4 +1,4 @@
-"""Data parallelism: the batch is sharded over the devices, the state is replicated."""
+"""Data parallelism: the batch is sharded over the devices, and the state is replicated."""
 
 from collections.abc import Callable
 from typing import Any
@@ -15,11 +15,11 @@ class DataParallel:
     """Compiles functions and shards arrays for data-parallel training.
 
     Args:
-      mesh: Mesh with axes `data` and `fsdp`, which share the batch; None uses one device.
+      mesh: Mesh over whose axes `data` and `fsdp` the batch is sharded. None uses one device.
       batch_size: Global batch size.
 
     Raises:
-      JanusError: The devices or processes cannot share the batch evenly.
+      JanusError: The batch size is not a multiple of the number of devices that share the batch.
     """
 
     def __init__(self, mesh: Mesh | None, batch_size: int) -> None:
@@ -35,7 +35,7 @@ class DataParallel:
             self._replicated, self._batch = NamedSharding(mesh, PartitionSpec()), batch_sharding(mesh)
 
     def jit(self, function: Callable[..., Any], *, donate_argnums: int | tuple[int, ...] = ()) -> Callable[..., Any]:
-        """Compiles a function and replicates its outputs."""
+        """Returns the compiled function; its outputs are replicated."""
         compiled = jax.jit(function, donate_argnums=donate_argnums, out_shardings=self._replicated)
 
         def call(*args: Any) -> Any:
@@ -45,22 +45,22 @@ class DataParallel:
         return call
 
     def abstract(self, init: Callable[[], Any]) -> Any:
-        """Returns shapes, dtypes and shardings of the result of `init`."""
+        """Returns the shapes, dtypes and shardings of the result of `init`, without running it."""
         return jax.tree.map(
             lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=self._replicated), jax.eval_shape(init)
         )
 
     def replicate(self, tree: Any) -> Any:
-        """Copies arrays of the host to all devices."""
+        """Returns a tree of host arrays, copied to all devices."""
         return jax.tree.map(
             lambda array: jax.make_array_from_callback(array.shape, self._replicated, np.asarray(array).__getitem__),
             tree,
         )
 
     def local_batch(self, examples: np.ndarray) -> jax.Array:
-        """Makes a sharded batch of the examples of each process."""
+        """Returns a sharded batch. Each process passes its own examples."""
         return jax.make_array_from_process_local_data(self._batch, examples)
 
     def global_batch(self, examples: np.ndarray) -> jax.Array:
-        """Makes a sharded batch of examples that every process has."""
+        """Returns a sharded batch. Every process passes the examples of all processes."""
         return jax.make_array_from_callback(examples.shape, self._batch, examples.__getitem__)

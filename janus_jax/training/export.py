@@ -29,12 +29,14 @@ def last_stage(workdir: Path) -> int:
 
 
 def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool = False) -> int:
-    """Writes the newest parameters of a stage as a model folder, averaged if it has an average, with adapters merged.
+    """Writes the newest parameters of a stage as a model folder.
+
+    Adapters are merged. If the stage has a moving average, it is written instead of the last parameters.
 
     Args:
       workdir: Workdir of the run.
       stage: Number of the stage.
-      out: Folder to create. It appears when it is complete.
+      out: Folder to create. It gets this name when it is complete.
       dtype: Dtype of the parameters.
       progress: Whether to show a progress bar on stderr.
 

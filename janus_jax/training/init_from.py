@@ -1,6 +1,7 @@
 """Initial parameters of a stage that has no checkpoint yet.
 
-The sources are the previous stage in the workdir, the folder of a whole model, or the folders of its parts.
+They come from the previous stage in the workdir, from the folder of a whole model, or from the folders of an LLM, a
+SigLIP and an image tokenizer or VAE.
 
     WORKDIR/tokenizer/              files of the tokenizer and the processor
     WORKDIR/stage_N/checkpoints/    checkpoints of stage N
@@ -46,10 +47,10 @@ def tokenizer_folder(workdir: str | Path) -> Path:
 
 
 def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
-    """Finds the folder of `tokenizer.json`: that of the recipe, of the run, or of the initial checkpoint.
+    """Finds the folder of `tokenizer.json`: the folder in the recipe, the workdir, or the initial checkpoint.
 
     Raises:
-      JanusError: None of them has one.
+      JanusError: None of these folders has a tokenizer.
     """
     if recipe.tokenizer:
         return Path(recipe.tokenizer)
@@ -93,7 +94,7 @@ def initial_state(
 ) -> TrainState:
     """Initializes the state before the first step, sharded.
 
-    Each host holds the stacked blocks of one parameter at a time; other arrays go to their devices directly.
+    A host holds the stacked blocks of only one parameter at a time. Other arrays are read directly to their devices.
 
     Args:
       recipe: The recipe.
@@ -131,7 +132,7 @@ def initial_state(
 
 
 def read_stage(saved: SavedCheckpoint, shapes: Params) -> Params:
-    """Reads the model that a stage trained: averaged if the stage has an average, with adapters merged.
+    """Reads the model that a stage trained, with adapters merged, from the moving average if there is one.
 
     Args:
       saved: Checkpoint of the stage.
@@ -201,7 +202,8 @@ def _image_tokens_from_codebook(params: Params, shapes: Params, key: Key[Array, 
     """Initializes `gen_embed` and the last layer of `gen_head` from the codebook of the image tokenizer.
 
     The embedding of a token is its code, centered and with variance 1. Its row of the head is a random projection of
-    that. Similar codes therefore share what is learned about one of them, such as the color that a prompt asks for.
+    the embedding. Similar codes therefore share what the model learns about one of
+    them, such as the color that a prompt asks for.
     """
     table, head = shapes["gen_embed"]["embedding"], shapes["gen_head"]["fc2"]["weight"]
 

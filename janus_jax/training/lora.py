@@ -47,10 +47,7 @@ class Lora:
     targets: tuple[str, ...] = ("llm/layers/attn/*/weight",)
 
     def __post_init__(self) -> None:
-        check_values(self, "lora", ("rank", self.rank >= 0, "0 or more"), ("alpha", self.alpha > 0, "above 0"))
-
-
-NO_LORA = Lora()
+        check_values(self, "lora", ("alpha", self.alpha > 0, "above 0"), rank=0)
 
 
 def init_adapters(lora: Lora, params: Params, frozen: Params, key: Key[Array, ""]) -> tuple[Params, Params]:
@@ -128,10 +125,12 @@ def _targets(lora: Lora, params: Params, frozen: Params) -> dict[str, tuple[int,
     for pattern in lora.targets:
         if not any(matches(name, [pattern]) for name in available):
             names = ", ".join(sorted(available))
-            raise JanusError(f"lora.targets has {pattern!r}, which matches no matrix of the LLM; they are {names}.")
+            raise JanusError(
+                f"lora.targets has {pattern!r}, which matches no matrix of the LLM; its matrices are {names}."
+            )
     targets = {name: inputs for name, inputs in available.items() if matches(name, lora.targets)}
     if not targets:
-        raise JanusError(f"lora.targets is empty; add patterns such as {', '.join(NO_LORA.targets)}.")
+        raise JanusError(f"lora.targets is empty; add patterns such as {', '.join(Lora.targets)}.")
     frozen_names = flatten_dict(frozen, sep="/")
     if trained := sorted(name for name in targets if name not in frozen_names):
         raise JanusError(f"lora.targets matches {trained[0]}, which `trained` matches too; remove it from one of them.")

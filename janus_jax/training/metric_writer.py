@@ -22,21 +22,14 @@ _FLUSH_SECONDS = 20.0
 
 
 class RateMeter:
-    """Measures rates since they were last read.
-
-    with meter.waiting():
-        batch = next(data)
-    ...
-    meter.add(tokens=4096, samples=8)
-    writer.progress(step, {"loss": loss, **meter.rates()})
-    """
+    """Measures the work per second since the rates were last read."""
 
     def __init__(self) -> None:
         self._reset()
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Measures the time spent inside as waiting for data."""
+        """Context whose duration counts as waiting for data."""
         start = time.perf_counter()
         try:
             yield
@@ -49,9 +42,9 @@ class RateMeter:
             self._counts[name] = self._counts.get(name, 0) + count
 
     def rates(self) -> dict[str, float]:
-        """Returns `steps/s`, `NAME/s` for every count, and `data_wait` (fraction of the time, 0 to 1), and resets.
+        """Returns `steps/s`, `NAME/s` for every count, and `data_wait`, and starts a new measurement.
 
-        Rates include only work that the caller has waited for.
+        `data_wait` is the fraction of the time spent waiting for data, from 0 to 1.
         """
         elapsed = max(time.perf_counter() - self._start, 1e-9)
         rates = {f"{name}/s": count / elapsed for name, count in self._counts.items()}
@@ -66,7 +59,7 @@ class RateMeter:
 
 
 class MetricWriter:
-    """Writes the metrics of a run. A context manager.
+    """Context manager that writes the metrics of a run.
 
         WORKDIR/metrics.jsonl       one JSON object per line: {"step": 10, "loss": 2.5, ...}
         WORKDIR/tensorboard/        scalars, texts, images
@@ -74,7 +67,8 @@ class MetricWriter:
     Args:
       workdir: Local or mounted folder; None for the progress line only.
       total_steps: Total steps, for the progress line.
-      start_step: Steps taken before. Metrics of later steps, which an interrupted run wrote, are removed.
+      start_step: Step at which the run starts or resumes. Metrics of later steps, which an interrupted run wrote, are
+        removed.
       every_seconds: Interval of the progress line if the output is not a terminal.
       stream: Output of the progress line; None for stdout.
 
@@ -190,7 +184,7 @@ def _remove_later_steps(path: Path, start_step: int) -> None:
 
 
 class _Events:
-    """Writer of TensorBoard's event file. tensorboardX's own writer uses a thread, and hangs if the thread dies."""
+    """Writer of TensorBoard's event file. tensorboardX's own writer uses a thread and hangs if that thread dies."""
 
     def __init__(self, path: Path, start_step: int) -> None:
         from tensorboardX import event_file_writer, proto, summary  # Imported late: it takes two seconds.
@@ -223,7 +217,7 @@ class _Events:
 
 
 class _ProgressLine:
-    """A tqdm bar on a terminal; elsewhere a line at intervals."""
+    """Shows progress as a tqdm bar on a terminal, and elsewhere as a line at intervals."""
 
     def __init__(self, total_steps: int, start_step: int, every_seconds: float, stream: TextIO) -> None:
         self._total, self._every, self._stream = total_steps, every_seconds, stream

@@ -31,14 +31,14 @@ class StepMetrics:
       writer: Destination of the metrics.
       folder: Folder of the run. Example ids of batches with a non-finite gradient go to
         `not_finite/step_N.process_P.json`.
-      is_due: Whether the metrics of a step are reported.
+      is_due: Returns whether the metrics of a step are reported.
       learning_rate: Learning rate of each step, counted from 0; None omits it.
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more stops the run.
       skipped: Steps skipped so far.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
       progress_metrics: Prefixes of the metrics on the progress line.
-      meter: Rates since the last report.
-      last: Metrics of the last settled step.
+      meter: Measures the rates since the last report.
+      last: Metrics of the last step that was waited for.
     """
 
     writer: MetricWriter
@@ -60,7 +60,7 @@ class StepMetrics:
         example_ids: Sequence[Sequence[str]],
         counts: Mapping[str, float],
     ) -> None:
-        """Stores the metrics of a step that was started and settles the step before it.
+        """Stores the metrics of a step that was started, and reports those of the step before.
 
         Args:
           step: Steps taken, including this one.
@@ -71,11 +71,11 @@ class StepMetrics:
         Raises:
           Diverged: The gradient of the step before is not finite, and no more steps may be skipped.
         """
-        self.settle()
+        self.flush()
         self._pending = _Pending(step, metrics, example_ids, counts)
 
-    def settle(self) -> None:
-        """Waits for the last step and reports its metrics. Raises as `add`."""
+    def flush(self) -> None:
+        """Waits for the last step and reports its metrics. Raises the same errors as `add`."""
         pending, self._pending = self._pending, None
         if pending is None:
             return

@@ -6,7 +6,7 @@ from janus_jax.training.param_paths import is_boxed, map_named
 
 
 class MatrixAxes(NamedTuple):
-    """Output and input axes of a matrix. The other axes, such as the block, count separate matrices.
+    """Output and input axes of a matrix. The other axes, such as the block axis, index separate matrices.
 
     Attributes:
       outputs: Output axes; several if heads and head dims are separate axes.
@@ -18,7 +18,10 @@ class MatrixAxes(NamedTuple):
 
 
 def matrix_axes(params: Any) -> dict[str, MatrixAxes]:
-    """Finds the weight matrices of a tree, by name. Tables and heads over a vocabulary, norms and biases are excluded.
+    """Finds the weight matrices of a tree, by name.
+
+    Embedding tables, output heads over a vocabulary, norms and biases are excluded.
+
 
     Args:
       params: Arrays or shapes, boxed with logical axis names where they have some.
@@ -35,7 +38,7 @@ def matrix_axes(params: Any) -> dict[str, MatrixAxes]:
         if kind == "kernel":
             found[name] = MatrixAxes((last,), tuple(range(num_stacked, last)))
             return
-        # An axis of head dims belongs to the axis of heads before it. Axes before outputs and inputs count matrices.
+        # An axis of head dims belongs to the axis of heads before it. Axes before outputs and inputs index matrices.
         groups: list[tuple[int, ...]] = []
         for axis, logical in enumerate(axes):
             groups.append((*groups.pop(), axis) if logical == "head_dim" and groups else (axis,))

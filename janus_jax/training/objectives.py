@@ -32,7 +32,7 @@ from janus_jax.training.losses.tokens import (
 
 
 class RngStreams(NamedTuple):
-    """Source of randomness for a (micro)batch.
+    """Randomness of a batch or microbatch.
 
     Attributes:
       key: Random key of the step.
@@ -45,11 +45,11 @@ class RngStreams(NamedTuple):
 
 @dataclass(frozen=True)
 class Objective(ABC):
-    """Objective of a model family.
+    """Network, targets and loss of a model family.
 
     Attributes:
-      model: The network, including parts that only training uses.
-      frozen_part: Top-level parameter key of the part that no gradient reaches.
+      model: The network, including the submodules that only training uses.
+      frozen_part: Top-level parameter key of the image tokenizer or VAE, which has no gradient.
     """
 
     model: Any
@@ -139,7 +139,7 @@ def make_objective(
     Args:
       config: Config of the model.
       execution: How the model is executed.
-      flow: Settings of the flow loss of a JanusFlow; None for those of the paper.
+      flow: Settings of the flow loss of JanusFlow; None for those of the paper.
 
     Raises:
       JanusError: The model lacks a part that the loss needs.

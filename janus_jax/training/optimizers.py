@@ -37,8 +37,8 @@ class OptimizerConfig:
       eps: Epsilon of Adam.
       clip_norm: Maximum global gradient norm; None disables clipping.
       moments_dtype: Dtype in which the moments are stored. They are always computed in float32.
-      muon_learning_rate: Peak learning rate of Muon (orthogonalized momentum) for matrices. Tables, heads over a
-        vocabulary, norms and biases use Adam. None uses Adam for all parameters.
+      muon_learning_rate: Peak learning rate of Muon (orthogonalized momentum) for matrices. Embedding tables, output
+        heads, norms and biases use Adam. None uses Adam for all parameters.
 
     Raises:
       JanusError: A value is out of range.

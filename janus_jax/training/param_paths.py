@@ -58,8 +58,8 @@ def partition(params: Params, patterns: Sequence[str]) -> tuple[Params, Params]:
     for pattern in patterns:
         if not any(matches(name, [pattern]) for name in leaves):
             raise JanusError(
-                f"config's trained has the pattern {pattern!r}, which matches no parameter; "
-                f"the parts are {', '.join(f'{part}/*' for part in sorted(params))}."
+                f"`trained` has the pattern {pattern!r}, which matches no parameter; "
+                f"the parts of the model are {', '.join(f'{part}/*' for part in sorted(params))}."
             )
     trained = {name: leaf for name, leaf in leaves.items() if matches(name, patterns)}
     frozen = {name: leaf for name, leaf in leaves.items() if name not in trained}

@@ -12,7 +12,7 @@ SIGNALS = (signal.SIGTERM, signal.SIGUSR1)
 
 
 class Preemption:
-    """Listens for SIGTERM (TPUs and most schedulers) and SIGUSR1 (SLURM's `--signal=USR1@120`) as a context manager.
+    """Context manager that listens for SIGTERM (TPUs, most schedulers) and SIGUSR1 (SLURM's `--signal=USR1@120`).
 
         with Preemption() as preemption:
             for step in ...:

@@ -25,7 +25,10 @@ from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.train_step import Microbatching
 
 ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
-"""Parameters that stage 1 trains. Including `gen_embed` is inferred: no earlier training exists for it."""
+"""Parameters that stage 1 trains.
+
+The papers do not state whether `gen_embed` is trained. It is, because no earlier training exists for it.
+"""
 
 ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
 """Parameters that stage 2 trains: everything except SigLIP and the image tokenizer."""
@@ -44,7 +47,8 @@ LINEAR_LAYERS_AND_FLOW = (
 )
 """Parameters that stage 1 of JanusFlow trains: its linear layers, generation encoder and decoder.
 
-Including the embedding before an input image is inferred: no earlier training exists for it.
+The paper does not state whether the embedding before an input image is trained. It is, because no earlier training
+exists for it.
 """
 
 FLOW_ALL_BUT_ENCODER = (*LINEAR_LAYERS_AND_FLOW, "llm/*")
@@ -54,7 +58,7 @@ FLOW_ALL_BUT_VAE = (*FLOW_ALL_BUT_ENCODER, "und_encoder/*")
 """Parameters that stage 3 of JanusFlow trains."""
 
 RANDOM = "random"
-"""Value of a folder in `Initialisation`: the part is initialized randomly."""
+"""Value of a folder in `Initialisation` for parameters that are initialized randomly."""
 
 
 @dataclass(frozen=True)
@@ -67,9 +71,9 @@ class Initialisation:
         model. "random" initializes everything randomly.
       model: Folder for "model", in any layout that `janus_jax.load` reads.
       llm: Folder for "parts", in any layout that `checkpoints_convert` reads, or RANDOM.
-      und_encoder: Likewise.
-      gen_encoder: Likewise, for Janus.
-      vae: Likewise, for JanusFlow.
+      und_encoder: The same for SigLIP.
+      gen_encoder: The same for the image tokenizer of Janus.
+      vae: The same for the VAE of JanusFlow.
       image_tokens_from_codebook: For "parts": initializes the embeddings and head of image tokens from the codebook of
         the image tokenizer instead of randomly.
     """
@@ -111,7 +115,7 @@ class Precision:
     Attributes:
       compute: Dtype of activations and matrix products.
       frozen: Dtype of frozen parameters.
-      tokenizer: Dtype of the image tokenizer or VAE, if the data has no image tokens or latents.
+      tokenizer: Dtype of the image tokenizer or VAE, which runs if the data has no image tokens or latents.
     """
 
     compute: Dtype = "bfloat16"
@@ -131,7 +135,7 @@ class Stage:
       phases: Mixture weights of the data by step.
       stop_at: Step at which training ends; None for `steps`.
       supervision: Which text tokens are targets.
-      drop_condition: Fraction of generation examples with padding instead of the prompt.
+      drop_condition: Fraction of generation examples whose prompt is replaced with padding.
       first_sentence: Fraction of captions cut to their first sentence.
       random_crop: Crops target images at a random position along their long side instead of the center.
       budget: Capacity of a sequence.
@@ -161,10 +165,10 @@ class Stage:
         check_values(
             self,
             "stage",
-            ("steps", self.steps >= 1, "1 or more"),
-            ("batch_size", self.batch_size >= 1, "1 or more"),
             ("stop_at", 0 < self.last_step <= self.steps, f"from 1 to steps, {self.steps}"),
             ("ema_decay", 0 <= self.ema_decay < 1, "from 0 to below 1"),
+            steps=1,
+            batch_size=1,
         )
         if not self.trained and not self.lora.rank:
             raise JanusError("stage.trained is empty and its lora.rank is 0; set one of them.")
@@ -198,7 +202,7 @@ class Samples:
 
     Attributes:
       questions: Pairs (image file, question); an empty file name for a question without an image. Decoding is greedy.
-      prompts: Prompts of images, one image each.
+      prompts: Image prompts. One image is generated for each.
       guidance_scale: Guidance scale of the images.
       temperature: Sampling temperature of the images (Janus).
       steps: Integration steps of the images (JanusFlow).
@@ -225,9 +229,9 @@ class Samples:
             "config.samples",
             ("guidance_scale", 0 <= self.guidance_scale <= 1e6, "from 0 to 1e6"),
             ("temperature", self.temperature == 0 or 1e-6 <= self.temperature <= 1e6, "0 or from 1e-6 to 1e6"),
-            ("steps", self.steps >= 1, "1 or more"),
-            ("max_new_tokens", self.max_new_tokens >= 1, "1 or more"),
             ("seed", 0 <= self.seed < 2**32, "from 0 to 2**32 - 1"),
+            steps=1,
+            max_new_tokens=1,
         )
 
 
@@ -249,8 +253,7 @@ class Evaluation:
         for pair in self.benchmarks:
             if len(pair) != 2 or not all(pair):
                 raise JanusError(f"config.evaluation.benchmarks has {pair!r}; each must be a pair (name, folder).")
-        rules = (("limit", self.limit >= 0, "0 or more"), ("batch_size", self.batch_size >= 1, "1 or more"))
-        check_values(self, "config.evaluation", *rules)
+        check_values(self, "config.evaluation", limit=0, batch_size=1)
 
 
 @dataclass(frozen=True)
@@ -258,7 +261,7 @@ class Intervals:
     """Intervals in steps. The last step always reports, evaluates, samples, runs benchmarks and saves.
 
     Attributes:
-      report: Steps between reports of metrics; 0 for the last step only, as in the next four.
+      report: Steps between reports of metrics. Here and in the next four fields 0 means the last step only.
       evaluate: Steps between computations of the held-out loss.
       sample: Steps between samples.
       benchmark: Steps between benchmark runs.
@@ -276,15 +279,10 @@ class Intervals:
     profile: tuple[int, int] = (0, 0)
 
     def __post_init__(self) -> None:
-        names = ("report", "evaluate", "sample", "benchmark", "save")
         is_traceable = len(self.profile) == 2 and min(self.profile) >= 0 and (self.profile[0] or not self.profile[1])
-        check_values(
-            self,
-            "config.intervals",
-            *((name, getattr(self, name) >= 0, "0 or more") for name in names),
-            ("evaluate_batches", self.evaluate_batches >= 1, "1 or more"),
-            ("profile", bool(is_traceable), "(first step, number of steps), as in (10, 3)"),
-        )
+        profile = ("profile", bool(is_traceable), "(first step, number of steps), as in (10, 3)")
+        minimums = {"report": 0, "evaluate": 0, "sample": 0, "benchmark": 0, "save": 0, "evaluate_batches": 1}
+        check_values(self, "config.intervals", profile, **minimums)
 
 
 @dataclass(frozen=True)
@@ -292,7 +290,8 @@ class Resources:
     """Use of the hardware. These values do not change the result, up to rounding.
 
     Attributes:
-      data: Size of the mesh's data axis (`sharding.make_mesh`). -1 takes the remaining devices, for one of the axes.
+      data: Size of the data axis of the mesh (`sharding.make_mesh`). One of the three axes may be -1: it takes the
+        remaining devices.
       fsdp: Size of the fsdp axis.
       tensor: Size of the tensor axis.
       attention: See `Execution`.
@@ -327,7 +326,7 @@ class Recipe:
     Attributes:
       model: Name of a preset. `architecture` replaces it for other models.
       stages: The stages, in order.
-      sources: The data, by the names that the phases use.
+      sources: Datasets by name. The phases of the stages refer to these names.
       stage: Stage to run, counted from 1.
       precomputed_image_tokens: Reads image tokens, or latents for JanusFlow, from the data. `janus-prepare --tokenizer`
         adds them.
@@ -342,7 +341,7 @@ class Recipe:
       keep: Which checkpoints are kept.
       resources: Use of the hardware.
       architecture: Config of a model that is not a preset.
-      flow: Settings of the flow loss of a JanusFlow; None for those of the paper.
+      flow: Settings of the flow loss of JanusFlow; None for those of the paper.
     """
 
     model: str
@@ -363,13 +362,8 @@ class Recipe:
     flow: FlowLossConfig | None = None
 
     def __post_init__(self) -> None:
-        check_values(
-            self,
-            "config",
-            ("stage", 1 <= self.stage <= len(self.stages), f"from 1 to {len(self.stages)}"),
-            ("data_shards", self.data_shards >= 0, "0 or more"),
-            ("max_skipped", self.max_skipped >= 0, "0 or more"),
-        )
+        stage = ("stage", 1 <= self.stage <= len(self.stages), f"from 1 to {len(self.stages)}")
+        check_values(self, "config", stage, data_shards=0, max_skipped=0)
 
     @property
     def current(self) -> Stage:
@@ -439,7 +433,7 @@ class Recipe:
 
     @property
     def held_out(self) -> StreamConfig | None:
-        """Held-out data of the current stage, with the weights of its last phase; None if no source has any."""
+        """Held-out data of the current stage, with the weights of its last phase; None for no held-out data."""
         stream, weights = self.stream, self.current.phases[-1].weights
         splits = {name: source.held_out for name, source in self.sources.items() if source.held_out}
         components = tuple(
@@ -459,7 +453,7 @@ SOURCES: Mapping[str, PreparedDataset] = {
     "generation": PreparedDataset(task=Task.GENERATION),
     "imagenet": PreparedDataset(task=Task.GENERATION),
 }
-"""Sources of the papers: images with text about them, text, captions with images, class names with images."""
+"""Datasets of the papers: images with text about them, text, captions with images, class names with images."""
 
 SAMPLES = Samples(
     prompts=(

@@ -9,7 +9,7 @@ from ml_collections import ConfigDict
 from janus_jax.errors import JanusError
 
 _PACKAGE = Path(__file__).parents[1]
-# An installed package ships the recipes; a checkout has them in `configs/`.
+# An installed package contains the recipes in `recipes/`, a checkout in `configs/`.
 RECIPES = _PACKAGE / "recipes" if (_PACKAGE / "recipes").is_dir() else _PACKAGE.parent / "configs"
 
 
@@ -22,8 +22,8 @@ def find_recipe(name: str) -> Path:
     """Returns the file of a recipe.
 
     Args:
-      name: A recipe's name, or the path of a Python file. A word without a slash and without `.py` is a name, whatever
-        files the working directory contains.
+      name: A recipe's name, or the path of a Python file. Text without a slash and without `.py` at the end is always a
+        name, even if the working directory has a file with that name.
 
     Raises:
       JanusError: There is no such recipe or file.
@@ -37,14 +37,14 @@ def find_recipe(name: str) -> Path:
         return RECIPES / f"{name}.py"
     similar = difflib.get_close_matches(name, names, n=1)
     hint = f"Did you mean {similar[0]}? " if similar else ""
-    raise JanusError(f"there is no recipe {name!r}. {hint}Recipes: {', '.join(names)}; or give the path of a file.")
+    raise JanusError(f"There is no recipe {name!r}. {hint}Recipes: {', '.join(names)}; or give the path of a file.")
 
 
 def load_recipe(name: str) -> ConfigDict:
     """Returns the config of a recipe.
 
     Args:
-      name: See `find_recipe`. `NAME:ARGUMENT` passes the argument to the file's `get_config`.
+      name: Name or path, see `find_recipe`. `NAME:ARGUMENT` passes the argument to the file's `get_config`.
 
     Raises:
       JanusError: There is no such recipe, or its file does not return a config.
@@ -58,7 +58,7 @@ def load_recipe(name: str) -> ConfigDict:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
         config = module.get_config(*arguments)
-    # A recipe is the user's code: it can raise anything.
+    # A recipe is the user's code, which can raise any exception.
     except Exception as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise JanusError(f"{file} cannot be loaded as a recipe ({reason:.200}).") from error

@@ -12,7 +12,7 @@ from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.factory import abstract_params
 from janus_jax.sharding import check_mesh
-from janus_jax.training.lora import NO_LORA, Lora, init_adapters
+from janus_jax.training.lora import Lora, init_adapters
 from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.param_paths import merge, partition
@@ -22,7 +22,7 @@ from janus_jax.training.train_step import CompiledStep, make_train_step
 
 
 class StageSetup(NamedTuple):
-    """A stage ready to run. Nothing is on a device yet.
+    """A stage that is ready to run. No array is on a device yet.
 
     Attributes:
       objective: Model and loss.
@@ -45,7 +45,8 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
       mesh: Mesh. Its devices need not be attached. None for the default device.
 
     Raises:
-      JanusError: The mesh does not divide the model or the batch, or a pattern of trained parameters matches nothing.
+      JanusError: The model or the batch cannot be divided over the mesh, or a pattern of trained parameters matches
+        nothing.
     """
     stage = recipe.current
     if mesh is not None:
@@ -78,7 +79,7 @@ def abstract_train_state(
     *,
     frozen_dtype: Dtype = "bfloat16",
     ema: bool = False,
-    lora: Lora = NO_LORA,
+    lora: Lora | None = None,
 ) -> TrainState:
     """Derives shapes, dtypes and shardings of a train state. Trained parameters are float32.
 
@@ -89,7 +90,7 @@ def abstract_train_state(
       mesh: See `set_up_stage`.
       frozen_dtype: Dtype of frozen parameters.
       ema: Whether the state has a moving average of the parameters.
-      lora: Adapters that are trained in addition.
+      lora: Adapters that are trained in addition; None for none.
 
     Raises:
       JanusError: A pattern matches nothing, or the image tokenizer or VAE; see also `lora.init_adapters`.
@@ -103,7 +104,7 @@ def abstract_train_state(
                 f"The patterns in trained match {objective.frozen_part}, {part}. This loss has no gradient for it; "
                 f"exclude it. A recipe such as configs/vq_16.py trains image tokenizers."
             )
-        adapters, scales = init_adapters(lora, params, frozen, jax.random.key(0))
+        adapters, scales = init_adapters(lora or Lora(), params, frozen, jax.random.key(0))
         return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
 
     return abstract_state(make, mesh, abstract_params(objective.model))

@@ -1,6 +1,6 @@
 """Trains an understanding encoder on images and captions (SigLIP, arXiv 2303.15343, §3).
 
-Prefer a released SigLIP where one fits. This module serves images that no released encoder knows.
+Prefer a released SigLIP. Train an encoder only for images unlike those of its training.
 """
 
 from collections.abc import Callable
@@ -32,18 +32,18 @@ class SiglipRecipe:
     """Recipe for an encoder and its text tower, which is discarded after training.
 
     Attributes:
-      encoder: Encoder to train.
+      encoder: Architecture of the encoder.
       vocab_size: Vocabulary size of the captions.
       caption_length: Length of the captions in tokens; shorter ones are padded with 0.
       steps: Training steps.
-      batch_size: Pairs per step. The loss contrasts each image with all captions of the batch.
+      batch_size: Images with captions per step. The loss compares each image with all captions of the batch.
       optimizer: Optimizer of both towers.
-      text_depth: Blocks of the text tower, which has the width of the encoder.
-      width: Width of the space shared by images and captions.
-      patchwise: Whether the encoder's attention contributes nothing, so that each patch is encoded alone. The loss
-        depends on the mean over patches only, and the attention of a small encoder soon spreads the content of the
-        image over all patches. The position of an object is then lost. The released SigLIP uses attention.
-      seed: Seed of initialization.
+      text_depth: Number of blocks of the text tower. Its width is that of the encoder.
+      width: Width of the features that are compared.
+      patchwise: Whether attention in the encoder is disabled, so that each patch is encoded alone. Because the loss
+        depends on the mean over patches only, the attention of a small encoder spreads the content of the image over
+        all patches, and the positions of objects are lost. The released SigLIP uses attention.
+      seed: Seed of the initial parameters.
       save_every: Steps between checkpoints.
       report_every: Steps between reports of metrics.
     """
@@ -63,9 +63,9 @@ class SiglipRecipe:
 
 
 class TextTower(nn.Module):
-    """Encodes captions into one feature each: the mean over their tokens. Padding (id 0) is excluded from the mean.
+    """Encodes each caption as the mean of its token features. The mean excludes padding (id 0).
 
-    As in SigLIP, attention includes padding.
+    As in SigLIP, attention does not mask padding.
     """
 
     recipe: SiglipRecipe
@@ -85,7 +85,7 @@ class TextTower(nn.Module):
 
 
 class TwoTowers(nn.Module):
-    """Computes logits of all pairs of images and captions: `t x.y + b` of eq. 1."""
+    """Computes a logit for each pair of an image and a caption: `t x.y + b` in eq. 1."""
 
     recipe: SiglipRecipe
 
@@ -96,7 +96,7 @@ class TwoTowers(nn.Module):
         image = Linear((width,), ("embed", None), name="image_head")(image)
         text = Linear((width,), ("embed", None), name="text_head")(TextTower(self.recipe, name="text")(tokens))
         image, text = (x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), 1e-6) for x in (image, text))
-        # Initial values of §3: few pairs of a batch match, so the bias starts low.
+        # Initial values of §3. The bias starts low, because few pairs of a batch match.
         log_scale = self.param("log_scale", nn.initializers.constant(np.log(10.0)), ())
         bias = self.param("bias", nn.initializers.constant(-10.0), ())
         logits: Float[Array, "B B"] = jnp.exp(log_scale) * image @ text.T + bias
@@ -104,7 +104,7 @@ class TwoTowers(nn.Module):
 
 
 def sigmoid_loss(logits: Float[Array, "B B"]) -> Float[Array, ""]:
-    """Classifies each pair as matching or not (§3, eq. 1)."""
+    """Returns the loss of classifying each pair as matching or not (§3, eq. 1)."""
     labels = 2 * jnp.eye(len(logits)) - 1
     return -jnp.mean(jnp.sum(jax.nn.log_sigmoid(labels * logits), axis=-1))
 
@@ -112,14 +112,14 @@ def sigmoid_loss(logits: Float[Array, "B B"]) -> Float[Array, ""]:
 def siglip_task(
     recipe: SiglipRecipe, make_data: Callable[[], Any], *, mesh: Mesh | None = None
 ) -> TrainingTask[TrainState, Any]:
-    """Prepares the training of an encoder.
+    """Returns the task that trains an encoder.
 
     The metrics are `loss` and `retrieval`, the fraction of images whose own caption has the highest logit.
 
     Args:
-      make_data: Opens the data. Each batch is a pair of images (uint8 RGB) and caption ids, for example from
-        `array_batches.ArrayBatches`.
-      mesh: Mesh that shares the batch; parameters are replicated. None uses one device.
+      make_data: Opens the data, for example `array_batches.ArrayBatches`. A batch consists of images (uint8 RGB) and
+        the token ids of their captions.
+      mesh: Mesh over which the batch is sharded; parameters are replicated. None uses one device.
     """
     parallel, model = DataParallel(mesh, recipe.batch_size), TwoTowers(recipe)
 
@@ -130,7 +130,7 @@ def siglip_task(
         return params
 
     optimizer = make_optimizer(recipe.optimizer, recipe.steps, jax.eval_shape(boxed_params))
-    # The zeros stay zero: the function makes constants, which have no gradient, and weight decay keeps a zero.
+    # The zeros stay zero: they are constants without a gradient, and weight decay does not change a zero.
     effective = _without_attention if recipe.patchwise else lambda params: params
 
     def init() -> TrainState:
@@ -144,8 +144,8 @@ def siglip_task(
             return sigmoid_loss(logits), logits
 
         (value, logits), grads = jax.value_and_grad(loss, has_aux=True)(state.params)
-        is_first = jnp.argmax(logits, axis=-1) == jnp.arange(len(logits))
-        metrics = {"loss": value, "retrieval": jnp.mean(is_first)}
+        is_retrieved = jnp.argmax(logits, axis=-1) == jnp.arange(len(logits))
+        metrics = {"loss": value, "retrieval": jnp.mean(is_retrieved)}
         return state.apply_gradients(grads, optimizer), metrics
 
     compiled = parallel.jit(step, donate_argnums=0)
@@ -166,11 +166,7 @@ def siglip_task(
 
 
 def _without_attention(params: Params) -> Params:
-    """Sets the output projections of the encoder's attention to zero."""
+    """Returns the parameters with zeros in the output projections of the encoder's attention."""
     flat = flatten_dict(params)
-    return unflatten_dict(
-        {
-            path: jnp.zeros_like(leaf) if path[0] == "und_encoder" and path[-3:-1] == ("attn", "out") else leaf
-            for path, leaf in flat.items()
-        }
-    )
+    projections = [path for path in flat if path[0] == "und_encoder" and path[-3:-1] == ("attn", "out")]
+    return unflatten_dict(flat | {path: jnp.zeros_like(flat[path]) for path in projections})

@@ -40,7 +40,7 @@ from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.state import TrainState
-from janus_jax.training.train_step import Metrics, make_evaluation_step, put_batch
+from janus_jax.training.train_step import make_evaluation_step, put_batch
 from janus_jax.training.trainer import TrainingTask, train
 
 
@@ -121,10 +121,6 @@ def stage_task(
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))
         return [*callbacks, samples, benchmarks]
 
-    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        result: tuple[TrainState, Metrics] = setup.step(state, put_batch(batch, mesh))
-        return result
-
     def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
         # Every process has an equal share of the batch.
         held = count_items(batch, recipe.model_config)
@@ -135,7 +131,7 @@ def stage_task(
         config=to_json(recipe),
         abstract_state=setup.abstract,
         initial_state=lambda data: initial_state(recipe, workdir, setup, opened),
-        step=step,
+        step=lambda state, batch: setup.step(state, put_batch(batch, mesh)),
         mesh=mesh,
         open_data=open_data,
         counts=counts,

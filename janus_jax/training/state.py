@@ -11,17 +11,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int, Key
 
-from janus_jax.models.backbone import Backbone
+from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import init_params
 from janus_jax.sharding import LOGICAL_RULES
 from janus_jax.training.param_paths import unbox
 
-Params = Any
-"""A tree of arrays, of shapes, or of boxes with logical axis names."""
-
 
 class TrainState(flax.struct.PyTreeNode):
-    """State of a training.
+    """Parameters and optimizer state.
 
     Attributes:
       step: Steps taken.
@@ -43,7 +40,7 @@ class TrainState(flax.struct.PyTreeNode):
         """Returns the state after one optimizer update.
 
         Args:
-          ema_decay: Decay of the average, if the state has one.
+          ema_decay: Decay of the moving average, if the state has one.
         """
         updates, opt_state = optimizer.update(gradients, self.opt_state, self.params)
         params = optax.apply_updates(self.params, updates)
@@ -129,8 +126,7 @@ def random_params(model: Backbone, abstract: Params, key: Key[Array, ""]) -> Par
 
     def make(key: Key[Array, ""]) -> Params:
         params = unbox(init_params(model, key))
-        cast = {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], abstract[part]) for part in abstract}
-        return cast
+        return {part: jax.tree.map(lambda a, to: a.astype(to.dtype), params[part], abstract[part]) for part in abstract}
 
     params: Params = jax.jit(make, out_shardings=jax.tree.map(lambda leaf: leaf.sharding, abstract))(key)
     return params

@@ -46,8 +46,7 @@ class Microbatching:
     tokenizer_dtype: Dtype = "bfloat16"
 
     def __post_init__(self) -> None:
-        names = ("microbatches", "logits_chunk")
-        check_values(self, "config.resources", *((name, getattr(self, name) >= 1, "1 or more") for name in names))
+        check_values(self, "config.resources", microbatches=1, logits_chunk=1)
 
     def check(self, batch_size: int, mesh: Mesh | None) -> None:
         """Checks that a batch can be divided evenly.
@@ -101,7 +100,7 @@ def make_train_step(
       microbatching: How the batch is split.
       abstract_state: Shapes, dtypes and shardings of the state.
       mesh: Mesh that holds the state; None for a single device.
-      ema_decay: Decay of the parameter average, if the state has one.
+      ema_decay: Decay of the moving average of the parameters, if the state has one.
       seed: Seed of all randomness in the step, combined with the step number.
 
     Returns:
@@ -121,7 +120,7 @@ def make_train_step(
         metrics = _loss_metrics(sums) | {"grad_norm": grad_norm, "finite": finite * 1.0}
         return _select(finite, updated, state), metrics
 
-    return CompiledStep(_jit(step, state_shardings, mesh, (state_shardings, _replicated(mesh)), donate=True), mesh)
+    return _compile(step, state_shardings, mesh, returns_state=True)
 
 
 def make_evaluation_step(
@@ -136,7 +135,6 @@ def make_evaluation_step(
 
     All randomness depends on the seed only, so that the losses of different steps are comparable.
     """
-    state_shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract_state)
 
     def step(state: TrainState, batch: Batch) -> LossSums:
         params = merge(state.params, state.frozen)
@@ -145,7 +143,7 @@ def make_evaluation_step(
         scales = objective.terms.scales(objective.target_counts(batch))
         return objective.loss(params, targets, scales, microbatching.logits_chunk).sums
 
-    return CompiledStep(_jit(step, state_shardings, mesh, _replicated(mesh), donate=False), mesh)
+    return _compile(step, jax.tree.map(lambda leaf: leaf.sharding, abstract_state), mesh, returns_state=False)
 
 
 def put_batch(batch: Batch, mesh: Mesh | None) -> Batch:
@@ -222,12 +220,14 @@ def _loss_metrics(sums: LossSums) -> Metrics:
     return {"loss": sums.loss} | losses | tokens
 
 
-def _jit(function: Callable[..., Any], state: Any, mesh: Mesh | None, out: Any, *, donate: bool) -> Any:
-    donated = ("state",) if donate else ()
+def _compile(function: Callable[..., Any], state: Any, mesh: Mesh | None, *, returns_state: bool) -> CompiledStep:
+    """Compiles a function of a state and a batch, given the state's shardings.
+
+    With `returns_state` the function returns the next state and other values, and the input state is donated.
+    """
+    donated = ("state",) if returns_state else ()
     if mesh is None:
-        return jax.jit(function, donate_argnames=donated)
-    return jax.jit(function, in_shardings=(state, batch_sharding(mesh)), out_shardings=out, donate_argnames=donated)
-
-
-def _replicated(mesh: Mesh | None) -> NamedSharding | None:
-    return None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        return CompiledStep(jax.jit(function, donate_argnames=donated), mesh)
+    replicated = NamedSharding(mesh, PartitionSpec())
+    ins, outs = (state, batch_sharding(mesh)), (state, replicated) if returns_state else replicated
+    return CompiledStep(jax.jit(function, in_shardings=ins, out_shardings=outs, donate_argnames=donated), mesh)

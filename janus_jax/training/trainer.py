@@ -13,6 +13,7 @@ Files, below the folder of the run:
 """
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -52,16 +53,16 @@ class DataIterator(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask(Generic[S, D]):
-    """Everything that the trainer needs to know about one training.
+    """Step, data, callbacks and settings of a training run.
 
     Attributes:
       config: Configuration as JSON values. It is saved with each checkpoint.
       abstract_state: Shapes, dtypes and shardings of the train state.
-      initial_state: Makes the state before the first step. It may read from the data if it restores the position.
+      initial_state: Makes the state before the first step. If it reads from the data, it must restore the position.
       step: Compiled step from a state and a batch of this process to the next state and scalar metrics. It may donate
         the state. A metric `finite` of 0 means that the step skipped its update because of a non-finite gradient.
-      open_data: Opens the data at the position in the given states (one per process that saved, in order), or at the
-        beginning.
+      open_data: Opens the data. Its argument is None to start at the beginning, or the saved positions, one for each
+        process that saved.
       counts: Work done for one batch by all processes, for example tokens, samples and FLOPs. The trainer reports each
         as a rate.
       last_step: Step at which training ends.
@@ -125,7 +126,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
             state, step, skipped = task.initial_state(data), 0, 0
         else:
             state, step, skipped = restored.state, restored.step, restored.data_state["skipped"]
-            if not restored.was_made_with(task.config):
+            if restored.config != json.loads(json.dumps(task.config)):
                 _log.warning("The config differs from that of the checkpoint of step %d.", step)
 
         writer = stack.enter_context(MetricWriter(folder, task.last_step, step))
@@ -160,7 +161,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
                 callback.after_step(run)
             is_preempted = preemption.reached(run.step)
             if is_preempted or run.is_due(task.save_every):
-                metrics.settle()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                metrics.flush()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
                 position = {"data": data.get_state(), "skipped": metrics.skipped}
                 checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
             if is_preempted:

@@ -5,7 +5,7 @@
 FROM python:3.11-slim-bookworm
 
 WORKDIR /opt/janus_jax
-# The dependencies first: this layer is cached until setup.py or constraints.txt change.
+# Dependencies are installed in a layer of their own, which is cached until setup.py or constraints.txt change.
 COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
 COPY janus_jax/__init__.py janus_jax/
 COPY configs configs

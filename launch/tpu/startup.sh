@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Startup script of every machine of a TPU pod (launch/tpu/train.sh passes it): trains, and writes the exit code to
-# /var/lib/janus/exit_code. After a preemption notice that did not remove the machine, training resumes.
+# Startup script of every machine of a TPU pod, set by launch/tpu/train.sh. It trains, and writes the exit code to
+# /var/lib/janus/exit_code. If the machine still exists after a preemption notice, training resumes.
 set -euo pipefail
 
 readonly PREEMPTED=75 # janus_jax.errors.ExitCode

@@ -9,11 +9,11 @@
 # launch/docker/tpu.Dockerfile. SHARE is the NFS export (for example Filestore) that every machine mounts as /shared.
 #
 #   SLICES=2                         several slices of that type, connected by the data-center network
-#   RUNTIME=v2-alpha-tpuv5-lite      system image of the machines; default: by type
+#   RUNTIME=v2-alpha-tpuv5-lite      system image of the machines; the default depends on the type
 #   SPOT=1                           machines that can be preempted at any time
 #
-# The machines start training by themselves (startup.sh), so training does not depend on this terminal: the same command,
-# run again, watches the run. The script exits with janus-train's exit code and deletes the machines.
+# The machines start training by themselves (startup.sh), so training does not depend on this terminal. To watch the run
+# again, repeat the command. At the end the script deletes the machines and exits with janus-train's exit code.
 set -euo pipefail
 
 readonly PREEMPTED=75 # janus_jax.errors.ExitCode
@@ -67,7 +67,7 @@ delete() {
   gcloud compute tpus queued-resources delete "$name" "${location[@]}" --force --quiet
 }
 
-# Prints the exit code that the first machine has written; nothing while it trains.
+# Prints the exit code that the first machine has written, or nothing while it trains.
 exit_code() {
   gcloud compute tpus tpu-vm ssh "$first" "${location[@]}" --worker=0 \
     --command='cat /var/lib/janus/exit_code 2>/dev/null || true' 2>/dev/null || true

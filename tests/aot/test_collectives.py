@@ -1,4 +1,4 @@
-"""Collectives read from HLO text."""
+"""Tests of reading collectives from HLO text."""
 
 import jax
 import jax.numpy as jnp
@@ -37,21 +37,20 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 """
 
 
-@pytest.fixture
-def mesh():
-    return make_mesh(2, 2, 2)
+def read(hlo, topology="cpu:1x8"):
+    return read_collectives(hlo, make_mesh(2, 2, 2), find_topology(topology))
 
 
-def test_operations_have_trip_counts_axes_and_slices(mesh):
-    gather, scatter, permute, exchange = read_collectives(TEXT, mesh, find_topology("cpu:2x4"))
+def test_operations_have_trip_counts_axes_and_slices():
+    gather, scatter, permute, exchange = read(TEXT, "cpu:2x4")
     assert gather == Collective("all-gather", 128, "bf16", ("tensor",), 2, 1, 0, (24,))
     assert scatter == Collective("reduce-scatter", 256, "f32", ("data", "fsdp", "tensor"), 8, 2, 0, (24,))
     assert permute == Collective("collective-permute", 2048, "s32", ("data", "tensor"), 2, 2, 0)
     assert exchange == Collective("all-to-all", 128, "f32", ("data", "fsdp"), 4, 2, 0)
 
 
-def test_multi_line_kernel_does_not_end_a_computation(mesh):
-    """In the form of the TPU compiler's attention kernel."""
+def test_multi_line_kernel_does_not_end_a_computation():
+    """The text has the form of the TPU compiler's attention kernel."""
     text = r"""HloModule jit_step
 
 %body (t: (s32[], f32[64])) -> (s32[], f32[64]) {
@@ -69,12 +68,11 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %w = (s32[], f32[64]) while(%t), condition=%condition, body=%body
 }
 """
-    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
-    assert [(one.kind, one.size, one.trip_counts) for one in found] == [("all-reduce", 256, (24,))]
+    assert [(one.kind, one.size, one.trip_counts) for one in read(text)] == [("all-reduce", 256, (24,))]
 
 
-def test_transfers_between_slices_are_sends_to_the_runtime(mesh):
-    """In the form of the TPU compiler."""
+def test_sends_to_megascale_are_collectives_between_slices():
+    """The text has the form of the TPU compiler."""
     to_all, to_one = '"{1,2}x{0:3}"', "{{200000->100000},{100001->200001}}"
 
     def attributes(kind, target):
@@ -98,15 +96,15 @@ ENTRY %main (p: f32[8]) -> f32[8] {{
   %o = (f32[16]{{0}}, u32[], token[]) send(%p, %a), {attributes("ONE_TO_ONE", to_one)}
 }}
 """
-    assert read_collectives(text, mesh, find_topology("cpu:2x4")) == [
+    assert read(text, "cpu:2x4") == [
         Collective("all-reduce", 1024, "bf16", ("data",), 2, 2, 0, (24,)),
         Collective("all-gather", 128, "f32", ("data",), 2, 2, 0),
         Collective("collective-permute", 64, "f32", ("data",), 2, 2, 0),
     ]
 
 
-def test_size_of_a_start_is_that_of_its_outputs(mesh):
-    """In the form of the GPU compiler."""
+def test_start_operation_has_the_size_of_its_outputs():
+    """The text has the form of the GPU compiler."""
     text = """HloModule jit_step
 
 ENTRY %main (p: f32[8]) -> f32[8] {
@@ -115,8 +113,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %ar = f32[64]{0} all-reduce-start(%a), replica_groups=[1,8]<=[8]
 }
 """
-    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
-    assert [(one.kind, one.size) for one in found] == [
+    assert [(one.kind, one.size) for one in read(text)] == [
         ("reduce-scatter", 4 * 128 + 2 * 8),
         ("all-to-all", 256),
         ("all-reduce", 256),
@@ -140,32 +137,29 @@ def test_bytes_are_divided_between_ici_and_dcn(kind, group_size, slices, ici, dc
     assert (one.ici_bytes, one.dcn_bytes) == (ici, dcn)
 
 
-def test_loop_of_a_compiled_program_has_its_trip_count(mesh):
-    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
+def compile_and_read(step, weight_shape, *arguments):
+    """Returns the collectives of `step(weights, x, *arguments)` with split weights, compiled for the CPU."""
+    mesh = make_mesh(2, 2, 2)
     rows = NamedSharding(mesh, PartitionSpec("data"))
+    weights = jax.ShapeDtypeStruct(weight_shape, jnp.float32, sharding=NamedSharding(mesh, PartitionSpec(None, "fsdp")))
+    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
+    return read(jax.jit(step, out_shardings=rows).lower(weights, x, *arguments).compile().as_text())
 
+
+def test_loop_of_a_compiled_program_has_its_trip_count():
     def step(weights, x):
         return jax.lax.scan(lambda x, weight: (jnp.tanh(x @ weight), None), x, weights)[0]
 
-    weights = jax.ShapeDtypeStruct((5, 64, 64), jnp.float32, sharding=split)
-    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
-    text = jax.jit(step, out_shardings=rows).lower(weights, x).compile().as_text()
-    found = read_collectives(text, mesh, find_topology("cpu:1x8"))
+    found = compile_and_read(step, (5, 64, 64))
     assert any(one.trip_counts == (5,) and one.axes == ("fsdp",) for one in found)
     assert {one.trip_counts for one in found} <= {(), (5,)}
 
 
-def test_data_dependent_loop_counts_once(mesh):
-    split = NamedSharding(mesh, PartitionSpec(None, "fsdp"))
-    rows = NamedSharding(mesh, PartitionSpec("data"))
-
+def test_data_dependent_loop_counts_once():
     def step(weight, x, trips):
         return jax.lax.fori_loop(0, trips, lambda _, x: jnp.tanh(x @ weight), x)
 
-    weight = jax.ShapeDtypeStruct((64, 64), jnp.float32, sharding=split)
-    x = jax.ShapeDtypeStruct((8, 64), jnp.float32, sharding=rows)
-    text = jax.jit(step, out_shardings=rows).lower(weight, x, 5).compile().as_text()
-    inside = [one for one in read_collectives(text, mesh, find_topology("cpu:1x8")) if one.trip_counts]
+    inside = [one for one in compile_and_read(step, (64, 64), 5) if one.trip_counts]
     assert inside
     assert {(one.trip_counts, one.count) for one in inside} == {((None,), 1)}
 
@@ -182,13 +176,13 @@ def test_data_dependent_loop_counts_once(mesh):
         ("mesh['a'=2,'b'=4], device_ids=([4,2]T(1,0)) {'b'}", ("data", "fsdp")),
     ],
 )
-def test_all_forms_of_groups(mesh, groups, axes):
+def test_all_notations_of_groups_are_read(groups, axes):
     line = f"  %r = f32[8]{{0}} all-reduce(%x), replica_groups={groups}, to_apply=%add"
-    (one,) = read_collectives(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n", mesh, find_topology("cpu:1x8"))
+    (one,) = read(f"ENTRY %main (p: f32[8]) -> f32[8] {{\n{line}\n}}\n")
     assert one.axes == axes
 
 
-def test_collective_in_pieces_counts_once(mesh):
+def test_collective_in_pieces_counts_once():
     gather = "  %g = f32[16]{0} all-gather(%x), replica_groups=[4,2]<=[8], dimensions={0}"
     pieces = "".join(
         f"%{name} (p: f32[8]) -> f32[16] {{\n{gather}\n}}\n" for name in ("first", "async_collective_fusion.1", "last")
@@ -199,4 +193,4 @@ def test_collective_in_pieces_counts_once(mesh):
   %async-collective-done.1 = f32[16]{0} fusion(%p), kind=kCustom, calls=%last
 }
 """
-    assert len(read_collectives(pieces + entry, mesh, find_topology("cpu:1x8"))) == 1
+    assert len(read(pieces + entry)) == 1

@@ -12,7 +12,7 @@ def test_unequal_sequences_are_nearly_full_of_different_examples():
     examples = [example for sequence in sequences for example in sequence]
     lengths = [example.length(SMALL) for example in examples]
     assert 0.95 < sum(lengths) / (8 * 512) <= 1
-    # As in the stream: no example is left out for its length.
+    # As in the stream, half of the examples have an image: none is left out for its length.
     assert 0.4 < sum(example.image == "und" for example in examples) / len(examples) < 0.6
     assert max(lengths) > 1.5 * sum(lengths) / len(lengths) > 3 * min(lengths)
 
@@ -39,6 +39,6 @@ def test_image_positions_index_the_patches_of_their_image():
     assert batch.und_images.shape[:2] == (2, 2)
 
 
-def test_too_short_sequence_is_refused():
+def test_too_short_sequence_raises():
     with pytest.raises(JanusError, match="32 tokens are too few"):
         equal_sequences(NARROW, 1, 32, und_images=2, gen_images=0, prompt=8, answer=8)

@@ -1,4 +1,4 @@
-"""Estimated memory of a step, against XLA's memory analysis."""
+"""Tests of the estimated memory of a step, compared with XLA's memory analysis."""
 
 import pytest
 from flax.traverse_util import flatten_dict
@@ -14,7 +14,7 @@ from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.train_step import Microbatching, make_train_step
 from tests.training import stages
 
-# One wide head, because attention stores its scores here and the estimate excludes them.
+# A single wide head keeps the scores small. Attention stores them on CPUs, and the estimate excludes them.
 CONFIG = JanusConfig(
     name="wide",
     und_encoder=SiglipConfig(image_size=64, patch_size=8, width=128, depth=2, num_heads=1, mlp_dim=512),
@@ -25,7 +25,7 @@ CONFIG = JanusConfig(
 
 
 def xla_bytes(stage, sequences):
-    """Bytes of XLA's temporaries on a CPU, in float32."""
+    """Returns the bytes of XLA's temporaries on a CPU in float32, and the trained parameters."""
     model = Janus(CONFIG, Execution(remat="full"))
     abstract = abstract_train_state(
         TokenObjective(model), stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32"

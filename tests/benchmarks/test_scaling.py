@@ -1,4 +1,4 @@
-"""The tables of docs/scaling_tables.md, from invented reports."""
+"""Tests of the search for a layout, and of the tables of docs/scaling_tables.md."""
 
 from dataclasses import replace
 
@@ -6,39 +6,10 @@ import pytest
 
 from benchmarks import scaling
 from benchmarks.scaling import Case
-from janus_jax.aot import topologies
 from janus_jax.aot.topologies import find_topology
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.recipe import Recipe
-
-REPORT = {
-    "devices": 8,
-    "mesh": {"data": 1, "fsdp": 8, "tensor": 1},
-    "microbatches": 2,
-    "remat": "full",
-    "memory_limit": 80e9,
-    "checkpoint_bytes": 30e9,
-    "fits": True,
-    "programs": [{"inputs": {"batch": 1e9}, "total": 2e9, "traffic": [{"ici_bytes": 3e9, "dcn_bytes": 4e9}]}],
-    "roofline": {
-        "step_seconds": {"overlapped": 2.0, "serial": 3.0},
-        "mfu": {"overlapped": 0.6, "serial": 0.4},
-        "bound": "compute",
-    },
-}
-REPORTS = {
-    Case("Janus-Pro-1B", 2, "h100:1x8"): REPORT,
-    Case("Janus-Pro-7B", 2, "h100:1x8"): REPORT | {"fits": False},
-    Case("Janus-Pro-7B", 3, "h100:1x8"): {"invalid": "The mesh does not divide the batch."},
-}
-
-
-@pytest.mark.parametrize(("make", "lines"), [(scaling.step_table, 5), (scaling.data_table, 3)])
-def test_every_table_row_has_a_cell_per_column(make, lines):
-    table = make(REPORTS).splitlines()
-    assert len({line.count("|") for line in table}) == 1
-    assert len(table) == lines
 
 
 def test_page_shows_the_stored_reports():
@@ -70,7 +41,7 @@ def test_layouts_divide_the_batch_evenly(stage, topology, devices, expected):
 @pytest.mark.parametrize(
     ("gigabytes", "expected", "tried"),
     [
-        # GB with "dots" and with "full" in one microbatch; half of it in two. More microbatches take longer.
+        # GB with one microbatch under "dots" and under "full"; n microbatches need 1/n of it, but take longer.
         ((20, 10), ("dots", 1), ["dots 1"]),
         ((50, 20), ("dots", 2), ["dots 1", "dots 2", "full 1"]),
         ((90, 20), ("full", 1), ["dots 1", "dots 4", "full 1"]),
@@ -99,7 +70,7 @@ def test_fastest_layout_that_fits_is_reported(monkeypatch, gigabytes, expected, 
     topology = replace(cpu, accelerator=replace(cpu.accelerator, memory=30e9))
     monkeypatch.setattr(scaling, "find_topology", lambda name: topology)
     monkeypatch.setattr(scaling, "compile_report", compile_report)
-    # Bounds that are known before the first compilation do not matter here.
+    # Disables the bound before the first compilation, because the invented sizes are not those of the model.
     monkeypatch.setattr(
         scaling, "memory_lower_bound", lambda *arguments: lower_bound(*arguments) if arguments[-1] else 0.0
     )
@@ -108,11 +79,11 @@ def test_fastest_layout_that_fits_is_reported(monkeypatch, gigabytes, expected, 
     assert compiled == tried
 
 
-def test_reports_are_appended_and_the_later_one_counts(tmp_path):
+def test_last_appended_report_of_a_case_is_read(tmp_path):
     case, other = scaling.all_cases(("cpu:1x8",))[:2]
-    for one, report in ((case, {"fits": False}), (other, REPORT), (case, REPORT)):
+    for one, report in ((case, {"fits": False}), (other, {"fits": True}), (case, {"fits": True})):
         scaling.append_report(tmp_path / "new", one, report)
-    assert scaling.read_reports(tmp_path / "new") == {case: REPORT, other: REPORT}
+    assert scaling.read_reports(tmp_path / "new") == {case: {"fits": True}, other: {"fits": True}}
 
 
 def test_memory_lower_bound_needs_no_compilation():
@@ -126,9 +97,3 @@ def test_memory_lower_bound_needs_no_compilation():
     assert scaling.memory_lower_bound(more_dots, 256, {}) == bound / 2
     report = {"programs": [{"temporaries": 50e9}], "microbatches": 1}
     assert scaling.memory_lower_bound(more_full, 256, report) == 25e9
-
-
-def test_missing_compiler_raises(monkeypatch):
-    monkeypatch.setattr(topologies.importlib.util, "find_spec", lambda module: None)
-    with pytest.raises(JanusError, match=r"pip install"):
-        scaling.compile_case(Case("Janus-Pro-1B", 1, "v5e:16x16"))

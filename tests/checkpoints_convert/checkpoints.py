@@ -1,4 +1,4 @@
-"""Creates checkpoints of pseudo-weights in every layout."""
+"""Writes checkpoints of pseudo-weights in every layout."""
 
 import functools
 import json
@@ -12,7 +12,6 @@ import numpy as np
 
 from checkpoints_convert import released, released_flow, transformers_janus
 from checkpoints_convert.diffusers_vae import DIFFUSERS_VAE, WEIGHTS_STEM, vae_to_json
-from checkpoints_convert.layout import Layout
 from checkpoints_convert.parameters import Shape, model_parameters
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from janus_jax.config import (
@@ -31,7 +30,7 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 FLOAT32 = np.dtype(np.float32)
 FLOAT16 = np.dtype(np.float16)
 
-# The smallest model that transformers' Janus can also run: 32 norm groups, as many tokens as patches, one width.
+# A small model that transformers can run too: 32 norm groups, as many image tokens as patches, gen_head_width = width.
 SMALL = JanusConfig(
     name="small",
     und_encoder=SiglipConfig(image_size=32, patch_size=8, width=64, depth=2, num_heads=2, mlp_dim=128),
@@ -62,7 +61,7 @@ SMALL_FLOW = JanusFlowConfig(
 def pseudo(
     manifest: Mapping[str, Shape], dtype: np.dtype | Callable[[str], np.dtype] = BFLOAT16
 ) -> dict[str, np.ndarray]:
-    """Returns a pseudo-weight for every name and shape."""
+    """Returns a pseudo-weight for every name."""
     choose = dtype if callable(dtype) else lambda _: dtype
     return {name: _tensor(name, shape).astype(choose(name)) for name, shape in manifest.items()}
 
@@ -73,10 +72,10 @@ _tensor = functools.cache(tensor)
 def save(
     folder: Path, tensors: Mapping[str, np.ndarray], config: Mapping[str, Any] | None = None, shard_bytes=1 << 40
 ) -> Path:
-    """Writes a folder of safetensors with its config.json."""
+    """Writes a folder with safetensors and config.json, and returns it."""
     folder.mkdir(parents=True, exist_ok=True)
-    announced = {name: (array.shape, array.dtype) for name, array in tensors.items()}
-    with SafetensorsWriter(folder, announced, shard_bytes) as writer:
+    specs = {name: (array.shape, array.dtype) for name, array in tensors.items()}
+    with SafetensorsWriter(folder, specs, shard_bytes) as writer:
         for name, array in tensors.items():
             writer.write(name, array)
     if config is not None:
@@ -85,21 +84,21 @@ def save(
 
 
 def save_released(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
-    """Writes a folder in the released layout."""
+    """Writes a Janus model in the released layout."""
     return save(
         folder, pseudo(released.manifest(config), dtype), released.config_to_json(config, "bfloat16"), **options
     )
 
 
 def save_flow(folder: Path, config: JanusFlowConfig = SMALL_FLOW, dtype=BFLOAT16, **options) -> Path:
-    """Writes a JanusFlow in the released layout without its VAE."""
+    """Writes a JanusFlow model in the released layout, without its VAE."""
     config = replace(config, vae=None)
     tensors = pseudo(released_flow.manifest(config), dtype)
     return save(folder, tensors, released_flow.config_to_json(config, "bfloat16"), **options)
 
 
 def save_vae(folder: Path, config: VAEConfig = SMALL_VAE, dtype=FLOAT32, rename=lambda name: name) -> Path:
-    """Writes a VAE in diffusers' layout, with tensor names changed by `rename`."""
+    """Writes a VAE in diffusers' layout. `rename` changes the tensor names."""
     tensors = pseudo(DIFFUSERS_VAE.manifest(model_parameters(config)), dtype)
     save(folder, {rename(name): array for name, array in tensors.items()}, vae_to_json(config, 32))
     (folder / "model.safetensors").rename(folder / f"{WEIGHTS_STEM}.safetensors")
@@ -107,7 +106,7 @@ def save_vae(folder: Path, config: VAEConfig = SMALL_VAE, dtype=FLOAT32, rename=
 
 
 def save_flow_with_tokenizer(root: Path) -> Path:
-    """Writes a JanusFlow with a tokenizer to `root/JanusFlow-small`, and its VAE to `root/sdxl-vae`."""
+    """Writes a JanusFlow model with a tokenizer to `root/JanusFlow-small`, and its VAE to `root/sdxl-vae`."""
     config = replace(SMALL_FLOW, llm=replace(SMALL_FLOW.llm, vocab_size=320))
     folder, und = save_flow(root / "JanusFlow-small", config), config.und_encoder
     save_vae(root / "sdxl-vae")
@@ -117,24 +116,17 @@ def save_flow_with_tokenizer(root: Path) -> Path:
 
 
 def save_transformers(folder: Path, config: JanusConfig = SMALL, dtype=BFLOAT16, **options) -> Path:
-    """Writes a folder in transformers' layout with the values of `save_released`."""
+    """Writes a Janus model in transformers' layout, with the same values as `save_released`."""
     values = pseudo(released.manifest(config), dtype)
     parameters = model_parameters(config)
     mapped = zip(released.LAYOUT.map(parameters), transformers_janus.LAYOUT.map(parameters), strict=True)
-    tensors = {name: part for ours, theirs in mapped for name, part in theirs.write(ours.read(values))}
+    tensors = {name: part for source, target in mapped for name, part in target.write(source.read(values))}
     return save(folder, tensors, transformers_janus.config_to_json(config, "bfloat16", 7), **options)
 
 
 def change_config(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    """Changes the config.json of a folder."""
+    """Applies a function to the content of config.json in a folder."""
     file = folder / "config.json"
     content = json.loads(file.read_text())
     change(content)
     file.write_text(json.dumps(content))
-
-
-def save_part(
-    folder: Path, layout: Layout, config, json_config: Mapping[str, Any] | None = None, dtype=BFLOAT16
-) -> Path:
-    """Writes a folder with one part of the model."""
-    return save(folder, pseudo(layout.manifest(model_parameters(config)), dtype), json_config)

@@ -44,7 +44,7 @@ def test_a_transformers_config_json_describes_the_model(name):
 
 
 def test_transformers_rejects_models_that_it_cannot_run():
-    with pytest.raises(JanusError, match=r"8 groups, not 32; a generated image has 64 tokens"):
+    with pytest.raises(JanusError, match=r"8 groups, not 32; a target image has 64 tokens"):
         transformers_janus.config_to_json(PRESETS["tiny"], "bfloat16", 7)
 
 
@@ -59,7 +59,7 @@ def test_layout_and_config_are_detected(released_folder, converted_folder, tmp_p
         assert (checkpoint.layout, checkpoint.config) == (layout, replace(SMALL, name="Janus-Pro-small"))
 
 
-def test_parameters_have_our_shapes_and_axes(released_folder):
+def test_parameters_have_the_shapes_and_axes_of_the_networks(released_folder):
     found = {(keys, layer): array for keys, layer, array in open_checkpoint(released_folder).params()}
     assert found.keys() == {(one.keys, layer) for one in model_parameters(SMALL) for layer in one.layer_indices}
     name = "language_model.model.layers.1.self_attn.k_proj.weight"
@@ -72,19 +72,8 @@ def test_parameters_have_our_shapes_and_axes(released_folder):
     qkv = found[("und_encoder", "blocks", "attn", "qkv", "weight"), 1]
     np.testing.assert_array_equal(qkv[2, 1], tensor(name, (192, 64)).astype(BFLOAT16)[160:])
     for keys in (("llm", "layers", "mlp", "up", "weight"), ("llm", "layers", "attn", "out", "weight")):
-        assert not found[keys, 0].flags.owndata  # A view of the file.
+        assert not found[keys, 0].flags.owndata  # It is a view of the file.
         assert not found[keys, 0].flags.writeable
-
-
-def test_both_layouts_hold_the_same_parameters(released_folder, tmp_path):
-    theirs = open_checkpoint(save_transformers(tmp_path / "transformers")).params()
-    for (*position, array), (*position2, array2) in zip(open_checkpoint(released_folder).params(), theirs, strict=True):
-        assert position == position2
-        np.testing.assert_array_equal(array, array2, err_msg=str(position))
-
-
-def test_parameters_are_cast_on_request(released_folder):
-    assert {array.dtype for *_, array in open_checkpoint(released_folder).params("float32")} == {FLOAT32}
 
 
 @pytest.mark.parametrize("kinds", [(BFLOAT16, FLOAT32), (BFLOAT16, FLOAT16)])
@@ -120,13 +109,6 @@ def test_one_message_lists_all_mismatches_with_the_nearest_names(tmp_path):
     assert "1 surplus: language_model.model.norms.weight (nearest: language_model.model.norm.weight)" in message
     assert "1 misshapen: gen_embed.weight is [96, 7], not [96, 8]" in message
     assert "1 not floating-point: aligner.layers.0.bias is int8" in message
-
-
-def test_a_message_lists_only_a_few_of_many_mismatches(tmp_path):
-    folder = save_released(tmp_path / "Janus-Pro")
-    change_config(folder, lambda content: content["language_config"].update(num_hidden_layers=30))
-    with pytest.raises(JanusError, match=r"243 missing: .* and 235 more"):
-        open_checkpoint(folder)
 
 
 @pytest.mark.parametrize(
@@ -173,7 +155,7 @@ def test_a_config_of_another_network_is_refused_by_field(tmp_path, change, messa
         "gen_head.output_mlp_projector.bias",
     ],
 )
-def test_a_misshapen_tensor_that_sizes_are_inferred_from_is_named(name, shape):
+def test_a_misshapen_tensor_is_named_when_sizes_are_inferred(name, shape):
     written = JsonObject(released.config_to_json(SMALL, "bfloat16"), "config.json")
     shapes = released.manifest(SMALL)
     if len(shape) == len(shapes[name]):
@@ -251,7 +233,7 @@ def test_the_chat_template_overrides_the_folder_name(tmp_path, role, style):
     assert open_checkpoint(folder).config.conversation == style
 
 
-def test_config_and_option_decide_the_conversation(tmp_path):
+def test_the_config_and_the_option_override_the_folder_name(tmp_path):
     folder = save_released(tmp_path / "Janus-Pro-1B", replace(SMALL, conversation="janus"))
     assert open_checkpoint(folder).config.conversation == "janus"
     assert open_checkpoint(folder, "janus_pro").config.conversation == "janus_pro"
@@ -261,7 +243,7 @@ def test_a_preset_is_recognized(tmp_path):
     assert open_checkpoint(save_released(tmp_path / "any", PRESETS["tiny"])).config.name == "tiny"
 
 
-def test_an_absent_head_is_the_embedding_only_if_tied(tmp_path):
+def test_only_tied_embeddings_replace_an_absent_head(tmp_path):
     folder = save_transformers(tmp_path / "whole")
     tensors = dict(open_checkpoint(folder).tensors)
     del tensors["lm_head.weight"]

@@ -3,11 +3,11 @@ import pytest
 from tests.commands.conftest import run
 
 
-def test_the_command_converts_there_and_back(released_folder, tmp_path):
+def test_the_command_converts_in_both_directions(released_folder, tmp_path):
     there = run("launch.convert", released_folder, tmp_path / "converted", "--dtype", "bfloat16")
     assert there.returncode == 0, there.stderr
     assert "from the released layout" in there.stdout
-    assert "14 tensors that no network here uses" in there.stdout
+    assert "14 tensors that janus_jax does not use" in there.stdout
     assert "100%" in there.stderr
     back = run("launch.convert", tmp_path / "converted", tmp_path / "back", "--layout=transformers")
     assert back.returncode == 0, back.stderr

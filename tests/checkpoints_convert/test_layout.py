@@ -20,7 +20,7 @@ DATA = Path(__file__).parents[1] / "golden" / "data"
 
 
 def golden(name):
-    """config.json and the shapes of all tensors of a golden set."""
+    """Returns config.json and the shapes of all tensors of a golden set."""
     shapes = {name: tuple(shape) for name, shape in json.loads((DATA / name / "manifest.json").read_text()).items()}
     return JsonObject(json.loads((DATA / name / "config.json").read_text()), name), shapes
 
@@ -40,7 +40,7 @@ def test_released_tensors_follow_from_the_config(name):
         ("janusflow_1b", "janusflow_1.3b", 587, 2_046_367_504),
     ],
 )
-def test_a_released_model_is_its_preset_and_has_its_size(name, preset, tensors, size):
+def test_a_released_config_equals_its_preset(name, preset, tensors, size):
     config_json, shapes = golden(name)
     assert (len(shapes), sum(map(math.prod, shapes.values()))) == (tensors, size)
     layout, expected = (released, PRESETS[preset])
@@ -67,7 +67,7 @@ def test_vae_tensors_follow_from_the_config():
         ("n w -> 1 n w", (6, 4), (1, 6, 4)),
     ],
 )
-def test_a_rearrangement_is_inverted_and_copies_only_to_transpose(pattern, shape, file_shape):
+def test_a_rearrangement_is_inverted_without_a_copy(pattern, shape, file_shape):
     rearrangement, array = Rearrangement(pattern), np.arange(math.prod(shape)).reshape(shape)
     file = np.ascontiguousarray(rearrangement.to_file(array))
     assert rearrangement.file_shape(shape) == file.shape == file_shape
@@ -76,13 +76,8 @@ def test_a_rearrangement_is_inverted_and_copies_only_to_transpose(pattern, shape
     assert np.shares_memory(found, file)
 
 
-def test_a_convolution_kernel_has_its_output_channels_first_in_files():
-    kernel = np.arange(3 * 3 * 4 * 5).reshape(3, 3, 4, 5)
-    assert Rearrangement("h w i o -> o i h w").to_file(kernel)[1, 2, 0, 2] == kernel[0, 2, 2, 1]
-
-
 class Toy(nn.Module):
-    """A stack of linear maps, with a scale if `scaled`."""
+    """A linear layer, with a scale if `scaled`."""
 
     scaled: bool
 
@@ -107,7 +102,7 @@ def toy_parameters(scaled):
     return tree_parameters({"blocks": variables["params"]})
 
 
-def test_a_new_parameter_needs_a_line_in_the_model_and_a_line_in_the_table():
+def test_a_new_parameter_needs_only_a_new_table_entry():
     table = {"blocks/weight": Tensor("layer.{layer}.weight", "i o -> o i")}
     assert set(Layout("toy", table, lambda *_: None).manifest(toy_parameters(scaled=False))) == {
         f"layer.{layer}.weight" for layer in range(3)

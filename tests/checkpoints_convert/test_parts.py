@@ -6,13 +6,13 @@ import pytest
 
 from checkpoints_convert import convert, open_checkpoint
 from checkpoints_convert.parameters import model_parameters
-from checkpoints_convert.parts import LLAMA, OPEN_CLIP_SIGLIP, SIGLIP, SIGLIP_VISION, TIMM_SIGLIP, VQ, infer_vq
+from checkpoints_convert.parts import LLAMA, OPEN_CLIP_SIGLIP, SIGLIP, SIGLIP_VISION, TIMM_SIGLIP, VQ
 from checkpoints_convert.released import llama_to_json
-from janus_jax.config import SiglipConfig, VQConfig
+from janus_jax.config import SiglipConfig
 from janus_jax.errors import JanusError
-from tests.checkpoints_convert.checkpoints import FLOAT32, SMALL, pseudo, save, save_part
+from tests.checkpoints_convert.checkpoints import FLOAT32, SMALL, pseudo, save
 
-# Heads of 64, as every published SigLIP has them.
+# With heads of dimension 64, like all published SigLIP encoders.
 ENCODER = SiglipConfig(image_size=32, patch_size=8, width=128, depth=2, num_heads=2, mlp_dim=192, gelu="tanh")
 VISION_CONFIG = {
     "image_size": 32,
@@ -25,7 +25,7 @@ VISION_CONFIG = {
 TOKENIZER = replace(SMALL.gen_encoder, image_size=384)
 
 
-def test_a_language_model_is_read_without_unused_tensors(tmp_path):
+def test_a_language_model_with_unused_tensors_is_read(tmp_path):
     tensors = pseudo(LLAMA.manifest(model_parameters(SMALL.llm)))
     tensors["model.layers.0.self_attn.rotary_emb.inv_freq"] = np.ones(8, FLOAT32)
     folder = save(tmp_path / "llm", tensors, llama_to_json(SMALL.llm, "bfloat16"))
@@ -37,7 +37,7 @@ def test_a_language_model_is_read_without_unused_tensors(tmp_path):
 
 def test_a_language_model_needs_its_config(tmp_path):
     with pytest.raises(JanusError, match=r"config\.json does not exist"):
-        open_checkpoint(save_part(tmp_path / "llm", LLAMA, SMALL.llm))
+        open_checkpoint(save(tmp_path / "llm", pseudo(LLAMA.manifest(model_parameters(SMALL.llm)))))
 
 
 def siglip(tmp_path):
@@ -65,7 +65,7 @@ def open_clip(tmp_path):
 
 
 @pytest.mark.parametrize("make", [siglip, siglip_vision, timm, open_clip])
-def test_siglip_in_every_layout_has_its_own_gelu(tmp_path, make):
+def test_siglip_is_read_from_every_layout(tmp_path, make):
     source = open_checkpoint(make(tmp_path))
     assert source.config == ENCODER
     assert len(list(source.params())) == sum(len(parameter.layer_indices) for parameter in model_parameters(ENCODER))
@@ -74,7 +74,7 @@ def test_siglip_in_every_layout_has_its_own_gelu(tmp_path, make):
 def test_split_and_fused_projections_give_the_same_parameter(tmp_path):
     fused = pseudo(TIMM_SIGLIP.manifest(model_parameters(ENCODER)))
     mapped = zip(TIMM_SIGLIP.map(model_parameters(ENCODER)), SIGLIP.map(model_parameters(ENCODER)), strict=True)
-    split = {name: part for ours, theirs in mapped for name, part in theirs.write(ours.read(fused))}
+    split = {name: part for source, target in mapped for name, part in target.write(source.read(fused))}
     values = {"model_type": "siglip", "vision_config": VISION_CONFIG}
     first = open_checkpoint(save(tmp_path / "fused", fused)).params()
     second = open_checkpoint(save(tmp_path / "split", split, values)).params()
@@ -89,12 +89,7 @@ def test_sizes_of_the_image_tokenizer_are_inferred_from_shapes(tmp_path):
     assert list(source.unused()) == ["quantize.codebook_used"]
 
 
-def test_sizes_of_vq_16_are_inferred_from_shapes(tmp_path):
-    config = VQConfig()
-    assert infer_vq(VQ.manifest(model_parameters(config)), "", TOKENIZER) == config
-
-
-def test_a_part_is_converted_under_its_key(tmp_path):
+def test_parameters_of_a_converted_part_are_under_its_key(tmp_path):
     summary = convert(timm(tmp_path), tmp_path / "out")
     assert any("'tanh'" in note for note in summary.notes)
     assert open_checkpoint(tmp_path / "out").config == ENCODER

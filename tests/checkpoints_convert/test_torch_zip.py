@@ -1,4 +1,4 @@
-"""The files in data/ were written by torch.save. They are read without torch."""
+"""Tests of reading files without torch. The files in data/ were written by `torch.save`."""
 
 import pickle
 import subprocess

@@ -1,4 +1,4 @@
-"""A small checkpoint in the released layout, and a function that runs commands on it."""
+"""A small checkpoint in the released layout, and functions that run commands."""
 
 import os
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 from janus_jax.config import preset
 from tests.pseudo import CORPUS, make_checkpoint
-from tests.scenery import landscape
+from tests.tiny import picture
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,13 +25,13 @@ def checkpoint(tmp_path_factory):
 @pytest.fixture(scope="session")
 def photo(tmp_path_factory):
     path = tmp_path_factory.mktemp("pictures") / "photo.jpg"
-    landscape(96, 64).save(path)
+    picture(0, (96, 64)).save(path)
     return path
 
 
 @pytest.fixture
 def spoiled(checkpoint, photo, tmp_path):
-    """A folder of invalid inputs, one per name in the tests."""
+    """A folder of invalid inputs: damaged checkpoints, images and text files."""
     (tmp_path / "no_model").mkdir()
     without = shutil.copytree(checkpoint, tmp_path / "without_tokenizer")
     (without / "tokenizer.json").unlink()
@@ -57,14 +57,14 @@ def run(module, *arguments, cwd=None, **variables):
 
 @pytest.fixture
 def refuses():
-    """Runs a command without any device and returns its message about a user error."""
+    """Returns a function that runs a command without devices and returns its user error."""
 
     def check(module, *arguments, cwd):
         done = run(module, *arguments, cwd=cwd, JAX_PLATFORMS="nowhere")
         assert done.returncode == 2, done.stderr
         assert done.stdout == ""
-        name = module.removeprefix("launch.").replace("_", "-") if module.startswith("launch.") else None
-        assert done.stderr.startswith(f"janus-{name}: " if name else f"{module}: ")
+        name = f"janus-{module.removeprefix('launch.')}" if module.startswith("launch.") else module
+        assert done.stderr.startswith(f"{name}: ")
         assert done.stderr.count("\n") == 1, done.stderr
         return done.stderr
 

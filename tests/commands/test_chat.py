@@ -11,7 +11,7 @@ from tests.commands.conftest import run
 
 
 class FakeModel:
-    """Answers with the number of turns and images, and records its inputs."""
+    """A model that answers with the number of messages and images, and records its inputs."""
 
     def __init__(self):
         self.asked = []
@@ -24,7 +24,7 @@ class FakeModel:
 
 
 def chat(lines, conversation, capsys):
-    """Returns the output for these input lines."""
+    """Runs the chat on these input lines and returns its output. An exception among the lines is raised."""
     rest = iter(lines)
 
     def read():
@@ -126,17 +126,17 @@ USER_ERRORS = {
     "a folder without a model": (["--model=no_model"], "no_model holds no weights"),
     "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
     "no tokenizer": (["--model=without_tokenizer"], "tokenizer.json is missing"),
-    "no model named": ([], "--model is required"),
+    "no model": ([], "--model is required"),
     "no such image": (["--image=absent.png"], "absent.png does not exist"),
     "a truncated image": (["--image=half.jpg"], "half.jpg cannot be read as an image"),
     "an image that is text": (["--image=text.png"], "text.png is not an image"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
     "a negative length": (["--max_new_tokens=-5"], "--max_new_tokens=-5"),
     "a negative temperature": (["--temperature=-1"], "--temperature=-1"),
-    "no number": (["--temperature=nan"], "--temperature=nan"),
-    "a share above one": (["--top_p=1.5"], "--top_p=1.5"),
+    "a temperature that is not a number": (["--temperature=nan"], "--temperature=nan"),
+    "a probability above one": (["--top_p=1.5"], "--top_p=1.5"),
     "a negative seed": (["--seed=-1"], "--seed=-1"),
-    "half a mesh": (["--mesh=1,2"], "--mesh=1,2"),
+    "two mesh sizes": (["--mesh=1,2"], "--mesh=1,2"),
     "an unknown dtype": (["--dtype=int8"], "--dtype=int8"),
     "an argument without a flag": (["photo.jpg"], "photo.jpg"),
 }
@@ -145,7 +145,7 @@ USER_ERRORS = {
 @pytest.mark.parametrize("case", USER_ERRORS)
 def test_user_error_is_one_sentence_before_devices_are_initialized(refuses, spoiled, checkpoint, case):
     arguments, words = USER_ERRORS[case]
-    model = [] if case == "no model named" or "--model" in arguments[0] else [f"--model={checkpoint}"]
+    model = [] if case == "no model" or "--model" in arguments[0] else [f"--model={checkpoint}"]
     assert words in refuses("launch.chat", "--prompt=hello", *model, *arguments, cwd=spoiled)
 
 

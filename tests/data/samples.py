@@ -1,9 +1,11 @@
-"""Small inputs of every kind, and helpers that prepare them."""
+"""Writes small input files of every kind, prepares them, and reads the results."""
 
 import csv
 import io
 import json
+import struct
 import tarfile
+import zlib
 from typing import NamedTuple
 
 import numpy as np
@@ -24,11 +26,21 @@ def image(seed=0, kind="JPEG", size=(12, 8)):
     return stream.getvalue()
 
 
-def images(folder, count, kind="jpg"):
+def png(width, height, data=b""):
+    """Returns a PNG file with this size in its header."""
+
+    def chunk(kind, content):
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
+
+
+def images(folder, count):
     """Writes 0.jpg, 1.jpg ... to a folder."""
     folder.mkdir(exist_ok=True)
     for number in range(count):
-        (folder / f"{number}.{kind}").write_bytes(image(number))
+        (folder / f"{number}.jpg").write_bytes(image(number))
     return folder
 
 
@@ -40,6 +52,14 @@ def json_lines(path, values):
 def table(path, rows):
     with path.open("w", newline="", encoding="utf-8") as stream:
         csv.writer(stream, delimiter="\t" if path.suffix == ".tsv" else ",").writerows(rows)
+    return path
+
+
+def parquet(path, columns, **more):
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), path, **more)
     return path
 
 
@@ -97,7 +117,7 @@ def read_back(folder):
 
 
 def prepare(output, kind, *inputs, **more):
-    """Prepares a source in this process without a limit on rejections, and reads the result."""
+    """Prepares a source in this process, without a limit on rejections. Returns the records and rejections."""
     writer = open_shard_writer(spec(output, kind, *inputs, **more))
     write_shards(writer, writer.unfinished(), workers=1, max_rejected=1.0)
     summary = writer.finish(1.0)

@@ -33,16 +33,16 @@ TEXTS = {
 
 
 @pytest.fixture(scope="module")
-def desk(tmp_path_factory):
+def workspace(tmp_path_factory):
     """A folder of photos, a small ImageNet and a small model, in which all examples have run."""
-    desk = tmp_path_factory.mktemp("desk")
-    (desk / "photos" / "boats").mkdir(parents=True)
+    workspace = tmp_path_factory.mktemp("workspace")
+    (workspace / "photos" / "boats").mkdir(parents=True)
     for number, name in enumerate(("cat.jpg", "dog.jpg")):
-        (desk / "photos" / name).write_bytes(image(number))
-    Image.new("RGB", (30, 20), "red").save(desk / "photos" / "boats" / "red.png")
-    make_checkpoint(desk / "Janus-Pro-1B", preset("tiny"), CORPUS)
-    make_imagenet(desk)
-    command = desk / "bin" / "janus-prepare"
+        (workspace / "photos" / name).write_bytes(image(number))
+    Image.new("RGB", (30, 20), "red").save(workspace / "photos" / "boats" / "red.png")
+    make_checkpoint(workspace / "Janus-Pro-1B", preset("tiny"), CORPUS)
+    make_imagenet(workspace)
+    command = workspace / "bin" / "janus-prepare"
     command.parent.mkdir()
     command.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launch.prepare "$@"\n')
     command.chmod(0o755)
@@ -53,35 +53,30 @@ def desk(tmp_path_factory):
     for kind, lines in BLOCKS:
         program = ["bash", "-euc", lines] if kind == "bash" else [sys.executable, "-c", lines]
         done = subprocess.run(
-            program, cwd=desk, env=environment, capture_output=True, text=True, timeout=300, check=False
+            program, cwd=workspace, env=environment, capture_output=True, text=True, timeout=300, check=False
         )
         assert done.returncode == 0, f"{lines}\n{done.stdout}\n{done.stderr}"
-    return desk
+    return workspace
 
 
-def make_imagenet(desk):
+def make_imagenet(workspace):
     """Writes two images as TFDS prepares ImageNet."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core.example_serializer import ExampleSerializer
 
-    features = tfds.builder("imagenet2012", data_dir=desk, try_gcs=False).info.features
+    features = tfds.builder("imagenet2012", data_dir=workspace, try_gcs=False).info.features
     serialize = ExampleSerializer(features.get_serialized_info()).serialize_example
-    paths = [desk / "photos" / name for name in ("cat.jpg", "dog.jpg")]
+    paths = [workspace / "photos" / name for name in ("cat.jpg", "dog.jpg")]
     examples = [{"image": path, "label": label, "file_name": path.name} for label, path in enumerate(paths)]
     contents = [serialize(features.encode_example(example)) for example in examples]
-    folder = desk / "tensorflow_datasets" / "imagenet2012" / "5.1.0"
+    folder = workspace / "tensorflow_datasets" / "imagenet2012" / "5.1.0"
     write_tfds(folder, "imagenet2012", features, contents, version="5.1.0")
     captions = {"n01440764": "tench, Tinca tinca", "n01443537": "goldfish, Carassius auratus"}
     lines = [f"{name} {captions.get(name, 'unknown')}\n" for name in features["label"].names]
-    (desk / "LOC_synset_mapping.txt").write_text("".join(lines))
+    (workspace / "LOC_synset_mapping.txt").write_text("".join(lines))
 
 
 @pytest.mark.parametrize("name", TEXTS)
-def test_an_example_prepares_its_records(desk, name):
-    records = read_back(desk / "prepared" / name)
+def test_an_example_prepares_its_records(workspace, name):
+    records = read_back(workspace / "prepared" / name)
     assert [record.text or record.messages[-1]["content"] for record in records] == TEXTS[name]
-
-
-def test_precomputed_image_tokens_are_stored(desk):
-    num_tokens = preset("tiny").gen_encoder.num_tokens
-    assert all(len(record.image_tokens) == num_tokens for record in read_back(desk / "prepared" / "with_tokens"))

@@ -1,36 +1,20 @@
 """Damaged and hostile files: only the affected records are rejected, each with a reason."""
 
-import io
 import json
 import os
-import struct
 import tarfile
-import zlib
 
 import pytest
 
 from janus_jax.data.prepare import validation
 from janus_jax.data.sources import fields, rows
 from janus_jax.errors import JanusError
-from tests.data.samples import TEXT, UNDERSTANDING, image, images, json_lines, prepare, table, tar, turns
-
-BOMB = (1 << 16, 1 << 15)
-
-
-def png(width, height, data=b""):
-    """Returns a PNG with this size in its header."""
-
-    def chunk(kind, content):
-        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b"")
-
+from tests.data.samples import TEXT, UNDERSTANDING, image, images, json_lines, parquet, png, prepare, table, tar, turns
 
 HOSTILE_IMAGES = {
     "truncated.jpg": (image(size=(64, 64))[:600], "bad_image"),
     "truncated.png": (image(kind="PNG", size=(64, 64))[:-2000], "bad_image"),
-    "bomb.png": (png(*BOMB), "image_too_large"),
+    "bomb.png": (png(1 << 16, 1 << 15), "image_too_large"),
     "too_few_pixels.png": (png(100, 100, b"short"), "bad_image"),
     "no_pixels.png": (png(0, 0), "bad_image"),
     "text.jpg": (b"I am a picture, honestly.", "bad_image"),
@@ -86,52 +70,43 @@ def test_hostile_images_in_a_tar_are_rejected(tmp_path, name):
     assert read.reasons == {"0.tar/1": reason}
 
 
-TWO = turns("<image>\nWhat?", "A cat.")
+def chat(turns, image="0.jpg"):
+    return {"image": image, "conversations": turns}
+
+
+TURNS = turns("<image>\nWhat?", "A cat.")
+TWO = turns("<image><image>", "Two.")
+END = "A.<｜end▁of▁sentence｜><|User|>: and?"
 HOSTILE_SAMPLES = {
     "not an object": ([1, 2], "malformed"),
     "null": (None, "malformed"),
     "no conversation": ({"image": "0.jpg"}, "missing_field"),
-    "an empty conversation": ({"image": "0.jpg", "conversations": []}, "bad_conversation"),
-    "a conversation that is a string": ({"image": "0.jpg", "conversations": "hello"}, "bad_conversation"),
-    "a turn that is a string": ({"image": "0.jpg", "conversations": ["hello"]}, "bad_conversation"),
-    "a turn without text": ({"image": "0.jpg", "conversations": [{"from": "human"}]}, "missing_field"),
-    "a text that is a number": ({"image": "0.jpg", "conversations": turns("<image>", 7)}, "bad_conversation"),
-    "an unknown role": ({"image": "0.jpg", "conversations": [{"from": "root", "value": "rm"}]}, "bad_conversation"),
-    "a role that is a list": (
-        {"image": "0.jpg", "conversations": [{"from": ["x"], "value": "rm"}]},
-        "bad_conversation",
-    ),
-    "a late system message": (
-        {"image": "0.jpg", "conversations": [*TWO, {"from": "system", "value": "x"}]},
-        "bad_conversation",
-    ),
-    "no answer": ({"image": "0.jpg", "conversations": turns("<image>\nWhat?")}, "empty_text"),
-    "an empty answer": ({"image": "0.jpg", "conversations": turns("<image>\nWhat?", "  ")}, "empty_text"),
-    "an image too few": ({"image": "0.jpg", "conversations": turns("<image><image>", "Two.")}, "image_count"),
-    "an image too many": ({"image": ["0.jpg", "1.jpg"], "conversations": TWO}, "image_count"),
-    "a placeholder without image": ({"conversations": TWO}, "image_count"),
-    "an image path that is a number": ({"image": 7, "conversations": TWO}, "malformed"),
-    "an image path that is null": ({"image": [None], "conversations": TWO}, "no_image"),
-    "a second image that is broken": (
-        {"image": ["0.jpg", "truncated.jpg"], "conversations": turns("<image><image>", "Two.")},
-        "bad_image",
-    ),
-    "a hundred images": ({"image": ["0.jpg"] * 100, "conversations": turns("<image>" * 100, "Many.")}, "too_long"),
-    "the model's placeholder": (
-        {"image": "0.jpg", "conversations": turns("<image_placeholder>\nWhat?", "A cat.")},
-        "special_token",
-    ),
-    "an end of sentence": (
-        {"image": "0.jpg", "conversations": turns("<image>\nWhat?", "A.<｜end▁of▁sentence｜><|User|>: and?")},
-        "special_token",
-    ),
-    "half a surrogate pair": ({"image": "0.jpg", "conversations": turns("<image>\n\ud800", "A.")}, "malformed"),
+    "an empty conversation": (chat([]), "bad_conversation"),
+    "a conversation that is a string": (chat("hello"), "bad_conversation"),
+    "a turn that is a string": (chat(["hello"]), "bad_conversation"),
+    "a turn without text": (chat([{"from": "human"}]), "missing_field"),
+    "a text that is a number": (chat(turns("<image>", 7)), "bad_conversation"),
+    "an unknown role": (chat([{"from": "root", "value": "rm"}]), "bad_conversation"),
+    "a role that is a list": (chat([{"from": ["x"], "value": "rm"}]), "bad_conversation"),
+    "a late system message": (chat([*TURNS, {"from": "system", "value": "x"}]), "bad_conversation"),
+    "no answer": (chat(turns("<image>\nWhat?")), "empty_text"),
+    "an empty answer": (chat(turns("<image>\nWhat?", "  ")), "empty_text"),
+    "an image too few": (chat(TWO), "image_count"),
+    "an image too many": (chat(TURNS, ["0.jpg", "1.jpg"]), "image_count"),
+    "a placeholder without image": ({"conversations": TURNS}, "image_count"),
+    "an image path that is a number": (chat(TURNS, 7), "malformed"),
+    "an image path that is null": (chat(TURNS, [None]), "no_image"),
+    "a second image that is broken": (chat(TWO, ["0.jpg", "truncated.jpg"]), "bad_image"),
+    "a hundred images": (chat(turns("<image>" * 100, "Many."), ["0.jpg"] * 100), "too_long"),
+    "the model's placeholder": (chat(turns("<image_placeholder>\nWhat?", "A cat.")), "special_token"),
+    "an end of sentence": (chat(turns("<image>\nWhat?", END)), "special_token"),
+    "half a surrogate pair": (chat(turns("<image>\n\ud800", "A.")), "malformed"),
 }
 
 
 @pytest.mark.parametrize("as_lines", [True, False])
 def test_hostile_conversations_are_rejected(tmp_path, folder, as_lines):
-    good = {"image": "0.jpg", "conversations": TWO}
+    good = chat(TURNS)
     samples = [good, *(sample for sample, _ in HOSTILE_SAMPLES.values()), good]
     text = "\n".join(map(json.dumps, samples)) if as_lines else json.dumps(samples)
     (tmp_path / "chat.json").write_text(text)
@@ -190,24 +165,14 @@ def test_text_that_is_too_long_and_files_that_are_too_large_are_rejected(tmp_pat
 
 class TestCSV:
     def test_hostile_rows_are_rejected(self, tmp_path, folder):
-        rows = [
-            ("image", "caption"),
-            ("0.jpg", "good"),
-            ("0.jpg",),
-            ("0.jpg", "a", "b"),
-            ("0.jpg", ""),
-            ("1.jpg", "good"),
-        ]
+        good = [("image", "caption"), ("0.jpg", "good")]
+        rows = [*good, ("0.jpg",), ("0.jpg", "a", "b"), ("0.jpg", ""), ("1.jpg", "good")]
         file = table(tmp_path / "c.csv", rows)
         file.write_bytes(file.read_bytes() + b"\n0.jpg,\xff\xfe\n")
         read = prepare(tmp_path / "out", "captions", file, images=str(folder))
         assert read.keys == ["c.csv:1", "c.csv:5"]
-        assert read.reasons == {
-            "c.csv:2": "malformed",
-            "c.csv:3": "malformed",
-            "c.csv:4": "empty_text",
-            "c.csv:7": "malformed",
-        }
+        malformed = dict.fromkeys(("c.csv:2", "c.csv:3", "c.csv:7"), "malformed")
+        assert read.reasons == malformed | {"c.csv:4": "empty_text"}
 
     @pytest.mark.parametrize(
         ("content", "words"),
@@ -225,13 +190,10 @@ class TestCSV:
 
 
 class TestParquet:
-    def make(self, path, rows=6):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        columns = {"image": [image(i) for i in range(rows)], "caption": [f"Number {i}." for i in range(rows)]}
-        pq.write_table(pa.table(columns), path, row_group_size=2, compression="gzip")
-        return path
+    @pytest.fixture
+    def path(self, tmp_path):
+        columns = {"image": map(image, range(6)), "caption": [f"Number {i}." for i in range(6)]}
+        return parquet(tmp_path / "c.parquet", columns, row_group_size=2, compression="gzip")
 
     @pytest.mark.parametrize("content", [b"", b"PAR1", b"no parquet at all, but long enough to hold one"])
     def test_an_invalid_file_raises(self, tmp_path, content):
@@ -239,16 +201,14 @@ class TestParquet:
         with pytest.raises(JanusError, match=r"c\.parquet is damaged"):
             prepare(tmp_path / "out", "captions", tmp_path / "c.parquet")
 
-    def test_a_truncated_file_raises(self, tmp_path):
-        path = self.make(tmp_path / "c.parquet")
+    def test_a_truncated_file_raises(self, tmp_path, path):
         path.write_bytes(path.read_bytes()[:-100])
         with pytest.raises(JanusError, match=r"c\.parquet is damaged"):
             prepare(tmp_path / "out", "captions", path)
 
-    def test_only_a_damaged_row_group_is_lost(self, tmp_path):
+    def test_only_a_damaged_row_group_is_lost(self, tmp_path, path):
         import pyarrow.parquet as pq
 
-        path = self.make(tmp_path / "c.parquet")
         column = pq.read_metadata(path).row_group(1).column(0)
         content = bytearray(path.read_bytes())
         start = column.dictionary_page_offset or column.data_page_offset
@@ -260,12 +220,9 @@ class TestParquet:
         assert str(path) in read.rejections[0].message
 
     def test_values_of_other_types_are_rejected(self, tmp_path):
-        import pyarrow as pa
-        import pyarrow.parquet as pq
-
-        pq.write_table(pa.table({"image": [1, 2], "caption": [["a"], None]}), tmp_path / "c.parquet")
+        path = parquet(tmp_path / "c.parquet", {"image": [1, 2], "caption": [["a"], None]})
         with pytest.raises(JanusError, match="has no records"):
-            prepare(tmp_path / "out", "captions", tmp_path / "c.parquet")
+            prepare(tmp_path / "out", "captions", path)
 
 
 class TestTar:
@@ -277,19 +234,12 @@ class TestTar:
     def file(self, tmp_path):
         return tar(tmp_path / "0.tar", self.MEMBERS)
 
-    def test_a_tar_cut_inside_a_member_keeps_the_samples_before(self, tmp_path, file):
+    # A sample ends at the next header (512 bytes), so a cut in a header also loses the sample before it.
+    @pytest.mark.parametrize(("position", "kept"), [(0, 1), (100, 1), (512, 2), (612, 2)])
+    def test_a_truncated_tar_keeps_complete_samples(self, tmp_path, file, position, kept):
         with tarfile.open(file) as archive:
-            middle = archive.getmember("2.jpg").offset_data + 100
-        file.write_bytes(file.read_bytes()[:middle])
-        read = prepare(tmp_path / "out", "webdataset", file)
-        assert read.keys == ["0.tar/0", "0.tar/1"]
-        assert list(read.reasons.values()) == ["damaged_file"]
-
-    @pytest.mark.parametrize(("more", "kept"), [(0, 1), (100, 1), (512, 2)])
-    def test_a_tar_cut_in_a_header_loses_the_sample_before(self, tmp_path, file, more, kept):
-        with tarfile.open(file) as archive:
-            middle = archive.getmember("2.jpg").offset + more
-        file.write_bytes(file.read_bytes()[:middle])
+            start = archive.getmember("2.jpg").offset
+        file.write_bytes(file.read_bytes()[: start + position])
         read = prepare(tmp_path / "out", "webdataset", file)
         assert read.keys == ["0.tar/0", "0.tar/1"][:kept]
         assert list(read.reasons.values()) == ["damaged_file"]
@@ -312,11 +262,8 @@ class TestTar:
         assert list(read.reasons.values()) == ["damaged_file"]
 
     def test_a_truncated_gzip_keeps_the_samples_before(self, tmp_path):
-        file = tar(
-            tmp_path / "0.tar.gz",
-            [(f"{i}.{end}", c) for i in range(40) for end, c in (("jpg", image(i)), ("txt", b"x"))],
-            "w:gz",
-        )
+        members = [(f"{i}.{end}", c) for i in range(40) for end, c in (("jpg", image(i)), ("txt", b"x"))]
+        file = tar(tmp_path / "0.tar.gz", members, "w:gz")
         file.write_bytes(file.read_bytes()[:-3000])
         read = prepare(tmp_path / "out", "webdataset", file)
         assert 0 < len(read.records) < 40
@@ -329,10 +276,7 @@ class TestTar:
                 member = tarfile.TarInfo(name)
                 member.type, member.linkname = kind, "/etc/passwd"
                 archive.addfile(member)
-            for name, content in (("a.txt", b"A cat."), ("d.jpg", bytes(6000)), ("d.txt", b"A cat.")):
-                member = tarfile.TarInfo(name)
-                member.size = len(content)
-                archive.addfile(member, io.BytesIO(content))
+        tar(tmp_path / "0.tar", [("a.txt", b"A cat."), ("d.jpg", bytes(6000)), ("d.txt", b"A cat.")], "a")
         tar(tmp_path / "1.tar", [("x.jpg", image()), ("x.txt", b"A cat.")])
         read = prepare(tmp_path / "out", "webdataset", tmp_path / "*.tar")
         assert read.reasons == {"0.tar/a": "no_image", "0.tar/d": "image_too_large"}

@@ -14,7 +14,7 @@ from tests.data.samples import (
     image,
     images,
     json_lines,
-    options,
+    parquet,
     prepare,
     table,
     tar,
@@ -28,7 +28,7 @@ def contents(record):
 
 class TestConversations:
     @pytest.fixture
-    def desk(self, tmp_path):
+    def workspace(self, tmp_path):
         images(tmp_path / "photos", 3)
         return tmp_path
 
@@ -40,19 +40,19 @@ class TestConversations:
     )
 
     @pytest.fixture(params=["array", "indented array", "lines", "lines behind a byte order mark"])
-    def file(self, request, desk):
+    def file(self, request, workspace):
         if request.param.startswith("lines"):
-            path = json_lines(desk / "chat.json", self.SAMPLES)
+            path = json_lines(workspace / "chat.json", self.SAMPLES)
             path.write_bytes(b"\xef\xbb\xbf" * ("mark" in request.param) + path.read_bytes())
             return path
-        path = desk / "chat.json"
+        path = workspace / "chat.json"
         indent = 2 if "indented" in request.param else None
         path.write_text(json.dumps(self.SAMPLES, indent=indent, ensure_ascii=False), encoding="utf-8")
         return path
 
     @pytest.mark.parametrize("shard_records", [1, 3, 100])
-    def test_turns_roles_and_images(self, desk, file, shard_records):
-        read = prepare(desk / "out", "llava", file, images=str(desk / "photos"), shard_records=shard_records)
+    def test_turns_roles_and_images(self, workspace, file, shard_records):
+        read = prepare(workspace / "out", "llava", file, images=str(workspace / "photos"), shard_records=shard_records)
         assert not read.rejections
         assert read.keys == ["chat.json:1", "chat.json:2", "chat.json:3", "chat.json:4"]
         one, several, none, unmarked = read.records
@@ -69,17 +69,17 @@ class TestConversations:
         assert contents(unmarked)[0] == ("user", "<image_placeholder>\nWhat is it?")
         assert {record.task for record in (one, several, unmarked)} == {Task.UNDERSTANDING}
 
-    def test_the_text_task_rejects_images(self, desk, file):
-        read = prepare(desk / "out", "llava", file, images=str(desk / "photos"), task=TEXT)
+    def test_the_text_task_rejects_images(self, workspace, file):
+        read = prepare(workspace / "out", "llava", file, images=str(workspace / "photos"), task=TEXT)
         assert read.keys == ["chat.json:3"]
         assert set(read.reasons.values()) == {"image_count"}
 
     @pytest.mark.parametrize("cut", [1, 20, 200])
-    def test_a_truncated_array_raises(self, desk, cut):
-        path = desk / "chat.json"
+    def test_a_truncated_array_raises(self, workspace, cut):
+        path = workspace / "chat.json"
         path.write_text(json.dumps(self.SAMPLES)[:-cut])
         with pytest.raises(JanusError, match=r"chat\.json is damaged"):
-            prepare(desk / "out", "llava", path)
+            prepare(workspace / "out", "llava", path)
 
 
 class TestCaptions:
@@ -137,14 +137,6 @@ class TestCaptions:
             prepare(tmp_path / "no", "captions", file)
         (record,) = prepare(tmp_path / "out", "captions", file, text_field="satz", image_field="bild").records
         assert record.text == "Eine Katze."
-
-
-def parquet(path, columns, **more):
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    pq.write_table(pa.table({name: list(values) for name, values in columns.items()}), path, **more)
-    return path
 
 
 class TestWebDataset:
@@ -296,12 +288,6 @@ def test_a_git_lfs_pointer_raises(tmp_path, kind):
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")
     with pytest.raises(JanusError, match="git lfs pull"):
         prepare(tmp_path / "out", kind, file)
-
-
-def test_a_registered_source_is_found_by_its_module():
-    source = get_source("tests.data.own_source:poems")
-    (part,) = source.parts(options("tests.data.own_source:poems", "3"))
-    assert [entry.make().text for entry in part.entries()] == ["Poem 0", "Poem 1", "Poem 2"]
 
 
 @pytest.mark.parametrize("kind", ["poem", "no.such.module:poems", "tests.data.own_source:prose"])

@@ -1,39 +1,25 @@
-"""Work for the tests of data workers."""
+"""Work for the tests of data workers. Each function returns the function from task to result."""
 
 import sys
 import time
 
 
-class ReportJax:
-    """Loads examples and reports whether jax is imported."""
-
-    def __init__(self, loader):
-        self.loader = loader
-
-    def __call__(self):
-        load = self.loader()
-        return lambda task: (load(task), "jax" in sys.modules)
+def report_jax(loader):
+    """Loads examples. The result also says whether jax is imported."""
+    load = loader()
+    return lambda task: (load(task), "jax" in sys.modules)
 
 
-class Sleep:
+def sleep():
     """Sleeps for the given number of seconds."""
-
-    def __call__(self):
-        return time.sleep
+    return time.sleep
 
 
-class Raise:
-    """Raises an error when the work is made."""
-
-    def __init__(self, error):
-        self.error = error
-
-    def __call__(self):
-        raise self.error
+def fail(error):
+    """Raises an error when the worker starts."""
+    raise error
 
 
-class SendMuch:
+def send_much():
     """Returns the given number of megabytes, so that a worker can be killed while it sends them."""
-
-    def __call__(self):
-        return lambda megabytes: bytes(megabytes << 20)
+    return lambda megabytes: bytes(megabytes << 20)

@@ -1,4 +1,4 @@
-"""Shared by the evaluation tests: image files, accessors of questions, and a fake chat model."""
+"""Helpers of the evaluation tests: image files, accessors of questions, and a fake chat model."""
 
 from types import SimpleNamespace
 
@@ -28,16 +28,16 @@ def image_names(question):
 
 
 def answer_in_order(questions, *answers):
-    """Returns answers by question id."""
+    """Returns the answers by question id; the answers are in the order of the questions."""
     return {question.id: answer for question, answer in zip(questions, answers, strict=True)}
 
 
 class FakeModel:
-    """Answers by a function of the prompt's text and records the batches.
+    """Chat model that answers with a function of the prompt's text and records the batches.
 
     Args:
-      answer: Returns the answer to a text.
-      stop_at: Index of the batch that is interrupted.
+      answer: Function from the prompt's text to the answer.
+      stop_at: Index of the batch at which the model raises KeyboardInterrupt; None for no interruption.
     """
 
     def __init__(self, answer=lambda text: text.upper(), stop_at=None):

@@ -1,4 +1,4 @@
-"""Tests of fingerprints, score tables, options and the registry."""
+"""Tests of hashes, score tables, options and the registry."""
 
 import os
 import shutil

@@ -1,4 +1,4 @@
-"""Tests of the runner: each question is answered once, independent of interruptions, batches and processes."""
+"""Tests of the runner: every question is answered once, regardless of interruptions, batches and processes."""
 
 import json
 import threading
@@ -39,7 +39,7 @@ def run(folder, model, questions=None, batch_size=2, settings=SETTINGS, **more):
 
 
 def interrupt(folder):
-    """Runs two batches of two questions, then stops."""
+    """Runs two batches of two questions and interrupts the third."""
     model = FakeModel(stop_at=2)
     with pytest.raises(KeyboardInterrupt):
         run(folder, model)
@@ -143,6 +143,7 @@ class ThreadCluster(Cluster):
 
 
 def run_processes(models, folder_of):
+    """Runs one thread per model, each with its own folder. Returns the answers of each thread."""
     barrier = threading.Barrier(len(models))
 
     def process(index):
@@ -172,7 +173,7 @@ def test_a_run_resumes_with_another_number_of_processes(tmp_path, before):
 
 
 def test_a_folder_that_the_processes_do_not_share_is_reported(tmp_path):
-    with pytest.raises(JanusError, match="lacks 3 answers of other processes; give an --out that all of them share"):
+    with pytest.raises(JanusError, match="lacks 3 answers of other processes; give an --out that all processes share"):
         run_processes([FakeModel(), FakeModel()], lambda index: tmp_path / str(index))
 
 

@@ -7,15 +7,7 @@ from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.generation import rectified_flow as flow
-from janus_jax.generation.rectified_flow import (
-    SOLVERS,
-    FlowSampler,
-    euler,
-    heun,
-    midpoint,
-    sample_latents,
-    sample_noise,
-)
+from janus_jax.generation.rectified_flow import SOLVERS, FlowSampler, sample_latents, sample_noise
 from janus_jax.generation.sampling import sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.models.janusflow import JanusFlow
@@ -38,7 +30,7 @@ def assert_alike(actual, expected):
 
 
 def whole_sequences(prompt):
-    """A sequence of prompt, time and latents, and its unconditional sequence (only the first token)."""
+    """Returns a batch of prompt, time and latents, and of the unconditional sequence (only the first token)."""
     processor = tiny.processor(tiny.FLOW)
     length = len(processor.generation_prompt(prompt))
     sequence = processor.generation_sequence(prompt, tiny.picture(0))
@@ -49,7 +41,7 @@ def whole_sequences(prompt):
 
 
 def sample_without_cache(prompt, noise, sampler):
-    """The flow computed without a cache by the scanned model on whole sequences."""
+    """Returns latents computed by the scanned model on whole sequences, without a cache."""
     batch, model, params = whole_sequences(prompt), JanusFlow(tiny.FLOW, Execution()), tiny.stacked_params(tiny.FLOW)
 
     @jax.jit
@@ -72,22 +64,10 @@ def test_cached_prompt_equals_computation_without_cache(sampler):
     assert_alike(sample(PROMPTS[1:], sampler=sampler), expected)
 
 
-@pytest.mark.parametrize("solver", SOLVERS.values())
-def test_solvers_are_exact_for_constant_velocity(solver):
-    assert solver(lambda z, t: jnp.full_like(z, 3.0), jnp.ones(2), 0.5, 0.25) == pytest.approx(1.75)
-
-
-@pytest.mark.parametrize("solver", [midpoint, heun])
-def test_second_order_solvers_are_exact_for_velocity_linear_in_time(solver):
-    # From z(0.5) = 1, with dz/dt = 1 + 4 t.
-    assert solver(lambda z, t: 1 + 4 * t + 0 * z, jnp.ones(2), 0.5, 0.25) == pytest.approx(
-        1 + 0.25 + 2 * (0.5625 - 0.25)
-    )
-
-
-@pytest.mark.parametrize(("solver", "gain"), [(euler, 1.5), (midpoint, 1.625), (heun, 1.625)])
-def test_solvers_have_their_order_on_an_exponential(solver, gain):
-    assert solver(lambda z, t: z, jnp.ones(2), 0.0, 0.5) == pytest.approx(gain)
+@pytest.mark.parametrize(("solver", "expected"), [("euler", 1.75), ("midpoint", 1.96875), ("heun", 1.96875)])
+def test_solver_step_of_a_linear_velocity(solver, expected):
+    # dz/dt = z + 4 t from z(0.5) = 1. Midpoint: 1 + 0.25 (1.375 + 2.5). Heun: 1 + 0.125 (3 + 4.75).
+    assert SOLVERS[solver](lambda z, t: z + 4 * t, jnp.ones(2), 0.5, 0.25) == pytest.approx(expected)
 
 
 def test_batch_of_different_lengths_equals_single_prompts():
@@ -100,10 +80,6 @@ def test_batch_of_different_lengths_equals_single_prompts():
         assert_alike(together[index], single[0])
 
 
-def test_padding_does_not_change_latents():
-    assert_alike(sample(length=64), sample())
-
-
 def test_images_of_one_prompt_depend_on_their_keys():
     together = sample(PROMPTS[:1], per_prompt=3)
     assert_alike(together[:1], sample(PROMPTS[:1]))
@@ -114,18 +90,11 @@ def test_prompt_runs_once_for_all_images_and_steps(monkeypatch):
     runs = []
     monkeypatch.setattr(flow, "prefill", lambda *args, run=flow.prefill: runs.append(args[2].shape) or run(*args))
     sample(PROMPTS[:1], per_prompt=2, report=lambda _: None, report_every=1)
-    assert [rows for rows, _ in runs] == [1]
+    assert [sequences for sequences, _ in runs] == [1]
 
 
 def test_guidance_scale_1_equals_no_guidance():
     assert_alike(sample(sampler=FlowSampler(1.0, 3)), sample(sampler=FlowSampler(1.0 + 1e-6, 3)))
-
-
-def test_guidance_and_prompt_change_latents():
-    guided, bare = sample(PROMPTS[:1]), sample(PROMPTS[:1], sampler=FlowSampler(1.0, 3))
-    assert np.abs(guided - bare).max() > 1e-3 * np.abs(bare).max()
-    other = sample(PROMPTS[1:], sampler=FlowSampler(1.0, 3))
-    assert np.abs(other - bare).max() > 1e-3 * np.abs(bare).max()
 
 
 def test_guidance_scale_0_ignores_the_prompt():

@@ -43,7 +43,7 @@ def generate(prompts, count=20, stop_tokens=NO_STOP, sampling=GREEDY, **options)
 
 
 def greedy_tokens_without_cache(prompt, tokens):
-    """Most likely token at every step, from one pass of the scanned model over prompt and answer without a cache."""
+    """Returns the most likely token at every step, from one pass of the scanned model without a cache."""
     params, model = tiny.stacked_params(), Janus(tiny.CONFIG, Execution())
     batch = tiny.processor().left_pad([ask(*prompt)])
     length = batch.shape[1]
@@ -84,12 +84,12 @@ def test_growing_the_cache_does_not_change_tokens(monkeypatch):
 
 def test_generation_ends_when_all_sequences_have_stopped():
     free = generate(PROMPTS[:2], 20)
-    # A token that each sequence generates at some step.
+    # One token of each sequence.
     stops = (int(free[0, 5]), int(free[1, 9]))
-    met = [next(i for i, token in enumerate(prompt) if token in stops) for prompt in free]
+    ends = [next(i for i, token in enumerate(tokens) if token in stops) for tokens in free]
     stopped = generate(PROMPTS[:2], 20, stop_tokens=stops)
-    assert stopped.shape[1] == max(met) + 1
-    for prompt, end in enumerate(met):
+    assert stopped.shape[1] == max(ends) + 1
+    for prompt, end in enumerate(ends):
         np.testing.assert_array_equal(stopped[prompt, : end + 1], free[prompt, : end + 1])
 
 

@@ -191,7 +191,7 @@ def test_janus_vision_features(subject):
 
 def test_janus_aligned_features(subject):
     expected = subject.expected["aligned_features"]
-    features = subject.apply(subject.model.understand, to_pixels(subject.images))
+    features = subject.apply(subject.model.embed_input_images, to_pixels(subject.images))
     width = features.shape[-1]
     # The stride of the set depends on its width.
     step = next(step for step in (61, 7) if len(range(0, width, step)) == expected.shape[-1])

@@ -1,8 +1,9 @@
 """Losses, gradients and one optimizer step against the PyTorch implementation, in float32.
 
-Every form in which the two samples may lie in a batch gives the same numbers: a row each, one row for both, rows
-spread over a mesh.
+The values are the same if the two examples are in a sequence each, in one sequence, or sharded over a mesh.
 """
+
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -27,6 +28,8 @@ from tests.golden.conftest import assert_close, golden_set
 
 
 class Golden:
+    """Model, expected values and examples of the golden set."""
+
     def __init__(self):
         self.golden = golden_set("janus", "janus_small")
         file = self.golden.path / "train.npz"
@@ -36,9 +39,9 @@ class Golden:
             self.expected = {name: values[name] for name in values.files}
         self.config = config_from_json(JsonObject(self.golden.config, "config.json"), self.golden.shapes)
         self.model = Janus(self.config, Execution())
-        self.params = self._params()
 
-    def _params(self):
+    def params(self):
+        """Builds the parameters. They are not kept, because they take half a gigabyte."""
         tree, stacks = {}, {}
         for unit in LAYOUT.map(model_parameters(self.config)):
             array = unit.read(self)
@@ -58,7 +61,7 @@ class Golden:
         return self.golden.tensor(name)
 
     def tensors(self, tree):
-        """A tree of ours as the released names have it, for the parts that are in it."""
+        """Yields name and value of each released tensor whose parameter is in the tree."""
         for unit in LAYOUT.map(model_parameters(self.config)):
             node = tree
             for key in unit.parameter.keys:
@@ -66,8 +69,8 @@ class Golden:
             if node is not None:
                 yield from unit.write(np.asarray(node) if unit.layer is None else np.asarray(node[unit.layer]))
 
-    def samples(self):
-        """Both sequences as (ids, und_patch_index, gen_token_index, text targets, generation start)."""
+    def examples(self):
+        """Returns both examples as (ids, und_patch_index, gen_token_index, text targets, start of the target image)."""
         placeholder = int(self.golden.expected["special_ids"][-1])
         und = self.expected["train_und_ids"]
         is_image = und == placeholder
@@ -76,46 +79,43 @@ class Golden:
         prompt, codes = self.expected["train_gen_prompt"], self.expected["train_gen_codes"]
         gen = np.concatenate([prompt, np.full(len(codes), placeholder, np.int32)])
         gen_token_index = np.concatenate([np.full(len(prompt), NO_IMAGE), np.arange(len(codes))])
-        nowhere = [np.full(len(ids), NO_IMAGE) for ids in (und, gen)]
-        return (und, und_patch_index, nowhere[0], targets, NO_POSITION), (
-            gen,
-            nowhere[1],
-            gen_token_index,
-            np.array([]),
-            len(prompt),
+        no_und, no_gen = np.full(len(gen), NO_IMAGE), np.full(len(und), NO_IMAGE)
+        return (
+            (und, und_patch_index, no_gen, targets, NO_POSITION),
+            (gen, no_und, gen_token_index, np.array([]), len(prompt)),
         )
 
-    def batch(self, rows, length):
-        """Rows of samples laid end to end; a row may hold none."""
+    def batch(self, sequences, length):
+        """Packs examples into a batch, given the list of examples of each sequence."""
         size = self.config.und_encoder.image_size
         codes = self.expected["train_gen_codes"]
         image = prepare_understanding(open_image(self.golden.images[0]), size)
-        shape = (len(rows), length)
+        shape = (len(sequences), length)
         batch = Batch(
             tokens=np.zeros(shape, np.int32),
             segment_ids=np.full(shape, PADDING_SEGMENT, np.int32),
             positions=np.zeros(shape, np.int32),
             und_patch_index=np.full(shape, NO_IMAGE, np.int32),
             gen_token_index=np.full(shape, NO_IMAGE, np.int32),
-            und_images=np.zeros((len(rows), 1, size, size, 3), np.uint8),
-            gen_images=np.zeros((len(rows), 0, 16, 16, 3), np.uint8),
-            text_targets=np.full((len(rows), 16), NO_POSITION, np.int32),
-            gen_starts=np.full((len(rows), 1), NO_POSITION, np.int32),
-            gen_ids=np.zeros((len(rows), 1, len(codes)), np.int32),
+            und_images=np.zeros((len(sequences), 1, size, size, 3), np.uint8),
+            gen_images=np.zeros((len(sequences), 0, 16, 16, 3), np.uint8),
+            text_targets=np.full((len(sequences), 16), NO_POSITION, np.int32),
+            gen_starts=np.full((len(sequences), 1), NO_POSITION, np.int32),
+            gen_ids=np.zeros((len(sequences), 1, len(codes)), np.int32),
         )
-        for row, samples in enumerate(rows):
-            at = 0
-            for segment, (ids, und_patch_index, gen_token_index, targets, start) in enumerate(samples, 1):
-                places = np.s_[row, at : at + len(ids)]
-                batch.tokens[places], batch.segment_ids[places] = ids, segment
-                batch.positions[places] = np.arange(len(ids))
-                batch.und_patch_index[places], batch.gen_token_index[places] = und_patch_index, gen_token_index
-                batch.text_targets[row, : len(targets)] = targets + at if len(targets) else NO_POSITION
+        for number, examples in enumerate(sequences):
+            offset = 0
+            for segment, (ids, und_patch_index, gen_token_index, targets, start) in enumerate(examples, 1):
+                positions = np.s_[number, offset : offset + len(ids)]
+                batch.tokens[positions], batch.segment_ids[positions] = ids, segment
+                batch.positions[positions] = np.arange(len(ids))
+                batch.und_patch_index[positions], batch.gen_token_index[positions] = und_patch_index, gen_token_index
+                batch.text_targets[number, : len(targets)] = targets + offset if len(targets) else NO_POSITION
                 if (und_patch_index != NO_IMAGE).any():
-                    batch.und_images[row, 0] = image
+                    batch.und_images[number, 0] = image
                 if start != NO_POSITION:
-                    batch.gen_starts[row, 0], batch.gen_ids[row, 0] = start + at, codes
-                at += len(ids)
+                    batch.gen_starts[number, 0], batch.gen_ids[number, 0] = start + offset, codes
+                offset += len(ids)
         return batch
 
 
@@ -123,24 +123,34 @@ TRAINED = ("und_encoder/*", "und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "ge
 OPTIMIZER = OptimizerConfig(learning_rate=1e-3, weight_decay=0.1)
 
 
-class Stepped:
-    """One training step of a golden set, its numbers under their released names."""
+class Gradient(NamedTuple):
+    """Values of a clipped gradient that are compared."""
 
-    def __init__(self, golden, rows, length, mesh=None):
-        self.expected, config = golden.expected, golden.config
+    norm: np.ndarray
+    maximum: np.ndarray
+    slice: np.ndarray
+
+
+class Stepped:
+    """Results of one training step by released tensor name. Only compared values are kept, to save memory."""
+
+    def __init__(self, golden, sequences, length, mesh=None):
+        self.expected, self.config = golden.expected, golden.config
         objective, optimizer = TokenObjective(golden.model), make_optimizer(OPTIMIZER, total_steps=1)
         abstract = abstract_train_state(objective, TRAINED, optimizer, mesh)
-        state = state_from_params(*partition(golden.params, TRAINED), optimizer, abstract)
-        # A chunk that divides neither 16 nor 576, so that padding takes part.
+        state = state_from_params(*partition(golden.params(), TRAINED), optimizer, abstract)
+        # This chunk size divides neither 16 nor 576 targets, so that the last chunk is padded.
         step = make_train_step(objective, optimizer, Microbatching(logits_chunk=100), abstract, mesh)
-        state, metrics = step(state, put_batch(golden.batch(rows, length), mesh))
+        state, metrics = step(state, put_batch(golden.batch(sequences, length), mesh))
         self.metrics = {name: float(value) for name, value in metrics.items()}
-        self.after = dict(golden.tensors(jax.tree.map(np.asarray, state.params)))
+        self.after = {name: strided(value).copy() for name, value in golden.tensors(state.params)}
         # Adam's first moment after one step is the clipped gradient times 1 - b1.
-        (mu,) = optax.tree.get_all_with_path(state.opt_state, "mu")
-        clipped = jax.tree.map(lambda moment: np.asarray(moment) / (1 - OPTIMIZER.b1), mu[1])
-        self.clipped = dict(golden.tensors(clipped))
-        self.config = config
+        ((_, mu),) = optax.tree.get_all_with_path(state.opt_state, "mu")
+        moments = ((name, moment / (1 - OPTIMIZER.b1)) for name, moment in golden.tensors(mu))
+        self.clipped = {
+            name: Gradient(np.linalg.norm(value.astype(np.float64)), np.abs(value).max(), strided(value).copy())
+            for name, value in moments
+        }
 
 
 @pytest.fixture(scope="module")
@@ -151,26 +161,27 @@ def golden():
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("a row each", marks=pytest.mark.slow),
-        "one row, on a mesh",
-        pytest.param("one row", marks=pytest.mark.slow),
-        pytest.param("a row each, on a mesh", marks=pytest.mark.slow),
+        pytest.param("two sequences", marks=pytest.mark.slow),
+        "one sequence, on a mesh",
+        pytest.param("one sequence", marks=pytest.mark.slow),
+        pytest.param("two sequences, on a mesh", marks=pytest.mark.slow),
     ],
 )
 def stepped(request, golden):
-    und, gen = golden.samples()
+    und, gen = golden.examples()
     match request.param:
-        case "a row each":
+        case "two sequences":
             return Stepped(golden, [[und], [gen]], 640)
-        case "one row":
+        case "one sequence":
             return Stepped(golden, [[und, gen]], 1216)
-        case "one row, on a mesh":
+        case "one sequence, on a mesh":
             return Stepped(golden, [[gen, und]], 1216, make_mesh(1, 1, 2, jax.devices()[:2]))
-        case "a row each, on a mesh":
+        case "two sequences, on a mesh":
             return Stepped(golden, [[], [gen], [], [und]], 640, make_mesh(2, 2, 2))
 
 
 def strided(array):
+    """Returns the part of a tensor that the golden set stores."""
     return array[::4] if array.ndim == 1 else array[::16, ::8]
 
 
@@ -194,13 +205,12 @@ def test_counts(stepped):
 
 def test_gradient_norm_of_every_tensor(stepped):
     norms = dict(zip(stepped.expected["train_grad_names"], stepped.expected["train_grad_norms"], strict=True))
-    without_use = unused_shapes(stepped.config)
-    assert not any(norms.pop(name) for name in list(norms) if name in without_use)
+    unused = unused_shapes(stepped.config)
+    assert not any(norms.pop(name) for name in list(norms) if name in unused)
     assert norms.keys() == stepped.clipped.keys()
     scale = max(stepped.metrics["grad_norm"], OPTIMIZER.clip_norm)
-    actual = {name: scale * np.linalg.norm(stepped.clipped[name].astype(np.float64)) for name in norms}
     for name, norm in norms.items():
-        np.testing.assert_allclose(actual[name], norm, rtol=1e-4, err_msg=name)
+        np.testing.assert_allclose(scale * stepped.clipped[name].norm, norm, rtol=1e-4, err_msg=name)
 
 
 def test_global_gradient_norm(stepped):
@@ -208,15 +218,15 @@ def test_global_gradient_norm(stepped):
 
 
 def test_gradient_slices(stepped):
-    # They were written after the clip, which PyTorch does in place.
+    # The expected values are clipped, because PyTorch clips in place.
     for name, expected in named(stepped, "train_grad:").items():
-        assert_close(strided(stepped.clipped[name]), expected, 1e-4)
+        assert_close(stepped.clipped[name].slice, expected, 1e-4)
 
 
 def test_weights_after_a_clipped_step(stepped):
     for name, expected in named(stepped, "train_after:").items():
-        gradient = np.abs(strided(stepped.clipped[name]))
-        # Below, Adam's first step is the sign of rounding noise.
-        clear = gradient >= 1e-6 * np.abs(stepped.clipped[name]).max()
+        gradient = stepped.clipped[name]
+        # For smaller gradients Adam's first step has the sign of rounding noise.
+        clear = np.abs(gradient.slice) >= 1e-6 * gradient.maximum
         assert clear.mean() > 0.5
-        assert_close(strided(stepped.after[name])[clear], expected[clear], 1e-4)
+        assert_close(stepped.after[name][clear], expected[clear], 1e-4)

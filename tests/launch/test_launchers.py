@@ -1,4 +1,4 @@
-"""Cluster launchers, run with fake versions of the programs that they call."""
+"""Cluster launchers, run with fake versions of the programs that they call, and the manifests of Kubernetes."""
 
 import math
 import re
@@ -19,7 +19,7 @@ MANIFESTS = sorted(LAUNCH.glob("gke/*.yaml"))
 
 @pytest.fixture
 def fake(tmp_path):
-    """Puts a fake program on the PATH. It appends its arguments to the file `calls`."""
+    """Returns a function that makes a fake program, which appends its arguments to the file `calls`."""
     (tmp_path / "bin").mkdir()
 
     def make(name, body=""):
@@ -32,7 +32,7 @@ def fake(tmp_path):
 
 @pytest.fixture
 def start(tmp_path):
-    """Starts a script with only the fake programs and the system's on the PATH."""
+    """Returns a function that starts a script with only the fake and the system's programs on the PATH."""
 
     def start_script(script, *arguments, **variables):
         environment = {"PATH": f"{tmp_path / 'bin'}:/usr/bin:/bin", "HOME": str(tmp_path)} | variables
@@ -49,6 +49,8 @@ def start(tmp_path):
 
 @pytest.fixture
 def calls(tmp_path):
+    """Returns a function that reads the calls of the fake programs."""
+
     def read():
         return (tmp_path / "calls").read_text().splitlines() if (tmp_path / "calls").exists() else []
 
@@ -101,7 +103,7 @@ def test_preemption_notice_is_passed_on_and_the_job_waits_for_the_save(notice, f
     assert calls()[-1] == "scontrol requeue 17"
 
 
-# Returns the states of a queued resource one after the other; the first machine's run exits with CODE.
+# A fake gcloud. Each `describe` prints the next state of the queued resource; `ssh` prints CODE after the fourth.
 GCLOUD = """
 case "$*" in
   *describe*)

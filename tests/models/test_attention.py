@@ -125,7 +125,7 @@ def test_splash_on_a_mesh_equals_splash_on_one_device(sizes):
 
 
 @pytest.mark.parametrize(("length", "slots", "offset"), [(3, 10, 4), (263, 300, 37), (263, 300, 20), (263, 263, 0)])
-def test_queries_after_a_cache_attend_up_to_their_slot(length, slots, offset):
+def test_queries_after_a_cache_attend_to_earlier_keys_only(length, slots, offset):
     query, key, value = arrays(5, (1, 2, length, 16), (1, 2, slots, 16), (1, 2, slots, 16))
     order = np.arange(slots)[None, :] <= offset + np.arange(length)[:, None]
     mask = Mask(causal=True, query_offset=jnp.array(offset))

@@ -135,7 +135,9 @@ def test_image_tokenizer_can_serve_understanding():
     model, params = Janus(config, Execution(layers="unrolled")), tiny.unrolled_params()
     ids = apply(model.tokenize, params, pixels)
     assert len(np.unique(ids)) > 1
-    np.testing.assert_array_equal(apply(model.understand, params, pixels), apply(model.embed_image_tokens, params, ids))
+    np.testing.assert_array_equal(
+        apply(model.embed_input_images, params, pixels), apply(model.embed_image_tokens, params, ids)
+    )
 
 
 def test_parameters_do_not_depend_on_the_understanding_encoder():

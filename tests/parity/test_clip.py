@@ -1,4 +1,4 @@
-"""Parity of CLIP with transformers, with random weights."""
+"""Compares CLIP with transformers, for random weights."""
 
 import json
 
@@ -26,7 +26,7 @@ def test_clip_embeddings_match_transformers(tmp_path, activation):
     model = transformers.CLIPModel(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
-            # Initial biases are 0 and initial norms 1.
+            # Noise, because biases are initialized to 0 and norm scales to 1.
             parameter += 0.2 * torch.randn_like(parameter)
     model.save_pretrained(tmp_path)
     ids = np.array([[97, 5, 6, 98, 0, 0, 0, 0, 0], [97, 1, 2, 3, 4, 5, 6, 7, 98]])

@@ -1,4 +1,4 @@
-"""Files of torch are read, and transformers computes the same values from converted files as from its own."""
+"""Checks that files saved by torch and transformers are read, and that transformers loads converted files."""
 
 import json
 import subprocess
@@ -17,23 +17,23 @@ from tests.checkpoints_convert.checkpoints import SMALL, save_released
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
-IMAGE_ID = 7
-CONFIG = replace(SMALL, name="theirs")
+IMAGE_TOKEN = 7
+CONFIG = replace(SMALL, name="small")
 
 
-def their_model(seed=0):
+def transformers_model(seed=0):
     from checkpoints_convert.transformers_janus import config_to_json
 
     torch.manual_seed(seed)
-    config = transformers.JanusConfig(**config_to_json(CONFIG, "float32", IMAGE_ID))
+    config = transformers.JanusConfig(**config_to_json(CONFIG, "float32", IMAGE_TOKEN))
     return transformers.JanusForConditionalGeneration(config).eval()
 
 
 @pytest.fixture(scope="module")
 def original(tmp_path_factory):
-    """A folder that transformers saved."""
-    folder = tmp_path_factory.mktemp("parity") / "Janus-Pro-theirs"
-    their_model().save_pretrained(folder)
+    """A checkpoint saved by transformers."""
+    folder = tmp_path_factory.mktemp("parity") / "Janus-Pro-small"
+    transformers_model().save_pretrained(folder)
     return folder
 
 
@@ -46,7 +46,7 @@ def outputs(folder):
     assert not report["mismatched_keys"]
     generator = torch.Generator().manual_seed(1)
     ids = torch.randint(8, CONFIG.llm.vocab_size, (2, 24), generator=generator)
-    ids[:, 2 : 2 + CONFIG.und_encoder.num_patches] = IMAGE_ID
+    ids[:, 2 : 2 + CONFIG.und_encoder.num_patches] = IMAGE_TOKEN
     side, gen_side = CONFIG.und_encoder.image_size, CONFIG.gen_encoder.image_size
     pixels = torch.rand((2, 3, side, side), generator=generator) * 2 - 1
     codes = torch.randint(0, CONFIG.gen_encoder.codebook_size, (2, CONFIG.gen_encoder.num_tokens), generator=generator)
@@ -63,15 +63,15 @@ def assert_equal(left, right):
         assert torch.equal(left[name], right[name]), name
 
 
-def test_transformers_parity_after_a_round_trip(original, tmp_path):
+def test_outputs_are_equal_after_a_round_trip(original, tmp_path):
     convert(original, tmp_path / "converted")
     convert(tmp_path / "converted", tmp_path / "back", "transformers")
     assert_equal(outputs(original), outputs(tmp_path / "back"))
 
 
-def test_transformers_parity_through_the_released_layout(original, tmp_path):
-    # The released config does not state the id of the image placeholder, but the tokenizer does.
-    tokenizer_files(original)
+def test_outputs_are_equal_after_a_round_trip_through_the_released_layout(original, tmp_path):
+    # The released config does not state the image placeholder's id, so it is read from the tokenizer.
+    write_tokenizer(original)
     convert(original, tmp_path / "converted")
     convert(tmp_path / "converted", tmp_path / "Janus-Pro", "released")
     convert(tmp_path / "Janus-Pro", tmp_path / "again")
@@ -79,12 +79,12 @@ def test_transformers_parity_through_the_released_layout(original, tmp_path):
     assert_equal(outputs(original), outputs(tmp_path / "back"))
 
 
-def test_a_config_of_transformers_is_read(original):
+def test_a_config_saved_by_transformers_is_read(original):
     assert open_checkpoint(original, "janus").config == replace(CONFIG, name=original.name, conversation="janus")
 
 
-def test_a_tied_checkpoint_of_transformers_is_read(tmp_path):
-    model = their_model()
+def test_a_checkpoint_with_tied_embeddings_is_read(tmp_path):
+    model = transformers_model()
     model.config.tie_word_embeddings = True
     model.tie_weights()
     model.save_pretrained(tmp_path / "Janus-Pro-tied")
@@ -123,8 +123,8 @@ def test_strided_and_shared_tensors_are_read(tmp_path):
     saved = {
         "whole": base,
         "transposed": base.permute(2, 0, 1),
-        "cut": base[1:, ::2, 3:],
-        "flipped view": base.flatten()[7:31].view(4, 6).T,
+        "slice": base[1:, ::2, 3:],
+        "transposed view": base.flatten()[7:31].view(4, 6).T,
         "expanded": torch.ones(1, 4).expand(3, 4),
         "parameter": torch.nn.Parameter(base[0]),
     }
@@ -134,7 +134,7 @@ def test_strided_and_shared_tensors_are_read(tmp_path):
         np.testing.assert_array_equal(found[name], tensor.detach().numpy(), err_msg=name)
 
 
-def test_a_pickle_of_live_objects_is_refused(tmp_path):
+def test_a_pickled_module_is_refused(tmp_path):
     torch.save({"model": torch.nn.Linear(2, 2)}, tmp_path / "pytorch_model.bin")
     with pytest.raises(JanusError, match=r"torch\.nn\.modules\.linear\.Linear"):
         open_tensors(tmp_path)
@@ -185,7 +185,7 @@ def test_llama_saved_by_transformers_is_read(tmp_path):
     assert source.config == replace(SMALL.llm, rope_theta=5000.0)
 
 
-def tokenizer_files(folder):
+def write_tokenizer(folder):
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     from checkpoints_convert import sidecars
@@ -202,10 +202,10 @@ def tokenizer_files(folder):
 @pytest.mark.parametrize("style", ["janus", "janus_pro"])
 def test_transformers_loads_processor_template_and_generation_config(tmp_path, style):
     folder = save_released(tmp_path / "source", replace(SMALL, conversation=style))
-    tokenizer_files(folder)
+    write_tokenizer(folder)
     convert(folder, tmp_path / "converted")
-    convert(tmp_path / "converted", tmp_path / "theirs", "transformers")
-    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "converted", tmp_path / "exported", "transformers")
+    processor = transformers.AutoProcessor.from_pretrained(tmp_path / "exported")
     assert type(processor).__name__ == "JanusProcessor"
     image = np.zeros((20, 32, 3), np.uint8)
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " hello "}]}
@@ -213,11 +213,11 @@ def test_transformers_loads_processor_template_and_generation_config(tmp_path, s
     user, assistant = {"janus": ("User", "Assistant"), "janus_pro": ("<|User|>", "<|Assistant|>")}[style]
     assert prompt == f"{user}: <image_placeholder>\nhello\n\n{assistant}:"
     batch = processor(text=prompt, images=[image], return_tensors="pt")
-    assert int((batch["input_ids"] == IMAGE_ID).sum()) == SMALL.und_encoder.num_patches
+    assert int((batch["input_ids"] == IMAGE_TOKEN).sum()) == SMALL.und_encoder.num_patches
     assert batch["pixel_values"].shape == (1, 3, 32, 32)
     assert float(batch["pixel_values"][0, 0, 16, 16]) == -1.0
-    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "theirs")
+    generation = transformers.GenerationConfig.from_pretrained(tmp_path / "exported")
     assert (generation.bos_token_id, generation.eos_token_id, generation.pad_token_id) == (0, 1, 2)
     assert generation.generation_kwargs == {"boi_token_id": 4}
-    assert json.loads((tmp_path / "theirs" / "config.json").read_text())["image_token_id"] == IMAGE_ID
-    assert open_checkpoint(tmp_path / "theirs").config.conversation == style
+    assert json.loads((tmp_path / "exported" / "config.json").read_text())["image_token_id"] == IMAGE_TOKEN
+    assert open_checkpoint(tmp_path / "exported").config.conversation == style

@@ -1,4 +1,4 @@
-"""Parity of FID with pytorch-fid and clean-fid, with the same random Inception weights."""
+"""Compares FID with pytorch-fid and clean-fid, for the same random Inception weights."""
 
 from importlib.metadata import PackageNotFoundError, version
 
@@ -16,8 +16,8 @@ try:
     BUILT_FOR = version("torchvision").partition("+")[2]
 except PackageNotFoundError:
     pytest.skip("the extra fid is not installed", allow_module_level=True)
-# A torchvision built for another torch version lacks its kernels; importing it needs only their declarations. Neither
-# package runs them.
+# A torchvision that was built for another version of torch lacks its kernels. Importing it needs only their
+# declarations, and neither package runs them.
 if torch.__version__.partition("+")[2] != BUILT_FOR:
     kernels = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
@@ -32,7 +32,7 @@ BATCH = 20
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Two folders of images, smaller and larger than 299 pixels; pytorch-fid needs one size per folder."""
+    """Two folders: images smaller and larger than 299 pixels. pytorch-fid needs one size per folder."""
     folder = tmp_path_factory.mktemp("images")
     rng = np.random.default_rng(0)
     for name, size in (("generated", (256, 256)), ("real", (384, 320))):
@@ -56,7 +56,7 @@ def network():
 
 
 def extract(folders, method, monkeypatch):
-    # With this size no batch needs padding.
+    # This batch size divides the number of images, so no batch is padded.
     monkeypatch.setattr(fid, "_BATCH_SIZE", BATCH)
     extractor = fid.InceptionExtractor(inception_params(inception_file()), method)
     return [np.concatenate(list(extractor.features(fid.list_images(folder)))) for folder in folders]

@@ -1,4 +1,4 @@
-"""Parity of LPIPS and Inception with the same networks in PyTorch operations."""
+"""Compares LPIPS and Inception with the same networks written in PyTorch."""
 
 import jax
 import numpy as np

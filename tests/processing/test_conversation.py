@@ -11,22 +11,15 @@ from janus_jax.processing import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT
 GOLDEN = json.loads((Path(__file__).parents[1] / "golden/data/prompts.json").read_text(encoding="utf-8"))
 
 
-def template_of(roles):
-    return next(t for t in TEMPLATES.values() if [t.user, t.assistant] == roles)
-
-
 def messages_of(*turns):
     return [{"role": role, "content": content} for role, content in turns]
 
 
 @pytest.mark.parametrize("entry", GOLDEN, ids=range(len(GOLDEN)))
 def test_prompt_equals_the_reference(entry):
-    prompt = template_of(entry["roles"]).render(messages_of(*entry["messages"]), entry["system"])
-    assert prompt == entry["prompt"]
-
-
-def test_system_prompt_equals_the_reference():
-    assert {entry["system"] for entry in GOLDEN} == {"", UNDERSTANDING_SYSTEM_PROMPT}
+    assert entry["system"] in ("", UNDERSTANDING_SYSTEM_PROMPT)
+    template = next(t for t in TEMPLATES.values() if [t.user, t.assistant] == entry["roles"])
+    assert template.render(messages_of(*entry["messages"]), entry["system"]).text == entry["prompt"]
 
 
 @pytest.mark.parametrize("template", TEMPLATES.values(), ids=TEMPLATES)
@@ -35,21 +28,17 @@ def test_system_prompt_equals_the_reference():
 )
 def test_all_role_strings_are_accepted(template, user, assistant):
     prompt = template.render(messages_of((user, "Hi"), (assistant, "Ho")))
-    assert prompt == f"{template.user}: Hi\n\n{template.assistant}: Ho<｜end▁of▁sentence｜>"
-
-
-def test_conversation_that_ends_with_the_user_gets_an_empty_answer():
-    assert TEMPLATES["janus"].render(messages_of(("user", "Hi"))) == "User: Hi\n\nAssistant:"
+    assert prompt.text == f"{template.user}: Hi\n\n{template.assistant}: Ho<｜end▁of▁sentence｜>"
 
 
 def test_leading_system_message_replaces_the_system_prompt():
     messages = messages_of(("system", "Be brief."), ("user", "Hi"))
-    assert TEMPLATES["janus"].render(messages, "Be long.") == "Be brief.\n\nUser: Hi\n\nAssistant:"
+    assert TEMPLATES["janus"].render(messages, "Be long.").text == "Be brief.\n\nUser: Hi\n\nAssistant:"
 
 
 def test_answer_ranges_start_after_the_colon_and_include_end_of_sentence():
     messages = messages_of(("user", "One?"), ("assistant", " 1 "), ("user", "Two?"), ("assistant", "2"), ("user", "3?"))
-    text, answers = TEMPLATES["janus_pro"].render_with_answers(messages, UNDERSTANDING_SYSTEM_PROMPT)
+    text, answers = TEMPLATES["janus_pro"].render(messages, UNDERSTANDING_SYSTEM_PROMPT)
     assert [text[start:end] for start, end in answers] == [" 1<｜end▁of▁sentence｜>", " 2<｜end▁of▁sentence｜>"]
 
 

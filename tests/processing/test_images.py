@@ -1,4 +1,4 @@
-"""Pixels equal the reference for all sizes and modes; bad files are reported in one sentence."""
+"""Pixels equal the reference for all sizes and modes. Bad files raise a JanusError that names the file."""
 
 import base64
 import io
@@ -28,7 +28,7 @@ def file_bytes(image, kind, **options):
 
 
 def png_header(width, height):
-    """Makes a PNG file with a size and without pixels."""
+    """Returns a PNG file with this size in its header and without pixels."""
 
     def chunk(kind, data):
         return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
@@ -68,7 +68,7 @@ def test_generation_pixels_are_those_of_the_scaled_image_cropped(width, height):
     scaled = [int(side / min(width, height) * 384) for side in (width, height)]
     left, top = ((side - 384) // 2 for side in scaled)
     plain = image.resize(scaled, Image.Resampling.BICUBIC).crop((left, top, left + 384, top + 384))
-    # One grey level: Pillow rounds between its two passes, whose order depends on the sizes.
+    # Within one gray level: Pillow rounds between its two passes, and their order depends on the sizes.
     np.testing.assert_allclose(prepare_generation(image).astype(int), np.array(plain).astype(int), atol=1)
 
 
@@ -112,7 +112,7 @@ def test_broken_exif_data_is_ignored():
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF", "PPM"])
-def test_16_bit_grey_is_scaled_not_clipped(kind):
+def test_16_bit_gray_is_scaled_not_clipped(kind):
     values = np.array([[0, 128, 129, 257], [32768, 40000, 65407, 65535]], np.uint16)
     image = open_image(file_bytes(Image.fromarray(values), kind))
     assert image.mode == "RGB"
@@ -120,14 +120,14 @@ def test_16_bit_grey_is_scaled_not_clipped(kind):
 
 
 @pytest.mark.parametrize("full", [1.0, 255.0, 65535.0, 1e7])
-def test_float_grey_is_scaled_from_the_smallest_range(full):
+def test_float_gray_is_scaled_from_the_smallest_range(full):
     values = np.array([[0, 0.25, 0.5, 1]], np.float32) * np.float32(full)
     values = np.concatenate([values, np.array([[-1, np.nan, -np.inf, 0]], np.float32)])
     image = open_image(file_bytes(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(np.array(image)[..., 1], [[0, 64, 128, 255], [0, 0, 0, 0]])
 
 
-def test_32_bit_grey_beyond_16_bits_is_scaled_to_its_maximum():
+def test_32_bit_gray_beyond_16_bits_is_scaled_to_its_maximum():
     values = np.array([[0, 400_000, 2_000_000]], np.int32)
     image = open_image(file_bytes(Image.fromarray(values), "TIFF"))
     np.testing.assert_array_equal(np.array(image)[0, :, 2], [0, 51, 255])
@@ -145,7 +145,7 @@ def test_all_source_types_give_the_same_image(tmp_path):
 
 
 def test_animation_gives_its_first_frame():
-    frames = [Image.new("RGB", (4, 4), colour) for colour in ("red", "blue")]
+    frames = [Image.new("RGB", (4, 4), color) for color in ("red", "blue")]
     data = file_bytes(frames[0], "GIF", save_all=True, append_images=frames[1:])
     assert open_image(data).getpixel((0, 0)) == (255, 0, 0)
 
@@ -154,11 +154,6 @@ def test_images_beyond_pillows_limit_are_read_and_the_limit_is_kept(monkeypatch)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     assert open_image(file_bytes(Image.new("L", (50, 50)), "PNG")).size == (50, 50)
     assert Image.MAX_IMAGE_PIXELS == 100
-
-
-@pytest.mark.slow
-def test_panorama_is_read():
-    assert open_image(file_bytes(Image.new("1", (20_000, 10_000)), "PNG")).size == (20_000, 10_000)
 
 
 WHOLE = Image.fromarray(noise(64, 64))

@@ -14,39 +14,39 @@ QUESTION = [
 ]
 
 
-def sample(row, supervision=Supervision.TEXT):
-    drawn = np.flatnonzero(row.gen_token_index == 0)
-    return Example("test", row, text_targets(row, supervision), drawn.astype(np.int32))
+def example(sequence, supervision=Supervision.TEXT):
+    starts = np.flatnonzero(sequence.gen_token_index == 0)
+    return Example("test", sequence, text_targets(sequence, supervision), starts.astype(np.int32))
 
 
 def text(seed=0, config=tiny.CONFIG):
-    return sample(tiny.processor(config).text_sequence(tiny.CORPUS[seed % 3]))
+    return example(tiny.processor(config).text_sequence(tiny.CORPUS[seed % 3]))
 
 
 def understanding(seed=0, config=tiny.CONFIG):
-    return sample(tiny.processor(config).understanding_sequence(QUESTION, [tiny.picture(seed)], system_prompt=""))
+    return example(tiny.processor(config).understanding_sequence(QUESTION, [tiny.picture(seed)], system_prompt=""))
 
 
 def generation(seed=0, config=tiny.CONFIG):
-    return sample(tiny.processor(config).generation_sequence("Two birds.", tiny.picture(seed)))
+    return example(tiny.processor(config).generation_sequence("Two birds.", tiny.picture(seed)))
 
 
-def batch(rows, budget=BUDGET, seed=0):
+def batch(sequences, budget=BUDGET, seed=0):
     """Packed examples with random image tokens."""
-    laid = pack(rows, budget, tiny.processor())
-    shape = (*laid.gen_images.shape[:2], tiny.CONFIG.gen_encoder.num_tokens)
+    packed = pack(sequences, budget, tiny.processor())
+    shape = (*packed.gen_images.shape[:2], tiny.CONFIG.gen_encoder.num_tokens)
     ids = np.random.default_rng(seed).integers(0, tiny.CONFIG.gen_encoder.codebook_size, shape, np.int32)
-    return laid._replace(gen_ids=ids, gen_images=laid.gen_images[:, :0])
+    return packed._replace(gen_ids=ids, gen_images=packed.gen_images[:, :0])
 
 
-def flow_batch(rows, budget=FLOW_BUDGET):
+def flow_batch(sequences, budget=FLOW_BUDGET):
     """Packed examples of the tiny JanusFlow."""
-    return pack(rows, budget, tiny.processor(tiny.FLOW))
+    return pack(sequences, budget, tiny.processor(tiny.FLOW))
 
 
-def mixed(rows=8, kind="janus"):
+def mixed(num_sequences=8, kind="janus"):
     """Sequences of different tasks and numbers of targets; the last is empty."""
-    config, lay_out = (tiny.CONFIG, batch) if kind == "janus" else (tiny.FLOW, flow_batch)
+    config, make = (tiny.CONFIG, batch) if kind == "janus" else (tiny.FLOW, flow_batch)
     kinds = [
         [understanding(1, config), generation(2, config)],
         [text(0, config), text(1, config), text(2, config)],
@@ -56,4 +56,4 @@ def mixed(rows=8, kind="janus"):
         [understanding(8, config)],
         [text(9, config)],
     ]
-    return lay_out([*[kinds[i % 7] for i in range(rows - 1)], []])
+    return make([*[kinds[i % 7] for i in range(num_sequences - 1)], []])

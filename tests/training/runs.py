@@ -46,12 +46,13 @@ STAGE = Stage(
     initialisation=Initialisation("random"),
 )
 
+_FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYERS_AND_FLOW, FLOW_ALL_BUT_ENCODER)}
 
 
 def get_config(kind="janus"):
-    """The recipe as a config; `runs.py:flow` is that of a JanusFlow with an average."""
+    """Returns the recipe as a config. `runs.py:flow` is a JanusFlow recipe with a moving average."""
     sources = {
         "understanding": PreparedDataset(task=Task.UNDERSTANDING),
         "generation": PreparedDataset(task=Task.GENERATION),
@@ -79,7 +80,9 @@ def data():
     folder = _kept_folder()
     prepared.write(folder / "understanding", [prepared.understanding(number) for number in range(12)])
     ids = np.random.default_rng(0).integers(0, MODEL.gen_encoder.codebook_size, (12, MODEL.gen_encoder.num_tokens))
-    prepared.write(folder / "generation", [prepared.generation(number, tokens=row) for number, row in enumerate(ids)])
+    prepared.write(
+        folder / "generation", [prepared.generation(number, tokens=tokens) for number, tokens in enumerate(ids)]
+    )
     make_byte_level_tokenizer(
         folder / "tokenizer",
         tiny.CORPUS,
@@ -141,12 +144,7 @@ def finished(kind="janus"):
     return workdir, run(held_out(recipe(kind=kind)), workdir)
 
 
-@functools.cache
-def _folders():
-    return []
-
-
 def _kept_folder():
-    """A folder that is deleted after the tests."""
-    _folders().append(tempfile.TemporaryDirectory())
-    return Path(_folders()[-1].name)
+    """Creates a folder that is deleted after the tests."""
+    _FOLDERS.append(tempfile.TemporaryDirectory())
+    return Path(_FOLDERS[-1].name)

@@ -30,7 +30,7 @@ FLOW_LOSS = FlowLossConfig(align_block=2, align_width=32, align_weight=0.5)
 CONFIGS: dict[str, ModelConfig] = {"janus": tiny.CONFIG, "flow": tiny.FLOW}
 OBJECTIVES = {kind: make_objective(config, Execution(), FLOW_LOSS) for kind, config in CONFIGS.items()}
 MODELS = {kind: objective.model for kind, objective in OBJECTIVES.items()}
-CUTS = {"janus": Microbatching(), "flow": Microbatching(tokenizer_dtype="float32")}
+MICROBATCHING = {"janus": Microbatching(), "flow": Microbatching(tokenizer_dtype="float32")}
 OPTIMIZER = make_optimizer(OptimizerConfig(learning_rate=1e-3, weight_decay=0.1), total_steps=10)
 TRAINED = {"I": ADAPTORS_AND_HEAD, "II": ALL_BUT_ENCODERS, "III": ALL_BUT_TOKENIZER}
 FLOW_TRAINED = {"I": LINEAR_LAYERS_AND_FLOW, "II": FLOW_ALL_BUT_ENCODER, "III": FLOW_ALL_BUT_VAE}
@@ -69,9 +69,11 @@ def abstract(mesh=None, kind="janus"):
 
 
 @functools.cache
-def step(mesh=None, cut=None, kind="janus"):
+def step(mesh=None, microbatching=None, kind="janus"):
     """The training step of stage II."""
-    return make_train_step(OBJECTIVES[kind], OPTIMIZER, cut or CUTS[kind], abstract(mesh, kind), mesh)
+    return make_train_step(
+        OBJECTIVES[kind], OPTIMIZER, microbatching or MICROBATCHING[kind], abstract(mesh, kind), mesh
+    )
 
 
 def state(mesh=None, kind="janus"):

@@ -38,7 +38,7 @@ def state(abstract):
 
 
 def save(folder, state, steps, keep=None, metrics=()):
-    """Saves the state with step n as step n; returns the steps in the folder."""
+    """Saves a checkpoint of each step, and returns the steps in the folder."""
     with Checkpoints(folder, keep) as checkpoints:
         for step in steps:
             named = {"loss": metrics[step]} if metrics else None
@@ -55,11 +55,11 @@ def restore(folder, abstract):
 @pytest.mark.parametrize("sizes", [None, (8, 1, 1), (1, 4, 2)], ids=["one device", "data", "fsdp and tensor"])
 def test_checkpoint_restores_on_any_mesh(tmp_path, state, sizes):
     save(tmp_path, state, [7])
-    there = abstract_state(toy.make, None if sizes is None else make_mesh(*sizes), 0)
-    restored = restore(tmp_path, there)
+    abstract_here = abstract_state(toy.make, None if sizes is None else make_mesh(*sizes), 0)
+    restored = restore(tmp_path, abstract_here)
     assert (restored.step, restored.data_state, restored.config) == (7, {"read": 70}, RUN)
     jax.tree.map(np.testing.assert_array_equal, restored.state, state.replace(step=np.int32(7)))
-    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored.state, there)))
+    assert all(jax.tree.leaves(jax.tree.map(lambda a, b: a.sharding == b.sharding, restored.state, abstract_here)))
 
 
 def test_empty_folder_restores_nothing(tmp_path, abstract):
@@ -125,10 +125,10 @@ def test_params_are_read_for_another_stage(tmp_path, state, mesh):
     save(tmp_path, state, [1, 2])
     flip(tmp_path / "2")
     # In this stage the head is frozen and the table is trained.
-    places = abstract_state(toy.make, make_mesh(1, 4, 2), 0)
+    abstract = abstract_state(toy.make, make_mesh(1, 4, 2), 0)
     wanted = {
-        "layers": {"out": places.params["layers"]["out"]},
-        "embed": jax.tree.map(in_float32, places.frozen["embed"]),
+        "layers": {"out": abstract.params["layers"]["out"]},
+        "embed": jax.tree.map(in_float32, abstract.frozen["embed"]),
     }
     read = SavedCheckpoint.newest(tmp_path).params(wanted)
     assert (tmp_path / "2").is_dir()
@@ -140,19 +140,6 @@ def test_params_are_read_for_another_stage(tmp_path, state, mesh):
 
 def in_float32(leaf):
     return jax.ShapeDtypeStruct(leaf.shape, np.float32, sharding=leaf.sharding)
-
-
-def test_average_is_read_on_request(tmp_path, mesh):
-    def make(seed):
-        return toy.make(seed, ema=True)
-
-    abstract = abstract_state(make, mesh, 0)
-    state = toy.init_sharded(make, abstract, 0)
-    state = state.replace(ema=jax.tree.map(lambda leaf: leaf + 1, state.params))
-    save(tmp_path, state, [1])
-    for average, expected in ((False, state.params), (True, state.ema)):
-        found = SavedCheckpoint.newest(tmp_path).params(abstract.params, average=average)
-        jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_missing_params_are_reported(tmp_path, state, abstract):
@@ -216,9 +203,9 @@ def test_damaged_checkpoint_is_reported_and_skipped(tmp_path, state, abstract, c
     with caplog.at_level(logging.WARNING, module.__name__), Checkpoints(tmp_path) as checkpoints:
         restored = checkpoints.restore(abstract)
         assert (restored.step, int(restored.state.step), restored.data_state) == (2, 2, {"read": 20})
-        (told,) = [record.getMessage() for record in caplog.records if record.name == module.__name__]
-        assert str(tmp_path / "3") in told
-        assert "damaged" in told
+        (message,) = [record.getMessage() for record in caplog.records if record.name == module.__name__]
+        assert str(tmp_path / "3") in message
+        assert "damaged" in message
         assert (tmp_path / "damaged" / "3").is_dir()
         # The resumed run saves this step again.
         checkpoints.save(3, restored.state, {"read": 30}, RUN)
@@ -229,9 +216,9 @@ def test_only_damaged_checkpoints_raise_and_stay(tmp_path, state, abstract):
     save(tmp_path, state, [1, 2])
     for step in (1, 2):
         flip(tmp_path / str(step))
-    with pytest.raises(JanusError, match=r"only damaged checkpoints: 1, 2") as told:
+    with pytest.raises(JanusError, match=r"only damaged checkpoints: 1, 2") as raised:
         restore(tmp_path, abstract)
-    assert str(tmp_path) in str(told.value)
+    assert str(tmp_path) in str(raised.value)
     assert not (tmp_path / "damaged").exists()
 
 
@@ -255,7 +242,7 @@ def test_file_instead_of_folder_is_rejected(tmp_path):
 @pytest.mark.parametrize(
     "fault",
     [OSError(errno.ENOSPC, os.strerror(errno.ENOSPC)), ValueError("RESOURCE_EXHAUSTED: ... No space left on device")],
-    ids=["ours", "tensorstore's"],
+    ids=["operating system", "tensorstore"],
 )
 def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatch, caplog, fault):
     save(tmp_path, state, [1, 2], RetentionPolicy(last=2))
@@ -263,12 +250,12 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatc
     def fail(*arguments):
         raise fault
 
-    monkeypatch.setattr(module.checksums, "write", fail)
+    monkeypatch.setattr(module, "write_checksums", fail)
     with Checkpoints(tmp_path, RetentionPolicy(last=2)) as checkpoints:
         checkpoints.save(3, state, {}, RUN)
-        with pytest.raises(StorageFull, match=r"newest is that of step 2\); free some space") as told:
+        with pytest.raises(StorageFull, match=r"newest is that of step 2\); free some space") as raised:
             checkpoints.wait()
-        assert str(tmp_path) in str(told.value)
+        assert str(tmp_path) in str(raised.value)
         assert checkpoints.steps == [1, 2]
     # No traceback of a background thread is logged.
     assert not [record for record in caplog.records if record.exc_info]
@@ -278,7 +265,7 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatc
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A small file system, with space for a few checkpoints."""
+    """A small file system that can hold a few checkpoints."""
     disk = tmp_path / "disk"
     disk.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:

@@ -19,7 +19,7 @@ from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import abstract_train_state
 from tests.pseudo import CORPUS, make_checkpoint
-from tests.scenery import landscape
+from tests.tiny import picture
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
@@ -60,8 +60,8 @@ def example(tmp_path_factory):
     folder = tmp_path_factory.mktemp("example")
     for name in ("photos", "bin"):
         (folder / name).mkdir()
-    landscape(96, 64).save(folder / "photos" / "tom.jpg")
-    landscape(64, 96).rotate(180).save(folder / "photos" / "rex.jpg")
+    picture(0, (96, 64)).save(folder / "photos" / "tom.jpg")
+    picture(1, (64, 96)).save(folder / "photos" / "rex.jpg")
     (folder / "finetune.py").write_text(RECIPE)
     make_checkpoint(folder / "Janus-Pro-1B", preset("tiny"), CORPUS)
     for name in COMMANDS:

@@ -1,4 +1,4 @@
-"""Benchmarks during training."""
+"""Tests of the callback that runs benchmarks during training."""
 
 import io
 import json
@@ -15,6 +15,7 @@ from janus_jax.pretrained import Pretrained
 from janus_jax.training.callbacks.evaluation import RunBenchmarks
 from janus_jax.training.recipe import Evaluation, Intervals
 from tests import tiny
+from tests.evaluation.test_benchmarks import json_lines, pope_entry, write_files
 from tests.training import runs
 from tests.training.test_samples_callback import last_step
 from tests.training.test_trainer import params
@@ -26,44 +27,41 @@ def data(tmp_path_factory):
     (folder / "val2014").mkdir()
     for number in (1, 2):
         tiny.picture(number).save(folder / "val2014" / f"COCO_val2014_{number:012}.jpg")
-    lines = [
-        {"question_id": n, "image": f"COCO_val2014_{n:012}.jpg", "text": "Is there a boat?", "label": label}
-        for n, label in ((1, "yes"), (2, "no"))
-    ]
-    for split in ("random", "popular", "adversarial"):
-        (folder / f"coco_pope_{split}.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    entries = [pope_entry(n, label) for n, label in ((1, "yes"), (2, "no"))]
+    write_files(folder, {f"coco_pope_{split}.json": json_lines(*entries) for split in pope.SPLITS})
     return folder
 
 
-def asking(*benchmarks, **fields):
-    """The recipe, with benchmarks at every second step."""
+def with_benchmarks(*benchmarks, **fields):
+    """Returns a recipe that runs benchmarks at every second step."""
     intervals = Intervals(report=1, evaluate=0, benchmark=2, save=0)
     return replace(runs.recipe(), evaluation=Evaluation(benchmarks, **fields), intervals=intervals)
 
 
 def test_scores_match_the_params_of_the_step(data, tmp_path):
-    state = runs.run(asking(("pope", str(data)), batch_size=4), tmp_path)
+    state = runs.run(with_benchmarks(("pope", str(data)), batch_size=4), tmp_path)
     model = Pretrained(tiny.CONFIG, params(state), tiny.processor(), Janus(tiny.CONFIG))
     questions = pope.BENCHMARK.read(data, {})
     answers = {q.id: model.chat(q.messages, max_new_tokens=32, system_prompt="") for q in questions}
     found = json.loads((tmp_path / "stage_1" / "benchmarks" / "step_4" / "pope" / "answers.json").read_text())
     assert found == answers
     lines = map(json.loads, (tmp_path / "stage_1" / "metrics.jsonl").read_text().splitlines())
-    told = [line for line in lines if "benchmarks/pope/random.accuracy" in line]
-    assert [line["step"] for line in told] == [2, 4]
-    assert told[1]["benchmarks/pope/random.accuracy"] == pope.BENCHMARK.score(questions, answers, {})["random.accuracy"]
+    logged = [line for line in lines if "benchmarks/pope/random.accuracy" in line]
+    assert [line["step"] for line in logged] == [2, 4]
+    scores = pope.BENCHMARK.score(questions, answers, {})
+    assert logged[1]["benchmarks/pope/random.accuracy"] == scores["random.accuracy"]
 
 
 def test_non_finite_logits_do_not_end_the_run(data, tmp_path):
-    spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
+    nan_params = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
-    benchmarks = RunBenchmarks(asking(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
-    benchmarks.after_step(last_step(spoiled, stream))
+    benchmarks = RunBenchmarks(with_benchmarks(("pope", str(data)), limit=2), tiny.processor(), tmp_path)
+    benchmarks.after_step(last_step(nan_params, stream))
     assert "step 1: no scores of pope: The logits are NaN" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
-    ("benchmark", "sentence"),
+    ("benchmark", "message"),
     [
         (("pope", "absent"), "absent"),
         (("pop", "."), "no benchmark 'pop'"),
@@ -71,7 +69,7 @@ def test_non_finite_logits_do_not_end_the_run(data, tmp_path):
         (("pope",), "a pair"),
     ],
 )
-def test_unusable_benchmark_is_rejected(benchmark, sentence, tmp_path):
-    with pytest.raises(JanusError, match=sentence):
-        RunBenchmarks(asking(benchmark), tiny.processor(), tmp_path)
+def test_unusable_benchmark_is_rejected(benchmark, message, tmp_path):
+    with pytest.raises(JanusError, match=message):
+        RunBenchmarks(with_benchmarks(benchmark), tiny.processor(), tmp_path)
     assert not list(tmp_path.iterdir())

@@ -1,4 +1,4 @@
-"""FLOPs of a step by formula, against the traced program and XLA's cost analysis."""
+"""Tests of the FLOPs of a step, compared with the traced program and with XLA's cost analysis."""
 
 import functools
 from dataclasses import replace
@@ -21,15 +21,15 @@ from tests import tiny
 from tests.training import batches, stages
 
 CONFIG = tiny.CONFIG
-PARTS = {**stages.TRAINED, "heads": ("llm/head/*", "gen_head/*"), "values": ("llm/layers/attn/v/weight", "gen_embed/*")}
-
-
-def trained_paths(stage):
-    return flatten_dict(stages.parts(stage)[0], sep="/")
+TRAINED = {
+    **stages.TRAINED,
+    "heads": ("llm/head/*", "gen_head/*"),
+    "values": ("llm/layers/attn/v/weight", "gen_embed/*"),
+}
 
 
 def computed_items(batch):
-    """Items that the program computes, padding and masked positions included."""
+    """Returns the number of items that the program computes, including padding and masked positions."""
     sequences, length = batch.shape
     gen_images = batch.gen_starts.size
     return ItemCounts(
@@ -42,17 +42,17 @@ def computed_items(batch):
     )
 
 
-@pytest.mark.parametrize("stage", PARTS)
-def test_formula_equals_traced_step(stage):
+@pytest.mark.parametrize("patterns", TRAINED.values(), ids=TRAINED)
+def test_formula_equals_traced_step(patterns):
     batch = batches.batch([(batches.understanding(1), batches.generation(2)), (batches.text(),)])
-    trained, frozen = partition(tiny.stacked_params(), PARTS[stage])
+    trained, frozen = partition(tiny.stacked_params(), patterns)
     traced = traced_flops(
         functools.partial(compute_gradients, stages.OBJECTIVE, Microbatching()), trained, frozen, batch
     )
     assert computed_items(batch).flops(flops_per_item(CONFIG, flatten_dict(trained, sep="/"))) == traced
 
 
-def test_understanding_with_the_image_tokenizer_costs_tokenizer_and_generation_adaptor():
+def test_input_image_costs_tokenizer_and_generation_adaptor_if_these_encode_it():
     two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
     one_encoder = replace(two_encoders, understanding_encoder="gen_encoder")
     one, two = (flops_per_item(config, ()) for config in (one_encoder, two_encoders))
@@ -62,16 +62,15 @@ def test_understanding_with_the_image_tokenizer_costs_tokenizer_and_generation_a
     assert one._replace(und_images=0) == two._replace(und_images=0)
 
 
-def test_image_tokenizer_counts_only_without_precomputed_tokens():
+def test_images_with_precomputed_tokens_are_not_encoded():
     batch = batches.batch([(batches.generation(2),)])
     side = CONFIG.gen_encoder.image_size
     images = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
     assert count_items(batch, CONFIG).encoded_images == 0
     assert count_items(batch._replace(gen_images=images, gen_ids=None), CONFIG).encoded_images == 1
-    assert flops_per_item(CONFIG, trained_paths("II")).encoded_images > 0
 
 
-def test_counts_are_those_of_the_examples():
+def test_items_are_counted_without_padding():
     und, gen = batches.understanding(1), batches.generation(2)
     lengths = [len(und.sequence), len(gen.sequence)]
     assert count_items(batches.batch([(und, gen), ()]), CONFIG) == ItemCounts(
@@ -85,7 +84,7 @@ def test_counts_are_those_of_the_examples():
 
 
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
-def test_a_token_of_a_trained_model_costs_six_flops_per_weight(name):
+def test_token_costs_six_flops_per_trained_weight(name):
     llm = preset(name).llm
     trained = [leaf.path for leaf in model_parameters(llm)]
     matrices = [
@@ -93,7 +92,7 @@ def test_a_token_of_a_trained_model_costs_six_flops_per_weight(name):
     ]
     weights = sum(leaf.size for leaf in matrices)
     assert flops_per_item(preset(name), trained).tokens == 6 * weights
-    # LoRA factors let the gradient pass, and the frozen weights have no gradient.
+    # LoRA trains no weights of the model, but the gradient continues to its factors: four FLOPs per weight.
     assert flops_per_item(preset(name), ["llm/layers/attn/q/lora_a"]).tokens == 4 * weights
 
 

@@ -96,9 +96,9 @@ def test_frozen_encoder_has_no_backward_pass(batch):
 
 
 def test_frozen_transformer_has_no_weight_gradients(batch):
-    llm, places = tiny.CONFIG.llm, batch.tokens.size
+    llm, num_tokens = tiny.CONFIG.llm, batch.tokens.size
     matrices = [one.size for one in model_parameters(llm) if one.path.startswith("llm/layers") and len(one.shape) > 1]
-    in_layers = places * sum(matrices)
+    in_layers = num_tokens * sum(matrices)
     in_head = batch.text_targets.size * llm.vocab_size * llm.width
     assert gradient_flops("II", batch) - gradient_flops("I", batch) == 2 * (in_layers + in_head)
 
@@ -106,8 +106,8 @@ def test_frozen_transformer_has_no_weight_gradients(batch):
 def test_image_tokenizer_has_no_backward_pass(batch):
     side = tiny.CONFIG.gen_encoder.image_size
     pictures = np.zeros((*batch.gen_ids.shape[:2], side, side, 3), np.uint8)
-    drawn = batch._replace(gen_images=pictures, gen_ids=None)
+    with_images = batch._replace(gen_images=pictures, gen_ids=None)
     tokenize = traced_flops(
-        lambda: stages.OBJECTIVE.prepare_targets(tiny.stacked_params(), drawn, RNGS, "bfloat16").gen_ids
+        lambda: stages.OBJECTIVE.prepare_targets(tiny.stacked_params(), with_images, RNGS, "bfloat16").gen_ids
     )
-    assert gradient_flops("III", drawn) - gradient_flops("III", batch) == tokenize > 0
+    assert gradient_flops("III", with_images) - gradient_flops("III", batch) == tokenize > 0

@@ -31,13 +31,13 @@ TIMEOUT = 600  # seconds
 
 
 @functools.cache
-def compiled():
-    """Compilation cache of all runs."""
+def compilation_cache():
+    """A folder for the compilation cache that all runs share."""
     return tempfile.TemporaryDirectory()
 
 
 class Run:
-    """The command in its own workdir, and its files. It saves at every second step."""
+    """Runs of janus-train in one workdir, and the files there. Every second step is saved."""
 
     def __init__(self, folder, name, *flags):
         self.workdir, self.stage = folder / name, folder / name / "stage_1"
@@ -51,7 +51,7 @@ class Run:
         self._command = [sys.executable, "-c", COMMAND, CONFIG, f"--workdir={self.workdir}", *settings]
         self._environment = environment(
             XLA_FLAGS="--xla_force_host_platform_device_count=1",
-            JAX_COMPILATION_CACHE_DIR=compiled().name,
+            JAX_COMPILATION_CACHE_DIR=compilation_cache().name,
             JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
 
@@ -72,7 +72,7 @@ class Run:
                 process.kill()
         # A finished process returns 0.
         assert process.returncode in (0, -signal.SIGKILL), self.log.read_text()
-        return None if process.returncode == 0 else bool(self.half_saved)
+        return None if process.returncode == 0 else bool(self.unfinished)
 
     @property
     def saved(self):
@@ -80,15 +80,15 @@ class Run:
         return max((int(name) for name in self._names if name.isdecimal()), default=0)
 
     @property
-    def half_saved(self):
+    def unfinished(self):
         return [name for name in self._names if "tmp" in name]
 
     @property
     def curve(self):
-        """Last metrics of each step, without rates."""
-        learnt = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
+        """Metrics by step, without rates. For a repeated step these are the last ones."""
+        compared = re.compile("loss|tokens/(?!s$)|grad_norm|learning_rate|skipped")
         lines = map(json.loads, (self.stage / "metrics.jsonl").read_text().splitlines())
-        return {line["step"]: {name: line[name] for name in line if learnt.match(name)} for line in lines}
+        return {line["step"]: {name: line[name] for name in line if compared.match(name)} for line in lines}
 
     def last(self, step):
         """Arrays and data position of a checkpoint."""
@@ -108,40 +108,40 @@ def wait(process, until):
         time.sleep(0.003)
 
 
-def while_it_starts(run, process, rng):
+def while_starting(run, process, rng):
     time.sleep(rng.uniform(0, 5))
 
 
-def while_it_steps(run, process, rng):
+def while_stepping(run, process, rng):
     before = run.saved
     wait(process, lambda: run.saved > before)
     time.sleep(rng.uniform(0, 0.3))
 
 
-def while_it_saves(run, process, rng):
+def while_saving(run, process, rng):
     before = run.saved
     # The unfinished save of an earlier kill is removed before a new checkpoint appears.
     wait(process, lambda: run.saved > before)
-    wait(process, lambda: run.half_saved)
+    wait(process, lambda: run.unfinished)
     time.sleep(rng.uniform(0, 0.02))
 
 
-def assert_the_same_whenever_killed(folder, moments, steps, *flags):
+def assert_killed_runs_match(folder, moments, steps, *flags):
     flags = (f"--config.stages.stage_1.steps={steps}", *flags)
     undisturbed, rng = Run(folder, "undisturbed", *flags), np.random.default_rng(0)
     undisturbed.finish()
     assert sorted(undisturbed.curve) == list(range(1, steps + 1))
     expected = undisturbed.last(steps)
 
-    moments, broken_off, number = list(moments), 0, 0
+    moments, interrupted, number = list(moments), 0, 0
     while moments:
         number += 1
         run = Run(folder, f"killed_{number}", *flags)
         while moments:
-            broke_a_save = run.kill(moments[0], rng)
-            if broke_a_save is None:
+            interrupted_a_save = run.kill(moments[0], rng)
+            if interrupted_a_save is None:
                 break
-            broken_off += broke_a_save
+            interrupted += interrupted_a_save
             moments.pop(0)
         run.finish()
         assert run.curve == undisturbed.curve
@@ -149,8 +149,8 @@ def assert_the_same_whenever_killed(folder, moments, steps, *flags):
         jax.tree.map(np.testing.assert_array_equal, arrays, expected[0])
         assert data == expected[1]
         assert not (run.checkpoints / "damaged").exists()
-        assert not run.half_saved
-    assert broken_off
+        assert not run.unfinished
+    assert interrupted
 
 
 def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
@@ -170,6 +170,6 @@ def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
 
 @pytest.mark.slow
 def test_run_killed_ten_times_resumes_bit_for_bit(tmp_path):
-    moments = [while_it_saves, while_it_steps] * 4 + [while_it_starts, while_it_saves]
+    moments = [while_saving, while_stepping] * 4 + [while_starting, while_saving]
     np.random.default_rng(1).shuffle(moments)
-    assert_the_same_whenever_killed(tmp_path, moments, 50, "--config.resources.data_workers=1")
+    assert_killed_runs_match(tmp_path, moments, 50, "--config.resources.data_workers=1")

@@ -2,7 +2,6 @@
 
 import functools
 import shutil
-from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
@@ -34,7 +33,7 @@ from janus_jax.training.train_step import (
     put_batch,
 )
 from tests import tiny
-from tests.training import batches, runs, stages
+from tests.training import batches, runs, stages, toy
 
 RANK = 4
 EVERYWHERE = Lora(RANK, 8.0, ("llm/layers/*/weight",))
@@ -109,11 +108,11 @@ def test_frozen_matrices_have_no_gradient_computation():
 
     llm = tiny.CONFIG.llm
     # The same backward pass through the network, for one scale in its first layer.
-    way_back = cost(*partition(tiny.stacked_params(), ("llm/layers/attn_norm/scale",)))
+    backward = cost(*partition(tiny.stacked_params(), ("llm/layers/attn_norm/scale",)))
     heads, kv = llm.num_heads * llm.head_dim, llm.num_kv_heads * llm.head_dim
     numbers = RANK * (4 * llm.width + 2 * heads + 2 * kv) * llm.depth
     # Forward, gradient of the input, gradient of A and B.
-    assert cost(*started(ATTENTION)) - way_back == 3 * 2 * batch.tokens.size * numbers
+    assert cost(*started(ATTENTION)) - backward == 3 * 2 * batch.tokens.size * numbers
 
 
 def test_training_lowers_the_loss_and_changes_only_adapters():
@@ -128,8 +127,8 @@ def test_training_lowers_the_loss_and_changes_only_adapters():
 def test_mesh_matches_one_device():
     (expected, one), (found, four) = trained_by(), trained_by(make_mesh(1, 2, 2, jax.devices()[:4]))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
-    for moment, told in zip(first_moments(four), first_moments(one), strict=True):
-        np.testing.assert_allclose(moment, told, atol=1e-3 * np.abs(told).max())
+    for moment, expected in zip(first_moments(four), first_moments(one), strict=True):
+        np.testing.assert_allclose(moment, expected, atol=1e-3 * np.abs(expected).max())
 
 
 def test_adapters_are_sharded_like_their_matrices():
@@ -160,7 +159,6 @@ def test_merged_model_equals_the_adapted_one():
     [
         (Lora(4, targets=("llm/attn/*",)), (), r"lora\.targets has 'llm/attn/\*', .* llm/layers/attn/q/weight"),
         (Lora(4, targets=("llm/head/weight",)), (), r"'llm/head/weight', which matches no matrix"),
-        (Lora(4, targets=("und_encoder/*",)), (), r"'und_encoder/\*', which matches no matrix of the LLM"),
         (Lora(4, targets=()), (), r"lora\.targets is empty"),
         (Lora(4), ("llm/*",), r"lora\.targets matches llm/layers/attn/k/weight, which `trained` matches too"),
     ],
@@ -168,17 +166,6 @@ def test_merged_model_equals_the_adapted_one():
 def test_invalid_targets_are_rejected(lora, trained, words):
     with pytest.raises(JanusError, match=words):
         abstract_train_state(stages.OBJECTIVE, trained, OPTIMIZER, None, lora=lora)
-
-
-@pytest.mark.parametrize(("field", "value"), [("rank", -1), ("alpha", 0.0)])
-def test_invalid_lora_values_are_rejected(field, value):
-    with pytest.raises(JanusError, match=rf"lora\.{field} is {value}"):
-        Lora(**{field: value})
-
-
-def test_stage_without_trained_params_is_rejected():
-    with pytest.raises(JanusError, match=r"trained is empty and its lora\.rank is 0"):
-        replace(runs.STAGE, trained=())
 
 
 # A training stage with adapters and fully trained adaptors.
@@ -231,7 +218,7 @@ def test_next_stage_starts_from_merged_params(finished, average, mesh):
     recipe = runs.recipe(stage=2)
     setup = set_up_stage(recipe, mesh)
     state = initial_state(recipe, finished[0], setup, open_initialisation(recipe, finished[0]))
-    jax.tree.map(lambda made, told: made.sharding == told.sharding or 1 / 0, state, setup.abstract)
+    assert toy.shardings(state) == toy.shardings(setup.abstract)
     found = flatten_dict(merge(state.params, state.frozen))
     merged = flatten_dict(merge_adapters(jax.tree.map(jax.numpy.array, average)))
     assert set(found) == set(merged)

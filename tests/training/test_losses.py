@@ -11,7 +11,7 @@ from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.training.flops import equations, traced_flops
 from janus_jax.training.losses.cross_entropy import HeadTargets, cross_entropy
-from janus_jax.training.losses.tokens import JANUS_LOSS_TERMS, target_counts, token_loss
+from janus_jax.training.losses.tokens import token_loss
 from tests import tiny
 from tests.training import batches
 
@@ -23,8 +23,8 @@ def head(weight, states):
     return states @ weight.T
 
 
-def plain_cross_entropy(params, hidden, places, targets, head=head):
-    logits = head(params, jnp.take_along_axis(hidden, places[..., None] - 1, axis=1))
+def plain_cross_entropy(params, hidden, positions, targets, head=head):
+    logits = head(params, jnp.take_along_axis(hidden, positions[..., None] - 1, axis=1))
     return -jnp.take_along_axis(jax.nn.log_softmax(logits), targets[..., None], axis=-1)[..., 0]
 
 
@@ -33,13 +33,13 @@ def problem():
     rng = np.random.default_rng(0)
     weight = rng.standard_normal((VOCABULARY, WIDTH), np.float32)
     hidden = rng.standard_normal((ROWS, LENGTH, WIDTH), np.float32)
-    places = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (ROWS, 1)), axis=1)[:, :TARGETS], axis=1)
-    return weight, hidden, places, rng.integers(0, VOCABULARY, places.shape)
+    positions = np.sort(rng.permuted(np.tile(np.arange(1, LENGTH), (ROWS, 1)), axis=1)[:, :TARGETS], axis=1)
+    return weight, hidden, positions, rng.integers(0, VOCABULARY, positions.shape)
 
 
-def chunked(params, hidden, places, targets, chunk, weights=None, head=head):
-    weights = np.ones(places.shape, np.float32) if weights is None else weights
-    return cross_entropy(head, params, hidden, HeadTargets(places, targets, weights), chunk=chunk)
+def chunked(params, hidden, positions, targets, chunk, weights=None, head=head):
+    weights = np.ones(positions.shape, np.float32) if weights is None else weights
+    return cross_entropy(head, params, hidden, HeadTargets(positions, targets, weights), chunk=chunk)
 
 
 @pytest.mark.parametrize("chunk", [1, 4, 9, 100])
@@ -52,16 +52,16 @@ def test_chunked_losses_match(problem, chunk):
 @pytest.mark.parametrize("chunk", [4, 100])
 @pytest.mark.parametrize("argnums", [0, 1, (0, 1)], ids=["head", "states", "both"])
 def test_chunked_gradients_match(problem, chunk, argnums):
-    weight, hidden, places, targets = problem
-    weights = np.random.default_rng(1).random(places.shape, np.float32) * (places % 3 > 0)
+    weight, hidden, positions, targets = problem
+    weights = np.random.default_rng(1).random(positions.shape, np.float32) * (positions % 3 > 0)
 
-    def ours(weight, hidden):
-        return 3 * chunked(weight, hidden, places, targets, chunk, weights).total
+    def chunked_loss(weight, hidden):
+        return 3 * chunked(weight, hidden, positions, targets, chunk, weights).total
 
-    def theirs(weight, hidden):
-        return 3 * (plain_cross_entropy(weight, hidden, places, targets) * weights).sum()
+    def plain_loss(weight, hidden):
+        return 3 * (plain_cross_entropy(weight, hidden, positions, targets) * weights).sum()
 
-    found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (ours, theirs))
+    found, expected = (jax.tree.leaves(jax.grad(loss, argnums)(weight, hidden)) for loss in (chunked_loss, plain_loss))
     for actual, wanted in zip(found, expected, strict=True):
         np.testing.assert_allclose(actual, wanted, rtol=1e-4, atol=1e-6)
 
@@ -75,27 +75,27 @@ def test_partly_trained_head_has_matching_gradients(problem, trained):
     def two_layers(params, states):
         return jnp.tanh(states @ params["first"].T) @ params["second"].T + params["bias"]
 
-    def ours(part):
+    def chunked_loss(part):
         return chunked(whole | {trained: part}, *rest, chunk=4, head=two_layers).total
 
-    def theirs(part):
+    def plain_loss(part):
         return plain_cross_entropy(whole | {trained: part}, *rest, head=two_layers).sum()
 
-    found, expected = (jax.grad(loss)(whole[trained]) for loss in (ours, theirs))
+    found, expected = (jax.grad(loss)(whole[trained]) for loss in (chunked_loss, plain_loss))
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
 
 
 def test_per_token_losses_have_no_gradient(problem):
-    weight, hidden, places, targets = problem
-    gradient = jax.grad(lambda weight: chunked(weight, hidden, places, targets, 4).per_token.sum())(weight)
+    weight, hidden, positions, targets = problem
+    gradient = jax.grad(lambda weight: chunked(weight, hidden, positions, targets, 4).per_token.sum())(weight)
     assert not gradient.any()
 
 
 def test_chunks_after_the_last_target_are_skipped(problem):
-    weight, hidden, places, targets = problem
-    weights = np.ones(places.shape, np.float32)
+    weight, hidden, positions, targets = problem
+    weights = np.ones(positions.shape, np.float32)
     weights[0, 3:] = weights[1, 5:] = 0
-    read = np.asarray(chunked(weight, hidden, places, targets, 3, weights).per_token)
+    read = np.asarray(chunked(weight, hidden, positions, targets, 3, weights).per_token)
     assert np.all(read[:, :6] > 0)
     assert not read[:, 6:].any()
 
@@ -107,13 +107,18 @@ def largest_array(function, *arguments):
 
 
 def logits_of_chunks(chunk):
-    rows, length, width, vocabulary = 2, 64, 8, 4096
-    hidden, weight = jnp.zeros((rows, length, width)), jnp.zeros((vocabulary, width))
-    places = jnp.ones((rows, length), int)
+    sequences, length, width, vocabulary = 2, 64, 8, 4096
+    hidden, weight = jnp.zeros((sequences, length, width)), jnp.zeros((vocabulary, width))
+    positions = jnp.ones((sequences, length), int)
     loss = jax.value_and_grad(
-        lambda weight, hidden: chunked(weight, hidden, places, places, chunk).total, argnums=(0, 1)
+        lambda weight, hidden: chunked(weight, hidden, positions, positions, chunk).total, argnums=(0, 1)
     )
-    return largest_array(loss, weight, hidden), traced_flops(loss, weight, hidden), rows * chunk * vocabulary, width
+    return (
+        largest_array(loss, weight, hidden),
+        traced_flops(loss, weight, hidden),
+        sequences * chunk * vocabulary,
+        width,
+    )
 
 
 def test_logits_are_never_materialized_at_once():
@@ -127,8 +132,8 @@ def test_logits_are_computed_once():
 
 
 @functools.cache
-def losses(*rows, budget=batches.BUDGET):
-    totals = run(batches.batch(rows, budget))
+def losses(*sequences, budget=batches.BUDGET):
+    totals = run(batches.batch(sequences, budget))
     return np.asarray(totals.losses), np.asarray(totals.counts)
 
 
@@ -138,12 +143,12 @@ def run(batch):
 
 
 def test_each_task_has_its_own_sum():
-    row = (batches.text(), batches.understanding(), batches.generation())
-    counts = [len(row[0].text_targets), len(row[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
-    for task, sample in enumerate(row):
-        sums, places = losses((sample,), ())
+    examples = (batches.text(), batches.understanding(), batches.generation())
+    counts = [len(examples[0].text_targets), len(examples[1].text_targets), tiny.CONFIG.gen_encoder.num_tokens]
+    for task, example in enumerate(examples):
+        sums, found = losses((example,), ())
         assert [bool(value) for value in sums] == [task == other for other in range(3)]
-        assert places.tolist() == [counts[task] * (task == other) for other in range(3)]
+        assert found.tolist() == [counts[task] * (task == other) for other in range(3)]
 
 
 def test_packed_examples_have_the_losses_of_separate_ones():
@@ -155,29 +160,28 @@ def test_packed_examples_have_the_losses_of_separate_ones():
 
 def test_text_loss_matches_next_token_log_probs():
     batch = batches.batch([(batches.text(0),), ()])
-
-    @jax.jit
-    def logits(batch):
-        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.text_logits(m(b)))
-
-    places = batch.text_targets[0][batch.text_targets[0] != NO_POSITION]
-    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))
-    expected = -log_p[places - 1, batch.tokens[0, places]].sum()
+    positions = batch.text_targets[0][batch.text_targets[0] != NO_POSITION]
+    expected = -log_probs(batch, Janus.text_logits)[positions - 1, batch.tokens[0, positions]].sum()
     np.testing.assert_allclose(run(batch).losses[0], expected, rtol=1e-5)
 
 
 def test_image_loss_starts_at_the_first_token():
     batch = batches.batch([(batches.generation(0),), ()])
-
-    @jax.jit
-    def logits(batch):
-        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda m, b: m.image_logits(m(b)))
-
     begin_of_image = int(batch.gen_starts[0, 0]) - 1
     assert batch.tokens[0, begin_of_image] == tiny.processor().tokenizer.special.begin_of_image
     ids = batch.gen_ids[0, 0]
-    log_p = np.asarray(jax.nn.log_softmax(logits(batch)[0]))[begin_of_image : begin_of_image + len(ids)]
-    np.testing.assert_allclose(run(batch).losses[2], -log_p[np.arange(len(ids)), ids].sum(), rtol=1e-5)
+    expected = -log_probs(batch, Janus.image_logits)[begin_of_image + np.arange(len(ids)), ids].sum()
+    np.testing.assert_allclose(run(batch).losses[2], expected, rtol=1e-5)
+
+
+def log_probs(batch, head):
+    """Returns the log probabilities of a head at all positions of the first sequence."""
+
+    @jax.jit
+    def logits(batch):
+        return MODEL.apply({"params": tiny.stacked_params()}, batch, method=lambda model, b: head(model, model(b)))
+
+    return np.asarray(jax.nn.log_softmax(logits(batch)[0]))
 
 
 def test_padding_images_are_ignored():
@@ -193,28 +197,3 @@ def test_batch_without_targets_has_zero_loss():
     totals = run(batches.batch([(), ()]))
     assert float(totals.loss) == 0
     assert totals.term_means.tolist() == totals.counts.tolist() == [0, 0, 0]
-
-
-def test_target_counts_match_the_batch():
-    batch, num_tokens = batches.mixed(), tiny.CONFIG.gen_encoder.num_tokens
-    counts = target_counts(batch, num_tokens)
-    assert float(counts[0] + counts[1]) == (batch.text_targets != NO_POSITION).sum()
-    assert float(counts[2]) == 3 * num_tokens
-
-
-def test_sums_of_parts_add_up():
-    parts = [run(batches.batch([(batches.text(i),), ()])) for i in range(2)]
-    whole = run(batches.batch([(batches.text(0),), (batches.text(1),)]))
-    np.testing.assert_allclose((parts[0] + parts[1]).loss, whole.loss, rtol=1e-5)
-
-
-def test_loss_value_equals_the_reported_mean():
-    batch = batches.mixed()
-
-    @jax.jit
-    def loss(batch):
-        scales = JANUS_LOSS_TERMS.scales(target_counts(batch, tiny.CONFIG.gen_encoder.num_tokens))
-        return token_loss(MODEL, tiny.stacked_params(), batch, scales, chunk=32)
-
-    found = loss(batch)
-    np.testing.assert_allclose(found.value, found.sums.loss, rtol=1e-6)

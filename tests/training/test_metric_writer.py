@@ -53,10 +53,10 @@ def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, output):
 
 
 def test_texts_and_images_go_to_tensorboard(tmp_path, output):
-    row = np.zeros((2, 4, 6, 3), np.uint8)
+    images = np.zeros((2, 4, 6, 3), np.uint8)
     with MetricWriter(tmp_path, 10, stream=output) as writer:
         writer.texts(3, {"answers": "**Two** birds."})
-        writer.images(3, {"images": row})
+        writer.images(3, {"images": images})
     (_, text), *images = summaries(tmp_path)
     assert text.tag.startswith("answers")
     assert text.tensor.string_val == [b"**Two** birds."]
@@ -86,13 +86,6 @@ def test_resumed_run_writes_each_step_once(tmp_path, output):
     ]
     starts = [event.step for event in events(tmp_path) if event.HasField("session_log")]
     assert starts[-1] == 4
-
-
-def test_new_run_replaces_the_metrics_of_an_old_one(tmp_path, output):
-    for loss in (1, 2):
-        with MetricWriter(tmp_path, 10, stream=output) as writer:
-            writer.scalars(1, {"loss": loss})
-    assert lines(tmp_path) == [{"step": 1, "loss": 2.0}]
 
 
 def test_terminal_shows_a_bar_with_values_and_messages():

@@ -111,9 +111,9 @@ def test_muon_updates_matrices_orthogonally_and_adam_the_rest():
     ],
 )
 def test_invalid_optimizer_values_are_rejected(wrong, words):
-    with pytest.raises(JanusError) as told:
+    with pytest.raises(JanusError) as raised:
         OptimizerConfig(**{"learning_rate": 1e-3, **wrong})
-    assert all(word in str(told.value) for word in words)
+    assert all(word in str(raised.value) for word in words)
 
 
 def test_warmup_longer_than_training_is_rejected():

@@ -40,18 +40,18 @@ def samples():
     make = tiny.processor()
     for number in range(SAMPLES):
         for seen in (True, False):
-            row = make.understanding_sequence(question(number, seen), pictures(number, seen), system_prompt="")
-            yield batches.sample(row, Supervision.ANSWERS)
-        yield batches.sample(make.generation_sequence(f"A {WORDS[number]}.", tiny.picture(number)))
+            sequence = make.understanding_sequence(question(number, seen), pictures(number, seen), system_prompt="")
+            yield batches.example(sequence, Supervision.ANSWERS)
+        yield batches.example(make.generation_sequence(f"A {WORDS[number]}.", tiny.picture(number)))
 
 
-def learn(batch, kind, trained, steps, learning_rate=2e-3):
+def train(batch, kind, patterns, steps, learning_rate=2e-3):
     """Trains on one batch; returns the last metrics and the model."""
     config = stages.CONFIGS[kind]
     optimizer = make_optimizer(OptimizerConfig(learning_rate, schedule="cosine", warmup_steps=20), steps)
-    abstract = abstract_train_state(stages.OBJECTIVES[kind], trained, optimizer, None, frozen_dtype="float32")
-    state = state_from_params(*partition(stages.params(kind), trained), optimizer, abstract)
-    step = make_train_step(stages.OBJECTIVES[kind], optimizer, stages.CUTS[kind], abstract, None)
+    abstract = abstract_train_state(stages.OBJECTIVES[kind], patterns, optimizer, None, frozen_dtype="float32")
+    state = state_from_params(*partition(stages.params(kind), patterns), optimizer, abstract)
+    step = make_train_step(stages.OBJECTIVES[kind], optimizer, stages.MICROBATCHING[kind], abstract, None)
     for _ in range(steps):
         state, metrics = step(state, put_batch(batch, None))
     tree = merge(state.params, state.frozen)
@@ -61,51 +61,53 @@ def learn(batch, kind, trained, steps, learning_rate=2e-3):
 
 
 @pytest.fixture(scope="module")
-def learnt():
+def trained():
     """The batch, the last metrics, and the trained model."""
     batch = batches.batch([(sample,) for sample in samples()], Budget(96, und_images=1, gen_images=1, text_targets=24))
-    return batch, *learn(batch, "janus", stages.TRAINED["III"], STEPS)
+    return batch, *train(batch, "janus", stages.TRAINED["III"], STEPS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("task", ["text", "understanding", "generation"])
-def test_loss_nearly_vanishes(learnt, task):
-    assert float(learnt[1][f"loss/{task}"]) < 0.02
+def test_loss_nearly_vanishes(trained, task):
+    assert float(trained[1][f"loss/{task}"]) < 0.02
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seen", [True, False])
-def test_memorized_answers_are_reproduced(learnt, seen):
+def test_memorized_answers_are_reproduced(trained, seen):
     for number in range(SAMPLES):
         asked, answered = question(number, seen)
-        said = learnt[2].chat([asked], pictures(number, seen), max_new_tokens=24, system_prompt="")
-        assert said == answered["content"]
+        answer = trained[2].chat([asked], pictures(number, seen), max_new_tokens=24, system_prompt="")
+        assert answer == answered["content"]
 
 
 @pytest.mark.slow
-def test_memorized_image_tokens_are_reproduced(learnt):
-    batch, _, pretrained = learnt
+def test_memorized_image_tokens_are_reproduced(trained):
+    batch, _, pretrained = trained
     prompts = pretrained.processor.left_pad(
         [pretrained.processor.generation_prompt(f"A {WORDS[number]}.") for number in range(SAMPLES)]
     )
     keys = jax.random.split(jax.random.key(0), (SAMPLES, 1))
-    drawn = sample_image_tokens(pretrained.model, pretrained.params, prompts, keys, SamplingConfig(), guidance_scale=1)
+    generated = sample_image_tokens(
+        pretrained.model, pretrained.params, prompts, keys, SamplingConfig(), guidance_scale=1
+    )
     expected = batch.gen_ids[batch.gen_starts[:, 0] >= 0, 0]
-    assert (np.asarray(drawn) == expected).mean() >= 0.99
+    assert (np.asarray(generated) == expected).mean() >= 0.99
 
 
 @pytest.mark.slow
 def test_memorized_latents_are_reproduced():
     make = tiny.processor(tiny.FLOW)
-    rows = [make.generation_sequence(f"A {word}.", tiny.picture(number)) for number, word in enumerate(WORDS[:4])]
+    sequences = [make.generation_sequence(f"A {word}.", tiny.picture(number)) for number, word in enumerate(WORDS[:4])]
     # Repeated, because each sequence gets one flow time per step.
-    batch = batches.flow_batch([[batches.sample(row)] for row in rows * 4], Budget(112, 0, 1, 0))
-    _, model = learn(batch, "flow", stages.FLOW_TRAINED["II"], FLOW_STEPS, learning_rate=4e-3)
+    batch = batches.flow_batch([[batches.example(sequence)] for sequence in sequences * 4], Budget(112, 0, 1, 0))
+    _, model = train(batch, "flow", stages.FLOW_TRAINED["II"], FLOW_STEPS, learning_rate=4e-3)
     prompts = make.left_pad([make.generation_prompt(f"A {word}.") for word in WORDS[:4]])
     keys = jax.random.split(jax.random.key(0), (4, 1))
-    drawn = np.asarray(sample_latents(model.model, model.params, prompts, keys, FlowSampler(guidance_scale=1)))
-    known = jax.jit(lambda params: apply(model.model.target_latents, params, batch).values)(model.params)
-    known = np.asarray(known)[:4, 0]
-    errors = np.square(drawn[:, None] - known).mean(axis=(2, 3, 4)) / known.var()
+    generated = np.asarray(sample_latents(model.model, model.params, prompts, keys, FlowSampler(guidance_scale=1)))
+    latents = jax.jit(lambda params: apply(model.model.target_latents, params, batch).values)(model.params)
+    latents = np.asarray(latents)[:4, 0]
+    errors = np.square(generated[:, None] - latents).mean(axis=(2, 3, 4)) / latents.var()
     np.testing.assert_array_equal(errors.argmin(axis=1), range(4))
     assert errors.diagonal().max() < 0.1

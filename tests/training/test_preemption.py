@@ -39,7 +39,7 @@ rank, mesh = jax.process_index(), make_mesh(1, 2, 1)
 with use_mesh(mesh), Checkpoints(sys.argv[3]) as checkpoints, Preemption() as preemption:
     abstract = abstract_state(toy.make, mesh, 0)
     restored = checkpoints.restore(abstract)
-    told = {"from": restored and [restored.step, restored.data_state]}
+    result = {"from": restored and [restored.step, restored.data_state]}
     state = restored.state if restored else toy.init_sharded(toy.make, abstract, 0)
     step = restored.step if restored else 0
     train = jax.jit(toy.step, static_argnums=1, donate_argnums=0)
@@ -55,7 +55,7 @@ with use_mesh(mesh), Checkpoints(sys.argv[3]) as checkpoints, Preemption() as pr
         time.sleep(0.01)
         assert step < 1000
     checkpoints.save(step, state, {"rank": rank, "step": step}, {})
-print(json.dumps(told | {"stopped": step}))
+print(json.dumps(result | {"stopped": step}))
 """
 
 

@@ -14,7 +14,7 @@ from janus_jax.errors import ExitCode
 from janus_jax.training.train_step import put_batch
 from tests.commands.conftest import ROOT, environment
 from tests.training import batches, runs, stages
-from tests.training.test_trainer import told
+from tests.training.test_trainer import logged
 
 STEPS = 2
 CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
@@ -34,10 +34,10 @@ mesh = make_mesh(1, -1, tensor)
 batch = batches.mixed()
 share = len(batch.tokens) * tensor // jax.process_count()
 first = jax.process_index() // tensor * share
-mine = jax.tree.map(lambda rows: rows[first : first + share], batch)
+share_of_batch = jax.tree.map(lambda leaf: leaf[first : first + share], batch)
 state, losses = stages.state(mesh), []
 for _ in range(steps):
-    state, metrics = stages.step(mesh)(state, put_batch(mine, mesh))
+    state, metrics = stages.step(mesh)(state, put_batch(share_of_batch, mesh))
     losses.append({name: float(value) for name, value in metrics.items()})
 print(json.dumps(losses))
 """
@@ -58,7 +58,7 @@ def disturbed(self, step):
         while not saved.exists():
             time.sleep(0.1)
         os.kill(os.getpid(), signal.SIGKILL)
-    if how == "told" and step == 5 and jax.process_index() == jax.process_count() - 1:
+    if how == "preempted" and step == 5 and jax.process_index() == jax.process_count() - 1:
         os.kill(os.getpid(), signal.SIGTERM)
     return reached(self, step)
 
@@ -68,8 +68,8 @@ runpy.run_module("launch.train", run_name="__main__", alter_sys=True)
 """
 
 
-def together(count, *command, ends_well=lambda codes: not any(codes)):
-    """Runs `count` processes with one device each and returns their outputs."""
+def run_processes(count, *command, is_expected=lambda codes: not any(codes)):
+    """Runs processes with one device each, checks their exit codes and returns their outputs."""
     with socket.socket() as free:
         free.bind(("localhost", 0))
         address = f"localhost:{free.getsockname()[1]}"
@@ -94,7 +94,7 @@ def together(count, *command, ends_well=lambda codes: not any(codes)):
     finally:
         for process in processes:
             process.kill()
-    assert ends_well([process.returncode for process in processes]), ends
+    assert is_expected([process.returncode for process in processes]), ends
     return [out for out, _ in ends]
 
 
@@ -105,7 +105,7 @@ def test_processes_have_the_losses_of_one_process(count, tensor):
     for _ in range(STEPS):
         state, metrics = stages.step()(state, put_batch(batches.mixed(), None))
         expected.append({name: float(value) for name, value in metrics.items()})
-    for out in together(count, "-c", TRAINING, STEPS, tensor):
+    for out in run_processes(count, "-c", TRAINING, STEPS, tensor):
         found = json.loads(out.splitlines()[-1])
         for one, other in zip(found, expected, strict=True):
             for name in other:
@@ -124,20 +124,20 @@ def test_command_resumes_with_two_processes(tmp_path):
         *("--config.sources.generation.held_out=train[:4]", "--config.samples.max_new_tokens=4"),
         *(f"--config.samples.{name}={value}" for name, value in zip(("questions", "prompts"), samples, strict=True)),
     )
-    together(2, *command)
-    undisturbed, stage = told(workdir, "loss", "grad_norm", "held_out"), workdir / "stage_1"
+    run_processes(2, *command)
+    undisturbed, stage = logged(workdir, "loss", "grad_norm", "held_out"), workdir / "stage_1"
     assert {line["step"] for line in undisturbed} == {1, 2, 3, 4}
     assert sorted(os.listdir(stage / "checkpoints")) == ["2", "4"]
-    drawn = (stage / "samples" / "step_4" / "1.png").read_bytes()
+    image = (stage / "samples" / "step_4" / "1.png").read_bytes()
 
-    for gone in (stage / "checkpoints" / "4", stage / "samples"):
-        shutil.rmtree(gone)
-    outputs = together(2, *command)
+    for removed in (stage / "checkpoints" / "4", stage / "samples"):
+        shutil.rmtree(removed)
+    outputs = run_processes(2, *command)
     assert "step 3/4" in outputs[0]
     assert "step" not in outputs[1]
-    assert told(workdir, "loss", "grad_norm", "held_out") == undisturbed
+    assert logged(workdir, "loss", "grad_norm", "held_out") == undisturbed
     assert sorted(os.listdir(stage / "checkpoints")) == ["2", "4"]
-    assert (stage / "samples" / "step_4" / "1.png").read_bytes() == drawn
+    assert (stage / "samples" / "step_4" / "1.png").read_bytes() == image
 
 
 @pytest.mark.slow
@@ -153,20 +153,22 @@ def test_run_resumes_with_fewer_and_more_processes(tmp_path):
             "--config.intervals.sample=0",
         )
 
-    together(4, "-m", "launch.train", *command(tmp_path / "undisturbed"))
+    run_processes(4, "-m", "launch.train", *command(tmp_path / "undisturbed"))
 
     workdir = tmp_path / "disturbed"
     checkpoints = workdir / "stage_1" / "checkpoints"
     disturbed = ("-c", DISTURBED)
     # Processes that are alive when the first is killed may fail because of that.
-    together(4, *disturbed, "killed", checkpoints / "2", *command(workdir), ends_well=all)
+    run_processes(4, *disturbed, "killed", checkpoints / "2", *command(workdir), is_expected=all)
     assert os.listdir(checkpoints) == ["2"]
-    together(2, *disturbed, "told", "-", *command(workdir), ends_well=lambda codes: codes == [ExitCode.PREEMPTED] * 2)
+    run_processes(
+        2, *disturbed, "preempted", "-", *command(workdir), is_expected=lambda codes: codes == [ExitCode.PREEMPTED] * 2
+    )
     stopped = max(map(int, os.listdir(checkpoints)))
     assert 5 <= stopped < 12
-    together(4, "-m", "launch.train", *command(workdir))
+    run_processes(4, "-m", "launch.train", *command(workdir))
 
-    found, expected = (told(folder, "loss", "grad_norm") for folder in (workdir, tmp_path / "undisturbed"))
+    found, expected = (logged(folder, "loss", "grad_norm") for folder in (workdir, tmp_path / "undisturbed"))
     assert [line["step"] for line in found] == list(range(1, 13))
     for one, other in zip(found, expected, strict=True):
         for name in other:

@@ -15,7 +15,7 @@ from janus_jax.training.recipe import Intervals
 
 def run(folder, first, count, steps=4, fails_at=None):
     """Runs steps with profiling; returns the steps after which the trace exists."""
-    there = []
+    traced = []
     with contextlib.closing(Profiling(folder, first, count)) as profiling:
         for step in range(1, steps + 1):
             profiling.before_step(step)
@@ -24,8 +24,8 @@ def run(folder, first, count, steps=4, fails_at=None):
             metrics = {"loss": jax.jit(jnp.sin)(jnp.ones(8))}
             profiling.after_step(TrainingRun({}, step, steps, MetricWriter(None, steps), metrics=metrics))
             if list(folder.rglob("*.xplane.pb")):
-                there.append(step)
-    return there
+                traced.append(step)
+    return traced
 
 
 def test_requested_steps_are_traced(tmp_path):
@@ -44,7 +44,7 @@ def test_interrupted_trace_is_written(tmp_path):
     assert list(tmp_path.rglob("*.xplane.pb"))
 
 
-@pytest.mark.parametrize("asked", [(3,), (0, 2), (-1, 1), (1, -1)])
-def test_invalid_profile_steps_are_rejected(asked):
+@pytest.mark.parametrize("profile", [(3,), (0, 2), (-1, 1), (1, -1)])
+def test_invalid_profile_steps_are_rejected(profile):
     with pytest.raises(JanusError, match=r"config\.intervals\.profile is"):
-        Intervals(profile=asked)
+        Intervals(profile=profile)

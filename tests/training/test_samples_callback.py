@@ -25,7 +25,7 @@ from tests.training import runs
 from tests.training.test_metric_writer import summaries
 from tests.training.test_trainer import assert_equal, params
 
-ABOUT_NONE = ("", "Say a word.")
+QUESTION_WITHOUT_IMAGE = ("", "Say a word.")
 PROMPTS = ("A small red boat.", "Two birds.", "三只鸟。")
 
 
@@ -36,9 +36,9 @@ def photo(tmp_path_factory):
     return path
 
 
-def asking(photo, **fields):
+def recipe_with_samples(photo, **fields):
     """The recipe, with samples at every second step."""
-    questions = ((str(photo), "What is in the picture?"), ABOUT_NONE)
+    questions = ((str(photo), "What is in the picture?"), QUESTION_WITHOUT_IMAGE)
     samples = replace(Samples(questions, PROMPTS, max_new_tokens=6), **fields)
     intervals = Intervals(report=1, evaluate=0, sample=2, save=0)
     return replace(runs.recipe(), samples=samples, intervals=intervals)
@@ -48,7 +48,7 @@ def asking(photo, **fields):
 def sampled(tmp_path_factory, photo):
     """Stage folder and last state of a finished run."""
     workdir = tmp_path_factory.mktemp("sampled")
-    return workdir / "stage_1", runs.run(asking(photo), workdir)
+    return workdir / "stage_1", runs.run(recipe_with_samples(photo), workdir)
 
 
 def test_sampling_does_not_change_training(sampled):
@@ -115,9 +115,9 @@ def test_mesh_generates_the_same_samples(photo, tmp_path):
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
     spread = jax.device_put(tiny.stacked_params(), param_shardings(abstract_params(make_model(tiny.CONFIG)), mesh))
     made = []
-    for name, tree, there in (("one", tiny.stacked_params(), None), ("mesh", spread, mesh)):
-        generate = GenerateSamples(asking(photo), tiny.processor(), tmp_path / name)
-        generate.after_step(last_step(tree, io.StringIO(), mesh=there))
+    for name, tree, where in (("one", tiny.stacked_params(), None), ("mesh", spread, mesh)):
+        generate = GenerateSamples(recipe_with_samples(photo), tiny.processor(), tmp_path / name)
+        generate.after_step(last_step(tree, io.StringIO(), mesh=where))
         folder = tmp_path / name / "samples" / "step_1"
         made.append(
             [(folder / "answers.txt").read_text(), *(np.asarray(Image.open(folder / f"{n}.png")) for n in (1, 2, 3))]
@@ -130,28 +130,20 @@ def test_mesh_generates_the_same_samples(photo, tmp_path):
 def test_non_finite_logits_do_not_end_the_run(photo, tmp_path):
     spoiled = jax.tree.map(lambda leaf: np.full_like(leaf, np.nan), tiny.stacked_params())
     stream = io.StringIO()
-    GenerateSamples(asking(photo), tiny.processor(), tmp_path).after_step(last_step(spoiled, stream))
+    GenerateSamples(recipe_with_samples(photo), tiny.processor(), tmp_path).after_step(last_step(spoiled, stream))
     assert "step 1: no samples: The logits are NaN" in stream.getvalue()
 
 
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        (
-            {"questions": (("absent.png", "What is it?"),)},
-            "config.samples.questions, number 1, cannot be used: The image absent.png does not",
-        ),
         ({"questions": (("photo.png", " "),)}, "config.samples.questions has ('photo.png', ' '); each must be a pair"),
         ({"questions": ("What is it?",)}, "config.samples.questions has 'What is it?'; each must be a pair"),
         ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, has"),
-        ({"prompts": ("A boat.", "")}, "config.samples.prompts has an empty prompt"),
         ({"prompts": ("boat " * 1000,)}, "config.samples.prompts, number 1, has"),
         ({"temperature": -1.0}, "config.samples.temperature is -1.0"),
-        ({"guidance_scale": -1.0}, "config.samples.guidance_scale is -1.0"),
-        ({"max_new_tokens": 0}, "config.samples.max_new_tokens is 0"),
-        ({"seed": -1}, "config.samples.seed is -1"),
     ],
 )
 def test_invalid_samples_are_rejected(photo, tmp_path, fields, sentence):
     with pytest.raises(JanusError, match=re.escape(sentence)):
-        runs.run(asking(photo, **fields), tmp_path)
+        runs.run(recipe_with_samples(photo, **fields), tmp_path)

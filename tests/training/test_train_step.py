@@ -25,20 +25,19 @@ from janus_jax.training.train_step import (
     put_batch,
 )
 from tests import tiny
-from tests.training import batches, stages
+from tests.training import batches, stages, toy
 
 SLOW = pytest.mark.slow
 
 
 @functools.cache
-def two_steps(mesh=None, cut=None, kind="janus"):
+def two_steps(mesh=None, microbatching=None, kind="janus"):
     """Metrics of two steps, and the first moments after them."""
     state, reports = stages.state(mesh, kind), []
     for _ in range(2):
-        state, metrics = stages.step(mesh, cut, kind)(state, put_batch(batches.mixed(kind=kind), mesh))
+        state, metrics = stages.step(mesh, microbatching, kind)(state, put_batch(batches.mixed(kind=kind), mesh))
         reports.append({name: float(value) for name, value in metrics.items()})
-    shardings = [jax.tree.map(lambda leaf: leaf.sharding, tree) for tree in (state, stages.abstract(mesh, kind))]
-    assert shardings[0] == shardings[1]
+    assert toy.shardings(state) == toy.shardings(stages.abstract(mesh, kind))
     return reports, jax.tree.map(np.asarray, moments(state))
 
 
@@ -52,9 +51,9 @@ def assert_close(actual, expected, relative):
 
 
 def assert_same_steps(actual, expected):
-    for ours, theirs in zip(actual[0], expected[0], strict=True):
-        for name, value in theirs.items():
-            np.testing.assert_allclose(ours[name], value, rtol=2e-5, err_msg=name)
+    for found, wanted in zip(actual[0], expected[0], strict=True):
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=2e-5, err_msg=name)
     jax.tree.map(functools.partial(assert_close, relative=1e-4), actual[1], expected[1])
 
 
@@ -72,8 +71,8 @@ def assert_same_steps(actual, expected):
 )
 def test_meshes_take_the_same_steps(kind, sizes):
     # Several chunks per head.
-    cut = dataclasses.replace(stages.CUTS[kind], logits_chunk=32)
-    assert_same_steps(two_steps(make_mesh(*sizes), cut, kind=kind), two_steps(kind=kind))
+    microbatching = dataclasses.replace(stages.MICROBATCHING[kind], logits_chunk=32)
+    assert_same_steps(two_steps(make_mesh(*sizes), microbatching, kind=kind), two_steps(kind=kind))
 
 
 # Eight sequences with unequal numbers of targets, one without any.
@@ -81,8 +80,8 @@ def test_meshes_take_the_same_steps(kind, sizes):
     ("kind", "microbatches"), [pytest.param("janus", 2, marks=SLOW), ("janus", 4), pytest.param("flow", 4, marks=SLOW)]
 )
 def test_microbatches_match_the_whole_batch(kind, microbatches):
-    cut = dataclasses.replace(stages.CUTS[kind], microbatches=microbatches)
-    assert_same_steps(two_steps(cut=cut, kind=kind), two_steps(kind=kind))
+    microbatching = dataclasses.replace(stages.MICROBATCHING[kind], microbatches=microbatches)
+    assert_same_steps(two_steps(microbatching=microbatching, kind=kind), two_steps(kind=kind))
 
 
 @SLOW
@@ -93,9 +92,9 @@ def test_microbatches_on_a_mesh_match_the_whole_batch():
 def test_task_losses_average_to_the_loss():
     metrics = two_steps()[0][0]
     tasks = ("text", "understanding", "generation")
-    places = [metrics[f"tokens/{task}"] for task in tasks]
-    assert all(places)
-    mean = np.average([metrics[f"loss/{task}"] for task in tasks], weights=places)
+    counts = [metrics[f"tokens/{task}"] for task in tasks]
+    assert all(counts)
+    mean = np.average([metrics[f"loss/{task}"] for task in tasks], weights=counts)
     np.testing.assert_allclose(metrics["loss"], mean, rtol=1e-5)
     assert metrics["finite"] == 1
 
@@ -116,9 +115,9 @@ def test_evaluation_and_training_losses_are_equal():
 
 def test_non_finite_gradient_changes_only_the_step_number():
     state = stages.state()
-    spoilt = jax.tree.map(np.asarray, state.params)
-    spoilt["llm"]["norm"]["scale"] = np.full_like(spoilt["llm"]["norm"]["scale"], np.nan)
-    state = state_from_params(spoilt, state.frozen, stages.OPTIMIZER, stages.abstract())
+    spoiled = jax.tree.map(np.asarray, state.params)
+    spoiled["llm"]["norm"]["scale"] = np.full_like(spoiled["llm"]["norm"]["scale"], np.nan)
+    state = state_from_params(spoiled, state.frozen, stages.OPTIMIZER, stages.abstract())
     before = jax.tree.map(np.asarray, state)
     after, metrics = stages.step()(state, put_batch(batches.mixed(), None))
     assert float(metrics["finite"]) == 0
@@ -159,16 +158,16 @@ def test_program_size_does_not_grow_with_depth(remat):
 
 
 def test_image_tokens_of_the_step_match_the_tokenizer():
-    laid = batches.batch([(batches.generation(1),), (batches.generation(2),)])
+    packed = batches.batch([(batches.generation(1),), (batches.generation(2),)])
     pictures = np.random.default_rng(0).integers(0, 256, (2, 2, 32, 32, 3), np.uint8)
     rngs = RngStreams(jax.random.key(0), jnp.arange(2))
     made = jax.jit(functools.partial(stages.OBJECTIVE.prepare_targets, rngs=rngs, dtype="float32"))(
-        tiny.stacked_params(), laid._replace(gen_images=pictures, gen_ids=None)
+        tiny.stacked_params(), packed._replace(gen_images=pictures, gen_ids=None)
     )
     pixels = pictures[1].astype(np.float32) / 127.5 - 1
     tokenize = jax.jit(functools.partial(apply, stages.MODEL.tokenize))
     expected = tokenize(tiny.stacked_params(), pixels)
-    assert made.gen_ids.shape == laid.gen_ids.shape
+    assert made.gen_ids.shape == packed.gen_ids.shape
     # Except for near ties.
     assert (np.asarray(made.gen_ids[1]) == np.asarray(expected)).mean() > 0.9
 

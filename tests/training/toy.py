@@ -42,10 +42,13 @@ def make(seed, config=CONFIG, **options):
     return create_state(*boxed_params(jax.random.key(seed)), optimizer(config), **options)
 
 
+def shardings(tree):
+    return jax.tree.map(lambda leaf: leaf.sharding, tree)
+
+
 def init_sharded(make, abstract, *arguments):
     """The state that `make` returns, initialized with the shardings of `abstract`."""
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-    return jax.jit(lambda *values: unbox(make(*values)), out_shardings=shardings)(*arguments)
+    return jax.jit(lambda *values: unbox(make(*values)), out_shardings=shardings(abstract))(*arguments)
 
 
 def loss(params, frozen, ids):

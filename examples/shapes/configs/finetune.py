@@ -1,12 +1,11 @@
-"""Fine-tunes the small Janus on a shape and a colour that it has never seen, for understanding and generation.
+"""Fine-tunes the small Janus on a shape and a color that it has never seen, for understanding and generation.
 
     janus-train --config examples/shapes/configs/finetune.py --workdir DIR \\
         --config.stages.stage_1.initialisation.model=Janus-shapes --config.sources.NAME.directory=...
 
-`make demo` prepares the data and runs it. The encoders are frozen: the image tokenizer can reconstruct the new objects
-already, and the understanding encoder distinguishes their patches. Half of the data is old, to prevent forgetting.
-
-The report of the demo has the results; the README has those of the shipped model.
+`make demo` prepares the data and runs this recipe. The encoders are frozen, because the image tokenizer already
+reconstructs the new objects, and the understanding encoder distinguishes their patches. Half of the data is old, so
+that the model does not forget the old words. The report of the demo contains the results.
 """
 
 from dataclasses import replace

@@ -2,13 +2,13 @@
 
     python -m examples.shapes.train --budget 25min --workdir runs/shapes
 
-makes the tokenizers, the data and the understanding encoder, and runs all stages. To run one stage alone:
+trains the tokenizers and the understanding encoder, prepares the data, and runs all stages. To run a single stage:
 
     janus-train --config examples/shapes/configs/janus.py --config.stage=2 --workdir DIR
 
-The README of this example has the results and the reasons for the differences to the papers. There is no pretrained
-LLM, so stage 1 trains one on answers only, and stage 2 adds the generation of single objects. Only answers are
-supervised, and Muon is the optimizer. The embeddings and output weights of image tokens keep their initial values,
+The README of this example has the results and the reasons for the differences from the papers. There is no pretrained
+LLM, so stage 1 trains one on answers, and stage 2 adds the generation of single objects. Questions have no loss, and
+Muon is the optimizer. The embeddings and output weights of image tokens keep their initial values,
 which come from the codebook, until stage 3. The understanding encoder is frozen in all stages. Sequences are few and
 short, for two CPU cores.
 """
@@ -61,7 +61,7 @@ ENCODER = SiglipRecipe(
 _FLOAT32 = Precision("float32", "float32", "float32")
 _BUDGET = Budget(tokens=224, und_images=4, gen_images=4, text_targets=150)
 
-# At twice Muon's rate, the model did not learn to locate objects, and generation damaged understanding.
+# With twice Muon's rate, the model did not learn to locate objects, and generation reduced understanding.
 _OPTIMIZER = OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.01)
 
 STAGE_1 = Stage(
@@ -69,7 +69,7 @@ STAGE_1 = Stage(
     optimizer=_OPTIMIZER,
     steps=700,
     batch_size=16,
-    # Single objects teach what a position is. After that, the model learns to find one object among others.
+    # The model first learns positions from single objects, and then to find one object among others.
     phases=(
         Phase(300, {"understanding": 3, "single_objects": 1}),
         Phase(None, {"understanding": 3, "positions": 2}),
@@ -83,7 +83,7 @@ STAGE_1 = Stage(
 
 STAGE_2 = replace(
     STAGE_1,
-    # All except the encoders and the weights of single image tokens: their embedding and output weights.
+    # All except the encoders and the embeddings and output weights of image tokens.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
     steps=600,
     phases=(

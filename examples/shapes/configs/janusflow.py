@@ -2,12 +2,12 @@
 
     python -m examples.shapes.train --model janusflow --budget 25min --workdir runs/shapes_janusflow
 
-makes the VAE, the data and the understanding encoder, and runs all stages. To run one stage alone:
+trains the VAE and the understanding encoder, prepares the data, and runs all stages. To run a single stage:
 
     janus-train --config examples/shapes/configs/janusflow.py --config.stage=2 --workdir DIR
 
-The README of this example has the results and the reasons for the differences to the paper. The VAE is specific to this
-dataset: its latents are principal components of 8x8 patches. Everything else follows the small Janus (`janus.py`).
+The README of this example has the results and the reasons for the differences from the paper. The VAE is specific to
+this dataset: its latents are principal components of 8x8 patches. Everything else follows the small Janus (`janus.py`).
 """
 
 from dataclasses import replace
@@ -66,8 +66,7 @@ STAGE_3 = replace(
     janus.STAGE_3,
     trained=FLOW_ALL_BUT_ENCODER,
     steps=2200,
-    # An image trains the flow at one time per step, where it would train all its tokens in Janus. Generation therefore
-    # has a larger weight.
+    # Generation has a larger weight than in Janus: an image trains the flow at one time only, but all tokens in Janus.
     phases=(
         Phase(
             None,
@@ -90,7 +89,7 @@ RECIPE = replace(
     architecture=MODEL,
     stages=(STAGE_1, STAGE_2, STAGE_3),
     precomputed_image_tokens=False,
-    # Shapes and colours are decided in the first quarter of the flow. The paper's times, centered in the middle, rarely
+    # Shapes and colors are decided in the first quarter of the flow. The paper's times, centered in the middle, rarely
     # train that part (see the README).
     flow=FlowLossConfig(time_mean=-2.0, time_std=1.2, align_block=2, align_width=256),
 )

@@ -1,12 +1,12 @@
-"""The shapes dataset: rendered scenes of coloured shapes, with captions, questions and scores.
+"""The shapes dataset: rendered scenes of colored shapes, with captions, questions and scores.
 
-Nothing is downloaded. `examples.shapes.source` prepares it for training.
+Nothing is downloaded. `examples.shapes.source` prepares the dataset for training.
 """
 
 from examples.shapes.dataset.detector import Detection, detect
 from examples.shapes.dataset.prompts import Prompt, sample_prompts
 from examples.shapes.dataset.questions import Focus, Question, Topic, sample_questions
-from examples.shapes.dataset.records import ShapesDataset, ShapesRecords
+from examples.shapes.dataset.records import ShapesDataset
 from examples.shapes.dataset.render import render, sample_images
 from examples.shapes.dataset.scene import Background, Category, Relation, Scene, SceneObject, sample_scene
 from examples.shapes.dataset.scoring import (
@@ -38,7 +38,6 @@ __all__ = [
     "SceneObject",
     "Scores",
     "ShapesDataset",
-    "ShapesRecords",
     "Split",
     "Topic",
     "Verdict",

@@ -41,12 +41,12 @@ def count_phrase(count: int, words: str) -> str:
 
 
 def join_phrases(phrases: Sequence[str]) -> str:
-    """Returns `a, b and c`."""
+    """Joins phrases like `a, b and c`."""
     return " and ".join(filter(None, (", ".join(phrases[:-1]), phrases[-1])))
 
 
 def prompt_text(objects: Sequence[SceneObject], category: Category) -> str:
-    """Returns the text of a prompt of this category for these objects in this order, without its prefix."""
+    """Returns a prompt of this category, without its prefix, that names these objects in this order."""
     first, last = objects[0], objects[-1]
     match category:
         case Category.SINGLE_OBJECT:
@@ -54,29 +54,29 @@ def prompt_text(objects: Sequence[SceneObject], category: Category) -> str:
         case Category.COUNTING:
             return count_phrase(len(objects), first.shape)
         case Category.COLORS:
-            return count_phrase(1, _coloured(first))
+            return count_phrase(1, _colored(first))
         case Category.TWO_OBJECT:
             return f"{count_phrase(1, first.shape)} and {count_phrase(1, last.shape)}"
         case Category.COLOR_ATTR:
-            return f"{count_phrase(1, _coloured(first))} and {count_phrase(1, _coloured(last))}"
+            return f"{count_phrase(1, _colored(first))} and {count_phrase(1, _colored(last))}"
         case Category.POSITION:
             return f"{count_phrase(1, first.shape)} {_relation(first, last).phrase} {count_phrase(1, last.shape)}"
 
 
 def caption(scene: Scene, rng: np.random.Generator, category: Category | None = None) -> str:
-    """Samples one of the possible captions of a scene.
+    """Returns a random caption of a scene.
 
     Args:
-      rng: Source of the phrasing.
-      category: Category of prompts that the first sentence follows; None names every object.
+      rng: Random generator for the phrasing.
+      category: The first sentence is like a prompt of this category. None names every object.
     """
     prefix = _PREFIXES[rng.integers(len(_PREFIXES))]
     details = [f"The background is {scene.background.texture}.", *_relation_sentences(scene)]
     if category is None and rng.random() < 0.5:
         text = description(scene)
     else:
-        # Objects are named in reading order, except in captions that state a relation: the order then tells a model
-        # which object to generate first.
+        # Except in captions about a relation, objects are named in reading order, which is the order in which a model
+        # generates them.
         objects = shuffled(scene.objects, rng) if category is Category.POSITION else scene.objects
         text = prompt_text(objects, category) if category else description(scene, sizes=False)
         details += [f"The {obj.shape} is {obj.size}." for obj in scene.objects if scene.count(obj.shape) == 1]
@@ -86,10 +86,13 @@ def caption(scene: Scene, rng: np.random.Generator, category: Category | None = 
 
 
 def description(scene: Scene, sizes: bool = True) -> str:
-    """Returns all objects in reading order, with a count for equal ones, and with sizes where equal ones agree."""
+    """Describes all objects in reading order.
+
+    Objects of equal shape and color are counted together. Their size is stated if `sizes` and if it is the same.
+    """
     kinds: dict[str, list[str]] = {}
     for obj in scene.objects:
-        kinds.setdefault(_coloured(obj), []).append(obj.size)
+        kinds.setdefault(_colored(obj), []).append(obj.size)
     return join_phrases(
         [
             count_phrase(len(found), f"{found[0]} {kind}" if sizes and len(set(found)) == 1 else kind)
@@ -99,13 +102,13 @@ def description(scene: Scene, sizes: bool = True) -> str:
 
 
 def inventory(scene: Scene) -> str:
-    """Returns size, colour, shape and grid position of every object, and the background."""
-    objects = [f"{obj.size} {_coloured(obj)} {obj.row} {obj.column}" for obj in scene.objects]
+    """Lists size, color, shape and grid position of every object, and the background."""
+    objects = [f"{obj.size} {_colored(obj)} {obj.row} {obj.column}" for obj in scene.objects]
     return f"{', '.join(objects)} {scene.background.texture}"
 
 
 def document(rng: np.random.Generator, vocabulary: Vocabulary, split: Split, about: frozenset[str]) -> str:
-    """Samples a short plain text about a scene of this split and about shapes."""
+    """Returns a random short text about a scene of this split and about shapes in general."""
     scene = sample_scene(rng, vocabulary, split, about=about)
     first = description(scene)
     verb = "is" if first.startswith(("a ", "an ")) else "are"
@@ -123,7 +126,7 @@ def shuffled(items: Sequence[T], rng: np.random.Generator) -> list[T]:
 
 
 def related_pairs(scene: Scene) -> list[tuple[SceneObject, SceneObject]]:
-    """Returns all ordered pairs of objects with unique shapes and a relation."""
+    """Returns all ordered pairs of objects that have a relation and whose shapes occur once."""
     unique = [obj for obj in scene.objects if scene.count(obj.shape) == 1]
     return [(one, other) for one in unique for other in unique if one is not other and relation(one, other)]
 
@@ -140,5 +143,5 @@ def _relation(one: SceneObject, other: SceneObject) -> Relation:
     return found
 
 
-def _coloured(obj: SceneObject) -> str:
-    return f"{obj.colour} {obj.shape}"
+def _colored(obj: SceneObject) -> str:
+    return f"{obj.color} {obj.shape}"

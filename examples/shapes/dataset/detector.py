@@ -1,8 +1,8 @@
 """Detects the shapes in an image by color and template matching, without training.
 
 Backgrounds and shadows are nearly grey, so connected regions of high chroma are objects. Each region is centered,
-scaled to a fixed area and compared with all shapes. Its colour is the palette colour with the nearest hue. The detector
-uses pixels only, and so also reads reconstructions of a tokenizer and images of a model.
+scaled to a fixed area and compared with all shapes. The color of a region is the palette color with the nearest hue.
+The detector uses pixels only, so it also works on reconstructions of a tokenizer and images of a model.
 """
 
 import functools
@@ -20,13 +20,13 @@ from examples.shapes.dataset.vocabulary import FULL_VOCABULARY, Vocabulary
 from janus_jax.errors import JanusError
 
 UNKNOWN = "unknown"
-"""Shape of a coloured region that matches no shape of the vocabulary."""
+"""Shape of a colored region that matches no shape of the vocabulary."""
 
-_MAX_SIDE = 96  # Larger images are reduced: they show no more.
+_MAX_SIDE = 96  # Larger images are scaled down, because they show no more details.
 _GREY_CHROMA = 0.10  # maximum chroma of backgrounds
-_MIN_CHROMA = 0.30  # below the chroma of a pixel that is more than half covered by any palette colour
+_MIN_CHROMA = 0.30  # below the chroma of a pixel that is more than half covered by any palette color
 _MIN_AREA = 0.006  # fraction of the image; a small moon, the smallest object, has twice that
-_MAX_EXTENT = 0.6  # fraction of the image side; a larger region is a coloured background
+_MAX_EXTENT = 0.6  # fraction of the image side; a larger region is a colored background
 _MIN_OVERLAP = 0.66
 _SPLIT_CHROMA = (0.62, 0.78)  # fractions of a region's chroma that separate touching objects
 _GRID = np.linspace(-1.25, 1.25, 24, dtype=np.float32)  # sampling positions, in units of the square root of the area
@@ -42,13 +42,13 @@ class Detection:
 
     Attributes:
       shape: Shape of the vocabulary, or UNKNOWN.
-      colour: Colour of the vocabulary.
+      color: Color of the vocabulary.
       box: Left, top, right and bottom, as fractions of the image side.
       score: Overlap with the shape, in [0, 1].
     """
 
     shape: str
-    colour: str
+    color: str
     box: tuple[float, float, float, float]
     score: float
 
@@ -60,12 +60,12 @@ class Detection:
 
 
 def detect(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary = FULL_VOCABULARY) -> list[Detection]:
-    """Detects the objects in an RGB image, in no particular order. Tiny regions are ignored.
+    """Returns the objects found in an RGB image, in no particular order. Tiny regions are ignored.
 
     Args:
       image: Image of any size.
-      vocabulary: Possible shapes and colours. The default includes the words for fine-tuning, so that an object with
-        one of them is recognized as wrong.
+      vocabulary: Shapes and colors that can be detected. The default includes the words for fine-tuning, so that a
+        heart is not taken for another shape.
 
     Raises:
       JanusError: The image does not have three channels of 8 bits.
@@ -84,14 +84,14 @@ def detect(image: UInt8[np.ndarray, "H W 3"], vocabulary: Vocabulary = FULL_VOCA
 
 
 class _Analysis:
-    """Detection in one image."""
+    """Finds the objects of one image."""
 
     def __init__(self, chroma: _Plane, hue: Float[np.ndarray, "H W 2"], vocabulary: Vocabulary):
         self._chroma, self._hue, self._vocabulary = chroma, hue, vocabulary
         self._min_area = _MIN_AREA * chroma.size
 
     def regions(self, mask: _Mask) -> Iterator[_Region]:
-        """Yields connected regions of sufficient area. Each window has a margin of one pixel."""
+        """Yields the connected regions of a mask that have sufficient area, in windows with a margin of one pixel."""
         labels, _ = ndimage.label(mask)
         for label, window in enumerate(ndimage.find_objects(labels), start=1):
             wide = tuple(slice(max(side.start - 1, 0), side.stop + 1) for side in window)
@@ -100,12 +100,12 @@ class _Analysis:
                 yield (wide[0], wide[1]), region
 
     def detect(self, region: _Region, splits: tuple[float, ...] = _SPLIT_CHROMA) -> list[Detection]:
-        """Returns the object in a region, or several objects if only a split of the region matches shapes."""
+        """Returns the object in a region. If the region matches no shape, it is split, and each piece is an object."""
         whole = self._classify(*region)
         if whole.shape != UNKNOWN:
             return [whole]
-        for pieces in (self._split_by_colour(region), *(self._split_by_chroma(region, share) for share in splits)):
-            # A split must keep most of the area.
+        for pieces in (self._split_by_color(region), *(self._split_by_chroma(region, share) for share in splits)):
+            # A split is used only if it keeps most of the area.
             if len(pieces) > 1 and sum(map(_area, pieces)) > 0.5 * _area(region):
                 return [found for piece in pieces for found in self.detect(piece, splits[1:])]
         return [whole]
@@ -116,7 +116,7 @@ class _Analysis:
         cover = np.clip((chroma - _GREY_CHROMA) / (full - _GREY_CHROMA), 0, 1) * _dilate(mask)
         shape, score = _match_shape(cover, self._vocabulary)
         core = mask & (chroma >= 0.9 * full)
-        colour = self._vocabulary.colours[int(_nearest_colour(self._hue[window][core].mean(0), self._vocabulary))]
+        color = self._vocabulary.colors[int(_nearest_color(self._hue[window][core].mean(0), self._vocabulary))]
         rows, columns = (np.flatnonzero(mask.any(axis)) for axis in (1, 0))
         height, width = self._chroma.shape
         box = (
@@ -127,12 +127,12 @@ class _Analysis:
         )
         if max(box[2] - box[0], box[3] - box[1]) > _MAX_EXTENT:
             shape = UNKNOWN
-        return Detection(shape, colour, box, score)
+        return Detection(shape, color, box, score)
 
-    def _split_by_colour(self, region: _Region) -> list[_Region]:
+    def _split_by_color(self, region: _Region) -> list[_Region]:
         window, mask = region
-        colours = np.where(mask, _nearest_colour(self._hue[window], self._vocabulary), -1)
-        return [piece for colour in np.unique(colours[mask]) for piece in self._pieces(window, colours == colour)]
+        colors = np.where(mask, _nearest_color(self._hue[window], self._vocabulary), -1)
+        return [piece for color in np.unique(colors[mask]) for piece in self._pieces(window, colors == color)]
 
     def _split_by_chroma(self, region: _Region, share: float) -> list[_Region]:
         window, mask = region
@@ -168,19 +168,19 @@ def _dilate(mask: _Mask) -> _Mask:
 
 
 def _object_chroma(chroma: Float[np.ndarray, " P"]) -> float:
-    """Returns the chroma of an object: the 70th percentile, because edges are paler and a few pixels brighter."""
+    """Returns the 70th percentile of the chroma in a region: edges are paler, and a few pixels are brighter."""
     index = int(0.7 * len(chroma))
     return float(np.partition(chroma, index)[index])
 
 
-def _nearest_colour(hue: Float[np.ndarray, "*B 2"], vocabulary: Vocabulary) -> np.ndarray:
-    """Returns the index of the colour with the nearest hue."""
-    return (hue @ _hues(vocabulary.colours)).argmax(-1)
+def _nearest_color(hue: Float[np.ndarray, "*B 2"], vocabulary: Vocabulary) -> np.ndarray:
+    """Returns the index of the color with the nearest hue."""
+    return (hue @ _hues(vocabulary.colors)).argmax(-1)
 
 
 @functools.lru_cache(maxsize=64)
-def _hues(colours: tuple[str, ...]) -> Float[np.ndarray, "2 C"]:
-    red, green, blue = np.array([PALETTE[colour] for colour in colours], np.float32).T
+def _hues(colors: tuple[str, ...]) -> Float[np.ndarray, "2 C"]:
+    red, green, blue = np.array([PALETTE[color] for color in colors], np.float32).T
     hues = np.stack([red - (green + blue) / 2, (green - blue) * np.float32(np.sqrt(3) / 2)])
     return hues / np.hypot(*hues)
 
@@ -197,7 +197,7 @@ def _match_shape(cover: _Plane, vocabulary: Vocabulary) -> tuple[str, float]:
 
 
 def _normalize(cover: _Plane) -> Float[np.ndarray, " P"]:
-    """Centers a coverage map and scales it to a fixed area."""
+    """Returns a coverage map, centered and scaled to a fixed area."""
     area = float(cover.sum())
     rows, columns = (_resampling(cover.sum(1 - axis), area) for axis in (0, 1))
     return (rows @ cover @ columns.T).ravel()
@@ -212,7 +212,7 @@ def _resampling(profile: Float[np.ndarray, " H"], area: float) -> Float[np.ndarr
 
 @functools.lru_cache(maxsize=64)
 def _templates(shapes: tuple[str, ...]) -> tuple[Float[np.ndarray, "T P"], Float[np.ndarray, " T"]]:
-    """Returns templates of all shapes, at several resolutions, sharp and blurred, and their areas."""
+    """Returns templates of all shapes, sharp and blurred, at several resolutions, and the areas of the templates."""
     variants = []
     for pixels in (SIZES["small"] * 48, SIZES["large"] * 48, SIZES["large"] * _MAX_SIDE):
         at = (np.arange(-np.ceil(pixels * 0.75), np.ceil(pixels * 0.75) + 1) / (pixels / 2)).astype(np.float32)

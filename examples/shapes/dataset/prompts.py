@@ -14,15 +14,15 @@ class Requirement:
     """Objects that an image must show.
 
     Attributes:
-      shape: Shape of all of them.
-      count: Minimum number.
-      colour: Colour of all of them; None allows any.
-      relation: Position relative to the objects of the first requirement; None allows any.
+      shape: Shape of the objects.
+      count: Minimum number of objects.
+      color: Color of the objects. None allows any color.
+      relation: Position relative to the objects of the first requirement. None allows any position.
     """
 
     shape: str
     count: int = 1
-    colour: str | None = None
+    color: str | None = None
     relation: Relation | None = None
 
 
@@ -41,7 +41,7 @@ class Prompt:
 
     @property
     def is_exact(self) -> bool:
-        """Whether GenEval's rule also rejects surplus objects of a required shape."""
+        """Whether GenEval's rule rejects images with more objects of the shape than required."""
         return self.category is Category.COUNTING
 
 
@@ -52,13 +52,14 @@ def sample_prompts(
     vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     about: frozenset[str] = frozenset(),
 ) -> list[Prompt]:
-    """Samples prompts for an evaluation, the same number of each category.
+    """Returns random prompts for an evaluation, the same number of each category.
 
-    In TEST each prompt asks for a held-out combination, except for single objects: a shape alone is no combination.
+    In TEST each prompt asks for a held-out combination. Prompts for a single object name a shape without a color, which
+    is not a combination.
 
     Args:
-      per_category: Prompts per category. They repeat if the category has fewer.
-      about: Each prompt names at least one of these shapes and colours, if there are any.
+      per_category: Prompts per category. Prompts repeat if a category has fewer.
+      about: If not empty, each prompt names at least one of these shapes and colors.
 
     Raises:
       JanusError: The vocabulary allows no scene of a category.
@@ -71,7 +72,7 @@ def sample_prompts(
 
 
 def prompt_for(scene: Scene, category: Category, rng: np.random.Generator) -> Prompt:
-    """Returns the prompt of a scene sampled for this category; `rng` chooses which object is named first."""
+    """Returns a prompt for a scene that was sampled for this category. Which object is named first is random."""
     objects = shuffled(scene.objects, rng)
     first, last = objects[0], objects[-1]
     requirements: tuple[Requirement, ...]
@@ -81,11 +82,11 @@ def prompt_for(scene: Scene, category: Category, rng: np.random.Generator) -> Pr
         case Category.COUNTING:
             requirements = (Requirement(first.shape, len(objects)),)
         case Category.COLORS:
-            requirements = (Requirement(first.shape, colour=first.colour),)
+            requirements = (Requirement(first.shape, color=first.color),)
         case Category.TWO_OBJECT:
             requirements = (Requirement(first.shape), Requirement(last.shape))
         case Category.COLOR_ATTR:
-            requirements = tuple(Requirement(obj.shape, colour=obj.colour) for obj in (first, last))
+            requirements = tuple(Requirement(obj.shape, color=obj.color) for obj in (first, last))
         case Category.POSITION:
             # As in GenEval, the reference object comes first, although it is named last.
             requirements = (Requirement(last.shape), Requirement(first.shape, relation=relation(first, last)))
@@ -97,6 +98,6 @@ def _sample(
 ) -> Prompt:
     while True:
         prompt = prompt_for(sample_scene(rng, vocabulary, split, category, about), category, rng)
-        named = {name for required in prompt.requirements for name in (required.shape, required.colour)}
+        named = {name for required in prompt.requirements for name in (required.shape, required.color)}
         if not about or named & about:
             return prompt

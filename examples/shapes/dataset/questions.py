@@ -1,4 +1,4 @@
-"""Questions about scenes with one-word answers, and conversations made of them."""
+"""Questions about scenes with one-word answers, and conversations of several questions."""
 
 import dataclasses
 import enum
@@ -26,7 +26,7 @@ _MAX_TRIES = 10_000
 class Topic(enum.StrEnum):
     """Topic of a question."""
 
-    COLOUR = "colour"
+    COLOR = "colour"
     SHAPE = "shape"
     COUNT = "count"
     POSITION = "position"
@@ -34,9 +34,10 @@ class Topic(enum.StrEnum):
 
 
 class Negatives(enum.StrEnum):
-    """POPE's choices of the absent object in questions with the answer no (arXiv 2305.10355, §4.1).
+    """How POPE chooses the absent object of a question with the answer no (arXiv 2305.10355, §4.1).
 
-    An adversarial object has the shape of one object in the image and the colour of another, if possible.
+    A popular object is frequent in the dataset. An adversarial object has the shape of one object in the image and the
+    color of another, if possible.
     """
 
     RANDOM = "random"
@@ -49,11 +50,11 @@ class Question:
     """A question about a scene.
 
     Attributes:
-      answer: One word in lower case. Only this word is correct.
-      choices: Answers that fit the question, for the chance level.
-      named: Shapes and colours in question and answer.
-      negatives: Choice of absent objects, for questions about existence. Questions with the answer yes have one too,
-        so that each choice is balanced.
+      answer: The correct answer, one word in lower case.
+      choices: Possible answers, from which the score of random guesses is computed.
+      named: Shapes and colors that occur in the question or its answer.
+      negatives: For questions about existence: how the absent object was chosen. Questions with the answer yes have a
+        value too, so that yes and no are equally frequent for each value.
     """
 
     scene: Scene
@@ -66,12 +67,13 @@ class Question:
 
 
 class Focus(enum.StrEnum):
-    """Topics of a conversation; the README of this example says why there are three.
+    """Topics of a conversation. The README of this example explains why training needs all three.
 
     Attributes:
       EVERYTHING: All topics.
       POSITIONS: Rows and columns of single objects.
-      RELATIONS: Relations between objects, also among three and four. There, pairs occur that TRAIN never shows alone.
+      RELATIONS: Relations between objects, also in scenes of three and four objects. These scenes contain pairs that
+        TRAIN never shows alone.
     """
 
     EVERYTHING = "everything"
@@ -106,13 +108,13 @@ def make_question(
     split: Split = Split.TRAIN,
     about: frozenset[str] = frozenset(),
 ) -> Question | None:
-    """Samples a question about a scene. Questions about existence have the answers yes and no equally often.
+    """Returns a random question about a scene. For questions about existence, yes and no are equally frequent.
 
     Args:
-      rng: Source of all randomness.
-      vocabulary: Shapes and colours that may be named.
+      rng: Random generator.
+      vocabulary: Shapes and colors that may be named.
       split: Split of the scene.
-      about: Question or answer names at least one of these shapes and colours, if there are any.
+      about: If not empty, the question or its answer names at least one of these shapes and colors.
 
     Returns:
       The question, or None if the scene allows no question.
@@ -121,7 +123,7 @@ def make_question(
     if topic is not Topic.EXISTENCE:
         return _sample_one(_QUESTIONS[topic](scene, vocabulary), rng, about)
     variant = _ExistenceVariant.numbered(int(rng.integers(_ExistenceVariant.COUNT)))
-    # The answer may be no only where yes was possible; otherwise no would be the more frequent answer.
+    # Without a possible question with the answer yes there is no question, so that no is not the more frequent answer.
     if not _existence(scene, dataclasses.replace(variant, is_present=True), limits):
         return None
     return _sample_one(_existence(scene, variant, limits), rng, about)
@@ -134,12 +136,12 @@ def sample_questions(
     vocabulary: Vocabulary = DEFAULT_VOCABULARY,
     about: frozenset[str] = frozenset(),
 ) -> list[Question]:
-    """Samples questions for an evaluation, the same number of each topic.
+    """Returns random questions for an evaluation, the same number of each topic.
 
-    Questions about existence are balanced over POPE's negatives and over yes and no.
+    Questions about existence have each kind of `Negatives` equally often, and the answers yes and no equally often.
 
     Args:
-      about: Each question or its answer names at least one of these shapes and colours, if there are any.
+      about: If not empty, each question or its answer names at least one of these shapes and colors.
 
     Raises:
       JanusError: The vocabulary allows no question.
@@ -161,11 +163,13 @@ def sample_conversation(
     categories: Sequence[Category | None] = (),
     focus: Focus = Focus.EVERYTHING,
 ) -> tuple[Scene, tuple[Message, ...]]:
-    """Samples a scene and a conversation of one to eight questions about it. The first turn has the image placeholder.
+    """Returns a random scene and a conversation about it with one to eight questions.
+
+    The first question contains the image placeholder.
 
     Args:
-      about: The scene shows at least one of these shapes and colours, if there are any.
-      categories: Categories of the scene, equally frequent; empty uses frequencies that suit the focus.
+      about: If not empty, the scene shows at least one of these shapes and colors.
+      categories: Categories of the scene, equally frequent. If empty, the frequencies depend on the focus.
       focus: Topics of the questions.
 
     Raises:
@@ -186,14 +190,14 @@ def sample_conversation(
 
 
 def _turns(scene: Scene, rng: np.random.Generator, limits: _Limits, focus: Focus) -> list[tuple[str, str]]:
-    """Samples distinct questions with their answers."""
+    """Returns random distinct questions with their answers."""
     turns: dict[str, str] = {}
     count = 1 + rng.integers(MAX_TURNS)
-    # Training questions may concern anything in a scene with new words; test questions must concern those words.
+    # In TRAIN a question about a scene with new words may name other words; in TEST it names a new word.
     about = limits.about if limits.split is Split.TEST else frozenset[str]()
     if focus is not Focus.EVERYTHING:
         is_position = focus is Focus.POSITIONS
-        found = _grid_positions(scene, by_colour=True) if is_position else _relations(scene, limits.vocabulary)
+        found = _grid_positions(scene, by_color=True) if is_position else _relations(scene, limits.vocabulary)
         found = [question for question in found if not about or question.named & about]
         return [(question.text, question.answer) for question in shuffled(found, rng)[:count]]
     for topic in shuffled(_TOPICS, rng):
@@ -216,7 +220,7 @@ def _sample(rng: np.random.Generator, topic: Topic, index: int, limits: _Limits)
     for _ in range(_MAX_TRIES):
         if topic is Topic.EXISTENCE:
             variant = _ExistenceVariant.numbered(index)
-            # An absent object can be asked about in any image.
+            # A question about an absent object needs no scene with the requested words.
             scene = _sample_scene(rng, limits if variant.is_present else limits._replace(about=frozenset()))
             found = _existence(scene, variant, limits)
         else:
@@ -232,7 +236,11 @@ def _sample(rng: np.random.Generator, topic: Topic, index: int, limits: _Limits)
 
 
 def _sample_one(found: Sequence[Question], rng: np.random.Generator, about: frozenset[str]) -> Question | None:
-    """Samples first the kind of question or the count, then one question, so that frequent kinds do not dominate."""
+    """Returns a random question, or None if none is about the requested words.
+
+    A group of similar questions is sampled first, then a question of the group, so that large groups do not dominate.
+    Questions of a group have equally many choices and, if they are about counts, the same answer.
+    """
     groups: dict[tuple[int, str], list[Question]] = {}
     for question in found:
         if not about or question.named & about:
@@ -247,20 +255,20 @@ def _sample_one(found: Sequence[Question], rng: np.random.Generator, about: froz
 def _no_question(limits: _Limits) -> JanusError:
     vocabulary = limits.vocabulary
     return JanusError(
-        f"No question exists in {limits.split} with {', '.join(vocabulary.shapes)} in {', '.join(vocabulary.colours)}; "
-        f"give the vocabulary more shapes and colours."
+        f"No question exists in {limits.split} with {', '.join(vocabulary.shapes)} in {', '.join(vocabulary.colors)}; "
+        f"give the vocabulary more shapes and colors."
     )
 
 
-def _colours(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
+def _colors(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     return [
         Question(
             scene,
-            Topic.COLOUR,
+            Topic.COLOR,
             f"What color is the {obj.shape}?",
-            obj.colour,
-            vocabulary.colours,
-            frozenset({obj.shape, obj.colour}),
+            obj.color,
+            vocabulary.colors,
+            frozenset({obj.shape, obj.color}),
         )
         for obj in scene.objects
         if scene.count(obj.shape) == 1
@@ -272,20 +280,20 @@ def _shapes(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
         Question(
             scene,
             Topic.SHAPE,
-            f"What shape is the {obj.colour} object?",
+            f"What shape is the {obj.color} object?",
             obj.shape,
             vocabulary.shapes,
-            frozenset({obj.shape, obj.colour}),
+            frozenset({obj.shape, obj.color}),
         )
         for obj in scene.objects
-        if scene.count(colour=obj.colour) == 1
+        if scene.count(color=obj.color) == 1
     ]
 
 
 def _counts(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     counts = [
         *((plural(shape), scene.count(shape), frozenset({shape})) for shape in sorted(scene.shapes)),
-        *((f"{colour} objects", scene.count(colour=colour), frozenset({colour})) for colour in sorted(scene.colours)),
+        *((f"{color} objects", scene.count(color=color), frozenset({color})) for color in sorted(scene.colors)),
         ("objects", len(scene.objects), frozenset[str]()),
     ]
     return [
@@ -298,11 +306,11 @@ def _positions(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     return [*_grid_positions(scene), *_relations(scene, vocabulary)]
 
 
-def _grid_positions(scene: Scene, by_colour: bool = False) -> list[Question]:
+def _grid_positions(scene: Scene, by_color: bool = False) -> list[Question]:
     subjects = [(obj, obj.shape, obj.shape) for obj in scene.objects if scene.count(obj.shape) == 1]
-    if by_colour:
-        unique = [obj for obj in scene.objects if scene.count(colour=obj.colour) == 1]
-        subjects += [(obj, f"{obj.colour} object", obj.colour) for obj in unique]
+    if by_color:
+        unique = [obj for obj in scene.objects if scene.count(color=obj.color) == 1]
+        subjects += [(obj, f"{obj.color} object", obj.color) for obj in unique]
     return [
         Question(scene, Topic.POSITION, f"In which {line} is the {what}?", name, names, frozenset({word}))
         for obj, what, word in subjects
@@ -339,33 +347,33 @@ class _ExistenceVariant:
 
     Attributes:
       is_present: Whether the answer is yes.
-      negatives: Choice of an absent object.
-      names_colour: Whether the question names the colour.
+      negatives: How an absent object is chosen.
+      names_color: Whether the question names a color.
     """
 
     is_present: bool
     negatives: Negatives
-    names_colour: bool
+    names_color: bool
 
     COUNT: ClassVar[int] = 4 * len(Negatives)
 
     @classmethod
     def numbered(cls, number: int) -> Self:
-        """Returns the variants in turn."""
+        """Returns variant `number`; consecutive numbers give all variants in turn."""
         turn = number // 2
         return cls(number % 2 == 0, tuple(Negatives)[turn % len(Negatives)], turn // len(Negatives) % 2 == 0)
 
 
 def _existence(scene: Scene, variant: _ExistenceVariant, limits: _Limits) -> list[Question]:
     vocabulary, about = limits.vocabulary, limits.about
-    present = {(obj.shape, obj.colour if variant.names_colour else None) for obj in scene.objects}
+    present = {(obj.shape, obj.color if variant.names_color else None) for obj in scene.objects}
     kinds = [
-        (shape, colour)
+        (shape, color)
         for shape in vocabulary.shapes
-        for colour in (vocabulary.colours if variant.names_colour else (None,))
-        if ((shape, colour) in present) == variant.is_present
-        and (not about or {shape, colour} & about)
-        and _is_possible(shape, colour, scene, limits.split)
+        for color in (vocabulary.colors if variant.names_color else (None,))
+        if ((shape, color) in present) == variant.is_present
+        and (not about or {shape, color} & about)
+        and _is_possible(shape, color, scene, limits.split)
     ]
     if not variant.is_present:
         kinds = _select_negatives(kinds, scene, vocabulary, variant.negatives)
@@ -373,51 +381,38 @@ def _existence(scene: Scene, variant: _ExistenceVariant, limits: _Limits) -> lis
         Question(
             scene,
             Topic.EXISTENCE,
-            f"Is there {count_phrase(1, f'{colour} {shape}' if colour else shape)}?",
+            f"Is there {count_phrase(1, f'{color} {shape}' if color else shape)}?",
             "yes" if variant.is_present else "no",
             ("yes", "no"),
-            frozenset(filter(None, (shape, colour))),
+            frozenset(filter(None, (shape, color))),
             variant.negatives,
         )
-        for shape, colour in kinds
+        for shape, color in kinds
     ]
 
 
-def _is_possible(shape: str, colour: str | None, scene: Scene, split: Split) -> bool:
-    """Returns whether an image of this split with as many objects could show this kind."""
-    return split is Split.TEST or len(scene.objects) > 1 or (shape, colour) not in HELD_OUT_SINGLES
+def _is_possible(shape: str, color: str | None, scene: Scene, split: Split) -> bool:
+    """Returns whether an image of this split with the same number of objects could show this shape and color."""
+    return split is Split.TEST or len(scene.objects) > 1 or (shape, color) not in HELD_OUT_SINGLES
 
 
 def _select_negatives(
     kinds: list[tuple[str, str | None]], scene: Scene, vocabulary: Vocabulary, negatives: Negatives
 ) -> list[tuple[str, str | None]]:
-    """Selects among absent kinds."""
-
-    def frequency(kind: tuple[str, str | None]) -> float:
-        return popularity(vocabulary, *kind)
-
-    def similarity(kind: tuple[str, str | None]) -> float:
-        return (kind[0] in scene.shapes) + (kind[1] in scene.colours)
-
-    match negatives:
-        case Negatives.POPULAR:
-            return _highest(kinds, frequency)
-        case Negatives.ADVERSARIAL:
-            return _highest(kinds, similarity)
-        case Negatives.RANDOM:
-            return kinds
-
-
-def _highest(
-    kinds: list[tuple[str, str | None]], value: Callable[[tuple[str, str | None]], float]
-) -> list[tuple[str, str | None]]:
-    return [kind for kind in kinds if value(kind) == max(map(value, kinds))]
+    """Returns the absent objects among which the question's is sampled."""
+    if negatives is Negatives.RANDOM:
+        return kinds
+    if negatives is Negatives.POPULAR:
+        values = [popularity(vocabulary, *kind) for kind in kinds]
+    else:
+        values = [(shape in scene.shapes) + (color in scene.colors) for shape, color in kinds]
+    return [kind for kind, value in zip(kinds, values, strict=True) if value == max(values)]
 
 
 _QUESTIONS: dict[Topic, Callable[[Scene, Vocabulary], list[Question]]] = {
-    Topic.COLOUR: _colours,
+    Topic.COLOR: _colors,
     Topic.SHAPE: _shapes,
     Topic.COUNT: _counts,
     Topic.POSITION: _positions,
 }
-"""All questions of a topic about a scene."""
+"""Functions that return all questions of a topic about a scene."""

@@ -1,9 +1,8 @@
 """Records of the dataset, generated on access."""
 
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import overload
 
 import numpy as np
 from jaxtyping import UInt8
@@ -25,17 +24,17 @@ _STREAMS = {Task.TEXT: 0, Task.UNDERSTANDING: 1, Task.GENERATION: 2}
 
 @dataclass(frozen=True)
 class ShapesDataset:
-    """An endless dataset. Each record depends only on these fields, its task and its index.
+    """An endless dataset. A record depends only on these fields, its task and its index.
 
     Attributes:
-      split: TRAIN excludes held-out combinations; every record of TEST is about one.
-      vocabulary: Shapes and colours that occur.
+      split: TRAIN excludes held-out combinations. Every record of TEST is about a held-out combination.
+      vocabulary: Shapes and colors that occur.
       image_size: Side of the images in pixels.
       seed: Seed of all records.
-      about: Every scene shows at least one of these shapes and colours, if there are any.
-      categories: Categories of scenes and captions, equally frequent. None is a scene of any kind with a caption that
-        names every object. Empty uses frequencies that suit captions and questions. The categories of one object serve
-        as the easy start, as ImageNet does for Janus (arXiv 2410.13848, §3.3).
+      about: If not empty, every scene shows at least one of these shapes and colors.
+      categories: Categories of scenes and captions, equally frequent. None stands for scenes of any kind with captions
+        that name every object. If empty, all categories occur, and harder ones are more frequent. Categories with one
+        object are used early in training, like ImageNet for Janus (arXiv 2410.13848, §3.3).
       focus: Topics of the conversations.
 
     Raises:
@@ -55,7 +54,7 @@ class ShapesDataset:
             raise JanusError(
                 f"image_size is {self.image_size}; the shapes dataset needs {MIN_IMAGE_SIZE} pixels or more."
             )
-        if unknown := self.about - {*self.vocabulary.shapes, *self.vocabulary.colours}:
+        if unknown := self.about - {*self.vocabulary.shapes, *self.vocabulary.colors}:
             raise JanusError(
                 f"about names {min(unknown)!r}, which is not in the vocabulary; add it with Vocabulary.with_extras."
             )
@@ -65,7 +64,7 @@ class ShapesDataset:
         return f"shapes/{self.split}/{self.seed}/{task.value}/{index}"
 
     def record(self, task: Task, index: int) -> Record:
-        """Generates a record.
+        """Returns a record.
 
         Raises:
           JanusError: The vocabulary allows no such scene.
@@ -90,9 +89,9 @@ class ShapesDataset:
             yield from (turn["content"] for turn in self._conversation(rng)[1])
             yield self._captioned_scene(self._rng(Task.GENERATION, index))[1]
 
-    def records(self, task: Task, count: int) -> "ShapesRecords":
-        """Returns the first `count` records of a task."""
-        return ShapesRecords(self, task, count)
+    def records(self, task: Task, count: int) -> Iterator[Record]:
+        """Yields the first `count` records of a task."""
+        return (self.record(task, index) for index in range(count))
 
     def _conversation(self, rng: np.random.Generator) -> tuple[Scene, tuple[Message, ...]]:
         return sample_conversation(
@@ -109,32 +108,8 @@ class ShapesDataset:
         return np.random.default_rng((self.seed, tuple(Split).index(self.split), _STREAMS[task], index))
 
 
-@dataclass(frozen=True)
-class ShapesRecords(Sequence[Record]):
-    """Sequence of records that are generated on each access."""
-
-    dataset: ShapesDataset
-    task: Task
-    length: int
-
-    def __len__(self) -> int:
-        return self.length
-
-    @overload
-    def __getitem__(self, index: int) -> Record: ...
-
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Record]: ...
-
-    def __getitem__(self, index: int | slice) -> Record | Sequence[Record]:
-        selected = range(self.length)[index]
-        if isinstance(selected, range):
-            return [self.dataset.record(self.task, number) for number in selected]
-        return self.dataset.record(self.task, selected)
-
-
 def encode_png(image: UInt8[np.ndarray, "H W 3"]) -> bytes:
-    """Encodes an image as PNG."""
+    """Returns an image as a PNG file."""
     file = io.BytesIO()
     Image.fromarray(image).save(file, "PNG", compress_level=1)
     return file.getvalue()

@@ -42,7 +42,7 @@ Plane = Float[np.ndarray, "H W"]
 
 
 def render(scene: Scene, size: int = 48) -> UInt8[np.ndarray, "S S 3"]:
-    """Renders a scene as RGB. The result depends on the scene and size only.
+    """Returns the RGB image of a scene. The image depends on the scene and the size only.
 
     Args:
       size: Side of the image in pixels.
@@ -52,19 +52,19 @@ def render(scene: Scene, size: int = 48) -> UInt8[np.ndarray, "S S 3"]:
     """
     if size < MIN_IMAGE_SIZE:
         raise JanusError(f"image_size is {size}; shapes need {MIN_IMAGE_SIZE} pixels or more to be distinguishable.")
-    # Thousands of small images share a few backgrounds and object masks, which are cached. Large ones would fill the
+    # Many small images have the same backgrounds and object masks, so these are cached. Large ones need too much
     # memory.
     is_cached = size <= _MAX_CACHED_SIZE
     background, stencil = (_background, _stencil) if is_cached else (_background.__wrapped__, _stencil.__wrapped__)
     canvas = background(scene.background, size).copy()
     stencils = [stencil(obj.shape, obj.diameter, obj.x, obj.y, size) for obj in scene.objects]
-    for top, left, _, shadow in stencils:  # All shadows are below all objects.
+    for top, left, _, shadow in stencils:  # No shadow covers an object.
         height, width = shadow.shape
         canvas[top : top + height, left : left + width] *= shadow[..., None]
     for obj, (top, left, cover, _) in zip(scene.objects, stencils, strict=True):
         height, width = cover.shape
         patch = canvas[top : top + height, left : left + width]
-        patch += cover[..., None] * (_shaded_colour(obj, top, height, size) - patch)
+        patch += cover[..., None] * (_shaded_color(obj, top, height, size) - patch)
     return (canvas + 0.5).astype(np.uint8)
 
 
@@ -75,10 +75,10 @@ def sample_images(
     vocabulary: Vocabulary = FULL_VOCABULARY,
     split: Split = Split.TRAIN,
 ) -> UInt8[np.ndarray, "count S S 3"]:
-    """Renders random scenes of one to four objects, for example to train an image tokenizer.
+    """Returns images of random scenes of one to four objects, for example to train an image tokenizer.
 
-    Image i depends on `seed` and i only. The default vocabulary includes the words for fine-tuning, because the image
-    tokenizer is not fine-tuned. Held-out combinations are excluded.
+    Image i depends on i and the arguments other than `count`. The default vocabulary includes the words for
+    fine-tuning, because the image tokenizer is not fine-tuned. TRAIN excludes held-out combinations.
 
     Raises:
       JanusError: `size` is too small.
@@ -129,7 +129,7 @@ def _cross(x: Plane, y: Plane) -> Plane:
 
 
 def _heart() -> Callable[[Plane, Plane], Plane]:
-    """Union of two discs and the area between their lower tangents, which meet in the tip."""
+    """Returns the distance to two discs and the area between their lower tangents, which meet in the tip."""
     radius, across, up, tip = 0.5, 0.45, -0.38, 0.9
     reach = math.sqrt(across**2 + (up - tip) ** 2 - radius**2)
     angle = math.atan2(up - tip, across) + math.atan2(radius, reach)
@@ -141,12 +141,12 @@ def _heart() -> Callable[[Plane, Plane], Plane]:
 
 
 def _moon(x: Plane, y: Plane) -> Plane:
-    """Difference of two discs. Beyond the two corners, the nearest point of the outline is a corner."""
+    """Returns the distance to a disc without a smaller disc. For points beyond a corner, the corner is nearest."""
     outer, inner, offset = 0.98, 0.84, 0.52
     x, y = x - 0.14, np.abs(y)
     point_x = (outer**2 - inner**2 + offset**2) / (2 * offset)
     point_y = math.sqrt(outer**2 - point_x**2)
-    # Those points are between the outward normals of the two edges at the corner.
+    # A point is beyond a corner if it lies between the outward normals of the two edges that meet there.
     dx, dy = x - point_x, y - point_y
     beyond = (point_x * dy < point_y * dx) & (dx * point_y > dy * (point_x - offset))
     sides = np.maximum(np.hypot(x, y) - outer, inner - np.hypot(x - offset, y))
@@ -168,7 +168,7 @@ _OUTLINES: dict[str, Callable[[Plane, Plane], Plane]] = {
 
 @functools.lru_cache(maxsize=512)
 def _stencil(shape: str, diameter: float, x: float, y: float, size: int) -> tuple[int, int, Plane, Plane]:
-    """Returns an object's window in the image (top, left), its coverage of each pixel, and the factor of its shadow."""
+    """Returns top and left of an object's window, its coverage of each pixel, and the brightness of its shadow."""
     reach = diameter * 0.6 + _SHADOW_BLUR + max(_SHADOW_SHIFT)
     left, right = (min(max(edge, 0), size) for edge in (int((x - reach) * size), math.ceil((x + reach) * size)))
     top, bottom = (min(max(edge, 0), size) for edge in (int((y - reach) * size), math.ceil((y + reach) * size)))
@@ -185,11 +185,11 @@ def _stencil(shape: str, diameter: float, x: float, y: float, size: int) -> tupl
     return top, left, cover.astype(np.float32), shadow.astype(np.float32)
 
 
-def _shaded_colour(obj: SceneObject, top: int, height: int, size: int) -> Float[np.ndarray, "H 1 3"]:
-    """Returns the colour of an object by image row, lighter towards its top."""
+def _shaded_color(obj: SceneObject, top: int, height: int, size: int) -> Float[np.ndarray, "H 1 3"]:
+    """Returns the color of an object in each image row. It is lighter at the top."""
     down = ((np.arange(top, top + height, dtype=np.float32) + 0.5) / size - obj.y) / obj.diameter
     light = np.clip(1 - 0.16 * down, 0.9, 1.08)
-    return np.minimum(light[:, None, None] * np.array(PALETTE[obj.colour], np.float32), 255)
+    return np.minimum(light[:, None, None] * np.array(PALETTE[obj.color], np.float32), 255)
 
 
 @functools.lru_cache(maxsize=64)
@@ -213,5 +213,5 @@ def _background(background: Background, size: int) -> Float[np.ndarray, "S S 3"]
 
 
 def _band(phase: Plane, period: float) -> Plane:
-    """Returns 1 in the first half of the period and 0 in the second, with smooth edges; `period` is in pixels."""
+    """Returns a wave of 0 and 1 with smooth edges; `phase` is in periods and `period` in pixels."""
     return np.clip(0.5 + (0.25 - np.abs(phase - 0.5)) * period / 2, 0, 1)

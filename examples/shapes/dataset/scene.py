@@ -1,4 +1,4 @@
-"""Scenes: the objects and background of an image, before it is rendered."""
+"""Scenes: descriptions of the objects and background of an image, from which the image is rendered."""
 
 import enum
 import functools
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from examples.shapes.dataset.vocabulary import (
-    ALL_COLOURS,
+    ALL_COLORS,
     ALL_SHAPES,
     DEFAULT_VOCABULARY,
     HELD_OUT_COUNTS,
@@ -62,12 +62,12 @@ class Relation(enum.StrEnum):
 
     @property
     def phrase(self) -> str:
-        """Words between the names of the two objects in a sentence."""
+        """The words that state this relation between the names of two objects."""
         return f"{self} of" if self in (Relation.LEFT, Relation.RIGHT) else str(self)
 
     @property
     def opposite(self) -> "Relation":
-        """Relation of the second object to the first."""
+        """The relation with the two objects exchanged."""
         return _OPPOSITES[self]
 
 
@@ -92,18 +92,18 @@ class SceneObject:
       x, y: Center, measured from the upper left corner, as a fraction of the image side.
 
     Raises:
-      JanusError: The dataset has no such shape, colour or size.
+      JanusError: The dataset has no such shape, color or size.
     """
 
     shape: str
-    colour: str
+    color: str
     size: str
     x: float
     y: float
 
     def __post_init__(self) -> None:
         _check("shape", self.shape, ALL_SHAPES)
-        _check("colour", self.colour, ALL_COLOURS)
+        _check("color", self.color, ALL_COLORS)
         _check("size", self.size, _SIZE_NAMES)
 
     @property
@@ -126,8 +126,8 @@ class SceneObject:
 class Background:
     """Texture and tint behind the objects.
 
-    All tints are pale. A patch at an edge shows an object and the background, so dark tints would double the number of
-    codes that an image tokenizer needs for such patches.
+    All tints are pale. A patch at the edge of an object shows the object and the background, so with dark tints an
+    image tokenizer would need twice as many codes for such patches.
 
     Raises:
       JanusError: The dataset has no such texture or tint.
@@ -148,9 +148,9 @@ class Scene:
     objects: tuple[SceneObject, ...]
     background: Background
 
-    def count(self, shape: str | None = None, colour: str | None = None) -> int:
-        """Counts objects of this shape and colour; None matches any."""
-        return sum(shape in (None, obj.shape) and colour in (None, obj.colour) for obj in self.objects)
+    def count(self, shape: str | None = None, color: str | None = None) -> int:
+        """Returns the number of objects of this shape and color. None matches any."""
+        return sum(shape in (None, obj.shape) and color in (None, obj.color) for obj in self.objects)
 
     @property
     def shapes(self) -> set[str]:
@@ -158,13 +158,13 @@ class Scene:
         return {obj.shape for obj in self.objects}
 
     @property
-    def colours(self) -> set[str]:
-        """Colours of the objects."""
-        return {obj.colour for obj in self.objects}
+    def colors(self) -> set[str]:
+        """Colors of the objects."""
+        return {obj.color for obj in self.objects}
 
 
 def relation(first: SceneObject, second: SceneObject) -> Relation | None:
-    """Returns the position of `first` relative to `second`; None if the horizontal and vertical offsets are equal."""
+    """Returns the position of `first` relative to `second`, or None if the two offsets between them are equal."""
     dx, dy = first.x - second.x, first.y - second.y
     if math.isclose(abs(dx), abs(dy), abs_tol=1e-6):
         return None
@@ -180,22 +180,22 @@ def sample_scene(
     category: Category | None = None,
     about: frozenset[str] = frozenset(),
 ) -> Scene:
-    """Samples a scene of one to four objects.
+    """Returns a random scene of one to four objects.
 
     Args:
-      rng: Source of all randomness.
-      vocabulary: Shapes and colours that may occur.
-      split: TRAIN excludes held-out combinations. TEST requires one of the category. None allows both. (A prompt for a
-        single object has no combination to hold out; in TEST its image shows a held-out colour.)
-      category: Category of prompts that the scene suits; None samples a mixture of objects.
-      about: The scene shows at least one of these shapes and colours, if there are any.
+      rng: Random generator.
+      vocabulary: Shapes and colors that may occur.
+      split: TRAIN excludes held-out combinations. In TEST the scene is a combination held out for the category. None
+        allows all scenes.
+      category: Category of prompts for which the scene is suitable. None returns a mixture of objects.
+      about: If not empty, the scene shows at least one of these shapes and colors.
 
     Raises:
       JanusError: No such scene was found.
     """
     for _ in range(_MAX_TRIES):
         kinds = _sample_kinds(rng, vocabulary, category)
-        if _fits(kinds, split, category) and (not about or _is_about(kinds, about)):
+        if _fits(kinds, split, category) and (not about or any(not about.isdisjoint(kind) for kind in kinds)):
             sizes = [_SIZE_NAMES[i] for i in rng.integers(len(SIZES), size=len(kinds))]
             if category is Category.COUNTING:
                 sizes = sizes[:1] * len(kinds)
@@ -205,8 +205,8 @@ def sample_scene(
             return Scene(tuple(sorted(objects, key=lambda obj: (obj.y, obj.x))), background)
     raise JanusError(
         f"No {split or 'matching'} scene for {category or 'a mixture'} exists with {', '.join(vocabulary.shapes)} in "
-        f"{', '.join(vocabulary.colours)}{' about ' + ', '.join(sorted(about)) if about else ''}; "
-        f"give the vocabulary more shapes and colours."
+        f"{', '.join(vocabulary.colors)}{' about ' + ', '.join(sorted(about)) if about else ''}; "
+        f"give the vocabulary more shapes and colors."
     )
 
 
@@ -222,7 +222,7 @@ def _sample_kinds(rng: np.random.Generator, vocabulary: Vocabulary, category: Ca
         case Category.COUNTING:
             return sample(1) * int(rng.integers(2, MAX_OBJECTS + 1))
         case None:
-            # Some objects repeat an earlier one, so that mixtures also have something to count.
+            # Some objects equal an earlier one, so that mixtures also have counts above one.
             found = sample(int(rng.integers(1, MAX_OBJECTS + 1)))
             for index in range(1, len(found)):
                 if rng.random() < _REPEAT_PROBABILITY:
@@ -234,18 +234,18 @@ def _sample_kinds(rng: np.random.Generator, vocabulary: Vocabulary, category: Ca
 
 @functools.lru_cache(maxsize=64)
 def _kinds(vocabulary: Vocabulary) -> tuple[list[Kind], np.ndarray]:
-    """Returns all kinds and their cumulative probabilities."""
-    kinds = [(shape, colour) for shape in vocabulary.shapes for colour in vocabulary.colours]
+    """Returns all pairs of a shape and a color, and their cumulative probabilities."""
+    kinds = [(shape, color) for shape in vocabulary.shapes for color in vocabulary.colors]
     weights = np.array([popularity(vocabulary, *kind) for kind in kinds])
     cumulative = np.cumsum(weights / weights.sum())
-    cumulative[-1] = 1.0  # Rounding must leave no gap above the last.
+    cumulative[-1] = 1.0  # Without rounding errors.
     return kinds, cumulative
 
 
-def popularity(vocabulary: Vocabulary, shape: str, colour: str | None = None) -> float:
-    """Returns the frequency of a kind relative to the rarest kind."""
+def popularity(vocabulary: Vocabulary, shape: str, color: str | None = None) -> float:
+    """Returns how often a shape, or a shape of this color, is sampled, relative to the rarest one."""
     weight = 1.0
-    for names, name in ((vocabulary.shapes, shape), (vocabulary.colours, colour)):
+    for names, name in ((vocabulary.shapes, shape), (vocabulary.colors, color)):
         if name in names[: len(names) // 2]:
             weight *= _POPULARITY
     return weight
@@ -267,10 +267,10 @@ def held_out(kinds: Sequence[Kind]) -> set[Category | None]:
 
 
 def _fits(kinds: Sequence[Kind], split: Split | None, category: Category | None) -> bool:
-    shapes, colours = ({kind[axis] for kind in kinds} for axis in range(2))
+    shapes, colors = ({kind[axis] for kind in kinds} for axis in range(2))
     if category in (Category.TWO_OBJECT, Category.POSITION, Category.COLOR_ATTR) and len(shapes) < 2:
         return False
-    if category is Category.COLOR_ATTR and len(colours) < 2:
+    if category is Category.COLOR_ATTR and len(colors) < 2:
         return False
     if split is None:
         return True
@@ -278,12 +278,8 @@ def _fits(kinds: Sequence[Kind], split: Split | None, category: Category | None)
     return category in found if split is Split.TEST else not found
 
 
-def _is_about(kinds: Sequence[Kind], about: frozenset[str]) -> bool:
-    return any(not about.isdisjoint(kind) for kind in kinds)
-
-
 def _sample_centers(rng: np.random.Generator, sizes: Sequence[str], aligned: bool) -> list[tuple[float, float]]:
-    """Samples centers on the grid for objects of these sizes; if `aligned`, all in one row or one column."""
+    """Returns random centers on the grid for objects of these sizes. If `aligned`, all are in one row or column."""
     while True:
         centers = [_GRID[i] for i in rng.permutation(len(_GRID))[: len(sizes)]]
         if _are_separate(tuple(centers), tuple(sizes)) and (not aligned or _are_aligned(centers)):

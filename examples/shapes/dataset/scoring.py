@@ -1,4 +1,4 @@
-"""Scores images of prompts, by GenEval's rule and by a stricter one, and answers to questions."""
+"""Scores answers to questions, and images of prompts by GenEval's rule and by a strict rule."""
 
 import math
 from collections import defaultdict
@@ -26,11 +26,11 @@ class Verdict:
     """Result for one image.
 
     Attributes:
-      correct: GenEval's rule (arXiv 2310.11513, §3.2): all requirements are met. Other objects are ignored, except in
-        prompts about counts.
-      strict: `correct`, without other objects.
-      reason: What is missing or surplus; empty if `strict`.
-      found: Objects found by the detector.
+      correct: Whether the image meets all requirements, by GenEval's rule (arXiv 2310.11513, §3.2). Additional objects
+        are ignored, except in prompts about counts.
+      strict: Whether the image is correct and has no additional objects.
+      reason: Describes what is missing or additional; empty if `strict`.
+      found: Detected objects.
     """
 
     correct: bool
@@ -60,12 +60,12 @@ class ImageScores:
 
 
 def check_image(prompt: Prompt, image: UInt8[np.ndarray, "H W 3"]) -> Verdict:
-    """Checks an RGB image against its prompt."""
+    """Returns the verdict on an RGB image of a prompt."""
     return check_detections(prompt, detect(image))
 
 
 def check_detections(prompt: Prompt, found: Sequence[Detection]) -> Verdict:
-    """Checks the detections in an image against its prompt."""
+    """Returns the verdict on the objects detected in an image of a prompt."""
     ranked = sorted(found, key=lambda detection: -detection.score)
     reason = _unmet(prompt, ranked)
     surplus = len(ranked) - sum(required.count for required in prompt.requirements)
@@ -76,10 +76,10 @@ def check_detections(prompt: Prompt, found: Sequence[Detection]) -> Verdict:
 
 
 def score_images(prompts: Sequence[Prompt], images: Iterable[UInt8[np.ndarray, "H W 3"]]) -> ImageScores:
-    """Scores one image per prompt.
+    """Returns the scores of images, one per prompt.
 
     Raises:
-      JanusError: The numbers differ, or are 0.
+      JanusError: The numbers of images and prompts differ, or are 0.
     """
     images = list(images)
     _check_count("images", len(images), "prompts", len(prompts))
@@ -87,7 +87,7 @@ def score_images(prompts: Sequence[Prompt], images: Iterable[UInt8[np.ndarray, "
 
 
 def score_verdicts(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> ImageScores:
-    """Returns the scores of images that are checked already, one per prompt."""
+    """Returns the scores for verdicts on images, one per prompt."""
     categories = [prompt.category.value for prompt in prompts]
     return ImageScores(
         _scores(categories, [verdict.correct for verdict in verdicts]),
@@ -96,10 +96,10 @@ def score_verdicts(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> Im
 
 
 def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Scores:
-    """Scores answers by topic.
+    """Returns the scores of answers by topic.
 
     Raises:
-      JanusError: The numbers differ, or are 0.
+      JanusError: The numbers of answers and questions differ, or are 0.
     """
     _check_count("answers", len(answers), "questions", len(questions))
     correct = [is_correct(question, answer) for question, answer in zip(questions, answers, strict=True)]
@@ -107,17 +107,17 @@ def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Scor
 
 
 def is_correct(question: Question, answer: str) -> bool:
-    """Compares an answer with the expected one, ignoring case, white space and a final period."""
+    """Returns whether an answer is the expected one, ignoring case, surrounding white space and a final period."""
     return answer.strip().removesuffix(".").strip().lower() == question.answer
 
 
 def chance_of_images(
     prompts: Sequence[Prompt], vocabulary: Vocabulary = DEFAULT_VOCABULARY, seed: int = 0, size: int = 48
 ) -> ImageScores:
-    """Scores random scenes of each prompt's category: a generator that knows the category but ignores the words.
+    """Returns the scores of random images: scenes of the prompt's category with random shapes and colors.
 
     Args:
-      vocabulary: Shapes and colours of the scenes, held-out combinations included.
+      vocabulary: Shapes and colors of the scenes, held-out combinations included.
       size: Side of the images in pixels.
     """
     rng = np.random.default_rng(seed)
@@ -126,7 +126,7 @@ def chance_of_images(
 
 
 def chance_of_answers(questions: Sequence[Question]) -> Scores:
-    """Returns the expected scores of uniform guesses among the choices of each question."""
+    """Returns the expected scores of random guesses among the choices of each question."""
     _check_count("answers", len(questions), "questions", len(questions))
     return _scores(
         [question.topic.value for question in questions], [1 / len(question.choices) for question in questions]
@@ -134,7 +134,7 @@ def chance_of_answers(questions: Sequence[Question]) -> Scores:
 
 
 def _unmet(prompt: Prompt, found: Sequence[Detection]) -> str:
-    """Describes the first requirement that is not met; empty if all are met."""
+    """Returns a description of the first requirement that is not met, or an empty string if all are met."""
     reference: list[Detection] = []
     for index, required in enumerate(prompt.requirements):
         matching = [detection for detection in found if detection.shape == required.shape]
@@ -149,9 +149,9 @@ def _unmet(prompt: Prompt, found: Sequence[Detection]) -> str:
 
 
 def _mismatch(required: Requirement, found: Sequence[Detection], reference: Sequence[Detection]) -> str:
-    wrong = [detection.colour for detection in found if required.colour not in (None, detection.colour)]
+    wrong = [detection.color for detection in found if required.color not in (None, detection.color)]
     if wrong:
-        return f"{required.shape} {wrong[0]} instead of {required.colour}"
+        return f"{required.shape} {wrong[0]} instead of {required.color}"
     if required.relation and not all(required.relation in relations(a, b) for a in found for b in reference):
         return f"{required.shape} not {required.relation.phrase} {reference[0].shape}"
     return ""

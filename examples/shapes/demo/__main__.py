@@ -1,12 +1,12 @@
-"""Demonstrates the small Janus of this example: conversion, answers, images, scores and fine-tuning.
+"""Runs the demo of this example: conversion, answers, images, scores and fine-tuning of the small Janus.
 
     python -m examples.shapes.demo
 
 1. Imports the shipped PyTorch checkpoint and verifies the conversion bitwise.
 2. Answers questions about new images and generates images, on all devices of the host.
-3. Scores answers and images on combinations that training never showed alone, next to the chance level.
-4. Fine-tunes on a shape and a colour that the model has never seen, kills and resumes the run, and scores again.
-5. Generates images with the small JanusFlow, by a flow instead of tokens.
+3. Scores answers and images on combinations that training never showed alone, and prints the chance level.
+4. Fine-tunes on a shape and a color that the model has never seen, kills and resumes the run, and scores again.
+5. Generates images with the small JanusFlow, which uses a flow instead of image tokens.
 6. Writes a page with all results, OUT/index.html, and the scores, OUT/report.json.
 """
 
@@ -21,7 +21,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import tqdm
 from absl import flags
 
@@ -42,14 +41,15 @@ _MAX_CPU_DEVICES = 8
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """Amounts of the demo.
+    """Numbers of questions, prompts and training steps of the demo.
 
     Attributes:
       per_topic: Questions per topic.
       per_category: Prompts per category.
-      new_per_topic, new_per_category: The same about the new words.
-      finetune: Words and amounts of the fine-tuning.
-      flow_per_category: Prompts per category for the JanusFlow.
+      new_per_topic: Questions per topic about the new words.
+      new_per_category: Prompts per category with the new words.
+      finetune: Words, records and steps of the fine-tuning.
+      flow_per_category: Prompts per category for JanusFlow.
     """
 
     per_topic: int = 60
@@ -61,7 +61,7 @@ class DemoPlan:
 
 
 def main(_: Sequence[str]) -> None:
-    """Runs all steps."""
+    """Runs the demo with the shipped models."""
     import jax
 
     from examples.shapes.models import JANUS, JANUSFLOW
@@ -74,11 +74,11 @@ def main(_: Sequence[str]) -> None:
 
 
 def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, float]:
-    """Runs all steps.
+    """Runs all steps of the demo.
 
     Args:
-      janus: The Janus, a PyTorch checkpoint.
-      janusflow: The JanusFlow.
+      janus: Folder of a Janus in the released layout.
+      janusflow: Folder of a JanusFlow in the released layout.
 
     Returns:
       The content of report.json.
@@ -95,7 +95,8 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     _step(1, f"Import {janus.name}, a PyTorch checkpoint")
     _import(janus, out / "converted")
     model = janus_jax.load(out / "converted", "float32", make_mesh(data=-1, fsdp=1))
-    _say(f"{sum(leaf.size for leaf in jax.tree.leaves(model.params)):,} parameters on {_devices(model)}.")
+    num_params = sum(leaf.size for leaf in jax.tree.leaves(model.params))
+    _say(f"{num_params:,} parameters on {jax.device_count()} x {jax.devices()[0].device_kind}.")
 
     _step(2, "Answer questions and generate images of combinations that training never showed alone")
     before = _evaluate(model, out / "before", plan)
@@ -141,7 +142,7 @@ def _import(released: Path, converted: Path) -> None:
 
 
 def compare_checkpoints(first: Path, second: Path) -> int:
-    """Compares the weights of two checkpoint folders and returns the number of tensors.
+    """Returns the number of tensors of two checkpoint folders with bitwise equal weights.
 
     Raises:
       JanusError: A tensor differs or is missing.
@@ -150,25 +151,18 @@ def compare_checkpoints(first: Path, second: Path) -> int:
 
     before, after = open_tensors(first), open_tensors(second)
     if before.keys() != after.keys():
-        raise JanusError(f"Only one of {first} and {second} contains {min(before.keys() ^ after.keys())}.")
+        raise JanusError(
+            f"Only one of {first} and {second} contains {min(before.keys() ^ after.keys())}; convert the other again."
+        )
     for name, array in tqdm.tqdm(before.items(), unit=" tensors", desc="comparing"):
-        if array.dtype != after[name].dtype or _bytes(array) != _bytes(after[name]):
+        other = after[name]
+        if array.dtype != other.dtype or array.tobytes() != other.tobytes():
             raise JanusError(f"{name} differs between {first} and {second}; one of the two is damaged.")
     return len(before)
 
 
-def _bytes(array: np.ndarray) -> bytes:
-    return np.ascontiguousarray(array).tobytes()
-
-
-def _devices(model: "Pretrained") -> str:
-    assert model.mesh is not None
-    devices = list(model.mesh.devices.flat)
-    return f"{len(devices)} x {devices[0].device_kind}"
-
-
 def _evaluate(model: "Pretrained", folder: Path, plan: DemoPlan) -> DemoScores:
-    """Evaluates a model; its answers and images are stored in the folder."""
+    """Returns the scores of a model; its answers and images are stored in the folder."""
     from examples.shapes.dataset import DEFAULT_VOCABULARY
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding
     from janus_jax.progress import count_bar
@@ -203,7 +197,7 @@ def _show(scores: DemoScores) -> None:
 
 
 def _generate_with_flow(janusflow: Path, folder: Path, plan: DemoPlan) -> "GenerationResult":
-    """Generates images with the JanusFlow, all prompts in one batch."""
+    """Returns images generated by JanusFlow, all prompts in one batch."""
     import janus_jax
     from examples.shapes.dataset import Category
     from examples.shapes.evaluation import ShapesProtocol, evaluate_generation

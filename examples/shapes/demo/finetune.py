@@ -1,4 +1,4 @@
-"""Fine-tuning in the demo: trains on new words and some old data, and kills and resumes the run."""
+"""Fine-tunes the model of the demo on new words and some old data, and kills and resumes the run."""
 
 import json
 import subprocess
@@ -16,13 +16,13 @@ from janus_jax.processing import Task
 
 @dataclass(frozen=True)
 class FineTuning:
-    """Course of a fine-tuning.
+    """Record of a fine-tuning run.
 
     Attributes:
-      losses: Lines of its metrics.jsonl.
-      killed_at: Last step reported before the kill.
+      losses: Lines of metrics.jsonl that have a loss.
+      killed_at: Last step reported before the run was killed.
       resumed_at: Step of the checkpoint from which the run resumed.
-      repeated: Number of steps computed before the kill and again after it, with bitwise equal losses.
+      repeated: Number of steps whose loss was computed both before the kill and after it, bitwise equal.
     """
 
     losses: Sequence[Mapping[str, float]]
@@ -33,14 +33,14 @@ class FineTuning:
 
 @dataclass(frozen=True)
 class FineTuneSpec:
-    """Words and amounts of a fine-tuning.
+    """Words, records and steps of a fine-tuning run.
 
     Attributes:
-      words: A shape and a colour that the shipped model has never seen.
+      words: A shape and a color that the shipped model has never seen.
       new_records: Records per task about these words.
       old_records: Records per task about the words of the first training.
-      steps: Steps; None uses the recipe's.
-      killed_at: Step after which the run is killed, without a checkpoint.
+      steps: Training steps. None uses those of the recipe.
+      killed_at: Step at which the run is killed. No checkpoint is saved at the kill.
     """
 
     words: tuple[str, str] = ("heart", "pink")
@@ -51,11 +51,13 @@ class FineTuneSpec:
 
 
 def finetune(spec: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineTuning:
-    """Fine-tunes OUT/converted into OUT/finetuned. The data is in OUT/data, the run in OUT/run.
+    """Fine-tunes the model in OUT/converted and writes the result to OUT/finetuned.
+
+    The data are in OUT/data and the run is in OUT/run.
 
     Raises:
-      JanusError: The training ended early.
-      RuntimeError: The resumed run computed other losses than the killed one.
+      JanusError: The training failed.
+      RuntimeError: The losses of the resumed run differ from those of the killed run.
     """
     data, run = out / "data", out / "run"
     for name, records in (
@@ -77,20 +79,23 @@ def finetune(spec: FineTuneSpec, out: Path, say: Callable[[str], None]) -> FineT
     metrics = run / "stage_1" / "metrics.jsonl"
     first = _run_and_kill(command, metrics, spec.killed_at)
     say("Killed. The same command again:")
-    saved = _newest_step(run / "stage_1" / "checkpoints")
+    checkpoints = (run / "stage_1" / "checkpoints").iterdir()
+    saved = max((int(path.name) for path in checkpoints if path.name.isdecimal()), default=0)
     if code := subprocess.run(command, check=False).returncode:
         raise _ended(code)
     losses = _read_losses(metrics)
     again = {line["step"]: line["loss"] for line in losses}
     repeated = [line for line in first if line["step"] > saved]
     if any(again[line["step"]] != line["loss"] for line in repeated):
-        raise RuntimeError("The resumed run has other losses than the killed run.")
-    _export(out)
+        raise RuntimeError("The losses of the resumed run differ from those of the killed run.")
+    from janus_jax.training.export import export
+
+    export(run, 1, out / "finetuned", "float32", progress=True)
     return FineTuning(losses, int(first[-1]["step"]), saved, len(repeated))
 
 
 def _run_and_kill(command: Sequence[str], metrics: Path, step: int) -> list[dict[str, float]]:
-    """Runs a command, kills it when it has reported a step, and returns the reported losses."""
+    """Runs a command, kills it when it has reported this step, and returns the metrics lines with a loss."""
     process = subprocess.Popen(command)
     try:
         while process.poll() is None:
@@ -106,22 +111,12 @@ def _run_and_kill(command: Sequence[str], metrics: Path, step: int) -> list[dict
 
 
 def _ended(code: int) -> JanusError:
-    return JanusError(f"The fine-tuning ended with exit code {code}; its messages above give the reason.")
+    return JanusError(f"The fine-tuning failed with exit code {code}; its messages above give the reason.")
 
 
 def _read_losses(metrics: Path) -> list[dict[str, float]]:
-    """Returns the complete lines with a loss."""
+    """Returns the lines with a loss. An incomplete last line is ignored."""
     if not metrics.exists():
         return []
     lines = metrics.read_text().splitlines(keepends=True)
     return [line for line in map(json.loads, (text for text in lines if text.endswith("\n"))) if "loss" in line]
-
-
-def _newest_step(checkpoints: Path) -> int:
-    return max((int(path.name) for path in checkpoints.iterdir() if path.name.isdecimal()), default=0)
-
-
-def _export(out: Path) -> None:
-    from janus_jax.training.export import export
-
-    export(out / "run", 1, out / "finetuned", "float32", progress=True)

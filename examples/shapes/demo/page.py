@@ -1,4 +1,4 @@
-"""Web page of the demo: one HTML file that contains its images and needs no network."""
+"""Writes the web page of the demo: one HTML file that contains its images and needs no network."""
 
 import base64
 import io
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from examples.shapes.evaluation import GenerationResult, UnderstandingResult
 
 _TEMPLATE = Path(__file__).with_name("page.html")
-_SCALE = 4  # The images are small. Enlarged here, they are not blurred by the browser.
+_SCALE = 4  # The small images are enlarged here, because browsers blur them.
 _MAX_ITEMS = 24
 _MAX_NEW_ITEMS = 12
 _CURVES = {"loss/understanding": "understanding", "loss/generation": "generation"}
@@ -37,8 +37,10 @@ def write_page(
     """Writes the page.
 
     Args:
-      before, after: The Janus before and after fine-tuning.
-      flow: Images of the JanusFlow.
+      before: Scores of Janus before fine-tuning.
+      after: Scores of Janus after fine-tuning.
+      flow: Images of JanusFlow.
+      tuning: Record of the fine-tuning run.
       report: Content of report.json.
       words: New words of the fine-tuning.
     """
@@ -109,7 +111,7 @@ def _images(result: "GenerationResult") -> Iterator[dict[str, Any]]:
 
 
 def _subset(items: Sequence[Any], count: int) -> list[Any]:
-    """Returns at most `count` items, evenly spaced."""
+    """Returns at most `count` of the items, evenly spaced."""
     count = min(count, len(items))
     return [items[index * len(items) // count] for index in range(count)]
 
@@ -121,7 +123,7 @@ def _data_url(image: UInt8[np.ndarray, "H W 3"]) -> str:
 
 
 def _curves(tuning: "FineTuning") -> str:
-    """Returns a plot of the losses as SVG."""
+    """Returns an SVG plot of the losses."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2), layout="constrained")

@@ -1,4 +1,4 @@
-"""Scores of a model in the demo, and the report on the model before and after fine-tuning."""
+"""Scores of a model in the demo, and the report on them before and after fine-tuning."""
 
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -9,7 +9,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class DemoScores:
-    """Answers, images and scores of a model, on the words of its training and on the new words."""
+    """Answers, images and scores of a model, on the words of the first training and on the new words."""
 
     understanding: "UnderstandingResult"
     generation: "GenerationResult"
@@ -30,7 +30,10 @@ class DemoScores:
 
 
 def report(before: DemoScores, after: DemoScores, minutes: float) -> dict[str, float]:
-    """Returns the scores before fine-tuning, those of the new words after it, and the largest loss on old words."""
+    """Returns the scores before fine-tuning, and those of the new words after it.
+
+    The entry `old_drop` is the larger drop of the two overall scores on old words.
+    """
     first, last = before.table(), after.table()
     old = {name: value for name, value in first.items() if not name.startswith("new.")}
     return {

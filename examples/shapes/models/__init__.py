@@ -1,9 +1,9 @@
-"""Small trained models of this example, in the layouts of the releases. The README has their training and scores."""
+"""Small trained models in the released layouts. The README of this example describes their training and scores."""
 
 from pathlib import Path
 
 JANUS = Path(__file__).parent / "Janus-shapes"
-"""Folder of the Janus, for `janus_jax.load`."""
+"""Folder of the small Janus, for `janus_jax.load`."""
 
 JANUSFLOW = JANUS.with_name("JanusFlow-shapes")
-"""Folder of the JanusFlow."""
+"""Folder of the small JanusFlow, for `janus_jax.load`."""

@@ -48,7 +48,7 @@ def _validate_messages(record: Record) -> None:
             RejectReason.IMAGE_COUNT, f"it has {len(record.images)} images and {count} image placeholders."
         )
     try:
-        rendered = TEMPLATES["janus_pro"].render_with_answers(record.messages)
+        rendered = TEMPLATES["janus_pro"].render(record.messages)
     except JanusError as error:
         raise RejectedRecord(RejectReason.BAD_CONVERSATION, str(error)) from None
     if not rendered.answers:

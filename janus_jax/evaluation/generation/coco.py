@@ -1,4 +1,4 @@
-"""COCO-30K: images of 30,000 COCO captions, compared with the photographs by FID."""
+"""COCO-30K: images for 30,000 captions of COCO, compared with COCO's photographs by FID."""
 
 from pathlib import Path
 
@@ -19,12 +19,12 @@ from janus_jax.evaluation.metrics.image_metrics import LAYOUT, score_images
 _FILE = "captions_val2014.json"
 _CAPTIONS = 30_000
 _SIZE = 256
-# The choice of captions is part of the benchmark and does not depend on the seed of the run.
+# The selection of captions belongs to the benchmark, so it does not depend on the seed of the run.
 _SEED = 0
 
 
 def read(data: Path, options: Options) -> list[ImageRequest]:
-    """Reads a request for each of 30,000 random captions, or for all captions if there are fewer."""
+    """Reads requests for 30,000 random captions, or for all captions if there are fewer."""
     fid.check_reference(data, options["fid"])
     entries = list(read_json_entry(data / _FILE).entries("annotations"))
     numbers = np.arange(len(entries))

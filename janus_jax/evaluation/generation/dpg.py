@@ -1,4 +1,4 @@
-"""DPG-Bench (ELLA, arXiv 2403.05135): long prompts. An external model answers questions about the images."""
+"""DPG-Bench (ELLA, arXiv 2403.05135): long prompts. Another model grades the images, outside this command."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,7 +22,7 @@ _FOLDER = "prompts"
 
 
 def read(data: Path, options: Options) -> list[ImageRequest]:
-    """Reads four requests per prompt, in the order of the file names."""
+    """Reads four requests per prompt. The prompts are in the order of their file names."""
     with reading(data / _FOLDER):
         files = sorted(file for file in (data / _FOLDER).iterdir() if file.suffix == ".txt")
     requests = []
@@ -36,30 +36,28 @@ def read(data: Path, options: Options) -> list[ImageRequest]:
 
 
 def write_predictions(requests: Sequence[ImageRequest], answers: Answers, folder: Path) -> None:
-    """Writes `ID.png`: the four images of a prompt in a grid of two by two."""
+    """Writes one file `ID.png` per prompt: its four images in a grid of two by two."""
     groups: dict[str, list[Path]] = {}
     for request, file in zip(requests, generated_files(requests, answers), strict=True):
         groups.setdefault(request.group, []).append(file)
     for group in groups.values():
         target = folder / f"{group[0].stem.rpartition('_')[0]}.png"
-        # A repeated call writes only grids with newer images.
+        # A grid that is newer than its images is not written again.
         if not target.exists() or target.stat().st_mtime_ns < max(file.stat().st_mtime_ns for file in group):
             save_png(_grid(group), target, compress_level=1)
 
 
 def _grid(files: Sequence[Path]) -> Image.Image:
-    tiles = [_open(file) for file in files]
+    tiles = []
+    for file in files:
+        with reading(file, "remove its line from answers.jsonl to generate it again"):
+            tiles.append(Image.open(file).convert("RGB"))
     width, height = tiles[0].size
     grid = Image.new("RGB", (_COLUMNS * width, _ROWS * height))
     for number, tile in enumerate(tiles):
         row, column = divmod(number, _COLUMNS)
         grid.paste(tile, (column * width, row * height))
     return grid
-
-
-def _open(file: Path) -> Image.Image:
-    with reading(file, "remove its line from answers.jsonl to generate it again"):
-        return Image.open(file).convert("RGB")
 
 
 BENCHMARK = Benchmark(

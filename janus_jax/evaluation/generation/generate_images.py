@@ -33,26 +33,20 @@ class ImageModel(Protocol):
 
 
 def generate_images(
-    model: ImageModel,
-    requests: Sequence[ImageRequest],
-    folder: Path,
-    *,
-    options: Options,
-    seed: int,
-    batch_size: int,
+    model: ImageModel, requests: Sequence[ImageRequest], folder: Path, *, options: Options, seed: int, batch_size: int
 ) -> Iterator[Mapping[str, str]]:
     """Generates images in batches and saves them as PNG.
 
-    Prompts of one batch have the same padded length, and batches are always full, so that few shapes are compiled. The
-    batch does not change an image except for rounding.
+    The prompts of a batch have the same padded length, and batches are always full, so that few shapes are compiled.
+    Except for rounding, an image does not depend on the other requests of its batch.
 
     Args:
       folder: The run's folder.
-      options: Options of the benchmark. Settings that the model does not have, such as the temperature of a JanusFlow,
-        are ignored.
+      options: Options of the benchmark. Sampling options that the model does not have are ignored; JanusFlow, for
+        example, has no temperature.
 
     Yields:
-      File names by request id, for each batch.
+      File names of a batch by request id.
 
     Raises:
       JanusError: A prompt is too long, or a file cannot be written.
@@ -76,7 +70,7 @@ def generate_images(
 
 
 def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch_size: int) -> list[list[ImageRequest]]:
-    """Groups requests into batches of one padded prompt length, the longest first."""
+    """Groups requests with equal padded prompt length into batches, the longest first."""
     by_length: dict[int, list[ImageRequest]] = {}
     for request in requests:
         with prefix_errors(f"The prompt of {request.id}"):

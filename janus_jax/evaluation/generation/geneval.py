@@ -1,7 +1,7 @@
-"""GenEval (arXiv 2310.11513): objects, their number, color and position.
+"""GenEval (arXiv 2310.11513): prompts that ask for objects with a number, color or position.
 
-The official scorer runs outside: it detects objects in OUT/predictions and writes one JSON line per image. That file,
-saved as OUT/predictions/results.jsonl, is the input of `score`.
+The official scorer runs outside this command. It detects objects in the images of OUT/predictions and writes a line of
+JSON per image. The function `score` reads this file from OUT/predictions/results.jsonl.
 """
 
 import json
@@ -28,7 +28,7 @@ TASKS = {
     "position": "position",
     "color_attr": "attribute",
 }
-"""Score names of the tasks, by their tag in the prompt file."""
+"""Names of the tasks' scores by the tag that the prompt file uses for the task."""
 
 RESULTS = "results.jsonl"
 _FILE = "evaluation_metadata.jsonl"
@@ -36,19 +36,24 @@ _FILE = "evaluation_metadata.jsonl"
 
 @dataclass(frozen=True, kw_only=True)
 class GenEvalRequest(ImageRequest):
-    """A request with the task and the line of its prompt in the prompt file."""
+    """A request for an image of GenEval.
+
+    Attributes:
+      tag: Task of the prompt, a key of `TASKS`.
+      metadata: Line of the prompt file, as JSON.
+    """
 
     tag: str
     metadata: str = field(repr=False)
 
 
 def read(data: Path, options: Options) -> list[GenEvalRequest]:
-    """Reads the requests of every line."""
+    """Reads the requests for all prompts; the option `images` is their number per prompt."""
     requests = []
     for index, entry in enumerate(read_json_lines(data / _FILE)):
         tag = entry.one_of("tag", tuple(TASKS))
         prompt = entry.text("prompt")
-        # The official scorer needs these fields, and would fail only after all images are generated.
+        # The official scorer needs these fields. Without this check it would fail after all images are generated.
         for included in entry.entries("include"):
             included.text("class", "the name of an object")
         files = [f"{PREDICTIONS}/{index:05}/samples/{number:04}.png" for number in range(int(options["images"]))]
@@ -61,7 +66,7 @@ def read(data: Path, options: Options) -> list[GenEvalRequest]:
 
 
 def write_predictions(requests: Sequence[GenEvalRequest], answers: Answers, folder: Path) -> None:
-    """Writes `00000/metadata.jsonl` next to the generated `00000/samples/`, and so on."""
+    """Writes the prompt's line to `00000/metadata.jsonl`, next to the images in `00000/samples/`, for each prompt."""
     generated_files(requests, answers)
     for request in requests:
         if request.image_index == 0:
@@ -70,7 +75,9 @@ def write_predictions(requests: Sequence[GenEvalRequest], answers: Answers, fold
 
 
 def score(requests: Sequence[GenEvalRequest], answers: Answers, options: Options) -> Scores:
-    """Returns the share of correct images per task and their mean; no scores if results.jsonl does not exist yet.
+    """Returns the fraction of correct images per task, and the mean over tasks as `overall`.
+
+    Returns no scores if results.jsonl does not exist yet.
 
     Raises:
       JanusError: results.jsonl is malformed or lacks images.

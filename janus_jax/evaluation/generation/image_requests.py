@@ -8,27 +8,27 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Answers, Number, missing_files
 
 PREDICTIONS = "predictions"
-"""Folder within the run's folder that official scorers read."""
+"""Subfolder of the run's folder that official scorers read."""
 
 SAMPLING_OPTIONS: Mapping[str, Number] = {"guidance_scale": Number(None), "temperature": Number(None)}
-"""Options of every image generation benchmark. The model's defaults are its authors' values."""
+"""Options of every image generation benchmark. By default, a model uses the values of its authors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRequest:
-    """A request for one image of a prompt. Its answer is the name of the image's file.
+    """A request for one image of a prompt. The answer to a request is the file name of the image.
 
-    The image depends only on the prompt, the two indices, the seed of the run and the model.
+    The image depends only on the model, its settings, the prompt, the two indices and the seed of the run.
 
     Attributes:
       id: Unique id within the benchmark.
-      group: The same for all images of a prompt.
-      prompt: Description of the image.
+      group: Index of the prompt, as text. All images of a prompt are one group.
+      prompt: Text from which the image is generated.
       prompt_index: Index of the prompt within the benchmark.
-      image_index: Index of the image among those of its prompt.
-      file: Name of the image's file, relative to the run's folder.
+      image_index: Index of the image among the images of its prompt.
+      file: Path of the image file, relative to the run's folder.
       size: Width and height of the saved image in pixels; None keeps the size that the model generates.
-      data: The benchmark's data folder, which scores read references from.
+      data: Data folder of the benchmark, from which the `score` function reads reference images.
     """
 
     id: str
@@ -42,14 +42,14 @@ class ImageRequest:
 
     @property
     def inputs(self) -> list[str]:
-        """Everything that the answer depends on."""
+        """Everything that the answer depends on, except the model."""
         return [self.prompt, *map(str, (self.prompt_index, self.image_index, self.file, self.size))]
 
 
 def requests_for_prompt(
     prompt: str, prompt_index: int, files: Sequence[str], data: Path, size: int | None = None
 ) -> list[ImageRequest]:
-    """Returns one request per file; see `ImageRequest` for the arguments."""
+    """Returns the requests for one prompt, one per file. The arguments are attributes of `ImageRequest`."""
     return [
         ImageRequest(
             id=file.removeprefix(f"{PREDICTIONS}/").removesuffix(".png"),
@@ -66,7 +66,7 @@ def requests_for_prompt(
 
 
 def generated_files(requests: Sequence[ImageRequest], answers: Answers) -> list[Path]:
-    """Returns the paths of all generated images.
+    """Returns the paths of all generated images, in the order of the requests.
 
     Raises:
       JanusError: A file is missing.
@@ -81,7 +81,9 @@ def generated_files(requests: Sequence[ImageRequest], answers: Answers) -> list[
 
 
 def check_generated_files(requests: Sequence[ImageRequest], answers: Answers, folder: Path) -> None:
-    """The `write_predictions` function of benchmarks with an official scorer that reads the generated files.
+    """Checks that all images exist, and writes nothing.
+
+    The `write_predictions` function of benchmarks whose scorer reads the generated images themselves.
 
     Raises:
       JanusError: A file is missing.

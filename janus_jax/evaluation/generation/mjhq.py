@@ -1,4 +1,4 @@
-"""MJHQ-30K (Playground v2.5, arXiv 2402.17245, §3.3): prompts of ten categories, and the FID to Midjourney's images."""
+"""MJHQ-30K (arXiv 2402.17245, §3.3): images for prompts of ten categories, compared with Midjourney's by FID."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ _FILE = "meta_data.json"
 
 
 def read(data: Path, options: Options) -> list[ImageRequest]:
-    """Reads one request per prompt, in file order. Images are saved in one folder per category."""
+    """Reads one request per prompt, in file order. Each category has its own image folder."""
     fid.check_reference(data, options["fid"])
     requests = []
     for index, (name, entry) in enumerate(read_named_entries(data / _FILE)):

@@ -1,1 +1,1 @@
-"""Image metrics: FID, CLIP score, and the networks that they use."""
+"""Image metrics (FID and CLIP score) and the networks that compute them."""

@@ -1,7 +1,7 @@
-"""CLIP (arXiv 2103.00020): unit embeddings of images and texts, for scoring.
+"""CLIP (arXiv 2103.00020), which embeds images and texts as unit vectors.
 
-Parameters have the names and orientations of transformers' files. They are always loaded from one; initializers only
-declare shapes.
+Parameters have the names and orientations of the weight files of Hugging Face transformers. They are always loaded from
+such a file, so the initializers only declare shapes.
 """
 
 from collections.abc import Mapping
@@ -20,7 +20,7 @@ from janus_jax.evaluation.metrics.torch_params import load_params, param_shapes
 
 ACTIVATIONS = ("quick_gelu", "gelu")
 
-# Defaults of transformers for fields that config.json omits.
+# Values that Hugging Face transformers uses for fields that config.json omits.
 _TEXT = {"hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8}
 _VISION = {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12}
 _BOTH = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 1e-5}
@@ -28,7 +28,7 @@ _BOTH = {"num_hidden_layers": 12, "hidden_act": "quick_gelu", "layer_norm_eps": 
 
 @dataclass(frozen=True)
 class Tower:
-    """One of the two transformers; `prefix` is the prefix of its parameters."""
+    """Architecture of the image or the text transformer. The names of its parameters start with `prefix`."""
 
     prefix: str
     width: int
@@ -41,7 +41,15 @@ class Tower:
 
 @dataclass(frozen=True)
 class CLIPConfig:
-    """Architecture of both transformers. Image and patch sizes are in pixels, text lengths in tokens."""
+    """Architecture of a CLIP model.
+
+    Attributes:
+      text, vision: The two transformers.
+      embed_dim: Size of the embeddings.
+      image_size, patch_size: Width and height of images and patches in pixels.
+      vocab_size: Number of text tokens.
+      max_positions: Maximum length of a text in tokens.
+    """
 
     text: Tower
     vision: Tower
@@ -53,10 +61,13 @@ class CLIPConfig:
 
 
 def clip_config(values: Mapping[str, Any]) -> CLIPConfig:
-    """Returns the architecture that the content of a config.json describes.
+    """Returns the architecture that a config.json describes.
+
+    Args:
+      values: Content of the file.
 
     Raises:
-      JanusError: A value has the wrong type, or the activation is unknown.
+      JanusError: A size is not a positive number, or the activation is unknown.
     """
     text, vision = (values.get(f"{name}_config") or {} for name in ("text", "vision"))
     return CLIPConfig(
@@ -93,7 +104,7 @@ def _number(values: Mapping[str, Any], name: str, default: float = 0) -> float:
 
 
 class Linear(nn.Module):
-    """Product with a matrix in the orientation of PyTorch."""
+    """Linear layer whose weight has PyTorch's orientation: output features first."""
 
     features: int
     use_bias: bool = True
@@ -139,7 +150,7 @@ class Block(nn.Module):
 
 
 class CLIP(nn.Module):
-    """Image and text encoders."""
+    """Image encoder and text encoder."""
 
     config: CLIPConfig
 
@@ -147,12 +158,12 @@ class CLIP(nn.Module):
     def __call__(
         self, pixels: Float[Array, "B S S 3"], ids: Int[Array, "B L"], last: Int[Array, " B"]
     ) -> tuple[Float[Array, "B E"], Float[Array, "B E"]]:
-        """Computes unit embeddings of images and texts.
+        """Returns the embeddings of images and of texts, as unit vectors.
 
         Args:
           pixels: Images, normalized with CLIP's mean and standard deviation.
           ids: Text tokens.
-          last: Position of each text's end-of-text token. Later positions have no effect.
+          last: Position of the end-of-text token of each text. Later tokens have no effect.
         """
         return self._embed_images(pixels), self._embed_texts(ids, last)
 
@@ -199,14 +210,14 @@ class CLIP(nn.Module):
 
 
 def clip_shapes(config: CLIPConfig) -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Returns the shapes of the parameters by path."""
+    """Returns the shapes of CLIP's parameters by path."""
     pixels = jax.ShapeDtypeStruct((1, config.image_size, config.image_size, 3), jnp.float32)
     ids = jax.ShapeDtypeStruct((1, config.max_positions), jnp.int32)
     return param_shapes(CLIP(config), pixels, ids, jax.ShapeDtypeStruct((1,), jnp.int32))
 
 
 def clip_params(tensors: Mapping[str, np.ndarray], config: CLIPConfig) -> dict[str, Any]:
-    """Selects the parameters of `CLIP` from the tensors of transformers' file.
+    """Returns the parameters of `CLIP` from the tensors of a weight file of Hugging Face transformers.
 
     Raises:
       JanusError: A tensor is missing or has another shape.

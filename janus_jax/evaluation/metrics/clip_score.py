@@ -1,4 +1,4 @@
-"""CLIP score (arXiv 2104.08718): similarity of images and their prompts."""
+"""CLIP score (arXiv 2104.08718): the similarity of generated images to their prompts."""
 
 import os
 from collections.abc import Sequence
@@ -29,10 +29,12 @@ _MEAN, _STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27
 
 
 def clip_score(data: Path, files: Sequence[Path], prompts: Sequence[str]) -> float | None:
-    """Returns the mean of 100 max(cos, 0) over images and their prompts; None if the data folder has no CLIP model.
+    """Returns the mean of 100 max(cos, 0) over images and their prompts, where cos is the cosine of their embeddings.
+
+    Returns None if the data folder contains no CLIP model.
 
     Raises:
-      JanusError: A file of the model or an image is missing or malformed.
+      JanusError: An image or a file of the model is missing or malformed.
     """
     if not (data / FOLDER).is_dir():
         return None
@@ -49,8 +51,8 @@ class ImagePreprocessor:
     """Prepares images for CLIP.
 
     Attributes:
-      size: Width and height of the result in pixels.
-      mean, std: Normalization of the channels, for pixels in [0, 1].
+      size: Width and height of prepared images in pixels.
+      mean, std: Mean and standard deviation that normalize the channels of pixels in [0, 1].
     """
 
     size: int
@@ -58,7 +60,7 @@ class ImagePreprocessor:
     std: tuple[float, ...]
 
     def __call__(self, file: Path) -> Float[np.ndarray, "S S 3"]:
-        """Reads an image, resizes its shorter side (bicubic), crops the center and normalizes the channels."""
+        """Reads an image, resizes it (bicubic, shorter side to `size`), crops the center, normalizes the channels."""
         with reading(file), Image.open(file) as opened:
             image = opened.convert("RGB")
         scale = self.size / min(image.size)
@@ -70,10 +72,10 @@ class ImagePreprocessor:
 
 
 class CLIPScorer:
-    """A CLIP model with its tokenizer.
+    """CLIP model that scores images and prompts.
 
     Args:
-      folder: Model folder in the layout of transformers.
+      folder: Model folder in the layout of Hugging Face transformers.
 
     Raises:
       JanusError: A file is missing or malformed.
@@ -95,14 +97,14 @@ class CLIPScorer:
             content = (folder / "tokenizer.json").read_text(encoding="utf-8")
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # The library raises no narrower type.
+        except Exception as error:  # The library does not raise a more specific type.
             raise JanusError(f"{folder / 'tokenizer.json'} is damaged ({error}); download it again.") from error
-        # Truncation keeps the special tokens, so the last token is always the end of text.
+        # Truncation keeps the special tokens, so the last token is always the end-of-text token.
         self._tokenizer.enable_truncation(self.config.max_positions)
         self._tokenizer.no_padding()
 
     def score_batch(self, files: Sequence[Path], prompts: Sequence[str]) -> Float[np.ndarray, " B"]:
-        """Returns 100 max(cos, 0) of each image and its prompt, for at most `_BATCH_SIZE` pairs."""
+        """Returns 100 max(cos, 0) for each image and its prompt. There are at most `_BATCH_SIZE` images."""
         with ThreadPoolExecutor(_READERS) as readers:
             pixels = np.stack(list(readers.map(self.preprocess, files)))
         ids, last = self._tokenize(prompts)
@@ -127,5 +129,5 @@ def _read_preprocessor(file: Path, size: int) -> ImagePreprocessor:
 
 
 def _pad_batch(batch: np.ndarray) -> np.ndarray:
-    """Repeats the last element until the batch is full, so that one shape is compiled."""
+    """Repeats the last element until the batch is full, so that only one shape is compiled."""
     return np.concatenate([batch, np.repeat(batch[-1:], _BATCH_SIZE - len(batch), axis=0)])

@@ -1,12 +1,12 @@
-"""FID of image folders (arXiv 1706.08500), with the preprocessing of either of the two common implementations.
+"""FID of generated images (arXiv 1706.08500), with the preprocessing of clean-fid or of pytorch-fid.
 
-Both implementations use the Inception-v3 network of 2015-12-05. The weights are read from pytorch-fid's file; clean-fid
-downloads another conversion of the same network. The implementations differ in how they resize and scale images:
+Both packages use the Inception-v3 network of 2015-12-05. This module reads its weights from pytorch-fid's file;
+clean-fid downloads another conversion of the same weights. The packages differ in how they resize and scale images:
 
 - `clean` (clean-fid, arXiv 2104.11222): bicubic with antialiasing in floating point, as in PIL; 128 maps to 0.
 - `pytorch` (pytorch-fid): bilinear without antialiasing, as in torch; 127.5 maps to 0.
 
-Statistics of one preprocessing cannot be compared with those of the other.
+Statistics with different preprocessing cannot be compared.
 """
 
 import functools
@@ -24,13 +24,7 @@ from PIL import Image
 
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.metrics.frechet import (
-    FEATURE_DIM,
-    INPUT_SIZE,
-    FeatureStatistics,
-    Gaussian,
-    frechet_distance,
-)
+from janus_jax.evaluation.metrics.frechet import FEATURE_DIM, INPUT_SIZE, FeatureStatistics, Gaussian, frechet_distance
 from janus_jax.files import prefix_errors, reading
 
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
@@ -73,7 +67,7 @@ def preprocess_pytorch(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, 
 
 
 METHODS: Mapping[str, Preprocess] = {"clean": preprocess_clean, "pytorch": preprocess_pytorch}
-"""Preprocessing functions by the name of the implementation. The first is the default of every benchmark."""
+"""Preprocessing functions by name. The first is the default of every benchmark."""
 
 
 class InceptionExtractor:
@@ -81,7 +75,7 @@ class InceptionExtractor:
 
     Args:
       params: Parameters of `inception.Inception`.
-      method: Preprocessing, a key of `METHODS`.
+      method: Name of the preprocessing, a key of `METHODS`.
     """
 
     def __init__(self, params: Mapping[str, Any], method: str) -> None:
@@ -94,7 +88,7 @@ class InceptionExtractor:
         self._apply = jax.jit(Inception().apply)
 
     def features(self, files: Sequence[Path]) -> Iterator[Float[np.ndarray, "B 2048"]]:
-        """Yields the features of all images in order, one batch at a time.
+        """Yields the features of the images in the order of the files, one batch at a time.
 
         Raises:
           JanusError: A file is not an image.
@@ -112,7 +106,7 @@ class InceptionExtractor:
                 yield np.asarray(self._apply({"params": self._params}, batch))[: len(pixels)]
 
     def statistics(self, files: Sequence[Path]) -> dict[str, FeatureStatistics]:
-        """Returns feature statistics by the name of the images' folder."""
+        """Returns feature statistics by the name of the folder that contains the images."""
         statistics: dict[str, FeatureStatistics] = {}
         folders = iter([file.parent.name for file in files])
         for batch in self.features(files):
@@ -126,13 +120,13 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     """Computes the FID between images and the references in a benchmark's data folder.
 
     Args:
-      data: The data folder, with files as in `LAYOUT`.
+      data: Data folder of the benchmark, with the files of `LAYOUT`.
       files: The generated images.
-      method: Preprocessing, a key of `METHODS`.
+      method: Name of the preprocessing, a key of `METHODS`.
 
     Returns:
-      `fid` of all images, and `fid/NAME` for each folder NAME that has at least two images on both sides. Empty if the
-      data folder has no Inception weights.
+      `fid` of all images, and `fid/NAME` for each folder NAME with at least two generated images and two references.
+      Empty if the data folder contains no Inception weights.
 
     Raises:
       JanusError: A weight file, reference or image is missing or malformed.
@@ -146,7 +140,7 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     tensors = open_tensors(data / INCEPTION)
     with prefix_errors(data / INCEPTION):
         extractor = InceptionExtractor(inception_params(tensors), method)
-    # The references come first, so that an error in them is reported early.
+    # References are read first, so that their errors are reported early.
     if reference.suffix == ".npz":
         stored = read_statistics(reference)
         return {"fid": frechet_distance(stored, _total(extractor.statistics(files)))}
@@ -158,13 +152,15 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
 
 
 def check_reference(data: Path, method: str) -> Path | None:
-    """Finds the reference statistics or folder. Called before images are generated.
+    """Returns the path of the reference statistics or images in a benchmark's data folder.
+
+    Benchmarks call this function before they generate images, so that a missing reference is reported early.
 
     Returns:
-      The path, or None if the folder has no Inception weights either.
+      The path, or None if the folder contains neither a reference nor Inception weights.
 
     Raises:
-      JanusError: There are weights but no reference.
+      JanusError: The folder contains Inception weights but no reference.
     """
     for path in (data / f"{REFERENCE}_{method}.npz", data / REFERENCE):
         if path.exists():
@@ -178,7 +174,7 @@ def check_reference(data: Path, method: str) -> Path | None:
 
 
 def read_statistics(file: Path) -> Gaussian:
-    """Reads statistics from an .npz file, as pytorch-fid and clean-fid write them.
+    """Reads feature statistics from an .npz file of pytorch-fid or clean-fid.
 
     Raises:
       JanusError: The file is damaged or belongs to another network.
@@ -193,10 +189,10 @@ def read_statistics(file: Path) -> Gaussian:
 
 
 def list_images(folder: Path) -> list[Path]:
-    """Returns the images in a folder and its subfolders.
+    """Returns the sorted paths of all images in a folder and its subfolders.
 
     Raises:
-      JanusError: There are no images.
+      JanusError: The folder contains no images.
     """
     with reading(folder):
         files = sorted(file for file in folder.rglob("*") if file.suffix.lower() in _SUFFIXES)

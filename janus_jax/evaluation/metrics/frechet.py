@@ -1,4 +1,4 @@
-"""The Fréchet distance between two sets of image features (FID, arXiv 1706.08500, §2, eq. 6). Does not need jax."""
+"""Fréchet distance between two sets of image features (FID, arXiv 1706.08500, §2, eq. 6). Does not import jax."""
 
 from dataclasses import dataclass, field
 
@@ -15,7 +15,7 @@ INPUT_SIZE = 299
 
 @dataclass(frozen=True)
 class Gaussian:
-    """A normal distribution of features."""
+    """Normal distribution of feature vectors."""
 
     mean: Float[np.ndarray, " D"]
     covariance: Float[np.ndarray, "D D"]
@@ -23,11 +23,11 @@ class Gaussian:
 
 @dataclass
 class FeatureStatistics:
-    """Accumulates the mean and covariance of features over batches.
+    """Mean and covariance of feature vectors, accumulated over batches.
 
     Attributes:
       dim: Size of a feature vector.
-      count: Number of features added.
+      count: Number of feature vectors.
     """
 
     dim: int
@@ -40,14 +40,14 @@ class FeatureStatistics:
         self._products = np.zeros((self.dim, self.dim))
 
     def add(self, features: Float[np.ndarray, "N D"]) -> None:
-        """Adds one batch."""
+        """Adds a batch of feature vectors."""
         features = np.asarray(features, np.float64)
         self.count += len(features)
         self._sum += features.sum(axis=0)
         self._products += features.T @ features
 
     def __add__(self, other: "FeatureStatistics") -> "FeatureStatistics":
-        """Returns the statistics of both sets together."""
+        """Returns the statistics of the union of two sets."""
         both = FeatureStatistics(self.dim, self.count + other.count)
         both._sum, both._products = self._sum + other._sum, self._products + other._products
         return both
@@ -56,17 +56,17 @@ class FeatureStatistics:
         """Returns the mean and the unbiased sample covariance.
 
         Raises:
-          JanusError: Fewer than two features were added.
+          JanusError: There are fewer than two feature vectors.
         """
         if self.count < 2:
-            raise JanusError(f"FID needs at least two images on each side; one side has {self.count}.")
+            raise JanusError(f"FID needs at least two images in each of the compared sets; one has {self.count}.")
         mean = self._sum / self.count
         return Gaussian(mean, (self._products - self.count * np.outer(mean, mean)) / (self.count - 1))
 
 
 def frechet_distance(first: Gaussian, second: Gaussian) -> float:
-    """Computes |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2))."""
-    # C1 C2 has the eigenvalues of the symmetric matrix C1^(1/2) C2 C1^(1/2). Their roots are real for any sample size.
+    """Returns |m1 - m2|^2 + tr(C1 + C2 - 2 (C1 C2)^(1/2)) for means m1, m2 and covariances C1, C2."""
+    # C1 C2 has the eigenvalues of the symmetric matrix C1^(1/2) C2 C1^(1/2), whose square roots are real.
     values, vectors = np.linalg.eigh(first.covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     eigenvalues = np.linalg.eigvalsh(root @ second.covariance @ root)

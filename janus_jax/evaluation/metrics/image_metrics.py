@@ -1,4 +1,4 @@
-"""FID and CLIP score of a benchmark's generated images."""
+"""FID and CLIP score of the images that a benchmark generated."""
 
 from collections.abc import Sequence
 
@@ -7,14 +7,14 @@ from janus_jax.evaluation.generation.image_requests import ImageRequest, generat
 from janus_jax.evaluation.metrics import clip_score, fid
 
 LAYOUT = f"{fid.LAYOUT}\n{clip_score.LAYOUT}"
-"""The part of a benchmark's layout that the metrics read."""
+"""Files of the metrics, as a part of `Benchmark.layout`."""
 
 
 def score_images(requests: Sequence[ImageRequest], answers: Answers, options: Options) -> Scores:
-    """Computes the metrics that the benchmark's data folder has weights and references for.
+    """Computes FID and CLIP score. Omits a metric whose weights are not in the benchmark's data folder.
 
     Args:
-      options: `fid` is one of `fid.METHODS`.
+      options: Contains `fid`, the name of the preprocessing (`fid.METHODS`).
 
     Raises:
       JanusError: An image, a weight file or a reference is missing or malformed.

@@ -1,8 +1,8 @@
-"""Inception-v3 features for FID, as in the first implementation of FID (arXiv 1512.00567; 1706.08500).
+"""Inception-v3 (arXiv 1512.00567), which computes the image features for FID.
 
-The weights are pytorch-fid's `pt_inception-2015-12-05`: TensorFlow's weights of that date. Parameters keep the names
-and orientations of that file. The network differs from torchvision's: average pooling does not count padding, and the
-last block uses max pooling.
+The weights come from pytorch-fid's file `pt_inception-2015-12-05`, which contains TensorFlow's weights of that date.
+The parameters have the names and orientations of that file. Unlike torchvision's network, average pooling does not
+count padding, and the last block uses max pooling.
 """
 
 from collections.abc import Mapping
@@ -31,7 +31,7 @@ class ConvUnit(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
-        # Parameters are always loaded; the initializer only declares their shapes.
+        # Parameters are always loaded from a file. The initializer only declares their shapes.
         zeros = nn.initializers.zeros
         kernel = self.param("conv.weight", zeros, (self.channels, x.shape[-1], *self.kernel))
         weight, bias, mean, variance = (
@@ -66,7 +66,7 @@ def _resize(x: Float[Array, "B H W 3"]) -> Float[Array, "B h w 3"]:
 
 
 class BlockA(nn.Module):
-    """Branches of 1x1, 5x5, two 3x3 convolutions and pooling."""
+    """Concatenates a 1x1, a 5x5 and two successive 3x3 convolutions, and a pooling branch."""
 
     pool_channels: int
 
@@ -83,7 +83,7 @@ class BlockA(nn.Module):
 
 
 class BlockB(nn.Module):
-    """Reduces the grid from 35 to 17."""
+    """Reduces width and height from 35 to 17."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -95,7 +95,10 @@ class BlockB(nn.Module):
 
 
 class BlockC(nn.Module):
-    """Branches of 1x1, one 7x7, two 7x7 and pooling. Each 7x7 is factored into 1x7 and 7x1."""
+    """Concatenates a 1x1, a 7x7 and two successive 7x7 convolutions, and a pooling branch.
+
+    Each 7x7 convolution is factored into 1x7 and 7x1.
+    """
 
     channels: int
 
@@ -115,7 +118,7 @@ class BlockC(nn.Module):
 
 
 class BlockD(nn.Module):
-    """Reduces the grid from 17 to 8."""
+    """Reduces width and height from 17 to 8."""
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W C"]) -> Float[Array, "B h w D"]:
@@ -129,10 +132,12 @@ class BlockD(nn.Module):
 
 
 class BlockE(nn.Module):
-    """Branches of 1x1, 3x3, two 3x3 and pooling. The last 3x3 of a branch is split into 1x3 and 3x1.
+    """Concatenates a 1x1, a 3x3 and two successive 3x3 convolutions, and a pooling branch.
+
+    The last 3x3 convolution of a branch is replaced by a 1x3 and a 3x1 convolution of the same input.
 
     Attributes:
-      max_pooling: Whether the pooling branch uses the maximum; only the last block does.
+      max_pooling: Whether the pooling branch takes the maximum, as in the last block, or the average.
     """
 
     max_pooling: bool
@@ -154,11 +159,11 @@ class BlockE(nn.Module):
 
 
 class Inception(nn.Module):
-    """Inception-v3 up to its global average pooling."""
+    """Inception-v3 without its classifier."""
 
     @nn.compact
     def __call__(self, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B 2048"]:
-        """Computes features of images.
+        """Returns the features of images: the output of the global average pooling.
 
         Args:
           pixels: Images of any size, with values in [-1, 1].
@@ -181,12 +186,12 @@ class Inception(nn.Module):
 
 
 def inception_shapes() -> dict[tuple[str, ...], tuple[int, ...]]:
-    """Returns the shapes of the parameters by path."""
+    """Returns the shapes of Inception's parameters by path."""
     return param_shapes(Inception(), jax.ShapeDtypeStruct((1, INPUT_SIZE, INPUT_SIZE, 3), jnp.float32))
 
 
 def inception_params(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Selects the parameters of `Inception` from the tensors of pytorch-fid's file.
+    """Returns the parameters of `Inception` from the tensors of pytorch-fid's file.
 
     Raises:
       JanusError: A tensor is missing or has another shape.

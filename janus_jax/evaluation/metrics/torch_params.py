@@ -1,4 +1,4 @@
-"""Parameters of networks that use the tensor names and orientations of published PyTorch files."""
+"""Loads parameters that have the tensor names and orientations of published PyTorch files."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,16 +14,18 @@ Shapes = dict[tuple[str, ...], tuple[int, ...]]
 
 
 def param_shapes(module: nn.Module, *inputs: jax.ShapeDtypeStruct) -> Shapes:
-    """Returns the shapes of a module's parameters by path. The tensor's name is the path joined by dots."""
+    """Returns the shapes of a module's parameters by path. Joined by dots, a path is a tensor's name."""
     params = jax.eval_shape(module.init, jax.random.key(0), *inputs)["params"]
     return {path: leaf.shape for path, leaf in flatten_dict(params).items()}
 
 
 def load_params(tensors: Mapping[str, np.ndarray], shapes: Shapes, expected_file: str) -> dict[str, Any]:
-    """Arranges tensors as parameters in float32.
+    """Returns parameters in float32 from the tensors of a weight file.
 
     Args:
-      expected_file: Description of the file, for messages.
+      tensors: Tensors of the file by name.
+      shapes: Shapes of the parameters; see `param_shapes`.
+      expected_file: Description of the expected file, for messages.
 
     Raises:
       JanusError: A tensor is missing or has another shape.

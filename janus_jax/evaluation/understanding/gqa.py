@@ -1,20 +1,12 @@
-"""GQA (arXiv 1902.09506): questions generated from scene graphs, answered by a word; the balanced test-dev split."""
+"""GQA (arXiv 1902.09506): questions generated from scene graphs, with one-word answers; the balanced test-dev split."""
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Options,
-    Question,
-    Scores,
-    accuracy_by,
-    percent,
-)
-from janus_jax.evaluation.benchmark_files import read_named_entries
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, accuracy_by, percent
+from janus_jax.evaluation.benchmark_files import Entry, read_named_entries
 from janus_jax.evaluation.understanding.prompts import short_answer_prompt, user_message
 
 _FILE = "testdev_balanced_questions.json"
@@ -22,7 +14,12 @@ _FILE = "testdev_balanced_questions.json"
 
 @dataclass(frozen=True, kw_only=True)
 class GqaQuestion(Question):
-    """A question with its answer and its structural type ("" if the file has none)."""
+    """A GQA question.
+
+    Attributes:
+      answer: The correct answer.
+      structure: Structural type, such as "verify"; "" if the file has none.
+    """
 
     answer: str
     structure: str
@@ -30,19 +27,18 @@ class GqaQuestion(Question):
 
 def read(data: Path, options: Options) -> list[GqaQuestion]:
     """Reads the questions in file order."""
-    questions = []
-    for name, entry in read_named_entries(data / _FILE):
-        image = entry.image_path(data / "images", f"{entry.id('imageId')}.jpg")
-        types = entry.values.get("types")
-        questions.append(
-            GqaQuestion(
-                id=name,
-                messages=user_message([image], short_answer_prompt(entry.text("question"))),
-                answer=entry.text("answer"),
-                structure=str(types.get("structural", "")) if isinstance(types, dict) else "",
-            )
-        )
-    return questions
+    return [_question(name, entry, data / "images") for name, entry in read_named_entries(data / _FILE)]
+
+
+def _question(name: str, entry: Entry, images: Path) -> GqaQuestion:
+    image = entry.image_path(images, f"{entry.id('imageId')}.jpg")
+    types = entry.values.get("types")
+    return GqaQuestion(
+        id=name,
+        messages=user_message([image], short_answer_prompt(entry.text("question"))),
+        answer=entry.text("answer"),
+        structure=str(types.get("structural", "")) if isinstance(types, dict) else "",
+    )
 
 
 def normalize(answer: str) -> str:

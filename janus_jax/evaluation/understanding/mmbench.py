@@ -1,6 +1,7 @@
 """MMBench (arXiv 2307.06281): multiple-choice questions with up to four options.
 
-The circular protocol asks every rotation of the options and counts a question only if all answers are correct.
+The circular protocol asks a question with every rotation of its options. The question is correct if all its answers
+are correct.
 """
 
 import base64
@@ -12,33 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Choice,
-    Options,
-    Question,
-    Scores,
-    accuracy_by,
-    percent,
-)
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Options, Question, Scores, accuracy_by, percent
 from janus_jax.evaluation.benchmark_files import Entry
 from janus_jax.evaluation.understanding.prompts import multiple_choice_prompt, parse_choice, user_message
 from janus_jax.files import reading
 
 _LETTERS = "ABCDEFGH"
 _ROTATION = 1_000_000
-"""The authors add this to a question's index for each rotation of its options."""
+"""MMBench's authors add this number to a question's index for each rotation of its options."""
 _MAX_FIELD_BYTES = 2**28
 
 
 @dataclass(frozen=True, kw_only=True)
 class MmbenchQuestion(Question):
-    """A question, or a rotation of one.
+    """A question with its options in the original or a rotated order.
 
     Attributes:
-      number: Index in the table.
-      text: The question with its hint.
+      number: Index in the table, plus `_ROTATION` for each rotation.
+      text: Hint and question.
       choices: Options by letter.
       answer: The correct letter; "" if it is not published.
       category: Category of the question; "" if the table has none.
@@ -52,7 +44,7 @@ class MmbenchQuestion(Question):
 
 
 def read(data: Path, options: Options) -> list[MmbenchQuestion]:
-    """Reads the questions of the folder's table, with rotations for the circular protocol."""
+    """Reads the questions of the folder's only table, and their rotations for the circular protocol."""
     tables = sorted(data.glob("*.tsv")) if data.is_dir() else []
     if len(tables) != 1:
         names = ", ".join(table.name for table in tables) or "none"
@@ -62,7 +54,7 @@ def read(data: Path, options: Options) -> list[MmbenchQuestion]:
     questions = [_question(number, entry, images[number]) for number, entry in rows]
     plain = [q for q in questions if q.number < _ROTATION]
     if options["circular"] == "true":
-        # Some tables contain the rotations.
+        # Some tables already contain the rotations.
         if len(plain) == len(questions):
             questions = [rotation for q in plain for rotation in rotations(q)]
     else:
@@ -83,7 +75,7 @@ def _read_rows(table: Path) -> Iterator[tuple[int, Entry]]:
 
 
 def _decode_images(rows: Sequence[tuple[int, Entry]]) -> dict[int, bytes]:
-    """Returns the images by index. A row may refer to the image of an earlier row by its index."""
+    """Returns image files by row index. A row contains an image, or the index of an earlier row with the same image."""
     images: dict[int, bytes] = {}
     for index, entry in rows:
         text = entry.text("image", "an image in base64")
@@ -116,7 +108,7 @@ def _question(number: int, entry: Entry, image: bytes) -> MmbenchQuestion:
 
 
 def rotations(question: MmbenchQuestion) -> list[MmbenchQuestion]:
-    """Returns the question with every rotation of its options, the original order first."""
+    """Returns one question for every rotation of the options, starting with the original order."""
     letters, texts = list(question.choices), list(question.choices.values())
     images = question.messages[0].get("images", ())
     rotated = []
@@ -137,9 +129,9 @@ def rotations(question: MmbenchQuestion) -> list[MmbenchQuestion]:
 
 
 def score(questions: Sequence[MmbenchQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the accuracy in percent, in total (vanilla, circular) and by category.
+    """Returns the accuracy in percent, in total (`vanilla`, and `circular` if selected) and by category.
 
-    A circular question is correct if all its rotations are. Tables without answers have no scores.
+    Returns no scores if the table has no answers.
     """
     if not all(q.answer for q in questions):
         return {}

@@ -8,36 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Options,
-    Question,
-    Scores,
-    percent,
-)
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, percent
 from janus_jax.evaluation.understanding.prompts import short_answer_prompt, user_message
 from janus_jax.files import read_text, reading
 
-PERCEPTION = (
-    "existence",
-    "count",
-    "position",
-    "color",
-    "posters",
-    "celebrity",
-    "scene",
-    "landmark",
-    "artwork",
-    "OCR",
-)
+PERCEPTION = ("existence", "count", "position", "color", "posters", "celebrity", "scene", "landmark", "artwork", "OCR")
 COGNITION = ("commonsense_reasoning", "numerical_calculation", "text_translation", "code_reasoning")
 _SUFFIXES = (".jpg", ".png", ".jpeg")
 
 
 @dataclass(frozen=True, kw_only=True)
 class MmeQuestion(Question):
-    """A question with its task, the name of its image, its text, and the label Yes or No."""
+    """An MME question.
+
+    Attributes:
+      task: Name of the task.
+      image: Name of the image file.
+      text: Text of the question.
+      label: The correct answer, "Yes" or "No".
+    """
 
     task: str
     image: str
@@ -47,8 +36,7 @@ class MmeQuestion(Question):
 
 def read(data: Path, options: Options) -> list[MmeQuestion]:
     """Reads the questions of all tasks; the two questions about an image are adjacent."""
-    questions = [question for task in (*PERCEPTION, *COGNITION) for question in _read_task(data / task, task)]
-    return questions
+    return [question for task in (*PERCEPTION, *COGNITION) for question in _read_task(data / task, task)]
 
 
 def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
@@ -86,15 +74,16 @@ def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
 
 
 def parse_answer(answer: str) -> str:
-    """Parses the first four characters as the official scorer does. Returns yes, no or other."""
+    """Returns "yes", "no" or "other". Like the official scorer, looks only at the first four characters."""
     start = answer.lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
 
 
 def score(questions: Sequence[MmeQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns points, at most 200 per task.
+    """Returns the points of each task, and their sums for perception, cognition and both.
 
-    A task's points are the percentage of correct questions plus the percentage of images with two correct questions.
+    A task has at most 200 points: the percentage of correct answers plus the percentage of images with two correct
+    answers.
     """
     correct = {q.id: parse_answer(answers[q.id]) == q.label.lower() for q in questions}
     points: dict[str, float] = {}
@@ -112,7 +101,7 @@ def score(questions: Sequence[MmeQuestion], answers: Answers, options: Options) 
 
 
 def write_predictions(questions: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `TASK.txt` with tab-separated columns: image, question, label, answer."""
+    """Writes one file `TASK.txt` per task, with tab-separated columns: image, question, label, answer."""
     for task in (*PERCEPTION, *COGNITION):
         with (folder / f"{task}.txt").open("w", encoding="utf-8") as file:
             for q in questions:

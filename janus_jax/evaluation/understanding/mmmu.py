@@ -1,6 +1,6 @@
 """MMMU (arXiv 2311.16502): questions from college courses in 30 subjects, with up to seven images each.
 
-This is the validation split; the answers of the test split are not published.
+Uses the validation split, because the answers of the test split are not published.
 """
 
 import ast
@@ -13,16 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Choice,
-    Options,
-    Question,
-    Scores,
-    accuracy_by,
-    percent,
-)
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Options, Question, Scores, accuracy_by, percent
 from janus_jax.evaluation.benchmark_files import Entry, entries, read_json_lines, read_json_value
 from janus_jax.evaluation.understanding.mmmu_answers import SEED, is_correct, parse_letter
 from janus_jax.evaluation.understanding.prompts import (
@@ -44,12 +35,12 @@ _ID = re.compile(r"validation_(.+)_\d+")
 
 @dataclass(frozen=True, kw_only=True)
 class MmmuQuestion(Question):
-    """A question of one subject.
+    """An MMMU question.
 
     Attributes:
       subject: Subject of the course.
       choices: Options by letter; empty for an open question.
-      answer: The correct letter, or alternative correct texts.
+      answer: The correct letter; for an open question, all accepted texts.
     """
 
     subject: str
@@ -62,8 +53,7 @@ def read(data: Path, options: Options) -> list[MmmuQuestion]:
     files = sorted(path for kind in ("parquet", "jsonl", "json") for path in data.rglob(f"*validation*.{kind}"))
     if not files:
         raise JanusError(f"{data} contains no *validation*.parquet, .json or .jsonl; --list shows the expected files.")
-    questions = [_question(entry, file.parent, options["prompt"]) for file in files for entry in _read_entries(file)]
-    return questions
+    return [_question(entry, file.parent, options["prompt"]) for file in files for entry in _read_entries(file)]
 
 
 def _read_entries(file: Path) -> Iterator[Entry]:
@@ -118,7 +108,7 @@ def _is_list(value: Any) -> bool:
 
 
 def _list(entry: Entry, name: str) -> list[str]:
-    """Returns a field that contains a list of texts, or its Python literal."""
+    """Returns the list of texts in a field. The field contains a list, or a list as Python source."""
     value = entry.get(name, "a list")
     if isinstance(value, str):
         try:
@@ -133,7 +123,7 @@ def _list(entry: Entry, name: str) -> list[str]:
 
 
 def _images(entry: Entry, folder: Path) -> dict[int, ImageSource]:
-    """Returns the images of an entry by number, as paths or as bytes from the file."""
+    """Returns the images of an entry by number. An image is the path or the content of a file."""
     images: dict[int, ImageSource] = {}
     for number in range(1, _MAX_IMAGES + 1):
         name = f"image_{number}"
@@ -152,13 +142,13 @@ def _images(entry: Entry, folder: Path) -> dict[int, ImageSource]:
 
 
 def _authors_prompt(question: str, choices: dict[str, str], images: dict[int, ImageSource]) -> list[Message]:
-    """Formats a question as Janus' authors do: all images first; the text still refers to them as "<image 1>"."""
+    """Formats a question as Janus' authors do: all images come first, and the text mentions them as "<image 1>"."""
     text = multiple_choice_prompt(question, choices) if choices else f"{question}\nAnswer the question directly."
     return user_message(list(images.values()), text)
 
 
 def _official_prompt(question: str, choices: dict[str, str], images: dict[int, ImageSource]) -> list[Message]:
-    """Formats a question as MMMU's authors do: each image replaces its first mention; the others come first."""
+    """Formats a question as MMMU's authors do: an image replaces its first mention. Other images come first."""
     lines = [f"({letter}) {option}" for letter, option in choices.items()]
     text = "\n".join([question, *lines, "", LETTER_ANSWER]) if choices else short_answer_prompt(question)
     mentioned: list[int] = []
@@ -177,13 +167,13 @@ def _official_prompt(question: str, choices: dict[str, str], images: dict[int, I
 
 
 def parse_answers(questions: Sequence[MmmuQuestion], answers: Answers) -> dict[str, str]:
-    """Returns the letter of each multiple-choice answer, and open answers unchanged."""
+    """Returns the chosen letters of multiple-choice answers and the unchanged open answers, by question id."""
     rng = random.Random(SEED)
     return {q.id: parse_letter(answers[q.id], q.choices, rng) if q.choices else answers[q.id] for q in questions}
 
 
 def score(questions: Sequence[MmmuQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the accuracy in percent, over all questions and by subject."""
+    """Returns the accuracy in percent, in total and by subject."""
     parsed = parse_answers(questions, answers)
     correct = [
         (q.subject, parsed[q.id] in q.answer if q.choices else is_correct(parsed[q.id], q.answer)) for q in questions
@@ -192,7 +182,7 @@ def score(questions: Sequence[MmmuQuestion], answers: Answers, options: Options)
 
 
 def write_predictions(questions: Sequence[MmmuQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `mmmu_val.json`: the letter, or the answer to an open question, by question id."""
+    """Writes `mmmu_val.json`: chosen letters and open answers by question id."""
     content = json.dumps(parse_answers(questions, answers), indent=2)
     (folder / "mmmu_val.json").write_text(content, encoding="utf-8")
 

@@ -5,11 +5,11 @@ import re
 from collections.abc import Mapping, Sequence
 
 SEED = 42
-"""Seed of the random letters that the scorer assigns to answers without a letter."""
+"""Seed of the scorer's random letters for answers that name no option."""
 
-# Characters removed from both ends of an answer, one kind after the other.
+# Removed from both ends of an answer, one character after another.
 _STRIPPED = ",.!?;:'"
-# Longer answers may choose an option by its text.
+# Only answers with more words can choose an option by its text.
 _SHORT_ANSWER_WORDS = 5
 
 _RESULT_INDICATORS = ("could be ", "so ", "is ", "thus ", "therefore ", "final ", "answer ", "result ")
@@ -24,14 +24,15 @@ Value = str | float
 
 
 def parse_letter(answer: str, choices: Mapping[str, str], rng: random.Random) -> str:
-    """Returns the letter of the chosen option.
+    """Returns the letter of the option that an answer chooses.
 
-    The scorer looks for letters in brackets first, then for separate letters, then, in answers of more than five words,
-    for the options' texts. The last match in the answer counts. Without a match it picks a random letter.
+    The scorer looks for letters in brackets. If there are none, it looks for letters that are separate words. If there
+    are none, it looks for the texts of the options, but only in answers of more than five words. It uses the last
+    match in the answer, or a random letter if nothing matches.
 
     Args:
       choices: Options by letter.
-      rng: Generator seeded with `SEED`, shared by all questions in their order.
+      rng: Generator seeded with `SEED`. All questions use the same generator, in their order.
     """
     text = answer
     for character in _STRIPPED:
@@ -50,7 +51,7 @@ def _last_positions(text: str, patterns: Mapping[str, str]) -> dict[str, int]:
 
 
 def is_correct(answer: str, expected: Sequence[str]) -> bool:
-    """Checks the answer to an open question: it contains an expected text, or equals an expected number."""
+    """Returns whether the answer to an open question contains an expected text or equals an expected number."""
     correct = [value for text in expected for value in _values(text)]
     texts = [value for value in correct if isinstance(value, str)]
     return any(
@@ -60,23 +61,23 @@ def is_correct(answer: str, expected: Sequence[str]) -> bool:
 
 
 def parse_values(answer: str) -> set[Value]:
-    """Returns candidate values of an open answer: the ends of lines after a result indicator, and numbers in them."""
+    """Returns all texts and numbers that an open answer may mean: its results (see `_results`) and their numbers."""
     ends = _results(answer)
     numbers = [match for end in ends for pattern in _NUMBERS for match in pattern.findall(end)]
     return {value for text in [*ends, *numbers] for value in _values(text)}
 
 
 def _results(answer: str) -> list[str]:
-    """Returns the shortest text after a result indicator on each line, or the whole answer if there is none."""
+    """Returns the shortest text after a result indicator in each line; the whole answer if no line has one."""
     whole = answer.strip().strip(".").lower()
-    # The scorer splits sentences at capital letters, but after lower-casing only line ends separate them.
+    # The scorer also splits before capital letters, but its answers are in lower case by then.
     lines = whole.split("\n")
     results = []
     for number, line in enumerate(lines, 1):
         # The last line may be an equation.
         indicators = (*_RESULT_INDICATORS, "=") if number == len(lines) else _RESULT_INDICATORS
         ends = [line.split(words)[-1].strip() for words in indicators if words in line]
-        # Any later end replaces an empty one.
+        # As in the scorer, any text replaces an empty one.
         shortest = ""
         for end in ends:
             if not shortest or len(end) < len(shortest):
@@ -87,7 +88,10 @@ def _results(answer: str) -> list[str]:
 
 
 def _values(text: str) -> list[Value]:
-    """Returns a number rounded to two digits, or the text in lower case. A single letter must be a separate word."""
+    """Returns a number rounded to two decimals, or a text in lower case.
+
+    A single letter is returned with a space before and with a space after, so that it matches no letter within a word.
+    """
     text = text.strip()
     try:
         return [round(float(text.replace(",", "")), 2)]

@@ -1,18 +1,11 @@
-"""POPE (arXiv 2305.10355): yes/no questions whether an object is in the image. Half of the objects are absent."""
+"""POPE (arXiv 2305.10355): yes/no questions on whether an object is in the image. Half of the objects are absent."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Options,
-    Question,
-    Scores,
-    percent,
-)
-from janus_jax.evaluation.benchmark_files import read_json_lines, write_json_lines
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, percent
+from janus_jax.evaluation.benchmark_files import Entry, read_json_lines, write_json_lines
 from janus_jax.evaluation.understanding.prompts import short_answer_prompt, user_message
 
 SPLITS = ("random", "popular", "adversarial")
@@ -21,7 +14,13 @@ _SCORES = ("f1", "accuracy", "precision", "recall", "yes")
 
 @dataclass(frozen=True, kw_only=True)
 class PopeQuestion(Question):
-    """A question with its split, the official number within the split, and whether the object is present."""
+    """A POPE question.
+
+    Attributes:
+      split: Name of the split.
+      number: Id in the split's file.
+      present: Whether the object is in the image.
+    """
 
     split: str
     number: str
@@ -30,37 +29,35 @@ class PopeQuestion(Question):
 
 def read(data: Path, options: Options) -> list[PopeQuestion]:
     """Reads the questions of the three splits."""
-    questions = [question for split in SPLITS for question in _read_split(data, split)]
-    return questions
+    files = {split: data / f"coco_pope_{split}.json" for split in SPLITS}
+    return [_question(entry, split, data) for split, file in files.items() for entry in read_json_lines(file)]
 
 
-def _read_split(data: Path, split: str) -> list[PopeQuestion]:
-    questions = []
-    for entry in read_json_lines(data / f"coco_pope_{split}.json"):
-        number = entry.id("question_id")
-        image = entry.image_path(data / "val2014", entry.text("image", "the name of an image"))
-        # Some copies of the data contain this sentence; the authors did not use it.
-        text = entry.text("text").replace(" Please answer yes or no.", "")
-        questions.append(
-            PopeQuestion(
-                id=f"{split}/{number}",
-                messages=user_message([image], short_answer_prompt(text)),
-                split=split,
-                number=number,
-                present=entry.one_of("label", ("yes", "no")) == "yes",
-            )
-        )
-    return questions
+def _question(entry: Entry, split: str, data: Path) -> PopeQuestion:
+    number = entry.id("question_id")
+    image = entry.image_path(data / "val2014", entry.text("image", "the name of an image"))
+    # Some copies of the data contain this sentence, which Janus' authors did not use.
+    text = entry.text("text").replace(" Please answer yes or no.", "")
+    return PopeQuestion(
+        id=f"{split}/{number}",
+        messages=user_message([image], short_answer_prompt(text)),
+        split=split,
+        number=number,
+        present=entry.one_of("label", ("yes", "no")) == "yes",
+    )
 
 
 def parse_yes(answer: str) -> bool:
-    """Parses an answer as the official scorer does: no if the first sentence has the word no or not, otherwise yes."""
+    """Returns False if the first sentence has the word "No", "no" or "not", else True, as the official scorer does."""
     words = answer.split(".")[0].replace(",", "").split(" ")
     return not {"No", "no", "not"} & set(words)
 
 
 def score(questions: Sequence[PopeQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns F1, accuracy, precision and recall of "yes", and the share of "yes", in percent: per split, and means."""
+    """Returns F1, accuracy, precision and recall of the answer "yes", and its frequency, in percent.
+
+    The names are `SPLIT.SCORE`, and `mean.SCORE` for the means over the splits.
+    """
     scores: dict[str, float] = {}
     for split in SPLITS:
         pairs = [(parse_yes(answers[q.id]), q.present) for q in questions if q.split == split]
@@ -79,7 +76,7 @@ def _score_split(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float, floa
 
 
 def write_predictions(questions: Sequence[PopeQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `coco_pope_SPLIT.jsonl` with one line {"question_id", "text"} per question."""
+    """Writes one file `coco_pope_SPLIT.jsonl` per split, with a line {"question_id", "text"} per question."""
     for split in SPLITS:
         lines = [
             {"question_id": int(q.number) if q.number.isdigit() else q.number, "text": answers[q.id]}
@@ -98,6 +95,6 @@ val2014/COCO_val2014_*.jpg""",
     read=read,
     score=score,
     write_predictions=write_predictions,
-    # The authors' 87 is for the random split. They do not say which score it is; their own rerun shows F1.
+    # The papers' score is for the random split. They do not state which score it is; the authors' rerun shows F1.
     published={"random.f1": (87.0, 88.0, 86.2, 87.4)},
 )

@@ -1,7 +1,7 @@
-"""Prompts as Janus' authors ask them, and the parser for answers to multiple-choice questions.
+"""Prompts of Janus' authors, and the parser for answers to multiple-choice questions.
 
-The prompts reproduce the paper's scores in open-compass/VLMEvalKit, pull request 541: images first, then a line break
-and the question.
+The prompts are those of open-compass/VLMEvalKit, pull request 541, which reproduces the paper's scores. A prompt has
+the images first, then a line break and the question.
 """
 
 import re
@@ -19,33 +19,33 @@ _PUNCTUATION = re.compile(r"[.()\[\],:;!*#{}]")
 
 
 def user_message(images: Sequence[ImageSource], text: str) -> list[Message]:
-    """Returns a conversation with one user message: the images, a line break, the text."""
+    """Returns a conversation of one user message: images, a line break and text."""
     return [{"role": "user", "content": f"{IMAGE_PLACEHOLDER * len(images)}\n{text}", "images": list(images)}]
 
 
 def short_answer_prompt(question: str) -> str:
-    """Formats a question that is answered by a word or a phrase."""
+    """Formats a question that asks for a word or a phrase."""
     return f"{question}\n{SHORT_ANSWER}"
 
 
 def multiple_choice_prompt(question: str, choices: Mapping[str, str], hint: str = "") -> str:
-    """Formats a question with choices by letter."""
+    """Formats a multiple-choice question; `choices` are the options by letter."""
     lines = [f"{letter}. {choice}" for letter, choice in choices.items()]
     first = [f"Hint: {hint}"] if hint else []
     return "\n".join([*first, question, *lines, "", LETTER_ANSWER])
 
 
 def letter_choices(choices: Sequence[str]) -> dict[str, str]:
-    """Returns choices by letter: A, B, C ..."""
+    """Returns options by letter: A, B, C ..."""
     return dict(zip(string.ascii_uppercase, choices, strict=False))
 
 
 def parse_choice(answer: str, choices: Mapping[str, str]) -> str:
-    """Returns the letter of the chosen option; "" if the answer names no option or several.
+    """Returns the letter of the option that an answer chooses; "" if it chooses no option or several.
 
-    An answer chooses the only letter that is a separate word, or else the only option with its text in the answer. In
-    an answer of more than three words a single "A" is taken as an article. The toolkit that the authors used has the
-    same rules, before it asks a language model.
+    If exactly one letter is a separate word of the answer, the answer chooses this letter. However, in answers of more
+    than three words, "A" is an article. Otherwise the answer chooses the option whose text it contains, if there is
+    exactly one. VLMEvalKit, which Janus' authors used, applies the same rules before it asks a language model.
     """
     words = _PUNCTUATION.sub(" ", answer).split()
     letters = {letter for letter in choices if letter in words}

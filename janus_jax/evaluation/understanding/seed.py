@@ -1,18 +1,10 @@
-"""SEED-Bench (arXiv 2307.16125): multiple-choice questions with four options; only those about images."""
+"""SEED-Bench (arXiv 2307.16125): multiple-choice questions with four options. Questions about videos are omitted."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Options,
-    Question,
-    Scores,
-    accuracy_by,
-    percent,
-)
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, accuracy_by, percent
 from janus_jax.evaluation.benchmark_files import Entry, read_json_entry, write_json_lines
 from janus_jax.evaluation.understanding.prompts import (
     letter_choices,
@@ -27,7 +19,13 @@ _LETTERS = ("A", "B", "C", "D")
 
 @dataclass(frozen=True, kw_only=True)
 class SeedQuestion(Question):
-    """A question with its choices by letter, the correct letter, and the name of its type."""
+    """A SEED-Bench question.
+
+    Attributes:
+      choices: Options by letter.
+      answer: The correct letter.
+      kind: Name of the question's type.
+    """
 
     choices: dict[str, str]
     answer: str
@@ -39,16 +37,15 @@ def read(data: Path, options: Options) -> list[SeedQuestion]:
     content = read_json_entry(data / _FILE)
     types = content.values.get("question_type")
     type_names = {str(number): str(name) for name, number in types.items()} if isinstance(types, dict) else {}
-    questions = [
+    return [
         _question(entry, data, type_names)
         for entry in content.entries("questions")
         if entry.one_of("data_type", ("image", "video")) == "image"
     ]
-    return questions
 
 
 def _question(entry: Entry, data: Path, type_names: dict[str, str]) -> SeedQuestion:
-    # Some choices are numbers in the file.
+    # Some options are numbers in the file.
     choices = letter_choices([str(entry.get(f"choice_{letter.lower()}", "an option")) for letter in _LETTERS])
     image = entry.image_path(data / "SEED-Bench-image", entry.text("data_id", "the name of an image"))
     type_id = entry.id("question_type_id")
@@ -63,13 +60,13 @@ def _question(entry: Entry, data: Path, type_names: dict[str, str]) -> SeedQuest
 
 
 def score(questions: Sequence[SeedQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the accuracy in percent, in total and by type of question."""
+    """Returns the accuracy in percent, in total and by question type."""
     correct = [(q.kind, parse_choice(answers[q.id], q.choices) == q.answer) for q in questions]
     return {"accuracy": percent([one for _, one in correct]), **accuracy_by("{}.accuracy", correct)}
 
 
 def write_predictions(questions: Sequence[SeedQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `seed_image.jsonl` with one line {"question_id", "prediction"} per question: a letter or ""."""
+    """Writes `seed_image.jsonl` with a line {"question_id", "prediction"} per question: a letter or ""."""
     lines = [{"question_id": q.id, "prediction": parse_choice(answers[q.id], q.choices)} for q in questions]
     write_json_lines(folder / "seed_image.jsonl", lines)
 

@@ -1,6 +1,6 @@
-"""Comparison of short answers as in the official VQA scorer, described at https://visualqa.org/evaluation.html.
+"""Comparison of short answers as in the official VQA scorer (https://visualqa.org/evaluation.html).
 
-If the scorer and its description differ, this module follows the scorer, which produced the published scores.
+Where the scorer differs from its description, this module follows the scorer, which computed the published scores.
 """
 
 import re
@@ -11,7 +11,7 @@ _NUMBER_WORDS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {"none": "0", **{word: str(number) for number, word in enumerate(_NUMBER_WORDS.split())}}
 _ARTICLES = frozenset({"a", "an", "the"})
 
-# Words with apostrophes that are often omitted, one at a time. "She'd" and "well" are excluded: "shed" is another word.
+# Words whose apostrophes are often omitted. "She'd" and "we'll" are excluded, because "shed" and "well" are words.
 _CONTRACTIONS = """
 ain't aren't can't could've couldn't couldn't've didn't doesn't don't hadn't hadn't've hasn't haven't he'd he'd've he's
 how'd how'll how's isn't it'd it'd've it'll ma'am mightn't mightn't've might've mustn't must've needn't not've o'clock
@@ -26,24 +26,24 @@ _APOSTROPHES_RESTORED = {
     for word in _CONTRACTIONS.split()
     for index, letter in enumerate(word)
     if letter == "'"
-} | {"somebody'd": "somebodyd"}  # An error of the scorer.
+} | {"somebody'd": "somebodyd"}  # The scorer has this error.
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The scorer intends to keep decimal points, but keeps every full stop before a digit.
+# The scorer means to keep decimal points only, but keeps every full stop before a digit.
 _FULL_STOP = re.compile(r"\.(?!\d)")
-_MAX_FULL_STOPS = int(re.UNICODE)  # The scorer passes the flag as the number of replacements.
+_MAX_FULL_STOPS = int(re.UNICODE)  # The scorer passes this flag as the number of replacements.
 
 
 def normalize(answer: str) -> str:
-    """Returns an answer in lower case without articles and punctuation, with digits and restored apostrophes."""
+    """Returns an answer in lower case, without articles and punctuation, with digits and with restored apostrophes."""
     return _normalize_words(_remove_punctuation(_join_lines(answer)))
 
 
 def soft_accuracy(answer: str, annotations: Sequence[str]) -> float:
-    """Returns the agreement of annotators with an answer, from 0 to 1 (arXiv 1505.00468, §3).
+    """Returns the annotators' agreement with an answer, from 0 to 1 (arXiv 1505.00468, §3).
 
-    It is the mean of min(1, matches / 3) over all subsets that leave one annotator out. If all annotators agree, the
-    scorer compares answers without normalization.
+    The agreement is the mean of min(1, matches / 3) over all subsets of the annotators without one of them. If all
+    annotators gave the same answer, the scorer compares without normalization.
     """
     annotations, answer = [_join_lines(one) for one in annotations], _join_lines(answer)
     if len(set(annotations)) > 1:
@@ -60,7 +60,7 @@ def _remove_punctuation(answer: str) -> str:
     commas = _COMMA_IN_NUMBER.search(answer) is not None
     text = answer
     for sign in _PUNCTUATION:
-        # Punctuation between two words becomes a space; next to a space it is removed.
+        # A sign becomes a space. It is removed if it is next to a space anywhere, or if a number contains a comma.
         next_to_space = f"{sign} " in answer or f" {sign}" in answer
         text = text.replace(sign, "" if next_to_space or commas else " ")
     return _FULL_STOP.sub("", text, count=_MAX_FULL_STOPS)

@@ -1,4 +1,4 @@
-"""VQA v2 (arXiv 1612.00837): open questions about photographs, with answers of ten annotators each."""
+"""VQA v2 (arXiv 1612.00837): open questions about photographs, each with the answers of ten annotators."""
 
 import json
 from collections.abc import Sequence
@@ -6,26 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import (
-    Answers,
-    Benchmark,
-    Choice,
-    Options,
-    Question,
-    Scores,
-)
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Options, Question, Scores
 from janus_jax.evaluation.benchmark_files import read_json_entry
 from janus_jax.evaluation.understanding.prompts import short_answer_prompt, user_message
 from janus_jax.evaluation.understanding.vqa_answers import normalize, soft_accuracy
 
-# Image folder of each split; the file names contain the folder's name too.
+# Image folder of each split. Names of image files contain the name of the folder.
 _IMAGE_FOLDERS = {"val2014": "val2014", "test-dev2015": "test2015", "test2015": "test2015"}
 _ANNOTATED_SPLIT = "val2014"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VqaQuestion(Question):
-    """A question with its split, the annotators' answers (empty if secret), and the type of answer."""
+    """A VQA question.
+
+    Attributes:
+      split: Name of the split.
+      annotations: Answers of the annotators; empty for the test splits.
+      kind: Type of the answer, such as "number"; "" for the test splits.
+    """
 
     split: str
     annotations: tuple[str, ...]
@@ -44,20 +43,13 @@ def read(data: Path, options: Options) -> list[VqaQuestion]:
             raise JanusError(f"{entry.where}: question_id {number} has no entry in v2_mscoco_{split}_annotations.json.")
         kind, answers = annotations.get(number, ("", ()))
         image = entry.image_path(data / folder, f"COCO_{folder}_{image_id:0>12}.jpg")
-        questions.append(
-            VqaQuestion(
-                id=number,
-                messages=user_message([image], short_answer_prompt(entry.text("question"))),
-                split=split,
-                annotations=answers,
-                kind=kind,
-            )
-        )
+        messages = user_message([image], short_answer_prompt(entry.text("question")))
+        questions.append(VqaQuestion(id=number, messages=messages, split=split, annotations=answers, kind=kind))
     return questions
 
 
 def _read_annotations(file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
-    """Returns the type of answer and the annotators' answers by question id."""
+    """Returns the type of the answer and the annotators' answers by question id."""
     annotations = {}
     for entry in read_json_entry(file).entries("annotations"):
         # An answer may be an empty string, so `Entry.text` does not fit.
@@ -69,7 +61,7 @@ def _read_annotations(file: Path) -> dict[str, tuple[str, tuple[str, ...]]]:
 
 
 def score(questions: Sequence[VqaQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the mean soft accuracy in percent, in total and by type of answer. None without annotations."""
+    """Returns the mean soft accuracy in percent, in total and by type of the answer. Test splits have no scores."""
     if options["split"] != _ANNOTATED_SPLIT:
         return {}
     points = {q.id: 100 * soft_accuracy(normalize(answers[q.id]), q.annotations) for q in questions}

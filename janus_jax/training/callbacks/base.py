@@ -47,7 +47,7 @@ class TrainingRun:
 
 
 class Callback:
-    """Work that the trainer does around its steps. Every process calls every method."""
+    """Actions before and after training steps. Every process calls every method."""
 
     def on_start(self, run: TrainingRun) -> None:
         """Runs once, after the state is restored or initialized."""

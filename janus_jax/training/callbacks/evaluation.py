@@ -1,7 +1,7 @@
 """Benchmark scores at intervals during training.
 
     WORKDIR/stage_N/benchmarks/step_N/NAME/answers.json   answers by question id
-    WORKDIR/stage_N/benchmarks/step_N/NAME/predictions/   the same in the format of the official scorer
+    WORKDIR/stage_N/benchmarks/step_N/NAME/predictions/   the same answers in the format of the official scorer
 
 Metrics: `benchmarks/NAME/SCORE`.
 """
@@ -65,7 +65,9 @@ class RunBenchmarks(Callback):
         return _Selected(selected, options, questions)
 
     def after_step(self, run: TrainingRun) -> None:
-        """Runs the benchmarks if they are due. If the logits are not finite, a message replaces the scores.
+        """Runs the benchmarks at each interval and after the last step.
+
+        If the logits are not finite, prints a message instead of the scores.
 
         Raises:
           StorageFull: The disk is full.

@@ -26,7 +26,7 @@ class HeldOutLoss(Callback):
         self._start = merge_shard_states([data.get_state()])
 
     def after_step(self, run: TrainingRun) -> None:
-        """Evaluates if it is due."""
+        """Computes and reports the loss at each interval and after the last step."""
         if not run.is_due(self._interval):
             return
         self._data.set_state(self._start)

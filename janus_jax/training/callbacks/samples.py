@@ -59,7 +59,7 @@ class GenerateSamples(Callback):
             self._check_length(f"prompts, number {number},", tokens, self._config.num_gen_tokens)
 
     def after_step(self, run: TrainingRun) -> None:
-        """Writes the samples if they are due. If the logits are not finite, a message replaces them.
+        """Writes samples at each interval and after the last step. If logits are not finite, prints a message instead.
 
         Raises:
           StorageFull: The disk is full.
@@ -126,7 +126,7 @@ class GenerateSamples(Callback):
 
 
 def contact_sheet(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Arranges images of one size in an approximately square grid, in reading order."""
+    """Arranges images of equal size in an approximately square grid, row by row."""
     height, width, _ = images[0].shape
     columns = math.ceil(math.sqrt(len(images)))
     rows = math.ceil(len(images) / columns)

@@ -1,12 +1,11 @@
-"""Common part of VQ and VAE training."""
+"""Code shared by VQ and VAE training: parameters, optimizer and reconstruction losses."""
 
 from collections.abc import Callable
-from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Int, Key
+from jaxtyping import Array, Float, Key
 
 from janus_jax.models.backbone import Params
 from janus_jax.training.image_tokenizer import losses
@@ -17,10 +16,10 @@ from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.state import TrainState, create_state
 
 Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]
-"""Function from parameters, images and reconstructions to the mean perceptual distance; pixels are in [-1, 1]."""
+"""Maps parameters, images and reconstructions (pixels in [-1, 1]) to the mean perceptual distance."""
 
 Initialize = Callable[[Params], Params]
-"""Function from random to initial parameters."""
+"""Maps random parameters to the initial parameters of a training."""
 
 
 class AutoencoderTraining:
@@ -30,8 +29,8 @@ class AutoencoderTraining:
       model: The autoencoder.
       key: Random key of the initial parameters.
       perceptual: Perceptual distance; None omits the term.
-      pixel_losses: Reconstruction losses on pixels.
-      initialize: Changes the random initial parameters.
+      pixel_losses: Computes the reconstruction losses on pixels.
+      initialize: Maps the random parameters to the initial ones. None uses the random parameters.
 
     Raises:
       JanusError: The warm-up is longer than the training, or `recipe.trained` matches no parameter.
@@ -81,25 +80,21 @@ class AutoencoderTraining:
         return terms
 
     def _update(self, state: TrainState, grads: Params) -> TrainState:
-        return state.apply_gradients(grads, self._optimizer, ramped_decay(self._recipe.ema_decay, state.step))
+        # The decay of the moving average is lower in early steps, whose parameters are still random.
+        decay = jnp.minimum(self._recipe.ema_decay, (1.0 + state.step) / (10.0 + state.step))
+        return state.apply_gradients(grads, self._optimizer, decay)
 
 
 def all_params(state: TrainState, *, average: bool = False) -> Params:
-    """Returns trained and frozen parameters; with `average`, the averages of the trained ones if there are any."""
+    """Returns the trained and frozen parameters.
+
+    Args:
+      average: Whether to return the moving averages of the trained parameters, if the state has them.
+    """
     return merge(state.ema if average and state.ema is not None else state.params, state.frozen)
 
 
-def apply(module: nn.Module, params: Params, *args: Any, method: str | Callable[..., Any] | None = None) -> Any:
-    """Applies a module or one of its methods to these parameters."""
-    return module.apply({"params": params}, *args, method=method)
-
-
 def total_loss(terms: Terms) -> tuple[Float[Array, ""], Terms]:
-    """Returns the sum of the loss terms, and metrics `loss/TERM` and `loss/total`."""
+    """Returns the sum of the loss terms, and the metrics `loss/TERM` and `loss/total`."""
     total = jnp.sum(jnp.stack(list(terms.values())))
     return total, {f"loss/{name}": value for name, value in terms.items()} | {"loss/total": total}
-
-
-def ramped_decay(decay: float, step: Int[Array, ""]) -> Float[Array, ""]:
-    """Returns the decay of the parameter average after `step` steps; early steps forget the initial values faster."""
-    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))

@@ -1,6 +1,6 @@
-"""Codebook updates: k-means initialization, moving averages and replacement of unused codes.
+"""Codebook updates other than the gradient: k-means initialization, moving averages, replacement of unused codes.
 
-The released VQ-16 trains its codebook by the gradient alone. A small codebook that is trained for minutes needs these.
+The released VQ-16 uses the gradient only. A training of minutes needs the other updates.
 """
 
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from janus_jax.models.vq import nearest_codes, normalize
 
 
 class CodeUsage(NamedTuple):
-    """Usage of the codes by a batch, or its moving average over batches.
+    """Latents assigned to each code in a batch, or the moving average over batches.
 
     Attributes:
-      counts: Number of latents assigned to each code, per batch.
-      sums: Sum of those latents, which are on the unit sphere.
+      counts: Number of latents assigned to each code.
+      sums: Sum of the latents assigned to each code. Latents are on the unit sphere.
     """
 
     counts: Float[Array, " V"]
@@ -25,7 +25,7 @@ class CodeUsage(NamedTuple):
 
 
 def uniform_usage(codebook: Float[Array, "V C"], latents_per_batch: int) -> CodeUsage:
-    """Returns the usage of a batch in which each code occurs equally often."""
+    """Returns the usage if all codes were used equally often."""
     counts = jnp.full(codebook.shape[0], latents_per_batch / codebook.shape[0], jnp.float32)
     return CodeUsage(counts, counts[:, None] * normalize(codebook))
 
@@ -38,7 +38,7 @@ def batch_usage(latents: Float[Array, "M C"], ids: Int[Array, " M"], codebook_si
 
 
 def update_usage(usage: CodeUsage, batch: CodeUsage, decay: float) -> CodeUsage:
-    """Adds a batch to the moving average (arXiv 1711.00937, appendix A.1)."""
+    """Returns the moving average after a further batch (arXiv 1711.00937, appendix A.1)."""
     return jax.tree.map(lambda old, new: decay * old + (1 - decay) * new, usage, batch)
 
 
@@ -50,13 +50,13 @@ def mean_codes(usage: CodeUsage) -> Float[Array, "V C"]:
 def reseed(
     usage: CodeUsage, latents: Float[Array, "M C"], threshold: float, key: Key[Array, ""]
 ) -> tuple[CodeUsage, Array]:
-    """Replaces rarely used codes by latents of the batch (random restarts, arXiv 2005.00341, §3.1).
+    """Replaces rarely used codes by random latents of the batch (random restarts, arXiv 2005.00341, §3.1).
 
     Args:
-      threshold: Codes used less often than this fraction of the mean are replaced.
+      threshold: Codes whose count is below this fraction of the mean count are replaced.
 
     Returns:
-      The usage, in which a replaced code has the mean count, and a boolean array [V] of the replaced codes.
+      The new usage, in which a replaced code has the mean count, and a mask [V] of the replaced codes.
     """
     mean = jnp.mean(usage.counts)
     unused = usage.counts < threshold * mean
@@ -68,9 +68,9 @@ def reseed(
 def kmeans(
     latents: Float[Array, "M C"], num_codes: int, key: Key[Array, ""], iterations: int = 20
 ) -> Float[Array, "V C"]:
-    """Spherical k-means with k-means++ initialization.
+    """Clusters latents by spherical k-means with k-means++ initialization.
 
-    An empty cluster restarts at the latent farthest from its own center.
+    The center of an empty cluster moves to a latent that is far from the center of its cluster.
 
     Args:
       latents: Latents on the unit sphere.
@@ -80,7 +80,7 @@ def kmeans(
     """
 
     def add_center(i: int, state: tuple[Array, Array]) -> tuple[Array, Array]:
-        # Distant latents are likelier: most patches are background, and rare ones need centers too.
+        # Latents far from all centers are more likely: most patches are background, and rare ones need centers too.
         centers, distances = state
         index = jax.random.categorical(jax.random.fold_in(key, i), jnp.log(jnp.maximum(distances, 1e-9)))
         center = latents[index]
@@ -102,6 +102,6 @@ def kmeans(
 
 
 def perplexity(counts: Float[Array, " V"]) -> Float[Array, ""]:
-    """Computes exp(entropy) of the code frequencies: V if all codes are used equally, 1 if only one is used."""
+    """Returns exp(entropy) of the code frequencies: V if all codes are used equally, 1 if only one is used."""
     frequency = counts / jnp.maximum(jnp.sum(counts), 1e-12)
     return jnp.exp(-jnp.sum(frequency * jnp.log(jnp.maximum(frequency, 1e-12))))

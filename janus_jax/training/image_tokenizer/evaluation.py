@@ -1,4 +1,4 @@
-"""Evaluates reconstructions: PSNR, SSIM, rFID, code usage and a sheet of examples."""
+"""Evaluates reconstructions: PSNR, SSIM, rFID, code usage and example images."""
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -6,7 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from janus_jax.evaluation.metrics.frechet import FEATURE_DIM, FeatureStatistics, Gaussian, frechet_distance
 from janus_jax.evaluation.metrics.inception import Inception
@@ -23,15 +23,15 @@ _SHOWN = 8
 Images = UInt8[np.ndarray, "N S S 3"]
 
 ReconstructionMetrics = Callable[[Images, Images, Int[np.ndarray, "N T"] | None], Mapping[str, float]]
-"""Function from images, reconstructions and code ids (None for a VAE) to metrics by name."""
+"""Maps images, reconstructions and code ids (None for a VAE) to metrics by name."""
 
 
 class Reconstruction(Callback):
-    """Callback that evaluates the reconstructions of fixed images.
+    """Callback that reconstructs the same images at regular intervals and reports metrics.
 
     Args:
-      reconstruct: Function from parameters and images to reconstructions and code ids or None.
-      params: Function from the train state to the parameters to evaluate.
+      reconstruct: Maps parameters and images to reconstructions and code ids (None for a VAE).
+      params: Returns the parameters in a train state that are evaluated.
       images: Images to evaluate on.
       interval: Steps between two evaluations.
       batch_size: Images per batch.
@@ -67,12 +67,12 @@ class Reconstruction(Callback):
         self._features = parallel.jit(lambda params, images: Inception().apply({"params": params}, to_pixels(images)))
 
     def on_start(self, run: TrainingRun) -> None:
-        """Evaluates if the run is complete already."""
+        """Evaluates if the run was already complete."""
         if run.step == run.last_step:
             self._report(run)
 
     def after_step(self, run: TrainingRun) -> None:
-        """Evaluates if it is due."""
+        """Evaluates at multiples of the interval and at the last step."""
         if run.is_due(self._interval):
             self._report(run)
 
@@ -85,7 +85,7 @@ class Reconstruction(Callback):
         run.writer.message(f"step {run.step}: {', '.join(line)}")
 
     def evaluate(self, params: Params) -> tuple[dict[str, float], UInt8[np.ndarray, "H W 3"]]:
-        """Returns the metrics, and a sheet of images with their reconstructions below."""
+        """Returns the metrics, and one picture of some images with their reconstructions below them."""
         results = [self._evaluate(params, batch) for batch in self._batches(self._images)]
         count = len(self._images)
         reconstructions, psnr, ssim, *ids = (np.concatenate(parts)[:count] for parts in zip(*results, strict=True))
@@ -105,15 +105,12 @@ class Reconstruction(Callback):
 
     def _statistics(self, images: Images) -> Gaussian:
         statistics = FeatureStatistics(FEATURE_DIM)
-        left = len(images)
-        for batch in self._batches(images):
-            features: Float[np.ndarray, "B D"] = np.asarray(self._features(self._inception, batch))
-            statistics.add(features[:left])
-            left -= len(features)
+        features = np.concatenate([self._features(self._inception, batch) for batch in self._batches(images)])
+        statistics.add(features[: len(images)])
         return statistics.gaussian()
 
     def _batches(self, images: Images) -> Iterator[jax.Array]:
-        """Yields batches on the devices; repeats of the last image fill the last batch."""
+        """Yields batches on the devices. The last batch is filled by repeating the last image."""
         size = self._batch_size
         for start in range(0, len(images), size):
             batch = images[start : start + size]

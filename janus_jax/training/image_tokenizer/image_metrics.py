@@ -1,4 +1,4 @@
-"""PSNR and SSIM of reconstructions, on pixels in [0, 1]."""
+"""Computes PSNR and SSIM of reconstructions, on pixels in [0, 1]."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -10,15 +10,15 @@ _C1, _C2 = 0.01**2, 0.03**2
 
 
 def psnr(images: UInt8[Array, "B H W 3"], others: UInt8[Array, "B H W 3"]) -> Float[Array, " B"]:
-    """Computes the peak signal-to-noise ratio of each pair in dB; 100 for equal images."""
+    """Returns the peak signal-to-noise ratio of each pair in dB; 100 for equal images."""
     error = images.astype(jnp.float32) / 255 - others.astype(jnp.float32) / 255
     return -10 * jnp.log10(jnp.maximum(jnp.mean(jnp.square(error), axis=(1, 2, 3)), 1e-10))
 
 
 def ssim(images: UInt8[Array, "B H W 3"], others: UInt8[Array, "B H W 3"]) -> Float[Array, " B"]:
-    """Computes the structural similarity of each pair: the mean over windows and channels (Wang et al., 2004, §III.B).
+    """Returns the structural similarity of each pair: the mean over windows and channels (Wang et al., 2004, §III.B).
 
-    Windows are Gaussians of 11x11 pixels with standard deviation 1.5, inside the image.
+    A window is a Gaussian of 11x11 pixels with standard deviation 1.5. Windows do not extend beyond the image.
     """
     x, y = images.astype(jnp.float32) / 255, others.astype(jnp.float32) / 255
     mean_x, mean_y = _blur(x), _blur(y)

@@ -1,8 +1,10 @@
-"""Batches of image crops from prepared datasets. Each crop depends on the seed, epoch and record only."""
+"""Loads batches of image crops from prepared datasets. A crop depends on the seed, epoch and record only."""
 
+import bisect
+import contextlib
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Self
 
 import numpy as np
@@ -29,7 +31,7 @@ Pixels = UInt8[np.ndarray, "S S 3"]
 
 @dataclass(frozen=True)
 class _CropWorker:
-    """Makes the function that a worker process runs: from epoch and record index to a crop."""
+    """Makes the function of a worker process. It maps an epoch and a record index to a crop."""
 
     components: Sequence[Component]
     size: int
@@ -55,13 +57,15 @@ class _CropWorker:
 
 
 class RecordImages:
-    """Endless iterator over crops of the images of prepared datasets. Records without a readable image are
-    skipped.
+    """Endless iterator over batches of crops from prepared datasets. Records without a readable image are skipped.
 
     Args:
       data: Datasets and augmentation. Every record is used once per epoch.
       size: Side of the crops in pixels.
-      split: This process's share of the batches.
+      split: This process's share of each batch.
+
+    Raises:
+      JanusError: A dataset cannot be opened, or there are no records.
     """
 
     example_ids = ()
@@ -101,10 +105,10 @@ class RecordImages:
         return {"position": self._position, "rejects": self._rejects.get_state(), **self._fingerprint}
 
     def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a position.
+        """Moves to a saved position.
 
         Raises:
-          JanusError: The position belongs to another seed, number of processes or dataset.
+          JanusError: The position was saved with another seed, number of processes or dataset.
         """
         for name, now in self._fingerprint.items():
             if (saved := saved_value(state, name)) != now:
@@ -118,7 +122,7 @@ class RecordImages:
         self._rejects = self._rejects.with_state(saved_value(state, "rejects"))
 
     def close(self) -> None:
-        """Stops the workers."""
+        """Stops the worker processes."""
         self._pool.close()
 
     @property
@@ -127,7 +131,7 @@ class RecordImages:
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: bool = True) -> Pixels:
-    """Crops a square of 0.8 to 1 times the short side, resizes it to `size`, and mirrors half of the crops."""
+    """Returns a random square of 0.8 to 1 times the short side, resized to `size`, and mirrored half of the time."""
     shortest = min(image.size)
     side = shortest * rng.uniform(_MIN_CROP, 1.0)
     left, top = (rng.uniform(0, length - side) for length in image.size)
@@ -136,25 +140,13 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: b
     return pixels[:, ::-1] if flip and rng.random() < 0.5 else pixels
 
 
-@dataclass(frozen=True)
-class _Concatenated:
-    """Several datasets as one."""
-
-    parts: Sequence[RecordReader]
-    starts: Sequence[int] = field(default_factory=tuple)
-
-    def read(self, index: int) -> Any:
-        part = int(np.searchsorted(self.starts, index, side="right")) - 1
-        return self.parts[part].read(index - self.starts[part])
-
-
 def components_of(directories: Sequence[str], split: str) -> tuple[Component, ...]:
-    """Returns the datasets in these directories."""
+    """Returns the prepared datasets in these directories."""
     return tuple(Component(directory, directory, split=split) for directory in directories)
 
 
 def open_all(components: Sequence[Component]) -> RecordReader:
-    """Opens datasets, one after another, as one.
+    """Returns a reader of all records of several datasets, in order.
 
     Raises:
       JanusError: A dataset cannot be opened, or there are no records.
@@ -164,7 +156,12 @@ def open_all(components: Sequence[Component]) -> RecordReader:
     if not sum(lengths):
         raise JanusError("There are no records to train on; name a prepared dataset in config.data.directories.")
     starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-    return RecordReader(sum(lengths), _Concatenated(parts, starts).read)
+
+    def read(index: int) -> Any:
+        part = bisect.bisect_right(starts, index) - 1
+        return parts[part].read(index - starts[part])
+
+    return RecordReader(sum(lengths), read)
 
 
 def center_crops(components: Sequence[Component], size: int, count: int) -> UInt8[np.ndarray, "N S S 3"]:
@@ -178,10 +175,8 @@ def center_crops(components: Sequence[Component], size: int, count: int) -> UInt
     for index in range(records.length):
         if len(crops) == count:
             break
-        try:
+        with contextlib.suppress(JanusError):
             crops += [prepare_generation(open_image(image), size) for image in records.read(index).images[:1]]
-        except JanusError:
-            continue
     if not crops:
         names = ", ".join(str(component.source) for component in components)
         raise JanusError(f"{names} has no readable image to evaluate on; name another in config.data.eval_directories.")

@@ -1,6 +1,6 @@
 """Losses of image tokenizers and their discriminator (LlamaGen, arXiv 2406.06525, §2.1, eq. 1).
 
-Pixels are in [-1, 1]. Latents and codes of a VQ tokenizer are on the unit sphere. Each loss is a mean over its inputs.
+Pixels are in [-1, 1]. Latents and codes of a VQ tokenizer are on the unit sphere. A loss is a mean over its inputs.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ Terms = dict[str, Float[Array, ""]]
 """Weighted loss terms by name."""
 
 PixelLosses = Callable[[LossWeights, Float[Array, "B H W 3"], Float[Array, "B H W 3"]], Terms]
-"""Function from weights, images and reconstructions to loss terms."""
+"""Maps loss weights, images and reconstructions to weighted loss terms."""
 
 
 class Quantized(NamedTuple):
@@ -27,10 +27,10 @@ class Quantized(NamedTuple):
 
     Attributes:
       latents: Latents on the unit sphere.
-      codes: Nearest codes. Their gradient goes to the codebook.
-      decoded: The same values as `codes`. Their gradient goes to the latents (straight-through estimator,
+      codes: Nearest code of each latent. Its gradient flows to the codebook.
+      decoded: The values of `codes` with a gradient that flows to the latents (straight-through estimator,
         arXiv 1711.00937, §3.1).
-      ids: Ids of the codes.
+      ids: Id of the nearest code of each latent.
     """
 
     latents: Float[Array, "B h w C"]
@@ -48,19 +48,19 @@ def quantize(latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"]) ->
 
 
 def codebook_loss(quantized: Quantized) -> Float[Array, ""]:
-    """Moves codes to the latents assigned to them (arXiv 1711.00937, eq. 3, second term)."""
+    """Returns the loss that moves codes toward their latents (arXiv 1711.00937, eq. 3, second term)."""
     return jnp.mean(jnp.square(quantized.codes - lax.stop_gradient(quantized.latents)))
 
 
 def commitment_loss(quantized: Quantized) -> Float[Array, ""]:
-    """Moves latents to their codes (arXiv 1711.00937, eq. 3, third term)."""
+    """Returns the loss that moves latents toward their codes (arXiv 1711.00937, eq. 3, third term)."""
     return jnp.mean(jnp.square(lax.stop_gradient(quantized.codes) - quantized.latents))
 
 
 def entropy_loss(
     latents: Float[Array, "B h w C"], codebook: Float[Array, "V C"], temperature: float
 ) -> Float[Array, ""]:
-    """Mean entropy of the assignments minus the entropy of the mean assignment (MaskGIT, arXiv 2202.04200).
+    """Returns the mean entropy of the assignments minus the entropy of their mean (MaskGIT, arXiv 2202.04200).
 
     The loss is small if each latent is close to one code and all codes are used.
 
@@ -78,7 +78,7 @@ def entropy_loss(
 
 
 def kl_loss(latents: Gaussian) -> Float[Array, ""]:
-    """KL divergence of the latents from a standard normal, summed over an image, averaged over the batch."""
+    """Returns the KL divergence of the latents from a standard normal: the sum over an image, the mean over images."""
     divergence = jnp.square(latents.mean) + jnp.exp(latents.log_variance) - 1 - latents.log_variance
     return 0.5 * jnp.mean(jnp.sum(divergence, axis=(1, 2, 3)))
 
@@ -86,16 +86,16 @@ def kl_loss(latents: Gaussian) -> Float[Array, ""]:
 def pixel_losses(
     weights: LossWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
 ) -> Terms:
-    """Computes the weighted L2 and L1 losses."""
+    """Returns the weighted L2 and L1 losses."""
     error = reconstructions - images
     return {"l2": weights.l2 * jnp.mean(jnp.square(error)), "l1": weights.l1 * jnp.mean(jnp.abs(error))}
 
 
 def generator_hinge(fake_logits: Float[Array, "B h w"]) -> Float[Array, ""]:
-    """Adversarial loss of the reconstructions (arXiv 1705.02894)."""
+    """Returns the adversarial loss of the tokenizer (arXiv 1705.02894)."""
     return -jnp.mean(fake_logits)
 
 
 def discriminator_hinge(real_logits: Float[Array, "B h w"], fake_logits: Float[Array, "B h w"]) -> Float[Array, ""]:
-    """Loss of the discriminator: pushes logits of images above 1 and logits of reconstructions below -1."""
+    """Returns the hinge loss of the discriminator: logits of images should exceed 1, of reconstructions be below -1."""
     return 0.5 * (jnp.mean(jax.nn.relu(1 - real_logits)) + jnp.mean(jax.nn.relu(1 + fake_logits)))

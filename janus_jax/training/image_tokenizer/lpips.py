@@ -30,7 +30,7 @@ _SHIFT, _SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 
 
 class VGGFeatures(nn.Module):
-    """Returns the activations before each pooling: relu1_2, 2_2, 3_3, 4_3, 5_3."""
+    """VGG-16 without its classifier. Returns the activations relu1_2, relu2_2, relu3_3, relu4_3 and relu5_3."""
 
     execution: Execution = Execution()
 
@@ -47,13 +47,13 @@ class VGGFeatures(nn.Module):
 
 
 class LPIPS(nn.Module):
-    """Mean distance of pairs of images."""
+    """Mean perceptual distance of pairs of images."""
 
     execution: Execution = Execution()
 
     @nn.compact
     def __call__(self, images: Float[Array, "B H W 3"], others: Float[Array, "B H W 3"]) -> Float[Array, ""]:
-        """Computes the distance. Pixels are in [-1, 1], and sides have at least 16 pixels."""
+        """Returns the distance. Pixels are in [-1, 1], and image sides have at least 16 pixels."""
         vgg = VGGFeatures(self.execution, name="vgg")
         both = jnp.stack([images, others], axis=1).reshape(-1, *images.shape[1:])
         features = vgg((both - jnp.array(_SHIFT)) / jnp.array(_SCALE))
@@ -68,21 +68,21 @@ class LPIPS(nn.Module):
 
 
 def _unit(x: Float[Array, "B h w C"]) -> Float[Array, "B h w C"]:
-    # The square root has no gradient at zero, and patches of zeros are frequent after a ReLU.
+    # The square root has no finite gradient at zero, and features that are all zero are frequent after a ReLU.
     squares = jnp.sum(jnp.square(x), axis=-1, keepdims=True)
     length = jnp.sqrt(jnp.where(squares > 0, squares, 1.0)) * (squares > 0)
     return x / (length + 1e-10)
 
 
 def lpips_params(vgg: Mapping[str, np.ndarray], lins: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Converts the tensors of the two files to parameters of `LPIPS`.
+    """Returns the parameters of `LPIPS`, converted from the tensors of the two files.
 
     Args:
       vgg: Tensors of torchvision, such as `features.0.weight`; the classifier is not used.
       lins: Tensors of the lpips package, `lin0.model.1.weight` to `lin4.model.1.weight`.
 
     Raises:
-      JanusError: A tensor is missing or misshapen.
+      JanusError: A tensor is missing or has another shape.
     """
     params: dict[str, Any] = {"vgg": {}}
     inputs = 3

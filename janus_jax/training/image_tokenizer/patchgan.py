@@ -20,7 +20,7 @@ def _around_one(key: Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float
 class BatchNorm(nn.Module):
     """Normalizes by the statistics of the batch, over all devices (arXiv 1502.03167).
 
-    The discriminator runs only on training batches, so there is no average over batches.
+    There is no moving average for inference, because the discriminator runs on training batches only.
     """
 
     eps: float = 1e-5
@@ -35,11 +35,12 @@ class BatchNorm(nn.Module):
 
 
 class PatchGAN(nn.Module):
-    """Computes a logit per patch, positive for real patches.
+    """Computes a logit per patch. Positive logits classify the patch as real.
 
     Attributes:
-      base_channels: Channels of the first convolution. They double with each further one, up to eightfold.
-      num_downsamplings: Convolutions of stride 2. A logit depends on 70x70 pixels with 3, and on 34x34 with 2.
+      base_channels: Channels of the first convolution. Each further convolution has twice as many, up to eight times
+        the first.
+      num_downsamplings: Convolutions of stride 2. With 3 a logit depends on 70x70 pixels, with 2 on 34x34.
     """
 
     base_channels: int = 64
@@ -51,7 +52,7 @@ class PatchGAN(nn.Module):
         for i in range(1, self.num_downsamplings + 1):
             stride = 2 if i < self.num_downsamplings else 1
             channels = self.base_channels * min(2**i, 8)
-            # The norm has a bias.
+            # The norm adds the bias.
             x = self._conv(channels, stride, f"conv_{i}", use_bias=False)(x)
             x = nn.leaky_relu(BatchNorm(name=f"norm_{i}")(x), _SLOPE)
         return self._conv(1, 1, "conv_out")(x)[..., 0]

@@ -12,12 +12,12 @@ CodebookUpdate = Literal["gradient", "moving_average"]
 
 @dataclass(frozen=True)
 class LossWeights:
-    """Weights of the reconstruction losses, on pixels in [-1, 1]. A weight of 0 removes the term.
+    """Weights of the reconstruction losses, on pixels in [-1, 1]. A weight of 0 disables the term.
 
     Attributes:
       l2: Mean squared error.
       l1: Mean absolute error.
-      perceptual: LPIPS distance, computed if its weights are given.
+      perceptual: LPIPS distance. The term is omitted if `NetworkFiles` has no files for it.
     """
 
     l2: float = 1.0
@@ -35,12 +35,12 @@ class VQLossWeights(LossWeights):
     """Weights of the losses of a VQ tokenizer.
 
     Attributes:
-      codebook: Moves the codes to their latents, both on the unit sphere.
-      commitment: Moves the latents to their codes.
-      entropy: See `losses.entropy_loss`.
+      codebook: Loss that moves codes toward their latents, both on the unit sphere.
+      commitment: Loss that moves latents toward their codes.
+      entropy: Loss that favors certain assignments and an even use of the codes; see `losses.entropy_loss`.
       entropy_temperature: Temperature of the softmax in the entropy loss.
-      adversarial: Hinge loss against the discriminator; 0 trains no discriminator.
-      adversarial_start: Step at which the discriminator and its loss start.
+      adversarial: Hinge loss against the discriminator. With 0 there is no discriminator.
+      adversarial_start: Step at which the discriminator starts to train and the adversarial loss is added.
     """
 
     codebook: float = 1.0
@@ -56,7 +56,7 @@ class VAELossWeights(LossWeights):
     """Weights of the losses of a VAE.
 
     Attributes:
-      kl: KL divergence of the latents from a standard normal, per image (arXiv 2112.10752, appendix G).
+      kl: KL divergence of an image's latents from a standard normal (arXiv 2112.10752, appendix G).
     """
 
     kl: float = 1e-6
@@ -69,10 +69,10 @@ class CodebookRecipe:
     Attributes:
       update: "gradient" trains the codes by the codebook loss; "moving_average" sets each code to the average of the
         latents assigned to it.
-      decay: Decay of that average and of the usage counts of the codes.
-      kmeans_images: Images for the initialization of the codebook by k-means of their latents; 0 is random.
-      reseed_below: Codes used less often than this fraction of the mean are replaced by latents of the batch; 0
-        disables it.
+      decay: Decay of the moving averages of the codes and of their usage counts.
+      kmeans_images: Number of images from whose latents k-means computes the initial codebook. 0 initializes randomly.
+      reseed_below: Codes used less often than this fraction of the mean are replaced by latents of the batch. 0
+        replaces none.
     """
 
     update: CodebookUpdate = "gradient"
@@ -103,9 +103,9 @@ class ImageData:
       split: Split of these datasets, for example "train[1000:]".
       eval_directories: Datasets for evaluation; empty uses `directories`.
       eval_split: Split of the evaluation datasets.
-      flip: Whether half of the crops are mirrored.
-      workers: Processes per host that decode images; 0 decodes in the training process.
-      max_rejected: Fraction of recent records without a readable image at which training stops.
+      flip: Whether crops are mirrored with probability 0.5.
+      workers: Number of processes per host that decode images. 0 decodes in the training process.
+      max_rejected: Training stops if a larger fraction of the recent records has no readable image.
     """
 
     directories: tuple[str, ...] = ()
@@ -126,7 +126,7 @@ class ImageData:
 
 @dataclass(frozen=True)
 class NetworkFiles:
-    """Weight files (PyTorch) of the pretrained networks in losses and metrics. Empty paths disable the network.
+    """PyTorch weight files of the pretrained networks in losses and metrics. An empty path disables its network.
 
     Attributes:
       vgg16: torchvision's state dict, for LPIPS.
@@ -146,10 +146,13 @@ class NetworkFiles:
 
 @dataclass(frozen=True)
 class Intervals:
-    """Steps between two reports, evaluations and checkpoints; 0 restricts the action to the last step.
+    """Intervals in steps. With 0 the action runs at the last step only.
 
     Attributes:
-      eval_images: Images per evaluation.
+      report: Steps between two reports of metrics.
+      evaluate: Steps between two evaluations.
+      save: Steps between two checkpoints.
+      eval_images: Number of images per evaluation.
     """
 
     report: int = 100
@@ -164,15 +167,19 @@ class Intervals:
 
 @dataclass(frozen=True, kw_only=True)
 class AutoencoderRecipe:
-    """Common part of the recipes for image tokenizers.
+    """Fields shared by the recipes for image tokenizers.
 
     Attributes:
       steps: Training steps.
       batch_size: Images per step, over all devices and processes.
       optimizer: Optimizer of the tokenizer.
       losses: Weights of the loss terms.
-      trained: Patterns of the trained parameters, for example "decoder/*". All others keep their initial values.
-      ema_decay: Decay of the average of the trained parameters, which is the result; 0 disables the average.
+      data: Training and evaluation images.
+      networks: Files of the pretrained networks in losses and metrics.
+      intervals: Intervals of reports, evaluations and checkpoints.
+      trained: Patterns of the trained parameters, for example "decoder/*". Other parameters keep their initial values.
+      ema_decay: Decay of the moving average of the trained parameters. The average is the result of the training. 0
+        disables it.
       seed: Seed of initialization, data order and noise.
       dtype: Dtype of the computation. Parameters, losses and the codebook lookup are float32.
     """

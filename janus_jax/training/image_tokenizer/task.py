@@ -1,4 +1,4 @@
-"""Training of VQ tokenizers and VAEs, as a task of the trainer."""
+"""Trains VQ tokenizers and VAEs by the trainer."""
 
 import shutil
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
 from janus_jax.files import prefix_errors
-from janus_jax.models.backbone import Params
+from janus_jax.models.backbone import Params, apply
 from janus_jax.sharding import make_mesh
 from janus_jax.training.array_batches import ArrayBatches, BatchSplit, opened
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import losses
-from janus_jax.training.image_tokenizer.autoencoder import Initialize, all_params, apply
+from janus_jax.training.image_tokenizer.autoencoder import Initialize, all_params
 from janus_jax.training.image_tokenizer.evaluation import Reconstruction, ReconstructionMetrics
 from janus_jax.training.image_tokenizer.images import RecordImages, center_crops, components_of
 from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
@@ -36,17 +36,17 @@ Images = UInt8[np.ndarray, "N S S 3"]
 
 @dataclass(frozen=True)
 class Networks:
-    """Parameters of the pretrained networks in losses and metrics; None disables the network."""
+    """Parameters of the pretrained networks in losses and metrics. None disables a network."""
 
     lpips: Params | None = None
     inception: Params | None = None
 
 
 def read_networks(files: NetworkFiles) -> Networks:
-    """Reads the pretrained networks.
+    """Returns the pretrained networks in these files.
 
     Raises:
-      JanusError: A file is missing, or lacks a tensor.
+      JanusError: A file does not exist, or a tensor is missing or has another shape.
     """
     lpips = inception = None
     if files.vgg16:
@@ -62,14 +62,14 @@ def read_networks(files: NetworkFiles) -> Networks:
 
 @dataclass(frozen=True, kw_only=True)
 class Extensions:
-    """Replaceable parts of tokenizer training.
+    """Functions and images that replace those of the recipe.
 
     Attributes:
-      images: Training images; None reads `recipe.data`.
-      eval_images: Evaluation images; None reads `recipe.data`.
-      initialize: Changes the random initial parameters.
-      pixel_losses: Reconstruction losses on pixels.
-      metrics: Computes further evaluation metrics.
+      images: Training images. None uses `recipe.data`.
+      eval_images: Evaluation images. None uses `recipe.data`.
+      initialize: Maps the random parameters to the initial ones.
+      pixel_losses: Computes the reconstruction losses on pixels.
+      metrics: Computes additional evaluation metrics.
     """
 
     images: Images | None = None
@@ -89,21 +89,24 @@ def tokenizer_task(
     networks: Networks = _NO_NETWORKS,
     extensions: Extensions = _NO_EXTENSIONS,
 ) -> TrainingTask[Any, Any]:
-    """Prepares the training of an image tokenizer.
+    """Returns the task that trains an image tokenizer.
 
     Args:
-      mesh: Mesh that shares the batch; parameters are replicated. None uses one device.
+      mesh: Mesh over which the batch is sharded; parameters are replicated. None uses one device.
       networks: Pretrained networks of the perceptual loss and rFID.
-      extensions: Replaced parts.
+      extensions: Functions and images that replace those of the recipe.
 
     Raises:
-      JanusError: The recipe does not fit the data or the devices.
+      JanusError: The data cannot be read, or the devices cannot share the batch evenly.
     """
     parallel = DataParallel(mesh, recipe.batch_size)
     split = BatchSplit(recipe.batch_size, recipe.seed)
     if extensions.images is None and not recipe.data.directories:
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
-    eval_images = _eval_images(recipe) if extensions.eval_images is None else extensions.eval_images
+    eval_images = extensions.eval_images
+    if eval_images is None:
+        components = components_of(recipe.data.eval_directories or recipe.data.directories, recipe.data.eval_split)
+        eval_images = center_crops(components, recipe.image_size, recipe.intervals.eval_images)
     options = {
         "perceptual": None if networks.lpips is None else _perceptual,
         "pixel_losses": extensions.pixel_losses,
@@ -165,7 +168,7 @@ def tokenizer_task(
 
 
 def tokenizer_params(state: Any) -> Params:
-    """Returns the result of a train state: the averaged parameters if there is an average."""
+    """Returns the tokenizer in a train state: the moving average of its parameters, or the parameters without one."""
     return all_params(getattr(state, "tokenizer", state), average=True)
 
 
@@ -175,14 +178,14 @@ def train_tokenizer(
     """Trains an image tokenizer on all devices and writes it to `WORKDIR/tokenizer`, a converted folder.
 
     Args:
-      extensions: Replaced parts.
+      extensions: Functions and images that replace those of the recipe.
 
     Returns:
-      The folder of the tokenizer. A later training can start from it.
+      The folder of the tokenizer.
 
     Raises:
-      JanusError: The recipe, the data or the workdir cannot be used.
-      Preempted: The machine is being taken away; a checkpoint is saved.
+      JanusError: The data cannot be read, the devices cannot share the batch, or the workdir belongs to another run.
+      Preempted: The machine is being shut down. The checkpoint of the last step is saved.
     """
     networks = read_networks(recipe.networks)
     mesh = make_mesh() if jax.device_count() > 1 else None
@@ -198,10 +201,4 @@ def train_tokenizer(
 
 
 def _perceptual(params: Params, images: Any, others: Any) -> Any:
-    return apply(LPIPS(), params, images, others)
-
-
-def _eval_images(recipe: VQRecipe | VAERecipe) -> Images:
-    data = recipe.data
-    components = components_of(data.eval_directories or data.directories, data.eval_split)
-    return center_crops(components, recipe.image_size, recipe.intervals.eval_images)
+    return apply(LPIPS().__call__, params, images, others)

@@ -1,4 +1,4 @@
-"""Training step of a VQ tokenizer: updates the tokenizer, its codebook and the discriminator."""
+"""Training step of a VQ tokenizer, its codebook and its discriminator."""
 
 from typing import Any, NamedTuple
 
@@ -10,11 +10,11 @@ from jax import lax
 from jaxtyping import Array, Float, Int, UInt8
 
 from janus_jax.config import Execution
-from janus_jax.models.backbone import Params, to_images, to_pixels
+from janus_jax.models.backbone import Params, apply, to_images, to_pixels
 from janus_jax.models.vq import VQTokenizer, normalize
 from janus_jax.training.image_tokenizer import codebook as codes
 from janus_jax.training.image_tokenizer import losses
-from janus_jax.training.image_tokenizer.autoencoder import AutoencoderTraining, all_params, apply, total_loss
+from janus_jax.training.image_tokenizer.autoencoder import AutoencoderTraining, all_params, total_loss
 from janus_jax.training.image_tokenizer.codebook import CodeUsage
 from janus_jax.training.image_tokenizer.losses import Quantized, Terms
 from janus_jax.training.image_tokenizer.patchgan import PatchGAN
@@ -28,8 +28,8 @@ class VQState(struct.PyTreeNode):
     """State of VQ training.
 
     Attributes:
-      tokenizer: Parameters, optimizer state and average of the tokenizer.
-      discriminator: The same for the discriminator; None if none is trained.
+      tokenizer: Train state of the tokenizer.
+      discriminator: Train state of the discriminator. None if there is no adversarial loss.
       usage: Moving average of the code usage.
     """
 
@@ -39,7 +39,7 @@ class VQState(struct.PyTreeNode):
 
 
 class VQTraining(AutoencoderTraining):
-    """Initial state and training step of a VQ recipe; keyword arguments as of `AutoencoderTraining`."""
+    """Initial state and training step of a VQ tokenizer. Keyword arguments are those of `AutoencoderTraining`."""
 
     def __init__(self, recipe: VQRecipe, **options: Any) -> None:
         model = VQTokenizer(recipe.model, Execution(dtype=recipe.dtype))
@@ -59,11 +59,9 @@ class VQTraining(AutoencoderTraining):
         return VQState(tokenizer, discriminator, self._uniform_usage(all_params(tokenizer)["codebook"]["embedding"]))
 
     def init_codebook(self, state: VQState, images: UInt8[Array, "B H W 3"]) -> VQState:
-        """Initializes the codebook by k-means of the latents of these images."""
+        """Returns the state with a codebook computed by k-means of the latents of these images."""
         params = all_params(state.tokenizer)
-        latents = apply(self.model, params, to_pixels(images), method=self.model.latents).reshape(
-            -1, self.config.code_dim
-        )
+        latents = apply(self.model.latents, params, to_pixels(images)).reshape(-1, self.config.code_dim)
         key = jax.random.fold_in(jax.random.key(self.recipe.seed), self.config.codebook_size)
         table = codes.kmeans(normalize(latents), self.config.codebook_size, key)
         tokenizer = self._tokenizer_state(_with_codebook(params, table))
@@ -73,17 +71,13 @@ class VQTraining(AutoencoderTraining):
         return codes.uniform_usage(table, self.recipe.batch_size * self.config.num_tokens)
 
     def step(self, state: VQState, images: UInt8[Array, "B H W 3"], perceptual_params: Params) -> tuple[VQState, Terms]:
-        """Trains on one batch.
-
-        Returns:
-          The new state and scalar metrics.
-        """
+        """Trains on one batch. Returns the new state and scalar metrics."""
         tokenizer, pixels = state.tokenizer, to_pixels(images)
         grads, aux = jax.grad(self._loss, has_aux=True)(tokenizer.params, state, pixels, perceptual_params)
         updated = self._update(tokenizer, grads)
         table, usage, usage_metrics = self._update_codebook(updated, state, aux.quantized)
         if table is not None:
-            # The codes are an average of latents already: they are copied to the average of the parameters.
+            # These codes are already averages, so the moving average of the parameters takes their values.
             ema = updated.ema and _with_codebook(updated.ema, table)
             updated = updated.replace(params=_with_codebook(updated.params, table), ema=ema)
         discriminator, discriminator_metrics = self._update_discriminator(state, pixels, aux.pixels)
@@ -95,8 +89,8 @@ class VQTraining(AutoencoderTraining):
     ) -> tuple[Float[Array, ""], "_Forward"]:
         weights, params = self.recipe.losses, merge(trained, state.tokenizer.frozen)
         table = params["codebook"]["embedding"]
-        quantized = losses.quantize(apply(self.model, params, pixels, method=self.model.latents), table)
-        decoded = apply(self.model, params, quantized.decoded, method=self.model.decode_codes).astype(jnp.float32)
+        quantized = losses.quantize(apply(self.model.latents, params, pixels), table)
+        decoded = apply(self.model.decode_codes, params, quantized.decoded).astype(jnp.float32)
         terms = self._reconstruction_losses(perceptual_params, pixels, decoded)
         if self.recipe.codebook.update == "gradient":
             terms["codebook"] = weights.codebook * losses.codebook_loss(quantized)
@@ -105,7 +99,7 @@ class VQTraining(AutoencoderTraining):
             entropy = losses.entropy_loss(quantized.latents, table, weights.entropy_temperature)
             terms["entropy"] = weights.entropy * entropy
         if state.discriminator is not None:
-            # The discriminator does not run before its start: it costs as much as the rest of the step.
+            # Before its start the discriminator does not run, because it takes as long as the rest of the step.
             discriminator = state.discriminator.params
             terms["adversarial"] = lax.cond(
                 self._is_adversarial(state),
@@ -117,8 +111,7 @@ class VQTraining(AutoencoderTraining):
         return total, _Forward(quantized, decoded, metrics)
 
     def _discriminate(self, params: Params, pixels: Float[Array, "B H W 3"]) -> Float[Array, "B h w"]:
-        logits: Float[Array, "B h w"] = apply(self._discriminator, params, pixels)
-        return logits
+        return apply(self._discriminator.__call__, params, pixels)
 
     def _is_adversarial(self, state: VQState) -> Array:
         return state.tokenizer.step >= self.recipe.losses.adversarial_start
@@ -150,7 +143,7 @@ class VQTraining(AutoencoderTraining):
     def _update_codebook(
         self, tokenizer: TrainState, state: VQState, quantized: Quantized
     ) -> tuple[Float[Array, "V C"] | None, CodeUsage, Terms]:
-        """Returns the new codebook (None if the optimizer alone trains it), the code usage and metrics."""
+        """Returns the new codebook (None if only the optimizer changes it), the code usage and metrics."""
         recipe, size = self.recipe.codebook, self.config.codebook_size
         latents = lax.stop_gradient(quantized.latents).reshape(-1, self.config.code_dim)
         batch = codes.batch_usage(latents, quantized.ids.reshape(-1), size)
@@ -171,9 +164,9 @@ class VQTraining(AutoencoderTraining):
     def reconstruct(
         self, params: Params, images: UInt8[Array, "B S S 3"]
     ) -> tuple[UInt8[Array, "B S S 3"], Int[Array, "B N"]]:
-        """Encodes and decodes images; returns the reconstructions and the code ids."""
-        ids = apply(self.model, params, to_pixels(images), method=self.model.encode)
-        return to_images(apply(self.model, params, ids, method=self.model.decode)), ids
+        """Returns the reconstructions of images, and their code ids."""
+        ids = apply(self.model.encode, params, to_pixels(images))
+        return to_images(apply(self.model.decode, params, ids)), ids
 
 
 class _Forward(NamedTuple):

@@ -72,7 +72,7 @@ def cross_entropy(
     shards = num_data_shards(jax.sharding.get_abstract_mesh())
 
     def split(x: Array) -> Array:
-        """Reshapes [B T ...] to [N chunks, G shards, B rows, C targets, ...]."""
+        """Reshapes [B T ...] to [N chunks, G shards, B sequences per shard, C targets, ...]."""
         x = jnp.pad(x, ((0, 0), (0, width * num_chunks - length), *((0, 0),) * (x.ndim - 2)))
         return _constrained(jnp.moveaxis(x.reshape(shards, rows // shards, num_chunks, width, *x.shape[2:]), 2, 0))
 
@@ -89,7 +89,7 @@ class _Chunks(NamedTuple):
 
     @property
     def num_used(self) -> Int[Array, ""]:
-        """Number of chunks up to the last one with a target. Few sequences consist of text only."""
+        """Number of chunks up to the last one with a target. Later chunks are skipped."""
         # Depends on the states, although only the weights matter: the CPU runtime does not order the collectives of a
         # loop and a collective that does not depend on it, and devices that start them in different orders deadlock.
         has_target = ((self.weights != 0) | jnp.isnan(self.states[..., 0])).any(axis=(1, 2, 3))

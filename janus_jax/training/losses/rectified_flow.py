@@ -45,17 +45,11 @@ class FlowLossConfig:
     align_weight: float = 1.0
 
     def __post_init__(self) -> None:
-        check_values(
-            self,
-            "config.flow",
-            ("time_std", self.time_std > 0, "above 0"),
-            ("align_weight", self.align_weight >= 0, "0 or more"),
-            ("align_block", self.align_block >= 1, "1 or more"),
-            ("align_width", self.align_width >= 1, "1 or more"),
-        )
+        time_std = ("time_std", self.time_std > 0, "above 0")
+        check_values(self, "config.flow", time_std, align_weight=0, align_block=1, align_width=1)
 
     def check(self, config: JanusFlowConfig) -> None:
-        """Checks that a model has a VAE and the block to align.
+        """Checks that a model has a VAE and at least `align_block` blocks.
 
         Raises:
           JanusError: One of them is missing.
@@ -112,14 +106,14 @@ class AlignedJanusFlow(JanusFlow):
         return grid.reshape(rows, images, gen.num_tokens, -1)
 
     def states_and_aligned(self, batch: Batch) -> tuple[FlowStates, Float[Array, "B G N W"]]:
-        """Computes `states`, and the aligner's output at the tokens of the target images."""
+        """Computes the output of `states`, and the aligner's output at the tokens of the target images."""
         x, encoded = self._embed(batch)
         hidden, captured = self.llm.call_and_capture(x, batch.positions, batch.segment_ids)
         images = 0 if encoded is None else len(encoded.time) // batch.shape[0]
         return FlowStates(hidden, encoded), self.aligner(self.target_hidden_states(batch, captured, images))
 
     def init_all(self, batch: Batch) -> tuple[Array, Array, Array | None]:
-        """Runs every part once, for parameter initialization."""
+        """Calls every submodule once to initialize its parameters."""
         if self.loss_config.align_weight:
             self.aligner(jnp.zeros((1, self.config.llm.width)))
         return super().init_all(batch)

@@ -23,7 +23,7 @@ from janus_jax.processing import Task
 from janus_jax.training.losses.cross_entropy import HeadLoss, HeadTargets, cross_entropy
 
 TASKS = (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION)
-"""The order of the first three terms of every loss."""
+"""Tasks in the order of the first three terms of every loss."""
 
 
 class LossTerms(NamedTuple):
@@ -176,7 +176,7 @@ def _head_loss(
 
 
 def _text_tasks(batch: Batch) -> tuple[Bool[Array, "B T"], Bool[Array, "B T"]]:
-    """Masks of the text targets in examples without and with input images."""
+    """Returns masks of the text targets in examples without and with input images."""
     if batch.text_targets is None:
         empty = jnp.zeros((batch.shape[0], 0), bool)
         return empty, empty

@@ -8,7 +8,8 @@ from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision, first_
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.processing import Task
-from tests.data.prepared import bomb, encoded, generation, text
+from tests.data.prepared import generation, text
+from tests.data.samples import image, png
 from tests.tiny import processor
 
 PRECOMPUTED = ExampleBuilder(processor(), precomputed_image_tokens=True)
@@ -28,7 +29,7 @@ def supervised_text(record, supervision):
 
 
 TWO_TURNS = conversation(
-    "<image_placeholder>\nWhat?", "A cat.", "And <image_placeholder>?", "A dog.", images=[encoded(1)] * 2
+    "<image_placeholder>\nWhat?", "A cat.", "And <image_placeholder>?", "A dog.", images=[image(1)] * 2
 )
 CHAT = conversation("Who?", "I.", task=Task.TEXT)
 EOS = "<｜end▁of▁sentence｜>"
@@ -66,7 +67,7 @@ def test_images_and_their_markers_are_never_text_targets():
 
 
 def test_a_question_without_an_answer_has_no_answer_targets():
-    record = conversation("<image_placeholder>What?", images=[encoded(1)])
+    record = conversation("<image_placeholder>What?", images=[image(1)])
     with pytest.raises(RejectedRecord) as error:
         ExampleBuilder(processor(), Supervision.ANSWERS)(record)
     assert error.value.reason is RejectReason.NO_TARGETS
@@ -134,7 +135,7 @@ def test_first_sentence(caption, expected):
     assert first_sentence(caption) == expected
 
 
-PICTURE = encoded(1)
+PICTURE = image(1)
 
 
 def talk(*messages):
@@ -145,7 +146,7 @@ def talk(*messages):
     ("record", "reason"),
     [
         (conversation("<image_placeholder>?", "Yes.", images=[PICTURE[:200]]), RejectReason.BAD_IMAGE),
-        (conversation("<image_placeholder>?", "Yes.", images=[bomb()]), RejectReason.IMAGE_TOO_LARGE),
+        (conversation("<image_placeholder>?", "Yes.", images=[png(32_000, 32_000)]), RejectReason.IMAGE_TOO_LARGE),
         (conversation("<image_placeholder>?", "Yes.", images=[b""]), RejectReason.BAD_IMAGE),
         (conversation("<image_placeholder>?", "Yes."), RejectReason.NO_IMAGE),
         (conversation("What is here?", "A cat."), RejectReason.NO_IMAGE),

@@ -56,14 +56,6 @@ def test_a_component_without_weight_gives_no_examples():
     assert {mixture.next_component(1) for _ in range(100)} == {2}
 
 
-def test_a_copy_continues_the_sequence():
-    mixture = schedule((2, 3, 5))
-    for _ in range(37):
-        mixture.next_component(0)
-    copy = mixture.copy()
-    assert [mixture.next_component(0) for _ in range(50)] == [copy.next_component(0) for _ in range(50)]
-
-
 def test_a_phase_ends_before_its_step():
     mixture = schedule((1, 1), (1, 2), (1, 3), until=[100, 250])
     assert [mixture.phase(step) for step in (0, 99, 100, 249, 250, 10**9)] == [0, 0, 1, 1, 2, 2]

@@ -14,7 +14,8 @@ from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Task
 from tests import tiny
-from tests.data.prepared import encoded, generation, text, understanding
+from tests.data.prepared import generation, text, understanding
+from tests.data.samples import image
 
 P = dataclasses.replace(tiny.processor(), system_prompt="")
 WIDE = Budget(512, 3, 3, 512)
@@ -33,7 +34,7 @@ class Sized:
 
 
 def realistic_stream(weights, seed=0):
-    """Returns a function that gives examples with sizes like the papers' data: images of 576 tokens, long documents."""
+    """Returns a function that returns examples with sizes as in the papers: images of 576 tokens and long documents."""
     rng = np.random.default_rng(seed)
     names = ["und", "text", "gen"]
     schedule = MixtureSchedule([Phase(None, dict(zip(names, weights, strict=True)))], names)
@@ -114,7 +115,7 @@ TWO_IMAGES = Record(
         {"role": "user", "content": "<image_placeholder><image_placeholder>"},
         {"role": "assistant", "content": "A"},
     ),
-    images=(encoded(1), encoded(2)),
+    images=(image(1), image(2)),
 )
 
 
@@ -139,28 +140,28 @@ BATCH = pack([EXAMPLES, [EXAMPLES[2], TWO]], Budget(512, 3, 2, 400), P)
 PACKED = [*((0, segment, e) for segment, e in enumerate(EXAMPLES, 1)), (1, 1, EXAMPLES[2]), (1, 2, TWO)]
 
 
-@pytest.mark.parametrize(("row", "segment", "example"), PACKED)
-def test_an_example_reads_back_from_the_batch(row, segment, example):
+@pytest.mark.parametrize(("b", "segment", "example"), PACKED)
+def test_an_example_reads_back_from_the_batch(b, segment, example):
     sequence = example.sequence
-    here = BATCH.segment_ids[row] == segment
+    here = BATCH.segment_ids[b] == segment
     (positions,) = np.nonzero(here)
     start = positions[0]
     assert positions.tolist() == list(range(start, start + len(sequence)))
-    assert np.array_equal(BATCH.tokens[row, here], sequence.tokens)
-    assert BATCH.positions[row, here].tolist() == list(range(len(sequence)))
+    assert np.array_equal(BATCH.tokens[b, here], sequence.tokens)
+    assert BATCH.positions[b, here].tolist() == list(range(len(sequence)))
     for expected, packed, images, packed_images, n in (
         (sequence.und_patch_index, BATCH.und_patch_index, sequence.und_images, BATCH.und_images, P.num_und_tokens),
         (sequence.gen_token_index, BATCH.gen_token_index, sequence.gen_images, BATCH.gen_images, P.num_gen_tokens),
     ):
-        found = packed[row, here]
+        found = packed[b, here]
         assert np.array_equal(found == NO_IMAGE, expected == NO_IMAGE)
         for position in np.flatnonzero(expected != NO_IMAGE):
-            image, patch = divmod(int(found[position]), n)
-            expected_image, expected_patch = divmod(int(expected[position]), n)
+            number, patch = divmod(int(found[position]), n)
+            expected_number, expected_patch = divmod(int(expected[position]), n)
             assert patch == expected_patch
-            assert np.array_equal(packed_images[row, image], images[expected_image])
-    assert [t for t in BATCH.text_targets[row] if t in positions] == (example.text_targets + start).tolist()
-    assert [t for t in BATCH.gen_starts[row] if t in positions] == (example.gen_starts + start).tolist()
+            assert np.array_equal(packed_images[b, number], images[expected_number])
+    assert [t for t in BATCH.text_targets[b] if t in positions] == (example.text_targets + start).tolist()
+    assert [t for t in BATCH.gen_starts[b] if t in positions] == (example.gen_starts + start).tolist()
 
 
 def test_unused_positions_are_padding():
@@ -174,11 +175,11 @@ def test_unused_positions_are_padding():
 
 
 def test_all_tokens_of_a_target_image_follow_its_start():
-    for row, image in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
-        first = BATCH.gen_starts[row, image]
-        index = BATCH.gen_token_index[row, first : first + P.num_gen_tokens]
-        assert index.tolist() == list(range(image * P.num_gen_tokens, (image + 1) * P.num_gen_tokens))
-        assert BATCH.tokens[row, first - 1] == P.tokenizer.special.begin_of_image
+    for b, number in zip(*np.nonzero(BATCH.gen_starts != NO_POSITION), strict=True):
+        first = BATCH.gen_starts[b, number]
+        index = BATCH.gen_token_index[b, first : first + P.num_gen_tokens]
+        assert index.tolist() == list(range(number * P.num_gen_tokens, (number + 1) * P.num_gen_tokens))
+        assert BATCH.tokens[b, first - 1] == P.tokenizer.special.begin_of_image
 
 
 def test_precomputed_image_tokens_replace_pixels():

@@ -46,11 +46,11 @@ def read(processes, batches, states=None, shards=4):
         return found, [stream.get_state() for stream in streams]
 
 
-def assert_same(ours, theirs):
-    assert [ids for _, _, ids in ours] == [ids for _, _, ids in theirs]
-    for one, other in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(one[0], other[0])
-        np.testing.assert_array_equal(one[1], other[1])
+def assert_same(found, expected):
+    for (tokens, images, ids), (expected_tokens, expected_images, expected_ids) in zip(found, expected, strict=True):
+        assert ids == expected_ids
+        np.testing.assert_array_equal(tokens, expected_tokens)
+        np.testing.assert_array_equal(images, expected_images)
 
 
 @pytest.mark.parametrize("processes", [1, 2])

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -6,6 +7,7 @@ import random
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -122,7 +124,10 @@ class TestResuming:
         process.kill()
         process.wait()
         assert len(open_shard_writer(given).finished_stats().tasks) > 0
-        assert_no_process_is_left(process.pid)
+        deadline = time.monotonic() + 10  # Workers need a moment to notice that their parent is gone.
+        while is_alive(process.pid):
+            assert time.monotonic() < deadline, "a worker outlived its parent"
+            time.sleep(0.05)
         finish(given)
         assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
@@ -135,24 +140,14 @@ class TestResuming:
         assert {path.name: path.stat().st_mtime_ns for path in given.output.iterdir()} == before
 
 
-def assert_no_process_is_left(session):
-    """Waits until no process of a session is alive. Workers need a moment to notice that their parent is gone."""
-    deadline = time.monotonic() + 10
-    while time.monotonic() < deadline:
-        sessions = []
-        for entry in os.listdir("/proc"):
-            if entry.isdigit():
-                try:
-                    with open(f"/proc/{entry}/stat") as stream:
-                        fields = stream.read().rsplit(")", 1)[1].split()
-                except OSError:
-                    continue
-                if fields[0] != "Z":
-                    sessions.append(int(fields[3]))
-        if session not in sessions:
-            return
-        time.sleep(0.05)
-    raise AssertionError("a worker outlived its parent")
+def is_alive(session):
+    """Returns whether a process of a session is alive."""
+    for file in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            fields = file.read_text().rsplit(")", 1)[1].split()
+            if fields[0] != "Z" and int(fields[3]) == session:
+                return True
+    return False
 
 
 class TestOutput:

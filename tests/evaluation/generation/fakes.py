@@ -1,4 +1,4 @@
-"""Shared by the image benchmark tests: a fake image model, and a run of a benchmark with it."""
+"""Helpers of the image benchmark tests: a fake image model, and a function that runs a benchmark with it."""
 
 import zlib
 from types import SimpleNamespace
@@ -13,16 +13,16 @@ SIZE = 12
 
 
 def expected_pixels(prompt, indices, seed=0):
-    """Returns the image that the fake model generates for a prompt, prompt and image indices, and a seed."""
+    """Returns the pixels that the fake model generates for a prompt, its (prompt, image) indices and a seed."""
     digits = zlib.crc32(f"{prompt} {indices} {seed}".encode())
     return np.random.default_rng(digits).integers(0, 256, (SIZE, SIZE, 3), np.uint8)
 
 
 class FakeImageModel:
-    """Generates images that depend on prompt, indices and seed, and records the batches.
+    """Image model whose images depend on prompt, indices and seed. It records the batches.
 
     Args:
-      stop_at: Index of the batch that is interrupted.
+      stop_at: Index of the batch at which the model raises KeyboardInterrupt; None for no interruption.
     """
 
     def __init__(self, stop_at=None):
@@ -42,7 +42,7 @@ class FakeImageModel:
 
 
 def run_benchmark(benchmark, data, out, model=None, options=(), batch_size=4):
-    """Runs a benchmark as the command does. Returns the requests, and the files by id."""
+    """Runs a benchmark as `janus-evaluate` does. Returns the requests, and the paths of the images by request id."""
     options = benchmark.resolve_options(dict(options))
     requests = benchmark.read(data, options)
     model = model or FakeImageModel()
@@ -56,7 +56,7 @@ def run_benchmark(benchmark, data, out, model=None, options=(), batch_size=4):
 
 
 def write_predictions(benchmark, requests, answers, out):
-    """Returns the folder of the predictions."""
+    """Writes the predictions of a benchmark and returns their folder."""
     folder = out / "predictions"
     folder.mkdir(exist_ok=True)
     benchmark.write_predictions(requests, answers, folder)

@@ -1,4 +1,7 @@
-"""Tests of image generation for benchmarks: each image once, independent of interruptions, batches and processes."""
+"""Tests of image generation for benchmarks.
+
+Every image is generated once, and does not depend on interruptions, batches and processes.
+"""
 
 import json
 import threading

@@ -24,7 +24,7 @@ END = 59
 
 
 def write_clip(folder):
-    """Writes a model in the layout of transformers. Tokens are letters, between begin and end of text."""
+    """Writes a model in the layout of Hugging Face transformers. Its text tokens are letters."""
     folder.mkdir(parents=True)
     (folder / "config.json").write_text(json.dumps(CONFIG))
     rng = np.random.default_rng(43)
@@ -72,10 +72,6 @@ def test_an_image_is_resized_cropped_and_normalized(tmp_path):
     image = clip_score.ImagePreprocessor(8, (0.5, 0.5, 0.5), (0.25, 0.5, 1.0))(tmp_path / "wide.png")
     assert image.shape == (8, 8, 3)
     np.testing.assert_allclose(image, np.broadcast_to([2, 1, 0.5], image.shape))
-
-
-def test_there_is_no_score_without_a_model(tmp_path):
-    assert clip_score.clip_score(tmp_path, [], []) is None
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Tests of MME: both file layouts, and points as the official scorer computes them."""
+"""Tests of MME: both layouts of its files, and points as the official scorer computes them."""
 
 import pytest
 
@@ -10,7 +10,7 @@ WITH_FOLDERS = ("posters", "celebrity", "scene", "landmark", "artwork")
 
 
 def write_task(data, task, names=("0001",)):
-    """Writes two questions per image, with the answers yes and no."""
+    """Writes the files of a task: two questions per image, with the answers Yes and No."""
     folder = data / task
     texts, images = (folder / "questions_answers_YN", folder / "images") if task in WITH_FOLDERS else (folder, folder)
     texts.mkdir(parents=True, exist_ok=True)
@@ -38,6 +38,7 @@ def test_all_tasks_are_read_with_the_authors_prompt(data):
         "Answer the question using a single word or phrase."
     )
     assert image_names(questions[0]) == ["0001.jpg"]
+    assert questions[0].group == questions[1].group != questions[2].group
 
 
 @pytest.mark.parametrize(
@@ -57,10 +58,10 @@ def test_correct_answers_get_all_points(data):
 def test_points_are_accuracy_plus_pair_accuracy(data):
     questions = BENCHMARK.read(data, {})
     answers = {question.id: question.label for question in questions}
-    # One of two images has both answers correct; the poster has neither yes nor no. parse_answer.
+    # For "count", one of two images has two correct answers. For "posters", the answers are neither yes nor no.
     answers["count/0002/2"] = "Yes"
     answers |= {"posters/0001/1": "It is", "posters/0001/2": "Maybe"}
-    # Always yes: half of the questions and no pair are correct.
+    # For "code_reasoning", the answers are always yes: half of the questions and no pair are correct.
     answers["code_reasoning/0001/2"] = "Yes, of course"
     scores = BENCHMARK.score(questions, answers, {})
     assert (scores["count.accuracy"], scores["count.accuracy_plus"], scores["count.score"]) == (75, 50, 125)
@@ -81,30 +82,23 @@ def test_predictions_have_the_official_columns(data, tmp_path):
     assert len(list(out.iterdir())) == 14
 
 
-def test_the_two_questions_about_an_image_are_one_group(data):
-    questions = BENCHMARK.read(data, {})
-    assert questions[0].group == questions[1].group != questions[2].group
-
-
-def write_wrong_answer(data):
-    (data / "scene" / "questions_answers_YN" / "0001.txt").write_text("Is it?\tYes\nIs it not?\tMaybe\n")
-
-
-def write_one_question(data):
-    (data / "scene" / "questions_answers_YN" / "0001.txt").write_text("Is it?\tYes\n")
-
-
-MALFORMED = {
-    "invalid answer": (write_wrong_answer, r"0001.txt, line 2: the answer is 'Maybe'; expected QUESTION<tab>Yes or No"),
-    "one question": (write_one_question, r"0001.txt contains 1 questions; expected two"),
-    "no image": (lambda data: (data / "OCR" / "0001.jpg").unlink(), "contains no image 0001"),
-    "no task": (lambda data: (data / "OCR").rename(data / "ocr"), r"/OCR, the folder of MME's task OCR, is missing"),
-}
-
-
-@pytest.mark.parametrize("case", MALFORMED)
-def test_malformed_data_is_reported(data, case):
-    change, message = MALFORMED[case]
-    change(data)
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("Is it?\tYes\nIs it not?\tMaybe\n", r"line 2: the answer is 'Maybe'; expected QUESTION<tab>Yes or No"),
+        ("Is it?\tYes\n", r"0001.txt contains 1 questions; expected two"),
+    ],
+)
+def test_malformed_questions_are_reported(data, text, message):
+    (data / "scene" / "questions_answers_YN" / "0001.txt").write_text(text)
     with pytest.raises(JanusError, match=message):
+        BENCHMARK.read(data, {})
+
+
+def test_missing_files_are_reported(data):
+    (data / "OCR" / "0001.jpg").unlink()
+    with pytest.raises(JanusError, match="contains no image 0001"):
+        BENCHMARK.read(data, {})
+    (data / "OCR").rename(data / "ocr")
+    with pytest.raises(JanusError, match=r"/OCR, the folder of MME's task OCR, is missing"):
         BENCHMARK.read(data, {})

@@ -24,20 +24,20 @@ from janus_jax.errors import JanusError
 
 
 def kinds_of(scene):
-    return Counter((obj.shape, obj.colour) for obj in scene.objects)
+    return Counter((obj.shape, obj.color) for obj in scene.objects)
 
 
 def found_in(image):
-    return Counter((obj.shape, obj.colour) for obj in detect(image))
+    return Counter((obj.shape, obj.color) for obj in detect(image))
 
 
-def share_right(count, size, change=lambda image: image):
-    right = 0
+def fraction_detected(count, size, change=lambda image: image):
+    correct = 0
     for index in range(count):
         category = (None, *Category)[index % 7]
         scene = sample_scene(np.random.default_rng((5, index)), FULL_VOCABULARY, tuple(Split)[index % 2], category)
-        right += found_in(change(render(scene, size))) == kinds_of(scene)
-    return right / count
+        correct += found_in(change(render(scene, size))) == kinds_of(scene)
+    return correct / count
 
 
 def blurred(image):
@@ -66,12 +66,12 @@ def test_rendered_scenes_are_detected_in_every_category(vocabulary, split):
 
 @pytest.mark.parametrize("size", [32, 48, 64, 100, 384])
 def test_scenes_are_detected_at_any_size(size):
-    assert share_right(140, size) >= 0.99
+    assert fraction_detected(140, size) >= 0.99
 
 
 @pytest.mark.parametrize("change", [blurred, coarse, noisy])
 def test_detection_is_robust_to_tokenizer_artifacts(change):
-    assert share_right(560, 48, change) >= 0.98
+    assert fraction_detected(560, 48, change) >= 0.98
 
 
 def test_boxes_match_the_objects():
@@ -93,7 +93,7 @@ def test_noise_and_bars_match_no_shape():
     assert all(obj.shape == UNKNOWN for obj in detect(noise))
     bar = np.full((48, 48, 3), 240, np.uint8)
     bar[20:25] = (222, 46, 52)
-    assert [(obj.shape, obj.colour) for obj in detect(bar)] == [(UNKNOWN, "red")]
+    assert [(obj.shape, obj.color) for obj in detect(bar)] == [(UNKNOWN, "red")]
 
 
 def test_touching_objects_are_separated():
@@ -106,7 +106,7 @@ def test_detections_stay_in_the_vocabulary():
     scene = Scene((SceneObject("heart", "pink", "large", 0.5, 0.5),), Background("plain", "paper"))
     (found,) = detect(render(scene, 48), DEFAULT_VOCABULARY)
     assert found.shape in (*DEFAULT_VOCABULARY.shapes, UNKNOWN)
-    assert found.colour in DEFAULT_VOCABULARY.colours
+    assert found.color in DEFAULT_VOCABULARY.colors
 
 
 @pytest.mark.parametrize("image", [np.zeros((48, 48), np.uint8), np.zeros((48, 48, 3), np.float32)])

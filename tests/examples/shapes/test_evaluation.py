@@ -1,4 +1,4 @@
-"""Evaluation with a model that knows all answers, and one that always gives the same answer."""
+"""Evaluation of a model that is always correct, and of one that always gives the same answer and image."""
 
 import io
 import json

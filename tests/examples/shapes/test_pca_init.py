@@ -1,5 +1,6 @@
-"""The PCA encoder is a linear map of each patch that keeps the content of the images."""
+"""Initialization of the encoder as the PCA of image patches."""
 
+import functools
 from dataclasses import replace
 
 import flax.linen as nn
@@ -14,9 +15,8 @@ from examples.shapes.patchwise import patchwise_encoder
 from examples.shapes.pca_init import half_whitening, initialize_vae, initialize_vq, principal_components
 from janus_jax.config import VAEConfig
 from janus_jax.errors import JanusError
-from janus_jax.models.backbone import to_pixels
+from janus_jax.models.backbone import apply, to_pixels
 from janus_jax.models.vae import VAE
-from janus_jax.training.image_tokenizer.autoencoder import apply
 from janus_jax.training.image_tokenizer.task import tokenizer_params
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from tests.training.image_tokenizer.recipes import MOVING_AVERAGE
@@ -43,7 +43,7 @@ IMAGES = sample_images(0, 64, CONFIG.image_size)
 
 
 def random_params(init):
-    """Returns constants instead of random values, which take long to compile and are replaced by the PCA."""
+    """Returns ones for scales and zeros for all other parameters, because random values take long to compile."""
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: jnp.full(leaf.shape, float("scale" in str(path)), leaf.dtype), jax.eval_shape(init)
     )
@@ -69,8 +69,11 @@ def params(training):
 
 @pytest.fixture(scope="module")
 def features(training, params):
-    encode = lambda model, pixels: model.encoder(pixels)  # noqa: E731
-    return jax.jit(lambda pixels: apply(training.model, params, pixels, method=encode))
+    return jax.jit(functools.partial(encode, training.model, params))
+
+
+def encode(model, params, pixels):
+    return model.apply({"params": params}, pixels, method=lambda model, pixels: model.encoder(pixels))
 
 
 @pytest.fixture(scope="module")
@@ -124,17 +127,17 @@ def test_features_of_a_patch_do_not_depend_on_other_patches(features, pixels):
         np.testing.assert_allclose(found, first, atol=2e-4 * float(jnp.max(jnp.abs(first))))
 
 
-def test_equal_patches_have_equal_codes_and_codes_determine_colours(ids):
+def test_equal_patches_have_equal_codes_and_codes_determine_colors(ids):
     values = tokenizer_metrics.patches_of(IMAGES, CONFIG.num_tokens).reshape(ids.size, -1)
     _, which = np.unique(values, axis=0, return_inverse=True)
     pairs = np.unique(np.stack([which.reshape(-1), ids.reshape(-1)]), axis=1)
     assert pairs.shape[1] == which.max() + 1 < ids.size
-    assert tokenizer_metrics.colour_determined(IMAGES, ids) > 0.95
+    assert tokenizer_metrics.color_determined(IMAGES, ids) > 0.95
 
 
-def test_skipping_outer_taps_does_not_change_the_output(training, params, pixels, features):
+def test_the_patchwise_encoder_has_the_same_output(training, params, pixels, features):
     with patchwise_encoder():
-        found = apply(training.model, params, pixels, method=lambda model, pixels: model.encoder(pixels))
+        found = encode(training.model, params, pixels)
     np.testing.assert_allclose(found, features(pixels), atol=1e-4 * float(jnp.max(jnp.abs(found))))
 
 
@@ -142,7 +145,7 @@ def test_vae_latents_are_uncorrelated_with_variance_one_and_constant_deviation(p
     model = VAE(VAE_CONFIG)
     random = random_params(lambda: nn.unbox(model.init(jax.random.key(0), pixels[:1])["params"]))
     initial = initialize_vae(VAE_CONFIG, IMAGES, deviation=0.1)(random)
-    latents = jax.jit(lambda pixels: apply(model, initial, pixels, method=model.encode))(pixels)
+    latents = jax.jit(lambda pixels: apply(model.encode, initial, pixels))(pixels)
     means = np.asarray(latents.mean).reshape(-1, 10)
     variances = means.var(axis=0)
     assert variances.mean() == pytest.approx(1, rel=1e-3)

@@ -23,8 +23,8 @@ from janus_jax.errors import JanusError
 LEFT, MIDDLE, RIGHT = (0.2, 0.5), (0.5, 0.5), (0.8, 0.5)
 
 
-def obj(shape, colour, center=MIDDLE):
-    return SceneObject(shape, colour, "small", *center)
+def obj(shape, color, center=MIDDLE):
+    return SceneObject(shape, color, "small", *center)
 
 
 def scene(*objects):
@@ -48,58 +48,35 @@ def verdict(asked, *objects):
 
 RED_STAR = obj("star", "red", LEFT)
 BLUE_CIRCLE = obj("circle", "blue", RIGHT)
+PAIR = [RED_STAR, BLUE_CIRCLE]
 EXTRA = obj("cross", "green", (0.5, 0.2))
+CROSSES = [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)]
 RIGHT_BOTH, RIGHT_BUT_EXTRA, WRONG = (True, True), (True, False), (False, False)
 
 
 @pytest.mark.parametrize(
-    ("category", "asked", "drawn", "expected"),
+    ("category", "asked", "shown", "expected"),
     [
         (Category.SINGLE_OBJECT, [RED_STAR], [obj("star", "blue")], RIGHT_BOTH),
         (Category.SINGLE_OBJECT, [RED_STAR], [RED_STAR, EXTRA], RIGHT_BUT_EXTRA),
         (Category.SINGLE_OBJECT, [RED_STAR], [BLUE_CIRCLE], WRONG),
-        (Category.TWO_OBJECT, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE], RIGHT_BOTH),
-        (Category.TWO_OBJECT, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE, EXTRA], RIGHT_BUT_EXTRA),
-        (Category.TWO_OBJECT, [RED_STAR, BLUE_CIRCLE], [RED_STAR], WRONG),
+        (Category.TWO_OBJECT, PAIR, PAIR, RIGHT_BOTH),
+        (Category.TWO_OBJECT, PAIR, [*PAIR, EXTRA], RIGHT_BUT_EXTRA),
+        (Category.TWO_OBJECT, PAIR, [RED_STAR], WRONG),
         (Category.COLORS, [RED_STAR], [RED_STAR], RIGHT_BOTH),
         (Category.COLORS, [RED_STAR], [obj("star", "blue")], WRONG),
-        (Category.COLOR_ATTR, [RED_STAR, BLUE_CIRCLE], [BLUE_CIRCLE, RED_STAR], RIGHT_BOTH),
-        (
-            Category.COLOR_ATTR,
-            [RED_STAR, BLUE_CIRCLE],
-            [obj("star", "blue", LEFT), obj("circle", "red", RIGHT)],
-            WRONG,
-        ),
-        (Category.POSITION, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE], RIGHT_BOTH),
-        (
-            Category.POSITION,
-            [RED_STAR, BLUE_CIRCLE],
-            [obj("star", "red", RIGHT), obj("circle", "blue", LEFT)],
-            WRONG,
-        ),
-        (Category.POSITION, [RED_STAR, BLUE_CIRCLE], [RED_STAR, BLUE_CIRCLE, EXTRA], RIGHT_BUT_EXTRA),
-        (
-            Category.COUNTING,
-            [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)],
-            [obj("cross", "red", LEFT), obj("cross", "blue", RIGHT)],
-            RIGHT_BOTH,
-        ),
-        (
-            Category.COUNTING,
-            [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)],
-            [obj("cross", "red", LEFT), obj("cross", "red", MIDDLE), obj("cross", "red", RIGHT)],
-            WRONG,
-        ),
-        (
-            Category.COUNTING,
-            [obj("cross", "red", LEFT), obj("cross", "red", RIGHT)],
-            [obj("cross", "red", LEFT)],
-            WRONG,
-        ),
+        (Category.COLOR_ATTR, PAIR, [BLUE_CIRCLE, RED_STAR], RIGHT_BOTH),
+        (Category.COLOR_ATTR, PAIR, [obj("star", "blue", LEFT), obj("circle", "red", RIGHT)], WRONG),
+        (Category.POSITION, PAIR, PAIR, RIGHT_BOTH),
+        (Category.POSITION, PAIR, [obj("star", "red", RIGHT), obj("circle", "blue", LEFT)], WRONG),
+        (Category.POSITION, PAIR, [*PAIR, EXTRA], RIGHT_BUT_EXTRA),
+        (Category.COUNTING, CROSSES, [CROSSES[0], obj("cross", "blue", RIGHT)], RIGHT_BOTH),
+        (Category.COUNTING, CROSSES, [*CROSSES, obj("cross", "red", MIDDLE)], WRONG),
+        (Category.COUNTING, CROSSES, CROSSES[:1], WRONG),
     ],
 )
-def test_images_are_checked_by_both_rules(category, asked, drawn, expected):
-    assert verdict(prompt(category, *asked), *drawn) == expected
+def test_images_are_checked_by_both_rules(category, asked, shown, expected):
+    assert verdict(prompt(category, *asked), *shown) == expected
 
 
 def test_unknown_regions_count_as_surplus_objects():
@@ -136,16 +113,9 @@ def test_relations_follow_geneval(center, expected):
 def test_prompts_belong_to_their_split(split):
     """The combination in the prompt is held out in TEST, and never in TRAIN."""
     for asked in sample_prompts(split, 30):
-        named = [(required.shape, required.colour) for required in asked.requirements for _ in range(required.count)]
+        named = [(required.shape, required.color) for required in asked.requirements for _ in range(required.count)]
         expected = split is Split.TEST and asked.category is not Category.SINGLE_OBJECT
         assert bool(held_out(named)) == expected, asked.text
-
-
-def test_prompts_depend_on_the_seed_only():
-    assert sample_prompts(Split.TEST, 4) == sample_prompts(Split.TEST, 4)
-    assert [asked.text for asked in sample_prompts(Split.TEST, 20)] != [
-        asked.text for asked in sample_prompts(Split.TEST, 20, seed=1)
-    ]
 
 
 def test_prompts_can_be_about_new_words():

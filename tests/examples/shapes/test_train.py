@@ -1,4 +1,4 @@
-"""Training from scratch with the smallest budget, and the recipes of all budgets."""
+"""Training from scratch with the smallest budget, and the recipes with each budget."""
 
 import json
 import subprocess
@@ -21,7 +21,7 @@ def command(workdir, model, *flags):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("model", "flags"), [("janus", ("--ablation",)), ("janusflow", ())])
-def test_training_makes_a_model_and_a_report_and_repeats_nothing(model, flags, tmp_path):
+def test_training_makes_a_model_and_a_report_and_is_not_repeated(model, flags, tmp_path):
     environ = environment(XLA_FLAGS="")
     subprocess.run(command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True)
     report = json.loads((tmp_path / "report.json").read_text())

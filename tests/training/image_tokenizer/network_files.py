@@ -12,7 +12,7 @@ VGG |= {17: (512, 256), 19: (512, 512), 21: (512, 512), 24: (512, 512), 26: (512
 
 @functools.cache
 def lpips_files():
-    """torchvision's vgg16, with the bias of its classifier, and vgg.pth of the lpips package."""
+    """Returns the tensors of torchvision's vgg16 and of vgg.pth in the lpips package."""
     rng = np.random.default_rng(0)
     vgg = {"classifier.6.bias": np.zeros(1000, np.float32)}
     for number, (outputs, inputs) in VGG.items():
@@ -26,7 +26,7 @@ def lpips_files():
 
 @functools.cache
 def inception_file():
-    """pytorch-fid's Inception; its classifier is not used."""
+    """Returns the tensors of pytorch-fid's Inception."""
     rng = np.random.default_rng(0)
     tensors = {"fc.bias": np.zeros(1008, np.float32)}
     for path, shape in inception_shapes().items():

@@ -1,4 +1,4 @@
-"""Recipes of tokenizers that train in seconds, and images for them."""
+"""Recipes for tokenizers that train in seconds, and their images."""
 
 from dataclasses import replace
 
@@ -57,7 +57,7 @@ VAE = VAERecipe(
 
 
 def images(count, size=24, seed=0):
-    """Random images of blocks of 4x4 pixels, so that neighbouring pixels are similar."""
+    """Returns images of 4x4 blocks with random colors, so that neighboring pixels are similar."""
     blocks = np.random.default_rng(seed).integers(0, 256, (count, size // 4, size // 4, 3), np.uint8)
     return blocks.repeat(4, axis=1).repeat(4, axis=2)
 

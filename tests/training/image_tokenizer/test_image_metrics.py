@@ -1,4 +1,4 @@
-"""PSNR and SSIM against their definitions."""
+"""PSNR and SSIM, compared with their definitions."""
 
 import numpy as np
 import pytest
@@ -21,7 +21,7 @@ def test_ssim_follows_its_definition():
     line = np.exp(-(offsets**2) / (2 * 1.5**2))
     window = np.outer(line, line) / np.sum(line) ** 2
 
-    def of(a, b):
+    def similarity(a, b):
         mean_a, mean_b = np.sum(window * a), np.sum(window * b)
         variance_a, variance_b = np.sum(window * a * a) - mean_a**2, np.sum(window * b * b) - mean_b**2
         covariance = np.sum(window * a * b) - mean_a * mean_b
@@ -32,7 +32,7 @@ def test_ssim_follows_its_definition():
     expected = [
         np.mean(
             [
-                of(a[i, y : y + 11, x : x + 11, c], b[i, y : y + 11, x : x + 11, c])
+                similarity(a[i, y : y + 11, x : x + 11, c], b[i, y : y + 11, x : x + 11, c])
                 for y in range(6)
                 for x in range(4)
                 for c in range(3)

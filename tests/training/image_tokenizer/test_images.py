@@ -1,4 +1,4 @@
-"""Batches depend on the seed and their position only, regardless of processes and workers."""
+"""Batches of images depend on the seed and the position only, not on the numbers of processes and workers."""
 
 import io
 from dataclasses import replace
@@ -36,7 +36,7 @@ def component(count=10, broken=()):
 
 @pytest.fixture
 def records(monkeypatch):
-    """Makes iterators over ten records in memory."""
+    """Returns a function that makes iterators over ten records in memory."""
 
     def make(split, broken=(), **changes):
         monkeypatch.setattr(module, "components_of", lambda directories, split: component(broken=broken))
@@ -46,7 +46,7 @@ def records(monkeypatch):
 
 
 def numbers(batch):
-    """Returns the record of each crop; each record has one colour."""
+    """Returns the record number of each crop, which determines its color."""
     return (batch[0][:, 0, 0, 0] // 10).tolist()
 
 
@@ -105,7 +105,7 @@ def test_positions_of_other_data_are_refused(records):
         ArrayBatches([ARRAY], split(4, seed=0)).set_state(state)
 
 
-def test_batches_that_do_not_fit_are_refused():
+def test_unsuitable_batch_sizes_are_refused():
     with pytest.raises(JanusError, match="batch_size is 5"):
         split(5, 0, 0, 2)
     with pytest.raises(JanusError, match="hold 16, 3 examples"):

@@ -1,4 +1,4 @@
-"""Loss terms against their definitions."""
+"""Losses of image tokenizers."""
 
 import jax
 import jax.numpy as jnp
