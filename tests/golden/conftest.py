@@ -1,7 +1,7 @@
-"""Golden sets: outputs of the PyTorch implementation on pseudo-weights, which are functions of name and shape.
+"""Golden sets: outputs of the PyTorch implementation for pseudo-weights.
 
-`data/` holds the sets of the project. `JANUS_GOLDEN_DIR=DIR` runs the suite on another set of the same form, with its
-own config, salt and sizes, and skips the tests of other kinds of models.
+`data/` holds the sets of the project. `JANUS_GOLDEN_DIR=DIR` runs the tests on another set, with its own config and
+salt, and skips the tests of other kinds of models.
 """
 
 import json
@@ -13,6 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from checkpoints_convert.parameters import model_parameters
+from janus_jax.pretrained import load_params
 from tests.golden.pseudo_weights import tensor
 
 DATA = Path(__file__).parent / "data"
@@ -20,7 +22,7 @@ DATA = Path(__file__).parent / "data"
 
 @dataclass(frozen=True)
 class GoldenSet:
-    """Folder with `config.json`, `manifest.json`, `expected.npz` and the input images."""
+    """A folder with `config.json`, `manifest.json`, `expected.npz` and the input images."""
 
     path: Path
 
@@ -39,7 +41,7 @@ class GoldenSet:
 
     @property
     def images(self):
-        """Input images. The set janus_1b uses those of janus_small."""
+        """Paths of the input images; those of janus_small if the set has none."""
         return sorted(self.path.glob("image_*.png")) or sorted((DATA / "janus_small").glob("image_*.png"))
 
     @property
@@ -52,13 +54,19 @@ class GoldenSet:
     def salt(self):
         return int(self.expected["salt"])
 
-    def tensor(self, name):
-        """Returns the pseudo-weight of this name."""
+    def __getitem__(self, name):
+        """Returns the pseudo-weight with this name."""
         return tensor(name, self.shapes[name], self.salt)
+
+    def params(self, layout, config, execution):
+        """Returns the pseudo-weights as the parameters of a model."""
+        units = layout.map(model_parameters(config))
+        values = ((unit.parameter.keys, unit.layer, unit.read(self)) for unit in units)
+        return load_params(values, config, execution, mesh=None)
 
 
 def golden_set(kind, default):
-    """Returns the set of this kind to test: that of `JANUS_GOLDEN_DIR`, or the default."""
+    """Returns the set in `JANUS_GOLDEN_DIR`, or the default. Skips the test if the set is of another kind."""
     given = os.environ.get("JANUS_GOLDEN_DIR")
     if given is None:
         return GoldenSet(DATA / default)
@@ -68,6 +76,10 @@ def golden_set(kind, default):
     if found.kind != kind:
         pytest.skip(f"JANUS_GOLDEN_DIR is a set of kind {found.kind}")
     return found
+
+
+def channels_first(array):
+    return np.asarray(array).transpose(0, 3, 1, 2)
 
 
 def assert_close(actual, expected, relative):

@@ -1,6 +1,6 @@
 """Compares SDXL's VAE with the PyTorch implementation in float32.
 
-In a module of its own, so that its memory does not add to that of the JanusFlow tests.
+This is a separate module, so that the memory of the JanusFlow tests is freed first.
 """
 
 import jax
@@ -12,18 +12,17 @@ from checkpoints_convert.parameters import model_parameters
 from janus_jax.config import VAEConfig
 from janus_jax.models.backbone import apply
 from janus_jax.models.vae import VAE
-from tests.golden.conftest import assert_close, golden_set
+from tests.golden.conftest import assert_close, channels_first, golden_set
 from tests.golden.pseudo_weights import tensor, uniform
-from tests.golden.test_janusflow import channels_first
 
 
 class Autoencoder:
     """The VAE of a golden set."""
 
-    def __init__(self, golden):
-        self.golden = golden
-        self.expected = golden.expected
-        self.vae = VAE(VAEConfig(scaling_factor=golden.config["scaling_factor"]))
+    def __init__(self, files):
+        self.files = files
+        self.expected = files.expected
+        self.vae = VAE(VAEConfig(scaling_factor=files.config["scaling_factor"]))
         self.params = {}
         for unit in DIFFUSERS_VAE.map(model_parameters(self.vae.config)):
             *parents, last = unit.parameter.keys[1:]
@@ -33,7 +32,7 @@ class Autoencoder:
             node[last] = unit.read(self)
 
     def __getitem__(self, name):
-        return tensor(f"vae.{name}", self.golden.shapes[name], self.golden.salt)
+        return tensor(f"vae.{name}", self.files.shapes[name], self.files.salt)
 
     def apply(self, method, array):
         run = jax.jit(lambda params, array: apply(method, params, array))
@@ -46,13 +45,13 @@ def autoencoder():
 
 
 def test_sdxl_vae_latents(autoencoder):
-    found = autoencoder.apply(autoencoder.vae.encode, uniform("vae.pixels", (1, 3, 384, 384), autoencoder.golden.salt))
+    found = autoencoder.apply(autoencoder.vae.encode, uniform("vae.pixels", (1, 3, 384, 384), autoencoder.files.salt))
     assert_close(channels_first(found.mean)[:, :, ::3, ::3], autoencoder.expected["enc_mean"], 1e-4)
     assert_close(channels_first(found.log_variance)[:, :, ::3, ::3], autoencoder.expected["enc_logvar"], 1e-4)
 
 
 def test_sdxl_vae_decoded_pixels(autoencoder):
-    latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.golden.salt) * np.float32(np.sqrt(3))
+    latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.files.salt) * np.float32(np.sqrt(3))
     decoded = autoencoder.apply(autoencoder.vae.decode, latents)
     assert_close(
         channels_first(decoded)[:, :, ::5, ::5],

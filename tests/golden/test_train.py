@@ -42,23 +42,8 @@ class Golden:
 
     def params(self):
         """Builds the parameters. They are not kept, because they take half a gigabyte."""
-        tree, stacks = {}, {}
-        for unit in LAYOUT.map(model_parameters(self.config)):
-            array = unit.read(self)
-            if unit.layer is not None:
-                layers = stacks.setdefault(unit.parameter.keys, [])
-                layers.append(array)
-                if len(layers) < unit.parameter.layers:
-                    continue
-                array = np.stack(layers)
-            node = tree
-            for key in unit.parameter.keys[:-1]:
-                node = node.setdefault(key, {})
-            node[unit.parameter.keys[-1]] = array
-        return tree
-
-    def __getitem__(self, name):
-        return self.golden.tensor(name)
+        # Copies, because the training step donates its input.
+        return jax.tree.map(np.array, self.golden.params(LAYOUT, self.config, self.model.execution))
 
     def tensors(self, tree):
         """Yields name and value of each released tensor whose parameter is in the tree."""
