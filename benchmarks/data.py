@@ -202,7 +202,7 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
 
 
 def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
-    """Returns the results of a stream with worker processes."""
+    """Measures the throughput of a stream with worker processes."""
     for _ in range(3):  # Uses up the examples that were prefetched before the measurement.
         next(stream)
     examples, images, clock = 0, 0, Clock()

@@ -44,7 +44,7 @@ class FlowBenchmark:
         return np.asarray(latents).transpose(0, 3, 1, 2)
 
     def torch_sampler(self, dtype: Dtype, device: str) -> Callable[[], np.ndarray]:
-        """Returns a function that computes the same latents with PyTorch."""
+        """Returns a function that samples latents with PyTorch from the same prompt, noise and weights."""
         from benchmarks.flow_torch import TorchJanusFlow
 
         model = TorchJanusFlow(self.config, dtype, device)

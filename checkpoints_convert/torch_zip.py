@@ -51,7 +51,7 @@ class _StorageType(NamedTuple):
 
 
 class _Unknown(pickle.UnpicklingError):
-    """The pickle refers to a name that is not on the list."""
+    """The pickle refers to a class or function that is not in the list of allowed names."""
 
 
 class _RebuildTensor:

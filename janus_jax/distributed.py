@@ -1,4 +1,4 @@
-"""Runs on several processes (a cluster): detects the cluster, joins it, and divides work among its processes.
+"""Clusters of several processes: detects a cluster, joins it, and divides work among its processes.
 
 `--distributed` detects the cluster by the first of these environment variables that is set:
 

@@ -137,7 +137,7 @@ def _split_computations(hlo: str) -> dict[str, list[str]]:
 
 
 class _Reader:
-    """Walks the computations of a program from its entry."""
+    """Collects the collectives of an HLO program: walks its computations, starting at the entry."""
 
     def __init__(self, computations: dict[str, list[str]], mesh: Mesh, topology: Topology) -> None:
         self._computations, self._mesh = computations, mesh
@@ -198,7 +198,7 @@ class _Reader:
         )
 
     def _send(self, send: re.Match[str], trip_counts: TripCounts) -> Collective:
-        """Returns a transfer by Megascale to the corresponding devices of other slices, as a collective."""
+        """Returns the `Collective` of a Megascale send, which transfers data to the same devices of other slices."""
         dtype, shape = _ARRAY.findall(send[1])[0]
         kind, num_slices = "collective-permute", 2
         if send[3] != "ONE_TO_ONE":

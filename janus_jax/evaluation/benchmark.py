@@ -107,7 +107,7 @@ class Number:
     """A numeric option.
 
     Args:
-      default: Default value; None for `MODEL_DEFAULT`.
+      default: Default value; None if the model's own setting is the default.
       minimum: Smallest allowed value.
       maximum: Largest allowed value.
       integer: Whether only integers are allowed.

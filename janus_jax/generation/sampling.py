@@ -63,7 +63,7 @@ class SamplingConfig:
 
     @property
     def params(self) -> SamplingParams:
-        """The numbers, as arguments of a compiled function."""
+        """Temperature, top-k and top-p as arguments of a compiled function."""
         return SamplingParams(self.temperature, self.top_k, self.top_p)
 
 

@@ -323,7 +323,7 @@ def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | 
 
 
 def _read_settings(directory: Path, config: ModelConfig) -> tuple[int, str]:
-    """Returns `min_side` and `system_prompt`. Checks the other settings, which the config contains too."""
+    """Reads `min_side` and `system_prompt`, and checks that the other settings of the files agree with the config."""
     side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
     remedy = "copy it from the released checkpoint again"
     processor_file, file = directory / "processor_config.json", directory / "preprocessor_config.json"

@@ -99,7 +99,7 @@ def initial_state(
     Args:
       recipe: The recipe.
       workdir: Workdir of the run.
-      setup: The assembled stage.
+      setup: Model, optimizer and state shapes of the current stage.
       opened: Checkpoints from `open_initialisation`.
 
     Raises:

@@ -25,7 +25,7 @@ CONFIG = JanusConfig(
 
 
 def xla_bytes(stage, sequences):
-    """Returns the bytes of XLA's temporaries on a CPU in float32, and the trained parameters."""
+    """Returns the bytes of XLA's temporaries on a CPU in float32, and the trained parameters by path."""
     model = Janus(CONFIG, Execution(remat="full"))
     abstract = abstract_train_state(
         TokenObjective(model), stages.TRAINED[stage], stages.OPTIMIZER, None, frozen_dtype="float32"

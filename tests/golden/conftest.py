@@ -55,7 +55,7 @@ class GoldenSet:
         return int(self.expected["salt"])
 
     def __getitem__(self, name):
-        """Returns the pseudo-weight with this name."""
+        """Returns the pseudo-random values of the weight with this name."""
         return tensor(name, self.shapes[name], self.salt)
 
     def params(self, layout, config, execution):

@@ -129,7 +129,7 @@ def _cross(x: Plane, y: Plane) -> Plane:
 
 
 def _heart() -> Callable[[Plane, Plane], Plane]:
-    """Returns the distance to two discs and the area between their lower tangents, which meet in the tip."""
+    """Returns the distance to a heart: two discs and the area between their lower tangents, which meet at the tip."""
     radius, across, up, tip = 0.5, 0.45, -0.38, 0.9
     reach = math.sqrt(across**2 + (up - tip) ** 2 - radius**2)
     angle = math.atan2(up - tip, across) + math.atan2(radius, reach)

@@ -32,7 +32,7 @@ _SHUTDOWN_SECONDS = 5.0
 
 
 class Pool(Protocol):
-    """Computes the results of tasks."""
+    """Computes tasks, in this process or in worker processes, and returns their results in any requested order."""
 
     def submit(self, task: Any) -> int:
         """Submits a task. Returns a number that identifies it."""

@@ -168,7 +168,7 @@ def tokenizer_task(
 
 
 def tokenizer_params(state: Any) -> Params:
-    """Returns the tokenizer in a train state: the moving average of its parameters, or the parameters without one."""
+    """Returns the tokenizer's parameters: their moving average if the train state has one, else the parameters."""
     return all_params(getattr(state, "tokenizer", state), average=True)
 
 

@@ -46,8 +46,8 @@ class HeadLoss(NamedTuple):
 
     Attributes:
       total: Weighted sum, the only output with a gradient.
-      per_token: -log p of each target in nats, unweighted and without a gradient. Values at padding are undefined, and
-        0 in skipped chunks.
+      per_token: -log p of each target in nats, unweighted and without a gradient. Values at padding are
+        meaningless; a skipped chunk, which is all padding, has zeros.
     """
 
     total: Float[Array, ""]
