@@ -87,7 +87,7 @@ class Figure(NamedTuple):
     pairs: int
 
     def measure(self) -> dict[str, float]:
-        """Returns time and compile time and, with PyTorch, its time, the ratio of times and the difference of results.
+        """Returns the time and the compile time; if PyTorch is compared, also its time, the ratio and the difference.
 
         Compile time is the time of the first run minus the median of the others.
         """

@@ -5,7 +5,8 @@ Mesh axes:
   fsdp    splits the batch and the parameters; the parameters are gathered layer by layer (ZeRO-3, arXiv 1910.02054).
   tensor  splits heads, hidden units and vocabulary (Megatron, arXiv 1909.08053).
 
-Both `data` and `fsdp` are called data axes. A device along them holds one data shard of the batch.
+`data` and `fsdp` are called data axes. The batch has one data shard per position along them; devices that differ only in
+`tensor` hold the same shard.
 """
 
 import contextlib
@@ -103,7 +104,7 @@ def _arrange_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.nd
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
-    """Checks that the mesh divides the sharded axes of the parameters, and that tensor stays within one process.
+    """Checks that the mesh divides the sharded axes of the parameters, and that its `tensor` axis stays within one process.
 
     Raises:
       JanusError: A check fails.

@@ -44,7 +44,7 @@ def train(recipe: VQRecipe | VAERecipe, workdir: Path, *, num_images: int = 4096
 def pixel_losses(
     weights: LossWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
 ) -> dict[str, Float[Array, ""]]:
-    """Returns pixel losses weighted by chroma, because objects are small on a pale background, and an edge loss."""
+    """Returns an edge loss, and pixel losses weighted by chroma, because objects are small on a pale background."""
     error = reconstructions - images
     chroma = (jnp.max(images, axis=-1, keepdims=True) - jnp.min(images, axis=-1, keepdims=True)) / 2
     importance = 1 + _COLOR_WEIGHT * chroma

@@ -78,7 +78,7 @@ def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
 
 
 def abstract_batch(example: Batch, batch_size: int, mesh: Mesh) -> Batch:
-    """Returns the shapes and shardings of a batch of `batch_size` sequences like the only one in `example`."""
+    """Returns the shapes and shardings of `batch_size` sequences. `example` is a batch of one such sequence."""
     sharding = batch_sharding(mesh)
     batch: Batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype, sharding=sharding), example

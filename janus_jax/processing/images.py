@@ -51,8 +51,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     """Reads an image as 8-bit RGB and applies its EXIF orientation. Of an animation, the first frame is read.
 
     The alpha channel is dropped, not blended. Gray values of more than 8 bits are scaled to 0..255. The range before
-    scaling is 0..65535 for 16-bit values, and the smallest of 0..1, 0..255 and 0..65535 that contains all values for
-    floats. If a value exceeds 65535, the range ends at the maximum of the image.
+    scaling is 0..65535 for 16-bit values, and for floats the smallest of 0..1, 0..255 and 0..65535 that contains all
+    values. If a value exceeds 65535, the range ends at the maximum of the image.
 
     Raises:
       TooManyPixels: The image has more than `max_pixels` pixels.

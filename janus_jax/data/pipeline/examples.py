@@ -105,12 +105,12 @@ class _RecordRandom:
     epoch: int
 
     def bits(self, purpose: str) -> int:
-        """Returns a random integer of 64 bits for a purpose."""
+        """Returns a random integer of 64 bits. Each purpose, such as the crop, has its own."""
         text = f"{self.seed}/{self.epoch}/{purpose}/{self.key}".encode("utf-8", "surrogatepass")
         return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
 
     def uniform(self, purpose: str) -> float:
-        """Returns a random number in [0, 1) for a purpose."""
+        """Returns a random number in [0, 1). Each purpose, such as the crop, has its own."""
         return (self.bits(purpose) >> 11) * 2.0**-53
 
 

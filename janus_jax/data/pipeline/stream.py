@@ -288,7 +288,7 @@ class Stream(Iterator[Batch]):
                 )
 
     def _prepare_queues(self, phase: int) -> None:
-        """Fills the prefetch queues at the start and whenever the weights change."""
+        """Fills the prefetch queues at the start and whenever the weights of the mixture change."""
         if self._requested is not None and self._requested_phase == phase:
             return
         self._requested, self._requested_phase = self._schedule.copy(), phase

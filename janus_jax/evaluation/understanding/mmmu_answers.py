@@ -90,7 +90,7 @@ def _results(answer: str) -> list[str]:
 def _values(text: str) -> list[Value]:
     """Returns a number rounded to two decimals, or a text in lower case.
 
-    A single letter is returned with a space before and with a space after, so that it matches no letter within a word.
+    A single letter gives two texts, `" a"` and `"a "`, so that it matches no letter within a word.
     """
     text = text.strip()
     try:
