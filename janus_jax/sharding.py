@@ -104,7 +104,7 @@ def _arrange_slice(sizes: Sequence[int], devices: Sequence[jax.Device]) -> np.nd
 
 
 def check_mesh(config: ModelConfig, mesh: Mesh) -> None:
-    """Checks that the mesh divides the sharded axes of the parameters, and that its `tensor` axis stays within one process.
+    """Checks that the mesh divides the sharded axes of the parameters, and that `tensor` stays within a process.
 
     Raises:
       JanusError: A check fails.
