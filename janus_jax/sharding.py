@@ -5,8 +5,8 @@ Mesh axes:
   fsdp    splits the batch and the parameters; the parameters are gathered layer by layer (ZeRO-3, arXiv 1910.02054).
   tensor  splits heads, hidden units and vocabulary (Megatron, arXiv 1909.08053).
 
-`data` and `fsdp` are called data axes. The batch has one data shard per position along them; devices that differ only in
-`tensor` hold the same shard.
+`data` and `fsdp` are called data axes. The batch has one data shard per position along them; devices that differ
+only in `tensor` hold the same shard.
 """
 
 import contextlib
