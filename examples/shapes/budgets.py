@@ -23,7 +23,7 @@ class Budget:
       understanding: Understanding records about everything. One fifth of this number are added about single objects,
         one third about positions and one third about relations.
       generation: Generation records of all categories. One fifth of this number are added with single objects, and half
-        of it with counts and relations.
+        of this number with counts and relations.
       stages: Steps of stages 1, 2 and 3.
       evaluation: Questions per topic and prompts per category.
       tokenizer_steps: Steps of the image tokenizer or VAE. None uses those of the recipe.

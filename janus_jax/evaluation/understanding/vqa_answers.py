@@ -42,8 +42,8 @@ def normalize(answer: str) -> str:
 def soft_accuracy(answer: str, annotations: Sequence[str]) -> float:
     """Returns the annotators' agreement with an answer, from 0 to 1 (arXiv 1505.00468, §3).
 
-    The agreement is the mean of min(1, matches / 3) over all subsets of the annotators without one of them. If all
-    annotators gave the same answer, the scorer compares without normalization.
+    The agreement leaves out each annotator in turn, counts the matches among the others, and averages
+    min(1, matches / 3). If all annotators gave the same answer, the scorer compares without normalization.
     """
     annotations, answer = [_join_lines(one) for one in annotations], _join_lines(answer)
     if len(set(annotations)) > 1:

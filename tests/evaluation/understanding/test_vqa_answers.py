@@ -32,7 +32,7 @@ def test_answers_are_normalized_as_documented(answer, expected):
 
 @pytest.mark.parametrize(
     ("matches", "expected"),
-    # With k of ten matches, leaving out one of them leaves k - 1, leaving out another annotator leaves k.
+    # Of ten annotators k match. Leaving out a matching annotator leaves k - 1 matches; leaving out another leaves k.
     [(0, 0), (1, 9 * 1 / 3 / 10), (2, (2 * 1 / 3 + 8 * 2 / 3) / 10), (3, (3 * 2 / 3 + 7) / 10), (4, 1), (9, 1)],
 )
 def test_three_other_matches_give_full_accuracy(matches, expected):
