@@ -32,7 +32,7 @@ def test_training_makes_a_model_and_a_report_and_is_not_repeated(model, flags, t
     assert image.size == (48, 48)
     if flags:
         assert set(report["one encoder"]) < set(report)
-        assert open_checkpoint(tmp_path / "one_encoder" / "converted").layout == "converted"
+        assert open_checkpoint(tmp_path / "one_encoder" / "converted").layout == "orbax"
     before = (tmp_path / "converted" / "config.json").stat().st_mtime_ns
     again = subprocess.run(
         command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True, capture_output=True, text=True
