@@ -17,9 +17,8 @@ from flax.traverse_util import flatten_dict
 
 from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.dataset import open_records
-from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
-from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.data.pipeline.dataset import shard_records
+from janus_jax.data.pipeline.stream import Stream, open_stream, shard_states
 from janus_jax.processing import Processor
 from janus_jax.sharding import make_mesh
 from janus_jax.training.callbacks.base import Callback
@@ -28,7 +27,7 @@ from janus_jax.training.callbacks.held_out import HeldOutLoss
 from janus_jax.training.callbacks.profiling import Profiling
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
-from janus_jax.training.flops import count_items, flops_per_item
+from janus_jax.training.flops import ItemCounts, count_items, flops_per_item
 from janus_jax.training.init_from import (
     checkpoints_folder,
     copy_tokenizer,
@@ -68,7 +67,7 @@ def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Devic
 
 def stage_task(
     recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None
-) -> TrainingTask[TrainState, ShardedStream]:
+) -> TrainingTask[TrainState, Stream]:
     """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
     stage, resources, intervals = recipe.current, recipe.resources, recipe.intervals
     checkpoints = checkpoints_folder(workdir, recipe.stage)
@@ -79,7 +78,7 @@ def stage_task(
     opened = {} if is_resumed else open_initialisation(recipe, workdir)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
-            open_records(component)
+            shard_records([component], config.seed)
     tokenizer = find_tokenizer(recipe, workdir)
     processor = Processor.from_directory(tokenizer, recipe.model_config)
     samples = GenerateSamples(recipe, processor, folder)
@@ -92,38 +91,47 @@ def stage_task(
     device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
 
     @contextlib.contextmanager
-    def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:
+    def open_data(positions: Sequence[Any] | None) -> Iterator[Stream]:
         copy_tokenizer(tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
-        saved = merge_shard_states(positions or [])
-        shards = len(saved) or recipe.data_shards or jax.process_count()
-        with open_split(recipe.stream, shards) as data:
+        saved = shard_states(positions or [])
+        with open_stream(
+            recipe.stream,
+            processor,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shards=len(saved) or recipe.data_shards,
+            workers=resources.data_workers,
+            threads=resources.data_threads,
+            transfer=transfer,
+        ) as data:
             if saved:
                 data.set_state(saved)
             yield data
 
-    def open_split(config: StreamConfig, shards: int) -> ShardedStream:
-        return open_sharded_stream(
-            config,
-            processor,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            shards=shards,
-            workers=resources.data_workers,
-        )
+    def transfer(batch: Batch) -> tuple[Batch, ItemCounts]:
+        # Counted before the arrays are on the devices.
+        return put_batch(batch, mesh), count_items(batch, recipe.model_config)
 
-    def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
+    def make_callbacks(data: Stream) -> Sequence[Callback]:
         callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
         if recipe.held_out is not None:
             loss = make_evaluation_step(setup.objective, recipe.microbatching, setup.abstract, mesh, seed=recipe.seed)
-            shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
-            held_out = open_split(recipe.held_out, shards)
+            # The few batches of an evaluation are read in threads: starting processes would take longer.
+            held_out = open_stream(
+                recipe.held_out,
+                processor,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                shards=len(shard_states([data.get_state()])) * jax.process_count(),
+                threads=max(resources.data_threads, resources.data_workers),
+            )
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))
         return [*callbacks, samples, benchmarks]
 
-    def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
+    def counts(batch: tuple[Batch, ItemCounts], data: Stream) -> Mapping[str, float]:
         # Every process has an equal share of the batch.
-        held = count_items(batch, recipe.model_config)
+        _, held = batch
         share = {"tokens": held.tokens, "samples": sum(map(len, data.example_ids)), "flops": held.flops(costs)}
         return {name: count * jax.process_count() for name, count in share.items()}
 
@@ -131,7 +139,7 @@ def stage_task(
         config=to_json(recipe),
         abstract_state=setup.abstract,
         initial_state=lambda data: initial_state(recipe, workdir, setup, opened),
-        step=lambda state, batch: setup.step(state, put_batch(batch, mesh)),
+        step=lambda state, batch: setup.step(state, batch[0]),
         mesh=mesh,
         open_data=open_data,
         counts=counts,

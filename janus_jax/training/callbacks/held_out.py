@@ -4,7 +4,7 @@ import functools
 import operator
 from itertools import islice
 
-from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states
+from janus_jax.data.pipeline.stream import Stream, shard_states
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.train_step import CompiledStep, put_batch
 
@@ -21,9 +21,9 @@ class HeldOutLoss(Callback):
       interval: Steps between evaluations; 0 evaluates after the last step only.
     """
 
-    def __init__(self, data: ShardedStream, step: CompiledStep, batches: int, interval: int) -> None:
+    def __init__(self, data: Stream, step: CompiledStep, batches: int, interval: int) -> None:
         self._data, self._step, self._batches, self._interval = data, step, batches, interval
-        self._start = merge_shard_states([data.get_state()])
+        self._start = shard_states([data.get_state()])
 
     def after_step(self, run: TrainingRun) -> None:
         """Computes and reports the loss at each interval and after the last step."""
@@ -43,4 +43,4 @@ class HeldOutLoss(Callback):
 
     def close(self) -> None:
         """Closes the data."""
-        self._data.__exit__(None, None, None)
+        self._data.close()

@@ -1,19 +1,22 @@
 """Loads batches of image crops from prepared datasets. A crop depends on the seed, epoch and record only."""
 
-import bisect
 import contextlib
-from collections import deque
-from collections.abc import Sequence
+import functools
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
+import grain
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
-from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
-from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
+from janus_jax.data.pipeline.dataset import Component, RecordSource, derive_seed, shard_records
+from janus_jax.data.pipeline.loading import Loaded, LoadedExamples, iterate
+from janus_jax.data.pipeline.workers import WorkerWatch
+from janus_jax.data.records import Record
+from janus_jax.data.rejects import RejectCounter, RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image, prepare_generation
@@ -26,38 +29,31 @@ _MIN_CROP = 0.8
 _REJECT_WINDOW = 1000
 _READ_AHEAD = 2
 
+T = TypeVar("T")
 Pixels = UInt8[np.ndarray, "S S 3"]
 
 
 @dataclass(frozen=True)
-class _CropWorker:
-    """Makes the function of a worker process. It maps an epoch and a record index to a crop."""
+class _Crop:
+    """Makes a crop of a record's image."""
 
-    components: Sequence[Component]
     size: int
     seed: int
     flip: bool
 
-    def __call__(self) -> Work:
-        records = open_all(self.components)
-        return lambda task: self._crop(records, *task)
-
-    def _crop(self, records: RecordReader, epoch: int, index: int) -> Pixels | Rejection:
-        example_id = f"number {index}"
+    def __call__(self, record: Record, example_id: str, epoch: int) -> Pixels:
+        if not record.images:
+            raise RejectedRecord(RejectReason.NO_IMAGE, "the record has no image.")
+        rng = np.random.default_rng((self.seed, epoch, derive_seed(record.key)))
         try:
-            record = records.read(index)
-            example_id = record.key
-            if not record.images:
-                return Rejection(example_id, RejectReason.NO_IMAGE, "the record has no image.")
-            rng = np.random.default_rng((self.seed, epoch, index))
             image = open_image(record.images[rng.integers(len(record.images))])
             return random_crop(image, self.size, rng, self.flip)
         except PARSE_ERRORS as error:
-            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
+            raise RejectedRecord(RejectReason.BAD_IMAGE, describe_error(error)) from error
 
 
 class RecordImages:
-    """Endless iterator over batches of crops from prepared datasets. Records without a readable image are skipped.
+    """Endless iterator over batches of crops from prepared datasets. Records without a readable image are replaced.
 
     Args:
       data: Datasets and augmentation. Every record is used once per epoch.
@@ -65,40 +61,36 @@ class RecordImages:
       split: This process's share of each batch.
 
     Raises:
-      JanusError: A dataset cannot be opened, or there are no records.
+      JanusError: A dataset cannot be opened, or there are fewer records than processes.
     """
 
     example_ids = ()
 
     def __init__(self, data: ImageData, size: int, split: BatchSplit) -> None:
         components = components_of(data.directories, data.split)
-        total = open_all(components).length
-        self._share = ComponentShard(total, split.process_index, split.process_count, split.seed, "images")
-        self._split, self._total = split, total
-        worker = _CropWorker(components, size, split.seed, data.flip)
-        self._pool: Pool = ProcessPool(worker, data.workers) if data.workers else InlinePool(worker)
-        self._read_ahead = split.local_size * (_READ_AHEAD if data.workers else 1)
-        self._requested: deque[int] = deque()
-        self._position = 0
+        self._split, self._total, self._workers = split, sum(map(len, map(RecordSource, components))), data.workers
         self._rejects = RejectCounter(data.max_rejected, _REJECT_WINDOW)
+        records = shard_records(components, split.seed, split.process_index, split.process_count)
+        crop, tries = _Crop(size, split.seed, data.flip), self._rejects.max_in_a_row
+        self._crops = LoadedExamples(records, crop, name="images", max_tries=tries).repeat()
+        self._watch = WorkerWatch() if data.workers else None
+        self._position = 0
+        self._iterator: grain.DatasetIterator[Loaded[Pixels]] | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> tuple[UInt8[np.ndarray, "B S S 3"]]:
-        batch: list[Pixels] = []
-        while len(batch) < self._split.local_size:
-            while len(self._requested) < self._read_ahead:
-                location = self._share.locate(self._position + len(self._requested))
-                self._requested.append(self._pool.submit(location))
-            crop = self._pool.result(self._requested.popleft())
-            self._position += 1
-            if isinstance(crop, Rejection):
-                self._rejects.reject(crop)
-            else:
-                self._rejects.accept()
-                batch.append(crop)
-        return (np.stack(batch),)
+        if self._iterator is None:
+            prefetch = self._split.local_size * _READ_AHEAD
+            self._iterator = iterate(self._crops[self._position :], workers=self._workers, prefetch=prefetch)
+        loaded = self._call(functools.partial(list, itertools.islice(self._iterator, self._split.local_size)))
+        for one in loaded:
+            for rejection in one.rejections:
+                self._rejects.reject(rejection)
+            self._rejects.accept()
+        self._position += len(loaded)
+        return (np.stack([one.example for one in loaded]),)
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position as JSON values."""
@@ -116,18 +108,22 @@ class RecordImages:
                     f"The data position was saved with {name} = {saved}, now it is {now}; restore {name}, or start in "
                     f"another workdir."
                 )
-        while self._requested:
-            self._pool.cancel(self._requested.pop())
+        self.close()
         self._position = int(saved_value(state, "position"))
         self._rejects = self._rejects.with_state(saved_value(state, "rejects"))
 
     def close(self) -> None:
         """Stops the worker processes."""
-        self._pool.close()
+        if self._iterator is not None:
+            self._call(self._iterator.close)
+            self._iterator = None
 
     @property
     def _fingerprint(self) -> dict[str, int]:
         return {"seed": self._split.seed, "process_count": self._split.process_count, "records": self._total}
+
+    def _call(self, function: Callable[[], T]) -> T:
+        return function() if self._watch is None else self._watch.call(function)
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: bool = True) -> Pixels:
@@ -145,38 +141,19 @@ def components_of(directories: Sequence[str], split: str) -> tuple[Component, ..
     return tuple(Component(directory, directory, split=split) for directory in directories)
 
 
-def open_all(components: Sequence[Component]) -> RecordReader:
-    """Returns a reader of all records of several datasets, in order.
-
-    Raises:
-      JanusError: A dataset cannot be opened, or there are no records.
-    """
-    parts = [open_records(component) for component in components]
-    lengths = [part.length for part in parts]
-    if not sum(lengths):
-        raise JanusError("There are no records to train on; name a prepared dataset in config.data.directories.")
-    starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-
-    def read(index: int) -> Any:
-        part = bisect.bisect_right(starts, index) - 1
-        return parts[part].read(index - starts[part])
-
-    return RecordReader(sum(lengths), read)
-
-
 def center_crops(components: Sequence[Component], size: int, count: int) -> UInt8[np.ndarray, "N S S 3"]:
     """Returns center crops of the first `count` readable images, for evaluation.
 
     Raises:
       JanusError: No image is readable.
     """
-    records = open_all(components)
     crops: list[Pixels] = []
-    for index in range(records.length):
-        if len(crops) == count:
-            break
-        with contextlib.suppress(JanusError):
-            crops += [prepare_generation(open_image(image), size) for image in records.read(index).images[:1]]
+    for records in map(RecordSource, components):
+        for index in range(len(records)):
+            if len(crops) == count:
+                break
+            with contextlib.suppress(JanusError):
+                crops += [prepare_generation(open_image(image), size) for image in records[index].images[:1]]
     if not crops:
         names = ", ".join(str(component.source) for component in components)
         raise JanusError(f"{names} has no readable image to evaluate on; name another in config.data.eval_directories.")

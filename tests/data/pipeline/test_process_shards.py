@@ -6,10 +6,10 @@ import json
 
 import numpy as np
 import pytest
+from janus_jax.data.pipeline.process_shards import merge_shard_states, open_sharded_stream
 
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.packing import Budget
-from janus_jax.data.pipeline.process_shards import merge_shard_states, open_sharded_stream
 from janus_jax.data.pipeline.stream import StreamConfig
 from janus_jax.errors import JanusError
 from tests import tiny

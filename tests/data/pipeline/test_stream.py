@@ -9,19 +9,19 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
+from tests.data.worker_tasks import fail, report_jax, send_much, sleep
 
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import Example, ExampleBuilder, Supervision
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
-from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
 from janus_jax.data.pipeline.stream import StreamConfig, open_stream
 from janus_jax.data.pipeline.workers import ProcessPool
 from janus_jax.errors import JanusError
 from tests import tiny
 from tests.data.prepared import generation, text, understanding, write
 from tests.data.samples import image, png
-from tests.data.worker_tasks import fail, report_jax, send_much, sleep
 
 P = replace(tiny.processor(), system_prompt="")
 BROKEN = {"key": "no task", "text": "and no messages"}
