@@ -3,9 +3,9 @@
 import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 import grain
 import numpy as np
@@ -29,7 +29,6 @@ _MIN_CROP = 0.8
 _REJECT_WINDOW = 1000
 _READ_AHEAD = 2
 
-T = TypeVar("T")
 Pixels = UInt8[np.ndarray, "S S 3"]
 
 
@@ -73,9 +72,9 @@ class RecordImages:
         records = shard_records(components, split.seed, split.process_index, split.process_count)
         crop, tries = _Crop(size, split.seed, data.flip), self._rejects.max_in_a_row
         self._crops = LoadedExamples(records, crop, name="images", max_tries=tries).repeat()
-        self._watch = WorkerWatch() if data.workers else None
         self._position = 0
         self._iterator: grain.DatasetIterator[Loaded[Pixels]] | None = None
+        self._watch: WorkerWatch | None = None
 
     def __iter__(self) -> Self:
         return self
@@ -84,7 +83,9 @@ class RecordImages:
         if self._iterator is None:
             prefetch = self._split.local_size * _READ_AHEAD
             self._iterator = iterate(self._crops[self._position :], workers=self._workers, prefetch=prefetch)
-        loaded = self._call(functools.partial(list, itertools.islice(self._iterator, self._split.local_size)))
+            self._watch = WorkerWatch() if self._workers else None
+        read = functools.partial(list, itertools.islice(self._iterator, self._split.local_size))
+        loaded = read() if self._watch is None else self._watch.call(read)
         for one in loaded:
             for rejection in one.rejections:
                 self._rejects.reject(rejection)
@@ -115,15 +116,12 @@ class RecordImages:
     def close(self) -> None:
         """Stops the worker processes."""
         if self._iterator is not None:
-            self._call(self._iterator.close)
-            self._iterator = None
+            close, self._iterator = self._iterator.close, None
+            close() if self._watch is None else self._watch.close(close)
 
     @property
     def _fingerprint(self) -> dict[str, int]:
         return {"seed": self._split.seed, "process_count": self._split.process_count, "records": self._total}
-
-    def _call(self, function: Callable[[], T]) -> T:
-        return function() if self._watch is None else self._watch.call(function)
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: bool = True) -> Pixels:
