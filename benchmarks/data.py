@@ -9,11 +9,12 @@ records, because grain shuffles fewer than 1,000 records slowly. The benchmark r
 sequences of 4096 tokens are, the examples and images per second and core, and the time from the start of a new Python
 process to the first batch.
 
-The pipeline, without threads and worker processes, and PIL alternate in one process on one core. The pipeline makes a batch; then
-PIL decodes and resizes the images of this batch. `ratio` is PIL's processor time divided by the pipeline's, which other
-programs hardly affect; `ratio_wall` compares wall times. The pipeline also reads, tokenizes and packs, so its time is
-longer. Both ratios are measured on the two components with images, and `mixture_ratio` on all components. Results with
-threads and worker processes are wall times and need an idle machine. The last line is a JSON object with all results.
+The pipeline, without threads and worker processes, and PIL alternate in one process on one core. The pipeline makes a
+batch; then PIL decodes and resizes the images of this batch, with its own default of memory reuse. `ratio` is PIL's
+processor time divided by the pipeline's, which other programs hardly affect; `ratio_wall` compares wall times. The
+pipeline also reads, tokenizes and packs, so its time is longer. Both ratios are measured on the two components with
+images, and `mixture_ratio` on all components. Results with threads and worker processes are wall times and need an idle
+machine. The last line is a JSON object with all results.
 """
 
 import io
@@ -41,6 +42,7 @@ from janus_jax.data.records import Record
 from janus_jax.data.shards import shard_path, write_metadata, write_shard
 from janus_jax.errors import JanusError
 from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT, Processor, Task, make_byte_level_tokenizer
+from janus_jax.processing.images import REUSED_IMAGES
 
 _RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generation, in examples")
 _ROUNDS = flags.DEFINE_integer("rounds", 40, "batches to measure", lower_bound=1)
@@ -194,9 +196,11 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
             next(stream)
         names = [name.split("#")[0] for ids in stream.example_ids for name in ids]
         encoded = [(files[name], name.partition("/")[0]) for name in names if name in files]
+        Image.core.set_blocks_max(0)
         with pil:
             for file, kind in encoded:
                 decode_with_pil(file, kind)
+        Image.core.set_blocks_max(REUSED_IMAGES)
         examples, images = examples + len(names), images + len(encoded)
     return {
         "fill": stream.report()["fill/tokens"],
