@@ -41,6 +41,9 @@ _SCRATCH = ".prepare"
 MIN_ENTRIES = 1000
 """Number of entries after which a run stops if too many of them are rejected."""
 
+_MAX_UNUSED = 1000
+"""Number of unused fields that are counted by name in a shard."""
+
 _MAX_UNUSED_SHOWN = 20
 """Number of unused fields in the printed summary. `SUMMARY` has all."""
 
@@ -136,7 +139,7 @@ class Summary:
             *((f"  {reason}", count) for reason, count in sorted(total.rejected.items())),
         ]
         if total.unused:
-            names = sorted(total.unused, key=lambda name: -total.unused[name])
+            names = sorted(total.unused, key=lambda name: (-total.unused[name], name))
             rows.append(("unused fields", len(names)))
             rows += [(f"  {name}", total.unused[name]) for name in names[:_MAX_UNUSED_SHOWN]]
         width = max(len(name) for name, _ in rows) + 2
@@ -206,7 +209,7 @@ class ShardWriter:
                     else:
                         yield record
                         tasks[record.task.value] += 1
-                        unused.update(record.unused)
+                        unused.update(name if len(unused) < _MAX_UNUSED else "others" for name in record.unused)
                         on_entry(True)
             except RejectedRecord as error:
                 reject(f"{key} and the rest of the part", error)

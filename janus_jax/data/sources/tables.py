@@ -4,6 +4,7 @@ The content of a file selects its format, except for CSV and TSV. Parts of all f
 from the values of a row.
 """
 
+import contextlib
 import csv
 import functools
 import gzip
@@ -40,6 +41,8 @@ TABLE_ENDINGS = (*_PLAIN, ".parquet", ".arrow", *(end + packed for end in _PLAIN
 
 _BATCH_ROWS = 16
 """Rows of Parquet and Arrow that are read at a time. Few, because a row may contain an image."""
+
+_ARROW_FILE = b"ARROW1"
 
 NOT_READ = object()
 """Value of a column that the record does not need and that is not read."""
@@ -94,7 +97,7 @@ class TableReader:
         ending = file.path.suffixes[-2:][0].lower() if codec and len(file.path.suffixes) > 1 else _ending(file)
         if start.startswith(b"PAR1") or ending == ".parquet":
             return self._parquet_parts(file, make_record)
-        if start.startswith((b"ARROW1", b"\xff\xff\xff\xff")) or ending == ".arrow":
+        if start.startswith((_ARROW_FILE, b"\xff\xff\xff\xff")) or ending == ".arrow":
             return self._arrow_parts(file, make_record)
         if start[257:262] == b"ustar" or ending not in _PLAIN:
             raise wrong_ending(file.path, self.source, TABLE_ENDINGS)
@@ -157,8 +160,8 @@ class TableReader:
 
     def _arrow_parts(self, file: InputFile, make_record: MakeRecord) -> Iterator[Part]:
         # `save_to_disk` writes streams, which can only be read from their start.
-        with reading(file.path), _open_arrow(file) as table:
-            names = table.schema.names
+        with reading(file.path), _open_arrow(file) as (schema, _):
+            names = schema.names
         self.columns.check(file.path, names)
         yield rows_part(file, 1, None, functools.partial(_arrow_rows, file, self.columns.known), make_record)
 
@@ -288,43 +291,30 @@ def _parquet_rows(file: InputFile, known: frozenset[str], groups: list[int], fir
         yield from _batch_rows(batches, table.schema_arrow, columns, first)
 
 
-def _open_arrow(file: InputFile) -> Any:
-    """Opens an Arrow file or stream as an iterator of batches with a schema."""
+@contextlib.contextmanager
+def _open_arrow(file: InputFile) -> Iterator[tuple[Any, Iterable[Any]]]:
+    """Opens an Arrow file or stream. Yields its schema and batches."""
     pyarrow = _pyarrow(file)
-    stream = pyarrow.memory_map(str(file.path))
-    if stream.read(6) == b"ARROW1":
-        return _ArrowFile(pyarrow.ipc.open_file(stream))
-    stream.seek(0)
-    return pyarrow.ipc.open_stream(stream)
-
-
-class _ArrowFile:
-    """Gives an Arrow file the methods of an Arrow stream that are used here."""
-
-    def __init__(self, reader: Any) -> None:
-        self._reader = reader
-        self.schema = reader.schema
-
-    def __enter__(self) -> "_ArrowFile":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._reader.close()
-
-    def __iter__(self) -> Iterator[Any]:
-        return map(self._reader.get_batch, range(self._reader.num_record_batches))
+    with pyarrow.memory_map(str(file.path)) as stream:
+        is_file = stream.read(len(_ARROW_FILE)) == _ARROW_FILE
+        stream.seek(0)
+        if is_file:
+            reader = pyarrow.ipc.open_file(stream)
+            yield reader.schema, map(reader.get_batch, range(reader.num_record_batches))
+        else:
+            reader = pyarrow.ipc.open_stream(stream)
+            yield reader.schema, reader
 
 
 def _arrow_rows(file: InputFile, known: frozenset[str]) -> Iterator[tuple[int, Row]]:
-    with reject_damaged_file(file.path), _open_arrow(file) as table:
-        columns = [name for name in table.schema.names if name in known]
-
-        def batches() -> Iterator[Any]:
-            for batch in table:
-                for start in range(0, batch.num_rows, _BATCH_ROWS):
-                    yield batch.slice(start, _BATCH_ROWS).select(columns)
-
-        yield from _batch_rows(batches(), table.schema, columns, 1)
+    with reject_damaged_file(file.path), _open_arrow(file) as (schema, batches):
+        columns = [name for name in schema.names if name in known]
+        slices = (
+            batch.slice(start, _BATCH_ROWS).select(columns)
+            for batch in batches
+            for start in range(0, batch.num_rows, _BATCH_ROWS)
+        )
+        yield from _batch_rows(slices, schema, columns, 1)
 
 
 def _batch_rows(batches: Iterable[Any], schema: Any, columns: Sequence[str], first: int) -> Iterator[tuple[int, Row]]:

@@ -17,7 +17,7 @@ from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.sources.base import Entry, Part, SourceOptions, register_source, reject_damaged_file
 from janus_jax.data.sources.class_names import class_caption
-from janus_jax.data.sources.fields import RawRecord, caption_record, check_size, get_image, get_text, json_object
+from janus_jax.data.sources.fields import RawRecord, caption_record, check_size, get_text, json_object
 from janus_jax.data.sources.input_files import InputFile, is_skipped, wrong_ending
 from janus_jax.data.sources.normalize import CAPTION_FIELDS, TURN_FIELDS, chat_record, get_captions
 from janus_jax.processing import Task
@@ -116,7 +116,7 @@ def _record(key: str, sample: _Sample, options: SourceOptions) -> Record:
     if image_name is None:
         kinds = options.image_field or ", ".join(_IMAGES)
         raise RejectedRecord(RejectReason.NO_IMAGE, f"it has no image ({kinds}), only {found}.")
-    image = get_image(members.find((image_name,)), None)
+    image: bytes = members.find((image_name,))
     json_name = _member(sample, None, ("json",), "--text_field")
     raw = RawRecord(json_object(members.find((json_name,)), f"its .{json_name}") if json_name else {})
     if options.task is Task.UNDERSTANDING and raw.has(TURN_FIELDS):
