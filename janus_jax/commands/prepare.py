@@ -9,7 +9,7 @@ OUTPUT/quarantine.jsonl lists rejected records, OUTPUT/preparation.json has coun
 import os
 from collections.abc import Sequence
 from pathlib import Path
-from typing import get_args
+from typing import cast, get_args
 
 from absl import flags
 
@@ -113,8 +113,8 @@ def _spec() -> DatasetSpec:
         text_field=_TEXT_FIELD.value,
         image_field=_IMAGE_FIELD.value,
         class_names=_CLASS_NAMES.value,
-        caption_from=_CAPTION_FROM.value,
-        text_unit=_TEXT_UNIT.value,
+        caption_from=cast(CaptionFrom | None, _CAPTION_FROM.value),
+        text_unit=cast(TextUnit, _TEXT_UNIT.value),
         input_split=_INPUT_SPLIT.value,
         data_dir=_DATA_DIR.value,
         shard_records=_SHARD_RECORDS.value or source.shard_records,
