@@ -94,7 +94,7 @@ def test_list_needs_no_model_and_shows_all_benchmarks():
 
 USER_ERRORS = {
     "no benchmark": (["--benchmark="], "--benchmark is empty; there are pope, mme"),
-    "no such benchmark": (["--benchmark=poope"], "There is no benchmark 'poope'; there are pope"),
+    "no such benchmark": (["--benchmark=poope"], "--benchmark poope is unknown; use pope"),
     "no data": (["--data="], "--data is required for pope; --list shows the expected files."),
     "no such data": (["--data=absent"], "coco_pope_random.json does not exist"),
     "a missing image": (["--data=no_image"], "1.jpg, the image of question random/1, is missing"),

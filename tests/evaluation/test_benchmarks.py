@@ -1,13 +1,15 @@
 """Tests of the benchmarks on small copies of their files: prompts, scores, predictions and malformed data."""
 
+import codecs
 import json
 from typing import Any, NamedTuple
 
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.registry import find_benchmark
-from tests.evaluation.fakes import answer_in_order, prompt_text
+from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
+from janus_jax.evaluation.understanding.mme import COGNITION, PERCEPTION
+from tests.evaluation.fakes import answer_in_order, prompt_text, write_image
 
 SPLITS = ("random", "popular", "adversarial")
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -302,6 +304,33 @@ def test_malformed_data_is_reported(name, files, message, tmp_path):
     benchmark = find_benchmark(name)
     with pytest.raises(JanusError, match=message):
         benchmark.read(tmp_path, benchmark.resolve_options({}))
+
+
+WELL_FORMED = {case.benchmark: (case.files, dict(case.options)) for case in CASES.values()} | {
+    "coco30k": ({"captions_val2014.json": {"annotations": [{"id": 1, "caption": "A cat"}]}}, {}),
+    "dpg": ({"prompts/0.txt": "A red cup"}, {}),
+    "geneval": (geneval(), {}),
+    "mjhq30k": (mjhq(), {}),
+    "mmbench": (mmbench(), {}),
+    "mme": ({f"{task}/0.txt": "Is it?\tYes\nIs it not?\tNo\n" for task in (*PERCEPTION, *COGNITION)}, {}),
+    "mmmu": (mmmu(), {}),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_byte_order_mark_is_ignored(name, tmp_path):
+    files, given = WELL_FORMED[name]
+    benchmark = find_benchmark(name)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    if name == "mme":
+        for task in (*PERCEPTION, *COGNITION):
+            write_image(tmp_path / task / "0.png")
+    write_files(tmp_path, files)
+    plain = benchmark.read(tmp_path, benchmark.resolve_options(given))
+    for file in files:
+        (tmp_path / file).write_bytes(codecs.BOM_UTF8 + (tmp_path / file).read_bytes())
+    assert benchmark.read(tmp_path, benchmark.resolve_options(given)) == plain != []
 
 
 def test_a_repeated_id_is_reported(tmp_path):

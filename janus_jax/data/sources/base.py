@@ -12,7 +12,6 @@ If that function raises `RejectedRecord`, only that record is skipped. Errors th
 
 import contextlib
 import glob
-import importlib
 import os
 import tarfile
 import zlib
@@ -26,6 +25,7 @@ from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, check_lfs_pointer, reading
 from janus_jax.processing import Task
+from janus_jax.registries import find_registered
 
 
 class Entry(NamedTuple):
@@ -187,17 +187,5 @@ def register_source(name: str, *tasks: Task, shard_records: int = 4096) -> Calla
 
 
 def get_source(name: str) -> Source:
-    """Returns a registered source. If the name is `MODULE:NAME`, imports the module first, which registers the source.
-
-    Raises:
-      JanusError: The module cannot be imported, or no source has the name.
-    """
-    module, _, short_name = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise JanusError(f"--source {name}: {error}; give an importable module before the colon.") from error
-    if short_name not in SOURCES:
-        raise JanusError(f"--source {name} is unknown; use {', '.join(sorted(SOURCES))}, or MODULE:NAME.")
-    return SOURCES[short_name]
+    """Returns a registered source. See `find_registered`."""
+    return find_registered(SOURCES, name, "--source")

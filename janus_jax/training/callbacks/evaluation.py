@@ -53,7 +53,7 @@ class RunBenchmarks(Callback):
         self._selected = [self._read(name, data) for name, data in recipe.evaluation.benchmarks]
 
     def _read(self, name: str, data: str) -> _Selected:
-        selected = find_benchmark(name)
+        selected = find_benchmark(name, "config.evaluation.benchmarks")
         options = selected.resolve_options({})
         limit = self._recipe.evaluation.limit or None
         questions = selected.load_items(Path(data), options, limit, self._recipe.seed)
