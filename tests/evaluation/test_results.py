@@ -100,11 +100,11 @@ register_benchmark(dataclasses.replace(find_benchmark("pope"), name="mine"))
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "BENCHMARKS", dict(BENCHMARKS))
     assert find_benchmark("my_benchmark:mine").name == "mine"
-    with pytest.raises(JanusError, match="--benchmark my_benchmark:other is unknown; use pope, .*, mine, or MODULE:NAME"):
+    with pytest.raises(JanusError, match=r"my_benchmark:other is unknown; use pope, .*, mine, or MODULE:NAME"):
         find_benchmark("my_benchmark:other")
     with pytest.raises(JanusError, match="absent:mine: No module named 'absent'; give an importable module"):
         find_benchmark("absent:mine")
-    with pytest.raises(JanusError, match="'my_benchmark.py/x' is not the name of a module; give MODULE:NAME"):
+    with pytest.raises(JanusError, match=r"'my_benchmark.py/x' is not the name of a module; give MODULE:NAME"):
         find_benchmark("my_benchmark.py/x:mine")
     with pytest.raises(JanusError, match="pope is registered already"):
         register_benchmark(find_benchmark("pope"))
