@@ -57,6 +57,7 @@ BENCHMARK = Benchmark(
     f"{fid.REFERENCE}/); weights: {fid.SOURCE}",
     read=read,
     score=functools.partial(score_images, size=_SIZE),
+    official_sizes=(_CAPTIONS,),
     write_predictions=check_generated_files,
     options={"fid": Choice(*fid.METHODS), "size": Choice(str(_SIZE), MODEL_DEFAULT), **SAMPLING_OPTIONS},
     scoring_options=("fid",),

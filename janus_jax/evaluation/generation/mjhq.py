@@ -39,6 +39,7 @@ BENCHMARK = Benchmark(
     f"{fid.REFERENCE}/); weights: {fid.SOURCE}",
     read=read,
     score=score_images,
+    official_sizes=(30_000,),
     write_predictions=check_generated_files,
     options={"fid": Choice(*fid.METHODS), **SAMPLING_OPTIONS},
     scoring_options=("fid",),

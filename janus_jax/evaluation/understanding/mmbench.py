@@ -183,6 +183,7 @@ BENCHMARK = Benchmark(
     source="https://github.com/open-compass/MMBench",
     read=read,
     score=score,
+    official_sizes=(4_329, 4_377, 6_666),  # The dev table, its first version of July 2023, and the test table.
     write_predictions=write_predictions,
     options={"circular": Choice("false", "true")},
     published={"vanilla": (69.4, 74.9, 75.5, 79.2)},

@@ -124,6 +124,7 @@ for each TASK of {", ".join(PERCEPTION[:5])},
     source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
     read=read,
     score=score,
+    official_sizes=(2_374,),
     write_predictions=write_predictions,
     published={"perception": (1338.0, 1333.1, 1444.0, 1567.1)},
 )

@@ -83,7 +83,7 @@ class RunBenchmarks(Callback):
             answers: dict[str, str] = {}
             try:
                 for batch in answer_questions(model, selected.questions, batch_size):
-                    answers |= batch
+                    answers |= {id: text for id, text in batch.items() if text is not None}
             except JanusError as error:
                 run.writer.message(f"step {run.step}: no scores of {name}: {error}")
                 continue
