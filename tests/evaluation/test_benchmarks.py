@@ -2,6 +2,7 @@
 
 import codecs
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
@@ -337,3 +338,29 @@ def test_a_repeated_id_is_reported(tmp_path):
     write_files(tmp_path, {f"coco_pope_{split}.json": json_lines(*[pope_entry(1, "no")] * 2) for split in SPLITS})
     with pytest.raises(JanusError, match="contains the id 'random/1' twice"):
         find_benchmark("pope").load_items(tmp_path, {})
+
+
+def official_sizes(name, **options):
+    benchmark = find_benchmark(name)
+    sizes = benchmark.official_sizes
+    return sizes(benchmark.resolve_options(options)) if callable(sizes) else sizes
+
+
+def test_every_benchmark_has_an_official_size():
+    assert all(size > 0 for name in BENCHMARKS for size in official_sizes(name))
+    assert all(official_sizes(name) for name in BENCHMARKS)
+    assert official_sizes("geneval", images="2") == (1106,)
+    assert official_sizes("vqav2", split="test-dev2015") == (107_394,)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_an_unofficial_number_of_questions_gives_a_warning(tmp_path, limit):
+    write_files(tmp_path, {"coco_pope_random.json": json_lines(*(pope_entry(n, "no") for n in range(3)))})
+    for n in range(3):
+        write_image(tmp_path / "val2014" / f"COCO_val2014_{n:012}.jpg")
+    warnings = []
+    find_benchmark("pope").load_items(tmp_path, {}, limit, warn=warnings.append)
+    assert warnings == [f"pope has 3 questions in {tmp_path}; the official number is 9,000 or 8,910."]
+    official = replace(find_benchmark("pope"), official_sizes=(2, 3))
+    official.load_items(tmp_path, {}, limit, warn=warnings.append)
+    assert len(warnings) == 1

@@ -10,6 +10,7 @@ from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Question
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark, register_benchmark
 from janus_jax.evaluation.results import format_table, items_digest, model_fingerprint
+from tests.evaluation.fakes import OWN_BENCHMARK
 
 
 @pytest.fixture
@@ -92,11 +93,7 @@ def test_published_scores_are_arranged_by_model():
 
 
 def test_a_registered_benchmark_is_found_by_module_and_name(tmp_path, monkeypatch):
-    (tmp_path / "my_benchmark.py").write_text("""
-import dataclasses
-from janus_jax.evaluation.registry import find_benchmark, register_benchmark
-register_benchmark(dataclasses.replace(find_benchmark("pope"), name="mine"))
-""")
+    (tmp_path / "my_benchmark.py").write_text(OWN_BENCHMARK)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "BENCHMARKS", dict(BENCHMARKS))
     assert find_benchmark("my_benchmark:mine").name == "mine"
