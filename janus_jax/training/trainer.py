@@ -122,7 +122,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
         console = stack.enter_context(Console(task.last_step))
-        console.facts(describe_state(task.abstract_state, task.mesh) | task.facts)
+        console.facts(describe_state(task.abstract_state, task.mesh) | dict(task.facts))
         with console.timed("restoring the newest checkpoint") if checkpoints.steps else contextlib.nullcontext():
             restored = checkpoints.restore(task.abstract_state)
         positions = None if restored is None else [saved["data"] for saved in restored.data_states]
