@@ -31,7 +31,8 @@ def initialize_devices(attention: AttentionKernel = "xla", setting: str = "atten
         platform: str = jax.default_backend()
     # AssertionError: jax skips CUDA if it sees no GPU, and may then have no platform left.
     except (AssertionError, RuntimeError) as error:
-        raise JanusError(_describe_failure(jax.config.read("jax_platforms") or "", str(error))) from error
+        platforms: str = jax.config.jax_platforms or ""  # type: ignore[attr-defined]
+        raise JanusError(_describe_failure(platforms, str(error))) from error
     needed, hardware = _KERNELS.get(attention, (platform, ""))
     if platform != needed:
         raise JanusError(
