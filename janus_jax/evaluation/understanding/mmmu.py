@@ -225,6 +225,7 @@ or *validation*.json (a list) or *validation*.jsonl of
     source="https://huggingface.co/datasets/MMMU/MMMU",
     read=read,
     score=score,
+    official_sizes=(900,),
     write_predictions=write_predictions,
     options={"prompt": Choice("authors", "official")},
     published={"vlmevalkit.accuracy": (30.5, 29.3, 36.3, 41.0)},
