@@ -17,7 +17,12 @@ from janus_jax.processing import open_image
 
 _IMAGE = flags.DEFINE_multi_string("image", [], "image file that the question is about; may be repeated")
 _PROMPT = flags.DEFINE_string("prompt", None, "the question (default: chat in the terminal)")
-_MAX_NEW_TOKENS = flags.DEFINE_integer("max_new_tokens", 512, "maximum number of tokens of an answer", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens",
+    None,
+    "maximum number of tokens of an answer, which also ends where the model's context ends (default: 512)",
+    lower_bound=1,
+)
 _TEMPERATURE = model_flags.define_scale("temperature", 0.0, "sampling temperature; 0 takes the most likely token")
 _SYSTEM_PROMPT = flags.DEFINE_string(
     "system_prompt", None, "system prompt that replaces the model's; an empty text removes it"
