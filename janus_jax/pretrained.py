@@ -156,7 +156,8 @@ class Pretrained:
             context ends; a warning is logged if that is before a given `max_new_tokens`.
           temperature: Sampling temperature. 0 takes the most likely token.
           **options: `top_k`, `top_p` and `seed` of sampling, `stop` (strings that end the answer), `system_prompt`
-            (replaces the model's).
+            (replaces the model's), and `background` (what is behind the transparent pixels of an image: "none",
+            "white" or "grey", see `processing.Background`).
 
         Returns:
           The answer, without white space around it.
@@ -165,7 +166,7 @@ class Pretrained:
           JanusError: A message, image or number is invalid, or the conversation leaves no room for an answer in the
             model's context.
         """
-        prompt = self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))
+        prompt = self.processor.understanding_sequence(messages, images, **_prompt_options(options))
         return self.answer([prompt], max_new_tokens, temperature, **options)[0]
 
     def chat_stream(
@@ -177,7 +178,7 @@ class Pretrained:
         **options: Any,
     ) -> Iterator[str]:
         """Yields the answer of `chat` in pieces of a few words. White space around the answer is not removed."""
-        prompt = self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))
+        prompt = self.processor.understanding_sequence(messages, images, **_prompt_options(options))
         shown = 0
         for (text,), finished in self._answers([prompt], max_new_tokens, temperature, chunk=4, **options):
             # The start of a possible stop string is held back.
@@ -194,8 +195,8 @@ class Pretrained:
         **options: Any,
     ) -> list[str]:
         """Answers several conversations in one batch. See `chat`."""
-        system_prompt = options.pop("system_prompt", None)
-        prompts = [self.processor.understanding_sequence(messages, None, system_prompt) for messages in conversations]
+        chosen = _prompt_options(options)
+        prompts = [self.processor.understanding_sequence(messages, None, **chosen) for messages in conversations]
         return self.answer(prompts, max_new_tokens, temperature, **options)
 
     def answer(
@@ -398,6 +399,11 @@ def _batches(num_prompts: int, images_per_prompt: int, batch_size: int) -> Itera
                 range(prompt, min(prompt + per_batch, num_prompts)),
                 range(number, min(number + size, images_per_prompt)),
             )
+
+
+def _prompt_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Removes the options of `Processor.understanding_sequence` from `options`, and returns them."""
+    return {name: options.pop(name) for name in ("system_prompt", "background") if name in options}
 
 
 def _check_count(name: str, number: int) -> None:

@@ -18,6 +18,7 @@ from absl import flags
 
 from janus_jax.commands import cli, model_flags
 from janus_jax.errors import JanusError
+from janus_jax.files import read_text
 from janus_jax.image_files import save_png
 from janus_jax.storage import output_folder
 
@@ -94,15 +95,14 @@ def main(_: Sequence[str]) -> None:
 def read_prompts(path: str | None) -> list[str]:
     """Returns the lines of a text file that are not empty, or an empty list if `path` is None.
 
+    Only line feeds end lines: a prompt may contain other separators, such as U+2028.
+
     Raises:
       JanusError: The file cannot be read, or all its lines are empty.
     """
     if path is None:
         return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise JanusError(f"{path} cannot be read as a text file ({error}); give one prompt per line.") from error
+    lines = read_text(Path(path), "save it as UTF-8 text with one prompt per line").split("\n")
     prompts = [line.strip() for line in lines if line.strip()]
     if not prompts:
         raise JanusError(f"{path} contains no prompts; write one per line.")

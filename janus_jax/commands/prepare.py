@@ -9,6 +9,7 @@ OUTPUT/quarantine.jsonl lists rejected records, OUTPUT/preparation.json has coun
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast, get_args
 
 from absl import flags
 
@@ -18,7 +19,7 @@ from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.processing import Task
+from janus_jax.processing import Background, Task
 
 _SOURCE = flags.DEFINE_string(
     "source", None, f"kind of input: {', '.join(sorted(SOURCES))}, or MODULE:NAME of your own source", required=True
@@ -49,6 +50,12 @@ _IMAGE_FIELD = flags.DEFINE_string("image_field", None, "field of the image (def
 _CLASS_NAMES = flags.DEFINE_string(
     "class_names", None, "for tfds: file with the caption of each class, one class per line"
 )
+_BACKGROUND = flags.DEFINE_enum(
+    "background",
+    "none",
+    get_args(Background),
+    "what transparent images are blended over; none: alpha is dropped, and transparent pixels show their hidden colors",
+)
 _INPUT_SPLIT = flags.DEFINE_string("input_split", "train", "for tfds: split to read, such as train[:1000]")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of TFDS datasets (default: TFDS's own)")
 _SHARD_RECORDS = flags.DEFINE_integer(
@@ -70,7 +77,7 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "share the work with t
 
 flags.register_validator("max_rejected", lambda share: 0 <= share <= 1, "it must be from 0 to 1")
 cli.flag_group("Input", _SOURCE, _INPUT, _TASK, _INPUT_SPLIT, _IMAGES, _PROMPT, _TEXT_FIELD, _IMAGE_FIELD)
-cli.flag_group("Input", _CLASS_NAMES, _DATA_DIR)
+cli.flag_group("Input", _CLASS_NAMES, _DATA_DIR, _BACKGROUND)
 cli.flag_group("Output", _OUTPUT, _SPLIT, _SHARD_RECORDS, _MAX_REJECTED)
 cli.flag_group("Image tokens and latents", _TOKENIZER, _BATCH_SIZE)
 cli.flag_group("Execution", _WORKERS, _BEAM, _DISTRIBUTED)
@@ -111,7 +118,14 @@ def _spec() -> DatasetSpec:
         raise JanusError("--prompt is empty; leave it out, or give the question that the caption answers.")
     if options.images is not None and not Path(options.images).is_dir():
         raise JanusError(f"--images {options.images} is not a folder; give the folder of the image paths.")
-    return DatasetSpec(_SOURCE.value, options, Path(_OUTPUT.value), _SPLIT.value, _TOKENIZER.value)
+    return DatasetSpec(
+        source=_SOURCE.value,
+        options=options,
+        output=Path(_OUTPUT.value),
+        split=_SPLIT.value,
+        tokenizer=_TOKENIZER.value,
+        background=cast(Background, _BACKGROUND.value),
+    )
 
 
 def run() -> None:

@@ -4,6 +4,7 @@
                                                  {"from": "gpt", "value": "A cat."}]}]
 """
 
+import codecs
 import functools
 import json
 from collections.abc import Iterator, Mapping
@@ -60,8 +61,10 @@ def array_spans(file: InputFile, size: int) -> Iterator[Span]:
     remedy = "fetch it again, or fix it"
     text = read_text(file.path, remedy)
     decode = json.JSONDecoder().raw_decode
-    at = _skip(text, 0, "\ufeff" + _SPACE) + 1  # After the bracket.
-    begun, start, count, first = at, len(text[:at].encode()), 0, 1
+    with reading(file.path), file.path.open("rb") as stream:
+        mark = len(codecs.BOM_UTF8) if stream.read(3) == codecs.BOM_UTF8 else 0  # `read_text` removes it.
+    at = _skip(text, 0) + 1  # After the bracket.
+    begun, start, count, first = at, mark + len(text[:at].encode()), 0, 1
     with reading(file.path, remedy):
         at = _skip(text, at)
         while text[at : at + 1] != "]":

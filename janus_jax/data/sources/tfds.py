@@ -137,5 +137,5 @@ def _read_class_names(file: str) -> dict[str, str]:
             return {str(name): str(caption) for name, caption in json.loads(text).items()}
         except ValueError as error:
             raise JanusError(f"{file} is not a JSON object ({error}); fix it.") from error
-    lines = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
+    lines = (line.split(maxsplit=1) for line in text.split("\n") if line.strip())
     return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}
