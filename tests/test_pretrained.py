@@ -1,12 +1,14 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from checkpoints_convert import convert
+from checkpoints_convert import convert, open_checkpoint
 from janus_jax import load
 from janus_jax.errors import JanusError
-from janus_jax.processing import make_byte_level_tokenizer
+from janus_jax.processing import Processor, make_byte_level_tokenizer
 from tests import tiny
 from tests.checkpoints_convert.checkpoints import SMALL, save_released, save_transformers
 
@@ -63,6 +65,16 @@ def test_missing_tokenizer_is_reported(folders, tmp_path):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(JanusError, match=r"tokenizer\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["released", "transformers"])
+def test_byte_order_marks_in_json_files_are_ignored(folders, tmp_path, layout):
+    marked = shutil.copytree(folders[layout], tmp_path / folders[layout].name)
+    for file in marked.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    config = open_checkpoint(marked).config
+    assert config == open_checkpoint(folders[layout]).config
+    assert len(Processor.from_directory(marked, config).tokenizer) == 320
 
 
 def test_streamed_pieces_add_up_to_the_answer(janus):
@@ -160,6 +172,20 @@ def test_prompt_without_room_for_an_answer_is_reported(janus):
     assert with_context(janus, length + 1).chat(QUESTION) == janus.chat(QUESTION, max_new_tokens=1)
     with pytest.raises(JanusError, match=f"has {length} tokens, which leaves no room .* context of {length}"):
         with_context(janus, length).chat(QUESTION)
+
+
+def test_answers_depend_on_the_background_of_transparent_images(janus):
+    def ask(image, **options):
+        question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [image]}
+        (batched,) = janus.chat_batch([[question]], max_new_tokens=8, **options)
+        assert batched == janus.chat([question], max_new_tokens=8, **options)
+        return batched
+
+    clear = tiny.picture(0).convert("RGBA")
+    clear.putalpha(0)
+    white = ask(Image.new("RGB", clear.size, "white"))
+    assert ask(clear, background="white") == white
+    assert ask(clear) == ask(clear.convert("RGB")) != white
 
 
 def test_no_conversations_give_no_answers(janus):

@@ -52,9 +52,7 @@ class DecodedImage(NamedTuple):
     is_transparent: bool
 
 
-def open_image(
-    source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none"
-) -> Image.Image:
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation. Of an animation, the first frame is read.
 
     Gray values of more than 8 bits are scaled to 0..255. The range before scaling is 0..65535 for 16-bit values, and
