@@ -4,6 +4,8 @@ import dataclasses
 import io
 from typing import NamedTuple
 
+from PIL import Image
+
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
@@ -53,21 +55,22 @@ def validate(record: Record, background: Background = "none") -> ValidRecord:
         if not record.text.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
         _validate_texts([record.text])
-    images = list(record.images)
-    transparent = 0
-    for index, content in enumerate(images):
+    images, transparent = [], 0
+    for number, content in enumerate(record.images, 1):
         try:
             image, is_transparent = decode_image(content, background=background)
         except JanusError as error:
             reason = RejectReason.IMAGE_TOO_LARGE if isinstance(error, TooManyPixels) else RejectReason.BAD_IMAGE
-            raise RejectedRecord(reason, f"image {index + 1} of {len(images)}: {error}") from None
-        if is_transparent:
-            transparent += 1
-            if background != "none":
-                stream = io.BytesIO()
-                image.save(stream, "PNG")
-                images[index] = stream.getvalue()
+            raise RejectedRecord(reason, f"image {number} of {len(record.images)}: {error}") from None
+        transparent += is_transparent
+        images.append(_to_png(image) if is_transparent and background != "none" else content)
     return ValidRecord(dataclasses.replace(record, images=tuple(images)), transparent)
+
+
+def _to_png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _validate_messages(record: Record) -> None:
