@@ -74,7 +74,8 @@ def test_byte_order_marks_in_json_files_are_ignored(folders, tmp_path, layout):
         file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
     config = open_checkpoint(marked).config
     assert config == open_checkpoint(folders[layout]).config
-    assert len(Processor.from_directory(marked, config).tokenizer) == 320
+    processor, expected = (Processor.from_directory(folder, config) for folder in (marked, folders[layout]))
+    assert processor.tokenizer.encode("A red boat") == expected.tokenizer.encode("A red boat")
 
 
 def test_streamed_pieces_add_up_to_the_answer(janus):

@@ -126,7 +126,7 @@ OPAQUE = {
     "a key that no pixel has": png(8, RED, bytes([*HIDDEN, *SHOWN]), (b"tRNS", b"\0\1\0\2\0\3")),
     "no alpha": saved(rgba().convert("RGB"), "PNG"),
     "JPEG": saved(Image.new("RGB", (2, 1), SHOWN), "JPEG"),
-    "a key of another mode": with_info(Image.new("L", (2, 1)), transparency=b"\0\0"),
+    "a key of another mode": with_info(Image.new("RGB", (2, 1)), transparency=0),
 }
 
 
