@@ -41,6 +41,12 @@ _SCRATCH = ".prepare"
 MIN_ENTRIES = 1000
 """Number of entries after which a run stops if too many of them are rejected."""
 
+_MAX_UNUSED = 1000
+"""Number of unused fields that are counted by name in a shard."""
+
+_MAX_UNUSED_SHOWN = 20
+"""Number of unused fields in the printed summary. `SUMMARY` has all."""
+
 OnEntry = Callable[[bool], None]
 """Function called after each entry, with True if the entry was accepted."""
 
@@ -93,6 +99,7 @@ class ShardStats:
       tasks: Records by task.
       rejected: Rejected entries by reason.
       transparent_images: Images of the records that have transparent pixels in the input.
+      unused: Records that were made without a field of the input, by field.
     """
 
     records: int = 0
@@ -100,6 +107,7 @@ class ShardStats:
     tasks: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
     transparent_images: int = 0
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
@@ -116,6 +124,7 @@ class ShardStats:
             dict(Counter(self.tasks) + Counter(other.tasks)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
             self.transparent_images + other.transparent_images,
+            dict(Counter(self.unused) + Counter(other.unused)),
         )
 
 
@@ -145,6 +154,10 @@ class Summary:
             ("rejected", f"{total.num_rejected} ({total.num_rejected / max(1, total.entries):.2%})"),
             *((f"  {reason}", count) for reason, count in sorted(total.rejected.items())),
         ]
+        if total.unused:
+            names = sorted(total.unused, key=lambda name: (-total.unused[name], name))
+            rows.append(("unused fields", len(names)))
+            rows += [(f"  {name}", total.unused[name]) for name in names[:_MAX_UNUSED_SHOWN]]
         width = max(len(name) for name, _ in rows) + 2
         return "\n".join([str(self.output), *(f"  {name:<{width}}{value!s:>12}" for name, value in rows)])
 
@@ -193,6 +206,7 @@ class ShardWriter:
         rejected: Counter[str] = Counter()
         tasks: Counter[str] = Counter()
         transparent_images = 0
+        unused: Counter[str] = Counter()
         quarantine: list[str] = []
 
         def reject(key: str, error: RejectedRecord) -> None:
@@ -214,6 +228,7 @@ class ShardWriter:
                         yield record
                         tasks[record.task.value] += 1
                         transparent_images += transparent
+                        unused.update(name if len(unused) < _MAX_UNUSED else "others" for name in record.unused)
                         on_entry(True)
             except RejectedRecord as error:
                 reject(f"{key} and the rest of the part", error)
@@ -223,7 +238,7 @@ class ShardWriter:
         finally:
             # Also if writing fails, because the rejections may explain why.
             _write_lines(self._quarantine_file(index), quarantine)
-        self._write_stats(index, ShardStats(count, size, tasks, rejected, transparent_images))
+        self._write_stats(index, ShardStats(count, size, tasks, rejected, transparent_images, unused))
 
     def without_image_tokens(self) -> list[int]:
         """Returns the indices of the finished shards to which `add_image_tokens` has not added image tokens."""

@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+from collections.abc import Sequence
 from typing import NamedTuple
 
 from PIL import Image
@@ -45,6 +46,10 @@ def validate(record: Record, background: Background = "none") -> ValidRecord:
     """
     if record.task is Task.GENERATION and len(record.images) != 1:
         raise RejectedRecord(RejectReason.NO_IMAGE, f"it has {len(record.images)} target images; it needs one.")
+    if record.task is Task.EDITING and len(record.images) < 2:
+        raise RejectedRecord(
+            RejectReason.NO_IMAGE, f"it has {len(record.images)} images; it needs an input image and a target image."
+        )
     if record.task is Task.UNDERSTANDING and not record.images:
         raise RejectedRecord(RejectReason.NO_IMAGE, "it has no input image.")
     if len(record.images) > MAX_IMAGES:
@@ -55,6 +60,7 @@ def validate(record: Record, background: Background = "none") -> ValidRecord:
         if not record.text.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
         _validate_texts([record.text])
+    _validate_texts(record.alternatives)
     images, transparent = [], 0
     for number, content in enumerate(record.images, 1):
         try:
@@ -88,7 +94,7 @@ def _validate_messages(record: Record) -> None:
         raise RejectedRecord(RejectReason.EMPTY_TEXT, "its conversation has no answer.")
 
 
-def _validate_texts(texts: list[str]) -> None:
+def _validate_texts(texts: Sequence[str]) -> None:
     if (length := sum(map(len, texts))) > MAX_CHARACTERS:
         raise RejectedRecord(RejectReason.TOO_LONG, f"its text has {length} characters; at most {MAX_CHARACTERS}.")
     for text in texts:
