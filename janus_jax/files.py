@@ -69,7 +69,7 @@ def prefix_errors(file: str | os.PathLike[str]) -> Iterator[None]:
     except JanusError as error:
         if str(file) in str(error):
             raise
-        raise JanusError(f"{file}: {error}") from error
+        raise type(error)(f"{file}: {error}") from error
 
 
 def check_lfs_pointer(file: Path, start: bytes) -> None:

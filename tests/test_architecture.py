@@ -16,11 +16,13 @@ BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
+    "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",
     "janus_jax.files",
     "janus_jax.image_files",
     "janus_jax.progress",
+    "janus_jax.registries",
     "janus_jax.storage",
 )
 SHARED = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")

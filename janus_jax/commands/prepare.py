@@ -19,6 +19,7 @@ from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
 from janus_jax.data.sources.base import CaptionFrom, TextUnit
 from janus_jax.data.sources.class_names import read_class_names
+from janus_jax.devices import initialize_devices
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.processing import Background, Task
@@ -103,6 +104,8 @@ def main(_: Sequence[str]) -> None:
         make_encoder = open_image_encoder(Path(spec.tokenizer))
         cli.enable_compilation_cache()
     cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
+    if make_encoder is not None:
+        initialize_devices()
     options = PrepareOptions(_WORKERS.value, _MAX_REJECTED.value, _BATCH_SIZE.value, _BEAM.value)
     summary = prepare(spec, options, make_encoder, cluster)
     if summary is not None:
@@ -119,8 +122,8 @@ def _spec() -> DatasetSpec:
         text_field=_TEXT_FIELD.value,
         image_field=_IMAGE_FIELD.value,
         class_names=_CLASS_NAMES.value,
-        caption_from=_CAPTION_FROM.value,
-        text_unit=_TEXT_UNIT.value,
+        caption_from=cast(CaptionFrom | None, _CAPTION_FROM.value),
+        text_unit=cast(TextUnit, _TEXT_UNIT.value),
         input_split=_INPUT_SPLIT.value,
         data_dir=_DATA_DIR.value,
         shard_records=_SHARD_RECORDS.value or source.shard_records,

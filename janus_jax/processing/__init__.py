@@ -2,6 +2,7 @@
 
 from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message
 from janus_jax.processing.images import (
+    DamagedImage,
     ImageSource,
     TooManyPixels,
     decode_image,
@@ -18,6 +19,7 @@ __all__ = [
     "TEMPLATES",
     "UNDERSTANDING_SYSTEM_PROMPT",
     "Background",
+    "DamagedImage",
     "ImageSource",
     "Message",
     "Processor",

@@ -11,7 +11,6 @@ If that function raises `RejectedRecord`, only that record is skipped. Errors th
 """
 
 import contextlib
-import importlib
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
@@ -25,6 +24,7 @@ from janus_jax.data.sources.input_files import InputFile, find_files, register_e
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS
 from janus_jax.processing import Task
+from janus_jax.registries import find_registered
 
 
 class Entry(NamedTuple):
@@ -165,17 +165,5 @@ def register_source(
 
 
 def get_source(name: str) -> Source:
-    """Returns a registered source. If the name is `MODULE:NAME`, imports the module first, which registers the source.
-
-    Raises:
-      JanusError: The module cannot be imported, or no source has the name.
-    """
-    module, _, short_name = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise JanusError(f"--source {name}: {error}; give an importable module before the colon.") from error
-    if short_name not in SOURCES:
-        raise JanusError(f"--source {name} is unknown; use {', '.join(sorted(SOURCES))}, or MODULE:NAME.")
-    return SOURCES[short_name]
+    """Returns a registered source. See `find_registered`."""
+    return find_registered(SOURCES, name, "--source")

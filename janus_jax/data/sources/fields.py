@@ -117,7 +117,7 @@ class RawRecord:
         if (value := self.find(names)) is not None:
             return value
         if null := [name for name in names if name in self._values]:
-            raise RejectedRecord(RejectReason.MISSING_FIELD, f"its {' and '.join(null)} is null.")
+            raise RejectedRecord(RejectReason.MISSING_FIELD, f"its {null[0]} is null.")
         found = ", ".join(map(str, self._values))[:200] or "nothing"
         raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no {' or '.join(names[:2])}, only {found}{hint}.")
 
@@ -159,7 +159,7 @@ def find_field(where: str, found: Iterable[str], flag: str, name: str | None, us
         if candidate in found:
             return candidate
     raise JanusError(
-        f"{where} {' or '.join(names)}, only {', '.join(found) or 'none'}; name the right one with {flag}."
+        f"{where} {' or '.join(names[:2])}, only {', '.join(found) or 'none'}; name the right one with {flag}."
     )
 
 
@@ -242,14 +242,13 @@ def caption_record(
 
     A caption is the prompt of the image (generation), or the answer to a question about it (understanding).
     """
-    caption, *alternatives = captions
-    given = {"images": (image,), "alternatives": tuple(alternatives), "unused": unused}
-    if options.task is Task.GENERATION:
-        return Record(key, Task.GENERATION, text=caption, **given)
-    # CRC-32, because hash() differs between runs.
-    prompt = options.prompts[zlib.crc32(key.encode("utf-8", "surrogatepass")) % len(options.prompts)]
-    messages: tuple[Message, ...] = (
-        {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{prompt}"},
-        {"role": "assistant", "content": caption},
-    )
-    return Record(key, Task.UNDERSTANDING, messages=messages, **given)
+    messages: tuple[Message, ...] = ()
+    if options.task is Task.UNDERSTANDING:
+        # CRC-32, because hash() differs between runs.
+        prompt = options.prompts[zlib.crc32(key.encode("utf-8", "surrogatepass")) % len(options.prompts)]
+        messages = (
+            {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{prompt}"},
+            {"role": "assistant", "content": captions[0]},
+        )
+    text = "" if messages else captions[0]
+    return Record(key, options.task, text, messages, (image,), alternatives=captions[1:], unused=unused)

@@ -179,7 +179,7 @@ def _codec(start: bytes) -> str | None:
 def open_packed(file: InputFile, codec: str) -> BinaryIO:
     """Opens a file that is compressed with gzip or zstd."""
     if codec == "gzip":
-        return gzip.open(file.path, "rb")
+        return io.BufferedReader(gzip.open(file.path, "rb"))
     return io.BufferedReader(_pyarrow(file).input_stream(str(file.path), compression=codec))
 
 

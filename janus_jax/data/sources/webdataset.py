@@ -148,17 +148,18 @@ def _member(sample: _Sample, name: str | None, kinds: tuple[str, ...], flag: str
 
 def _captions(sample: _Sample, members: RawRecord, raw: RawRecord, options: SourceOptions) -> tuple[str, ...]:
     """Returns the captions in the member or JSON field `text_field`, else in a text, the JSON, or the class."""
-    text, name = ("txt", "caption", "cap", "text"), options.text_field
-    ending = _member(sample, name if name in sample.members else None, text, "--text_field")
-    if name in sample.members or (name is None and ending is not None):
+    name, flag = options.text_field, "--text_field"
+    if name is None:
+        ending = _member(sample, None, ("txt", "caption", "cap", "text"), flag)
+        if ending is None and not raw.has(CAPTION_FIELDS):
+            ending = _member(sample, None, ("cls",), flag)
+    else:
+        ending = name if name in sample.members else None
+    if ending is not None:
         content = get_text(members.find((ending,)))
-        return (class_caption(content, options.class_names) if _last(str(ending)) == "cls" else content,)
+        return (class_caption(content, options.class_names) if _last(ending) == "cls" else content,)
     if raw.has(CAPTION_FIELDS if name is None else (name,)):
         return get_captions(raw, options)
-    ending = _member(sample, None, ("cls",), "--text_field") if name is None else None
-    if ending is None:
-        found = ", ".join((*sample.members, *(f"field {field} of the json" for field in raw.unused)))
-        raise RejectedRecord(
-            RejectReason.MISSING_FIELD, f"it has no caption ({name or ', '.join(_TEXTS)}), only {found:.300}."
-        )
-    return (class_caption(get_text(members.find((ending,))), options.class_names),)
+    found = ", ".join((*sample.members, *(f"field {field} of the json" for field in raw.unused)))
+    message = f"it has no caption ({name or ', '.join(_TEXTS)}), only {found:.300}."
+    raise RejectedRecord(RejectReason.MISSING_FIELD, message)
