@@ -50,7 +50,7 @@ def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
     if not files:
         raise JanusError(f"{texts} contains no questions; expected files NAME.txt of two lines QUESTION<tab>Yes or No.")
     for file in files:
-        lines = [line for line in read_text(file).splitlines() if line.strip()]
+        lines = [line for line in read_text(file).split("\n") if line.strip()]
         if len(lines) != 2:
             raise JanusError(f"{file} contains {len(lines)} questions; expected two.")
         if file.stem not in images_by_stem:
@@ -75,39 +75,46 @@ def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
 
 def parse_answer(answer: str) -> str:
     """Returns "yes", "no" or "other". Like the official scorer, looks only at the first four characters."""
-    start = answer.lower()[:4]
+    start = _one_line(answer).lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def _one_line(answer: str) -> str:
+    """Returns the answer as the predictions contain it: without space at the ends, line breaks and tabs."""
+    return " ".join(answer.split())
 
 
 def score(questions: Sequence[MmeQuestion], answers: Answers, options: Options) -> Scores:
     """Returns the points of each task, and their sums for perception, cognition and both.
 
     A task has at most 200 points: the percentage of correct answers plus the percentage of images with two correct
-    answers.
+    answers. A task without questions has no points, and a sum that lacks a task is omitted.
     """
     correct = {q.id: parse_answer(answers[q.id]) == q.label.lower() for q in questions}
     points: dict[str, float] = {}
     details: dict[str, float] = {}
     for task in (*PERCEPTION, *COGNITION):
         of_task = [q for q in questions if q.task == task]
+        if not of_task:
+            continue
         pairs: dict[str, bool] = {}
         for q in of_task:
             pairs[q.group] = pairs.get(q.group, True) and correct[q.id]
         accuracy, plus = percent([correct[q.id] for q in of_task]), percent(list(pairs.values()))
         points[task] = accuracy + plus
         details |= {f"{task}.score": accuracy + plus, f"{task}.accuracy": accuracy, f"{task}.accuracy_plus": plus}
-    perception, cognition = (sum(points[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
-    return {"perception": perception, "cognition": cognition, "total": perception + cognition, **details}
+    groups = {"perception": PERCEPTION, "cognition": COGNITION, "total": (*PERCEPTION, *COGNITION)}
+    sums = {name: sum(points[task] for task in tasks) for name, tasks in groups.items() if points.keys() >= set(tasks)}
+    return {**sums, **details}
 
 
 def write_predictions(questions: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
-    """Writes one file `TASK.txt` per task, with tab-separated columns: image, question, label, answer."""
-    for task in (*PERCEPTION, *COGNITION):
+    """Writes one file `TASK.txt` per task with questions. Its columns are image, question, label and answer."""
+    for task in dict.fromkeys(q.task for q in questions):
         with (folder / f"{task}.txt").open("w", encoding="utf-8") as file:
             for q in questions:
                 if q.task == task:
-                    answer = " ".join(answers[q.id].split())
-                    file.write(f"{q.image}\t{q.text}\t{q.label}\t{answer}\n")
+                    file.write(f"{q.image}\t{q.text}\t{q.label}\t{_one_line(answers[q.id])}\n")
 
 
 BENCHMARK = Benchmark(
@@ -121,6 +128,7 @@ for each TASK of {", ".join(PERCEPTION[:5])},
     source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
     read=read,
     score=score,
+    official_sizes=(2_374,),
     write_predictions=write_predictions,
     published={"perception": (1338.0, 1333.1, 1444.0, 1567.1)},
 )

@@ -43,7 +43,15 @@ def test_all_tasks_are_read_with_the_authors_prompt(data):
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("Yes", "yes"), ("yes, it is", "yes"), ("No.", "no"), (" No", "no"), ("none", "no"), ("It is not", "other")],
+    [
+        ("Yes", "yes"),
+        ("yes, it is", "yes"),
+        ("No.", "no"),
+        (" No", "no"),
+        ("\n\t  Yes", "yes"),
+        ("none", "no"),
+        ("It is not", "other"),
+    ],
 )
 def test_answers_are_parsed_from_their_first_letters(answer, expected):
     assert parse_answer(answer) == expected
@@ -68,6 +76,24 @@ def test_points_are_accuracy_plus_pair_accuracy(data):
     assert scores["posters.score"] == 0
     assert scores["code_reasoning.score"] == 50
     assert (scores["perception"], scores["cognition"]) == (8 * 200 + 125, 3 * 200 + 50)
+
+
+@pytest.mark.parametrize(
+    ("asked", "sums"), [(("OCR", "count"), ()), (COGNITION, ("cognition",)), (PERCEPTION, ("perception",))]
+)
+def test_only_tasks_with_questions_are_reported(data, tmp_path, asked, sums):
+    questions = [question for question in BENCHMARK.read(data, {}) if question.task in asked]
+    answers = {question.id: question.label for question in questions}
+    scores = BENCHMARK.score(questions, answers, {})
+    assert set(scores) == {
+        *sums,
+        *(f"{task}.{score}" for task in asked for score in ("score", "accuracy", "accuracy_plus")),
+    }
+    assert all(scores[name] == 200 * len(asked) for name in sums)
+    out = tmp_path / "predictions"
+    out.mkdir()
+    BENCHMARK.write_predictions(questions, answers, out)
+    assert {file.stem for file in out.iterdir()} == set(asked)
 
 
 def test_predictions_have_the_official_columns(data, tmp_path):
