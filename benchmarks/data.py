@@ -268,10 +268,10 @@ def main(_: Sequence[str]) -> None:
             mixture = measure(stream, files, _ROUNDS.value)
             report |= {f"mixture_{key}": value for key, value in mixture.items()} | stream.report()
         os.sched_setaffinity(0, available)
-        for name in _WORKERS.value:
-            workers, threads = map(int, name.split("x"))
-            with open_stream(config, processor, workers=workers, threads=threads) as stream:
-                report |= measure_workers(stream, _ROUNDS.value, name)
+        for setting in _WORKERS.value:
+            processes, threads = map(int, setting.split("x"))
+            with open_stream(config, processor, workers=processes, threads=threads) as stream:
+                report |= measure_workers(stream, _ROUNDS.value, setting)
     for key, value in report.items():
         goal = f"   (goal {GOALS[key]})" if key in GOALS else ""
         print(f"{key:32} {f'{value:12.3f}' if isinstance(value, float) else f'{value!s:>12}'}{goal}")

@@ -79,7 +79,7 @@ def stage_task(
     opened = {} if is_resumed else open_initialisation(recipe, workdir)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
-            shard_records([component], config.seed)
+            shard_records([component], recipe.seed)
     tokenizer = find_tokenizer(recipe, workdir)
     processor = Processor.from_directory(tokenizer, recipe.model_config)
     samples = GenerateSamples(recipe, processor, folder)

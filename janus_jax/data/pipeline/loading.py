@@ -141,7 +141,7 @@ def _from_array(array: UInt8[np.ndarray, " bytes"]) -> Any:
     content = np.array(array)  # Copied, to release the shared memory.
     count = int(content[:8].view(np.int64)[0])
     sizes = content[8 : 8 * (count + 1)].view(np.int64)
-    parts = [content[start : start + size] for start, size in zip(_starts(sizes), sizes, strict=False)]
+    parts: list[Any] = [content[start : start + size] for start, size in zip(_starts(sizes), sizes, strict=False)]
     return pickle.loads(parts[0], buffers=parts[1:])
 
 

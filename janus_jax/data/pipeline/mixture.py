@@ -118,10 +118,10 @@ class Mixture(grain.transforms.DatasetSelectionMap):
         return component, self._positions[index] + rounds * self._per_round[component]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value for name, value in vars(self).items() if name != "_lock"}
+        return {name: value for name, value in self.__dict__.items() if name != "_lock"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        vars(self).update(state, _lock=threading.Lock())
+        self.__dict__.update(state, _lock=threading.Lock())
 
     def _append(self) -> None:
         """Appends the next example. Must hold the lock."""

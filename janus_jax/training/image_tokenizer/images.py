@@ -1,9 +1,8 @@
 """Loads batches of image crops from prepared datasets. A crop depends on the seed, epoch and record only."""
 
 import contextlib
-import functools
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
@@ -84,14 +83,16 @@ class RecordImages:
             prefetch = self._split.local_size * _READ_AHEAD
             self._iterator = iterate(self._crops[self._position :], workers=self._workers, prefetch=prefetch)
             self._watch = WorkerWatch() if self._workers else None
-        read = functools.partial(list, itertools.islice(self._iterator, self._split.local_size))
-        loaded = read() if self._watch is None else self._watch.call(read)
+        loaded = self._read(itertools.islice(self._iterator, self._split.local_size))
         for one in loaded:
             for rejection in one.rejections:
                 self._rejects.reject(rejection)
             self._rejects.accept()
         self._position += len(loaded)
         return (np.stack([one.example for one in loaded]),)
+
+    def _read(self, crops: Iterable[Loaded[Pixels]]) -> list[Loaded[Pixels]]:
+        return list(crops) if self._watch is None else self._watch.call(lambda: list(crops))
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position as JSON values."""
