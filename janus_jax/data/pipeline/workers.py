@@ -23,7 +23,7 @@ _GRAIN_MESSAGE = "Worker process was terminated unexpectedly"
 _POLL_SECONDS = 1.0
 # Time for grain to notice a dead worker, which takes it about a second.
 _GRACE_SECONDS = 8.0
-_CLOSE_SECONDS = 60.0
+_CLOSE_SECONDS = 30.0
 
 
 def start_worker(index: int, count: int) -> None:
@@ -84,11 +84,11 @@ class WorkerWatch:
 
     def close(self, function: Callable[[], None]) -> None:
         """Calls a function that ends the workers, and ends them itself if that does not succeed in time."""
-        future, begin = self._submit(function), time.monotonic()
-        while not futures.wait([future], _POLL_SECONDS).done:
-            if time.monotonic() - begin > (_GRACE_SECONDS if self._dead() else _CLOSE_SECONDS):
-                for worker in self._workers:
-                    worker.kill()
+        future = self._submit(function)
+        if not futures.wait([future], _GRACE_SECONDS if self._dead() else _CLOSE_SECONDS).done:
+            for worker in self._workers:
+                worker.kill()
+            if not futures.wait([future], _GRACE_SECONDS).done:
                 # The thread remains blocked, and the interpreter would wait for it.
                 atexit.register(_exit_at_once)
                 return
