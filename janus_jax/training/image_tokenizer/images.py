@@ -89,7 +89,7 @@ class RecordImages:
                 self._rejects.reject(rejection)
             self._rejects.accept()
         self._position += len(loaded)
-        return (np.stack([one.example for one in loaded]),)
+        return (np.stack([one.example for one in loaded if one.example is not None]),)
 
     def _read(self, crops: Iterable[Loaded[Pixels]]) -> list[Loaded[Pixels]]:
         return list(crops) if self._watch is None else self._watch.call(lambda: list(crops))
