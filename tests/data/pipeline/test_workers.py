@@ -72,8 +72,10 @@ def fail(index):
 
 
 def report(index):
+    """Returns values of several types, with what the worker knows."""
     jax = sys.modules.get("jax")
     return {
+        "array": np.full((3, 1 << index), index),
         "platforms": jax.config.jax_platforms if jax else "cpu",
         "device": jax.devices()[0].platform if jax and index == 5 else None,
         "ignored": [
@@ -87,24 +89,17 @@ def sleep(index):
     return index
 
 
-def test_values_of_any_type_arrive_unchanged():
-    with Reader(megabytes) as reader:
-        for index in range(3):
-            array, words = next(reader)
-            assert (array == index).all()
-            assert array.flags.writeable
-            assert words == "text " * 3000
-
-
 def test_workers_use_no_accelerator_and_ignore_preemption_notices():
     with Reader(report, workers=2) as reader:
         reports = [next(reader) for _ in range(6)]
         assert [one["platforms"] for one in reports] == ["cpu"] * 6
         assert reports[5]["device"] == "cpu"
         assert all(all(one["ignored"]) for one in reports)
+        for index, one in enumerate(reports):
+            np.testing.assert_array_equal(one["array"], np.full((3, 1 << index), index))
         for worker in reader.workers:
             os.kill(worker.pid, signal.SIGTERM)
-        assert [next(reader)["platforms"] for _ in range(20)] == ["cpu"] * 20
+        assert [next(reader)["platforms"] for _ in range(10)] == ["cpu"] * 10
         workers = reader.workers
     assert len(workers) == 2
     assert not any(worker.is_alive() for worker in workers)
@@ -129,6 +124,7 @@ def kill_at(moment, function, workers=2):
 
 
 def test_a_worker_killed_during_a_transfer_raises_within_seconds():
+    """grain passes 16 MB per example."""
     assert kill_at(0.05, megabytes) < 15
 
 
