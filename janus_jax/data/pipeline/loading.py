@@ -11,10 +11,9 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 import grain
 import numpy as np
-from absl import flags
 from jaxtyping import UInt8
 
-from janus_jax.data.pipeline.workers import start_worker
+from janus_jax.data.pipeline.workers import prepare_main_process, start_worker
 from janus_jax.data.rejects import RejectedRecord, Rejection, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error
@@ -104,9 +103,7 @@ def iterate(
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=max(prefetch, threads) if threads else 0)
     if not workers:
         return iter(examples.to_iter_dataset(options))
-    # grain reads its flags, which only a command parses.
-    if not flags.FLAGS.is_parsed():
-        flags.FLAGS.mark_as_parsed()
+    prepare_main_process()
     # Each worker has two buffers of this size, one at each end of its queue.
     buffer = min(max(math.ceil(prefetch / workers / 2), 1), _MAX_BUFFER_PER_WORKER)
     dataset = (

@@ -11,8 +11,11 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent import futures
+from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
+
+from absl import flags
 
 from janus_jax.errors import ExitCode, JanusError
 
@@ -24,6 +27,23 @@ _POLL_SECONDS = 1.0
 # Time for grain to notice a dead worker, which takes it about a second.
 _GRACE_SECONDS = 8.0
 _CLOSE_SECONDS = 30.0
+
+
+def prepare_main_process() -> None:
+    """Prepares the process that will start workers."""
+    # grain reads its flags, which only a command parses.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # Python's resource tracker removes the shared memory of a killed worker. Its warning would follow the error message.
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
 def start_worker(index: int, count: int) -> None:
