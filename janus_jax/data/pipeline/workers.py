@@ -34,7 +34,7 @@ def prepare_main_process() -> None:
     # grain reads its flags, which only a command parses.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # Python's resource tracker removes the shared memory of a killed worker. Its warning would follow the error message.
+    # Python's resource tracker removes the shared memory of killed workers. Its warning would follow the error message.
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
     try:
