@@ -16,6 +16,7 @@ from PIL import Image
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.batch import Batch
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
+from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
 from janus_jax.generation.padding import bucket_length, round_up
@@ -48,8 +49,8 @@ def load(
         JanusFlow model answers questions but generates no images.
 
     Raises:
-      JanusError: The folder is missing, damaged or in an unknown layout, the model cannot be sharded over the mesh, or
-        the mesh has devices of other processes.
+      JanusError: The folder is missing, damaged or in an unknown layout, the model cannot be sharded over the mesh, the
+        mesh has devices of other processes, or the devices cannot be used.
     """
     checkpoint = open_checkpoint(path, conversation, vae)
     processor = Processor.from_directory(path, checkpoint.model_config)
@@ -67,6 +68,7 @@ def load_checkpoint(
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
         # With devices of other processes, all processes would have to make the same calls in the same order.

@@ -19,6 +19,7 @@ from absl import flags
 from janus_jax.commands import cli, model_flags
 from janus_jax.errors import JanusError
 from janus_jax.image_files import save_png
+from janus_jax.progress import progress_bar
 from janus_jax.storage import output_folder
 
 _PROMPT = flags.DEFINE_multi_string("prompt", [], "description of an image; may be repeated")
@@ -75,7 +76,7 @@ def main(_: Sequence[str]) -> None:
             "Software": "janus_jax",
         }
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value
-        with tqdm.tqdm(total=total, unit=sampler.unit, desc="generating", smoothing=0.1) as bar:
+        with progress_bar(total=total, unit=sampler.unit, desc="generating", smoothing=0.1) as bar:
             # Images are saved after each batch, so that a killed run keeps them.
             for prompt, number, image in model.generate_stream(
                 prompts,

@@ -19,6 +19,7 @@ from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
 from janus_jax.data.sources.base import CaptionFrom, TextUnit
 from janus_jax.data.sources.class_names import read_class_names
+from janus_jax.devices import initialize_devices
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
@@ -97,6 +98,8 @@ def main(_: Sequence[str]) -> None:
         make_encoder = open_image_encoder(Path(spec.tokenizer))
         cli.enable_compilation_cache()
     cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
+    if make_encoder is not None:
+        initialize_devices()
     options = PrepareOptions(_WORKERS.value, _MAX_REJECTED.value, _BATCH_SIZE.value, _BEAM.value)
     summary = prepare(spec, options, make_encoder, cluster)
     if summary is not None:

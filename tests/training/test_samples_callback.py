@@ -18,6 +18,7 @@ from janus_jax.pretrained import Pretrained
 from janus_jax.sharding import make_mesh, param_shardings
 from janus_jax.training.callbacks.base import TrainingRun
 from janus_jax.training.callbacks.samples import GenerateSamples, contact_sheet
+from janus_jax.training.console import Console
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Intervals, Samples
 from tests import tiny
@@ -107,7 +108,8 @@ def test_contact_sheet_is_in_reading_order():
 
 def last_step(params, stream, mesh=None):
     """A run after its only step, which prints to the stream."""
-    return TrainingRun(SimpleNamespace(params=params, frozen={}), 1, 1, MetricWriter(None, 1, stream=stream), mesh)
+    writer = MetricWriter(None, Console(1, stream=stream))
+    return TrainingRun(SimpleNamespace(params=params, frozen={}), 1, 1, writer, mesh)
 
 
 @pytest.mark.slow
