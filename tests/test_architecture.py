@@ -18,6 +18,7 @@ BASE = (
     "janus_jax.config",
     "janus_jax.distributed",
     "janus_jax.errors",
+    "janus_jax.extras",
     "janus_jax.files",
     "janus_jax.image_files",
     "janus_jax.progress",

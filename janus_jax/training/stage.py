@@ -70,13 +70,11 @@ def stage_task(
     recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None
 ) -> TrainingTask[TrainState, ShardedStream]:
     """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
-    stage, resources, intervals = recipe.current, recipe.resources, recipe.intervals
-    checkpoints = checkpoints_folder(workdir, recipe.stage)
-    folder = checkpoints.parent
+    resources, intervals = recipe.resources, recipe.intervals
+    folder = checkpoints_folder(workdir, recipe.stage).parent
 
-    # All inputs are checked before the first device is used. A resumed run no longer needs its initialization.
-    is_resumed = any(path.name.isdecimal() for path in checkpoints.glob("*"))
-    opened = {} if is_resumed else open_initialisation(recipe, workdir)
+    # All inputs are checked before the first device is used.
+    recipe, opened = open_initialisation(recipe, workdir)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
             open_records(component)
@@ -87,9 +85,11 @@ def stage_task(
 
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     mesh = grid if grid.size > 1 else None
+    recipe = recipe.on_platform(grid.devices.flat[0].platform)
+    stage = recipe.current
     setup = set_up_stage(recipe, mesh)
     costs = flops_per_item(recipe.model_config, flatten_dict(setup.abstract.params, sep="/"))
-    device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
+    device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, recipe.execution.dtype)
 
     @contextlib.contextmanager
     def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:

@@ -10,6 +10,7 @@ from janus_jax.data.prepare.beam import write_shards_with_beam
 from janus_jax.data.prepare.parallel import write_shards
 from janus_jax.data.prepare.shard_writer import DatasetSpec, ShardWriter, Summary, open_shard_writer
 from janus_jax.distributed import Cluster
+from janus_jax.extras import require
 from janus_jax.progress import count_bar
 from janus_jax.storage import exclusive_lock
 
@@ -53,8 +54,10 @@ def prepare(
       The counts of the dataset in the primary process; None in the others.
 
     Raises:
-      JanusError, StorageFull: Too many records are rejected, or the input or output fails.
+      JanusError, StorageFull: Apache Beam is not installed, too many records are rejected, or the input or output fails.
     """
+    if options.beam is not None:
+        require("--beam", "apache_beam")
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The primary process creates the scratch folder before the others open it.

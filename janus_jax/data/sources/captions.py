@@ -6,7 +6,6 @@
 import csv
 import functools
 from collections.abc import Callable, Iterator, Mapping
-from types import ModuleType
 from typing import Any, BinaryIO
 
 from janus_jax.data.records import Record
@@ -26,6 +25,7 @@ from janus_jax.data.sources.fields import (
 )
 from janus_jax.data.sources.rows import MakeRecord, Row, Span, json_lines, line_spans, rows_part
 from janus_jax.errors import JanusError
+from janus_jax.extras import require
 from janus_jax.files import reading
 from janus_jax.processing import Task
 
@@ -33,7 +33,11 @@ from janus_jax.processing import Task
 @register_source("captions", Task.GENERATION, Task.UNDERSTANDING)
 def captions(options: SourceOptions) -> Iterator[Part]:
     """Reads tables of images and captions. The suffix of a file selects its format."""
-    for file in options.files(*_FORMATS):
+    files = list(options.files(*_FORMATS))
+    for file in files:
+        if file.path.suffix.lower() == ".parquet":
+            require(str(file.path), "pyarrow")
+    for file in files:
         parts = _FORMATS.get(file.path.suffix.lower())
         if parts is None:
             raise JanusError(f"{file.path} must end with one of {', '.join(_FORMATS)}; rename it.")
@@ -111,8 +115,9 @@ class _TextLines(Iterator[str]):
 
 def _parquet_parts(file: InputFile, options: SourceOptions, make_record: MakeRecord) -> Iterator[Part]:
     # A row group can only be read whole, so a part consists of whole row groups.
-    parquet = _pyarrow(file)
-    with reading(file.path), parquet.ParquetFile(file.path) as table:
+    import pyarrow.parquet
+
+    with reading(file.path), pyarrow.parquet.ParquetFile(file.path) as table:
         columns = tuple(table.schema_arrow.names)
         sizes = [table.metadata.row_group(group).num_rows for group in range(table.num_row_groups)]
     _check_columns(file, columns, options)
@@ -129,21 +134,15 @@ def _parquet_parts(file: InputFile, options: SourceOptions, make_record: MakeRec
 
 
 def _parquet_rows(file: InputFile, columns: list[str], groups: list[int], first: int) -> Iterator[tuple[int, Row]]:
+    import pyarrow.parquet
+
     number = first
-    with reject_damaged_file(file.path), _pyarrow(file).ParquetFile(file.path) as table:
+    with reject_damaged_file(file.path), pyarrow.parquet.ParquetFile(file.path) as table:
         # Small batches, because a row may contain an image.
         for batch in table.iter_batches(batch_size=16, row_groups=groups, columns=columns):
             for values in batch.to_pylist():
                 yield number, functools.partial(dict, values)
                 number += 1
-
-
-def _pyarrow(file: InputFile) -> ModuleType:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise JanusError(f"{file.path} needs pyarrow to be read; pip install 'janus_jax[parquet]'.") from error
-    return pyarrow.parquet
 
 
 def _check_columns(file: InputFile, columns: tuple[str, ...], options: SourceOptions) -> None:
