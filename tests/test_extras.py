@@ -70,7 +70,7 @@ def test_parquet_is_checked_before_the_first_table_is_read(missing, tmp_path):
 
 def test_parquet_is_checked_when_a_benchmark_is_read(missing, tmp_path):
     (tmp_path / "validation-0.parquet").write_bytes(b"")
-    with pytest.raises(JanusError, match="validation-0.parquet needs the package pyarrow"):
+    with pytest.raises(JanusError, match=r"validation-0\.parquet needs the package pyarrow"):
         BENCHMARK.read(tmp_path, {"prompt": "authors"})
 
 

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from absl import flags
 
 from janus_jax.commands import cli
-from janus_jax.commands.recipe_flag import define_recipe_flag, recipe_class
+from janus_jax.commands.recipe_flag import define_recipe_flag, overridden_fields, recipe_class
 from janus_jax.distributed import join_cluster
 from janus_jax.training.config_dicts import from_config
 
@@ -28,14 +28,16 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe
     from janus_jax.training.stage import train_stage
+    from janus_jax.training.unused_fields import check_unused_fields
 
     recipe = from_config(recipe_class(_CONFIG.value), _CONFIG.value)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
     if isinstance(recipe, Recipe):
-        train_stage(recipe, _WORKDIR.value)
+        train_stage(recipe, _WORKDIR.value, given=overridden_fields())
     else:
+        check_unused_fields(recipe, overridden_fields())
         train_tokenizer(recipe, _WORKDIR.value)
 
 

@@ -8,7 +8,7 @@ WORKDIR/stage_N/       see `training.trainer`, and in addition:
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -42,15 +42,19 @@ from janus_jax.training.setup import set_up_stage
 from janus_jax.training.state import TrainState
 from janus_jax.training.train_step import make_evaluation_step, put_batch
 from janus_jax.training.trainer import TrainingTask, train
+from janus_jax.training.unused_fields import check_unused_fields
 
 
-def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
+def train_stage(
+    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
+) -> TrainState:
     """Trains the current stage of a recipe to its last step, or continues an interrupted run.
 
     Args:
       recipe: The recipe; `recipe.stage` selects the stage.
       workdir: Folder of all stages, created if missing and shared by all processes.
       devices: Devices to train on; None for all.
+      given: Paths of the fields that were set on the command line (`check_unused_fields`).
 
     Returns:
       The last train state.
@@ -63,11 +67,11 @@ def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Devic
       StorageFull: The disk is full.
     """
     folder = checkpoints_folder(workdir, recipe.stage).parent
-    return train(stage_task(recipe, workdir, devices), folder).state
+    return train(stage_task(recipe, workdir, devices, given), folder).state
 
 
 def stage_task(
-    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
 ) -> TrainingTask[TrainState, ShardedStream]:
     """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
     resources, intervals = recipe.resources, recipe.intervals
@@ -75,6 +79,7 @@ def stage_task(
 
     # All inputs are checked before the first device is used.
     recipe, opened = open_initialisation(recipe, workdir)
+    check_unused_fields(recipe, given)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
             open_records(component)

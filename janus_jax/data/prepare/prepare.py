@@ -54,7 +54,7 @@ def prepare(
       The counts of the dataset in the primary process; None in the others.
 
     Raises:
-      JanusError, StorageFull: Apache Beam is not installed, too many records are rejected, or the input or output fails.
+      JanusError, StorageFull: Too many records are rejected, the input or output fails, or Beam is not installed.
     """
     if options.beam is not None:
         require("--beam", "apache_beam")
