@@ -44,14 +44,19 @@ class _RecipeParser(flags.ArgumentParser[ConfigDict]):
     def parse(self, argument: str) -> ConfigDict:
         config = load_recipe(argument)
         for path in overridden_fields():
-            _check_field(config, path)
+            check_field(config, path)
         return config.lock()
 
     def flag_type(self) -> str:
         return "recipe"
 
 
-def _check_field(config: ConfigDict, path: str) -> None:
+def check_field(config: ConfigDict, path: str) -> None:
+    """Checks that a config has a field, such as "config.stages.stage_1.steps".
+
+    Raises:
+      JanusError: There is no such field.
+    """
     parent, *parts = path.split(".")
     node = config
     for part in parts:

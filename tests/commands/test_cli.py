@@ -117,23 +117,16 @@ def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config", "janus_pro_2b"], "no recipe 'janus_pro_2b'. Did you mean janus_pro_1b"),
+        (["--config", "janus_pro_2b"], "no recipe 'janus_pro_2b'. Did you mean janus_pro_7b"),
         (["--config", "absent/mine.py"], "absent/mine.py is not a file"),
         (
             ["--config=janus_pro_7b", "--config.stages.stage_1.optimizer.lr=1"],
             "config.stages.stage_1.optimizer.lr does not exist. Did you mean learning_rate? Fields of "
             "config.stages.stage_1.optimizer: b1,",
         ),
-        (
-            ["--config=janus_pro_7b", "--config.batch_size=1"],
-            "config.batch_size does not exist. Did you mean config.evaluation.batch_size, "
-            "config.stages.stage_1.batch_size or",
-        ),
         (["--config=janus_pro_7b", "--config.stages=1"], "--config.stages has fields; set one of them, as in --config"),
-        (["--config=janus_pro_7b", "--config.architecture.llm.depth=1"], "config.architecture is not set"),
         (["--config.stage=1", "--config=janus_pro_7b"], "--config.stage must come after --config"),
         (["--config.stage=1"], "--config.stage changes a recipe, and --config is required"),
-        (["--config=janus_pro_7b", "--config.stage.number=1"], "config.stage has no fields"),
         (["--config=janus_pro_7b", "--config.stage=two"], "--config.stage=two: it must be a whole number"),
     ],
 )

@@ -158,7 +158,7 @@ def changed(**fields):
         ({"stages__stage_1__steps": 0}, "stage.steps is 0"),
         ({"stages__stage_1__stop_at": 30_000}, "stop_at is 30000; it must be from 1 to steps, 20000"),
         ({"stages__stage_1__supervision": "all"}, "supervision is 'all'; it must be one of text, answers"),
-        ({"stages__stage_1__precision__compute": "int8"}, "compute is 'int8'; it must be one of float32"),
+        ({"stages__stage_1__precision__compute": "int8"}, "compute is 'int8'; it must be one of auto, float32"),
         ({"stages__stage_1__optimizer__learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"stages__stage_1__optimizer": 5}, "optimizer is 5; it must be an object"),
         ({"stages__stage_1__phases": [1]}, "phases is [1]; it must be an object with numbered keys"),
