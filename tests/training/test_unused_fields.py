@@ -31,6 +31,10 @@ def flow(**values):
     return changed("janusflow_1_3b", Recipe, values)
 
 
+def finetune(**values):
+    return changed("finetune", Recipe, values)
+
+
 def tokenizer(**values):
     return changed("vq_16", VQRecipe, values)
 
