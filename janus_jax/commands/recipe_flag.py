@@ -55,7 +55,7 @@ def check_field(config: ConfigDict, path: str) -> None:
     """Checks that a config has a field, such as "config.stages.stage_1.steps".
 
     Raises:
-      JanusError: There is no such field.
+      JanusError: The field does not exist.
     """
     parent, *parts = path.split(".")
     node = config
