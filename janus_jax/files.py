@@ -69,7 +69,7 @@ def prefix_errors(file: str | os.PathLike[str]) -> Iterator[None]:
     except JanusError as error:
         if str(file) in str(error):
             raise
-        raise JanusError(f"{file}: {error}") from error
+        raise type(error)(f"{file}: {error}") from error
 
 
 def check_lfs_pointer(file: Path, start: bytes) -> None:
@@ -87,7 +87,7 @@ def check_lfs_pointer(file: Path, start: bytes) -> None:
 
 
 def read_text(file: Path, remedy: str = "fetch it again") -> str:
-    """Reads a UTF-8 file.
+    """Reads a UTF-8 file. A byte order mark at its start is removed.
 
     Raises:
       JanusError: The file is missing, is a git-lfs pointer, or is not UTF-8.
@@ -95,7 +95,7 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
     with reading(file, remedy):
         content = file.read_bytes()
         check_lfs_pointer(file, content)
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
 
 
 def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:

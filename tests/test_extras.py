@@ -61,10 +61,11 @@ def test_beam_is_checked_before_the_input_is_read(missing, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def test_parquet_is_checked_before_the_first_table_is_read(missing, tmp_path):
+@pytest.mark.parametrize("name", ["b.parquet", "b.arrow", "b.jsonl.zst"])
+def test_a_table_is_checked_before_the_first_one_is_read(missing, tmp_path, name):
     (tmp_path / "a.jsonl").write_text("{}\n")
-    (tmp_path / "b.parquet").write_bytes(b"")
-    with pytest.raises(JanusError, match=r"b\.parquet needs the package pyarrow; pip install 'janus_jax\[parquet\]'"):
+    (tmp_path / name).write_bytes(b"")
+    with pytest.raises(JanusError, match=r"b\.\S+ needs the package pyarrow; pip install 'janus_jax\[parquet\]'"):
         next(iter(get_source("captions").parts(SourceOptions((str(tmp_path),), Task.GENERATION))))
 
 
