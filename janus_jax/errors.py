@@ -62,6 +62,12 @@ class Preempted(RunStopped):
     exit_code = ExitCode.PREEMPTED
 
 
+class Interrupted(RunStopped):
+    """The user pressed Ctrl-C. Everything is saved, and the same command continues the run."""
+
+    exit_code = ExitCode.INTERRUPTED
+
+
 def similar_names(name: str, names: Iterable[str]) -> list[str]:
     """Returns the names with these initials ("lr" for learning_rate), then those with a similar spelling."""
     names = list(dict.fromkeys(names))

@@ -50,7 +50,7 @@ def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
     if not files:
         raise JanusError(f"{texts} contains no questions; expected files NAME.txt of two lines QUESTION<tab>Yes or No.")
     for file in files:
-        lines = [line for line in read_text(file).splitlines() if line.strip()]
+        lines = [line for line in read_text(file).split("\n") if line.strip()]
         if len(lines) != 2:
             raise JanusError(f"{file} contains {len(lines)} questions; expected two.")
         if file.stem not in images_by_stem:

@@ -12,6 +12,7 @@ from jaxtyping import UInt8
 
 from checkpoints_convert.convert import save_checkpoint
 from checkpoints_convert.tensor_files import open_tensors
+from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
 from janus_jax.files import prefix_errors
@@ -164,6 +165,7 @@ def tokenizer_task(
         make_callbacks=make_callbacks,
         learning_rate=make_schedule(recipe.optimizer, recipe.steps),
         progress_metrics=("loss/total", "codes/perplexity"),
+        facts={"batch": f"{recipe.batch_size:,} images of {recipe.image_size} x {recipe.image_size} pixels"},
     )
 
 
@@ -187,6 +189,7 @@ def train_tokenizer(
       JanusError: The data cannot be read, the devices cannot share the batch, or the workdir belongs to another run.
       Preempted: The machine is being shut down. The checkpoint of the last step is saved.
     """
+    initialize_devices()
     networks = read_networks(recipe.networks)
     mesh = make_mesh() if jax.device_count() > 1 else None
     task = tokenizer_task(recipe, mesh=mesh, networks=networks, extensions=extensions)
