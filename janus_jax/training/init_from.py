@@ -80,10 +80,12 @@ class OpenedStage(NamedTuple):
       recipe: The recipe with the architecture of the model.
       checkpoints: Checkpoints that the stage starts from, by the name of their field in `Initialisation`; none for the
         sources "stage" and "random", and for a run to resume.
+      is_resumed: Whether the run is to resume.
     """
 
     recipe: Recipe
     checkpoints: Mapping[str, Checkpoint]
+    is_resumed: bool = False
 
 
 def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedStage:
@@ -101,7 +103,7 @@ def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedSta
     """
     if workdir is not None and (saved := _saved_recipe(checkpoints_folder(workdir, recipe.stage))) is not None:
         precision = recipe.current.precision.replace_auto(saved.current.precision)
-        return OpenedStage(_with_model(recipe, saved).replace_current(precision=precision), {})
+        return OpenedStage(_with_model(recipe, saved).replace_current(precision=precision), {}, is_resumed=True)
     start, where = recipe.current.initialisation, f"config.stages.stage_{recipe.stage}.initialisation"
     opened: dict[str, Checkpoint] = {}
     if workdir is None and (recipe.model or recipe.architecture is not None):

@@ -394,6 +394,12 @@ class Recipe:
             )
         return self.architecture or preset(self.model)
 
+    @property
+    def used_sources(self) -> Mapping[str, PreparedDataset]:
+        """The sources with a weight in the current stage."""
+        weights = [phase.weights for phase in self.current.phases]
+        return {name: source for name, source in self.sources.items() if any(one.get(name) for one in weights)}
+
     def replace_current(self, **fields: Any) -> "Recipe":
         """Replaces fields of the current stage."""
         stages = list(self.stages)

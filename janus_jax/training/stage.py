@@ -30,6 +30,7 @@ from janus_jax.training.callbacks.profiling import Profiling
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.flops import count_items, flops_per_item
+from janus_jax.training.image_token_check import check_image_tokens, find_image_tokenizer, save_image_tokenizer
 from janus_jax.training.init_from import (
     checkpoints_folder,
     copy_tokenizer,
@@ -79,8 +80,11 @@ def stage_task(
     folder = checkpoints_folder(workdir, recipe.stage).parent
 
     # All inputs are checked before the first device is used.
-    recipe, opened = open_initialisation(recipe, workdir)
+    start = open_initialisation(recipe, workdir)
+    recipe = start.recipe
     check_unused_fields(recipe, given)
+    image_tokenizer = find_image_tokenizer(start, workdir)
+    check_image_tokens(recipe, image_tokenizer)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
             open_records(component)
@@ -101,6 +105,7 @@ def stage_task(
     @contextlib.contextmanager
     def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:
         copy_tokenizer(tokenizer, workdir)
+        save_image_tokenizer(image_tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
         saved = merge_shard_states(positions or [])
         shards = len(saved) or recipe.data_shards or jax.process_count()
@@ -140,7 +145,7 @@ def stage_task(
     return TrainingTask(
         config=to_json(recipe),
         abstract_state=setup.abstract,
-        initial_state=lambda data: initial_state(recipe, workdir, setup, opened),
+        initial_state=lambda data: initial_state(recipe, workdir, setup, start.checkpoints),
         step=lambda state, batch: setup.step(state, put_batch(batch, mesh)),
         mesh=mesh,
         open_data=open_data,

@@ -58,8 +58,7 @@ def check_unused_fields(recipe: Recipe | AutoencoderRecipe, given: Collection[st
 def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
     stage, stage_name = recipe.current, f"stages.stage_{recipe.stage}"
     is_janus = isinstance(recipe.model_config, JanusConfig)
-    weights = [name for phase in stage.phases for name, weight in phase.weights.items() if weight]
-    tasks = {recipe.sources[name].task for name in weights if name in recipe.sources}
+    tasks = {source.task for source in recipe.used_sources.values()}
     generates = bool(tasks & {Task.GENERATION, None})
     understands = bool(tasks & {Task.UNDERSTANDING, None})
     reads_text = understands or Task.TEXT in tasks

@@ -2,8 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from janus_jax.data.prepare.beam import write_shards_with_beam
@@ -16,7 +15,7 @@ from janus_jax.progress import count_bar
 from janus_jax.storage import exclusive_lock
 
 if TYPE_CHECKING:
-    from janus_jax.data.prepare.encode_images import ImageEncoder
+    from janus_jax.data.prepare.encode_images import OpenedEncoder
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class PrepareOptions:
 def prepare(
     spec: DatasetSpec,
     options: PrepareOptions,
-    make_encoder: "Callable[[int], ImageEncoder] | None" = None,
+    make_encoder: "OpenedEncoder | None" = None,
     cluster: Cluster | None = None,
 ) -> Summary | None:
     """Prepares a dataset, or continues an interrupted run.
@@ -47,7 +46,7 @@ def prepare(
     Args:
       spec: The dataset.
       options: Processes and limits.
-      make_encoder: Function from batch size to the encoder of `spec.tokenizer`, see `encode_images.open_image_encoder`.
+      make_encoder: The opened image tokenizer or VAE `spec.tokenizer`, see `encode_images.open_image_encoder`.
         None: nothing is precomputed.
       cluster: Processes that share the work. Default: this process.
 
@@ -59,6 +58,8 @@ def prepare(
     """
     if options.beam is not None:
         require("--beam", "apache_beam")
+    if make_encoder is not None:
+        spec = replace(spec, image_tokenizer=make_encoder.fingerprint())
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The primary process creates the scratch folder before the others open it.
@@ -103,9 +104,7 @@ def _write_shards(writer: ShardWriter, cluster: Cluster, options: PrepareOptions
         )
 
 
-def _encode_images(
-    writer: ShardWriter, cluster: Cluster, make_encoder: "Callable[[int], ImageEncoder]", batch_size: int
-) -> None:
+def _encode_images(writer: ShardWriter, cluster: Cluster, make_encoder: "OpenedEncoder", batch_size: int) -> None:
     from janus_jax.data.prepare.encode_images import encode_target_images
 
     if indices := cluster.share(writer.without_image_tokens()):
