@@ -208,6 +208,7 @@ USER_ERRORS = {
     "an image that is text": (["--image=text.png"], "text.png is not an image"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
     "a placeholder without an image": (["--prompt=<image_placeholder> What?"], "contains 1 <image_placeholder>, but 0"),
+    "a prompt longer than the context": ([f"--prompt={'long ' * 2000}"], "leaves no room for an answer"),
     "an unknown background": (["--background=black"], "--background=black"),
     "the workdir of a training run": (["--model=run"], "janus-export --workdir run --out MODEL"),
     "a negative length": (["--max_new_tokens=-5"], "--max_new_tokens=-5"),
