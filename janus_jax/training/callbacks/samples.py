@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
+from janus_jax.generation.text import answer_limits
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, TokenSequence
@@ -48,15 +49,16 @@ class GenerateSamples(Callback):
     def __init__(self, recipe: Recipe, processor: Processor, folder: Path) -> None:
         self._samples, self._processor, self._folder = recipe.samples, processor, folder / "samples"
         self._interval = recipe.intervals.sample
-        self._config, self._limit = recipe.model_config, recipe.model_config.llm.max_positions
-        # Always XLA attention: other kernels do not support every prompt length.
-        execution = Execution(recipe.current.precision.compute, layers="scanned")
-        self._model = make_model(self._config, execution)
+        self._recipe, self._config, self._limit = recipe, recipe.model_config, recipe.model_config.llm.max_positions
         questions = enumerate(self._samples.questions, 1)
         self._questions = [self._question(number, image, text) for number, (image, text) in questions]
         for number, prompt in enumerate(self._samples.prompts, 1):
-            tokens = processor.generation_prompt(prompt)
-            self._check_length(f"prompts, number {number},", tokens, self._config.num_gen_tokens)
+            length, num_new = len(processor.generation_prompt(prompt)), self._config.num_gen_tokens
+            if length + num_new > self._limit:
+                raise JanusError(
+                    f"config.samples.prompts, number {number}, has {length} tokens and {num_new} follow, but the "
+                    f"model's context is {self._limit} tokens; shorten it."
+                )
 
     def after_step(self, run: TrainingRun) -> None:
         """Writes samples at each interval and after the last step. If logits are not finite, prints a message instead.
@@ -67,7 +69,10 @@ class GenerateSamples(Callback):
         if not run.is_due(self._interval):
             return
         params = merge(run.state.params, run.state.frozen)
-        model = Pretrained(self._config, params, self._processor, self._model, run.mesh)
+        # Always XLA attention: other kernels do not support every prompt length.
+        dtype = self._recipe.on_platform(jax.default_backend()).execution.dtype
+        network = make_model(self._config, Execution(dtype, layers="scanned"))
+        model = Pretrained(self._config, params, self._processor, network, run.mesh)
         try:
             answers = model.answer(self._questions, self._samples.max_new_tokens)
             images = self._generate(model)
@@ -95,17 +100,10 @@ class GenerateSamples(Callback):
         messages: list[Message] = [{"role": "user", "content": content}, {"role": "assistant", "content": ""}]
         try:
             tokens = self._processor.understanding_sequence(messages, [image] if image else [])
+            answer_limits([len(tokens)], self._samples.max_new_tokens, self._limit)
         except JanusError as error:
             raise JanusError(f"config.samples.questions, number {number}, cannot be used: {error}") from error
-        self._check_length(f"questions, number {number},", tokens, self._samples.max_new_tokens)
         return tokens
-
-    def _check_length(self, name: str, tokens: TokenSequence, num_new: int) -> None:
-        if len(tokens) + num_new > self._limit:
-            raise JanusError(
-                f"config.samples.{name} has {len(tokens)} tokens and {num_new} follow, but the model's context is "
-                f"{self._limit} tokens; shorten it or lower config.samples.max_new_tokens."
-            )
 
     def _generate(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples
