@@ -98,7 +98,9 @@ class CLIPScorer:
         try:
             self._tokenizer = tokenizers.Tokenizer.from_str(content)
         except Exception as error:  # The library does not raise a more specific type.
-            raise JanusError(f"{folder / 'tokenizer.json'} is damaged ({error}); download it again.") from error
+            raise JanusError(
+                f"{folder / 'tokenizer.json'} is not a usable tokenizer ({error}); download it again."
+            ) from error
         # Truncation keeps the special tokens, so the last token is always the end-of-text token.
         self._tokenizer.enable_truncation(self.config.max_positions)
         self._tokenizer.no_padding()

@@ -1,5 +1,6 @@
 import itertools
 import random
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -113,6 +114,19 @@ def test_a_folder_without_a_data_set_raises(tmp_path):
     for folder in (tmp_path / "nowhere", tmp_path):
         with pytest.raises(JanusError, match=rf"{folder}, the source of component 'c'.*janus-prepare"):
             open_records(Component("c", folder))
+
+
+@pytest.mark.parametrize("split", ["validation", "train[:1000]", "train[-4:]", "train[:x]", "train[3:]", "train[:0]"])
+def test_a_split_that_a_healthy_dataset_lacks_is_named_with_those_it_has(tmp_path, split):
+    folder = write(tmp_path / "set", [text(n) for n in range(3)])
+    with pytest.raises(JanusError, match=rf"{re.escape(repr(split))}.*its splits are train \(3 records\)") as raised:
+        open_records(Component("c", folder, split=split))
+    assert "damaged" not in str(raised.value)
+
+
+def test_a_part_of_a_split_is_read(tmp_path):
+    folder = write(tmp_path / "set", [text(n) for n in range(20)])
+    assert [open_records(Component("c", folder, split=f"train[{part}]")).length for part in ("5%:", ":5%")] == [19, 1]
 
 
 def read_all(folder):
