@@ -122,8 +122,8 @@ def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
     """
     if (tokens == INVALID_TOKEN).any():
         raise JanusError(
-            "The logits are NaN: a weight is not finite, because the training diverged or the file is damaged, or values "
-            "exceed the range of the dtype; try float32, or convert or fetch the weights again."
+            "The logits are NaN: a weight is not finite, because the training diverged or the file is damaged, or "
+            "values exceed the range of the dtype; try float32, or convert or fetch the weights again."
         )
 
 
