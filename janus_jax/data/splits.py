@@ -18,7 +18,7 @@ def check_split(split: str, splits: Mapping[str, Any], dataset: str) -> None:
       JanusError: The split does not exist, has fewer records than the part names, or the part is empty.
     """
     sizes = ", ".join(f"{name} ({info.num_examples:,} records)" for name, info in splits.items())
-    remedy = f"its splits are {sizes}; use one of them, or a part that fits, such as {next(iter(splits), 'train')}[:5%]"
+    remedy = f"its splits are {sizes}; use one of them, or a part of one, such as {next(iter(splits), 'train')}[:1]"
     try:
         count = splits[split].num_examples
     # TFDS raises a ValueError for unknown splits, for parts that exceed a split, and for a wrong syntax.
