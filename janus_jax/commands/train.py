@@ -1,10 +1,10 @@
-"""Trains one stage of a recipe, or an image tokenizer.
+"""Trains one stage of a recipe, an image tokenizer or an understanding encoder.
 
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
 Every value of the recipe can be set with a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics
-and samples go to WORKDIR/stage_N; image tokenizer recipes such as vq_16 write to WORKDIR itself. To continue an
+and samples go to WORKDIR/stage_N; recipes of image tokenizers (vq_16) and encoders write to WORKDIR itself. To continue an
 interrupted run, repeat the command. See docs/training.md and docs/tokenizer.md. janus-export exports the model.
 """
 
@@ -24,16 +24,18 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all proces
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the last step. The fields of the recipe decide whether it trains a stage or an image tokenizer."""
+    """Trains to the last step. The fields of the recipe decide what it trains."""
     from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe
+    from janus_jax.training.siglip import SiglipRecipe, train_siglip
     from janus_jax.training.stage import train_stage
 
     trainers: dict[type, Callable[..., Any]] = {
         Recipe: train_stage,
         VQRecipe: train_tokenizer,
         VAERecipe: train_tokenizer,
+        SiglipRecipe: train_siglip,
     }
     kind = best_match(tuple(trainers), _CONFIG.value)
     recipe: Any = from_config(kind, _CONFIG.value)
