@@ -1,7 +1,8 @@
 """Small Janus for a few hundred pictures of 64 pixels with captions, trained from scratch on a CPU in minutes.
 
     janus-train --config janus_small --workdir DIR --config.stage=1 --config.tokenizer=TOKENIZER \\
-        --config.stages.stage_1.initialisation.und_encoder=SIGLIP --config.stages.stage_1.initialisation.gen_encoder=VQ \\
+        --config.stages.stage_1.initialisation.und_encoder=SIGLIP \\
+        --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND
 
 Stages 2 and 3 use the same command with `--config.stage=2` and 3, without the folders of stage 1, and with

@@ -4,8 +4,9 @@
         --config.sources.understanding.directory=prepared/understanding ...
 
 Every value of the recipe can be set with a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics
-and samples go to WORKDIR/stage_N; recipes of image tokenizers (vq_16) and encoders write to WORKDIR itself. To continue an
-interrupted run, repeat the command. See docs/training.md and docs/tokenizer.md. janus-export exports the model.
+and samples go to WORKDIR/stage_N; recipes of image tokenizers, such as vq_16, and of encoders write to WORKDIR itself.
+To continue an interrupted run, repeat the command. See docs/training.md and docs/tokenizer.md. janus-export exports
+the model.
 """
 
 from collections.abc import Callable, Sequence
