@@ -212,8 +212,8 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
       The folder of the encoder.
 
     Raises:
-      JanusError: The data or the tokenizer cannot be used, the devices cannot share the batch, or the workdir belongs to
-        another run.
+      JanusError: The data or the tokenizer cannot be used, the devices cannot share the batch, or the workdir belongs
+        to another run.
       Preempted: The machine is being shut down. The checkpoint of the last step is saved.
     """
     make_data = _open_captions(recipe)
@@ -239,8 +239,8 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[], RecordBatches]:
     count = open_all(components).length
     if count < recipe.batch_size:
         raise JanusError(
-            f"config.batch_size is {recipe.batch_size}, but config.data has {count} images; lower it to at most {count}, "
-            f"because the loss compares different images."
+            f"config.batch_size is {recipe.batch_size}, but config.data has {count} images; lower it to at most "
+            f"{count}, because the loss compares different images."
         )
     make = functools.partial(
         _image_and_caption, folder=recipe.tokenizer, size=recipe.encoder.image_size, length=recipe.caption_length
