@@ -14,7 +14,9 @@ from tests.tiny import picture
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
-(SECTION,) = re.findall(r"^## A model of your own pictures, from scratch\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
+(SECTION,) = re.findall(
+    r"^## A model of your own pictures, from scratch\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL
+)
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 COMMANDS = ("janus-prepare", "janus-train", "janus-export", "janus-chat", "janus-generate")
 NAMES = ("red apple", "penguin", "boat", "lake", "hill", "moon", "sun", "tree", "cloud", "bird", "house", "road")
