@@ -93,13 +93,20 @@ def captions(tmp_path_factory):
     prepared.write(folder / "data", records)
     make_byte_level_tokenizer(folder / "tokenizer", CORPUS, 300, "janus_pro")
     data = CaptionedImages((str(folder / "data"),), workers=0, max_rejected=0.5)
-    fields = {"data": data, "tokenizer": str(folder / "tokenizer"), "vocab_size": 300, "caption_length": 4, "steps": 2}
-    return dataclasses.replace(RECIPE, **fields)
+    return dataclasses.replace(
+        RECIPE,
+        encoder=dataclasses.replace(RECIPE.encoder, image_size=16, patch_size=8),
+        data=data,
+        tokenizer=str(folder / "tokenizer"),
+        vocab_size=300,
+        caption_length=4,
+        steps=2,
+    )
 
 
 def test_captions_are_texts_or_last_answers(captions):
     images, tokens = next(_open_captions(captions)())
-    assert (images.shape, images.dtype) == ((8, 8, 8, 3), np.uint8)
+    assert (images.shape, images.dtype) == ((8, 16, 16, 3), np.uint8)
     encode = Tokenizer.from_directory(captions.tokenizer).encode
     expected = [encode(f"{n} Picture {n}.", add_bos=False) for n in range(4)]
     expected += [encode(f"A boat. {n}", add_bos=False) for n in range(4, 8)]

@@ -87,7 +87,7 @@ def _open(name: str, options: SourceOptions) -> _Dataset:
             f"TFDS dataset {full_name} is not in {builder.data_dir}; prepare it there with "
             f'tfds.builder("{full_name}", file_format="array_record").download_and_prepare(), or give --data_dir.'
         )
-    check_split(options.input_split, builder.info.splits, f"--input_split: TFDS dataset {full_name}")
+    check_split(options.input_split, builder.info.splits, f"TFDS dataset {full_name} (--input_split)")
     where = f"{full_name} has no feature"
     image_field = find_field(where, features, "--image_field", options.image_field, ("image",))
     text_field = find_field(where, features, "--text_field", options.text_field, ("label", "caption", "text"))
