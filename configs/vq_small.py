@@ -19,13 +19,13 @@ def get_config() -> ConfigDict:
         model=VQConfig(
             image_size=64,
             codebook_size=512,
-            base_channels=16,
-            channel_multipliers=(1, 2, 4, 4),
+            base_channels=8,
+            channel_multipliers=(1, 2, 4, 8),
             num_res_blocks=1,
             z_channels=64,
             norm_groups=8,
         ),
-        steps=600,
+        steps=500,
         batch_size=16,
         optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
         # Adversarial training needs far more pictures and steps.
