@@ -70,7 +70,7 @@ def prefix_errors(file: str | os.PathLike[str]) -> Iterator[None]:
     except JanusError as error:
         if str(file) in str(error):
             raise
-        raise JanusError(f"{file}: {error}") from error
+        raise type(error)(f"{file}: {error}") from error
 
 
 def check_lfs_pointer(file: Path, start: bytes) -> None:
@@ -88,7 +88,7 @@ def check_lfs_pointer(file: Path, start: bytes) -> None:
 
 
 def read_text(file: Path, remedy: str = "fetch it again") -> str:
-    """Reads a UTF-8 file.
+    """Reads a UTF-8 file. A byte order mark at its start is removed.
 
     Raises:
       JanusError: The file is missing, is a git-lfs pointer, or is not UTF-8.
@@ -97,7 +97,7 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
         content = file.read_bytes()
         check_lfs_pointer(file, content)
     try:
-        return content.decode("utf-8")
+        return content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         reason = f"byte {error.start} is 0x{content[error.start]:02x}"
         raise JanusError(f"{file} is not UTF-8 text ({reason}); save it as UTF-8, or {remedy}.") from error

@@ -21,6 +21,7 @@ BASE = (
     "janus_jax.files",
     "janus_jax.image_files",
     "janus_jax.progress",
+    "janus_jax.registries",
     "janus_jax.storage",
 )
 SHARED = ("janus_jax.models", "janus_jax.processing", "janus_jax.sharding")

@@ -5,9 +5,9 @@
 --list shows the benchmarks, their options, where to download their data and how to arrange the files. If --benchmark
 names several benchmarks, benchmark NAME reads DATA/NAME and writes OUT/NAME.
 
-Answers are saved as they arrive. To continue an interrupted run, repeat its command. OUT/results.json contains the
-scores; OUT/predictions/ contains the answers in the format of the official scorer. Without --mesh, the questions of a
-batch are distributed over all devices.
+All benchmarks and their files are checked before the first one starts. Answers are saved as they arrive. To continue an
+interrupted run, repeat its command. OUT/results.json contains the scores; OUT/predictions/ contains the answers in the
+format of the official scorer. Without --mesh, the questions of a batch are distributed over all devices.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from absl import flags
+from absl import flags, logging
 
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
@@ -30,6 +30,7 @@ from janus_jax.evaluation.journal import claim_folder
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import format_table, items_digest, model_fingerprint, package_versions
 from janus_jax.evaluation.runner import answer_questions, collect_answers
+from janus_jax.processing import DamagedImage
 from janus_jax.progress import count_bar
 from janus_jax.storage import output_folder, write_json
 
@@ -45,18 +46,27 @@ flags.DEFINE_bool("list", False, "show all benchmarks and exit")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE, an option of a benchmark; can be repeated")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
 _LIMIT = flags.DEFINE_integer("limit", None, "answer about this many questions, selected by --seed", lower_bound=1)
+_MAX_NEW_TOKENS = flags.DEFINE_integer(
+    "max_new_tokens", None, "maximum length of an answer in tokens (default: that of the benchmark)", lower_bound=1
+)
+_SKIP_DAMAGED = flags.DEFINE_bool("skip_damaged", False, "skip questions with a damaged image, and count them")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
 
 
 @dataclasses.dataclass(frozen=True)
 class BenchmarkRun:
-    """One benchmark with its options, items and output folder."""
+    """One benchmark with its options, items and output folder.
+
+    Attributes:
+      warnings: Remarks on the data, such as a number of questions that is not the official one.
+    """
 
     benchmark: Benchmark[Any]
     options: Options
     items: Sequence[Question] | Sequence[ImageRequest]
     out: Path
+    warnings: Sequence[str] = ()
 
     @property
     def generates_images(self) -> bool:
@@ -90,9 +100,12 @@ def main(_: Sequence[str]) -> None:
             "conversation": config.conversation,
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
+            "max_new_tokens": _MAX_NEW_TOKENS.value,
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
+        for warning in (warning for run in runs for warning in run.warnings if cluster.is_primary):
+            logging.warning("%s", warning)
         _use_all_devices()
         load = functools.cache(lambda: models.load_model(opened))
         for run in runs:
@@ -121,7 +134,9 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
     Raises:
       JanusError: A benchmark or option does not exist, or the data is missing or malformed.
     """
-    benchmarks = [find_benchmark(name.strip()) for name in dict.fromkeys(_BENCHMARK.value)]
+    found = [find_benchmark(name.strip()) for name in _BENCHMARK.value]
+    # The same benchmark may be named with and without its module.
+    benchmarks = list({benchmark.name: benchmark for benchmark in found}.values())
     if not benchmarks:
         raise JanusError(f"--benchmark is empty; there are {', '.join(BENCHMARKS)}.")
     given = _parse_options(_OPTION.value, benchmarks)
@@ -131,9 +146,21 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
         if benchmark.layout and not _DATA.value:
             raise JanusError(f"--data is required for {benchmark.name}; --list shows the expected files.")
         subfolder = benchmark.name if len(benchmarks) > 1 else ""
-        items = benchmark.load_items(data / subfolder, options, _LIMIT.value, models.SEED.value)
-        runs.append(BenchmarkRun(benchmark, options, items, out / subfolder))
+        warnings: list[str] = []
+        items = benchmark.load_items(data / subfolder, options, _LIMIT.value, models.SEED.value, warn=warnings.append)
+        runs.append(BenchmarkRun(benchmark, options, _set_max_new_tokens(items), out / subfolder, warnings))
+    if _MAX_NEW_TOKENS.value and all(run.generates_images for run in runs):
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        raise JanusError(f"--max_new_tokens has no effect on {names}, which generate images; omit it.")
     return runs
+
+
+def _set_max_new_tokens(items: Sequence[Any]) -> Sequence[Any]:
+    """Replaces the maximum length of the answers to questions by --max_new_tokens, if it is given."""
+    limit = _MAX_NEW_TOKENS.value
+    if limit is None or not isinstance(items[0], Question):
+        return items
+    return [dataclasses.replace(item, max_new_tokens=limit) for item in items]
 
 
 def _parse_options(given: Sequence[str], benchmarks: Sequence[Benchmark[Any]]) -> dict[str, str]:
@@ -182,42 +209,74 @@ def _run(
     settings: Mapping[str, Any],
     cluster: Cluster,
 ) -> None:
+    with count_bar(run.benchmark.name, disable=not cluster.is_primary) as on_progress:
+        answers = collect_answers(
+            run.items,
+            lambda items: _answer_items(run, items, load),
+            run.out,
+            settings,
+            keep_skipped=_SKIP_DAMAGED.value,
+            cluster=cluster,
+            on_progress=on_progress,
+        )
+    if answers is not None:
+        _report(run, answers, config, settings, cluster.count)
+
+
+def _answer_items(
+    run: BenchmarkRun, items: Sequence[Any], load: Callable[[], "Pretrained"]
+) -> Iterator[Mapping[str, str | None]]:
+    if not items:
+        return  # All items have answers, so the model is not loaded.
+    seed, batch_size = models.SEED.value, _BATCH_SIZE.value
+    if run.generates_images:
+        yield from generate_images(load(), items, run.out, options=run.options, seed=seed, batch_size=batch_size)
+        return
+    try:
+        yield from answer_questions(load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
+    except DamagedImage as error:
+        reason = str(error).removesuffix(".")
+        raise JanusError(f"{reason}; fetch the image again, or skip its questions with --skip_damaged.") from error
+
+
+def _report(
+    run: BenchmarkRun, answers: Mapping[str, str], config: ModelConfig, settings: Mapping[str, Any], num_processes: int
+) -> None:
+    """Writes predictions and results.json, and prints the scores. Items without an answer were skipped."""
     import jax
 
-    def answer_items(items: Sequence[Any]) -> Iterator[Mapping[str, str]]:
-        if not items:
-            return  # All items have answers, so the model is not loaded.
-        seed, batch_size = models.SEED.value, _BATCH_SIZE.value
-        if run.generates_images:
-            yield from generate_images(load(), items, run.out, options=run.options, seed=seed, batch_size=batch_size)
-        else:
-            yield from answer_questions(load(), items, batch_size)
-
     benchmark = run.benchmark
-    with count_bar(benchmark.name, disable=not cluster.is_primary) as on_progress:
-        answers = collect_answers(run.items, answer_items, run.out, settings, cluster=cluster, on_progress=on_progress)
-    if answers is None:
-        return
+    answered: Sequence[Any] = [item for item in run.items if item.id in answers]
+    skipped = [item.id for item in run.items if item.id not in answers]
+    if not answered:
+        raise JanusError(f"All {len(skipped)} questions of {benchmark.name} have damaged images; fetch them again.")
     if run.generates_images:
         answers = {id: str(run.out / file) for id, file in answers.items()}
     predictions = run.out / PREDICTIONS
     predictions.mkdir(exist_ok=True)
-    benchmark.write_predictions(run.items, answers, predictions)
-    scores = benchmark.score(run.items, answers, run.options)
+    benchmark.write_predictions(answered, answers, predictions)
+    scores = benchmark.score(answered, answers, run.options)
     results = {
         "scores": dict(scores),
         "published": dict(benchmark.published_scores(config.name)),
-        "number of questions": len(run.items),
+        "number of questions": len(answered),
+        "skipped questions": skipped,
+        "warnings": list(run.warnings),
         "run": dict(settings),
         "options": dict(run.options),
         "folder": str(Path(models.MODEL.value).resolve()),
-        "devices": {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": cluster.count},
+        "devices": {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": num_processes},
         "batch_size": _BATCH_SIZE.value,
         "versions": package_versions(),
         "config": dataclasses.asdict(config),
     }
     write_json(run.out / "results.json", results)
-    print(format_table(benchmark, scores, config.name, compare=_LIMIT.value is None) + "\n")
+    print(format_table(benchmark, scores, config.name, compare=_LIMIT.value is None))
+    for warning in run.warnings:
+        print(warning)
+    if skipped:
+        print(f"{len(skipped)} questions with damaged images were skipped.")
+    print()
 
 
 def run() -> None:

@@ -9,6 +9,7 @@ OUTPUT/quarantine.jsonl lists rejected records, OUTPUT/preparation.json has coun
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import cast, get_args
 
 from absl import flags
 
@@ -16,6 +17,8 @@ from janus_jax.commands import cli
 from janus_jax.data.prepare.prepare import PrepareOptions, prepare
 from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
+from janus_jax.data.sources.base import CaptionFrom, TextUnit
+from janus_jax.data.sources.class_names import read_class_names
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
@@ -46,15 +49,22 @@ _TEXT_FIELD = flags.DEFINE_string(
     "text_field", None, "field of the text, caption or class (default: common names such as caption)"
 )
 _IMAGE_FIELD = flags.DEFINE_string("image_field", None, "field of the image (default: common names such as image)")
-_CLASS_NAMES = flags.DEFINE_string(
-    "class_names", None, "for tfds: file with the caption of each class, one class per line"
+_CLASS_NAMES = flags.DEFINE_string("class_names", None, "file with the caption of each class, one class per line")
+_CAPTION_FROM = flags.DEFINE_enum(
+    "caption_from",
+    None,
+    get_args(CaptionFrom),
+    "for folder: caption of an image is its file name, its folder's name, or the text file with its name",
 )
-_INPUT_SPLIT = flags.DEFINE_string("input_split", "train", "for tfds: split to read, such as train[:1000]")
+_TEXT_UNIT = flags.DEFINE_enum("text_unit", "line", get_args(TextUnit), "for text: what a document is in a .txt file")
+_INPUT_SPLIT = flags.DEFINE_string(
+    "input_split", "train", "split to read: of a TFDS dataset, such as train[:1000], or of a folder with several splits"
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of TFDS datasets (default: TFDS's own)")
 _SHARD_RECORDS = flags.DEFINE_integer(
     "shard_records",
     None,
-    "records per shard (default: depends on the source); a tar always gives one shard",
+    "records per shard (default: depends on the source); a tar or a compressed file always gives one shard",
     lower_bound=1,
 )
 _MAX_REJECTED = flags.DEFINE_float("max_rejected", 0.05, "largest share of records that may be rejected")
@@ -70,7 +80,7 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "share the work with t
 
 flags.register_validator("max_rejected", lambda share: 0 <= share <= 1, "it must be from 0 to 1")
 cli.flag_group("Input", _SOURCE, _INPUT, _TASK, _INPUT_SPLIT, _IMAGES, _PROMPT, _TEXT_FIELD, _IMAGE_FIELD)
-cli.flag_group("Input", _CLASS_NAMES, _DATA_DIR)
+cli.flag_group("Input", _CLASS_NAMES, _CAPTION_FROM, _TEXT_UNIT, _DATA_DIR)
 cli.flag_group("Output", _OUTPUT, _SPLIT, _SHARD_RECORDS, _MAX_REJECTED)
 cli.flag_group("Image tokens and latents", _TOKENIZER, _BATCH_SIZE)
 cli.flag_group("Execution", _WORKERS, _BEAM, _DISTRIBUTED)
@@ -103,6 +113,8 @@ def _spec() -> DatasetSpec:
         text_field=_TEXT_FIELD.value,
         image_field=_IMAGE_FIELD.value,
         class_names=_CLASS_NAMES.value,
+        caption_from=cast(CaptionFrom | None, _CAPTION_FROM.value),
+        text_unit=cast(TextUnit, _TEXT_UNIT.value),
         input_split=_INPUT_SPLIT.value,
         data_dir=_DATA_DIR.value,
         shard_records=_SHARD_RECORDS.value or source.shard_records,
@@ -111,6 +123,8 @@ def _spec() -> DatasetSpec:
         raise JanusError("--prompt is empty; leave it out, or give the question that the caption answers.")
     if options.images is not None and not Path(options.images).is_dir():
         raise JanusError(f"--images {options.images} is not a folder; give the folder of the image paths.")
+    if options.class_names is not None:
+        read_class_names(options.class_names)
     return DatasetSpec(_SOURCE.value, options, Path(_OUTPUT.value), _SPLIT.value, _TOKENIZER.value)
 
 

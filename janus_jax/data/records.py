@@ -4,8 +4,10 @@ Prepared datasets are TFDS datasets of records in ArrayRecord files, so TFDS, gr
 Images keep their original encoding.
 """
 
+import dataclasses
 import functools
 import json
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,12 +26,15 @@ class Record:
     Attributes:
       key: Unique, permanent name of the record within its source. The random numbers of the record depend on it.
       task: Task that the record trains.
-      text: Document (text) or caption (generation); "" for conversations.
+      text: Document (text), caption (generation) or instruction (editing); "" for conversations.
       messages: Turns of a conversation, with one `<image_placeholder>` per image.
       images: Encoded image files, in the order of their placeholders. A generation record has one, its target image.
+        An editing record has its input images, then its target image.
+      alternatives: Further captions of the image, which `for_epoch` selects. In a conversation, further last answers.
       image_tokens: Precomputed tokens of the target image, or empty.
       image_latents: Precomputed latents of the target image for JanusFlow, or empty. They are the scaled means of the
         VAE in row-major order.
+      unused: Names of the input's fields that the record does not use, for the report. Not stored.
     """
 
     key: str
@@ -37,8 +42,27 @@ class Record:
     text: str = ""
     messages: tuple[Message, ...] = ()
     images: tuple[bytes, ...] = ()
+    alternatives: tuple[str, ...] = ()
     image_tokens: Int[np.ndarray, " N"] = field(default_factory=lambda: np.zeros(0, np.int32))
     image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: np.zeros(0, np.float32))
+
+    unused: tuple[str, ...] = ()
+
+    def for_epoch(self, epoch: int) -> "Record":
+        """Returns the record with the caption that an epoch uses, without alternatives.
+
+        The choice depends on the key and the epoch only. In n epochs, each of n captions is used once.
+        """
+        if not self.alternatives:
+            return self
+        captions = (self.messages[-1]["content"] if self.messages else self.text, *self.alternatives)
+        # CRC-32, because hash() differs between runs. Records start with different captions.
+        start = zlib.crc32(self.key.encode("utf-8", "surrogatepass"))
+        caption = captions[(start + epoch) % len(captions)]
+        if self.messages:
+            answer: Message = {"role": self.messages[-1]["role"], "content": caption}
+            return dataclasses.replace(self, messages=(*self.messages[:-1], answer), alternatives=())
+        return dataclasses.replace(self, text=caption, alternatives=())
 
     def to_example(self) -> dict[str, Any]:
         """Returns the record as a TFDS example with the features of `features`."""
@@ -48,6 +72,7 @@ class Record:
             "text": self.text,
             "messages": json.dumps(self.messages, ensure_ascii=False),
             "images": np.array(self.images, object),
+            "alternatives": np.array([text.encode() for text in self.alternatives], object),
             "image_tokens": self.image_tokens,
             "image_latents": self.image_latents,
         }
@@ -66,6 +91,7 @@ class Record:
                 text=_text(example["text"]),
                 messages=tuple(json.loads(example["messages"])),
                 images=tuple(example["images"]),
+                alternatives=tuple(map(_text, example["alternatives"])),
                 image_tokens=np.asarray(example["image_tokens"], np.int32),
                 image_latents=np.asarray(example["image_latents"], np.float32),
             )
@@ -90,6 +116,7 @@ def features() -> Any:
             "text": tfds.Text(),
             "messages": tfds.Text(),
             "images": tfds.Tensor(shape=(None,), dtype=np.object_),
+            "alternatives": tfds.Tensor(shape=(None,), dtype=np.object_),
             "image_tokens": tfds.Tensor(shape=(None,), dtype=np.int32),
             "image_latents": tfds.Tensor(shape=(None,), dtype=np.float32),
         }

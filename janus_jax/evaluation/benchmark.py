@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Generic, Protocol, TypeVar
 
 import numpy as np
+from absl import logging
 
 from janus_jax.errors import JanusError
 from janus_jax.processing import ImageSource, Message
@@ -156,6 +157,8 @@ class Benchmark(Generic[ItemT]):
       scoring_options: Names of the options that affect the scores but not the answers. A finished run can be scored
         again with other values of these options.
       published: Scores from the papers by name, one per model of `PUBLISHED_MODELS`; None where a paper has no score.
+      official_sizes: Number of items in each version of the official data, which may depend on the options; () if it is
+        unknown.
     """
 
     name: str
@@ -168,6 +171,7 @@ class Benchmark(Generic[ItemT]):
     options: Mapping[str, Choice | Number] = field(default_factory=dict)
     scoring_options: tuple[str, ...] = ()
     published: Mapping[str, tuple[float | None, float | None, float | None, float | None]] = field(default_factory=dict)
+    official_sizes: tuple[int, ...] | Callable[[Options], tuple[int, ...]] = ()
 
     def published_scores(self, model: str) -> Scores:
         """Returns a model's scores from the papers; empty if the model is not in `PUBLISHED_MODELS`."""
@@ -176,12 +180,21 @@ class Benchmark(Generic[ItemT]):
         index = PUBLISHED_MODELS.index(model)
         return {name: value for name, values in self.published.items() if (value := values[index]) is not None}
 
-    def load_items(self, data: Path, options: Options, limit: int | None = None, seed: int = 0) -> Sequence[ItemT]:
+    def load_items(
+        self,
+        data: Path,
+        options: Options,
+        limit: int | None = None,
+        seed: int = 0,
+        *,
+        warn: Callable[[str], object] = logging.warning,
+    ) -> Sequence[ItemT]:
         """Reads the items, selects a random subset, and checks that ids are unique and image files exist.
 
         Args:
           limit: Approximate size of the subset, see `limit_items`; None for all items.
           seed: Seed of the random selection.
+          warn: Called with a message if the number of items in the folder is not the official one.
 
         Raises:
           JanusError: Data or an image file is missing, the data is malformed, or an id occurs twice.
@@ -194,6 +207,11 @@ class Benchmark(Generic[ItemT]):
             if item.id in seen:
                 raise JanusError(f"{data} contains the id {item.id!r} twice; ids must be unique.")
             seen.add(item.id)
+        official = self.official_sizes(options) if callable(self.official_sizes) else self.official_sizes
+        if official and len(items) not in official:
+            kind = "questions" if isinstance(items[0], Question) else "images"
+            numbers = " or ".join(f"{number:,}" for number in official)
+            warn(f"{self.name} has {len(items):,} {kind} in {data}; the official number is {numbers}.")
         items = limit_items(items, limit, seed)
         questions = [item for item in items if isinstance(item, Question)]
         for file in missing_files(file for question in questions for file in question.image_files):

@@ -44,13 +44,13 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
     write_json(file, settings)
 
 
-def read_answers(folder: Path) -> dict[str, str]:
-    """Returns the answers of all processes by item id. An incomplete last line is ignored.
+def read_answers(folder: Path) -> dict[str, str | None]:
+    """Returns the answers of all processes by item id; None for skipped items. An incomplete last line is ignored.
 
     Raises:
       JanusError: A complete line is damaged.
     """
-    answers: dict[str, str] = {}
+    answers: dict[str, str | None] = {}
     for file in _journal_files(folder):
         with reading(file):
             lines = file.read_bytes().split(b"\n")
@@ -58,7 +58,9 @@ def read_answers(folder: Path) -> dict[str, str]:
         for number, line in enumerate(lines[:-1], 1):
             with reading(f"{file}, line {number},", "remove the line to have its question asked again"):
                 entry = json.loads(line)
-                answers.setdefault(str(entry["id"]), str(entry["answer"]))
+                id, answer = str(entry["id"]), entry["answer"]
+                if answers.get(id) is None:
+                    answers[id] = None if answer is None else str(answer)
     return answers
 
 
@@ -68,8 +70,8 @@ class Journal:
     def __init__(self, file: BinaryIO) -> None:
         self._file = file
 
-    def append(self, answers: Mapping[str, str]) -> None:
-        """Appends answers. Returns after they are on the disk.
+    def append(self, answers: Mapping[str, str | None]) -> None:
+        """Appends answers, or None for skipped items. Returns after they are on the disk.
 
         Raises:
           StorageFull: The disk is full.

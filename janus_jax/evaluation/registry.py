@@ -1,12 +1,12 @@
 """Built-in benchmarks and benchmarks that users register, by name."""
 
-import importlib
 from typing import Any
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Benchmark
 from janus_jax.evaluation.generation import coco, dpg, geneval, mjhq
 from janus_jax.evaluation.understanding import gqa, mmbench, mme, mmmu, mmvet, pope, seed, vqav2
+from janus_jax.registries import find_registered
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {}
 """All registered benchmarks by name. Built-in benchmarks are in the order of the papers' tables."""
@@ -24,21 +24,9 @@ def register_benchmark(benchmark: Benchmark[Any]) -> Benchmark[Any]:
     return benchmark
 
 
-def find_benchmark(name: str) -> Benchmark[Any]:
-    """Returns the benchmark of a name. The name `MODULE:NAME` imports the module first, which registers the benchmark.
-
-    Raises:
-      JanusError: The module cannot be imported, or there is no benchmark of this name.
-    """
-    module, _, name = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise JanusError(f"--benchmark {module}:{name}: {error}; give an importable module.") from error
-    if name not in BENCHMARKS:
-        raise JanusError(f"There is no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or give MODULE:NAME.")
-    return BENCHMARKS[name]
+def find_benchmark(name: str, field: str = "--benchmark") -> Benchmark[Any]:
+    """Returns the benchmark of a name. See `find_registered`."""
+    return find_registered(BENCHMARKS, name, field)
 
 
 for _module in (pope, mme, gqa, vqav2, mmbench, seed, mmmu, mmvet, geneval, dpg, coco, mjhq):

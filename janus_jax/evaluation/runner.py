@@ -6,12 +6,14 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Protocol
 
+from absl import logging
+
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import ItemT, Question
 from janus_jax.evaluation.journal import claim_folder, open_journal, read_answers
 from janus_jax.files import prefix_errors
-from janus_jax.processing import Processor, TokenSequence
+from janus_jax.processing import DamagedImage, Processor, TokenSequence
 
 OnProgress = Callable[[int, int], object]
 """Function of the number of answered items and the total number of items."""
@@ -34,10 +36,11 @@ class ChatModel(Protocol):
 
 def collect_answers(
     items: Sequence[ItemT],
-    answer_items: Callable[[Sequence[ItemT]], Iterator[Mapping[str, str]]],
+    answer_items: Callable[[Sequence[ItemT]], Iterator[Mapping[str, str | None]]],
     folder: Path,
     settings: Mapping[str, Any],
     *,
+    keep_skipped: bool = False,
     cluster: Cluster | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, str] | None:
@@ -48,15 +51,16 @@ def collect_answers(
 
     Args:
       items: All items of the benchmark.
-      answer_items: Yields answers to the given items by id, one batch at a time.
+      answer_items: Yields answers to the given items by id, one batch at a time; None for skipped items.
       folder: The run's folder, visible to all processes.
       settings: Everything that the answers depend on; see `claim_folder`.
+      keep_skipped: Whether items that an earlier run skipped stay skipped. Otherwise they are asked again.
       cluster: Processes of this run; None for a single process.
       on_progress: Called before the first batch and after each batch, with the numbers of this process. Both numbers
         include the items that earlier runs answered.
 
     Returns:
-      All answers by id on the first process, None on other processes.
+      All answers by id, without skipped items, on the first process; None on other processes.
 
     Raises:
       JanusError: The folder belongs to another run or cannot be written.
@@ -66,7 +70,8 @@ def collect_answers(
     cluster.run_on_all(lambda: claim_folder(folder, settings) if cluster.is_primary else None)
     # All processes read the answers before any of them writes, so that they agree on the remaining items.
     earlier = cluster.run_on_all(lambda: read_answers(folder))
-    remaining = [item for item in items if item.id not in earlier]
+    done_ids = {id for id, answer in earlier.items() if answer is not None or keep_skipped}
+    remaining = [item for item in items if item.id not in done_ids]
     share = [remaining[number] for number in cluster.share(range(len(remaining)))]
 
     def answer_share() -> None:
@@ -87,31 +92,46 @@ def collect_answers(
         raise JanusError(
             f"{folder} lacks {missing} answers of other processes; give an --out that all processes share."
         )
-    return {item.id: answers[item.id] for item in items}
+    return {item.id: answer for item in items if (answer := answers[item.id]) is not None}
 
 
-def answer_questions(model: ChatModel, questions: Sequence[Question], batch_size: int) -> Iterator[Mapping[str, str]]:
+def answer_questions(
+    model: ChatModel, questions: Sequence[Question], batch_size: int, *, skip_damaged: bool = False
+) -> Iterator[Mapping[str, str | None]]:
     """Answers questions with greedy decoding.
 
     Batches contain questions of similar length and are always full, so that few shapes are compiled. Except for
     rounding, an answer does not depend on the other questions of its batch.
 
+    Args:
+      skip_damaged: Whether to skip questions with a damaged image. A warning names the image.
+
     Yields:
-      Answers of a batch by question id.
+      Answers of a batch by question id; None for skipped questions.
+
+    Raises:
+      DamagedImage: An image is damaged, and `skip_damaged` is False.
+      JanusError: A question is malformed or too long.
     """
     batches = batch_questions(questions, batch_size, lambda question: estimate_length(model.processor, question))
     with ThreadPoolExecutor(_READERS) as readers:
 
-        def submit(batch: Sequence[Question]) -> list[Future[TokenSequence]]:
-            return [readers.submit(_prompt, model.processor, question) for question in batch]
+        def submit(batch: Sequence[Question]) -> list[Future[TokenSequence | None]]:
+            return [readers.submit(_prompt, model.processor, question, skip_damaged) for question in batch]
 
         # Images of the next batch are decoded while the devices process this one.
         pending = submit(batches[0]) if batches else []
         for batch, following in zip(batches, [*batches[1:], []], strict=False):
-            prompts, pending = [future.result() for future in pending], submit(following)
-            prompts += [prompts[-1]] * (batch_size - len(prompts))
-            texts = model.answer(prompts, max_new_tokens=batch[0].max_new_tokens, temperature=0.0)
-            yield {question.id: text for question, text in zip(batch, texts, strict=False)}
+            results, pending = [future.result() for future in pending], submit(following)
+            ids = [question.id for question in batch]
+            prompts = {id: prompt for id, prompt in zip(ids, results, strict=True) if prompt is not None}
+            answers: dict[str, str | None] = dict.fromkeys(ids)
+            if prompts:
+                padded = [*prompts.values()]
+                padded += [padded[-1]] * (batch_size - len(padded))
+                texts = model.answer(padded, max_new_tokens=batch[0].max_new_tokens, temperature=0.0)
+                answers |= zip(prompts, texts, strict=False)
+            yield answers
 
 
 def batch_questions(
@@ -137,6 +157,13 @@ def estimate_length(processor: Processor, question: Question) -> int:
     return len(processor.tokenizer.encode(text)) + images * (processor.num_und_tokens + 1)
 
 
-def _prompt(processor: Processor, question: Question) -> TokenSequence:
-    with prefix_errors(f"Question {question.id}"):
-        return processor.understanding_sequence(question.messages, None, question.system_prompt)
+def _prompt(processor: Processor, question: Question, skip_damaged: bool) -> TokenSequence | None:
+    name = f"Question {question.id}"
+    try:
+        with prefix_errors(name):
+            return processor.understanding_sequence(question.messages, None, question.system_prompt)
+    except DamagedImage as error:
+        if not skip_damaged:
+            raise
+        logging.warning("%s The question is skipped.", error)
+        return None

@@ -2,6 +2,7 @@
 
 from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message
 from janus_jax.processing.images import (
+    DamagedImage,
     ImageSource,
     TooManyPixels,
     open_image,
@@ -15,6 +16,7 @@ from janus_jax.processing.tokenizer_training import make_byte_level_tokenizer
 __all__ = [
     "TEMPLATES",
     "UNDERSTANDING_SYSTEM_PROMPT",
+    "DamagedImage",
     "ImageSource",
     "Message",
     "Processor",

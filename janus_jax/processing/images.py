@@ -43,6 +43,10 @@ _BACKGROUND = 127
 _pillow_limit_lock = threading.Lock()
 
 
+class DamagedImage(JanusError):
+    """Raised for a file whose content is not a readable image."""
+
+
 class TooManyPixels(JanusError):
     """Raised for an image with more than the maximum number of pixels."""
 
@@ -56,7 +60,8 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
 
     Raises:
       TooManyPixels: The image has more than `max_pixels` pixels.
-      JanusError: The file is missing, truncated, corrupt or not an image.
+      DamagedImage: The file is empty, truncated, corrupt or not an image.
+      JanusError: The file is missing or cannot be opened.
     """
     name = _name(source)
     try:
@@ -67,12 +72,12 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image
     except JanusError:
         raise
     except UnidentifiedImageError:
-        raise JanusError(f"{name} is not an image in one of the formats {', '.join(_FORMATS)}.") from None
+        raise DamagedImage(f"{name} is not an image in one of the formats {', '.join(_FORMATS)}.") from None
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise TooManyPixels(f"{name} has more than {max_pixels} pixels, the maximum; make it smaller.") from None
     # Decoders raise OSError, SyntaxError, struct.error, zlib.error and more for corrupt files.
     except Exception as error:
-        raise JanusError(f"{name} cannot be read as an image: it is truncated or corrupt ({error}).") from error
+        raise DamagedImage(f"{name} cannot be read as an image: it is truncated or corrupt ({error}).") from error
 
 
 def prepare_understanding(
@@ -148,10 +153,10 @@ def _stream(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
         try:
             source = base64.b64decode(source.partition(",")[2], validate=True)
         except binascii.Error:
-            raise JanusError(f"{name} is not encoded in base64.") from None
+            raise DamagedImage(f"{name} is not encoded in base64.") from None
     if isinstance(source, bytes):
         if not source:
-            raise JanusError(f"{name} is empty.")
+            raise DamagedImage(f"{name} is empty.")
         return io.BytesIO(source)
     path = Path(source)
     try:
@@ -161,7 +166,7 @@ def _stream(source: str | os.PathLike[str] | bytes, name: str) -> BinaryIO:
         if not path.is_file():
             raise JanusError(f"{name} is not a file; give the path of an image file.")
         if not path.stat().st_size:
-            raise JanusError(f"{name} is empty.")
+            raise DamagedImage(f"{name} is empty.")
         return path.open("rb")
     except OSError as error:
         raise JanusError(f"{name} cannot be opened ({error.strerror}).") from error
@@ -189,7 +194,7 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
 def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
     width, height = image.size
     if not width * height:
-        raise JanusError(f"{name} has no pixels: its size is {width} x {height}.")
+        raise DamagedImage(f"{name} has no pixels: its size is {width} x {height}.")
     if width * height > max_pixels:
         raise TooManyPixels(
             f"{name} has {width} x {height} pixels, more than the maximum of {max_pixels}; make it smaller."

@@ -28,11 +28,12 @@ IMAGE_MEAN = 0.5
 
 
 class Task(enum.Enum):
-    """What an example trains: text, image understanding or image generation."""
+    """What an example trains: text, image understanding, image generation, or editing of input images."""
 
     TEXT = "text"
     UNDERSTANDING = "understanding"
     GENERATION = "generation"
+    EDITING = "editing"
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,14 +4,17 @@ import json
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import pytest
 
 from janus_jax.evaluation.generation import geneval
+from janus_jax.evaluation.results import items_digest
 from janus_jax.evaluation.understanding import pope
 from tests.commands.conftest import environment, run
-from tests.evaluation.fakes import write_image
-from tests.evaluation.test_benchmarks import SPLITS, json_lines, pope_entry, write_files
+from tests.evaluation.fakes import OWN_BENCHMARK, write_image
+from tests.evaluation.test_benchmarks import SPLITS, gqa_entry, json_lines, pope_entry, write_files
+from tests.evaluation.test_benchmarks import geneval as geneval_file
 from tests.training.test_processes import run_processes
 
 DEVICES = "--xla_force_host_platform_device_count={}"
@@ -50,6 +53,7 @@ def test_results_contain_scores_and_settings(finished):
     results = json.loads((folder / "out" / "results.json").read_text())
     assert {f"{part}.accuracy" for part in (*SPLITS, "mean")} <= set(results["scores"])
     assert results["number of questions"] == 6
+    assert results["skipped questions"] == []
     assert results["run"]["benchmark"] == "pope"
     assert (results["run"]["dtype"], results["run"]["seed"], results["run"]["limit"]) == ("float32", 0, None)
     assert results["config"]["name"] == "tiny"
@@ -84,6 +88,33 @@ def test_another_seed_is_refused_and_a_finished_run_asks_nothing(finished, check
     assert (folder / "out" / "answers.jsonl").read_bytes() == answers
 
 
+def test_damaged_images_are_skipped_and_counted_in_a_list_of_benchmarks(checkpoint, tmp_path):
+    (tmp_path / "own_benchmark.py").write_text(OWN_BENCHMARK)
+    for name in ("mine", "pope"):
+        write_pope(tmp_path / "data" / name)
+    (tmp_path / "data" / "mine" / "val2014" / "1.jpg").write_bytes(b"")
+    arguments = [
+        *("launch.evaluate", f"--model={checkpoint}", "--dtype=float32", "--data=data", "--out=out", "--batch_size=4"),
+        *("--benchmark=own_benchmark:mine,pope", "--max_new_tokens=2"),
+    ]
+    refused = run(*arguments, cwd=tmp_path)
+    assert refused.returncode == 2
+    assert "Question random/1: The image " in refused.stderr
+    assert "data/mine/val2014/1.jpg is empty; fetch the image again, or skip its questions with --skip_damaged." in (
+        refused.stderr
+    )
+    done = run(*arguments, "--skip_damaged", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "3 questions with damaged images were skipped." in done.stdout
+    assert "mine has 6 questions in data/mine; the official number is 9,000 or 8,910." in done.stdout
+    mine, whole = (json.loads((tmp_path / "out" / name / "results.json").read_text()) for name in ("mine", "pope"))
+    assert mine["skipped questions"] == [f"{split}/1" for split in SPLITS]
+    assert (mine["number of questions"], whole["number of questions"]) == (3, 6)
+    assert mine["run"]["max_new_tokens"] == 2
+    questions = pope.BENCHMARK.load_items(tmp_path / "data" / "pope", {})
+    assert whole["run"]["questions"] == items_digest([replace(q, max_new_tokens=2) for q in questions])
+
+
 def test_list_needs_no_model_and_shows_all_benchmarks():
     done = run("launch.evaluate", "--list", JAX_PLATFORMS="nowhere")
     assert done.returncode == 0, done.stderr
@@ -94,13 +125,26 @@ def test_list_needs_no_model_and_shows_all_benchmarks():
 
 USER_ERRORS = {
     "no benchmark": (["--benchmark="], "--benchmark is empty; there are pope, mme"),
-    "no such benchmark": (["--benchmark=poope"], "There is no benchmark 'poope'; there are pope"),
+    "no such benchmark": (["--benchmark=poope"], "--benchmark poope is unknown; use pope"),
     "no data": (["--data="], "--data is required for pope; --list shows the expected files."),
     "no such data": (["--data=absent"], "coco_pope_random.json does not exist"),
     "a missing image": (["--data=no_image"], "1.jpg, the image of question random/1, is missing"),
     "two benchmarks in one folder": (
         ["--benchmark=pope,gqa"],
         "data/pope/coco_pope_random.json does not exist",
+    ),
+    "a second benchmark without an image": (
+        ["--benchmark=pope,gqa", "--data=both"],
+        "both/gqa/images/7.jpg, the image of question 201, is missing",
+    ),
+    "a second benchmark with another column": (
+        ["--benchmark=pope,mmvet", "--data=both"],
+        "mm-vet.json, entry 0: the field imagename is missing",
+    ),
+    "a second benchmark that does not exist": (["--benchmark=pope,absent:colors"], "absent:colors: No module named"),
+    "a length of answers for images": (
+        ["--benchmark=geneval", "--max_new_tokens=4", "--data=both/geneval"],
+        "--max_new_tokens has no effect on geneval, which generate images",
     ),
     "an option of no benchmark": (["--option=circular=true"], "--option circular=true is not an option of pope"),
     "an option without a value": (["--option=circular"], "--option circular has no value"),
@@ -116,6 +160,10 @@ USER_ERRORS = {
 def test_a_user_error_is_one_sentence_before_any_device_is_used(refuses, spoiled, checkpoint, error):
     write_pope(spoiled / "data")
     write_pope(spoiled / "no_image", images=False)
+    write_pope(spoiled / "both" / "pope")
+    write_files(spoiled / "both" / "gqa", {"testdev_balanced_questions.json": {"201": gqa_entry(imageId="7")}})
+    write_files(spoiled / "both" / "mmvet", {"mm-vet.json": {"0": {"question": "What?"}}})
+    write_files(spoiled / "both" / "geneval", geneval_file())
     arguments, message = USER_ERRORS[error]
     given = {argument.split("=")[0] for argument in arguments}
     defaults = {"--model": checkpoint, "--benchmark": "pope", "--data": "data", "--out": "out"}

@@ -135,7 +135,7 @@ USER_ERRORS = {
     "no such source": (["--source=poems"], "--source poems is unknown; use captions"),
     "no such input": (["--input=absent.jsonl"], "--input absent.jsonl matches no file"),
     "an empty input": (["--input=empty.jsonl"], "has no records"),
-    "an unknown format": (["--input=c.txt"], "must end with one of .jsonl, .csv"),
+    "an unknown format": (["--input=c.txt"], "captions reads, .jsonl, .json"),
     "a table with other columns": (["--input=other.csv"], "name the right one with --text_field"),
     "a truncated array": (["--source=llava", "--input=broken.json"], "broken.json is damaged"),
     "no such folder of images": (["--images=nowhere"], "--images nowhere is not a folder"),

@@ -24,6 +24,7 @@ TEXTS = {
     "described": ["A cat, on a mat."],
     "parquet": ["A cat.", "A dog."],
     "chat": ["A cat.", "A cat and a dog."],
+    "folder": ["red", "cat", "dog"],
     "pairs": ["A cat on a mat.", "A dog in the grass."],
     "imagenet": ["tench, Tinca tinca", "goldfish, Carassius auratus"],
     "text": ["Once upon a time there was a lake.", "A boat lay on it."],

@@ -5,6 +5,12 @@ from types import SimpleNamespace
 import numpy as np
 from PIL import Image
 
+OWN_BENCHMARK = """
+import dataclasses
+from janus_jax.evaluation.registry import find_benchmark, register_benchmark
+register_benchmark(dataclasses.replace(find_benchmark("pope"), name="mine"))
+"""
+
 
 def write_image(path, seed=0):
     """Writes a small random image in the format of the file's suffix, or PNG."""

@@ -1,13 +1,16 @@
 """Tests of the benchmarks on small copies of their files: prompts, scores, predictions and malformed data."""
 
+import codecs
 import json
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pytest
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.registry import find_benchmark
-from tests.evaluation.fakes import answer_in_order, prompt_text
+from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
+from janus_jax.evaluation.understanding.mme import COGNITION, PERCEPTION
+from tests.evaluation.fakes import answer_in_order, prompt_text, write_image
 
 SPLITS = ("random", "popular", "adversarial")
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
@@ -304,7 +307,60 @@ def test_malformed_data_is_reported(name, files, message, tmp_path):
         benchmark.read(tmp_path, benchmark.resolve_options({}))
 
 
+WELL_FORMED = {case.benchmark: (case.files, dict(case.options)) for case in CASES.values()} | {
+    "coco30k": ({"captions_val2014.json": {"annotations": [{"id": 1, "caption": "A cat"}]}}, {}),
+    "dpg": ({"prompts/0.txt": "A red cup"}, {}),
+    "geneval": (geneval(), {}),
+    "mjhq30k": (mjhq(), {}),
+    "mmbench": (mmbench(), {}),
+    "mme": ({f"{task}/0.txt": "Is it?\tYes\nIs it not?\tNo\n" for task in (*PERCEPTION, *COGNITION)}, {}),
+    "mmmu": (mmmu(), {}),
+}
+
+
+@pytest.mark.parametrize("name", BENCHMARKS)
+def test_a_byte_order_mark_is_ignored(name, tmp_path):
+    files, given = WELL_FORMED[name]
+    benchmark = find_benchmark(name)
+    for file in files:
+        (tmp_path / file).parent.mkdir(parents=True, exist_ok=True)
+    if name == "mme":
+        for task in (*PERCEPTION, *COGNITION):
+            write_image(tmp_path / task / "0.png")
+    write_files(tmp_path, files)
+    plain = benchmark.read(tmp_path, benchmark.resolve_options(given))
+    for file in files:
+        (tmp_path / file).write_bytes(codecs.BOM_UTF8 + (tmp_path / file).read_bytes())
+    assert benchmark.read(tmp_path, benchmark.resolve_options(given)) == plain != []
+
+
 def test_a_repeated_id_is_reported(tmp_path):
     write_files(tmp_path, {f"coco_pope_{split}.json": json_lines(*[pope_entry(1, "no")] * 2) for split in SPLITS})
     with pytest.raises(JanusError, match="contains the id 'random/1' twice"):
         find_benchmark("pope").load_items(tmp_path, {})
+
+
+def official_sizes(name, **options):
+    benchmark = find_benchmark(name)
+    sizes = benchmark.official_sizes
+    return sizes(benchmark.resolve_options(options)) if callable(sizes) else sizes
+
+
+def test_every_benchmark_has_an_official_size():
+    assert all(size > 0 for name in BENCHMARKS for size in official_sizes(name))
+    assert all(official_sizes(name) for name in BENCHMARKS)
+    assert official_sizes("geneval", images="2") == (1106,)
+    assert official_sizes("vqav2", split="test-dev2015") == (107_394,)
+
+
+@pytest.mark.parametrize("limit", [None, 1])
+def test_an_unofficial_number_of_questions_gives_a_warning(tmp_path, limit):
+    write_files(tmp_path, {"coco_pope_random.json": json_lines(*(pope_entry(n, "no") for n in range(3)))})
+    for n in range(3):
+        write_image(tmp_path / "val2014" / f"COCO_val2014_{n:012}.jpg")
+    warnings = []
+    find_benchmark("pope").load_items(tmp_path, {}, limit, warn=warnings.append)
+    assert warnings == [f"pope has 3 questions in {tmp_path}; the official number is 9,000 or 8,910."]
+    official = replace(find_benchmark("pope"), official_sizes=(2, 3))
+    official.load_items(tmp_path, {}, limit, warn=warnings.append)
+    assert len(warnings) == 1

@@ -10,6 +10,7 @@ from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Question
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark, register_benchmark
 from janus_jax.evaluation.results import format_table, items_digest, model_fingerprint
+from tests.evaluation.fakes import OWN_BENCHMARK
 
 
 @pytest.fixture
@@ -92,17 +93,15 @@ def test_published_scores_are_arranged_by_model():
 
 
 def test_a_registered_benchmark_is_found_by_module_and_name(tmp_path, monkeypatch):
-    (tmp_path / "my_benchmark.py").write_text("""
-import dataclasses
-from janus_jax.evaluation.registry import find_benchmark, register_benchmark
-register_benchmark(dataclasses.replace(find_benchmark("pope"), name="mine"))
-""")
+    (tmp_path / "my_benchmark.py").write_text(OWN_BENCHMARK)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "BENCHMARKS", dict(BENCHMARKS))
     assert find_benchmark("my_benchmark:mine").name == "mine"
-    with pytest.raises(JanusError, match="no benchmark 'other'"):
+    with pytest.raises(JanusError, match=r"my_benchmark:other is unknown; use pope, .*, mine, or MODULE:NAME"):
         find_benchmark("my_benchmark:other")
-    with pytest.raises(JanusError, match="No module named 'absent'"):
+    with pytest.raises(JanusError, match="absent:mine: No module named 'absent'; give an importable module"):
         find_benchmark("absent:mine")
+    with pytest.raises(JanusError, match=r"'my_benchmark.py/x' is not the name of a module; give MODULE:NAME"):
+        find_benchmark("my_benchmark.py/x:mine")
     with pytest.raises(JanusError, match="pope is registered already"):
         register_benchmark(find_benchmark("pope"))

@@ -12,6 +12,7 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Question, limit_items
 from janus_jax.evaluation.journal import claim_folder, open_journal
 from janus_jax.evaluation.runner import answer_questions, collect_answers
+from janus_jax.processing import DamagedImage
 from janus_jax.sharding import make_mesh
 from tests import tiny
 from tests.evaluation.fakes import FakeModel, write_image
@@ -182,6 +183,86 @@ def test_a_damaged_image_is_reported_with_its_question(tmp_path):
     message = {"role": "user", "content": "<image_placeholder>\nWhat?", "images": [tmp_path / "half.jpg"]}
     with pytest.raises(JanusError, match=r"^Question q7: The image .*half.jpg"):
         list(answer_questions(tiny.pretrained(), [Question(id="q7", messages=[message])], 2))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>Not found</html>", b"\x89PNG\r\n\x1a\nxxxx", "half"])
+def test_every_kind_of_damage_can_be_skipped(tmp_path, content):
+    whole = write_image(tmp_path / "whole.jpg")
+    file = tmp_path / "damaged.jpg"
+    file.write_bytes(whole.read_bytes()[:300] if content == "half" else content)
+    model = FakeModel()
+    model.processor = tiny.processor()
+    model.answer = lambda prompts, **options: ["yes"] * len(prompts)
+    questions = [
+        Question(id=path.stem, messages=[{"role": "user", "content": "<image_placeholder>\nWhat?", "images": [path]}])
+        for path in (whole, file)
+    ]
+    with pytest.raises(DamagedImage, match=r"^Question damaged: The image .*damaged.jpg"):
+        list(answer_questions(model, questions, 2))
+    (answers,) = answer_questions(model, questions, 2, skip_damaged=True)
+    assert answers == {"whole": "yes", "damaged": None}
+
+
+def test_a_missing_image_is_not_skipped(tmp_path):
+    model = FakeModel()
+    model.processor = tiny.processor()
+    message = {"role": "user", "content": "<image_placeholder>", "images": [tmp_path / "absent.jpg"]}
+    with pytest.raises(JanusError, match=r"absent.jpg does not exist"):
+        list(answer_questions(model, [Question(id="q", messages=[message])], 2, skip_damaged=True))
+
+
+class DamagedModel(FakeModel):
+    """A chat model for which questions of the given lengths have damaged images."""
+
+    def __init__(self, lengths):
+        super().__init__()
+
+        def understanding_sequence(messages, images, system_prompt):
+            text = messages[-1]["content"]
+            if len(text) in lengths:
+                raise DamagedImage(f"The image {text} is damaged.")
+            return text
+
+        self.processor.understanding_sequence = understanding_sequence
+
+
+def run_skipping(folder, model, keep_skipped=True, **more):
+    def answer_items(items):
+        return answer_questions(model, items, 2, skip_damaged=keep_skipped)
+
+    return collect_answers(make_questions(), answer_items, folder, SETTINGS, keep_skipped=keep_skipped, **more)
+
+
+def test_skipped_questions_are_recorded_and_not_asked_again(tmp_path):
+    # Of the batches 9 8, 7 5, 3 2, 1, the first is skipped as a whole.
+    model, later = DamagedModel([9, 8, 3, 1]), DamagedModel([9, 8, 3, 1])
+    expected = {id: text for id, text in EXPECTED.items() if len(text) in (7, 5, 2)}
+    assert run_skipping(tmp_path, model) == expected
+    assert [[len(text) for text in batch] for batch in model.batches] == [[7, 5], [2, 2]]
+    assert {line["id"]: line["answer"] for line in read_lines(tmp_path)} == dict.fromkeys(EXPECTED) | expected
+    assert run_skipping(tmp_path, later) == expected
+    assert later.batches == []
+
+
+def test_skipped_questions_are_asked_again_without_skipping(tmp_path):
+    run_skipping(tmp_path, DamagedModel([9, 3]))
+    with pytest.raises(DamagedImage, match=r"Question q2: The image w{9} is damaged"):
+        run_skipping(tmp_path, DamagedModel([9, 3]), keep_skipped=False)
+    repaired = DamagedModel([])
+    assert run_skipping(tmp_path, repaired, keep_skipped=False) == EXPECTED
+    assert [[len(text) for text in batch] for batch in repaired.batches] == [[9, 3]]
+
+
+def test_the_first_process_knows_what_the_others_skipped(tmp_path):
+    barrier = threading.Barrier(2)
+
+    def process(index):
+        return run_skipping(tmp_path, DamagedModel([5, 1, 9]), cluster=ThreadCluster(index, barrier))
+
+    with ThreadPoolExecutor(2) as pool:
+        first, second = pool.map(process, range(2))
+    assert second is None
+    assert first == {id: text for id, text in EXPECTED.items() if len(text) not in (5, 1, 9)}
 
 
 def test_answers_do_not_depend_on_batch_size_or_mesh(tmp_path):

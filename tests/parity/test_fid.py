@@ -55,10 +55,10 @@ def network():
         return pytorch_inception.InceptionV3([3]).eval()
 
 
-def extract(folders, method, monkeypatch):
+def extract(folders, method, monkeypatch, size=None):
     # This batch size divides the number of images, so no batch is padded.
     monkeypatch.setattr(fid, "_BATCH_SIZE", BATCH)
-    extractor = fid.InceptionExtractor(inception_params(inception_file()), method)
+    extractor = fid.InceptionExtractor(inception_params(inception_file()), method, size)
     return [np.concatenate(list(extractor.features(fid.list_images(folder)))) for folder in folders]
 
 
@@ -81,7 +81,15 @@ def test_fid_matches_pytorch_fid(folders, network, monkeypatch):
     assert compute_fid(found) == pytest.approx(pytorch_fid.calculate_frechet_distance(*moments), rel=1e-3)
 
 
-def test_fid_matches_clean_fid(folders, network, monkeypatch):
+def lanczos_square(pixels):
+    side = min(pixels.shape[:2])
+    top, left = (round((length - side) / 2) for length in pixels.shape[:2])
+    square = Image.fromarray(np.ascontiguousarray(pixels[top : top + side, left : left + side]))
+    return np.asarray(square.resize((256, 256), Image.Resampling.LANCZOS))
+
+
+@pytest.mark.parametrize(("size", "transform"), [(None, None), (256, lanczos_square)])
+def test_fid_matches_clean_fid(folders, network, monkeypatch, size, transform):
     def network_of_clean_fid(pixels):
         # clean-fid passes resized pixels from 0 to 255.
         assert pixels.shape[2:] == (299, 299)
@@ -89,7 +97,7 @@ def test_fid_matches_clean_fid(folders, network, monkeypatch):
         with torch.inference_mode():
             return network((pixels - 128) / 128)[0][..., 0, 0]
 
-    found = extract(folders, "clean", monkeypatch)
+    found = extract(folders, "clean", monkeypatch, size)
     expected = [
         cleanfid.get_folder_features(
             str(folder),
@@ -99,6 +107,7 @@ def test_fid_matches_clean_fid(folders, network, monkeypatch):
             device=torch.device("cpu"),
             mode="clean",
             verbose=False,
+            custom_image_tranform=transform,
         )
         for folder in folders
     ]

@@ -9,12 +9,14 @@ import numpy as np
 import pytest
 
 from janus_jax.errors import JanusError
+from janus_jax.evaluation import registry
 from janus_jax.evaluation.understanding import pope
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import Pretrained
 from janus_jax.training.callbacks.evaluation import RunBenchmarks
 from janus_jax.training.recipe import Evaluation, Intervals
 from tests import tiny
+from tests.evaluation.fakes import OWN_BENCHMARK
 from tests.evaluation.test_benchmarks import json_lines, pope_entry, write_files
 from tests.training import runs
 from tests.training.test_samples_callback import last_step
@@ -64,7 +66,7 @@ def test_non_finite_logits_do_not_end_the_run(data, tmp_path):
     ("benchmark", "message"),
     [
         (("pope", "absent"), "absent"),
-        (("pop", "."), "no benchmark 'pop'"),
+        (("pop", "."), "config.evaluation.benchmarks pop is unknown; use pope"),
         (("geneval", "."), "."),
         (("pope",), "a pair"),
     ],
@@ -73,3 +75,12 @@ def test_unusable_benchmark_is_rejected(benchmark, message, tmp_path):
     with pytest.raises(JanusError, match=message):
         RunBenchmarks(with_benchmarks(benchmark), tiny.processor(), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_benchmark_of_the_user_is_found_in_its_module(data, tmp_path, monkeypatch):
+    (tmp_path / "callback_benchmark.py").write_text(OWN_BENCHMARK)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(registry, "BENCHMARKS", dict(registry.BENCHMARKS))
+    recipe = with_benchmarks(("callback_benchmark:mine", str(data)), ("pope", str(data)), limit=2)
+    selected = RunBenchmarks(recipe, tiny.processor(), tmp_path)._selected
+    assert [(one.benchmark.name, len(one.questions)) for one in selected] == [("mine", 2), ("pope", 2)]

@@ -80,6 +80,8 @@ class ShapesDataset:
             case Task.GENERATION:
                 scene, text = self._captioned_scene(rng)
                 return Record(key, task, text=text, images=(encode_png(render(scene, self.image_size)),))
+            case Task.EDITING:
+                raise JanusError("The shapes dataset has no records of the task editing; use another task.")
 
     def texts(self, count: int) -> Iterator[str]:
         """Yields the texts of the first `count` records of every task, for example to train a tokenizer."""

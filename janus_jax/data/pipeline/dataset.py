@@ -19,6 +19,7 @@ _KINDS = {
     "text": "bytes_list",
     "messages": "bytes_list",
     "images": "bytes_list",
+    "alternatives": "bytes_list",
     "image_tokens": "int64_list",
     "image_latents": "float_list",
 }

@@ -151,6 +151,7 @@ class ExampleBuilder:
         Raises:
           RejectedRecord: The record is not valid for the model, or has no targets.
         """
+        record = record.for_epoch(epoch)
         sequence = self._sequence(record, _RecordRandom(self.seed, record.key, epoch))
         targets = text_targets(sequence, self.supervision)
         gen_index = sequence.gen_token_index
@@ -168,6 +169,8 @@ class ExampleBuilder:
 
     def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         try:
+            if record.task is Task.EDITING:
+                raise RejectedRecord(RejectReason.WRONG_TASK, "its task is editing, which training does not support.")
             if record.task is Task.GENERATION:
                 sequence = self._generation_sequence(record, random)
             elif record.task is Task.TEXT and not record.messages:

@@ -41,6 +41,12 @@ _SCRATCH = ".prepare"
 MIN_ENTRIES = 1000
 """Number of entries after which a run stops if too many of them are rejected."""
 
+_MAX_UNUSED = 1000
+"""Number of unused fields that are counted by name in a shard."""
+
+_MAX_UNUSED_SHOWN = 20
+"""Number of unused fields in the printed summary. `SUMMARY` has all."""
+
 OnEntry = Callable[[bool], None]
 """Function called after each entry, with True if the entry was accepted."""
 
@@ -83,12 +89,16 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """Counts of one or more shards: records, bytes, records by task, and rejected entries by reason."""
+    """Counts of one or more shards: records, bytes, records by task, rejected entries by reason, unused fields by name.
+
+    A field of the input is unused in a record that was made without it.
+    """
 
     records: int = 0
     bytes: int = 0
     tasks: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
+    unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def entries(self) -> int:
@@ -104,6 +114,7 @@ class ShardStats:
             self.bytes + other.bytes,
             dict(Counter(self.tasks) + Counter(other.tasks)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
+            dict(Counter(self.unused) + Counter(other.unused)),
         )
 
 
@@ -127,6 +138,10 @@ class Summary:
             ("rejected", f"{total.num_rejected} ({total.num_rejected / max(1, total.entries):.2%})"),
             *((f"  {reason}", count) for reason, count in sorted(total.rejected.items())),
         ]
+        if total.unused:
+            names = sorted(total.unused, key=lambda name: (-total.unused[name], name))
+            rows.append(("unused fields", len(names)))
+            rows += [(f"  {name}", total.unused[name]) for name in names[:_MAX_UNUSED_SHOWN]]
         width = max(len(name) for name, _ in rows) + 2
         return "\n".join([str(self.output), *(f"  {name:<{width}}{value!s:>12}" for name, value in rows)])
 
@@ -174,6 +189,7 @@ class ShardWriter:
         part = self.parts[index]
         rejected: Counter[str] = Counter()
         tasks: Counter[str] = Counter()
+        unused: Counter[str] = Counter()
         quarantine: list[str] = []
 
         def reject(key: str, error: RejectedRecord) -> None:
@@ -193,6 +209,7 @@ class ShardWriter:
                     else:
                         yield record
                         tasks[record.task.value] += 1
+                        unused.update(name if len(unused) < _MAX_UNUSED else "others" for name in record.unused)
                         on_entry(True)
             except RejectedRecord as error:
                 reject(f"{key} and the rest of the part", error)
@@ -202,7 +219,7 @@ class ShardWriter:
         finally:
             # Also if writing fails, because the rejections may explain why.
             _write_lines(self._quarantine_file(index), quarantine)
-        self._write_stats(index, ShardStats(count, size, tasks, rejected))
+        self._write_stats(index, ShardStats(count, size, tasks, rejected, unused))
 
     def without_image_tokens(self) -> list[int]:
         """Returns the indices of the finished shards to which `add_image_tokens` has not added image tokens."""

@@ -1,5 +1,7 @@
 """Checks records before they are written."""
 
+from collections.abc import Sequence
+
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
@@ -22,6 +24,10 @@ def validate(record: Record) -> None:
     """
     if record.task is Task.GENERATION and len(record.images) != 1:
         raise RejectedRecord(RejectReason.NO_IMAGE, f"it has {len(record.images)} target images; it needs one.")
+    if record.task is Task.EDITING and len(record.images) < 2:
+        raise RejectedRecord(
+            RejectReason.NO_IMAGE, f"it has {len(record.images)} images; it needs an input image and a target image."
+        )
     if record.task is Task.UNDERSTANDING and not record.images:
         raise RejectedRecord(RejectReason.NO_IMAGE, "it has no input image.")
     if len(record.images) > MAX_IMAGES:
@@ -32,6 +38,7 @@ def validate(record: Record) -> None:
         if not record.text.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
         _validate_texts([record.text])
+    _validate_texts(record.alternatives)
     for number, image in enumerate(record.images, 1):
         try:
             open_image(image).close()
@@ -55,7 +62,7 @@ def _validate_messages(record: Record) -> None:
         raise RejectedRecord(RejectReason.EMPTY_TEXT, "its conversation has no answer.")
 
 
-def _validate_texts(texts: list[str]) -> None:
+def _validate_texts(texts: Sequence[str]) -> None:
     if (length := sum(map(len, texts))) > MAX_CHARACTERS:
         raise RejectedRecord(RejectReason.TOO_LONG, f"its text has {length} characters; at most {MAX_CHARACTERS}.")
     for text in texts:

@@ -1,17 +1,17 @@
 """Sources of records, one module per format, registered in `SOURCES`."""
 
 from janus_jax.data.rejects import RejectedRecord, RejectReason
-from janus_jax.data.sources import captions, conversations, text, tfds, webdataset
+from janus_jax.data.sources import captions, conversations, folder, text, tfds, webdataset
 from janus_jax.data.sources.base import (
     SOURCES,
     Entry,
-    InputFile,
     Part,
     Source,
     SourceOptions,
     get_source,
     register_source,
 )
+from janus_jax.data.sources.input_files import InputFile
 
 __all__ = [
     "SOURCES",
@@ -24,6 +24,7 @@ __all__ = [
     "SourceOptions",
     "captions",
     "conversations",
+    "folder",
     "get_source",
     "register_source",
     "text",

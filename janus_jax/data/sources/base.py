@@ -11,21 +11,20 @@ If that function raises `RejectedRecord`, only that record is skipped. Errors th
 """
 
 import contextlib
-import glob
-import importlib
-import os
 import tarfile
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
+from janus_jax.data.sources.input_files import InputFile, find_files, register_endings
 from janus_jax.errors import JanusError
-from janus_jax.files import PARSE_ERRORS, check_lfs_pointer, reading
+from janus_jax.files import PARSE_ERRORS
 from janus_jax.processing import Task
+from janus_jax.registries import find_registered
 
 
 class Entry(NamedTuple):
@@ -59,21 +58,8 @@ class Part:
     stamp: int = 0
 
 
-class InputFile(NamedTuple):
-    """An input file.
-
-    Attributes:
-      path: Path of the file.
-      label: Path relative to the folder that contains all input files. Keys of records start with it.
-    """
-
-    path: Path
-    label: str
-
-    @property
-    def bytes(self) -> int:
-        return self.path.stat().st_size
-
+CaptionFrom = Literal["text", "name", "folder"]
+TextUnit = Literal["line", "paragraph", "file"]
 
 _DAMAGE: tuple[type[Exception], ...] = (*PARSE_ERRORS, tarfile.TarError, zlib.error)
 
@@ -108,8 +94,11 @@ class SourceOptions:
       prompts: Questions to which a caption is the answer. The record's key selects one.
       text_field: Field of the caption, class or document. Default: the source's usual names.
       image_field: Field of the image. Default: the source's usual names.
-      class_names: File with a caption for each class: lines of a name and a caption, or a JSON object.
-      input_split: Split of a TFDS dataset.
+      class_names: File with a caption for each class, see `class_names.read_class_names`.
+      caption_from: Caption of an image in a folder: its name, the name of its folder, or the text file with its name.
+        None: the text files if there are any, else the names.
+      text_unit: What a document is in a text file.
+      input_split: Split of a TFDS dataset, or of a folder whose files name several splits.
       data_dir: Folder of TFDS datasets. Default: TFDS's own.
       shard_records: Entries per part, if the source can be split anywhere. A shard has at most as many records.
     """
@@ -121,37 +110,19 @@ class SourceOptions:
     text_field: str | None = None
     image_field: str | None = None
     class_names: str | None = None
+    caption_from: CaptionFrom | None = None
+    text_unit: TextUnit = "line"
     input_split: str = "train"
     data_dir: str | None = None
     shard_records: int = 4096
 
-    def files(self, *suffixes: str) -> list[InputFile]:
-        """Returns the input files, sorted. If an input is a folder, returns its files with one of the suffixes.
+    def files(self, *endings: str) -> list[InputFile]:
+        """Returns the input files, sorted. Of a folder, returns the files with one of the endings.
 
         Raises:
-          JanusError: No file matches, or one is a git-lfs pointer.
+          JanusError: See `find_files`.
         """
-        paths = sorted({path for pattern in self.inputs for path in _matches(pattern, suffixes)})
-        common = os.path.commonpath([path.parent for path in paths])
-        for path in paths:
-            with reading(path), path.open("rb") as stream:
-                check_lfs_pointer(path, stream.read(64))
-        return [InputFile(path, path.relative_to(common).as_posix()) for path in paths]
-
-
-def _matches(pattern: str, suffixes: tuple[str, ...]) -> list[Path]:
-    with reading(pattern, "give another path"):
-        path = Path(pattern).absolute()
-        if path.is_dir():
-            found = [file for file in path.iterdir() if file.is_file() and file.name.endswith(suffixes)]
-            if not found or not suffixes:
-                raise JanusError(f"--input {pattern} is a folder without {' or '.join(suffixes)} files; name them.")
-            return found
-        found = [path] if path.exists() else [Path(name).absolute() for name in glob.glob(pattern, recursive=True)]
-        found = [path for path in found if path.is_file()]
-    if not found:
-        raise JanusError(f"--input {pattern} matches no file; check the path.")
-    return found
+        return find_files(self.inputs, endings, self.input_split)
 
 
 class Source(NamedTuple):
@@ -176,8 +147,15 @@ SOURCES: dict[str, Source] = {}
 """Registered sources by name."""
 
 
-def register_source(name: str, *tasks: Task, shard_records: int = 4096) -> Callable[[SplitInput], SplitInput]:
-    """Returns a decorator that registers a function as a source. `Source` describes the arguments."""
+def register_source(
+    name: str, *tasks: Task, shard_records: int = 4096, endings: Iterable[str] = ()
+) -> Callable[[SplitInput], SplitInput]:
+    """Returns a decorator that registers a function as a source.
+
+    `Source` describes the arguments. If another source is given a file with one of the `endings`, its message names
+    this source.
+    """
+    register_endings(name, endings)
 
     def register(parts: SplitInput) -> SplitInput:
         SOURCES[name] = Source(name, tasks, parts, shard_records)
@@ -187,17 +165,5 @@ def register_source(name: str, *tasks: Task, shard_records: int = 4096) -> Calla
 
 
 def get_source(name: str) -> Source:
-    """Returns a registered source. If the name is `MODULE:NAME`, imports the module first, which registers the source.
-
-    Raises:
-      JanusError: The module cannot be imported, or no source has the name.
-    """
-    module, _, short_name = name.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise JanusError(f"--source {name}: {error}; give an importable module before the colon.") from error
-    if short_name not in SOURCES:
-        raise JanusError(f"--source {name} is unknown; use {', '.join(sorted(SOURCES))}, or MODULE:NAME.")
-    return SOURCES[short_name]
+    """Returns a registered source. See `find_registered`."""
+    return find_registered(SOURCES, name, "--source")

@@ -3,8 +3,9 @@
 import base64
 import json
 import os
+import re
 import zlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,8 +20,7 @@ from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 MAX_BYTES = 2**28
 """Most bytes of an image file, line or field."""
 
-TEXT_FIELDS = ("caption", "text")
-IMAGE_FIELDS = ("image", "image_path", "file_name", "path", "jpg")
+_REMOTE = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 
 
 @dataclass(frozen=True)
@@ -89,6 +89,53 @@ def as_object(value: Any, name: str) -> Mapping[str, Any]:
     return value
 
 
+class RawRecord:
+    """Values of an object or a table row by field. Keeps track of the fields that were used."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+        self._used: set[str] = set()
+
+    def find(self, names: Sequence[str]) -> Any:
+        """Returns the value of the first field in `names` that is not null; None if there is none."""
+        for name in names:
+            if self._values.get(name) is not None:
+                self._used.add(name)
+                return self._values[name]
+        return None
+
+    def get(self, names: Sequence[str], hint: str = "") -> Any:
+        """Returns the value of the first field in `names` that is not null.
+
+        Args:
+          names: Possible names of the field.
+          hint: End of the message, with a remedy.
+
+        Raises:
+          RejectedRecord: All of these fields are missing or null.
+        """
+        if (value := self.find(names)) is not None:
+            return value
+        if null := [name for name in names if name in self._values]:
+            raise RejectedRecord(RejectReason.MISSING_FIELD, f"its {' and '.join(null)} is null.")
+        found = ", ".join(map(str, self._values))[:200] or "nothing"
+        raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no {' or '.join(names[:2])}, only {found}{hint}.")
+
+    def has(self, names: Sequence[str]) -> bool:
+        """Returns whether one of the fields is present and not null."""
+        return any(self._values.get(name) is not None for name in names)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """Names of the fields with a value that were not used."""
+        return tuple(name for name, value in self._values.items() if not (name in self._used or is_blank(value)))
+
+
+def is_blank(value: Any) -> bool:
+    """Returns whether a value is null, or an empty string, list or object."""
+    return value is None or (isinstance(value, str | list | Mapping) and not value)
+
+
 def field_names(name: str | None, usual: tuple[str, ...]) -> tuple[str, ...]:
     """Returns the possible names of a field: `name`, or the usual names if `name` is None."""
     return usual if name is None else (name,)
@@ -116,20 +163,6 @@ def find_field(where: str, found: Iterable[str], flag: str, name: str | None, us
     )
 
 
-def get_field(values: Mapping[str, Any], name: str | None, usual: tuple[str, ...]) -> Any:
-    """Returns the value of the field `name`. If `name` is None, returns the first usual field that is not null.
-
-    Raises:
-      RejectedRecord: The field is missing or null.
-    """
-    names = field_names(name, usual)
-    for candidate in names:
-        if values.get(candidate) is not None:
-            return values[candidate]
-    found = ", ".join(map(str, values))[:200] or "nothing"
-    raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no {' or '.join(names)}, only {found}.")
-
-
 def get_text(value: Any) -> str:
     """Returns a string or UTF-8 bytes as text without surrounding white space.
 
@@ -138,7 +171,7 @@ def get_text(value: Any) -> str:
     """
     if isinstance(value, bytes):
         try:
-            value = value.decode("utf-8")
+            value = value.decode("utf-8").removeprefix("\ufeff")
         except UnicodeDecodeError:
             raise RejectedRecord(RejectReason.MALFORMED, "its text is not UTF-8.") from None
     if not isinstance(value, str):
@@ -148,25 +181,45 @@ def get_text(value: Any) -> str:
     return value.strip()
 
 
-def get_image(value: Any, folder: ImageFolder) -> bytes:
+def get_texts(value: Any) -> tuple[str, ...]:
+    """Returns a text, or the texts in a list without its blank elements.
+
+    Raises:
+      RejectedRecord: `get_text` rejects the value, or the list has no text.
+    """
+    if not isinstance(value, list):
+        return (get_text(value),)
+    texts = tuple(get_text(one) for one in value if one is not None and not (isinstance(one, str) and not one.strip()))
+    if not texts:
+        raise RejectedRecord(RejectReason.EMPTY_TEXT, "its list of texts is empty.")
+    return texts
+
+
+def get_image(value: Any, folder: ImageFolder | None) -> bytes:
     """Returns the bytes of an encoded image.
 
     Args:
-      value: The bytes, a path in the folder, a base64 data URL, or `{"bytes": ..., "path": ...}`.
-      folder: Folder that paths are relative to.
+      value: The bytes, a path in the folder, a base64 data URL, or an object with one of these as `bytes`, `path`,
+        `url` or `base64`.
+      folder: Folder that paths are relative to. None: paths are rejected.
 
     Raises:
       RejectedRecord: The value is none of these, or `ImageFolder.read` rejects the path.
     """
     if isinstance(value, Mapping):
-        value = value.get("bytes") or value.get("path")
+        if value.get("base64"):
+            return _decode_base64(value["base64"])
+        value = value.get("bytes") or value.get("path") or value.get("url")
     if isinstance(value, str) and value.startswith("data:"):
-        try:
-            return base64.b64decode(value.partition(",")[2], validate=True)
-        except ValueError:
-            raise RejectedRecord(RejectReason.BAD_IMAGE, "its image's data URL is not base64.") from None
+        return _decode_base64(value.partition(",")[2])
     if isinstance(value, str) and value.strip():
-        return folder.read(value.strip())
+        path = value.strip().removeprefix("file://")
+        if _REMOTE.match(path):
+            message = f"its image is the address {path:.200}; download the images, and give their paths."
+            raise RejectedRecord(RejectReason.REMOTE_IMAGE, message)
+        if folder is None:
+            raise RejectedRecord(RejectReason.MISSING_FILE, f"its image is the path {path:.200}, which is not read.")
+        return folder.read(path)
     if not value:
         raise RejectedRecord(RejectReason.NO_IMAGE, "its image is empty.")
     if not isinstance(value, bytes):
@@ -175,14 +228,27 @@ def get_image(value: Any, folder: ImageFolder) -> bytes:
     return value
 
 
-def caption_record(key: str, caption: str, image: bytes, options: SourceOptions) -> Record:
-    """Returns a record whose caption is the prompt of the image (generation), or the answer to a question about it."""
-    if options.task is Task.GENERATION:
-        return Record(key, Task.GENERATION, text=caption, images=(image,))
-    # CRC-32, because hash() differs between runs.
-    prompt = options.prompts[zlib.crc32(key.encode("utf-8", "surrogatepass")) % len(options.prompts)]
-    messages: tuple[Message, ...] = (
-        {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{prompt}"},
-        {"role": "assistant", "content": caption},
-    )
-    return Record(key, Task.UNDERSTANDING, messages=messages, images=(image,))
+def _decode_base64(text: Any) -> bytes:
+    try:
+        return base64.b64decode(text, validate=True)
+    except (TypeError, ValueError):
+        raise RejectedRecord(RejectReason.BAD_IMAGE, "its image's data URL is not base64.") from None
+
+
+def caption_record(
+    key: str, captions: tuple[str, ...], image: bytes, options: SourceOptions, unused: tuple[str, ...] = ()
+) -> Record:
+    """Returns a record of an image with one or more captions.
+
+    A caption is the prompt of the image (generation), or the answer to a question about it (understanding).
+    """
+    messages: tuple[Message, ...] = ()
+    if options.task is Task.UNDERSTANDING:
+        # CRC-32, because hash() differs between runs.
+        prompt = options.prompts[zlib.crc32(key.encode("utf-8", "surrogatepass")) % len(options.prompts)]
+        messages = (
+            {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n{prompt}"},
+            {"role": "assistant", "content": captions[0]},
+        )
+    text = "" if messages else captions[0]
+    return Record(key, options.task, text, messages, (image,), alternatives=captions[1:], unused=unused)

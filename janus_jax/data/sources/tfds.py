@@ -5,7 +5,6 @@
 
 import functools
 import io
-import json
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,10 +15,11 @@ from PIL import Image
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.sources.base import Entry, Part, SourceOptions, register_source
+from janus_jax.data.sources.class_names import read_class_names
 from janus_jax.data.sources.fields import caption_record, find_field, get_text
 from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
-from janus_jax.files import describe_error, read_text
+from janus_jax.files import describe_error
 from janus_jax.processing import Task
 
 GetCaption = Callable[[Mapping[str, Any]], str]
@@ -50,7 +50,7 @@ def _entries(name: str, span: range, options: SourceOptions) -> Iterator[Entry]:
     def record(key: str, number: int) -> Record:
         example = dataset.examples[number]
         image = _encoded(example[dataset.image_field])
-        return caption_record(key, get_text(dataset.get_caption(example)), image, options)
+        return caption_record(key, (get_text(dataset.get_caption(example)),), image, options)
 
     for number in span:
         key = f"{dataset.name}:{number}"
@@ -112,7 +112,7 @@ def _get_caption(name: str, feature: Any, class_names: str | None) -> GetCaption
         return lambda example: example[name]
     captions = [class_name.replace("_", " ") for class_name in feature.names]
     if class_names is not None:
-        given = _read_class_names(class_names)
+        given = read_class_names(class_names).by_name
         if missing := [class_name for class_name in feature.names if class_name not in given]:
             raise JanusError(
                 f"{class_names} lacks {len(missing)} of {len(feature.names)} classes, the first is "
@@ -128,15 +128,3 @@ def _get_caption(name: str, feature: Any, class_names: str | None) -> GetCaption
         return captions[label]
 
     return get_caption
-
-
-def _read_class_names(file: str) -> dict[str, str]:
-    """Reads captions by class name from a JSON object, or from lines of a name and a caption (`n01440764 tench`)."""
-    text = read_text(Path(file), "give another")
-    if text.lstrip().startswith("{"):
-        try:
-            return {str(name): str(caption) for name, caption in json.loads(text).items()}
-        except ValueError as error:
-            raise JanusError(f"{file} is not a JSON object ({error}); fix it.") from error
-    lines = (line.split(maxsplit=1) for line in text.splitlines() if line.strip())
-    return {parts[0]: parts[1].strip() for parts in lines if len(parts) == 2}

@@ -1,5 +1,11 @@
-"""COCO-30K: images for 30,000 captions of COCO, compared with COCO's photographs by FID."""
+"""COCO-30K: images for 30,000 captions of COCO, compared with COCO's photographs by FID.
 
+The procedure is that of Janus' authors (deepseek-ai/Janus, issue 22): random captions of val2014, generated images
+resized to 256 pixels with a bicubic filter, and GigaGAN's evaluation script. The script reduces all images to squares
+of 256 pixels (`fid.center_square`) and compares them with the photographs of val2014 by clean-fid.
+"""
+
+import functools
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +20,7 @@ from janus_jax.evaluation.generation.image_requests import (
     requests_for_prompt,
 )
 from janus_jax.evaluation.metrics import fid
-from janus_jax.evaluation.metrics.image_metrics import LAYOUT, score_images
+from janus_jax.evaluation.metrics.image_metrics import check_files, layout, score_images
 
 _FILE = "captions_val2014.json"
 _CAPTIONS = 30_000
@@ -25,7 +31,7 @@ _SEED = 0
 
 def read(data: Path, options: Options) -> list[ImageRequest]:
     """Reads requests for 30,000 random captions, or for all captions if there are fewer."""
-    fid.check_reference(data, options["fid"])
+    check_files(data, options, _SIZE)
     entries = list(read_json_entry(data / _FILE).entries("annotations"))
     numbers = np.arange(len(entries))
     if len(entries) > _CAPTIONS:
@@ -46,10 +52,12 @@ def _file_name(caption_id: str) -> str:
 BENCHMARK = Benchmark(
     name="coco30k",
     title="COCO-30K: an image of each of 30,000 captions, and their FID",
-    layout=f"{_FILE}\n{LAYOUT}",
-    source=f"https://cocodataset.org (annotations_trainval2014); weights: {fid.SOURCE}",
+    layout=f"{_FILE}\n{layout(_SIZE)}",
+    source="https://cocodataset.org (annotations_trainval2014; val2014, its folder of photographs as "
+    f"{fid.REFERENCE}/); weights: {fid.SOURCE}",
     read=read,
-    score=score_images,
+    score=functools.partial(score_images, size=_SIZE),
+    official_sizes=(_CAPTIONS,),
     write_predictions=check_generated_files,
     options={"fid": Choice(*fid.METHODS), "size": Choice(str(_SIZE), MODEL_DEFAULT), **SAMPLING_OPTIONS},
     scoring_options=("fid",),

@@ -68,6 +68,7 @@ BENCHMARK = Benchmark(
     f"OUT/{PREDICTIONS} (--resolution: size of one of the four images)",
     read=read,
     score=no_scores,
+    official_sizes=(1_065 * _ROWS * _COLUMNS,),
     write_predictions=write_predictions,
     options=dict(SAMPLING_OPTIONS),
     published={"dpg": (79.68, 80.09, 82.63, 84.19)},

@@ -85,5 +85,5 @@ def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch
 
 def _save(image: Image.Image, file: Path, size: int | None) -> None:
     if size is not None and image.size != (size, size):
-        image = image.resize((size, size), Image.Resampling.LANCZOS)
+        image = image.resize((size, size), Image.Resampling.BICUBIC)
     save_png(image, file, compress_level=1)

@@ -111,6 +111,7 @@ BENCHMARK = Benchmark(
     f"OUT/{PREDICTIONS}; save its results there as {RESULTS} and run this command again for the scores",
     read=read,
     score=score,
+    official_sizes=lambda options: (553 * int(options["images"]),),
     write_predictions=write_predictions,
     options={"images": Number(4, 1, 9999, integer=True), **SAMPLING_OPTIONS},
     published={

@@ -27,7 +27,7 @@ class ImageRequest:
       prompt_index: Index of the prompt within the benchmark.
       image_index: Index of the image among the images of its prompt.
       file: Path of the image file, relative to the run's folder.
-      size: Width and height of the saved image in pixels; None keeps the size that the model generates.
+      size: Width and height of the saved image in pixels (bicubic); None keeps the size that the model generates.
       data: Data folder of the benchmark, from which the `score` function reads reference images.
     """
 

@@ -13,14 +13,14 @@ from janus_jax.evaluation.generation.image_requests import (
     requests_for_prompt,
 )
 from janus_jax.evaluation.metrics import fid
-from janus_jax.evaluation.metrics.image_metrics import LAYOUT, score_images
+from janus_jax.evaluation.metrics.image_metrics import check_files, layout, score_images
 
 _FILE = "meta_data.json"
 
 
 def read(data: Path, options: Options) -> list[ImageRequest]:
     """Reads one request per prompt, in file order. Each category has its own image folder."""
-    fid.check_reference(data, options["fid"])
+    check_files(data, options)
     requests = []
     for index, (name, entry) in enumerate(read_named_entries(data / _FILE)):
         category = entry.text("category")
@@ -34,11 +34,12 @@ def read(data: Path, options: Options) -> list[ImageRequest]:
 BENCHMARK = Benchmark(
     name="mjhq30k",
     title="MJHQ-30K: an image of each of 30,000 prompts, and the FID to Midjourney's images",
-    layout=f"{_FILE}\n{LAYOUT}",
+    layout=f"{_FILE}\n{layout()}",
     source="https://huggingface.co/datasets/playgroundai/MJHQ-30K (meta_data.json; mjhq30k_imgs.zip, unpacked as "
     f"{fid.REFERENCE}/); weights: {fid.SOURCE}",
     read=read,
     score=score_images,
+    official_sizes=(30_000,),
     write_predictions=check_generated_files,
     options={"fid": Choice(*fid.METHODS), **SAMPLING_OPTIONS},
     scoring_options=("fid",),

@@ -14,7 +14,7 @@ from PIL import Image
 
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.errors import JanusError
-from janus_jax.files import prefix_errors, read_json, reading
+from janus_jax.files import prefix_errors, read_json, read_text, reading
 
 if TYPE_CHECKING:
     from janus_jax.evaluation.metrics.clip import CLIPConfig
@@ -44,6 +44,19 @@ def clip_score(data: Path, files: Sequence[Path], prompts: Sequence[str]) -> flo
         stop = start + _BATCH_SIZE
         scores += scorer.score_batch(files[start:stop], prompts[start:stop]).tolist()
     return sum(scores) / len(scores)
+
+
+def check_model(data: Path) -> None:
+    """Checks that the files of the CLIP model in a data folder exist and can be read, if there is a CLIP model.
+
+    Raises:
+      JanusError: A file is missing or malformed.
+    """
+    folder = data / FOLDER
+    if folder.is_dir():
+        read_json(folder / "config.json")
+        open_tensors(folder / "model.safetensors")
+        _read_tokenizer(folder / "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -93,14 +106,7 @@ class CLIPScorer:
             self._params = jax.device_put(clip_params(tensors, self.config))
         self._apply = jax.jit(CLIP(self.config).apply)
         self.preprocess = _read_preprocessor(folder / "preprocessor_config.json", self.config.image_size)
-        with reading(folder / "tokenizer.json"):
-            content = (folder / "tokenizer.json").read_text(encoding="utf-8")
-        try:
-            self._tokenizer = tokenizers.Tokenizer.from_str(content)
-        except Exception as error:  # The library does not raise a more specific type.
-            raise JanusError(
-                f"{folder / 'tokenizer.json'} is not a usable tokenizer ({error}); download it again."
-            ) from error
+        self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
         # Truncation keeps the special tokens, so the last token is always the end-of-text token.
         self._tokenizer.enable_truncation(self.config.max_positions)
         self._tokenizer.no_padding()
@@ -120,6 +126,14 @@ class CLIPScorer:
         for padded, sequence in zip(ids, sequences, strict=True):
             padded[: len(sequence)] = sequence
         return ids, np.array([len(sequence) - 1 for sequence in sequences], np.int32)
+
+
+def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    content = read_text(file)
+    try:
+        return tokenizers.Tokenizer.from_str(content)
+    except Exception as error:  # The library does not raise a more specific type.
+        raise JanusError(f"{file} is not a usable tokenizer ({error}); download it again.") from error
 
 
 def _read_preprocessor(file: Path, size: int) -> ImagePreprocessor:

@@ -7,6 +7,8 @@ clean-fid downloads another conversion of the same weights. The packages differ 
 - `pytorch` (pytorch-fid): bilinear without antialiasing, as in torch; 127.5 maps to 0.
 
 Statistics with different preprocessing cannot be compared.
+
+Some benchmarks first reduce all images, generated and reference, to squares of one size (`center_square`).
 """
 
 import functools
@@ -30,9 +32,6 @@ from janus_jax.files import prefix_errors, reading
 INCEPTION = "pt_inception-2015-12-05-6726825d.pth"
 REFERENCE = "reference"
 
-LAYOUT = f"""for FID, optional:
-{INCEPTION}
-{REFERENCE}_clean.npz or {REFERENCE}_pytorch.npz (mu, sigma), or {REFERENCE}/**/*.png (.jpg ...)"""
 SOURCE = "https://github.com/mseitzer/pytorch-fid/releases (fid_weights)"
 
 _BATCH_SIZE = 32
@@ -66,6 +65,14 @@ def preprocess_pytorch(pixels: UInt8[np.ndarray, "H W 3"]) -> Float[np.ndarray, 
     return 2 * x - 1
 
 
+def center_square(image: Image.Image, size: int) -> Image.Image:
+    """Crops the central square of an image and resizes it, as GigaGAN's evaluation script does before clean-fid."""
+    side = min(image.size)
+    # As in torchvision, halves are rounded to the even number.
+    left, top = (round((length - side) / 2) for length in image.size)
+    return image.crop((left, top, left + side, top + side)).resize((size, size), Image.Resampling.LANCZOS)
+
+
 METHODS: Mapping[str, Preprocess] = {"clean": preprocess_clean, "pytorch": preprocess_pytorch}
 """Preprocessing functions by name. The first is the default of every benchmark."""
 
@@ -76,14 +83,15 @@ class InceptionExtractor:
     Args:
       params: Parameters of `inception.Inception`.
       method: Name of the preprocessing, a key of `METHODS`.
+      size: Size of the squares to which all images are first reduced (`center_square`); None for whole images.
     """
 
-    def __init__(self, params: Mapping[str, Any], method: str) -> None:
+    def __init__(self, params: Mapping[str, Any], method: str, size: int | None = None) -> None:
         import jax
 
         from janus_jax.evaluation.metrics.inception import Inception
 
-        self._preprocess = METHODS[method]
+        self._read = functools.partial(read_image, preprocess=METHODS[method], size=size)
         self._params = jax.device_put(params)
         self._apply = jax.jit(Inception().apply)
 
@@ -97,7 +105,7 @@ class InceptionExtractor:
             remaining = iter(files)
 
             def submit() -> list[Future[Float[np.ndarray, "299 299 3"]]]:
-                return [readers.submit(_read, file, self._preprocess) for file in islice(remaining, _BATCH_SIZE)]
+                return [readers.submit(self._read, file) for file in islice(remaining, _BATCH_SIZE)]
 
             pending = submit()
             while pending:
@@ -116,13 +124,20 @@ class InceptionExtractor:
         return statistics
 
 
-def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, float]:
+def layout(size: int | None = None) -> str:
+    """Returns the files of FID, as a part of `Benchmark.layout`. See `compute_fid`."""
+    names = " or ".join(f"{_statistics_name(method, size)}.npz" for method in METHODS)
+    return f"for FID, optional:\n{INCEPTION}\n{names} (mu, sigma), or {REFERENCE}/**/*.png (.jpg ...)"
+
+
+def compute_fid(data: Path, files: Sequence[Path], method: str, size: int | None = None) -> dict[str, float]:
     """Computes the FID between images and the references in a benchmark's data folder.
 
     Args:
-      data: Data folder of the benchmark, with the files of `LAYOUT`.
+      data: Data folder of the benchmark, with the files of `layout`.
       files: The generated images.
       method: Name of the preprocessing, a key of `METHODS`.
+      size: Size of the squares to which all images are first reduced (`center_square`); None for whole images.
 
     Returns:
       `fid` of all images, and `fid/NAME` for each folder NAME with at least two generated images and two references.
@@ -133,13 +148,12 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     """
     from janus_jax.evaluation.metrics.inception import inception_params
 
-    if not (data / INCEPTION).exists():
+    reference = check_reference(data, method, size)
+    if reference is None:
         return {}
-    reference = check_reference(data, method)
-    assert reference is not None
     tensors = open_tensors(data / INCEPTION)
     with prefix_errors(data / INCEPTION):
-        extractor = InceptionExtractor(inception_params(tensors), method)
+        extractor = InceptionExtractor(inception_params(tensors), method, size)
     # References are read first, so that their errors are reported early.
     if reference.suffix == ".npz":
         stored = read_statistics(reference)
@@ -151,26 +165,36 @@ def compute_fid(data: Path, files: Sequence[Path], method: str) -> dict[str, flo
     return {"fid": frechet_distance(_total(real), _total(generated))} | by_folder
 
 
-def check_reference(data: Path, method: str) -> Path | None:
-    """Returns the path of the reference statistics or images in a benchmark's data folder.
+def check_reference(data: Path, method: str, size: int | None = None) -> Path | None:
+    """Checks the files of FID in a benchmark's data folder.
 
-    Benchmarks call this function before they generate images, so that a missing reference is reported early.
+    Benchmarks call this function before they generate images, so that errors are reported early.
 
     Returns:
-      The path, or None if the folder contains neither a reference nor Inception weights.
+      The path of the reference statistics or images, or None if the folder contains no Inception weights.
 
     Raises:
-      JanusError: The folder contains Inception weights but no reference.
+      JanusError: The folder contains Inception weights but no reference, or one of them is damaged.
     """
-    for path in (data / f"{REFERENCE}_{method}.npz", data / REFERENCE):
-        if path.exists():
-            return path
-    if (data / INCEPTION).exists():
+    if not (data / INCEPTION).exists():
+        return None
+    statistics, images = data / f"{_statistics_name(method, size)}.npz", data / REFERENCE
+    if not statistics.exists() and not images.exists():
         raise JanusError(
-            f"{data} contains {INCEPTION}, but neither {REFERENCE}_{method}.npz nor a folder {REFERENCE}; "
+            f"{data} contains {INCEPTION}, but neither {statistics.name} nor a folder {REFERENCE}; "
             f"add one of them, or remove the weights to skip FID."
         )
-    return None
+    open_tensors(data / INCEPTION)
+    if statistics.exists():
+        read_statistics(statistics)
+        return statistics
+    list_images(images)
+    return images
+
+
+def _statistics_name(method: str, size: int | None) -> str:
+    # With the size in the name, statistics of whole images are not mistaken for those of squares.
+    return f"{REFERENCE}_{method}" + (f"_{size}" if size else "")
 
 
 def read_statistics(file: Path) -> Gaussian:
@@ -205,6 +229,8 @@ def _total(folders: Mapping[str, FeatureStatistics]) -> Gaussian:
     return functools.reduce(operator.add, folders.values()).gaussian()
 
 
-def _read(file: Path, preprocess: Preprocess) -> Float[np.ndarray, "299 299 3"]:
+def read_image(file: Path, preprocess: Preprocess, size: int | None) -> Float[np.ndarray, "299 299 3"]:
+    """Reads an image file, optionally reduces it to a square (`center_square`), and preprocesses it."""
     with reading(file), Image.open(file) as image:
-        return preprocess(np.asarray(image.convert("RGB")))
+        rgb = image.convert("RGB")
+    return preprocess(np.asarray(center_square(rgb, size) if size else rgb))

@@ -65,6 +65,7 @@ BENCHMARK = Benchmark(
     source="https://cs.stanford.edu/people/dorarad/gqa/download.html",
     read=read,
     score=score,
+    official_sizes=(12_578,),
     write_predictions=write_predictions,
     published={"accuracy": (59.1, 60.3, 59.3, 62.0)},
 )

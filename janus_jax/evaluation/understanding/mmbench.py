@@ -75,18 +75,34 @@ def _read_rows(table: Path) -> Iterator[tuple[int, Entry]]:
 
 
 def _decode_images(rows: Sequence[tuple[int, Entry]]) -> dict[int, bytes]:
-    """Returns image files by row index. A row contains an image, or the index of an earlier row with the same image."""
+    """Returns image files by row index. A row contains an image, or the index of another row with the same image."""
+    entries = dict(rows)
     images: dict[int, bytes] = {}
     for index, entry in rows:
-        text = entry.text("image", "an image in base64")
-        if text.isdigit() and int(text) in images:
-            images[index] = images[int(text)]
-            continue
-        try:
-            images[index] = base64.b64decode(text, validate=True)
-        except binascii.Error:
-            raise JanusError(f"{entry.where}: image is {text[:40]!r}; expected an image in base64.") from None
+        owner, text = index, _image_text(entry)
+        visited = {owner}
+        while text.isdecimal():
+            owner = int(text)
+            if owner in visited or owner not in entries:
+                raise JanusError(
+                    f"{entry.where}: image is the index {text}, which leads to no row with an image; expected an "
+                    f"image in base64."
+                )
+            visited.add(owner)
+            text = _image_text(entries[owner])
+        if owner not in images:
+            try:
+                images[owner] = base64.b64decode(text, validate=True)
+            except binascii.Error:
+                where = entries[owner].where
+                raise JanusError(f"{where}: image is {text[:40]!r}; expected an image in base64.") from None
+        images[index] = images[owner]
     return images
+
+
+def _image_text(entry: Entry) -> str:
+    # Some tools write the index as a number with a decimal point.
+    return entry.text("image", "an image in base64").strip().removesuffix(".0")
 
 
 def _question(number: int, entry: Entry, image: bytes) -> MmbenchQuestion:
@@ -167,6 +183,7 @@ BENCHMARK = Benchmark(
     source="https://github.com/open-compass/MMBench",
     read=read,
     score=score,
+    official_sizes=(4_329, 4_377, 6_666),  # The dev table, its first version of July 2023, and the test table.
     write_predictions=write_predictions,
     options={"circular": Choice("false", "true")},
     published={"vanilla": (69.4, 74.9, 75.5, 79.2)},

@@ -83,26 +83,29 @@ def score(questions: Sequence[MmeQuestion], answers: Answers, options: Options) 
     """Returns the points of each task, and their sums for perception, cognition and both.
 
     A task has at most 200 points: the percentage of correct answers plus the percentage of images with two correct
-    answers.
+    answers. A task without questions has no points, and a sum that lacks a task is omitted.
     """
     correct = {q.id: parse_answer(answers[q.id]) == q.label.lower() for q in questions}
     points: dict[str, float] = {}
     details: dict[str, float] = {}
     for task in (*PERCEPTION, *COGNITION):
         of_task = [q for q in questions if q.task == task]
+        if not of_task:
+            continue
         pairs: dict[str, bool] = {}
         for q in of_task:
             pairs[q.group] = pairs.get(q.group, True) and correct[q.id]
         accuracy, plus = percent([correct[q.id] for q in of_task]), percent(list(pairs.values()))
         points[task] = accuracy + plus
         details |= {f"{task}.score": accuracy + plus, f"{task}.accuracy": accuracy, f"{task}.accuracy_plus": plus}
-    perception, cognition = (sum(points[task] for task in tasks) for tasks in (PERCEPTION, COGNITION))
-    return {"perception": perception, "cognition": cognition, "total": perception + cognition, **details}
+    groups = {"perception": PERCEPTION, "cognition": COGNITION, "total": (*PERCEPTION, *COGNITION)}
+    sums = {name: sum(points[task] for task in tasks) for name, tasks in groups.items() if points.keys() >= set(tasks)}
+    return {**sums, **details}
 
 
 def write_predictions(questions: Sequence[MmeQuestion], answers: Answers, folder: Path) -> None:
-    """Writes one file `TASK.txt` per task, with tab-separated columns: image, question, label, answer."""
-    for task in (*PERCEPTION, *COGNITION):
+    """Writes one file `TASK.txt` per task with questions. Its columns are image, question, label and answer."""
+    for task in dict.fromkeys(q.task for q in questions):
         with (folder / f"{task}.txt").open("w", encoding="utf-8") as file:
             for q in questions:
                 if q.task == task:
@@ -121,6 +124,7 @@ for each TASK of {", ".join(PERCEPTION[:5])},
     source="https://github.com/BradyFU/Awesome-Multimodal-Large-Language-Models/tree/Evaluation",
     read=read,
     score=score,
+    official_sizes=(2_374,),
     write_predictions=write_predictions,
     published={"perception": (1338.0, 1333.1, 1444.0, 1567.1)},
 )

@@ -196,6 +196,7 @@ or *validation*.json (a list) or *validation*.jsonl of
     source="https://huggingface.co/datasets/MMMU/MMMU",
     read=read,
     score=score,
+    official_sizes=(900,),
     write_predictions=write_predictions,
     options={"prompt": Choice("authors", "official")},
     published={"accuracy": (30.5, 29.3, 36.3, 41.0)},

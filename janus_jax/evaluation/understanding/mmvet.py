@@ -41,6 +41,7 @@ BENCHMARK = Benchmark(
     source="https://github.com/yuweihao/MM-Vet; its grader reads predictions/mm-vet_predictions.json",
     read=read,
     score=no_scores,
+    official_sizes=(218,),
     write_predictions=write_predictions,
     options={"system_prompt": Choice(*_SYSTEM_PROMPTS)},
     published={"graded": (34.3, 30.9, 39.8, 50.0)},

@@ -28,9 +28,11 @@ class PopeQuestion(Question):
 
 
 def read(data: Path, options: Options) -> list[PopeQuestion]:
-    """Reads the questions of the three splits."""
+    """Reads the questions of all splits whose files exist."""
     files = {split: data / f"coco_pope_{split}.json" for split in SPLITS}
-    return [_question(entry, split, data) for split, file in files.items() for entry in read_json_lines(file)]
+    # Without any file, the first one is reported as missing.
+    found = {split: file for split, file in files.items() if file.exists()} or files
+    return [_question(entry, split, data) for split, file in found.items() for entry in read_json_lines(file)]
 
 
 def _question(entry: Entry, split: str, data: Path) -> PopeQuestion:
@@ -56,14 +58,17 @@ def parse_yes(answer: str) -> bool:
 def score(questions: Sequence[PopeQuestion], answers: Answers, options: Options) -> Scores:
     """Returns F1, accuracy, precision and recall of the answer "yes", and its frequency, in percent.
 
-    The names are `SPLIT.SCORE`, and `mean.SCORE` for the means over the splits.
+    The names are `SPLIT.SCORE`, and `mean.SCORE` for the means over the splits. A split without questions has no
+    scores, and then there are no means.
     """
     scores: dict[str, float] = {}
-    for split in SPLITS:
+    splits = [split for split in SPLITS if any(q.split == split for q in questions)]
+    for split in splits:
         pairs = [(parse_yes(answers[q.id]), q.present) for q in questions if q.split == split]
         scores |= {f"{split}.{name}": value for name, value in zip(_SCORES, _score_split(pairs), strict=True)}
-    means = {f"mean.{name}": sum(scores[f"{split}.{name}"] for split in SPLITS) / len(SPLITS) for name in _SCORES}
-    return scores | means
+    if len(splits) == len(SPLITS):
+        scores |= {f"mean.{name}": sum(scores[f"{split}.{name}"] for split in SPLITS) / len(SPLITS) for name in _SCORES}
+    return scores
 
 
 def _score_split(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float, float, float, float]:
@@ -83,17 +88,19 @@ def write_predictions(questions: Sequence[PopeQuestion], answers: Answers, folde
             for q in questions
             if q.split == split
         ]
-        write_json_lines(folder / f"coco_pope_{split}.jsonl", lines)
+        if lines:
+            write_json_lines(folder / f"coco_pope_{split}.jsonl", lines)
 
 
 BENCHMARK = Benchmark(
     name="pope",
     title="POPE: whether an object is in the image, three splits of 3,000 questions",
-    layout="""coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json
+    layout="""coco_pope_random.json, coco_pope_popular.json, coco_pope_adversarial.json, at least one of them
 val2014/COCO_val2014_*.jpg""",
     source="https://github.com/AoiDragon/POPE (output/coco), https://cocodataset.org (val2014)",
     read=read,
     score=score,
+    official_sizes=(9_000, 8_910),  # In the first release, the random split had 2,910 questions.
     write_predictions=write_predictions,
     # The papers' score is for the random split. They do not state which score it is; the authors' rerun shows F1.
     published={"random.f1": (87.0, 88.0, 86.2, 87.4)},

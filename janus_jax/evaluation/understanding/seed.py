@@ -78,6 +78,7 @@ BENCHMARK = Benchmark(
     source="https://huggingface.co/datasets/AILab-CVC/SEED-Bench",
     read=read,
     score=score,
+    official_sizes=(14_233,),
     write_predictions=write_predictions,
     published={"accuracy": (63.7, 70.5, 68.3, 72.1)},
 )

@@ -14,6 +14,7 @@ from janus_jax.evaluation.understanding.vqa_answers import normalize, soft_accur
 # Image folder of each split. Names of image files contain the name of the folder.
 _IMAGE_FOLDERS = {"val2014": "val2014", "test-dev2015": "test2015", "test2015": "test2015"}
 _ANNOTATED_SPLIT = "val2014"
+_OFFICIAL_SIZES = {"val2014": 214_354, "test-dev2015": 107_394, "test2015": 447_793}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,6 +92,7 @@ split test-dev2015 or test2015: v2_OpenEnded_mscoco_SPLIT_questions.json, test20
     source="https://visualqa.org/download.html, https://cocodataset.org",
     read=read,
     score=score,
+    official_sizes=lambda options: (_OFFICIAL_SIZES[options["split"]],),
     write_predictions=write_predictions,
     options={"split": Choice(*_IMAGE_FOLDERS)},
     published={"test_dev.accuracy": (77.3, 79.8, None, None)},

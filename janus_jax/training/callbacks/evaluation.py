@@ -53,7 +53,7 @@ class RunBenchmarks(Callback):
         self._selected = [self._read(name, data) for name, data in recipe.evaluation.benchmarks]
 
     def _read(self, name: str, data: str) -> _Selected:
-        selected = find_benchmark(name)
+        selected = find_benchmark(name, "config.evaluation.benchmarks")
         options = selected.resolve_options({})
         limit = self._recipe.evaluation.limit or None
         questions = selected.load_items(Path(data), options, limit, self._recipe.seed)
@@ -83,7 +83,7 @@ class RunBenchmarks(Callback):
             answers: dict[str, str] = {}
             try:
                 for batch in answer_questions(model, selected.questions, batch_size):
-                    answers |= batch
+                    answers |= {id: text for id, text in batch.items() if text is not None}
             except JanusError as error:
                 run.writer.message(f"step {run.step}: no scores of {name}: {error}")
                 continue

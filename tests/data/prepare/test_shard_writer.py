@@ -73,6 +73,14 @@ def test_the_summary_has_counts_and_sizes(tmp_path, captions):
     assert pictures < written["bytes"] < pictures + 57 * 300
 
 
+def test_the_summary_names_unused_fields_with_their_counts(tmp_path):
+    rows = [{"text": "One.", "url": "x"}, {"text": "Two.", "url": "y", "id": 1}, {"text": "", "url": "z", "size": 3}]
+    summary = finish(spec(tmp_path / "out", "text", json_lines(tmp_path / "t.jsonl", rows), shard_records=1))
+    shown = [line.split() for line in str(summary).splitlines()]
+    assert shown[-3:] == [["unused", "fields", "2"], ["url", "2"], ["id", "1"]]
+    assert json.loads((tmp_path / "out" / SUMMARY).read_text())["total"]["unused"] == {"url": 2, "id": 1}
+
+
 def test_the_split_can_have_another_name(tmp_path, captions):
     import tensorflow_datasets as tfds
 

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.generation.generate_images import generate_images
@@ -117,7 +118,9 @@ def test_two_processes_generate_the_images_of_one(tmp_path):
 def test_images_are_resized_to_the_requested_size(tmp_path):
     requests = make_requests(tmp_path, ["ink"], size=8)
     run(tmp_path, FakeImageModel(), requests=requests)
-    assert read_pixels(tmp_path / requests[0].file).shape == (8, 8, 3)
+    whole = Image.fromarray(expected_pixels("ink", (0, 0), 3))
+    expected = np.asarray(whole.resize((8, 8), Image.Resampling.BICUBIC))
+    np.testing.assert_array_equal(read_pixels(tmp_path / requests[0].file), expected)
 
 
 def test_a_missing_image_is_reported(tmp_path):

@@ -40,21 +40,24 @@ def simple_features(monkeypatch):
     """Replaces Inception's features with four numbers: the means of the channels and a constant."""
 
     class Extractor(fid.InceptionExtractor):
-        def __init__(self, params, method):
-            self.method = method
+        def __init__(self, params, method, size=None):
+            self.method, self.size = method, size
 
         def features(self, files):
             for file in files:
-                yield features(file, self.method)
+                yield features(fid.read_image(file, fid.METHODS[self.method], self.size))
 
     monkeypatch.setattr(fid, "FEATURE_DIM", 4)
     monkeypatch.setattr(fid, "InceptionExtractor", Extractor)
     monkeypatch.setattr(fid, "open_tensors", lambda file: inception_file())
 
 
-def features(file, method):
-    pixels = fid.METHODS[method](np.asarray(Image.open(file)))
+def features(pixels):
     return np.append(pixels.mean(axis=(0, 1)), 1.0)[None]
+
+
+def whole_image_features(files, method):
+    return np.concatenate([features(fid.METHODS[method](np.asarray(Image.open(file)))) for file in files])
 
 
 def write_images(folder, count, seed=5, suffix=".jpg"):
@@ -64,9 +67,8 @@ def write_images(folder, count, seed=5, suffix=".jpg"):
         Image.fromarray(rng.integers(0, 256, (16, 20, 3), np.uint8)).save(folder / f"{n}{suffix}")
 
 
-def distance(files, others, method="clean"):
-    """Computes FID by its definition, with the eigenvalues of the product of the covariances."""
-    first, second = (np.concatenate([features(file, method) for file in side]) for side in (files, others))
+def distance(first, second):
+    """Computes FID from features by its definition, with the eigenvalues of the product of the covariances."""
     roots = np.linalg.eigvals(np.cov(first.T) @ np.cov(second.T)).real.clip(0) ** 0.5
     spread = np.trace(np.cov(first.T)) + np.trace(np.cov(second.T)) - 2 * roots.sum()
     return np.sum((first.mean(0) - second.mean(0)) ** 2) + spread
@@ -117,28 +119,73 @@ def test_fid_to_a_folder(midjourney, tmp_path, simple_features, method):
     # Only one art image was generated, which has no covariance.
     animals = [[file for file in side if "animals" in str(file)] for side in (answers.values(), real)]
     assert found == {
-        "fid": pytest.approx(distance(list(answers.values()), real, method), rel=1e-6),
-        "fid/animals": pytest.approx(distance(*animals, method), rel=1e-6),
+        "fid": pytest.approx(distance(*(whole_image_features(side, method) for side in (answers.values(), real)))),
+        "fid/animals": pytest.approx(distance(*(whole_image_features(side, method) for side in animals))),
     }
+
+
+def test_coco_compares_center_squares_of_256_pixels(captions, tmp_path, simple_features):
+    (captions / fid.INCEPTION).touch()
+    (captions / "reference").mkdir()
+    rng = np.random.default_rng(7)
+    squares = []
+    for n in range(4):
+        square = rng.integers(0, 256, (300, 300, 3), np.uint8)
+        # The white borders outside the square must not count.
+        photograph = np.full((300, 300 + 2 * n, 3), 255, np.uint8)
+        photograph[:, n : 300 + n] = square
+        Image.fromarray(photograph).save(captions / "reference" / f"{n}.png")
+        squares.append(np.asarray(Image.fromarray(square).resize((256, 256), Image.Resampling.LANCZOS)))
+    requests, answers = run_benchmark(coco.BENCHMARK, captions, tmp_path / "out")
+    found = coco.BENCHMARK.score(requests, answers, {"fid": "clean"})
+    real = np.concatenate([features(fid.preprocess_clean(square)) for square in squares])
+    assert found == {"fid": pytest.approx(distance(whole_image_features(answers.values(), "clean"), real))}
+
+
+@pytest.mark.parametrize(("size", "columns"), [((640, 427), (106, 533)), ((640, 425), (108, 533))])
+def test_the_center_square_rounds_as_torchvision(size, columns):
+    pixels = np.zeros((size[1], size[0], 3), np.uint8)
+    pixels[:, columns[0] : columns[1]] = 200
+    image = Image.fromarray(pixels)
+    for rotated in (image, image.transpose(Image.Transpose.TRANSPOSE)):
+        assert np.all(np.asarray(fid.center_square(rotated, 256)) == np.full((256, 256, 3), 200))
 
 
 def test_fid_to_stored_statistics(captions, tmp_path, simple_features):
     (captions / fid.INCEPTION).touch()
     write_images(tmp_path / "real", 6)
-    files = list((tmp_path / "real").iterdir())
-    found = np.concatenate([features(file, "pytorch") for file in files])
-    np.savez(captions / "reference_pytorch.npz", mu=found.mean(axis=0), sigma=np.cov(found.T))
+    found = whole_image_features((tmp_path / "real").iterdir(), "pytorch")
+    np.savez(captions / "reference_pytorch_256.npz", mu=found.mean(axis=0), sigma=np.cov(found.T))
     requests, answers = run_benchmark(coco.BENCHMARK, captions, tmp_path / "out", options={"fid": "pytorch"})
     score = coco.BENCHMARK.score(requests, answers, {"fid": "pytorch"})
-    expected = distance(list(answers.values()), files, "pytorch")
-    assert score == {"fid": pytest.approx(expected, rel=1e-6)}
+    assert score == {"fid": pytest.approx(distance(whole_image_features(answers.values(), "pytorch"), found))}
 
 
-def test_statistics_of_the_other_method_are_rejected(captions):
+@pytest.mark.parametrize("name", ["reference_pytorch_256.npz", "reference_clean.npz"])
+def test_statistics_of_another_procedure_are_rejected(captions, name):
     (captions / fid.INCEPTION).touch()
-    np.savez(captions / "reference_pytorch.npz", mu=0, sigma=0)
-    with pytest.raises(JanusError, match=r"neither reference_clean.npz nor a folder reference; add one of them"):
+    np.savez(captions / name, mu=0, sigma=0)
+    with pytest.raises(JanusError, match=r"neither reference_clean_256.npz nor a folder reference; add one of them"):
         coco.BENCHMARK.read(captions, coco.BENCHMARK.resolve_options({}))
+
+
+@pytest.mark.parametrize(
+    ("files", "message"),
+    [
+        ({fid.INCEPTION: b"", "reference/0.png": b""}, "pth is empty"),
+        ({fid.INCEPTION: b"", "reference/0.txt": b""}, "reference contains no images"),
+        ({fid.INCEPTION: b"", "reference_clean.npz": b"PK"}, r"reference_clean.npz is damaged"),
+        ({"clip/config.json": b"{}"}, r"model.safetensors does not exist"),
+    ],
+)
+def test_files_of_the_metrics_are_checked_before_generation(midjourney, monkeypatch, files, message):
+    if "empty" not in message and fid.INCEPTION in files:
+        monkeypatch.setattr(fid, "open_tensors", lambda file: {})
+    for name, content in files.items():
+        (midjourney / name).parent.mkdir(exist_ok=True)
+        (midjourney / name).write_bytes(content)
+    with pytest.raises(JanusError, match=message):
+        mjhq.BENCHMARK.read(midjourney, mjhq.BENCHMARK.resolve_options({}))
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ import csv
 
 import pytest
 
+from janus_jax.errors import JanusError
 from janus_jax.evaluation.understanding.mmbench import BENCHMARK
 from tests.evaluation.fakes import answer_in_order, image_names, prompt_text, write_image
 
@@ -85,6 +86,32 @@ def test_a_table_with_rotations_is_used_unchanged(tmp_path, images):
     assert [question.id for question in questions] == ["8", "1000008"]
     assert image_names(questions[1]) == [images[0]]
     assert BENCHMARK.score(questions, answer_in_order(questions, "A", "A"), CIRCULAR) == {"vanilla": 100, "circular": 0}
+
+
+def row(index, image):
+    return {"index": index, "question": "Which?", "A": "Left", "B": "Right", "answer": "A", "image": image}
+
+
+@pytest.mark.parametrize("order", [(8, 9, 10), (10, 9, 8), (9, 10, 8)])
+def test_the_image_of_another_row_is_found_in_any_order(tmp_path, images, order):
+    rows = {8: row(8, base64.b64encode(images[0]).decode()), 9: row(9, "8"), 10: row(10, "9.0")}
+    questions = BENCHMARK.read(write_table(tmp_path, [rows[index] for index in order]), VANILLA)
+    assert [question.number for question in questions] == list(order)
+    assert all(image_names(question) == [images[0]] for question in questions)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ([row(8, "9"), row(9, "8")], r"row 1: image is the index 8, which leads to no row with an image"),
+        ([row(8, "8")], r"row 1: image is the index 8, which leads"),
+        ([row(8, "7")], r"row 1: image is the index 7, which leads"),
+        ([row(8, "9"), row(9, "no image!")], r"row 2: image is 'no image!'; expected an image in base64"),
+    ],
+)
+def test_an_index_that_leads_to_no_image_is_reported(tmp_path, rows, message):
+    with pytest.raises(JanusError, match=message):
+        BENCHMARK.read(write_table(tmp_path, rows), VANILLA)
 
 
 def test_a_table_without_answers_has_predictions_but_no_scores(tmp_path, images):

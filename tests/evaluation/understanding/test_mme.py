@@ -70,6 +70,24 @@ def test_points_are_accuracy_plus_pair_accuracy(data):
     assert (scores["perception"], scores["cognition"]) == (8 * 200 + 125, 3 * 200 + 50)
 
 
+@pytest.mark.parametrize(
+    ("asked", "sums"), [(("OCR", "count"), ()), (COGNITION, ("cognition",)), (PERCEPTION, ("perception",))]
+)
+def test_only_tasks_with_questions_are_reported(data, tmp_path, asked, sums):
+    questions = [question for question in BENCHMARK.read(data, {}) if question.task in asked]
+    answers = {question.id: question.label for question in questions}
+    scores = BENCHMARK.score(questions, answers, {})
+    assert set(scores) == {
+        *sums,
+        *(f"{task}.{score}" for task in asked for score in ("score", "accuracy", "accuracy_plus")),
+    }
+    assert all(scores[name] == 200 * len(asked) for name in sums)
+    out = tmp_path / "predictions"
+    out.mkdir()
+    BENCHMARK.write_predictions(questions, answers, out)
+    assert {file.stem for file in out.iterdir()} == set(asked)
+
+
 def test_predictions_have_the_official_columns(data, tmp_path):
     questions = BENCHMARK.read(data, {})
     out = tmp_path / "predictions"

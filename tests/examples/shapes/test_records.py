@@ -149,7 +149,7 @@ def test_captions_name_what_the_image_shows():
 def test_records_can_be_about_new_words():
     about = frozenset({"heart", "pink"})
     dataset = ShapesDataset(vocabulary=DEFAULT_VOCABULARY.with_extras(*about), about=about)
-    for task in Task:
+    for task in (Task.TEXT, Task.UNDERSTANDING, Task.GENERATION):
         for record in dataset.records(task, 40):
             shown = {name for kind in seen(record) for name in kind} if record.images else set()
             assert about & (shown | named_shapes(text_of(record)) | set(re.findall("[a-z]+", text_of(record))))

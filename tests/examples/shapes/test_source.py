@@ -17,7 +17,7 @@ def test_prepared_records_are_those_of_the_dataset(tmp_path):
     assert [record.text for record in read.records] == [dataset.record(Task.GENERATION, i).text for i in range(7)]
 
 
-@pytest.mark.parametrize("task", list(Task))
+@pytest.mark.parametrize("task", [Task.TEXT, Task.UNDERSTANDING, Task.GENERATION])
 def test_every_task_can_be_prepared(tmp_path, task):
     read = prepare(tmp_path / "out", SOURCE, "test:2", task=task)
     assert {record.task for record in read.records} == {task}
