@@ -51,8 +51,8 @@ MODEL = JanusConfig(
 STAGE_1 = Stage(
     trained=("und_adaptor/*", "llm/*"),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.01),
-    steps=150,
-    batch_size=16,
+    steps=100,
+    batch_size=8,
     phases=(Phase(None, {"understanding": 1}),),
     supervision=Supervision.ANSWERS,
     first_sentence=0.0,
@@ -65,7 +65,7 @@ STAGE_2 = replace(
     STAGE_1,
     # All except the encoders and the embeddings and output weights of image tokens, which come from the codebook.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
-    steps=300,
+    steps=200,
     phases=(Phase(None, {"understanding": 1, "generation": 2}),),
     budget=Budget(tokens=256, und_images=3, gen_images=3, text_targets=64),
     initialisation=Initialisation(),
@@ -75,7 +75,7 @@ STAGE_3 = replace(
     STAGE_2,
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(STAGE_1.optimizer, schedule="cosine"),
-    steps=600,
+    steps=500,
     phases=(Phase(None, {"understanding": 1, "generation": 3}),),
 )
 

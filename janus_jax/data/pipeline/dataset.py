@@ -83,7 +83,8 @@ def open_records(component: Component) -> RecordReader:
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, the source of component {component.name!r}, lacks the features "
-                f"{', '.join(sorted(missing))} of a record; convert it with janus-prepare --source tfds."
+                f"{', '.join(sorted(missing))} of a record; if an older version prepared it, prepare it again, else "
+                f"convert it with janus-prepare --source tfds."
             )
         check_split(component.split, builder.info.splits, f"{folder}, the source of component {component.name!r},")
         # Raw bytes, because decoding an example with TFDS takes as long as reading it.
