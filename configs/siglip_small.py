@@ -21,9 +21,9 @@ def get_config() -> ConfigDict:
         data=CaptionedImages(workers=1),
         vocab_size=512,
         caption_length=16,
-        steps=300,
+        steps=120,
         batch_size=64,
         optimizer=OptimizerConfig(learning_rate=2e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
-        save_every=100,
+        save_every=60,
     )
     return to_config(recipe)
