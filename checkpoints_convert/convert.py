@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
-import tqdm
 
 from checkpoints_convert import released, released_flow, sidecars, transformers_janus
 from checkpoints_convert.checkpoint import (
@@ -40,6 +39,7 @@ from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from janus_jax.config import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, SiglipConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import prefix_errors, reading
+from janus_jax.progress import progress_bar
 from janus_jax.storage import atomic_folder, write_json
 
 LayoutName = Literal["orbax", "released", "transformers"]
@@ -212,7 +212,7 @@ def _write_params(
 @contextlib.contextmanager
 def _progress_bar(num_bytes: int, show: bool) -> Iterator[Callable[[int], None]]:
     """Shows a progress bar. Yields a thread-safe function that adds a number of written bytes to it."""
-    with tqdm.tqdm(
+    with progress_bar(
         total=num_bytes, unit="B", unit_scale=True, unit_divisor=1000, smoothing=0.1, disable=not show
     ) as bar:
 

@@ -58,3 +58,9 @@ class Preempted(RunStopped):
     """The machine is preempted. Everything is saved, and the same command continues the run."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+class Interrupted(RunStopped):
+    """The user pressed Ctrl-C. Everything is saved, and the same command continues the run."""
+
+    exit_code = ExitCode.INTERRUPTED

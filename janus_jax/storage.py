@@ -4,11 +4,14 @@ import contextlib
 import errno
 import fcntl
 import json
+import logging
 import os
 import platform
 import shutil
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -36,6 +39,29 @@ def is_disk_full(error: BaseException | None) -> bool:
             return True
         error = error.__cause__ or error.__context__
     return False
+
+
+def hide_disk_full_traces() -> Callable[[], None]:
+    """Hides what threads, tasks and destructors print about a full disk, which the caller reports in one sentence.
+
+    Returns:
+      Function that undoes this.
+    """
+    stack = contextlib.ExitStack()
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return not is_disk_full(record.exc_info[1] if record.exc_info else None)
+
+    # Filters of loggers do not apply to their children, so those of the handlers are needed, too.
+    loggers = map(logging.getLogger, ("absl", "asyncio", "concurrent.futures"))
+    for filterer in (*loggers, *logging.getLogger().handlers, *filter(None, [logging.lastResort])):
+        filterer.addFilter(is_other)
+        stack.callback(filterer.removeFilter, is_other)
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook")):
+        hook = getattr(owner, name)
+        setattr(owner, name, lambda args, hook=hook: None if is_disk_full(args.exc_value) else hook(args))
+        stack.callback(setattr, owner, name, hook)
+    return stack.close
 
 
 @contextlib.contextmanager

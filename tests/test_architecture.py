@@ -16,6 +16,7 @@ BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
+    "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",
     "janus_jax.files",
@@ -141,6 +142,13 @@ def test_processing_starts_without_jax():
     modules = [module_name(path) for path in sources(["janus_jax.processing"])]
     code = f"import importlib, sys; list(map(importlib.import_module, {modules})); assert 'jax' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+
+
+def test_only_line_feeds_separate_the_lines_of_user_files():
+    """str.splitlines also splits at U+2028 and other characters that occur within a line of text."""
+    own_text = {"janus_jax.aot.collectives", "janus_jax.commands.evaluate"}  # Text that no user writes.
+    files = sources(["janus_jax", "checkpoints_convert"])
+    assert {module_name(path) for path in files if ".splitlines(" in path.read_text()} <= own_text
 
 
 def flags_of(path):

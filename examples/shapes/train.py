@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import tqdm
 from absl import flags
 
 from examples.shapes.budgets import (
@@ -43,6 +42,7 @@ from janus_jax.commands import cli
 from janus_jax.config import VisualEncoder
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor, Task, make_byte_level_tokenizer
+from janus_jax.progress import progress_bar
 
 _BUDGET = flags.DEFINE_enum("budget", "25min", ["smoke", "25min", "full"], "Training time on two CPU cores.")
 _MODEL = flags.DEFINE_enum("model", "janus", list(MODELS), "Model to train.")
@@ -181,7 +181,7 @@ def _train_encoder(workdir: Path, budget: Budget, model: SmallModel) -> None:
     recipe = with_steps(model.module.ENCODER, budget.encoder_steps)
     images = np.empty((budget.pairs, *[recipe.encoder.image_size] * 2, 3), np.uint8)
     captions = np.zeros((budget.pairs, recipe.caption_length), np.int32)
-    for index in tqdm.trange(budget.pairs, unit=" pairs", desc="images with captions"):
+    for index in progress_bar(iterable=range(budget.pairs), unit=" pairs", desc="images with captions"):
         scene = sample_scene(np.random.default_rng((_PAIRS_SEED, index)))
         # The captions describe the whole image, so that few images match the same caption.
         ids = processor.tokenizer.encode(inventory(scene))[: recipe.caption_length]

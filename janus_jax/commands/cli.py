@@ -10,18 +10,20 @@ message to stderr and exits with its code (`janus_jax.errors.ExitCode`); after a
 traceback and exits with 1.
 """
 
+import contextlib
 import os
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NoReturn
 
 from absl import flags, logging
 
 import janus_jax
 from janus_jax.errors import ExitCode, JanusError, RunStopped
+from janus_jax.storage import hide_disk_full_traces, is_disk_full
 
 _REQUIRED = "must have a value other than None."  # absl's message for a required flag without a value
 
@@ -50,6 +52,7 @@ def run(
         other flags are then not parsed.
     """
     logging.use_absl_handler()
+    hide_disk_full_traces()
     # Makes the user's modules importable (--source MODULE:NAME). At the end, so that they hide no installed package.
     sys.path.append(os.getcwd())
     module = sys.modules[main.__module__]
@@ -67,18 +70,39 @@ def run(
         # Here, because an error of the interpreter's own flush at shutdown cannot be caught.
         sys.stdout.flush()
     except JanusError as error:
-        print(f"{name}: {error}", file=sys.stderr)
-        sys.exit(ExitCode.USER_ERROR)
+        _exit(ExitCode.DISK_FULL if is_disk_full(error) else ExitCode.USER_ERROR, f"{name}: {error}")
     except RunStopped as stopped:
-        print(f"{name}: {stopped}", file=sys.stderr)
-        sys.exit(stopped.exit_code)
+        _exit(stopped.exit_code, f"{name}: {stopped}")
     except KeyboardInterrupt:
-        sys.exit(ExitCode.INTERRUPTED)
+        _exit(ExitCode.INTERRUPTED)
     except BrokenPipeError:
-        # The interpreter flushes stdout again at shutdown: to the null device, which raises no error.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(ExitCode.BROKEN_PIPE)
-    sys.exit(ExitCode.SUCCESS)
+        _exit(ExitCode.BROKEN_PIPE)
+    except Exception as error:
+        if not is_disk_full(error):
+            raise
+        _exit(ExitCode.DISK_FULL, f"{name}: {_full_disk(error)}")
+    _exit(ExitCode.SUCCESS)
+
+
+def _exit(code: ExitCode, message: str = "") -> NoReturn:
+    with contextlib.suppress(OSError):
+        if message:
+            print(message, file=sys.stderr)
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except OSError:
+            # The interpreter flushes it again at shutdown: to the null device, which raises no error.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    sys.exit(code)
+
+
+def _full_disk(error: BaseException | None) -> str:
+    while error is not None:
+        if file := getattr(error, "filename", None):
+            return f"{file} cannot be written, the disk is full; free some space and run the command again."
+        error = error.__cause__ or error.__context__
+    return "The disk of a file or of the output is full; free some space and run the command again."
 
 
 def enable_compilation_cache() -> None:

@@ -32,7 +32,7 @@ from janus_jax.evaluation.results import format_table, items_digest, model_finge
 from janus_jax.evaluation.runner import answer_questions, collect_answers
 from janus_jax.processing import DamagedImage
 from janus_jax.progress import count_bar
-from janus_jax.storage import output_folder, write_json
+from janus_jax.storage import output_folder, write_json, writing
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
@@ -93,6 +93,7 @@ def main(_: Sequence[str]) -> None:
         config = opened.config
         _check_sampling_options(runs, config)
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
+        models.initialize_devices()
         # Mesh and batch size are omitted, so that a run can continue with other values of them.
         common = {
             "model": model_fingerprint(Path(models.MODEL.value)),
@@ -253,8 +254,9 @@ def _report(
     if run.generates_images:
         answers = {id: str(run.out / file) for id, file in answers.items()}
     predictions = run.out / PREDICTIONS
-    predictions.mkdir(exist_ok=True)
-    benchmark.write_predictions(answered, answers, predictions)
+    with writing(predictions):
+        predictions.mkdir(exist_ok=True)
+        benchmark.write_predictions(answered, answers, predictions)
     scores = benchmark.score(answered, answers, run.options)
     results = {
         "scores": dict(scores),

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 from absl import flags
 
 from checkpoints_convert import Checkpoint, open_checkpoint
+from janus_jax import devices
 from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig
 from janus_jax.errors import JanusError
@@ -87,27 +88,31 @@ def load_model(opened: OpenedModel) -> "Pretrained":
     from janus_jax.sharding import make_mesh
 
     cli.enable_compilation_cache()
+    platform = initialize_devices()
     dtype, begin = resolve_dtype(DTYPE.value), time.monotonic()
-    _print_progress(f"Loading {MODEL.value} as {dtype}, {jax.default_backend()} ...")
-    attention = cast(AttentionKernel, ATTENTION.value)
+    _print_progress(f"Loading {MODEL.value} as {dtype}, {platform} ...")
     mesh = None
     if MESH.value is not None:
         data, fsdp, tensor = _sizes(MESH.value)
         # In a run of several processes, each process has its own copy of the model.
         mesh = make_mesh(data, fsdp, tensor, jax.local_devices())
+    attention = cast(AttentionKernel, ATTENTION.value)
     model = load_checkpoint(opened.checkpoint, opened.processor, dtype, mesh, attention=attention)
     jax.block_until_ready(model.params)
     _print_progress(f" {time.monotonic() - begin:.1f} s\n")
     return model
 
 
+def initialize_devices() -> str:
+    """Initializes the devices, and checks `--attention`. See `janus_jax.devices.initialize_devices`."""
+    return devices.initialize_devices(cast(AttentionKernel, ATTENTION.value), "--attention")
+
+
 def resolve_dtype(name: str) -> Dtype:
     """Returns the dtype for a value of `--dtype`. "auto" depends on the default device."""
-    import jax
-
     if name != "auto":
         return cast(Dtype, name)
-    return "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    return "float32" if initialize_devices() == "cpu" else "bfloat16"
 
 
 def _sizes(text: str) -> tuple[int, ...]:

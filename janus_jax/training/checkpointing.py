@@ -23,7 +23,7 @@ import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.errors import JanusError, StorageFull
-from janus_jax.storage import is_disk_full
+from janus_jax.storage import hide_disk_full_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
     RUN,
     STATE,
@@ -42,7 +42,6 @@ _log = logging.getLogger(__name__)
 _DAMAGED = "damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SAVE_TIMEOUT = 1800  # seconds
-_ORBAX_LOGGERS = (logging.getLogger("absl"), logging.getLogger("asyncio"))
 
 S = TypeVar("S")
 BestIs = Literal["min", "max"]
@@ -160,14 +159,18 @@ class Checkpoints:
                 timeout_secs=_SAVE_TIMEOUT, post_finalization_callback=self._write_checksums
             ),
         )
-        for logger in _ORBAX_LOGGERS:
-            logger.addFilter(_is_not_disk_full)
+        self._show_traces = hide_disk_full_traces()
         try:
             # Orbax would do this in the background, and might not finish before a short run ends.
             self._remove_unfinished()
             gather({})
             self._manager = _Manager(self._directory, options=options)
         except OSError as error:
+            self._show_traces()
+            if is_disk_full(error):
+                raise StorageFull(
+                    f"{directory} cannot be written, the disk is full; free some space and repeat the command."
+                ) from error
             raise JanusError(f"{directory} cannot hold checkpoints ({error.strerror or error}).") from error
 
     def __enter__(self) -> Self:
@@ -274,8 +277,7 @@ class Checkpoints:
             # `close` raises what failed in the background while `save` failed.
             with self._disk_full_handled():
                 self._manager.close()
-            for logger in _ORBAX_LOGGERS:
-                logger.removeFilter(_is_not_disk_full)
+            self._show_traces()
 
     def _write_checksums(self) -> None:
         # Orbax calls this in a background thread of the first process, after all files are written and before the final
@@ -339,8 +341,3 @@ class _Manager(ocp.CheckpointManager):
     def reached_preemption(self, step: int) -> bool:
         """Returns False, because the trainer checks for preemption and jax reports it to only one caller per step."""
         return False
-
-
-def _is_not_disk_full(record: logging.LogRecord) -> bool:
-    """Drops Orbax's tracebacks of a full disk, which `StorageFull` reports in one sentence."""
-    return not is_disk_full(record.exc_info[1] if record.exc_info else None)

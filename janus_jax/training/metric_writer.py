@@ -1,22 +1,21 @@
-"""Writes metrics to `metrics.jsonl`, TensorBoard and a progress line, from the first process only."""
+"""Writes metrics to `metrics.jsonl`, TensorBoard and the console, from the first process only."""
 
 import contextlib
 import json
 import math
 import os
-import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TextIO
+from typing import Any, Self
 
 import jax
 import numpy as np
 from jaxtyping import UInt8
-from tqdm import tqdm
 
 from janus_jax.storage import write_bytes, writing
+from janus_jax.training.console import Console
 
 _FLUSH_SECONDS = 20.0
 
@@ -65,37 +64,24 @@ class MetricWriter:
         WORKDIR/tensorboard/        scalars, texts, images
 
     Args:
-      workdir: Local or mounted folder; None for the progress line only.
-      total_steps: Total steps, for the progress line.
+      workdir: Local or mounted folder; None for the console only.
+      console: Console of the run.
       start_step: Step at which the run starts or resumes. Metrics of later steps, which an interrupted run wrote, are
         removed.
-      every_seconds: Interval of the progress line if the output is not a terminal.
-      stream: Output of the progress line; None for stdout.
 
     Raises:
       JanusError: The folder cannot be written.
       StorageFull: The disk is full. All methods raise it too.
     """
 
-    def __init__(
-        self,
-        workdir: str | Path | None,
-        total_steps: int,
-        start_step: int = 0,
-        *,
-        every_seconds: float = 30.0,
-        stream: TextIO | None = None,
-    ) -> None:
+    def __init__(self, workdir: str | Path | None, console: Console, start_step: int = 0) -> None:
+        self._console = console
         self._metrics: _MetricLines | None = None
         self._events: _Events | None = None
-        self._progress: _ProgressLine | None = None
-        if jax.process_index() != 0:
-            return
-        if workdir is not None:
+        if workdir is not None and jax.process_index() == 0:
             with writing(workdir):
                 self._metrics = _MetricLines(Path(workdir) / "metrics.jsonl", start_step)
                 self._events = _Events(Path(workdir) / "tensorboard", start_step)
-        self._progress = _ProgressLine(total_steps, start_step, every_seconds, stream or sys.stdout)
 
     def __enter__(self) -> Self:
         return self
@@ -130,25 +116,18 @@ class MetricWriter:
             self._events.write(step, (image(name, pixels, dataformats="HWC") for name, pixels in named))
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """Updates the progress line. It may be called for every step.
-
-        Args:
-          step: Steps taken.
-          values: Values to show next to the step and the remaining time.
-        """
-        if self._progress:
-            self._progress.show(step, values)
+        """Shows the progress. See `Console.progress`."""
+        self._console.progress(step, values)
 
     def message(self, text: str) -> None:
-        """Prints a line above the progress line."""
-        if self._progress:
-            self._progress.message(text)
+        """Prints a line. See `Console.message`."""
+        self._console.message(text)
 
     def close(self) -> None:
-        """Ends the progress line and closes the files."""
-        for part in (self._progress, self._metrics, self._events):
-            if part:
-                part.close()
+        """Closes the files."""
+        for file in (self._metrics, self._events):
+            if file:
+                file.close()
 
 
 class _MetricLines:
@@ -176,11 +155,11 @@ class _MetricLines:
 def _remove_later_steps(path: Path, start_step: int) -> None:
     """Removes the lines of later steps and an incomplete last line."""
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError, TypeError, KeyError):
             if json.loads(line)["step"] <= start_step:
                 kept.append(line)
-    write_bytes(path, "".join(kept).encode())
+    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 class _Events:
@@ -214,46 +193,3 @@ class _Events:
 
     def _put(self, step: int, **content: Any) -> None:
         self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
-
-
-class _ProgressLine:
-    """Shows progress as a tqdm bar on a terminal, and elsewhere as a line at intervals."""
-
-    def __init__(self, total_steps: int, start_step: int, every_seconds: float, stream: TextIO) -> None:
-        self._total, self._every, self._stream = total_steps, every_seconds, stream
-        self._bar: tqdm[Any] | None = None
-        if stream.isatty():
-            self._bar = tqdm(total=total_steps, initial=start_step, unit="step", file=stream, dynamic_ncols=True)
-        self._printed_at = -math.inf
-        self._first: tuple[int, float] | None = None
-
-    def show(self, step: int, values: Mapping[str, float]) -> None:
-        fields = [f"{name} {_short(value)}" for name, value in values.items()]
-        if self._bar is not None:
-            self._bar.set_postfix_str("  ".join(fields), refresh=False)
-            self._bar.update(step - self._bar.n)
-            return
-        now = time.monotonic()
-        # The remaining time excludes compilation, which precedes the first call.
-        first_step, first_time = self._first = self._first or (step, now)
-        if now - self._printed_at < self._every and step < self._total:
-            return
-        self._printed_at = now
-        if step > first_step:
-            seconds = (now - first_time) / (step - first_step) * (self._total - step)
-            fields.append(f"left {tqdm.format_interval(seconds)}")
-        print("  ".join([f"step {step:,}/{self._total:,}", *fields]), file=self._stream, flush=True)
-
-    def message(self, text: str) -> None:
-        if self._bar is not None:
-            self._bar.write(text, file=self._stream)
-        else:
-            print(text, file=self._stream, flush=True)
-
-    def close(self) -> None:
-        if self._bar is not None:
-            self._bar.close()
-
-
-def _short(value: float) -> str:
-    return f"{value:.4g}" if abs(value) < 1e4 else tqdm.format_sizeof(value)

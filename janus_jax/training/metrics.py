@@ -12,7 +12,8 @@ from janus_jax.errors import Diverged
 from janus_jax.storage import write_json
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
 
-_PROGRESS_RATES = ("tokens/s", "samples/s", "images/s", "mfu", "data_wait")
+_SPEEDS = ("tokens/s", "images/s")
+_DETAILS = ("mfu", "data_wait", "samples/s")
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class StepMetrics:
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more stops the run.
       skipped: Steps skipped so far.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
-      progress_metrics: Prefixes of the metrics on the progress line.
+      progress_metrics: Metrics at the start of the progress line. Metrics below them, such as `loss/TASK`, follow.
       meter: Measures the rates since the last report.
       last: Metrics of the last step that was waited for.
     """
@@ -100,8 +101,18 @@ class StepMetrics:
             if self.learning_rate is not None:
                 extra["learning_rate"] = float(self.learning_rate(pending.step - 1))
             self.writer.scalars(pending.step, self.last | extra | rates)
-            shown = {name: value for name, value in self.last.items() if name.startswith(self.progress_metrics)}
-            self.writer.progress(pending.step, shown | {name: rates[name] for name in _PROGRESS_RATES if name in rates})
+            self.writer.progress(pending.step, self._shown(self.last | rates))
+
+    def _shown(self, values: Mapping[str, float]) -> dict[str, float]:
+        """Returns the values of the progress line. The most important ones are first, because a terminal is narrow."""
+        parts = {
+            name.removeprefix(f"{head}/"): name
+            for head in self.progress_metrics
+            for name in values
+            if name.startswith(f"{head}/")
+        }
+        names = {name: name for name in (*self.progress_metrics, *_SPEEDS)} | parts | {name: name for name in _DETAILS}
+        return {shown: values[name] for shown, name in names.items() if name in values}
 
     def _skip(self, pending: _Pending, values: Mapping[str, float]) -> None:
         self.skipped += 1

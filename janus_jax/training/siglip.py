@@ -202,6 +202,8 @@ def siglip_task(
         report_every=recipe.report_every,
         learning_rate=make_schedule(recipe.optimizer, recipe.steps),
         progress_metrics=("loss", "retrieval"),
+        facts={"batch": f"{recipe.batch_size:,} images with captions"},
+        steps_field="SiglipRecipe.steps",
     )
 
 

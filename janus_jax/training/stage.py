@@ -20,6 +20,7 @@ from janus_jax.batch import Batch
 from janus_jax.data.pipeline.dataset import open_records
 from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
 from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.devices import initialize_devices
 from janus_jax.processing import Processor
 from janus_jax.sharding import make_mesh
 from janus_jax.training.callbacks.base import Callback
@@ -85,6 +86,7 @@ def stage_task(
     samples = GenerateSamples(recipe, processor, folder)
     benchmarks = RunBenchmarks(recipe, processor, folder)
 
+    initialize_devices(resources.attention, "config.resources.attention")
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     mesh = grid if grid.size > 1 else None
     setup = set_up_stage(recipe, mesh)
@@ -118,8 +120,11 @@ def stage_task(
             loss = make_evaluation_step(setup.objective, recipe.microbatching, setup.abstract, mesh, seed=recipe.seed)
             shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
             held_out = open_split(recipe.held_out, shards)
-            callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate))
+            tasks = sorted({component.task.value for component in recipe.held_out.components if component.task})
+            callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate, tasks=tasks))
         return [*callbacks, samples, benchmarks]
+
+    steps_field = f"config.stages.stage_{recipe.stage}.{'steps' if stage.stop_at is None else 'stop_at'}"
 
     def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
         # Every process has an equal share of the batch.
@@ -136,6 +141,8 @@ def stage_task(
         open_data=open_data,
         counts=counts,
         last_step=stage.last_step,
+        steps_field=steps_field,
+        facts=_facts(recipe),
         save_every=intervals.save,
         report_every=intervals.report,
         make_callbacks=make_callbacks,
@@ -144,3 +151,15 @@ def stage_task(
         max_skipped=recipe.max_skipped,
         peak_flops=device_flops and device_flops * grid.size,
     )
+
+
+def _facts(recipe: Recipe) -> dict[str, str]:
+    stage, tokens = recipe.current, recipe.current.budget.tokens
+    size = f"{stage.batch_size:,} sequences of {tokens:,} tokens, {stage.batch_size * tokens:,} tokens in all"
+    stream, held_out = recipe.stream, recipe.held_out
+    evaluated = [component.name for component in held_out.components] if held_out else []
+    missing = [component.name for component in stream.components if component.name not in evaluated]
+    fact = ", ".join(evaluated) or "none"
+    if missing:
+        fact += f" (to add {missing[0]}, set config.sources.{missing[0]}.held_out)"
+    return {"batch": size, "data": ", ".join(component.name for component in stream.components), "held out": fact}

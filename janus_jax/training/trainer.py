@@ -14,7 +14,6 @@ Files, below the folder of the run:
 
 import contextlib
 import json
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,14 +21,12 @@ from typing import Any, Generic, Protocol, TypeVar
 
 from jax.sharding import Mesh
 
-from janus_jax.errors import Preempted
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
+from janus_jax.training.console import Console, changed_fields, describe_state
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.metrics import StepMetrics
 from janus_jax.training.preemption import Preemption
-
-_log = logging.getLogger(__name__)
 
 S = TypeVar("S")
 D = TypeVar("D", bound="DataIterator")
@@ -74,7 +71,9 @@ class TrainingTask(Generic[S, D]):
       learning_rate: Learning rate of each step, counted from 0, for the report; None omits it.
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more ends the run.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
-      progress_metrics: Prefixes of the metrics on the progress line.
+      progress_metrics: Metrics at the start of the progress line. Metrics below them, such as `loss/TASK`, follow.
+      facts: Facts that the trainer prints at the start, such as the size of a batch, by name.
+      steps_field: Name of the setting that determines `last_step`, for messages.
     """
 
     config: Mapping[str, Any]
@@ -93,6 +92,8 @@ class TrainingTask(Generic[S, D]):
     max_skipped: int = 0
     peak_flops: float | None = None
     progress_metrics: tuple[str, ...] = ("loss",)
+    facts: Mapping[str, str] = field(default_factory=dict)
+    steps_field: str = "config.steps"
 
 
 @dataclass(frozen=True)
@@ -114,23 +115,29 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       JanusError: The folder cannot be used, or its checkpoints belong to another model.
       Diverged: More gradients than `max_skipped` are not finite.
       Preempted: The machine is being taken away; a checkpoint is saved.
+      Interrupted: The user has pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
     folder = Path(folder)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
-        restored = checkpoints.restore(task.abstract_state)
+        console = stack.enter_context(Console(task.last_step))
+        console.facts(describe_state(task.abstract_state, task.mesh) | dict(task.facts))
+        with console.timed("restoring the newest checkpoint") if checkpoints.steps else contextlib.nullcontext():
+            restored = checkpoints.restore(task.abstract_state)
         positions = None if restored is None else [saved["data"] for saved in restored.data_states]
         data = stack.enter_context(task.open_data(positions))
         if restored is None:
-            state, step, skipped = task.initial_state(data), 0, 0
+            with console.timed("initializing the parameters"):
+                state, step, skipped = task.initial_state(data), 0, 0
         else:
             state, step, skipped = restored.state, restored.step, restored.data_state["skipped"]
-            if restored.config != json.loads(json.dumps(task.config)):
-                _log.warning("The config differs from that of the checkpoint of step %d.", step)
+            console.message(f"resuming after step {step:,} of {task.last_step:,}, saved in {folder}/checkpoints/{step}")
+            for change in changed_fields(restored.config, json.loads(json.dumps(task.config))):
+                console.message(f"changed since this checkpoint: {change}")
 
-        writer = stack.enter_context(MetricWriter(folder, task.last_step, step))
-        preemption = stack.enter_context(Preemption())
+        writer = stack.enter_context(MetricWriter(folder, console, step))
+        preemption = stack.enter_context(Preemption(console.message))
         callbacks = task.make_callbacks(data)
         for callback in callbacks:
             stack.callback(callback.close)
@@ -149,12 +156,18 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
         for callback in callbacks:
             callback.on_start(run)
 
+        if run.step >= task.last_step:
+            console.message(
+                f"The run is finished, nothing is left to train. To train longer, raise {task.steps_field}; to start "
+                f"again, choose another folder."
+            )
         while run.step < task.last_step:
             with metrics.meter.waiting():
                 batch = next(data)
             for callback in callbacks:
                 callback.before_step(run.step + 1)
-            run.state, run.metrics = task.step(run.state, batch)
+            with console.stepping(run.step + 1):
+                run.state, run.metrics = task.step(run.state, batch)
             run.step += 1
             metrics.add(run.step, run.metrics, data.example_ids, task.counts(batch, data))
             for callback in callbacks:
@@ -166,5 +179,8 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
                 checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
             if is_preempted:
                 checkpoints.wait()
-                raise Preempted(f"Preempted at step {run.step}; a checkpoint is saved. Repeat the command to continue.")
+                raise preemption.stopped(run.step)
+            if run.step == task.last_step:
+                checkpoints.wait()
+                console.message(f"finished: step {run.step:,} is saved in {folder}/checkpoints/{run.step}")
         return TrainingResult(run.state, metrics.last | run.scores)

@@ -13,7 +13,10 @@ from tests.commands.conftest import environment, run
 COMMAND = '''
 """Greets politely."""
 
+import errno
+import logging
 import sys
+import threading
 import time
 
 from absl import flags
@@ -27,12 +30,25 @@ LOUD = flags.DEFINE_bool("loud", False, "whether to shout")
 cli.flag_group("Manner", LOUD)
 
 
+def fill():
+    raise OSError(errno.ENOSPC, "No space left on device", "disk/model")
+
+
 def main(arguments):
     if NAME.value == "nobody":
         raise JanusError("--name nobody: there is no such person; name another.")
     for stop in (Diverged, Preempted, StorageFull):
         if NAME.value == stop.__name__:
             raise stop("the run had to stop.")
+    if NAME.value == "full":
+        thread = threading.Thread(target=fill)
+        thread.start()
+        thread.join()
+        try:
+            fill()
+        except OSError as error:
+            logging.getLogger("asyncio").exception("Task exception was never retrieved")
+            raise RuntimeError("a save failed") from error
     if NAME.value == "broken":
         raise RuntimeError("a bug")
     if NAME.value == "forever":
@@ -93,6 +109,21 @@ def test_user_errors_print_one_sentence_and_exit_with_2(folder, arguments, words
 def test_stopped_runs_print_one_sentence_and_exit_with_their_code(folder, name, expected):
     code, out, err = finish(folder, "here", "--name", name)
     assert (code, out, err) == (expected, "", "greet: the run had to stop.\n")
+
+
+def test_full_disk_prints_one_sentence_without_tracebacks_of_threads_and_tasks(folder):
+    code, _, err = finish(folder, "here", "--name=full")
+    sentence = "greet: disk/model cannot be written, the disk is full; free some space and run the command again.\n"
+    assert (code, err) == (74, sentence)
+
+
+def test_output_to_a_full_disk_is_reported(folder):
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "greet", "here", "--name=Ann"]
+        variables = environment(PYTHONPATH=os.pathsep.join([str(folder), *sys.path]))
+        done = subprocess.run(command, env=variables, stdout=full, stderr=subprocess.PIPE, text=True, timeout=60)
+    assert (done.returncode, done.stderr.count("\n")) == (74, 1)
+    assert done.stderr.startswith("greet: The disk of a file or of the output is full; free some space")
 
 
 def test_unexpected_exceptions_print_a_traceback(folder):

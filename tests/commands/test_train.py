@@ -21,7 +21,10 @@ def command(workdir, *flags):
 
 
 @pytest.mark.slow
-def test_sigterm_saves_and_exits(tmp_path):
+@pytest.mark.parametrize(
+    ("number", "code"), [(signal.SIGTERM, ExitCode.PREEMPTED), (signal.SIGINT, ExitCode.INTERRUPTED)]
+)
+def test_signal_saves_and_exits(tmp_path, number, code):
     steps = ("--config.stages.stage_1.steps=100000", "--config.intervals.save=0", "--config.intervals.report=1")
     begun = subprocess.Popen(
         [sys.executable, "-m", *command(tmp_path, *steps)],
@@ -34,8 +37,8 @@ def test_sigterm_saves_and_exits(tmp_path):
     deadline = time.monotonic() + 120
     while begun.poll() is None and not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.2)
-    begun.send_signal(signal.SIGTERM)
-    assert begun.wait(60) == ExitCode.PREEMPTED
+    begun.send_signal(number)
+    assert begun.wait(60) == code
     assert "a checkpoint is saved" in begun.stderr.read()
     (saved,) = (int(path.name) for path in (tmp_path / "stage_1" / "checkpoints").glob("[0-9]*"))
     assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]

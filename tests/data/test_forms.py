@@ -162,7 +162,15 @@ class TestConversations:
         assert words in str(error)
 
     def test_unknown_fields_are_named(self, folder):
-        value = {"id": 1, "source": "web", "note": None, "tags": [], "images": ["cat.jpg"], "videos": []} | CHAT
+        value = {
+            "id": 1,
+            "source": "web",
+            "note": None,
+            "tags": [],
+            "tools": "[]",
+            "images": ["cat.jpg"],
+            "videos": [],
+        } | CHAT
         (record,) = self.chat(folder, value).records
         assert record.unused == ("id", "source")
 
@@ -419,6 +427,43 @@ class TestWebDataset:
         file = tar(folder / "a.tar", [("0.jpg", image()), ("0.json", json.dumps(chat).encode())])
         (record,) = self.read(file, task=Task.UNDERSTANDING).records
         assert contents(record) == [("user", "<image_placeholder>\nWhat?"), ("assistant", "A cat.")]
+
+
+class TestFilesOfOtherTools:
+    """Files in tests/data/files, written by the libraries datasets 5.2 and webdataset 1.0, and by tar on macOS."""
+
+    FILES = Path(__file__).parent / "files"
+
+    def test_a_dataset_saved_to_disk(self):
+        train = read("captions", self.FILES / "saved_to_disk")
+        assert train.texts == ["Number 0.", "Number 1.", "Number 2."]
+        assert {record.unused for record in train.records} == {("label",)}
+        assert read("captions", self.FILES / "saved_to_disk", input_split="test").texts == ["Number 3."]
+
+    def test_class_labels_in_parquet(self):
+        assert read("captions", self.FILES / "labels.parquet").texts == ["tabby cat", "dog"]
+
+    def test_lists_of_captions_in_parquet(self):
+        result = read("captions", self.FILES / "captions.parquet")
+        assert [(record.text, record.alternatives) for record in result.records] == [
+            ("a", ("b",)),
+            ("c", ()),
+            ("d", ()),
+        ]
+        assert result.reasons == {"captions.parquet:3": "empty_text"}
+
+    def test_conversations_of_a_hub_dataset(self):
+        one, two = read("llava", self.FILES / "hub").records
+        assert contents(one) == [("user", "<image_placeholder>\nWhat?"), ("assistant", "A cat.")]
+        assert contents(two)[0] == ("user", "Compare <image_placeholder> to <image_placeholder>")
+        assert (len(one.images), len(two.images)) == (1, 2)
+        assert len(read("llava", self.FILES / "hub", input_split="validation").records) == 1
+
+    def test_webdataset_and_macos(self, tmp_path):
+        (tmp_path / "names").write_text("cat\ndog\n")
+        result = read("webdataset", self.FILES / "webdataset.tar.gz", class_names=str(tmp_path / "names"))
+        assert (result.texts, result.reasons) == (["dog", "A dog."], {"webdataset.tar.gz/s2": "image_count"})
+        assert read("webdataset", self.FILES / "macos.tar.gz").texts == ["a star 0", "a star 1", "a star 2"]
 
 
 def test_turns_of_llava_name_their_unused_fields(folder):

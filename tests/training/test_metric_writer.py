@@ -11,17 +11,13 @@ from tensorboardX.proto.event_pb2 import Event
 
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.training import metric_writer as module
+from janus_jax.training.console import Console
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
 
 
-class Terminal(io.StringIO):
-    def isatty(self):
-        return True
-
-
 @pytest.fixture
-def output():
-    return io.StringIO()
+def console():
+    return Console(10, stream=io.StringIO())
 
 
 def lines(folder):
@@ -42,8 +38,8 @@ def summaries(folder):
     return [(event.step, value) for event in events(folder) for value in event.summary.value]
 
 
-def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, output):
-    with MetricWriter(tmp_path, 10, stream=output) as writer:
+def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, console):
+    with MetricWriter(tmp_path, console) as writer:
         writer.scalars(1, {"loss": 2.5, "tokens/s": np.float32(100)})
         writer.scalars(2, {"loss": float("nan")})
     assert lines(tmp_path) == [{"step": 1, "loss": 2.5, "tokens/s": 100.0}, {"step": 2, "loss": None}]
@@ -52,9 +48,9 @@ def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, output):
     assert np.isnan(found[2][2])
 
 
-def test_texts_and_images_go_to_tensorboard(tmp_path, output):
+def test_texts_and_images_go_to_tensorboard(tmp_path, console):
     images = np.zeros((2, 4, 6, 3), np.uint8)
-    with MetricWriter(tmp_path, 10, stream=output) as writer:
+    with MetricWriter(tmp_path, console) as writer:
         writer.texts(3, {"answers": "**Two** birds."})
         writer.images(3, {"images": images})
     (_, text), *images = summaries(tmp_path)
@@ -66,14 +62,14 @@ def test_texts_and_images_go_to_tensorboard(tmp_path, output):
     ]
 
 
-def test_resumed_run_writes_each_step_once(tmp_path, output):
-    writer = MetricWriter(tmp_path, 10, stream=output)
+def test_resumed_run_writes_each_step_once(tmp_path, console):
+    writer = MetricWriter(tmp_path, console)
     for step in range(1, 6):
         writer.scalars(step, {"loss": step})
     # A killed process closes no file and leaves an incomplete last line.
     with (tmp_path / "metrics.jsonl").open("a") as file:
         file.write('{"step": 2, "lo')
-    with MetricWriter(tmp_path, 10, start_step=3, stream=output) as again:
+    with MetricWriter(tmp_path, console, 3) as again:
         for step in range(4, 7):
             again.scalars(step, {"loss": 10 * step})
     assert [(line["step"], line["loss"]) for line in lines(tmp_path)] == [
@@ -88,41 +84,12 @@ def test_resumed_run_writes_each_step_once(tmp_path, output):
     assert starts[-1] == 4
 
 
-def test_terminal_shows_a_bar_with_values_and_messages():
-    stream = Terminal()
-    with MetricWriter(None, 2000, start_step=900, stream=stream) as writer:
-        writer.progress(1000, {"loss": 2.345678, "tokens/s": 12345.6})
-        writer.message("saved")
-    assert "1000/2000" in stream.getvalue()
-    assert "loss 2.346  tokens/s 12.3k" in stream.getvalue()
-    assert "saved\n" in stream.getvalue()
-
-
-def test_file_output_has_a_line_per_interval_and_at_the_end(output):
-    with MetricWriter(None, 100, stream=output, every_seconds=60) as writer:
-        for step in range(1, 101):
-            writer.progress(step, {"loss": 1.0})
-    assert [line.split("  ")[0] for line in output.getvalue().splitlines()] == ["step 1/100", "step 100/100"]
-
-
-def test_remaining_time_is_computed_from_the_first_reported_step(output, monkeypatch):
-    clock = iter([100.0, 110.0])
-    monkeypatch.setattr(module.time, "monotonic", lambda: next(clock))
-    with MetricWriter(None, 5010, stream=output, every_seconds=1) as writer:
-        writer.progress(1000, {})
-        writer.progress(1010, {})
-    assert output.getvalue().splitlines()[-1].endswith("left 1:06:40")
-
-
-def test_only_the_first_process_writes(tmp_path, output, monkeypatch):
+def test_only_the_first_process_writes(tmp_path, console, monkeypatch):
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    with MetricWriter(tmp_path / "run", 10, stream=output) as writer:
+    with MetricWriter(tmp_path / "run", console) as writer:
         writer.scalars(1, {"loss": 1.0})
         writer.texts(1, {"a": "b"})
         writer.images(1, {"c": np.zeros((1, 2, 2, 3), np.uint8)})
-        writer.progress(10, {"loss": 1.0})
-        writer.message("hello")
-    assert output.getvalue() == ""
     assert not (tmp_path / "run").exists()
 
 
@@ -140,17 +107,17 @@ def test_rate_meter_resets_after_reading(monkeypatch):
     assert meter.rates() == {"data_wait": 0.0}
 
 
-def test_workdir_that_is_a_file_is_rejected(tmp_path):
+def test_workdir_that_is_a_file_is_rejected(tmp_path, console):
     (tmp_path / "run").touch()
     with pytest.raises(JanusError, match="run"):
-        MetricWriter(tmp_path / "run", 10)
+        MetricWriter(tmp_path / "run", console)
 
 
-def test_full_disk_raises_storage_full(tmp_path, output, monkeypatch):
+def test_full_disk_raises_storage_full(tmp_path, console, monkeypatch):
     def fail(*arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    writer = MetricWriter(tmp_path, 10, stream=output)
+    writer = MetricWriter(tmp_path, console)
     monkeypatch.setattr(module.json, "dumps", fail)
     with pytest.raises(StorageFull, match=r"metrics.jsonl cannot be written, the disk is full; free some space"):
         writer.scalars(1, {"loss": 1.0})

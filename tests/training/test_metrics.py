@@ -5,6 +5,7 @@ import json
 
 import pytest
 
+from janus_jax.training.console import Console
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.metrics import StepMetrics
 
@@ -12,7 +13,7 @@ from janus_jax.training.metrics import StepMetrics
 @pytest.mark.parametrize("peak", [None, 1e12])
 def test_mfu_is_reported_if_the_peak_is_known(tmp_path, peak):
     stream = io.StringIO()
-    with MetricWriter(tmp_path, 1, stream=stream) as writer:
+    with MetricWriter(tmp_path, Console(1, stream=stream)) as writer:
         steps = StepMetrics(writer=writer, folder=tmp_path, is_due=bool, peak_flops=peak)
         metrics = {"loss": 2.5, "loss/text": 2.5, "tokens/text": 8.0, "grad_norm": 1.0, "finite": 1.0}
         steps.add(1, metrics, [["text/1"]], {"tokens": 16, "samples": 1, "flops": 1e9})

@@ -1,5 +1,6 @@
 import json
 import os
+import queue
 import signal
 import socket
 import subprocess
@@ -7,6 +8,7 @@ import sys
 
 import pytest
 
+from janus_jax.errors import ExitCode, Interrupted, Preempted
 from janus_jax.training.checkpointing import Checkpoints
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.state import abstract_state
@@ -22,6 +24,55 @@ def test_signal_is_noticed_inside_the_context(number):
         assert preemption.reached(2)
         assert preemption.reached(3)
     assert signal.getsignal(number) == before
+    assert isinstance(preemption.stopped(3), Preempted)
+
+
+@pytest.fixture
+def interruptible():
+    """If the tests run in a shell's background, processes inherit that they ignore interrupts."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+def test_interrupt_is_noticed_with_a_notice(interruptible):
+    notices = queue.Queue()
+    with Preemption(notices.put) as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert preemption.reached(1)
+        assert "Press Ctrl-C again" in notices.get(timeout=10)
+        assert isinstance(preemption.stopped(1), Interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_ignored_interrupts_stay_ignored(interruptible):
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with Preemption() as preemption:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert not preemption.reached(1)
+
+
+# Compiled code that never returns to Python: a mutex that its thread locks twice.
+BLOCKED = """
+import ctypes, signal
+from janus_jax.training.preemption import Preemption
+signal.signal(signal.SIGINT, signal.default_int_handler)
+mutex, lock = ctypes.create_string_buffer(64), ctypes.CDLL(None).pthread_mutex_lock
+with Preemption(lambda notice: print("notice", flush=True)):
+    print("ready", flush=True)
+    lock(mutex)
+    lock(mutex)
+"""
+
+
+def test_second_interrupt_ends_blocked_processes():
+    variables = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    with subprocess.Popen([sys.executable, "-c", BLOCKED], env=variables, stdout=subprocess.PIPE, text=True) as process:
+        for line in ("ready", "notice"):
+            assert process.stdout.readline().strip() == line
+            process.send_signal(signal.SIGINT)
+        assert process.wait(60) == ExitCode.INTERRUPTED
 
 
 # Two processes that train together until one of them is preempted.
@@ -55,6 +106,7 @@ with use_mesh(mesh), Checkpoints(sys.argv[3]) as checkpoints, Preemption() as pr
         time.sleep(0.01)
         assert step < 1000
     checkpoints.save(step, state, {"rank": rank, "step": step}, {})
+    result["error"] = type(preemption.stopped(step)).__name__
 print(json.dumps(result | {"stopped": step}))
 """
 
@@ -85,8 +137,9 @@ def train(folder, number):
 
 def test_processes_stop_at_the_same_step_and_agree_on_damage(tmp_path):
     folder = tmp_path / "checkpoints"
-    (one, other), _ = train(folder, "SIGTERM")
+    (one, other), _ = train(folder, "SIGINT")
     assert one["from"] is None
+    assert one["error"] == other["error"] == "Interrupted"
     assert one["stopped"] == other["stopped"] > 5
 
     # Damages a file that only one process verifies.
@@ -95,6 +148,7 @@ def test_processes_stop_at_the_same_step_and_agree_on_damage(tmp_path):
     again, errors = train(folder, "SIGUSR1")
     assert [one["from"] for one in again] == [[3, {"rank": 0}], [3, {"rank": 1}]]
     assert again[0]["stopped"] == again[1]["stopped"]
+    assert [one["error"] for one in again] == ["Preempted"] * 2
     assert "is damaged" in errors
 
     # One process restores what two processes saved.

@@ -9,6 +9,7 @@ import pytest
 from janus_jax.errors import JanusError
 from janus_jax.training.callbacks.base import TrainingRun
 from janus_jax.training.callbacks.profiling import Profiling
+from janus_jax.training.console import Console
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Intervals
 
@@ -22,7 +23,7 @@ def run(folder, first, count, steps=4, fails_at=None):
             if step == fails_at:
                 raise InterruptedError
             metrics = {"loss": jax.jit(jnp.sin)(jnp.ones(8))}
-            profiling.after_step(TrainingRun({}, step, steps, MetricWriter(None, steps), metrics=metrics))
+            profiling.after_step(TrainingRun({}, step, steps, MetricWriter(None, Console(steps)), metrics=metrics))
             if list(folder.rglob("*.xplane.pb")):
                 traced.append(step)
     return traced

@@ -2,8 +2,10 @@
 
 import itertools
 import json
+import os
 import re
 import shutil
+import signal
 from dataclasses import replace
 
 import jax
@@ -11,7 +13,7 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS
-from janus_jax.errors import Diverged, JanusError, Preempted
+from janus_jax.errors import Diverged, Interrupted, JanusError, Preempted
 from janus_jax.sharding import make_mesh
 from janus_jax.training import stage
 from janus_jax.training.init_from import initial_state, open_initialisation
@@ -57,6 +59,38 @@ def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     assert [line["step"] for line in curve] == [1, 2, 3, 4]
 
 
+def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):
+    steps = itertools.count(1)
+
+    def interrupt(batch, mesh):
+        if next(steps) == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+        return put_batch(batch, mesh)
+
+    monkeypatch.setattr(stage, "put_batch", interrupt)
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with pytest.raises(Interrupted, match=r"^Interrupted at step 2; a checkpoint is saved\."):
+            runs.run(runs.recipe(), tmp_path)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    first = capsys.readouterr().out
+    assert re.search(r"  parameters  [\d,]+, of which [\d,]+ are trained \([\d.]+%\)\n  devices     1 x cpu\n", first)
+    assert "  mesh        one device\n" in first
+    assert "  batch       2 sequences of 256 tokens, 512 tokens in all\n" in first
+    assert "  held out    none (to add generation, set config.sources.generation.held_out)\n" in first
+    assert re.search(r"compiling the training step \.\.\. [\d.]+ s\n", first)
+    assert "Ctrl-C: the run saves a checkpoint" in first
+
+    runs.run(replace(runs.recipe(), max_skipped=5), tmp_path)
+    second = capsys.readouterr().out
+    assert f"resuming after step 2 of 4, saved in {tmp_path / 'stage_1'}/checkpoints/2\n" in second
+    changes = re.findall("changed since this checkpoint: (.*)", second)
+    assert changes == ["config.max_skipped was 0 and is 5"]
+    assert f"finished: step 4 is saved in {tmp_path / 'stage_1'}/checkpoints/4\n" in second
+    assert "\r" not in first + second
+
+
 def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
     """The config of the resumed run has no effect on it."""
     recipe = replace(runs.recipe(), data_shards=2)
@@ -65,9 +99,13 @@ def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
     assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
 
 
-def test_finished_run_is_unchanged():
+def test_finished_run_is_unchanged(capsys):
     workdir, state = runs.finished()
+    capsys.readouterr()
     assert_equal(runs.run(runs.recipe(), workdir), state)
+    out = capsys.readouterr().out
+    assert "The run is finished, nothing is left to train. To train longer, raise config.stages.stage_1.steps;" in out
+    assert "compiling" not in out
 
 
 def test_metrics_are_written():

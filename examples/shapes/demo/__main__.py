@@ -21,13 +21,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import tqdm
 from absl import flags
 
 from examples.shapes.demo.finetune import FineTuneSpec, finetune
 from examples.shapes.demo.scores import DemoScores, report
 from janus_jax.commands import cli
 from janus_jax.errors import JanusError
+from janus_jax.progress import progress_bar
 from janus_jax.storage import output_folder
 
 if TYPE_CHECKING:
@@ -154,7 +154,7 @@ def compare_checkpoints(first: Path, second: Path) -> int:
         raise JanusError(
             f"Only one of {first} and {second} contains {min(before.keys() ^ after.keys())}; convert the other again."
         )
-    for name, array in tqdm.tqdm(before.items(), unit=" tensors", desc="comparing"):
+    for name, array in progress_bar(iterable=before.items(), unit=" tensors", desc="comparing"):
         other = after[name]
         if array.dtype != other.dtype or array.tobytes() != other.tobytes():
             raise JanusError(f"{name} differs between {first} and {second}; one of the two is damaged.")

@@ -117,7 +117,7 @@ class RawRecord:
         if (value := self.find(names)) is not None:
             return value
         if null := [name for name in names if name in self._values]:
-            raise RejectedRecord(RejectReason.MISSING_FIELD, f"its {' and '.join(null)} is null.")
+            raise RejectedRecord(RejectReason.MISSING_FIELD, f"its {null[0]} is null.")
         found = ", ".join(map(str, self._values))[:200] or "nothing"
         raise RejectedRecord(RejectReason.MISSING_FIELD, f"it has no {' or '.join(names[:2])}, only {found}{hint}.")
 
@@ -159,7 +159,7 @@ def find_field(where: str, found: Iterable[str], flag: str, name: str | None, us
         if candidate in found:
             return candidate
     raise JanusError(
-        f"{where} {' or '.join(names)}, only {', '.join(found) or 'none'}; name the right one with {flag}."
+        f"{where} {' or '.join(names[:2])}, only {', '.join(found) or 'none'}; name the right one with {flag}."
     )
 
 

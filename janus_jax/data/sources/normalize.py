@@ -148,7 +148,7 @@ def chat_record(
       RejectedRecord: A turn is invalid, a field has content that a record cannot hold, or there are images although the
         options ask for the task text.
     """
-    unsupported = [name for name in _UNSUPPORTED if not is_blank(raw.find((name,)))]
+    unsupported = [name for name in _UNSUPPORTED if not is_blank(value := raw.find((name,))) and value != "[]"]
     if unsupported:
         message = f"its field {unsupported[0]} has content, which a record cannot hold; remove the field or the record."
         raise RejectedRecord(RejectReason.UNSUPPORTED_FIELD, message)

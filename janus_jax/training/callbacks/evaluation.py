@@ -99,5 +99,5 @@ class RunBenchmarks(Callback):
         predictions = folder / "predictions"
         with writing(predictions):
             predictions.mkdir(parents=True, exist_ok=True)
+            selected.benchmark.write_predictions(selected.questions, answers, predictions)
         write_json(folder / "answers.json", answers)
-        selected.benchmark.write_predictions(selected.questions, answers, predictions)

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from checkpoints_convert.convert import save_checkpoint
 from checkpoints_convert.tensor_files import open_tensors
+from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
 from janus_jax.files import prefix_errors
@@ -163,6 +164,7 @@ def tokenizer_task(
         make_callbacks=make_callbacks,
         learning_rate=make_schedule(recipe.optimizer, recipe.steps),
         progress_metrics=("loss/total", "codes/perplexity"),
+        facts={"batch": f"{recipe.batch_size:,} images of {recipe.image_size} x {recipe.image_size} pixels"},
     )
 
 
@@ -186,6 +188,7 @@ def train_tokenizer(
       JanusError: The data cannot be read, the devices cannot share the batch, or the workdir belongs to another run.
       Preempted: The machine is being shut down. The checkpoint of the last step is saved.
     """
+    initialize_devices()
     networks = read_networks(recipe.networks)
     mesh = make_mesh() if jax.device_count() > 1 else None
     task = tokenizer_task(recipe, mesh=mesh, networks=networks, extensions=extensions)
