@@ -22,6 +22,7 @@ from checkpoints_convert.convert import save_checkpoint
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
+from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.layers import Embedding, LayerNorm, Linear, parameter
@@ -219,6 +220,7 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
       Preempted: The machine is being shut down. The checkpoint of the last step is saved.
     """
     make_data = _open_captions(recipe)
+    initialize_devices()
     mesh = make_mesh() if jax.device_count() > 1 else None
     state = train(siglip_task(recipe, make_data, mesh=mesh), workdir).state
     folder = Path(workdir) / "und_encoder"
