@@ -83,7 +83,6 @@ STAGE_3 = replace(
 def get_config() -> ConfigDict:
     """Returns the recipe."""
     recipe = Recipe(
-        model="janus_small",
         architecture=MODEL,
         stages=(STAGE_1, STAGE_2, STAGE_3),
         sources={name: SOURCES[name] for name in ("understanding", "generation")},

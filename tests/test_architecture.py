@@ -19,6 +19,7 @@ BASE = (
     "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",
+    "janus_jax.extras",
     "janus_jax.files",
     "janus_jax.image_files",
     "janus_jax.progress",

@@ -149,7 +149,7 @@ def test_unfinished_previous_stage_is_reported():
 def started(*start, mesh=None, **folders):
     """Initial parameters of a stage."""
     recipe = starting(*start, **folders)
-    opened = open_initialisation(recipe, "workdir")
+    opened = open_initialisation(recipe, "workdir").checkpoints
     return params(initial_state(recipe, "workdir", set_up_stage(recipe, mesh), opened))
 
 
@@ -226,6 +226,10 @@ def starting_from_llm():
     ("make", "sentence"),
     [
         (lambda: changed(model="huge", architecture=None), "The model 'huge' is unknown"),
+        (
+            lambda: replace(runs.recipe(initialisation=Initialisation("random")), architecture=None),
+            "config.model is empty; set it to a preset (janus_1.3b, janus_pro_1b,",
+        ),
         (lambda: changed(tokenizer=""), "config.tokenizer is empty"),
         (lambda: changed(tokenizer="absent"), "absent/tokenizer.json is missing"),
         (lambda: starting("stage"), "stage 1 has no previous stage"),

@@ -87,7 +87,13 @@ class CodebookRecipe:
 
 @dataclass(frozen=True)
 class DiscriminatorRecipe:
-    """Discriminator of a VQ tokenizer; see `patchgan.PatchGAN`."""
+    """Discriminator of a VQ tokenizer; see `patchgan.PatchGAN`.
+
+    Attributes:
+      optimizer: Optimizer of the discriminator.
+      base_channels: Channels of the first convolution.
+      num_downsamplings: Convolutions of stride 2. With 3 a logit depends on 70x70 pixels, with 2 on 34x34.
+    """
 
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
     base_channels: int = 64
@@ -219,7 +225,13 @@ class AutoencoderRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VQRecipe(AutoencoderRecipe):
-    """Recipe for a VQ tokenizer (LlamaGen, arXiv 2406.06525, §2.1)."""
+    """Recipe for a VQ tokenizer (LlamaGen, arXiv 2406.06525, §2.1).
+
+    Attributes:
+      model: Architecture of the tokenizer.
+      codebook: How the codebook is trained.
+      discriminator: Discriminator of the adversarial loss.
+    """
 
     model: VQConfig
     losses: VQLossWeights = field(default_factory=VQLossWeights)
@@ -237,6 +249,7 @@ class VAERecipe(AutoencoderRecipe):
     """Recipe for a VAE.
 
     Attributes:
+      model: Architecture of the VAE.
       image_size: Side of the images in pixels.
     """
 

@@ -105,8 +105,9 @@ def tokenizer_task(
     images, eval_images = extensions.images, extensions.eval_images
     if eval_images is None and (recipe.data.eval_directories or recipe.data.directories):
         eval_images = evaluation_images(recipe.data, recipe.image_size, recipe.intervals.eval_images)
-    elif images is not None and eval_images is None:
+    elif eval_images is None and images is not None:
         images, eval_images = hold_out(images, recipe.intervals.eval_images)
+    assert eval_images is not None
     options = {
         "perceptual": None if networks.lpips is None else _perceptual,
         "pixel_losses": extensions.pixel_losses,
