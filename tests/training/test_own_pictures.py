@@ -20,7 +20,7 @@ PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 BLOCKS = re.findall(r"^```(python|bash)\n(.*?)^```", SECTION, re.MULTILINE | re.DOTALL)
 COMMANDS = ("janus-prepare", "janus-train", "janus-export", "janus-chat", "janus-generate")
 NAMES = ("red apple", "penguin", "boat", "lake", "hill", "moon", "sun", "tree", "cloud", "bird", "house", "road")
-STEPS = 4
+STEPS = 2
 
 # A recipe of the page with few steps, for few pictures; the other values are unchanged.
 RECIPE = """
