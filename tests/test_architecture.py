@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "janus_jax.training",
         "checkpoints_convert",
     ),
+    "janus_jax.training.siglip": (*SHARED, "janus_jax.data", "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.init_from": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.callbacks": (
         *SHARED,

@@ -84,8 +84,9 @@ def recipe_class(config: ConfigDict) -> type[Any]:
     # Imported here, because these modules import jax.
     from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
     from janus_jax.training.recipe import Recipe
+    from janus_jax.training.siglip import SiglipRecipe
 
-    return best_match((Recipe, VQRecipe, VAERecipe), config)
+    return best_match((Recipe, VQRecipe, VAERecipe, SiglipRecipe), config)
 
 
 def _print_config() -> None:

@@ -1,12 +1,12 @@
-"""Trains one stage of a recipe, or an image tokenizer.
+"""Trains one stage of a recipe, an image tokenizer or an understanding encoder.
 
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
 Every value of the recipe can be set with a flag, such as --config.stages.stage_1.batch_size=64; --print_config lists
-them. Checkpoints, metrics
-and samples go to WORKDIR/stage_N; image tokenizer recipes such as vq_16 write to WORKDIR itself. To continue an
-interrupted run, repeat the command. See docs/training.md and docs/tokenizer.md. janus-export exports the model.
+them. Checkpoints, metrics and samples go to WORKDIR/stage_N; recipes of image tokenizers, such as vq_16, and of
+encoders write to WORKDIR itself. To continue an interrupted run, repeat the command. See docs/training.md and
+docs/tokenizer.md. janus-export exports the model.
 """
 
 from collections.abc import Sequence
@@ -24,9 +24,10 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all proces
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the last step. The fields of the recipe decide whether it trains a stage or an image tokenizer."""
+    """Trains to the last step. The fields of the recipe decide what it trains."""
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe
+    from janus_jax.training.siglip import SiglipRecipe, train_siglip
     from janus_jax.training.stage import train_stage
     from janus_jax.training.unused_fields import check_unused_fields
 
@@ -38,7 +39,7 @@ def main(_: Sequence[str]) -> None:
         train_stage(recipe, _WORKDIR.value, given=overridden_fields())
     else:
         check_unused_fields(recipe, overridden_fields())
-        train_tokenizer(recipe, _WORKDIR.value)
+        (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
 
 
 def run() -> None:

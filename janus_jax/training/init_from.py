@@ -218,7 +218,13 @@ def _check_previous_stage(recipe: Recipe, workdir: str | Path, where: str) -> No
     previous = recipe.stage - 1
     if not previous:
         raise JanusError(f"{where}.source is 'stage', but stage 1 has no previous stage; use parts, model or random.")
-    step, last_step = saved_steps(checkpoints_folder(workdir, previous))[-1], recipe.stages[previous - 1].last_step
+    folder = checkpoints_folder(workdir, previous)
+    if not any(path.name.isdecimal() for path in absolute_path(folder).glob("*")):
+        raise JanusError(
+            f"{where}.source is 'stage', but {folder} has no checkpoint; run --config.stage={previous} in {workdir} "
+            f"first."
+        )
+    step, last_step = saved_steps(folder)[-1], recipe.stages[previous - 1].last_step
     if step < last_step:
         raise JanusError(
             f"Stage {previous} in {workdir} is at step {step} of {last_step}; finish it, or accept that step with "

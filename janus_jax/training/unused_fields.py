@@ -14,6 +14,7 @@ from janus_jax.processing import Task
 from janus_jax.training.image_tokenizer.recipe import AutoencoderRecipe, VQRecipe
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.siglip import SiglipRecipe
 
 
 class Rule(NamedTuple):
@@ -33,7 +34,7 @@ class Rule(NamedTuple):
     in_advance: bool = False
 
 
-def check_unused_fields(recipe: Recipe | AutoencoderRecipe, given: Collection[str] = ()) -> None:
+def check_unused_fields(recipe: Recipe | AutoencoderRecipe | SiglipRecipe, given: Collection[str] = ()) -> None:
     """Checks that every field that differs from its default has an effect. Of the stages, checks the current one.
 
     Args:
@@ -44,7 +45,7 @@ def check_unused_fields(recipe: Recipe | AutoencoderRecipe, given: Collection[st
       JanusError: A field has no effect.
     """
     changed = dict(_changed_fields(recipe))
-    for rule in _stage_rules(recipe) if isinstance(recipe, Recipe) else _tokenizer_rules(recipe):
+    for rule in _rules(recipe):
         if rule.has_effect:
             continue
         for path in fnmatch.filter(changed, f"config.{rule.fields}"):
@@ -53,6 +54,16 @@ def check_unused_fields(recipe: Recipe | AutoencoderRecipe, given: Collection[st
                     f"{path} is {changed[path]!r:.80}, but it has no effect without {rule.needs}; leave it out, or "
                     f"change that."
                 )
+
+
+def _rules(recipe: Recipe | AutoencoderRecipe | SiglipRecipe) -> Iterable[Rule]:
+    if isinstance(recipe, Recipe):
+        return _stage_rules(recipe)
+    return (
+        _tokenizer_rules(recipe)
+        if isinstance(recipe, AutoencoderRecipe)
+        else _optimizer_rules("optimizer", recipe.optimizer)
+    )
 
 
 def _stage_rules(recipe: Recipe) -> Iterator[Rule]:

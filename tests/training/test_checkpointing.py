@@ -13,6 +13,7 @@ import pytest
 
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.sharding import make_mesh
+from janus_jax.training import checkpoint_files
 from janus_jax.training import checkpointing as module
 from janus_jax.training.checkpoint_files import SavedCheckpoint
 from janus_jax.training.checkpointing import CheckpointInfo, Checkpoints, RetentionPolicy
@@ -219,6 +220,20 @@ def test_only_damaged_checkpoints_raise_and_stay(tmp_path, state, abstract):
     with pytest.raises(JanusError, match=r"only damaged checkpoints: 1, 2") as raised:
         restore(tmp_path, abstract)
     assert str(tmp_path) in str(raised.value)
+    assert not (tmp_path / "damaged").exists()
+
+
+def test_a_checkpoint_without_read_permission_is_not_called_damaged(tmp_path, state, abstract, monkeypatch):
+    save(tmp_path, state, [1, 2])
+
+    def deny(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "2/run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "_verify_checksums", deny)
+        with pytest.raises(JanusError, match=r"cannot be read .*Permission denied.*repeat the command"):
+            restore(tmp_path, abstract)
+    assert restore(tmp_path, abstract).step == 2
     assert not (tmp_path / "damaged").exists()
 
 

@@ -10,6 +10,7 @@ from janus_jax.training.config_dicts import field_types, without_none
 from janus_jax.training.config_docs import describe_config, field_docs
 from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.siglip import SiglipRecipe
 
 
 def dataclasses_of(kind, found):
@@ -23,7 +24,7 @@ def dataclasses_of(kind, found):
     return found
 
 
-CLASSES = [cls for recipe in (Recipe, VQRecipe, VAERecipe) for cls in dataclasses_of(recipe, [])]
+CLASSES = [cls for recipe in (Recipe, VQRecipe, VAERecipe, SiglipRecipe) for cls in dataclasses_of(recipe, [])]
 
 
 @pytest.mark.parametrize("cls", dict.fromkeys(CLASSES), ids=lambda cls: f"{cls.__module__}.{cls.__name__}")

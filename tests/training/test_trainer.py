@@ -234,7 +234,7 @@ def starting_from_llm():
         (lambda: changed(tokenizer="absent"), "absent/tokenizer.json is missing"),
         (lambda: starting("stage"), "stage 1 has no previous stage"),
         (lambda: starting("model", model="absent"), "absent"),
-        (lambda: runs.recipe(stage=2), "stage_1/checkpoints has no checkpoint"),
+        (lambda: runs.recipe(stage=2), "stage_1/checkpoints has no checkpoint; run --config.stage=1 in"),
         (
             lambda: runs.recipe(trained=("lmm/*",)),
             "pattern 'lmm/*', which matches no parameter; the parts of the model",

@@ -10,12 +10,14 @@ from examples.shapes.configs import janus as shapes_janus
 from examples.shapes.configs import janusflow as shapes_janusflow
 from examples.shapes.configs import tokenizer as shapes_tokenizer
 from janus_jax import load_recipe
+from janus_jax.commands.recipe_flag import recipe_class
 from janus_jax.config import PRESETS
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.image_tokenizer.recipe import VQRecipe
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.recipe_files import recipe_names
+from janus_jax.training.siglip import SiglipRecipe
 from janus_jax.training.unused_fields import check_unused_fields
 from tests.training import runs
 from tests.training.image_tokenizer import recipes
@@ -127,12 +129,19 @@ def test_flags_of_other_stages_and_default_values_are_accepted():
 @pytest.mark.parametrize("name", recipe_names())
 def test_our_recipes_have_an_effect_in_every_stage(name):
     config = load_recipe(name)
-    if name == "vq_16":
-        check_unused_fields(from_config(VQRecipe, config))
+    recipe = from_config(recipe_class(config), config)
+    if not isinstance(recipe, Recipe):
+        check_unused_fields(recipe)
         return
-    recipe = from_config(Recipe, config)
+    model = recipe.model or ("janus_pro_1b" if recipe.architecture is None else "")
     for stage in range(1, len(recipe.stages) + 1):
-        check_unused_fields(replace(recipe, model=recipe.model or "janus_pro_1b", stage=stage))
+        check_unused_fields(replace(recipe, model=model, stage=stage))
+
+
+def test_an_encoder_recipe_with_an_unused_field_is_refused():
+    recipe = from_config(SiglipRecipe, load_recipe("siglip_small"))
+    with pytest.raises(JanusError, match=r"config\.optimizer\.no_decay .* no effect without .*weight_decay above 0"):
+        check_unused_fields(replace(recipe, optimizer=replace(recipe.optimizer, no_decay=("*/bias",))))
 
 
 EXAMPLES = [

@@ -76,7 +76,7 @@ def _read_parquet(file: Path) -> Iterator[Entry]:
             rows = pyarrow.parquet.read_table(file).to_pylist()
     # Not all errors of pyarrow derive from the types that `reading` handles.
     except pyarrow.ArrowException as error:
-        raise JanusError(f"{file} is damaged ({str(error)[:100]}); download it again.") from error
+        raise JanusError(f"{file} is damaged or of another format ({str(error)[:100]}); download it again.") from error
     for number, row in enumerate(rows, 1):
         yield Entry(f"{file}, row {number}", row)
 
