@@ -151,16 +151,11 @@ def test_conversation_longer_than_the_context_is_reported(janus):
         janus.chat([{"role": "user", "content": "long " * 2000}])
 
 
-def with_context(janus, context):
-    llm = dataclasses.replace(janus.config.llm, max_positions=context)
-    return dataclasses.replace(janus, config=dataclasses.replace(janus.config, llm=llm))
-
-
 def test_each_answer_ends_where_the_context_ends(janus):
     questions = [QUESTION, [{"role": "user", "content": "Hello"}]]
     lengths = [len(janus.processor.understanding_sequence(question)) for question in questions]
     context = max(lengths) + 5
-    answers = with_context(janus, context).chat_batch(questions)
+    answers = tiny.with_context(janus, context).chat_batch(questions)
     left = [context - length for length in lengths]
     assert left[1] > left[0] == 5
     assert answers == [
@@ -170,9 +165,9 @@ def test_each_answer_ends_where_the_context_ends(janus):
 
 def test_prompt_without_room_for_an_answer_is_reported(janus):
     length = len(janus.processor.understanding_sequence(QUESTION))
-    assert with_context(janus, length + 1).chat(QUESTION) == janus.chat(QUESTION, max_new_tokens=1)
+    assert tiny.with_context(janus, length + 1).chat(QUESTION) == janus.chat(QUESTION, max_new_tokens=1)
     with pytest.raises(JanusError, match=f"has {length} tokens, which leaves no room .* context of {length}"):
-        with_context(janus, length).chat(QUESTION)
+        tiny.with_context(janus, length).chat(QUESTION)
 
 
 def test_answers_depend_on_the_background_of_transparent_images(janus):

@@ -43,8 +43,6 @@ def main(_: Sequence[str]) -> None:
     prompt = None if _PROMPT.value is None else model_flags.require_text(_PROMPT.value, "--prompt")
     background = cast(Background, _BACKGROUND.value)
     images = [open_image(expand_path(path), background=background) for path in _IMAGE.value]
-    if prompt is not None:
-        question(prompt, images)  # Reports a wrong number of placeholders before the model is loaded.
     options: dict[str, Any] = {
         "max_new_tokens": _MAX_NEW_TOKENS.value,
         "temperature": _TEMPERATURE.value,
@@ -53,7 +51,14 @@ def main(_: Sequence[str]) -> None:
         "seed": model_flags.SEED.value,
         "system_prompt": _SYSTEM_PROMPT.value,
     }
-    conversation = Conversation(model_flags.load_model(model_flags.open_model()), options, background, images)
+    opened = model_flags.open_model()
+    if prompt is not None:
+        # Checked before the parameters are loaded.
+        from janus_jax.generation.text import answer_limits
+
+        tokens = opened.processor.understanding_sequence([question(prompt, images)], None, _SYSTEM_PROMPT.value)
+        answer_limits([len(tokens)], _MAX_NEW_TOKENS.value, opened.config.llm.max_positions)
+    conversation = Conversation(model_flags.load_model(opened), options, background, images)
     if prompt is None:
         print(f"{HELP}\nCtrl-C interrupts an answer. The first answer takes longer, as programs are compiled.\n")
         chat(conversation)

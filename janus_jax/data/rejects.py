@@ -127,9 +127,8 @@ class RejectCounter:
         if self.rejected_in_window > self.max_share * self.window:
             raise JanusError(
                 f"{self.rejected_in_window} of the last {(self.read - 1) % self.window + 1} records were rejected, "
-                f"more than StreamConfig.max_rejected = {self.max_share} of {self.window} allows (in total "
-                f"{self._reasons()}; the last is {rejection.example_id}: {rejection.detail}); fix the data or raise "
-                f"the limit."
+                f"more than max_rejected = {self.max_share} of {self.window} allows (in total {self._reasons()}; the "
+                f"last is {rejection.example_id}: {rejection.detail}); fix the data or raise the limit."
             )
 
     def get_state(self) -> dict[str, Any]:

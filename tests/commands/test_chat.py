@@ -112,7 +112,7 @@ def test_files_dropped_without_a_command_are_added(capsys, photo):
     shown = chat([f"'{photo}'", str(photo), photo.as_uri(), "/etc/nothing.png", "What?"], Conversation(fake), capsys)
     assert shown.count("is added to your next message") == 3
     assert "turn 1, 3 images" in shown
-    assert shown.count("/image FILE") == 1
+    assert "(The image /etc/nothing.png does not exist" in shown
 
 
 def test_transparent_images_are_blended(tmp_path):
@@ -208,6 +208,7 @@ USER_ERRORS = {
     "an image that is text": (["--image=text.png"], "text.png is not an image"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
     "a placeholder without an image": (["--prompt=<image_placeholder> What?"], "contains 1 <image_placeholder>, but 0"),
+    "a prompt longer than the context": ([f"--prompt={'long ' * 2000}"], "leaves no room for an answer"),
     "an unknown background": (["--background=black"], "--background=black"),
     "the workdir of a training run": (["--model=run"], "janus-export --workdir run --out MODEL"),
     "a negative length": (["--max_new_tokens=-5"], "--max_new_tokens=-5"),

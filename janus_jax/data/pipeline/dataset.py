@@ -12,6 +12,7 @@ from typing import Any
 import grain
 
 from janus_jax.data.records import Record
+from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
 from janus_jax.files import describe_error, reading
 from janus_jax.processing import Task
@@ -56,7 +57,8 @@ class RecordSource:
     """Records of a component, as a grain `RandomAccessDataSource`. A data worker that receives it opens its own files.
 
     Raises:
-      JanusError: The folder is not a prepared dataset, it does not have the split, or a module cannot be imported.
+      JanusError: The folder is not a prepared dataset, it does not have the records of the split, or a module cannot be
+        imported.
     """
 
     def __init__(self, component: Component) -> None:
@@ -164,8 +166,10 @@ def _open_folder(name: str, folder: Path, split: str) -> tuple[int, Callable[[in
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, the source of component {name!r}, lacks the features {', '.join(sorted(missing))} of a "
-                f"record; convert it with janus-prepare --source tfds."
+                f"record; if an older version prepared it, prepare it again, else convert it with janus-prepare --source "
+                f"tfds."
             )
+        check_split(split, builder.info.splits, f"{folder}, the source of component {name!r},")
         # Raw bytes, because decoding an example with TFDS takes as long as reading it.
         data = builder.as_data_source(split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
         return len(data), functools.partial(_read, folder, data)
