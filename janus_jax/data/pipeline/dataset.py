@@ -166,8 +166,8 @@ def _open_folder(name: str, folder: Path, split: str) -> tuple[int, Callable[[in
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, the source of component {name!r}, lacks the features {', '.join(sorted(missing))} of a "
-                f"record; if an older version prepared it, prepare it again, else convert it with janus-prepare --source "
-                f"tfds."
+                f"record; if an older version prepared it, prepare it again, else convert it with janus-prepare "
+                f"--source tfds."
             )
         check_split(split, builder.info.splits, f"{folder}, the source of component {name!r},")
         # Raw bytes, because decoding an example with TFDS takes as long as reading it.
