@@ -45,7 +45,7 @@ class Run:
         self.log = folder / f"{name}.log"
         start = "--config.stages.stage_1.initialisation"
         settings = (
-            *("--config.intervals.save=2", "--config.intervals.evaluate=0", *runs.flags()),
+            *("--config.intervals.save=2", *runs.flags()),
             *(f"{start}.source=model", f"{start}.model={runs.models() / 'model'}", *flags),
         )
         self._command = [sys.executable, "-c", COMMAND, CONFIG, f"--workdir={self.workdir}", *settings]
