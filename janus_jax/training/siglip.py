@@ -154,7 +154,7 @@ def siglip_task(
         abstract_state=parallel.abstract(init),
         initial_state=lambda data: parallel.jit(init)(),
         step=lambda state, batch: compiled(state, *map(parallel.local_batch, batch)),
-        open_data=lambda positions: opened(make_data, positions),
+        open_data=lambda start: opened(lambda _: make_data(), start),
         counts=lambda batch, data: {"images": recipe.batch_size},
         last_step=recipe.steps,
         mesh=mesh,
