@@ -30,6 +30,17 @@ class JsonObject:
         found = self.values.get(name)
         return JsonObject({} if found is None else found, f"{self.where}: {name}")
 
+    def required_object(self, name: str) -> "JsonObject":
+        """Returns the object in a field.
+
+        Raises:
+          JanusError: The field is absent or null.
+        """
+        if name not in self:
+            found = f"its fields are {', '.join(map(str, self.values))[:200]}" if self.values else "it has no fields"
+            raise JanusError(f"{self.where}: {name} is missing ({found}); fetch the file that belongs to the weights.")
+        return self.object(name)
+
     def get(self, name: str, default: T) -> T:
         """Returns the value of a field; the default if the field is absent or null.
 

@@ -96,7 +96,7 @@ def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
         num_res_blocks=params.get("num_res_blocks", inferred.num_res_blocks),
         z_channels=params.get("z_channels", inferred.z_channels),
     )
-    llm = llama_from_json(json.object("language_config"))
+    llm = llama_from_json(json.required_object("language_config"))
     head = json.object("gen_head_config").object("params")
     (inferred_width,) = shape_of(shapes, "gen_head.output_mlp_projector.bias", (llm.width,))
     return JanusConfig(

@@ -70,7 +70,7 @@ def config_from_json(json: JsonObject, shapes: Shapes) -> JanusFlowConfig:
     und.require("cls", "CLIPVisionTower")
     encoder.require("cls", "ShallowUViTEncoder")
     decoder.require("cls", "ShallowUViTDecoder")
-    llm = llama_from_json(json.object("language_config"))
+    llm = llama_from_json(json.required_object("language_config"))
     return JanusFlowConfig(
         und_encoder=siglip_from_json(und.object("params"), shapes, _SIGLIP_PREFIX),
         gen_encoder=_gen_encoder(encoder.object("params"), decoder.object("params"), shapes, llm.width),

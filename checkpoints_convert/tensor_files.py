@@ -47,7 +47,8 @@ def find_weights(path: Path) -> Path:
     """Returns the file that holds the weights or their index: `path` itself, or a file in the folder `path`.
 
     Raises:
-      JanusError: The path does not exist, or the folder holds no weights or several files without an index.
+      JanusError: The path does not exist, or the folder holds no weights, several files without an index, or a training
+        run.
     """
     if path.is_file():
         return path
@@ -62,11 +63,27 @@ def find_weights(path: Path) -> Path:
     if len(candidates) == 1:
         return candidates[0]
     if not candidates:
+        _refuse_training_run(path)
         raise JanusError(f"{path} holds no weights; expected one of {', '.join(WEIGHT_FILES)}.")
     raise JanusError(
         f"{path} holds several files with weights and no index ({', '.join(p.name for p in candidates)}); "
         f"give one of the files, or fetch the missing *.index.json."
     )
+
+
+def _refuse_training_run(path: Path) -> None:
+    """Raises if the path is a workdir of janus-train or a folder of one of its stages. Names the model to give."""
+    stages = [folder.parent for folder in path.glob("stage_*/checkpoints")]
+    stages += [folder for folder in (path, *path.parents) if folder.name.startswith("stage_")]
+    for stage in stages:
+        if (stage / "checkpoints").is_dir():
+            raise JanusError(
+                f"{path} is a folder of a training run, not of a model; export the model with janus-export --workdir "
+                f"{stage.parent} --out MODEL, and give MODEL."
+            )
+    trained = path / "tokenizer"
+    if (path / "checkpoints").is_dir() and (trained / "config.json").is_file():
+        raise JanusError(f"{path} is the folder of a training run, not of an image tokenizer; give {trained}.")
 
 
 def open_tensors(path: Path) -> dict[str, np.ndarray]:

@@ -39,7 +39,7 @@ def config_from_json(json: JsonObject, shapes: Shapes) -> JanusConfig:
     vq.require("num_hidden_layers", 2)
     vq.require("hidden_act", "gelu")
     vq.require("double_latent", False)
-    llm = llama_from_json(json.object("text_config"))
+    llm = llama_from_json(json.required_object("text_config"))
     width = vision.get("hidden_size", 1024)
     und_encoder = SiglipConfig(
         image_size=vision.get("image_size", 384),

@@ -98,6 +98,18 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
         return content.decode("utf-8-sig")
 
 
+def read_lines(file: Path, remedy: str = "fetch it again") -> list[str]:
+    """Reads the lines of a UTF-8 file, without blank lines and without white space around them.
+
+    Only line feeds end lines. The other separators of `str.splitlines`, such as U+2028, occur within lines.
+
+    Raises:
+      JanusError: `read_text` fails.
+    """
+    lines = (line.strip() for line in read_text(file, remedy).split("\n"))
+    return [line for line in lines if line]
+
+
 def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
     """Reads a JSON file that contains an object.
 

@@ -21,7 +21,7 @@ from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
 from janus_jax.generation.padding import bucket_length, round_up
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
-from janus_jax.generation.text import generate_text
+from janus_jax.generation.text import answer_limits, generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model, params_from_leaves
 from janus_jax.processing import ImageSource, Message, Processor, StreamDecoder, TokenSequence
@@ -144,7 +144,7 @@ class Pretrained:
         self,
         messages: Sequence[Message],
         images: Sequence[ImageSource] | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         **options: Any,
     ) -> str:
@@ -154,30 +154,33 @@ class Pretrained:
           messages: Dicts with role, content and optionally images (`processing.Message`). The content has one
             `<image_placeholder>` per image.
           images: Images in the order of their placeholders, if the messages contain no images.
-          max_new_tokens: Maximum number of tokens of the answer.
+          max_new_tokens: Maximum number of tokens of the answer. Default: 512. An answer also ends where the model's
+            context ends; a warning is logged if that is before a given `max_new_tokens`.
           temperature: Sampling temperature. 0 takes the most likely token.
           **options: `top_k`, `top_p` and `seed` of sampling, `stop` (strings that end the answer), `system_prompt`
-            (replaces the model's).
+            (replaces the model's), and `background` (what is behind the transparent pixels of an image: "none",
+            "white" or "grey", see `processing.Background`).
 
         Returns:
           The answer, without white space around it.
 
         Raises:
-          JanusError: A message, image or number is invalid, or the conversation is longer than the model's context.
+          JanusError: A message, image or number is invalid, or the conversation leaves no room for an answer in the
+            model's context.
         """
-        prompt = self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))
+        prompt = self.processor.understanding_sequence(messages, images, **_prompt_options(options))
         return self.answer([prompt], max_new_tokens, temperature, **options)[0]
 
     def chat_stream(
         self,
         messages: Sequence[Message],
         images: Sequence[ImageSource] | None = None,
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         **options: Any,
     ) -> Iterator[str]:
         """Yields the answer of `chat` in pieces of a few words. White space around the answer is not removed."""
-        prompt = self.processor.understanding_sequence(messages, images, options.pop("system_prompt", None))
+        prompt = self.processor.understanding_sequence(messages, images, **_prompt_options(options))
         shown = 0
         for (text,), finished in self._answers([prompt], max_new_tokens, temperature, chunk=4, **options):
             # The start of a possible stop string is held back.
@@ -189,17 +192,21 @@ class Pretrained:
     def chat_batch(
         self,
         conversations: Sequence[Sequence[Message]],
-        max_new_tokens: int = 512,
+        max_new_tokens: int | None = None,
         temperature: float = 0.0,
         **options: Any,
     ) -> list[str]:
         """Answers several conversations in one batch. See `chat`."""
-        system_prompt = options.pop("system_prompt", None)
-        prompts = [self.processor.understanding_sequence(messages, None, system_prompt) for messages in conversations]
+        chosen = _prompt_options(options)
+        prompts = [self.processor.understanding_sequence(messages, None, **chosen) for messages in conversations]
         return self.answer(prompts, max_new_tokens, temperature, **options)
 
     def answer(
-        self, prompts: Sequence[TokenSequence], max_new_tokens: int = 512, temperature: float = 0.0, **options: Any
+        self,
+        prompts: Sequence[TokenSequence],
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        **options: Any,
     ) -> list[str]:
         """Answers prompts made by `processor.understanding_sequence`, in one batch. See `chat`."""
         if not prompts:
@@ -210,7 +217,7 @@ class Pretrained:
     def _answers(
         self,
         prompts: Sequence[TokenSequence],
-        max_new_tokens: int,
+        max_new_tokens: int | None,
         temperature: float,
         *,
         top_k: int = 0,
@@ -221,10 +228,10 @@ class Pretrained:
     ) -> Iterator[tuple[tuple[str, ...], bool]]:
         """Yields all answers so far and whether they are final, after every `chunk` tokens."""
         sampling = SamplingConfig(temperature, top_k, top_p)
-        _check_count("max_new_tokens", max_new_tokens)
+        limits = answer_limits([len(prompt) for prompt in prompts], max_new_tokens, self.config.llm.max_positions)
         padded = _pad(prompts, num_data_shards(self.mesh))
-        batch = self._left_pad(padded, max_new_tokens)
-        decoders = [_AnswerDecoder(self.processor, stop) for _ in prompts]
+        batch = self._left_pad(padded)
+        decoders = [_AnswerDecoder(self.processor, stop, limit) for limit in limits]
         read = 0
 
         def is_finished(tokens: Int[np.ndarray, "B T"]) -> Bool[np.ndarray, " B"]:
@@ -241,8 +248,8 @@ class Pretrained:
             jnp.concatenate([sampling_keys(seed, index, range(1)) for index in range(len(padded))]),
             sampling,
             stop_tokens=[self.processor.tokenizer.special.eos],
-            max_new_tokens=max_new_tokens,
-            chunk=min(chunk, max_new_tokens),
+            max_new_tokens=max(limits),
+            chunk=min(chunk, max(limits)),
             is_finished=is_finished,
         )
         while True:
@@ -364,23 +371,23 @@ class Pretrained:
         multiple = num_data_shards(self.mesh)
         padded = _pad(prompts, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(padded) - len(prompts), axis=0)])
-        batch = self._left_pad(sampler.prompt_sequences(self.processor, padded), self.config.num_gen_tokens, longest)
+        longest = max(longest, *map(len, padded))
+        limit, num_new = self.config.llm.max_positions, self.config.num_gen_tokens
+        if longest + num_new > limit:
+            raise JanusError(
+                f"The prompt has {longest} tokens and the image {num_new}, but the model's context is {limit}; shorten "
+                f"the prompt."
+            )
+        batch = self._left_pad(sampler.prompt_sequences(self.processor, padded), longest)
         with use_mesh(self.mesh):
             samples = sampler.sample(self.model, self.params, batch, keys, report)
             size = round_up(min(8, samples.shape[0]), multiple)
             parts = [samples[start : start + size] for start in range(0, samples.shape[0], size)]
             return [image for part in parts for image in to_host(sampler.to_images(self.model, self.params, part))]
 
-    def _left_pad(self, prompts: Sequence[TokenSequence], num_new: int, longest: int = 0) -> Batch:
+    def _left_pad(self, prompts: Sequence[TokenSequence], longest: int = 0) -> Batch:
         """Pads prompts to one of a few lengths, and puts the batch on the devices of the mesh."""
-        longest = max(longest, *map(len, prompts))
-        limit = self.config.llm.max_positions
-        if longest + num_new > limit:
-            raise JanusError(
-                f"The prompt has {longest} tokens and up to {num_new} follow, but the model's context is {limit}; "
-                f"shorten the prompt or ask for fewer tokens."
-            )
-        batch = self.processor.left_pad(prompts, bucket_length(longest))
+        batch = self.processor.left_pad(prompts, bucket_length(max(longest, *map(len, prompts))))
         return batch if self.mesh is None else jax.device_put(batch, batch_sharding(self.mesh))
 
 
@@ -396,6 +403,11 @@ def _batches(num_prompts: int, images_per_prompt: int, batch_size: int) -> Itera
             )
 
 
+def _prompt_options(options: dict[str, Any]) -> dict[str, Any]:
+    """Removes the options of `Processor.understanding_sequence` from `options`, and returns them."""
+    return {name: options.pop(name) for name in ("system_prompt", "background") if name in options}
+
+
 def _check_count(name: str, number: int) -> None:
     if not isinstance(number, int) or number < 1:
         raise JanusError(f"{name} is {number!r}; it must be a positive whole number.")
@@ -406,22 +418,26 @@ def _pad(sequences: Sequence[TokenSequence], multiple: int) -> list[TokenSequenc
 
 
 class _AnswerDecoder:
-    """Decodes one answer, up to end-of-sentence or the first stop string."""
+    """Decodes one answer, up to end-of-sentence, the first stop string or `limit` tokens."""
 
-    def __init__(self, processor: Processor, stop: str | Sequence[str]) -> None:
+    def __init__(self, processor: Processor, stop: str | Sequence[str], limit: int) -> None:
         self.text = ""
         self.finished = False
+        self._left = limit
         self._decoder = StreamDecoder(processor.tokenizer)
         self._eos = processor.tokenizer.special.eos
         self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
 
     def read(self, tokens: Int[np.ndarray, " T"]) -> None:
         for token in tokens.tolist():
-            if not self.finished and token == self._eos:
+            if not self.finished and (token == self._eos or not self._left):
                 self.finish()
             if self.finished:
                 return
+            self._left -= 1
             self._append(self._decoder.push(token))
+        if not self._left:
+            self.finish()
 
     def finish(self) -> str:
         if not self.finished:

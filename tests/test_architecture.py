@@ -143,6 +143,13 @@ def test_processing_starts_without_jax():
     subprocess.run([sys.executable, "-c", code], check=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
 
 
+def test_only_line_feeds_separate_the_lines_of_user_files():
+    """str.splitlines also splits at U+2028 and other characters that occur within a line of text."""
+    own_text = {"janus_jax.aot.collectives", "janus_jax.commands.evaluate"}  # Text that no user writes.
+    files = sources(["janus_jax", "checkpoints_convert"])
+    assert {module_name(path) for path in files if ".splitlines(" in path.read_text()} <= own_text
+
+
 def flags_of(path):
     """Yields the names of the flags that a file defines."""
     for node in ast.walk(ast.parse(path.read_text())):

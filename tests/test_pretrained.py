@@ -1,12 +1,14 @@
 import dataclasses
+import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from checkpoints_convert import convert
+from checkpoints_convert import convert, open_checkpoint
 from janus_jax import load
 from janus_jax.errors import JanusError
-from janus_jax.processing import make_byte_level_tokenizer
+from janus_jax.processing import Processor, make_byte_level_tokenizer
 from tests import tiny
 from tests.checkpoints_convert.checkpoints import SMALL, save_released, save_transformers
 
@@ -63,6 +65,17 @@ def test_missing_tokenizer_is_reported(folders, tmp_path):
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(JanusError, match=r"tokenizer\.json"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("layout", ["released", "transformers"])
+def test_byte_order_marks_in_json_files_are_ignored(folders, tmp_path, layout):
+    marked = shutil.copytree(folders[layout], tmp_path / folders[layout].name)
+    for file in marked.glob("*.json"):
+        file.write_bytes(b"\xef\xbb\xbf" + file.read_bytes())
+    config = open_checkpoint(marked).config
+    assert config == open_checkpoint(folders[layout]).config
+    processor, expected = (Processor.from_directory(folder, config) for folder in (marked, folders[layout]))
+    assert processor.tokenizer.encode("A red boat") == expected.tokenizer.encode("A red boat")
 
 
 def test_streamed_pieces_add_up_to_the_answer(janus):
@@ -136,6 +149,39 @@ def test_number_out_of_range_is_reported(janus, wrong):
 def test_conversation_longer_than_the_context_is_reported(janus):
     with pytest.raises(JanusError, match="1024"):
         janus.chat([{"role": "user", "content": "long " * 2000}])
+
+
+def test_each_answer_ends_where_the_context_ends(janus):
+    questions = [QUESTION, [{"role": "user", "content": "Hello"}]]
+    lengths = [len(janus.processor.understanding_sequence(question)) for question in questions]
+    context = max(lengths) + 5
+    answers = tiny.with_context(janus, context).chat_batch(questions)
+    left = [context - length for length in lengths]
+    assert left[1] > left[0] == 5
+    assert answers == [
+        janus.chat(question, max_new_tokens=count) for question, count in zip(questions, left, strict=True)
+    ]
+
+
+def test_prompt_without_room_for_an_answer_is_reported(janus):
+    length = len(janus.processor.understanding_sequence(QUESTION))
+    assert tiny.with_context(janus, length + 1).chat(QUESTION) == janus.chat(QUESTION, max_new_tokens=1)
+    with pytest.raises(JanusError, match=f"has {length} tokens, which leaves no room .* context of {length}"):
+        tiny.with_context(janus, length).chat(QUESTION)
+
+
+def test_answers_depend_on_the_background_of_transparent_images(janus):
+    def ask(image, **options):
+        question = {"role": "user", "content": "<image_placeholder>\nWhat is it?", "images": [image]}
+        (batched,) = janus.chat_batch([[question]], max_new_tokens=8, **options)
+        assert batched == janus.chat([question], max_new_tokens=8, **options)
+        return batched
+
+    clear = tiny.picture(0).convert("RGBA")
+    clear.putalpha(0)
+    white = ask(Image.new("RGB", clear.size, "white"))
+    assert ask(clear, background="white") == white
+    assert ask(clear) == ask(clear.convert("RGB")) != white
 
 
 def test_no_conversations_give_no_answers(janus):

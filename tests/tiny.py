@@ -69,6 +69,12 @@ def pretrained(mesh=None, config=CONFIG):
     return Pretrained(config, params, processor(config), make_model(config, execution), mesh)
 
 
+def with_context(model, positions):
+    """Returns a model with another maximum number of positions."""
+    llm = dataclasses.replace(model.config.llm, max_positions=positions)
+    return dataclasses.replace(model, config=dataclasses.replace(model.config, llm=llm))
+
+
 @functools.cache
 def unrolled_params(config=CONFIG):
     return unroll_params(stacked_params(config), config)

@@ -1,7 +1,10 @@
 """A chat in the terminal: reads lines and prints the answers while they are generated."""
 
 import contextlib
+import os
+import shlex
 import sys
+import urllib.parse
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -9,11 +12,12 @@ from typing import Any, Protocol
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.processing import ImageSource, Message, open_image
+from janus_jax.processing import Background, ImageSource, Message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 HELP = (
-    "/image FILE adds an image to your next message, /reset starts a new conversation, /quit or Ctrl-D ends the chat."
+    "/image FILE, or a file dropped onto the terminal, adds an image to your next message, /reset starts a new "
+    "conversation, /quit or Ctrl-D ends the chat."
 )
 
 
@@ -24,8 +28,49 @@ class ChatModel(Protocol):
 
 
 def question(text: str, images: Sequence[ImageSource] = ()) -> Message:
-    """Returns a user's message. Its images come before the text, as in the models' training data."""
-    return {"role": "user", "content": f"{IMAGE_PLACEHOLDER}\n" * len(images) + text, "images": list(images)}
+    """Returns a user's message.
+
+    If the text contains image placeholders, they stand for the images, in order. Otherwise the images come before the
+    text, as in the models' training data.
+
+    Raises:
+      JanusError: The text contains placeholders, but not one per image.
+    """
+    placeholders = text.count(IMAGE_PLACEHOLDER)
+    if placeholders not in (0, len(images)):
+        raise JanusError(
+            f"The message contains {placeholders} {IMAGE_PLACEHOLDER}, but {len(images)} images are given; write one "
+            f"{IMAGE_PLACEHOLDER} per image, or none to put the images before the text."
+        )
+    content = text if placeholders else f"{IMAGE_PLACEHOLDER}\n" * len(images) + text
+    return {"role": "user", "content": content, "images": list(images)}
+
+
+def typed_paths(text: str) -> list[str]:
+    """Returns the paths in a text that a user types, or that a terminal types when files are dropped onto it.
+
+    The text is a path as it is, or one or more paths with the quotes and backslashes of a shell. A path may start with
+    `~`, or be a `file://` URL with percent escapes. If the text as a whole is the path of a file, it is the only path.
+    """
+    text = text.strip()
+    if os.path.exists(whole := expand_path(text)):
+        return [whole]
+    try:
+        words = shlex.split(text)
+    except ValueError:  # A single quote or backslash, as in "it's.png".
+        return [whole]
+    paths = [expand_path(word) for word in words]
+    # Several words are several files only if all of them exist; otherwise they are one name with spaces.
+    return paths if len(paths) == 1 or (paths and all(map(os.path.exists, paths))) else [whole]
+
+
+def expand_path(text: str) -> str:
+    """Returns a path whose `~` or `file://` is resolved."""
+    if text.startswith("file://"):
+        # The part before the path is empty or the name of this computer.
+        _, slash, path = text.removeprefix("file://").partition("/")
+        return slash + urllib.parse.unquote(path, errors="surrogateescape")
+    return os.path.expanduser(text)
 
 
 @dataclass
@@ -35,17 +80,29 @@ class Conversation:
     Attributes:
       model: The model that answers.
       options: Options of `Pretrained.chat_stream`.
+      background: What is behind the transparent pixels of an image, see `Background`.
       pending_images: Images that the next message will contain.
       messages: The messages so far.
     """
 
     model: ChatModel
     options: Mapping[str, Any] = field(default_factory=dict)
+    background: Background = "none"
     pending_images: list[Image.Image] = field(default_factory=list)
     messages: list[Message] = field(default_factory=list)
 
     def reset(self) -> None:
         self.pending_images, self.messages = [], []
+
+    def add_image(self, path: str) -> Image.Image:
+        """Reads an image for the next message.
+
+        Raises:
+          JanusError: The file is missing or not an image.
+        """
+        image = open_image(path, background=self.background)
+        self.pending_images.append(image)
+        return image
 
     def ask(self, text: str) -> Iterator[str]:
         """Yields the answer to a message in pieces, and records message and answer.
@@ -53,7 +110,8 @@ class Conversation:
         If the model fails before its first word, nothing is recorded. Otherwise the answer so far is recorded.
 
         Raises:
-          JanusError: The conversation is longer than the model's context, or the text contains image placeholders.
+          JanusError: The conversation is longer than the model's context, or the text contains image placeholders, but
+            not one per image.
         """
         messages = [*self.messages, question(text, self.pending_images)]
         answer, complete = "", False
@@ -91,7 +149,9 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
                 conversation.reset()
                 print("(new conversation)")
             elif command == "/image":
-                _add_image(conversation, argument)
+                _add_images(conversation, argument)
+            elif _is_dropped(line):
+                _add_images(conversation, line)
             elif command.startswith("/"):
                 print(f"({HELP})")
             elif line:
@@ -100,14 +160,19 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
             print(f"({error})")
 
 
-def _add_image(conversation: Conversation, argument: str) -> None:
-    # If a file is dropped onto a terminal window, the terminal types its path in quotes.
-    path = argument.strip().strip("'\"")
-    if not path:
+def _is_dropped(line: str) -> bool:
+    """Returns whether a line consists of files that were dropped onto the terminal, which types absolute paths."""
+    if not line.lstrip("'\"").startswith(("/", "~", "file://")):
+        return False
+    return all(map(os.path.isfile, typed_paths(line)))
+
+
+def _add_images(conversation: Conversation, typed: str) -> None:
+    if not typed.strip():
         raise JanusError("/image needs the path of an image file.")
-    image = open_image(path)
-    conversation.pending_images.append(image)
-    print(f"({path}, {image.width} x {image.height}, is added to your next message)")
+    for path in typed_paths(typed):
+        image = conversation.add_image(path)
+        print(f"({path}, {image.width} x {image.height}, is added to your next message)")
 
 
 def _answer(conversation: Conversation, line: str) -> None:

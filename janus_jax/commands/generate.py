@@ -18,6 +18,7 @@ from absl import flags
 
 from janus_jax.commands import cli, model_flags
 from janus_jax.errors import JanusError
+from janus_jax.files import read_lines
 from janus_jax.image_files import save_png
 from janus_jax.progress import progress_bar
 from janus_jax.storage import output_folder
@@ -48,7 +49,7 @@ cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER)
 def main(_: Sequence[str]) -> None:
     """Generates the images and prints their paths."""
     prompts = [model_flags.require_text(prompt, "--prompt") for prompt in _PROMPT.value]
-    prompts += read_prompts(_PROMPTS_FILE.value)
+    prompts += _read_prompts(_PROMPTS_FILE.value)
     if not prompts:
         raise JanusError("There are no prompts; give --prompt or --prompts_file.")
     # Which settings exist, and their default values, depends on the model.
@@ -92,19 +93,10 @@ def main(_: Sequence[str]) -> None:
                 tqdm.tqdm.write(str(path), file=sys.stdout)
 
 
-def read_prompts(path: str | None) -> list[str]:
-    """Returns the lines of a text file that are not empty, or an empty list if `path` is None.
-
-    Raises:
-      JanusError: The file cannot be read, or all its lines are empty.
-    """
+def _read_prompts(path: str | None) -> list[str]:
     if path is None:
         return []
-    try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise JanusError(f"{path} cannot be read as a text file ({error}); give one prompt per line.") from error
-    prompts = [line.strip() for line in lines if line.strip()]
+    prompts = read_lines(Path(path), "save it as UTF-8 text with one prompt per line")
     if not prompts:
         raise JanusError(f"{path} contains no prompts; write one per line.")
     return prompts

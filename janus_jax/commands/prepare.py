@@ -22,7 +22,7 @@ from janus_jax.data.sources.class_names import read_class_names
 from janus_jax.devices import initialize_devices
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.processing import Task
+from janus_jax.processing import Background, Task
 
 _SOURCE = flags.DEFINE_string(
     "source", None, f"kind of input: {', '.join(sorted(SOURCES))}, or MODULE:NAME of your own source", required=True
@@ -61,6 +61,12 @@ _TEXT_UNIT = flags.DEFINE_enum("text_unit", "line", get_args(TextUnit), "for tex
 _INPUT_SPLIT = flags.DEFINE_string(
     "input_split", "train", "split to read: of a TFDS dataset, such as train[:1000], or of a folder with several splits"
 )
+_BACKGROUND = flags.DEFINE_enum(
+    "background",
+    "none",
+    get_args(Background),
+    "what transparent images are blended over; none: alpha is dropped, and transparent pixels show their hidden colors",
+)
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of TFDS datasets (default: TFDS's own)")
 _SHARD_RECORDS = flags.DEFINE_integer(
     "shard_records",
@@ -81,7 +87,7 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "share the work with t
 
 flags.register_validator("max_rejected", lambda share: 0 <= share <= 1, "it must be from 0 to 1")
 cli.flag_group("Input", _SOURCE, _INPUT, _TASK, _INPUT_SPLIT, _IMAGES, _PROMPT, _TEXT_FIELD, _IMAGE_FIELD)
-cli.flag_group("Input", _CLASS_NAMES, _CAPTION_FROM, _TEXT_UNIT, _DATA_DIR)
+cli.flag_group("Input", _CLASS_NAMES, _CAPTION_FROM, _TEXT_UNIT, _DATA_DIR, _BACKGROUND)
 cli.flag_group("Output", _OUTPUT, _SPLIT, _SHARD_RECORDS, _MAX_REJECTED)
 cli.flag_group("Image tokens and latents", _TOKENIZER, _BATCH_SIZE)
 cli.flag_group("Execution", _WORKERS, _BEAM, _DISTRIBUTED)
@@ -128,7 +134,14 @@ def _spec() -> DatasetSpec:
         raise JanusError(f"--images {options.images} is not a folder; give the folder of the image paths.")
     if options.class_names is not None:
         read_class_names(options.class_names)
-    return DatasetSpec(_SOURCE.value, options, Path(_OUTPUT.value), _SPLIT.value, _TOKENIZER.value)
+    return DatasetSpec(
+        source=_SOURCE.value,
+        options=options,
+        output=Path(_OUTPUT.value),
+        split=_SPLIT.value,
+        tokenizer=_TOKENIZER.value,
+        background=cast(Background, _BACKGROUND.value),
+    )
 
 
 def run() -> None:

@@ -1,15 +1,59 @@
 """Generates text a few tokens at a time, so that it can be streamed."""
 
+import functools
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
+from absl import logging
 from jaxtyping import Array, Bool, Int, Key
 
 from janus_jax.batch import Batch
+from janus_jax.errors import JanusError
 from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.sharding import to_host
+
+DEFAULT_NEW_TOKENS = 512
+"""Maximum number of tokens of an answer, if the caller gives none."""
+
+
+def answer_limits(prompt_lengths: Sequence[int], max_new_tokens: int | None, context: int) -> list[int]:
+    """Returns the maximum number of tokens of the answer to each prompt.
+
+    An answer ends where the model's context ends. If that is before `max_new_tokens`, one warning is logged.
+
+    Args:
+      prompt_lengths: Lengths of the prompts in tokens.
+      max_new_tokens: Maximum number of tokens that the caller asks for. None: `DEFAULT_NEW_TOKENS`, without a warning.
+      context: Number of positions of the model.
+
+    Raises:
+      JanusError: `max_new_tokens` is not positive, or a prompt leaves no room for an answer.
+    """
+    wanted = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
+    if not isinstance(wanted, int) or wanted < 1:
+        raise JanusError(f"max_new_tokens is {wanted!r}; it must be a positive whole number.")
+    longest = max(prompt_lengths)
+    if longest >= context:
+        raise JanusError(
+            f"The prompt has {longest} tokens, which leaves no room for an answer in the model's context of {context}; "
+            f"shorten the prompt or the conversation."
+        )
+    if max_new_tokens is not None and longest + wanted > context:
+        _warn_of_shorter_answers(wanted, context)
+    return [min(wanted, context - length) for length in prompt_lengths]
+
+
+@functools.cache
+def _warn_of_shorter_answers(wanted: int, context: int) -> None:
+    # Cached: one warning per process, not one per batch of a benchmark or per turn of a chat.
+    logging.warning(
+        "Prompt and max_new_tokens = %d together exceed the model's context of %d tokens; answers end where the "
+        "context ends.",
+        wanted,
+        context,
+    )
 
 
 def generate_text(

@@ -5,6 +5,7 @@ from janus_jax.processing.images import (
     DamagedImage,
     ImageSource,
     TooManyPixels,
+    decode_image,
     open_image,
     prepare_generation,
     prepare_understanding,
@@ -12,10 +13,12 @@ from janus_jax.processing.images import (
 from janus_jax.processing.processor import Processor, Task, TokenSequence
 from janus_jax.processing.tokenizer import StreamDecoder, Tokenizer
 from janus_jax.processing.tokenizer_training import make_byte_level_tokenizer
+from janus_jax.processing.transparency import Background
 
 __all__ = [
     "TEMPLATES",
     "UNDERSTANDING_SYSTEM_PROMPT",
+    "Background",
     "DamagedImage",
     "ImageSource",
     "Message",
@@ -25,6 +28,7 @@ __all__ = [
     "TokenSequence",
     "Tokenizer",
     "TooManyPixels",
+    "decode_image",
     "make_byte_level_tokenizer",
     "open_image",
     "prepare_generation",

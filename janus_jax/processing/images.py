@@ -9,13 +9,14 @@ import threading
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from janus_jax.errors import JanusError
+from janus_jax.processing.transparency import GRAY, Background, blend, check_background, raw_mode, read_alpha
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image
 """A path, a `data:image/...;base64,` URL, the bytes of a file, or a PIL image."""
@@ -37,9 +38,6 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
-# Gray value around the image in a square: the mean that the models subtract, rounded down.
-_BACKGROUND = 127
-
 _pillow_limit_lock = threading.Lock()
 
 
@@ -51,24 +49,42 @@ class TooManyPixels(JanusError):
     """Raised for an image with more than the maximum number of pixels."""
 
 
-def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS) -> Image.Image:
+class DecodedImage(NamedTuple):
+    """An image as 8-bit RGB, and whether any of its pixels is transparent in the file."""
+
+    image: Image.Image
+    is_transparent: bool
+
+
+def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation. Of an animation, the first frame is read.
 
-    The alpha channel is dropped, not blended. Gray values of more than 8 bits are scaled to 0..255. The range before
-    scaling is 0..65535 for 16-bit values, and for floats the smallest of 0..1, 0..255 and 0..65535 that contains all
-    values. If a value exceeds 65535, the range ends at the maximum of the image.
+    Gray values of more than 8 bits are scaled to 0..255. The range before scaling is 0..65535 for 16-bit values, and
+    for floats the smallest of 0..1, 0..255 and 0..65535 that contains all values. If a value exceeds 65535, the range
+    ends at the maximum of the image.
+
+    Args:
+      source: The image.
+      max_pixels: Maximum number of pixels.
+      background: What is behind transparent pixels, see `Background`.
 
     Raises:
       TooManyPixels: The image has more than `max_pixels` pixels.
       DamagedImage: The file is empty, truncated, corrupt or not an image.
-      JanusError: The file is missing or cannot be opened.
+      JanusError: The file is missing or cannot be opened, or the background is unknown.
     """
+    return decode_image(source, max_pixels, background).image
+
+
+def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> DecodedImage:
+    """Reads an image and whether it is transparent. See `open_image`."""
+    check_background(background)
     name = _name(source)
     try:
         if isinstance(source, Image.Image):
-            return _upright_rgb(source, name, max_pixels)
+            return _upright_rgb(source, name, max_pixels, background)
         with _stream(source, name) as stream, _decode_header(stream, max_pixels) as image:
-            return _upright_rgb(image, name, max_pixels)
+            return _upright_rgb(image, name, max_pixels, background)
     except JanusError:
         raise
     except UnidentifiedImageError:
@@ -94,7 +110,7 @@ def prepare_understanding(
     # Rounds down, as in the training of the released models.
     width, height = (max(int(side / longest * size), min_size) for side in image.size)
     left, top = (size - width) // 2, (size - height) // 2
-    square = np.full((size, size, 3), _BACKGROUND, np.uint8)
+    square = np.full((size, size, 3), GRAY, np.uint8)
     square[top : top + height, left : left + width] = np.asarray(_resize(image, width, height))
     return square
 
@@ -191,7 +207,7 @@ def _pillow_limit(max_pixels: int) -> Iterator[None]:
             Image.MAX_IMAGE_PIXELS = before
 
 
-def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
+def _upright_rgb(image: Image.Image, name: str, max_pixels: int, background: Background) -> DecodedImage:
     width, height = image.size
     if not width * height:
         raise DamagedImage(f"{name} has no pixels: its size is {width} x {height}.")
@@ -199,13 +215,21 @@ def _upright_rgb(image: Image.Image, name: str, max_pixels: int) -> Image.Image:
         raise TooManyPixels(
             f"{name} has {width} x {height} pixels, more than the maximum of {max_pixels}; make it smaller."
         )
+    encoding = raw_mode(image)  # Unknown after load().
     image.load()
     orientation = _orientation(image)
+    alpha = read_alpha(image, encoding)
     if image.mode.startswith("I") or image.mode == "F":
         image = Image.fromarray(_to_8_bits(np.asarray(image)))
+    if image.mode == "P" and isinstance(image.info.get("transparency"), bytes):
+        image = image.convert("RGBA")  # Pillow prints a warning if such a palette is converted to RGB directly.
     if image.mode != "RGB":
         image = image.convert("RGB")
-    return image.transpose(_TRANSPOSITIONS[orientation]) if orientation in _TRANSPOSITIONS else image
+    if alpha is not None:
+        image = blend(image, alpha, background)
+    if orientation in _TRANSPOSITIONS:
+        image = image.transpose(_TRANSPOSITIONS[orientation])
+    return DecodedImage(image, alpha is not None)
 
 
 def _orientation(image: Image.Image) -> Any:

@@ -22,6 +22,7 @@ from janus_jax.processing.conversation import (
 )
 from janus_jax.processing.images import ImageSource, open_image, prepare_generation, prepare_understanding
 from janus_jax.processing.tokenizer import BEGIN_OF_IMAGE, IMAGE_PLACEHOLDER, Tokenizer
+from janus_jax.processing.transparency import Background
 
 IMAGE_MEAN = 0.5
 """Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
@@ -125,6 +126,7 @@ class Processor:
         messages: Sequence[Message],
         images: Sequence[ImageSource] | None = None,
         system_prompt: str | None = None,
+        background: Background = "none",
     ) -> TokenSequence:
         """Tokenizes a conversation with any number of images. The task of a conversation without images is text.
 
@@ -134,6 +136,7 @@ class Processor:
           messages: The messages. If the last one is the user's, the sequence is a prompt for the model's answer.
           images: Images in the order of their placeholders, if the messages contain no images.
           system_prompt: Replaces the processor's system prompt. "" removes it.
+          background: What is behind the transparent pixels of an image, see `Background`.
 
         Raises:
           JanusError: The numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
@@ -155,14 +158,13 @@ class Processor:
         for start, end in answers:
             is_answer |= (starts < end) & (ends > start)
         tokens, is_answer, und_patch_index = self._expand_images(tokens, is_answer & ~is_image, is_image)
+        opened = (open_image(source, background=background) for source in sources)
         return self._sequence(
             Task.UNDERSTANDING if sources else Task.TEXT,
             tokens,
             is_answer,
             und_patch_index=und_patch_index,
-            und_images=[
-                prepare_understanding(open_image(source), self.und_image_size, self.min_side) for source in sources
-            ],
+            und_images=[prepare_understanding(image, self.und_image_size, self.min_side) for image in opened],
         )
 
     def text_sequence(self, text: str) -> TokenSequence:
@@ -182,6 +184,8 @@ class Processor:
         image: ImageSource | None,
         rng: np.random.Generator | None = None,
         end_of_image: bool = False,
+        *,
+        background: Background = "none",
     ) -> TokenSequence:
         """Tokenizes a prompt and its target image, for training.
 
@@ -190,11 +194,13 @@ class Processor:
           image: The image. None if its image tokens are precomputed.
           rng: Samples the position of the crop. None: the center.
           end_of_image: Whether end-of-image follows the image. The papers end the sequence with the image.
+          background: What is behind the transparent pixels of the image, see `Background`.
 
         Raises:
           JanusError: The image is unreadable.
         """
         start = self.generation_prompt(prompt).tokens
+        opened = [] if image is None else [open_image(image, background=background)]
         special = self.tokenizer.special
         tokens = np.array(
             [*start, *[special.image_placeholder] * self.num_gen_tokens, *[special.end_of_image] * end_of_image],
@@ -207,7 +213,7 @@ class Processor:
             tokens,
             np.zeros(len(tokens), bool),
             gen_token_index=gen_token_index,
-            gen_images=[] if image is None else [prepare_generation(open_image(image), self.gen_image_size, rng)],
+            gen_images=[prepare_generation(one, self.gen_image_size, rng) for one in opened],
         )
 
     def unconditional_sequence(self, sequence: TokenSequence) -> TokenSequence:

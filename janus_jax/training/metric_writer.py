@@ -155,11 +155,11 @@ class _MetricLines:
 def _remove_later_steps(path: Path, start_step: int) -> None:
     """Removes the lines of later steps and an incomplete last line."""
     kept = []
-    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").split("\n"):
         with contextlib.suppress(ValueError, TypeError, KeyError):
             if json.loads(line)["step"] <= start_step:
                 kept.append(line)
-    write_bytes(path, "".join(kept).encode())
+    write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
 
 class _Events:

@@ -122,6 +122,11 @@ def test_one_message_lists_all_mismatches_with_the_nearest_names(tmp_path):
         (lambda c: c["language_config"].update(attention_bias=True), "attention_bias is True"),
         (lambda c: c["language_config"].update(rope_scaling={"type": "linear", "factor": 2}), "rotary"),
         (lambda c: c.update(language_config=3), "language_config is 3"),
+        (
+            lambda c: c.pop("language_config"),
+            r"language_config is missing \(its fields are .*vision_config",
+        ),
+        (lambda c: c.update(language_config=None), "config.json: language_config is missing"),
         (lambda c: c.update(model_type="flamingo"), "model_type 'flamingo'"),
         (lambda c: c["language_config"].update(num_hidden_layers=1 << 31), "config.json: LlamaConfig.depth"),
         (lambda c: c["language_config"].update(num_hidden_layers=10**30), "config.json: LlamaConfig.depth"),
@@ -139,6 +144,13 @@ def test_a_config_of_another_network_is_refused_by_field(tmp_path, change, messa
     folder = save_released(tmp_path / "Janus-Pro")
     change_config(folder, change)
     with pytest.raises(JanusError, match=message):
+        open_checkpoint(folder)
+
+
+def test_a_missing_text_config_is_named(tmp_path):
+    folder = save_transformers(tmp_path / "Janus-Pro")
+    change_config(folder, lambda content: content.pop("text_config"))
+    with pytest.raises(JanusError, match=r"config\.json: text_config is missing"):
         open_checkpoint(folder)
 
 

@@ -89,6 +89,7 @@ def changed(folder, target, change):
         (lambda c: c["vision_gen_enc_config"]["params"].update(layers_in_middle=3), "missing"),
         (lambda c: c["vision_gen_enc_config"]["params"].update(layers_in_middle=0), "encoder_depth is 0"),
         (lambda c: c["language_config"].update(num_hidden_layers=1 << 31), "LlamaConfig.depth"),
+        (lambda c: c.pop("language_config"), "config.json: language_config is missing"),
     ],
 )
 def test_a_config_of_another_network_is_refused_by_field(released_flow, tmp_path, change, message):

@@ -135,6 +135,22 @@ def test_a_folder_without_weights_is_refused_with_the_expected_names(tmp_path):
         open_tensors(tmp_path)
 
 
+@pytest.mark.parametrize("folder", ["", "stage_2", "stage_2/checkpoints", "stage_2/checkpoints/40/state"])
+def test_a_training_run_is_refused_with_the_command_that_exports_it(tmp_path, folder):
+    run = tmp_path / "run"
+    (run / "stage_2" / "checkpoints" / "40" / "state").mkdir(parents=True)
+    with pytest.raises(JanusError, match=f"export the model with janus-export --workdir {run} --out MODEL"):
+        open_tensors(run / folder)
+
+
+def test_a_run_of_an_image_tokenizer_is_refused_with_its_result(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "tokenizer").mkdir()
+    (tmp_path / "tokenizer" / "config.json").touch()
+    with pytest.raises(JanusError, match=f"not of an image tokenizer; give {tmp_path / 'tokenizer'}"):
+        open_tensors(tmp_path)
+
+
 def test_several_files_without_an_index_are_refused(tmp_path):
     for name in ("x", "y"):
         (save(tmp_path / name, TENSORS) / "model.safetensors").rename(tmp_path / f"{name}.safetensors")

@@ -39,8 +39,10 @@ def spoiled(checkpoint, photo, tmp_path):
     truncated.write_bytes(truncated.read_bytes()[:-1000])
     (tmp_path / "half.jpg").write_bytes(photo.read_bytes()[:700])
     (tmp_path / "text.png").write_text("no picture")
+    (tmp_path / "utf_16.txt").write_text("the sea", encoding="utf-16")
     (tmp_path / "blank.txt").write_text("\n  \n")
     (tmp_path / "taken").write_text("a file")
+    (tmp_path / "run" / "stage_1" / "checkpoints" / "4").mkdir(parents=True)
     return tmp_path
 
 

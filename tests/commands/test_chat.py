@@ -1,11 +1,13 @@
 import json
+import re
+import shlex
 
 import pytest
 from PIL import Image
 
 from janus_jax import load
 from janus_jax.commands import chat_repl
-from janus_jax.commands.chat_repl import Conversation, question
+from janus_jax.commands.chat_repl import Conversation, question, typed_paths
 from janus_jax.errors import JanusError
 from tests.commands.conftest import run
 
@@ -44,6 +46,80 @@ def test_question_has_a_placeholder_line_per_image():
     message = question("What changed?", ["before.png", "after.png"])
     assert message["content"] == "<image_placeholder>\n<image_placeholder>\nWhat changed?"
     assert message["images"] == ["before.png", "after.png"]
+
+
+def test_placeholders_in_the_text_stand_for_the_images():
+    text = "Is <image_placeholder> older than <image_placeholder>?"
+    assert question(text, ["a.png", "b.png"]) == {"role": "user", "content": text, "images": ["a.png", "b.png"]}
+
+
+@pytest.mark.parametrize("images", [[], ["a.png"], ["a.png", "b.png", "c.png"]])
+def test_wrong_number_of_placeholders_is_reported(images):
+    with pytest.raises(JanusError, match=f"contains 2 <image_placeholder>, but {len(images)} images are given"):
+        question("Compare <image_placeholder> and <image_placeholder>.", images)
+
+
+def test_images_stay_attached_if_the_placeholders_are_wrong(capsys, photo):
+    lines = [f"/image {photo}", "<image_placeholder><image_placeholder> What?", "<image_placeholder> What is it?"]
+    fake = FakeModel()
+    shown = chat(lines, Conversation(fake), capsys)
+    assert "contains 2 <image_placeholder>, but 1 images are given" in shown
+    ((messages, _),) = fake.asked
+    assert [message["content"] for message in messages] == ["<image_placeholder> What is it?"]
+    assert len(messages[0]["images"]) == 1
+
+
+NAME = "Mein Ürlaub (1) it's 100% #2.png"
+DROPPED = {
+    "as it is": lambda path: str(path),
+    "with backslashes": lambda path: re.sub(r"([^\w/.])", r"\\\1", str(path)),
+    "in single quotes": lambda path: shlex.quote(str(path)),
+    "in double quotes": lambda path: f'"{path}"',
+    "as a URL": lambda path: path.as_uri(),
+    "as a URL with a host": lambda path: path.as_uri().replace("file://", "file://my-computer"),
+    "as a URL in quotes": lambda path: f"'{path.as_uri()}'",
+    "in the home folder": lambda path: f"~/{path.name}",
+    "with spaces around it": lambda path: f"  {shlex.quote(str(path))}  ",
+}
+
+
+@pytest.mark.parametrize("kind", DROPPED)
+def test_typed_and_dropped_paths_are_read(tmp_path, monkeypatch, kind):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    path = tmp_path / NAME
+    path.touch()
+    assert typed_paths(DROPPED[kind](path)) == [str(path)]
+
+
+@pytest.mark.parametrize("name", ["it's.png", "a\\ b.png", "'quoted'.png", "two  spaces.png", "file.png"])
+def test_existing_name_is_taken_as_it_is(tmp_path, monkeypatch, name):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / name).touch()
+    assert typed_paths(name) == [name]
+
+
+def test_several_dropped_files_are_several_paths(tmp_path):
+    paths = [tmp_path / name for name in ("a b.png", "c.png")]
+    for path in paths:
+        path.touch()
+    assert typed_paths(" ".join(shlex.quote(str(path)) for path in paths)) == list(map(str, paths))
+    # A missing file: the text is one name with spaces, which the message will show.
+    assert typed_paths(f"{paths[1]} missing.png") == [f"{paths[1]} missing.png"]
+
+
+def test_files_dropped_without_a_command_are_added(capsys, photo):
+    fake = FakeModel()
+    shown = chat([f"'{photo}'", str(photo), photo.as_uri(), "/etc/nothing.png", "What?"], Conversation(fake), capsys)
+    assert shown.count("is added to your next message") == 3
+    assert "turn 1, 3 images" in shown
+    assert shown.count("/image FILE") == 1
+
+
+def test_transparent_images_are_blended(tmp_path):
+    path = tmp_path / "clear.png"
+    Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(path)
+    assert Conversation(FakeModel()).add_image(str(path)).getpixel((0, 0)) == (255, 0, 0)
+    assert Conversation(FakeModel(), background="white").add_image(str(path)).getpixel((0, 0)) == (255, 255, 255)
 
 
 def test_later_questions_include_earlier_turns_and_images(capsys, photo):
@@ -131,6 +207,10 @@ USER_ERRORS = {
     "a truncated image": (["--image=half.jpg"], "half.jpg cannot be read as an image"),
     "an image that is text": (["--image=text.png"], "text.png is not an image"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
+    "a placeholder without an image": (["--prompt=<image_placeholder> What?"], "contains 1 <image_placeholder>, but 0"),
+    "a prompt longer than the context": ([f"--prompt={'long ' * 2000}"], "leaves no room for an answer"),
+    "an unknown background": (["--background=black"], "--background=black"),
+    "the workdir of a training run": (["--model=run"], "janus-export --workdir run --out MODEL"),
     "a negative length": (["--max_new_tokens=-5"], "--max_new_tokens=-5"),
     "a negative temperature": (["--temperature=-1"], "--temperature=-1"),
     "a temperature that is not a number": (["--temperature=nan"], "--temperature=nan"),

@@ -39,15 +39,17 @@ class TestConversations:
         {"image": "2.jpg", "conversations": turns("What is it?", "A mat.")},
     )
 
-    @pytest.fixture(params=["array", "indented array", "lines", "lines behind a byte order mark"])
+    @pytest.fixture(
+        params=["array", "indented array", "array behind a byte order mark", "lines", "lines behind a byte order mark"]
+    )
     def file(self, request, workspace):
-        if request.param.startswith("lines"):
-            path = json_lines(workspace / "chat.json", self.SAMPLES)
-            path.write_bytes(b"\xef\xbb\xbf" * ("mark" in request.param) + path.read_bytes())
-            return path
         path = workspace / "chat.json"
-        indent = 2 if "indented" in request.param else None
-        path.write_text(json.dumps(self.SAMPLES, indent=indent, ensure_ascii=False), encoding="utf-8")
+        if request.param.startswith("lines"):
+            json_lines(path, self.SAMPLES)
+        else:
+            indent = 2 if "indented" in request.param else None
+            path.write_text(json.dumps(self.SAMPLES, indent=indent, ensure_ascii=False), encoding="utf-8")
+        path.write_bytes(b"\xef\xbb\xbf" * ("mark" in request.param) + path.read_bytes())
         return path
 
     @pytest.mark.parametrize("shard_records", [1, 3, 100])

@@ -85,6 +85,12 @@ VQA_ANNOTATIONS = [
     (43000, "yes/no", ["yes"] * 10),
 ]
 
+POPE_ANSWERS = {
+    "random": ["Yes", "No", "Yes.", "No."],
+    "popular": ["Yes", "Yes", "No", "No"],
+    "adversarial": ["Yes"] * 4,
+}
+
 CASES = {
     "GQA ignores case and a final full stop": Case(
         "gqa",
@@ -127,24 +133,32 @@ CASES = {
         },
         f"Is there a cat 1?{SHORT_ANSWER}",
         [f"val2014/COCO_val2014_{n:012}.jpg" for n in (1, 2, 3, 4)] * 3,
-        ["Yes", "No", "Yes.", "No.", "Yes", "Yes", "No", "No", *["Yes"] * 4],
+        [text for texts in POPE_ANSWERS.values() for text in texts],
         pope_scores("random", 100, 100, 100, 100, 50)
         | pope_scores("popular", 50, 50, 50, 50, 50)
         | pope_scores("adversarial", 200 / 3, 50, 50, 100, 100)
         | pope_scores("mean", 650 / 9, 200 / 3, 200 / 3, 250 / 3, 200 / 3),
         {
-            f"coco_pope_{split}.jsonl": [{"question_id": n, "text": text} for n, text in enumerate(texts, 1)]
-            for split, texts in zip(
-                SPLITS, (["Yes", "No", "Yes.", "No."], ["Yes", "Yes", "No", "No"], ["Yes"] * 4), strict=True
-            )
+            f"coco_pope_{split}.jsonl": [
+                {"question_id": n, "answer": text, "text": text} for n, text in enumerate(texts, 1)
+            ]
+            for split, texts in POPE_ANSWERS.items()
+        }
+        | {
+            "llava_pope.jsonl": [
+                {"question_id": f"{split}/{n}", "category": split, "text": text}
+                for split, texts in POPE_ANSWERS.items()
+                for n, text in enumerate(texts, 1)
+            ]
         },
     ),
-    "SEED-Bench omits videos": Case(
+    # The official file contains the id 49914 twice, for two questions.
+    "SEED-Bench omits videos and keeps questions with equal ids": Case(
         "seed",
         seed_files(
-            seed_entry(1, 5, "A"),
+            seed_entry(1, 5, "A", question_id="49914"),
             seed_entry(2, 5, "D"),
-            seed_entry(3, 1, "B"),
+            seed_entry(3, 1, "B", question_id="49914"),
             seed_entry(4, 10, "C", data_type="video"),
         ),
         "How many 1?\nA. One\nB. Two\nC. Three\nD. 4\n\n"
@@ -154,9 +168,9 @@ CASES = {
         {"accuracy": 200 / 3, "Instances Counting.accuracy": 50, "Scene Understanding.accuracy": 100},
         {
             "seed_image.jsonl": [
-                {"question_id": "101661", "prediction": "A"},
+                {"question_id": "49914", "prediction": "A"},
                 {"question_id": "101662", "prediction": ""},
-                {"question_id": "101663", "prediction": "B"},
+                {"question_id": "49914", "prediction": "B"},
             ]
         },
     ),

@@ -78,13 +78,13 @@ def test_other_models_and_partial_runs_are_not_compared(model, compare):
 
 
 def test_options_have_defaults_and_allowed_values():
-    benchmark = find_benchmark("mmbench")
-    assert benchmark.resolve_options({}) == {"circular": "false"}
-    assert benchmark.resolve_options({"circular": "true"}) == {"circular": "true"}
-    with pytest.raises(JanusError, match=r"mmbench has no option 'round'; its options are circular"):
+    benchmark = find_benchmark("mmmu")
+    assert benchmark.resolve_options({}) == {"prompt": "authors"}
+    assert benchmark.resolve_options({"prompt": "official"}) == {"prompt": "official"}
+    with pytest.raises(JanusError, match=r"mmmu has no option 'round'; its options are prompt"):
         benchmark.resolve_options({"round": "true"})
-    with pytest.raises(JanusError, match=r"option circular is 'yes'; it must be false\|true"):
-        benchmark.resolve_options({"circular": "yes"})
+    with pytest.raises(JanusError, match=r"option prompt is 'yes'; it must be authors\|official"):
+        benchmark.resolve_options({"prompt": "yes"})
 
 
 def test_published_scores_are_arranged_by_model():

@@ -287,6 +287,20 @@ def test_answers_do_not_depend_on_batch_size_or_mesh(tmp_path):
     assert len(set(first.values())) > 1
 
 
+def test_answers_end_where_the_context_ends():
+    model = tiny.pretrained()
+    questions = [
+        Question(id=text, messages=[{"role": "user", "content": text}], max_new_tokens=1024)
+        for text in ("Two?", "And?")
+    ]
+    lengths = {q.id: len(model.processor.understanding_sequence(q.messages, system_prompt="")) for q in questions}
+    context = max(lengths.values()) + 4
+    (answers,) = answer_questions(tiny.with_context(model, context), questions, 2)
+    assert answers == {
+        q.id: model.chat(q.messages, max_new_tokens=context - lengths[q.id], system_prompt="") for q in questions
+    }
+
+
 def test_a_limit_keeps_whole_groups_and_depends_on_the_seed():
     items = [Question(id=f"{n}/{k}", messages=[], group=str(n)) for n in range(20) for k in range(2)]
     kept = limit_items(items, 9, seed=3)

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from janus_jax.config import Execution
-from janus_jax.generation import decode
+from janus_jax.generation import decode, text
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
-from janus_jax.generation.text import generate_text
+from janus_jax.generation.text import DEFAULT_NEW_TOKENS, answer_limits, generate_text
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
 from tests import tiny
@@ -116,3 +116,20 @@ def test_other_prompt_and_length_compile_nothing():
     sizes = decode.prefill._cache_size(), decode.decode._cache_size()
     generate([("Two birds",)], length=192, count=7)
     assert (decode.prefill._cache_size(), decode.decode._cache_size()) == sizes
+
+
+def test_limits_of_answers():
+    assert answer_limits([100], None, 4096) == [DEFAULT_NEW_TOKENS]
+    assert answer_limits([100, 4000], 200, 4096) == [200, 96]
+    assert answer_limits([100, 4095], None, 4096) == [DEFAULT_NEW_TOKENS, 1]
+
+
+def test_one_warning_if_a_given_limit_exceeds_the_context(caplog):
+    text._warn_of_shorter_answers.cache_clear()
+    answer_limits([100], None, 512)
+    answer_limits([100], 412, 512)
+    assert not caplog.records
+    answer_limits([100], 413, 512)
+    answer_limits([200], 413, 512)
+    (record,) = caplog.records
+    assert "max_new_tokens = 413 together exceed the model's context of 512 tokens" in record.getMessage()

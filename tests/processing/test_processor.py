@@ -114,6 +114,15 @@ class TestUnderstandingSequence:
             processor.understanding_sequence(messages, images)
 
 
+def test_transparent_images_are_blended_over_the_background(processor):
+    clear = Image.new("RGBA", (20, 20), (255, 0, 0, 0))
+    for background, color in (("none", (255, 0, 0)), ("white", (255, 255, 255)), ("grey", (127, 127, 127))):
+        asked = processor.understanding_sequence([user(WITH_IMAGE, clear)], background=background)
+        made = processor.generation_sequence("a square", clear, background=background)
+        for pixels in (asked.und_images, made.gen_images):
+            assert (pixels == color).all()
+
+
 class TestGenerationSequence:
     def test_prompt_ends_with_begin_of_image(self, processor):
         sequence = processor.generation_prompt("  a red square ")

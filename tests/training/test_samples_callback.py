@@ -136,12 +136,16 @@ def test_non_finite_logits_do_not_end_the_run(photo, tmp_path):
     assert "step 1: no samples: The logits are NaN" in stream.getvalue()
 
 
+def test_answers_may_have_more_tokens_than_the_context_leaves(photo, tmp_path):
+    GenerateSamples(recipe_with_samples(photo, max_new_tokens=100_000), tiny.processor(), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
         ({"questions": (("photo.png", " "),)}, "config.samples.questions has ('photo.png', ' '); each must be a pair"),
         ({"questions": ("What is it?",)}, "config.samples.questions has 'What is it?'; each must be a pair"),
-        ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, has"),
+        ({"questions": (("", "What? " * 1000),)}, "config.samples.questions, number 1, cannot be used: The prompt has"),
         ({"prompts": ("boat " * 1000,)}, "config.samples.prompts, number 1, has"),
         ({"temperature": -1.0}, "config.samples.temperature is -1.0"),
     ],

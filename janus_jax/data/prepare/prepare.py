@@ -10,6 +10,7 @@ from janus_jax.data.prepare.beam import write_shards_with_beam
 from janus_jax.data.prepare.parallel import write_shards
 from janus_jax.data.prepare.shard_writer import DatasetSpec, ShardWriter, Summary, open_shard_writer
 from janus_jax.distributed import Cluster
+from janus_jax.errors import JanusError
 from janus_jax.progress import count_bar
 from janus_jax.storage import exclusive_lock
 
@@ -62,10 +63,16 @@ def prepare(
         writer = cluster.run_on_all(lambda: claimed or open_shard_writer(spec))
         if writer.summary is not None:
             return writer.summary if cluster.is_primary else None
-        cluster.run_on_all(lambda: _write_shards(writer, cluster, options))
-        if make_encoder is not None:
-            cluster.run_on_all(lambda: _encode_images(writer, cluster, make_encoder, options.batch_size))
-        return cluster.run_on_all(lambda: writer.finish(options.max_rejected) if cluster.is_primary else None)
+        try:
+            cluster.run_on_all(lambda: _write_shards(writer, cluster, options))
+            if make_encoder is not None:
+                cluster.run_on_all(lambda: _encode_images(writer, cluster, make_encoder, options.batch_size))
+            return cluster.run_on_all(lambda: writer.finish(options.max_rejected) if cluster.is_primary else None)
+        except JanusError:
+            # All processes have stopped writing. Without records there is nothing that a later run could continue.
+            if cluster.is_primary and not writer.finished_stats().records:
+                writer.release_output()
+            raise
 
 
 def _claim(spec: DatasetSpec, stack: contextlib.ExitStack) -> ShardWriter:

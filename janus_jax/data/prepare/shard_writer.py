@@ -24,14 +24,14 @@ from typing import Any
 
 from tqdm import tqdm
 
-from janus_jax.data.prepare.validation import validate
+from janus_jax.data.prepare.validation import ValidRecord, validate
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.shards import read_shard, shard_path, write_metadata, write_shard
 from janus_jax.data.sources import Entry, Part, SourceOptions, get_source
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error, read_json, reading
-from janus_jax.processing import Task
+from janus_jax.processing import Background, Task
 from janus_jax.storage import write_bytes
 
 SUMMARY = "preparation.json"
@@ -61,6 +61,7 @@ class DatasetSpec:
       output: Folder of the dataset.
       split: Name of the split to write.
       tokenizer: Name of the checkpoint that precomputes image tokens or latents, or None.
+      background: What transparent images are blended over, see `Background`.
     """
 
     source: str
@@ -68,6 +69,7 @@ class DatasetSpec:
     output: Path
     split: str = "train"
     tokenizer: str | None = None
+    background: Background = "none"
 
     def __post_init__(self) -> None:
         task = self.options.task
@@ -89,15 +91,22 @@ class DatasetSpec:
 
 @dataclass(frozen=True)
 class ShardStats:
-    """Counts of one or more shards: records, bytes, records by task, rejected entries by reason, unused fields by name.
+    """Counts of one or more shards.
 
-    A field of the input is unused in a record that was made without it.
+    Attributes:
+      records: Records.
+      bytes: Bytes of the shards.
+      tasks: Records by task.
+      rejected: Rejected entries by reason.
+      transparent_images: Images of the records that have transparent pixels in the input.
+      unused: Records that were made without a field of the input, by field.
     """
 
     records: int = 0
     bytes: int = 0
     tasks: Mapping[str, int] = field(default_factory=dict)
     rejected: Mapping[str, int] = field(default_factory=dict)
+    transparent_images: int = 0
     unused: Mapping[str, int] = field(default_factory=dict)
 
     @property
@@ -114,6 +123,7 @@ class ShardStats:
             self.bytes + other.bytes,
             dict(Counter(self.tasks) + Counter(other.tasks)),
             dict(Counter(self.rejected) + Counter(other.rejected)),
+            self.transparent_images + other.transparent_images,
             dict(Counter(self.unused) + Counter(other.unused)),
         )
 
@@ -126,14 +136,20 @@ class Summary:
     split: str
     shards: int
     total: ShardStats
+    background: Background = "none"
 
     def __str__(self) -> str:
         total = self.total
+        transparent: list[tuple[str, object]] = [
+            ("transparent images", total.transparent_images),
+            ("  background", self.background),
+        ]
         rows: list[tuple[str, object]] = [
             ("split", self.split),
             ("shards", self.shards),
             ("records", total.records),
             *((f"  {task}", count) for task, count in sorted(total.tasks.items())),
+            *(transparent if total.transparent_images else ()),
             ("size", tqdm.format_sizeof(total.bytes, "B")),
             ("rejected", f"{total.num_rejected} ({total.num_rejected / max(1, total.entries):.2%})"),
             *((f"  {reason}", count) for reason, count in sorted(total.rejected.items())),
@@ -189,6 +205,7 @@ class ShardWriter:
         part = self.parts[index]
         rejected: Counter[str] = Counter()
         tasks: Counter[str] = Counter()
+        transparent_images = 0
         unused: Counter[str] = Counter()
         quarantine: list[str] = []
 
@@ -198,17 +215,19 @@ class ShardWriter:
             on_entry(False)
 
         def records() -> Iterator[Record]:
+            nonlocal transparent_images
             key = part.name
             try:
                 for entry in part.entries():
                     key = entry.key
                     try:
-                        record = _make_record(entry)
+                        record, transparent = _make_record(entry, self.spec.background)
                     except RejectedRecord as error:
                         reject(key, error)
                     else:
                         yield record
                         tasks[record.task.value] += 1
+                        transparent_images += transparent
                         unused.update(name if len(unused) < _MAX_UNUSED else "others" for name in record.unused)
                         on_entry(True)
             except RejectedRecord as error:
@@ -219,7 +238,7 @@ class ShardWriter:
         finally:
             # Also if writing fails, because the rejections may explain why.
             _write_lines(self._quarantine_file(index), quarantine)
-        self._write_stats(index, ShardStats(count, size, tasks, rejected, unused))
+        self._write_stats(index, ShardStats(count, size, tasks, rejected, transparent_images, unused))
 
     def without_image_tokens(self) -> list[int]:
         """Returns the indices of the finished shards to which `add_image_tokens` has not added image tokens."""
@@ -239,14 +258,22 @@ class ShardWriter:
         """
         if rejected <= max_rejected * entries:
             return
-        lines = list(self._quarantine_lines())
-        reasons = Counter(line["reason"] for line in lines).most_common(3)
-        counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "reasons unknown"
-        example = f" (such as {lines[0]['key']}: {lines[0]['message'].rstrip('.')})" if lines else ""
+        state = "Finished shards are kept." if self.finished_stats().records else self._quarantine_note()
         raise JanusError(
-            f"{rejected} of {entries} records were rejected, {counts}{example}, and --max_rejected is "
-            f"{max_rejected:g}; fix the input or the flags, or raise the limit. Finished shards are kept."
+            f"{self._describe_rejections(entries, rejected)}, and --max_rejected is {max_rejected:g}; fix the input or "
+            f"the flags, or raise the limit. {state}"
         )
+
+    def release_output(self) -> None:
+        """Removes all shards and the scratch folder, so that the output folder can be used with other options.
+
+        Keeps the list of rejected records.
+        """
+        if lines := list(map(json.dumps, self._quarantine_lines())):
+            _write_lines(self.spec.output / QUARANTINE, lines)
+        for index in range(len(self.parts)):
+            self.shard(index).unlink(missing_ok=True)
+        _remove_scratch(self.spec)
 
     def finish(self, max_rejected: float) -> Summary:
         """Writes the metadata, which completes the dataset, and removes the scratch folder. Returns the counts.
@@ -260,6 +287,12 @@ class ShardWriter:
         if spec.tokenizer is not None and self.without_image_tokens():
             raise JanusError(f"{spec.output} has shards without image tokens; run the same command again.")
         self.check_rejected(total.entries, total.num_rejected, max_rejected)
+        if not total.records and total.num_rejected:
+            raise JanusError(
+                f"--input {' '.join(spec.options.inputs)} has no records that can be used: "
+                f"{self._describe_rejections(total.entries, total.num_rejected)}; fix the input or the flags. "
+                f"{self._quarantine_note()}"
+            )
         if not total.records:
             raise _no_records(spec)
         _write_lines(spec.output / QUARANTINE, map(json.dumps, self._quarantine_lines()))
@@ -267,7 +300,17 @@ class ShardWriter:
         content = {"job": _fingerprint(spec, self.parts), "shards": shards, "total": vars(total)}
         _write_lines(spec.output / SUMMARY, [json.dumps(content, indent=2, sort_keys=True)])
         _remove_scratch(spec)
-        return Summary(spec.output, spec.split, shards, total)
+        return Summary(spec.output, spec.split, shards, total, spec.background)
+
+    def _describe_rejections(self, entries: int, rejected: int) -> str:
+        lines = list(self._quarantine_lines())
+        reasons = Counter(line["reason"] for line in lines).most_common(3)
+        counts = ", ".join(f"{reason} {count}" for reason, count in reasons) or "reasons unknown"
+        example = f" (such as {lines[0]['key']}: {lines[0]['message'].rstrip('.')})" if lines else ""
+        return f"{rejected} of {entries} records were rejected, {counts}{example}"
+
+    def _quarantine_note(self) -> str:
+        return f"{self.spec.output / QUARANTINE} lists them, and the folder can be used again."
 
     def _stats_file(self, index: int) -> Path:
         return self.spec.scratch / f"{index:05}.json"
@@ -284,14 +327,15 @@ class ShardWriter:
     def _quarantine_lines(self) -> Iterator[dict[str, Any]]:
         for path in map(self._quarantine_file, range(len(self.parts))):
             if path.exists():
-                yield from map(json.loads, path.read_text(encoding="utf-8").splitlines())
+                yield from map(json.loads, path.read_text(encoding="utf-8").split("\n")[:-1])
 
 
 def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lambda count: None) -> ShardWriter:
     """Splits the source into parts and opens the output folder, or creates it.
 
     Args:
-      spec: The dataset. Its output folder must be new, empty, or from the same spec.
+      spec: The dataset. Its output folder must be new, empty, or from the same spec. It may contain the list of
+        rejected records of a run that accepted none.
       on_part: Called with the number of parts so far, because splitting large tables takes a while.
 
     Raises:
@@ -303,8 +347,10 @@ def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lamb
             if not output.is_dir():
                 raise JanusError(f"--output {output} is not a folder; give another.")
             names = {path.name for path in output.iterdir()}
-            if names and not names & {SUMMARY, _SCRATCH}:
-                raise JanusError(f"--output {output} contains other files ({min(names)}); give an empty or new folder.")
+            if (others := names - {QUARANTINE}) and not names & {SUMMARY, _SCRATCH}:
+                raise JanusError(
+                    f"--output {output} contains other files ({min(others)}); give an empty or new folder."
+                )
     found: list[Part] = []
     for part in get_source(spec.source).parts(spec.options):
         found.append(part)
@@ -318,13 +364,15 @@ def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lamb
         content = read_json(summary_file)
         _check_fingerprint(spec.output, content["job"], fingerprint)
         _remove_scratch(spec)
-        summary = Summary(spec.output, spec.split, content["shards"], ShardStats(**content["total"]))
+        total = ShardStats(**content["total"])
+        summary = Summary(spec.output, spec.split, content["shards"], total, spec.background)
         return ShardWriter(spec, parts, summary)
     with reading(spec.output, "give another --output"):
         spec.scratch.mkdir(parents=True, exist_ok=True)
     if spec_file.exists():
         _check_fingerprint(spec.output, read_json(spec_file), fingerprint)
     else:
+        (spec.output / QUARANTINE).unlink(missing_ok=True)  # Of an earlier run that accepted no record.
         _write_lines(spec_file, [json.dumps(fingerprint)])
     return ShardWriter(spec, parts)
 
@@ -357,20 +405,19 @@ def _fingerprint(spec: DatasetSpec, parts: tuple[Part, ...]) -> Mapping[str, Any
         "task": spec.options.task.value,
         "split": spec.split,
         "tokenizer": spec.tokenizer,
+        "background": spec.background,
         "content": content.hexdigest(),
     }
     return json.loads(json.dumps(values))
 
 
-def _make_record(entry: Entry) -> Record:
+def _make_record(entry: Entry, background: Background) -> ValidRecord:
     try:
-        record = entry.make()
-        validate(record)
+        return validate(entry.make(), background)
     # Any error that a value of the input can cause rejects only this record.
     except PARSE_ERRORS as error:
         message = str(error) if isinstance(error, JanusError) else describe_error(error)
         raise RejectedRecord(RejectReason.MALFORMED, message) from None
-    return record
 
 
 def _write_lines(path: Path, lines: Iterable[str]) -> None:

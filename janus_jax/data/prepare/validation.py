@@ -1,11 +1,16 @@
-"""Checks records before they are written."""
+"""Checks records before they are written, and blends their transparent images over a background."""
 
+import dataclasses
+import io
 from collections.abc import Sequence
+from typing import NamedTuple
+
+from PIL import Image
 
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.processing import TEMPLATES, Task, TooManyPixels, open_image
+from janus_jax.processing import TEMPLATES, Background, Task, TooManyPixels, decode_image
 from janus_jax.processing.tokenizer import BEGIN_OF_GENERATION, IMAGE_PLACEHOLDER, REQUIRED_TOKENS
 
 MAX_CHARACTERS = 2**22
@@ -16,8 +21,25 @@ MAX_IMAGES = 64
 _SPECIAL_TOKENS = (*REQUIRED_TOKENS, BEGIN_OF_GENERATION)
 
 
-def validate(record: Record) -> None:
+class ValidRecord(NamedTuple):
+    """A record to write.
+
+    Attributes:
+      record: The record.
+      transparent_images: Number of its images that have transparent pixels in the input.
+    """
+
+    record: Record
+    transparent_images: int
+
+
+def validate(record: Record, background: Background = "none") -> ValidRecord:
     """Checks a record against its task and decodes its images completely.
+
+    Args:
+      record: The record.
+      background: What transparent images are blended over. They are then stored as PNG; all other images keep their
+        encoding.
 
     Raises:
       RejectedRecord: The record cannot be used for its task.
@@ -39,12 +61,22 @@ def validate(record: Record) -> None:
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its text is empty.")
         _validate_texts([record.text])
     _validate_texts(record.alternatives)
-    for number, image in enumerate(record.images, 1):
+    images, transparent = [], 0
+    for number, content in enumerate(record.images, 1):
         try:
-            open_image(image).close()
+            image, is_transparent = decode_image(content, background=background)
         except JanusError as error:
             reason = RejectReason.IMAGE_TOO_LARGE if isinstance(error, TooManyPixels) else RejectReason.BAD_IMAGE
             raise RejectedRecord(reason, f"image {number} of {len(record.images)}: {error}") from None
+        transparent += is_transparent
+        images.append(_to_png(image) if is_transparent and background != "none" else content)
+    return ValidRecord(dataclasses.replace(record, images=tuple(images)), transparent)
+
+
+def _to_png(image: Image.Image) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
 
 
 def _validate_messages(record: Record) -> None:

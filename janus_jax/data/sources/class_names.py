@@ -72,7 +72,7 @@ def read_class_names(file: str) -> ClassNames:
     Raises:
       JanusError: The file cannot be read.
     """
-    text = read_text(Path(file), "give another").removeprefix("\ufeff")
+    text = read_text(Path(file), "give another")
     if text.lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(text)
@@ -83,7 +83,7 @@ def read_class_names(file: str) -> ClassNames:
             return ClassNames(file, {}, captions)
         by_name = {str(name): _last(caption) for name, caption in value.items()}
         return ClassNames(file, by_name, list(by_name.values()))
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
     pairs = [line.split(maxsplit=1) for line in lines]
     by_name = {name.rstrip(":,"): rest[0].strip() for name, *rest in pairs if rest}
     named = all(len(pair) == 2 and _IDENTIFIER.match(pair[0]) for pair in pairs)

@@ -134,8 +134,10 @@ def array_spans(file: InputFile, size: int) -> Iterator[Span]:
     remedy = "fetch it again, or fix it"
     text = read_text(file.path, remedy)
     decode = json.JSONDecoder().raw_decode
-    at = _skip(text, 0, BOM + _SPACE) + 1  # After the bracket.
-    begun, start, count, first = at, len(text[:at].encode()), 0, 1
+    with reading(file.path), file.path.open("rb") as stream:
+        mark = len(BOM.encode()) if stream.read(3) == BOM.encode() else 0  # `read_text` removes it.
+    at = _skip(text, 0) + 1  # After the bracket.
+    begun, start, count, first = at, mark + len(text[:at].encode()), 0, 1
     with reading(file.path, remedy):
         at = _skip(text, at)
         while text[at : at + 1] != "]":

@@ -65,7 +65,7 @@ BENCHMARK = Benchmark(
     title="DPG-Bench: 1,065 long prompts, 4 images of each in a grid; graded by mPLUG, outside this command",
     layout=f"{_FOLDER}/*.txt",
     source="https://github.com/TencentQQGYLab/ELLA (dpg_bench/prompts); its compute_dpg_bench.py reads "
-    f"OUT/{PREDICTIONS} (--resolution: size of one of the four images)",
+    f"OUT/{PREDICTIONS} (--pic-num 4 --resolution SIZE, the size of one of the four images)",
     read=read,
     score=no_scores,
     official_sizes=(1_065 * _ROWS * _COLUMNS,),

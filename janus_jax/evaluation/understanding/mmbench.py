@@ -1,7 +1,7 @@
 """MMBench (arXiv 2307.06281): multiple-choice questions with up to four options.
 
-The circular protocol asks a question with every rotation of its options. The question is correct if all its answers
-are correct.
+Each question is asked once for every rotation of its options. The vanilla score counts all of them. The circular score
+counts a question as correct if all its rotations are answered correctly.
 """
 
 import base64
@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Options, Question, Scores, accuracy_by, percent
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Options, Question, Scores, accuracy_by, percent
 from janus_jax.evaluation.benchmark_files import Entry
 from janus_jax.evaluation.understanding.prompts import multiple_choice_prompt, parse_choice, user_message
 from janus_jax.files import reading
@@ -44,7 +44,7 @@ class MmbenchQuestion(Question):
 
 
 def read(data: Path, options: Options) -> list[MmbenchQuestion]:
-    """Reads the questions of the folder's only table, and their rotations for the circular protocol."""
+    """Reads the questions of the folder's only table, with all rotations of their options."""
     tables = sorted(data.glob("*.tsv")) if data.is_dir() else []
     if len(tables) != 1:
         names = ", ".join(table.name for table in tables) or "none"
@@ -52,13 +52,9 @@ def read(data: Path, options: Options) -> list[MmbenchQuestion]:
     rows = list(_read_rows(tables[0]))
     images = _decode_images(rows)
     questions = [_question(number, entry, images[number]) for number, entry in rows]
-    plain = [q for q in questions if q.number < _ROTATION]
-    if options["circular"] == "true":
-        # Some tables already contain the rotations.
-        if len(plain) == len(questions):
-            questions = [rotation for q in plain for rotation in rotations(q)]
-    else:
-        questions = plain
+    # The official tables already contain the rotations.
+    if all(q.number < _ROTATION for q in questions):
+        questions = [rotation for q in questions for rotation in rotations(q)]
     return questions
 
 
@@ -106,7 +102,7 @@ def _image_text(entry: Entry) -> str:
 
 
 def _question(number: int, entry: Entry, image: bytes) -> MmbenchQuestion:
-    choices = {letter: entry.values[letter].strip() for letter in _LETTERS if letter in entry.values}
+    choices = {letter: entry.values[letter] for letter in _LETTERS if letter in entry.values}
     if len(choices) < 2:
         raise JanusError(f"{entry.where}: the fields A, B ... contain {len(choices)} options; expected at least two.")
     text, hint = entry.text("question"), str(entry.values.get("hint", ""))
@@ -124,12 +120,20 @@ def _question(number: int, entry: Entry, image: bytes) -> MmbenchQuestion:
 
 
 def rotations(question: MmbenchQuestion) -> list[MmbenchQuestion]:
-    """Returns one question for every rotation of the options, starting with the original order."""
+    """Returns one question for every rotation of the options, starting with the original order.
+
+    As in the official tables, a rotation moves each option to the next letter, and a last option that refers to the
+    other options keeps its letter.
+    """
     letters, texts = list(question.choices), list(question.choices.values())
+    count = len(letters)
+    while count > 2 and _refers_to_others(texts[count - 1], letters[: count - 1]):
+        count -= 1
     images = question.messages[0].get("images", ())
     rotated = []
-    for shift in range(len(letters)):
-        choices = dict(zip(letters, [*texts[shift:], *texts[:shift]], strict=True))
+    for shift in range(count):
+        order = [(index - shift) % count for index in range(count)] + list(range(count, len(letters)))
+        choices = {letter: texts[index] for letter, index in zip(letters, order, strict=True)}
         number = question.number + shift * _ROTATION
         rotated.append(
             dataclasses.replace(
@@ -138,29 +142,43 @@ def rotations(question: MmbenchQuestion) -> list[MmbenchQuestion]:
                 messages=user_message(images, multiple_choice_prompt(question.text, choices)),
                 number=number,
                 choices=choices,
-                answer=letters[letters.index(question.answer) - shift] if question.answer else "",
+                answer=letters[order.index(letters.index(question.answer))] if question.answer else "",
             )
         )
     return rotated
 
 
-def score(questions: Sequence[MmbenchQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the accuracy in percent, in total (`vanilla`, and `circular` if selected) and by category.
+def _refers_to_others(text: str, others: Sequence[str]) -> bool:
+    """Returns whether an option contains the word "all" or "none", or the letters of all other options.
 
-    Returns no scores if the table has no answers.
+    MMBench's authors use this rule (`build_circular.py` of VLMEvalKit). It gives exactly the 4,377 rows of their table
+    of July 2023, in which 53 of 1,176 questions have a last option that keeps its letter.
+    """
+    words = text.replace(",", " ").split()
+    return set(others) <= set(words) or bool({"all", "none"} & {word.lower() for word in words})
+
+
+def score(questions: Sequence[MmbenchQuestion], answers: Answers, options: Options) -> Scores:
+    """Returns accuracies in percent, or no scores if the table has no answers.
+
+    Returns:
+      `vanilla`: Share of correct answers to all rotations, which the papers report.
+      `original_order`: Share of correct answers to the questions with their options in the original order.
+      `circular`: Share of questions that are answered correctly in all rotations.
+      `category.NAME`: The vanilla score of a category.
     """
     if not all(q.answer for q in questions):
         return {}
     correct = {q.id: parse_choice(answers[q.id], q.choices) == q.answer for q in questions}
-    counted = {q.group: correct[q.id] for q in questions if q.number < _ROTATION}
-    scores = {"vanilla": percent(list(counted.values()))}
-    if options["circular"] == "true":
-        counted = {}
-        for q in questions:
-            counted[q.group] = counted.get(q.group, True) and correct[q.id]
-        scores["circular"] = percent(list(counted.values()))
-    categories = {q.group: q.category for q in questions}
-    by_category = sorted((categories[group], one) for group, one in counted.items())
+    circular: dict[str, bool] = {}
+    for q in questions:
+        circular[q.group] = circular.get(q.group, True) and correct[q.id]
+    scores = {
+        "vanilla": percent(list(correct.values())),
+        "original_order": percent([correct[q.id] for q in questions if q.number < _ROTATION]),
+        "circular": percent(list(circular.values())),
+    }
+    by_category = sorted((q.category, correct[q.id]) for q in questions)
     return scores | dict(accuracy_by("category.{}", by_category))
 
 
@@ -177,7 +195,7 @@ def write_predictions(questions: Sequence[MmbenchQuestion], answers: Answers, fo
 
 BENCHMARK = Benchmark(
     name="mmbench",
-    title="MMBench: multiple-choice questions; the papers' score is for the English dev table, not circular",
+    title="MMBench: multiple-choice questions; the papers' score is the vanilla score of the English dev table",
     layout="""*.tsv, one table (such as MMBench_DEV_EN.tsv) of
   index, question, hint, A, B, C, D, answer, category, image (in base64)""",
     source="https://github.com/open-compass/MMBench",
@@ -185,6 +203,5 @@ BENCHMARK = Benchmark(
     score=score,
     official_sizes=(4_329, 4_377, 6_666),  # The dev table, its first version of July 2023, and the test table.
     write_predictions=write_predictions,
-    options={"circular": Choice("false", "true")},
     published={"vanilla": (69.4, 74.9, 75.5, 79.2)},
 )

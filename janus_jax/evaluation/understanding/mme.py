@@ -50,7 +50,7 @@ def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
     if not files:
         raise JanusError(f"{texts} contains no questions; expected files NAME.txt of two lines QUESTION<tab>Yes or No.")
     for file in files:
-        lines = [line for line in read_text(file).splitlines() if line.strip()]
+        lines = [line for line in read_text(file).split("\n") if line.strip()]
         if len(lines) != 2:
             raise JanusError(f"{file} contains {len(lines)} questions; expected two.")
         if file.stem not in images_by_stem:
@@ -75,8 +75,13 @@ def _read_task(folder: Path, task: str) -> Iterator[MmeQuestion]:
 
 def parse_answer(answer: str) -> str:
     """Returns "yes", "no" or "other". Like the official scorer, looks only at the first four characters."""
-    start = answer.lower()[:4]
+    start = _one_line(answer).lower()[:4]
     return "yes" if "yes" in start else "no" if "no" in start else "other"
+
+
+def _one_line(answer: str) -> str:
+    """Returns the answer as the predictions contain it: without space at the ends, line breaks and tabs."""
+    return " ".join(answer.split())
 
 
 def score(questions: Sequence[MmeQuestion], answers: Answers, options: Options) -> Scores:
@@ -109,8 +114,7 @@ def write_predictions(questions: Sequence[MmeQuestion], answers: Answers, folder
         with (folder / f"{task}.txt").open("w", encoding="utf-8") as file:
             for q in questions:
                 if q.task == task:
-                    answer = " ".join(answers[q.id].split())
-                    file.write(f"{q.image}\t{q.text}\t{q.label}\t{answer}\n")
+                    file.write(f"{q.image}\t{q.text}\t{q.label}\t{_one_line(answers[q.id])}\n")
 
 
 BENCHMARK = Benchmark(

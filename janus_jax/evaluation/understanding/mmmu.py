@@ -7,6 +7,7 @@ import ast
 import json
 import random
 import re
+import string
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from janus_jax.evaluation.understanding.prompts import (
     LETTER_ANSWER,
     letter_choices,
     multiple_choice_prompt,
+    parse_choice,
     short_answer_prompt,
     user_message,
 )
@@ -41,11 +43,13 @@ class MmmuQuestion(Question):
       subject: Subject of the course.
       choices: Options by letter; empty for an open question.
       answer: The correct letter; for an open question, all accepted texts.
+      answer_field: The field `answer` as text.
     """
 
     subject: str
     choices: dict[str, str]
     answer: tuple[str, ...]
+    answer_field: str
 
 
 def read(data: Path, options: Options) -> list[MmmuQuestion]:
@@ -100,6 +104,7 @@ def _question(entry: Entry, folder: Path, prompt: str) -> MmmuQuestion:
         subject=match[1],
         choices=choices,
         answer=answer,
+        answer_field=str(entry.values["answer"]),
     )
 
 
@@ -173,16 +178,40 @@ def parse_answers(questions: Sequence[MmmuQuestion], answers: Answers) -> dict[s
 
 
 def score(questions: Sequence[MmmuQuestion], answers: Answers, options: Options) -> Scores:
-    """Returns the accuracy in percent, in total and by subject."""
+    """Returns accuracies in percent with two matchers of answers, in total and by subject.
+
+    The names are `MATCHER.accuracy` and `MATCHER.SUBJECT`. The matcher `vlmevalkit` is that of Janus' authors,
+    `official` that of MMMU's authors.
+    """
     parsed = parse_answers(questions, answers)
-    correct = [
-        (q.subject, parsed[q.id] in q.answer if q.choices else is_correct(parsed[q.id], q.answer)) for q in questions
-    ]
-    return {"accuracy": percent([one for _, one in correct]), **accuracy_by("subject.{}", correct)}
+    matchers = {
+        "vlmevalkit": [_matches_as_vlmevalkit(q, answers[q.id]) for q in questions],
+        "official": [parsed[q.id] in q.answer if q.choices else is_correct(parsed[q.id], q.answer) for q in questions],
+    }
+    totals = {f"{name}.accuracy": percent(correct) for name, correct in matchers.items()}
+    subjects = [q.subject for q in questions]
+    return totals | {
+        score_name: value
+        for name, correct in matchers.items()
+        for score_name, value in accuracy_by(f"{name}.{{}}", list(zip(subjects, correct, strict=True))).items()
+    }
+
+
+def _matches_as_vlmevalkit(question: MmmuQuestion, answer: str) -> bool:
+    """Returns whether VLMEvalKit's exact matching accepts an answer.
+
+    It turns an open question into one with two options: A is the expected answer, B is "Other Answers". The correct
+    letter is A, except if the expected answer is itself a capital letter; then it is this letter.
+    """
+    if question.choices:
+        return parse_choice(answer, question.choices) in question.answer
+    expected = question.answer_field
+    correct = expected if expected in tuple(string.ascii_uppercase) else "A"
+    return parse_choice(answer, {"A": expected, "B": "Other Answers"}) == correct
 
 
 def write_predictions(questions: Sequence[MmmuQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `mmmu_val.json`: chosen letters and open answers by question id."""
+    """Writes `mmmu_val.json` for the official scorer: the letters that it chooses, and open answers, by question id."""
     content = json.dumps(parse_answers(questions, answers), indent=2)
     (folder / "mmmu_val.json").write_text(content, encoding="utf-8")
 
@@ -199,5 +228,5 @@ or *validation*.json (a list) or *validation*.jsonl of
     official_sizes=(900,),
     write_predictions=write_predictions,
     options={"prompt": Choice("authors", "official")},
-    published={"accuracy": (30.5, 29.3, 36.3, 41.0)},
+    published={"vlmevalkit.accuracy": (30.5, 29.3, 36.3, 41.0)},
 )

@@ -81,15 +81,26 @@ def _score_split(pairs: Sequence[tuple[bool, bool]]) -> tuple[float, float, floa
 
 
 def write_predictions(questions: Sequence[PopeQuestion], answers: Answers, folder: Path) -> None:
-    """Writes one file `coco_pope_SPLIT.jsonl` per split, with a line {"question_id", "text"} per question."""
+    """Writes the answers for the official scorer and for LLaVA's script `eval_pope.py`.
+
+    The official scorer reads one file `coco_pope_SPLIT.jsonl` per split: {"question_id", "answer", "text"} per line.
+    LLaVA's script reads `llava_pope.jsonl` both as questions and as answers: {"question_id", "category", "text"}, with
+    ids that are unique over all splits.
+    """
     for split in SPLITS:
         lines = [
-            {"question_id": int(q.number) if q.number.isdigit() else q.number, "text": answers[q.id]}
+            {
+                "question_id": int(q.number) if q.number.isdigit() else q.number,
+                "answer": answers[q.id],
+                "text": answers[q.id],
+            }
             for q in questions
             if q.split == split
         ]
         if lines:
             write_json_lines(folder / f"coco_pope_{split}.jsonl", lines)
+    combined = [{"question_id": q.id, "category": q.split, "text": answers[q.id]} for q in questions]
+    write_json_lines(folder / "llava_pope.jsonl", combined)
 
 
 BENCHMARK = Benchmark(

@@ -16,6 +16,13 @@ LETTER_ANSWER = "Answer with the option's letter from the given choices directly
 
 # Characters that may surround an option letter.
 _PUNCTUATION = re.compile(r"[.()\[\],:;!*#{}]")
+_NO_OPTION = "Z"
+_REFUSALS = (
+    "Sorry, I can't help with images of people yet.",
+    "I can't process this file.",
+    "I'm sorry, but without the image provided",
+    "Cannot determine the answer",
+)
 
 
 def user_message(images: Sequence[ImageSource], text: str) -> list[Message]:
@@ -43,13 +50,20 @@ def letter_choices(choices: Sequence[str]) -> dict[str, str]:
 def parse_choice(answer: str, choices: Mapping[str, str]) -> str:
     """Returns the letter of the option that an answer chooses; "" if it chooses no option or several.
 
-    If exactly one letter is a separate word of the answer, the answer chooses this letter. However, in answers of more
-    than three words, "A" is an article. Otherwise the answer chooses the option whose text it contains, if there is
-    exactly one. VLMEvalKit, which Janus' authors used, applies the same rules before it asks a language model.
+    If exactly one letter is a separate word of the answer, the answer chooses this letter. Otherwise the answer chooses
+    the option whose text it contains, if there is exactly one. An answer that refuses, or that has the letter Z and no
+    option letter, chooses no option.
+
+    These are the rules of VLMEvalKit's exact matching when Janus' authors used it (`can_infer`, until July 2025). Later
+    versions ignore letters at the start of long answers.
     """
-    words = _PUNCTUATION.sub(" ", answer).split()
-    letters = {letter for letter in choices if letter in words}
-    if len(letters) != 1 or (letters == {"A"} and len(words) > 3):
+    if any(refusal in answer for refusal in _REFUSALS):
+        return ""
+    words = set(_PUNCTUATION.sub(" ", answer).split())
+    letters = [letter for letter in choices if letter in words]
+    if not letters and _NO_OPTION in words:
+        return ""
+    if len(letters) != 1:
         lower = answer.lower()
-        letters = {letter for letter, text in choices.items() if text.strip() and text.strip().lower() in lower}
-    return letters.pop() if len(letters) == 1 else ""
+        letters = [letter for letter, text in choices.items() if text.strip() and text.lower() in lower]
+    return letters[0] if len(letters) == 1 else ""

@@ -1,5 +1,6 @@
 """SEED-Bench (arXiv 2307.16125): multiple-choice questions with four options. Questions about videos are omitted."""
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +23,13 @@ class SeedQuestion(Question):
     """A SEED-Bench question.
 
     Attributes:
+      official_id: Id in the official file, which contains one id twice, for two questions.
       choices: Options by letter.
       answer: The correct letter.
       kind: Name of the question's type.
     """
 
+    official_id: str
     choices: dict[str, str]
     answer: str
     kind: str
@@ -37,20 +40,25 @@ def read(data: Path, options: Options) -> list[SeedQuestion]:
     content = read_json_entry(data / _FILE)
     types = content.values.get("question_type")
     type_names = {str(number): str(name) for name, number in types.items()} if isinstance(types, dict) else {}
-    return [
-        _question(entry, data, type_names)
-        for entry in content.entries("questions")
-        if entry.one_of("data_type", ("image", "video")) == "image"
-    ]
+    occurrences = Counter[str]()
+    questions = []
+    for entry in content.entries("questions"):
+        if entry.one_of("data_type", ("image", "video")) == "image":
+            official_id = entry.id("question_id")
+            occurrences[official_id] += 1
+            questions.append(_question(entry, data, type_names, occurrences[official_id]))
+    return questions
 
 
-def _question(entry: Entry, data: Path, type_names: dict[str, str]) -> SeedQuestion:
+def _question(entry: Entry, data: Path, type_names: dict[str, str], occurrence: int) -> SeedQuestion:
+    official_id = entry.id("question_id")
     # Some options are numbers in the file.
     choices = letter_choices([str(entry.get(f"choice_{letter.lower()}", "an option")) for letter in _LETTERS])
     image = entry.image_path(data / "SEED-Bench-image", entry.text("data_id", "the name of an image"))
     type_id = entry.id("question_type_id")
     return SeedQuestion(
-        id=entry.id("question_id"),
+        id=official_id if occurrence == 1 else f"{official_id}#{occurrence}",
+        official_id=official_id,
         max_new_tokens=64,
         messages=user_message([image], multiple_choice_prompt(entry.text("question"), choices)),
         choices=choices,
@@ -66,8 +74,11 @@ def score(questions: Sequence[SeedQuestion], answers: Answers, options: Options)
 
 
 def write_predictions(questions: Sequence[SeedQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `seed_image.jsonl` with a line {"question_id", "prediction"} per question: a letter or ""."""
-    lines = [{"question_id": q.id, "prediction": parse_choice(answers[q.id], q.choices)} for q in questions]
+    """Writes `seed_image.jsonl` with a line {"question_id", "prediction"} per question, in the official order.
+
+    A prediction is a letter, or "" if the answer chooses no option.
+    """
+    lines = [{"question_id": q.official_id, "prediction": parse_choice(answers[q.id], q.choices)} for q in questions]
     write_json_lines(folder / "seed_image.jsonl", lines)
 
 

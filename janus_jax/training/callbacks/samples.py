@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngInfo
 
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
+from janus_jax.generation.text import answer_limits
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Message, Processor, TokenSequence
@@ -55,8 +56,12 @@ class GenerateSamples(Callback):
         questions = enumerate(self._samples.questions, 1)
         self._questions = [self._question(number, image, text) for number, (image, text) in questions]
         for number, prompt in enumerate(self._samples.prompts, 1):
-            tokens = processor.generation_prompt(prompt)
-            self._check_length(f"prompts, number {number},", tokens, self._config.num_gen_tokens)
+            length, num_new = len(processor.generation_prompt(prompt)), self._config.num_gen_tokens
+            if length + num_new > self._limit:
+                raise JanusError(
+                    f"config.samples.prompts, number {number}, has {length} tokens and {num_new} follow, but the "
+                    f"model's context is {self._limit} tokens; shorten it."
+                )
 
     def after_step(self, run: TrainingRun) -> None:
         """Writes samples at each interval and after the last step. If logits are not finite, prints a message instead.
@@ -95,17 +100,10 @@ class GenerateSamples(Callback):
         messages: list[Message] = [{"role": "user", "content": content}, {"role": "assistant", "content": ""}]
         try:
             tokens = self._processor.understanding_sequence(messages, [image] if image else [])
+            answer_limits([len(tokens)], self._samples.max_new_tokens, self._limit)
         except JanusError as error:
             raise JanusError(f"config.samples.questions, number {number}, cannot be used: {error}") from error
-        self._check_length(f"questions, number {number},", tokens, self._samples.max_new_tokens)
         return tokens
-
-    def _check_length(self, name: str, tokens: TokenSequence, num_new: int) -> None:
-        if len(tokens) + num_new > self._limit:
-            raise JanusError(
-                f"config.samples.{name} has {len(tokens)} tokens and {num_new} follow, but the model's context is "
-                f"{self._limit} tokens; shorten it or lower config.samples.max_new_tokens."
-            )
 
     def _generate(self, model: Pretrained) -> list[Image.Image]:
         s = self._samples

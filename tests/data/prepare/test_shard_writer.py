@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import hashlib
+import io
 import json
 import os
 import random
@@ -10,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from janus_jax.data.prepare.parallel import write_shards
 from janus_jax.data.prepare.prepare import PrepareOptions
@@ -94,6 +96,45 @@ def test_an_invalid_split_name_raises(tmp_path, captions, split):
     given = make(tmp_path / "out", captions)
     with pytest.raises(JanusError, match="--split"):
         dataclasses.replace(given, split=split)
+
+
+class TestTransparentImages:
+    @pytest.fixture
+    def captions(self, tmp_path):
+        """Captions of a transparent, a half transparent and an opaque PNG, and of a JPEG."""
+        images(tmp_path / "photos", 1)
+        for alpha in (0, 128, 255):
+            Image.new("RGBA", (8, 8), (200, 40, 80, alpha)).save(tmp_path / "photos" / f"{alpha}.png")
+        names = ("0.png", "128.png", "255.png", "0.jpg")
+        return json_lines(tmp_path / "c.jsonl", [{"image": name, "caption": name} for name in names])
+
+    def records(self, output, captions, background):
+        summary = finish(dataclasses.replace(make(output, captions), background=background))
+        shown = dict(line.rsplit(maxsplit=1) for line in str(summary).split("\n")[1:])
+        assert (shown["  transparent images"], shown["    background"]) == ("2", background)
+        return {record.text: record.images[0] for record in read_back(output)}
+
+    def test_by_default_they_are_counted_and_stored_unchanged(self, tmp_path, captions):
+        stored = self.records(tmp_path / "out", captions, "none")
+        assert stored == {name: (tmp_path / "photos" / name).read_bytes() for name in stored}
+
+    def test_with_a_background_they_are_blended(self, tmp_path, captions):
+        stored = self.records(tmp_path / "out", captions, "white")
+        for name, color in (("0.png", (255, 255, 255)), ("128.png", (227, 147, 167))):
+            image = Image.open(io.BytesIO(stored[name]))
+            assert (image.format, image.mode, image.getpixel((7, 7))) == ("PNG", "RGB", color)
+        for name in ("255.png", "0.jpg"):
+            assert stored[name] == (tmp_path / "photos" / name).read_bytes()
+
+    def test_sets_without_them_have_no_such_count(self, tmp_path):
+        images(tmp_path / "photos", 1)
+        file = json_lines(tmp_path / "c.jsonl", [{"image": "0.jpg", "caption": "A boat."}])
+        assert "transparent" not in str(finish(make(tmp_path / "out", file)))
+
+    def test_another_background_raises(self, tmp_path, captions):
+        finish(make(tmp_path / "out", captions))
+        with pytest.raises(JanusError, match="was prepared with background = 'none', not 'white'"):
+            finish(dataclasses.replace(make(tmp_path / "out", captions), background="white"))
 
 
 class TestResuming:
@@ -220,8 +261,41 @@ class TestTooManyRejections:
 
     def test_no_accepted_record_raises(self, tmp_path):
         file = json_lines(tmp_path / "t.jsonl", [{"text": ""}])
-        with pytest.raises(JanusError, match="has no records"):
+        with pytest.raises(JanusError, match="has no records that can be used: 1 of 1 records were rejected"):
             finish(spec(tmp_path / "out", "text", file), max_rejected=1.0)
+
+
+class TestNoAcceptedRecords:
+    def fail(self, given, max_rejected=0.5, workers=1):
+        with pytest.raises(JanusError, match=r"empty_text .*quarantine\.jsonl lists them, and the folder can be used"):
+            run_prepare(given, PrepareOptions(workers, max_rejected))
+
+    def quarantined(self, output):
+        assert [path.name for path in output.iterdir()] == [QUARANTINE]
+        return [json.loads(line)["reason"] for line in (output / QUARANTINE).read_text().split("\n")[:-1]]
+
+    @pytest.mark.parametrize("max_rejected", [0.5, 1.0])
+    def test_free_the_output_and_leave_the_quarantine_file(self, tmp_path, max_rejected):
+        file = json_lines(tmp_path / "t.jsonl", [{"text": ""}] * 5)
+        self.fail(spec(tmp_path / "out", "text", file, shard_records=2), max_rejected)
+        assert self.quarantined(tmp_path / "out") == ["empty_text"] * 5
+        # Other options and another input are now possible. The result does not mention the failed run.
+        good = json_lines(tmp_path / "good.jsonl", [{"body": "A boat."}])
+        run_prepare(spec(tmp_path / "out", "text", good, text_field="body"), PrepareOptions(1, 0.5))
+        assert [record.text for record in read_back(tmp_path / "out")] == ["A boat."]
+        assert (tmp_path / "out" / QUARANTINE).read_text() == ""
+
+    @pytest.mark.parametrize("workers", [1, 2])
+    def test_also_if_the_run_stops_early(self, tmp_path, workers):
+        file = json_lines(tmp_path / "t.jsonl", [{"text": ""}] * (4 * MIN_ENTRIES))
+        self.fail(spec(tmp_path / "out", "text", file, shard_records=2 * MIN_ENTRIES), workers=workers)
+        assert set(self.quarantined(tmp_path / "out")) == {"empty_text"}
+
+    def test_accepted_records_are_kept(self, tmp_path, captions):
+        given = make(tmp_path / "out", captions)
+        with pytest.raises(JanusError, match=r"Finished shards are kept\.$"):
+            run_prepare(given, PrepareOptions(1, 0.01))
+        assert run_prepare(given, PrepareOptions(1, 0.5)).total.records == 57
 
 
 def test_a_killed_worker_raises_and_names_its_part(tmp_path):

@@ -43,7 +43,15 @@ def test_all_tasks_are_read_with_the_authors_prompt(data):
 
 @pytest.mark.parametrize(
     ("answer", "expected"),
-    [("Yes", "yes"), ("yes, it is", "yes"), ("No.", "no"), (" No", "no"), ("none", "no"), ("It is not", "other")],
+    [
+        ("Yes", "yes"),
+        ("yes, it is", "yes"),
+        ("No.", "no"),
+        (" No", "no"),
+        ("\n\t  Yes", "yes"),
+        ("none", "no"),
+        ("It is not", "other"),
+    ],
 )
 def test_answers_are_parsed_from_their_first_letters(answer, expected):
     assert parse_answer(answer) == expected

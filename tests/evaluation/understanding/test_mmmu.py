@@ -1,4 +1,4 @@
-"""Tests of MMMU: parquet and JSON files, prompts, and the answer parser of the official scorer."""
+"""Tests of MMMU: parquet and JSON files, prompts, and the two matchers of answers."""
 
 import json
 import random
@@ -11,6 +11,8 @@ from janus_jax.evaluation.understanding.mmmu_answers import is_correct, parse_le
 from tests.evaluation.fakes import answer_in_order, image_names, prompt_text, write_image
 
 AUTHORS, OFFICIAL = {"prompt": "authors"}, {"prompt": "official"}
+CLOSED = {"question_type": "multiple-choice", "options": "['One', 'Two', 'Three', 'Four']", "answer": "B"}
+OPEN = {"question_type": "open", "answer": "8"}
 CHOICES = {"A": "$6", "B": "$7 in cash", "C": "A red house", "D": "None"}
 
 
@@ -143,11 +145,52 @@ def test_the_official_prompt_inserts_images_at_their_mentions(data, images):
     assert image_names(questions[0]) == images
 
 
-def test_accuracy_is_reported_in_total_and_by_subject(data):
+def test_accuracy_is_reported_per_matcher_in_total_and_by_subject(data):
     questions = BENCHMARK.read(data, AUTHORS)
     scores = BENCHMARK.score(questions, answer_in_order(questions, "(B)", "C", "It is eight."), AUTHORS)
-    assert scores["accuracy"] == pytest.approx(200 / 3)
-    assert (scores["subject.Accounting"], scores["subject.Math"]) == (50, 100)
+    # VLMEvalKit compares an open answer with the whole list of expected answers.
+    assert scores == pytest.approx(
+        {
+            "vlmevalkit.accuracy": 100 / 3,
+            "official.accuracy": 200 / 3,
+            "vlmevalkit.Accounting": 50,
+            "vlmevalkit.Math": 0,
+            "official.Accounting": 50,
+            "official.Math": 100,
+        }
+    )
+    assert list(BENCHMARK.published) == ["vlmevalkit.accuracy"]
+
+
+# The expected values are those of the official parser, and of VLMEvalKit's evaluation without a language model.
+@pytest.mark.parametrize(
+    ("fields", "answer", "vlmevalkit", "official"),
+    [
+        (CLOSED, "B", True, True),
+        (CLOSED, "(A) is wrong, (B) is right", False, True),
+        (CLOSED, "A chart. The answer is (B)", False, True),
+        (CLOSED, "Two", True, False),
+        (CLOSED, "B.\nBecause A is too small", False, False),
+        (OPEN, "8", True, True),
+        (OPEN, "The final answer is 8.", True, True),
+        (OPEN, "8.004", True, True),
+        (OPEN, "18", True, False),
+        (OPEN, "eight", False, False),
+        (OPEN, "A value of 7", True, False),
+        (OPEN, "B", False, False),
+        (OPEN | {"answer": "B"}, "B", True, True),
+        (OPEN | {"answer": "B"}, "Step b", False, True),
+        (OPEN | {"answer": "['8', 'eight']"}, "8", False, True),
+        (OPEN | {"answer": "['8', 'eight']"}, "['8', 'eight']", True, True),
+    ],
+)
+def test_matchers_decide_as_their_originals(tmp_path, fields, answer, vlmevalkit, official):
+    write_image(tmp_path / "0.png")
+    entry = {"id": "validation_Art_1", "question": "Which?", "image_1": "0.png"} | fields
+    (tmp_path / "validation.json").write_text(json.dumps([entry]))
+    questions = BENCHMARK.read(tmp_path, AUTHORS)
+    scores = BENCHMARK.score(questions, answer_in_order(questions, answer), AUTHORS)
+    assert (scores["vlmevalkit.accuracy"], scores["official.accuracy"]) == (100 * vlmevalkit, 100 * official)
 
 
 def test_predictions_have_the_official_format(data, tmp_path):

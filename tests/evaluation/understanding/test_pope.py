@@ -58,7 +58,7 @@ def test_a_single_split_is_scored_alone(tmp_path):
     out = tmp_path / "predictions"
     out.mkdir()
     BENCHMARK.write_predictions(questions, answers, out)
-    assert [file.name for file in out.iterdir()] == ["coco_pope_popular.jsonl"]
+    assert {file.name for file in out.iterdir()} == {"coco_pope_popular.jsonl", "llava_pope.jsonl"}
 
 
 def test_splits_that_a_limit_excludes_have_no_scores(questions):
