@@ -37,6 +37,7 @@ setup(
     install_requires=[
         "absl-py>=2.1,<3",
         "array-record>=0.8,<0.9",
+        "dm-pix>=0.4.5,<0.5",
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
         "importlib-resources>=6,<8",  # TFDS imports it without depending on it

@@ -74,11 +74,12 @@ def stage_recipe(name: str, stage: int) -> Recipe:
 
 def memory_needs(recipe: Recipe, devices: int) -> MemoryNeeds:
     """Returns the memory that the recipe's current stage needs with its parameters split over all devices."""
-    stage, config = recipe.current, recipe.model_config
+    recipe = recipe.on_platform("gpu")
+    stage, config, dtype = recipe.current, recipe.model_config, recipe.execution.dtype
     assert isinstance(config, JanusConfig)
     mesh = make_mesh(1, devices, 1, jax.devices()[:devices])
     state = set_up_stage(recipe, mesh).abstract
-    trained, size = flatten_dict(state.params, sep="/"), _BYTES[stage.precision.compute]
+    trained, size = flatten_dict(state.params, sep="/"), _BYTES[dtype]
     params = trained | flatten_dict(state.frozen, sep="/")
     block = sum(leaf.size for name, leaf in params.items() if name.startswith("llm/layers/")) // config.llm.depth
     gathered = (
@@ -91,9 +92,7 @@ def memory_needs(recipe: Recipe, devices: int) -> MemoryNeeds:
         state=bytes_per_device(state),
         gradients=bytes_per_device(state.params),
         gathered=max(gathered) if devices > 1 else 0,
-        sequence=activation_bytes(
-            config, trained, stage.budget, chunk=recipe.resources.logits_chunk, dtype=stage.precision.compute
-        ),
+        sequence=activation_bytes(config, trained, stage.budget, chunk=recipe.resources.logits_chunk, dtype=dtype),
     )
 
 

@@ -164,7 +164,7 @@ def memory_lower_bound(layout: Recipe, devices: int, report: Mapping[str, Any]) 
     heads = (llm.num_heads + 2 * llm.num_kv_heads) * llm.head_dim
     features = llm.depth * (heads + 2 * llm.width + 2 * llm.mlp_dim)
     tokens = stage.batch_size * stage.budget.tokens / resources.microbatches
-    return float(features * tokens * jnp.dtype(stage.precision.compute).itemsize / devices)
+    return float(features * tokens * jnp.dtype(layout.on_platform("tpu").execution.dtype).itemsize / devices)
 
 
 def versions(topology: Topology) -> dict[str, str]:

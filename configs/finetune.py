@@ -1,13 +1,12 @@
-"""LoRA fine-tuning of a released model on your images with conversations, captions, or both.
+"""LoRA fine-tuning of a model on your images with conversations, captions, or both.
 
-    janus-train --config finetune --workdir DIR --config.model=janus_pro_1b \\
-        --config.stages.stage_1.initialisation.model=Janus-Pro-1B \\
+    janus-train --config finetune --workdir DIR --config.stages.stage_1.initialisation.model=Janus-Pro-1B \\
         --config.sources.understanding.directory=UND --config.sources.generation.directory=GEN
 
 If you have no conversations, set the weight of `understanding` in `phases` to 0; if you have no captions, that of
 `generation`. docs/training.md has a full walkthrough.
 
-Expected: the exported model differs from the released one only in the matrices with LoRA. If you hold out data, the
+Expected: the exported model differs from the first one only in the matrices with LoRA. If you hold out data, the
 held-out loss shows when further steps no longer help.
 """
 
@@ -38,4 +37,4 @@ STAGE = Stage(
 def get_config() -> ConfigDict:
     """Returns the recipe."""
     sources = {name: SOURCES[name] for name in ("understanding", "text", "generation")}
-    return to_config(Recipe("janus_pro_1b", (STAGE,), sources, intervals=Intervals(evaluate=100, save=200)))
+    return to_config(Recipe((STAGE,), sources, intervals=Intervals(evaluate=100, save=200)))

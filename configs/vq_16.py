@@ -2,7 +2,8 @@
 
     janus-prepare --source tfds --input imagenet2012 --output prepared/imagenet
     janus-prepare --source tfds --input imagenet2012 --input_split validation --output prepared/validation
-    janus-train --config vq_16 --workdir runs/vq_16 \\
+    janus-train --config vq_16 --workdir runs/vq_16 --config.data.directories="('prepared/imagenet',)" \\
+        --config.data.eval_directories="('prepared/validation',)" \\
         --config.networks.vgg16=VGG16 --config.networks.lpips=LPIPS --config.networks.inception=INCEPTION
 
 docs/tokenizer.md names the weight files. LPIPS and rFID are left out if their files are not given.
@@ -16,7 +17,7 @@ from ml_collections import ConfigDict
 
 from janus_jax.config import VQConfig
 from janus_jax.training.config_dicts import to_config
-from janus_jax.training.image_tokenizer.recipe import DiscriminatorRecipe, ImageData, Intervals, VQRecipe
+from janus_jax.training.image_tokenizer.recipe import DiscriminatorRecipe, Intervals, VQRecipe
 from janus_jax.training.optimizers import OptimizerConfig
 
 _IMAGES = 1_281_167
@@ -34,10 +35,7 @@ def get_config() -> ConfigDict:
         batch_size=_BATCH,
         optimizer=adam,
         discriminator=DiscriminatorRecipe(adam),
-        # The defaults of `VQRecipe` are those of this recipe.
-        data=ImageData(
-            directories=("prepared/imagenet",), eval_directories=("prepared/validation",), eval_split="train"
-        ),
+        # The other defaults of `VQRecipe` are those of this recipe.
         intervals=Intervals(report=100, evaluate=5000, save=5000, eval_images=5000),
     )
     return to_config(recipe)

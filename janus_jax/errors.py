@@ -1,6 +1,8 @@
-"""Exceptions that end a command, and exit codes."""
+"""Exceptions that end a command, exit codes, and suggestions for misspelled names."""
 
+import difflib
 import enum
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 
@@ -79,3 +81,18 @@ class Interrupted(RunStopped):
     """The user pressed Ctrl-C. Everything is saved, and the same command continues the run."""
 
     exit_code = ExitCode.INTERRUPTED
+
+
+def similar_names(name: str, names: Iterable[str]) -> list[str]:
+    """Returns the names with these initials ("lr" for learning_rate), then those with a similar spelling."""
+    names = list(dict.fromkeys(names))
+    initials = [one for one in names if "".join(word[:1] for word in one.split("_")) == name]
+    return list(dict.fromkeys([*initials, *difflib.get_close_matches(name, names, n=3)]))
+
+
+def did_you_mean(suggestions: Sequence[str]) -> str:
+    """Returns the sentence " Did you mean A, B or C?" with at most three suggestions, or "" if there are none."""
+    if not suggestions:
+        return ""
+    *first, last = suggestions[:3]
+    return f" Did you mean {', '.join(first)}{' or ' if first else ''}{last}?"

@@ -52,7 +52,8 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
     except OSError as error:
         raise JanusError(f"{error.filename or file} cannot be read ({error.strerror or error}).") from error
     except PARSE_ERRORS as error:
-        raise JanusError(f"{file} is damaged ({describe_error(error)}); {remedy}.") from error
+        # A parser fails alike for damaged files and for healthy ones of a format or version that it does not know.
+        raise JanusError(f"{file} is damaged or of another format ({describe_error(error)}); {remedy}.") from error
 
 
 def describe_error(error: Exception) -> str:
@@ -95,7 +96,11 @@ def read_text(file: Path, remedy: str = "fetch it again") -> str:
     with reading(file, remedy):
         content = file.read_bytes()
         check_lfs_pointer(file, content)
+    try:
         return content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        reason = f"byte {error.start} is 0x{content[error.start]:02x}"
+        raise JanusError(f"{file} is not UTF-8 text ({reason}); save it as UTF-8, or {remedy}.") from error
 
 
 def read_lines(file: Path, remedy: str = "fetch it again") -> list[str]:
@@ -117,8 +122,10 @@ def read_json(file: Path, remedy: str = "fetch it again") -> dict[str, Any]:
       JanusError: `read_text` fails, or the content is not a JSON object.
     """
     text = read_text(file, remedy)
-    with reading(file, remedy):
+    try:
         content = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise JanusError(f"{file} is not valid JSON ({describe_error(error)}); {remedy}.") from error
     if not isinstance(content, dict):
         raise JanusError(f"{file} does not contain a JSON object; {remedy}.")
     return content

@@ -19,6 +19,7 @@ BASE = (
     "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",
+    "janus_jax.extras",
     "janus_jax.files",
     "janus_jax.image_files",
     "janus_jax.progress",
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "janus_jax.training",
         "checkpoints_convert",
     ),
+    "janus_jax.training.siglip": (*SHARED, "janus_jax.data", "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.init_from": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.callbacks": (
         *SHARED,

@@ -14,6 +14,7 @@ from janus_jax.aot.roofline import device_peak_flops, estimate_step
 from janus_jax.aot.sampling import SAMPLING_SHAPES, SamplingWorkload, compile_sampling
 from janus_jax.aot.topologies import Topology
 from janus_jax.sharding import make_mesh, num_data_shards
+from janus_jax.training.init_from import open_initialisation
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 
@@ -35,7 +36,9 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
       JanusError: The recipe does not fit the topology, the compiler is not installed, or the accelerator's peak FLOP/s
         is not known.
     """
-    resources, stage, accelerator = recipe.resources, recipe.current, topology.accelerator
+    accelerator = topology.accelerator
+    recipe = open_initialisation(recipe, None).recipe.on_platform(accelerator.platform)
+    resources, stage = recipe.resources, recipe.current
     mesh = make_mesh(resources.data, resources.fsdp, resources.tensor, topology.devices())
     roofline, checkpoint_bytes = None, 0
     if workload == "train":

@@ -75,7 +75,7 @@ def device_peak_flops(recipe: Recipe, accelerator: Accelerator) -> float:
     Raises:
       JanusError: The peak is neither known nor configured.
     """
-    dtype = recipe.current.precision.compute
+    dtype = recipe.execution.dtype
     peak = recipe.resources.peak_flops or peak_flops(accelerator.kind, dtype)
     if peak is None:
         raise JanusError(

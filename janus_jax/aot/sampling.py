@@ -85,7 +85,7 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: S
       JanusError: The mesh does not fit the model (`sharding.check_mesh`).
     """
     check_mesh(recipe.model_config, mesh)
-    dtype = recipe.current.precision.compute
+    dtype = recipe.execution.dtype
     execution = Execution(dtype, dtype, recipe.resources.attention, layers="unrolled")
     boxed = abstract_params(make_model(recipe.model_config, execution))
     params = jax.tree.map(with_sharding, nn.unbox(boxed), param_shardings(boxed, mesh))

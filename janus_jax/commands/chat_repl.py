@@ -150,7 +150,7 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
                 print("(new conversation)")
             elif command == "/image":
                 _add_images(conversation, argument)
-            elif _is_dropped(line):
+            elif _is_dropped(line) or (command.startswith("/") and "/" in command[1:]):
                 _add_images(conversation, line)
             elif command.startswith("/"):
                 print(f"({HELP})")

@@ -12,27 +12,51 @@ traceback and exits with 1.
 
 import contextlib
 import os
+import re
 import sys
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from absl import flags, logging
 
 import janus_jax
-from janus_jax.errors import ExitCode, JanusError, RunStopped
+from janus_jax.errors import ExitCode, JanusError, RunStopped, did_you_mean, similar_names
 from janus_jax.storage import hide_disk_full_traces, is_disk_full
 
 _REQUIRED = "must have a value other than None."  # absl's message for a required flag without a value
 
 _groups: dict[str, str] = {}  # flag name -> title of its group in --help
 
+flags.disclaim_key_flags()  # --help lists the flags of `define_action` among those of the command.
+
+
+class _Action(NamedTuple):
+    function: Callable[[], None]
+    needs: str
+
+
+_actions: dict[str, _Action] = {}  # flag name -> function that runs in place of the command
+
 
 def flag_group(title: str, *holders: "flags.FlagHolder[Any]") -> None:
     """Lists these flags under a separate title in `--help`."""
     _groups.update({holder.name: title for holder in holders})
+
+
+def define_action(name: str, text: str, action: Callable[[], None], needs: str) -> None:
+    """Defines a boolean flag with which a command calls a function and does nothing else.
+
+    Args:
+      name: Name of the flag.
+      text: Its help.
+      action: Function that is called after the flags are parsed.
+      needs: The only flag that is required then.
+    """
+    flags.DEFINE_boolean(name, False, text)
+    _actions[name] = _Action(action, needs)
 
 
 def run(
@@ -66,7 +90,7 @@ def run(
         if chosen := [actions[argument] for argument in sys.argv[1:] if argument in actions]:
             chosen[0]()
         else:
-            main(_parse(sys.argv, positional))
+            _parse_and_run(main, module, positional)
         # Here, because an error of the interpreter's own flush at shutdown cannot be caught.
         sys.stdout.flush()
     except JanusError as error:
@@ -124,9 +148,23 @@ def enable_compilation_cache() -> None:
             jax.config.update("jax_compilation_cache_dir", str(folder))
 
 
-def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
+def _parse_and_run(main: Callable[[Sequence[str]], None], module: ModuleType, positional: Sequence[str]) -> None:
+    for name, action in _actions.items():
+        if f"--{name}" in sys.argv:
+            for other in flags.FLAGS:
+                if other != action.needs:
+                    flags.FLAGS[other].validators.clear()
+            _parse(sys.argv, (), module)
+            action.function()
+            return
+    main(_parse(sys.argv, positional, module))
+
+
+def _parse(argv: Sequence[str], positional: Sequence[str], module: ModuleType) -> list[str]:
     try:
         arguments = flags.FLAGS(argv)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise JanusError(_unknown_flag(error.flagname, module)) from None
     except flags.Error as error:
         # absl wraps errors of a flag's parser. The message of a JanusError is complete without absl's.
         if isinstance(error.__context__, JanusError):
@@ -143,9 +181,30 @@ def _parse(argv: Sequence[str], positional: Sequence[str]) -> list[str]:
     return arguments
 
 
+def _unknown_flag(name: str, module: ModuleType) -> str:
+    names = [flag.name for flag in flags.FLAGS.get_key_flags_for_module(module)]
+    if name.startswith("config.") and "config" in names:
+        return f"--{name} changes a recipe, and --config is required."
+    return f"--{name} is not a flag.{did_you_mean(similar_names(name, names))} Flags: {', '.join(names)}; see --help."
+
+
+_REWORDED = {
+    r"(.*) must have a value other than None\..*": r"\1 is required",  # absl
+    r"(.*): invalid literal for int\(\).*": r"\1: it must be a whole number",
+    r"(.*): could not convert string to float.*": r"\1: it must be a number",
+    # ml_collections
+    r"Found (--[\w.]+).* before a value for (--\w+) was specified": r"\1 must come after \2; change their order",
+    r"flag (--[\w.]+)=.* as a ConfigDict.*": r"\1 has fields; set one of them, as in \1.FIELD=VALUE",
+}
+"""Our words, by a pattern of the messages of libraries."""
+
+
 def _sentence(error: flags.Error) -> str:
     text = " ".join(str(error).split())
-    return f"{text.split('=', 1)[0]} is required" if text.endswith(_REQUIRED) else text
+    for pattern, words in _REWORDED.items():
+        if match := re.fullmatch(pattern, text):
+            return match.expand(words)
+    return text
 
 
 def _help(module: ModuleType, name: str, positional: Sequence[str]) -> str:

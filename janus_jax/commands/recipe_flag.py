@@ -1,24 +1,39 @@
 """The `--config` flag: a recipe by name or path, and `--config.FIELD=VALUE` to change its fields."""
 
-import difflib
 import re
 import sys
+from collections.abc import Iterator
+from typing import Any
 
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
+from janus_jax.commands import cli
 from janus_jax.errors import JanusError
+from janus_jax.training.config_dicts import best_match, no_such_field
 from janus_jax.training.recipe_files import load_recipe
 
 flags.disclaim_key_flags()  # --help lists the flag among those of the command.
 
 
 def define_recipe_flag() -> "flags.FlagHolder[ConfigDict]":
-    """Defines the required flag `--config`. Its value is the config of the recipe, with the command line's changes."""
+    """Defines the required flag `--config`. Its value is the config of the recipe, with the command line's changes.
+
+    Also defines `--print_config`, with which the command prints this config and does nothing else.
+    """
     holder = config_flags.DEFINE_config_file("config", None, "name of a recipe, such as janus_pro_1b, or a file's path")
     flags.FLAGS["config"].parser = _RecipeParser()
     flags.mark_flag_as_required("config")
+    text = "print all fields of --config with their values and documentation, and exit"
+    cli.define_action("print_config", text, _print_config, needs="config")
     return holder
+
+
+def overridden_fields() -> list[str]:
+    """Returns the paths of the fields that the command line changes, such as "config.stage"."""
+    arguments = flags.FLAGS.read_flags_from_files(sys.argv[1:], force_gnu=False)
+    matches = (re.match(r"--?(?:no)?(config\.[^=]+)", text) for text in arguments)
+    return [match[1] for match in matches if match]
 
 
 class _RecipeParser(flags.ArgumentParser[ConfigDict]):
@@ -28,27 +43,54 @@ class _RecipeParser(flags.ArgumentParser[ConfigDict]):
 
     def parse(self, argument: str) -> ConfigDict:
         config = load_recipe(argument)
-        for text in sys.argv[1:]:
-            if override := re.match(r"--?(?:no)?config\.([^=]+)", text):
-                _check_field(config, override[1])
+        for path in overridden_fields():
+            check_field(config, path)
         return config.lock()
 
     def flag_type(self) -> str:
         return "recipe"
 
 
-def _check_field(config: ConfigDict, path: str) -> None:
-    node, parent = config, "config"
-    for part in path.split("."):
+def check_field(config: ConfigDict, path: str) -> None:
+    """Checks that a config has a field, such as "config.stages.stage_1.steps".
+
+    Raises:
+      JanusError: The field does not exist.
+    """
+    parent, *parts = path.split(".")
+    node = config
+    for part in parts:
         key = part.partition("[")[0]
+        if node is None:
+            raise JanusError(f"{parent} is not set, so --{path} cannot be; set it in a recipe file.")
         if not isinstance(node, ConfigDict):
-            raise JanusError(f"{parent} has no fields, so --config.{path} cannot be set.")
+            raise JanusError(f"{parent} has no fields, so --{path} cannot be set.")
         if key not in node:
-            fields = sorted(node)
-            # Initials, such as "lr" for learning_rate, or a similar spelling.
-            similar = [name for name in fields if "".join(word[:1] for word in name.split("_")) == key]
-            similar += difflib.get_close_matches(key, fields, n=1)
-            hint = f" Did you mean {similar[0]}?" if similar else ""
-            raise JanusError(f"{parent}.{key} does not exist.{hint} Fields: {', '.join(fields)}.")
+            raise JanusError(no_such_field(parent, key, node, dict(_names_by_path(config))))
         # None for a placeholder, a field without a value.
         node, parent = node[key], f"{parent}.{key}"
+
+
+def _names_by_path(node: ConfigDict, where: str = "config") -> Iterator[tuple[str, str]]:
+    """Yields path and name of every field."""
+    for name in node:
+        yield f"{where}.{name}", name
+        if isinstance(node[name], ConfigDict):
+            yield from _names_by_path(node[name], f"{where}.{name}")
+
+
+def recipe_class(config: ConfigDict) -> type[Any]:
+    """Returns the dataclass of a recipe, the one with most of the config's fields."""
+    # Imported here, because these modules import jax.
+    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
+    from janus_jax.training.recipe import Recipe
+    from janus_jax.training.siglip import SiglipRecipe
+
+    return best_match((Recipe, VQRecipe, VAERecipe, SiglipRecipe), config)
+
+
+def _print_config() -> None:
+    from janus_jax.training.config_docs import describe_config
+
+    config = flags.FLAGS["config"].value
+    print(describe_config(recipe_class(config), config))

@@ -1,22 +1,22 @@
-"""Trains one stage of a recipe, or an image tokenizer.
+"""Trains one stage of a recipe, an image tokenizer or an understanding encoder.
 
     janus-train --config janus_pro_1b --config.stage=1 --workdir runs/janus_pro_1b \\
         --config.sources.understanding.directory=prepared/understanding ...
 
-Every value of the recipe can be set with a flag, such as --config.stages.stage_1.batch_size=64. Checkpoints, metrics
-and samples go to WORKDIR/stage_N; image tokenizer recipes such as vq_16 write to WORKDIR itself. To continue an
-interrupted run, repeat the command. See docs/training.md and docs/tokenizer.md. janus-export exports the model.
+Every value of the recipe can be set with a flag, such as --config.stages.stage_1.batch_size=64; --print_config lists
+them. Checkpoints, metrics and samples go to WORKDIR/stage_N; recipes of image tokenizers, such as vq_16, and of
+encoders write to WORKDIR itself. To continue an interrupted run, repeat the command. See docs/training.md and
+docs/tokenizer.md. janus-export exports the model.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from absl import flags
 
 from janus_jax.commands import cli
-from janus_jax.commands.recipe_flag import define_recipe_flag
+from janus_jax.commands.recipe_flag import define_recipe_flag, overridden_fields, recipe_class
 from janus_jax.distributed import join_cluster
-from janus_jax.training.config_dicts import best_match, from_config
+from janus_jax.training.config_dicts import from_config
 
 _CONFIG = define_recipe_flag()
 _WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, created if missing", required=True)
@@ -24,23 +24,22 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all proces
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the last step. The fields of the recipe decide whether it trains a stage or an image tokenizer."""
-    from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
+    """Trains to the last step. The fields of the recipe decide what it trains."""
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe
+    from janus_jax.training.siglip import SiglipRecipe, train_siglip
     from janus_jax.training.stage import train_stage
+    from janus_jax.training.unused_fields import check_unused_fields
 
-    trainers: dict[type, Callable[..., Any]] = {
-        Recipe: train_stage,
-        VQRecipe: train_tokenizer,
-        VAERecipe: train_tokenizer,
-    }
-    kind = best_match(tuple(trainers), _CONFIG.value)
-    recipe: Any = from_config(kind, _CONFIG.value)
+    recipe = from_config(recipe_class(_CONFIG.value), _CONFIG.value)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    trainers[kind](recipe, _WORKDIR.value)
+    if isinstance(recipe, Recipe):
+        train_stage(recipe, _WORKDIR.value, given=overridden_fields())
+    else:
+        check_unused_fields(recipe, overridden_fields())
+        (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
 
 
 def run() -> None:

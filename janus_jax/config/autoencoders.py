@@ -15,6 +15,7 @@ class AutoencoderConfig:
       channel_multipliers: Channels of each resolution as multiples of `base_channels`, highest resolution first.
       num_res_blocks: Residual blocks per resolution of the encoder; the decoder has one more.
       norm_groups: Groups of the group norms.
+      norm_eps: Epsilon of the group norms.
       lowest_level_attention: Whether attention follows every residual block at the lowest resolution.
     """
 
@@ -46,7 +47,14 @@ class AutoencoderConfig:
 
 @dataclass(frozen=True)
 class VQConfig(AutoencoderConfig):
-    """Image tokenizer: a convolutional VQGAN with a normalized low-dimensional codebook (LlamaGen, §2.1)."""
+    """Image tokenizer: a convolutional VQGAN with a normalized low-dimensional codebook (LlamaGen, §2.1).
+
+    Attributes:
+      image_size: Height and width of an image in pixels.
+      codebook_size: Number of image tokens.
+      code_dim: Dimension of a code.
+      z_channels: Channels between encoder and codebook, and between codebook and decoder.
+    """
 
     image_size: int = 384
     codebook_size: int = 16384

@@ -8,7 +8,20 @@ from janus_jax.errors import JanusError
 
 @dataclass(frozen=True)
 class LlamaConfig:
-    """Language model: a LLaMA decoder with untied embeddings and no biases (DeepSeek-LLM, arXiv 2401.02954)."""
+    """Language model: a LLaMA decoder with untied embeddings and no biases (DeepSeek-LLM, arXiv 2401.02954).
+
+    Attributes:
+      vocab_size: Number of text tokens.
+      width: Width of the hidden states.
+      depth: Number of blocks.
+      num_heads: Query heads.
+      num_kv_heads: Key and value heads; a divisor of `num_heads`.
+      head_dim: Width of a head.
+      mlp_dim: Width of the hidden layer of a block.
+      rms_norm_eps: Epsilon of the norms.
+      rope_theta: Base of the rotary frequencies.
+      max_positions: Context length in tokens.
+    """
 
     vocab_size: int = 102400
     width: int = 2048

@@ -22,6 +22,7 @@ class JanusConfig:
       name: Name of the model.
       und_encoder: Encoder of input images (understanding).
       gen_encoder: Tokenizer of target images (generation).
+      llm: The transformer.
       gen_head_width: Width between the two layers of the image head.
       conversation: Role strings that the model was trained with. Other role strings lower its scores.
       understanding_encoder: Encoder that input images pass through. The released models use "und_encoder". With
@@ -77,6 +78,7 @@ class JanusFlowConfig:
       und_encoder: Encoder of input images (understanding).
       gen_encoder: Encoder and decoder of latents, before and after the transformer.
       vae: Autoencoder between latents and pixels. None if the model was loaded without it and cannot generate images.
+      llm: The transformer.
       conversation: Role strings that the model was trained with. Other role strings lower its scores.
     """
 

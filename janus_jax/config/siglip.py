@@ -14,6 +14,13 @@ class SiglipConfig:
     """Understanding encoder: a pre-LN ViT without class token (SigLIP, arXiv 2303.15343).
 
     Attributes:
+      image_size: Height and width of an image in pixels.
+      patch_size: Height and width of a patch in pixels.
+      width: Width of the hidden states.
+      depth: Number of blocks.
+      num_heads: Attention heads.
+      mlp_dim: Width of the hidden layer of a block.
+      layer_norm_eps: Epsilon of the norms.
       gelu: "exact" (Janus and timm), or "tanh", the approximation that SigLIP was trained with (transformers).
     """
 

@@ -20,6 +20,7 @@ class UViTConfig:
       decoder_depth: Blocks of the decoder.
       kernel_size: Height and width of the depthwise convolutions.
       mlp_ratio: Width of a block's hidden layer as a multiple of its channels.
+      norm_eps: Epsilon of the norms.
     """
 
     latent_size: int = 48

@@ -122,7 +122,7 @@ class RejectCounter:
         if len(self.recent) > self.max_share * self.window:
             raise JanusError(
                 f"{len(self.recent)} of the last {min(self.read, self.window)} records were rejected, more than "
-                f"StreamConfig.max_rejected = {self.max_share} allows (in total {self._reasons()}; the last is "
+                f"max_rejected = {self.max_share} allows (in total {self._reasons()}; the last is "
                 f"{rejection.example_id}: {rejection.detail}); fix the data or raise the limit."
             )
 

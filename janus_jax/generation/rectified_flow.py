@@ -88,7 +88,8 @@ class FlowSampler:
         latents = sample_latents(model, params, prompts, keys, self, report=report)
         if not np.isfinite(to_host(latents)).all():
             raise JanusError(
-                "The latents are not finite: the model's weights are damaged; convert or fetch them again."
+                "The latents are not finite: a weight is not finite, because the training diverged or the file is "
+                "damaged, or values exceed the range of the dtype; try float32, or convert or fetch the weights again."
             )
         return latents
 

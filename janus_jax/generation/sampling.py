@@ -121,7 +121,10 @@ def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
       JanusError: A token was sampled from NaN logits.
     """
     if (tokens == INVALID_TOKEN).any():
-        raise JanusError("The logits are NaN: the weights are damaged; convert or fetch them again.")
+        raise JanusError(
+            "The logits are NaN: a weight is not finite, because the training diverged or the file is damaged, or "
+            "values exceed the range of the dtype; try float32, or convert or fetch the weights again."
+        )
 
 
 def _passes_filters(logits: Float[Array, "B V"], params: SamplingParams) -> Bool[Array, "B V"]:

@@ -55,7 +55,7 @@ def read_alpha(image: Image.Image, raw_mode: str = "") -> Image.Image | None:
     if image.mode in ("1", "L", "RGB") or image.mode.startswith("I"):
         alpha = _color_key_alpha(image, image.info["transparency"], raw_mode)
     elif image.mode in _ALPHA_MODES:
-        alpha = image.convert("RGBA").getchannel("A")
+        alpha = (image if "A" in image.getbands() else image.convert("RGBA")).getchannel("A")
     else:
         alpha = None
     return None if alpha is None or alpha.getextrema()[0] == 255 else alpha

@@ -68,10 +68,12 @@ class ArrayBatches:
 
     def __init__(self, arrays: Sequence[np.ndarray], split: BatchSplit) -> None:
         lengths = [len(array) for array in arrays]
-        if len(set(lengths)) > 1 or lengths[0] < split.batch_size:
+        if len(set(lengths)) > 1:
+            raise JanusError(f"The training arrays hold {', '.join(map(str, lengths))} examples; give equally many.")
+        if lengths[0] < split.batch_size:
             raise JanusError(
-                f"The training arrays hold {', '.join(map(str, lengths))} examples; all must hold the same number, at "
-                f"least the batch size {split.batch_size}."
+                f"There are {lengths[0]} training examples, fewer than config.batch_size {split.batch_size}; lower "
+                f"batch_size to at most {lengths[0]}."
             )
         self._arrays, self._split, self._batch = arrays, split, 0
 

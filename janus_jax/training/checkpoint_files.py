@@ -7,6 +7,7 @@
 With several processes, all processes call every function, and all raise if one of them finds damage.
 """
 
+import errno
 import json
 import logging
 import os
@@ -31,6 +32,17 @@ _log = logging.getLogger(__name__)
 
 STATE, RUN = "state", "run"
 _OUT_OF_MEMORY = ("RESOURCE_EXHAUSTED", "out of memory", "Out of memory")
+_NO_ACCESS = (
+    errno.EACCES,
+    errno.EPERM,
+    errno.EMFILE,
+    errno.ENFILE,
+    errno.ESTALE,
+    errno.ETIMEDOUT,
+    errno.ENOTCONN,
+)
+"""Errors of the system that do not mean that a file is damaged."""
+
 _MAX_REASON = 160
 _CHECKSUMS = "checksums.json"
 _CHECKSUM_THREADS = 4
@@ -185,8 +197,9 @@ def read_on_all_processes(read: Callable[[], T]) -> T:
 
     Raises:
       DamagedCheckpointError: `read` raised an exception in this or another process.
+      JanusError: A file could not be accessed in this or another process.
     """
-    reason, value = "", None
+    reason, is_damage, value = "", True, None
     try:
         value = read()
     except MemoryError:
@@ -196,9 +209,12 @@ def read_on_all_processes(read: Callable[[], T]) -> T:
         # Running out of memory does not mean that the file is damaged.
         if any(words in reason for words in _OUT_OF_MEMORY):
             raise
-    reasons = [one["reason"] for one in gather({"reason": reason})]
-    for reason in filter(None, reasons):
-        raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
+        is_damage = not (isinstance(error, OSError) and error.errno in _NO_ACCESS)
+    for one in gather({"reason": reason, "is_damage": is_damage}):
+        if reason := one["reason"]:
+            if not one["is_damage"]:
+                raise JanusError(f"A checkpoint cannot be read ({reason}); make it readable and repeat the command.")
+            raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
     return cast(T, value)
 
 

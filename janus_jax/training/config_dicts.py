@@ -10,12 +10,12 @@ import functools
 import operator
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal, TypeVar
 
 from ml_collections import ConfigDict, config_dict
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import JanusError, did_you_mean, similar_names
 
 T = TypeVar("T")
 
@@ -68,22 +68,40 @@ def check_values(owner: Any, where: str, *rules: tuple[str, bool, str], **minimu
 
 def best_match(classes: Sequence[type], values: Mapping[str, Any]) -> type:
     """Returns the dataclass with the most field names in common with `values`."""
-    return max(classes, key=lambda cls: len(set(values) & set(_fields(cls))))
+    return max(classes, key=lambda cls: len(set(values) & set(field_types(cls))))
 
 
-def _fields(cls: type) -> dict[str, Any]:
+def field_types(cls: type) -> dict[str, Any]:
+    """Returns the types of a dataclass's fields by name."""
     hints = typing.get_type_hints(cls)
     return {field.name: hints[field.name] for field in dataclasses.fields(cls)}
+
+
+def no_such_field(where: str, name: str, fields: Iterable[str], elsewhere: Mapping[str, str] | None = None) -> str:
+    """Returns the message for a field that does not exist.
+
+    Args:
+      where: Name of the config.
+      name: Name of the missing field.
+      fields: Names of the fields that exist.
+      elsewhere: Names, by path, of fields of other configs. They are suggested if their name is equal, or similar and
+        no field here is.
+    """
+    fields, elsewhere = list(fields), elsewhere or {}
+    suggestions = similar_names(name, fields)
+    wanted = [name] if name in elsewhere.values() else [] if suggestions else similar_names(name, elsewhere.values())
+    suggestions += [path for one in wanted for path, other in elsewhere.items() if other == one]
+    return f"{where}.{name} does not exist.{did_you_mean(suggestions)} Fields of {where}: {', '.join(fields)}."
 
 
 def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
     """Converts a field to JSON values. With `placeholders`, None becomes a placeholder that flags can set."""
     if value is None:
         # A config field that holds None would reject all other values.
-        return config_dict.placeholder(_without_none(kind)) if placeholders and _without_none(kind) in _PLAIN else None
-    kind = _without_none(kind)
+        return config_dict.placeholder(without_none(kind)) if placeholders and without_none(kind) in _PLAIN else None
+    kind = without_none(kind)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = _fields(type(value)).items()
+        fields = field_types(type(value)).items()
         return {field: _to_plain(field, getattr(value, field), kind, placeholders) for field, kind in fields}
     if isinstance(value, enum.Enum):
         return value.value
@@ -107,7 +125,7 @@ _PLAIN = (int, float, str)
 def _from_plain(kind: Any, value: Any, where: str) -> Any:
     if value is None and type(None) in typing.get_args(kind):
         return None
-    kind = _without_none(kind)
+    kind = without_none(kind)
     if isinstance(kind, types.UnionType):
         kind = best_match(typing.get_args(kind), value if isinstance(value, Mapping) else {})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
@@ -141,9 +159,9 @@ _WORDS = {int: "a whole number", float: "a number", str: "text", bool: "True or 
 
 def _dataclass(cls: type[T], values: Any, where: str) -> T:
     _require(isinstance(values, Mapping), where, values, f"an object with the fields of {cls.__name__}")
-    kinds = _fields(cls)
+    kinds = field_types(cls)
     if unknown := sorted(set(values) - set(kinds)):
-        raise JanusError(f"{where} has no field {unknown[0]!r}; its fields are {', '.join(kinds)}.")
+        raise JanusError(no_such_field(where, unknown[0], kinds))
     # Fields with defaults may be missing, because the config of a checkpoint can be older than a field.
     required = {
         f.name
@@ -155,7 +173,8 @@ def _dataclass(cls: type[T], values: Any, where: str) -> T:
     return cls(**{name: _from_plain(kinds[name], value, f"{where}.{name}") for name, value in values.items()})
 
 
-def _without_none(kind: Any) -> Any:
+def without_none(kind: Any) -> Any:
+    """Returns a type without None."""
     if isinstance(kind, types.UnionType) or typing.get_origin(kind) is typing.Union:
         kinds = [one for one in typing.get_args(kind) if one is not type(None)]
         return functools.reduce(operator.or_, kinds)

@@ -7,9 +7,11 @@ SigLIP and an image tokenizer or VAE.
     WORKDIR/stage_N/checkpoints/    checkpoints of stage N
 """
 
+import logging
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +27,8 @@ from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.models.factory import abstract_params, params_from_leaves
-from janus_jax.training.checkpoint_files import SavedCheckpoint, saved_steps
+from janus_jax.training.checkpoint_files import SavedCheckpoint, absolute_path, read_run, saved_steps
+from janus_jax.training.config_dicts import from_config
 from janus_jax.training.lora import ADAPTER_NAMES, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.param_paths import merge, partition, unbox
@@ -34,6 +37,7 @@ from janus_jax.training.setup import StageSetup
 from janus_jax.training.state import TrainState, random_params, state_from_params
 
 _WHOLE_MODEL = "model"
+_log = logging.getLogger(__name__)
 
 
 def checkpoints_folder(workdir: str | Path, stage: int) -> Path:
@@ -69,24 +73,80 @@ def copy_tokenizer(source: Path, workdir: str | Path) -> None:
         copy_sidecars(source, target)
 
 
-def open_initialisation(recipe: Recipe, workdir: str | Path) -> dict[str, Checkpoint]:
-    """Opens the checkpoints that a stage starts from and checks them, before any values are read.
+class OpenedStage(NamedTuple):
+    """A stage whose model is known.
 
-    Returns:
-      Checkpoints by the name of their field in `Initialisation`; none for the sources "stage" and "random".
+    Attributes:
+      recipe: The recipe with the architecture of the model.
+      checkpoints: Checkpoints that the stage starts from, by the name of their field in `Initialisation`; none for the
+        sources "stage" and "random", and for a run to resume.
+      is_resumed: Whether the run is to resume.
+    """
+
+    recipe: Recipe
+    checkpoints: Mapping[str, Checkpoint]
+    is_resumed: bool = False
+
+
+def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedStage:
+    """Finds the model of a stage, and opens the checkpoints that it starts from, before any values are read.
+
+    If the recipe names no model, the stage trains the model in `initialisation.model`, or that of the previous stage. A
+    run to resume keeps its model and its dtypes, and no longer needs its initialization.
+
+    Args:
+      recipe: The recipe.
+      workdir: Workdir of the run. None only finds the model, and opens no other folder.
 
     Raises:
-      JanusError: A folder is missing or holds another model, or the previous stage is not finished.
+      JanusError: No model is named, a folder is missing or holds another model, or the previous stage is not finished.
     """
-    start, config = recipe.current.initialisation, recipe.model_config
-    where = f"config.stages.stage_{recipe.stage}.initialisation"
-    start.check(where, config)
-    if start.source == "stage":
+    if workdir is not None and (saved := _saved_recipe(checkpoints_folder(workdir, recipe.stage))) is not None:
+        precision = recipe.current.precision.replace_auto(saved.current.precision)
+        return OpenedStage(_with_model(recipe, saved).replace_current(precision=precision), {}, is_resumed=True)
+    start, where = recipe.current.initialisation, f"config.stages.stage_{recipe.stage}.initialisation"
+    opened: dict[str, Checkpoint] = {}
+    if workdir is None and (recipe.model or recipe.architecture is not None):
+        return OpenedStage(recipe, opened)
+    if start.source == "model" and start.model:
+        opened[_WHOLE_MODEL] = open_checkpoint(start.model)
+        recipe = _with_model(recipe, opened[_WHOLE_MODEL].model_config)
+    elif start.source == "stage" and workdir is not None:
         _check_previous_stage(recipe, workdir, where)
-    opened = {name: open_checkpoint(folder) for name, folder in start.folders(config).items()}
+        if (saved := _saved_recipe(checkpoints_folder(workdir, recipe.stage - 1))) is not None:
+            recipe = _with_model(recipe, saved)
+    elif start.source == "stage" and recipe.stage > 1:
+        previous = open_initialisation(replace(recipe, stage=recipe.stage - 1), None).recipe
+        recipe = _with_model(recipe, previous)
+    config = recipe.model_config
+    if workdir is None:
+        return OpenedStage(recipe, opened)
+    start.check(where, config)
+    opened |= {name: open_checkpoint(path) for name, path in start.folders(config).items() if name not in opened}
     for name, checkpoint in opened.items():
         _check_model(f"{where}.{name}", checkpoint, name, config)
-    return opened
+    return OpenedStage(recipe, opened)
+
+
+def _with_model(recipe: Recipe, other: Recipe | ModelConfig) -> Recipe:
+    """Returns the recipe with another recipe's model, or a model's config, if it names no model itself."""
+    if recipe.model or recipe.architecture is not None:
+        return recipe
+    if isinstance(other, Recipe):
+        return replace(recipe, model=other.model, architecture=other.architecture)
+    return replace(recipe, architecture=other)
+
+
+def _saved_recipe(checkpoints: Path) -> Recipe | None:
+    """Returns the recipe in the newest readable checkpoint of a stage; None if there is none."""
+    steps = (path.name for path in checkpoints.glob("*") if path.name.isdecimal())
+    for step in sorted(steps, key=int, reverse=True):
+        try:
+            return from_config(Recipe, read_run(absolute_path(checkpoints) / step)["config"])
+        # The trainer reports a damaged checkpoint. Its reader raises errors of many types.
+        except Exception as error:
+            _log.debug("The recipe of %s/%s cannot be read: %s", checkpoints, step, error)
+    return None
 
 
 def initial_state(
@@ -158,7 +218,13 @@ def _check_previous_stage(recipe: Recipe, workdir: str | Path, where: str) -> No
     previous = recipe.stage - 1
     if not previous:
         raise JanusError(f"{where}.source is 'stage', but stage 1 has no previous stage; use parts, model or random.")
-    step, last_step = saved_steps(checkpoints_folder(workdir, previous))[-1], recipe.stages[previous - 1].last_step
+    folder = checkpoints_folder(workdir, previous)
+    if not any(path.name.isdecimal() for path in absolute_path(folder).glob("*")):
+        raise JanusError(
+            f"{where}.source is 'stage', but {folder} has no checkpoint; run --config.stage={previous} in {workdir} "
+            f"first."
+        )
+    step, last_step = saved_steps(folder)[-1], recipe.stages[previous - 1].last_step
     if step < last_step:
         raise JanusError(
             f"Stage {previous} in {workdir} is at step {step} of {last_step}; finish it, or accept that step with "
@@ -182,7 +248,8 @@ def _check_model(where: str, checkpoint: Checkpoint, name: str, config: ModelCon
             shapes = [f"has shape {list(one[path])}" if path in one else "is absent" for one in (saved, needed)]
             raise JanusError(
                 f"{where} is {checkpoint.path}, a model of another size: {path} {shapes[0]} there and {shapes[1]} in "
-                f"the config."
+                f"the config; give another folder, or leave config.model and config.architecture empty to train the "
+                f"model of a whole folder."
             )
 
 

@@ -7,9 +7,9 @@ Papers: Janus (arXiv 2410.13848, sections 3.2 and 4.1), Janus-Pro (arXiv 2501.17
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Any, Literal
 
-from janus_jax.config import AttentionKernel, Dtype, Execution, ModelConfig, RematPolicy, preset
+from janus_jax.config import PRESETS, AttentionKernel, Dtype, Execution, ModelConfig, RematPolicy, preset
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
@@ -70,7 +70,7 @@ class Initialisation:
         randomly. "stage" continues from the previous stage in the same workdir. "model" reads the folder of a whole
         model. "random" initializes everything randomly.
       model: Folder for "model", in any layout that `janus_jax.load` reads.
-      llm: Folder for "parts", in any layout that `checkpoints_convert` reads, or RANDOM.
+      llm: Folder for "parts", in any layout that `checkpoints_convert` reads, or "random".
       und_encoder: The same for SigLIP.
       gen_encoder: The same for the image tokenizer of Janus.
       vae: The same for the VAE of JanusFlow.
@@ -108,19 +108,28 @@ class Initialisation:
                 raise JanusError(f"{where}.{name} is empty; set it to the folder of a checkpoint, or to {RANDOM}.")
 
 
+AutoDtype = Literal["auto", Dtype]
+
+
 @dataclass(frozen=True)
 class Precision:
     """Dtypes. Trained parameters are always float32.
 
     Attributes:
-      compute: Dtype of activations and matrix products.
+      compute: Dtype of activations and matrix products. Here and in the next two fields, "auto" is float32 on a CPU,
+        where bfloat16 products are ten times slower, and bfloat16 elsewhere. A resumed run keeps its dtypes.
       frozen: Dtype of frozen parameters.
       tokenizer: Dtype of the image tokenizer or VAE, which runs if the data has no image tokens or latents.
     """
 
-    compute: Dtype = "bfloat16"
-    frozen: Dtype = "bfloat16"
-    tokenizer: Dtype = "bfloat16"
+    compute: AutoDtype = "auto"
+    frozen: AutoDtype = "auto"
+    tokenizer: AutoDtype = "auto"
+
+    def replace_auto(self, dtypes: "Precision") -> "Precision":
+        """Replaces each "auto" with the value of the same field in `dtypes`."""
+        values = {name: vars(dtypes)[name] if value == "auto" else value for name, value in vars(self).items()}
+        return Precision(**values)
 
 
 @dataclass(frozen=True)
@@ -309,8 +318,8 @@ class Resources:
       attention: See `Execution`.
       remat: See `Execution`.
       scan_unroll: See `Execution`.
-      microbatches: See `train_step.Microbatching`.
-      logits_chunk: See `train_step.Microbatching`.
+      microbatches: See `Microbatching`.
+      logits_chunk: See `Microbatching`.
       data_workers: Data worker processes per host.
       peak_flops: FLOP/s of one device, the reference of MFU; None for the value in `accelerators.peak_flops`.
     """
@@ -336,9 +345,10 @@ class Recipe:
     """A recipe, run by `janus-train`.
 
     Attributes:
-      model: Name of a preset. `architecture` replaces it for other models.
       stages: The stages, in order.
       sources: Datasets by name. The phases of the stages refer to these names.
+      model: Name of a preset, such as "janus_pro_1b"; "" for the model in `initialisation.model`, or that of the
+        previous stage.
       stage: Stage to run, counted from 1.
       data: Use of the data.
       precomputed_image_tokens: Reads image tokens, or latents for JanusFlow, from the data. `janus-prepare --tokenizer`
@@ -353,13 +363,13 @@ class Recipe:
       evaluation: Benchmarks.
       keep: Which checkpoints are kept.
       resources: Use of the hardware.
-      architecture: Config of a model that is not a preset.
+      architecture: Config of a model that is not a preset, in place of `model`.
       flow: Settings of the flow loss of JanusFlow; None for those of the paper.
     """
 
-    model: str
     stages: tuple[Stage, ...]
     sources: Mapping[str, PreparedDataset]
+    model: str = ""
     stage: int = 1
     data: DataOptions = field(default_factory=DataOptions)
     precomputed_image_tokens: bool = False
@@ -389,23 +399,43 @@ class Recipe:
         """Config of the model.
 
         Raises:
-          JanusError: The preset does not exist.
+          JanusError: The preset does not exist, or neither a preset nor an architecture is set.
         """
+        if self.architecture is None and not self.model:
+            raise JanusError(
+                f"config.model is empty; set it to a preset ({', '.join(PRESETS)}), or start from a whole model with "
+                f"config.stages.stage_{self.stage}.initialisation.source=model and .model=FOLDER."
+            )
         return self.architecture or preset(self.model)
 
     @property
+    def used_sources(self) -> Mapping[str, PreparedDataset]:
+        """The sources with a weight in the current stage."""
+        weights = [phase.weights for phase in self.current.phases]
+        return {name: source for name, source in self.sources.items() if any(one.get(name) for one in weights)}
+
+    def replace_current(self, **fields: Any) -> "Recipe":
+        """Replaces fields of the current stage."""
+        stages = list(self.stages)
+        stages[self.stage - 1] = replace(self.current, **fields)
+        return replace(self, stages=tuple(stages))
+
+    def on_platform(self, platform: str) -> "Recipe":
+        """Replaces the dtypes "auto" of the current stage with those of a platform of jax, such as "cpu"."""
+        dtype: Dtype = "float32" if platform == "cpu" else "bfloat16"
+        return self.replace_current(precision=self.current.precision.replace_auto(Precision(dtype, dtype, dtype)))
+
+    @property
     def execution(self) -> Execution:
-        """How the model of the current stage is executed."""
-        r = self.resources
-        return Execution(
-            self.current.precision.compute, "float32", r.attention, r.remat, layers="scanned", scan_unroll=r.scan_unroll
-        )
+        """How the model of the current stage is executed. The dtypes must not be "auto" (`on_platform`)."""
+        r, dtype = self.resources, concrete(self.current.precision.compute)
+        return Execution(dtype, "float32", r.attention, r.remat, layers="scanned", scan_unroll=r.scan_unroll)
 
     @property
     def microbatching(self) -> Microbatching:
-        """How the step of the current stage is split."""
+        """How the step of the current stage is split. The dtypes must not be "auto" (`on_platform`)."""
         r = self.resources
-        return Microbatching(r.microbatches, r.logits_chunk, self.current.precision.tokenizer)
+        return Microbatching(r.microbatches, r.logits_chunk, concrete(self.current.precision.tokenizer))
 
     @property
     def stream(self) -> StreamConfig:
@@ -459,6 +489,17 @@ class Recipe:
             return None
         phase = Phase(None, {component.name: weights[component.name] for component in components})
         return replace(stream, components=components, phases=(phase,), drop_condition=0.0, first_sentence=0.0)
+
+
+def concrete(dtype: AutoDtype) -> Dtype:
+    """Returns a dtype of a recipe whose platform is known.
+
+    Raises:
+      ValueError: The dtype is "auto".
+    """
+    if dtype == "auto":
+        raise ValueError('The dtype is "auto"; call Recipe.on_platform first.')
+    return dtype
 
 
 SOURCES: Mapping[str, PreparedDataset] = {

@@ -1,12 +1,11 @@
 """Recipe files: finding one by name or path, and loading its config."""
 
-import difflib
 import importlib.util
 from pathlib import Path
 
 from ml_collections import ConfigDict
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import JanusError, did_you_mean, similar_names
 
 _PACKAGE = Path(__file__).parents[1]
 # An installed package contains the recipes in `recipes/`, a checkout in `configs/`.
@@ -32,12 +31,12 @@ def find_recipe(name: str) -> Path:
     if "/" in name or name.endswith(".py"):
         if Path(name).is_file():
             return Path(name)
-        raise JanusError(f"{name} is not a file; give the path of a recipe file, or a name: {', '.join(names)}.")
+        hint = did_you_mean([f"the recipe {Path(name).stem}"] if Path(name).stem in names else [])
+        raise JanusError(f"{name} is not a file.{hint} Give the path of a recipe file, or a name: {', '.join(names)}.")
     if name in names:
         return RECIPES / f"{name}.py"
-    similar = difflib.get_close_matches(name, names, n=1)
-    hint = f"Did you mean {similar[0]}? " if similar else ""
-    raise JanusError(f"There is no recipe {name!r}. {hint}Recipes: {', '.join(names)}; or give the path of a file.")
+    hint = did_you_mean(similar_names(name, names))
+    raise JanusError(f"There is no recipe {name!r}.{hint} Recipes: {', '.join(names)}; or give the path of a file.")
 
 
 def load_recipe(name: str) -> ConfigDict:

@@ -16,7 +16,7 @@ from janus_jax.training.lora import Lora, init_adapters
 from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.recipe import Recipe
+from janus_jax.training.recipe import Recipe, concrete
 from janus_jax.training.state import TrainState, abstract_state, create_state
 from janus_jax.training.train_step import CompiledStep, make_train_step
 
@@ -41,7 +41,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
     """Assembles the current stage of a recipe.
 
     Args:
-      recipe: The recipe.
+      recipe: The recipe, with dtypes for the platform of the mesh (`Recipe.on_platform`).
       mesh: Mesh. Its devices need not be attached. None for the default device.
 
     Raises:
@@ -61,7 +61,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         stage.trained,
         optimizer,
         mesh,
-        frozen_dtype=stage.precision.frozen,
+        frozen_dtype=concrete(stage.precision.frozen),
         ema=stage.ema_decay > 0,
         lora=stage.lora,
     )

@@ -3,8 +3,11 @@
 Prefer a released SigLIP. Train an encoder only for images unlike those of its training.
 """
 
+import functools
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import flax.linen as nn
@@ -15,16 +18,45 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
+from checkpoints_convert.convert import save_checkpoint
 from janus_jax.config import Execution, SiglipConfig
+from janus_jax.data.records import Record
+from janus_jax.data.rejects import RejectedRecord, RejectReason
+from janus_jax.devices import initialize_devices
+from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.models.layers import Embedding, LayerNorm, Linear, parameter
 from janus_jax.models.siglip import Block, Siglip
-from janus_jax.training.array_batches import opened
-from janus_jax.training.config_dicts import to_json
+from janus_jax.processing import Tokenizer, prepare_understanding
+from janus_jax.sharding import make_mesh
+from janus_jax.training.array_batches import BatchSplit, opened
+from janus_jax.training.config_dicts import check_values, to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
+from janus_jax.training.record_batches import Arrays, RecordBatches, components_of, image_of, open_all
 from janus_jax.training.state import TrainState, create_state
-from janus_jax.training.trainer import TrainingTask
+from janus_jax.training.trainer import TrainingTask, train
+
+
+@dataclass(frozen=True)
+class CaptionedImages:
+    """Images with captions.
+
+    Attributes:
+      directories: Prepared datasets (`janus-prepare`). The caption of a record's image is its text, or the last answer
+        of its conversation.
+      split: Split of these datasets.
+      workers: Number of processes per host that decode images. 0 decodes in the training process.
+      max_rejected: Training stops if a larger fraction of the recent records has no readable image or no caption.
+    """
+
+    directories: tuple[str, ...] = ()
+    split: str = "train"
+    workers: int = 8
+    max_rejected: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_values(self, "config.data", ("max_rejected", 0 <= self.max_rejected < 1, "from 0 to below 1"), workers=0)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +65,8 @@ class SiglipRecipe:
 
     Attributes:
       encoder: Architecture of the encoder.
+      data: Images and captions, for `train_siglip`.
+      tokenizer: Folder of the `tokenizer.json` that encodes the captions, for `train_siglip`.
       vocab_size: Vocabulary size of the captions.
       caption_length: Length of the captions in tokens; shorter ones are padded with 0.
       steps: Training steps.
@@ -52,6 +86,8 @@ class SiglipRecipe:
     vocab_size: int
     caption_length: int
     steps: int
+    data: CaptionedImages = field(default_factory=CaptionedImages)
+    tokenizer: str = ""
     batch_size: int = 128
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-3))
     text_depth: int = 2
@@ -60,6 +96,11 @@ class SiglipRecipe:
     seed: int = 0
     save_every: int = 500
     report_every: int = 50
+
+    def __post_init__(self) -> None:
+        check_values(
+            self, "config", steps=1, batch_size=2, vocab_size=1, caption_length=1, save_every=0, report_every=0
+        )
 
 
 class TextTower(nn.Module):
@@ -165,6 +206,69 @@ def siglip_task(
         facts={"batch": f"{recipe.batch_size:,} images with captions"},
         steps_field="SiglipRecipe.steps",
     )
+
+
+def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
+    """Trains an encoder on all devices and writes it to `WORKDIR/und_encoder`, a converted folder.
+
+    Returns:
+      The folder of the encoder.
+
+    Raises:
+      JanusError: The data or the tokenizer cannot be used, the devices cannot share the batch, or the workdir belongs
+        to another run.
+      Preempted: The machine is being shut down. The checkpoint of the last step is saved.
+    """
+    make_data = _open_captions(recipe)
+    initialize_devices()
+    mesh = make_mesh() if jax.device_count() > 1 else None
+    state = train(siglip_task(recipe, make_data, mesh=mesh), workdir).state
+    folder = Path(workdir) / "und_encoder"
+    if jax.process_index() == 0:
+        shutil.rmtree(folder, ignore_errors=True)
+        save_checkpoint(folder, {"und_encoder": state.params["und_encoder"]}, recipe.encoder)
+        print(f"The understanding encoder is in {folder}.")
+    return folder
+
+
+def _open_captions(recipe: SiglipRecipe) -> Callable[[], RecordBatches]:
+    """Checks data and tokenizer of a recipe. Returns a function that opens the batches."""
+    if not recipe.data.directories:
+        raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
+    if not recipe.tokenizer:
+        raise JanusError("config.tokenizer is empty; set it to the folder of the tokenizer.json for the captions.")
+    tokenizer = Tokenizer.from_directory(recipe.tokenizer)
+    tokenizer.check_vocabulary(recipe.vocab_size)
+    components = components_of(recipe.data.directories, recipe.data.split, "training images")
+    count = open_all(components).length
+    if count < recipe.batch_size:
+        raise JanusError(
+            f"config.batch_size is {recipe.batch_size}, but config.data has {count} images; lower it to at most "
+            f"{count}, because the loss compares different images."
+        )
+    make = functools.partial(
+        _image_and_caption, folder=recipe.tokenizer, size=recipe.encoder.image_size, length=recipe.caption_length
+    )
+    return lambda: RecordBatches(
+        components,
+        make,
+        BatchSplit(recipe.batch_size, recipe.seed),
+        workers=recipe.data.workers,
+        max_rejected=recipe.data.max_rejected,
+    )
+
+
+_read_tokenizer = functools.cache(Tokenizer.from_directory)
+
+
+def _image_and_caption(record: Record, rng: np.random.Generator, *, folder: str, size: int, length: int) -> Arrays:
+    caption = record.text or (record.messages[-1]["content"] if record.messages else "")
+    if not caption.strip():
+        raise RejectedRecord(RejectReason.EMPTY_TEXT, "the record has no caption.")
+    ids = np.zeros(length, np.int32)
+    found = _read_tokenizer(folder).encode(caption, add_bos=False)[:length]
+    ids[: len(found)] = found
+    return prepare_understanding(image_of(record, rng), size), ids
 
 
 def _without_attention(params: Params) -> Params:

@@ -8,7 +8,7 @@ WORKDIR/stage_N/       see `training.trainer`, and in addition:
 """
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -30,6 +30,7 @@ from janus_jax.training.callbacks.profiling import Profiling
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.flops import count_items, flops_per_item
+from janus_jax.training.image_token_check import check_image_tokens, find_image_tokenizer, save_image_tokenizer
 from janus_jax.training.init_from import (
     checkpoints_folder,
     copy_tokenizer,
@@ -43,15 +44,19 @@ from janus_jax.training.setup import set_up_stage
 from janus_jax.training.state import TrainState
 from janus_jax.training.train_step import make_evaluation_step, put_batch
 from janus_jax.training.trainer import DataStart, TrainingTask, train
+from janus_jax.training.unused_fields import check_unused_fields
 
 
-def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None) -> TrainState:
+def train_stage(
+    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
+) -> TrainState:
     """Trains the current stage of a recipe to its last step, or continues an interrupted run.
 
     Args:
       recipe: The recipe; `recipe.stage` selects the stage.
       workdir: Folder of all stages, created if missing and shared by all processes.
       devices: Devices to train on; None for all.
+      given: Paths of the fields that were set on the command line (`check_unused_fields`).
 
     Returns:
       The last train state.
@@ -64,20 +69,22 @@ def train_stage(recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Devic
       StorageFull: The disk is full.
     """
     folder = checkpoints_folder(workdir, recipe.stage).parent
-    return train(stage_task(recipe, workdir, devices), folder).state
+    return train(stage_task(recipe, workdir, devices, given), folder).state
 
 
 def stage_task(
-    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None
+    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
 ) -> TrainingTask[TrainState, ShardedStream]:
     """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
-    stage, resources, intervals = recipe.current, recipe.resources, recipe.intervals
-    checkpoints = checkpoints_folder(workdir, recipe.stage)
-    folder = checkpoints.parent
+    resources, intervals = recipe.resources, recipe.intervals
+    folder = checkpoints_folder(workdir, recipe.stage).parent
 
-    # All inputs are checked before the first device is used. A resumed run no longer needs its initialization.
-    is_resumed = any(path.name.isdecimal() for path in checkpoints.glob("*"))
-    opened = {} if is_resumed else open_initialisation(recipe, workdir)
+    # All inputs are checked before the first device is used.
+    start = open_initialisation(recipe, workdir)
+    recipe = start.recipe
+    check_unused_fields(recipe, given)
+    image_tokenizer = find_image_tokenizer(start, workdir)
+    check_image_tokens(recipe, image_tokenizer)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
             open_records(component)
@@ -89,13 +96,16 @@ def stage_task(
     initialize_devices(resources.attention, "config.resources.attention")
     grid = make_mesh(resources.data, resources.fsdp, resources.tensor, devices)
     mesh = grid if grid.size > 1 else None
+    recipe = recipe.on_platform(grid.devices.flat[0].platform)
+    stage = recipe.current
     setup = set_up_stage(recipe, mesh)
     costs = flops_per_item(recipe.model_config, flatten_dict(setup.abstract.params, sep="/"))
-    device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, stage.precision.compute)
+    device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, recipe.execution.dtype)
 
     @contextlib.contextmanager
     def open_data(start: DataStart) -> Iterator[ShardedStream]:
         copy_tokenizer(tokenizer, workdir)
+        save_image_tokenizer(image_tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
         saved = merge_shard_states(start.positions or [])
         shards = len(saved) or recipe.data_shards or jax.process_count()
@@ -136,7 +146,7 @@ def stage_task(
     return TrainingTask(
         config=to_json(recipe),
         abstract_state=setup.abstract,
-        initial_state=lambda data: initial_state(recipe, workdir, setup, opened),
+        initial_state=lambda data: initial_state(recipe, workdir, setup, start.checkpoints),
         step=lambda state, batch: setup.step(state, put_batch(batch, mesh)),
         mesh=mesh,
         open_data=open_data,

@@ -190,7 +190,10 @@ def config_is_a_folder(folder):
     [
         (without_config, r"config\.json does not exist"),
         (config_is_a_folder, r"config\.json cannot be read \(Is a directory\)"),
-        (lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff\xfe"), r"chat_template\.jinja is damaged"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_bytes(b"\xff\xfe"),
+            r"chat_template\.jinja is not UTF-8",
+        ),
     ],
 )
 def test_a_damaged_file_is_named(tmp_path, damage, message):

@@ -112,7 +112,7 @@ def test_files_dropped_without_a_command_are_added(capsys, photo):
     shown = chat([f"'{photo}'", str(photo), photo.as_uri(), "/etc/nothing.png", "What?"], Conversation(fake), capsys)
     assert shown.count("is added to your next message") == 3
     assert "turn 1, 3 images" in shown
-    assert shown.count("/image FILE") == 1
+    assert "(The image /etc/nothing.png does not exist" in shown
 
 
 def test_transparent_images_are_blended(tmp_path):

@@ -90,8 +90,8 @@ def test_main_receives_positional_arguments(folder):
     ("arguments", "words"),
     [
         (["here", "--name=Ann", "--times=-1"], ["--times", "-1"]),
-        (["here", "--name=Ann", "--times=x"], ["--times", "x"]),
-        (["here", "--nane=Ann"], ["nane", "name"]),
+        (["here", "--name=Ann", "--times=x"], ["--times=x: it must be a whole number"]),
+        (["here", "--nane=Ann"], ["--nane is not a flag. Did you mean name? Flags: name, times, loud;"]),
         (["here"], ["--name", "required"]),
         (["--name=Ann"], ["PLACE"]),
         (["here", "there", "--name=Ann"], ["PLACE", "there"]),
@@ -148,18 +148,31 @@ def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--config", "janus_pro_2b"], "no recipe 'janus_pro_2b'. Did you mean janus_pro_"),
+        (["--config", "janus_pro_2b"], "no recipe 'janus_pro_2b'. Did you mean janus_pro_7b"),
         (["--config", "absent/mine.py"], "absent/mine.py is not a file"),
         (
             ["--config=janus_pro_7b", "--config.stages.stage_1.optimizer.lr=1"],
-            "config.stages.stage_1.optimizer.lr does not exist. Did you mean learning_rate? Fields: b1,",
+            "config.stages.stage_1.optimizer.lr does not exist. Did you mean learning_rate? Fields of "
+            "config.stages.stage_1.optimizer: b1,",
         ),
-        (["--config=janus_pro_7b", "--config.stage.number=1"], "config.stage has no fields"),
-        (["--config=janus_pro_7b", "--config.stage=two"], "config.stage=two"),
+        (["--config=janus_pro_7b", "--config.stages=1"], "--config.stages has fields; set one of them, as in --config"),
+        (["--config.stage=1", "--config=janus_pro_7b"], "--config.stage must come after --config"),
+        (["--config.stage=1"], "--config.stage changes a recipe, and --config is required"),
+        (["--config=janus_pro_7b", "--config.stage=two"], "--config.stage=two: it must be a whole number"),
     ],
 )
 def test_unknown_recipes_and_invalid_fields_are_user_errors(refuses, tmp_path, arguments, words):
     assert words in refuses("launch.train", *arguments, "--workdir=run", cwd=tmp_path)
+
+
+def test_print_config_lists_the_fields_without_required_flags(tmp_path):
+    done = run("launch.compile", "--config=janus_pro_7b", "--config.seed=5", "--print_config", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "config.seed = 5\n    Seed of parameters and data.\n" in done.stdout
+
+
+def test_print_config_needs_a_recipe(refuses, tmp_path):
+    assert "--config is required" in refuses("launch.train", "--print_config", cwd=tmp_path)
 
 
 def test_help_of_a_command_shows_its_recipe_flag():

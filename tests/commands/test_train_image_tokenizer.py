@@ -1,6 +1,5 @@
 """`janus-train` with image tokenizer recipes."""
 
-import io
 import os
 import subprocess
 import sys
@@ -9,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 from safetensors.numpy import save_file
 
 from checkpoints_convert import open_checkpoint
@@ -22,7 +20,7 @@ from janus_jax.training.image_tokenizer.task import read_networks
 from janus_jax.training.recipe_files import load_recipe
 from tests.data.prepared import write
 from tests.training.image_tokenizer.network_files import lpips_files
-from tests.training.image_tokenizer.recipes import images
+from tests.training.image_tokenizer.recipes import encoded, images
 
 ROOT = Path(__file__).parents[2]
 SMALL = (
@@ -30,8 +28,6 @@ SMALL = (
     "--config.batch_size=8",
     "--config.intervals.eval_images=4",
     "--config.data.workers=0",
-    "--config.data.eval_split=train",
-    "--config.data.eval_directories=()",
     "--config.model.image_size=24",
     "--config.model.codebook_size=16",
     "--config.model.base_channels=4",
@@ -53,12 +49,6 @@ def train(*arguments):
     )
 
 
-def encoded(image):
-    file = io.BytesIO()
-    Image.fromarray(image).save(file, "PNG")
-    return file.getvalue()
-
-
 @pytest.mark.slow
 def test_a_tokenizer_trains_from_a_prepared_dataset(tmp_path):
     records = [Record(f"r{i}", Task.GENERATION, "x", images=(encoded(image),)) for i, image in enumerate(images(16))]
@@ -73,8 +63,8 @@ def test_a_tokenizer_trains_from_a_prepared_dataset(tmp_path):
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (("--config.data.directories=()",), "config.data.directories is empty"),
-        (("--config.data.directories=('absent',)", "--config.data.eval_directories=()"), "absent"),
+        ((), "config.data.directories is empty"),
+        (("--config.data.directories=('absent',)",), "absent"),
         (("--config.model.image_size=50",), "image_size 50"),
         (("--config.networks.inception=absent.pth",), "absent.pth does not exist"),
         (("--config.datta.workers=1",), "config.datta does not exist"),

@@ -80,7 +80,7 @@ class TestConversations:
     def test_a_truncated_array_raises(self, workspace, cut):
         path = workspace / "chat.json"
         path.write_text(json.dumps(self.SAMPLES)[:-cut])
-        with pytest.raises(JanusError, match=r"chat\.json is damaged"):
+        with pytest.raises(JanusError, match=r"chat\.json is (damaged|not a JSON array)"):
             prepare(workspace / "out", "llava", path)
 
 
@@ -248,7 +248,21 @@ class TestTFDS:
         [
             ("no_such_data_set", {}, "is not a TFDS dataset"),
             ("mnist", {"data_dir": "/nowhere"}, "mnist/.* is not in .*/nowhere.*download_and_prepare"),
-            ("", {"input_split": "dev"}, "cannot be read .*its splits are train"),
+            (
+                "",
+                {"input_split": "dev"},
+                r"pets/1\.0\.0 \(--input_split\) has no split \'dev\': its splits are train \(5 records\)",
+            ),
+            (
+                "",
+                {"input_split": "train[:9]"},
+                r"pets/1\.0\.0 \(--input_split\) has no split 'train\[:9\]'.*train \(5 records\)",
+            ),
+            (
+                "",
+                {"input_split": "train[5:]"},
+                r"'train\[5:\]' of TFDS dataset pets/1\.0\.0 \(--input_split\) has no records",
+            ),
             ("", {"text_field": "words"}, "no feature words, only .*--text_field"),
         ],
     )

@@ -291,7 +291,7 @@ def test_answers_end_where_the_context_ends():
     model = tiny.pretrained()
     questions = [
         Question(id=text, messages=[{"role": "user", "content": text}], max_new_tokens=1024)
-        for text in ("Two?", "And?")
+        for text in ("Hello", "What is it?")
     ]
     lengths = {q.id: len(model.processor.understanding_sequence(q.messages, system_prompt="")) for q in questions}
     context = max(lengths.values()) + 4

@@ -62,7 +62,6 @@ def get_config(kind="janus"):
         first, second = (replace(stage, ema_decay=0.9) for stage in (first, second))
     return to_config(
         Recipe(
-            "tiny",
             (first, replace(second, initialisation=Initialisation("stage"))),
             sources,
             resources=Resources(remat="none", data_workers=0),

@@ -13,6 +13,7 @@ import pytest
 
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.sharding import make_mesh
+from janus_jax.training import checkpoint_files
 from janus_jax.training import checkpointing as module
 from janus_jax.training.checkpoint_files import SavedCheckpoint
 from janus_jax.training.checkpointing import CheckpointInfo, Checkpoints, RetentionPolicy
@@ -222,6 +223,20 @@ def test_only_damaged_checkpoints_raise_and_stay(tmp_path, state, abstract):
     assert not (tmp_path / "damaged").exists()
 
 
+def test_a_checkpoint_without_read_permission_is_not_called_damaged(tmp_path, state, abstract, monkeypatch):
+    save(tmp_path, state, [1, 2])
+
+    def deny(*_):
+        raise PermissionError(errno.EACCES, "Permission denied", "2/run")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_files, "_verify_checksums", deny)
+        with pytest.raises(JanusError, match=r"cannot be read .*Permission denied.*repeat the command"):
+            restore(tmp_path, abstract)
+    assert restore(tmp_path, abstract).step == 2
+    assert not (tmp_path / "damaged").exists()
+
+
 def test_checkpoint_of_another_model_is_rejected(tmp_path, state, mesh):
     save(tmp_path, state, [1])
     other = abstract_state(lambda: toy.make(0, ema=True), mesh)
@@ -263,18 +278,8 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatc
     assert restore(tmp_path, abstract).step == 2
 
 
-@pytest.fixture
-def small_disk(tmp_path):
-    """A small file system that can hold a few checkpoints."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", disk], capture_output=True).returncode:
-        pytest.skip("only root may mount")
-    yield disk
-    subprocess.run(["umount", "--lazy", disk], check=True)
-
-
-def test_full_tmpfs_raises_storage_full(small_disk, state, abstract):
+def test_full_tmpfs_raises_storage_full_without_traces(mount_disk, state, abstract, capfd):
+    small_disk = mount_disk("512k")
     checkpoints = Checkpoints(small_disk, RetentionPolicy(last=100))
 
     def fill():
@@ -289,6 +294,7 @@ def test_full_tmpfs_raises_storage_full(small_disk, state, abstract):
         checkpoints.close()
     assert 0 < newest < 99
     assert restore(small_disk, abstract).step == newest
+    assert "Traceback" not in capfd.readouterr().err
 
 
 # Processes that are killed.

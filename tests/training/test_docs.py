@@ -32,10 +32,9 @@ RECIPE = """
 from dataclasses import replace
 
 from configs.finetune import get_config as released
-from janus_jax.config import preset
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import from_config, to_config
-from janus_jax.training.recipe import Precision, Recipe, Resources
+from janus_jax.training.recipe import Recipe, Resources
 
 
 def get_config():
@@ -47,10 +46,9 @@ def get_config():
         batch_size=2,
         budget=Budget(256, und_images=1, gen_images=1, text_targets=192),
         optimizer=replace(stage.optimizer, learning_rate=1e-2, warmup_steps=0),
-        precision=Precision("float32", "float32", "float32"),
     )
     resources = Resources(remat="none", data_workers=0)
-    return to_config(replace(recipe, stages=(stage,), architecture=preset("tiny"), resources=resources))
+    return to_config(replace(recipe, stages=(stage,), resources=resources))
 """
 
 

@@ -217,7 +217,7 @@ def test_exported_model_equals_the_trained_one(finished, average, tmp_path):
 def test_next_stage_starts_from_merged_params(finished, average, mesh):
     recipe = runs.recipe(stage=2)
     setup = set_up_stage(recipe, mesh)
-    state = initial_state(recipe, finished[0], setup, open_initialisation(recipe, finished[0]))
+    state = initial_state(recipe, finished[0], setup, open_initialisation(recipe, finished[0]).checkpoints)
     assert toy.shardings(state) == toy.shardings(setup.abstract)
     found = flatten_dict(merge(state.params, state.frozen))
     merged = flatten_dict(merge_adapters(jax.tree.map(jax.numpy.array, average)))

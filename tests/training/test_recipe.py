@@ -14,7 +14,7 @@ from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config, to_config, to_json
 from janus_jax.training.optimizers import make_schedule
-from janus_jax.training.recipe import Initialisation, Recipe
+from janus_jax.training.recipe import Initialisation, Precision, Recipe
 
 # Tables of the papers: learning rate, schedule, decay, warmup, steps, last step, batch size, and the ratio of
 # understanding, text and generation.
@@ -150,14 +150,15 @@ def changed(**fields):
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"colour": 1}, "config has no field 'colour'"),
+        ({"colour": 1}, "config.colour does not exist. Fields of config: stages, sources"),
+        ({"stages__stage_1__batchsize": 1}, "config.stages.stage_1.batchsize does not exist. Did you mean batch_size?"),
         ({"stage": 4}, "config.stage is 4; it must be from 1 to 3"),
         ({"stage": "two"}, "config.stage is 'two'; it must be a whole number"),
         ({"stages__stage_1__steps": True}, "config.stages.stage_1.steps is True"),
         ({"stages__stage_1__steps": 0}, "stage.steps is 0"),
         ({"stages__stage_1__stop_at": 30_000}, "stop_at is 30000; it must be from 1 to steps, 20000"),
         ({"stages__stage_1__supervision": "all"}, "supervision is 'all'; it must be one of text, answers"),
-        ({"stages__stage_1__precision__compute": "int8"}, "compute is 'int8'; it must be one of float32"),
+        ({"stages__stage_1__precision__compute": "int8"}, "compute is 'int8'; it must be one of auto, float32"),
         ({"stages__stage_1__optimizer__learning_rate": -1.0}, "learning_rate is -1.0"),
         ({"stages__stage_1__optimizer": 5}, "optimizer is 5; it must be an object"),
         ({"stages__stage_1__phases": [1]}, "phases is [1]; it must be an object with numbered keys"),
@@ -219,3 +220,15 @@ def test_architecture_replaces_the_preset():
     own = dataclasses.replace(recipe(), architecture=tiny.CONFIG)
     assert from_config(Recipe, json.loads(json.dumps(to_json(own)))).model_config == tiny.CONFIG
     assert from_config(Recipe, to_config(own)).model_config == tiny.CONFIG
+
+
+@pytest.mark.parametrize(("platform", "dtype"), [("cpu", "float32"), ("gpu", "bfloat16"), ("tpu", "bfloat16")])
+def test_auto_dtypes_depend_on_the_platform(platform, dtype):
+    stage = recipe().replace_current(precision=Precision(tokenizer="float16")).on_platform(platform)
+    assert stage.current.precision == Precision(dtype, dtype, "float16")
+    assert (stage.execution.dtype, stage.microbatching.tokenizer_dtype) == (dtype, "float16")
+
+
+def test_dtypes_without_a_platform_are_refused():
+    with pytest.raises(ValueError, match="on_platform"):
+        _ = recipe().execution

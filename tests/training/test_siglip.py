@@ -7,13 +7,25 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from checkpoints_convert import open_checkpoint
 from janus_jax.config import SiglipConfig
+from janus_jax.errors import JanusError
 from janus_jax.models.siglip import Siglip
+from janus_jax.processing import Tokenizer, make_byte_level_tokenizer
 from janus_jax.sharding import make_mesh
 from janus_jax.training.array_batches import ArrayBatches, BatchSplit
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.siglip import SiglipRecipe, siglip_task, sigmoid_loss
+from janus_jax.training.siglip import (
+    CaptionedImages,
+    SiglipRecipe,
+    _open_captions,
+    siglip_task,
+    sigmoid_loss,
+    train_siglip,
+)
 from janus_jax.training.trainer import train
+from tests.data import prepared
+from tests.pseudo import CORPUS
 
 RECIPE = SiglipRecipe(
     encoder=SiglipConfig(image_size=8, patch_size=4, width=32, depth=1, num_heads=2, mlp_dim=64),
@@ -69,3 +81,54 @@ def test_a_resumed_run_is_bitwise_equal(tmp_path):
     run(dataclasses.replace(RECIPE, steps=30), tmp_path / "parts")
     rest, _ = run(RECIPE, tmp_path / "parts")
     jax.tree.map(np.testing.assert_array_equal, whole, rest)
+
+
+@pytest.fixture(scope="module")
+def captions(tmp_path_factory):
+    """A recipe whose data are eight pictures with captions, and two records that cannot be used."""
+    folder = tmp_path_factory.mktemp("captions")
+    records = [prepared.generation(number, caption=f"Picture {number}.") for number in range(4)]
+    records += [prepared.understanding(number) for number in range(4, 8)]
+    records += [prepared.text(8), dataclasses.replace(records[0], text="")]
+    prepared.write(folder / "data", records)
+    make_byte_level_tokenizer(folder / "tokenizer", CORPUS, 300, "janus_pro")
+    data = CaptionedImages((str(folder / "data"),), workers=0, max_rejected=0.5)
+    return dataclasses.replace(
+        RECIPE,
+        encoder=dataclasses.replace(RECIPE.encoder, image_size=16, patch_size=8),
+        data=data,
+        tokenizer=str(folder / "tokenizer"),
+        vocab_size=300,
+        caption_length=4,
+        steps=2,
+    )
+
+
+def test_captions_are_texts_or_last_answers(captions):
+    images, tokens = next(_open_captions(captions)())
+    assert (images.shape, images.dtype) == ((8, 16, 16, 3), np.uint8)
+    encode = Tokenizer.from_directory(captions.tokenizer).encode
+    expected = [encode(f"{n} Picture {n}.", add_bos=False) for n in range(4)]
+    expected += [encode(f"A boat. {n}", add_bos=False) for n in range(4, 8)]
+    # The order is shuffled. Captions are cut to four tokens.
+    assert sorted(tokens.tolist()) == sorted(ids[:4] for ids in expected)
+
+
+def test_the_encoder_is_written_as_a_converted_folder(captions, tmp_path):
+    folder = train_siglip(captions, tmp_path)
+    assert folder == tmp_path / "und_encoder"
+    assert open_checkpoint(folder).config == captions.encoder
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        ({"data": CaptionedImages()}, r"config\.data\.directories is empty"),
+        ({"tokenizer": ""}, r"config\.tokenizer is empty"),
+        ({"vocab_size": 100}, "vocabulary of 100"),
+        ({"batch_size": 128}, r"config\.batch_size is 128, but config\.data has 10 images; lower it to at most 10"),
+    ],
+)
+def test_unusable_recipes_are_refused(captions, fields, message, tmp_path):
+    with pytest.raises(JanusError, match=message):
+        train_siglip(dataclasses.replace(captions, **fields), tmp_path)

@@ -233,7 +233,7 @@ def test_unfinished_previous_stage_is_reported():
 def started(*start, mesh=None, **folders):
     """Initial parameters of a stage."""
     recipe = starting(*start, **folders)
-    opened = open_initialisation(recipe, "workdir")
+    opened = open_initialisation(recipe, "workdir").checkpoints
     return params(initial_state(recipe, "workdir", set_up_stage(recipe, mesh), opened))
 
 
@@ -310,11 +310,15 @@ def starting_from_llm():
     ("make", "sentence"),
     [
         (lambda: changed(model="huge", architecture=None), "The model 'huge' is unknown"),
+        (
+            lambda: replace(runs.recipe(initialisation=Initialisation("random")), architecture=None),
+            "config.model is empty; set it to a preset (janus_1.3b, janus_pro_1b,",
+        ),
         (lambda: changed(tokenizer=""), "config.tokenizer is empty"),
         (lambda: changed(tokenizer="absent"), "absent/tokenizer.json is missing"),
         (lambda: starting("stage"), "stage 1 has no previous stage"),
         (lambda: starting("model", model="absent"), "absent"),
-        (lambda: runs.recipe(stage=2), "stage_1/checkpoints has no checkpoint"),
+        (lambda: runs.recipe(stage=2), "stage_1/checkpoints has no checkpoint; run --config.stage=1 in"),
         (
             lambda: runs.recipe(trained=("lmm/*",)),
             "pattern 'lmm/*', which matches no parameter; the parts of the model",

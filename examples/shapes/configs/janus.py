@@ -116,7 +116,6 @@ STAGE_3 = replace(
 )
 
 RECIPE = Recipe(
-    model="janus_shapes",
     architecture=MODEL,
     stages=(STAGE_1, STAGE_2, STAGE_3),
     sources={

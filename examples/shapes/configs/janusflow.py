@@ -85,7 +85,6 @@ STAGE_3 = replace(
 
 RECIPE = replace(
     janus.RECIPE,
-    model=MODEL.name,
     architecture=MODEL,
     stages=(STAGE_1, STAGE_2, STAGE_3),
     precomputed_image_tokens=False,

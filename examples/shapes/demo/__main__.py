@@ -27,6 +27,7 @@ from examples.shapes.demo.finetune import FineTuneSpec, finetune
 from examples.shapes.demo.scores import DemoScores, report
 from janus_jax.commands import cli
 from janus_jax.errors import JanusError
+from janus_jax.extras import require
 from janus_jax.progress import progress_bar
 from janus_jax.storage import output_folder
 
@@ -62,6 +63,7 @@ class DemoPlan:
 
 def main(_: Sequence[str]) -> None:
     """Runs the demo with the shipped models."""
+    require("The page of the demo", "jinja2", "matplotlib")
     import jax
 
     from examples.shapes.models import JANUS, JANUSFLOW

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.data.records import Record
+from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
 from janus_jax.files import describe_error, reading
 from janus_jax.processing import Task
@@ -60,7 +61,7 @@ def open_records(component: Component) -> RecordReader:
     """Opens the dataset of a component.
 
     Raises:
-      JanusError: The folder is not a prepared dataset, or it does not have the split.
+      JanusError: The folder is not a prepared dataset, or does not have the records of the split.
     """
     source = component.source
     if not isinstance(source, str | os.PathLike):
@@ -82,8 +83,10 @@ def open_records(component: Component) -> RecordReader:
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
                 f"{folder}, the source of component {component.name!r}, lacks the features "
-                f"{', '.join(sorted(missing))} of a record; convert it with janus-prepare --source tfds."
+                f"{', '.join(sorted(missing))} of a record; if an older version prepared it, prepare it again, else "
+                f"convert it with janus-prepare --source tfds."
             )
+        check_split(component.split, builder.info.splits, f"{folder}, the source of component {component.name!r},")
         # Raw bytes, because decoding an example with TFDS takes as long as reading it.
         data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
         length = len(data)

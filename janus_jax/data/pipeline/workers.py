@@ -229,7 +229,8 @@ def serve(descriptor: int) -> None:
 def _start(descriptor: int) -> subprocess.Popen[bytes]:
     code = f"from janus_jax.data.pipeline.workers import serve; serve({descriptor})"
     return subprocess.Popen(
-        [sys.executable, "-c", code],
+        # -P: files in the working folder do not hide modules. The folder is last in PYTHONPATH (`cli.run`).
+        [sys.executable, "-P", "-c", code],
         stdin=subprocess.DEVNULL,
         pass_fds=(descriptor,),
         env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},

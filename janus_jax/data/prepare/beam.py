@@ -7,7 +7,7 @@ workers must see input and output under the same paths and have this package ins
 from collections.abc import Sequence
 
 from janus_jax.data.prepare.shard_writer import ShardWriter
-from janus_jax.errors import JanusError
+from janus_jax.extras import require
 
 
 def write_shards_with_beam(writer: ShardWriter, indices: Sequence[int], options: Sequence[str] = ()) -> None:
@@ -21,11 +21,10 @@ def write_shards_with_beam(writer: ShardWriter, indices: Sequence[int], options:
     Raises:
       JanusError: Beam is not installed, or a shard cannot be written.
     """
-    try:
-        import apache_beam as beam
-        from apache_beam.options.pipeline_options import PipelineOptions
-    except ImportError as error:
-        raise JanusError("--beam needs Apache Beam; pip install 'janus_jax[beam]'.") from error
+    require("--beam", "apache_beam")
+    import apache_beam as beam
+    from apache_beam.options.pipeline_options import PipelineOptions
+
     with beam.Pipeline(options=PipelineOptions(list(options))) as pipeline:
         _ = (
             pipeline

@@ -3,6 +3,7 @@
 Images are cropped to their center square. Random crops would need new tokens in each epoch.
 """
 
+import hashlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -17,7 +18,7 @@ from flax.traverse_util import unflatten_dict
 from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Float, Shaped, UInt8
 
-from checkpoints_convert import open_checkpoint
+from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.config import Execution, JanusConfig, JanusFlowConfig, VAEConfig, VQConfig
 from janus_jax.data.prepare.shard_writer import ShardWriter
 from janus_jax.data.records import Record
@@ -43,6 +44,7 @@ class ImageEncoding:
       parameters: Names of the module's parameters that `encode` needs.
       encode: Function from parameters and pixels in [-1, 1] to one vector of tokens or latents per image.
       field: Field of `Record` that stores the vector.
+      scale: Factor that `encode` multiplies latents by.
     """
 
     image_size: int
@@ -50,6 +52,7 @@ class ImageEncoding:
     parameters: tuple[str, ...]
     encode: Callable[[Params, Float[Array, "B H W 3"]], Any]
     field: Literal["image_tokens", "image_latents"]
+    scale: float = 1.0
 
 
 def token_encoding(config: VQConfig) -> ImageEncoding:
@@ -75,7 +78,7 @@ def latent_encoding(config: VAEConfig, image_size: int) -> ImageEncoding:
     def encode(params: Params, pixels: Float[Array, "B H W 3"]) -> Any:
         return apply(vae.encode, params, pixels).mean.reshape(len(pixels), -1) * config.scaling_factor
 
-    return ImageEncoding(image_size, "vae", ("encoder", "quant_conv"), encode, "image_latents")
+    return ImageEncoding(image_size, "vae", ("encoder", "quant_conv"), encode, "image_latents", config.scaling_factor)
 
 
 class ImageEncoder:
@@ -111,19 +114,53 @@ class ImageEncoder:
             return self._encode(self._params, jax.device_put(padded, batch_sharding(self._mesh)))
 
 
-def open_image_encoder(path: Path) -> Callable[[int], ImageEncoder]:
+@dataclass(frozen=True)
+class OpenedEncoder:
+    """An opened image tokenizer or VAE. Its parameters are read when they are needed.
+
+    Attributes:
+      checkpoint: Checkpoint that contains it.
+      encoding: The encoding.
+    """
+
+    checkpoint: Checkpoint
+    encoding: ImageEncoding
+
+    def __call__(self, batch_size: int) -> ImageEncoder:
+        """Reads the parameters and returns the encoder."""
+        params = unflatten_dict({keys[1:]: array for keys, array in self._arrays("float32")})
+        return ImageEncoder(self.encoding, params, batch_size)
+
+    def fingerprint(self) -> dict[str, Any]:
+        """Returns JSON values that are equal for encoders that compute the same tokens or latents.
+
+        Of the parameters only the signs are hashed. They are the same after a conversion to another dtype or layout,
+        and training changes some of them.
+        """
+        digest = hashlib.sha256()
+        for keys, array in self._arrays():
+            digest.update(f"{'/'.join(keys)} {array.shape}\n".encode())
+            digest.update(np.packbits(np.signbit(array)).tobytes())
+        size, scale = self.encoding.image_size, self.encoding.scale
+        return {"image_size": size, "scale": scale, "parameters": digest.hexdigest()[:16]}
+
+    def _arrays(self, dtype: str | None = None) -> Iterator[tuple[tuple[str, ...], np.ndarray]]:
+        for keys, _, array in self.checkpoint.params(dtype, parts=(self.encoding.module,)):
+            if keys[1] in self.encoding.parameters:
+                yield keys, array
+
+
+def open_image_encoder(source: Path | Checkpoint) -> OpenedEncoder:
     """Opens the image tokenizer or the VAE of a checkpoint.
 
     The checkpoint contains a model, or only an image tokenizer or a VAE, in any layout. A separate VAE states no image
     size, so images have the size of JanusFlow-1.3B.
 
-    Returns:
-      Function from batch size to encoder. It reads the parameters when it is called.
-
     Raises:
       JanusError: The checkpoint has no image tokenizer or VAE.
     """
-    checkpoint = open_checkpoint(path)
+    checkpoint = source if isinstance(source, Checkpoint) else open_checkpoint(source)
+    path = checkpoint.path
     config: Any = checkpoint.config
     image_size = JanusFlowConfig().gen_image_size
     if isinstance(config, JanusFlowConfig):
@@ -138,13 +175,7 @@ def open_image_encoder(path: Path) -> Callable[[int], ImageEncoder]:
         encoding = latent_encoding(config, image_size)
     else:
         raise JanusError(f"--tokenizer {path} is a {type(config).__name__}; give a model, an image tokenizer or a VAE.")
-
-    def make_encoder(batch_size: int) -> ImageEncoder:
-        arrays = checkpoint.params("float32", parts=(encoding.module,))
-        params = unflatten_dict({keys[1:]: array for keys, _, array in arrays if keys[1] in encoding.parameters})
-        return ImageEncoder(encoding, params, batch_size)
-
-    return make_encoder
+    return OpenedEncoder(checkpoint, encoding)
 
 
 def encode_target_images(

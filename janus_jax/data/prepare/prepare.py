@@ -2,8 +2,7 @@
 
 import contextlib
 import shlex
-from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from janus_jax.data.prepare.beam import write_shards_with_beam
@@ -11,11 +10,12 @@ from janus_jax.data.prepare.parallel import write_shards
 from janus_jax.data.prepare.shard_writer import DatasetSpec, ShardWriter, Summary, open_shard_writer
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
+from janus_jax.extras import require
 from janus_jax.progress import count_bar
 from janus_jax.storage import exclusive_lock
 
 if TYPE_CHECKING:
-    from janus_jax.data.prepare.encode_images import ImageEncoder
+    from janus_jax.data.prepare.encode_images import OpenedEncoder
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class PrepareOptions:
 def prepare(
     spec: DatasetSpec,
     options: PrepareOptions,
-    make_encoder: "Callable[[int], ImageEncoder] | None" = None,
+    make_encoder: "OpenedEncoder | None" = None,
     cluster: Cluster | None = None,
 ) -> Summary | None:
     """Prepares a dataset, or continues an interrupted run.
@@ -46,7 +46,7 @@ def prepare(
     Args:
       spec: The dataset.
       options: Processes and limits.
-      make_encoder: Function from batch size to the encoder of `spec.tokenizer`, see `encode_images.open_image_encoder`.
+      make_encoder: The opened image tokenizer or VAE `spec.tokenizer`, see `encode_images.open_image_encoder`.
         None: nothing is precomputed.
       cluster: Processes that share the work. Default: this process.
 
@@ -54,8 +54,12 @@ def prepare(
       The counts of the dataset in the primary process; None in the others.
 
     Raises:
-      JanusError, StorageFull: Too many records are rejected, or the input or output fails.
+      JanusError, StorageFull: Too many records are rejected, the input or output fails, or Beam is not installed.
     """
+    if options.beam is not None:
+        require("--beam", "apache_beam")
+    if make_encoder is not None:
+        spec = replace(spec, image_tokenizer=make_encoder.fingerprint())
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
         # The primary process creates the scratch folder before the others open it.
@@ -100,9 +104,7 @@ def _write_shards(writer: ShardWriter, cluster: Cluster, options: PrepareOptions
         )
 
 
-def _encode_images(
-    writer: ShardWriter, cluster: Cluster, make_encoder: "Callable[[int], ImageEncoder]", batch_size: int
-) -> None:
+def _encode_images(writer: ShardWriter, cluster: Cluster, make_encoder: "OpenedEncoder", batch_size: int) -> None:
     from janus_jax.data.prepare.encode_images import encode_target_images
 
     if indices := cluster.share(writer.without_image_tokens()):

@@ -30,7 +30,7 @@ from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.shards import read_shard, shard_path, write_metadata, write_shard
 from janus_jax.data.sources import Entry, Part, SourceOptions, get_source
 from janus_jax.errors import JanusError
-from janus_jax.files import PARSE_ERRORS, describe_error, read_json, reading
+from janus_jax.files import PARSE_ERRORS, describe_error, read_json, read_json_if_exists, reading
 from janus_jax.processing import Background, Task
 from janus_jax.storage import write_bytes
 
@@ -61,6 +61,7 @@ class DatasetSpec:
       output: Folder of the dataset.
       split: Name of the split to write.
       tokenizer: Name of the checkpoint that precomputes image tokens or latents, or None.
+      image_tokenizer: Its fingerprint (`encode_images.OpenedEncoder.fingerprint`). Set by `prepare`.
       background: What transparent images are blended over, see `Background`.
     """
 
@@ -69,6 +70,7 @@ class DatasetSpec:
     output: Path
     split: str = "train"
     tokenizer: str | None = None
+    image_tokenizer: Mapping[str, Any] | None = None
     background: Background = "none"
 
     def __post_init__(self) -> None:
@@ -87,6 +89,12 @@ class DatasetSpec:
     def scratch(self) -> Path:
         """Folder of unfinished work."""
         return self.output / _SCRATCH
+
+
+def tokenizer_fingerprint(dataset: Path) -> dict[str, Any] | None:
+    """Returns the fingerprint of the image tokenizer or VAE of a prepared dataset; None if it is not known."""
+    job = read_json_if_exists(dataset / SUMMARY).get("job")
+    return job.get("image_tokenizer") if isinstance(job, dict) else None
 
 
 @dataclass(frozen=True)
@@ -405,6 +413,7 @@ def _fingerprint(spec: DatasetSpec, parts: tuple[Part, ...]) -> Mapping[str, Any
         "task": spec.options.task.value,
         "split": spec.split,
         "tokenizer": spec.tokenizer,
+        "image_tokenizer": spec.image_tokenizer,
         "background": spec.background,
         "content": content.hexdigest(),
     }

@@ -22,6 +22,7 @@ from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.sources.input_files import InputFile, find_files, register_endings
 from janus_jax.errors import JanusError
+from janus_jax.extras import require
 from janus_jax.files import PARSE_ERRORS
 from janus_jax.processing import Task
 from janus_jax.registries import find_registered
@@ -120,9 +121,14 @@ class SourceOptions:
         """Returns the input files, sorted. Of a folder, returns the files with one of the endings.
 
         Raises:
-          JanusError: See `find_files`.
+          JanusError: See `find_files`; or a file needs a package that is not installed.
         """
-        return find_files(self.inputs, endings, self.input_split)
+        files = find_files(self.inputs, endings, self.input_split)
+        # Before the first file is read, which may take long.
+        for file in files:
+            if file.path.suffix.lower() in (".parquet", ".arrow", ".zst"):
+                require(str(file.path), "pyarrow")
+        return files
 
 
 class Source(NamedTuple):

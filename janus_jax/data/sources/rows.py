@@ -144,7 +144,7 @@ def array_spans(file: InputFile, size: int) -> Iterator[Span]:
             _, at = decode(text, at)
             at = _skip(text, at)
             if text[at : at + 1] not in (",", "]"):
-                raise JanusError(f"{file.path} is damaged at character {at}: expected , or ].")
+                raise JanusError(f"{file.path} is not a JSON array: expected , or ] at character {at}; {remedy}.")
             count += 1
             if text[at] == ",":
                 after = _skip(text, at + 1)

@@ -34,6 +34,7 @@ from janus_jax.data.sources.rows import (
     span_lines,
 )
 from janus_jax.errors import JanusError
+from janus_jax.extras import require
 from janus_jax.files import read_text, reading
 
 _PLAIN = (".jsonl", ".json", ".ndjson", ".csv", ".tsv")
@@ -102,6 +103,8 @@ class TableReader:
         if start[257:262] == b"ustar" or ending not in _PLAIN:
             raise wrong_ending(file.path, self.source, TABLE_ENDINGS)
         if codec:
+            if codec == "zstd":
+                require(str(file.path), "pyarrow")
             read = functools.partial(_packed_rows, file, codec, ending, self.columns)
             return iter([rows_part(file, 1, None, read, make_record)])
         if ending in (".csv", ".tsv"):
@@ -186,7 +189,10 @@ def open_packed(file: InputFile, codec: str) -> BinaryIO:
 def packed_codec(file: InputFile) -> str | None:
     """Returns the compression of a file: "gzip", "zstd" or None."""
     with reading(file.path), file.path.open("rb") as stream:
-        return _codec(stream.read(8))
+        codec = _codec(stream.read(8))
+    if codec == "zstd":
+        require(str(file.path), "pyarrow")
+    return codec
 
 
 def _packed_rows(file: InputFile, codec: str, ending: str, columns: Columns) -> Iterator[tuple[int, Row]]:
@@ -275,11 +281,10 @@ class _TextLines(Iterator[str]):
 
 
 def _pyarrow(file: InputFile) -> ModuleType:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        raise JanusError(f"{file.path} needs pyarrow to be read; pip install 'janus_jax[parquet]'.") from error
+    require(str(file.path), "pyarrow")
+    import pyarrow
+    import pyarrow.parquet
+
     return pyarrow
 
 

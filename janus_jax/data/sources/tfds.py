@@ -17,6 +17,7 @@ from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.data.sources.base import Entry, Part, SourceOptions, register_source
 from janus_jax.data.sources.class_names import read_class_names
 from janus_jax.data.sources.fields import caption_record, find_field, get_text
+from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
 from janus_jax.files import describe_error
 from janus_jax.processing import Task
@@ -86,6 +87,7 @@ def _open(name: str, options: SourceOptions) -> _Dataset:
             f"TFDS dataset {full_name} is not in {builder.data_dir}; prepare it there with "
             f'tfds.builder("{full_name}", file_format="array_record").download_and_prepare(), or give --data_dir.'
         )
+    check_split(options.input_split, builder.info.splits, f"TFDS dataset {full_name} (--input_split)")
     where = f"{full_name} has no feature"
     image_field = find_field(where, features, "--image_field", options.image_field, ("image",))
     text_field = find_field(where, features, "--text_field", options.text_field, ("label", "caption", "text"))
@@ -96,8 +98,7 @@ def _open(name: str, options: SourceOptions) -> _Dataset:
         examples = folder.as_data_source(options.input_split, decoders=decoders)
     except Exception as error:
         raise JanusError(
-            f"{full_name} cannot be read ({describe_error(error)}); its splits are {', '.join(builder.info.splits)}, "
-            f'and its files must be prepared with file_format="array_record".'
+            f'{full_name} cannot be read ({describe_error(error)}); prepare its files with file_format="array_record".'
         ) from error
     get_caption = _get_caption(text_field, features[text_field], options.class_names)
     return _Dataset(f"{full_name}/{options.input_split}", examples, image_field, get_caption)

@@ -133,7 +133,7 @@ def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
     try:
         return tokenizers.Tokenizer.from_str(content)
     except Exception as error:  # The library does not raise a more specific type.
-        raise JanusError(f"{file} is damaged ({error}); download it again.") from error
+        raise JanusError(f"{file} is not a usable tokenizer ({error}); download it again.") from error
 
 
 def _read_preprocessor(file: Path, size: int) -> ImagePreprocessor:

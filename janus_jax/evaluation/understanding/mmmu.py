@@ -25,6 +25,7 @@ from janus_jax.evaluation.understanding.prompts import (
     short_answer_prompt,
     user_message,
 )
+from janus_jax.extras import require
 from janus_jax.files import reading
 from janus_jax.processing import ImageSource, Message
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
@@ -67,16 +68,15 @@ def _read_entries(file: Path) -> Iterator[Entry]:
 
 
 def _read_parquet(file: Path) -> Iterator[Entry]:
-    try:
-        import pyarrow.parquet
-    except ImportError as error:
-        raise JanusError(f"{file} requires pyarrow; pip install 'janus_jax[parquet]'.") from error
+    require(str(file), "pyarrow")
+    import pyarrow.parquet
+
     try:
         with reading(file):
             rows = pyarrow.parquet.read_table(file).to_pylist()
     # Not all errors of pyarrow derive from the types that `reading` handles.
     except pyarrow.ArrowException as error:
-        raise JanusError(f"{file} is damaged ({str(error)[:100]}); download it again.") from error
+        raise JanusError(f"{file} is damaged or of another format ({str(error)[:100]}); download it again.") from error
     for number, row in enumerate(rows, 1):
         yield Entry(f"{file}, row {number}", row)
 

@@ -75,7 +75,7 @@ class RunBenchmarks(Callback):
         if not run.is_due(self._recipe.intervals.benchmark):
             return
         config, params = self._recipe.model_config, merge(run.state.params, run.state.frozen)
-        execution = Execution(self._recipe.current.precision.compute, layers="scanned")
+        execution = Execution(self._recipe.on_platform(jax.default_backend()).execution.dtype, layers="scanned")
         model = Pretrained(config, params, self._processor, make_model(config, execution), run.mesh)
         batch_size = round_up(self._recipe.evaluation.batch_size, num_data_shards(run.mesh))
         for selected in self._selected:

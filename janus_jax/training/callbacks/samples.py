@@ -49,10 +49,7 @@ class GenerateSamples(Callback):
     def __init__(self, recipe: Recipe, processor: Processor, folder: Path) -> None:
         self._samples, self._processor, self._folder = recipe.samples, processor, folder / "samples"
         self._interval = recipe.intervals.sample
-        self._config, self._limit = recipe.model_config, recipe.model_config.llm.max_positions
-        # Always XLA attention: other kernels do not support every prompt length.
-        execution = Execution(recipe.current.precision.compute, layers="scanned")
-        self._model = make_model(self._config, execution)
+        self._recipe, self._config, self._limit = recipe, recipe.model_config, recipe.model_config.llm.max_positions
         questions = enumerate(self._samples.questions, 1)
         self._questions = [self._question(number, image, text) for number, (image, text) in questions]
         for number, prompt in enumerate(self._samples.prompts, 1):
@@ -72,7 +69,10 @@ class GenerateSamples(Callback):
         if not run.is_due(self._interval):
             return
         params = merge(run.state.params, run.state.frozen)
-        model = Pretrained(self._config, params, self._processor, self._model, run.mesh)
+        # Always XLA attention: other kernels do not support every prompt length.
+        dtype = self._recipe.on_platform(jax.default_backend()).execution.dtype
+        network = make_model(self._config, Execution(dtype, layers="scanned"))
+        model = Pretrained(self._config, params, self._processor, network, run.mesh)
         try:
             answers = model.answer(self._questions, self._samples.max_new_tokens)
             images = self._generate(model)

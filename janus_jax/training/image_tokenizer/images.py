@@ -1,130 +1,49 @@
-"""Loads batches of image crops from prepared datasets. A crop depends on the seed, epoch and record only."""
+"""Images for training and evaluation of an image tokenizer, from prepared datasets or from memory."""
 
-import bisect
 import contextlib
-from collections import deque
+import functools
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any, Self
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
-from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
-from janus_jax.data.rejects import RejectCounter, Rejection, RejectReason
-from janus_jax.errors import DataChanged, JanusError
-from janus_jax.files import PARSE_ERRORS, describe_error
+from janus_jax.data.pipeline.dataset import Component
+from janus_jax.data.records import Record
+from janus_jax.errors import JanusError
 from janus_jax.processing import open_image, prepare_generation
-from janus_jax.training.array_batches import BatchSplit, saved_value
+from janus_jax.training.array_batches import BatchSplit
 from janus_jax.training.image_tokenizer.recipe import ImageData
+from janus_jax.training.record_batches import RecordBatches, components_of, image_of, open_all
 
 _MIN_CROP = 0.8
 """Smallest side of a crop, as a fraction of the short side of the image (LlamaGen, arXiv 2406.06525, §3.1)."""
 
-_REJECT_WINDOW = 1000
-_READ_AHEAD = 2
+_HELD_OUT = 20
+"""One of this many images in memory is held out for evaluation."""
 
+Images = UInt8[np.ndarray, "N S S 3"]
 Pixels = UInt8[np.ndarray, "S S 3"]
 
 
-@dataclass(frozen=True)
-class _CropWorker:
-    """Makes the function of a worker process. It maps an epoch and a record index to a crop."""
-
-    components: Sequence[Component]
-    size: int
-    seed: int
-    flip: bool
-
-    def __call__(self) -> Work:
-        records = open_all(self.components)
-        return lambda task: self._crop(records, *task)
-
-    def _crop(self, records: RecordReader, epoch: int, index: int) -> Pixels | Rejection:
-        example_id = f"number {index}"
-        try:
-            record = records.read(index)
-            example_id = record.key
-            if not record.images:
-                return Rejection(example_id, RejectReason.NO_IMAGE, "the record has no image.")
-            rng = np.random.default_rng((self.seed, epoch, index))
-            image = open_image(record.images[rng.integers(len(record.images))])
-            return random_crop(image, self.size, rng, self.flip)
-        except PARSE_ERRORS as error:
-            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
-
-
-class RecordImages:
-    """Endless iterator over batches of crops from prepared datasets. Records without a readable image are skipped.
+def image_batches(data: ImageData, size: int, split: BatchSplit) -> RecordBatches:
+    """Opens endless batches of random crops from prepared datasets. Records without a readable image are skipped.
 
     Args:
-      data: Datasets and augmentation. Every record is used once per epoch.
+      data: Datasets and augmentation.
       size: Side of the crops in pixels.
       split: This process's share of each batch.
 
     Raises:
       JanusError: A dataset cannot be opened, or there are no records.
     """
+    components = components_of(data.directories, data.training_split, "training images")
+    make = functools.partial(_crop, size=size, flip=data.flip)
+    return RecordBatches(components, make, split, workers=data.workers, max_rejected=data.max_rejected)
 
-    example_ids = ()
 
-    def __init__(self, data: ImageData, size: int, split: BatchSplit) -> None:
-        components = components_of(data.directories, data.split)
-        total = open_all(components).length
-        self._share = ComponentShard(total, split.process_index, split.process_count, split.seed, "images")
-        self._split, self._total = split, total
-        worker = _CropWorker(components, size, split.seed, data.flip)
-        self._pool: Pool = ProcessPool(worker, data.workers) if data.workers else InlinePool(worker)
-        self._read_ahead = split.local_size * (_READ_AHEAD if data.workers else 1)
-        self._requested: deque[int] = deque()
-        self._position = 0
-        self._rejects = RejectCounter(data.max_rejected, _REJECT_WINDOW)
-
-    def __iter__(self) -> Self:
-        return self
-
-    def __next__(self) -> tuple[UInt8[np.ndarray, "B S S 3"]]:
-        batch: list[Pixels] = []
-        while len(batch) < self._split.local_size:
-            while len(self._requested) < self._read_ahead:
-                location = self._share.locate(self._position + len(self._requested))
-                self._requested.append(self._pool.submit(location))
-            crop = self._pool.result(self._requested.popleft())
-            self._position += 1
-            if isinstance(crop, Rejection):
-                self._rejects.reject(crop)
-            else:
-                self._rejects.accept()
-                batch.append(crop)
-        return (np.stack(batch),)
-
-    def get_state(self) -> dict[str, Any]:
-        """Returns the position as JSON values."""
-        return {"position": self._position, "rejects": self._rejects.get_state(), **self._fingerprint}
-
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Moves to a saved position.
-
-        Raises:
-          DataChanged: The position was saved with another seed, number of processes or dataset.
-        """
-        for name, now in self._fingerprint.items():
-            if (saved := saved_value(state, name)) != now:
-                raise DataChanged(f"The data position was saved with {name} = {saved}, now it is {now}")
-        while self._requested:
-            self._pool.cancel(self._requested.pop())
-        self._position = int(saved_value(state, "position"))
-        self._rejects = self._rejects.with_state(saved_value(state, "rejects"))
-
-    def close(self) -> None:
-        """Stops the worker processes."""
-        self._pool.close()
-
-    @property
-    def _fingerprint(self) -> dict[str, int]:
-        return {"seed": self._split.seed, "process_count": self._split.process_count, "records": self._total}
+def _crop(record: Record, rng: np.random.Generator, *, size: int, flip: bool) -> tuple[Pixels]:
+    return (random_crop(image_of(record, rng), size, rng, flip),)
 
 
 def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: bool = True) -> Pixels:
@@ -137,32 +56,18 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: b
     return pixels[:, ::-1] if flip and rng.random() < 0.5 else pixels
 
 
-def components_of(directories: Sequence[str], split: str) -> tuple[Component, ...]:
-    """Returns the prepared datasets in these directories."""
-    return tuple(Component(directory, directory, split=split) for directory in directories)
-
-
-def open_all(components: Sequence[Component]) -> RecordReader:
-    """Returns a reader of all records of several datasets, in order.
+def evaluation_images(data: ImageData, size: int, count: int) -> Images:
+    """Returns center crops of the first `count` readable evaluation images of a recipe.
 
     Raises:
-      JanusError: A dataset cannot be opened, or there are no records.
+      JanusError: A dataset cannot be opened, or no image is readable.
     """
-    parts = [open_records(component) for component in components]
-    lengths = [part.length for part in parts]
-    if not sum(lengths):
-        raise JanusError("There are no records to train on; name a prepared dataset in config.data.directories.")
-    starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-
-    def read(index: int) -> Any:
-        part = bisect.bisect_right(starts, index) - 1
-        return parts[part].read(index - starts[part])
-
-    return RecordReader(sum(lengths), read)
+    directories = data.eval_directories or data.directories
+    return center_crops(components_of(directories, data.evaluation_split, "evaluation images"), size, count)
 
 
-def center_crops(components: Sequence[Component], size: int, count: int) -> UInt8[np.ndarray, "N S S 3"]:
-    """Returns center crops of the first `count` readable images, for evaluation.
+def center_crops(components: Sequence[Component], size: int, count: int) -> Images:
+    """Returns center crops of the first `count` readable images.
 
     Raises:
       JanusError: No image is readable.
@@ -178,3 +83,15 @@ def center_crops(components: Sequence[Component], size: int, count: int) -> UInt
         names = ", ".join(str(component.source) for component in components)
         raise JanusError(f"{names} has no readable image to evaluate on; name another in config.data.eval_directories.")
     return np.stack(crops)
+
+
+def hold_out(images: Images, count: int) -> tuple[Images, Images]:
+    """Splits images into training and evaluation images: the first twentieth, at least one and at most `count`.
+
+    Raises:
+      JanusError: There are fewer than two images.
+    """
+    if len(images) < 2:
+        raise JanusError(f"{len(images)} images are given; an image tokenizer needs at least 2, one for evaluation.")
+    held_out = min(max(len(images) // _HELD_OUT, 1), count)
+    return images[held_out:], images[:held_out]

@@ -87,7 +87,13 @@ class CodebookRecipe:
 
 @dataclass(frozen=True)
 class DiscriminatorRecipe:
-    """Discriminator of a VQ tokenizer; see `patchgan.PatchGAN`."""
+    """Discriminator of a VQ tokenizer; see `patchgan.PatchGAN`.
+
+    Attributes:
+      optimizer: Optimizer of the discriminator.
+      base_channels: Channels of the first convolution.
+      num_downsamplings: Convolutions of stride 2. With 3 a logit depends on 70x70 pixels, with 2 on 34x34.
+    """
 
     optimizer: OptimizerConfig = field(default_factory=lambda: OptimizerConfig(learning_rate=1e-4))
     base_channels: int = 64
@@ -98,11 +104,15 @@ class DiscriminatorRecipe:
 class ImageData:
     """Images for training and evaluation.
 
+    By default, evaluation uses the first 5% of `directories`, which are not trained on.
+
     Attributes:
       directories: Prepared datasets (`janus-prepare`) of any task. One image of each record is used.
-      split: Split of these datasets, for example "train[1000:]".
+      split: Split of these datasets, for example "train[1000:]". Empty: "train[5%:]", or "train" if there are
+        `eval_directories`.
       eval_directories: Datasets for evaluation; empty uses `directories`.
-      eval_split: Split of the evaluation datasets.
+      eval_split: Split of the evaluation datasets. Empty: "train[:5%]" of `directories`, or "train" of
+        `eval_directories`.
       flip: Whether crops are mirrored with probability 0.5.
       workers: Number of processes per host that decode images. 0 decodes in the training process.
       max_rejected: Training stops if a larger fraction of the recent records has no readable image.
@@ -110,9 +120,9 @@ class ImageData:
     """
 
     directories: tuple[str, ...] = ()
-    split: str = "train"
+    split: str = ""
     eval_directories: tuple[str, ...] = ()
-    eval_split: str = "train[:1000]"
+    eval_split: str = ""
     flip: bool = True
     workers: int = 8
     max_rejected: float = 0.1
@@ -124,6 +134,16 @@ class ImageData:
                 f"config.data has workers {self.workers} and max_rejected {self.max_rejected}; workers must be 0 or "
                 f"more, max_rejected at least 0 and below 1."
             )
+
+    @property
+    def training_split(self) -> str:
+        """Split of the training datasets."""
+        return self.split or ("train" if self.eval_directories else "train[5%:]")
+
+    @property
+    def evaluation_split(self) -> str:
+        """Split of the evaluation datasets."""
+        return self.eval_split or ("train" if self.eval_directories else "train[:5%]")
 
 
 @dataclass(frozen=True)
@@ -207,7 +227,13 @@ class AutoencoderRecipe:
 
 @dataclass(frozen=True, kw_only=True)
 class VQRecipe(AutoencoderRecipe):
-    """Recipe for a VQ tokenizer (LlamaGen, arXiv 2406.06525, §2.1)."""
+    """Recipe for a VQ tokenizer (LlamaGen, arXiv 2406.06525, §2.1).
+
+    Attributes:
+      model: Architecture of the tokenizer.
+      codebook: How the codebook is trained.
+      discriminator: Discriminator of the adversarial loss.
+    """
 
     model: VQConfig
     losses: VQLossWeights = field(default_factory=VQLossWeights)
@@ -225,6 +251,7 @@ class VAERecipe(AutoencoderRecipe):
     """Recipe for a VAE.
 
     Attributes:
+      model: Architecture of the VAE.
       image_size: Side of the images in pixels.
     """
 

@@ -8,7 +8,6 @@ from typing import Any
 import jax
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import UInt8
 
 from checkpoints_convert.convert import save_checkpoint
 from checkpoints_convert.tensor_files import open_tensors
@@ -24,15 +23,13 @@ from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import losses
 from janus_jax.training.image_tokenizer.autoencoder import Initialize, all_params
 from janus_jax.training.image_tokenizer.evaluation import Reconstruction, ReconstructionMetrics
-from janus_jax.training.image_tokenizer.images import RecordImages, center_crops, components_of
+from janus_jax.training.image_tokenizer.images import Images, evaluation_images, hold_out, image_batches
 from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
 from janus_jax.training.image_tokenizer.recipe import NetworkFiles, VAERecipe, VQRecipe
 from janus_jax.training.image_tokenizer.vae import VAETraining
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.trainer import DataStart, TrainingTask, train
-
-Images = UInt8[np.ndarray, "N S S 3"]
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,8 @@ class Extensions:
 
     Attributes:
       images: Training images. None uses `recipe.data`.
-      eval_images: Evaluation images. None uses `recipe.data`.
+      eval_images: Evaluation images. None uses `recipe.data`, or, if that names no datasets, holds out the first 5% of
+        `images`.
       initialize: Maps the random parameters to the initial ones.
       pixel_losses: Computes the reconstruction losses on pixels.
       metrics: Computes additional evaluation metrics.
@@ -104,10 +102,12 @@ def tokenizer_task(
     split = BatchSplit(recipe.batch_size, recipe.seed)
     if extensions.images is None and not recipe.data.directories:
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
-    eval_images = extensions.eval_images
-    if eval_images is None:
-        components = components_of(recipe.data.eval_directories or recipe.data.directories, recipe.data.eval_split)
-        eval_images = center_crops(components, recipe.image_size, recipe.intervals.eval_images)
+    images, eval_images = extensions.images, extensions.eval_images
+    if eval_images is None and (recipe.data.eval_directories or recipe.data.directories):
+        eval_images = evaluation_images(recipe.data, recipe.image_size, recipe.intervals.eval_images)
+    elif eval_images is None and images is not None:
+        images, eval_images = hold_out(images, recipe.intervals.eval_images)
+    assert eval_images is not None
     options = {
         "perceptual": None if networks.lpips is None else _perceptual,
         "pixel_losses": extensions.pixel_losses,
@@ -120,9 +120,9 @@ def tokenizer_task(
 
     def make_data(start: DataStart) -> Any:
         ordered = replace(split, seed=start.seed(recipe.seed))
-        if extensions.images is not None:
-            return ArrayBatches([extensions.images], ordered)
-        return RecordImages(recipe.data, recipe.image_size, ordered)
+        if images is not None:
+            return ArrayBatches([images], ordered)
+        return image_batches(recipe.data, recipe.image_size, ordered)
 
     def initial_state(data: Any) -> Any:
         state = parallel.jit(training.init)()

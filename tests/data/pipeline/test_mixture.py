@@ -1,5 +1,6 @@
 import itertools
 import random
+import re
 from fractions import Fraction
 
 import numpy as np
@@ -115,6 +116,19 @@ def test_a_folder_without_a_data_set_raises(tmp_path):
             open_records(Component("c", folder))
 
 
+@pytest.mark.parametrize("split", ["validation", "train[:1000]", "train[-4:]", "train[:x]", "train[3:]", "train[:0]"])
+def test_a_split_that_a_healthy_dataset_lacks_is_named_with_those_it_has(tmp_path, split):
+    folder = write(tmp_path / "set", [text(n) for n in range(3)])
+    with pytest.raises(JanusError, match=rf"{re.escape(repr(split))}.*its splits are train \(3 records\)") as raised:
+        open_records(Component("c", folder, split=split))
+    assert "damaged" not in str(raised.value)
+
+
+def test_a_part_of_a_split_is_read(tmp_path):
+    folder = write(tmp_path / "set", [text(n) for n in range(20)])
+    assert [open_records(Component("c", folder, split=f"train[{part}]")).length for part in ("5%:", ":5%")] == [19, 1]
+
+
 def read_all(folder):
     opened = open_records(Component("c", folder))
     return [opened.read(index) for index in range(opened.length)]
@@ -129,7 +143,7 @@ def test_records_read_back_as_written(tmp_path):
 
 def test_a_record_with_missing_fields_raises(tmp_path):
     opened = open_records(Component("c", write(tmp_path / "set", [text(1), {"key": "k", "task": "text"}])))
-    with pytest.raises(JanusError, match=r"Example 1 of .*set has no text, messages, images, image_tokens"):
+    with pytest.raises(JanusError, match=r"Example 1 of .*has no text, messages, images, alternatives, image_tok"):
         opened.read(1)
 
 

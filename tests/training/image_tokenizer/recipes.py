@@ -1,8 +1,10 @@
 """Recipes for tokenizers that train in seconds, and their images."""
 
+import io
 from dataclasses import replace
 
 import numpy as np
+from PIL import Image
 
 from janus_jax.config import VAEConfig, VQConfig
 from janus_jax.training.image_tokenizer.recipe import (
@@ -60,6 +62,13 @@ def images(count, size=24, seed=0):
     """Returns images of 4x4 blocks with random colors, so that neighboring pixels are similar."""
     blocks = np.random.default_rng(seed).integers(0, 256, (count, size // 4, size // 4, 3), np.uint8)
     return blocks.repeat(4, axis=1).repeat(4, axis=2)
+
+
+def encoded(image):
+    """Returns an image as a PNG file."""
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue()
 
 
 DATA = Extensions(images=images(32), eval_images=images(8, seed=1))

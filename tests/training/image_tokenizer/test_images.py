@@ -13,7 +13,7 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.training.array_batches import ArrayBatches, BatchSplit
 from janus_jax.training.image_tokenizer import images as module
-from janus_jax.training.image_tokenizer.images import RecordImages, center_crops, random_crop
+from janus_jax.training.image_tokenizer.images import center_crops, hold_out, image_batches, random_crop
 from janus_jax.training.image_tokenizer.recipe import ImageData
 
 DATA = ImageData(directories=("unused",), workers=0)
@@ -39,8 +39,8 @@ def records(monkeypatch):
     """Returns a function that makes iterators over ten records in memory."""
 
     def make(split, broken=(), **changes):
-        monkeypatch.setattr(module, "components_of", lambda directories, split: component(broken=broken))
-        return RecordImages(replace(DATA, **changes), 8, split)
+        monkeypatch.setattr(module, "components_of", lambda directories, split, name: component(broken=broken))
+        return image_batches(replace(DATA, **changes), 8, split)
 
     return make
 
@@ -110,6 +110,8 @@ def test_unsuitable_batch_sizes_are_refused():
         split(5, 0, 0, 2)
     with pytest.raises(JanusError, match="hold 16, 3 examples"):
         ArrayBatches([ARRAY, ARRAY[:3]], split(2, 0))
+    with pytest.raises(JanusError, match=r"16 training examples, fewer than config\.batch_size 17; .* at most 16"):
+        ArrayBatches([ARRAY], split(17, 0))
 
 
 def test_crops_are_squares_of_most_of_the_image():
@@ -125,3 +127,28 @@ def test_evaluation_uses_the_first_readable_images():
     assert numbers((center_crops(component(broken={0}), 8, 3),)) == [1, 2, 3]
     with pytest.raises(JanusError, match="no readable image"):
         center_crops(component(2, broken={0, 1}), 8, 3)
+
+
+@pytest.mark.parametrize(
+    ("data", "splits"),
+    [
+        (ImageData(), ("train[5%:]", "train[:5%]")),
+        (ImageData(eval_directories=("validation",)), ("train", "train")),
+        (ImageData(split="train[9:]", eval_split="train[:9]"), ("train[9:]", "train[:9]")),
+    ],
+)
+def test_evaluation_images_are_not_trained_on(data, splits):
+    assert (data.training_split, data.evaluation_split) == splits
+
+
+@pytest.mark.parametrize(("count", "held_out"), [(562, 28), (12, 1), (2, 1), (40_000, 1000)])
+def test_some_images_in_memory_are_held_out(count, held_out):
+    images = np.arange(count).reshape(-1, 1, 1, 1)
+    train, evaluation = hold_out(images, 1000)
+    assert len(evaluation) == held_out
+    np.testing.assert_array_equal(np.concatenate([evaluation, train]), images)
+
+
+def test_a_single_image_in_memory_is_not_enough():
+    with pytest.raises(JanusError, match="1 images are given"):
+        hold_out(ARRAY[:1], 1000)

@@ -10,15 +10,20 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import open_checkpoint
+from janus_jax.data.records import Record
 from janus_jax.errors import Diverged, JanusError
+from janus_jax.processing import Task
 from janus_jax.sharding import make_mesh
-from janus_jax.training.image_tokenizer.recipe import ImageData, NetworkFiles
-from janus_jax.training.image_tokenizer.task import tokenizer_params, tokenizer_task, train_tokenizer
+from janus_jax.training.config_dicts import from_config
+from janus_jax.training.image_tokenizer.recipe import ImageData, NetworkFiles, VQRecipe
+from janus_jax.training.image_tokenizer.task import Extensions, tokenizer_params, tokenizer_task, train_tokenizer
 from janus_jax.training.image_tokenizer.vae import VAETraining
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.preemption import Preemption
+from janus_jax.training.recipe_files import load_recipe
 from janus_jax.training.trainer import train
-from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, images
+from tests.data.prepared import write
+from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, encoded, images
 
 RECIPES = {"gradient": VQ, "moving average": MOVING_AVERAGE, "vae": VAE}
 SLOW = [pytest.param("gradient", marks=pytest.mark.slow), "moving average", pytest.param("vae", marks=pytest.mark.slow)]
@@ -115,6 +120,28 @@ def test_training_writes_a_tokenizer_folder_once(recipe, tmp_path):
     train_tokenizer(few, tmp_path, extensions=DATA)
     for keys, _, array in open_checkpoint(folder).params("float32"):
         np.testing.assert_array_equal(array, before[keys])
+
+
+@pytest.mark.parametrize("count", [562, 12])
+def test_a_small_set_of_images_trains_with_the_default_split(tmp_path, count):
+    records = [Record(f"{i}", Task.GENERATION, "x", images=(encoded(one),)) for i, one in enumerate(images(count))]
+    write(tmp_path / "pictures", records)
+    # All defaults of the recipe, except those that take long.
+    published = from_config(VQRecipe, load_recipe("vq_16"))
+    data = replace(published.data, directories=(str(tmp_path / "pictures"),), workers=0)
+    recipe = replace(published, data=data, model=VQ.model)
+    task = tokenizer_task(recipe)
+    with task.open_data(None) as batches:
+        assert next(batches)[0].shape == (recipe.batch_size, 24, 24, 3)
+        assert batches.get_state()["records"] == count - round(count / 20)
+    (callback,) = task.make_callbacks(None)
+    assert len(callback._images) == round(count / 20)
+
+
+def test_images_in_memory_need_no_evaluation_images():
+    task = tokenizer_task(VQ, extensions=Extensions(images=images(40)))
+    with task.open_data(None) as batches:
+        assert len(batches._arrays[0]) == 38
 
 
 @pytest.mark.slow

@@ -1,0 +1,28 @@
+"""Optional packages, which extras of janus_jax install. Commands check them before they start."""
+
+import importlib.util
+
+from janus_jax.errors import JanusError
+
+EXTRAS = {
+    "apache_beam": "beam",
+    "pyarrow": "parquet",
+    "jinja2": "demo",
+    "matplotlib": "demo",
+}
+"""The extra that installs a package, by the package's import name."""
+
+
+def require(feature: str, *packages: str) -> None:
+    """Checks that optional packages are installed, without importing them.
+
+    Args:
+      feature: What needs them: a flag, a file or a command.
+      *packages: Import names.
+
+    Raises:
+      JanusError: A package is not installed.
+    """
+    for package in packages:
+        if importlib.util.find_spec(package) is None:
+            raise JanusError(f"{feature} needs the package {package}; pip install 'janus_jax[{EXTRAS[package]}]'.")

@@ -1,0 +1,43 @@
+"""Files in the user's folder hide neither our modules nor our recipes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from janus_jax.data.pipeline.workers import ProcessPool
+from tests.commands.conftest import environment
+
+SCRIPT = "from janus_jax.commands.train import run\n\nrun()\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder: every file in it raises an error when it is imported."""
+    folder = tmp_path / "work"
+    for name in ("launch.py", "finetune.py", "random.py", "configs/__init__.py", "configs/finetune.py", "numpy.py"):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text(f"raise RuntimeError('{name} is imported')\n")
+    monkeypatch.chdir(folder)
+    return folder
+
+
+def test_an_installed_command_finds_our_recipes_and_modules(folder):
+    script = folder.parent / "janus-train"
+    script.write_text(SCRIPT)
+    command = [sys.executable, str(script), "--config", "finetune", "--print_config"]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "config.stages.stage_1.lora.rank = 16" in done.stdout
+
+
+def make_work():
+    return abs
+
+
+def test_data_workers_find_our_modules(folder):
+    pool = ProcessPool(make_work, 1)
+    try:
+        assert pool.result(pool.submit(-3)) == 3
+    finally:
+        pool.close()
