@@ -47,7 +47,7 @@ def run(recipe, workdir, **options):
     images = np.broadcast_to((levels * 32)[:, None, None, None], (8, 8, 8, 3)).astype(np.uint8)
     captions = np.stack([levels + 1, np.zeros(8, int)], axis=1).astype(np.int32)
     split = BatchSplit(recipe.batch_size, recipe.seed)
-    result = train(siglip_task(recipe, lambda: ArrayBatches((images, captions), split), **options), workdir)
+    result = train(siglip_task(recipe, lambda start: ArrayBatches((images, captions), split), **options), workdir)
     return result.state.params["und_encoder"], result.metrics
 
 
