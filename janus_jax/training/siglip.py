@@ -160,8 +160,8 @@ def siglip_task(
     The metrics are `loss` and `retrieval`, the fraction of images whose own caption has the highest logit.
 
     Args:
-      make_data: Opens the data at its start, for example `array_batches.ArrayBatches`. A batch consists of images (uint8 RGB) and
-        the token ids of their captions.
+      make_data: Opens the data at its start, for example `array_batches.ArrayBatches`. A batch consists of images
+        (uint8 RGB) and the token ids of their captions.
       mesh: Mesh over which the batch is sharded; parameters are replicated. None uses one device.
     """
     parallel, model = DataParallel(mesh, recipe.batch_size), TwoTowers(recipe)
