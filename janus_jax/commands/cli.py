@@ -192,7 +192,9 @@ _REWORDED = {
     r"(.*) must have a value other than None\..*": r"\1 is required",  # absl
     r"(.*): invalid literal for int\(\).*": r"\1: it must be a whole number",
     r"(.*): could not convert string to float.*": r"\1: it must be a number",
+    r"(.*): \('Non-boolean argument to boolean flag', .*": r"\1: it must be True or False",
     # ml_collections
+    r"(.*): Error while parsing string: .* as tuple\..*": r"\1: it must be a tuple, such as ('a', 'b')",
     r"Found (--[\w.]+).* before a value for (--\w+) was specified": r"\1 must come after \2; change their order",
     r"flag (--[\w.]+)=.* as a ConfigDict.*": r"\1 has fields; set one of them, as in \1.FIELD=VALUE",
 }
