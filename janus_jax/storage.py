@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import logging
 import os
@@ -57,11 +58,22 @@ def hide_disk_full_traces() -> Callable[[], None]:
     for filterer in (*loggers, *logging.getLogger().handlers, *filter(None, [logging.lastResort])):
         filterer.addFilter(is_other)
         stack.callback(filterer.removeFilter, is_other)
-    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook")):
+    for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (sys, "excepthook")):
         hook = getattr(owner, name)
-        setattr(owner, name, lambda args, hook=hook: None if is_disk_full(args.exc_value) else hook(args))
+        setattr(owner, name, functools.partial(_call_unless_disk_full, hook))
         stack.callback(setattr, owner, name, hook)
     return stack.close
+
+
+def _call_unless_disk_full(hook: Callable[..., object], *arguments: Any) -> None:
+    # sys.excepthook receives the type, the value and the traceback of an exception, the others an object with these.
+    is_uncaught = len(arguments) > 1
+    error = arguments[1] if is_uncaught else arguments[0].exc_value
+    is_in_thread = threading.current_thread() is not threading.main_thread()
+    is_expected = is_disk_full(error) and (is_in_thread or not is_uncaught)
+    # Orbax closes its event loop at the first failed write. TensorStore's threads cannot report the other writes to it.
+    if not is_expected and not (is_in_thread and str(error) == "Event loop is closed"):
+        hook(*arguments)
 
 
 @contextlib.contextmanager

@@ -4,6 +4,7 @@ import ctypes
 import gc
 import importlib.util
 import os
+import subprocess
 import sys
 from pathlib import Path
 
@@ -35,6 +36,25 @@ def _bounded_memory():
         gc.collect()
         # Returns freed memory to the operating system, which glibc does not do by itself.
         ctypes.CDLL(None).malloc_trim(0)
+
+
+@pytest.fixture
+def mount_disk(tmp_path):
+    """Returns a function that mounts a file system of a size such as 512k."""
+    disks = []
+
+    def mount(size):
+        disk = tmp_path / f"disk_{len(disks)}"
+        disk.mkdir()
+        command = ["mount", "-t", "tmpfs", "-o", f"size={size}", "tmpfs", disk]
+        if subprocess.run(command, capture_output=True, check=False).returncode:
+            pytest.skip("only root may mount")
+        disks.append(disk)
+        return disk
+
+    yield mount
+    for disk in disks:
+        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def _resident_bytes() -> int:

@@ -129,6 +129,13 @@ def _full_disk(error: BaseException | None) -> str:
     return "The disk of a file or of the output is full; free some space and run the command again."
 
 
+def use_cpu() -> None:
+    """Makes jax use the CPU only: accelerators are not needed, and initializing them could fail or take long."""
+    import jax  # Imported here so that commands without arrays start quickly.
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def enable_compilation_cache() -> None:
     """Makes JAX store programs that took at least one second to compile, so that later runs load them.
 

@@ -204,7 +204,6 @@ def siglip_task(
         learning_rate=make_schedule(recipe.optimizer, recipe.steps),
         progress_metrics=("loss", "retrieval"),
         facts={"batch": f"{recipe.batch_size:,} images with captions"},
-        steps_field="SiglipRecipe.steps",
     )
 
 
