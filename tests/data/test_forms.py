@@ -332,6 +332,14 @@ class TestFolders:
         assert (result.texts, result.reasons) == (["A red cat."], {"more/2.png": "missing_field"})
         assert read("folder", folder / "in", caption_from="name").texts == ["a cat", "2"]
 
+    def test_links_to_folders_are_followed_once(self, folder):
+        (folder / "in").mkdir()
+        (folder / "in" / "loop").symlink_to(folder / "in")
+        (folder / "in" / "other").symlink_to(folder / "photos")
+        (folder / "photos").mkdir()
+        shutil.copy(folder / "cat.jpg", folder / "photos")
+        assert [record.key for record in read("folder", folder / "in").records] == ["cat.jpg"]
+
     @pytest.mark.parametrize(
         ("kind", "name", "words"),
         [

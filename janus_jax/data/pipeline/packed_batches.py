@@ -17,7 +17,7 @@ from janus_jax.data.pipeline.packing import Budget, pack, select_examples, trunc
 from janus_jax.data.pipeline.stream_config import StreamConfig
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, RejectReason
-from janus_jax.errors import JanusError
+from janus_jax.errors import DataChanged, JanusError
 from janus_jax.processing import Processor
 
 _FORMAT = 3
@@ -156,13 +156,11 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
         """Checks that a state of an iterator belongs to this dataset.
 
         Raises:
-          JanusError: The state is of another format, of another config, of other data or of another shard.
+          DataChanged: The state is of another config or of other data.
+          JanusError: The state is of another shard.
         """
         if state.get("format") != _FORMAT:
-            raise JanusError(
-                f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}. Finish the "
-                f"stage with the version that began it, or start it in another workdir."
-            )
+            raise DataChanged(f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}")
         index, count = state["shard"]
         if count != self.shard_count:
             raise JanusError(
@@ -176,10 +174,7 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
             )
         for name, now in self.fingerprint.items():
             if (saved := state["config"].get(name)) != now:
-                raise JanusError(
-                    f"The data state was saved with {name} {saved!r:.300}, and now it is {now!r:.300}; change it back, "
-                    f"or drop the data state to start a new order."
-                )
+                raise DataChanged(f"The data state was saved with {name} {saved!r:.300}, and now it is {now!r:.300}")
 
 
 class PackingIterator(grain.DatasetIterator[PackedBatch]):
@@ -192,7 +187,7 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
     def __init__(self, dataset: PackedBatches) -> None:
         super().__init__()
         self._dataset, self._config = dataset, dataset.config
-        self._step = 0
+        self._step = self._config.first_step
         self._phase_counts = [0] * len(self._config.all_phases)
         self._component_counts = [0] * len(self._config.components)
         self.waiting: list[Loaded[Example]] = []
@@ -242,7 +237,7 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
         """Continues exactly where the state was saved. The numbers of workers and threads may differ.
 
         Raises:
-          JanusError: See `PackedBatches.check`.
+          DataChanged, JanusError: See `PackedBatches.check`.
         """
         self._dataset.check(state)
         self._close_examples()

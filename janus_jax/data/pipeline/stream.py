@@ -148,7 +148,8 @@ class Stream(Iterator[Any]):
           states: States of all shards, as returned by `shard_states`. Must include this process's shards.
 
         Raises:
-          JanusError: See `PackedBatches.check`.
+          DataChanged: The state is of another config or of other data.
+          JanusError: The state is of another shard.
         """
         by_index = {state["shard"][0]: state for state in states}
         parents = [by_index.get(dataset.shard_index, states[0]) for dataset in self._datasets]

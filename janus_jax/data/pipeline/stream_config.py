@@ -29,6 +29,7 @@ class StreamConfig:
       lookahead: Number of examples among which the packer selects those of the next sequence.
       max_rejected: Largest share of each `recent` records that may be rejected before the run stops, in [0, 1).
       recent: Number of records to which `max_rejected` applies.
+      first_step: Training step of the first batch, which selects its phase.
     """
 
     components: tuple[Component, ...]
@@ -44,6 +45,7 @@ class StreamConfig:
     lookahead: int = 24
     max_rejected: float = 0.1
     recent: int = 1000
+    first_step: int = 0
 
     def __post_init__(self) -> None:
         if not self.components:
