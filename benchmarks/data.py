@@ -1,18 +1,20 @@
 """Measures the data pipeline, compared with decoding and resizing the same images with PIL.
 
     python -m benchmarks.data
-    python -m benchmarks.data --ratio 7:3:10 --workers 8 --rounds 100
+    python -m benchmarks.data --ratio 7:3:10 --workers 8x1 --rounds 100
 
 The benchmark makes a prepared dataset of three components: JPEGs of 640 x 480 pixels with questions and answers of 20
-to 300 tokens; JPEGs with captions of up to 100 tokens; documents of 50 to 4,000 tokens. It reports how full the packed
+to 300 tokens; JPEGs with captions of up to 100 tokens; documents of 50 to 4,000 tokens. Each of the JPEGs is in several
+records, because grain shuffles fewer than 1,000 records slowly. The benchmark reports how full the packed
 sequences of 4096 tokens are, the examples and images per second and core, and the time from the start of a new Python
 process to the first batch.
 
-The pipeline, without worker processes, and PIL alternate in one process on one core. The pipeline makes a batch; then
-PIL decodes and resizes the images of this batch. `ratio` is PIL's processor time divided by the pipeline's, which other
-programs hardly affect; `ratio_wall` compares wall times. The pipeline also reads, tokenizes and packs, so its time is
-longer. Both ratios are measured on the two components with images, and `mixture_ratio` on all components. Results with
-worker processes are wall times and need an idle machine. The last line is a JSON object with all results.
+The pipeline, without threads and worker processes, and PIL alternate in one process on one core. The pipeline makes a
+batch; then PIL decodes and resizes the images of this batch, with its own default of memory reuse. `ratio` is PIL's
+processor time divided by the pipeline's, which other programs hardly affect; `ratio_wall` compares wall times. The
+pipeline also reads, tokenizes and packs, so its time is longer. Both ratios are measured on the two components with
+images, and `mixture_ratio` on all components. Results with threads and worker processes are wall times and need an idle
+machine. The last line is a JSON object with all results.
 """
 
 import io
@@ -34,21 +36,24 @@ from PIL import Image
 from janus_jax.commands import cli
 from janus_jax.config import janus_preset
 from janus_jax.data.pipeline.dataset import Component
-from janus_jax.data.pipeline.stream import Stream, StreamConfig, open_stream
+from janus_jax.data.pipeline.stream import Stream, open_stream
+from janus_jax.data.pipeline.stream_config import StreamConfig
 from janus_jax.data.records import Record
 from janus_jax.data.shards import shard_path, write_metadata, write_shard
 from janus_jax.errors import JanusError
 from janus_jax.processing import UNDERSTANDING_SYSTEM_PROMPT, Processor, Task, make_byte_level_tokenizer
+from janus_jax.processing.images import REUSED_IMAGES
 
 _RATIO = flags.DEFINE_string("ratio", "2:3:5", "understanding : text : generation, in examples")
 _ROUNDS = flags.DEFINE_integer("rounds", 40, "batches to measure", lower_bound=1)
 _SEQUENCES = flags.DEFINE_integer("sequences", 4, "sequences per batch", lower_bound=1)
-_WORKERS = flags.DEFINE_integer("workers", 2, "worker processes; 0 skips the measurement with workers", lower_bound=0)
-_RECORDS = flags.DEFINE_integer("records", 150, "records of each component", lower_bound=1)
+_WORKERS = flags.DEFINE_multi_string("workers", ["0x2", "1x1", "2x1"], "worker processes x threads of each, repeatable")
+_RECORDS = flags.DEFINE_integer("records", 1000, "records of each component", lower_bound=1)
+_IMAGES = flags.DEFINE_integer("images", 150, "different images of each component", lower_bound=1)
 
 NAMES = ("und", "text", "gen")
 SIZE = (640, 480)
-GOALS = {"fill": 0.95, "mixture_fill": 0.95, "ratio": 0.8}
+GOALS = {"fill": 0.95, "mixture_fill": 0.95, "ratio": 0.85, "mixture_ratio": 0.75}
 _FIRST_BATCH = """
 import time
 begin = time.perf_counter()
@@ -56,10 +61,11 @@ from benchmarks.data import make_config, make_processor
 from janus_jax.data.pipeline.stream import open_stream
 from pathlib import Path
 import sys
-folder, ratio, sequences, workers = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3]), int(sys.argv[4])
+folder, ratio, sequences = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
+workers, threads = map(int, sys.argv[4].split("x"))
 config, processor = make_config(folder, ratio, sequences), make_processor(folder)
 opened = time.perf_counter()
-with open_stream(config, processor, workers=workers) as stream:
+with open_stream(config, processor, workers=workers, threads=threads) as stream:
     next(stream)
     print(opened - begin, time.perf_counter() - opened)
 """
@@ -84,20 +90,23 @@ def make_image(rng: np.random.Generator) -> bytes:
     return file.getvalue()
 
 
-def make_records(kind: str, count: int) -> Iterator[Record]:
+def make_records(kind: str, count: int, num_images: int) -> Iterator[Record]:
     """Yields the records of a component. A word is about one token.
 
     Args:
       kind: Name of the component, one of `NAMES`.
+      count: Number of records.
+      num_images: Number of different images.
     """
     rng = np.random.default_rng(NAMES.index(kind))
+    images = [] if kind == "text" else [make_image(rng) for _ in range(num_images)]
     for number in range(count):
         key = f"{kind}{number}"
         if kind == "text":
             yield Record(key, Task.TEXT, text=_words(rng, int(np.exp(rng.uniform(np.log(50), np.log(4000))))))
         elif kind == "gen":
             caption = _words(rng, int(rng.integers(8, 100)))
-            yield Record(key, Task.GENERATION, text=caption, images=(make_image(rng),))
+            yield Record(key, Task.GENERATION, text=caption, images=(images[number % num_images],))
         else:
             question = f"<image_placeholder>\n{_words(rng, 10)}?"
             answer = _words(rng, int(rng.integers(10, 250)))
@@ -105,7 +114,7 @@ def make_records(kind: str, count: int) -> Iterator[Record]:
                 key,
                 Task.UNDERSTANDING,
                 messages=({"role": "user", "content": question}, {"role": "assistant", "content": answer}),
-                images=(make_image(rng),),
+                images=(images[number % num_images],),
             )
 
 
@@ -187,9 +196,11 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
             next(stream)
         names = [name.split("#")[0] for ids in stream.example_ids for name in ids]
         encoded = [(files[name], name.partition("/")[0]) for name in names if name in files]
+        Image.core.set_blocks_max(0)
         with pil:
             for file, kind in encoded:
                 decode_with_pil(file, kind)
+        Image.core.set_blocks_max(REUSED_IMAGES)
         examples, images = examples + len(names), images + len(encoded)
     return {
         "fill": stream.report()["fill/tokens"],
@@ -201,8 +212,8 @@ def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, f
     }
 
 
-def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
-    """Measures the throughput of a stream with worker processes."""
+def measure_workers(stream: Stream, rounds: int, name: str) -> dict[str, float]:
+    """Returns the throughput of a stream with threads or worker processes."""
     for _ in range(3):  # Uses up the examples that were prefetched before the measurement.
         next(stream)
     examples, images, clock = 0, 0, Clock()
@@ -212,15 +223,15 @@ def measure_workers(stream: Stream, rounds: int) -> dict[str, float]:
             kinds = [name.partition("/")[0] for ids in stream.example_ids for name in ids]
             examples, images = examples + len(kinds), images + len(kinds) - kinds.count("text")
     return {
-        "workers_examples_per_second": examples / clock.wall,
-        "workers_images_per_second": images / clock.wall,
-        "workers_main_process_share": clock.cpu / clock.wall,
+        f"workers_{name}_examples_per_second": examples / clock.wall,
+        f"workers_{name}_images_per_second": images / clock.wall,
+        f"workers_{name}_main_process_share": clock.cpu / clock.wall,
     }
 
 
-def measure_start(folder: Path, workers: int) -> dict[str, float]:
+def measure_start(folder: Path, workers: str) -> dict[str, float]:
     """Returns the seconds that a new Python process takes to import the pipeline, and from there to its first batch."""
-    command = [sys.executable, "-c", _FIRST_BATCH, str(folder), _RATIO.value, str(_SEQUENCES.value), str(workers)]
+    command = [sys.executable, "-c", _FIRST_BATCH, str(folder), _RATIO.value, str(_SEQUENCES.value), workers]
     printed = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     return {f"start_{workers}_import_s": float(printed[0]), f"start_{workers}_first_batch_s": float(printed[1])}
 
@@ -239,7 +250,7 @@ def main(_: Sequence[str]) -> None:
         folder = Path(name)
         files: dict[str, bytes] = {}
         for kind in NAMES:
-            records = list(make_records(kind, _RECORDS.value))
+            records = list(make_records(kind, _RECORDS.value, _IMAGES.value))
             files |= {f"{kind}/{record.key}": record.images[0] for record in records if record.images}
             (folder / kind).mkdir()
             size = write_shard(shard_path(folder / kind, "train", 0, 1), records, folder)
@@ -247,7 +258,7 @@ def main(_: Sequence[str]) -> None:
         report["kilobytes_per_image"] = sum(len(file) for file in files.values()) / len(files) / 1e3
         processor, config = make_processor(folder), make_config(folder, _RATIO.value, _SEQUENCES.value)
 
-        for workers in sorted({0, _WORKERS.value}):
+        for workers in ("0x0", _WORKERS.value[-1]):
             report |= measure_start(folder, workers)
         os.sched_setaffinity(0, available[:1])
         with_images = replace(config, components=tuple(c for c in config.components if c.name != "text"))
@@ -257,9 +268,10 @@ def main(_: Sequence[str]) -> None:
             mixture = measure(stream, files, _ROUNDS.value)
             report |= {f"mixture_{key}": value for key, value in mixture.items()} | stream.report()
         os.sched_setaffinity(0, available)
-        if _WORKERS.value:
-            with open_stream(config, processor, workers=_WORKERS.value) as stream:
-                report |= measure_workers(stream, _ROUNDS.value)
+        for setting in _WORKERS.value:
+            processes, threads = map(int, setting.split("x"))
+            with open_stream(config, processor, workers=processes, threads=threads) as stream:
+                report |= measure_workers(stream, _ROUNDS.value, setting)
     for key, value in report.items():
         goal = f"   (goal {GOALS[key]})" if key in GOALS else ""
         print(f"{key:32} {f'{value:12.3f}' if isinstance(value, float) else f'{value!s:>12}'}{goal}")

@@ -3,7 +3,7 @@
 import enum
 import math
 import time
-from collections import Counter, deque
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any, Self
 
@@ -78,22 +78,27 @@ class Rejection:
 
 @dataclass
 class RejectCounter:
-    """Counts accepted and rejected records. Raises if too many of the recent records are rejected.
+    """Counts accepted and rejected records. Raises if too many records of a window are rejected.
 
     Attributes:
-      max_share: Largest share of recent records that may be rejected, in [0, 1).
-      window: Number of recent records.
+      max_share: Largest share of the records of a window that may be rejected, in [0, 1).
+      window: Length of a window: the first `window` records, the next `window` records, and so on.
       read: Records so far, including rejected ones.
       rejected: Rejected records by reason.
-      recent: Value of `read` at each recent rejection.
+      rejected_in_window: Rejected records of the current window.
     """
 
     max_share: float
     window: int
     read: int = 0
     rejected: Counter[RejectReason] = field(default_factory=Counter)
-    recent: deque[int] = field(default_factory=deque)
+    rejected_in_window: int = 0
     _logged_at: float = -math.inf
+
+    @property
+    def max_in_a_row(self) -> int:
+        """A number of rejected records in a row that always raises, also if they are in two windows."""
+        return 2 * int(self.max_share * self.window) + 2
 
     def accept(self) -> None:
         """Counts an accepted record."""
@@ -103,11 +108,11 @@ class RejectCounter:
         """Counts a rejected record and logs it. Logs at most once a minute.
 
         Raises:
-          JanusError: More than `max_share` of the recent records are rejected.
+          JanusError: More than `max_share` of the records of a window are rejected.
         """
         self._count()
         self.rejected[rejection.reason] += 1
-        self.recent.append(self.read)
+        self.rejected_in_window += 1
         now = time.monotonic()
         if now - self._logged_at >= _SECONDS_BETWEEN_LOGS:
             self._logged_at = now
@@ -119,35 +124,30 @@ class RejectCounter:
                 rejection.example_id,
                 rejection.detail,
             )
-        if len(self.recent) > self.max_share * self.window:
+        if self.rejected_in_window > self.max_share * self.window:
             raise JanusError(
-                f"{len(self.recent)} of the last {min(self.read, self.window)} records were rejected, more than "
-                f"max_rejected = {self.max_share} allows (in total {self._reasons()}; the last is "
-                f"{rejection.example_id}: {rejection.detail}); fix the data or raise the limit."
+                f"{self.rejected_in_window} of the last {(self.read - 1) % self.window + 1} records were rejected, "
+                f"more than max_rejected = {self.max_share} of {self.window} allows (in total {self._reasons()}; the "
+                f"last is {rejection.example_id}: {rejection.detail}); fix the data or raise the limit."
             )
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the counts as JSON values."""
+        """Returns the counts as JSON values. The state always has the same fields."""
         return {
             "read": self.read,
-            "rejected": {reason.value: self.rejected[reason] for reason in RejectReason if reason in self.rejected},
-            "recent": list(self.recent),
+            "rejected": {reason.value: self.rejected[reason] for reason in RejectReason},
+            "rejected_in_window": self.rejected_in_window,
         }
 
     def with_state(self, state: dict[str, Any]) -> Self:
         """Returns a counter with this counter's limits and the counts in `state`, as returned by `get_state`."""
-        return type(self)(
-            self.max_share,
-            self.window,
-            state["read"],
-            Counter({RejectReason(name): count for name, count in state["rejected"].items()}),
-            deque(state["recent"]),
-        )
+        rejected = {RejectReason(name): count for name, count in state["rejected"].items() if count}
+        return type(self)(self.max_share, self.window, state["read"], Counter(rejected), state["rejected_in_window"])
 
     def _reasons(self) -> str:
         return ", ".join(f"{reason.value}: {count}" for reason, count in self.rejected.most_common())
 
     def _count(self) -> None:
+        if self.read % self.window == 0:
+            self.rejected_in_window = 0
         self.read += 1
-        while self.recent and self.recent[0] <= self.read - self.window:
-            self.recent.popleft()

@@ -38,6 +38,12 @@ _TRANSPOSITIONS = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Pillow returns the memory of every image to the system, and the system clears it again for the next image, which takes
+# as long as decoding it. With this setting Pillow keeps the memory of some images.
+REUSED_IMAGES = 8
+if "PILLOW_BLOCKS_MAX" not in os.environ:
+    Image.core.set_blocks_max(REUSED_IMAGES)
+
 _pillow_limit_lock = threading.Lock()
 
 

@@ -132,17 +132,21 @@ class Tokenizer:
         Raises:
           JanusError: The text is not valid Unicode (it contains half of a surrogate pair).
         """
-        return self.encode_with_spans(text, add_bos).ids
+        ids: list[int] = self._encode(text).ids
+        return [self.special.bos, *ids] if add_bos else ids
 
     def encode_with_spans(self, text: str, add_bos: bool = True) -> Encoded:
         """Returns the token ids of a text and the character range of each token. See `encode`."""
-        try:
-            encoding = self._backend.encode(text, add_special_tokens=False)
-        except TypeError:
-            raise JanusError(f"The text {text!r:.80} is not valid Unicode; remove the invalid characters.") from None
+        encoding = self._encode(text)
         if not add_bos:
             return Encoded(encoding.ids, encoding.offsets)
         return Encoded([self.special.bos, *encoding.ids], [(0, 0), *encoding.offsets])
+
+    def _encode(self, text: str) -> tokenizers.Encoding:
+        try:
+            return self._backend.encode(text, add_special_tokens=False)
+        except TypeError:
+            raise JanusError(f"The text {text!r:.80} is not valid Unicode; remove the invalid characters.") from None
 
     def decode(self, ids: Iterable[int], skip_special_tokens: bool = True) -> str:
         """Returns the text of token ids. Invalid UTF-8 becomes U+FFFD. Ids outside the vocabulary are skipped."""

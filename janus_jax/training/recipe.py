@@ -14,7 +14,7 @@ from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
-from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.data.pipeline.stream_config import StreamConfig
 from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.training.checkpointing import RetentionPolicy
@@ -193,16 +193,20 @@ class PreparedDataset:
     """A prepared dataset of the mixture.
 
     Attributes:
-      directory: Folder that `janus-prepare` wrote.
+      directory: Folder that `janus-prepare` wrote; or `MODULE:NAME`, a function that returns a grain
+        `RandomAccessDataSource` of records.
       task: Task of its records.
       split: Training split, or a slice of it such as "train[1000:]".
       held_out: Split for the held-out loss, or a slice such as "train[:1000]"; "" for none.
+      transforms: Transforms of the records, each as `MODULE:NAME`: a `grain.transforms.Map` or `RandomMap`, or a
+        function from record to record.
     """
 
     directory: str = ""
     task: Task | None = None
     split: str = "train"
     held_out: str = ""
+    transforms: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -320,7 +324,8 @@ class Resources:
       scan_unroll: See `Execution`.
       microbatches: See `Microbatching`.
       logits_chunk: See `Microbatching`.
-      data_workers: Data worker processes per host.
+      data_workers: Processes per host that read, decode and tokenize; 0 for none.
+      data_threads: Threads that do so, in each of these processes, or in the training process if there are none.
       peak_flops: FLOP/s of one device, the reference of MFU; None for the value in `accelerators.peak_flops`.
     """
 
@@ -333,11 +338,14 @@ class Resources:
     microbatches: int = 1
     logits_chunk: int = 512
     data_workers: int = 8
+    data_threads: int = 1
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
         is_valid = self.peak_flops is None or 0 < self.peak_flops < math.inf
-        check_values(self, "config.resources", ("peak_flops", is_valid, "above 0, or None"))
+        check_values(
+            self, "config.resources", ("peak_flops", is_valid, "above 0, or None"), data_workers=0, data_threads=0
+        )
 
 
 @dataclass(frozen=True)
@@ -459,7 +467,7 @@ class Recipe:
                 )
         return StreamConfig(
             components=tuple(
-                Component(name, source.directory, task=source.task, split=source.split)
+                Component(name, source.directory, task=source.task, split=source.split, transforms=source.transforms)
                 for name, source in ((name, self.sources[name]) for name in used)
             ),
             batch_size=stage.batch_size,

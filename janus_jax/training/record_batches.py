@@ -1,18 +1,19 @@
 """Loads batches of arrays from prepared datasets. The arrays of a record depend on the seed, epoch and record only."""
 
-import bisect
-from collections import deque
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
+import grain
 import numpy as np
 from PIL import Image
 
-from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordReader, open_records
-from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
+from janus_jax.data.pipeline.dataset import Component, RecordSource, derive_seed, shard_records
+from janus_jax.data.pipeline.loading import Loaded, LoadedExamples, iterate
+from janus_jax.data.pipeline.workers import WorkerWatch
 from janus_jax.data.records import Record
-from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
+from janus_jax.data.rejects import RejectCounter, RejectedRecord, RejectReason
 from janus_jax.errors import DataChanged, JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image
@@ -28,31 +29,22 @@ _READ_AHEAD = 2
 
 
 @dataclass(frozen=True)
-class _Worker:
-    """Makes the function of a worker process. It maps an epoch and a record index to the arrays of the record."""
+class _MakeArrays:
+    """Makes the arrays of a record. It is pickled for each worker process."""
 
-    components: Sequence[Component]
     make: MakeArrays
     seed: int
 
-    def __call__(self) -> Work:
-        records = open_all(self.components)
-        return lambda task: self._arrays(records, *task)
-
-    def _arrays(self, records: RecordReader, epoch: int, index: int) -> Arrays | Rejection:
-        example_id = f"number {index}"
+    def __call__(self, record: Record, example_id: str, epoch: int) -> Arrays:
+        rng = np.random.default_rng((self.seed, epoch, derive_seed(record.key)))
         try:
-            record = records.read(index)
-            example_id = record.key
-            return self.make(record, np.random.default_rng((self.seed, epoch, index)))
-        except RejectedRecord as error:
-            return Rejection(example_id, error.reason, str(error))
+            return self.make(record, rng)
         except PARSE_ERRORS as error:
-            return Rejection(example_id, RejectReason.BAD_IMAGE, describe_error(error))
+            raise RejectedRecord(RejectReason.BAD_IMAGE, describe_error(error)) from error
 
 
 class RecordBatches:
-    """Endless iterator over batches from prepared datasets. Records that cannot be used are skipped.
+    """Endless iterator over batches from prepared datasets. Records that cannot be used are replaced.
 
     Args:
       components: Datasets. Every record is used once per epoch.
@@ -76,33 +68,32 @@ class RecordBatches:
         workers: int,
         max_rejected: float,
     ) -> None:
-        total = open_all(components).length
-        self._share = ComponentShard(total, split.process_index, split.process_count, split.seed, "images")
-        self._split, self._total = split, total
-        worker = _Worker(components, make, split.seed)
-        self._pool: Pool = ProcessPool(worker, workers) if workers else InlinePool(worker)
-        self._read_ahead = split.local_size * (_READ_AHEAD if workers else 1)
-        self._requested: deque[int] = deque()
-        self._position = 0
+        self._split, self._workers = split, workers
+        self._total = sum(map(len, open_all(components)))
         self._rejects = RejectCounter(max_rejected, _REJECT_WINDOW)
+        records = shard_records(components, split.seed, split.process_index, split.process_count)
+        tries = self._rejects.max_in_a_row
+        self._arrays = LoadedExamples(records, _MakeArrays(make, split.seed), name="images", max_tries=tries).repeat()
+        self._position = 0
+        self._iterator: grain.DatasetIterator[Loaded[Arrays]] | None = None
+        self._watch: WorkerWatch | None = None
 
     def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> Arrays:
-        batch: list[Arrays] = []
-        while len(batch) < self._split.local_size:
-            while len(self._requested) < self._read_ahead:
-                location = self._share.locate(self._position + len(self._requested))
-                self._requested.append(self._pool.submit(location))
-            arrays = self._pool.result(self._requested.popleft())
-            self._position += 1
-            if isinstance(arrays, Rejection):
-                self._rejects.reject(arrays)
-            else:
-                self._rejects.accept()
-                batch.append(arrays)
-        return tuple(map(np.stack, zip(*batch, strict=True)))
+        if self._iterator is None:
+            prefetch = self._split.local_size * _READ_AHEAD
+            self._iterator = iterate(self._arrays[self._position :], workers=self._workers, prefetch=prefetch)
+            self._watch = WorkerWatch() if self._workers else None
+        examples = itertools.islice(self._iterator, self._split.local_size)
+        loaded = list(examples) if self._watch is None else self._watch.call(lambda: list(examples))
+        for one in loaded:
+            for rejection in one.rejections:
+                self._rejects.reject(rejection)
+            self._rejects.accept()
+        self._position += len(loaded)
+        return tuple(map(np.stack, zip(*(one.example for one in loaded if one.example is not None), strict=True)))
 
     def get_state(self) -> dict[str, Any]:
         """Returns the position as JSON values."""
@@ -117,14 +108,15 @@ class RecordBatches:
         for name, now in self._fingerprint.items():
             if (saved := saved_value(state, name)) != now:
                 raise DataChanged(f"The data position was saved with {name} = {saved}, now it is {now}")
-        while self._requested:
-            self._pool.cancel(self._requested.pop())
+        self.close()
         self._position = int(saved_value(state, "position"))
         self._rejects = self._rejects.with_state(saved_value(state, "rejects"))
 
     def close(self) -> None:
         """Stops the worker processes."""
-        self._pool.close()
+        if self._iterator is not None:
+            close, self._iterator = self._iterator.close, None
+            close() if self._watch is None else self._watch.close(close)
 
     @property
     def _fingerprint(self) -> dict[str, int]:
@@ -136,23 +128,16 @@ def components_of(directories: Sequence[str], split: str, name: str) -> tuple[Co
     return tuple(Component(name, directory, split=split) for directory in directories)
 
 
-def open_all(components: Sequence[Component]) -> RecordReader:
-    """Returns a reader of all records of several datasets, in order.
+def open_all(components: Sequence[Component]) -> list[RecordSource]:
+    """Opens several datasets.
 
     Raises:
       JanusError: A dataset cannot be opened, or there are no records.
     """
-    parts = [open_records(component) for component in components]
-    lengths = [part.length for part in parts]
-    if not sum(lengths):
+    sources = [RecordSource(component) for component in components]
+    if not any(map(len, sources)):
         raise JanusError("There are no records to train on; name a prepared dataset in config.data.directories.")
-    starts = [0, *np.cumsum(lengths)[:-1].tolist()]
-
-    def read(index: int) -> Any:
-        part = bisect.bisect_right(starts, index) - 1
-        return parts[part].read(index - starts[part])
-
-    return RecordReader(sum(lengths), read)
+    return sources
 
 
 def image_of(record: Record, rng: np.random.Generator) -> Image.Image:

@@ -243,7 +243,7 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
     tokenizer = Tokenizer.from_directory(recipe.tokenizer)
     tokenizer.check_vocabulary(recipe.vocab_size)
     components = components_of(recipe.data.directories, recipe.data.split, "training images")
-    count = open_all(components).length
+    count = sum(map(len, open_all(components)))
     if count < recipe.batch_size:
         raise JanusError(
             f"config.batch_size is {recipe.batch_size}, but config.data has {count} images; lower it to at most "

@@ -17,9 +17,8 @@ from flax.traverse_util import flatten_dict
 
 from janus_jax.accelerators import peak_flops
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.dataset import open_records
-from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states, open_sharded_stream
-from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.data.pipeline.dataset import shard_records
+from janus_jax.data.pipeline.stream import Stream, open_stream, shard_states
 from janus_jax.devices import initialize_devices
 from janus_jax.processing import Processor
 from janus_jax.sharding import make_mesh
@@ -29,7 +28,7 @@ from janus_jax.training.callbacks.held_out import HeldOutLoss
 from janus_jax.training.callbacks.profiling import Profiling
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
-from janus_jax.training.flops import count_items, flops_per_item
+from janus_jax.training.flops import ItemCounts, count_items, flops_per_item
 from janus_jax.training.image_token_check import check_image_tokens, find_image_tokenizer, save_image_tokenizer
 from janus_jax.training.init_from import (
     checkpoints_folder,
@@ -74,7 +73,7 @@ def train_stage(
 
 def stage_task(
     recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
-) -> TrainingTask[TrainState, ShardedStream]:
+) -> TrainingTask[TrainState, Stream]:
     """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
     resources, intervals = recipe.resources, recipe.intervals
     folder = checkpoints_folder(workdir, recipe.stage).parent
@@ -87,7 +86,7 @@ def stage_task(
     check_image_tokens(recipe, image_tokenizer)
     for config in (recipe.stream, recipe.held_out):
         for component in config.components if config else ():
-            open_records(component)
+            shard_records([component], recipe.seed)
     tokenizer = find_tokenizer(recipe, workdir)
     processor = Processor.from_directory(tokenizer, recipe.model_config)
     samples = GenerateSamples(recipe, processor, folder)
@@ -103,43 +102,51 @@ def stage_task(
     device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, recipe.execution.dtype)
 
     @contextlib.contextmanager
-    def open_data(start: DataStart) -> Iterator[ShardedStream]:
+    def open_data(start: DataStart) -> Iterator[Stream]:
         copy_tokenizer(tokenizer, workdir)
         save_image_tokenizer(image_tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
-        saved = merge_shard_states(start.positions or [])
-        shards = len(saved) or recipe.data_shards or jax.process_count()
-        config = replace(recipe.stream, seed=start.seed(recipe.seed), first_step=start.step)
-        with open_split(config, shards) as data:
+        saved = shard_states(start.positions or [])
+        with open_stream(
+            replace(recipe.stream, seed=start.seed(recipe.seed), first_step=start.step),
+            processor,
+            process_index=jax.process_index(),
+            process_count=jax.process_count(),
+            shards=len(saved) or recipe.data_shards,
+            workers=resources.data_workers,
+            threads=resources.data_threads,
+            transfer=transfer,
+        ) as data:
             if saved:
                 data.set_state(saved)
             yield data
 
-    def open_split(config: StreamConfig, shards: int) -> ShardedStream:
-        return open_sharded_stream(
-            config,
-            processor,
-            process_index=jax.process_index(),
-            process_count=jax.process_count(),
-            shards=shards,
-            workers=resources.data_workers,
-        )
+    def transfer(batch: Batch) -> tuple[Batch, ItemCounts]:
+        # Counted before the arrays are on the devices.
+        return put_batch(batch, mesh), count_items(batch, recipe.model_config)
 
-    def make_callbacks(data: ShardedStream) -> Sequence[Callback]:
+    def make_callbacks(data: Stream) -> Sequence[Callback]:
         callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
         if recipe.held_out is not None:
             loss = make_evaluation_step(setup.objective, recipe.microbatching, setup.abstract, mesh, seed=recipe.seed)
-            shards = len(merge_shard_states([data.get_state()])) * jax.process_count()
-            held_out = open_split(recipe.held_out, shards)
+            # The few batches of an evaluation are read in threads: starting processes would take longer.
+            held_out = open_stream(
+                recipe.held_out,
+                processor,
+                process_index=jax.process_index(),
+                process_count=jax.process_count(),
+                shards=len(shard_states([data.get_state()])) * jax.process_count(),
+                threads=max(resources.data_threads, resources.data_workers),
+            )
             tasks = sorted({component.task.value for component in recipe.held_out.components if component.task})
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate, tasks=tasks))
         return [*callbacks, samples, benchmarks]
 
     steps_field = f"config.stages.stage_{recipe.stage}.{'steps' if stage.stop_at is None else 'stop_at'}"
 
-    def counts(batch: Batch, data: ShardedStream) -> Mapping[str, float]:
+    def counts(batch: tuple[Batch, ItemCounts], data: Stream) -> Mapping[str, float]:
         # Every process has an equal share of the batch.
-        held = count_items(batch, recipe.model_config)
+        _, held = batch
         share = {"tokens": held.tokens, "samples": sum(map(len, data.example_ids)), "flops": held.flops(costs)}
         return {name: count * jax.process_count() for name, count in share.items()}
 
@@ -147,7 +154,7 @@ def stage_task(
         config=to_json(recipe),
         abstract_state=setup.abstract,
         initial_state=lambda data: initial_state(recipe, workdir, setup, start.checkpoints),
-        step=lambda state, batch: setup.step(state, put_batch(batch, mesh)),
+        step=lambda state, batch: setup.step(state, batch[0]),
         mesh=mesh,
         open_data=open_data,
         restart_data=recipe.data.restart,

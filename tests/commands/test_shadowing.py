@@ -1,11 +1,13 @@
 """Files in the user's folder hide neither our modules nor our recipes."""
 
+import contextlib
 import subprocess
 import sys
 
+import grain
 import pytest
 
-from janus_jax.data.pipeline.workers import ProcessPool
+from janus_jax.data.pipeline.loading import iterate
 from tests.commands.conftest import environment
 
 SCRIPT = "from janus_jax.commands.train import run\n\nrun()\n"
@@ -31,13 +33,6 @@ def test_an_installed_command_finds_our_recipes_and_modules(folder):
     assert "config.stages.stage_1.lora.rank = 16" in done.stdout
 
 
-def make_work():
-    return abs
-
-
 def test_data_workers_find_our_modules(folder):
-    pool = ProcessPool(make_work, 1)
-    try:
-        assert pool.result(pool.submit(-3)) == 3
-    finally:
-        pool.close()
+    with contextlib.closing(iterate(grain.MapDataset.source([-3]).map(abs), workers=1)) as iterator:
+        assert next(iterator) == 3

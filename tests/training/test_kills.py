@@ -45,7 +45,7 @@ class Run:
         self.log = folder / f"{name}.log"
         start = "--config.stages.stage_1.initialisation"
         settings = (
-            *("--config.intervals.save=2", "--config.intervals.evaluate=0", *runs.flags()),
+            *("--config.intervals.save=2", *runs.flags()),
             *(f"{start}.source=model", f"{start}.model={runs.models() / 'model'}", *flags),
         )
         self._command = [sys.executable, "-c", COMMAND, CONFIG, f"--workdir={self.workdir}", *settings]
@@ -158,10 +158,12 @@ def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
     with run.start() as process:
         try:
             wait(process, lambda: run.saved)
-            children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
-            (worker,) = (int(pid) for pid in children if b"workers" in Path(f"/proc/{pid}/cmdline").read_bytes())
+            # Each thread of the process has children.
+            files = Path(f"/proc/{process.pid}/task").glob("*/children")
+            children = [pid for file in files for pid in file.read_text().split()]
+            (worker,) = (int(pid) for pid in children if b"spawn_main" in Path(f"/proc/{pid}/cmdline").read_bytes())
             os.kill(worker, signal.SIGKILL)
-            assert process.wait(60) == ExitCode.USER_ERROR
+            assert process.wait(30) == ExitCode.USER_ERROR
         finally:
             process.kill()
     last = run.log.read_text().splitlines()[-1]

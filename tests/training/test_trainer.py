@@ -144,14 +144,11 @@ def test_changed_data_start_a_new_order_once(tmp_path, monkeypatch):
 
 
 def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):
-    steps = itertools.count(1)
-
-    def interrupt(batch, mesh):
-        if next(steps) == 2:
+    def interrupt(self, step):
+        if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
-        return put_batch(batch, mesh)
 
-    monkeypatch.setattr(stage, "put_batch", interrupt)
+    monkeypatch.setattr(stage.GenerateSamples, "before_step", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(Interrupted, match=r"^Interrupted at step 2; a checkpoint is saved\."):

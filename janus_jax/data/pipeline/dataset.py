@@ -1,10 +1,15 @@
-"""Components of a mixture, and the order in which one data shard reads their records."""
+"""Components of a mixture: their records, and the order in which one data shard reads them."""
 
+import functools
 import hashlib
+import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+import grain
 
 from janus_jax.data.records import Record
 from janus_jax.data.splits import check_split
@@ -31,10 +36,13 @@ class Component:
 
     Attributes:
       name: Name of the component in phases, example ids and messages.
-      source: Folder of a prepared dataset, or a sequence of records.
+      source: Folder of a prepared dataset; or `MODULE:NAME`, a function that returns a grain `RandomAccessDataSource`
+        of records; or such a data source, for example a list.
       weight: Relative number of examples, used if `StreamConfig.phases` is empty.
       task: Task that all records must have; None allows any.
-      split: Split to read, in TFDS syntax such as "train[:1000]".
+      split: Split of a prepared dataset, in TFDS syntax such as "train[:1000]".
+      transforms: Transforms of the records, each as `MODULE:NAME`: a `grain.transforms.Map` or `RandomMap`, or a
+        function from record to record. They run in the data workers, in this order.
     """
 
     name: str
@@ -42,121 +50,141 @@ class Component:
     weight: float = 1.0
     task: Task | None = None
     split: str = "train"
+    transforms: tuple[str, ...] = ()
 
 
-@dataclass(frozen=True)
-class RecordReader:
-    """Random access to the records of a component.
-
-    Attributes:
-      length: Number of records.
-      read: Function from index to record.
-    """
-
-    length: int
-    read: Callable[[int], Record]
-
-
-def open_records(component: Component) -> RecordReader:
-    """Opens the dataset of a component.
+class RecordSource:
+    """Records of a component, as a grain `RandomAccessDataSource`. A data worker that receives it opens its own files.
 
     Raises:
-      JanusError: The folder is not a prepared dataset, or does not have the records of the split.
+      JanusError: The folder is not a prepared dataset, it does not have the records of the split, or a module cannot be
+        imported.
     """
+
+    def __init__(self, component: Component) -> None:
+        self._component = component
+        self._length, self._read = _open(component)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index: int) -> Record:
+        """Returns a record.
+
+        Raises:
+          JanusError: The record cannot be read.
+        """
+        return self._read(index)
+
+    def __repr__(self) -> str:
+        return f"RecordSource({self._component.name!r}, {self._component.split!r})"
+
+    def __reduce__(self) -> Any:
+        return RecordSource, (self._component,)
+
+
+def shard_records(
+    components: Sequence[Component], seed: int, shard_index: int = 0, shard_count: int = 1
+) -> grain.MapDataset[Record]:
+    """Returns the records that a data shard reads, by position. The positions continue without end.
+
+    The records of all components are shuffled together, anew in each epoch. Every record is in one shard per epoch.
+
+    Raises:
+      JanusError: A component cannot be opened, or there are fewer records than shards.
+    """
+    names = ", ".join(component.name for component in components)
+    parts = [_transformed(grain.MapDataset.source(RecordSource(one)), one, seed) for one in components]
+    records = parts[0] if len(parts) == 1 else grain.MapDataset.concatenate(parts)
+    if len(records) < shard_count:
+        raise JanusError(
+            f"The component {names!r} has {len(records)} records, fewer than the {shard_count} data shards; add "
+            f"records or leave it out."
+        )
+    return records.shuffle(seed=derive_seed(seed, names))[shard_index::shard_count]
+
+
+def derive_seed(*values: object) -> int:
+    """Returns a seed of 32 bits that depends on all values."""
+    text = "/".join(map(str, values)).encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=4).digest(), "little")
+
+
+def _transformed(records: grain.MapDataset[Any], component: Component, seed: int) -> grain.MapDataset[Any]:
+    for number, name in enumerate(component.transforms):
+        transform = _imported(name, f"transform of component {component.name!r}")
+        if isinstance(transform, type):
+            transform = transform()
+        if isinstance(transform, grain.transforms.RandomMap):
+            records = records.random_map(transform, seed=derive_seed(seed, component.name, number, name))
+        elif isinstance(transform, grain.transforms.Map) or callable(transform):
+            records = records.map(transform)
+        else:
+            raise JanusError(
+                f"{name}, a transform of component {component.name!r}, is a {type(transform).__name__}; it must be a "
+                f"grain.transforms.Map or RandomMap, or a function from record to record."
+            )
+    return records
+
+
+def _imported(name: str, what: str) -> Any:
+    """Returns the object `MODULE:NAME`."""
+    module, _, attribute = name.partition(":")
+    try:
+        return getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise JanusError(f"{name}, the {what}, cannot be imported ({error}); give MODULE:NAME.") from error
+
+
+def _open(component: Component) -> tuple[int, Callable[[int], Record]]:
+    """Returns the number of records of a component and a function that reads one."""
     source = component.source
+    if isinstance(source, str) and ":" in source and not Path(source).exists():
+        source = _imported(source, f"source of component {component.name!r}")()
     if not isinstance(source, str | os.PathLike):
-        return RecordReader(len(source), source.__getitem__)
+        if component.split != "train":
+            raise JanusError(
+                f"Component {component.name!r} has the split {component.split!r}, which only a prepared dataset can "
+                f"have; set it to train."
+            )
+        return len(source), source.__getitem__
+    return _open_folder(component.name, Path(source), component.split)
+
+
+def _open_folder(name: str, folder: Path, split: str) -> tuple[int, Callable[[int], Record]]:
     # Imported here because the import takes a second and records in memory do not need it.
     from tensorflow_datasets import builder_from_directory, decode
-    from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    folder, remedy = Path(source), "make it with janus-prepare"
+    remedy = "make it with janus-prepare"
     with reading(folder):
         if not folder.is_dir():
-            raise JanusError(f"{folder}, the source of component {component.name!r}, is not a folder; {remedy}.")
+            raise JanusError(f"{folder}, the source of component {name!r}, is not a folder; {remedy}.")
         if not (folder / "dataset_info.json").exists():
-            raise JanusError(
-                f"{folder}, the source of component {component.name!r}, is not a prepared dataset; {remedy}."
-            )
+            raise JanusError(f"{folder}, the source of component {name!r}, is not a prepared dataset; {remedy}.")
     with reading(folder, remedy):
         builder = builder_from_directory(str(folder))
         if missing := set(_KINDS) - set(builder.info.features):
             raise JanusError(
-                f"{folder}, the source of component {component.name!r}, lacks the features "
-                f"{', '.join(sorted(missing))} of a record; if an older version prepared it, prepare it again, else "
-                f"convert it with janus-prepare --source tfds."
+                f"{folder}, the source of component {name!r}, lacks the features {', '.join(sorted(missing))} of a "
+                f"record; if an older version prepared it, prepare it again, else convert it with janus-prepare "
+                f"--source tfds."
             )
-        check_split(component.split, builder.info.splits, f"{folder}, the source of component {component.name!r},")
+        check_split(split, builder.info.splits, f"{folder}, the source of component {name!r},")
         # Raw bytes, because decoding an example with TFDS takes as long as reading it.
-        data = builder.as_data_source(component.split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
-        length = len(data)
-
-    def read(index: int) -> Record:
-        try:
-            fields = tf_example_generated_pb2.Example.FromString(data[index]).features.feature
-            example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
-        # ArrayRecord and protobuf raise their own error types.
-        except Exception as error:
-            raise JanusError(f"Example {index} of {folder} cannot be read ({describe_error(error)}).") from error
-        if missing := [name for name in _KINDS if name not in example]:
-            raise JanusError(f"Example {index} of {folder} has no {', '.join(missing)}.")
-        texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}
-        return Record.from_example(example | texts)
-
-    return RecordReader(length, read)
+        data = builder.as_data_source(split, deserialize_method=decode.DeserializeMethod.RAW_BYTES)
+        return len(data), functools.partial(_read, folder, data)
 
 
-@dataclass(frozen=True)
-class ComponentShard:
-    """The records of a component that one data shard reads, in an endless order that is shuffled anew in each epoch.
+def _read(folder: Path, data: Any, index: int) -> Record:
+    from tensorflow_datasets.proto import tf_example_generated_pb2
 
-    Shard s of S has the records s, s + S, s + 2 S and so on. `len` is their number.
-
-    Attributes:
-      length: Number of records of the component.
-      index: Index of the shard.
-      count: Number of shards.
-      seed: Seed of the order.
-      name: Name of the component.
-    """
-
-    length: int
-    index: int
-    count: int
-    seed: int
-    name: str
-
-    def __post_init__(self) -> None:
-        if self.length < self.count:
-            raise JanusError(
-                f"The component {self.name!r} has {self.length} records, fewer than the {self.count} data shards; "
-                f"add records or leave it out."
-            )
-
-    def __len__(self) -> int:
-        return len(range(self.index, self.length, self.count))
-
-    def locate(self, position: int) -> tuple[int, int]:
-        """Returns the epoch, and the index within the component, of the record at a position of the order."""
-        epoch, step = divmod(position, len(self))
-        key = f"{self.seed}/{self.name}/{epoch}".encode()
-        return epoch, self.index + self.count * permute(step, len(self), key)
-
-
-def permute(index: int, length: int, key: bytes) -> int:
-    """Returns the value at an index of a pseudorandom permutation of range(length). The key selects the permutation.
-
-    Each value is computed on its own, so that no process has to hold the order of a billion records. The permutation is
-    a Feistel network over the smallest 4^b >= length, applied until the result is less than `length` (Black and Rogaway
-    2002, "Ciphers with arbitrary finite domains").
-    """
-    bits = max(1, ((length - 1).bit_length() + 1) // 2)
-    mask = (1 << bits) - 1
-    while True:
-        left, right = index >> bits, index & mask
-        for turn in range(4):
-            digest = hashlib.blake2b(b"%d/%d" % (turn, right), digest_size=8, key=key[:64]).digest()
-            left, right = right, left ^ (int.from_bytes(digest, "little") & mask)
-        index = left << bits | right
-        if index < length:
-            return index
+    try:
+        fields = tf_example_generated_pb2.Example.FromString(data[index]).features.feature
+        example = {name: list(getattr(fields[name], kind).value) for name, kind in _KINDS.items() if name in fields}
+    # ArrayRecord and protobuf raise their own error types.
+    except Exception as error:
+        raise JanusError(f"Example {index} of {folder} cannot be read ({describe_error(error)}).") from error
+    if missing := [name for name in _KINDS if name not in example]:
+        raise JanusError(f"Example {index} of {folder} has no {', '.join(missing)}.")
+    texts = {name: example[name][0] for name in ("key", "task", "text", "messages")}
+    return Record.from_example(example | texts)

@@ -243,7 +243,8 @@ class ExampleBuilder:
         special = self.processor.tokenizer.special
         markers = (special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder)
         text = sequence.tokens[_is_text(sequence)]
-        if (found := np.isin(text, markers)).any():
+        # Several times as fast as np.isin.
+        if (found := np.logical_or.reduce([text == marker for marker in markers])).any():
             token = self.processor.tokenizer.decode([int(text[found.argmax()])], skip_special_tokens=False)
             raise RejectedRecord(RejectReason.SPECIAL_TOKEN, f"its text contains the special token {token}.")
 

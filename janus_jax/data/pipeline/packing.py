@@ -2,7 +2,7 @@
 
 import functools
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -139,53 +139,6 @@ def _groups(count: int) -> Int[np.ndarray, "3 C"]:
         for group in itertools.combinations(range(count), size)
     ]
     return np.ascontiguousarray(np.array(groups).T)
-
-
-class PendingExample(NamedTuple):
-    """An example that is not packed yet.
-
-    Attributes:
-      example: The example.
-      origin: Index of its component, and its position in the order of the component's records.
-    """
-
-    example: Example
-    origin: tuple[int, int]
-
-
-class Packer:
-    """Packs a stream of examples into sequences.
-
-    Each sequence is selected from the next `lookahead` examples: the oldest one and those that fill the sequence best.
-    The others wait for the next sequence.
-
-    Attributes:
-      waiting: Examples that are not packed yet, oldest first.
-      filled: Total size of the packed examples, in the order of `Example.size`.
-      sequences: Number of packed sequences.
-      truncated: Number of packed examples that `truncate` shortened.
-    """
-
-    def __init__(self, budget: Budget, lookahead: int):
-        self.budget = budget
-        self.lookahead = lookahead
-        self.waiting: list[PendingExample] = []
-        self.filled = np.zeros(4, np.int64)
-        self.sequences = 0
-        self.truncated = 0
-
-    def next_sequence(self, next_example: Callable[[], PendingExample]) -> list[Example]:
-        """Returns the examples of the next sequence in packing order. Gets new examples from `next_example`."""
-        while len(self.waiting) < self.lookahead:
-            self.waiting.append(next_example())
-        sizes = np.stack([pending.example.size for pending in self.waiting])
-        selected = select_examples(sizes, self.budget.limits)
-        examples = [self.waiting[index].example for index in selected]
-        self.waiting = [pending for index, pending in enumerate(self.waiting) if index not in set(selected)]
-        self.filled += sizes[selected].sum(axis=0)
-        self.sequences += 1
-        self.truncated += sum(example.truncated > 0 for example in examples)
-        return examples
 
 
 class ImageShapes(NamedTuple):

@@ -1,4 +1,4 @@
-"""Deterministic, resumable stream of batches from a mixture of prepared datasets.
+"""Deterministic, resumable stream of batches from a mixture of datasets, a grain pipeline.
 
     config = StreamConfig(
         components=(
@@ -10,181 +10,116 @@
     with open_stream(config, processor) as stream:
         batch = next(stream)
 
-Batches depend on the config, the step and the number of shards, but not on the number of workers or on the prefetch
-depth. The state is small: the position in each component, and the origins of the examples that wait to be packed.
+When a stage begins, the records are divided into data shards, at least one per process. A process reads its shards and
+concatenates their sequences:
+
+    records of a component, shuffled, sharded, transformed   dataset.shard_records    \
+    examples; rejected records are replaced                  loading.LoadedExamples    | grain.MapDataset
+    mixture of the components                                mixture.Mixture          /
+    threads and worker processes                             loading.iterate          \
+    packed sequences                                         packed_batches            | grain.IterDataset
+    batches on the device                                    open_stream              /
+
+Batches depend on the config, the step and the number of shards, but not on the numbers of workers, threads and
+processes. The state is small: the position in each component, and the origins of the examples that wait to be packed.
 """
 
-import dataclasses
-import weakref
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+import copy
+import functools
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Self
 
+import grain
 import numpy as np
 
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.dataset import Component, ComponentShard, open_records
-from janus_jax.data.pipeline.examples import ExampleBuilder, Supervision
-from janus_jax.data.pipeline.mixture import MixtureSchedule, Phase, check_phases
-from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack
-from janus_jax.data.pipeline.prefetch import ExampleLoader, Prefetcher
-from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool
-from janus_jax.data.rejects import RejectCounter
-from janus_jax.errors import DataChanged, JanusError
+from janus_jax.data.pipeline.packed_batches import PackedBatch, PackedBatches, PackingReport
+from janus_jax.data.pipeline.stream_config import StreamConfig
+from janus_jax.data.pipeline.workers import WorkerWatch
+from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
-_FORMAT = 2
-_PREFETCH_PER_WORKER = 4
-# About the number of examples in a packed sequence.
-_PREFETCH_PER_SEQUENCE = 8
-
-
-@dataclass(frozen=True)
-class StreamConfig:
-    """Configures what a stream reads and how it builds batches.
-
-    Attributes:
-      components: Datasets of the mixture.
-      batch_size: Sequences per batch, summed over all shards.
-      budget: Capacity of a packed sequence.
-      phases: Mixture weights by step; () uses the components' weights at every step.
-      supervision: Which text tokens are targets.
-      seed: Seed of the order and of all randomness per record.
-      precomputed_image_tokens: Whether to read the image tokens that `janus-prepare --tokenizer` stored. Batches then
-        have `gen_ids`, and `gen_images` is empty. For JanusFlow: whether to read the stored latents into `gen_latents`,
-        in addition to `gen_images`. If False, stored tokens and latents are ignored.
-      drop_condition: See `ExampleBuilder`.
-      first_sentence: See `ExampleBuilder`.
-      random_crop: See `ExampleBuilder`.
-      lookahead: Number of examples among which the packer selects those of the next sequence.
-      max_rejected: Largest share of recent records that may be rejected before the run stops, in [0, 1).
-      recent: Number of records that count as recent.
-      first_step: Training step of the first batch, which selects its phase.
-    """
-
-    components: tuple[Component, ...]
-    batch_size: int
-    budget: Budget = field(default_factory=Budget)
-    phases: tuple[Phase, ...] = ()
-    supervision: Supervision = Supervision.TEXT
-    seed: int = 0
-    precomputed_image_tokens: bool = False
-    drop_condition: float = 0.1
-    first_sentence: float = 0.25
-    random_crop: bool = False
-    lookahead: int = 24
-    max_rejected: float = 0.1
-    recent: int = 1000
-    first_step: int = 0
-
-    def __post_init__(self) -> None:
-        if not self.components:
-            raise JanusError("StreamConfig.components is empty; name at least one prepared dataset.")
-        names = [component.name for component in self.components]
-        for name in names:
-            if names.count(name) > 1:
-                raise JanusError(f"Two components are called {name!r}; names must be unique.")
-        for name, least in (("batch_size", 1), ("lookahead", 1), ("recent", 1), ("seed", 0)):
-            if (value := getattr(self, name)) < least:
-                raise JanusError(f"StreamConfig.{name} is {value}; it must be at least {least}.")
-        for name, below in (("drop_condition", 1.0), ("first_sentence", 1.0), ("max_rejected", 1 - 1e-9)):
-            if not 0 <= (value := getattr(self, name)) <= below:
-                raise JanusError(f"StreamConfig.{name} is {value}; it must be a share from 0 to {round(below)}.")
-        check_phases(self.all_phases, names)
-
-    @property
-    def all_phases(self) -> tuple[Phase, ...]:
-        """`phases`, or one phase with the components' weights."""
-        return self.phases or (Phase(None, {component.name: component.weight for component in self.components}),)
+_SHARDS = "shards"
 
 
 def open_stream(
-    config: StreamConfig, processor: Processor, shard_index: int = 0, shard_count: int = 1, *, workers: int = 0
+    config: StreamConfig,
+    processor: Processor,
+    *,
+    process_index: int = 0,
+    process_count: int = 1,
+    shards: int = 0,
+    workers: int = 0,
+    threads: int = 0,
+    transfer: Callable[[Batch], Any] | None = None,
 ) -> "Stream":
-    """Opens the components and starts the worker processes.
+    """Opens the components and the data shards of one process.
 
     Args:
       config: What to read and how to pack it.
       processor: Processor of the model.
-      shard_index: Index of the data shard to read. Each training process reads different shards.
-      shard_count: Number of shards.
-      workers: Number of processes that read, decode and tokenize in advance. 0: this process does so when a batch is
-        requested.
+      process_index: Index of this process among the training processes.
+      process_count: Number of training processes.
+      shards: Number of data shards; 0 for the number of processes.
+      workers: Number of processes that read, decode and tokenize in advance. 0: this process does so.
+      threads: Number of threads that do so, in each worker or in this process. Without threads and workers, this
+        happens when a batch is requested.
+      transfer: Function from the batch of this process to the value that the stream returns instead, for example the
+        batch on the device. It runs one batch ahead, in a thread, as in `grain.experimental.device_put`.
 
     Raises:
-      JanusError: A dataset is missing or has too few records, or the shards cannot share the batch evenly.
+      JanusError: A dataset is missing or has too few records, the shards cannot share the batch evenly, or the number
+        of processes does not divide the number of shards.
     """
-    if not 0 <= shard_index < shard_count:
-        raise JanusError(f"shard_index is {shard_index}; it must be from 0 to {shard_count - 1}.")
-    if workers < 0:
-        raise JanusError(f"The number of data workers is {workers}; it must be at least 0.")
-    if config.batch_size % shard_count:
+    shards = shards or process_count
+    if min(workers, threads) < 0:
+        raise JanusError(f"There are {workers} data workers and {threads} threads; both must be at least 0.")
+    if shards % process_count:
         raise JanusError(
-            f"StreamConfig.batch_size is {config.batch_size}; it must be a multiple of {shard_count}, the number "
-            f"of data shards."
+            f"The data has {shards} shards, which {process_count} processes cannot share evenly; start a number of "
+            f"processes that divides {shards}, or set config.data_shards before the stage begins."
         )
-    builder = ExampleBuilder(
-        processor,
-        config.supervision,
-        drop_condition=config.drop_condition,
-        first_sentence=config.first_sentence,
-        random_crop=config.random_crop,
-        precomputed_image_tokens=config.precomputed_image_tokens,
-        seed=config.seed,
-    )
-    loader = ExampleLoader(config.components, builder, config.budget)
-    # Started first, so that the workers start while this process opens the datasets.
-    pool: Pool | None = ProcessPool(loader, workers) if workers else None
-    try:
-        shards = [
-            ComponentShard(open_records(component).length, shard_index, shard_count, config.seed, component.name)
-            for component in config.components
-        ]
-        pool = pool or InlinePool(loader)
-    except BaseException:
-        if pool is not None:
-            pool.close()
-        raise
-    sequences = config.batch_size // shard_count
-    depth = max(_PREFETCH_PER_WORKER * workers, _PREFETCH_PER_SEQUENCE * sequences) if workers else 0
-    return Stream(config, processor, shards, pool, depth)
+    shards_each = shards // process_count
+    # Rounded up, so that each shard has a worker unless there are none.
+    each = {"workers": -(-workers // shards_each), "threads": -(-threads // shards_each)}
+    first = process_index * shards_each
+    datasets = [PackedBatches(config, processor, index, shards, **each) for index in range(first, first + shards_each)]
+    dataset = grain.experimental.ZipIterDataset(datasets).map(_concatenate)
+    if transfer is not None:
+        # As `grain.experimental.device_put`, which does not take arrays that only hold this process's part of a batch.
+        prefetch = functools.partial(grain.experimental.ThreadPrefetchIterDataset, prefetch_buffer_size=1)
+        dataset = prefetch(prefetch(dataset).map(functools.partial(_transferred, transfer)))
+    return Stream(datasets, iter(dataset), WorkerWatch() if workers else None)
 
 
-class Stream(Iterator[Batch]):
-    """Iterator over the endless batches of one data shard. Made by `open_stream`.
+def shard_states(states: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Returns the states of all data shards. `states` has the result of `Stream.get_state` of each process."""
+    return [shard for state in states for shard in state[_SHARDS]]
+
+
+class Stream(Iterator[Any]):
+    """Iterator over the endless batches of one process. Made by `open_stream`.
 
     Attributes:
-      step: Number of batches so far.
       example_ids: Ids of the last batch's examples, by sequence and segment.
-      close: Function that ends the worker processes. The stream cannot be used afterwards.
     """
 
     def __init__(
-        self, config: StreamConfig, processor: Processor, shards: list[ComponentShard], pool: Pool, prefetch: int
-    ):
-        self.config = config
-        self.step = config.first_step
+        self,
+        datasets: Sequence[PackedBatches],
+        iterator: grain.DatasetIterator[PackedBatch],
+        watch: WorkerWatch | None,
+    ) -> None:
         self.example_ids: tuple[tuple[str, ...], ...] = ()
-        self._processor = processor
-        self._shards = shards
-        self._sequences = config.batch_size // shards[0].count
-        self._schedule = MixtureSchedule(config.all_phases, [component.name for component in config.components])
-        self._packer = Packer(config.budget, config.lookahead)
-        self._prefetcher = Prefetcher(pool, shards, RejectCounter(config.max_rejected, config.recent))
-        self._prefetch = prefetch
-        # A copy of the schedule for requesting records. It is `_prefetch` examples ahead of `_schedule`.
-        self._requested: MixtureSchedule | None = None
-        self._requested_phase = 0
-        self._to_reload: list[tuple[int, int]] = []
-        self.close = weakref.finalize(self, pool.close)
+        self._datasets, self._iterator, self._watch = datasets, iterator, watch
+        self._report: PackingReport | None = None
+        self._is_closed = False
 
-    def __next__(self) -> Batch:
-        phase = self._schedule.phase(self.step)
-        self._prepare_queues(phase)
-        sequences = [self._packer.next_sequence(lambda: self._next_example(phase)) for _ in range(self._sequences)]
-        self.step += 1
-        self.example_ids = tuple(tuple(example.example_id for example in examples) for examples in sequences)
-        return pack(sequences, self.config.budget, self._processor, self.config.precomputed_image_tokens)
+    def __next__(self) -> Any:
+        packed = self._call(self._iterator.__next__)
+        self.example_ids, self._report = packed.example_ids, packed.report
+        return packed.batch
 
     def __enter__(self) -> Self:
         return self
@@ -192,117 +127,69 @@ class Stream(Iterator[Batch]):
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    @property
-    def shard_index(self) -> int:
-        """Index of the data shard."""
-        return self._shards[0].index
+    def close(self) -> None:
+        """Ends threads and worker processes. The stream cannot be used afterwards."""
+        if self._is_closed:
+            return
+        self._is_closed = True
+        if self._watch is None:
+            self._iterator.close()
+        else:
+            self._watch.close(self._iterator.close)
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the state as JSON values, at most a few hundred numbers. Must be called between two batches."""
-        origins = self._to_reload or [pending.origin for pending in self._packer.waiting]
-        return {
-            "format": _FORMAT,
-            "shard": [self._shards[0].index, self._shards[0].count],
-            "config": self._fingerprint,
-            "step": self.step,
-            "phase_counts": list(self._schedule.phase_counts),
-            "component_counts": list(self._schedule.component_counts),
-            "positions": list(self._prefetcher.positions),
-            "waiting": [list(origin) for origin in origins],
-            "records": self._prefetcher.rejects.get_state(),
-            "truncated": self._packer.truncated,
-        }
+        """Returns the state of this process's shards after the last batch, as JSON values."""
+        return {_SHARDS: copy.deepcopy(self._iterator.get_state()["parents"])}
 
-    def set_state(self, state: dict[str, Any]) -> None:
-        """Continues exactly where the state was saved. The number of workers may differ.
+    def set_state(self, states: Sequence[Mapping[str, Any]]) -> None:
+        """Continues exactly where the states were saved. The number of processes may have changed.
+
+        Args:
+          states: States of all shards, as returned by `shard_states`. Must include this process's shards.
 
         Raises:
-          DataChanged: The state is of another config or of other data.
-          JanusError: The state is of another shard.
+          DataChanged, JanusError: See `PackedBatches.check`.
         """
-        self._check(state)
-        self.step = state["step"]
-        self.example_ids = ()
-        self._schedule = dataclasses.replace(
-            self._schedule, phase_counts=state["phase_counts"], component_counts=state["component_counts"]
-        )
-        self._prefetcher.seek(state["positions"], self._prefetcher.rejects.with_state(state["records"]))
-        self._packer = Packer(self.config.budget, self.config.lookahead)
-        self._packer.truncated = state["truncated"]
-        self._to_reload = [(component, position) for component, position in state["waiting"]]
-        self._requested = None
+        by_index = {state["shard"][0]: state for state in states}
+        parents = [by_index.get(dataset.shard_index, states[0]) for dataset in self._datasets]
+        # Before threads take the states over.
+        for dataset, state in zip(self._datasets, parents, strict=True):
+            dataset.check(state)
+        self._call(functools.partial(self._iterator.set_state, {"parents": parents}))
+        self.example_ids, self._report = (), None
 
     def report(self) -> dict[str, float]:
         """Returns metrics: the used share of each budget, and the numbers of read, truncated and rejected records.
 
         The shares are averages since the stream was opened or restored. The numbers are totals of the whole run.
         """
-        rejects, packer = self._prefetcher.rejects, self._packer
-        capacity = np.maximum(self.config.budget.limits * max(packer.sequences, 1), 1)
+        if self._report is None:
+            return {}
+        sequences, filled, truncated, read, rejected = self._report
+        capacity = np.maximum(self._datasets[0].config.budget.limits * sequences, 1)
         names = ("tokens", "und_images", "gen_images", "text_targets")
         return {
-            **{f"fill/{name}": float(fill) for name, fill in zip(names, packer.filled / capacity, strict=True)},
-            "records/read": rejects.read,
-            "records/truncated": packer.truncated,
-            **{f"records/rejected/{reason.value}": count for reason, count in rejects.rejected.items()},
+            **{f"fill/{name}": float(fill) for name, fill in zip(names, filled / capacity, strict=True)},
+            "records/read": read,
+            "records/truncated": truncated,
+            **{f"records/rejected/{reason.value}": count for reason, count in rejected.items()},
         }
 
-    @property
-    def _fingerprint(self) -> dict[str, Any]:
-        """The values that determine the batches, by name."""
-        config, p = self.config, self._processor
-        return {
-            "components": [
-                [component.name, shard.length, component.split, component.task.value if component.task else None]
-                for component, shard in zip(config.components, self._shards, strict=True)
-            ],
-            "phases": [[phase.until_step, dict(sorted(phase.weights.items()))] for phase in config.all_phases],
-            "batch_size": config.batch_size,
-            "budget": config.budget.limits.tolist(),
-            "supervision": config.supervision.value,
-            "seed": config.seed,
-            "precomputed_image_tokens": config.precomputed_image_tokens,
-            "drop_condition": config.drop_condition,
-            "first_sentence": config.first_sentence,
-            "random_crop": config.random_crop,
-            "lookahead": config.lookahead,
-            "model": [len(p.tokenizer), p.und_image_size, p.num_und_tokens, p.gen_image_size, p.num_gen_tokens],
-        }
+    def _call(self, function: Callable[[], Any]) -> Any:
+        return function() if self._watch is None else self._watch.call(function)
 
-    def _check(self, state: dict[str, Any]) -> None:
-        if state.get("format") != _FORMAT:
-            raise DataChanged(f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}")
-        (index, count), shard = state["shard"], self._shards[0]
-        if count != shard.count:
-            raise JanusError(
-                f"The data state has {count} data shards and this stream has {shard.count}; open it with {count} "
-                f"shards, or drop the data state and set another StreamConfig.seed to start a new order."
-            )
-        if index != shard.index:
-            raise JanusError(
-                f"The data state is of shard {index} and this stream is shard {shard.index}; give each shard its own "
-                f"state."
-            )
-        for name, now in self._fingerprint.items():
-            if state["config"].get(name) != now:
-                saved = state["config"].get(name)
-                raise DataChanged(f"The data state was saved with {name} {saved!r:.300}, and now it is {now!r:.300}")
 
-    def _prepare_queues(self, phase: int) -> None:
-        """Fills the prefetch queues at the start and whenever the weights of the mixture change."""
-        if self._requested is not None and self._requested_phase == phase:
-            return
-        self._requested, self._requested_phase = self._schedule.copy(), phase
-        lengths = [0] * len(self._shards)
-        for _ in range(self._prefetch):
-            lengths[self._requested.next_component(phase)] += 1
-        if self._to_reload:
-            self._packer.waiting = self._prefetcher.reload(self._to_reload)
-            self._to_reload = []
-        self._prefetcher.resize_queues(lengths)
+def _concatenate(parts: Sequence[PackedBatch]) -> PackedBatch:
+    """Returns the batch of a process from those of its data shards."""
+    if len(parts) == 1:
+        return parts[0]
+    batches, ids, reports = zip(*parts, strict=True)
+    return PackedBatch(
+        Batch(*(None if arrays[0] is None else np.concatenate(arrays) for arrays in zip(*batches, strict=True))),
+        functools.reduce(operator.add, ids),
+        PackingReport(*(functools.reduce(operator.add, totals) for totals in zip(*reports, strict=True))),
+    )
 
-    def _next_example(self, phase: int) -> PendingExample:
-        pending = self._prefetcher.next_example(self._schedule.next_component(phase))
-        if self._prefetch and self._requested is not None:
-            self._prefetcher.request(self._requested.next_component(phase))
-        return pending
+
+def _transferred(transfer: Callable[[Batch], Any], packed: PackedBatch) -> PackedBatch:
+    return packed._replace(batch=transfer(packed.batch))

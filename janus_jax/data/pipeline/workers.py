@@ -1,270 +1,157 @@
-"""Pools of data workers. Results can be read in any order. If a worker dies, reading a result raises at once.
+"""Starts grain's data workers, and reads from them such that a dead worker never blocks the caller."""
 
-Workers are separate programs rather than `multiprocessing` processes, because the latter import the main module and
-with it jax. Each worker has its own socket, which closes when the worker ends. A `multiprocessing.Queue` can leave its
-reader waiting forever if a process is killed while it uses the queue.
-"""
-
+import atexit
 import contextlib
+import multiprocessing
 import os
-import pickle
-import selectors
+import queue
 import signal
-import socket
-import struct
-import subprocess
 import sys
 import threading
-import traceback
-from collections import deque
+import time
 from collections.abc import Callable
-from typing import Any, Protocol
+from concurrent import futures
+from multiprocessing import resource_tracker
+from multiprocessing.process import BaseProcess
+from typing import Any, TypeVar
 
-from janus_jax.errors import JanusError
+from absl import flags
 
-Work = Callable[[Any], Any]
-"""Function from a task to its result. The result must depend on the task only."""
+from janus_jax.errors import ExitCode, JanusError
 
-_MAX_ASSIGNED = 2
-"""Most tasks that are assigned to a worker at a time: the running task and the next one."""
+T = TypeVar("T")
 
-_SHUTDOWN_SECONDS = 5.0
-
-
-class Pool(Protocol):
-    """Computes tasks, in this process or in worker processes, and returns their results in any requested order."""
-
-    def submit(self, task: Any) -> int:
-        """Submits a task. Returns a number that identifies it."""
-
-    def result(self, number: int) -> Any:
-        """Waits for the result of a task and returns it. Must be called at most once per task.
-
-        Raises:
-          JanusError: A worker process has ended, or a task raised a `JanusError`.
-        """
-
-    def cancel(self, number: int) -> None:
-        """Discards a task or its result."""
-
-    def close(self) -> None:
-        """Ends the workers."""
+_WORKER_NAME = "grain-process-prefetch"
+_GRAIN_MESSAGE = "Worker process was terminated unexpectedly"
+_POLL_SECONDS = 1.0
+# Time for grain to notice a dead worker, which takes it about a second.
+_GRACE_SECONDS = 8.0
+_CLOSE_SECONDS = 30.0
 
 
-class InlinePool:
-    """Pool without worker processes. Computes a task when its result is requested."""
-
-    def __init__(self, make_work: Callable[[], Work]):
-        self._work = make_work()
-        self._tasks: dict[int, Any] = {}
-        self._numbers = 0
-
-    def submit(self, task: Any) -> int:
-        self._numbers += 1
-        self._tasks[self._numbers] = task
-        return self._numbers
-
-    def result(self, number: int) -> Any:
-        return self._work(self._tasks.pop(number))
-
-    def cancel(self, number: int) -> None:
-        del self._tasks[number]
-
-    def close(self) -> None:
-        self._tasks.clear()
+def prepare_main_process() -> None:
+    """Prepares the process that will start workers."""
+    # grain reads its flags, which only a command parses.
+    if not flags.FLAGS.is_parsed():
+        flags.FLAGS.mark_as_parsed()
+    # Files in the working folder do not hide modules from the workers.
+    os.environ["PYTHONSAFEPATH"] = "1"
+    # Python's resource tracker removes the shared memory of killed workers. Its warning would follow the error message.
+    before = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        if before is None:
+            del os.environ["PYTHONWARNINGS"]
+        else:
+            os.environ["PYTHONWARNINGS"] = before
 
 
-class ProcessPool:
-    """Pool of worker processes.
+def start_worker(index: int, count: int) -> None:
+    """Prepares a worker process. grain calls this function in each worker before it reads.
 
-    Attributes:
-      processes: The worker processes.
+    Args:
+      index: Index of the worker.
+      count: Number of workers.
     """
-
-    def __init__(self, make_work: Callable[[], Work], count: int):
-        """Starts the processes and returns at once.
-
-        Args:
-          make_work: Function that is called once in each process and returns the work. Must be picklable.
-          count: Number of processes, at least 1.
-        """
-        self._lock = threading.Condition()
-        self._numbers = 0
-        self._backlog: deque[tuple[int, Any]] = deque()
-        self._wanted: set[int] = set()
-        self._results: dict[int, Any] = {}
-        self._error: Exception | None = None
-        self._closed = False
-        self._sockets: list[socket.socket] = []
-        self._assigned = [_MAX_ASSIGNED] * count  # No tasks are sent before the worker has received its work.
-        self.processes: list[subprocess.Popen[bytes]] = []
-        for _ in range(count):
-            pool_end, worker_end = socket.socketpair()
-            with worker_end:
-                self.processes.append(_start(worker_end.fileno()))
-            self._sockets.append(pool_end)
-        self._reader = threading.Thread(target=self._read, args=(make_work,), name="data workers", daemon=True)
-        self._reader.start()
-
-    def submit(self, task: Any) -> int:
-        with self._lock:
-            self._numbers += 1
-            self._wanted.add(self._numbers)
-            self._backlog.append((self._numbers, task))
-            self._assign()
-            return self._numbers
-
-    def result(self, number: int) -> Any:
-        with self._lock:
-            self._lock.wait_for(lambda: number in self._results or self._error is not None or self._closed)
-            if number in self._results:
-                self._wanted.discard(number)
-                return self._results.pop(number)
-            raise self._error or JanusError("The data workers are closed; open the stream again.")
-
-    def cancel(self, number: int) -> None:
-        with self._lock:
-            self._wanted.discard(number)
-            self._results.pop(number, None)
-
-    def close(self) -> None:
-        with self._lock:
-            if self._closed:
-                return
-            self._closed = True
-            self._lock.notify_all()
-        for connection in self._sockets:
-            with contextlib.suppress(OSError):
-                connection.shutdown(socket.SHUT_RDWR)
-        for process in self.processes:
-            try:
-                process.wait(_SHUTDOWN_SECONDS)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-        self._reader.join(_SHUTDOWN_SECONDS)
-        for connection in self._sockets:
-            connection.close()
-
-    def _assign(self) -> None:
-        """Sends tasks to the least busy workers. Must hold the lock. Tasks are small, so sending does not block."""
-        while self._backlog and self._error is None and not self._closed:
-            worker = min(range(len(self._assigned)), key=self._assigned.__getitem__)
-            if self._assigned[worker] >= _MAX_ASSIGNED:
-                return
-            number, task = self._backlog.popleft()
-            if number in self._wanted:
-                self._assigned[worker] += 1
-                with contextlib.suppress(OSError):  # The reader thread reports that the worker has ended.
-                    _send(self._sockets[worker], (number, task))
-
-    def _read(self, make_work: Callable[[], Work]) -> None:
-        """Runs in the reader thread. Receives results as they arrive, so that no worker waits for the main thread."""
-        try:
-            with selectors.DefaultSelector() as selector:
-                for worker, connection in enumerate(self._sockets):
-                    selector.register(connection, selectors.EVENT_READ, worker)
-                for worker, connection in enumerate(self._sockets):
-                    with contextlib.suppress(OSError):  # A closed socket is reported below.
-                        _send(connection, make_work)
-                    with self._lock:
-                        self._assigned[worker] = 0
-                        self._assign()
-                while not self._closed:
-                    for key, _ in selector.select():
-                        self._receive_result(key.data)
-        except Exception as error:
-            with self._lock:
-                self._error = self._error or error
-                self._lock.notify_all()
-
-    def _receive_result(self, worker: int) -> None:
-        try:
-            number, result, error = _receive(self._sockets[worker])
-        except (EOFError, OSError) as lost:
-            if self._closed:
-                return
-            raise JanusError(
-                f"A data worker (process {self.processes[worker].pid}) has ended {self._exit_cause(worker)}; check its "
-                f"messages above and the machine's memory, then start again from the last checkpoint."
-            ) from lost
-        if error is not None:
-            raise error
-        with self._lock:
-            self._assigned[worker] -= 1
-            if number in self._wanted:
-                self._results[number] = result
-            self._assign()
-            self._lock.notify_all()
-
-    def _exit_cause(self, worker: int) -> str:
-        try:
-            code = self.processes[worker].wait(_SHUTDOWN_SECONDS)
-        except subprocess.TimeoutExpired:
-            return "its connection"
-        return f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with code {code}"
-
-
-def serve(descriptor: int) -> None:
-    """Runs a worker process. Receives its work, then tasks, until the pool closes the socket."""
     # Interrupts and preemption notices are sent to workers, too. Only the main process handles them, and it needs its
     # workers until it ends.
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
         signal.signal(number, signal.SIG_IGN)
-    with socket.socket(fileno=descriptor) as connection, contextlib.suppress(EOFError, ConnectionError):
-        try:
-            work = _receive(connection)()
-            while True:
-                number, task = _receive(connection)
-                _send(connection, (number, work(task), None))
-        except (EOFError, ConnectionError):
-            raise
-        except JanusError as error:
-            _send(connection, (None, None, JanusError(str(error))))
-        except Exception:
-            trace = RuntimeError(f"A data worker failed:\n{traceback.format_exc()}")
-            _send(connection, (None, None, trace))
+    # grain imports jax. A worker must not take memory of an accelerator.
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    if "jax" in sys.modules:
+        sys.modules["jax"].config.update("jax_platforms", "cpu")
+    threading.Thread(target=_exit_with_parent, name="parent watch", daemon=True).start()
 
 
-def _start(descriptor: int) -> subprocess.Popen[bytes]:
-    code = f"from janus_jax.data.pipeline.workers import serve; serve({descriptor})"
-    return subprocess.Popen(
-        # -P: files in the working folder do not hide modules. The folder is last in PYTHONPATH (`cli.run`).
-        [sys.executable, "-P", "-c", code],
-        stdin=subprocess.DEVNULL,
-        pass_fds=(descriptor,),
-        env=os.environ | {"PYTHONPATH": os.pathsep.join(path or os.getcwd() for path in sys.path)},
-    )
+def _exit_with_parent() -> None:
+    # A killed parent cannot end its workers.
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os._exit(ExitCode.INTERNAL_ERROR)
 
 
-def _send(connection: socket.socket, value: Any) -> None:
-    """Sends a pickled value. Arrays are sent separately, without copying them."""
-    arrays: list[pickle.PickleBuffer] = []
-    head = pickle.dumps(value, protocol=5, buffer_callback=arrays.append)
-    parts = [memoryview(head), *(array.raw() for array in arrays)]
-    connection.sendall(struct.pack(f"<{len(parts) + 1}Q", len(parts), *map(len, parts)))
-    for part in parts:
-        connection.sendall(part)
+class WorkerWatch:
+    """Calls functions that wait for data workers. A call raises a `JanusError` soon after a worker has died.
 
-
-def _receive(connection: socket.socket) -> Any:
-    """Returns a value sent by `_send`.
-
-    Raises:
-      EOFError: The other end of the socket is closed.
+    The functions run in a thread. It may remain blocked if a worker was killed while it held one of grain's locks; the
+    caller is not.
     """
-    (count,) = struct.unpack("<Q", _read_bytes(connection, 8))
-    sizes = struct.unpack(f"<{count}Q", _read_bytes(connection, 8 * count))
-    head, *arrays = [_read_bytes(connection, size) for size in sizes]
-    return pickle.loads(head, buffers=arrays)
+
+    def __init__(self) -> None:
+        self._workers: set[BaseProcess] = set()
+        self._died_at: float | None = None
+        self._calls: queue.SimpleQueue[tuple[futures.Future[Any], Callable[[], Any]] | None] = queue.SimpleQueue()
+        threading.Thread(target=self._run, name="data reader", daemon=True).start()
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Returns the result of a function.
+
+        Raises:
+          JanusError: A worker process has ended.
+        """
+        future = self._submit(function)
+        while not futures.wait([future], _POLL_SECONDS).done:
+            if self._dead() and time.monotonic() - (self._died_at or 0) > _GRACE_SECONDS:
+                raise self._death()
+        self._dead()
+        try:
+            return future.result()
+        except RuntimeError as error:
+            if _GRAIN_MESSAGE in str(error):
+                raise self._death() from error
+            raise
+
+    def close(self, function: Callable[[], None]) -> None:
+        """Calls a function that ends the workers, and ends them itself if that does not succeed in time."""
+        future = self._submit(function)
+        if not futures.wait([future], _GRACE_SECONDS if self._dead() else _CLOSE_SECONDS).done:
+            for worker in self._workers:
+                worker.kill()
+            if not futures.wait([future], _GRACE_SECONDS).done:
+                # The thread remains blocked, and the interpreter would wait for it.
+                atexit.register(_exit_at_once)
+                return
+        self._calls.put(None)
+        with contextlib.suppress(RuntimeError):  # The error that ends the run is reported.
+            future.result()
+
+    def _submit(self, function: Callable[[], T]) -> "futures.Future[T]":
+        future: futures.Future[T] = futures.Future()
+        self._calls.put((future, function))
+        return future
+
+    def _run(self) -> None:
+        while (call := self._calls.get()) is not None:
+            future, function = call
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+    def _dead(self) -> list[BaseProcess]:
+        """Returns the workers that have ended with an error."""
+        self._workers |= {child for child in multiprocessing.active_children() if child.name.startswith(_WORKER_NAME)}
+        dead = [worker for worker in self._workers if worker.exitcode]
+        if dead and self._died_at is None:
+            self._died_at = time.monotonic()
+        return dead
+
+    def _death(self) -> JanusError:
+        which, how = "", "unexpectedly"
+        if dead := self._dead():
+            code = dead[0].exitcode or 0
+            which = f" (process {dead[0].pid})"
+            how = f"by signal {-code} ({signal.Signals(-code).name})" if code < 0 else f"with code {code}"
+        return JanusError(
+            f"A data worker{which} has ended {how}; check its messages above and the machine's memory, then start "
+            f"again from the last checkpoint."
+        )
 
 
-def _read_bytes(connection: socket.socket, size: int) -> bytearray:
-    content = bytearray(size)
-    view = memoryview(content)
-    while view:
-        received = connection.recv_into(view)
-        if not received:
-            raise EOFError
-        view = view[received:]
-    return content
+def _exit_at_once() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(ExitCode.USER_ERROR)

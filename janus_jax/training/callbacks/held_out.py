@@ -5,7 +5,7 @@ import operator
 from collections.abc import Iterable
 from itertools import islice
 
-from janus_jax.data.pipeline.process_shards import ShardedStream, merge_shard_states
+from janus_jax.data.pipeline.stream import Stream, shard_states
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.train_step import CompiledStep, put_batch
 
@@ -24,11 +24,11 @@ class HeldOutLoss(Callback):
     """
 
     def __init__(
-        self, data: ShardedStream, step: CompiledStep, batches: int, interval: int, *, tasks: Iterable[str] = ()
+        self, data: Stream, step: CompiledStep, batches: int, interval: int, *, tasks: Iterable[str] = ()
     ) -> None:
         self._data, self._step, self._batches, self._interval = data, step, batches, interval
         self._tasks = tuple(tasks)
-        self._start = merge_shard_states([data.get_state()])
+        self._start = shard_states([data.get_state()])
 
     def after_step(self, run: TrainingRun) -> None:
         """Computes and reports the loss at each interval and after the last step."""
@@ -56,4 +56,4 @@ class HeldOutLoss(Callback):
 
     def close(self) -> None:
         """Closes the data."""
-        self._data.__exit__(None, None, None)
+        self._data.close()

@@ -72,13 +72,13 @@ def center_crops(components: Sequence[Component], size: int, count: int) -> Imag
     Raises:
       JanusError: No image is readable.
     """
-    records = open_all(components)
     crops: list[Pixels] = []
-    for index in range(records.length):
-        if len(crops) == count:
-            break
-        with contextlib.suppress(JanusError):
-            crops += [prepare_generation(open_image(image), size) for image in records.read(index).images[:1]]
+    for source in open_all(components):
+        for index in range(len(source)):
+            if len(crops) == count:
+                break
+            with contextlib.suppress(JanusError):
+                crops += [prepare_generation(open_image(image), size) for image in source[index].images[:1]]
     if not crops:
         names = ", ".join(str(component.source) for component in components)
         raise JanusError(f"{names} has no readable image to evaluate on; name another in config.data.eval_directories.")

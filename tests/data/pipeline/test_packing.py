@@ -1,4 +1,5 @@
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -6,8 +7,8 @@ import pytest
 
 from janus_jax.batch import NO_IMAGE, NO_POSITION
 from janus_jax.data.pipeline.examples import ExampleBuilder
-from janus_jax.data.pipeline.mixture import MixtureSchedule, Phase
-from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack, select_examples, truncate
+from janus_jax.data.pipeline.mixture import Mixture, Phase
+from janus_jax.data.pipeline.packing import Budget, pack, select_examples, truncate
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.models.backbone import apply
@@ -25,61 +26,49 @@ def build(record, budget=WIDE, **options):
     return truncate(ExampleBuilder(P, drop_condition=0, first_sentence=0, **options)(record), budget)
 
 
-@dataclasses.dataclass
-class Sized:
-    """An example with only a size."""
-
-    size: np.ndarray
-    truncated: int = 0
-
-
-def realistic_stream(weights, seed=0):
-    """Returns a function that returns examples with sizes as in the papers: images of 576 tokens and long documents."""
+def realistic_sizes(weights, seed=0):
+    """Yields sizes of examples as in the papers: images of 576 tokens and long documents."""
     rng = np.random.default_rng(seed)
     names = ["und", "text", "gen"]
-    schedule = MixtureSchedule([Phase(None, dict(zip(names, weights, strict=True)))], names)
-
-    def next_example():
-        component = schedule.next_component(0)
+    mixture = Mixture([Phase(None, dict(zip(names, weights, strict=True)))], names)
+    for index in itertools.count():
         lengths = [
             rng.integers(620, 901),
             min(4096, int(np.exp(rng.uniform(np.log(50), np.log(4200))))),
             rng.integers(600, 701),
         ]
+        component, _ = mixture[index]
         n = lengths[component]
-        size = [(n, 1, 0, n - 579), (n, 0, 0, n - 1), (n, 0, 1, 0)][component]
-        return PendingExample(Sized(np.array(size)), (component, 0))
+        yield np.array([(n, 1, 0, n - 579), (n, 0, 0, n - 1), (n, 0, 1, 0)][component])
 
-    return next_example
+
+def packed_sizes(sizes, budget, sequences, lookahead=24):
+    """Yields for each sequence the sizes of the examples that wait, and the selected indices."""
+    waiting = []
+    for _ in range(sequences):
+        waiting += itertools.islice(sizes, lookahead - len(waiting))
+        selected = select_examples(np.stack(waiting), budget.limits)
+        yield waiting, selected
+        waiting = [size for index, size in enumerate(waiting) if index not in selected]
 
 
 @pytest.mark.parametrize("weights", [(1, 0, 1), (2, 3, 5), (7, 3, 10), (1, 0, 3), (5, 1, 4)])
 def test_sequences_of_a_realistic_mixture_are_at_least_95_percent_full(weights):
-    packer, next_example = Packer(Budget(), lookahead=24), realistic_stream(weights)
-    for _ in range(150):
-        packer.next_sequence(next_example)
-    assert packer.filled[0] / (packer.sequences * 4096) >= 0.95
+    filled = sum(
+        waiting[index][0]
+        for waiting, selected in packed_sizes(realistic_sizes(weights), Budget(), 150)
+        for index in selected
+    )
+    assert filled / (150 * 4096) >= 0.95
 
 
 def test_sequences_stay_within_the_budget_and_start_with_the_oldest_example():
     budget = Budget(4096, 2, 4, 3000)
-    packer, next_example = Packer(budget, lookahead=24), realistic_stream((2, 3, 5))
-    given = []
-
-    def limited():
-        pending = next_example()
-        pending.example.size = np.minimum(pending.example.size, budget.limits)
-        given.append(pending.example)
-        return pending
-
-    for _ in range(200):
-        oldest = packer.waiting[0].example if packer.waiting else None
-        examples = packer.next_sequence(limited)
-        assert (np.sum([example.size for example in examples], axis=0) <= budget.limits).all()
-        assert oldest is None or examples[0] is oldest
-    # Each example is either packed or still waiting.
-    waiting = sum(pending.example.size[0] for pending in packer.waiting)
-    assert packer.filled[0] + waiting == sum(example.size[0] for example in given)
+    sizes = (np.minimum(size, budget.limits) for size in realistic_sizes((2, 3, 5)))
+    for waiting, selected in packed_sizes(sizes, budget, 200):
+        assert (np.sum([waiting[index] for index in selected], axis=0) <= budget.limits).all()
+        assert selected[0] == 0
+        assert len(set(selected)) == len(selected)
 
 
 def test_the_best_group_fills_the_rest_of_a_sequence():

@@ -1,27 +1,26 @@
-import functools
+import contextlib
 import json
-import os
 import random
-import signal
-import time
+import re
 from collections import Counter
 from dataclasses import replace
 
+import grain
 import numpy as np
 import pytest
 
 from janus_jax.data.pipeline.dataset import Component
-from janus_jax.data.pipeline.examples import Example, ExampleBuilder, Supervision
+from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.data.pipeline.packed_batches import PackedBatches
 from janus_jax.data.pipeline.packing import Budget
-from janus_jax.data.pipeline.prefetch import ExampleLoader, LoadTask
-from janus_jax.data.pipeline.stream import StreamConfig, open_stream
-from janus_jax.data.pipeline.workers import ProcessPool
+from janus_jax.data.pipeline.stream import open_stream, shard_states
+from janus_jax.data.pipeline.stream_config import StreamConfig
+from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from tests import tiny
 from tests.data.prepared import generation, text, understanding, write
 from tests.data.samples import image, png
-from tests.data.worker_tasks import fail, report_jax, send_much, sleep
 
 P = replace(tiny.processor(), system_prompt="")
 BROKEN = {"key": "no task", "text": "and no messages"}
@@ -75,10 +74,16 @@ def uninterrupted(config):
         return run(stream, 12)
 
 
-def resumed(config, state, workers=0):
-    stream = open_stream(config, P, workers=workers)
-    stream.set_state(json.loads(json.dumps(state)))
+def resumed(config, state, **options):
+    stream = open_stream(config, P, **options)
+    stream.set_state(shard_states([json.loads(json.dumps(state))]))
     return stream
+
+
+def state_of(stream):
+    """Returns the state of the only data shard."""
+    (state,) = shard_states([stream.get_state()])
+    return state
 
 
 def test_a_stream_resumes_exactly_after_any_interruptions(config, uninterrupted):
@@ -92,35 +97,62 @@ def test_a_stream_resumes_exactly_after_any_interruptions(config, uninterrupted)
         assert same(batches, uninterrupted)
 
 
-@pytest.mark.parametrize(("workers", "then"), [(2, 3), (1, 0)])
-def test_a_stream_resumes_exactly_with_another_number_of_workers(config, uninterrupted, workers, then):
-    stop = random.Random(workers).randrange(1, 11)
-    with open_stream(config, P, workers=workers) as stream:
+@pytest.mark.parametrize(
+    ("options", "then"), [({"threads": 3}, {}), ({"workers": 2, "threads": 1}, {}), ({}, {"workers": 1})]
+)
+def test_a_stream_resumes_exactly_with_other_workers_and_threads(config, uninterrupted, options, then):
+    stop = random.Random(str(options)).randrange(1, 11)
+    with open_stream(config, P, **options) as stream:
         before = run(stream, stop)
         state = stream.get_state()
         run(stream, 1)
-    with resumed(config, state, workers=then) as stream:
+    with resumed(config, state, **then) as stream:
         after = run(stream, 12 - stop)
     assert same(before + after, uninterrupted)
 
 
 def test_a_running_stream_returns_to_an_earlier_state(config, uninterrupted):
-    with open_stream(config, P, workers=1) as stream:
+    with open_stream(config, P, threads=2, transfer=lambda batch: batch) as stream:
         run(stream, 2)
         state = stream.get_state()
         run(stream, 3)
-        stream.set_state(state)
+        stream.set_state(shard_states([state]))
         assert stream.get_state() == state
         assert same(run(stream, 10), uninterrupted[2:])
+
+
+def test_batches_are_transferred_in_advance_and_the_state_is_that_of_the_last_returned_batch(config, uninterrupted):
+    transferred = []
+
+    def transfer(batch):
+        transferred.append(batch)
+        return batch.tokens
+
+    with open_stream(config, P, transfer=transfer) as stream:
+        tokens = [next(stream) for _ in range(3)]
+        state = state_of(stream)
+    assert state["step"] == 3
+    assert len(transferred) > 3
+    for found, (batch, _) in zip(tokens, uninterrupted, strict=False):
+        np.testing.assert_array_equal(found, batch.tokens)
+
+
+@pytest.mark.parametrize("options", [{}, {"threads": 2}])
+def test_the_batches_pass_grains_checkpoint_assertions(config, options):
+    batches = PackedBatches(config, P, **options)
+    limited = grain.experimental.LimitIterDataset(batches.map(lambda packed: packed._replace(report=None)), 5)
+    grain.experimental.assert_equal_output_after_checkpoint(limited)
 
 
 def test_the_state_is_small_and_counts_rejected_records(config):
     with open_stream(config, P) as stream:
         run(stream, 20)
-        state = stream.get_state()
-    assert len(json.dumps(state)) < 2000
+        state = state_of(stream)
+    assert len(json.dumps(state)) < 2500
     assert state["step"] == 20
-    assert state["records"]["rejected"] == {"malformed": state["positions"][0] - state["component_counts"][0]}
+    rejected = {name: count for name, count in state["records"]["rejected"].items() if count}
+    assert list(rejected) == ["malformed"]
+    assert state["records"]["read"] == rejected["malformed"] + sum(state["component_counts"])
 
 
 def test_batches_have_one_shape_and_one_id_per_segment(config, uninterrupted):
@@ -134,16 +166,16 @@ def test_shards_read_disjoint_records_that_cover_all(config):
     config = replace(config, phases=(), components=texts(a=30))
     seen = []
     for index in range(2):
-        with open_stream(config, P, index, 2) as stream:
+        with open_stream(config, P, process_index=index, process_count=2) as stream:
             batches = run(stream, 10)
         assert {batch.shape for batch, _ in batches} == {(1, 384)}
-        seen.append({name.split("#")[0] for _, ids in batches for name in ids[0]})
+        seen.append({name for _, ids in batches for name in ids[0] if "#" not in name})
     assert not seen[0] & seen[1]
     assert seen[0] | seen[1] == {f"a/text{n}" for n in range(30)}
 
 
-def test_10000_examples_keep_the_ratio_across_a_change_of_weights():
-    change = 40
+def test_3000_examples_keep_the_ratio_across_a_change_of_weights():
+    change = 20
     weights = [{"und": 2, "text": 3, "gen": 5}, {"und": 7, "text": 3, "gen": 10}]
     config = StreamConfig(
         texts(und=500, text=700, gen=300),
@@ -152,29 +184,42 @@ def test_10000_examples_keep_the_ratio_across_a_change_of_weights():
         phases=(Phase(change, weights[0]), Phase(None, weights[1])),
     )
     read, counts, expected = [0, 0], Counter(), Counter()
-    with open_stream(config, P) as stream:
-        while sum(read) < 10_000:
-            phase = int(stream.step >= change)
-            next(stream)
-            counts.update(name.split("/")[0] for ids in stream.example_ids for name in ids)
-            waiting = [w.example.example_id.split("/")[0] for w in stream._packer.waiting]
+    with contextlib.closing(iter(PackedBatches(config, P))) as iterator:
+        for step in range(10**6):
+            counts.update(name.split("/")[0] for ids in next(iterator).example_ids for name in ids)
+            waiting = [loaded.example.example_id.split("/")[0] for loaded in iterator.waiting]
             total = counts + Counter(waiting)
+            phase = int(step >= change)
             read[phase] = total.total() - read[1 - phase]
             for name in weights[0]:
                 expected[name] = sum(n * w[name] / sum(w.values()) for n, w in zip(read, weights, strict=True))
                 assert abs(total[name] - expected[name]) < 1
             assert len(waiting) < config.lookahead
+            if sum(read) >= 3000:
+                break
 
 
-def test_the_next_record_of_the_component_replaces_a_rejected_one():
-    bad = [generation(n) if n % 3 else replace(generation(n), images=()) for n in range(30)]
-    config = StreamConfig(
-        (Component("gen", bad), *texts(text=50)), 1, Budget(384, 0, 4, 384), max_rejected=0.5, lookahead=2
-    )
-    with open_stream(config, P) as stream:
-        run(stream, 10)
-        counts = stream.get_state()["component_counts"]
-    assert abs(counts[0] - counts[1]) <= 1
+def test_a_rejected_record_is_replaced_by_one_of_its_component_at_the_same_position():
+    good = [generation(n) for n in range(30)]
+    bad = [replace(record, images=()) if n % 3 == 0 else record for n, record in enumerate(good)]
+
+    def ids(records):
+        config = StreamConfig(
+            (Component("gen", records), *texts(text=50)), 1, Budget(384, 0, 4, 384), max_rejected=0.5, lookahead=1
+        )
+        with open_stream(config, P) as stream:
+            names = [name for _, ids in run(stream, 20) for name in ids[0]]
+        return [name for name in names if name.startswith("gen/")], Counter(name.split("/")[0] for name in names)
+
+    (clean, clean_counts), (repaired, counts) = ids(good), ids(bad)
+    assert counts == clean_counts
+    for before, after in zip(clean, repaired, strict=True):
+        number, epoch = map(int, re.fullmatch(r"gen/gen(\d+)(?:#(\d+))?", before).groups(default=0))
+        if number % 3:
+            assert after == before
+        else:
+            new = re.fullmatch(rf"gen/gen(\d+){f'#{epoch}' if epoch else ''}", after)
+            assert int(new[1]) % 3
 
 
 HOSTILE = {
@@ -196,22 +241,19 @@ HOSTILE = {
 }
 
 
-@pytest.mark.parametrize("workers", [0, 1])
-def test_hostile_records_are_skipped_and_counted_by_reason(tmp_path, workers, caplog):
+def test_hostile_records_are_replaced_and_counted_by_reason(tmp_path, caplog):
     good = [*map(text, range(100, 110)), *map(generation, range(110, 120)), *map(understanding, range(120, 130))]
     folder = write(tmp_path / "hostile", [*good, *(record for record, _ in HOSTILE.values())])
     config = StreamConfig((Component("all", folder),), 1, Budget(384, 2, 3, 384), max_rejected=0.6, first_sentence=0)
     seen = set()
-    with open_stream(config, P, workers=workers) as stream:
-        while not any("#1" in name for name in seen):
+    with open_stream(config, P) as stream:
+        while not any("#2" in name for name in seen):
             next(stream)
             seen.update(*stream.example_ids)
-        waiting = {w.example.example_id for w in stream._packer.waiting}
-        state = stream.get_state()
-    first_epoch = {name for name in seen | waiting if "#" not in name}
-    assert first_epoch == {f"all/{record.key}" for record in good}
+        state = state_of(stream)
+    assert {name for name in seen if "#" not in name} == {f"all/{record.key}" for record in good}
     once = Counter(reason for _, reason in HOSTILE.values())
-    rejected = state["records"]["rejected"]
+    rejected = {name: count for name, count in state["records"]["rejected"].items() if count}
     assert {name: count >= once[name] for name, count in rejected.items()} == dict.fromkeys(once, True)
     logged = [record.getMessage() for record in caplog.records if "Rejected" in record.getMessage()]
     assert len(logged) == 1
@@ -226,7 +268,7 @@ def rejecting(every, max_rejected, recent):
 @pytest.mark.parametrize(
     ("config", "words"),
     [
-        (rejecting(4, 0.2, 100), r"21 of the last \d+ records .*empty_text: 21; the last is c/text\d+"),
+        (rejecting(4, 0.2, 100), r"21 of the last \d+ records .*empty_text: \d+; the last is c/text\d+"),
         (rejecting(1, 0.99, 50), "50 of the last 50 records"),
     ],
     ids=["a quarter", "all"],
@@ -254,18 +296,18 @@ def test_precomputed_image_tokens_give_batches_without_pixels():
 
 
 def test_a_state_of_another_shard_raises_with_the_remedy(config):
-    with open_stream(config, P, 1, 2) as stream:
+    with open_stream(config, P, process_index=1, process_count=2) as stream:
         state = stream.get_state()
     with (
         open_stream(config, P) as stream,
         pytest.raises(JanusError, match=r"has 2 data shards and this stream has 1; open it with 2 shards, or"),
     ):
-        stream.set_state(state)
+        stream.set_state(shard_states([state]))
     with (
-        open_stream(config, P, 0, 2) as stream,
+        open_stream(config, P, process_index=0, process_count=2) as stream,
         pytest.raises(JanusError, match="of shard 1 and this stream is shard 0"),
     ):
-        stream.set_state(state)
+        stream.set_state(shard_states([state]))
 
 
 def test_a_stream_that_starts_at_a_step_has_the_weights_of_that_step():
@@ -290,7 +332,7 @@ def test_a_state_of_another_config_raises_with_the_fields_name(config, change):
         open_stream(replace(config, **change), P) as stream,
         pytest.raises(JanusError, match=f"saved with {next(iter(change))} "),
     ):
-        stream.set_state(state)
+        stream.set_state(shard_states([state]))
 
 
 @pytest.mark.parametrize(
@@ -311,76 +353,69 @@ def test_an_invalid_config_raises(config, change, words):
 
 def test_a_batch_that_shards_cannot_share_raises(config):
     with pytest.raises(JanusError, match="batch_size is 2; it must be a multiple of 4"):
-        open_stream(config, P, 0, 4)
+        open_stream(config, P, process_count=4)
 
 
-def test_a_missing_data_set_ends_the_workers(config, tmp_path):
+def test_a_missing_data_set_raises(config, tmp_path):
     with pytest.raises(JanusError, match="is not a folder"):
         open_stream(replace(config, components=(Component("und", tmp_path / "x"),), phases=()), P, workers=1)
 
 
-def test_a_killed_worker_raises_within_seconds(config):
-    with open_stream(config, P, workers=2) as stream:
-        next(stream)
-        os.kill(stream._prefetcher._pool.processes[1].pid, signal.SIGKILL)
-        begin = time.monotonic()
-        with pytest.raises(JanusError, match=r"data worker \(process \d+\) has ended by signal 9 \(SIGKILL\)"):
-            run(stream, 1000)
-        assert time.monotonic() - begin < 10
+class Poems:
+    """A data source of a user."""
+
+    def __len__(self):
+        return 7
+
+    def __getitem__(self, index):
+        return text(index)
 
 
-def test_a_worker_killed_while_sending_raises():
-    for delay in (0.0, 0.02, 0.05):
-        pool = ProcessPool(send_much, 1)
-        numbers = [pool.submit(64) for _ in range(50)]
-        assert len(pool.result(numbers[0])) == 64 << 20
-        time.sleep(delay)
-        pool.processes[0].kill()
-        with pytest.raises(JanusError, match="SIGKILL"):
-            list(map(pool.result, numbers[1:]))
-        pool.close()
+class Shout(grain.transforms.Map):
+    def map(self, record):
+        return replace(record, text=record.text.upper())
 
 
-def test_a_worker_killed_before_its_first_task_raises():
-    pool = ProcessPool(sleep, 2)
-    pool.processes[0].kill()
-    with pytest.raises(JanusError, match="SIGKILL"):
-        pool.result(pool.submit(3600))
-    pool.close()
+class Number(grain.transforms.RandomMap):
+    def random_map(self, record, rng):
+        return replace(record, text=f"{record.text} {rng.integers(100)}")
 
 
-def test_workers_ignore_preemption_notices_and_end_with_their_pool():
-    pool = ProcessPool(sleep, 1)
-    pool.result(pool.submit(0))
-    pool.processes[0].send_signal(signal.SIGTERM)
-    pool.processes[0].send_signal(signal.SIGINT)
-    assert pool.result(pool.submit(0)) is None
-    begin = time.monotonic()
-    pool.close()
-    assert pool.processes[0].returncode is not None
-    assert time.monotonic() - begin < 4
-    with pytest.raises(JanusError, match="closed"):
-        pool.result(pool.submit(0))
+def refuse_odd(record):
+    if int(record.key.removeprefix("text")) % 2:
+        raise RejectedRecord(RejectReason.EMPTY_TEXT, "its number is odd.")
+    return record
+
+
+def texts_of(*transforms, **options):
+    component = Component("poems", f"{__name__}:Poems", transforms=tuple(f"{__name__}:{name}" for name in transforms))
+    config = StreamConfig((component,), 1, Budget(128, 0, 0, 128), max_rejected=0.9)
+    with open_stream(config, P, **options) as stream:
+        batches = run(stream, 4)
+    return [P.tokenizer.decode(batch.tokens[0][batch.segment_ids[0] > 0]) for batch, _ in batches]
+
+
+def test_a_users_source_and_transforms_are_found_by_name():
+    plain, loud, numbered = texts_of(), texts_of("Shout"), texts_of("Number", "Shout")
+    assert all("word" in one for one in plain)
+    assert [one.upper() for one in plain] == loud
+    assert numbered == texts_of("Number", "Shout", threads=2)
+    assert len(set(re.findall(r"WORD +(\d+)", " ".join(numbered)))) > 3
+
+
+def test_a_transform_may_reject_records():
+    assert {int(number) % 2 for one in texts_of("refuse_odd") for number in re.findall(r"(\d+) word", one)} == {0}
 
 
 @pytest.mark.parametrize(
-    ("error", "kind", "words"),
+    ("component", "words"),
     [
-        (JanusError("It is not there."), JanusError, r"^It is not there\.$"),
-        (KeyError("k"), RuntimeError, "(?s)Traceback.*KeyError"),
+        (Component("c", "absent_module:Poems"), "absent_module:Poems, the source of component 'c', cannot be imported"),
+        (Component("c", [text(1)], transforms=(f"{__name__}:absent",)), "the transform of component 'c', cannot be"),
+        (Component("c", [text(1)], transforms=(f"{__name__}:HOSTILE",)), "is a dict; it must be a grain.transforms"),
+        (Component("c", f"{__name__}:Poems", split="train[:3]"), r"split 'train\[:3\]', which only a prepared"),
     ],
 )
-def test_an_error_in_a_worker_is_raised_in_the_caller(error, kind, words):
-    pool = ProcessPool(functools.partial(fail, error), 1)
-    with pytest.raises(kind, match=words):
-        pool.result(pool.submit(None))
-    pool.close()
-
-
-def test_workers_import_no_jax(prepared):
-    loader = ExampleLoader([Component("und", prepared)], ExampleBuilder(P), Budget(384, 2, 3, 300))
-    pool = ProcessPool(functools.partial(report_jax, loader), 1)
-    results = [pool.result(pool.submit(LoadTask(0, 0, index))) for index in range(3)]
-    pool.close()
-    assert all(isinstance(example, Example) for example, _ in results)
-    assert not any(has_jax for _, has_jax in results)
+def test_an_unusable_source_or_transform_raises(component, words):
+    with pytest.raises(JanusError, match=words):
+        open_stream(StreamConfig((component,), 1), P)

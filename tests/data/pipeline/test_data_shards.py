@@ -9,8 +9,8 @@ import pytest
 
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.packing import Budget
-from janus_jax.data.pipeline.process_shards import merge_shard_states, open_sharded_stream
-from janus_jax.data.pipeline.stream import StreamConfig
+from janus_jax.data.pipeline.stream import open_stream, shard_states
+from janus_jax.data.pipeline.stream_config import StreamConfig
 from janus_jax.errors import JanusError
 from tests import tiny
 from tests.data.prepared import generation, text
@@ -27,7 +27,7 @@ CONFIG = StreamConfig(
 
 
 def open_sharded(index, count, shards):
-    return open_sharded_stream(CONFIG, P, process_index=index, process_count=count, shards=shards, workers=0)
+    return open_stream(CONFIG, P, process_index=index, process_count=count, shards=shards)
 
 
 def read(processes, batches, states=None, shards=4):
@@ -35,7 +35,7 @@ def read(processes, batches, states=None, shards=4):
     with contextlib.ExitStack() as stack:
         streams = [stack.enter_context(open_sharded(number, processes, shards)) for number in range(processes)]
         for stream in streams if states else ():
-            stream.set_state(merge_shard_states(json.loads(json.dumps(states))))
+            stream.set_state(shard_states(json.loads(json.dumps(states))))
         found = []
         for _ in range(batches):
             parts = [next(stream) for stream in streams]
