@@ -150,7 +150,6 @@ def test_run_resumes_with_fewer_and_more_processes(tmp_path):
         return (
             *(f"--workdir={workdir}", "--distributed", CONFIG, *runs.flags()),
             *(f"--config.stages.stage_1.{name}={value}" for name, value in stage.items()),
-            "--config.intervals.sample=0",
         )
 
     run_processes(4, "-m", "launch.train", *command(tmp_path / "undisturbed"))
