@@ -6,6 +6,9 @@
 If you have no conversations, set the weight of `understanding` in `phases` to 0; if you have no captions, that of
 `generation`. docs/training.md has a full walkthrough.
 
+The model is that of the folder: Janus, Janus-Pro or JanusFlow, of any size. JanusFlow trains without the alignment of
+its paper, because model folders do not contain its MLP.
+
 Expected: the exported model differs from the first one only in the matrices with LoRA. If you hold out data, the
 held-out loss shows when further steps no longer help.
 """
@@ -17,6 +20,7 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.lora import Lora
+from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import SOURCES, Initialisation, Intervals, Recipe, Stage
 
@@ -37,4 +41,6 @@ STAGE = Stage(
 def get_config() -> ConfigDict:
     """Returns the recipe."""
     sources = {name: SOURCES[name] for name in ("understanding", "text", "generation")}
-    return to_config(Recipe((STAGE,), sources, intervals=Intervals(evaluate=100, save=200)))
+    # Model folders lack the MLP of JanusFlow's alignment, which would stay frozen at random values.
+    flow = FlowLossConfig(align_weight=0.0)
+    return to_config(Recipe((STAGE,), sources, intervals=Intervals(evaluate=100, save=200), flow=flow))

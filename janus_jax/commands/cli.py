@@ -129,6 +129,13 @@ def _full_disk(error: BaseException | None) -> str:
     return "The disk of a file or of the output is full; free some space and run the command again."
 
 
+def use_cpu() -> None:
+    """Makes jax use the CPU only: accelerators are not needed, and initializing them could fail or take long."""
+    import jax  # Imported here so that commands without arrays start quickly.
+
+    jax.config.update("jax_platforms", "cpu")
+
+
 def enable_compilation_cache() -> None:
     """Makes JAX store programs that took at least one second to compile, so that later runs load them.
 
@@ -192,7 +199,9 @@ _REWORDED = {
     r"(.*) must have a value other than None\..*": r"\1 is required",  # absl
     r"(.*): invalid literal for int\(\).*": r"\1: it must be a whole number",
     r"(.*): could not convert string to float.*": r"\1: it must be a number",
+    r"(.*): \('Non-boolean argument to boolean flag', .*": r"\1: it must be True or False",
     # ml_collections
+    r"(.*): Error while parsing string: .* as tuple\..*": r"\1: it must be a tuple, such as ('a', 'b')",
     r"Found (--[\w.]+).* before a value for (--\w+) was specified": r"\1 must come after \2; change their order",
     r"flag (--[\w.]+)=.* as a ConfigDict.*": r"\1 has fields; set one of them, as in \1.FIELD=VALUE",
 }

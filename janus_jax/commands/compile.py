@@ -36,14 +36,11 @@ def main(_: Sequence[str]) -> None:
     """Compiles the program and prints the report."""
     values = _CONFIG.value
 
-    import jax
-
     from janus_jax.aot.report import compile_report, report_text
     from janus_jax.aot.topologies import find_topology
     from janus_jax.training.recipe import Recipe
 
-    # Local accelerators are not needed, and initializing them could fail or take long.
-    jax.config.update("jax_platforms", "cpu")
+    cli.use_cpu()
     topology = find_topology(_TOPOLOGY.value, _SLICES.value)
     report = compile_report(from_config(Recipe, values), topology, cast("Workload", _WORKLOAD.value))
     as_json = json.dumps(report, indent=2)

@@ -32,6 +32,7 @@ flags.register_validator("shard_gb", lambda size: 0.001 <= size < math.inf, "mus
 def main(arguments: Sequence[str]) -> None:
     """Converts SRC to DST and prints a summary."""
     source, target = arguments
+    cli.use_cpu()
     summary = convert(
         source,
         target,

@@ -24,6 +24,7 @@ def main(_: Sequence[str]) -> None:
     """Exports a stage and prints the step of its checkpoint."""
     from janus_jax.training.export import export, last_stage
 
+    cli.use_cpu()
     workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
     stage = _STAGE.value or last_stage(workdir)
     step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), progress=True)

@@ -207,7 +207,6 @@ def siglip_task(
         progress_metrics=("loss", "retrieval"),
         facts={"batch": f"{recipe.batch_size:,} images with captions"},
         restart_data=recipe.data.restart,
-        steps_field="SiglipRecipe.steps",
     )
 
 

@@ -79,10 +79,10 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
     ]
 
     yield Rule("model", recipe.architecture is None, "an empty config.architecture")
-    yield Rule("flow*", not is_janus, "a JanusFlow model")
-    yield Rule(
-        "flow.align_[bw]*", recipe.flow is None or recipe.flow.align_weight > 0, "config.flow.align_weight above 0"
-    )
+    yield Rule("flow*", not is_janus, "a JanusFlow model", in_advance=True)
+    is_aligned = recipe.flow is None or recipe.flow.align_weight > 0
+    for name in ("flow.align_block", "flow.align_width"):
+        yield Rule(name, is_aligned, "config.flow.align_weight above 0")
     yield Rule("keep.best_*", recipe.keep.best > 0, "config.keep.best above 0")
 
     where = f"{stage_name}.initialisation"

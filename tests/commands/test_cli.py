@@ -159,6 +159,10 @@ def test_help_shows_the_docstring_and_the_flags_in_groups(folder):
         (["--config.stage=1", "--config=janus_pro_7b"], "--config.stage must come after --config"),
         (["--config.stage=1"], "--config.stage changes a recipe, and --config is required"),
         (["--config=janus_pro_7b", "--config.stage=two"], "--config.stage=two: it must be a whole number"),
+        (
+            ["--config=janus_pro_7b", "--config.samples.prompts=(1,"],
+            "prompts=(1,: it must be a tuple, such as ('a', 'b')",
+        ),
     ],
 )
 def test_unknown_recipes_and_invalid_fields_are_user_errors(refuses, tmp_path, arguments, words):

@@ -29,7 +29,10 @@ COMMANDS = {
             *("--dtype=float32", "--max_new_tokens=2"),
         ),
     ),
-    "generate": ("4k", lambda disk, folder, model: (f"--model={model}", "--prompt=a lake", f"--out={disk / 'out'}")),
+    "generate": (
+        "4k",
+        lambda disk, folder, model: (f"--model={model}", "--prompt=a lake", "--num_images=3", f"--out={disk / 'out'}"),
+    ),
 }
 
 

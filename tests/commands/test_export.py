@@ -69,7 +69,13 @@ def test_commands_train_export_and_generate_with_janusflow(tmp_path):
     done = run("launch.train", config, f"--workdir={tmp_path / 'run'}", *runs.flags(), *steps, **one_device)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "stage_1" / "samples" / "step_2" / "1.png").exists()
-    done = run("launch.export", f"--workdir={tmp_path / 'run'}", f"--out={tmp_path / 'mine'}", "--dtype=float32")
+    done = run(
+        "launch.export",
+        f"--workdir={tmp_path / 'run'}",
+        f"--out={tmp_path / 'mine'}",
+        "--dtype=float32",
+        JAX_PLATFORMS="cuda",
+    )
     assert done.returncode == 0, done.stderr
     ((picture,),) = janus_jax.load(tmp_path / "mine", dtype="float32").generate("A boat.", steps=2)
     assert picture.size == (32, 32)

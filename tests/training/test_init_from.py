@@ -2,10 +2,17 @@
 
 from dataclasses import replace
 
+import jax
 import pytest
+from flax.traverse_util import flatten_dict
 
+from janus_jax import load_recipe
+from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import open_initialisation
-from janus_jax.training.recipe import Initialisation, Precision
+from janus_jax.training.losses.rectified_flow import ALIGNER
+from janus_jax.training.recipe import Initialisation, Precision, Recipe
+from janus_jax.training.setup import set_up_stage
+from janus_jax.training.unused_fields import check_unused_fields
 from tests.training import runs
 
 
@@ -45,3 +52,15 @@ def test_a_resumed_run_keeps_its_model_and_dtypes():
     resumed = open_initialisation(recipe, workdir).recipe
     assert resumed.model_config == runs.MODEL
     assert resumed.current.precision == Precision("float32", "bfloat16", "float32")
+
+
+@pytest.mark.parametrize("kind", ["janus", "flow"])
+def test_the_finetune_recipe_trains_adapters_of_any_model(kind, tmp_path):
+    recipe = from_config(Recipe, load_recipe("finetune"))
+    start = replace(recipe.current.initialisation, model=runs.recipe(kind=kind).stages[0].initialisation.model)
+    opened = open_initialisation(recipe.replace_current(initialisation=start), tmp_path)
+    check_unused_fields(opened.recipe)
+    state = set_up_stage(opened.recipe.on_platform("cpu"), None).abstract
+    assert {path[-1] for path in flatten_dict(state.params)} == {"lora_a", "lora_b"}
+    assert ALIGNER not in state.frozen
+    assert {str(leaf.dtype) for leaf in jax.tree.leaves(state.frozen)} == {"float32"}

@@ -23,7 +23,7 @@ from janus_jax.training.siglip import (
     sigmoid_loss,
     train_siglip,
 )
-from janus_jax.training.trainer import train
+from janus_jax.training.trainer import DataStart, train
 from tests.data import prepared
 from tests.pseudo import CORPUS
 
@@ -105,7 +105,7 @@ def captions(tmp_path_factory):
 
 
 def test_captions_are_texts_or_last_answers(captions):
-    batches = _open_captions(captions)()
+    batches = _open_captions(captions)(DataStart())
     images, tokens = next(batches)
     assert (images.shape, images.dtype) == ((8, 16, 16, 3), np.uint8)
     encode = Tokenizer.from_directory(captions.tokenizer).encode
