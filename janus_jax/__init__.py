@@ -17,7 +17,7 @@ __all__ = ["Pretrained", "load", "load_recipe"]
 
 
 def __getattr__(name: str) -> Any:
-    # Imported on first use: data workers import parts of this package and must not import jax.
+    # Imported on first use: janus-prepare and thin clients import parts of this package and do not import jax.
     if name in ("Pretrained", "load"):
         from janus_jax import pretrained
 

@@ -3,7 +3,7 @@
 A batch holds packed token sequences and their images. A position holds a text token, a patch of an input image
 (understanding), or a token of a target image (generation). Training, evaluation and sampling use the same type.
 
-The batch is a named tuple, which is a pytree in jax and does not need jax: data workers do not import jax.
+The batch is a named tuple, which is a pytree in jax and does not need jax: `processing` does not import it.
 """
 
 from typing import Any, NamedTuple

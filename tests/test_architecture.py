@@ -79,7 +79,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "launch": ("janus_jax.commands",),
     "examples": ("janus_jax", "checkpoints_convert", "examples"),
 }
-# Modules that do not import an array library at module level, because data workers and thin clients use them.
+# Modules that do not import an array library at module level, because janus-prepare and thin clients use them.
 WITHOUT_ARRAYS = (
     *BASE,
     "janus_jax.processing",

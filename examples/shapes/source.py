@@ -80,7 +80,7 @@ def prepare_shards(output: Path, given: str, task: Task, tokenizer: Path | None 
     """
     make_encoder = None
     if tokenizer is not None:
-        # Imported here because data workers import this module and do not import jax.
+        # Imported here because the processes of janus-prepare import this module and do not import jax.
         from janus_jax.data.prepare.encode_images import open_image_encoder
 
         make_encoder = open_image_encoder(tokenizer)

@@ -1,1 +1,1 @@
-"""Sources, prepared records, mixtures, packing and batches. Data workers import it without importing jax."""
+"""Sources, prepared records, mixtures, packing and batches. Sources and preparation do not import jax."""

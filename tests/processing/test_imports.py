@@ -1,4 +1,4 @@
-"""Data workers import processing without jax."""
+"""The processes of janus-prepare import processing without jax."""
 
 import subprocess
 import sys
