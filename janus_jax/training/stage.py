@@ -102,13 +102,13 @@ def stage_task(
     device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, recipe.execution.dtype)
 
     @contextlib.contextmanager
-    def open_data(data_start: DataStart) -> Iterator[Stream]:
+    def open_data(start: DataStart) -> Iterator[Stream]:
         copy_tokenizer(tokenizer, workdir)
         save_image_tokenizer(image_tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
-        saved = shard_states(data_start.positions or [])
+        saved = shard_states(start.positions or [])
         with open_stream(
-            replace(recipe.stream, seed=data_start.seed(recipe.seed), first_step=data_start.step),
+            replace(recipe.stream, seed=start.seed(recipe.seed), first_step=start.step),
             processor,
             process_index=jax.process_index(),
             process_count=jax.process_count(),

@@ -156,7 +156,7 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
         """Checks that a state of an iterator belongs to this dataset.
 
         Raises:
-          DataChanged: The state is of another config or of other data.
+          DataChanged: The state is of another format, of another config or of other data.
           JanusError: The state is of another shard.
         """
         if state.get("format") != _FORMAT:
@@ -237,7 +237,7 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
         """Continues exactly where the state was saved. The numbers of workers and threads may differ.
 
         Raises:
-          DataChanged, JanusError: See `PackedBatches.check`.
+          JanusError: See `PackedBatches.check`.
         """
         self._dataset.check(state)
         self._close_examples()

@@ -148,11 +148,13 @@ class Stream(Iterator[Any]):
           states: States of all shards, as returned by `shard_states`. Must include this process's shards.
 
         Raises:
-          DataChanged: The state is of another config or of other data.
-          JanusError: The state is of another shard.
+          DataChanged, JanusError: See `PackedBatches.check`.
         """
         by_index = {state["shard"][0]: state for state in states}
         parents = [by_index.get(dataset.shard_index, states[0]) for dataset in self._datasets]
+        # Before threads take the states over.
+        for dataset, state in zip(self._datasets, parents, strict=True):
+            dataset.check(state)
         self._call(functools.partial(self._iterator.set_state, {"parents": parents}))
         self.example_ids, self._report = (), None
 
