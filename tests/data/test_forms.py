@@ -37,7 +37,7 @@ class Read(NamedTuple):
 
 
 def read(kind, *inputs, **more):
-    """Reads valid records, and the rejected ones by key."""
+    """Returns the valid records, and the rejections by key."""
     result = Read([], {})
     for part in get_source(kind).parts(options(kind, *inputs, **more)):
         for entry in part.entries():
