@@ -38,6 +38,21 @@ class JanusError(ValueError):
     """
 
 
+class DataChanged(JanusError):
+    """The data, or the settings that determine its batches, differ from those of a saved position.
+
+    Attributes:
+      difference: The part of the message that describes the difference.
+    """
+
+    def __init__(self, difference: str) -> None:
+        super().__init__(
+            f"{difference}; change it back, or start a new order of the data from this step on with "
+            f"--config.data.restart=True."
+        )
+        self.difference = difference
+
+
 class RunStopped(Exception):
     """A run has to stop, but not because of a user error. Commands print the message and exit with `exit_code`."""
 

@@ -187,7 +187,7 @@ def _train_encoder(workdir: Path, budget: Budget, model: SmallModel) -> None:
         ids = processor.tokenizer.encode(inventory(scene))[: recipe.caption_length]
         images[index], captions[index, : len(ids)] = render(scene, recipe.encoder.image_size), ids
     split = BatchSplit(recipe.batch_size, recipe.seed)
-    task = siglip_task(recipe, lambda: ArrayBatches((images, captions), split))
+    task = siglip_task(recipe, lambda start: ArrayBatches((images, captions), split))
     params = train(task, workdir / "runs" / "und_encoder").state.params
     save_checkpoint(workdir / "und_encoder", {"und_encoder": params["und_encoder"]}, recipe.encoder)
 

@@ -55,7 +55,7 @@ _CAPTION_FROM = flags.DEFINE_enum(
     "caption_from",
     None,
     get_args(CaptionFrom),
-    "for folder: caption of an image is its file name, its folder's name, or the text file with its name",
+    "for folder: the caption of an image is the text file with its name, its own name, or its folder's name",
 )
 _TEXT_UNIT = flags.DEFINE_enum("text_unit", "line", get_args(TextUnit), "for text: what a document is in a .txt file")
 _INPUT_SPLIT = flags.DEFINE_string(

@@ -8,7 +8,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import DataChanged, JanusError
+from janus_jax.training.trainer import DataStart
 
 
 @dataclass(frozen=True)
@@ -39,16 +40,16 @@ class BatchSplit:
 
 
 @contextlib.contextmanager
-def opened(make: Callable[[], Any], positions: Sequence[Any] | None) -> Iterator[Any]:
+def opened(make: Callable[[DataStart], Any], start: DataStart) -> Iterator[Any]:
     """Yields a data iterator at the saved position of this process, and closes it at the end.
 
     Args:
       make: Returns a `trainer.DataIterator` that also has `set_state(position)` and `close()`.
-      positions: Saved positions of all processes. None starts at the beginning.
+      start: Where the data starts.
     """
-    with contextlib.closing(make()) as data:
-        if positions:
-            data.set_state(positions[jax.process_index() % len(positions)])
+    with contextlib.closing(make(start)) as data:
+        if start.positions:
+            data.set_state(start.positions[jax.process_index() % len(start.positions)])
         yield data
 
 
@@ -103,8 +104,8 @@ def saved_value(state: dict[str, Any], name: str) -> Any:
     """Returns the value with this name in a saved position.
 
     Raises:
-      JanusError: The position has no such value.
+      DataChanged: The position has no such value.
     """
     if name not in state:
-        raise JanusError(f"The data position in the checkpoint has no {name!r}; it belongs to another kind of data.")
+        raise DataChanged(f"The data position in the checkpoint has no {name!r}, so it belongs to another kind of data")
     return state[name]

@@ -207,6 +207,18 @@ class PreparedDataset:
 
 
 @dataclass(frozen=True)
+class DataOptions:
+    """Use of the data.
+
+    Attributes:
+      restart: Whether a resumed run starts a new order of the data if the data or the settings that determine its
+        batches have changed. Otherwise such a run ends with an error. If nothing has changed, this has no effect.
+    """
+
+    restart: bool = False
+
+
+@dataclass(frozen=True)
 class Samples:
     """Questions and prompts that the model answers at intervals.
 
@@ -339,6 +351,7 @@ class Recipe:
       model: Name of a preset, such as "janus_pro_1b"; "" for the model in `initialisation.model`, or that of the
         previous stage.
       stage: Stage to run, counted from 1.
+      data: Use of the data.
       precomputed_image_tokens: Reads image tokens, or latents for JanusFlow, from the data. `janus-prepare --tokenizer`
         adds them.
       tokenizer: Folder of `tokenizer.json`; "" for that of the run or of the initial checkpoint.
@@ -359,6 +372,7 @@ class Recipe:
     sources: Mapping[str, PreparedDataset]
     model: str = ""
     stage: int = 1
+    data: DataOptions = field(default_factory=DataOptions)
     precomputed_image_tokens: bool = False
     tokenizer: str = ""
     seed: int = 0

@@ -13,7 +13,7 @@ from janus_jax.data.pipeline.dataset import Component, ComponentShard, RecordRea
 from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool, Work
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, Rejection, RejectReason
-from janus_jax.errors import JanusError
+from janus_jax.errors import DataChanged, JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error
 from janus_jax.processing import open_image
 from janus_jax.training.array_batches import BatchSplit, saved_value
@@ -115,14 +115,11 @@ class RecordBatches:
         """Moves to a saved position.
 
         Raises:
-          JanusError: The position was saved with another seed, number of processes or dataset.
+          DataChanged: The position was saved with another seed, number of processes or dataset.
         """
         for name, now in self._fingerprint.items():
             if (saved := saved_value(state, name)) != now:
-                raise JanusError(
-                    f"The data position was saved with {name} = {saved}, now it is {now}; restore {name}, or start in "
-                    f"another workdir."
-                )
+                raise DataChanged(f"The data position was saved with {name} = {saved}, now it is {now}")
         while self._requested:
             self._pool.cancel(self._requested.pop())
         self._position = int(saved_value(state, "position"))

@@ -35,7 +35,7 @@ from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from janus_jax.training.record_batches import Arrays, RecordBatches, components_of, image_of, open_all
 from janus_jax.training.state import TrainState, create_state
-from janus_jax.training.trainer import TrainingTask, train
+from janus_jax.training.trainer import DataStart, TrainingTask, train
 
 
 @dataclass(frozen=True)
@@ -48,12 +48,14 @@ class CaptionedImages:
       split: Split of these datasets.
       workers: Number of processes per host that decode images. 0 decodes in the training process.
       max_rejected: Training stops if a larger fraction of the recent records has no readable image or no caption.
+      restart: Whether a resumed run starts a new order of the data if the data have changed.
     """
 
     directories: tuple[str, ...] = ()
     split: str = "train"
     workers: int = 8
     max_rejected: float = 0.1
+    restart: bool = False
 
     def __post_init__(self) -> None:
         check_values(self, "config.data", ("max_rejected", 0 <= self.max_rejected < 1, "from 0 to below 1"), workers=0)
@@ -151,15 +153,15 @@ def sigmoid_loss(logits: Float[Array, "B B"]) -> Float[Array, ""]:
 
 
 def siglip_task(
-    recipe: SiglipRecipe, make_data: Callable[[], Any], *, mesh: Mesh | None = None
+    recipe: SiglipRecipe, make_data: Callable[[DataStart], Any], *, mesh: Mesh | None = None
 ) -> TrainingTask[TrainState, Any]:
     """Returns the task that trains an encoder.
 
     The metrics are `loss` and `retrieval`, the fraction of images whose own caption has the highest logit.
 
     Args:
-      make_data: Opens the data, for example `array_batches.ArrayBatches`. A batch consists of images (uint8 RGB) and
-        the token ids of their captions.
+      make_data: Opens the data at its start, for example `array_batches.ArrayBatches`. A batch consists of images
+        (uint8 RGB) and the token ids of their captions.
       mesh: Mesh over which the batch is sharded; parameters are replicated. None uses one device.
     """
     parallel, model = DataParallel(mesh, recipe.batch_size), TwoTowers(recipe)
@@ -195,7 +197,7 @@ def siglip_task(
         abstract_state=parallel.abstract(init),
         initial_state=lambda data: parallel.jit(init)(),
         step=lambda state, batch: compiled(state, *map(parallel.local_batch, batch)),
-        open_data=lambda positions: opened(make_data, positions),
+        open_data=lambda start: opened(make_data, start),
         counts=lambda batch, data: {"images": recipe.batch_size},
         last_step=recipe.steps,
         mesh=mesh,
@@ -204,6 +206,7 @@ def siglip_task(
         learning_rate=make_schedule(recipe.optimizer, recipe.steps),
         progress_metrics=("loss", "retrieval"),
         facts={"batch": f"{recipe.batch_size:,} images with captions"},
+        restart_data=recipe.data.restart,
     )
 
 
@@ -230,7 +233,7 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
     return folder
 
 
-def _open_captions(recipe: SiglipRecipe) -> Callable[[], RecordBatches]:
+def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]:
     """Checks the data and the tokenizer of a recipe. Returns a function that opens the batches."""
     if not recipe.data.directories:
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
@@ -248,10 +251,10 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[], RecordBatches]:
     make = functools.partial(
         _image_and_caption, folder=recipe.tokenizer, size=recipe.encoder.image_size, length=recipe.caption_length
     )
-    return lambda: RecordBatches(
+    return lambda start: RecordBatches(
         components,
         make,
-        BatchSplit(recipe.batch_size, recipe.seed),
+        BatchSplit(recipe.batch_size, start.seed(recipe.seed)),
         workers=recipe.data.workers,
         max_rejected=recipe.data.max_rejected,
     )

@@ -9,8 +9,8 @@ WORKDIR/stage_N/       see `training.trainer`, and in addition:
 
 import contextlib
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import jax
 from flax.traverse_util import flatten_dict
@@ -43,7 +43,7 @@ from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.state import TrainState
 from janus_jax.training.train_step import make_evaluation_step, put_batch
-from janus_jax.training.trainer import TrainingTask, train
+from janus_jax.training.trainer import DataStart, TrainingTask, train
 from janus_jax.training.unused_fields import check_unused_fields
 
 
@@ -103,13 +103,14 @@ def stage_task(
     device_flops = resources.peak_flops or peak_flops(grid.devices.flat[0].device_kind, recipe.execution.dtype)
 
     @contextlib.contextmanager
-    def open_data(positions: Sequence[Any] | None) -> Iterator[ShardedStream]:
+    def open_data(start: DataStart) -> Iterator[ShardedStream]:
         copy_tokenizer(tokenizer, workdir)
         save_image_tokenizer(image_tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
-        saved = merge_shard_states(positions or [])
+        saved = merge_shard_states(start.positions or [])
         shards = len(saved) or recipe.data_shards or jax.process_count()
-        with open_split(recipe.stream, shards) as data:
+        config = replace(recipe.stream, seed=start.seed(recipe.seed), first_step=start.step)
+        with open_split(config, shards) as data:
             if saved:
                 data.set_state(saved)
             yield data
@@ -149,6 +150,7 @@ def stage_task(
         step=lambda state, batch: setup.step(state, put_batch(batch, mesh)),
         mesh=mesh,
         open_data=open_data,
+        restart_data=recipe.data.restart,
         counts=counts,
         last_step=stage.last_step,
         steps_field=steps_field,

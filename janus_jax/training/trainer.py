@@ -19,8 +19,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import numpy as np
 from jax.sharding import Mesh
 
+from janus_jax.errors import DataChanged
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
 from janus_jax.training.console import Console, changed_fields, describe_state
@@ -48,6 +50,25 @@ class DataIterator(Protocol):
         """Returns the position between two batches, as JSON values."""
 
 
+@dataclass(frozen=True)
+class DataStart:
+    """Where the data of a run starts.
+
+    Attributes:
+      step: Training steps taken.
+      order: Number of times that a run has started a new order of its data. Each order has its own seed.
+      positions: Positions that the processes have saved, in process order; None for the first record of the order.
+    """
+
+    step: int = 0
+    order: int = 0
+    positions: Sequence[Any] | None = None
+
+    def seed(self, seed: int) -> int:
+        """Returns the seed of the order, from the seed of the run."""
+        return int(np.random.SeedSequence((seed, self.order)).generate_state(1)[0]) if self.order else seed
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainingTask(Generic[S, D]):
     """Step, data, callbacks and settings of a training run.
@@ -59,8 +80,7 @@ class TrainingTask(Generic[S, D]):
         position.
       step: Compiled step from a state and a batch of this process to the next state and scalar metrics. It may donate
         the state. A metric `finite` of 0 means that the step skipped its update because of a non-finite gradient.
-      open_data: Opens the data. Its argument is None to start at the beginning, or the saved positions, one for each
-        process that saved.
+      open_data: Opens the data. It raises `DataChanged` if the saved positions belong to other data.
       counts: Work done for one batch by all processes, for example tokens, samples and FLOPs. The trainer reports each
         as a rate.
       last_step: Step at which training ends.
@@ -75,13 +95,14 @@ class TrainingTask(Generic[S, D]):
       progress_metrics: Names of the first metrics of the progress line. Their parts, such as `loss/TASK`, follow.
       facts: Facts that the trainer prints at the start, such as the size of a batch, by name.
       steps_field: Name of the setting that determines `last_step`, for messages.
+      restart_data: Whether a resumed run starts a new order of the data if the saved positions belong to other data.
     """
 
     config: Mapping[str, Any]
     abstract_state: S
     initial_state: Callable[[D], S]
     step: Callable[[S, Any], tuple[S, Mapping[str, Any]]]
-    open_data: Callable[[Sequence[Any] | None], contextlib.AbstractContextManager[D]]
+    open_data: Callable[[DataStart], contextlib.AbstractContextManager[D]]
     counts: Callable[[Any, D], Mapping[str, float]]
     last_step: int
     save_every: int
@@ -95,6 +116,7 @@ class TrainingTask(Generic[S, D]):
     progress_metrics: tuple[str, ...] = ("loss",)
     facts: Mapping[str, str] = field(default_factory=dict)
     steps_field: str = "config.steps"
+    restart_data: bool = False
 
 
 @dataclass(frozen=True)
@@ -113,7 +135,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       folder: Folder of the run, created if missing and shared by all processes.
 
     Raises:
-      JanusError: The folder cannot be used, or its checkpoints belong to another model.
+      JanusError: The folder cannot be used, its checkpoints belong to another model, or their positions to other data.
       Diverged: More gradients than `max_skipped` are not finite.
       Preempted: The machine is about to be preempted; a checkpoint is saved.
       Interrupted: The user has pressed Ctrl-C; a checkpoint is saved.
@@ -126,8 +148,18 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
         console.facts(describe_state(task.abstract_state, task.mesh) | dict(task.facts))
         with console.timed("restoring the newest checkpoint") if checkpoints.steps else contextlib.nullcontext():
             restored = checkpoints.restore(task.abstract_state)
-        positions = None if restored is None else [saved["data"] for saved in restored.data_states]
-        data = stack.enter_context(task.open_data(positions))
+        start, changed = DataStart(), None
+        if restored is not None:
+            positions = [saved["data"] for saved in restored.data_states]
+            start = DataStart(restored.step, restored.data_state["order"], positions)
+        try:
+            data = stack.enter_context(task.open_data(start))
+        except DataChanged as error:
+            if not task.restart_data:
+                raise
+            # Without the saved positions, the same error is not raised again.
+            start, changed = DataStart(start.step, start.order + 1), error.difference
+            data = stack.enter_context(task.open_data(start))
         if restored is None:
             with console.timed("initializing the parameters"):
                 state, step, skipped = task.initial_state(data), 0, 0
@@ -138,6 +170,10 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
                 console.message(f"changed since this checkpoint: {change}")
 
         writer = stack.enter_context(MetricWriter(folder, console, step))
+        if changed is not None:
+            console.message(f"starting order {start.order} of the data: {changed}")
+            writer.scalars(step, {"data/order": start.order})
+            writer.texts(step, {"data/order": changed})
         preemption = stack.enter_context(Preemption(console.message))
         callbacks = task.make_callbacks(data)
         for callback in callbacks:
@@ -176,7 +212,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
             is_preempted = preemption.reached(run.step)
             if is_preempted or run.is_due(task.save_every):
                 metrics.flush()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
-                position = {"data": data.get_state(), "skipped": metrics.skipped}
+                position = {"data": data.get_state(), "order": start.order, "skipped": metrics.skipped}
                 checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
             if is_preempted:
                 checkpoints.wait()

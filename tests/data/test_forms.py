@@ -86,7 +86,7 @@ USER, ANSWER = ("user", "<image_placeholder>What?"), ("assistant", "A cat.")
 
 class TestConversations:
     def chat(self, folder, value, **more):
-        return read("llava", json_lines(folder / "a.jsonl", [value]), **more)
+        return read("conversations", json_lines(folder / "a.jsonl", [value]), **more)
 
     def test_images_beside_messages_are_kept_with_the_system_prompt(self, folder):
         (record,) = self.chat(folder, CHAT | {"images": ["cat.jpg"], "system": "Be brief."}).records
@@ -123,7 +123,7 @@ class TestConversations:
         ]
         structs = [{"bytes": image(0), "path": None}]
         file = parquet(folder / "a.parquet", {"messages": [messages], "images": [structs], "id": [7]})
-        (record,) = read("llava", file).records
+        (record,) = read("conversations", file).records
         assert contents(record) == [("user", "What?<image_placeholder>"), ("assistant", "A cat.")]
         assert record.images == (image(0),)
         assert record.unused == ("id", "part.index")
@@ -332,14 +332,22 @@ class TestFolders:
         assert (result.texts, result.reasons) == (["A red cat."], {"more/2.png": "missing_field"})
         assert read("folder", folder / "in", caption_from="name").texts == ["a cat", "2"]
 
+    def test_links_to_folders_are_followed_once(self, folder):
+        (folder / "in").mkdir()
+        (folder / "in" / "loop").symlink_to(folder / "in")
+        (folder / "in" / "other").symlink_to(folder / "photos")
+        (folder / "photos").mkdir()
+        shutil.copy(folder / "cat.jpg", folder / "photos")
+        assert [record.key for record in read("folder", folder / "in").records] == ["cat.jpg"]
+
     @pytest.mark.parametrize(
         ("kind", "name", "words"),
         [
             ("captions", "a.tar", "--source webdataset reads .tar files"),
             ("captions", "cat.jpg", "--source folder reads .jpg files"),
             ("captions", "a.txt", "--source text reads .txt files"),
-            ("webdataset", "a.jsonl", "--source captions or llava or text reads .jsonl files"),
-            ("folder", "a.jsonl", "--source captions or llava or text reads .jsonl files"),
+            ("webdataset", "a.jsonl", "--source captions or conversations or text reads .jsonl files"),
+            ("folder", "a.jsonl", "--source captions or conversations or text reads .jsonl files"),
             ("captions", "", "is a folder without .* files; --source folder reads .jpg files"),
         ],
     )
@@ -453,11 +461,11 @@ class TestFilesOfOtherTools:
         assert result.reasons == {"captions.parquet:3": "empty_text"}
 
     def test_conversations_of_a_hub_dataset(self):
-        one, two = read("llava", self.FILES / "hub").records
+        one, two = read("conversations", self.FILES / "hub").records
         assert contents(one) == [("user", "<image_placeholder>\nWhat?"), ("assistant", "A cat.")]
         assert contents(two)[0] == ("user", "Compare <image_placeholder> to <image_placeholder>")
         assert (len(one.images), len(two.images)) == (1, 2)
-        assert len(read("llava", self.FILES / "hub", input_split="validation").records) == 1
+        assert len(read("conversations", self.FILES / "hub", input_split="validation").records) == 1
 
     def test_webdataset_and_macos(self, tmp_path):
         (tmp_path / "names").write_text("cat\ndog\n")
@@ -466,8 +474,8 @@ class TestFilesOfOtherTools:
         assert read("webdataset", self.FILES / "macos.tar.gz").texts == ["a star 0", "a star 1", "a star 2"]
 
 
-def test_turns_of_llava_name_their_unused_fields(folder):
+def test_turns_of_conversations_name_their_unused_fields(folder):
     said = [turn | {"weight": 1} for turn in turns("<image>What?", "A cat.")]
     file = json_lines(folder / "a.jsonl", [{"image": "cat.jpg", "conversations": said}])
-    (record,) = read("llava", file).records
+    (record,) = read("conversations", file).records
     assert record.unused == ("turn.weight",)

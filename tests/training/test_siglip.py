@@ -23,7 +23,7 @@ from janus_jax.training.siglip import (
     sigmoid_loss,
     train_siglip,
 )
-from janus_jax.training.trainer import train
+from janus_jax.training.trainer import DataStart, train
 from tests.data import prepared
 from tests.pseudo import CORPUS
 
@@ -47,7 +47,7 @@ def run(recipe, workdir, **options):
     images = np.broadcast_to((levels * 32)[:, None, None, None], (8, 8, 8, 3)).astype(np.uint8)
     captions = np.stack([levels + 1, np.zeros(8, int)], axis=1).astype(np.int32)
     split = BatchSplit(recipe.batch_size, recipe.seed)
-    result = train(siglip_task(recipe, lambda: ArrayBatches((images, captions), split), **options), workdir)
+    result = train(siglip_task(recipe, lambda start: ArrayBatches((images, captions), split), **options), workdir)
     return result.state.params["und_encoder"], result.metrics
 
 
@@ -105,7 +105,7 @@ def captions(tmp_path_factory):
 
 
 def test_captions_are_texts_or_last_answers(captions):
-    images, tokens = next(_open_captions(captions)())
+    images, tokens = next(_open_captions(captions)(DataStart()))
     assert (images.shape, images.dtype) == ((8, 16, 16, 3), np.uint8)
     encode = Tokenizer.from_directory(captions.tokenizer).encode
     expected = [encode(f"{n} Picture {n}.", add_bos=False) for n in range(4)]

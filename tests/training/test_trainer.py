@@ -13,17 +13,20 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS
-from janus_jax.errors import Diverged, Interrupted, JanusError, Preempted
+from janus_jax.data.pipeline.mixture import Phase
+from janus_jax.errors import DataChanged, Diverged, Interrupted, JanusError, Preempted
 from janus_jax.sharding import make_mesh
 from janus_jax.training import stage
+from janus_jax.training.array_batches import opened
 from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.param_paths import merge
 from janus_jax.training.preemption import Preemption
-from janus_jax.training.recipe import Initialisation
+from janus_jax.training.recipe import DataOptions, Initialisation
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.train_step import put_batch
+from janus_jax.training.trainer import TrainingTask, train
 from tests import tiny
-from tests.training import runs
+from tests.training import runs, toy
 
 
 def logged(workdir, *names, stage=1):
@@ -57,6 +60,87 @@ def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     curve, undisturbed = logged(tmp_path, *names), logged(workdir, *names)
     assert curve == [line for line in undisturbed if "loss" in line]
     assert [line["step"] for line in curve] == [1, 2, 3, 4]
+
+
+@pytest.mark.slow
+def test_a_stage_with_changed_data_starts_a_new_order_once(tmp_path, monkeypatch):
+    preempted(runs.recipe(), tmp_path / "a", monkeypatch, at=2)
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    changed = runs.recipe(phases=(Phase(None, {"understanding": 1, "generation": 3}),))
+    with pytest.raises(DataChanged, match=r"saved with phases .* with --config\.data\.restart=True\.$"):
+        runs.run(changed, tmp_path / "a")
+    allowed = replace(changed, data=DataOptions(restart=True))
+    expected = runs.run(allowed, tmp_path / "a")
+    preempted(allowed, tmp_path / "b", monkeypatch, at=3)
+    assert_equal(runs.run(allowed, tmp_path / "b"), expected)
+    for folder in ("a", "b"):
+        orders = [line for line in logged(tmp_path / folder, "data/order") if "data/order" in line]
+        assert orders == [{"step": 2, "data/order": 1}]
+
+
+class NumberedData:
+    """Yields its number of records, the seed, and the step since its start. Its position belongs to that number."""
+
+    example_ids = ()
+
+    def __init__(self, records, start):
+        self.records, self.start, self.count = records, start, 0
+
+    def __next__(self):
+        self.count += 1
+        return self.records, self.start.seed(7), self.count
+
+    def get_state(self):
+        return {"records": self.records, "count": self.count}
+
+    def set_state(self, state):
+        if state["records"] != self.records:
+            raise DataChanged(f"The data had {state['records']} records, and now have {self.records}")
+        self.count = state["count"]
+
+    def close(self):
+        pass
+
+
+def test_changed_data_start_a_new_order_once(tmp_path, monkeypatch):
+    state, read = toy.make(0), []
+
+    def step(state, batch):
+        read.append(batch)
+        return state, {"loss": np.float32(1), "finite": np.float32(1)}
+
+    def run(records, last_step, restart=False):
+        read.clear()
+        task = TrainingTask(
+            config={},
+            abstract_state=jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state),
+            initial_state=lambda data: state,
+            step=step,
+            open_data=lambda start: opened(lambda start: NumberedData(records, start), start),
+            counts=lambda batch, data: {},
+            last_step=last_step,
+            save_every=1,
+            report_every=1,
+            restart_data=restart,
+        )
+        train(task, tmp_path)
+        return list(read)
+
+    assert run(10, 2) == [(10, 7, 1), (10, 7, 2)]
+    with pytest.raises(DataChanged, match=r"10 records, and now have 11; .* with --config\.data\.restart=True\.$"):
+        run(11, 3)
+    (batch,) = run(11, 3, restart=True)
+    assert (batch[0], batch[2]) == (11, 1)
+    assert batch[1] != 7
+    assert run(11, 4, restart=True) == [(11, batch[1], 2)]
+    assert run(11, 5) == [(11, batch[1], 3)]
+    (other,) = run(10, 6, restart=True)
+    assert other[1] not in (7, batch[1])
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    assert [line for line in lines if "data/order" in line] == [
+        {"step": 2, "data/order": 1},
+        {"step": 5, "data/order": 2},
+    ]
 
 
 def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):

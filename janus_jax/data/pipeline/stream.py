@@ -30,7 +30,7 @@ from janus_jax.data.pipeline.packing import Budget, Packer, PendingExample, pack
 from janus_jax.data.pipeline.prefetch import ExampleLoader, Prefetcher
 from janus_jax.data.pipeline.workers import InlinePool, Pool, ProcessPool
 from janus_jax.data.rejects import RejectCounter
-from janus_jax.errors import JanusError
+from janus_jax.errors import DataChanged, JanusError
 from janus_jax.processing import Processor
 
 _FORMAT = 2
@@ -59,6 +59,7 @@ class StreamConfig:
       lookahead: Number of examples among which the packer selects those of the next sequence.
       max_rejected: Largest share of recent records that may be rejected before the run stops, in [0, 1).
       recent: Number of records that count as recent.
+      first_step: Training step of the first batch, which selects its phase.
     """
 
     components: tuple[Component, ...]
@@ -74,6 +75,7 @@ class StreamConfig:
     lookahead: int = 24
     max_rejected: float = 0.1
     recent: int = 1000
+    first_step: int = 0
 
     def __post_init__(self) -> None:
         if not self.components:
@@ -161,7 +163,7 @@ class Stream(Iterator[Batch]):
         self, config: StreamConfig, processor: Processor, shards: list[ComponentShard], pool: Pool, prefetch: int
     ):
         self.config = config
-        self.step = 0
+        self.step = config.first_step
         self.example_ids: tuple[tuple[str, ...], ...] = ()
         self._processor = processor
         self._shards = shards
@@ -215,7 +217,8 @@ class Stream(Iterator[Batch]):
         """Continues exactly where the state was saved. The number of workers may differ.
 
         Raises:
-          JanusError: The state is of another config, of other data or of another shard.
+          DataChanged: The state is of another config or of other data.
+          JanusError: The state is of another shard.
         """
         self._check(state)
         self.step = state["step"]
@@ -268,7 +271,7 @@ class Stream(Iterator[Batch]):
 
     def _check(self, state: dict[str, Any]) -> None:
         if state.get("format") != _FORMAT:
-            raise JanusError(f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}.")
+            raise DataChanged(f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}")
         (index, count), shard = state["shard"], self._shards[0]
         if count != shard.count:
             raise JanusError(
@@ -282,10 +285,8 @@ class Stream(Iterator[Batch]):
             )
         for name, now in self._fingerprint.items():
             if state["config"].get(name) != now:
-                raise JanusError(
-                    f"The data state was saved with {name} {state['config'].get(name)!r:.300}, and now it is "
-                    f"{now!r:.300}; change it back, or drop the data state to start a new order."
-                )
+                saved = state["config"].get(name)
+                raise DataChanged(f"The data state was saved with {name} {saved!r:.300}, and now it is {now!r:.300}")
 
     def _prepare_queues(self, phase: int) -> None:
         """Fills the prefetch queues at the start and whenever the weights of the mixture change."""

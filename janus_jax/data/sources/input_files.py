@@ -69,7 +69,12 @@ def find_files(inputs: Sequence[str], endings: tuple[str, ...], split: str) -> l
 
 def files_in(folder: Path) -> Iterator[Path]:
     """Yields the files of a folder and its subfolders. Skips hidden files, and those that macOS adds."""
+    seen: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
+        if (real := os.path.realpath(parent)) in seen:  # A link to a folder that contains it.
+            folders.clear()
+            continue
+        seen.add(real)
         folders[:] = sorted(name for name in folders if not is_skipped(name))
         yield from (Path(parent, name) for name in sorted(names) if not is_skipped(name))
 

@@ -116,6 +116,7 @@ class ImageData:
       flip: Whether crops are mirrored with probability 0.5.
       workers: Number of processes per host that decode images. 0 decodes in the training process.
       max_rejected: Training stops if a larger fraction of the recent records has no readable image.
+      restart: Whether a resumed run starts a new order of the data if the data have changed.
     """
 
     directories: tuple[str, ...] = ()
@@ -125,6 +126,7 @@ class ImageData:
     flip: bool = True
     workers: int = 8
     max_rejected: float = 0.1
+    restart: bool = False
 
     def __post_init__(self) -> None:
         if self.workers < 0 or not 0 <= self.max_rejected < 1:

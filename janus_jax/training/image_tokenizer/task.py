@@ -1,7 +1,7 @@
 """Trains VQ tokenizers and VAEs by the trainer."""
 
 import shutil
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ from janus_jax.training.image_tokenizer.recipe import NetworkFiles, VAERecipe, V
 from janus_jax.training.image_tokenizer.vae import VAETraining
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.optimizers import make_schedule
-from janus_jax.training.trainer import TrainingTask, train
+from janus_jax.training.trainer import DataStart, TrainingTask, train
 
 
 @dataclass(frozen=True)
@@ -118,10 +118,11 @@ def tokenizer_task(
     lpips = parallel.replicate(networks.lpips or {})
     step = parallel.jit(training.step, donate_argnums=0)
 
-    def make_data() -> Any:
+    def make_data(start: DataStart) -> Any:
+        ordered = replace(split, seed=start.seed(recipe.seed))
         if images is not None:
-            return ArrayBatches([images], split)
-        return image_batches(recipe.data, recipe.image_size, split)
+            return ArrayBatches([images], ordered)
+        return image_batches(recipe.data, recipe.image_size, ordered)
 
     def initial_state(data: Any) -> Any:
         state = parallel.jit(training.init)()
@@ -156,9 +157,10 @@ def tokenizer_task(
         abstract_state=parallel.abstract(training.init),
         initial_state=initial_state,
         step=train_step,
-        open_data=lambda positions: opened(make_data, positions),
+        open_data=lambda start: opened(make_data, start),
         counts=lambda batch, data: {"images": recipe.batch_size},
         last_step=recipe.steps,
+        restart_data=recipe.data.restart,
         mesh=mesh,
         save_every=recipe.intervals.save,
         report_every=recipe.intervals.report,

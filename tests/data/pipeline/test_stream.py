@@ -268,6 +268,18 @@ def test_a_state_of_another_shard_raises_with_the_remedy(config):
         stream.set_state(state)
 
 
+def test_a_stream_that_starts_at_a_step_has_the_weights_of_that_step():
+    config = StreamConfig(
+        tuple(Component(name, [text(number) for number in range(4)]) for name in ("a", "b")),
+        batch_size=1,
+        phases=(Phase(3, {"a": 1, "b": 0}), Phase(None, {"a": 0, "b": 1})),
+    )
+    for first_step, component in ((0, "a"), (3, "b")):
+        with open_stream(replace(config, first_step=first_step), P) as stream:
+            next(stream)
+            assert {name.split("/")[0] for ids in stream.example_ids for name in ids} == {component}
+
+
 @pytest.mark.parametrize(
     "change", [{"seed": 3}, {"lookahead": 9}, {"batch_size": 4}, {"supervision": Supervision.ANSWERS}]
 )
