@@ -219,7 +219,10 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
     Raises:
       JanusError: The data or the tokenizer cannot be used, the devices cannot share the batch, or the workdir belongs
         to another run.
+      Diverged: A loss or another metric is not finite.
       Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
+      StorageFull: The disk is full.
     """
     make_data = _open_captions(recipe)
     initialize_devices()

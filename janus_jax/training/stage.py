@@ -66,6 +66,7 @@ def train_stage(
         or a data worker has died.
       Diverged: The gradient is not finite more often than the recipe allows.
       Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
     folder = checkpoints_folder(workdir, recipe.stage).parent

@@ -135,10 +135,10 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       folder: Folder of the run, created if missing and shared by all processes.
 
     Raises:
-      JanusError: The folder cannot be used, its checkpoints belong to another model, or their positions to other data.
-      Diverged: More gradients than `max_skipped` are not finite.
+      JanusError: The folder cannot be used, or its checkpoints belong to another model or to other data.
+      Diverged: More gradients than `max_skipped` are not finite; or a metric is not finite, if there is no `finite`.
       Preempted: The machine is about to be preempted; a checkpoint is saved.
-      Interrupted: The user has pressed Ctrl-C; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
     folder = Path(folder)

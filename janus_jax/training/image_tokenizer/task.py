@@ -189,7 +189,10 @@ def train_tokenizer(
 
     Raises:
       JanusError: The data cannot be read, the devices cannot share the batch, or the workdir belongs to another run.
+      Diverged: A loss or another metric is not finite.
       Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
+      StorageFull: The disk is full.
     """
     initialize_devices()
     networks = read_networks(recipe.networks)
