@@ -9,7 +9,7 @@ If you have no conversations, set the weight of `understanding` in `phases` to 0
 The model is that of the folder: Janus, Janus-Pro or JanusFlow, of any size. JanusFlow trains without the alignment of
 its paper, because model folders do not contain its MLP.
 
-Expected: the exported model differs from the first one only in the matrices with LoRA. If you hold out data, the
+Expected: the exported model differs from the initial model only in the matrices with LoRA. With held-out data, the
 held-out loss shows when further steps no longer help.
 """
 

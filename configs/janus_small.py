@@ -5,9 +5,9 @@
         --config.stages.stage_1.initialisation.gen_encoder=VQ \\
         --config.sources.understanding.directory=UND
 
-Stages 2 and 3 use the same command with `--config.stage=2` and 3, without the folders of stage 1, and with
-`--config.sources.generation.directory=GEN`. GEN must contain image tokens (`janus-prepare --tokenizer VQ`).
-docs/training.md has all commands. SIGLIP and VQ are the results of siglip_small and vq_small.
+For stages 2 and 3, set `--config.stage=2` or 3, add `--config.sources.generation.directory=GEN`, and omit TOKENIZER,
+SIGLIP and VQ. GEN must contain image tokens (`janus-prepare --tokenizer VQ`). docs/training.md has all commands. SIGLIP
+and VQ are the results of siglip_small and vq_small.
 
 There is no language model of this size to start from, so stage 1 trains one on answers. The encoders are frozen in all
 stages.

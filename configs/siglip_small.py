@@ -1,4 +1,6 @@
-"""Small understanding encoder for pictures of 64 pixels with short captions, on a CPU in minutes: 16 patches.
+"""Small understanding encoder for pictures of 64 pixels with short captions.
+
+It trains on a CPU in minutes. An image has 16 patches.
 
     janus-train --config siglip_small --workdir runs/siglip --config.tokenizer=TOKENIZER \\
         --config.data.directories="('prepared/pictures',)"

@@ -1,4 +1,6 @@
-"""Small VQ image tokenizer for a few hundred pictures of 64 pixels, on a CPU in minutes: 64 tokens per picture.
+"""Small VQ image tokenizer for a few hundred pictures of 64 pixels.
+
+It trains on a CPU in minutes. An image has 64 tokens.
 
     janus-train --config vq_small --workdir runs/vq --config.data.directories="('prepared/pictures',)"
 

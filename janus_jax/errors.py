@@ -84,7 +84,7 @@ class Interrupted(RunStopped):
 
 
 def similar_names(name: str, names: Iterable[str]) -> list[str]:
-    """Returns the names with these initials ("lr" for learning_rate), then those with a similar spelling."""
+    """Returns the names that `name` abbreviates ("lr": learning_rate), then those with a similar spelling."""
     names = list(dict.fromkeys(names))
     initials = [one for one in names if "".join(word[:1] for word in one.split("_")) == name]
     return list(dict.fromkeys([*initials, *difflib.get_close_matches(name, names, n=3)]))

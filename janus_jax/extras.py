@@ -1,4 +1,4 @@
-"""Optional packages, which extras of janus_jax install. Commands check them before they start."""
+"""Optional packages. Extras of janus_jax install them, and commands check for them before any work."""
 
 import importlib.util
 
@@ -17,7 +17,7 @@ def require(feature: str, *packages: str) -> None:
     """Checks that optional packages are installed, without importing them.
 
     Args:
-      feature: What needs them: a flag, a file or a command.
+      feature: Flag, file or command that needs the packages, for the message.
       *packages: Import names.
 
     Raises:

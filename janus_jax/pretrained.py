@@ -156,16 +156,16 @@ class Pretrained:
           images: Images in the order of their placeholders, if the messages contain no images.
           max_new_tokens: Maximum number of tokens of the answer. Default: 512. An answer also ends where the model's
             context ends; a warning is logged if that is before a given `max_new_tokens`.
-          temperature: Sampling temperature. 0 takes the most likely token.
+          temperature: Sampling temperature; 0 decodes greedily.
           **options: `top_k`, `top_p` and `seed` of sampling, `stop` (strings that end the answer), `system_prompt`
-            (replaces the model's), and `background` (what is behind the transparent pixels of an image: "none",
-            "white" or "grey", see `processing.Background`).
+            (replaces the model's), and `background` (background of transparent pixels: "none", "white" or "grey", see
+            `processing.Background`).
 
         Returns:
           The answer, without white space around it.
 
         Raises:
-          JanusError: A message, image or number is invalid, or the conversation leaves no room for an answer in the
+          JanusError: A message, image or option is invalid, or the conversation leaves no room for an answer in the
             model's context.
         """
         prompt = self.processor.understanding_sequence(messages, images, **_prompt_options(options))

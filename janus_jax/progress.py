@@ -20,7 +20,7 @@ class Report(Protocol):
 
 
 def progress_bar(**settings: Any) -> "tqdm.tqdm[Any]":
-    """Returns a tqdm bar on stderr. If stderr is not a terminal, the bar is printed as a line at intervals.
+    """Returns a tqdm bar on stderr. If stderr is not a terminal, the bar prints a line every 30 seconds.
 
     Args:
       **settings: Arguments of tqdm.

@@ -1,4 +1,4 @@
-"""Looks up objects in registries: by name, or after the import of a user's module that registers them."""
+"""Looks up registered objects by NAME, or by MODULE:NAME, which first imports the user's module MODULE."""
 
 import importlib
 from collections.abc import Mapping

@@ -43,10 +43,10 @@ def is_disk_full(error: BaseException | None) -> bool:
 
 
 def hide_disk_full_traces() -> Callable[[], None]:
-    """Hides what threads, tasks and destructors print about a full disk, which the caller reports in one sentence.
+    """Suppresses the tracebacks of threads, tasks and destructors for a full disk, because the caller reports it.
 
     Returns:
-      Function that undoes this.
+      Function that restores the previous state.
     """
     stack = contextlib.ExitStack()
 

@@ -1,4 +1,4 @@
-"""Devices that jax does not find, and attention kernels that need others."""
+"""Errors for missing devices, and for attention kernels that need another platform."""
 
 import os
 import subprocess

@@ -70,7 +70,7 @@ def pretrained(mesh=None, config=CONFIG):
 
 
 def with_context(model, positions):
-    """Returns a model with another maximum number of positions."""
+    """Returns the model with another context length."""
     llm = dataclasses.replace(model.config.llm, max_positions=positions)
     return dataclasses.replace(model, config=dataclasses.replace(model.config, llm=llm))
 

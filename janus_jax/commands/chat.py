@@ -4,7 +4,8 @@
 
 With --prompt, the command prints the answer and exits. Without --prompt, it reads messages from the terminal: /image
 FILE, or a file dropped onto the terminal, adds an image to the next message, /reset starts a new conversation, /quit or
-Ctrl-D ends the chat. Images come before the text of a message, unless it has one <image_placeholder> per image.
+Ctrl-D ends the chat. The images of a message come before its text. To insert them into the text, write one
+<image_placeholder> per image.
 """
 
 from collections.abc import Sequence
@@ -21,7 +22,7 @@ _BACKGROUND = flags.DEFINE_enum(
     "background",
     "none",
     get_args(Background),
-    "what transparent images are blended over; none: alpha is dropped, and transparent pixels show their hidden colors",
+    "background of transparent pixels; none: alpha is dropped, and transparent pixels show their hidden colors",
 )
 _PROMPT = flags.DEFINE_string("prompt", None, "the question (default: chat in the terminal)")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(

@@ -16,7 +16,7 @@ from janus_jax.processing import Background, ImageSource, Message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 HELP = (
-    "/image FILE, or a file dropped onto the terminal, adds an image to your next message, /reset starts a new "
+    "/image FILE, or a file dropped onto the terminal, adds an image to the next message, /reset starts a new "
     "conversation, /quit or Ctrl-D ends the chat."
 )
 
@@ -28,10 +28,10 @@ class ChatModel(Protocol):
 
 
 def question(text: str, images: Sequence[ImageSource] = ()) -> Message:
-    """Returns a user's message.
+    """Returns a user message with images.
 
-    If the text contains image placeholders, they stand for the images, in order. Otherwise the images come before the
-    text, as in the models' training data.
+    Image placeholders in the text mark the positions of the images, in order. Without placeholders, the images come
+    before the text, as in the models' training data.
 
     Raises:
       JanusError: The text contains placeholders, but not one per image.
@@ -47,10 +47,11 @@ def question(text: str, images: Sequence[ImageSource] = ()) -> Message:
 
 
 def typed_paths(text: str) -> list[str]:
-    """Returns the paths in a text that a user types, or that a terminal types when files are dropped onto it.
+    """Returns the file paths in a line that a user typed, or that the terminal inserted for dropped files.
 
-    The text is a path as it is, or one or more paths with the quotes and backslashes of a shell. A path may start with
-    `~`, or be a `file://` URL with percent escapes. If the text as a whole is the path of a file, it is the only path.
+    If the whole text is the path of an existing file, only this path is returned. Otherwise the text is split into
+    paths as in a shell, with quotes and backslashes. A path may start with `~`, or be a `file://` URL with percent
+    escapes.
     """
     text = text.strip()
     if os.path.exists(whole := expand_path(text)):
@@ -80,7 +81,7 @@ class Conversation:
     Attributes:
       model: The model that answers.
       options: Options of `Pretrained.chat_stream`.
-      background: What is behind the transparent pixels of an image, see `Background`.
+      background: Background of transparent pixels, see `Background`.
       pending_images: Images that the next message will contain.
       messages: The messages so far.
     """
@@ -107,7 +108,7 @@ class Conversation:
     def ask(self, text: str) -> Iterator[str]:
         """Yields the answer to a message in pieces, and records message and answer.
 
-        If the model fails before its first word, nothing is recorded. Otherwise the answer so far is recorded.
+        If generation fails, the answer so far is recorded with the message; if there is none yet, nothing is recorded.
 
         Raises:
           JanusError: The conversation is longer than the model's context, or the text contains image placeholders, but
@@ -161,7 +162,7 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
 
 
 def _is_dropped(line: str) -> bool:
-    """Returns whether a line consists of files that were dropped onto the terminal, which types absolute paths."""
+    """Returns whether a line consists of dropped files, for which a terminal inserts absolute paths."""
     if not line.lstrip("'\"").startswith(("/", "~", "file://")):
         return False
     return all(map(os.path.isfile, typed_paths(line)))

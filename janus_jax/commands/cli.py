@@ -47,13 +47,13 @@ def flag_group(title: str, *holders: "flags.FlagHolder[Any]") -> None:
 
 
 def define_action(name: str, text: str, action: Callable[[], None], needs: str) -> None:
-    """Defines a boolean flag with which a command calls a function and does nothing else.
+    """Defines a boolean flag that makes a command call a function and exit.
 
     Args:
       name: Name of the flag.
-      text: Its help.
+      text: Help of the flag.
       action: Function that is called after the flags are parsed.
-      needs: The only flag that is required then.
+      needs: Name of the flag that the function needs. No other flags are required.
     """
     flags.DEFINE_boolean(name, False, text)
     _actions[name] = _Action(action, needs)

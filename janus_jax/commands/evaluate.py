@@ -59,7 +59,7 @@ class BenchmarkRun:
     """One benchmark with its options, items and output folder.
 
     Attributes:
-      warnings: Remarks on the data, such as a number of questions that is not the official one.
+      warnings: Warnings about the data, for example that the number of questions differs from the official one.
     """
 
     benchmark: Benchmark[Any]
@@ -157,7 +157,7 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
 
 
 def _set_max_new_tokens(items: Sequence[Any]) -> Sequence[Any]:
-    """Replaces the maximum length of the answers to questions by --max_new_tokens, if it is given."""
+    """Returns the items with --max_new_tokens as the limit of each answer, if the flag is given."""
     limit = _MAX_NEW_TOKENS.value
     if limit is None or not isinstance(items[0], Question):
         return items

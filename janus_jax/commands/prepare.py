@@ -65,7 +65,7 @@ _BACKGROUND = flags.DEFINE_enum(
     "background",
     "none",
     get_args(Background),
-    "what transparent images are blended over; none: alpha is dropped, and transparent pixels show their hidden colors",
+    "background of transparent pixels; none: alpha is dropped, and transparent pixels show their hidden colors",
 )
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of TFDS datasets (default: TFDS's own)")
 _SHARD_RECORDS = flags.DEFINE_integer(

@@ -17,9 +17,11 @@ flags.disclaim_key_flags()  # --help lists the flag among those of the command.
 
 
 def define_recipe_flag() -> "flags.FlagHolder[ConfigDict]":
-    """Defines the required flag `--config`. Its value is the config of the recipe, with the command line's changes.
+    """Defines the required flag `--config`.
 
-    Also defines `--print_config`, with which the command prints this config and does nothing else.
+    Its value is the config of the recipe with the changes from the command line.
+
+    Also defines `--print_config`, which prints this config and exits.
     """
     holder = config_flags.DEFINE_config_file("config", None, "name of a recipe, such as janus_pro_1b, or a file's path")
     flags.FLAGS["config"].parser = _RecipeParser()
@@ -72,7 +74,7 @@ def check_field(config: ConfigDict, path: str) -> None:
 
 
 def _names_by_path(node: ConfigDict, where: str = "config") -> Iterator[tuple[str, str]]:
-    """Yields path and name of every field."""
+    """Yields the path and the name of every field."""
     for name in node:
         yield f"{where}.{name}", name
         if isinstance(node[name], ConfigDict):
@@ -80,7 +82,7 @@ def _names_by_path(node: ConfigDict, where: str = "config") -> Iterator[tuple[st
 
 
 def recipe_class(config: ConfigDict) -> type[Any]:
-    """Returns the dataclass of a recipe, the one with most of the config's fields."""
+    """Returns the recipe dataclass that has the most fields in common with the config."""
     # Imported here, because these modules import jax.
     from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
     from janus_jax.training.recipe import Recipe

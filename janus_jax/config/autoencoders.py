@@ -51,7 +51,7 @@ class VQConfig(AutoencoderConfig):
 
     Attributes:
       image_size: Height and width of an image in pixels.
-      codebook_size: Number of image tokens.
+      codebook_size: Number of codes, the vocabulary size of image tokens.
       code_dim: Dimension of a code.
       z_channels: Channels between encoder and codebook, and between codebook and decoder.
     """

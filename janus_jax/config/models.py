@@ -24,8 +24,8 @@ class JanusConfig:
       gen_encoder: Tokenizer of target images (generation).
       llm: The transformer.
       gen_head_width: Width between the two layers of the image head.
-      conversation: Role strings that the model was trained with. Other role strings lower its scores.
-      understanding_encoder: Encoder that input images pass through. The released models use "und_encoder". With
+      conversation: Role strings of the model's training data. Other role strings lower its scores.
+      understanding_encoder: Field with the encoder of input images: "und_encoder" in the released models. With
         "gen_encoder", the image tokenizer encodes the images of both tasks (arXiv 2410.13848, table 5, A).
     """
 
@@ -79,7 +79,7 @@ class JanusFlowConfig:
       gen_encoder: Encoder and decoder of latents, before and after the transformer.
       vae: Autoencoder between latents and pixels. None if the model was loaded without it and cannot generate images.
       llm: The transformer.
-      conversation: Role strings that the model was trained with. Other role strings lower its scores.
+      conversation: Role strings of the model's training data. Other role strings lower its scores.
     """
 
     name: str = "janusflow_1.3b"

@@ -21,7 +21,7 @@ class SiglipConfig:
       num_heads: Attention heads.
       mlp_dim: Width of the hidden layer of a block.
       layer_norm_eps: Epsilon of the norms.
-      gelu: "exact" (Janus and timm), or "tanh", the approximation that SigLIP was trained with (transformers).
+      gelu: "exact" (Janus, timm) or "tanh" (transformers), the approximation used to train SigLIP.
     """
 
     image_size: int = 384

@@ -25,7 +25,7 @@ def register_benchmark(benchmark: Benchmark[Any]) -> Benchmark[Any]:
 
 
 def find_benchmark(name: str, field: str = "--benchmark") -> Benchmark[Any]:
-    """Returns the benchmark of a name. See `find_registered`."""
+    """Returns a registered benchmark. See `find_registered`."""
     return find_registered(BENCHMARKS, name, field)
 
 

@@ -44,7 +44,7 @@ def collect_answers(
     cluster: Cluster | None = None,
     on_progress: OnProgress = lambda done, total: None,
 ) -> dict[str, str] | None:
-    """Answers all items without an answer in the folder.
+    """Answers the items that have no saved answer yet.
 
     Each process answers a share of the items and appends to its own journal. A later run reads the journals of all
     processes and may have another number of processes.

@@ -65,14 +65,14 @@ class DecodedImage(NamedTuple):
 def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> Image.Image:
     """Reads an image as 8-bit RGB and applies its EXIF orientation. Of an animation, the first frame is read.
 
-    Gray values of more than 8 bits are scaled to 0..255. The range before scaling is 0..65535 for 16-bit values, and
-    for floats the smallest of 0..1, 0..255 and 0..65535 that contains all values. If a value exceeds 65535, the range
-    ends at the maximum of the image.
+    Gray values of more than 8 bits are scaled to 0..255. The input range of 16-bit values is 0..65535. The input range
+    of floats is the smallest of 0..1, 0..255 and 0..65535 that contains all values; its upper end is the maximum of the
+    image if a value exceeds 65535.
 
     Args:
       source: The image.
       max_pixels: Maximum number of pixels.
-      background: What is behind transparent pixels, see `Background`.
+      background: Background of transparent pixels, see `Background`.
 
     Raises:
       TooManyPixels: The image has more than `max_pixels` pixels.
@@ -83,7 +83,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Ba
 
 
 def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> DecodedImage:
-    """Reads an image and whether it is transparent. See `open_image`."""
+    """Reads an image as `open_image` does, and reports whether it has transparent pixels."""
     check_background(background)
     name = _name(source)
     try:

@@ -29,7 +29,7 @@ IMAGE_MEAN = 0.5
 
 
 class Task(enum.Enum):
-    """What an example trains: text, image understanding, image generation, or editing of input images."""
+    """Task of a training example: text, image understanding, image generation, or editing of input images."""
 
     TEXT = "text"
     UNDERSTANDING = "understanding"
@@ -136,7 +136,7 @@ class Processor:
           messages: The messages. If the last one is the user's, the sequence is a prompt for the model's answer.
           images: Images in the order of their placeholders, if the messages contain no images.
           system_prompt: Replaces the processor's system prompt. "" removes it.
-          background: What is behind the transparent pixels of an image, see `Background`.
+          background: Background of transparent pixels, see `Background`.
 
         Raises:
           JanusError: The numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
@@ -194,7 +194,7 @@ class Processor:
           image: The image. None if its image tokens are precomputed.
           rng: Samples the position of the crop. None: the center.
           end_of_image: Whether end-of-image follows the image. The papers end the sequence with the image.
-          background: What is behind the transparent pixels of the image, see `Background`.
+          background: Background of transparent pixels, see `Background`.
 
         Raises:
           JanusError: The image is unreadable.

@@ -1,4 +1,4 @@
-"""Transparency of images: reads alpha in every form in which image files store it, and blends over a background."""
+"""Reads the transparency of images in every form that image files use, and blends images over a background."""
 
 from typing import Any, Literal, get_args
 
@@ -8,7 +8,7 @@ from PIL import Image
 from janus_jax.errors import JanusError
 
 Background = Literal["none", "white", "grey"]
-"""What is behind the transparent pixels of an image.
+"""Background of the transparent pixels of an image.
 
 none: Alpha is dropped, as in the authors' implementation, so that transparent pixels show the colors stored in them.
 white, grey: The image is blended over white, or over the gray value 127, which also pads input images.
@@ -44,7 +44,7 @@ def raw_mode(image: Image.Image) -> str:
 def read_alpha(image: Image.Image, raw_mode: str = "") -> Image.Image | None:
     """Returns alpha as an 8-bit gray image, or None if all pixels are opaque.
 
-    Alpha is a channel, or an entry of each color of a palette, or one color of the image is the transparent one.
+    An image file stores alpha as a channel, as a value of each palette color, or as one color that is transparent.
 
     Args:
       image: A decoded image of any mode.

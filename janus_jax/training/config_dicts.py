@@ -84,8 +84,8 @@ def no_such_field(where: str, name: str, fields: Iterable[str], elsewhere: Mappi
       where: Name of the config.
       name: Name of the missing field.
       fields: Names of the fields that exist.
-      elsewhere: Names, by path, of fields of other configs. They are suggested if their name is equal, or similar and
-        no field here is.
+      elsewhere: Names of the fields of other configs, by path. Paths of fields with the name `name` are suggested;
+        paths of fields with a similar name only if no name in `fields` is similar.
     """
     fields, elsewhere = list(fields), elsewhere or {}
     suggestions = similar_names(name, fields)

@@ -25,7 +25,7 @@ def describe_config(cls: type, config: ConfigDict) -> str:
     """Returns all fields of a config, each with its value, its documentation and its choices.
 
     Args:
-      cls: Dataclass that the config was made of (`config_dicts.to_config`).
+      cls: Dataclass from which the config was made (`config_dicts.to_config`).
       config: The config, possibly with changed values.
     """
     return "\n".join(_dataclass_lines(cls, config, "config"))
@@ -34,7 +34,7 @@ def describe_config(cls: type, config: ConfigDict) -> str:
 def field_docs(cls: type) -> dict[str, str]:
     """Returns the documentation of a dataclass's fields by name.
 
-    A documentation "See `Name`." stands for that of the field with the same name in the class `Name`.
+    The text "See `Name`." is replaced by the documentation of the same field of the class `Name`.
     """
     docs: dict[str, str] = {}
     for base in reversed(cls.__mro__):

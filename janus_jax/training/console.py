@@ -1,4 +1,4 @@
-"""Console of a run: facts at the start, messages, and progress with the remaining time. The first process prints."""
+"""Console output of a run: a summary, messages, and progress with the remaining time. Only the first process prints."""
 
 import contextlib
 import math
@@ -44,14 +44,14 @@ class Console:
             self._bar.close()
 
     def facts(self, facts: Mapping[str, str]) -> None:
-        """Prints a table with a line per fact."""
+        """Prints facts by name, one per line."""
         width = max(map(len, facts))
         for name, fact in facts.items():
             self.message(f"  {name:{width}}  {fact}")
 
     @contextlib.contextmanager
     def timed(self, action: str) -> Iterator[None]:
-        """Prints what the block does, and when it ends, the time that it took, on the same line."""
+        """Context manager that prints the name of an action, then the time that its block took, on the same line."""
         begin = time.monotonic()
         self._write(f"{action} ... ")
         self._line_is_open = True
@@ -65,7 +65,7 @@ class Console:
             self._line_is_open = False
 
     def message(self, text: str) -> None:
-        """Prints a line, above the progress bar. Other threads may call it."""
+        """Prints a line above the progress bar. Any thread may call it."""
         if self._bar is not None:
             self._bar.write(text, file=self._bar.fp)
             return
@@ -74,7 +74,10 @@ class Console:
 
     @contextlib.contextmanager
     def stepping(self, step: int) -> Iterator[None]:
-        """Context of a step. The first one compiles; its time is printed and excluded from the remaining time."""
+        """Context manager around a step.
+
+        The first step compiles. Its time is printed, and excluded from the remaining time.
+        """
         if self._first is not None:
             yield
             return
@@ -93,9 +96,9 @@ class Console:
             )
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
-        """Shows the step, the remaining time, and the values in this order as far as the terminal is wide.
+        """Shows the step, the remaining time, and as many of the values as fit the terminal, first to last.
 
-        It may be called for every step.
+        A log file gets a line only every `every_seconds`, and at the last step.
         """
         fields = [f"{name} {_short(value)}" for name, value in values.items()]
         if self._bar is not None:
@@ -125,7 +128,7 @@ def describe_state(state: Any, mesh: Mesh | None) -> dict[str, str]:
     """Returns facts about a state and its devices: `parameters`, `devices` and `mesh`.
 
     Args:
-      state: Tree with train states, of arrays or their shapes with shardings.
+      state: Tree of train states, with arrays or their shapes and shardings.
       mesh: Mesh that holds the state; None for a single device.
     """
     states = [node for node in jax.tree.leaves(state, is_leaf=_is_state) if _is_state(node)]
@@ -145,7 +148,7 @@ def describe_state(state: Any, mesh: Mesh | None) -> dict[str, str]:
 
 
 def changed_fields(saved: Mapping[str, Any], current: Mapping[str, Any]) -> list[str]:
-    """Returns the fields of two configs, as JSON values, that differ, each with its saved and its current value."""
+    """Returns a phrase for each field in which two configs (JSON values) differ, with both values."""
     before, after = (flatten_dict(config, sep=".") for config in (saved, current))
     names = [*after, *(name for name in before if name not in after)]
     return [
@@ -164,7 +167,7 @@ def _is_state(node: Any) -> bool:
 
 
 def _join(fields: list[str], width: int) -> str:
-    """Joins the first fields that fit."""
+    """Joins as many fields as fit, starting with the first."""
     text = ""
     for field in fields:
         longer = f"{text}  {field}" if text else field

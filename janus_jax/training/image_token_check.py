@@ -29,7 +29,8 @@ _RANDOM: Fingerprint = {"parameters": "random"}
 def find_image_tokenizer(start: OpenedStage, workdir: str | Path) -> Fingerprint | None:
     """Returns the fingerprint of the image tokenizer or VAE that a stage trains with.
 
-    No stage changes it, so it is read from the initial checkpoint of the first stage, and kept in the workdir.
+    No stage changes the image tokenizer. The first stage reads its fingerprint from the initial checkpoint and saves it
+    in the workdir.
 
     Returns:
       The fingerprint; None if it is not known, or if the model has no VAE.

@@ -74,13 +74,13 @@ def copy_tokenizer(source: Path, workdir: str | Path) -> None:
 
 
 class OpenedStage(NamedTuple):
-    """A stage whose model is known.
+    """A recipe with a model, and the opened checkpoints that its stage starts from.
 
     Attributes:
-      recipe: The recipe with the architecture of the model.
-      checkpoints: Checkpoints that the stage starts from, by the name of their field in `Initialisation`; none for the
-        sources "stage" and "random", and for a run to resume.
-      is_resumed: Whether the run is to resume.
+      recipe: The recipe, with the model that was found.
+      checkpoints: Checkpoints that the stage starts from, by the name of their field in `Initialisation`; empty for the
+        sources "stage" and "random", and for resumed runs.
+      is_resumed: Whether the run resumes from its own checkpoint.
     """
 
     recipe: Recipe
@@ -89,14 +89,14 @@ class OpenedStage(NamedTuple):
 
 
 def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedStage:
-    """Finds the model of a stage, and opens the checkpoints that it starts from, before any values are read.
+    """Finds the model of a stage, and opens the checkpoints that it starts from without reading their parameters.
 
     If the recipe names no model, the stage trains the model in `initialisation.model`, or that of the previous stage. A
-    run to resume keeps its model and its dtypes, and no longer needs its initialization.
+    resumed run keeps its model and dtypes, and needs no initial checkpoints.
 
     Args:
       recipe: The recipe.
-      workdir: Workdir of the run. None only finds the model, and opens no other folder.
+      workdir: Workdir of the run. None: only finds the model, and opens no folder but `initialisation.model`.
 
     Raises:
       JanusError: No model is named, a folder is missing or holds another model, or the previous stage is not finished.
@@ -129,7 +129,7 @@ def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedSta
 
 
 def _with_model(recipe: Recipe, other: Recipe | ModelConfig) -> Recipe:
-    """Returns the recipe with another recipe's model, or a model's config, if it names no model itself."""
+    """Returns the recipe. If it names no model, it gets the model of `other`."""
     if recipe.model or recipe.architecture is not None:
         return recipe
     if isinstance(other, Recipe):

@@ -37,9 +37,9 @@ class StepMetrics:
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more stops the run.
       skipped: Steps skipped so far.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
-      progress_metrics: Metrics at the start of the progress line. Metrics below them, such as `loss/TASK`, follow.
+      progress_metrics: Names of the first metrics of the progress line. Their parts, such as `loss/TASK`, follow.
       meter: Measures the rates since the last report.
-      last: Metrics of the last step that was waited for.
+      last: Metrics of the last finished step.
     """
 
     writer: MetricWriter
@@ -104,7 +104,7 @@ class StepMetrics:
             self.writer.progress(pending.step, self._shown(self.last | rates))
 
     def _shown(self, values: Mapping[str, float]) -> dict[str, float]:
-        """Returns the values of the progress line. The most important ones are first, because a terminal is narrow."""
+        """Returns the values of the progress line, most important first, because a narrow terminal cuts the line."""
         parts = {
             name.removeprefix(f"{head}/"): name
             for head in self.progress_metrics

@@ -1,4 +1,4 @@
-"""Detects that a run has to save and stop: the machine is about to be preempted, or the user pressed Ctrl-C."""
+"""Detects that a run must save and stop, because the machine is about to be preempted or the user pressed Ctrl-C."""
 
 import contextlib
 import os
@@ -31,12 +31,12 @@ class Preemption:
                     checkpoints.wait()
                     raise preemption.stopped(step)
 
-    With several processes, a signal to one of them stops all at the same step. A second SIGINT ends its process at
-    once, also while it compiles or waits for a device. Enter the context in the main thread, after
+    With several processes, a signal to one of them stops all at the same step. A second SIGINT ends the process that
+    receives it at once, even while it compiles or waits for a device. Enter the context in the main thread, after
     `jax.distributed.initialize`.
 
     Args:
-      notify: Prints a notice for the user. Another thread calls it.
+      notify: Prints a notice for the user. Called from another thread.
     """
 
     def __init__(self, notify: Callable[[str], None] = print) -> None:
@@ -67,7 +67,10 @@ class Preemption:
         return reached
 
     def stopped(self, step: int) -> RunStopped:
-        """Returns the exception for a run that is saved and stops. Every process calls it and gets the same kind."""
+        """Returns the exception to raise after saving: `Interrupted` or `Preempted`. Every process must call it.
+
+        All processes get the same type.
+        """
         if any(process["interrupted"] for process in gather({"interrupted": self._interrupted})):
             return Interrupted(f"Interrupted at step {step}; a checkpoint is saved. Repeat the command to continue.")
         return Preempted(f"Preempted at step {step}; a checkpoint is saved. Repeat the command to continue.")
@@ -90,10 +93,10 @@ class Preemption:
 class _SignalThread:
     """Context manager that calls a function in a thread for each signal that has a handler.
 
-    Python runs the handlers themselves in the main thread, and only when it returns from compiled code.
+    Python runs the handlers in the main thread, and only after compiled code has returned.
 
     Args:
-      on_signal: Receives the signal, and how often it has arrived.
+      on_signal: Called with the signal's number and the number of times that it has arrived.
     """
 
     def __init__(self, on_signal: Callable[[int, int], None]) -> None:

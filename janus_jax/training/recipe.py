@@ -119,7 +119,8 @@ class Precision:
       compute: Dtype of activations and matrix products. Here and in the next two fields, "auto" is float32 on a CPU,
         where bfloat16 products are ten times slower, and bfloat16 elsewhere. A resumed run keeps its dtypes.
       frozen: Dtype of frozen parameters.
-      tokenizer: Dtype of the image tokenizer or VAE, which runs if the data has no image tokens or latents.
+      tokenizer: Dtype of the image tokenizer or VAE, which is used if the data has no precomputed image tokens or
+        latents.
     """
 
     compute: AutoDtype = "auto"
@@ -367,9 +368,9 @@ class Recipe:
         divides it. 0 for the number of processes at the start.
       max_skipped: Steps of a stage that may be skipped because of a non-finite gradient. One more ends the run.
       intervals: Intervals of reports, samples and checkpoints.
-      samples: Questions and prompts.
-      evaluation: Benchmarks.
-      keep: Which checkpoints are kept.
+      samples: Questions and prompts that the model answers during training.
+      evaluation: Benchmarks that run during training.
+      keep: Retention policy of the checkpoints.
       resources: Use of the hardware.
       architecture: Config of a model that is not a preset, in place of `model`.
       flow: Settings of the flow loss of JanusFlow; None for those of the paper.
@@ -500,7 +501,7 @@ class Recipe:
 
 
 def concrete(dtype: AutoDtype) -> Dtype:
-    """Returns a dtype of a recipe whose platform is known.
+    """Returns a dtype of a recipe in which "auto" has been replaced.
 
     Raises:
       ValueError: The dtype is "auto".

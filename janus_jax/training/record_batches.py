@@ -48,7 +48,7 @@ class RecordBatches:
 
     Args:
       components: Datasets. Every record is used once per epoch.
-      make: Makes the arrays of a record. A batch contains one stacked array for each.
+      make: Makes the arrays of a record. A batch has the same arrays, stacked over its records.
       split: This process's share of each batch.
       workers: Number of worker processes. 0 makes the arrays in this process.
       max_rejected: Largest fraction of the recent records that may be rejected.
@@ -124,7 +124,7 @@ class RecordBatches:
 
 
 def components_of(directories: Sequence[str], split: str, name: str) -> tuple[Component, ...]:
-    """Returns the prepared datasets in these directories, with a name for messages."""
+    """Returns a component for each prepared dataset. `name` identifies them in messages."""
     return tuple(Component(name, directory, split=split) for directory in directories)
 
 
@@ -141,7 +141,7 @@ def open_all(components: Sequence[Component]) -> list[RecordSource]:
 
 
 def image_of(record: Record, rng: np.random.Generator) -> Image.Image:
-    """Returns one of the images of a record.
+    """Returns a random one of a record's images.
 
     Raises:
       RejectedRecord: The record has no image.

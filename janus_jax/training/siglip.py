@@ -75,10 +75,10 @@ class SiglipRecipe:
       batch_size: Images with captions per step. The loss compares each image with all captions of the batch.
       optimizer: Optimizer of both towers.
       text_depth: Number of blocks of the text tower. Its width is that of the encoder.
-      width: Width of the features that are compared.
-      patchwise: Whether attention in the encoder is disabled, so that each patch is encoded alone. Because the loss
-        depends on the mean over patches only, the attention of a small encoder spreads the content of the image over
-        all patches, and the positions of objects are lost. The released SigLIP uses attention.
+      width: Dimension of the image and text embeddings that the loss compares.
+      patchwise: Whether attention in the encoder is disabled, so that each patch is encoded alone. With attention, a
+        small encoder loses the positions of objects, because the loss depends only on the mean over patches. The
+        released SigLIP uses attention.
       seed: Seed of the initial parameters.
       save_every: Steps between checkpoints.
       report_every: Steps between reports of metrics.
@@ -219,7 +219,10 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
     Raises:
       JanusError: The data or the tokenizer cannot be used, the devices cannot share the batch, or the workdir belongs
         to another run.
-      Preempted: The machine is being shut down. The checkpoint of the last step is saved.
+      Diverged: A loss or another metric is not finite.
+      Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
+      StorageFull: The disk is full.
     """
     make_data = _open_captions(recipe)
     initialize_devices()
@@ -234,7 +237,7 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
 
 
 def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]:
-    """Checks data and tokenizer of a recipe. Returns a function that opens the batches."""
+    """Checks the data and the tokenizer of a recipe. Returns a function that opens the batches."""
     if not recipe.data.directories:
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
     if not recipe.tokenizer:

@@ -64,7 +64,8 @@ def train_stage(
       JanusError: The recipe, the data, the initialization or the workdir cannot be used; too many records are rejected;
         or a data worker has died.
       Diverged: The gradient is not finite more often than the recipe allows.
-      Preempted: The machine is being taken away; a checkpoint is saved.
+      Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
     folder = checkpoints_folder(workdir, recipe.stage).parent

@@ -76,7 +76,8 @@ class TrainingTask(Generic[S, D]):
     Attributes:
       config: Configuration as JSON values. It is saved with each checkpoint.
       abstract_state: Shapes, dtypes and shardings of the train state.
-      initial_state: Makes the state before the first step. If it reads from the data, it must restore the position.
+      initial_state: Makes the state before the first step. If it reads from the data, it must restore the data
+        position.
       step: Compiled step from a state and a batch of this process to the next state and scalar metrics. It may donate
         the state. A metric `finite` of 0 means that the step skipped its update because of a non-finite gradient.
       open_data: Opens the data. It raises `DataChanged` if the saved positions belong to other data.
@@ -87,11 +88,11 @@ class TrainingTask(Generic[S, D]):
       report_every: Steps between reports of metrics. 0 reports at the end only.
       mesh: Mesh that holds the state; None for a single device.
       make_callbacks: Makes the callbacks, which run in order.
-      keep: Which checkpoints are kept.
+      keep: Retention policy of the checkpoints.
       learning_rate: Learning rate of each step, counted from 0, for the report; None omits it.
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more ends the run.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
-      progress_metrics: Metrics at the start of the progress line. Metrics below them, such as `loss/TASK`, follow.
+      progress_metrics: Names of the first metrics of the progress line. Their parts, such as `loss/TASK`, follow.
       facts: Facts that the trainer prints at the start, such as the size of a batch, by name.
       steps_field: Name of the setting that determines `last_step`, for messages.
       restart_data: Whether a resumed run starts a new order of the data if the saved positions belong to other data.
@@ -134,10 +135,10 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       folder: Folder of the run, created if missing and shared by all processes.
 
     Raises:
-      JanusError: The folder cannot be used, its checkpoints belong to another model, or their positions to other data.
-      Diverged: More gradients than `max_skipped` are not finite.
-      Preempted: The machine is being taken away; a checkpoint is saved.
-      Interrupted: The user has pressed Ctrl-C; a checkpoint is saved.
+      JanusError: The folder cannot be used, or its checkpoints belong to another model or to other data.
+      Diverged: More gradients than `max_skipped` are not finite; or a metric is not finite, if there is no `finite`.
+      Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
     folder = Path(folder)

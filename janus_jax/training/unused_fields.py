@@ -1,4 +1,4 @@
-"""Refuses recipes with fields that have no effect.
+"""Rejects recipes that set fields without an effect.
 
 A table for each kind of recipe states which fields have an effect only under a condition on other fields.
 """
@@ -23,9 +23,9 @@ class Rule(NamedTuple):
     Attributes:
       fields: Pattern of the fields' paths, without "config.".
       has_effect: Whether the condition holds.
-      needs: The condition in words.
+      needs: Description of the condition, for the message.
       in_advance: Whether a recipe may set the fields while they have no effect, for example the interval of an
-        evaluation without held-out data. They are then refused on the command line only.
+        evaluation without held-out data. Such fields are rejected on the command line only.
     """
 
     fields: str
@@ -35,10 +35,12 @@ class Rule(NamedTuple):
 
 
 def check_unused_fields(recipe: Recipe | AutoencoderRecipe | SiglipRecipe, given: Collection[str] = ()) -> None:
-    """Checks that every field that differs from its default has an effect. Of the stages, checks the current one.
+    """Checks that every field that differs from its default has an effect.
+
+    Only the current stage is checked, not the other stages.
 
     Args:
-      recipe: The recipe. Its model must be known.
+      recipe: The recipe, with a model (`init_from.open_initialisation`).
       given: Paths of the fields that were set on the command line, such as "config.stage".
 
     Raises:
@@ -51,8 +53,8 @@ def check_unused_fields(recipe: Recipe | AutoencoderRecipe | SiglipRecipe, given
         for path in fnmatch.filter(changed, f"config.{rule.fields}"):
             if path in given or not rule.in_advance:
                 raise JanusError(
-                    f"{path} is {changed[path]!r:.80}, but it has no effect without {rule.needs}; leave it out, or "
-                    f"change that."
+                    f"{path} is {changed[path]!r:.80}, but it has no effect without {rule.needs}; omit it, or "
+                    f"meet this condition."
                 )
 
 
@@ -153,7 +155,7 @@ def _optimizer_rules(where: str, optimizer: OptimizerConfig) -> Iterable[Rule]:
 
 
 def _changed_fields(value: Any, default: Any = dataclasses.MISSING, where: str = "config") -> Iterator[tuple[str, Any]]:
-    """Yields path and value of each field that differs from its default."""
+    """Yields the path and the value of each field that differs from its default."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         if default is None:
             yield where, value

@@ -137,7 +137,7 @@ USER_ERRORS = {
     "an empty input": (["--input=empty.jsonl"], "has no records"),
     "an unknown format": (["--input=c.txt"], "captions reads, .jsonl, .json"),
     "a table with other columns": (["--input=other.csv"], "name the right one with --text_field"),
-    "a truncated array": (["--source=llava", "--input=broken.json"], "broken.json is damaged"),
+    "a truncated array": (["--source=conversations", "--input=broken.json"], "broken.json is damaged"),
     "no such folder of images": (["--images=nowhere"], "--images nowhere is not a folder"),
     "an impossible share": (["--max_rejected=1.5"], "--max_rejected"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),

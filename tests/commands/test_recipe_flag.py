@@ -1,4 +1,4 @@
-"""Messages for names of fields on the command line that do not exist."""
+"""Error messages for unknown config fields on the command line."""
 
 import re
 

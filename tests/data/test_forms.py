@@ -37,7 +37,7 @@ class Read(NamedTuple):
 
 
 def read(kind, *inputs, **more):
-    """Reads valid records, and the rejected ones by key."""
+    """Returns the valid records, and the rejections by key."""
     result = Read([], {})
     for part in get_source(kind).parts(options(kind, *inputs, **more)):
         for entry in part.entries():
@@ -86,7 +86,7 @@ USER, ANSWER = ("user", "<image_placeholder>What?"), ("assistant", "A cat.")
 
 class TestConversations:
     def chat(self, folder, value, **more):
-        return read("llava", json_lines(folder / "a.jsonl", [value]), **more)
+        return read("conversations", json_lines(folder / "a.jsonl", [value]), **more)
 
     def test_images_beside_messages_are_kept_with_the_system_prompt(self, folder):
         (record,) = self.chat(folder, CHAT | {"images": ["cat.jpg"], "system": "Be brief."}).records
@@ -123,7 +123,7 @@ class TestConversations:
         ]
         structs = [{"bytes": image(0), "path": None}]
         file = parquet(folder / "a.parquet", {"messages": [messages], "images": [structs], "id": [7]})
-        (record,) = read("llava", file).records
+        (record,) = read("conversations", file).records
         assert contents(record) == [("user", "What?<image_placeholder>"), ("assistant", "A cat.")]
         assert record.images == (image(0),)
         assert record.unused == ("id", "part.index")
@@ -346,8 +346,8 @@ class TestFolders:
             ("captions", "a.tar", "--source webdataset reads .tar files"),
             ("captions", "cat.jpg", "--source folder reads .jpg files"),
             ("captions", "a.txt", "--source text reads .txt files"),
-            ("webdataset", "a.jsonl", "--source captions or llava or text reads .jsonl files"),
-            ("folder", "a.jsonl", "--source captions or llava or text reads .jsonl files"),
+            ("webdataset", "a.jsonl", "--source captions or conversations or text reads .jsonl files"),
+            ("folder", "a.jsonl", "--source captions or conversations or text reads .jsonl files"),
             ("captions", "", "is a folder without .* files; --source folder reads .jpg files"),
         ],
     )
@@ -461,11 +461,11 @@ class TestFilesOfOtherTools:
         assert result.reasons == {"captions.parquet:3": "empty_text"}
 
     def test_conversations_of_a_hub_dataset(self):
-        one, two = read("llava", self.FILES / "hub").records
+        one, two = read("conversations", self.FILES / "hub").records
         assert contents(one) == [("user", "<image_placeholder>\nWhat?"), ("assistant", "A cat.")]
         assert contents(two)[0] == ("user", "Compare <image_placeholder> to <image_placeholder>")
         assert (len(one.images), len(two.images)) == (1, 2)
-        assert len(read("llava", self.FILES / "hub", input_split="validation").records) == 1
+        assert len(read("conversations", self.FILES / "hub", input_split="validation").records) == 1
 
     def test_webdataset_and_macos(self, tmp_path):
         (tmp_path / "names").write_text("cat\ndog\n")
@@ -474,8 +474,8 @@ class TestFilesOfOtherTools:
         assert read("webdataset", self.FILES / "macos.tar.gz").texts == ["a star 0", "a star 1", "a star 2"]
 
 
-def test_turns_of_llava_name_their_unused_fields(folder):
+def test_turns_of_conversations_name_their_unused_fields(folder):
     said = [turn | {"weight": 1} for turn in turns("<image>What?", "A cat.")]
     file = json_lines(folder / "a.jsonl", [{"image": "cat.jpg", "conversations": said}])
-    (record,) = read("llava", file).records
+    (record,) = read("conversations", file).records
     assert record.unused == ("turn.weight",)

@@ -110,7 +110,7 @@ def test_hostile_conversations_are_rejected(tmp_path, folder, as_lines):
     samples = [good, *(sample for sample, _ in HOSTILE_SAMPLES.values()), good]
     text = "\n".join(map(json.dumps, samples)) if as_lines else json.dumps(samples)
     (tmp_path / "chat.json").write_text(text)
-    read = prepare(tmp_path / "out", "llava", tmp_path / "chat.json", images=str(folder), shard_records=5)
+    read = prepare(tmp_path / "out", "conversations", tmp_path / "chat.json", images=str(folder), shard_records=5)
     assert read.keys == ["chat.json:1", f"chat.json:{len(samples)}"]
     names = list(HOSTILE_SAMPLES)
     found = {names[int(key.split(":")[1]) - 2]: reason for key, reason in read.reasons.items()}
@@ -311,5 +311,5 @@ def test_unexpected_image_marks_are_rejected_for_each_task(tmp_path):
     file = json_lines(
         tmp_path / "chat.jsonl", [{"conversations": turns("a <image> tag", "b")}, {"conversations": turns("a", "b")}]
     )
-    assert prepare(tmp_path / "a", "llava", file, task=TEXT).reasons == {"chat.jsonl:1": "image_count"}
-    assert prepare(tmp_path / "b", "llava", file, task=UNDERSTANDING).reasons == {"chat.jsonl:1": "image_count"}
+    assert prepare(tmp_path / "a", "conversations", file, task=TEXT).reasons == {"chat.jsonl:1": "image_count"}
+    assert prepare(tmp_path / "b", "conversations", file, task=UNDERSTANDING).reasons == {"chat.jsonl:1": "image_count"}

@@ -54,7 +54,9 @@ class TestConversations:
 
     @pytest.mark.parametrize("shard_records", [1, 3, 100])
     def test_turns_roles_and_images(self, workspace, file, shard_records):
-        read = prepare(workspace / "out", "llava", file, images=str(workspace / "photos"), shard_records=shard_records)
+        read = prepare(
+            workspace / "out", "conversations", file, images=str(workspace / "photos"), shard_records=shard_records
+        )
         assert not read.rejections
         assert read.keys == ["chat.json:1", "chat.json:2", "chat.json:3", "chat.json:4"]
         one, several, none, unmarked = read.records
@@ -72,7 +74,7 @@ class TestConversations:
         assert {record.task for record in (one, several, unmarked)} == {Task.UNDERSTANDING}
 
     def test_the_text_task_rejects_images(self, workspace, file):
-        read = prepare(workspace / "out", "llava", file, images=str(workspace / "photos"), task=TEXT)
+        read = prepare(workspace / "out", "conversations", file, images=str(workspace / "photos"), task=TEXT)
         assert read.keys == ["chat.json:3"]
         assert set(read.reasons.values()) == {"image_count"}
 
@@ -81,7 +83,7 @@ class TestConversations:
         path = workspace / "chat.json"
         path.write_text(json.dumps(self.SAMPLES)[:-cut])
         with pytest.raises(JanusError, match=r"chat\.json is (damaged|not a JSON array)"):
-            prepare(workspace / "out", "llava", path)
+            prepare(workspace / "out", "conversations", path)
 
 
 class TestCaptions:
@@ -298,7 +300,7 @@ def test_missing_input_raises(tmp_path, kind):
         prepare(tmp_path / "out", kind, tmp_path / "absent")
 
 
-@pytest.mark.parametrize("kind", ["captions", "llava", "text"])
+@pytest.mark.parametrize("kind", ["captions", "conversations", "text"])
 def test_a_git_lfs_pointer_raises(tmp_path, kind):
     file = tmp_path / "a.jsonl"
     file.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\n")

@@ -92,7 +92,7 @@ POPE_ANSWERS = {
 }
 
 CASES = {
-    "GQA ignores case and a final full stop": Case(
+    "GQA ignores case and a final period": Case(
         "gqa",
         {
             "testdev_balanced_questions.json": {

@@ -1,4 +1,4 @@
-"""Every form of alpha in image files is blended over a background, counted, and by default dropped."""
+"""Every form of alpha in image files is detected, and blended over a background or, by default, dropped."""
 
 import io
 import struct

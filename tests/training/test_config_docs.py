@@ -55,4 +55,4 @@ def test_fields_are_printed_with_value_documentation_and_choices():
 def test_fields_of_an_architecture_are_those_of_its_class():
     config = load_recipe("vq_16")
     lines = describe_config(VQRecipe, config).splitlines()
-    assert lines[lines.index("config.model.codebook_size = 16384") + 1].strip() == "Number of image tokens."
+    assert lines[lines.index("config.model.codebook_size = 16384") + 1].strip().startswith("Number of codes")

@@ -13,7 +13,7 @@ VALUES = {"loss": 2.345678, "tokens/s": 12345.6, "understanding": 3.2, "generati
 
 
 class Terminal(io.StringIO):
-    """A terminal of this width."""
+    """A fake terminal with the given number of columns."""
 
     encoding = "utf-8"
 
@@ -26,7 +26,7 @@ class Terminal(io.StringIO):
 
     @property
     def lines(self):
-        """Lines that the terminal shows in the end."""
+        """The text that each line of the terminal finally shows."""
         return [line.split("\r")[-1].rstrip() for line in self.getvalue().split("\n")]
 
 

@@ -1,4 +1,4 @@
-"""The model of a stage whose recipe names none, and the dtypes of a resumed run."""
+"""Model of a stage if the recipe names none, and dtypes of a resumed run."""
 
 from dataclasses import replace
 

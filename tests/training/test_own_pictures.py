@@ -83,7 +83,7 @@ def test_all_stages_are_trained(workspace):
 
 
 @pytest.mark.slow
-def test_the_model_answers_and_draws(workspace):
+def test_the_model_answers_and_generates(workspace):
     folder, printed = workspace
     assert printed[-1].strip()
-    assert [Image.open(folder / "drawings" / f"0000{number}_0.png").size for number in (0, 1)] == [(64, 64)] * 2
+    assert [Image.open(folder / "generated" / f"0000{number}_0.png").size for number in (0, 1)] == [(64, 64)] * 2

@@ -29,7 +29,7 @@ def test_signal_is_noticed_inside_the_context(number):
 
 @pytest.fixture
 def interruptible():
-    """If the tests run in a shell's background, processes inherit that they ignore interrupts."""
+    """Enables SIGINT, which processes in the background of a shell ignore."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -85,7 +85,7 @@ def test_a_resumed_run_is_bitwise_equal(tmp_path):
 
 @pytest.fixture(scope="module")
 def captions(tmp_path_factory):
-    """A recipe whose data are eight pictures with captions, and two records that cannot be used."""
+    """A recipe with eight captioned pictures and two unusable records."""
     folder = tmp_path_factory.mktemp("captions")
     records = [prepared.generation(number, caption=f"Picture {number}.") for number in range(4)]
     records += [prepared.understanding(number) for number in range(4, 8)]

@@ -1,4 +1,4 @@
-"""Fields without effect are refused, by name and with the condition under which they have one."""
+"""Fields without an effect are rejected. The message names the field and the condition for an effect."""
 
 import re
 from dataclasses import replace

@@ -40,11 +40,11 @@ class ImageEncoding:
 
     Attributes:
       image_size: Side of an image in pixels.
-      module: Name of the model's module that encodes.
+      module: Name of the model's encoder module.
       parameters: Names of the module's parameters that `encode` needs.
-      encode: Function from parameters and pixels in [-1, 1] to one vector of tokens or latents per image.
+      encode: Function from parameters and pixels in [-1, 1] to tokens or latents, one vector of shape [N] per image.
       field: Field of `Record` that stores the vector.
-      scale: Factor that `encode` multiplies latents by.
+      scale: Factor by which `encode` multiplies latents.
     """
 
     image_size: int
@@ -116,11 +116,11 @@ class ImageEncoder:
 
 @dataclass(frozen=True)
 class OpenedEncoder:
-    """An opened image tokenizer or VAE. Its parameters are read when they are needed.
+    """An opened image tokenizer or VAE. A call reads its parameters.
 
     Attributes:
-      checkpoint: Checkpoint that contains it.
-      encoding: The encoding.
+      checkpoint: Opened checkpoint that contains it.
+      encoding: How it encodes images.
     """
 
     checkpoint: Checkpoint
@@ -134,8 +134,8 @@ class OpenedEncoder:
     def fingerprint(self) -> dict[str, Any]:
         """Returns JSON values that are equal for encoders that compute the same tokens or latents.
 
-        Of the parameters only the signs are hashed. They are the same after a conversion to another dtype or layout,
-        and training changes some of them.
+        Only the signs of the parameters are hashed. Conversion to another dtype or layout keeps all signs; training
+        changes some.
         """
         digest = hashlib.sha256()
         for keys, array in self._arrays():
@@ -153,8 +153,8 @@ class OpenedEncoder:
 def open_image_encoder(source: Path | Checkpoint) -> OpenedEncoder:
     """Opens the image tokenizer or the VAE of a checkpoint.
 
-    The checkpoint contains a model, or only an image tokenizer or a VAE, in any layout. A separate VAE states no image
-    size, so images have the size of JanusFlow-1.3B.
+    The checkpoint contains a model, or only an image tokenizer or a VAE, in any layout. The config of a separate VAE
+    has no image size, so images get that of JanusFlow-1.3B.
 
     Raises:
       JanusError: The checkpoint has no image tokenizer or VAE.

@@ -46,8 +46,8 @@ def prepare(
     Args:
       spec: The dataset.
       options: Processes and limits.
-      make_encoder: The opened image tokenizer or VAE `spec.tokenizer`, see `encode_images.open_image_encoder`.
-        None: nothing is precomputed.
+      make_encoder: Opened checkpoint `spec.tokenizer`, from `encode_images.open_image_encoder`. None: nothing is
+        precomputed.
       cluster: Processes that share the work. Default: this process.
 
     Returns:

@@ -61,8 +61,9 @@ class DatasetSpec:
       output: Folder of the dataset.
       split: Name of the split to write.
       tokenizer: Name of the checkpoint that precomputes image tokens or latents, or None.
-      image_tokenizer: Its fingerprint (`encode_images.OpenedEncoder.fingerprint`). Set by `prepare`.
-      background: What transparent images are blended over, see `Background`.
+      image_tokenizer: Fingerprint of that image tokenizer or VAE (`encode_images.OpenedEncoder.fingerprint`). Set by
+        `prepare`.
+      background: Background of transparent pixels, see `Background`.
     """
 
     source: str
@@ -92,7 +93,7 @@ class DatasetSpec:
 
 
 def tokenizer_fingerprint(dataset: Path) -> dict[str, Any] | None:
-    """Returns the fingerprint of the image tokenizer or VAE of a prepared dataset; None if it is not known."""
+    """Returns the fingerprint of the image tokenizer or VAE that encoded a prepared dataset; None if it is unknown."""
     job = read_json_if_exists(dataset / SUMMARY).get("job")
     return job.get("image_tokenizer") if isinstance(job, dict) else None
 
@@ -102,12 +103,12 @@ class ShardStats:
     """Counts of one or more shards.
 
     Attributes:
-      records: Records.
-      bytes: Bytes of the shards.
-      tasks: Records by task.
-      rejected: Rejected entries by reason.
-      transparent_images: Images of the records that have transparent pixels in the input.
-      unused: Records that were made without a field of the input, by field.
+      records: Number of records.
+      bytes: Size of the shards in bytes.
+      tasks: Number of records by task.
+      rejected: Number of rejected entries by reason.
+      transparent_images: Number of images with transparent pixels in the input.
+      unused: Number of records with an unused input field, by field.
     """
 
     records: int = 0
@@ -343,7 +344,7 @@ def open_shard_writer(spec: DatasetSpec, on_part: Callable[[int], object] = lamb
 
     Args:
       spec: The dataset. Its output folder must be new, empty, or from the same spec. It may contain the list of
-        rejected records of a run that accepted none.
+        rejected records that a run without any valid record left.
       on_part: Called with the number of parts so far, because splitting large tables takes a while.
 
     Raises:

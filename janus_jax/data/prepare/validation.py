@@ -38,8 +38,8 @@ def validate(record: Record, background: Background = "none") -> ValidRecord:
 
     Args:
       record: The record.
-      background: What transparent images are blended over. They are then stored as PNG; all other images keep their
-        encoding.
+      background: Background of transparent pixels, see `Background`. Blended images are stored as PNG; all other images
+        keep their encoding.
 
     Raises:
       RejectedRecord: The record cannot be used for its task.

@@ -16,11 +16,11 @@ from janus_jax.data.sources.tables import TABLE_ENDINGS, Columns, TableReader
 from janus_jax.processing import Task
 
 
-@register_source("llava", Task.UNDERSTANDING, Task.TEXT, endings=TABLE_ENDINGS)
+@register_source("conversations", Task.UNDERSTANDING, Task.TEXT, endings=TABLE_ENDINGS)
 def conversations(options: SourceOptions) -> Iterator[Part]:
     """Reads tables of conversations."""
     named = (*field_names(options.text_field, TURN_FIELDS), *field_names(options.image_field, CHAT_IMAGE_FIELDS))
-    reader = TableReader("llava", Columns(frozenset((*CHAT_FIELDS, *named))), options)
+    reader = TableReader("conversations", Columns(frozenset((*CHAT_FIELDS, *named))), options)
     for file in options.files(*TABLE_ENDINGS):
         folder = ImageFolder.of(options, file.path)
         yield from reader.parts(file, functools.partial(_record, folder, options))

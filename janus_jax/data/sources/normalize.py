@@ -70,7 +70,7 @@ _ROLES = {
 def text_record(options: SourceOptions, key: str, values: Mapping[str, Any]) -> Record:
     """Returns the record of a document."""
     raw = RawRecord(values)
-    text = get_text(raw.get(field_names(options.text_field, TEXT_FIELDS), _hint(raw, "llava")))
+    text = get_text(raw.get(field_names(options.text_field, TEXT_FIELDS), _hint(raw, "conversations")))
     return Record(key, Task.TEXT, text=text, unused=raw.unused)
 
 
@@ -101,7 +101,7 @@ def get_captions(raw: RawRecord, options: SourceOptions) -> tuple[str, ...]:
     label = raw.find([name for name in names if name in CLASS_FIELDS]) if not raw.has(_without_classes(names)) else None
     if isinstance(label, int | str) and str(label).strip():
         return (class_caption(str(label), options.class_names),)
-    return get_texts(raw.get(names, _hint(raw, "llava")))
+    return get_texts(raw.get(names, _hint(raw, "conversations")))
 
 
 def _without_classes(names: Sequence[str]) -> list[str]:
@@ -324,5 +324,5 @@ def _as_list(value: Any) -> list[Any]:
 
 def _hint(raw: RawRecord, source: str) -> str:
     """Returns the end of a message that names the source for a raw record of another form."""
-    names = {"llava": (*TURN_FIELDS, "query"), "captions": ("caption", "captions")}[source]
+    names = {"conversations": (*TURN_FIELDS, "query"), "captions": ("caption", "captions")}[source]
     return f"; --source {source} reads these fields" if raw.has(names) else ""

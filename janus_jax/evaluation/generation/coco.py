@@ -1,8 +1,9 @@
 """COCO-30K: images for 30,000 captions of COCO, compared with COCO's photographs by FID.
 
-The procedure is that of Janus' authors (deepseek-ai/Janus, issue 22): random captions of val2014, generated images
-resized to 256 pixels with a bicubic filter, and GigaGAN's evaluation script. The script reduces all images to squares
-of 256 pixels (`fid.center_square`) and compares them with the photographs of val2014 by clean-fid.
+The benchmark follows Janus' authors (deepseek-ai/Janus, issue 22). It generates images for random captions of val2014,
+resizes them to 256 pixels with a bicubic filter, and scores them as GigaGAN's evaluation script does. The script
+reduces the generated images and the photographs of val2014 to squares of 256 pixels (`fid.center_square`), and compares
+both sets by clean-fid.
 """
 
 import functools

@@ -125,7 +125,7 @@ class InceptionExtractor:
 
 
 def layout(size: int | None = None) -> str:
-    """Returns the files of FID, as a part of `Benchmark.layout`. See `compute_fid`."""
+    """Describes the files that `compute_fid` needs, as part of `Benchmark.layout`."""
     names = " or ".join(f"{_statistics_name(method, size)}.npz" for method in METHODS)
     return f"for FID, optional:\n{INCEPTION}\n{names} (mu, sigma), or {REFERENCE}/**/*.png (.jpg ...)"
 

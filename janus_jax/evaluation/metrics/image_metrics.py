@@ -9,12 +9,12 @@ from janus_jax.evaluation.metrics import clip_score, fid
 
 
 def layout(size: int | None = None) -> str:
-    """Returns the files of the metrics, as a part of `Benchmark.layout`. See `score_images`."""
+    """Describes the files that `score_images` needs, as part of `Benchmark.layout`."""
     return f"{fid.layout(size)}\n{clip_score.LAYOUT}"
 
 
 def check_files(data: Path, options: Options, size: int | None = None) -> None:
-    """Checks the files of the metrics before any image is generated. See `score_images`.
+    """Checks the files that `score_images` needs. Call it before any image is generated.
 
     Raises:
       JanusError: A weight file or reference is missing or malformed.

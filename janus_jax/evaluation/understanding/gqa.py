@@ -42,7 +42,7 @@ def _question(name: str, entry: Entry, images: Path) -> GqaQuestion:
 
 
 def normalize(answer: str) -> str:
-    """Returns the answer in lower case without a final full stop."""
+    """Returns the answer in lower case without a final period."""
     return answer.strip().rstrip(".").lower()
 
 

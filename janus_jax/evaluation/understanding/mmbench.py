@@ -1,7 +1,7 @@
 """MMBench (arXiv 2307.06281): multiple-choice questions with up to four options.
 
-Each question is asked once for every rotation of its options. The vanilla score counts all of them. The circular score
-counts a question as correct if all its rotations are answered correctly.
+Each question is asked once for every rotation of its options. The vanilla score is the accuracy over all rotations. For
+the circular score, a question is correct if all its rotations are answered correctly.
 """
 
 import base64
@@ -44,7 +44,7 @@ class MmbenchQuestion(Question):
 
 
 def read(data: Path, options: Options) -> list[MmbenchQuestion]:
-    """Reads the questions of the folder's only table, with all rotations of their options."""
+    """Reads the only table in the folder. Returns its questions with all rotations of their options."""
     tables = sorted(data.glob("*.tsv")) if data.is_dir() else []
     if len(tables) != 1:
         names = ", ".join(table.name for table in tables) or "none"

@@ -80,7 +80,7 @@ def parse_answer(answer: str) -> str:
 
 
 def _one_line(answer: str) -> str:
-    """Returns the answer as the predictions contain it: without space at the ends, line breaks and tabs."""
+    """Returns the answer in one line for the prediction files: each run of white space becomes one space."""
     return " ".join(answer.split())
 
 

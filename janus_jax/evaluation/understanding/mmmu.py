@@ -41,10 +41,10 @@ class MmmuQuestion(Question):
     """An MMMU question.
 
     Attributes:
-      subject: Subject of the course.
+      subject: Subject, such as "Accounting".
       choices: Options by letter; empty for an open question.
       answer: The correct letter; for an open question, all accepted texts.
-      answer_field: The field `answer` as text.
+      answer_field: Text of the field `answer` in the data file.
     """
 
     subject: str
@@ -180,8 +180,8 @@ def parse_answers(questions: Sequence[MmmuQuestion], answers: Answers) -> dict[s
 def score(questions: Sequence[MmmuQuestion], answers: Answers, options: Options) -> Scores:
     """Returns accuracies in percent with two matchers of answers, in total and by subject.
 
-    The names are `MATCHER.accuracy` and `MATCHER.SUBJECT`. The matcher `vlmevalkit` is that of Janus' authors,
-    `official` that of MMMU's authors.
+    The names are `MATCHER.accuracy` and `MATCHER.SUBJECT`. Janus' authors use the matcher `vlmevalkit`, MMMU's authors
+    use `official`.
     """
     parsed = parse_answers(questions, answers)
     matchers = {
@@ -200,8 +200,8 @@ def score(questions: Sequence[MmmuQuestion], answers: Answers, options: Options)
 def _matches_as_vlmevalkit(question: MmmuQuestion, answer: str) -> bool:
     """Returns whether VLMEvalKit's exact matching accepts an answer.
 
-    It turns an open question into one with two options: A is the expected answer, B is "Other Answers". The correct
-    letter is A, except if the expected answer is itself a capital letter; then it is this letter.
+    VLMEvalKit turns an open question into one with two options: A is the expected answer, B is "Other Answers". The
+    correct letter is A; but if the expected answer is a capital letter, that letter is correct.
     """
     if question.choices:
         return parse_choice(answer, question.choices) in question.answer
@@ -211,7 +211,7 @@ def _matches_as_vlmevalkit(question: MmmuQuestion, answer: str) -> bool:
 
 
 def write_predictions(questions: Sequence[MmmuQuestion], answers: Answers, folder: Path) -> None:
-    """Writes `mmmu_val.json` for the official scorer: the letters that it chooses, and open answers, by question id."""
+    """Writes `mmmu_val.json` for the official scorer: by question id, the chosen letter or the open answer."""
     content = json.dumps(parse_answers(questions, answers), indent=2)
     (folder / "mmmu_val.json").write_text(content, encoding="utf-8")
 

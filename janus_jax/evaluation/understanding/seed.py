@@ -23,7 +23,7 @@ class SeedQuestion(Question):
     """A SEED-Bench question.
 
     Attributes:
-      official_id: Id in the official file, which contains one id twice, for two questions.
+      official_id: Id in the official file. Two questions have the same id there.
       choices: Options by letter.
       answer: The correct letter.
       kind: Name of the question's type.

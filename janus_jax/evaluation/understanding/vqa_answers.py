@@ -29,7 +29,7 @@ _APOSTROPHES_RESTORED = {
 } | {"somebody'd": "somebodyd"}  # The scorer has this error.
 
 _COMMA_IN_NUMBER = re.compile(r"\d,\d")
-# The scorer means to keep decimal points only, but keeps every full stop before a digit.
+# The scorer means to keep decimal points only, but keeps every period before a digit.
 _FULL_STOP = re.compile(r"\.(?!\d)")
 _MAX_FULL_STOPS = int(re.UNICODE)  # The scorer passes this flag as the number of replacements.
 

@@ -57,7 +57,7 @@ def random_crop(image: Image.Image, size: int, rng: np.random.Generator, flip: b
 
 
 def evaluation_images(data: ImageData, size: int, count: int) -> Images:
-    """Returns center crops of the first `count` readable evaluation images of a recipe.
+    """Returns center crops of the first `count` readable evaluation images, uint8 RGB.
 
     Raises:
       JanusError: A dataset cannot be opened, or no image is readable.
@@ -67,7 +67,7 @@ def evaluation_images(data: ImageData, size: int, count: int) -> Images:
 
 
 def center_crops(components: Sequence[Component], size: int, count: int) -> Images:
-    """Returns center crops of the first `count` readable images.
+    """Returns center crops of the first `count` readable images, uint8 RGB.
 
     Raises:
       JanusError: No image is readable.
@@ -86,7 +86,7 @@ def center_crops(components: Sequence[Component], size: int, count: int) -> Imag
 
 
 def hold_out(images: Images, count: int) -> tuple[Images, Images]:
-    """Splits images into training and evaluation images: the first twentieth, at least one and at most `count`.
+    """Returns training and evaluation images. The first 5%, at least one and at most `count`, are for evaluation.
 
     Raises:
       JanusError: There are fewer than two images.

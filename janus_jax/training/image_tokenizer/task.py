@@ -64,8 +64,8 @@ class Extensions:
 
     Attributes:
       images: Training images. None uses `recipe.data`.
-      eval_images: Evaluation images. None uses `recipe.data`, or, if that names no datasets, holds out the first 5% of
-        `images`.
+      eval_images: Evaluation images. None uses `recipe.data`; if it names no datasets, the first 5% of `images` are
+        held out.
       initialize: Maps the random parameters to the initial ones.
       pixel_losses: Computes the reconstruction losses on pixels.
       metrics: Computes additional evaluation metrics.
@@ -189,7 +189,10 @@ def train_tokenizer(
 
     Raises:
       JanusError: The data cannot be read, the devices cannot share the batch, or the workdir belongs to another run.
-      Preempted: The machine is being shut down. The checkpoint of the last step is saved.
+      Diverged: A loss or another metric is not finite.
+      Preempted: The machine is about to be preempted; a checkpoint is saved.
+      Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
+      StorageFull: The disk is full.
     """
     initialize_devices()
     networks = read_networks(recipe.networks)
