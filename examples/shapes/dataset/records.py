@@ -67,8 +67,10 @@ class ShapesDataset:
         """Returns a record.
 
         Raises:
-          JanusError: The vocabulary allows no such scene.
+          JanusError: The vocabulary allows no such scene, or the dataset has no records of this task.
         """
+        if task is Task.EDITING:
+            raise JanusError("The shapes dataset has no records of the task editing; use another task.")
         rng = self._rng(task, index)
         key = self.key(task, index)
         match task:
@@ -80,8 +82,6 @@ class ShapesDataset:
             case Task.GENERATION:
                 scene, text = self._captioned_scene(rng)
                 return Record(key, task, text=text, images=(encode_png(render(scene, self.image_size)),))
-            case Task.EDITING:
-                raise JanusError("The shapes dataset has no records of the task editing; use another task.")
 
     def texts(self, count: int) -> Iterator[str]:
         """Yields the texts of the first `count` records of every task, for example to train a tokenizer."""

@@ -101,7 +101,7 @@ def test_the_text_patterns_find_names_and_counts():
     assert named_shapes(text) == {"star", "triangle"}
 
 
-@pytest.mark.parametrize("task", Task)
+@pytest.mark.parametrize("task", [Task.TEXT, Task.UNDERSTANDING, Task.GENERATION])
 def test_records_depend_on_seed_and_index_only(task):
     dataset = ShapesDataset(seed=3)
     records = list(dataset.records(task, 10))
