@@ -96,9 +96,9 @@ class SourceOptions:
       text_field: Field of the caption, class or document. Default: the source's usual names.
       image_field: Field of the image. Default: the source's usual names.
       class_names: File with a caption for each class, see `class_names.read_class_names`.
-      caption_from: Caption of an image in a folder: its name, the name of its folder, or the text file with its name.
-        None: the text files if there are any, else the names.
-      text_unit: What a document is in a text file.
+      caption_from: What the caption of an image in a folder is: its file name, the name of its folder, or the content
+        of the text file with the same base name. None: text files if the folder has any, otherwise file names.
+      text_unit: Unit of a `.txt` file that makes one document: a line, a paragraph or the whole file.
       input_split: Split of a TFDS dataset, or of a folder whose files name several splits.
       data_dir: Folder of TFDS datasets. Default: TFDS's own.
       shard_records: Entries per part, if the source can be split anywhere. A shard has at most as many records.
@@ -158,8 +158,12 @@ def register_source(
 ) -> Callable[[SplitInput], SplitInput]:
     """Returns a decorator that registers a function as a source.
 
-    `Source` describes the arguments. If another source is given a file with one of the `endings`, its message names
-    this source.
+    Args:
+      name: See `Source`.
+      *tasks: See `Source`.
+      shard_records: See `Source`.
+      endings: Endings of the files that the source reads. The error of another source that is given such a file
+        suggests this source.
     """
     register_endings(name, endings)
 

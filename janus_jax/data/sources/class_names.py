@@ -21,7 +21,7 @@ class ClassNames:
     """Captions of classes.
 
     Attributes:
-      file: The file that they are from, for messages.
+      file: Path of the file with the captions, for messages.
       by_name: Captions by name.
       by_number: Captions by number, counted from 0.
     """
@@ -48,7 +48,7 @@ class ClassNames:
 
 
 def class_caption(label: str, class_names: str | None) -> str:
-    """Returns the caption of a class: that in the file `class_names`, or the class name with spaces for underscores.
+    """Returns the caption of a class. Without a file `class_names`, it is the class name with spaces for underscores.
 
     Raises:
       RejectedRecord: The file does not have the class, or the class is a number without a file.

@@ -127,7 +127,7 @@ class RawRecord:
 
     @property
     def unused(self) -> tuple[str, ...]:
-        """Names of the fields with a value that were not used."""
+        """Names of the fields that have a value and were not read."""
         return tuple(name for name, value in self._values.items() if not (name in self._used or is_blank(value)))
 
 

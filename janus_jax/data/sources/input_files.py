@@ -43,7 +43,7 @@ class InputFile(NamedTuple):
 
 
 def is_skipped(name: str) -> bool:
-    """Returns whether the path of a file names a hidden file, or one that macOS adds to folders and archives."""
+    """Returns whether a path is hidden (a part starts with a dot) or was added by macOS to a folder or archive."""
     parts = name.split("/")
     return any(part in _SKIPPED_FOLDERS or (part.startswith(".") and part not in (".", "..")) for part in parts)
 
@@ -144,7 +144,7 @@ def register_endings(source: str, endings: Iterable[str]) -> None:
 
 
 def describe_readers(ending: str) -> str:
-    """Returns the part of a message that names the sources which read files with an ending; "" if none does."""
+    """Returns a clause for error messages: the sources that read files with this ending; "" if no source does."""
     sources = _readers.get(ending)
     return f"--source {' or '.join(sources)} reads {ending} files" if sources else ""
 

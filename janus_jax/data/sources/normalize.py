@@ -215,7 +215,7 @@ def _pair(pair: Any) -> list[Any]:
 
 @dataclass
 class _ImageMarks:
-    """Assigns images to marks in the order of the text.
+    """Assigns the listed images to the image marks of a conversation, in the order of the text.
 
     Attributes:
       rest: Listed images that have no mark yet.
@@ -300,7 +300,7 @@ def _part_image(part: RawRecord) -> Any:
 
 
 def _join(text: str, leading: int) -> str:
-    """Returns a text after placeholders of `leading` images, each on its line."""
+    """Returns a text that starts with `leading` image placeholders, one per line."""
     placeholders = "\n".join([IMAGE_PLACEHOLDER] * leading)
     return f"{placeholders}\n{text}" if leading and text and not text.startswith("\n") else placeholders + text
 

@@ -1,7 +1,7 @@
 """Reads tables: JSON lines and arrays, CSV, TSV, Parquet and Arrow, also compressed with gzip or zstd.
 
-The content of a file selects its format, except for CSV and TSV. Parts of all formats make records by the same function
-from the values of a row.
+The content of a file selects its format, except for CSV and TSV. In all formats, a row maps column names to values, and
+the source makes a record from it.
 """
 
 import contextlib
@@ -55,7 +55,7 @@ class Columns:
 
     Attributes:
       known: Columns that the source can use. Only these are read from Parquet and Arrow files.
-      required: For each required column: the flag that names it, the name from the flag, and the usual names.
+      required: One entry per required column: the flag that selects it, the value of the flag, and the default names.
     """
 
     known: frozenset[str]

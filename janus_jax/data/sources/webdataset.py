@@ -38,7 +38,7 @@ def webdataset(options: SourceOptions) -> Iterator[Part]:
 
 @dataclass
 class _Sample:
-    """Contents of the members with one base name, by ending. Members with other endings are not read: None."""
+    """Members with one base name, by ending. The content is None if the source does not use the ending."""
 
     key: str
     members: dict[str, bytes | None] = field(default_factory=dict)
@@ -129,7 +129,9 @@ def _record(key: str, sample: _Sample, options: SourceOptions) -> Record:
 
 
 def _member(sample: _Sample, name: str | None, kinds: tuple[str, ...], flag: str) -> str | None:
-    """Returns the ending of a member: `name`; or the first of the kinds, or an ending such as `input.jpg` of a kind.
+    """Returns the ending of the member to use: `name` if given, otherwise the first of `kinds` that the sample has.
+
+    An ending such as `input.jpg` is used if the sample has no plain `jpg`.
 
     Raises:
       RejectedRecord: The sample has several members such as `input.jpg` and `mask.jpg`.
@@ -147,7 +149,7 @@ def _member(sample: _Sample, name: str | None, kinds: tuple[str, ...], flag: str
 
 
 def _captions(sample: _Sample, members: RawRecord, raw: RawRecord, options: SourceOptions) -> tuple[str, ...]:
-    """Returns the captions in the member or JSON field `text_field`, else in a text, the JSON, or the class."""
+    """Returns the captions of the member or JSON field `text_field`, or of the text, JSON or class member."""
     name, flag = options.text_field, "--text_field"
     if name is None:
         ending = _member(sample, None, ("txt", "caption", "cap", "text"), flag)
