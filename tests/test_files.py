@@ -25,5 +25,6 @@ def test_only_line_feeds_end_lines(tmp_path):
 def test_text_in_another_encoding_is_reported(tmp_path):
     file = tmp_path / "prompts.txt"
     file.write_text("the sea", encoding="utf-16")
-    with pytest.raises(JanusError, match=r"prompts.txt is damaged .*; save it as UTF-8"):
-        read_lines(file, "save it as UTF-8")
+    message = r"prompts.txt is not UTF-8 text \(byte 0 is 0xff\); save it as UTF-8, or fetch it again"
+    with pytest.raises(JanusError, match=message):
+        read_lines(file)

@@ -96,7 +96,7 @@ def main(_: Sequence[str]) -> None:
 def _read_prompts(path: str | None) -> list[str]:
     if path is None:
         return []
-    prompts = read_lines(Path(path), "save it as UTF-8 text with one prompt per line")
+    prompts = read_lines(Path(path), "write one prompt per line")
     if not prompts:
         raise JanusError(f"{path} contains no prompts; write one per line.")
     return prompts

@@ -74,7 +74,7 @@ USER_ERRORS = {
     "no such folder": (["--model=absent"], "absent does not exist"),
     "an empty prompt": (["--prompt="], "--prompt is empty"),
     "no such prompts file": (["--prompts_file=absent.txt"], "absent.txt does not exist"),
-    "a prompts file in UTF-16": (["--prompts_file=utf_16.txt"], "save it as UTF-8 text with one prompt per line"),
+    "a prompts file in UTF-16": (["--prompts_file=utf_16.txt"], "save it as UTF-8, or write one prompt per line"),
     "a prompts file with blank lines only": (["--prompts_file=blank.txt"], "blank.txt contains no prompts"),
     "no images": (["--num_images=0"], "--num_images=0"),
     "a negative batch": (["--batch_size=-4"], "--batch_size=-4"),

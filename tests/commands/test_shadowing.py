@@ -1,16 +1,30 @@
 """Files in the user's folder hide neither our modules nor our recipes."""
 
-import contextlib
 import subprocess
 import sys
 
-import grain
 import pytest
 
-from janus_jax.data.pipeline.loading import iterate
 from tests.commands.conftest import environment
 
 SCRIPT = "from janus_jax.commands.train import run\n\nrun()\n"
+WORKER_SCRIPT = """
+import contextlib
+
+import grain
+
+from janus_jax.commands import cli
+from janus_jax.data.pipeline.loading import iterate
+
+
+def main(argv):
+    with contextlib.closing(iterate(grain.MapDataset.source([-3]).map(abs), workers=1)) as iterator:
+        print(next(iterator))
+
+
+if __name__ == "__main__":
+    cli.run(main)
+"""
 
 
 @pytest.fixture
@@ -34,5 +48,7 @@ def test_an_installed_command_finds_our_recipes_and_modules(folder):
 
 
 def test_data_workers_find_our_modules(folder):
-    with contextlib.closing(iterate(grain.MapDataset.source([-3]).map(abs), workers=1)) as iterator:
-        assert next(iterator) == 3
+    script = folder.parent / "janus-count"
+    script.write_text(WORKER_SCRIPT)
+    done = subprocess.run([sys.executable, str(script)], cwd=folder, env=environment(), capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr

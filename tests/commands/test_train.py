@@ -26,6 +26,8 @@ def command(workdir, *flags):
 )
 def test_signal_saves_and_exits(tmp_path, number, code):
     steps = ("--config.stages.stage_1.steps=100000", "--config.intervals.save=0", "--config.intervals.report=1")
+    # Processes in the background of a shell inherit that they ignore interrupts.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
     begun = subprocess.Popen(
         [sys.executable, "-m", *command(tmp_path, *steps)],
         env=environment(**ONE_DEVICE),
@@ -33,6 +35,7 @@ def test_signal_saves_and_exits(tmp_path, number, code):
         stderr=subprocess.PIPE,
         text=True,
     )
+    signal.signal(signal.SIGINT, before)
     metrics = tmp_path / "stage_1" / "metrics.jsonl"
     deadline = time.monotonic() + 120
     while begun.poll() is None and not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:

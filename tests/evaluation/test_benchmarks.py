@@ -12,6 +12,9 @@ from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.understanding.mme import COGNITION, PERCEPTION
 from tests.evaluation.fakes import answer_in_order, prompt_text, write_image
 
+# Other tests register benchmarks, too.
+BUILT_IN = [name for name, one in BENCHMARKS.items() if one.read.__module__.startswith("janus_jax.")]
+
 SPLITS = ("random", "popular", "adversarial")
 SHORT_ANSWER = "\nAnswer the question using a single word or phrase."
 
@@ -332,7 +335,7 @@ WELL_FORMED = {case.benchmark: (case.files, dict(case.options)) for case in CASE
 }
 
 
-@pytest.mark.parametrize("name", BENCHMARKS)
+@pytest.mark.parametrize("name", BUILT_IN)
 def test_a_byte_order_mark_is_ignored(name, tmp_path):
     files, given = WELL_FORMED[name]
     benchmark = find_benchmark(name)
@@ -361,8 +364,8 @@ def official_sizes(name, **options):
 
 
 def test_every_benchmark_has_an_official_size():
-    assert all(size > 0 for name in BENCHMARKS for size in official_sizes(name))
-    assert all(official_sizes(name) for name in BENCHMARKS)
+    for name in BUILT_IN:
+        assert min(official_sizes(name), default=0) > 0, name
     assert official_sizes("geneval", images="2") == (1106,)
     assert official_sizes("vqav2", split="test-dev2015") == (107_394,)
 

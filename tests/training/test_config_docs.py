@@ -48,7 +48,7 @@ def test_fields_are_printed_with_value_documentation_and_choices():
     assert after("config.stages.stage_2.optimizer.schedule = 'cosine'").startswith('"constant", or "cosine" from')
     assert after("config.stages.stage_3.supervision = 'answers'").endswith("One of: text, answers.")
     assert after("config.resources.microbatches = 1") == "Number of microbatches."
-    assert after("config.sources.text.directory = ''") == "Folder that `janus-prepare` wrote."
+    assert after("config.sources.text.directory = ''").startswith("Folder that `janus-prepare` wrote;")
     assert "config.stages.stage_1.phases.phase_1.weights.imagenet = 3.0" in lines
 
 

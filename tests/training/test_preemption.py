@@ -79,6 +79,7 @@ def test_second_interrupt_ends_blocked_processes():
 TRAINING = """
 import json, os, signal, sys, time
 import jax
+signal.signal(signal.SIGINT, signal.default_int_handler)
 jax.distributed.initialize(sys.argv[1], 2, int(sys.argv[2]))
 from janus_jax.sharding import make_mesh, use_mesh
 from janus_jax.training.checkpointing import Checkpoints

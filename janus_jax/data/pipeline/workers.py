@@ -34,8 +34,6 @@ def prepare_main_process() -> None:
     # grain reads its flags, which only a command parses.
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
-    # Files in the working folder do not hide modules from the workers.
-    os.environ["PYTHONSAFEPATH"] = "1"
     # Python's resource tracker removes the shared memory of killed workers. Its warning would follow the error message.
     before = os.environ.get("PYTHONWARNINGS")
     os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"

@@ -21,7 +21,7 @@ from janus_jax.training.image_tokenizer.vae import VAETraining
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe_files import load_recipe
-from janus_jax.training.trainer import train
+from janus_jax.training.trainer import DataStart, train
 from tests.data.prepared import write
 from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, encoded, images
 
@@ -131,7 +131,7 @@ def test_a_small_set_of_images_trains_with_the_default_split(tmp_path, count):
     data = replace(published.data, directories=(str(tmp_path / "pictures"),), workers=0)
     recipe = replace(published, data=data, model=VQ.model)
     task = tokenizer_task(recipe)
-    with task.open_data(None) as batches:
+    with task.open_data(DataStart()) as batches:
         assert next(batches)[0].shape == (recipe.batch_size, 24, 24, 3)
         assert batches.get_state()["records"] == count - round(count / 20)
     (callback,) = task.make_callbacks(None)
@@ -140,7 +140,7 @@ def test_a_small_set_of_images_trains_with_the_default_split(tmp_path, count):
 
 def test_images_in_memory_need_no_evaluation_images():
     task = tokenizer_task(VQ, extensions=Extensions(images=images(40)))
-    with task.open_data(None) as batches:
+    with task.open_data(DataStart()) as batches:
         assert len(batches._arrays[0]) == 38
 
 
