@@ -89,6 +89,6 @@ def get_config() -> ConfigDict:
         precomputed_image_tokens=True,
         intervals=Intervals(report=20, evaluate=0, sample=0, save=100),
         samples=Samples(),
-        resources=Resources(remat="none", scan_unroll=4, data_workers=1),
+        resources=Resources(remat="none", scan_unroll=4, data_workers=0, data_threads=2),
     )
     return to_config(recipe)

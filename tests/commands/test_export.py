@@ -15,6 +15,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.training.export import export, last_stage
 from janus_jax.training.param_paths import merge
 from tests.commands.conftest import ROOT, run
+from tests.commands.test_train import ONE_DEVICE
 from tests.training import runs
 
 QUESTION = [{"role": "user", "content": "What is in the picture?"}]
@@ -65,8 +66,7 @@ def test_janusflow_export_has_the_moving_average_without_the_aligner(tmp_path):
 def test_commands_train_export_and_generate_with_janusflow(tmp_path):
     config = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}:flow"
     steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")
-    one_device = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
-    done = run("launch.train", config, f"--workdir={tmp_path / 'run'}", *runs.flags(), *steps, **one_device)
+    done = run("launch.train", config, f"--workdir={tmp_path / 'run'}", *runs.flags(), *steps, **ONE_DEVICE)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "stage_1" / "samples" / "step_2" / "1.png").exists()
     done = run(

@@ -13,7 +13,8 @@ from tests.commands.conftest import ROOT, environment, run
 from tests.training import runs
 
 CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
-ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1"}
+# Without optimization, compiling takes less time.
+ONE_DEVICE = {"XLA_FLAGS": "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"}
 
 
 def command(workdir, *flags):

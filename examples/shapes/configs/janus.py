@@ -127,7 +127,7 @@ RECIPE = Recipe(
     },
     precomputed_image_tokens=True,
     intervals=Intervals(report=20, evaluate=0, sample=0, save=200),
-    resources=Resources(remat="none", scan_unroll=4, data_workers=1),
+    resources=Resources(remat="none", scan_unroll=4, data_workers=0, data_threads=2),
 )
 
 
