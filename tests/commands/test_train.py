@@ -42,7 +42,10 @@ def test_signal_saves_and_exits(tmp_path, number, code):
     while begun.poll() is None and not (metrics.exists() and metrics.stat().st_size) and time.monotonic() < deadline:
         time.sleep(0.2)
     begun.send_signal(number)
-    assert begun.wait(60) == code
+    try:
+        assert begun.wait(60) == code
+    finally:
+        begun.kill()
     assert "a checkpoint is saved" in begun.stderr.read()
     (saved,) = (int(path.name) for path in (tmp_path / "stage_1" / "checkpoints").glob("[0-9]*"))
     assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]
