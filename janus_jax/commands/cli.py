@@ -79,8 +79,6 @@ def run(
     hide_disk_full_traces()
     # Makes the user's modules importable (--source MODULE:NAME). At the end, so that they hide no installed package.
     sys.path.append(os.getcwd())
-    # Files in the working folder hide no modules from worker processes.
-    os.environ["PYTHONSAFEPATH"] = "1"
     module = sys.modules[main.__module__]
     name = name or (module.__spec__.name if module.__spec__ else Path(sys.argv[0]).name)
     actions = {

@@ -9,21 +9,15 @@ from tests.commands.conftest import environment
 
 SCRIPT = "from janus_jax.commands.train import run\n\nrun()\n"
 WORKER_SCRIPT = """
-import contextlib
-
 import grain
 
-from janus_jax.commands import cli
 from janus_jax.data.pipeline.loading import iterate
-
-
-def main(argv):
-    with contextlib.closing(iterate(grain.MapDataset.source([-3]).map(abs), workers=1)) as iterator:
-        print(next(iterator))
-
+from janus_jax.data.pipeline.workers import WorkerWatch
 
 if __name__ == "__main__":
-    cli.run(main)
+    iterator, watch = iterate(grain.MapDataset.source([-3]).map(abs), workers=1), WorkerWatch()
+    print(watch.call(iterator.__next__))
+    watch.close(iterator.close)
 """
 
 

@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent import futures
 from multiprocessing import resource_tracker
 from multiprocessing.process import BaseProcess
@@ -35,15 +35,22 @@ def prepare_main_process() -> None:
     if not flags.FLAGS.is_parsed():
         flags.FLAGS.mark_as_parsed()
     # Python's resource tracker removes the shared memory of killed workers. Its warning would follow the error message.
-    before = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = "ignore:resource_tracker"
-    try:
+    with _variable("PYTHONWARNINGS", "ignore:resource_tracker"):
         resource_tracker.ensure_running()
+
+
+@contextlib.contextmanager
+def _variable(name: str, value: str) -> Iterator[None]:
+    """Context in which processes start with an environment variable."""
+    before = os.environ.get(name)
+    os.environ[name] = value
+    try:
+        yield
     finally:
         if before is None:
-            del os.environ["PYTHONWARNINGS"]
+            del os.environ[name]
         else:
-            os.environ["PYTHONWARNINGS"] = before
+            os.environ[name] = before
 
 
 def start_worker(index: int, count: int) -> None:
@@ -125,7 +132,10 @@ class WorkerWatch:
         while (call := self._calls.get()) is not None:
             future, function = call
             try:
-                future.set_result(function())
+                # Files in the working folder hide no modules from workers that the function starts.
+                with _variable("PYTHONSAFEPATH", "1"):
+                    result = function()
+                future.set_result(result)
             except BaseException as error:
                 future.set_exception(error)
 
