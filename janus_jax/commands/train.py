@@ -24,7 +24,7 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all proces
 
 
 def main(_: Sequence[str]) -> None:
-    """Trains to the last step. The fields of the recipe decide what it trains."""
+    """Trains to the last step. The recipe's fields select a stage, an image tokenizer or an encoder."""
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe
     from janus_jax.training.siglip import SiglipRecipe, train_siglip

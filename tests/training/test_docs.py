@@ -1,11 +1,7 @@
 """Runs the fine-tuning example of docs/training.md."""
 
 import json
-import os
 import re
-import subprocess
-import sys
-from pathlib import Path
 
 import jax
 import pytest
@@ -20,8 +16,8 @@ from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import abstract_train_state
 from tests.pseudo import CORPUS, make_checkpoint
 from tests.tiny import picture
+from tests.training.doc_commands import ROOT, run_blocks
 
-ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "training.md").read_text(encoding="utf-8")
 (SECTION,) = re.findall(r"^## Fine-tuning on your own data\n(.*?)(?=^## )", PAGE, re.MULTILINE | re.DOTALL)
 COMMANDS = ("janus-prepare", "janus-train", "janus-export", "janus-chat")
@@ -56,36 +52,13 @@ def get_config():
 def example(tmp_path_factory):
     """The folder in which the commands of the page ran, and their output."""
     folder = tmp_path_factory.mktemp("example")
-    for name in ("photos", "bin"):
-        (folder / name).mkdir()
+    (folder / "photos").mkdir()
     picture(0, (96, 64)).save(folder / "photos" / "tom.jpg")
     picture(1, (64, 96)).save(folder / "photos" / "rex.jpg")
     (folder / "finetune.py").write_text(RECIPE)
     make_checkpoint(folder / "Janus-Pro-1B", preset("tiny"), CORPUS)
-    for name in COMMANDS:
-        script = folder / "bin" / name
-        script.write_text(f'#!/bin/sh\nexec "{sys.executable}" -m launch.{name.removeprefix("janus-")} "$@"\n')
-        script.chmod(0o755)
-    environment = os.environ | {
-        "PATH": f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}",
-        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
-        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
-    }
-    printed = []
-    for lines in BLOCKS:
-        done = subprocess.run(
-            ["bash", "-euc", lines.replace("--config finetune", "--config ./finetune.py")],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=600,
-            check=False,
-        )
-        assert done.returncode == 0, f"{lines}\n{done.stdout}\n{done.stderr}"
-        printed.append(done.stdout)
-    return folder, printed
+    blocks = [("bash", lines.replace("--config finetune", "--config ./finetune.py")) for lines in BLOCKS]
+    return folder, run_blocks(folder, COMMANDS, blocks)
 
 
 @pytest.mark.slow
