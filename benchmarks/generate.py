@@ -23,8 +23,18 @@ from typing import Any, NamedTuple, cast, get_args
 import numpy as np
 from absl import flags
 
-from benchmarks.inference import BEGIN_OF_IMAGE, BOS, PAD, PROMPT_LENGTH, SMALL
-from benchmarks.shared import load_weights, machine, median_ratio, prompt_batch, timed, use_cores
+from benchmarks.shared import (
+    PROMPT_LENGTH,
+    SMALL,
+    guided_batch,
+    load_weights,
+    machine,
+    median_ratio,
+    prompt_batch,
+    random_prompt,
+    timed,
+    use_cores,
+)
 from janus_jax.batch import Batch
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, janus_preset
@@ -91,10 +101,8 @@ def _generator() -> tuple[str, Generator]:
         return loaded.config.name, Generator(cast(Janus, loaded.model), loaded.params, batch)
     config = _small_config() if _PRESET.value is None else janus_preset(_PRESET.value)
     execution = Execution(dtype, dtype, layers="unrolled")
-    prompt = np.random.default_rng(0).integers(8, config.llm.vocab_size, (1, PROMPT_LENGTH), np.int32)
-    prompt[0, 0], prompt[0, -1] = BOS, BEGIN_OF_IMAGE
-    unconditional = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
-    batch = prompt_batch(np.concatenate([prompt, unconditional]) if guided else prompt)
+    prompt = random_prompt(np.random.default_rng(0), config)
+    batch = guided_batch(prompt) if guided else prompt_batch(prompt)
     return config.name, Generator(Janus(config, execution), load_weights(config, execution), batch)
 
 
