@@ -101,8 +101,8 @@ def _generator() -> tuple[str, Generator]:
         return loaded.config.name, Generator(cast(Janus, loaded.model), loaded.params, batch)
     config = _small_config() if _PRESET.value is None else janus_preset(_PRESET.value)
     execution = Execution(dtype, dtype, layers="unrolled")
-    prompt = random_prompt(np.random.default_rng(0), config)
-    batch = guided_batch(prompt) if guided else prompt_batch(prompt)
+    tokens = random_prompt(np.random.default_rng(0), config)
+    batch = guided_batch(tokens) if guided else prompt_batch(tokens)
     return config.name, Generator(Janus(config, execution), load_weights(config, execution), batch)
 
 

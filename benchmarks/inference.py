@@ -29,6 +29,7 @@ from absl import flags
 
 from benchmarks import flow
 from benchmarks.shared import (
+    BEGIN_OF_IMAGE,
     BOS,
     PAD,
     SMALL,
