@@ -38,8 +38,8 @@ AUTO_MIN_QUERIES = 64
 def attend(query: Queries, key: Keys, value: Keys, mask: Mask = UNMASKED, kernel: AttentionKernel = "xla") -> Queries:
     """Returns softmax(q k^T / sqrt(K)) v, with the softmax in float32.
 
-    H is a multiple of KV (grouped-query attention). If the kernel does not support the arguments, "xla" replaces it; the
-    first time, this is logged. "auto" stands for `default_attention`, and for "xla" if there are few queries.
+    H is a multiple of KV (grouped-query attention). If the kernel does not support the arguments, "xla" replaces it,
+    which is logged the first time. "auto" stands for `default_attention`, and for "xla" if there are few queries.
     """
     if kernel == "auto":
         kernel = default_attention() if query.shape[2] >= AUTO_MIN_QUERIES else "xla"
@@ -49,9 +49,7 @@ def attend(query: Queries, key: Keys, value: Keys, mask: Mask = UNMASKED, kernel
 @functools.cache
 def _log_fallback(kernel: AttentionKernel) -> None:
     # Cached: one line per process, not one per shape.
-    logging.info(
-        "The attention kernel %s does not support all shapes and dtypes of the model; xla computes these.", kernel
-    )
+    logging.info("The attention kernel %s lacks some shapes or dtypes of this model; xla computes these.", kernel)
 
 
 def _xla(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:

@@ -26,7 +26,7 @@ def test_step_compiles_for_detached_tpus(tmp_path, topology, device):
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "fits"
     report = json.loads(file.read_text())
-    assert (report["devices"], report["device"]) == (16, device)
+    assert (report["devices"], report["device"], report["attention"]) == (16, device, "splash")
     assert report["programs"][0]["traffic"]
 
 

@@ -134,7 +134,7 @@ def test_unsupported_shapes_are_logged_once(monkeypatch, caplog):
         for _ in range(2):
             attend(query, key, value, kernel="auto")
     (line,) = (record.getMessage() for record in caplog.records)
-    assert line.startswith("The attention kernel splash does not support")
+    assert line.startswith("The attention kernel splash lacks")
 
 
 def test_splash_gradients_equal_those_of_xla():
