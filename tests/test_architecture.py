@@ -16,6 +16,7 @@ BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
+    "janus_jax.coordination",
     "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",
