@@ -8,8 +8,8 @@ ended, the next start resumes it. At the end the run finishes without a fault, a
 an undisturbed run in `WORKDIR/undisturbed`, which is made first.
 
 For each kind the table shows the number of faults, the number of runs that went on, the exit codes of the processes
-that did not fail, whether their log names the process that did, the time until all of them had ended, and the steps that
-the next start repeated. The last line is a JSON object with all faults.
+that did not fail, whether their log names the process that did, the time until all of them had ended, and the steps
+that the next start repeated. The last line is a JSON object with all faults.
 """
 
 import json

@@ -9,6 +9,7 @@ EXTRAS = {
     "pyarrow": "parquet",
     "jinja2": "demo",
     "matplotlib": "demo",
+    "wandb": "wandb",
 }
 """The extra that installs a package, by the package's import name."""
 
