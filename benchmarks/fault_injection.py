@@ -89,12 +89,12 @@ def inject(fault: Fault) -> None:
         wait = _Wait(fault, seconds, steps)
         _before(Stream, "__next__", wait)
     else:
-        number = errno.ENOSPC if fault.kind == "disk_full" else errno.EIO
+        reason = errno.ENOSPC if fault.kind == "disk_full" else errno.EIO
 
         def fail(step: int, *_: Any) -> None:
             if step >= fault.step:
                 fault.happens()
-                raise OSError(number, os.strerror(number), f"{step}/state")
+                raise OSError(reason, os.strerror(reason), f"{step}/state")
 
         _before(checkpointing._Manager, "save", lambda self, step, *_: fail(step))
 
