@@ -60,6 +60,64 @@ def local_path(path: str | Path, *, weights: bool = True) -> Path:
         return _download(repository, revision, weights=weights)
 
 
+def is_hub_id(text: str) -> bool:
+    """Returns whether a text has the form of a hub id, and no local path has this name."""
+    return bool(_ID.fullmatch(text)) and not Path(text).exists()
+
+
+def create_repository(name: str, *, private: bool = False) -> None:
+    """Creates a model repository, if there is none. Fails at once if the user may not write to it.
+
+    Args:
+      name: `owner/name`.
+      private: Whether a new repository is private.
+
+    Raises:
+      JanusError: The package huggingface_hub is not installed, the name is no hub id, or the hub refuses the request.
+    """
+    extras.require("--push_to_hub", _PACKAGE)
+    match = _ID.fullmatch(name)
+    if match is None or match[2] is not None:
+        raise JanusError(f"--push_to_hub is {name!r}; it must be OWNER/NAME.")
+    from huggingface_hub import HfApi
+
+    with _push_errors(name):
+        HfApi(library_name="janus_jax").create_repo(name, private=private or None, exist_ok=True)
+
+
+def push(folder: Path, name: str, message: str) -> str:
+    """Uploads a folder to a model repository, in one commit. Files that are there already are not sent again.
+
+    Args:
+      message: Subject of the commit.
+
+    Returns:
+      The address of the model.
+
+    Raises:
+      JanusError: The hub refuses the upload or cannot be reached.
+    """
+    from huggingface_hub import HfApi, constants
+
+    with _push_errors(name, f"; {folder} is complete, upload it with hf upload {name} {folder}"):
+        HfApi(library_name="janus_jax").upload_folder(repo_id=name, folder_path=folder, commit_message=message)
+    return f"{constants.ENDPOINT}/{name}"
+
+
+@contextlib.contextmanager
+def _push_errors(name: str, remedy: str = "") -> Iterator[None]:
+    from huggingface_hub import constants
+
+    try:
+        yield
+    # See `_hub_errors`.
+    except Exception as error:
+        raise JanusError(
+            f"{name} cannot be written on {constants.ENDPOINT} ({describe_error(error)}){remedy}; check that HF_TOKEN "
+            f"is a token with write access, that HF_HUB_OFFLINE is not set, and the network."
+        ) from error
+
+
 def is_cached(folder: Path) -> bool:
     """Returns whether a folder is in the hub's cache."""
     return _repository_name(folder) is not None

@@ -10,6 +10,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from huggingface_hub import constants
+
 TOKEN = "hf_of_the_tests"
 _LFS_BYTES = 10_000
 """Size from which the server asks for uploads through git-lfs."""
@@ -49,6 +51,20 @@ class Hub:
     def names(self):
         """Returns the names of the downloaded files, in alphabetical order, with repetitions."""
         return sorted(file for file, _ in self.downloads)
+
+
+def connect(monkeypatch, url, cache):
+    """Makes this process a client of a server. huggingface_hub reads the variables when it is imported."""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "ENDPOINT", url)
+    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
+    monkeypatch.delenv("HF_TOKEN", raising=False)
+
+
+def variables(url, home):
+    """Environment variables of a process that is a client of a server."""
+    return {"HF_ENDPOINT": url, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
 
 
 @contextlib.contextmanager

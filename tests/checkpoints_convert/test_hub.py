@@ -16,7 +16,7 @@ from checkpoints_convert.hub import local_path
 from janus_jax import extras
 from janus_jax.errors import JanusError
 from tests.checkpoints_convert.checkpoints import save_flow, save_released, save_vae
-from tests.hub_server import TOKEN, serve
+from tests.hub_server import TOKEN, connect, serve, variables
 
 ROOT = Path(__file__).parents[2]
 NAME = "deepseek-ai/Janus-Pro-small"
@@ -27,25 +27,14 @@ def server(released_folder, tmp_path, monkeypatch):
     """A server with a model, of which a test's process is a client with an empty cache."""
     monkeypatch.chdir(tmp_path)
     with serve() as hub:
-        # huggingface_hub reads its environment variables when it is imported.
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        set_endpoint(monkeypatch, hub.url)
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
-        monkeypatch.delenv("HF_TOKEN", raising=False)
+        connect(monkeypatch, hub.url, tmp_path / "cache")
         hub.add(NAME, released_folder)
         yield hub
 
 
-def set_endpoint(monkeypatch, url):
-    monkeypatch.setattr(constants, "ENDPOINT", url)
-    monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-
-
 def environment(server, tmp_path, **more):
-    """Environment variables of a command that uses the server."""
     path = os.pathsep.join([str(ROOT), *sys.path])
-    variables = {"HF_ENDPOINT": server.url, "HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "0"}
-    return os.environ | {"PYTHONPATH": path, "HF_HUB_DISABLE_XET": "1"} | variables | more
+    return os.environ | {"PYTHONPATH": path} | variables(server.url, tmp_path / "home") | more
 
 
 def values(checkpoint):
@@ -163,9 +152,9 @@ def test_offline_use_from_the_cache(server, monkeypatch):
     assert not server.requests
 
 
-def test_an_unreachable_hub_is_reported_unless_the_cache_has_the_model(server, monkeypatch):
+def test_an_unreachable_hub_is_reported_unless_the_cache_has_the_model(server, monkeypatch, tmp_path):
     folder = local_path(NAME)
-    set_endpoint(monkeypatch, "http://127.0.0.1:9")
+    connect(monkeypatch, "http://127.0.0.1:9", tmp_path / "cache")
     assert local_path(NAME) == folder
     with pytest.raises(JanusError, match=r"me/absent is neither .* and http://127.0.0.1:9 cannot be reached; fix the"):
         local_path("me/absent")
@@ -196,8 +185,8 @@ FETCH = "import sys; from checkpoints_convert import open_checkpoint; print(open
 
 def test_commands_report_an_absent_model_in_one_line_before_device_work(server, tmp_path):
     command = [sys.executable, "-m", "launch.chat", "--model=me/absent", "--prompt=Hello"]
-    variables = environment(server, tmp_path, JAX_PLATFORMS="nowhere")
-    done = subprocess.run(command, env=variables, capture_output=True, text=True, timeout=100, check=False)
+    env = environment(server, tmp_path, JAX_PLATFORMS="nowhere")
+    done = subprocess.run(command, env=env, capture_output=True, text=True, timeout=100, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("janus-chat: me/absent is neither a local path nor a model on http://127.0.0.1")
     assert done.stderr.count("\n") == 1
