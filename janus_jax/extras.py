@@ -10,6 +10,7 @@ EXTRAS = {
     "huggingface_hub": "hub",
     "jinja2": "demo",
     "matplotlib": "demo",
+    "wandb": "wandb",
 }
 """The extra that installs a package, by the package's import name."""
 

@@ -75,6 +75,28 @@ def define_scale(name: str, default: float | None, text: str) -> "flags.FlagHold
     return holder
 
 
+def define_parallel_window() -> "flags.FlagHolder[Any]":
+    """Defines `--parallel_window` and returns its holder. `window_setting` returns its value."""
+    holder = flags.DEFINE_string(
+        "parallel_window",
+        None,
+        "Janus: token positions per pass of the model, or auto for a number that suits device and batch; it changes "
+        "images by rounding only (default: 0, one token per pass)",
+    )
+    flags.register_validator(
+        "parallel_window",
+        lambda text: text is None or text == "auto" or text.isdecimal(),
+        "it must be auto or a whole number",
+    )
+    return holder
+
+
+def window_setting(holder: "flags.FlagHolder[Any]") -> dict[str, Any]:
+    """Returns the setting of the image sampler that `--parallel_window` gives; empty without the flag."""
+    text = holder.value
+    return {} if text is None else {"parallel_window": text if text == "auto" else int(text)}
+
+
 def open_model() -> OpenedModel:
     """Opens the checkpoint folder given by the flags. Does not import jax.
 

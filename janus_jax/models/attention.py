@@ -133,6 +133,17 @@ def apply_rotary(x: Float[Array, "B H L K"], angles: Angles) -> Float[Array, "B 
     return rotated.reshape(x.shape).astype(x.dtype)
 
 
-def update_cache(cache: Keys, new: Float[Array, "B KV T K"], start: Int[Array, ""]) -> Keys:
-    """Returns the cache with T new keys or values, written to the slots from `start` on."""
-    return lax.dynamic_update_slice_in_dim(cache, new.astype(cache.dtype), start, axis=2)
+def update_cache(cache: Array, new: Array, start: Int[Array, "..."], axis: int = 2) -> Array:
+    """Returns the cache with new entries, written to the slots from `start` on.
+
+    Args:
+      cache: Keys or values (B KV S K), or segment ids (B S).
+      new: New entries, T along the axis of the slots.
+      start: First slot to write: one number, or one for each of the B sequences.
+      axis: Axis of the slots.
+    """
+    new = new.astype(cache.dtype)
+    if start.ndim == 0:
+        return lax.dynamic_update_slice_in_dim(cache, new, start, axis)
+    write = functools.partial(lax.dynamic_update_slice_in_dim, axis=axis - 1)
+    return jax.vmap(write)(cache, new, start)

@@ -22,6 +22,7 @@ from janus_jax.training.config_dicts import check_values
 from janus_jax.training.lora import Lora
 from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.trackers import DEFAULT_TRACKERS
 from janus_jax.training.train_step import Microbatching
 
 ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
@@ -371,6 +372,7 @@ class Recipe:
       samples: Questions and prompts that the model answers during training.
       evaluation: Benchmarks that run during training.
       keep: Retention policy of the checkpoints.
+      trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
       resources: Use of the hardware.
       architecture: Config of a model that is not a preset, in place of `model`.
       flow: Settings of the flow loss of JanusFlow; None for those of the paper.
@@ -390,6 +392,7 @@ class Recipe:
     samples: Samples = field(default_factory=Samples)
     evaluation: Evaluation = field(default_factory=Evaluation)
     keep: RetentionPolicy = field(default_factory=RetentionPolicy)
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS
     resources: Resources = field(default_factory=Resources)
     architecture: ModelConfig | None = None
     flow: FlowLossConfig | None = None

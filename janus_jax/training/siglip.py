@@ -36,6 +36,7 @@ from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from janus_jax.training.record_batches import Arrays, RecordBatches, components_of, image_of, open_all
 from janus_jax.training.state import TrainState, create_state
+from janus_jax.training.trackers import DEFAULT_TRACKERS, find_trackers
 from janus_jax.training.trainer import DataStart, TrainingTask, train
 
 
@@ -83,6 +84,7 @@ class SiglipRecipe:
       seed: Seed of the initial parameters.
       save_every: Steps between checkpoints.
       report_every: Steps between reports of metrics.
+      trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
     """
 
     encoder: SiglipConfig
@@ -99,6 +101,7 @@ class SiglipRecipe:
     seed: int = 0
     save_every: int = 500
     report_every: int = 50
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS
 
     def __post_init__(self) -> None:
         check_values(
@@ -208,6 +211,7 @@ def siglip_task(
         progress_metrics=("loss", "retrieval"),
         facts={"batch": f"{recipe.batch_size:,} images with captions"},
         restart_data=recipe.data.restart,
+        trackers=recipe.trackers,
     )
 
 
@@ -225,6 +229,7 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
+    find_trackers(recipe.trackers)
     make_data = _open_captions(recipe)
     initialize_devices()
     mesh = make_mesh() if jax.device_count() > 1 else None

@@ -8,7 +8,8 @@ Files, below the folder of the run:
 
     checkpoints/    see `training.checkpointing`
     metrics.jsonl   metrics, one JSON object per line
-    tensorboard/    the same metrics, with texts and images of the callbacks
+    run.json        id of the run
+    tensorboard/    the same metrics, with texts and images of the callbacks; other trackers have other files
     not_finite/     example ids of batches with a non-finite gradient
 """
 
@@ -29,6 +30,7 @@ from janus_jax.training.console import Console, changed_fields, describe_state
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.metrics import StepMetrics
 from janus_jax.training.preemption import Preemption
+from janus_jax.training.trackers import DEFAULT_TRACKERS
 
 S = TypeVar("S")
 D = TypeVar("D", bound="DataIterator")
@@ -89,6 +91,7 @@ class TrainingTask(Generic[S, D]):
       mesh: Mesh that holds the state; None for a single device.
       make_callbacks: Makes the callbacks, which run in order.
       keep: Retention policy of the checkpoints.
+      trackers: Names of the trackers that show the run (`trackers.find_trackers`).
       learning_rate: Learning rate of each step, counted from 0, for the report; None omits it.
       max_skipped: Steps that may be skipped because of a non-finite gradient. One more ends the run.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
@@ -110,6 +113,7 @@ class TrainingTask(Generic[S, D]):
     mesh: Mesh | None = None
     make_callbacks: Callable[[D], Sequence[Callback]] = lambda data: ()
     keep: RetentionPolicy = field(default_factory=RetentionPolicy)
+    trackers: Sequence[str] = DEFAULT_TRACKERS
     learning_rate: Callable[[int], Any] | None = None
     max_skipped: int = 0
     peak_flops: float | None = None
@@ -169,7 +173,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
             for change in changed_fields(restored.config, json.loads(json.dumps(task.config))):
                 console.message(f"changed since this checkpoint: {change}")
 
-        writer = stack.enter_context(MetricWriter(folder, console, step))
+        writer = stack.enter_context(MetricWriter(folder, console, step, trackers=task.trackers, config=task.config))
         if changed is not None:
             console.message(f"starting order {start.order} of the data: {changed}")
             writer.scalars(step, {"data/order": start.order})
