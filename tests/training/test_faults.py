@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from benchmarks.fault_injection import KINDS, Fault
-from benchmarks.faults import is_named, newest_checkpoint, run_cluster, steps_logged
+from benchmarks.fault_runs import is_named, newest_checkpoint, run_cluster, steps_logged
 from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT
 from tests.training import runs
