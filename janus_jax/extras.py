@@ -7,6 +7,7 @@ from janus_jax.errors import JanusError
 EXTRAS = {
     "apache_beam": "beam",
     "pyarrow": "parquet",
+    "huggingface_hub": "hub",
     "jinja2": "demo",
     "matplotlib": "demo",
     "wandb": "wandb",

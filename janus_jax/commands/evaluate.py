@@ -97,7 +97,7 @@ def main(_: Sequence[str]) -> None:
         models.initialize_devices()
         # Mesh, batch size and parallel window are omitted, so that a run can continue with other values of them.
         common = {
-            "model": model_fingerprint(Path(models.MODEL.value)),
+            "model": model_fingerprint(opened.checkpoint.path),
             "dtype": models.resolve_dtype(models.DTYPE.value),
             "conversation": config.conversation,
             "seed": models.SEED.value,
@@ -276,7 +276,7 @@ def _report(
         "warnings": list(run.warnings),
         "run": dict(settings),
         "options": dict(run.options),
-        "folder": str(Path(models.MODEL.value).resolve()),
+        "folder": str(folder.resolve()) if (folder := Path(models.MODEL.value)).exists() else models.MODEL.value,
         "devices": {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": num_processes},
         "batch_size": _BATCH_SIZE.value,
         "versions": package_versions(),

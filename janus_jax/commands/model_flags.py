@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from janus_jax import Pretrained
 
 MODEL = flags.DEFINE_string(
-    "model", None, "checkpoint folder, in the released, transformers' or converted layout", required=True
+    "model",
+    None,
+    "checkpoint folder, in the released, transformers' or converted layout, or hub id: OWNER/NAME[@REVISION]",
+    required=True,
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -26,7 +29,9 @@ DTYPE = flags.DEFINE_enum(
     "dtype of parameters and computation; auto: float32 on a CPU, where bfloat16 is many times slower, else bfloat16",
 )
 VAE = flags.DEFINE_string(
-    "vae", None, "folder of a released JanusFlow's VAE in diffusers' layout (default: vae/ in the model's folder)"
+    "vae",
+    None,
+    "folder or hub id of a released JanusFlow's VAE (default: vae/ in the model's folder; for hub ids, SDXL's)",
 )
 MESH = flags.DEFINE_string(
     "mesh", None, "sizes of the mesh axes DATA,FSDP,TENSOR; -1: all remaining devices (default: one device)"
@@ -102,7 +107,7 @@ def open_model() -> OpenedModel:
       JanusError: The folder is missing, damaged or in an unknown layout.
     """
     checkpoint = open_checkpoint(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
-    return OpenedModel(checkpoint, Processor.from_directory(MODEL.value, checkpoint.model_config))
+    return OpenedModel(checkpoint, Processor.from_directory(checkpoint.folder, checkpoint.model_config))
 
 
 def load_model(opened: OpenedModel) -> "Pretrained":

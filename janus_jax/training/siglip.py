@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.hub import local_path
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
@@ -69,7 +70,7 @@ class SiglipRecipe:
     Attributes:
       encoder: Architecture of the encoder.
       data: Images and captions, for `train_siglip`.
-      tokenizer: Folder of the `tokenizer.json` that encodes the captions, for `train_siglip`.
+      tokenizer: Folder or hub id of the `tokenizer.json` that encodes the captions, for `train_siglip`.
       vocab_size: Vocabulary size of the captions.
       caption_length: Length of the captions in tokens; shorter ones are padded with 0.
       steps: Training steps.
@@ -247,7 +248,8 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
     if not recipe.tokenizer:
         raise JanusError("config.tokenizer is empty; set it to the folder of the tokenizer.json for the captions.")
-    tokenizer = Tokenizer.from_directory(recipe.tokenizer)
+    folder = local_path(recipe.tokenizer, weights=False)
+    tokenizer = Tokenizer.from_directory(folder)
     tokenizer.check_vocabulary(recipe.vocab_size)
     components = components_of(recipe.data.directories, recipe.data.split, "training images")
     count = sum(map(len, open_all(components)))
@@ -257,7 +259,7 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
             f"{count}, because the loss compares different images."
         )
     make = functools.partial(
-        _image_and_caption, folder=recipe.tokenizer, size=recipe.encoder.image_size, length=recipe.caption_length
+        _image_and_caption, folder=str(folder), size=recipe.encoder.image_size, length=recipe.caption_length
     )
     return lambda start: RecordBatches(
         components,

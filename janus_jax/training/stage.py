@@ -158,6 +158,7 @@ def stage_task(
         abstract_state=setup.abstract,
         initial_state=lambda data: initial_state(recipe, workdir, setup, start.checkpoints),
         step=lambda state, batch: setup.step(state, batch[0]),
+        compile=lambda state, batch: setup.step.lower(state, batch[0]).compile(),
         mesh=mesh,
         open_data=open_data,
         restart_data=recipe.data.restart,
@@ -172,6 +173,7 @@ def stage_task(
         trackers=recipe.trackers,
         learning_rate=make_schedule(stage.optimizer, stage.steps),
         max_skipped=recipe.max_skipped,
+        limits=resources,
         peak_flops=device_flops and device_flops * grid.size,
     )
 
