@@ -14,6 +14,7 @@ from janus_jax.config import Execution, JanusConfig, ModelConfig
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.layers import WEIGHT_SCALE, quantize
 from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
 
 
@@ -54,7 +55,8 @@ def params_from_leaves(
     """Builds a parameter tree on the devices from arrays that are read one by one.
 
     To save host memory, an array is put on its devices as soon as it is complete. The host holds one stacked parameter
-    (stacked layers) or the parameters of one transformer block (unrolled layers) at a time.
+    (stacked layers) or the parameters of one transformer block (unrolled layers) at a time. A weight for which
+    `abstract` has scales is quantized.
 
     Args:
       leaves: For each array its keys in the stacked tree, its layer (None outside stacks) and its values, in the order
@@ -68,6 +70,10 @@ def params_from_leaves(
 
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
         leaf = wanted[keys]
+        scale_keys = (*keys[:-1], WEIGHT_SCALE)
+        if keys[-1] == "weight" and scale_keys in wanted:
+            array, scale = quantize(array, len(wanted[scale_keys].shape), leaf.dtype)
+            put(scale_keys, scale)
         array = array.astype(leaf.dtype, copy=False)
         if leaf.sharding is None:
             params[keys] = jax.device_put(array)
