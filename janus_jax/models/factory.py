@@ -16,6 +16,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.layers import WEIGHT_SCALE, quantize
 from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
+from janus_jax.models.target_platform import target_platform
 
 
 def make_model(config: ModelConfig, execution: Execution = Execution()) -> Backbone:
@@ -44,8 +45,10 @@ def init_params(model: Backbone, key: Key[Array, ""]) -> Params:
 
 def abstract_params(model: Backbone) -> Params:
     """Returns shapes, dtypes and logical axis names of the parameters without computing them."""
-    key = jax.eval_shape(jax.random.key, 0)  # A real key would initialize the devices.
-    params: Params = jax.eval_shape(lambda key: init_params(model, key), key)
+    # A real key, or the choice of kernels for the devices, would initialize the devices.
+    with target_platform("cpu"):
+        key = jax.eval_shape(jax.random.key, 0)
+        params: Params = jax.eval_shape(lambda key: init_params(model, key), key)
     return params
 
 
