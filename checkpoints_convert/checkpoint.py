@@ -22,6 +22,7 @@ from checkpoints_convert.layout import Layout, MappedParameter, Shapes
 from checkpoints_convert.parameters import PARTS, Config, Parameter, layer_by_layer, model_parameters
 from checkpoints_convert.parts import PART_LAYOUTS
 from checkpoints_convert.tensor_files import find_weights, open_tensors
+from janus_jax.buckets import local_copy
 from janus_jax.config import (
     PRESETS,
     ConversationStyle,
@@ -205,7 +206,8 @@ def open_checkpoint(
     training starts from. Every mismatch between config and tensors is reported before any value is read.
 
     Args:
-      path: The folder, or the file of a part that consists of a single file.
+      path: The folder, or the file of a part that consists of a single file. If it is on a bucket, a local copy is
+        opened (`buckets.local_copy`).
       conversation: Role strings that the model was trained with. None: they are detected. The configs of Janus-1.3B
         and Janus-Pro-1B differ only in their role strings.
       vae: Folder of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it exists.
@@ -214,7 +216,7 @@ def open_checkpoint(
       JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes a
         network that janus_jax does not have, or tensors are missing, surplus or misshapen.
     """
-    path = Path(path)
+    path = local_copy(path)
     if conversation is not None and conversation not in get_args(ConversationStyle):
         raise JanusError(f"--conversation is {conversation!r}; it must be one of {get_args(ConversationStyle)}.")
     if not is_converted(path):
@@ -325,7 +327,7 @@ def _add_vae(
     config: JanusFlowConfig, folder: Path, vae: StrPath | None
 ) -> tuple[JanusFlowConfig, Mapping[str, np.ndarray]]:
     """Returns the config with its VAE, and the VAE's tensors. Without a VAE, the config is unchanged."""
-    path = Path(vae) if vae is not None else folder / released_flow.VAE_FOLDER
+    path = local_copy(vae) if vae is not None else folder / released_flow.VAE_FOLDER
     if vae is None and not path.is_dir():
         return config, {}
     opened = open_checkpoint(path)

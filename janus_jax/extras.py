@@ -6,6 +6,7 @@ from janus_jax.errors import JanusError
 
 EXTRAS = {
     "apache_beam": "beam",
+    "gcsfs": "gcs",
     "pyarrow": "parquet",
     "jinja2": "demo",
     "matplotlib": "demo",

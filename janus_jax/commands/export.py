@@ -6,11 +6,11 @@ To convert the folder for PyTorch: janus-convert mine mine_released --layout rel
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast, get_args
 
 from absl import flags
 
+from janus_jax.buckets import as_path
 from janus_jax.commands import cli
 from janus_jax.config import Dtype
 
@@ -25,7 +25,7 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.export import export, last_stage
 
     cli.use_cpu()
-    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
+    workdir, out = as_path(_WORKDIR.value), as_path(_OUT.value)
     stage = _STAGE.value or last_stage(workdir)
     step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), progress=True)
     print(f"{out}: stage {stage} at step {step}")

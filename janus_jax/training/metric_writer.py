@@ -14,10 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from janus_jax.buckets import Mirror, as_path, is_remote
 from janus_jax.storage import write_bytes, writing
 from janus_jax.training.console import Console
 
 _FLUSH_SECONDS = 20.0
+_UPLOAD_SECONDS = 60.0
 
 
 class RateMeter:
@@ -64,7 +66,8 @@ class MetricWriter:
         WORKDIR/tensorboard/        scalars, texts, images
 
     Args:
-      workdir: Local or mounted folder; None for the console only.
+      workdir: Folder of the run; None for the console only. If it is on a bucket, the files are written locally and
+        uploaded at intervals and by `flush`.
       console: Console of the run.
       start_step: Step at which the run starts or resumes. Metrics of later steps, which an interrupted run wrote, are
         removed.
@@ -78,10 +81,16 @@ class MetricWriter:
         self._console = console
         self._metrics: _MetricLines | None = None
         self._events: _Events | None = None
+        self._mirror: Mirror | None = None
         if workdir is not None and jax.process_index() == 0:
+            folder = as_path(workdir)
+            if is_remote(folder):
+                self._mirror = Mirror(folder, _UPLOAD_SECONDS)
+                self._mirror.fetch("metrics.jsonl")
+                folder = self._mirror.folder
             with writing(workdir):
-                self._metrics = _MetricLines(Path(workdir) / "metrics.jsonl", start_step)
-                self._events = _Events(Path(workdir) / "tensorboard", start_step)
+                self._metrics = _MetricLines(folder / "metrics.jsonl", start_step)
+                self._events = _Events(folder / "tensorboard", start_step)
 
     def __enter__(self) -> Self:
         return self
@@ -100,6 +109,8 @@ class MetricWriter:
             scalars = {name: float(value) for name, value in values.items()}
             self._metrics.write(step, scalars)
             self._events.write(step, (self._events.summary.scalar(name, value) for name, value in scalars.items()))
+        if self._mirror:
+            self._mirror.upload_if_due()
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Writes Markdown texts to TensorBoard."""
@@ -123,9 +134,19 @@ class MetricWriter:
         """Prints a line. See `Console.message`."""
         self._console.message(text)
 
+    def flush(self) -> None:
+        """Returns after all metrics are in the folder of the run. Every process may call it.
+
+        Raises:
+          StorageUnavailable: The folder is on a bucket that does not answer.
+        """
+        if self._mirror and self._events:
+            self._events.flush()
+            self._mirror.upload()
+
     def close(self) -> None:
         """Closes the files."""
-        for file in (self._metrics, self._events):
+        for file in (self._metrics, self._events, self._mirror):
             if file:
                 file.close()
 
@@ -186,6 +207,10 @@ class _Events:
             if time.monotonic() - self._flushed > _FLUSH_SECONDS:
                 self._file.flush()
                 self._flushed = time.monotonic()
+
+    def flush(self) -> None:
+        with writing(self._path):
+            self._file.flush()
 
     def close(self) -> None:
         with writing(self._path):

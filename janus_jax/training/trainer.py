@@ -22,6 +22,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import numpy as np
 from jax.sharding import Mesh
 
+from janus_jax.buckets import as_path
 from janus_jax.errors import DataChanged
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
@@ -132,7 +133,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
 
     Args:
       task: The training task.
-      folder: Folder of the run, created if missing and shared by all processes.
+      folder: Folder of the run, created if missing and shared by all processes; it can be on a bucket (gs://).
 
     Raises:
       JanusError: The folder cannot be used, or its checkpoints belong to another model or to other data.
@@ -140,8 +141,9 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       Preempted: The machine is about to be preempted; a checkpoint is saved.
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
+      StorageUnavailable: The folder is on a bucket that does not answer.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     with contextlib.ExitStack() as stack:
         checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
         console = stack.enter_context(Console(task.last_step))
@@ -211,7 +213,9 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
                 callback.after_step(run)
             is_preempted = preemption.reached(run.step)
             if is_preempted or run.is_due(task.save_every):
-                metrics.flush()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                metrics.flush()
+                writer.flush()
                 position = {"data": data.get_state(), "order": start.order, "skipped": metrics.skipped}
                 checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
             if is_preempted:
