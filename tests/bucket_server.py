@@ -1,12 +1,16 @@
 """An emulator of Google Cloud Storage that answers with errors on request."""
 
 import functools
+import re
 import socket
 from http.server import HTTPServer
+from urllib.parse import parse_qs, unquote, urlparse
 
 from gcp_storage_emulator import server as emulator
+from gcp_storage_emulator.exceptions import NotFound
 
 BUCKET = "bucket"
+_OBJECT = re.compile(r"(?:/download)?/storage/v1/b/([^/]+)/o/([^?]+)")
 
 
 class BucketServer:
@@ -19,10 +23,11 @@ class BucketServer:
       requests: (method, path) of every request.
     """
 
-    def __init__(self):
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
+    def __init__(self, port=None):
+        if port is None:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
         url = f"http://localhost:{port}"
         self.environment = {
             "STORAGE_EMULATOR_HOST": url,
@@ -80,7 +85,31 @@ class _Handler(emulator.RequestHandler):
             self.send_response(owner.status)
             self.send_header("Content-Length", "0")
             self.end_headers()
+        elif self._precondition_fails():
+            self.rfile.read(int(self.headers.get("Content-Length") or 0))
+            self.send_response(412)
+            self.send_header("Content-Length", "0")
+            self.end_headers()
         else:
             emulator.Router(self).handle(self.command)
+
+    def end_headers(self):
+        # The emulator sends no generation with a download, and checks none before an upload. TensorStore needs both.
+        if self.command == "GET" and (match := _OBJECT.match(self.path)):
+            self.send_header("x-goog-generation", self._generation(*map(unquote, match.groups())))
+        super().end_headers()
+
+    def _precondition_fails(self):
+        query = parse_qs(urlparse(self.path).query)
+        if self.command != "POST" or "ifGenerationMatch" not in query or "name" not in query:
+            return False
+        bucket = self.path.partition("/b/")[2].partition("/")[0]
+        return query["ifGenerationMatch"][0] != self._generation(bucket, query["name"][0])
+
+    def _generation(self, bucket, name):
+        try:
+            return self.storage.get_file_obj(bucket, name)["generation"]
+        except NotFound:
+            return "0"
 
     do_GET = do_POST = do_PUT = do_DELETE = do_PATCH = _answer
