@@ -116,13 +116,13 @@ case "$*" in
 esac
 exit 0
 """
-POD = {"PROJECT": "p", "ZONE": "z", "IMAGE": "host/image", "SHARE": "s:/", "PAUSE": "0"}
+POD = {"PROJECT": "p", "ZONE": "z", "IMAGE": "host/image", "BUCKET": "b", "PAUSE": "0"}
 
 
 @pytest.mark.parametrize("code", [ExitCode.SUCCESS, ExitCode.USER_ERROR])
 def test_preempted_pod_is_requested_again(code, fake, start, calls):
     fake("gcloud", GCLOUD.replace("CODE", str(int(code))))
-    pod = start("tpu/train.sh", "mine", "v5litepod-16", "--workdir", "/shared/a b", **POD)
+    pod = start("tpu/train.sh", "mine", "v5litepod-16", "--workdir", "gs://b/a b", **POD)
     out, err = pod.communicate(timeout=60)
     assert (pod.returncode, err) == (code, "")
     assert out.splitlines()[-1] == f"mine: janus-train exited with {int(code)}."
@@ -131,15 +131,15 @@ def test_preempted_pod_is_requested_again(code, fake, start, calls):
 
 
 CURL = """
-case "$*" in *image) echo host/image ;; *share) echo s:/ ;; *arguments) printf '%q ' --workdir '/shared/a b' ;; esac
+case "$*" in *image) echo host/image ;; *bucket) echo b ;; *arguments) printf '%q ' --workdir 'gs://b/a b' ;; esac
 """
 
 
-@pytest.mark.parametrize(("codes", "ended"), [("75 0", 0), ("2", 2)])
-def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, calls, tmp_path):
+@pytest.mark.parametrize(("codes", "ended"), [("75 69 0", 0), ("2", 2)])
+def test_pod_machine_resumes_only_after_preemption_or_without_a_bucket(codes, ended, fake, start, calls, tmp_path):
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     fake("curl", CURL)
-    for name in ("gcloud", "mkdir", "mountpoint"):
+    for name in ("gcloud", "gcsfuse", "mkdir", "mountpoint"):
         fake(name)
     fake(
         "docker",
@@ -150,7 +150,7 @@ def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, ca
     _, err = machine.communicate(timeout=60)
     assert (machine.returncode, err) == (0, "")
     assert (tmp_path / "exit_code").read_text() == f"{ended}\n"
-    assert (tmp_path / "given").read_text() == "<--workdir></shared/a b>" * len(codes.split())
+    assert (tmp_path / "given").read_text() == "<--workdir><gs://b/a b>" * len(codes.split())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
