@@ -13,6 +13,7 @@ import os
 import random
 import re
 import shutil
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -61,7 +62,7 @@ def as_path(path: StrPath) -> Path:
         return Path(path)
     if not is_remote(text):
         raise JanusError(
-            f"{text} is a {url[1]}:// address, and only gs:// is supported; mount the bucket as a folder (see "
+            f"{text} starts with {url[1]}://, and only gs:// is supported; mount the bucket as a folder (see "
             f"docs/buckets.md) and give the folder."
         )
     if not text.removeprefix(_SCHEME).partition("/")[0]:
@@ -139,6 +140,17 @@ def bucket_error(path: StrPath, error: BaseException) -> Exception | None:
             return JanusError(f"{path} cannot be used, the bucket {bucket} does not exist; create it or correct it.")
         chained = chained.__cause__ or chained.__context__
     return None
+
+
+def is_unavailable(error: BaseException | None) -> bool:
+    """Returns whether an error or one of its causes means that a bucket does not answer."""
+    if "gcsfs" not in sys.modules:
+        return False
+    while error is not None:
+        if isinstance(error, StorageUnavailable) or _is_unavailable(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
 
 
 def _code(error: BaseException) -> int:
@@ -380,6 +392,8 @@ def _configure() -> None:
     settings["use_listings_cache"] = False  # Other processes write, too.
     if os.environ.get("STORAGE_EMULATOR_HOST"):
         settings["token"] = "anon"
+        # Read when gcsfs is imported. Otherwise it asks Google for the type of the bucket.
+        os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     logging.getLogger("gcsfs").setLevel(logging.CRITICAL)  # It logs tracebacks of errors that are reported here.
 
 

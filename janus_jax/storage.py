@@ -17,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from janus_jax.buckets import bucket_errors, check_bucket, is_remote, upload_folder, write_object
+from janus_jax.buckets import bucket_errors, check_bucket, is_remote, is_unavailable, upload_folder, write_object
 from janus_jax.errors import JanusError, RunStopped, StorageFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
@@ -43,8 +43,10 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def hide_disk_full_traces() -> Callable[[], None]:
-    """Suppresses the tracebacks of threads, tasks and destructors for a full disk, because the caller reports it.
+def hide_storage_traces() -> Callable[[], None]:
+    """Suppresses the tracebacks of threads, tasks and destructors for a full disk or a bucket that does not answer.
+
+    The caller reports these errors.
 
     Returns:
       Function that restores the previous state.
@@ -52,7 +54,7 @@ def hide_disk_full_traces() -> Callable[[], None]:
     stack = contextlib.ExitStack()
 
     def is_other(record: logging.LogRecord) -> bool:
-        return not is_disk_full(record.exc_info[1] if record.exc_info else None)
+        return not _is_reported(record.exc_info[1] if record.exc_info else None)
 
     # Filters of loggers do not apply to their children, so those of the handlers are needed, too.
     loggers = map(logging.getLogger, ("absl", "asyncio", "concurrent.futures"))
@@ -61,17 +63,21 @@ def hide_disk_full_traces() -> Callable[[], None]:
         stack.callback(filterer.removeFilter, is_other)
     for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (sys, "excepthook")):
         hook = getattr(owner, name)
-        setattr(owner, name, functools.partial(_call_unless_disk_full, hook))
+        setattr(owner, name, functools.partial(_call_unless_reported, hook))
         stack.callback(setattr, owner, name, hook)
     return stack.close
 
 
-def _call_unless_disk_full(hook: Callable[..., object], *arguments: Any) -> None:
+def _is_reported(error: BaseException | None) -> bool:
+    return is_disk_full(error) or is_unavailable(error)
+
+
+def _call_unless_reported(hook: Callable[..., object], *arguments: Any) -> None:
     # sys.excepthook receives the type, the value and the traceback of an exception, the others an object with these.
     is_uncaught = len(arguments) > 1
     error = arguments[1] if is_uncaught else arguments[0].exc_value
     is_in_thread = threading.current_thread() is not threading.main_thread()
-    is_expected = is_disk_full(error) and (is_in_thread or not is_uncaught)
+    is_expected = _is_reported(error) and (is_in_thread or not is_uncaught)
     # Orbax closes its event loop at the first failed write. TensorStore's threads cannot report the other writes to it.
     if not is_expected and not (is_in_thread and str(error) == "Event loop is closed"):
         hook(*arguments)

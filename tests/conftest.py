@@ -69,12 +69,12 @@ def _bucket_server():
 @pytest.fixture
 def bucket_server(_bucket_server, monkeypatch, tmp_path):
     """An emulator of Google Cloud Storage with the bucket `bucket`, which clients use until the test ends."""
-    import gcsfs
+    for name, value in {**_bucket_server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    import gcsfs.retry  # It reads these variables.
 
     # No delays between repeated requests.
     monkeypatch.setattr(gcsfs.retry, "min", lambda *_: 0, raising=False)
-    for name, value in {**_bucket_server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
-        monkeypatch.setenv(name, value)
     yield _bucket_server
     _bucket_server.reset()
 

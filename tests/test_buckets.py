@@ -13,7 +13,7 @@ def test_only_gs_addresses_are_remote(monkeypatch):
     assert as_path("runs/a") == Path("runs/a")
     assert str(as_path("gs://bucket/a/") / "b") == "gs://bucket/a/b"
     for address, words in {
-        "s3://bucket/run": "s3:// address, and only gs:// is supported; mount the bucket",
+        "s3://bucket/run": "starts with s3://, and only gs:// is supported; mount the bucket",
         "gs://": "names no bucket",
     }.items():
         with pytest.raises(JanusError, match=words):

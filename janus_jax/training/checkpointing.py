@@ -24,7 +24,7 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.buckets import bucket_errors, is_remote, move_folder, remove_folder
 from janus_jax.errors import JanusError, RunStopped, StorageFull
-from janus_jax.storage import hide_disk_full_traces, is_disk_full
+from janus_jax.storage import hide_storage_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
     RUN,
     STATE,
@@ -161,7 +161,7 @@ class Checkpoints:
                 timeout_secs=_SAVE_TIMEOUT, post_finalization_callback=self._write_checksums
             ),
         )
-        self._show_traces = hide_disk_full_traces()
+        self._show_traces = hide_storage_traces()
         try:
             # Orbax would do this in the background, and might not finish before a short run ends.
             with bucket_errors(self._directory):
