@@ -72,6 +72,9 @@ class _Thread(emulator.APIThread):
 class _Server(HTTPServer):
     request_queue_size = 128
 
+    def handle_error(self, request, client_address):
+        """Prints nothing: clients close connections when they have what they need, or are killed."""
+
 
 class _Handler(emulator.RequestHandler):
     owner: BucketServer
