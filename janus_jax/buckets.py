@@ -16,7 +16,7 @@ import shutil
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar, cast
@@ -271,11 +271,15 @@ def staged_folder(path: Path) -> Iterator[Path]:
         upload_folder(Path(temporary), path)
 
 
-def local_copy(path: StrPath) -> Path:
+def local_copy(path: StrPath, names: Collection[str] | None = None) -> Path:
     """Returns a local path with the content of a file or folder. A copy of a bucket's objects is cached.
 
     Objects that have not changed since the last call are not downloaded again. The cache is `janus_jax/buckets` in
     `$XDG_CACHE_HOME` (`~/.cache`).
+
+    Args:
+      path: File or folder, local or on a bucket.
+      names: Names of the files to download; None for all files.
 
     Raises:
       JanusError: The path does not exist, or see `as_path` and `bucket_errors`.
@@ -288,17 +292,19 @@ def local_copy(path: StrPath) -> Path:
     objects = {name: entry for name, entry in objects.items() if not name.endswith("/")}
     if not objects:
         raise JanusError(f"{path} does not exist.")
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "buckets"
     is_file = key in objects
+    if names is not None and not is_file:
+        objects = {name: entry for name, entry in objects.items() if name.rpartition("/")[2] in names}
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "buckets"
     folder = cache / (os.path.dirname(key) if is_file else key)
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / f"{_INDEX}.lock").open("a") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # Processes of one machine share the copy.
-        _download(objects, folder, cache)
+        _download(objects, folder, cache, remove_others=names is None and not is_file)
     return cache / key
 
 
-def _download(objects: dict[str, Any], folder: Path, cache: Path) -> None:
+def _download(objects: dict[str, Any], folder: Path, cache: Path, *, remove_others: bool) -> None:
     index = folder / _INDEX
     known = json.loads(index.read_text()) if index.exists() else {}
 
@@ -318,9 +324,8 @@ def _download(objects: dict[str, Any], folder: Path, cache: Path) -> None:
             list(pool.map(download, objects))
     finally:
         index.write_text(json.dumps(known))
-    for name in known.keys() - objects.keys():
-        if len(objects) > 1:
-            (cache / name).unlink(missing_ok=True)
+    for name in known.keys() - objects.keys() if remove_others else ():
+        (cache / name).unlink(missing_ok=True)
 
 
 class Mirror:
@@ -386,7 +391,7 @@ def _key(path: StrPath) -> str:
 
 def _configure() -> None:
     """Configures the file system that epath and this module use."""
-    import fsspec  # type: ignore[import-untyped]
+    import fsspec
 
     settings = fsspec.config.conf.setdefault("gcs", {})
     settings["use_listings_cache"] = False  # Other processes write, too.

@@ -20,9 +20,11 @@ from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 import jax
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+from absl import flags
 from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.buckets import bucket_errors, is_remote, move_folder, remove_folder
+from janus_jax.coordination import barrier, gather
 from janus_jax.errors import JanusError, RunStopped, StorageFull
 from janus_jax.storage import hide_storage_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
@@ -32,7 +34,6 @@ from janus_jax.training.checkpoint_files import (
     absolute_path,
     describe_arrays,
     finished_steps,
-    gather,
     read_run,
     read_state,
     write_checksums,
@@ -44,6 +45,9 @@ _log = logging.getLogger(__name__)
 _DAMAGED = "damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SAVE_TIMEOUT = 1800  # seconds
+
+# Orbax otherwise runs collective operations on the devices as barriers, which have no limit.
+flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 
 S = TypeVar("S")
 BestIs = Literal["min", "max"]
@@ -166,7 +170,7 @@ class Checkpoints:
             # Orbax would do this in the background, and might not finish before a short run ends.
             with bucket_errors(self._directory):
                 self._remove_unfinished()
-                gather({})
+                barrier("remove_unfinished")
                 self._manager = _Manager(self._directory, options=options, item_handlers=_handlers())
         except (JanusError, RunStopped):
             self._show_traces()
@@ -215,7 +219,7 @@ class Checkpoints:
         """
         if step in self.steps:
             return
-        gathered = gather({"time": time.time(), "data": data_state})
+        gathered = gather("save", {"time": time.time(), "data": data_state})
         content = {
             "step": step,
             "time": gathered[0]["time"],
@@ -322,7 +326,7 @@ class Checkpoints:
                 else:
                     target.parent.mkdir(exist_ok=True)
                     source.rename(target)
-        gather({})  # No process lists the folder before the move.
+        barrier("move_damaged")  # No process lists the folder before the move.
         self._manager.reload()
 
     def _remove_unfinished(self) -> None:

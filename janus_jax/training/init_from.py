@@ -21,9 +21,10 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from checkpoints_convert import Checkpoint, open_checkpoint
+from checkpoints_convert.hub import local_path
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.sidecars import copy_sidecars
-from janus_jax.buckets import as_path, bucket_errors
+from janus_jax.buckets import as_path, bucket_errors, is_remote
 from janus_jax.config import ModelConfig
 from janus_jax.errors import JanusError, RunStopped
 from janus_jax.models.backbone import Params
@@ -58,10 +59,11 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
       JanusError: None of these folders has a tokenizer.
     """
     if recipe.tokenizer:
-        return as_path(recipe.tokenizer)
+        return local_path(recipe.tokenizer, weights=False)
     folders = recipe.current.initialisation.folders(recipe.model_config)
-    initial = [as_path(folders[name]) for name in ("model", "llm") if name in folders]
-    for folder in (tokenizer_folder(workdir), *initial):
+    initial = [folders[name] for name in ("model", "llm") if name in folders]
+    for path in (str(tokenizer_folder(workdir)), *initial):
+        folder = as_path(path) if is_remote(path) else local_path(path, weights=False)
         with bucket_errors(folder):
             if (folder / "tokenizer.json").exists():
                 return folder

@@ -3,8 +3,7 @@
 # /var/lib/janus/exit_code. If the machine still exists after a preemption notice, training resumes.
 set -euo pipefail
 
-readonly PREEMPTED=75   # janus_jax.errors.ExitCode
-readonly UNAVAILABLE=69 # the bucket does not answer
+readonly PREEMPTED=75 STALLED=76 UNAVAILABLE=69 # janus_jax.errors.ExitCode
 readonly STATE="${STATE:-/var/lib/janus}"
 
 attribute() {
@@ -40,7 +39,7 @@ while :; do
   # shellcheck disable=SC2154 # eval sets `arguments`
   docker run --rm --name janus --privileged --network=host --volume=/data:/data:ro --stop-timeout=600 --log-driver=gcplogs "$image" \
     janus-train --distributed "${arguments[@]}" || code=$?
-  [[ $code == "$PREEMPTED" || $code == "$UNAVAILABLE" ]] || break
+  [[ $code =~ ^($PREEMPTED|$STALLED|$UNAVAILABLE)$ ]] || break
   sleep "${PAUSE:-10}"
 done
 echo "$code" >"$STATE/exit_code"
