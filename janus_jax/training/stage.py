@@ -42,6 +42,7 @@ from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.state import TrainState
+from janus_jax.training.trackers import find_trackers
 from janus_jax.training.train_step import make_evaluation_step, put_batch
 from janus_jax.training.trainer import DataStart, TrainingTask, train
 from janus_jax.training.unused_fields import check_unused_fields
@@ -81,6 +82,7 @@ def stage_task(
     folder = checkpoints_folder(workdir, recipe.stage).parent
 
     # All inputs are checked before the first device is used.
+    find_trackers(recipe.trackers)
     start = open_initialisation(recipe, workdir)
     recipe = start.recipe
     check_unused_fields(recipe, given)
@@ -158,6 +160,7 @@ def stage_task(
         abstract_state=setup.abstract,
         initial_state=lambda data: initial_state(recipe, workdir, setup, start.checkpoints),
         step=lambda state, batch: setup.step(state, batch[0]),
+        compile=lambda state, batch: setup.step.lower(state, batch[0]).compile(),
         mesh=mesh,
         open_data=open_data,
         restart_data=recipe.data.restart,
@@ -169,8 +172,10 @@ def stage_task(
         report_every=intervals.report,
         make_callbacks=make_callbacks,
         keep=recipe.keep,
+        trackers=recipe.trackers,
         learning_rate=make_schedule(stage.optimizer, stage.steps),
         max_skipped=recipe.max_skipped,
+        limits=resources,
         peak_flops=device_flops and device_flops * grid.size,
     )
 
