@@ -1,5 +1,6 @@
 """Helpers of the benchmarks: random weights for jax and PyTorch, timing, tables, and a description of the machine."""
 
+import functools
 import gc
 import math
 import os
@@ -12,17 +13,31 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.layout import Layout, MappedParameter
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.transformers_janus import LAYOUT
 from janus_jax.batch import NO_IMAGE, Batch
-from janus_jax.config import Execution, ModelConfig
+from janus_jax.config import Execution, JanusConfig, LlamaConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
+from janus_jax.models.factory import abstract_params, make_model
+from janus_jax.models.layers import WEIGHT_SCALE
 from janus_jax.pretrained import load_params
+
+SMALL = JanusConfig(
+    name="12 layers of width 1024",
+    llm=LlamaConfig(vocab_size=8192, width=1024, depth=12, num_heads=16, num_kv_heads=16, head_dim=64, mlp_dim=2816),
+    gen_head_width=1024,
+)
+"""Model of the benchmarks on a CPU."""
+
+PROMPT_LENGTH = 32
+BOS, PAD, BEGIN_OF_IMAGE = 0, 2, 3
 
 _Result = TypeVar("_Result")
 
@@ -49,6 +64,38 @@ def load_weights(config: ModelConfig, execution: Execution, layout: Layout = LAY
     return load_params(leaves, config, execution, mesh=None)
 
 
+def random_weights(config: ModelConfig, execution: Execution) -> Params:
+    """Returns random parameters that are made on the device, which takes seconds for a model of any size."""
+    abstract = nn.unbox(abstract_params(make_model(config, execution)))
+
+    @functools.partial(jax.jit, static_argnums=(1, 2, 3))
+    def sample(key: jax.Array, shape: tuple[int, ...], dtype: Any, scale: float) -> jax.Array:
+        return (scale * jax.random.normal(key, shape)).astype(dtype)
+
+    def make(path: Any, leaf: Any) -> jax.Array:
+        names = [entry.key for entry in path]
+        if names[-1] in ("scale", "bias"):
+            return jnp.full(leaf.shape, names[-1] == "scale", leaf.dtype)
+        inputs = leaf.shape[:-1] if names[-1] == "kernel" else leaf.shape[-2 if names[-2] == "out" else -1 :]
+        if names[-1] == WEIGHT_SCALE:
+            return jnp.full(leaf.shape, 1 / (32 * math.sqrt(config.llm.width)), leaf.dtype)
+        # The standard deviation of 32 of a weight of 8 bits belongs to its scale.
+        quantized = leaf.dtype.itemsize == 1
+        key = jax.random.key(zlib.crc32("/".join(names).encode()))
+        return sample(key, leaf.shape, leaf.dtype, 32.0 if quantized else 1 / math.sqrt(math.prod(inputs)))
+
+    params: Params = jax.tree_util.tree_map_with_path(make, abstract)
+    return params
+
+
+def bytes_per_token(config: JanusConfig, execution: Execution) -> int:
+    """Returns the size of the weights that a decode step of image generation reads."""
+    params = nn.unbox(abstract_params(make_model(config, execution)))
+    layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
+    leaves = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
+
+
 def copy_weights(module: Any, config: ModelConfig, layout: Layout = LAYOUT) -> None:
     """Copies the values of `weights` to a PyTorch module whose parameters have the names of the layout."""
     import torch
@@ -72,6 +119,19 @@ def prompt_batch(tokens: np.ndarray) -> Batch:
         und_images=no_images,
         gen_images=no_images,
     )
+
+
+def random_prompt(random: np.random.Generator, config: JanusConfig) -> np.ndarray:
+    """Returns a prompt of random text tokens that ends with begin-of-image."""
+    prompt = random.integers(8, config.llm.vocab_size, (1, PROMPT_LENGTH), np.int32)
+    prompt[0, 0], prompt[0, -1] = BOS, BEGIN_OF_IMAGE
+    return prompt
+
+
+def guided_batch(prompt: np.ndarray) -> Batch:
+    """Returns a batch of a prompt and its unconditional sequence."""
+    unconditional = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
+    return prompt_batch(np.concatenate([prompt, unconditional]))
 
 
 def timed(run: Callable[[], _Result]) -> tuple[float, _Result]:

@@ -6,7 +6,10 @@ from janus_jax.errors import JanusError
 
 EXTRAS = {
     "apache_beam": "beam",
+    "fsspec": "gcs",
+    "gcsfs": "gcs",
     "pyarrow": "parquet",
+    "huggingface_hub": "hub",
     "jinja2": "demo",
     "matplotlib": "demo",
     "wandb": "wandb",

@@ -15,7 +15,7 @@ from PIL import Image
 
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig, Quantization
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
@@ -33,28 +33,32 @@ def load(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
 ) -> "Pretrained":
-    """Loads a model from a checkpoint folder in the released, transformers' or converted layout.
+    """Loads a model from a checkpoint folder in the released, transformers' or converted layout, or from the hub.
 
     Args:
-      path: The folder.
+      path: The folder, or the id of a model on the Hugging Face hub: `owner/name` or `owner/name@revision`. A folder
+        wins over an id. Ids need the extra `hub`.
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
       conversation: Conversation template, for a folder that does not identify its release.
-      vae: Folder of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. Without a VAE, a
-        JanusFlow model answers questions but generates no images.
+      vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
+        from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
+        images.
 
     Raises:
-      JanusError: The folder is missing, damaged or in an unknown layout, the model cannot be sharded over the mesh, the
-        mesh has devices of other processes, or the devices cannot be used.
+      JanusError: The folder is missing, damaged or in an unknown layout, the hub does not provide the model, the model
+        cannot be sharded over the mesh, the mesh has devices of other processes, or the devices cannot be used.
     """
     checkpoint = open_checkpoint(path, conversation, vae)
-    processor = Processor.from_directory(path, checkpoint.model_config)
-    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention)
+    processor = Processor.from_directory(checkpoint.folder, checkpoint.model_config)
+    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention, quantization=quantization)
 
 
 def load_checkpoint(
@@ -63,11 +67,14 @@ def load_checkpoint(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    if quantization not in get_args(Quantization):
+        raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -77,7 +84,7 @@ def load_checkpoint(
                 "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
             )
         check_mesh(config, mesh)
-    execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
+    execution = Execution(dtype, dtype, attention, layers="unrolled", quantization=quantization)
     params = load_params(checkpoint.params(dtype), config, execution, mesh)
     return Pretrained(config, params, processor, make_model(config, execution), mesh)
 

@@ -16,6 +16,8 @@ if "xla_force_host_platform_device_count" not in os.environ.get("XLA_FLAGS", "")
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=8".strip()
 # Accelerators otherwise multiply float32 matrices with lower precision.
 os.environ.setdefault("JAX_DEFAULT_MATMUL_PRECISION", "highest")
+# No test reaches the network. Tests of the hub have their own server.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
 # Stores compiled programs across test runs.
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".cache" / "jax"))
 
@@ -55,6 +57,36 @@ def mount_disk(tmp_path):
     yield mount
     for disk in disks:
         subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+@pytest.fixture(scope="session")
+def _bucket_server():
+    from tests.bucket_server import BucketServer
+
+    server = BucketServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket_server(_bucket_server, monkeypatch, tmp_path):
+    """An emulator of Google Cloud Storage with the bucket `bucket`, which clients use until the test ends."""
+    for name, value in {**_bucket_server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    import gcsfs.retry  # It reads these variables.
+
+    # No delays between repeated requests.
+    monkeypatch.setattr(gcsfs.retry, "min", lambda *_: 0, raising=False)
+    yield _bucket_server
+    _bucket_server.reset()
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path):
+    """A folder on the bucket of `bucket_server`."""
+    from janus_jax.buckets import as_path
+
+    return as_path(f"gs://bucket{tmp_path}")
 
 
 def _resident_bytes() -> int:

@@ -16,6 +16,7 @@ from typing import Any
 import tqdm
 from absl import flags
 
+from janus_jax.buckets import as_path
 from janus_jax.commands import cli, model_flags
 from janus_jax.errors import JanusError
 from janus_jax.files import read_lines
@@ -41,9 +42,10 @@ _STEPS = flags.DEFINE_integer("steps", None, "JanusFlow: steps from noise to ima
 _SAMPLER = flags.DEFINE_string(
     "sampler", None, "JanusFlow: ODE solver; euler, or midpoint or heun, which take twice as long (default: euler)"
 )
+_PARALLEL_WINDOW = model_flags.define_parallel_window()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "number of images generated at a time", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
-cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER)
+cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER, _PARALLEL_WINDOW)
 
 
 def main(_: Sequence[str]) -> None:
@@ -62,9 +64,10 @@ def main(_: Sequence[str]) -> None:
         _SAMPLER,
     )
     given = {holder.name: holder.value for holder in holders if holder.present}
+    given |= model_flags.window_setting(_PARALLEL_WINDOW)
     from janus_jax.generation.image_sampler import make_image_sampler
 
-    with output_folder(Path(_OUT.value)) as out:
+    with output_folder(as_path(_OUT.value)) as out:
         opened = model_flags.open_model()
         # Made before the parameters are loaded, so that unknown settings and a missing VAE are reported at once.
         sampler = make_image_sampler(opened.config, **given)
@@ -73,7 +76,11 @@ def main(_: Sequence[str]) -> None:
         common = {
             "seed": model_flags.SEED.value,
             "model": f"{model.config.name} ({model_flags.MODEL.value})",
-            "settings": json.dumps(settings | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}),
+            "settings": json.dumps(
+                settings
+                | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
+                | model_flags.quantization_setting()
+            ),
             "Software": "janus_jax",
         }
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value

@@ -9,7 +9,7 @@ from absl import flags
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax import devices
 from janus_jax.commands import cli
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig, Quantization
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from janus_jax import Pretrained
 
 MODEL = flags.DEFINE_string(
-    "model", None, "checkpoint folder, in the released, transformers' or converted layout", required=True
+    "model",
+    None,
+    "checkpoint folder, in the released, transformers' or converted layout, or hub id: OWNER/NAME[@REVISION]",
+    required=True,
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -26,7 +29,9 @@ DTYPE = flags.DEFINE_enum(
     "dtype of parameters and computation; auto: float32 on a CPU, where bfloat16 is many times slower, else bfloat16",
 )
 VAE = flags.DEFINE_string(
-    "vae", None, "folder of a released JanusFlow's VAE in diffusers' layout (default: vae/ in the model's folder)"
+    "vae",
+    None,
+    "folder or hub id of a released JanusFlow's VAE (default: vae/ in the model's folder; for hub ids, SDXL's)",
 )
 MESH = flags.DEFINE_string(
     "mesh", None, "sizes of the mesh axes DATA,FSDP,TENSOR; -1: all remaining devices (default: one device)"
@@ -35,7 +40,13 @@ CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "conversation template (default: that of the folder's release)"
 )
 ATTENTION = flags.DEFINE_enum(
-    "attention", "xla", get_args(AttentionKernel), "attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, xla on all"
+    "attention",
+    "auto",
+    get_args(AttentionKernel),
+    "attention kernel; auto: cudnn on NVIDIA GPUs, splash on TPUs, xla elsewhere",
+)
+QUANTIZATION = flags.DEFINE_enum(
+    "quantization", "none", get_args(Quantization), "weights of 8 bits, which need about half of the memory"
 )
 TOP_K = flags.DEFINE_integer(
     "top_k", 0, "sample from the k most likely tokens; 0: from all", lower_bound=0, upper_bound=2**31 - 1
@@ -43,7 +54,7 @@ TOP_K = flags.DEFINE_integer(
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the fewest tokens that have a total probability of p")
 SEED = flags.DEFINE_integer("seed", 0, "random seed of sampling", lower_bound=0, upper_bound=2**32 - 1)
 
-cli.flag_group("Model", MODEL, DTYPE, VAE, MESH, CONVERSATION, ATTENTION)
+cli.flag_group("Model", MODEL, DTYPE, VAE, MESH, CONVERSATION, ATTENTION, QUANTIZATION)
 cli.flag_group("Sampling", TOP_K, TOP_P, SEED)
 
 flags.register_validator("top_p", lambda p: 0 < p <= 1, "it must be above 0 and at most 1")
@@ -70,6 +81,33 @@ def define_scale(name: str, default: float | None, text: str) -> "flags.FlagHold
     return holder
 
 
+def define_parallel_window() -> "flags.FlagHolder[Any]":
+    """Defines `--parallel_window` and returns its holder. `window_setting` returns its value."""
+    holder = flags.DEFINE_string(
+        "parallel_window",
+        None,
+        "Janus: token positions per pass of the model, or auto for a number that suits device and batch; it changes "
+        "images by rounding only (default: 0, one token per pass)",
+    )
+    flags.register_validator(
+        "parallel_window",
+        lambda text: text is None or text == "auto" or text.isdecimal(),
+        "it must be auto or a whole number",
+    )
+    return holder
+
+
+def window_setting(holder: "flags.FlagHolder[Any]") -> dict[str, Any]:
+    """Returns the setting of the image sampler that `--parallel_window` gives; empty without the flag."""
+    text = holder.value
+    return {} if text is None else {"parallel_window": text if text == "auto" else int(text)}
+
+
+def quantization_setting() -> dict[str, str]:
+    """Returns `--quantization` by its name; empty without quantization."""
+    return {} if QUANTIZATION.value == "none" else {"quantization": QUANTIZATION.value}
+
+
 def open_model() -> OpenedModel:
     """Opens the checkpoint folder given by the flags. Does not import jax.
 
@@ -77,7 +115,7 @@ def open_model() -> OpenedModel:
       JanusError: The folder is missing, damaged or in an unknown layout.
     """
     checkpoint = open_checkpoint(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
-    return OpenedModel(checkpoint, Processor.from_directory(MODEL.value, checkpoint.model_config))
+    return OpenedModel(checkpoint, Processor.from_directory(checkpoint.folder, checkpoint.model_config))
 
 
 def load_model(opened: OpenedModel) -> "Pretrained":
@@ -97,7 +135,10 @@ def load_model(opened: OpenedModel) -> "Pretrained":
         # In a run of several processes, each process has its own copy of the model.
         mesh = make_mesh(data, fsdp, tensor, jax.local_devices())
     attention = cast(AttentionKernel, ATTENTION.value)
-    model = load_checkpoint(opened.checkpoint, opened.processor, dtype, mesh, attention=attention)
+    quantization = cast(Quantization, QUANTIZATION.value)
+    model = load_checkpoint(
+        opened.checkpoint, opened.processor, dtype, mesh, attention=attention, quantization=quantization
+    )
     jax.block_until_ready(model.params)
     _print_progress(f" {time.monotonic() - begin:.1f} s\n")
     return model

@@ -24,6 +24,7 @@ from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.trackers import DEFAULT_TRACKERS
 from janus_jax.training.train_step import Microbatching
+from janus_jax.training.watchdog import Limits
 
 ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
 """Parameters that stage 1 trains.
@@ -70,8 +71,8 @@ class Initialisation:
       source: "parts" reads the folders of an LLM, a SigLIP and an image tokenizer or VAE, and initializes the rest
         randomly. "stage" continues from the previous stage in the same workdir. "model" reads the folder of a whole
         model. "random" initializes everything randomly.
-      model: Folder for "model", in any layout that `janus_jax.load` reads.
-      llm: Folder for "parts", in any layout that `checkpoints_convert` reads, or "random".
+      model: Folder or hub id for "model", in any layout that `janus_jax.load` reads.
+      llm: Folder or hub id for "parts", in any layout that `checkpoints_convert` reads, or "random".
       und_encoder: The same for SigLIP.
       gen_encoder: The same for the image tokenizer of Janus.
       vae: The same for the VAE of JanusFlow.
@@ -313,7 +314,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(Limits):
     """Use of the hardware. These values do not change the result, up to rounding.
 
     Attributes:
@@ -334,7 +335,7 @@ class Resources:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-    attention: AttentionKernel = "xla"
+    attention: AttentionKernel = "auto"
     remat: RematPolicy = "full"
     scan_unroll: int = 1
     microbatches: int = 1
@@ -344,6 +345,7 @@ class Resources:
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         is_valid = self.peak_flops is None or 0 < self.peak_flops < math.inf
         check_values(
             self, "config.resources", ("peak_flops", is_valid, "above 0, or None"), data_workers=0, data_threads=0
@@ -363,7 +365,7 @@ class Recipe:
       data: Use of the data.
       precomputed_image_tokens: Reads image tokens, or latents for JanusFlow, from the data. `janus-prepare --tokenizer`
         adds them.
-      tokenizer: Folder of `tokenizer.json`; "" for that of the run or of the initial checkpoint.
+      tokenizer: Folder or hub id of `tokenizer.json`; "" for that of the run or of the initial checkpoint.
       seed: Seed of parameters and data.
       data_shards: Number of data shards, fixed when a stage starts. A resumed run may use any number of processes that
         divides it. 0 for the number of processes at the start.

@@ -4,7 +4,6 @@ Prefer a released SigLIP. Train an encoder only for images unlike those of its t
 """
 
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +18,8 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.hub import local_path
+from janus_jax.buckets import as_path, remove_folder
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
@@ -69,7 +70,7 @@ class SiglipRecipe:
     Attributes:
       encoder: Architecture of the encoder.
       data: Images and captions, for `train_siglip`.
-      tokenizer: Folder of the `tokenizer.json` that encodes the captions, for `train_siglip`.
+      tokenizer: Folder or hub id of the `tokenizer.json` that encodes the captions, for `train_siglip`.
       vocab_size: Vocabulary size of the captions.
       caption_length: Length of the captions in tokens; shorter ones are padded with 0.
       steps: Training steps.
@@ -233,9 +234,9 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
     initialize_devices()
     mesh = make_mesh() if jax.device_count() > 1 else None
     state = train(siglip_task(recipe, make_data, mesh=mesh), workdir).state
-    folder = Path(workdir) / "und_encoder"
+    folder = as_path(workdir) / "und_encoder"
     if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         save_checkpoint(folder, {"und_encoder": state.params["und_encoder"]}, recipe.encoder)
         print(f"The understanding encoder is in {folder}.")
     return folder
@@ -247,7 +248,8 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
     if not recipe.tokenizer:
         raise JanusError("config.tokenizer is empty; set it to the folder of the tokenizer.json for the captions.")
-    tokenizer = Tokenizer.from_directory(recipe.tokenizer)
+    folder = local_path(recipe.tokenizer, weights=False)
+    tokenizer = Tokenizer.from_directory(folder)
     tokenizer.check_vocabulary(recipe.vocab_size)
     components = components_of(recipe.data.directories, recipe.data.split, "training images")
     count = sum(map(len, open_all(components)))
@@ -257,7 +259,7 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
             f"{count}, because the loss compares different images."
         )
     make = functools.partial(
-        _image_and_caption, folder=recipe.tokenizer, size=recipe.encoder.image_size, length=recipe.caption_length
+        _image_and_caption, folder=str(folder), size=recipe.encoder.image_size, length=recipe.caption_length
     )
     return lambda start: RecordBatches(
         components,
