@@ -26,6 +26,7 @@ from janus_jax.training.callbacks.base import Callback
 from janus_jax.training.callbacks.evaluation import RunBenchmarks
 from janus_jax.training.callbacks.held_out import HeldOutLoss
 from janus_jax.training.callbacks.profiling import Profiling
+from janus_jax.training.callbacks.replicas import ReplicaCheck
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.flops import ItemCounts, count_items, flops_per_item
@@ -129,7 +130,10 @@ def stage_task(
         return put_batch(batch, mesh), count_items(batch, recipe.model_config)
 
     def make_callbacks(data: Stream) -> Sequence[Callback]:
-        callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
+        callbacks: list[Callback] = [
+            ReplicaCheck(setup.abstract, mesh, resources.check_replicas),
+            Profiling(folder / "profile", *intervals.profile),
+        ]
         if recipe.held_out is not None:
             loss = make_evaluation_step(setup.objective, recipe.microbatching, setup.abstract, mesh, seed=recipe.seed)
             # The few batches of an evaluation are read in threads: starting processes would take longer.
@@ -174,6 +178,7 @@ def stage_task(
         learning_rate=make_schedule(stage.optimizer, stage.steps),
         max_skipped=recipe.max_skipped,
         limits=resources,
+        incidents=recipe.incidents,
         peak_flops=device_flops and device_flops * grid.size,
     )
 
