@@ -55,7 +55,7 @@ from janus_jax.models.layers import project
 
 _PRESET = flags.DEFINE_string("preset", None, "released model whose shape is used (default: a small model)")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
-_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "attention kernel of this project")
+_ATTENTION = flags.DEFINE_enum("attention", "auto", get_args(AttentionKernel), "attention kernel of this project")
 _ONLY = flags.DEFINE_list("only", None, "figures to measure, such as token,siglip,images_32 (default: all)")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timed pairs of long runs; short runs have three times as many", 1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores to use", lower_bound=1)

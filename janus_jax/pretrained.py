@@ -33,7 +33,7 @@ def load(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
 ) -> "Pretrained":
@@ -65,7 +65,7 @@ def load_checkpoint(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):

@@ -40,7 +40,10 @@ CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "conversation template (default: that of the folder's release)"
 )
 ATTENTION = flags.DEFINE_enum(
-    "attention", "xla", get_args(AttentionKernel), "attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, xla on all"
+    "attention",
+    "auto",
+    get_args(AttentionKernel),
+    "attention kernel; auto: cudnn on NVIDIA GPUs, splash on TPUs, xla elsewhere",
 )
 TOP_K = flags.DEFINE_integer(
     "top_k", 0, "sample from the k most likely tokens; 0: from all", lower_bound=0, upper_bound=2**31 - 1

@@ -341,7 +341,7 @@ class Resources(Limits):
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-    attention: AttentionKernel = "xla"
+    attention: AttentionKernel = "auto"
     remat: RematPolicy = "full"
     scan_unroll: int = 1
     microbatches: int = 1

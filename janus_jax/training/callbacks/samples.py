@@ -65,7 +65,6 @@ class GenerateSamples(Callback):
         if not run.is_due(self._interval):
             return
         params = merge(run.state.params, run.state.frozen)
-        # Always XLA attention: other kernels do not support every prompt length.
         dtype = self._recipe.on_platform(jax.default_backend()).execution.dtype
         network = make_model(self._config, Execution(dtype, layers="scanned"))
         model = Pretrained(self._config, params, self._processor, network, run.mesh)
