@@ -11,6 +11,7 @@ docs/tokenizer.md. janus-export exports the model.
 
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from absl import flags
@@ -69,13 +70,18 @@ def _replay(folder: str) -> None:
     from janus_jax.training.stage import stage_task
 
     incident = read_incident(Path(folder).absolute())
+    if _DISTRIBUTED.value:
+        join_cluster()
     cli.enable_compilation_cache()
-    task = stage_task(from_config(Recipe, incident.config), incident.run_folder.parent)
+    recipe = from_config(Recipe, incident.config)
+    # The data of the run were divided among its processes.
+    recipe = replace(recipe, data_shards=recipe.data_shards or incident.processes)
+    task = stage_task(recipe, incident.run_folder.parent, is_new=incident.checkpoint() is None)
     if not replay(task, incident):
         sys.exit(ExitCode.INTERNAL_ERROR)
 
 
-cli.define_value_action("replay", "repeat the step of this incident folder in one process, and exit", _replay)
+cli.define_value_action("replay", "repeat the step of this incident folder, and exit", _replay)
 cli.define_value_action("report", "print how the runs in this workdir have spent their time, and exit", _report)
 
 

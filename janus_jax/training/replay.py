@@ -1,4 +1,4 @@
-"""Repeats a recorded step (`training.incidents`) in one process and compares its metrics with the recorded ones."""
+"""Repeats a recorded step (`training.incidents`) and compares its metrics with the recorded ones."""
 
 import json
 import math
@@ -75,16 +75,17 @@ def replay(task: TrainingTask[Any, Any], incident: Incident, show: Callable[[str
     Args:
       task: The task of the run.
       incident: The incident.
-      show: Prints a line.
+      show: Prints a line; called in process 0 only.
 
     Returns:
-      Whether batch and metrics are bit-identical to the recorded ones. They can be if the hardware and the number of
-      devices are those of the run.
+      Whether batch and metrics are bit-identical to the recorded ones. They can be if the kind and number of devices
+      and processes are those of the run, because the order of sums depends on them.
 
     Raises:
       JanusError: The checkpoint belongs to another model, or the data have changed.
       DamagedCheckpointError: The checkpoint is damaged.
     """
+    show = show if jax.process_index() == 0 else lambda line: None
     saved, start, state = incident.checkpoint(), DataStart(), None
     if saved is not None:
         content, state = read_state(
@@ -93,8 +94,9 @@ def replay(task: TrainingTask[Any, Any], incident: Incident, show: Callable[[str
         positions = [one["data"] for one in content["data"]]
         start = DataStart(saved, content["data"][0]["order"], positions)
     show(f"step {incident.step:,}: {incident.reason}")
-    if incident.devices != jax.device_count():
-        show(f"the run had {incident.devices} devices and this process has {jax.device_count()}, so roundings differ")
+    had, has = (incident.devices, incident.processes), (jax.device_count(), jax.process_count())
+    if had != has:
+        show("the run had {} devices of {} processes, now there are {} of {}: roundings may differ".format(*had, *has))
     with task.open_data(start) as data:
         if state is None:
             state = task.initial_state(data)
@@ -120,8 +122,9 @@ def _shown(metrics: Mapping[str, Any]) -> list[str]:
 
 
 def _has_recorded_batch(incident: Incident, batch: Any) -> bool:
-    """Returns whether the batch of this process consists of the recorded batches of all processes, in their order."""
+    """Returns whether the batch is the recorded one: that of this process, or in one process those of all, in order."""
     leaves = [local_array(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "dtype")]
-    files = [np.load(incident.folder / f"process_{index}.npz") for index in range(incident.processes)]
+    indices = range(incident.processes) if jax.process_count() == 1 else [jax.process_index()]
+    files = [np.load(incident.folder / f"process_{index}.npz") for index in indices]
     recorded = [np.concatenate([file[name] for file in files]) for name in files[0].files]
     return len(leaves) == len(recorded) and all(map(np.array_equal, leaves, recorded))

@@ -76,15 +76,24 @@ def train_stage(
 
 
 def stage_task(
-    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
+    recipe: Recipe,
+    workdir: str | Path,
+    devices: Sequence[jax.Device] | None = None,
+    given: Collection[str] = (),
+    *,
+    is_new: bool = False,
 ) -> TrainingTask[TrainState, Stream]:
-    """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
+    """Checks all inputs of a stage and assembles its training task.
+
+    Arguments and errors are those of `train_stage`. With `is_new` the task can initialize the state although the stage
+    has checkpoints.
+    """
     resources, intervals = recipe.resources, recipe.intervals
     folder = checkpoints_folder(workdir, recipe.stage).parent
 
     # All inputs are checked before the first device is used.
     find_trackers(recipe.trackers)
-    start = open_initialisation(recipe, workdir)
+    start = open_initialisation(recipe, workdir, is_new=is_new)
     recipe = start.recipe
     check_unused_fields(recipe, given)
     image_tokenizer = find_image_tokenizer(start, workdir)
