@@ -9,6 +9,7 @@ encoders write to WORKDIR itself. To continue an interrupted run, repeat the com
 docs/tokenizer.md. janus-export exports the model.
 """
 
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -16,6 +17,7 @@ from pathlib import Path
 
 from absl import flags
 
+from janus_jax.buckets import as_path, check_bucket
 from janus_jax.commands import cli
 from janus_jax.commands.recipe_flag import define_recipe_flag, overridden_fields, recipe_class
 from janus_jax.distributed import join_cluster
@@ -23,7 +25,9 @@ from janus_jax.errors import ExitCode
 from janus_jax.training.config_dicts import from_config
 
 _CONFIG = define_recipe_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, created if missing", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run, created if missing; gs:// for a bucket", required=True
+)
 _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all processes of the cluster (jax.distributed)")
 
 
@@ -39,6 +43,7 @@ def main(_: Sequence[str]) -> None:
 
     count_from_process_start()
     recipe = from_config(recipe_class(_CONFIG.value), _CONFIG.value)
+    check_bucket(as_path(_WORKDIR.value))
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache(_compilation_cache(recipe))
@@ -55,13 +60,13 @@ def _compilation_cache(recipe: object) -> Path | None:
     where = getattr(getattr(recipe, "resources", None), "compilation_cache", "auto")
     if where == "auto":
         where = "workdir" if _DISTRIBUTED.value else "user"
-    return Path(_WORKDIR.value) / "compiled" if where == "workdir" else None
+    return as_path(_WORKDIR.value) / "compiled" if where == "workdir" else None
 
 
 def _report(workdir: str) -> None:
     from janus_jax.training.goodput import report
 
-    print(report(Path(workdir)))
+    print(report(as_path(workdir)))
 
 
 def _replay(folder: str) -> None:
@@ -69,7 +74,7 @@ def _replay(folder: str) -> None:
     from janus_jax.training.replay import read_incident, replay
     from janus_jax.training.stage import stage_task
 
-    incident = read_incident(Path(folder).absolute())
+    incident = read_incident(as_path(folder if "://" in folder else os.path.abspath(folder)))
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()

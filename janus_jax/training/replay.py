@@ -1,5 +1,6 @@
 """Repeats a recorded step (`training.incidents`) and compares its metrics with the recorded ones."""
 
+import io
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -125,6 +126,6 @@ def _has_recorded_batch(incident: Incident, batch: Any) -> bool:
     """Returns whether the batch is the recorded one: that of this process, or in one process those of all, in order."""
     leaves = [local_array(leaf) for leaf in jax.tree.leaves(batch) if hasattr(leaf, "dtype")]
     indices = range(incident.processes) if jax.process_count() == 1 else [jax.process_index()]
-    files = [np.load(incident.folder / f"process_{index}.npz") for index in indices]
+    files = [np.load(io.BytesIO((incident.folder / f"process_{index}.npz").read_bytes())) for index in indices]
     recorded = [np.concatenate([file[name] for file in files]) for name in files[0].files]
     return len(leaves) == len(recorded) and all(map(np.array_equal, leaves, recorded))
