@@ -13,7 +13,18 @@ from janus_jax.batch import NO_IMAGE
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.processing import Message, Processor, Task, TokenSequence, TooManyPixels, open_image
+from janus_jax.processing import (
+    EDITING_STYLES,
+    Edit,
+    EditingStyle,
+    Message,
+    Processor,
+    Task,
+    TokenSequence,
+    TooManyPixels,
+    editing_sequence,
+    open_image,
+)
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 # Punctuation with closing quotes or brackets, then white space. Ideographic punctuation needs no white space.
@@ -40,7 +51,7 @@ class Example:
       sequence: Tokens and images.
       text_targets: See `Batch`. Positions are counted within the example.
       gen_starts: See `Batch`. Positions are counted within the example.
-      gen_ids: See `Batch`. None without precomputed image tokens.
+      gen_ids: Tokens of the target images, then of the context images. None without precomputed image tokens.
       gen_latents: See `Batch`. None without precomputed latents.
       truncated: Number of tokens that `truncate` removed.
     """
@@ -49,13 +60,13 @@ class Example:
     sequence: TokenSequence
     text_targets: Int[np.ndarray, " T"]
     gen_starts: Int[np.ndarray, " G"]
-    gen_ids: Int[np.ndarray, "G N"] | None = None
+    gen_ids: Int[np.ndarray, "M N"] | None = None
     gen_latents: Float[np.ndarray, "G h w C"] | None = None
     truncated: int = 0
 
     @property
     def size(self) -> Int[np.ndarray, "4"]:
-        """Numbers of tokens, input images, target images and text targets, which a `Budget` limits."""
+        """Numbers of tokens, input images, target images and text targets. See `packing.Budget.measure`."""
         sequence = self.sequence
         return np.array([len(sequence), len(sequence.und_images), len(self.gen_starts), len(self.text_targets)])
 
@@ -63,15 +74,16 @@ class Example:
 def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.ndarray, " T"]:
     """Returns the positions of the text targets. A target is predicted from the position before it.
 
-    A generation example has no text targets. Its targets are the image tokens (Janus, §3.3), see `Batch.gen_starts`. In
-    other examples, all tokens except the begin-of-sentence token, image positions and the begin-of-image and
-    end-of-image tokens around them can be targets.
+    An example of generation or editing has no text targets. Its targets are the image tokens (Janus, §3.3), see
+    `Batch.gen_starts`. In other examples, all tokens except the begin-of-sentence token, image positions and the
+    begin-of-image and end-of-image tokens around them can be targets, and the begin-of-image tokens that the assistant
+    writes.
     """
-    if sequence.task is Task.GENERATION:
+    if sequence.task in (Task.GENERATION, Task.EDITING):
         return np.zeros(0, np.int32)
-    is_target = _is_text(sequence)
-    if supervision is Supervision.ANSWERS:
-        is_target &= sequence.answer_mask
+    is_target = sequence.answer_mask
+    if supervision is Supervision.TEXT:
+        is_target = is_target | _is_text(sequence)
     return np.flatnonzero(is_target).astype(np.int32)
 
 
@@ -130,6 +142,8 @@ class ExampleBuilder:
       precomputed_image_tokens: Whether to use the image tokens of the records instead of the pixels of target images.
         For JanusFlow: whether to use the latents of the records, in addition to the pixels of the center crop.
       seed: Seed of the randomness.
+      editing: Format of edits, with the probabilities of dropping source images and instructions.
+      interleaved_features: Whether an input image repeats each image that the assistant generates in a conversation.
     """
 
     processor: Processor
@@ -139,6 +153,8 @@ class ExampleBuilder:
     random_crop: bool = False
     precomputed_image_tokens: bool = False
     seed: int = 0
+    editing: EditingStyle = EDITING_STYLES["janus_4o"]
+    interleaved_features: bool = False
 
     def __call__(self, record: Record, epoch: int = 0, example_id: str = "") -> Example:
         """Builds the example of a record.
@@ -152,17 +168,18 @@ class ExampleBuilder:
           RejectedRecord: The record is not valid for the model, or has no targets.
         """
         record = record.for_epoch(epoch)
-        sequence = self._sequence(record, _RecordRandom(self.seed, record.key, epoch))
+        random = _RecordRandom(self.seed, record.key, epoch)
+        sequence = self._sequence(record, random)
         targets = text_targets(sequence, self.supervision)
-        gen_index = sequence.gen_token_index
-        is_start = (gen_index != NO_IMAGE) & (gen_index % self.processor.num_gen_tokens == 0)
-        starts = np.flatnonzero(is_start).astype(np.int32)
+        gen_index, num_tokens = sequence.gen_token_index, self.processor.num_gen_tokens
+        is_target = (gen_index != NO_IMAGE) & (gen_index < sequence.num_target_images * num_tokens)
+        starts = np.flatnonzero(is_target & (gen_index % num_tokens == 0)).astype(np.int32)
         if not len(targets) and not len(starts):
             raise RejectedRecord(RejectReason.NO_TARGETS, "it has no targets.")
         gen_ids = gen_latents = None
-        if self.precomputed_image_tokens and sequence.task is Task.GENERATION:
+        if self.precomputed_image_tokens and len(starts):
             if self.processor.latent_shape is None:
-                gen_ids = record.image_tokens[None]
+                gen_ids = self._image_tokens(record, random)
             else:
                 gen_latents = record.image_latents.reshape(1, *self.processor.latent_shape)
         return Example(example_id or record.key, sequence, targets, starts, gen_ids, gen_latents)
@@ -170,8 +187,8 @@ class ExampleBuilder:
     def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         try:
             if record.task is Task.EDITING:
-                raise RejectedRecord(RejectReason.WRONG_TASK, "its task is editing, which training does not support.")
-            if record.task is Task.GENERATION:
+                sequence = self._editing_sequence(record, random)
+            elif record.task is Task.GENERATION:
                 sequence = self._generation_sequence(record, random)
             elif record.task is Task.TEXT and not record.messages:
                 sequence = self._text_sequence(record)
@@ -179,7 +196,11 @@ class ExampleBuilder:
                 sequence = self._conversation_sequence(record)
         except JanusError as error:
             raise RejectedRecord(_reason(record), str(error)) from error
-        self._check_special_tokens(sequence)
+        if record.task is Task.EDITING:  # Its sequence has padding in place of dropped images.
+            text = np.array(self.processor.tokenizer.encode(record.text, add_bos=False), np.int32)
+        else:
+            text = sequence.tokens[_is_text(sequence)]
+        self._check_special_tokens(text)
         if record.task is Task.GENERATION and random.uniform("drop_condition") < self.drop_condition:
             return self.processor.unconditional_sequence(sequence)
         return sequence
@@ -200,14 +221,64 @@ class ExampleBuilder:
                 RejectReason.NO_IMAGE if expected > len(record.images) else RejectReason.IMAGE_COUNT,
                 f"it has {len(record.images)} images; its messages need {expected}.",
             )
-        return self.processor.understanding_sequence(messages, record.images)
+        if record.task is not Task.INTERLEAVED:
+            return self.processor.understanding_sequence(messages, record.images)
+        images: list[bytes | None] = list(record.images)
+        if self._reads_image_tokens:
+            self._check_image_tokens(record)
+            if not self.interleaved_features:
+                for index in record.tokenized_images:
+                    images[index] = None
+        return self.processor.interleaved_sequence(messages, images, features=self.interleaved_features)
+
+    @property
+    def _reads_image_tokens(self) -> bool:
+        return self.precomputed_image_tokens and self.processor.latent_shape is None
+
+    def _editing_sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
+        if not record.text.strip():
+            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its instruction is empty.")
+        if len(record.images) < 2:
+            raise RejectedRecord(
+                RejectReason.NO_IMAGE, f"it has {len(record.images)} images; it needs source images and a target image."
+            )
+        if self._reads_image_tokens:
+            self._check_image_tokens(record)
+        *sources, target = record.images
+        # Images whose tokens are precomputed and whose features are not read are not opened.
+        is_read = not self._reads_image_tokens
+        edit = Edit(
+            record.text,
+            [open_image(source) if is_read or self.editing.features else None for source in sources],
+            open_image(target) if is_read else None,
+        )
+        return editing_sequence(
+            self.processor,
+            self.editing,
+            edit,
+            kept=self._kept_sources(record, random),
+            drop_instruction=random.uniform("drop_instruction") < self.editing.drop_instruction,
+            precomputed=self._reads_image_tokens,
+        )
+
+    def _kept_sources(self, record: Record, random: _RecordRandom) -> list[bool]:
+        """Returns which source images of an edit keep their image tokens."""
+        sources = range(len(record.images) - 1)
+        return [random.uniform(f"drop_source/{number}") >= self.editing.drop_source for number in sources]
+
+    def _image_tokens(self, record: Record, random: _RecordRandom) -> Int[np.ndarray, "M N"]:
+        """Returns the precomputed tokens of the target images, then of the context images."""
+        tokens = record.image_tokens.reshape(-1, self.processor.num_gen_tokens)
+        if record.task is not Task.EDITING:
+            return tokens
+        return np.concatenate([tokens[-1:], tokens[:-1][self._kept_sources(record, random)]])
 
     def _generation_sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         shorten = random.uniform("first_sentence") < self.first_sentence
         caption = first_sentence(record.text) if shorten else record.text
         if not caption.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its caption is empty.")
-        if self.precomputed_image_tokens and self.processor.latent_shape is None:
+        if self._reads_image_tokens:
             self._check_image_tokens(record)
             return self.processor.generation_sequence(caption, None)
         if len(record.images) != 1:
@@ -222,8 +293,8 @@ class ExampleBuilder:
         return self.processor.generation_sequence(caption, record.images[0], rng)
 
     def _check_image_tokens(self, record: Record) -> None:
-        n = self.processor.num_gen_tokens
-        if len(record.image_tokens) != n or record.image_tokens.min() < 0:
+        n = self.processor.num_gen_tokens * len(record.tokenized_images)
+        if len(record.image_tokens) != n or record.image_tokens.min(initial=0) < 0:
             raise RejectedRecord(
                 RejectReason.BAD_IMAGE_TOKENS,
                 f"it has {len(record.image_tokens)} image tokens; the model needs {n}. Prepare it with --tokenizer.",
@@ -238,11 +309,10 @@ class ExampleBuilder:
                 f"with --tokenizer, a JanusFlow or its VAE.",
             )
 
-    def _check_special_tokens(self, sequence: TokenSequence) -> None:
+    def _check_special_tokens(self, text: Int[np.ndarray, " T"]) -> None:
         # Text that contains a special token would be treated as an image or as padding.
         special = self.processor.tokenizer.special
         markers = (special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder)
-        text = sequence.tokens[_is_text(sequence)]
         # Several times as fast as np.isin.
         if (found := np.logical_or.reduce([text == marker for marker in markers])).any():
             token = self.processor.tokenizer.decode([int(text[found.argmax()])], skip_special_tokens=False)
