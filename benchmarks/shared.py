@@ -19,10 +19,20 @@ from checkpoints_convert.layout import Layout, MappedParameter
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.transformers_janus import LAYOUT
 from janus_jax.batch import NO_IMAGE, Batch
-from janus_jax.config import Execution, ModelConfig
+from janus_jax.config import Execution, JanusConfig, LlamaConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
 from janus_jax.pretrained import load_params
+
+SMALL = JanusConfig(
+    name="12 layers of width 1024",
+    llm=LlamaConfig(vocab_size=8192, width=1024, depth=12, num_heads=16, num_kv_heads=16, head_dim=64, mlp_dim=2816),
+    gen_head_width=1024,
+)
+"""Model of the benchmarks on a CPU."""
+
+PROMPT_LENGTH = 32
+BOS, PAD, BEGIN_OF_IMAGE = 0, 2, 3
 
 _Result = TypeVar("_Result")
 
@@ -72,6 +82,19 @@ def prompt_batch(tokens: np.ndarray) -> Batch:
         und_images=no_images,
         gen_images=no_images,
     )
+
+
+def random_prompt(random: np.random.Generator, config: JanusConfig) -> np.ndarray:
+    """Returns a prompt of random text tokens that ends with begin-of-image."""
+    prompt = random.integers(8, config.llm.vocab_size, (1, PROMPT_LENGTH), np.int32)
+    prompt[0, 0], prompt[0, -1] = BOS, BEGIN_OF_IMAGE
+    return prompt
+
+
+def guided_batch(prompt: np.ndarray) -> Batch:
+    """Returns a batch of a prompt and its unconditional sequence."""
+    unconditional = np.where((prompt == BOS) | (prompt == BEGIN_OF_IMAGE), prompt, PAD)
+    return prompt_batch(np.concatenate([prompt, unconditional]))
 
 
 def timed(run: Callable[[], _Result]) -> tuple[float, _Result]:

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, get_args
 import ml_dtypes
 import numpy as np
 
-from checkpoints_convert import released, released_flow, transformers_janus
+from checkpoints_convert import hub, released, released_flow, transformers_janus
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.layout import Layout, MappedParameter, Shapes
 from checkpoints_convert.parameters import PARTS, Config, Parameter, layer_by_layer, model_parameters
@@ -205,18 +205,20 @@ def open_checkpoint(
     training starts from. Every mismatch between config and tensors is reported before any value is read.
 
     Args:
-      path: The folder, or the file of a part that consists of a single file.
+      path: The folder, the file of a part that consists of a single file, or a hub id (see `hub.local_path`).
       conversation: Role strings that the model was trained with. None: they are detected. The configs of Janus-1.3B
         and Janus-Pro-1B differ only in their role strings.
-      vae: Folder of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it exists.
+      vae: Folder or hub id of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it
+        exists; for a checkpoint from the hub that has none, the VAE that its config names.
 
     Raises:
-      JanusError: The path does not exist, a file is corrupt or missing, the layout is unknown, the config describes a
-        network that janus_jax does not have, or tensors are missing, surplus or misshapen.
+      JanusError: The path does not exist, the hub does not provide the model, a file is corrupt or missing, the layout
+        is unknown, the config describes a network that janus_jax does not have, or tensors are missing, surplus or
+        misshapen.
     """
-    path = Path(path)
     if conversation is not None and conversation not in get_args(ConversationStyle):
         raise JanusError(f"--conversation is {conversation!r}; it must be one of {get_args(ConversationStyle)}.")
+    path = hub.local_path(os.fspath(path))
     if not is_converted(path):
         return _open_torch(path, conversation, vae)
     if vae is not None:
@@ -250,7 +252,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         config: Config = layout.read_config(json, shapes)
     tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
     if isinstance(config, JanusFlowConfig):
-        config, vae_tensors = _add_vae(config, weights.parent, vae)
+        config, vae_tensors = _add_vae(config, weights.parent, vae or _vae_from_hub(json, weights.parent))
         tensors |= vae_tensors
     elif vae is not None:
         raise JanusError(f"{path} is not a JanusFlow model, and only JanusFlow has a VAE; leave --vae out.")
@@ -267,7 +269,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     layout.check(mapped, {name: tensor for name, tensor in tensors.items() if name not in unused}, str(path))
     metadata: dict[str, Any] = {
         "layout": layout.name,
-        "name": path.resolve().name,
+        "name": hub.folder_name(path),
         "dtypes": _narrower_dtypes(mapped, tensors),
     }
     if image_token_id := json.get("image_token_id", 0):
@@ -321,11 +323,23 @@ def _detect_layout(path: Path, json: JsonObject, shapes: Shapes) -> Layout:
     )
 
 
+def _vae_from_hub(json: JsonObject, folder: Path) -> Path | None:
+    """Fetches the VAE of a checkpoint from the hub that has none. Returns None if there is no need, or it fails."""
+    if not hub.is_cached(folder) or (folder / released_flow.VAE_FOLDER).is_dir():
+        return None
+    try:
+        return hub.local_path(json.get("vae_id", released_flow.VAE_ID))
+    except JanusError as error:
+        # A model without its VAE still answers questions.
+        _log.warning("The model has no VAE and cannot generate images: %s", error)
+        return None
+
+
 def _add_vae(
     config: JanusFlowConfig, folder: Path, vae: StrPath | None
 ) -> tuple[JanusFlowConfig, Mapping[str, np.ndarray]]:
     """Returns the config with its VAE, and the VAE's tensors. Without a VAE, the config is unchanged."""
-    path = Path(vae) if vae is not None else folder / released_flow.VAE_FOLDER
+    path = hub.local_path(os.fspath(vae)) if vae is not None else folder / released_flow.VAE_FOLDER
     if vae is None and not path.is_dir():
         return config, {}
     opened = open_checkpoint(path)
@@ -351,7 +365,8 @@ def _detect_conversation(path: Path, json: JsonObject, config: ModelConfig) -> C
     if json.values.get("model_type") == "janus" and re.search(r"\bUser\b", template):
         return "janus"
     # The innermost folder comes first, because the name of an outer folder may describe something else.
-    for name in (*folder.resolve().parts[:-4:-1], str(json.values.get("_name_or_path", ""))):
+    names = (hub.folder_name(folder), *folder.resolve().parts[-2:-4:-1])
+    for name in (*names, str(json.values.get("_name_or_path", ""))):
         if re.search(r"(?<![a-z])pro(?![a-z])", name, re.IGNORECASE):
             return "janus_pro"
         if re.search(r"janus[-_]?1[._]?3b", name, re.IGNORECASE):
@@ -379,7 +394,7 @@ def _model_name(path: Path, config: ModelConfig) -> str:
     for name, known in PRESETS.items():
         if _without_vae(replace(config, name=name)) == _without_vae(known):
             return name
-    return (path if path.is_dir() else path.parent).resolve().name
+    return hub.folder_name(path if path.is_dir() else path.parent)
 
 
 def _without_vae(config: ModelConfig) -> ModelConfig:

@@ -6,7 +6,7 @@ which is SDXL's in diffusers' layout. The VAE is in the folder `vae/` of the che
 passes. In the table, its tensors have the prefix `vae.`.
 
 janus_jax writes further fields to the `params` of `vision_gen_enc_config` where a model differs from the released one:
-`latent_size, depthwise_kernel_size, mlp_ratio`.
+`latent_size, depthwise_kernel_size, mlp_ratio`. It reads the top-level field `vae_id`, the hub id of the VAE.
 """
 
 from typing import Any
@@ -28,6 +28,8 @@ from janus_jax.errors import JanusError
 
 VAE_PREFIX = "vae."
 VAE_FOLDER = "vae"
+VAE_ID = "stabilityai/sdxl-vae"
+"""Hub id of the VAE if config.json has no field `vae_id`. The released config does not name it (not verified)."""
 
 _SIGLIP_PREFIX = "vision_und_enc_model.vision_tower."
 _ENCODER = "vision_gen_enc_model."

@@ -6,7 +6,7 @@ Neither torch nor jax is needed.
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,7 @@ WEIGHT_FILES = (
     "diffusion_pytorch_model.safetensors.index.json",
     "diffusion_pytorch_model.bin",
 )
-_WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 _MAX_HEADER_BYTES = 100_000_000
 
 
@@ -54,21 +54,29 @@ def find_weights(path: Path) -> Path:
         return path
     if not path.is_dir():
         raise JanusError(f"{path} does not exist; give the folder of a checkpoint or a file with weights.")
-    for name in WEIGHT_FILES:
-        if (path / name).is_file():
-            return path / name
-    found = sorted(p for p in path.iterdir() if p.suffix in _WEIGHT_SUFFIXES and p.is_file())
-    safe = [p for p in found if p.suffix == ".safetensors"]
-    candidates = safe or found
+    candidates = weight_candidates([p.name for p in path.iterdir() if p.is_file()])
     if len(candidates) == 1:
-        return candidates[0]
+        return path / candidates[0]
     if not candidates:
         _refuse_training_run(path)
         raise JanusError(f"{path} holds no weights; expected one of {', '.join(WEIGHT_FILES)}.")
     raise JanusError(
-        f"{path} holds several files with weights and no index ({', '.join(p.name for p in candidates)}); "
+        f"{path} holds several files with weights and no index ({', '.join(candidates)}); "
         f"give one of the files, or fetch the missing *.index.json."
     )
+
+
+def weight_candidates(names: Collection[str]) -> list[str]:
+    """Returns those of a folder's files that may hold its weights or their index.
+
+    There is one if a file has a usual name. Otherwise the folder's only file with weights is taken, where safetensors
+    come before formats of torch.
+    """
+    for name in WEIGHT_FILES:
+        if name in names:
+            return [name]
+    found = sorted(name for name in names if "/" not in name and Path(name).suffix in WEIGHT_SUFFIXES)
+    return [name for name in found if Path(name).suffix == ".safetensors"] or found
 
 
 def _refuse_training_run(path: Path) -> None:
@@ -110,9 +118,9 @@ def _open(file: Path) -> dict[str, np.ndarray]:
         check_lfs_pointer(file, opened.read(64))
     if file.suffix == ".safetensors":
         return _open_safetensors(file)
-    if file.suffix in _WEIGHT_SUFFIXES:
+    if file.suffix in WEIGHT_SUFFIXES:
         return open_torch_zip(file)
-    raise JanusError(f"{file} has an unsupported format; files with weights end in {', '.join(_WEIGHT_SUFFIXES)}.")
+    raise JanusError(f"{file} has an unsupported format; files with weights end in {', '.join(WEIGHT_SUFFIXES)}.")
 
 
 def _open_safetensors(path: Path) -> dict[str, np.ndarray]:
@@ -148,13 +156,27 @@ def _entry(values: Mapping[str, Any]) -> tuple[str, tuple[int, ...], int, int]:
     return values["dtype"], tuple(map(int, values["shape"])), int(first), int(last)
 
 
-def _open_shards(index: Path) -> dict[str, np.ndarray]:
+def shard_names(index: Path) -> list[str]:
+    """Returns the names of the files that an `*.index.json` lists.
+
+    Raises:
+      JanusError: The file is damaged.
+    """
+    return sorted(set(_weight_map(index).values()))
+
+
+def _weight_map(index: Path) -> Mapping[str, str]:
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, Mapping) or not all(isinstance(f, str) for f in weight_map.values()):
         raise JanusError(f"{index} has no weight_map of tensor names to files; fetch it again.")
     files = sorted(set(weight_map.values()))
-    if strange := [f for f in files if Path(f).name != f or Path(f).suffix not in _WEIGHT_SUFFIXES]:
+    if strange := [f for f in files if Path(f).name != f or Path(f).suffix not in WEIGHT_SUFFIXES]:
         raise JanusError(f"{index} names {strange[0]!r}, which is not a weight file in its folder; fetch it again.")
+    return weight_map
+
+
+def _open_shards(index: Path) -> dict[str, np.ndarray]:
+    weight_map, files = _weight_map(index), shard_names(index)
     if missing := [f for f in files if not (index.parent / f).is_file()]:
         raise JanusError(f"{index.parent} lacks {', '.join(missing)}, which {index.name} names; fetch them.")
     shards = {f: open_tensors(index.parent / f) for f in files}

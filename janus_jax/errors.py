@@ -17,6 +17,7 @@ class ExitCode(enum.IntEnum):
       DISK_FULL: A disk is full. Everything saved before is intact: free some space and run the command again.
       PREEMPTED: The machine was preempted and everything is saved, or some processes of a cluster did not join in
         time. Run the command again. The value is EX_TEMPFAIL of sysexits.h.
+      STALLED: A process or a device of the run is stuck or lost. Run the command again.
       INTERRUPTED: The user pressed Ctrl-C.
       BROKEN_PIPE: The program that reads the command's output has ended.
     """
@@ -27,6 +28,7 @@ class ExitCode(enum.IntEnum):
     DIVERGED = 3
     DISK_FULL = 74
     PREEMPTED = 75
+    STALLED = 76
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -75,6 +77,12 @@ class Preempted(RunStopped):
     """The machine is preempted. Everything is saved, and the same command continues the run."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+class Stalled(RunStopped):
+    """A process or a device of the run is stuck or lost. The same command continues from the newest checkpoint."""
+
+    exit_code = ExitCode.STALLED
 
 
 class Interrupted(RunStopped):

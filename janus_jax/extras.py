@@ -7,8 +7,10 @@ from janus_jax.errors import JanusError
 EXTRAS = {
     "apache_beam": "beam",
     "pyarrow": "parquet",
+    "huggingface_hub": "hub",
     "jinja2": "demo",
     "matplotlib": "demo",
+    "wandb": "wandb",
 }
 """The extra that installs a package, by the package's import name."""
 

@@ -33,27 +33,29 @@ def load(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
 ) -> "Pretrained":
-    """Loads a model from a checkpoint folder in the released, transformers' or converted layout.
+    """Loads a model from a checkpoint folder in the released, transformers' or converted layout, or from the hub.
 
     Args:
-      path: The folder.
+      path: The folder, or the id of a model on the Hugging Face hub: `owner/name` or `owner/name@revision`. A folder
+        wins over an id. Ids need the extra `hub`.
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
       conversation: Conversation template, for a folder that does not identify its release.
-      vae: Folder of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. Without a VAE, a
-        JanusFlow model answers questions but generates no images.
+      vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
+        from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
+        images.
 
     Raises:
-      JanusError: The folder is missing, damaged or in an unknown layout, the model cannot be sharded over the mesh, the
-        mesh has devices of other processes, or the devices cannot be used.
+      JanusError: The folder is missing, damaged or in an unknown layout, the hub does not provide the model, the model
+        cannot be sharded over the mesh, the mesh has devices of other processes, or the devices cannot be used.
     """
     checkpoint = open_checkpoint(path, conversation, vae)
-    processor = Processor.from_directory(path, checkpoint.model_config)
+    processor = Processor.from_directory(checkpoint.folder, checkpoint.model_config)
     return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention)
 
 
@@ -63,7 +65,7 @@ def load_checkpoint(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):

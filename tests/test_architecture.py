@@ -16,6 +16,7 @@ BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
     "janus_jax.config",
+    "janus_jax.coordination",
     "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",
@@ -62,6 +63,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "janus_jax.training",
     ),
     "janus_jax.aot": (*SHARED, "janus_jax.data", "janus_jax.generation", "janus_jax.training", "janus_jax.aot"),
+    "janus_jax.training.model_card": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.export": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.evaluation": ("janus_jax.processing", "janus_jax.data", "janus_jax.pretrained", "janus_jax.evaluation"),
     "janus_jax.evaluation.generation": (

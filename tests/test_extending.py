@@ -1,6 +1,7 @@
 """The examples of docs/extending.md work as they are."""
 
 import importlib
+import io
 import re
 from pathlib import Path
 
@@ -10,9 +11,12 @@ from janus_jax.data.sources import SOURCES, SourceOptions, get_source
 from janus_jax.evaluation import registry
 from janus_jax.processing import Task
 from janus_jax.training.config_dicts import from_config
+from janus_jax.training.console import Console
 from janus_jax.training.image_tokenizer import task
+from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.recipe_files import load_recipe
+from janus_jax.training.trackers import TRACKERS
 from tests.training.image_tokenizer.recipes import VQ, images
 
 PAGE = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
@@ -25,8 +29,8 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "BENCHMARKS", dict(registry.BENCHMARKS))
-    for kind in ("poems",):
-        monkeypatch.delitem(SOURCES, kind, raising=False)
+    for registered, name in ((SOURCES, "poems"), (TRACKERS, "losses")):
+        monkeypatch.delitem(registered, name, raising=False)
     return tmp_path
 
 
@@ -43,6 +47,13 @@ def test_the_benchmark_scores_answers(folder):
 
 def test_the_recipe_changes_a_field(folder):
     assert from_config(Recipe, load_recipe(str(folder / "my_recipe.py"))).stages[0].batch_size == 64
+
+
+def test_the_tracker_shows_the_losses_of_a_run(folder):
+    with MetricWriter(folder, Console(2, stream=io.StringIO()), trackers=("losses:losses",)) as writer:
+        writer.scalars(1, {"loss": 2.5, "grad_norm": 1.0})
+        writer.scalars(2, {"held_out/loss": 3.0})
+    assert (folder / "losses.csv").read_text() == "1,2.5\n"
 
 
 def test_the_tokenizer_example_passes_its_images(folder, monkeypatch):

@@ -16,6 +16,7 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.understanding.mmmu import BENCHMARK
 from janus_jax.extras import EXTRAS
 from janus_jax.processing import Task
+from janus_jax.training.trackers import find_trackers
 from tests.test_architecture import PROJECT, ROOT, imports, sources
 
 
@@ -73,6 +74,11 @@ def test_parquet_is_checked_when_a_benchmark_is_read(missing, tmp_path):
     (tmp_path / "validation-0.parquet").write_bytes(b"")
     with pytest.raises(JanusError, match=r"validation-0\.parquet needs the package pyarrow"):
         BENCHMARK.read(tmp_path, {"prompt": "authors"})
+
+
+def test_a_tracker_is_checked_before_the_run(missing):
+    with pytest.raises(JanusError, match=r"config\.trackers wandb needs the package wandb; pip install 'janus_jax\[w"):
+        find_trackers(("tensorboard", "wandb"))
 
 
 def test_the_demo_checks_its_page_first(missing):

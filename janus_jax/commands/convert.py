@@ -3,7 +3,8 @@
     janus-convert SRC DST [--layout orbax|released|transformers] [--dtype keep|bfloat16|float32]
 
 SRC is a released Janus, Janus-Pro or JanusFlow, transformers' Janus, a folder that this command or janus-export wrote,
-or a part that training starts from (DeepSeek-LLM, SigLIP, LlamaGen's VQ-16, SDXL's VAE). DST is created and appears
+or a part that training starts from (DeepSeek-LLM, SigLIP, LlamaGen's VQ-16, SDXL's VAE); or the hub id of one of them,
+OWNER/NAME[@REVISION]. DST is created and appears
 when it is complete. The layout orbax is for training; released and transformers are for PyTorch.
 """
 
@@ -24,7 +25,7 @@ _DTYPE = flags.DEFINE_enum(
 _CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "role strings of the model (default: detected from SRC)"
 )
-_VAE = flags.DEFINE_string("vae", None, "folder of a JanusFlow's VAE in diffusers' layout (default: vae/ in SRC)")
+_VAE = flags.DEFINE_string("vae", None, "folder or hub id of a JanusFlow's VAE (default: vae/ in SRC)")
 _SHARD = flags.DEFINE_float("shard_gb", SHARD_BYTES / 1e9, "largest size of one file of weights, in GB")
 flags.register_validator("shard_gb", lambda size: 0.001 <= size < math.inf, "must be a number of at least 0.001")
 

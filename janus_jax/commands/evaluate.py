@@ -45,6 +45,7 @@ _OUT = flags.DEFINE_string("out", None, "folder of answers and results, shared b
 flags.DEFINE_bool("list", False, "show all benchmarks and exit")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE, an option of a benchmark; can be repeated")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
+_PARALLEL_WINDOW = models.define_parallel_window()
 _LIMIT = flags.DEFINE_integer("limit", None, "answer about this many questions, selected by --seed", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "maximum length of an answer in tokens (default: that of the benchmark)", lower_bound=1
@@ -94,9 +95,9 @@ def main(_: Sequence[str]) -> None:
         _check_sampling_options(runs, config)
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         models.initialize_devices()
-        # Mesh and batch size are omitted, so that a run can continue with other values of them.
+        # Mesh, batch size and parallel window are omitted, so that a run can continue with other values of them.
         common = {
-            "model": model_fingerprint(Path(models.MODEL.value)),
+            "model": model_fingerprint(opened.checkpoint.path),
             "dtype": models.resolve_dtype(models.DTYPE.value),
             "conversation": config.conversation,
             "seed": models.SEED.value,
@@ -181,14 +182,15 @@ def _parse_options(given: Sequence[str], benchmarks: Sequence[Benchmark[Any]]) -
 
 
 def _check_sampling_options(runs: Sequence[BenchmarkRun], config: ModelConfig) -> None:
-    """Raises if --option gives a sampling option that the model does not have."""
+    """Raises if a flag gives a setting that the model's image sampler does not have."""
     if not any(run.generates_images for run in runs):
         return
     from janus_jax.generation.image_sampler import make_image_sampler
 
     given = _parse_options(_OPTION.value, [run.benchmark for run in runs])
     names = [name for name in SAMPLING_OPTIONS if given.get(name, MODEL_DEFAULT) != MODEL_DEFAULT]
-    make_image_sampler(config, **{name: float(given[name]) for name in names})
+    settings = {name: float(given[name]) for name in names}
+    make_image_sampler(config, **settings, **models.window_setting(_PARALLEL_WINDOW))
 
 
 def _claim_folders(runs: Sequence[BenchmarkRun], common: Mapping[str, Any]) -> None:
@@ -231,7 +233,15 @@ def _answer_items(
         return  # All items have answers, so the model is not loaded.
     seed, batch_size = models.SEED.value, _BATCH_SIZE.value
     if run.generates_images:
-        yield from generate_images(load(), items, run.out, options=run.options, seed=seed, batch_size=batch_size)
+        yield from generate_images(
+            load(),
+            items,
+            run.out,
+            options=run.options,
+            seed=seed,
+            batch_size=batch_size,
+            **models.window_setting(_PARALLEL_WINDOW),
+        )
         return
     try:
         yield from answer_questions(load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
@@ -266,7 +276,7 @@ def _report(
         "warnings": list(run.warnings),
         "run": dict(settings),
         "options": dict(run.options),
-        "folder": str(Path(models.MODEL.value).resolve()),
+        "folder": str(folder.resolve()) if (folder := Path(models.MODEL.value)).exists() else models.MODEL.value,
         "devices": {"kind": jax.local_devices()[0].device_kind, "mesh": models.MESH.value, "processes": num_processes},
         "batch_size": _BATCH_SIZE.value,
         "versions": package_versions(),

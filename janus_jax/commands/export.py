@@ -3,6 +3,9 @@
     janus-export --workdir runs/janus_pro_1b --out mine
 
 To convert the folder for PyTorch: janus-convert mine mine_released --layout released
+
+--push_to_hub OWNER/NAME also writes a model card and uploads the folder to the Hugging Face hub, with the token of
+HF_TOKEN or of `hf auth login`. janus_jax.load("OWNER/NAME") then loads the model.
 """
 
 from collections.abc import Sequence
@@ -13,22 +16,37 @@ from absl import flags
 
 from janus_jax.commands import cli
 from janus_jax.config import Dtype
+from janus_jax.storage import write_bytes
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of janus-train", required=True)
 _OUT = flags.DEFINE_string("out", None, "model folder to create", required=True)
 _STAGE = flags.DEFINE_integer("stage", None, "stage to export (default: the last with checkpoints)", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "dtype of the exported parameters")
+_PUSH = flags.DEFINE_string("push_to_hub", None, "OWNER/NAME of a model on the hub to which the folder is uploaded")
+_LICENSE = flags.DEFINE_string(
+    "license", "other", "license on the model card, as an identifier of the hub; with --push_to_hub"
+)
+_PRIVATE = flags.DEFINE_bool("private", False, "make a new repository on the hub private; with --push_to_hub")
 
 
 def main(_: Sequence[str]) -> None:
     """Exports a stage and prints the step of its checkpoint."""
+    from checkpoints_convert import hub
     from janus_jax.training.export import export, last_stage
+    from janus_jax.training.model_card import model_card
 
     cli.use_cpu()
     workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
     stage = _STAGE.value or last_stage(workdir)
+    if _PUSH.value is not None:
+        # Before the export, which takes long.
+        hub.create_repository(_PUSH.value, private=_PRIVATE.value)
     step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), progress=True)
     print(f"{out}: stage {stage} at step {step}")
+    if _PUSH.value is not None:
+        card = model_card(workdir, stage, step, _PUSH.value, license_id=_LICENSE.value)
+        write_bytes(out / "README.md", card.encode())
+        print(hub.push(out, _PUSH.value, f"Stage {stage} at step {step}"))
 
 
 def run() -> None:

@@ -41,9 +41,10 @@ _STEPS = flags.DEFINE_integer("steps", None, "JanusFlow: steps from noise to ima
 _SAMPLER = flags.DEFINE_string(
     "sampler", None, "JanusFlow: ODE solver; euler, or midpoint or heun, which take twice as long (default: euler)"
 )
+_PARALLEL_WINDOW = model_flags.define_parallel_window()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "number of images generated at a time", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
-cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER)
+cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER, _PARALLEL_WINDOW)
 
 
 def main(_: Sequence[str]) -> None:
@@ -62,6 +63,7 @@ def main(_: Sequence[str]) -> None:
         _SAMPLER,
     )
     given = {holder.name: holder.value for holder in holders if holder.present}
+    given |= model_flags.window_setting(_PARALLEL_WINDOW)
     from janus_jax.generation.image_sampler import make_image_sampler
 
     with output_folder(Path(_OUT.value)) as out:

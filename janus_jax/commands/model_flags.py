@@ -17,7 +17,10 @@ if TYPE_CHECKING:
     from janus_jax import Pretrained
 
 MODEL = flags.DEFINE_string(
-    "model", None, "checkpoint folder, in the released, transformers' or converted layout", required=True
+    "model",
+    None,
+    "checkpoint folder, in the released, transformers' or converted layout, or hub id: OWNER/NAME[@REVISION]",
+    required=True,
 )
 DTYPE = flags.DEFINE_enum(
     "dtype",
@@ -26,7 +29,9 @@ DTYPE = flags.DEFINE_enum(
     "dtype of parameters and computation; auto: float32 on a CPU, where bfloat16 is many times slower, else bfloat16",
 )
 VAE = flags.DEFINE_string(
-    "vae", None, "folder of a released JanusFlow's VAE in diffusers' layout (default: vae/ in the model's folder)"
+    "vae",
+    None,
+    "folder or hub id of a released JanusFlow's VAE (default: vae/ in the model's folder; for hub ids, SDXL's)",
 )
 MESH = flags.DEFINE_string(
     "mesh", None, "sizes of the mesh axes DATA,FSDP,TENSOR; -1: all remaining devices (default: one device)"
@@ -35,7 +40,10 @@ CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "conversation template (default: that of the folder's release)"
 )
 ATTENTION = flags.DEFINE_enum(
-    "attention", "xla", get_args(AttentionKernel), "attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, xla on all"
+    "attention",
+    "auto",
+    get_args(AttentionKernel),
+    "attention kernel; auto: cudnn on NVIDIA GPUs, splash on TPUs, xla elsewhere",
 )
 TOP_K = flags.DEFINE_integer(
     "top_k", 0, "sample from the k most likely tokens; 0: from all", lower_bound=0, upper_bound=2**31 - 1
@@ -70,6 +78,28 @@ def define_scale(name: str, default: float | None, text: str) -> "flags.FlagHold
     return holder
 
 
+def define_parallel_window() -> "flags.FlagHolder[Any]":
+    """Defines `--parallel_window` and returns its holder. `window_setting` returns its value."""
+    holder = flags.DEFINE_string(
+        "parallel_window",
+        None,
+        "Janus: token positions per pass of the model, or auto for a number that suits device and batch; it changes "
+        "images by rounding only (default: 0, one token per pass)",
+    )
+    flags.register_validator(
+        "parallel_window",
+        lambda text: text is None or text == "auto" or text.isdecimal(),
+        "it must be auto or a whole number",
+    )
+    return holder
+
+
+def window_setting(holder: "flags.FlagHolder[Any]") -> dict[str, Any]:
+    """Returns the setting of the image sampler that `--parallel_window` gives; empty without the flag."""
+    text = holder.value
+    return {} if text is None else {"parallel_window": text if text == "auto" else int(text)}
+
+
 def open_model() -> OpenedModel:
     """Opens the checkpoint folder given by the flags. Does not import jax.
 
@@ -77,7 +107,7 @@ def open_model() -> OpenedModel:
       JanusError: The folder is missing, damaged or in an unknown layout.
     """
     checkpoint = open_checkpoint(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
-    return OpenedModel(checkpoint, Processor.from_directory(MODEL.value, checkpoint.model_config))
+    return OpenedModel(checkpoint, Processor.from_directory(checkpoint.folder, checkpoint.model_config))
 
 
 def load_model(opened: OpenedModel) -> "Pretrained":

@@ -30,16 +30,18 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.siglip import SiglipRecipe, train_siglip
     from janus_jax.training.stage import train_stage
     from janus_jax.training.unused_fields import check_unused_fields
+    from janus_jax.training.watchdog import sharing_errors
 
     recipe = from_config(recipe_class(_CONFIG.value), _CONFIG.value)
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    if isinstance(recipe, Recipe):
-        train_stage(recipe, _WORKDIR.value, given=overridden_fields())
-    else:
-        check_unused_fields(recipe, overridden_fields())
-        (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
+    with sharing_errors():
+        if isinstance(recipe, Recipe):
+            train_stage(recipe, _WORKDIR.value, given=overridden_fields())
+        else:
+            check_unused_fields(recipe, overridden_fields())
+            (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
 
 
 def run() -> None:

@@ -5,7 +5,7 @@ from typing import Literal
 
 from janus_jax.config.fields import check_fields
 
-AttentionKernel = Literal["xla", "cudnn", "splash"]
+AttentionKernel = Literal["auto", "xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 LayerLoop = Literal["scanned", "unrolled"]
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -18,7 +18,9 @@ class Execution:
     Attributes:
       dtype: Dtype of activations and matrix products. Softmax, norms and logits are always float32.
       param_dtype: Dtype of newly initialized parameters.
-      attention: Attention kernel: "xla" for all devices, "cudnn" for NVIDIA GPUs, "splash" for TPUs.
+      attention: Attention kernel: "xla" for all devices, "cudnn" for NVIDIA GPUs, "splash" for TPUs. "auto" is "cudnn"
+        on NVIDIA GPUs since Ampere, "splash" on TPUs, and "xla" elsewhere. "xla" replaces a kernel for shapes and
+        dtypes that it does not support.
       remat: Activations that the backward pass recomputes: "none", "dots" (all except products with weight matrices) or
         "full" (all except the input of each block).
       layers: "scanned" stacks the parameters of all blocks of a transformer, so that compile time does not grow with
@@ -31,7 +33,7 @@ class Execution:
 
     dtype: Dtype = "float32"
     param_dtype: Dtype = "float32"
-    attention: AttentionKernel = "xla"
+    attention: AttentionKernel = "auto"
     remat: RematPolicy = "none"
     layers: LayerLoop = "scanned"
     scan_unroll: int = 1

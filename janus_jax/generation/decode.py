@@ -58,8 +58,8 @@ class DecodeState(NamedTuple):
     """State of R sequences during generation.
 
     Attributes:
-      tokens: Generated tokens, then zeros up to the length of the cache.
-      num_tokens: Number of generated tokens, the same for all sequences.
+      tokens: Generated tokens, then zeros (in parallel decoding: drafts) up to the length of the cache or beyond.
+      num_tokens: Number of generated tokens: one number for all sequences, or in parallel decoding one for each.
       finished: True for sequences that need no more tokens. Tokens generated after that are meaningless.
       cache: Keys and values of the prompt and of all generated tokens except the last.
       positions: Rotary position of the last generated token, which the next decode step reads.
@@ -67,7 +67,7 @@ class DecodeState(NamedTuple):
     """
 
     tokens: Int[Array, "R T"]
-    num_tokens: Int[Array, ""]
+    num_tokens: Int[Array, ""] | Int[Array, " R"]
     finished: Bool[Array, " R"]
     cache: KVCache
     positions: Int[Array, " R*Q"]
@@ -118,10 +118,10 @@ class Decoder:
         """
         # The last generated token has no slot in the cache yet.
         used = self._prompt_length + self.num_tokens - 1
-        slots = self.state.tokens.shape[1]
+        slots = self.state.cache.num_slots
         if used == slots:
             slots = min(slots + CACHE_STEP, self._max_slots)
-            self.state = _grow(self.state, slots)
+            self.state = grow(self.state, slots)
         steps = min(max_steps, slots - used)
         self.state = decode(self._model, self._params, self.state, self._settings, steps, spec=self._spec)
         self.num_tokens += steps
@@ -174,7 +174,7 @@ def decode(
 
     def step(state: DecodeState) -> DecodeState:
         last = jax.lax.dynamic_index_in_dim(state.tokens, state.num_tokens - 1, axis=1)
-        embedded = _call(model, params, spec.embed, jnp.repeat(last, per_sequence, axis=0))
+        embedded = call_model(model, params, spec.embed, jnp.repeat(last, per_sequence, axis=0))
         segment_ids = jnp.ones_like(state.positions)[:, None]
         hidden, cache = apply(model.extend, params, embedded, state.positions[:, None], segment_ids, state.cache)
         new = _sample(model, params, hidden[:, 0], state.keys, state.num_tokens, settings, spec)
@@ -233,18 +233,20 @@ def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
 
 
 @functools.partial(jax.jit, static_argnames=("slots",))
-def _grow(state: DecodeState, slots: int) -> DecodeState:
-    tokens = jnp.pad(state.tokens, ((0, 0), (0, slots - state.tokens.shape[1])))
+def grow(state: DecodeState, slots: int) -> DecodeState:
+    """Returns the state with a cache of `slots` slots, and with as many more entries in `tokens`."""
+    tokens = jnp.pad(state.tokens, ((0, 0), (0, slots - state.cache.num_slots)))
     return state._replace(tokens=tokens, cache=grow_cache(state.cache, slots))
 
 
 def _sample(
     model: Backbone, params: Params, hidden: Any, keys: Any, step: Any, settings: DecodeParams, spec: DecodeSpec
 ) -> Int[Array, " R"]:
-    logits = guide(_call(model, params, spec.logits, hidden), keys.shape[0], settings.guidance_scale)
+    logits = guide(call_model(model, params, spec.logits, hidden), keys.shape[0], settings.guidance_scale)
     return sample_tokens(logits, keys, step, settings.sampling, spec.strategy)
 
 
-def _call(model: Backbone, params: Params, method: Callable[..., Array], x: Array) -> Array:
+def call_model(model: Backbone, params: Params, method: Callable[..., Array], x: Array) -> Array:
+    """Calls one of the methods of `DecodeSpec`."""
     result: Array = model.apply({"params": params}, x, method=method)  # type: ignore[assignment]
     return result

@@ -11,6 +11,7 @@ from jaxtyping import Array, Int, Key, UInt8
 from janus_jax.batch import Batch
 from janus_jax.config import ModelConfig
 from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec, check_guidance
+from janus_jax.generation.parallel_decode import ParallelDecoder, ParallelWindow, auto_window, check_window
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params, apply, to_images
 from janus_jax.models.janus import Janus
@@ -20,11 +21,13 @@ from janus_jax.sharding import to_host
 
 @dataclass(frozen=True)
 class TokenSampler:
-    """Image sampler of Janus and Janus-Pro: generates image tokens one after the other.
+    """Image sampler of Janus and Janus-Pro: generates image tokens autoregressively.
 
     Attributes:
       guidance_scale: Guidance scale; the paper uses 5. 1 disables guidance and halves the time.
       temperature, top_k, top_p: See `SamplingConfig`.
+      parallel_window: Number of token positions per pass of the model (`parallel_decode`); "auto" depends on the device
+        and the batch. 0 generates one token per pass. All values give the same images, except for rounding.
 
     Raises:
       JanusError: A setting is out of range.
@@ -34,11 +37,13 @@ class TokenSampler:
     temperature: float = 1.0
     top_k: int = 0
     top_p: float = 1.0
+    parallel_window: ParallelWindow = 0
 
     unit: ClassVar[str] = "token"
 
     def __post_init__(self) -> None:
         check_guidance(self.guidance_scale)
+        check_window(self.parallel_window)
         _ = self.sampling  # Checks the other settings.
 
     @property
@@ -71,7 +76,14 @@ class TokenSampler:
         """
         assert isinstance(model, Janus)
         tokens = sample_image_tokens(
-            model, params, prompts, keys, self.sampling, guidance_scale=self.guidance_scale, report=report
+            model,
+            params,
+            prompts,
+            keys,
+            self.sampling,
+            guidance_scale=self.guidance_scale,
+            parallel_window=self.parallel_window,
+            report=report,
         )
         check_sampled(to_host(tokens))
         return tokens
@@ -90,6 +102,7 @@ def sample_image_tokens(
     sampling: SamplingConfig,
     *,
     guidance_scale: float,
+    parallel_window: ParallelWindow = 0,
     report: Callable[[int], object] | None = None,
     report_every: int = 24,
 ) -> Int[Array, "P*N T"]:
@@ -103,16 +116,22 @@ def sample_image_tokens(
       keys: Random key of each image.
       sampling: Settings for sampling one token.
       guidance_scale: Guidance scale.
+      parallel_window: See `TokenSampler`.
       report: Called about every `report_every` tokens with the number of tokens per image since its last call.
 
     Returns:
       The image tokens, T per image. `sampling.INVALID_TOKEN` where the logits were NaN.
     """
     num_tokens = model.config.num_gen_tokens
-    spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampling.strategy)
-    settings = DecodeParams(sampling.params, guidance_scale)
-    max_slots = prompts.shape[1] + num_tokens - 1
-    decoder = Decoder(model, params, prompts, keys, spec=spec, settings=settings, max_slots=max_slots)
+    decoder = image_token_decoder(
+        model,
+        params,
+        prompts,
+        keys,
+        sampling,
+        guidance_scale=guidance_scale,
+        parallel_window=parallel_window,
+    )
     reported = 0
     while True:
         if report is not None:
@@ -124,6 +143,30 @@ def sample_image_tokens(
         if not remaining:
             return decoder.state.tokens[:, :num_tokens]
         decoder.advance(remaining if report is None else min(report_every, remaining))
+
+
+def image_token_decoder(
+    model: Janus,
+    params: Params,
+    prompts: Batch,
+    keys: Key[Array, "P N"],
+    sampling: SamplingConfig,
+    *,
+    guidance_scale: float,
+    parallel_window: ParallelWindow,
+) -> Decoder:
+    """Returns the decoder of `sample_image_tokens`, with the first token of each image."""
+    num_tokens = model.config.num_gen_tokens
+    spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampling.strategy)
+    settings = DecodeParams(sampling.params, guidance_scale)
+    num_sequences = prompts.shape[0] * keys.shape[1]
+    window = auto_window(num_sequences) if parallel_window == "auto" else parallel_window
+    if window > 1:
+        return ParallelDecoder(
+            model, params, prompts, keys, spec=spec, settings=settings, total=num_tokens, window=window
+        )
+    max_slots = prompts.shape[1] + num_tokens - 1
+    return Decoder(model, params, prompts, keys, spec=spec, settings=settings, max_slots=max_slots)
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

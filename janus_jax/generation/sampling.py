@@ -87,7 +87,7 @@ def sampling_keys(seed: int, prompt: int, samples: range) -> Key[Array, " N"]:
 def sample_tokens(
     logits: Float[Array, "B V"],
     keys: Key[Array, " B"],
-    step: Int[Array, ""] | int,
+    step: Int[Array, ""] | Int[Array, " B"] | int,
     params: SamplingParams,
     strategy: Strategy,
 ) -> Int[Array, " B"]:
@@ -96,7 +96,7 @@ def sample_tokens(
     Args:
       logits: Logits in float32.
       keys: Random key of each sequence, the same at every step.
-      step: Index of the token in the sequence. It is folded into the keys.
+      step: Index of the token in its sequence, one for all or one for each. It is folded into the keys.
       params: Numbers of a `SamplingConfig`.
       strategy: Strategy of the same `SamplingConfig`.
 
@@ -109,7 +109,7 @@ def sample_tokens(
         scaled = logits / params.temperature
         if strategy == "filtered":
             scaled = jnp.where(_passes_filters(scaled, params), scaled, -jnp.inf)
-        step_keys = jax.vmap(jax.random.fold_in, in_axes=(0, None))(keys, step)
+        step_keys = jax.vmap(jax.random.fold_in)(keys, jnp.broadcast_to(step, keys.shape))
         tokens = jax.vmap(jax.random.categorical)(step_keys, scaled)
     return jnp.where(jnp.isnan(logits.max(axis=-1)), INVALID_TOKEN, tokens.astype(jnp.int32))
 

@@ -30,12 +30,19 @@ class KVCache(NamedTuple):
       layers: One (keys, values) pair per layer. The arrays of the layers are not stacked, so that a loop on the device
         can update them without copies.
       segment_ids: Segment id of each slot; 0 for unwritten slots and padding.
-      length: Number of written slots. It is equal for all sequences, because prompts are padded on the left.
+      length: Number of written slots: one number for all sequences, or one for each sequence. Prompts are padded on the
+        left, so the lengths are equal after prefill. A smaller length removes the last positions, because slots from
+        the length on are written before they are read.
     """
 
     layers: tuple[LayerCache, ...]
     segment_ids: Int[Array, "B S"]
-    length: Int[Array, ""]
+    length: Int[Array, ""] | Int[Array, " B"]
+
+    @property
+    def num_slots(self) -> int:
+        """Number of slots, written or not."""
+        return self.segment_ids.shape[1]
 
 
 def grow_cache(cache: KVCache, slots: int) -> KVCache:
@@ -43,7 +50,7 @@ def grow_cache(cache: KVCache, slots: int) -> KVCache:
 
     A decode step reads all slots, also unwritten ones, so a cache should not be much longer than its content.
     """
-    more = slots - cache.segment_ids.shape[1]
+    more = slots - cache.num_slots
     layers = jax.tree.map(lambda kv: jnp.pad(kv, ((0, 0), (0, 0), (0, more), (0, 0))), cache.layers)
     return KVCache(layers, jnp.pad(cache.segment_ids, ((0, 0), (0, more))), cache.length)
 
@@ -212,7 +219,7 @@ class Llama(nn.Module):
         if cache is None:
             x, _ = self._blocks(x, angles, mask, None)
             return self.norm(x), None
-        segments = jax.lax.dynamic_update_slice_in_dim(cache.segment_ids, segment_ids, cache.length, axis=1)
+        segments = update_cache(cache.segment_ids, segment_ids, cache.length, axis=1)
         mask = Mask(segment_ids, segments, causal=True, query_offset=cache.length)
         x, layers = self._blocks(x, angles, mask, cache.layers)
         return self.norm(x), KVCache(layers, segments, cache.length + segment_ids.shape[1])

@@ -29,6 +29,7 @@ from janus_jax.processing.sequences import (
     TextSpan,
     TokenSequence,
     blank_images,
+    stack_images,
 )
 from janus_jax.processing.tokenizer import BEGIN_OF_IMAGE, IMAGE_PLACEHOLDER, Tokenizer
 from janus_jax.processing.transparency import Background
@@ -126,15 +127,34 @@ class Processor:
         Raises:
           JanusError: The numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
         """
-        prompt = self.system_prompt if system_prompt is None else system_prompt
         sources = _image_sources(messages, images)
+        sequence = self.understanding_tokens(messages, len(sources), system_prompt)
+        return self.with_input_images(sequence, sources, background)
 
-        def image_spans(number: int, is_answer: bool) -> list[ImageSpan]:
-            image = open_image(sources[number], background=background)
-            return [ImageSpan("input", prepare_understanding(image, self.und_image_size, self.min_side))]
+    def understanding_tokens(
+        self, messages: Sequence[Message], num_images: int, system_prompt: str | None = None
+    ) -> TokenSequence:
+        """Returns the sequence of a conversation without its images. See `understanding_sequence`.
 
-        spans = self.spans(self.template.render(messages, prompt), len(sources), image_spans)
-        return self.layout.sequence(Task.UNDERSTANDING if sources else Task.TEXT, spans)
+        Raises:
+          JanusError: The number of placeholders is not `num_images`, or a message is malformed.
+        """
+        prompt = self.system_prompt if system_prompt is None else system_prompt
+        rendered = self.template.render(messages, prompt)
+        spans = self.spans(rendered, num_images, lambda number, is_answer: [ImageSpan("input")])
+        return self.layout.sequence(Task.UNDERSTANDING if num_images else Task.TEXT, spans)
+
+    def with_input_images(
+        self, sequence: TokenSequence, images: Sequence[ImageSource], background: Background = "none"
+    ) -> TokenSequence:
+        """Returns a sequence from `understanding_tokens` with its images.
+
+        Raises:
+          JanusError: An image is unreadable.
+        """
+        opened = (open_image(image, background=background) for image in images)
+        prepared = [prepare_understanding(image, self.und_image_size, self.min_side) for image in opened]
+        return dataclasses.replace(sequence, und_images=stack_images(prepared, self.und_image_size))
 
     def interleaved_sequence(
         self,
@@ -236,12 +256,31 @@ class Processor:
         Raises:
           JanusError: The image is unreadable.
         """
-        opened = None if image is None else open_image(image, background=background)
-        target = None if opened is None else prepare_generation(opened, self.gen_image_size, rng)
+        sequence = self.generation_tokens(prompt, end_of_image)
+        return sequence if image is None else self.with_target_image(sequence, image, rng, background=background)
+
+    def generation_tokens(self, prompt: str, end_of_image: bool = False) -> TokenSequence:
+        """Returns the sequence of a prompt and its target image, without the image. See `generation_sequence`."""
         # Begin-of-image is the end of the prompt and the start of the image.
         text = self.generation_prompt(prompt).tokens[:-1]
-        spans: list[Span] = [TextSpan(text, np.zeros(len(text), bool)), ImageSpan("target", target, end=end_of_image)]
+        spans: list[Span] = [TextSpan(text, np.zeros(len(text), bool)), ImageSpan("target", end=end_of_image)]
         return self.layout.sequence(Task.GENERATION, spans)
+
+    def with_target_image(
+        self,
+        sequence: TokenSequence,
+        image: ImageSource,
+        rng: np.random.Generator | None = None,
+        *,
+        background: Background = "none",
+    ) -> TokenSequence:
+        """Returns a sequence from `generation_tokens` with its image. See `generation_sequence`.
+
+        Raises:
+          JanusError: The image is unreadable.
+        """
+        prepared = prepare_generation(open_image(image, background=background), self.gen_image_size, rng)
+        return dataclasses.replace(sequence, gen_images=prepared[None])
 
     def unconditional_sequence(self, sequence: TokenSequence) -> TokenSequence:
         """Returns the unconditional sequence of a generation sequence, for classifier-free guidance.

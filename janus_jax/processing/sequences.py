@@ -80,7 +80,7 @@ class ImageSpan:
     Attributes:
       kind: "input": patches for the understanding encoder. "context": image tokens that are not predicted. "target":
         image tokens that are predicted. "padding": pad tokens in place of image tokens, without an image.
-      image: The image at the size of its encoder, uint8 RGB; None if its image tokens are precomputed.
+      image: The image at the size of its encoder, uint8 RGB; None if it is added later or its tokens are precomputed.
       end: Whether end-of-image follows the image.
       is_answer: Whether begin-of-image is predicted, because the assistant writes it.
     """
@@ -143,8 +143,8 @@ class ImageLayout:
             answer_mask=answers,
             und_patch_index=und,
             gen_token_index=gen,
-            und_images=_stack_images(und_images, self.und_image_size),
-            gen_images=_stack_images(gen_images, self.gen_image_size),
+            und_images=stack_images(und_images, self.und_image_size),
+            gen_images=stack_images(gen_images, self.gen_image_size),
             num_target_images=first_context,
             num_context_images=len(images["context"]),
         )
@@ -179,6 +179,7 @@ def blank_images(side: int, *counts: int) -> UInt8[np.ndarray, "... H W 3"]:
     return np.zeros((*counts, side, side, 3), np.uint8)
 
 
-def _stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]], side: int) -> UInt8[np.ndarray, "U H W 3"]:
+def stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]], side: int) -> UInt8[np.ndarray, "U H W 3"]:
+    """Stacks images of one size."""
     # A single image, the usual case, is not copied.
     return images[0][None] if len(images) == 1 else np.stack(images) if images else blank_images(side, 0)

@@ -132,7 +132,7 @@ class Tokenizer:
         Raises:
           JanusError: The text is not valid Unicode (it contains half of a surrogate pair).
         """
-        ids: list[int] = self._encode(text).ids
+        ids: list[int] = self._encode(text, with_spans=False).ids
         return [self.special.bos, *ids] if add_bos else ids
 
     def encode_with_spans(self, text: str, add_bos: bool = True) -> Encoded:
@@ -142,9 +142,12 @@ class Tokenizer:
             return Encoded(encoding.ids, encoding.offsets)
         return Encoded([self.special.bos, *encoding.ids], [(0, 0), *encoding.offsets])
 
-    def _encode(self, text: str) -> tokenizers.Encoding:
+    def _encode(self, text: str, with_spans: bool = True) -> tokenizers.Encoding:
         try:
-            return self._backend.encode(text, add_special_tokens=False)
+            if with_spans:
+                return self._backend.encode(text, add_special_tokens=False)
+            # Computes no spans, which takes a quarter less time.
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
         except TypeError:
             raise JanusError(f"The text {text!r:.80} is not valid Unicode; remove the invalid characters.") from None
 

@@ -19,12 +19,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from etils import epath  # type: ignore[import-untyped]
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
 
+from janus_jax.coordination import gather
 from janus_jax.errors import JanusError
 from janus_jax.training.param_paths import path_name
 
@@ -210,24 +209,12 @@ def read_on_all_processes(read: Callable[[], T]) -> T:
         if any(words in reason for words in _OUT_OF_MEMORY):
             raise
         is_damage = not (isinstance(error, OSError) and error.errno in _NO_ACCESS)
-    for one in gather({"reason": reason, "is_damage": is_damage}):
+    for one in gather("read", {"reason": reason, "is_damage": is_damage}):
         if reason := one["reason"]:
             if not one["is_damage"]:
                 raise JanusError(f"A checkpoint cannot be read ({reason}); make it readable and repeat the command.")
             raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
     return cast(T, value)
-
-
-def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gathers a JSON value from every process, in process order. Also acts as a barrier."""
-    text = json.dumps(value).encode()
-    if jax.process_count() == 1:
-        return [json.loads(text)]
-    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(text))))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
 
 
 def absolute_path(directory: str | Path) -> epath.Path:

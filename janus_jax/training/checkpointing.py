@@ -20,8 +20,10 @@ from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 import jax
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+from absl import flags
 from orbax.checkpoint import checkpoint_managers as policies
 
+from janus_jax.coordination import barrier, gather
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.storage import hide_disk_full_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
@@ -30,7 +32,6 @@ from janus_jax.training.checkpoint_files import (
     DamagedCheckpointError,
     absolute_path,
     describe_arrays,
-    gather,
     read_run,
     read_state,
     write_checksums,
@@ -42,6 +43,9 @@ _log = logging.getLogger(__name__)
 _DAMAGED = "damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SAVE_TIMEOUT = 1800  # seconds
+
+# Orbax otherwise runs collective operations on the devices as barriers, which have no limit.
+flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 
 S = TypeVar("S")
 BestIs = Literal["min", "max"]
@@ -163,7 +167,7 @@ class Checkpoints:
         try:
             # Orbax would do this in the background, and might not finish before a short run ends.
             self._remove_unfinished()
-            gather({})
+            barrier("remove_unfinished")
             self._manager = _Manager(self._directory, options=options)
         except OSError as error:
             self._show_traces()
@@ -208,7 +212,7 @@ class Checkpoints:
         """
         if step in self.steps:
             return
-        gathered = gather({"time": time.time(), "data": data_state})
+        gathered = gather("save", {"time": time.time(), "data": data_state})
         content = {
             "step": step,
             "time": gathered[0]["time"],
@@ -312,7 +316,7 @@ class Checkpoints:
                 if target.exists():
                     target.rmtree()
                 (self._directory / str(step)).rename(target)
-        gather({})  # No process lists the folder before the move.
+        barrier("move_damaged")  # No process lists the folder before the move.
         self._manager.reload()
 
     def _remove_unfinished(self) -> None:

@@ -21,6 +21,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 from jaxtyping import Array, Key
 
 from checkpoints_convert import Checkpoint, open_checkpoint
+from checkpoints_convert.hub import local_path
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.sidecars import copy_sidecars
 from janus_jax.config import ModelConfig
@@ -57,9 +58,11 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
       JanusError: None of these folders has a tokenizer.
     """
     if recipe.tokenizer:
-        return Path(recipe.tokenizer)
+        return local_path(recipe.tokenizer, weights=False)
     folders = recipe.current.initialisation.folders(recipe.model_config)
-    for folder in (tokenizer_folder(workdir), *(Path(folders[name]) for name in ("model", "llm") if name in folders)):
+    initial = [folders[name] for name in ("model", "llm") if name in folders]
+    for path in (str(tokenizer_folder(workdir)), *initial):
+        folder = local_path(path, weights=False)
         if (folder / "tokenizer.json").exists():
             return folder
     raise JanusError("config.tokenizer is empty, and no initial checkpoint has a tokenizer; set it to a folder.")

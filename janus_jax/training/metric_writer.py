@@ -1,11 +1,11 @@
-"""Writes metrics to `metrics.jsonl`, TensorBoard and the console, from the first process only."""
+"""Writes metrics to `metrics.jsonl`, the trackers and the console, from the first process only."""
 
 import contextlib
 import json
 import math
-import os
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+import uuid
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -14,10 +14,9 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
-from janus_jax.storage import write_bytes, writing
+from janus_jax.storage import write_bytes, write_json, writing
 from janus_jax.training.console import Console
-
-_FLUSH_SECONDS = 20.0
+from janus_jax.training.trackers import DEFAULT_TRACKERS, TrackedRun, Tracker, TrackerThreads, find_trackers
 
 
 class RateMeter:
@@ -61,27 +60,42 @@ class MetricWriter:
     """Context manager that writes the metrics of a run.
 
         WORKDIR/metrics.jsonl       one JSON object per line: {"step": 10, "loss": 2.5, ...}
-        WORKDIR/tensorboard/        scalars, texts, images
+        WORKDIR/run.json            the id of the run, for trackers
+
+    Trackers show the same metrics, and texts, images and answers.
 
     Args:
       workdir: Local or mounted folder; None for the console only.
       console: Console of the run.
       start_step: Step at which the run starts or resumes. Metrics of later steps, which an interrupted run wrote, are
         removed.
+      trackers: Names of the trackers (`trackers.find_trackers`).
+      config: Configuration as JSON values, for the trackers.
 
     Raises:
-      JanusError: The folder cannot be written.
-      StorageFull: The disk is full. All methods raise it too.
+      JanusError: The folder cannot be written, or a tracker is unknown.
+      StorageFull: The disk is full. `scalars` and `close` raise it too.
     """
 
-    def __init__(self, workdir: str | Path | None, console: Console, start_step: int = 0) -> None:
+    def __init__(
+        self,
+        workdir: str | Path | None,
+        console: Console,
+        start_step: int = 0,
+        *,
+        trackers: Sequence[str] = DEFAULT_TRACKERS,
+        config: Mapping[str, Any] | None = None,
+    ) -> None:
         self._console = console
         self._metrics: _MetricLines | None = None
-        self._events: _Events | None = None
+        self._trackers: TrackerThreads | None = None
         if workdir is not None and jax.process_index() == 0:
-            with writing(workdir):
-                self._metrics = _MetricLines(Path(workdir) / "metrics.jsonl", start_step)
-                self._events = _Events(Path(workdir) / "tensorboard", start_step)
+            found, folder = find_trackers(trackers), Path(workdir)
+            with writing(folder):
+                self._metrics = _MetricLines(folder / "metrics.jsonl", start_step)
+            if found:
+                run = TrackedRun(_run_id(folder / "run.json"), folder, config or {}, start_step, console.message)
+                self._trackers = TrackerThreads(found, run)
 
     def __enter__(self) -> Self:
         return self
@@ -89,31 +103,31 @@ class MetricWriter:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         # The error that ends the run is reported, not a failure to write its last metrics.
         with contextlib.nullcontext() if error is None else contextlib.suppress(Exception):
-            self.close()
+            self.close(succeeded=error is None)
 
     def scalars(self, step: int, values: Mapping[str, float]) -> None:
-        """Writes scalars to TensorBoard and metrics.jsonl.
+        """Writes scalars to metrics.jsonl and the trackers.
 
         Write the scalars of a step before its checkpoint is saved, because a resumed run does not repeat the step.
         """
-        if self._metrics and self._events:
-            scalars = {name: float(value) for name, value in values.items()}
+        scalars = {name: float(value) for name, value in values.items()}
+        if self._metrics:
             self._metrics.write(step, scalars)
-            self._events.write(step, (self._events.summary.scalar(name, value) for name, value in scalars.items()))
+        self._track(lambda tracker: tracker.scalars(step, scalars))
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
-        """Writes Markdown texts to TensorBoard."""
-        if self._events:
-            self._events.write(step, (self._events.summary.text(name, text) for name, text in texts.items()))
+        """Shows Markdown texts in the trackers."""
+        self._track(lambda tracker: tracker.texts(step, texts))
 
     def images(
-        self, step: int, images: Mapping[str, Sequence[UInt8[np.ndarray, "H W 3"]] | UInt8[np.ndarray, "N H W 3"]]
+        self, step: int, name: str, images: Sequence[UInt8[np.ndarray, "H W 3"]], captions: Sequence[str] = ()
     ) -> None:
-        """Writes images to TensorBoard, as `NAME/0`, `NAME/1` and so on."""
-        if self._events:
-            named = ((f"{name}/{i}", image) for name, group in images.items() for i, image in enumerate(group))
-            image = self._events.summary.image
-            self._events.write(step, (image(name, pixels, dataformats="HWC") for name, pixels in named))
+        """Shows images in the trackers, with one caption for each image, such as its prompt, or none."""
+        self._track(lambda tracker: tracker.images(step, name, images, captions))
+
+    def answers(self, step: int, name: str, answers: Sequence[tuple[str, str]]) -> None:
+        """Shows pairs of a question and an answer in the trackers."""
+        self._track(lambda tracker: tracker.answers(step, name, answers))
 
     def progress(self, step: int, values: Mapping[str, float]) -> None:
         """Shows the progress. See `Console.progress`."""
@@ -123,11 +137,19 @@ class MetricWriter:
         """Prints a line. See `Console.message`."""
         self._console.message(text)
 
-    def close(self) -> None:
-        """Closes the files."""
-        for file in (self._metrics, self._events):
-            if file:
-                file.close()
+    def close(self, succeeded: bool = True) -> None:
+        """Closes the file and finishes the trackers. See `Tracker.finish`."""
+        trackers, self._trackers = self._trackers, None
+        try:
+            if self._metrics:
+                self._metrics.close()
+        finally:
+            if trackers:
+                trackers.finish(succeeded)
+
+    def _track(self, call: Callable[[Tracker], None]) -> None:
+        if self._trackers:
+            self._trackers.put(call)
 
 
 class _MetricLines:
@@ -162,34 +184,10 @@ def _remove_later_steps(path: Path, start_step: int) -> None:
     write_bytes(path, "".join(f"{line}\n" for line in kept).encode())
 
 
-class _Events:
-    """Writer of TensorBoard's event file. tensorboardX's own writer uses a thread and hangs if that thread dies."""
-
-    def __init__(self, path: Path, start_step: int) -> None:
-        from tensorboardX import event_file_writer, proto, summary  # Imported late: it takes two seconds.
-
-        self.summary = summary
-        self._event = proto.event_pb2.Event
-        self._path = path
-        path.mkdir(parents=True, exist_ok=True)
-        # The process id distinguishes runs that start in the same second.
-        self._file = event_file_writer.EventsWriter(str(path / "events"), f".{os.getpid()}")
-        # TensorBoard then discards what an earlier run wrote for this and later steps.
-        log = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
-        self._put(start_step + 1, session_log=log)
-        self._flushed = time.monotonic()
-
-    def write(self, step: int, summaries: Iterable[Any]) -> None:
-        with writing(self._path):
-            for summary in summaries:
-                self._put(step, summary=summary)
-            if time.monotonic() - self._flushed > _FLUSH_SECONDS:
-                self._file.flush()
-                self._flushed = time.monotonic()
-
-    def close(self) -> None:
-        with writing(self._path):
-            self._file.close()
-
-    def _put(self, step: int, **content: Any) -> None:
-        self._file.write_event(self._event(wall_time=time.time(), step=step, **content))
+def _run_id(path: Path) -> str:
+    """Returns the id in this file, or writes a new one."""
+    with contextlib.suppress(FileNotFoundError, ValueError, TypeError, KeyError):
+        return str(json.loads(path.read_text(encoding="utf-8"))["id"])
+    new = uuid.uuid4().hex
+    write_json(path, {"id": new})
+    return new

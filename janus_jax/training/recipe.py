@@ -31,7 +31,9 @@ from janus_jax.training.config_dicts import check_values
 from janus_jax.training.lora import Lora
 from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.trackers import DEFAULT_TRACKERS
 from janus_jax.training.train_step import Microbatching
+from janus_jax.training.watchdog import Limits
 
 ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
 """Parameters that stage 1 trains.
@@ -78,8 +80,8 @@ class Initialisation:
       source: "parts" reads the folders of an LLM, a SigLIP and an image tokenizer or VAE, and initializes the rest
         randomly. "stage" continues from the previous stage in the same workdir. "model" reads the folder of a whole
         model. "random" initializes everything randomly.
-      model: Folder for "model", in any layout that `janus_jax.load` reads.
-      llm: Folder for "parts", in any layout that `checkpoints_convert` reads, or "random".
+      model: Folder or hub id for "model", in any layout that `janus_jax.load` reads.
+      llm: Folder or hub id for "parts", in any layout that `checkpoints_convert` reads, or "random".
       und_encoder: The same for SigLIP.
       gen_encoder: The same for the image tokenizer of Janus.
       vae: The same for the VAE of JanusFlow.
@@ -356,7 +358,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(Limits):
     """Use of the hardware. These values do not change the result, up to rounding.
 
     Attributes:
@@ -377,7 +379,7 @@ class Resources:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-    attention: AttentionKernel = "xla"
+    attention: AttentionKernel = "auto"
     remat: RematPolicy = "full"
     scan_unroll: int = 1
     microbatches: int = 1
@@ -387,6 +389,7 @@ class Resources:
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         is_valid = self.peak_flops is None or 0 < self.peak_flops < math.inf
         check_values(
             self, "config.resources", ("peak_flops", is_valid, "above 0, or None"), data_workers=0, data_threads=0
@@ -406,7 +409,7 @@ class Recipe:
       data: Use of the data.
       precomputed_image_tokens: Reads image tokens, or latents for JanusFlow, from the data. `janus-prepare --tokenizer`
         adds them.
-      tokenizer: Folder of `tokenizer.json`; "" for that of the run or of the initial checkpoint.
+      tokenizer: Folder or hub id of `tokenizer.json`; "" for that of the run or of the initial checkpoint.
       seed: Seed of parameters and data.
       data_shards: Number of data shards, fixed when a stage starts. A resumed run may use any number of processes that
         divides it. 0 for the number of processes at the start.
@@ -415,6 +418,7 @@ class Recipe:
       samples: Questions and prompts that the model answers during training.
       evaluation: Benchmarks that run during training.
       keep: Retention policy of the checkpoints.
+      trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
       resources: Use of the hardware.
       architecture: Config of a model that is not a preset, in place of `model`.
       flow: Settings of the flow loss of JanusFlow; None for those of the paper.
@@ -434,6 +438,7 @@ class Recipe:
     samples: Samples = field(default_factory=Samples)
     evaluation: Evaluation = field(default_factory=Evaluation)
     keep: RetentionPolicy = field(default_factory=RetentionPolicy)
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS
     resources: Resources = field(default_factory=Resources)
     architecture: ModelConfig | None = None
     flow: FlowLossConfig | None = None
@@ -471,7 +476,8 @@ class Recipe:
         """Checks that the model supports the tasks of the current stage.
 
         Raises:
-          JanusError: The model is a JanusFlow, and a source has edits or the budget has context images.
+          JanusError: The model is a JanusFlow, and a source has edits or conversations with generated images, or the budget has
+            context images.
         """
         if not isinstance(self.model_config, JanusFlowConfig):
             return
@@ -480,8 +486,9 @@ class Recipe:
             "Janus or Janus-Pro model."
         )
         for name, source in self.used_sources.items():
-            if source.task is Task.EDITING:
-                raise JanusError(f"config.sources.{name}.task is editing, which JanusFlow does not support. {reason}")
+            if source.task in (Task.EDITING, Task.INTERLEAVED):
+                task = source.task.value
+                raise JanusError(f"config.sources.{name}.task is {task}, which JanusFlow does not support. {reason}")
         if self.current.budget.context_images:
             where = f"config.stages.stage_{self.stage}.budget.context_images"
             raise JanusError(f"{where} is {self.current.budget.context_images}; JanusFlow needs 0. {reason}")

@@ -19,6 +19,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Int, UInt8
 
 from checkpoints_convert.convert import save_checkpoint
+from checkpoints_convert.hub import local_path
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
@@ -35,6 +36,7 @@ from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
 from janus_jax.training.record_batches import Arrays, RecordBatches, components_of, image_of, open_all
 from janus_jax.training.state import TrainState, create_state
+from janus_jax.training.trackers import DEFAULT_TRACKERS, find_trackers
 from janus_jax.training.trainer import DataStart, TrainingTask, train
 
 
@@ -68,7 +70,7 @@ class SiglipRecipe:
     Attributes:
       encoder: Architecture of the encoder.
       data: Images and captions, for `train_siglip`.
-      tokenizer: Folder of the `tokenizer.json` that encodes the captions, for `train_siglip`.
+      tokenizer: Folder or hub id of the `tokenizer.json` that encodes the captions, for `train_siglip`.
       vocab_size: Vocabulary size of the captions.
       caption_length: Length of the captions in tokens; shorter ones are padded with 0.
       steps: Training steps.
@@ -82,6 +84,7 @@ class SiglipRecipe:
       seed: Seed of the initial parameters.
       save_every: Steps between checkpoints.
       report_every: Steps between reports of metrics.
+      trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
     """
 
     encoder: SiglipConfig
@@ -98,6 +101,7 @@ class SiglipRecipe:
     seed: int = 0
     save_every: int = 500
     report_every: int = 50
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS
 
     def __post_init__(self) -> None:
         check_values(
@@ -207,6 +211,7 @@ def siglip_task(
         progress_metrics=("loss", "retrieval"),
         facts={"batch": f"{recipe.batch_size:,} images with captions"},
         restart_data=recipe.data.restart,
+        trackers=recipe.trackers,
     )
 
 
@@ -224,6 +229,7 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
+    find_trackers(recipe.trackers)
     make_data = _open_captions(recipe)
     initialize_devices()
     mesh = make_mesh() if jax.device_count() > 1 else None
@@ -242,7 +248,8 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
         raise JanusError("config.data.directories is empty; name the prepared datasets (janus-prepare) to train on.")
     if not recipe.tokenizer:
         raise JanusError("config.tokenizer is empty; set it to the folder of the tokenizer.json for the captions.")
-    tokenizer = Tokenizer.from_directory(recipe.tokenizer)
+    folder = local_path(recipe.tokenizer, weights=False)
+    tokenizer = Tokenizer.from_directory(folder)
     tokenizer.check_vocabulary(recipe.vocab_size)
     components = components_of(recipe.data.directories, recipe.data.split, "training images")
     count = sum(map(len, open_all(components)))
@@ -252,7 +259,7 @@ def _open_captions(recipe: SiglipRecipe) -> Callable[[DataStart], RecordBatches]
             f"{count}, because the loss compares different images."
         )
     make = functools.partial(
-        _image_and_caption, folder=recipe.tokenizer, size=recipe.encoder.image_size, length=recipe.caption_length
+        _image_and_caption, folder=str(folder), size=recipe.encoder.image_size, length=recipe.caption_length
     )
     return lambda start: RecordBatches(
         components,

@@ -3,7 +3,7 @@
 # /var/lib/janus/exit_code. If the machine still exists after a preemption notice, training resumes.
 set -euo pipefail
 
-readonly PREEMPTED=75 # janus_jax.errors.ExitCode
+readonly PREEMPTED=75 STALLED=76 # janus_jax.errors.ExitCode
 readonly STATE="${STATE:-/var/lib/janus}"
 
 attribute() {
@@ -26,7 +26,7 @@ while :; do
   # shellcheck disable=SC2154 # eval sets `arguments`
   docker run --rm --name janus --privileged --network=host --volume=/shared:/shared --stop-timeout=600 --log-driver=gcplogs "$image" \
     janus-train --distributed "${arguments[@]}" || code=$?
-  [[ $code == "$PREEMPTED" ]] || break
+  [[ $code =~ ^($PREEMPTED|$STALLED)$ ]] || break
   sleep "${PAUSE:-10}"
 done
 echo "$code" >"$STATE/exit_code"

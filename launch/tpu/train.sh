@@ -16,7 +16,7 @@
 # again, repeat the command. At the end the script deletes the machines and exits with janus-train's exit code.
 set -euo pipefail
 
-readonly PREEMPTED=75 # janus_jax.errors.ExitCode
+readonly PREEMPTED=75 STALLED=76 # janus_jax.errors.ExitCode
 readonly PAUSE="${PAUSE:-60}"
 
 if [[ $# -lt 3 || -z ${PROJECT:-} || -z ${ZONE:-} || -z ${IMAGE:-} || -z ${SHARE:-} ]]; then
@@ -87,7 +87,7 @@ while :; do
       ;;
     ACTIVE)
       code=$(exit_code)
-      if [[ $code =~ ^[0-9]+$ && $code != "$PREEMPTED" ]]; then
+      if [[ $code =~ ^[0-9]+$ && ! $code =~ ^($PREEMPTED|$STALLED)$ ]]; then
         echo "$name: janus-train exited with $code."
         delete
         exit "$code"

@@ -27,7 +27,7 @@ def finished(tmp_path_factory):
 
 def evaluate(folder, *more):
     paths = [f"--model={folder / 'model'}", f"--data={folder / 'data'}", f"--out={folder / 'out'}"]
-    flags = ["--benchmark=geneval", "--option=images=2", "--batch_size=2", "--dtype=float32"]
+    flags = ["--benchmark=geneval", "--option=images=2", "--batch_size=2", "--dtype=float32", "--parallel_window=auto"]
     return run("launch.evaluate", *paths, *flags, *more)
 
 

@@ -1,21 +1,27 @@
 """`janus-export`: a workdir is exported as a model folder."""
 
 import functools
+import json
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
+from huggingface_hub import ModelCard
 
 import janus_jax
 from checkpoints_convert import convert, open_checkpoint
 from janus_jax.config import Execution
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
+from janus_jax.training import model_card
 from janus_jax.training.export import export, last_stage
 from janus_jax.training.param_paths import merge
+from janus_jax.training.recipe import Initialisation
 from tests.commands.conftest import ROOT, run
 from tests.commands.test_train import ONE_DEVICE
+from tests.hub_server import TOKEN, connect, serve, variables
 from tests.training import runs
 
 QUESTION = [{"role": "user", "content": "What is in the picture?"}]
@@ -63,21 +69,51 @@ def test_janusflow_export_has_the_moving_average_without_the_aligner(tmp_path):
         np.testing.assert_array_equal(found[name], averages[name])
 
 
-def test_commands_train_export_and_generate_with_janusflow(tmp_path):
+def test_a_card_has_base_model_recipe_and_scores(tmp_path, monkeypatch):
+    workdir = shutil.copytree(runs.finished()[0], tmp_path / "run")
+    with (workdir / "stage_1" / "metrics.jsonl").open("a") as metrics:
+        for step, value in ((2, 50.0), (runs.STEPS, 86.25), (runs.STEPS + 1, 99.0)):
+            print(json.dumps({"step": step, "benchmarks/pope/accuracy": value}), file=metrics)
+    read = model_card._recipe
+    start = Initialisation("parts", llm="me/llm@v1", und_encoder="random", gen_encoder=str(workdir))
+    monkeypatch.setattr(model_card, "_recipe", lambda *at: read(*at).replace_current(initialisation=start))
+    text = model_card.model_card(workdir, 1, runs.STEPS, "me/mine", license_id="mit")
+    data = ModelCard(text).data
+    assert (data.license, data.base_model, data.pipeline_tag) == ("mit", ["me/llm"], "any-to-any")
+    (result,) = data.eval_results
+    assert (result.dataset_name, result.metric_type, result.metric_value) == ("pope", "accuracy", 86.25)
+    assert "| pope accuracy | 86.25 |" in text
+    assert "| data, by weight | generation 1, understanding 1 |" in text
+    assert "| batch | 2 sequences of 256 tokens |" in text
+    assert 'janus_jax.load("me/mine")' in text
+    assert str(workdir) not in text
+
+
+def test_commands_train_export_push_and_generate_with_janusflow(tmp_path, monkeypatch):
     config = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}:flow"
     steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")
     done = run("launch.train", config, f"--workdir={tmp_path / 'run'}", *runs.flags(), *steps, **ONE_DEVICE)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "stage_1" / "samples" / "step_2" / "1.png").exists()
-    done = run(
-        "launch.export",
-        f"--workdir={tmp_path / 'run'}",
-        f"--out={tmp_path / 'mine'}",
-        "--dtype=float32",
-        JAX_PLATFORMS="cuda",
-    )
-    assert done.returncode == 0, done.stderr
-    ((picture,),) = janus_jax.load(tmp_path / "mine", dtype="float32").generate("A boat.", steps=2)
+    with serve() as hub:
+        done = run(
+            "launch.export",
+            f"--workdir={tmp_path / 'run'}",
+            f"--out={tmp_path / 'mine'}",
+            "--dtype=float32",
+            "--push_to_hub=me/boats",
+            "--license=mit",
+            JAX_PLATFORMS="cuda",
+            HF_TOKEN=TOKEN,
+            **variables(hub.url, tmp_path / "home"),
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines() == [f"{tmp_path / 'mine'}: stage 1 at step 2", f"{hub.url}/me/boats"]
+        assert hub.messages == ["Stage 1 at step 2"]
+        assert b"license: mit" in hub.models["me/boats"]["README.md"]
+        connect(monkeypatch, hub.url, tmp_path / "cache")
+        ((picture,),) = janus_jax.load("me/boats", dtype="float32").generate("A boat.", steps=2)
+        assert "README.md" not in hub.names()
     assert picture.size == (32, 32)
 
 
@@ -86,6 +122,10 @@ def test_commands_train_export_and_generate_with_janusflow(tmp_path):
     [
         (("--workdir=absent", "--out=model"), "absent has no checkpoints of a stage"),
         (("--workdir=absent", "--stage=1", f"--out={ROOT}"), "exists"),
+        (
+            ("--workdir=a", "--stage=1", "--out=b", "--push_to_hub=mine"),
+            "--push_to_hub is 'mine'; it must be OWNER",
+        ),
     ],
 )
 def test_user_errors_are_reported(refuses, tmp_path, flags, words):

@@ -25,6 +25,7 @@ def generated(checkpoint, tmp_path_factory):
         "--num_images=2",
         "--seed=5",
         "--guidance_scale=3",
+        "--parallel_window=4",
         "--dtype=float32",
         "--out=new/pictures",
         cwd=folder,
@@ -65,6 +66,7 @@ def test_metadata_contains_prompt_seed_and_settings(generated, checkpoint):
         "temperature": 1.0,
         "top_k": 0,
         "top_p": 1.0,
+        "parallel_window": 4,
         "dtype": "float32",
     }
     assert Image.open(folder / "00000_0.png").info["prompt"] == "晚上的湖"
@@ -80,6 +82,8 @@ USER_ERRORS = {
     "a negative batch": (["--batch_size=-4"], "--batch_size=-4"),
     "a negative scale": (["--guidance_scale=-1"], "--guidance_scale=-1"),
     "an infinite scale": (["--guidance_scale=inf"], "--guidance_scale=inf"),
+    "an unknown window": (["--parallel_window=many"], "--parallel_window=many"),
+    "a window that is too large": (["--parallel_window=1000"], "parallel_window is 1000"),
     "a negative top-k": (["--top_k=-1"], "--top_k=-1"),
     "an output folder that is a file": (["--out=taken"], "taken cannot be written"),
     "an output folder in a file": (["--out=taken/pictures"], "taken/pictures cannot be written"),

@@ -73,6 +73,7 @@ def test_non_finite_gradient_exits_with_diverged(tmp_path):
             ("--config.samples.questions=(('absent.png', 'What?'),)",),
             "questions, number 1, cannot be used: The image absent.png does not",
         ),
+        (("--config.trackers=wandbee",), "config.trackers wandbee is unknown; use tensorboard, wandb, or MODULE:NAME"),
         (("--config.samples.prompts=('A boat.', ' ')",), "config.samples.prompts has an empty prompt"),
     ],
 )

@@ -61,8 +61,11 @@ SHOWS = '[[ $1 != show ]] || echo "JobId=17 JobName=janus JobState={} Reason=Non
 JOB = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node[1-4]"}
 
 
+RETRIED = (ExitCode.PREEMPTED, ExitCode.STALLED)
+
+
 @pytest.mark.parametrize("code", ExitCode)
-def test_job_is_requeued_only_after_preemption(code, fake, start, calls):
+def test_job_is_requeued_only_after_preemption_and_stalls(code, fake, start, calls):
     fake("srun", f"exit {int(code)}")
     fake("scontrol", SHOWS.format("RUNNING"))
     job = start("slurm/train.sbatch", "--config", "c.py", **JOB)
@@ -70,9 +73,16 @@ def test_job_is_requeued_only_after_preemption(code, fake, start, calls):
     assert job.returncode == code
     srun, *rest = calls()
     assert srun.endswith("janus-train --distributed --config c.py")
-    assert [call for call in rest if "show" not in call] == (
-        ["scontrol requeue 17"] if code is ExitCode.PREEMPTED else []
-    )
+    assert [call for call in rest if "show" not in call] == (["scontrol requeue 17"] if code in RETRIED else [])
+
+
+@pytest.mark.parametrize(("restarts", "is_requeued"), [("19", True), ("20", False)])
+def test_job_with_a_killed_process_is_requeued_a_limited_number_of_times(restarts, is_requeued, fake, start, calls):
+    fake("srun", "exit 137")
+    fake("scontrol", SHOWS.format("RUNNING"))
+    job = start("slurm/train.sbatch", SLURM_RESTART_COUNT=restarts, **JOB)
+    job.communicate(timeout=60)
+    assert any("requeue" in call for call in calls()) == is_requeued
 
 
 def test_cancelled_job_is_not_requeued(fake, start, calls):
@@ -135,7 +145,7 @@ case "$*" in *image) echo host/image ;; *share) echo s:/ ;; *arguments) printf '
 """
 
 
-@pytest.mark.parametrize(("codes", "ended"), [("75 0", 0), ("2", 2)])
+@pytest.mark.parametrize(("codes", "ended"), [("75 76 0", 0), ("2", 2)])
 def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, calls, tmp_path):
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     fake("curl", CURL)
@@ -155,7 +165,8 @@ def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, ca
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_use_the_exit_code_of_preemption(script):
-    assert re.findall(r"PREEMPTED=(\d+)", script.read_text()) == [str(int(ExitCode.PREEMPTED))]
+    for code in RETRIED:
+        assert re.findall(rf"{code.name}=(\d+)", script.read_text()) == [str(int(code))]
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)

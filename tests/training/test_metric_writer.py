@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto.event_pb2 import Event
 
+import janus_jax
 from janus_jax.errors import JanusError, StorageFull
 from janus_jax.training import metric_writer as module
 from janus_jax.training.console import Console
@@ -35,7 +36,9 @@ def events(folder):
 
 
 def summaries(folder):
-    return [(event.step, value) for event in events(folder) for value in event.summary.value]
+    """Step and value of each summary, without the description of the run."""
+    found = [(event.step, value) for event in events(folder) for value in event.summary.value]
+    return [(step, value) for step, value in found if not value.tag.startswith("run/")]
 
 
 def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, console):
@@ -49,17 +52,36 @@ def test_scalars_go_to_metrics_jsonl_and_tensorboard(tmp_path, console):
 
 
 def test_texts_and_images_go_to_tensorboard(tmp_path, console):
-    images = np.zeros((2, 4, 6, 3), np.uint8)
+    pictures = np.zeros((2, 4, 6, 3), np.uint8)
     with MetricWriter(tmp_path, console) as writer:
-        writer.texts(3, {"answers": "**Two** birds."})
-        writer.images(3, {"images": images})
-    (_, text), *images = summaries(tmp_path)
-    assert text.tag.startswith("answers")
-    assert text.tensor.string_val == [b"**Two** birds."]
-    assert [(value.tag, value.image.height, value.image.width) for _, value in images] == [
-        ("images/0", 4, 6),
-        ("images/1", 4, 6),
+        writer.texts(3, {"note": "**Two** birds."})
+        writer.answers(3, "answers", [("Who?", "Tom."), ("Where?", "Here.")])
+        writer.images(3, "images", pictures, ("A boat.", "A bird."))
+    *texts, (_, image) = summaries(tmp_path)
+    assert [(value.tag.removesuffix("/text_summary"), value.tensor.string_val[0].decode()) for _, value in texts] == [
+        ("note", "**Two** birds."),
+        ("answers", "**Who?**\n\nTom.\n\n**Where?**\n\nHere."),
+        ("images/captions", "1. A boat.\n2. A bird."),
     ]
+    assert (image.tag, image.image.height, image.image.width) == ("images", 4, 16)
+
+
+def test_the_description_and_the_id_of_a_run_are_kept(tmp_path, console):
+    ids = []
+    for _ in range(2):
+        with MetricWriter(tmp_path, console, config={"seed": 5}):
+            ids.append(json.loads((tmp_path / "run.json").read_text())["id"])
+    assert ids[0] == ids[1]
+    found = {value.tag: value.tensor.string_val for event in events(tmp_path) for value in event.summary.value}
+    versions, config = found["run/versions/text_summary"][0].decode(), found["run/config/text_summary"][0].decode()
+    assert versions.startswith(f"- janus_jax: {janus_jax.__version__}\n- jax: {jax.__version__}")
+    assert config == '    {\n      "seed": 5\n    }'
+
+
+@pytest.mark.parametrize("names", [("wandbee",), ("tensorboard", "missing_module:mine")])
+def test_an_unknown_tracker_is_rejected(tmp_path, console, names):
+    with pytest.raises(JanusError, match=rf"config\.trackers {names[-1]}"):
+        MetricWriter(tmp_path, console, trackers=names)
 
 
 def test_resumed_run_writes_each_step_once(tmp_path, console):
@@ -89,7 +111,7 @@ def test_only_the_first_process_writes(tmp_path, console, monkeypatch):
     with MetricWriter(tmp_path / "run", console) as writer:
         writer.scalars(1, {"loss": 1.0})
         writer.texts(1, {"a": "b"})
-        writer.images(1, {"c": np.zeros((1, 2, 2, 3), np.uint8)})
+        writer.images(1, "c", np.zeros((1, 2, 2, 3), np.uint8))
     assert not (tmp_path / "run").exists()
 
 

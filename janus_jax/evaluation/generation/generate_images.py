@@ -33,7 +33,14 @@ class ImageModel(Protocol):
 
 
 def generate_images(
-    model: ImageModel, requests: Sequence[ImageRequest], folder: Path, *, options: Options, seed: int, batch_size: int
+    model: ImageModel,
+    requests: Sequence[ImageRequest],
+    folder: Path,
+    *,
+    options: Options,
+    seed: int,
+    batch_size: int,
+    **settings: Any,
 ) -> Iterator[Mapping[str, str]]:
     """Generates images in batches and saves them as PNG.
 
@@ -44,6 +51,7 @@ def generate_images(
       folder: The run's folder.
       options: Options of the benchmark. Sampling options that the model does not have are ignored; JanusFlow, for
         example, has no temperature.
+      **settings: Further settings of the model's image sampler, such as `parallel_window`.
 
     Yields:
       File names of a batch by request id.
@@ -53,7 +61,7 @@ def generate_images(
       StorageFull: The disk is full.
     """
     names = [name for name in SAMPLING_OPTIONS if name in model.sampler_settings]
-    settings = {name: float(options[name]) for name in names if options[name] != MODEL_DEFAULT}
+    settings |= {name: float(options[name]) for name in names if options[name] != MODEL_DEFAULT}
     with ThreadPoolExecutor(_WRITERS) as writers:
         for batch in batch_requests(model.processor, requests, batch_size):
             padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]

@@ -3,7 +3,7 @@
     WORKDIR/stage_N/benchmarks/step_N/NAME/answers.json   answers by question id
     WORKDIR/stage_N/benchmarks/step_N/NAME/predictions/   the same answers in the format of the official scorer
 
-Metrics: `benchmarks/NAME/SCORE`.
+Metrics: `benchmarks/NAME/SCORE`. Trackers also show the first answers, as `benchmarks/NAME/answers`.
 """
 
 from collections.abc import Sequence
@@ -26,6 +26,8 @@ from janus_jax.storage import write_json, writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
+
+_SHOWN = 20  # answers in trackers
 
 
 class _Selected(NamedTuple):
@@ -89,6 +91,8 @@ class RunBenchmarks(Callback):
                 continue
             scores = selected.benchmark.score(selected.questions, answers, selected.options)
             run.writer.scalars(run.step, {f"benchmarks/{name}/{score}": value for score, value in scores.items()})
+            shown = [(_text_of(one), answers[one.id]) for one in selected.questions[:_SHOWN] if one.id in answers]
+            run.writer.answers(run.step, f"benchmarks/{name}/answers", shown)
             if scores:
                 score, value = next(iter(scores.items()))
                 run.writer.message(f"step {run.step}: {name} {score} {value:.4g}")
@@ -101,3 +105,7 @@ class RunBenchmarks(Callback):
             predictions.mkdir(parents=True, exist_ok=True)
             selected.benchmark.write_predictions(selected.questions, answers, predictions)
         write_json(folder / "answers.json", answers)
+
+
+def _text_of(question: Question) -> str:
+    return "\n".join(message["content"] for message in question.messages if message["content"])

@@ -3,16 +3,14 @@
     WORKDIR/stage_N/samples/step_N/answers.txt   questions and answers
     WORKDIR/stage_N/samples/step_N/K.png         image of prompt K, counted from 1; its PNG text `prompt` is the prompt
 
-TensorBoard shows the same as `samples/answers`, `samples/prompts` and `samples/images` (one contact sheet).
+Trackers show the same as `samples/answers` and `samples/images`.
 """
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
-from jaxtyping import UInt8
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
@@ -27,8 +25,6 @@ from janus_jax.storage import writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
-
-_GAP = 4  # pixels between two images of a contact sheet
 
 
 class GenerateSamples(Callback):
@@ -69,7 +65,6 @@ class GenerateSamples(Callback):
         if not run.is_due(self._interval):
             return
         params = merge(run.state.params, run.state.frozen)
-        # Always XLA attention: other kernels do not support every prompt length.
         dtype = self._recipe.on_platform(jax.default_backend()).execution.dtype
         network = make_model(self._config, Execution(dtype, layers="scanned"))
         model = Pretrained(self._config, params, self._processor, network, run.mesh)
@@ -82,13 +77,9 @@ class GenerateSamples(Callback):
         if jax.process_index() == 0 and (answers or images):
             self._write(self._folder / f"step_{run.step}", answers, images)
         if answers:
-            pairs = "\n\n".join(map("**{}**\n\n{}".format, self._titles, answers))
-            run.writer.texts(run.step, {"samples/answers": pairs})
+            run.writer.answers(run.step, "samples/answers", list(zip(self._titles, answers, strict=True)))
         if images:
-            numbered = "\n".join(f"{number}. {prompt}" for number, prompt in enumerate(self._samples.prompts, 1))
-            run.writer.texts(run.step, {"samples/prompts": numbered})
-            sheet = contact_sheet([np.asarray(image) for image in images])
-            run.writer.images(run.step, {"samples/images": [sheet]})
+            run.writer.images(run.step, "samples/images", list(map(np.asarray, images)), self._samples.prompts)
 
     @property
     def _titles(self) -> list[str]:
@@ -121,15 +112,3 @@ class GenerateSamples(Callback):
                 info = PngInfo()
                 info.add_itxt("prompt", prompt)
                 image.save(folder / f"{number}.png", pnginfo=info)
-
-
-def contact_sheet(images: Sequence[UInt8[np.ndarray, "H W 3"]]) -> UInt8[np.ndarray, "H2 W2 3"]:
-    """Arranges images of equal size in an approximately square grid, row by row."""
-    height, width, _ = images[0].shape
-    columns = math.ceil(math.sqrt(len(images)))
-    rows = math.ceil(len(images) / columns)
-    sheet = np.zeros((rows * (height + _GAP) - _GAP, columns * (width + _GAP) - _GAP, 3), np.uint8)
-    for number, image in enumerate(images):
-        top, left = number // columns * (height + _GAP), number % columns * (width + _GAP)
-        sheet[top : top + height, left : left + width] = image
-    return sheet

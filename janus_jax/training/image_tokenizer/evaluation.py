@@ -80,7 +80,7 @@ class Reconstruction(Callback):
         scores, sheet = self.evaluate(self._params(run.state))
         run.scores |= scores
         run.writer.scalars(run.step, scores)
-        run.writer.images(run.step, {"reconstructions": [sheet]})
+        run.writer.images(run.step, "reconstructions", [sheet])
         line = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scores.items())
         run.writer.message(f"step {run.step}: {', '.join(line)}")
 

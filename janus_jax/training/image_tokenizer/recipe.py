@@ -6,6 +6,7 @@ from typing import Literal
 from janus_jax.config import Dtype, VAEConfig, VQConfig
 from janus_jax.errors import JanusError
 from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.trackers import DEFAULT_TRACKERS
 
 CodebookUpdate = Literal["gradient", "moving_average"]
 
@@ -199,6 +200,7 @@ class AutoencoderRecipe:
       data: Training and evaluation images.
       networks: Files of the pretrained networks in losses and metrics.
       intervals: Intervals of reports, evaluations and checkpoints.
+      trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
       trained: Patterns of the trained parameters, for example "decoder/*". Other parameters keep their initial values.
       ema_decay: Decay of the moving average of the trained parameters. The average is the result of the training. 0
         disables it.
@@ -213,6 +215,7 @@ class AutoencoderRecipe:
     data: ImageData = field(default_factory=ImageData)
     networks: NetworkFiles = field(default_factory=NetworkFiles)
     intervals: Intervals = field(default_factory=Intervals)
+    trackers: tuple[str, ...] = DEFAULT_TRACKERS
     trained: tuple[str, ...] = ("*",)
     ema_decay: float = 0.9999
     seed: int = 0

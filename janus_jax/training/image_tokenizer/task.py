@@ -29,6 +29,7 @@ from janus_jax.training.image_tokenizer.recipe import NetworkFiles, VAERecipe, V
 from janus_jax.training.image_tokenizer.vae import VAETraining
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.optimizers import make_schedule
+from janus_jax.training.trackers import find_trackers
 from janus_jax.training.trainer import DataStart, TrainingTask, train
 
 
@@ -161,6 +162,7 @@ def tokenizer_task(
         counts=lambda batch, data: {"images": recipe.batch_size},
         last_step=recipe.steps,
         restart_data=recipe.data.restart,
+        trackers=recipe.trackers,
         mesh=mesh,
         save_every=recipe.intervals.save,
         report_every=recipe.intervals.report,
@@ -194,6 +196,7 @@ def train_tokenizer(
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
+    find_trackers(recipe.trackers)
     initialize_devices()
     networks = read_networks(recipe.networks)
     mesh = make_mesh() if jax.device_count() > 1 else None

@@ -36,10 +36,11 @@ def make_requests(folder, prompts=PROMPTS, size=None):
     ]
 
 
-def run(out, model, batch_size=4, requests=None, options=OPTIONS, cluster=None):
+def run(out, model, batch_size=4, requests=None, options=OPTIONS, cluster=None, **settings):
+    common = {"options": options, "seed": 3, "batch_size": batch_size}
     return collect_answers(
         requests or make_requests(out),
-        lambda items: generate_images(model, items, out, options=options, seed=3, batch_size=batch_size),
+        lambda items: generate_images(model, items, out, **common, **settings),
         out,
         SETTINGS,
         cluster=cluster,
@@ -71,8 +72,8 @@ def test_every_answer_names_the_file_of_its_image(tmp_path):
 def test_the_model_gets_the_settings_that_it_has_and_that_are_set(tmp_path, known, options, expected):
     model = FakeImageModel()
     model.sampler_settings = known
-    run(tmp_path, model, options=options)
-    assert all(settings == expected for settings in model.settings)
+    run(tmp_path, model, options=options, parallel_window=4)
+    assert all(settings == expected | {"parallel_window": 4} for settings in model.settings)
 
 
 def test_batches_are_full_and_have_one_padded_length(tmp_path):

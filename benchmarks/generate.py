@@ -1,0 +1,162 @@
+"""Measures the generation of image tokens with windows of parallel decoding, compared with sequential decoding.
+
+    python -m benchmarks.generate
+    python -m benchmarks.generate --model examples/shapes/models/Janus-shapes --batches 1,8
+    python -m benchmarks.generate --preset janus_pro_1b --dtype bfloat16 --windows 8,16,32 --batches 1,8,32
+
+The first command uses a language model of 12 layers of width 1024 with random weights, and images of 144 tokens. Random
+weights are a hard case: their tokens depend on all earlier ones as if by chance. The second command measures a trained
+model.
+
+Sequential decoding and all windows run in turn, so that other load on the machine affects all of them. For each batch
+and window the benchmark prints the passes of the model per image, the time, its ratio to sequential decoding (median
+over turns), and the share of tokens that differ from those of sequential decoding. The last line is a JSON object.
+"""
+
+import dataclasses
+import functools
+import json
+from collections.abc import Iterator, Sequence
+from statistics import median
+from typing import Any, NamedTuple, cast, get_args
+
+import numpy as np
+from absl import flags
+
+from benchmarks.shared import (
+    PROMPT_LENGTH,
+    SMALL,
+    guided_batch,
+    load_weights,
+    machine,
+    median_ratio,
+    prompt_batch,
+    random_prompt,
+    timed,
+    use_cores,
+)
+from janus_jax.batch import Batch
+from janus_jax.commands import cli
+from janus_jax.config import Dtype, Execution, JanusConfig, janus_preset
+from janus_jax.generation.image_tokens import image_token_decoder
+from janus_jax.generation.parallel_decode import ParallelDecoder
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
+from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
+from janus_jax.pretrained import load
+
+_MODEL = flags.DEFINE_string("model", None, "checkpoint folder (default: random weights)")
+_PRESET = flags.DEFINE_string("preset", None, "released model whose shape is used (default: a small model)")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
+_IMAGE_TOKENS = flags.DEFINE_integer("image_tokens", 144, "tokens per image of the small model, a square number", 4)
+_WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8"], "windows to measure")
+_BATCHES = flags.DEFINE_list("batches", ["1"], "numbers of images per batch")
+_SCALE = flags.DEFINE_float("guidance_scale", 5.0, "guidance scale; 1 disables guidance")
+_TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "sampling temperature")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "turns", lower_bound=1)
+_CORES = flags.DEFINE_integer("cores", 2, "processor cores to use", lower_bound=1)
+
+
+class Generation(NamedTuple):
+    """Tokens of a batch of images, and the number of passes of the model that sampled them."""
+
+    tokens: np.ndarray
+    passes: int
+
+
+class Generator(NamedTuple):
+    """A model and the prompts of one image: with guidance, the prompt and its unconditional sequence."""
+
+    model: Janus
+    params: Params
+    prompts: Batch
+
+    def run(self, batch_size: int, seed: int, window: int) -> Generation:
+        """Generates the tokens of `batch_size` images; a window of 0 is sequential decoding."""
+        decoder = image_token_decoder(
+            self.model,
+            self.params,
+            self.prompts,
+            sampling_keys(seed, 0, range(batch_size))[None],
+            SamplingConfig(_TEMPERATURE.value),
+            guidance_scale=_SCALE.value,
+            parallel_window=window,
+        )
+        total = self.model.config.num_gen_tokens
+        while decoder.num_tokens < total:
+            decoder.advance(total - decoder.num_tokens)
+        tokens = np.asarray(decoder.state.tokens[:, :total])
+        return Generation(tokens, decoder.num_passes if isinstance(decoder, ParallelDecoder) else total - 1)
+
+
+def _generator() -> tuple[str, Generator]:
+    """Returns the name of the model, and the model with its prompts."""
+    dtype = cast(Dtype, _DTYPE.value)
+    guided = _SCALE.value != 1
+    if _MODEL.value is not None:
+        loaded = load(_MODEL.value, dtype)
+        prompt = loaded.processor.generation_prompt("a red circle above a blue square")
+        sequences = [prompt, loaded.processor.unconditional_sequence(prompt)] if guided else [prompt]
+        batch = loaded.processor.left_pad(sequences, PROMPT_LENGTH)
+        return loaded.config.name, Generator(cast(Janus, loaded.model), loaded.params, batch)
+    config = _small_config() if _PRESET.value is None else janus_preset(_PRESET.value)
+    execution = Execution(dtype, dtype, layers="unrolled")
+    tokens = random_prompt(np.random.default_rng(0), config)
+    batch = guided_batch(tokens) if guided else prompt_batch(tokens)
+    return config.name, Generator(Janus(config, execution), load_weights(config, execution), batch)
+
+
+def _small_config() -> JanusConfig:
+    side = round(_IMAGE_TOKENS.value**0.5)
+    gen_encoder = dataclasses.replace(SMALL.gen_encoder, image_size=side * SMALL.gen_encoder.downsampling)
+    return dataclasses.replace(SMALL, gen_encoder=gen_encoder)
+
+
+def measure(generator: Generator, batch_size: int, windows: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
+    """Yields the measurements of sequential decoding and of each window."""
+    all_windows = (0, *windows)
+    runs = {window: functools.partial(generator.run, batch_size, window=window) for window in all_windows}
+    for run in runs.values():
+        run(0)  # Compiles.
+    seconds: dict[int, list[float]] = {window: [] for window in all_windows}
+    results: dict[int, list[Generation]] = {window: [] for window in all_windows}
+    for seed in range(repeats):
+        for window, run in runs.items():
+            duration, generation = timed(functools.partial(run, seed))
+            seconds[window].append(duration)
+            results[window].append(generation)
+    for window in all_windows:
+        expected = np.stack([generation.tokens for generation in results[0]])
+        tokens = np.stack([generation.tokens for generation in results[window]])
+        yield {
+            "batch": batch_size,
+            "window": window,
+            "passes": median(generation.passes for generation in results[window]),
+            "seconds": median(seconds[window]),
+            "ratio": median_ratio(seconds[window], seconds[0]),
+            "different": float((tokens != expected).mean()),
+        }
+
+
+def main(_: Sequence[str]) -> None:
+    """Prints a table and a line of JSON."""
+    cores = use_cores(_CORES.value)
+    name, generator = _generator()
+    total = generator.model.config.num_gen_tokens
+    print(f"{name}, {total} tokens per image, guidance scale {_SCALE.value:g}, temperature {_TEMPERATURE.value:g}")
+    print(f"{'batch':>5} {'window':>6} {'passes':>6} {'seconds':>8} {'ratio':>6} {'different':>9}")
+    rows = []
+    for batch_size in map(int, _BATCHES.value):
+        for row in measure(generator, batch_size, [int(window) for window in _WINDOWS.value], _REPEATS.value):
+            print(
+                f"{row['batch']:5} {row['window']:6} {row['passes']:6g} {row['seconds']:8.2f} {row['ratio']:6.2f} "
+                f"{row['different']:9.1e}",
+                flush=True,
+            )
+            rows.append(row)
+    report = {"model": name, "dtype": _DTYPE.value, "tokens": total, "cores": cores, "runs": rows, **machine()}
+    print(json.dumps(report))
+
+
+if __name__ == "__main__":
+    cli.run(main)
