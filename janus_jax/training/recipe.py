@@ -476,8 +476,8 @@ class Recipe:
         """Checks that the model supports the tasks of the current stage.
 
         Raises:
-          JanusError: The model is a JanusFlow, and a source has edits or conversations with generated images, or the budget has
-            context images.
+          JanusError: The model is a JanusFlow, and a source has edits or conversations with generated images, or the
+            budget has context images.
         """
         if not isinstance(self.model_config, JanusFlowConfig):
             return

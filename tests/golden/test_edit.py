@@ -216,7 +216,7 @@ VARIANTS = pytest.mark.parametrize("variant", ["kept", "dropped"])
 
 @VARIANTS
 def test_edit_training_embeddings(golden, variant):
-    embeddings = golden.janus_4o_training[0][variant == "dropped"]
+    embeddings = golden.janus_4o_training[0][int(variant == "dropped")]
     assert_close(embeddings, golden.train[f"train_embeds_{variant}"], 2e-5)
 
 
