@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
+from janus_jax.buckets import as_path
 from janus_jax.config import JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json_if_exists
@@ -93,7 +94,7 @@ class Processor:
         """
         tokenizer = Tokenizer.from_directory(path)
         tokenizer.check_vocabulary(config.llm.vocab_size)
-        min_side, system_prompt = _read_settings(Path(path), config)
+        min_side, system_prompt = _read_settings(as_path(path), config)
         return cls(
             tokenizer,
             TEMPLATES[config.conversation],
