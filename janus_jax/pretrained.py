@@ -15,7 +15,7 @@ from PIL import Image
 
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig, Quantization
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
@@ -34,6 +34,7 @@ def load(
     mesh: Mesh | None = None,
     *,
     attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
 ) -> "Pretrained":
@@ -45,6 +46,7 @@ def load(
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
       conversation: Conversation template, for a folder that does not identify its release.
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
@@ -56,7 +58,7 @@ def load(
     """
     checkpoint = open_checkpoint(path, conversation, vae)
     processor = Processor.from_directory(checkpoint.folder, checkpoint.model_config)
-    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention)
+    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention, quantization=quantization)
 
 
 def load_checkpoint(
@@ -66,10 +68,13 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     *,
     attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    if quantization not in get_args(Quantization):
+        raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -79,7 +84,7 @@ def load_checkpoint(
                 "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
             )
         check_mesh(config, mesh)
-    execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
+    execution = Execution(dtype, dtype, attention, layers="unrolled", quantization=quantization)
     params = load_params(checkpoint.params(dtype), config, execution, mesh)
     return Pretrained(config, params, processor, make_model(config, execution), mesh)
 

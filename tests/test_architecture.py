@@ -15,6 +15,7 @@ ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
+    "janus_jax.buckets",
     "janus_jax.config",
     "janus_jax.coordination",
     "janus_jax.devices",

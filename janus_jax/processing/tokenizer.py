@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 
 import tokenizers
 
+from janus_jax.buckets import as_path
 from janus_jax.errors import JanusError
 from janus_jax.files import read_text, reading
 
@@ -84,7 +85,7 @@ class Tokenizer:
         Raises:
           JanusError: The file is missing, is not a tokenizer, or cannot encode every text.
         """
-        file = Path(path) / "tokenizer.json"
+        file = as_path(path) / "tokenizer.json"
         with reading(file):
             if not file.exists():
                 raise JanusError(f"{file} is missing; copy it there from the released checkpoint.")

@@ -8,6 +8,7 @@ from jax.sharding import SingleDeviceSharding
 from checkpoints_convert import save_checkpoint
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
+from janus_jax.files import reading
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.training.checkpoint_files import SavedCheckpoint
 from janus_jax.training.config_dicts import from_config
@@ -22,7 +23,8 @@ def last_stage(workdir: Path) -> int:
     Raises:
       JanusError: The workdir has no stage.
     """
-    names = [path.parent.name.removeprefix("stage_") for path in workdir.glob("stage_*/checkpoints")]
+    with reading(workdir):
+        names = [path.parent.name.removeprefix("stage_") for path in workdir.glob("stage_*/checkpoints")]
     if not (stages := [int(name) for name in names if name.isdecimal()]):
         raise JanusError(f"{workdir} has no checkpoints of a stage; give the workdir of janus-train.")
     return max(stages)

@@ -24,6 +24,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from janus_jax.buckets import as_path
 from janus_jax.coordination import barrier
 from janus_jax.errors import DataChanged
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
@@ -145,7 +146,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
 
     Args:
       task: The training task.
-      folder: Folder of the run, created if missing and shared by all processes.
+      folder: Folder of the run, created if missing and shared by all processes; it can be on a bucket (gs://).
 
     Raises:
       JanusError: The folder cannot be used, or its checkpoints belong to another model or to other data.
@@ -153,9 +154,10 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       Preempted: The machine is about to be preempted; a checkpoint is saved.
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
+      StorageUnavailable: The folder is on a bucket that does not answer.
       Stalled: Other processes of the cluster did not start, restore or save in time.
     """
-    folder, phases = Path(folder), Phases()
+    folder, phases = as_path(folder), Phases()
     with Watchdog(phases, task.limits, folder) as watchdog, contextlib.ExitStack() as stack:
         try:
             return _train(task, folder, stack, phases)
@@ -251,7 +253,9 @@ def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack
                     callback.after_step(run)
             is_preempted = preemption.reached(run.step)
             if is_preempted or run.is_due(task.save_every):
-                metrics.flush()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                metrics.flush()
+                writer.flush()
                 position = {"data": data.get_state(), "order": start.order, "skipped": metrics.skipped}
                 with phases("save"):
                     checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)

@@ -51,7 +51,7 @@ def preempted(recipe, workdir, monkeypatch, at):
             runs.run(recipe, workdir)
 
 
-@pytest.mark.parametrize("kind", runs.CONFIGS)
+@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.slow)])
 def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
     preempted(recipe, tmp_path, monkeypatch, at=3)

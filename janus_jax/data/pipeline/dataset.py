@@ -10,6 +10,7 @@ from typing import Any
 
 import grain
 
+from janus_jax.buckets import require_local
 from janus_jax.data.records import Record
 from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
@@ -130,6 +131,8 @@ def _transformed(records: grain.MapDataset[Any], component: Component, seed: int
 def _open(component: Component) -> tuple[int, Callable[[int], Record]]:
     """Returns the number of records of a component and a function that reads one."""
     source = component.source
+    if isinstance(source, str):
+        require_local(source, f"the source of component {component.name!r}")
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         source = find_attribute(source, f"The source of component {component.name!r}")()
     if not isinstance(source, str | os.PathLike):
