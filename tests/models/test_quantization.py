@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS, Execution
+from janus_jax.errors import JanusError
+from janus_jax.models.backbone import scan_params
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.layers import WEIGHT_SCALE, Linear, quantize
 from janus_jax.pretrained import load_params
@@ -65,5 +67,7 @@ def test_quantized_model_computes_nearly_the_same_logits(quantization):
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params["llm"]["layers_0"]["mlp"])}
     assert len(dtypes) == 2
     assert params["gen_head"]["fc1"]["weight"].dtype == jnp.float32
+    with pytest.raises(JanusError, match="parameters are quantized"):
+        scan_params(params, tiny.CONFIG)
     sharded, _ = log_probabilities(execution, make_mesh(2, 2, 2))
     np.testing.assert_allclose(sharded, quantized, atol=1e-4)
