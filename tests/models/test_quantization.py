@@ -42,6 +42,7 @@ def test_linear_layer_multiplies_by_the_restored_weight(rows):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "limit"), [("janus_pro_1b", 2.5e9), ("janus_pro_7b", 8.5e9)])
 def test_quantized_parameters_fit_in_the_memory_of_small_gpus(preset, limit):
     model = make_model(PRESETS[preset], Execution("bfloat16", "bfloat16", layers="unrolled", quantization="int8"))
