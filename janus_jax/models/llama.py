@@ -318,9 +318,7 @@ def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]
     """
     attn, mlp = block["attn"], block["mlp"]
     if WEIGHT_SCALE in mlp["down"]:
-        raise JanusError(
-            "The parameters are quantized, for sampling only; load the model without quantization."
-        )
+        raise JanusError("The parameters are quantized, for sampling only; load the model without quantization.")
     qkv, gate_up = attn["qkv"]["weight"], mlp["gate_up"]["weight"]
     query = qkv[:, :-2].reshape(config.num_heads, config.head_dim, config.width)
     return {
