@@ -334,11 +334,10 @@ def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
 
 def _is_tied(json: JsonObject) -> bool:
     """Returns whether config.json says that the output head is the embedding table."""
-    for part in (json, json.object("language_config"), json.object("text_config")):
-        if "tie_word_embeddings" in part:
-            return part.get("tie_word_embeddings", False)
-    # In transformers' Janus, embeddings are tied unless config.json states otherwise.
-    return bool(json.values.get("model_type") == "janus")
+    # In transformers' Janus, embeddings are tied unless config.json states otherwise. Its text_config has no effect.
+    if json.values.get("model_type") == "janus":
+        return json.get("tie_word_embeddings", True)
+    return json.get("tie_word_embeddings", json.object("language_config").get("tie_word_embeddings", False))
 
 
 def _common_dtypes(mapped: Collection[MappedParameter], tensors: Mapping[str, np.ndarray]) -> dict[str, np.dtype]:

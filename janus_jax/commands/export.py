@@ -22,6 +22,9 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of janus-train", requir
 _OUT = flags.DEFINE_string("out", None, "model folder to create", required=True)
 _STAGE = flags.DEFINE_integer("stage", None, "stage to export (default: the last with checkpoints)", lower_bound=1)
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", get_args(Dtype), "dtype of the exported parameters")
+_ADAPTER = flags.DEFINE_bool(
+    "adapter", False, "export only the LoRA adapters of a fine-tuning run, in float32 and in peft's layout"
+)
 _PUSH = flags.DEFINE_string("push_to_hub", None, "OWNER/NAME of a model on the hub to which the folder is uploaded")
 _LICENSE = flags.DEFINE_string(
     "license", "other", "license on the model card, as an identifier of the hub; with --push_to_hub"
@@ -32,7 +35,7 @@ _PRIVATE = flags.DEFINE_bool("private", False, "make a new repository on the hub
 def main(_: Sequence[str]) -> None:
     """Exports a stage and prints the step of its checkpoint."""
     from checkpoints_convert import hub
-    from janus_jax.training.export import export, last_stage
+    from janus_jax.training.export import export, export_adapter, last_stage
     from janus_jax.training.model_card import model_card
 
     cli.use_cpu()
@@ -41,10 +44,13 @@ def main(_: Sequence[str]) -> None:
     if _PUSH.value is not None:
         # Before the export, which takes long.
         hub.create_repository(_PUSH.value, private=_PRIVATE.value)
-    step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), progress=True)
+    if _ADAPTER.value:
+        step = export_adapter(workdir, stage, out)
+    else:
+        step = export(workdir, stage, out, cast(Dtype, _DTYPE.value), progress=True)
     print(f"{out}: stage {stage} at step {step}")
     if _PUSH.value is not None:
-        card = model_card(workdir, stage, step, _PUSH.value, license_id=_LICENSE.value)
+        card = model_card(workdir, stage, step, _PUSH.value, license_id=_LICENSE.value, adapter=_ADAPTER.value)
         write_bytes(out / "README.md", card.encode())
         print(hub.push(out, _PUSH.value, f"Stage {stage} at step {step}"))
 
