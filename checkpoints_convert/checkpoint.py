@@ -230,8 +230,9 @@ def open_checkpoint(
     training starts from. Every mismatch between config and tensors is reported before any value is read.
 
     Args:
-      path: The folder, the file of a part that consists of a single file, or a hub id (see `hub.local_path`). The
-        folder of a LoRA adapter stands for its base model with this adapter.
+      path: The folder, the file of a part that consists of a single file, or a hub id. Of a model on the hub or on a
+        bucket, a local copy is opened (`hub.local_path`). The folder of a LoRA adapter stands for its base model with
+        this adapter.
       conversation: Role strings that the model was trained with. None: they are detected. The configs of Janus-1.3B
         and Janus-Pro-1B differ only in their role strings.
       vae: Folder or hub id of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it

@@ -36,6 +36,7 @@ from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.layout import Layout, MappedParameter
 from checkpoints_convert.parameters import Config, Parameter, Shape, model_parameters
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
+from janus_jax.buckets import as_path
 from janus_jax.config import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, SiglipConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import prefix_errors, reading
@@ -125,9 +126,9 @@ def convert(
     if layout == ORBAX:
         if not isinstance(checkpoint, TorchCheckpoint):
             raise JanusError(f"{source} is converted already; give the checkpoint that it was converted from.")
-        summary = _to_orbax(checkpoint, Path(target), wanted, progress)
+        summary = _to_orbax(checkpoint, as_path(target), wanted, progress)
     else:
-        summary = _to_torch(checkpoint, Path(target), layout, wanted, shard_bytes=shard_bytes, progress=progress)
+        summary = _to_torch(checkpoint, as_path(target), layout, wanted, shard_bytes=shard_bytes, progress=progress)
     return Summary(*summary, time.monotonic() - start)
 
 
@@ -163,9 +164,9 @@ def save_checkpoint(
         return np.asarray(array if layer is None else array[layer])
 
     dtypes = {path: np.dtype(array.dtype) for path, array in arrays.items()}
-    with atomic_folder(Path(target)) as folder:
+    with atomic_folder(as_path(target)) as folder:
         _write_params(folder, parameters, dtypes, read, progress=progress)
-        copied = [] if sidecars_from is None else sidecars.copy_sidecars(Path(sidecars_from), folder)
+        copied = [] if sidecars_from is None else sidecars.copy_sidecars(as_path(sidecars_from), folder)
         _write_config(folder, config, _main_dtype(dtypes, parameters), {"files": copied})
 
 

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from checkpoints_convert.sidecars import PROCESSOR_FILES, TOKENIZER_FILES
 from checkpoints_convert.tensor_files import WEIGHT_SUFFIXES, shard_names, weight_candidates
 from janus_jax import extras
+from janus_jax.buckets import as_path, is_remote, local_copy
 from janus_jax.errors import JanusError
 from janus_jax.files import describe_error, reading
 
@@ -40,7 +41,7 @@ def local_path(path: str | Path, *, weights: bool = True) -> Path:
     cache, unless the cache has them: config, tokenizer, processor, and the weights in one format.
 
     Args:
-      path: A local path or a hub id.
+      path: A local path, a folder on a bucket (`buckets.local_copy`), or a hub id.
       weights: Whether to download the weights. False: only the other files.
 
     Returns:
@@ -50,7 +51,9 @@ def local_path(path: str | Path, *, weights: bool = True) -> Path:
       JanusError: The path does not exist but looks like a hub id, and the package huggingface_hub is not installed or
         the model cannot be fetched. The message has the remedies for a wrong path and for a wrong id.
     """
-    match, local = _ID.fullmatch(str(path)), Path(path)
+    if is_remote(path):
+        return local_copy(path, None if weights else _SMALL_FILES)
+    match, local = _ID.fullmatch(str(path)), as_path(path)
     with reading(path):
         if match is None or local.suffix in (*WEIGHT_SUFFIXES, ".json") or local.exists():
             return local

@@ -1,13 +1,12 @@
 """Files of a checkpoint folder other than weights and config.json: tokenizer, processor, generation settings."""
 
-import shutil
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from janus_jax.config import ModelConfig
 from janus_jax.files import read_json, read_json_if_exists, reading
-from janus_jax.storage import write_json
+from janus_jax.storage import write_bytes, write_json
 
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -58,7 +57,7 @@ def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER
     """Copies those of the named files that exist, and returns their names."""
     found = [name for name in names if (source / name).is_file()]
     for name in found:
-        shutil.copyfile(source / name, target / name)
+        write_bytes(target / name, (source / name).read_bytes())
     return found
 
 

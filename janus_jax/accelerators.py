@@ -100,6 +100,11 @@ The values for float32 are those without TF32, which this project does not use. 
 """
 
 
+def resolve_attention(kernel: AttentionKernel, accelerator: Accelerator) -> AttentionKernel:
+    """Returns the attention kernel that a setting selects on an accelerator."""
+    return accelerator.attention if kernel == "auto" else kernel
+
+
 def peak_flops(device_kind: str, dtype: Dtype) -> float | None:
     """Returns the peak FLOP/s of one device in dense matrix products of `dtype`, or None if it is not known.
 

@@ -9,11 +9,11 @@ _REQUIREMENTS = {
     "gpu": "a GPU with its driver, and jax's plugin for it, such as jax[cuda13]",
     "tpu": "a TPU, and the package jax[tpu]",
 }
-# Kernel -> its platform, and the hardware in words. The kernel xla runs on all platforms.
+# Kernel -> its platform, and the hardware in words. The kernels auto and xla run on all platforms.
 _KERNELS: dict[AttentionKernel, tuple[str, str]] = {"cudnn": ("gpu", "an NVIDIA GPU"), "splash": ("tpu", "a TPU")}
 
 
-def initialize_devices(attention: AttentionKernel = "xla", setting: str = "attention") -> str:
+def initialize_devices(attention: AttentionKernel = "auto", setting: str = "attention") -> str:
     """Initializes jax's devices and returns their platform: `cpu`, `gpu` or `tpu`.
 
     Call it before any work, but after `join_cluster`.
@@ -37,7 +37,7 @@ def initialize_devices(attention: AttentionKernel = "xla", setting: str = "atten
     if platform != needed:
         raise JanusError(
             f"{setting} is {attention}, which needs {hardware}, but the devices are of the platform {platform}; use "
-            f"xla, which runs on all devices."
+            f"auto, which selects a kernel for the devices."
         )
     return platform
 

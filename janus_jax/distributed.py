@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from janus_jax.coordination import explain_aborts
 from janus_jax.errors import JanusError, Preempted
 
 _Result = TypeVar("_Result")
@@ -29,8 +30,10 @@ _FIRST_PORT, _PORTS = 61440, 4096
 
 # Long, because thousands of hosts do not start, pull an image or finish a save at the same time.
 _JOIN_SECONDS = 1800
-# Longer than a host may stall in garbage collection or on a disk. A process that is silent for longer is dead.
+# The last resort, because jax then aborts the processes with a stack trace in C++. A training run finds lost processes
+# earlier (`training.peers`).
 _HEARTBEAT_SECONDS = 300
+_LEAVE_SECONDS = 600
 
 
 class Cluster:
@@ -114,8 +117,9 @@ def join_cluster() -> Cluster:
             **arguments,
             initialization_timeout=_JOIN_SECONDS,
             heartbeat_timeout_seconds=_HEARTBEAT_SECONDS,
-            shutdown_timeout_seconds=_JOIN_SECONDS,
+            shutdown_timeout_seconds=_LEAVE_SECONDS,
         )
+        explain_aborts()
     except jax.errors.JaxRuntimeError as error:
         reason = " ".join(str(error).split())
         raise Preempted(

@@ -14,9 +14,12 @@ class ExitCode(enum.IntEnum):
       INTERNAL_ERROR: Unexpected exception, printed with its traceback.
       USER_ERROR: Invalid input. The same command fails again.
       DIVERGED: Training has failed: the loss or the gradient is not finite.
+      STORAGE_UNAVAILABLE: A bucket has not answered for minutes. Everything saved before is intact: run the command
+        again later. The value is EX_UNAVAILABLE of sysexits.h.
       DISK_FULL: A disk is full. Everything saved before is intact: free some space and run the command again.
       PREEMPTED: The machine was preempted and everything is saved, or some processes of a cluster did not join in
         time. Run the command again. The value is EX_TEMPFAIL of sysexits.h.
+      STALLED: A process or a device of the run is stuck or lost. Run the command again.
       INTERRUPTED: The user pressed Ctrl-C.
       BROKEN_PIPE: The program that reads the command's output has ended.
     """
@@ -25,8 +28,10 @@ class ExitCode(enum.IntEnum):
     INTERNAL_ERROR = 1
     USER_ERROR = 2
     DIVERGED = 3
+    STORAGE_UNAVAILABLE = 69
     DISK_FULL = 74
     PREEMPTED = 75
+    STALLED = 76
     INTERRUPTED = 130
     BROKEN_PIPE = 141
 
@@ -71,10 +76,22 @@ class StorageFull(RunStopped):
     exit_code = ExitCode.DISK_FULL
 
 
+class StorageUnavailable(RunStopped):
+    """A bucket does not answer. Everything saved before is intact, and the same command continues the run."""
+
+    exit_code = ExitCode.STORAGE_UNAVAILABLE
+
+
 class Preempted(RunStopped):
     """The machine is preempted. Everything is saved, and the same command continues the run."""
 
     exit_code = ExitCode.PREEMPTED
+
+
+class Stalled(RunStopped):
+    """A process or a device of the run is stuck or lost. The same command continues from the newest checkpoint."""
+
+    exit_code = ExitCode.STALLED
 
 
 class Interrupted(RunStopped):

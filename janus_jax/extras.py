@@ -6,6 +6,8 @@ from janus_jax.errors import JanusError
 
 EXTRAS = {
     "apache_beam": "beam",
+    "fsspec": "gcs",
+    "gcsfs": "gcs",
     "pyarrow": "parquet",
     "huggingface_hub": "hub",
     "jinja2": "demo",

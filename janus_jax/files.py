@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from janus_jax.buckets import bucket_errors
 from janus_jax.errors import JanusError
 
 PARSE_ERRORS: tuple[type[Exception], ...] = (
@@ -42,9 +43,11 @@ def reading(file: str | os.PathLike[str], remedy: str = "fetch it again") -> Ite
 
     Raises:
       JanusError: The block raised one of `PARSE_ERRORS`. A `JanusError` passes unchanged.
+      StorageUnavailable: The file is on a bucket that does not answer.
     """
     try:
-        yield
+        with bucket_errors(file):
+            yield
     except JanusError:
         raise
     except FileNotFoundError as error:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig, Quantization
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
@@ -34,7 +34,8 @@ def load(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
     adapter: str | Path | None = None,
@@ -48,6 +49,7 @@ def load(
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
       conversation: Conversation template, for a folder that does not identify its release.
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
@@ -63,7 +65,15 @@ def load(
     """
     checkpoint = open_checkpoint(path, conversation, vae, adapter=adapter)
     processor = Processor.from_directory(checkpoint.folder, checkpoint.model_config)
-    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention, merge_adapter=merge_adapter)
+    return load_checkpoint(
+        checkpoint,
+        processor,
+        dtype,
+        mesh,
+        attention=attention,
+        quantization=quantization,
+        merge_adapter=merge_adapter,
+    )
 
 
 def load_checkpoint(
@@ -72,12 +82,17 @@ def load_checkpoint(
     dtype: Dtype = "bfloat16",
     mesh: Mesh | None = None,
     *,
-    attention: AttentionKernel = "xla",
+    attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
     merge_adapter: bool = True,
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    if quantization not in get_args(Quantization):
+        raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
+    if quantization != "none" and checkpoint.adapter is not None and not merge_adapter:
+        raise JanusError("A quantized model needs a merged adapter; set merge_adapter=True or quantization='none'.")
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -90,7 +105,7 @@ def load_checkpoint(
     adapter = None if merge_adapter else checkpoint.adapter
     # Fused matrices have no place for an adapter.
     layers: Literal["scanned", "unrolled"] = "unrolled" if adapter is None else "scanned"
-    execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers=layers)
+    execution = Execution(dtype, dtype, attention, layers=layers, quantization=quantization)
     source = checkpoint if adapter is None else replace(checkpoint, adapter=None)
     params = load_params(source.params(dtype), config, execution, mesh)
     if adapter is not None:

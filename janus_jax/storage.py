@@ -1,4 +1,4 @@
-"""Writes files and folders atomically, locks files, and detects full disks."""
+"""Writes files and folders atomically, on disks and buckets; locks files; and detects full disks."""
 
 import contextlib
 import errno
@@ -17,7 +17,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from janus_jax.errors import JanusError, StorageFull
+from janus_jax.buckets import bucket_errors, check_bucket, is_remote, is_unavailable, upload_folder, write_object
+from janus_jax.errors import JanusError, RunStopped, StorageFull
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_MESSAGES = tuple(os.strerror(number) for number in _FULL)
@@ -42,8 +43,10 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
-def hide_disk_full_traces() -> Callable[[], None]:
-    """Suppresses the tracebacks of threads, tasks and destructors for a full disk, because the caller reports it.
+def hide_storage_traces() -> Callable[[], None]:
+    """Suppresses the tracebacks of threads, tasks and destructors for a full disk or a bucket that does not answer.
+
+    The caller reports these errors.
 
     Returns:
       Function that restores the previous state.
@@ -51,7 +54,7 @@ def hide_disk_full_traces() -> Callable[[], None]:
     stack = contextlib.ExitStack()
 
     def is_other(record: logging.LogRecord) -> bool:
-        return not is_disk_full(record.exc_info[1] if record.exc_info else None)
+        return not _is_reported(record.exc_info[1] if record.exc_info else None)
 
     # Filters of loggers do not apply to their children, so those of the handlers are needed, too.
     loggers = map(logging.getLogger, ("absl", "asyncio", "concurrent.futures"))
@@ -60,17 +63,21 @@ def hide_disk_full_traces() -> Callable[[], None]:
         stack.callback(filterer.removeFilter, is_other)
     for owner, name in ((threading, "excepthook"), (sys, "unraisablehook"), (sys, "excepthook")):
         hook = getattr(owner, name)
-        setattr(owner, name, functools.partial(_call_unless_disk_full, hook))
+        setattr(owner, name, functools.partial(_call_unless_reported, hook))
         stack.callback(setattr, owner, name, hook)
     return stack.close
 
 
-def _call_unless_disk_full(hook: Callable[..., object], *arguments: Any) -> None:
+def _is_reported(error: BaseException | None) -> bool:
+    return is_disk_full(error) or is_unavailable(error)
+
+
+def _call_unless_reported(hook: Callable[..., object], *arguments: Any) -> None:
     # sys.excepthook receives the type, the value and the traceback of an exception, the others an object with these.
     is_uncaught = len(arguments) > 1
     error = arguments[1] if is_uncaught else arguments[0].exc_value
     is_in_thread = threading.current_thread() is not threading.main_thread()
-    is_expected = is_disk_full(error) and (is_in_thread or not is_uncaught)
+    is_expected = _is_reported(error) and (is_in_thread or not is_uncaught)
     # Orbax closes its event loop at the first failed write. TensorStore's threads cannot report the other writes to it.
     if not is_expected and not (is_in_thread and str(error) == "Event loop is closed"):
         hook(*arguments)
@@ -78,17 +85,19 @@ def _call_unless_disk_full(hook: Callable[..., object], *arguments: Any) -> None
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Context manager that turns errors in writing `path` into `StorageFull` or `JanusError`.
+    """Context manager that turns errors in writing `path` into `RunStopped` or `JanusError`.
 
     I/O errors that the user did not cause, such as a failing disk, pass unchanged.
 
     Raises:
       StorageFull: The disk or quota is full.
+      StorageUnavailable: The path is on a bucket that does not answer.
       JanusError: The path cannot be written: permissions, a file where a folder is needed, a name that is too long.
     """
     try:
-        yield
-    except (JanusError, StorageFull):
+        with bucket_errors(path):
+            yield
+    except (JanusError, RunStopped):
         raise
     except Exception as error:
         if is_disk_full(error):
@@ -122,11 +131,14 @@ def atomic_file(path: Path, scratch: Path | None = None) -> Iterator[Path]:
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Writes a file atomically. Creates its folder.
+    """Writes a file or an object of a bucket atomically. Creates its folder.
 
     Raises:
-      JanusError, StorageFull: See `writing`.
+      JanusError, RunStopped: See `writing`.
     """
+    if is_remote(path):
+        write_object(path, content)
+        return
     with writing(path):
         path.parent.mkdir(parents=True, exist_ok=True)
         with atomic_file(path) as temporary:
@@ -134,10 +146,10 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Writes a JSON file atomically. Creates its folder.
+    """Writes a JSON file or object atomically. Creates its folder.
 
     Raises:
-      JanusError, StorageFull: See `writing`.
+      JanusError, RunStopped: See `writing`.
     """
     write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
@@ -149,10 +161,21 @@ def atomic_folder(target: Path) -> Iterator[Path]:
     If the block fails, the folder is removed. A killed process leaves a folder named `.NAME.incomplete-HOST-PID`, which
     the next run for the same target on the same host removes.
 
+    A target on a bucket is written to a local folder and uploaded if the block succeeds, config.json last.
+
     Raises:
       JanusError: The target exists, or its parent does not exist or cannot be written.
       StorageFull: The disk is full.
+      StorageUnavailable: The bucket does not answer.
     """
+    if is_remote(target):
+        check_bucket(target)
+        if target.exists():
+            raise JanusError(f"{target} exists; give a folder that does not exist, or remove it.")
+        with tempfile.TemporaryDirectory() as staged:
+            yield Path(staged)
+            upload_folder(Path(staged), target)
+        return
     if "\0" in str(target):
         raise JanusError(f"{str(target)!r} is not a valid folder name; choose another one.")
     parent = target.absolute().parent
@@ -183,8 +206,12 @@ def output_folder(path: Path) -> Iterator[Path]:
     If the block leaves the folder empty, the folder is removed, and so are the parents that were created for it.
 
     Raises:
-      JanusError, StorageFull: See `writing`.
+      JanusError, RunStopped: See `writing`.
     """
+    if is_remote(path):
+        check_bucket(path)
+        yield path
+        return
     created: list[Path] = []
     try:
         with writing(path):
@@ -200,7 +227,7 @@ def output_folder(path: Path) -> Iterator[Path]:
 
 @contextlib.contextmanager
 def exclusive_lock(path: Path, output: Path) -> Iterator[None]:
-    """Locks a file until the block ends or the process dies. On a file system without locks, does nothing.
+    """Locks a file until the block ends or the process dies. On a bucket or file system without locks, does nothing.
 
     Args:
       path: The file to lock; created if missing.
@@ -209,6 +236,9 @@ def exclusive_lock(path: Path, output: Path) -> Iterator[None]:
     Raises:
       JanusError: Another process holds the lock, or the file cannot be written.
     """
+    if is_remote(path):
+        yield
+        return
     with contextlib.ExitStack() as stack:
         with writing(path):
             lock = stack.enter_context(path.open("a"))

@@ -59,5 +59,35 @@ def mount_disk(tmp_path):
         subprocess.run(["umount", "--lazy", disk], check=True)
 
 
+@pytest.fixture(scope="session")
+def _bucket_server():
+    from tests.bucket_server import BucketServer
+
+    server = BucketServer()
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+def bucket_server(_bucket_server, monkeypatch, tmp_path):
+    """An emulator of Google Cloud Storage with the bucket `bucket`, which clients use until the test ends."""
+    for name, value in {**_bucket_server.environment, "XDG_CACHE_HOME": str(tmp_path / "cache")}.items():
+        monkeypatch.setenv(name, value)
+    import gcsfs.retry  # It reads these variables.
+
+    # No delays between repeated requests.
+    monkeypatch.setattr(gcsfs.retry, "min", lambda *_: 0, raising=False)
+    yield _bucket_server
+    _bucket_server.reset()
+
+
+@pytest.fixture
+def bucket(bucket_server, tmp_path):
+    """A folder on the bucket of `bucket_server`."""
+    from janus_jax.buckets import as_path
+
+    return as_path(f"gs://bucket{tmp_path}")
+
+
 def _resident_bytes() -> int:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")

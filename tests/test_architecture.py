@@ -15,7 +15,9 @@ ARRAYS = ("jax", "jaxlib", "flax", "optax", "orbax")
 BASE = (
     "janus_jax.accelerators",
     "janus_jax.batch",
+    "janus_jax.buckets",
     "janus_jax.config",
+    "janus_jax.coordination",
     "janus_jax.devices",
     "janus_jax.distributed",
     "janus_jax.errors",

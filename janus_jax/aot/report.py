@@ -8,6 +8,7 @@ import jax
 from flax.traverse_util import flatten_dict
 from jax.sharding import Mesh
 
+from janus_jax.accelerators import resolve_attention
 from janus_jax.aot.collectives import Collective
 from janus_jax.aot.compile import Program, compile_training
 from janus_jax.aot.roofline import device_peak_flops, estimate_step
@@ -66,7 +67,7 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
         "sequence_length": stage.budget.tokens,
         "microbatches": resources.microbatches,
         "remat": resources.remat,
-        "attention": resources.attention,
+        "attention": resolve_attention(resources.attention, accelerator),
         "memory_limit": accelerator.usable_memory,
         "checkpoint_bytes": checkpoint_bytes,
         "programs": [

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from jax.sharding import Mesh
 
-from janus_jax.accelerators import Accelerator, peak_flops
+from janus_jax.accelerators import Accelerator, peak_flops, resolve_attention
 from janus_jax.aot.collectives import Collective
 from janus_jax.aot.compile import Program
+from janus_jax.config import AttentionKernel
 from janus_jax.errors import JanusError
 from janus_jax.training.flops import ItemCounts, flops_per_item
 from janus_jax.training.recipe import Recipe
@@ -101,7 +102,8 @@ def estimate_step(
       trained: Paths of the trained parameters.
       peak: FLOP/s of one device.
     """
-    model_flops, hardware_flops = step_flops(recipe, trained)
+    attention = resolve_attention(recipe.resources.attention, accelerator)
+    model_flops, hardware_flops = step_flops(recipe, trained, attention)
     ici, dcn = traffic_seconds(program.collectives, accelerator)
     parameters = program.inputs.get("trained parameters", 0)
     state = parameters + sum(program.inputs.get(name, 0) for name in ("optimizer state", "parameter average"))
@@ -124,8 +126,12 @@ def estimate_step(
     )
 
 
-def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
-    """Returns the model FLOPs and the hardware FLOPs (see `Roofline`) of a step on full sequences."""
+def step_flops(recipe: Recipe, trained: Collection[str], attention: AttentionKernel) -> tuple[float, float]:
+    """Returns the model FLOPs and the hardware FLOPs (see `Roofline`) of a step on full sequences.
+
+    Args:
+      attention: Attention kernel; not "auto".
+    """
     config, stage = recipe.model_config, recipe.current
     sequences, budget = stage.batch_size, stage.budget
     examples = budget.und_images + budget.gen_images + 1
@@ -142,7 +148,7 @@ def step_flops(recipe: Recipe, trained: Collection[str]) -> tuple[float, float]:
     )
     per_item = flops_per_item(config, trained)
     # Kernels skip later positions, exactly or in four blocks, but not the positions of other examples.
-    causal_share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[recipe.resources.attention]
+    causal_share = {"splash": 0.5, "xla": 0.625, "cudnn": 0.5}[attention]
     executed = needed._replace(
         pairs=sequences * budget.tokens**2 * causal_share, text_targets=float(sequences * budget.text_targets)
     )

@@ -24,7 +24,7 @@ from absl import flags, logging
 
 import janus_jax
 from janus_jax.errors import ExitCode, JanusError, RunStopped, did_you_mean, similar_names
-from janus_jax.storage import hide_disk_full_traces, is_disk_full
+from janus_jax.storage import hide_storage_traces, is_disk_full
 
 _REQUIRED = "must have a value other than None."  # absl's message for a required flag without a value
 
@@ -76,7 +76,7 @@ def run(
         other flags are then not parsed.
     """
     logging.use_absl_handler()
-    hide_disk_full_traces()
+    hide_storage_traces()
     # Makes the user's modules importable (--source MODULE:NAME). At the end, so that they hide no installed package.
     sys.path.append(os.getcwd())
     module = sys.modules[main.__module__]
@@ -118,6 +118,8 @@ def _exit(code: ExitCode, message: str = "") -> NoReturn:
         except OSError:
             # The interpreter flushes it again at shutdown: to the null device, which raises no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+    if code == ExitCode.STORAGE_UNAVAILABLE:
+        os._exit(code)  # Threads that still wait for the bucket would delay the exit by minutes.
     sys.exit(code)
 
 

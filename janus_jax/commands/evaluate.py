@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from absl import flags, logging
 
+from janus_jax.buckets import as_path, local_copy, require_local, staged_folder
 from janus_jax.commands import cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
@@ -88,8 +89,8 @@ class BenchmarkRun:
 
 def main(_: Sequence[str]) -> None:
     """Runs the benchmarks one after the other."""
-    with output_folder(Path(_OUT.value)) as out:
-        runs = read_benchmarks(Path(_DATA.value), out)
+    with output_folder(as_path(_OUT.value)) as out:
+        runs = read_benchmarks(require_local(_DATA.value, "--data"), out)
         opened = models.open_model()
         config = opened.config
         _check_sampling_options(runs, config)
@@ -104,6 +105,7 @@ def main(_: Sequence[str]) -> None:
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
             "max_new_tokens": _MAX_NEW_TOKENS.value,
+            **models.quantization_setting(),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
@@ -263,11 +265,11 @@ def _report(
     if not answered:
         raise JanusError(f"All {len(skipped)} questions of {benchmark.name} have damaged images; fetch them again.")
     if run.generates_images:
-        answers = {id: str(run.out / file) for id, file in answers.items()}
+        images = local_copy(run.out)
+        answers = {id: str(images / file) for id, file in answers.items()}
     predictions = run.out / PREDICTIONS
-    with writing(predictions):
-        predictions.mkdir(exist_ok=True)
-        benchmark.write_predictions(answered, answers, predictions)
+    with writing(predictions), staged_folder(predictions) as staged:
+        benchmark.write_predictions(answered, answers, staged)
     scores = benchmark.score(answered, answers, run.options)
     results = {
         "scores": dict(scores),

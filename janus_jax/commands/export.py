@@ -9,13 +9,14 @@ HF_TOKEN or of `hf auth login`. janus_jax.load("OWNER/NAME") then loads the mode
 """
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import cast, get_args
 
 from absl import flags
 
+from janus_jax.buckets import as_path, is_remote
 from janus_jax.commands import cli
 from janus_jax.config import Dtype
+from janus_jax.errors import JanusError
 from janus_jax.storage import write_bytes
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "workdir of janus-train", required=True)
@@ -39,9 +40,11 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.model_card import model_card
 
     cli.use_cpu()
-    workdir, out = Path(_WORKDIR.value), Path(_OUT.value)
+    workdir, out = as_path(_WORKDIR.value), as_path(_OUT.value)
     stage = _STAGE.value or last_stage(workdir)
     if _PUSH.value is not None:
+        if is_remote(out):
+            raise JanusError(f"--push_to_hub needs a local folder, and --out is {out}; give a local --out.")
         # Before the export, which takes long.
         hub.create_repository(_PUSH.value, private=_PRIVATE.value)
     if _ADAPTER.value:

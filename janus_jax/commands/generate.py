@@ -16,6 +16,7 @@ from typing import Any
 import tqdm
 from absl import flags
 
+from janus_jax.buckets import as_path
 from janus_jax.commands import cli, model_flags
 from janus_jax.errors import JanusError
 from janus_jax.files import read_lines
@@ -66,7 +67,7 @@ def main(_: Sequence[str]) -> None:
     given |= model_flags.window_setting(_PARALLEL_WINDOW)
     from janus_jax.generation.image_sampler import make_image_sampler
 
-    with output_folder(Path(_OUT.value)) as out:
+    with output_folder(as_path(_OUT.value)) as out:
         opened = model_flags.open_model()
         # Made before the parameters are loaded, so that unknown settings and a missing VAE are reported at once.
         sampler = make_image_sampler(opened.config, **given)
@@ -75,7 +76,11 @@ def main(_: Sequence[str]) -> None:
         common = {
             "seed": model_flags.SEED.value,
             "model": f"{model.config.name} ({model_flags.MODEL.value})",
-            "settings": json.dumps(settings | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}),
+            "settings": json.dumps(
+                settings
+                | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
+                | model_flags.quantization_setting()
+            ),
             "Software": "janus_jax",
         }
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value

@@ -9,7 +9,7 @@ from absl import flags
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax import devices
 from janus_jax.commands import cli
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, ModelConfig, Quantization
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 
@@ -44,7 +44,13 @@ CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "conversation template (default: that of the folder's release)"
 )
 ATTENTION = flags.DEFINE_enum(
-    "attention", "xla", get_args(AttentionKernel), "attention kernel: cudnn on NVIDIA GPUs, splash on TPUs, xla on all"
+    "attention",
+    "auto",
+    get_args(AttentionKernel),
+    "attention kernel; auto: cudnn on NVIDIA GPUs, splash on TPUs, xla elsewhere",
+)
+QUANTIZATION = flags.DEFINE_enum(
+    "quantization", "none", get_args(Quantization), "weights of 8 bits, which need about half of the memory"
 )
 TOP_K = flags.DEFINE_integer(
     "top_k", 0, "sample from the k most likely tokens; 0: from all", lower_bound=0, upper_bound=2**31 - 1
@@ -52,7 +58,8 @@ TOP_K = flags.DEFINE_integer(
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the fewest tokens that have a total probability of p")
 SEED = flags.DEFINE_integer("seed", 0, "random seed of sampling", lower_bound=0, upper_bound=2**32 - 1)
 
-cli.flag_group("Model", MODEL, DTYPE, VAE, ADAPTER, MERGE_ADAPTER, MESH, CONVERSATION, ATTENTION)
+_MODEL_FLAGS = (MODEL, DTYPE, VAE, ADAPTER, MERGE_ADAPTER, MESH, CONVERSATION, ATTENTION, QUANTIZATION)
+cli.flag_group("Model", *_MODEL_FLAGS)
 cli.flag_group("Sampling", TOP_K, TOP_P, SEED)
 
 flags.register_validator("top_p", lambda p: 0 < p <= 1, "it must be above 0 and at most 1")
@@ -101,6 +108,11 @@ def window_setting(holder: "flags.FlagHolder[Any]") -> dict[str, Any]:
     return {} if text is None else {"parallel_window": text if text == "auto" else int(text)}
 
 
+def quantization_setting() -> dict[str, str]:
+    """Returns `--quantization` by its name; empty without quantization."""
+    return {} if QUANTIZATION.value == "none" else {"quantization": QUANTIZATION.value}
+
+
 def open_model() -> OpenedModel:
     """Opens the checkpoint folder given by the flags. Does not import jax.
 
@@ -131,7 +143,13 @@ def load_model(opened: OpenedModel) -> "Pretrained":
         mesh = make_mesh(data, fsdp, tensor, jax.local_devices())
     attention = cast(AttentionKernel, ATTENTION.value)
     model = load_checkpoint(
-        opened.checkpoint, opened.processor, dtype, mesh, attention=attention, merge_adapter=MERGE_ADAPTER.value
+        opened.checkpoint,
+        opened.processor,
+        dtype,
+        mesh,
+        attention=attention,
+        quantization=cast(Quantization, QUANTIZATION.value),
+        merge_adapter=MERGE_ADAPTER.value,
     )
     jax.block_until_ready(model.params)
     _print_progress(f" {time.monotonic() - begin:.1f} s\n")

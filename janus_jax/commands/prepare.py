@@ -13,6 +13,7 @@ from typing import cast, get_args
 
 from absl import flags
 
+from janus_jax.buckets import require_local
 from janus_jax.commands import cli
 from janus_jax.data.prepare.prepare import PrepareOptions, prepare
 from janus_jax.data.prepare.shard_writer import DatasetSpec
@@ -137,7 +138,7 @@ def _spec() -> DatasetSpec:
     return DatasetSpec(
         source=_SOURCE.value,
         options=options,
-        output=Path(_OUTPUT.value),
+        output=require_local(_OUTPUT.value, "--output"),
         split=_SPLIT.value,
         tokenizer=_TOKENIZER.value,
         background=cast(Background, _BACKGROUND.value),

@@ -13,13 +13,16 @@ from collections.abc import Sequence
 
 from absl import flags
 
+from janus_jax.buckets import as_path, check_bucket
 from janus_jax.commands import cli
 from janus_jax.commands.recipe_flag import define_recipe_flag, overridden_fields, recipe_class
 from janus_jax.distributed import join_cluster
 from janus_jax.training.config_dicts import from_config
 
 _CONFIG = define_recipe_flag()
-_WORKDIR = flags.DEFINE_string("workdir", None, "folder of the run, created if missing", required=True)
+_WORKDIR = flags.DEFINE_string(
+    "workdir", None, "folder of the run, created if missing; gs:// for a bucket", required=True
+)
 _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all processes of the cluster (jax.distributed)")
 
 
@@ -30,16 +33,19 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.siglip import SiglipRecipe, train_siglip
     from janus_jax.training.stage import train_stage
     from janus_jax.training.unused_fields import check_unused_fields
+    from janus_jax.training.watchdog import sharing_errors
 
     recipe = from_config(recipe_class(_CONFIG.value), _CONFIG.value)
+    check_bucket(as_path(_WORKDIR.value))
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    if isinstance(recipe, Recipe):
-        train_stage(recipe, _WORKDIR.value, given=overridden_fields())
-    else:
-        check_unused_fields(recipe, overridden_fields())
-        (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
+    with sharing_errors():
+        if isinstance(recipe, Recipe):
+            train_stage(recipe, _WORKDIR.value, given=overridden_fields())
+        else:
+            check_unused_fields(recipe, overridden_fields())
+            (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
 
 
 def run() -> None:

@@ -4,13 +4,14 @@ import contextlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from janus_jax.buckets import is_remote
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json, reading
-from janus_jax.storage import exclusive_lock, write_json, writing
+from janus_jax.storage import exclusive_lock, write_bytes, write_json, writing
 
 _JOURNALS = re.compile(r"answers(\.\d+)?\.jsonl")
 _SETTINGS = "run.json"
@@ -28,9 +29,12 @@ def claim_folder(folder: Path, settings: Mapping[str, Any]) -> None:
       StorageFull: The disk is full.
     """
     file = folder / _SETTINGS
-    with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
-    if file.exists():
+    if not is_remote(folder):
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
+    with reading(file):
+        exists = file.exists()
+    if exists:
         recorded = read_json(file, f"remove {folder} to start again")
         for name in (*recorded, *settings):
             if recorded.get(name) != settings.get(name):
@@ -65,23 +69,25 @@ def read_answers(folder: Path) -> dict[str, str | None]:
 
 
 class Journal:
-    """File of the answers of one process, one JSON object per line; see `open_journal`."""
+    """File of the answers of one process, one JSON object per line; see `open_journal`.
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
+    Args:
+      write: Appends bytes to the file. Returns after they are on the disk or bucket.
+    """
+
+    def __init__(self, write: Callable[[bytes], None]) -> None:
+        self._write = write
 
     def append(self, answers: Mapping[str, str | None]) -> None:
-        """Appends answers, or None for skipped items. Returns after they are on the disk.
+        """Appends answers, or None for skipped items. Returns after they are on the disk or bucket.
 
         Raises:
           StorageFull: The disk is full.
+          StorageUnavailable: The bucket does not answer.
         """
         lines = (json.dumps({"id": id, "answer": answer}, ensure_ascii=False) for id, answer in answers.items())
-        with writing(self._file.name):
-            # A byte-level tokenizer may produce lone surrogates, which UTF-8 cannot encode.
-            self._file.write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
-            self._file.flush()
-            os.fsync(self._file.fileno())
+        # A byte-level tokenizer may produce lone surrogates, which UTF-8 cannot encode.
+        self._write("".join(f"{line}\n" for line in lines).encode("utf-8", "replace"))
 
 
 @contextlib.contextmanager
@@ -96,6 +102,9 @@ def open_journal(folder: Path, process: int | None = None) -> Iterator[Journal]:
       JanusError: Another run is writing the file, or the file cannot be written.
     """
     path = folder / ("answers.jsonl" if process is None else f"answers.{process}.jsonl")
+    if is_remote(path):
+        yield Journal(_object_writer(path))
+        return
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     # On file systems without locks, two runs may write at once. `read_answers` uses the first answer to a question.
@@ -103,7 +112,26 @@ def open_journal(folder: Path, process: int | None = None) -> Iterator[Journal]:
         with writing(folder):
             file.seek(0)
             file.truncate(_complete_length(file))
-        yield Journal(file)
+
+        def write(content: bytes) -> None:
+            with writing(path):
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+
+        yield Journal(write)
+
+
+def _object_writer(path: Path) -> Callable[[bytes], None]:
+    """Returns a function that appends to an object. It writes the whole object, because a bucket cannot append."""
+    with reading(path):
+        content = bytearray(path.read_bytes() if path.exists() else b"")
+
+    def write(added: bytes) -> None:
+        content.extend(added)
+        write_bytes(path, bytes(content))
+
+    return write
 
 
 def _journal_files(folder: Path) -> list[Path]:

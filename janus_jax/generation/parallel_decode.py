@@ -32,7 +32,7 @@ ParallelWindow = int | Literal["auto"]
 MAX_WINDOW = 256
 """Largest window."""
 
-_AUTO_ROWS = {"gpu": 128, "tpu": 128, "cpu": 8}
+_AUTO_ROWS = {"gpu": 128, "tpu": 128, "cpu": 4}
 """Number of positions, over all sequences of a device, up to which a pass takes about as long as one over few.
 
 On accelerators reading the weights takes longer than the products up to about 200 positions (H200: 206, v5e: 240). On

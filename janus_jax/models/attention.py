@@ -7,18 +7,19 @@ positions a query attends to.
 import dataclasses
 import functools
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 from jax import lax
 from jaxtyping import Array, Float, Int
 
 from janus_jax.config import AttentionKernel
 from janus_jax.models.layers import product
 from janus_jax.models.masks import UNMASKED, Mask
-from janus_jax.models.target_platform import current_platform
+from janus_jax.models.target_platform import current_platform, default_attention
 
 Queries = Float[Array, "B H T K"]
 Keys = Float[Array, "B KV S K"]
@@ -30,12 +31,25 @@ CAUSAL_BLOCKS = 4
 CAUSAL_BLOCKS_MIN_LENGTH = 256
 
 
+# With fewer queries, reading the keys and values takes most of the time, which no kernel avoids.
+AUTO_MIN_QUERIES = 64
+
+
 def attend(query: Queries, key: Keys, value: Keys, mask: Mask = UNMASKED, kernel: AttentionKernel = "xla") -> Queries:
     """Returns softmax(q k^T / sqrt(K)) v, with the softmax in float32.
 
-    H is a multiple of KV (grouped-query attention). If the kernel does not support the arguments, "xla" replaces it.
+    H is a multiple of KV (grouped-query attention). If the kernel does not support the arguments, "xla" replaces it,
+    which is logged the first time. "auto" stands for `default_attention`, and for "xla" if there are few queries.
     """
+    if kernel == "auto":
+        kernel = default_attention() if query.shape[2] >= AUTO_MIN_QUERIES else "xla"
     return _KERNELS[kernel](query, key, value, mask)
+
+
+@functools.cache
+def _log_fallback(kernel: AttentionKernel) -> None:
+    # Cached: one line per process, not one per shape.
+    logging.info("The attention kernel %s lacks some shapes or dtypes of this model; xla computes these.", kernel)
 
 
 def _xla(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
@@ -79,6 +93,7 @@ def _cudnn(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     even_lengths = length % 2 == slots % 2 == 0
     is_supported = query.dtype != jnp.float32 and head_dim % 8 == 0 and head_dim <= 128 and even_lengths
     if not is_supported or current_platform() != "gpu":
+        _log_fallback("cudnn")
         return _xla(query, key, value, mask)
     # With `is_causal` the kernel skips half of the work, but it assumes that queries and keys are the same positions.
     is_causal = mask.causal and mask.query_offset is None and length == slots
@@ -99,11 +114,12 @@ def _splash(query: Queries, key: Keys, value: Keys, mask: Mask) -> Queries:
     from janus_jax.models.splash import is_supported, splash_attention
 
     if not is_supported(query, key, mask):
+        _log_fallback("splash")
         return _xla(query, key, value, mask)
     return splash_attention(query, key, value, mask)
 
 
-_KERNELS: dict[AttentionKernel, Callable[[Array, Array, Array, Mask], Array]] = {
+_KERNELS: Mapping[AttentionKernel, Callable[[Array, Array, Array, Mask], Array]] = {
     "xla": _xla,
     "cudnn": _cudnn,
     "splash": _splash,

@@ -51,7 +51,8 @@ class Janus(Backbone):
 
     def setup(self) -> None:
         super().setup()
-        c, e = self.config, self.execution
+        # The heads and adaptors, and the image tokenizer or the networks of latents, are not quantized.
+        c, e = self.config, self.execution.unquantized
         width = c.llm.width
         self.und_adaptor = TwoLayerMLP(width, width, ("embed", "mlp", "embed"), e)
         self.gen_encoder = VQTokenizer(c.gen_encoder, e)

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 import jax
 
 from janus_jax.accelerators import Platform
+from janus_jax.config import AttentionKernel
 
 _TARGET: contextvars.ContextVar[Platform | None] = contextvars.ContextVar("target_platform", default=None)
 
@@ -19,6 +20,22 @@ def target_platform(platform: Platform) -> Iterator[None]:
         yield
     finally:
         _TARGET.reset(token)
+
+
+def default_attention() -> AttentionKernel:
+    """Returns the attention kernel of the platform for which programs are traced now.
+
+    cuDNN's kernel needs an NVIDIA GPU of compute capability 8.0 (Ampere).
+    """
+    platform = current_platform()
+    if platform != "gpu":
+        return "splash" if platform == "tpu" else "xla"
+    if _TARGET.get() is not None:
+        return "cudnn"
+    # An AMD GPU has a name instead of a number, such as gfx942.
+    capability = str(getattr(jax.local_devices()[0], "compute_capability", ""))
+    major = capability.partition(".")[0]
+    return "cudnn" if major.isdecimal() and int(major) >= 8 else "xla"
 
 
 def current_platform() -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Int, UInt8
 
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
+from janus_jax.buckets import as_path
 from janus_jax.config import JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json_if_exists
@@ -107,7 +108,7 @@ class Processor:
         """
         tokenizer = Tokenizer.from_directory(path)
         tokenizer.check_vocabulary(config.llm.vocab_size)
-        min_side, system_prompt = _read_settings(Path(path), config)
+        min_side, system_prompt = _read_settings(as_path(path), config)
         return cls(
             tokenizer,
             TEMPLATES[config.conversation],
@@ -141,15 +142,26 @@ class Processor:
         Raises:
           JanusError: The numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
         """
+        sources = _image_sources(messages, images)
+        sequence = self.understanding_tokens(messages, len(sources), system_prompt)
+        return self.with_input_images(sequence, sources, background)
+
+    def understanding_tokens(
+        self, messages: Sequence[Message], num_images: int, system_prompt: str | None = None
+    ) -> TokenSequence:
+        """Returns the sequence of a conversation without its images. See `understanding_sequence`.
+
+        Raises:
+          JanusError: The number of placeholders is not `num_images`, or a message is malformed.
+        """
         prompt = self.system_prompt if system_prompt is None else system_prompt
         text, answers = self.template.render(messages, prompt)
         ids, spans = self.tokenizer.encode_with_spans(text)
         tokens = np.array(ids, np.int32)
         is_image = tokens == self.tokenizer.special.image_placeholder
-        sources = _image_sources(messages, images)
-        if is_image.sum() != len(sources):
+        if (count := np.count_nonzero(is_image)) != num_images:
             raise JanusError(
-                f"The messages contain {is_image.sum()} {IMAGE_PLACEHOLDER}, but {len(sources)} images are given; put "
+                f"The messages contain {count} {IMAGE_PLACEHOLDER}, but {num_images} images are given; put "
                 f"one {IMAGE_PLACEHOLDER} per image into the content."
             )
 
@@ -157,15 +169,22 @@ class Processor:
         starts, ends = np.array(spans, np.int32).T
         for start, end in answers:
             is_answer |= (starts < end) & (ends > start)
+        if not num_images:
+            return self._sequence(Task.TEXT, tokens, is_answer)
         tokens, is_answer, und_patch_index = self._expand_images(tokens, is_answer & ~is_image, is_image)
-        opened = (open_image(source, background=background) for source in sources)
-        return self._sequence(
-            Task.UNDERSTANDING if sources else Task.TEXT,
-            tokens,
-            is_answer,
-            und_patch_index=und_patch_index,
-            und_images=[prepare_understanding(image, self.und_image_size, self.min_side) for image in opened],
-        )
+        return self._sequence(Task.UNDERSTANDING, tokens, is_answer, und_patch_index=und_patch_index)
+
+    def with_input_images(
+        self, sequence: TokenSequence, images: Sequence[ImageSource], background: Background = "none"
+    ) -> TokenSequence:
+        """Returns a sequence from `understanding_tokens` with its images.
+
+        Raises:
+          JanusError: An image is unreadable.
+        """
+        opened = (open_image(image, background=background) for image in images)
+        prepared = [prepare_understanding(image, self.und_image_size, self.min_side) for image in opened]
+        return dataclasses.replace(sequence, und_images=_stack_images(prepared, self.und_image_size))
 
     def text_sequence(self, text: str) -> TokenSequence:
         """Tokenizes a document, with begin-of-sentence and end-of-sentence. All tokens but the first are predicted."""
@@ -174,8 +193,7 @@ class Processor:
 
     def generation_prompt(self, prompt: str) -> TokenSequence:
         """Tokenizes the description of an image to generate. The sequence ends with begin-of-image."""
-        messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-        tokens = np.array(self.tokenizer.encode(self.template.render(messages).text + BEGIN_OF_IMAGE), np.int32)
+        tokens = np.array(self._prompt_ids(prompt), np.int32)
         return self._sequence(Task.GENERATION, tokens, np.zeros(len(tokens), bool))
 
     def generation_sequence(
@@ -199,22 +217,36 @@ class Processor:
         Raises:
           JanusError: The image is unreadable.
         """
-        start = self.generation_prompt(prompt).tokens
-        opened = [] if image is None else [open_image(image, background=background)]
-        special = self.tokenizer.special
-        tokens = np.array(
-            [*start, *[special.image_placeholder] * self.num_gen_tokens, *[special.end_of_image] * end_of_image],
-            np.int32,
-        )
+        sequence = self.generation_tokens(prompt, end_of_image)
+        return sequence if image is None else self.with_target_image(sequence, image, rng, background=background)
+
+    def generation_tokens(self, prompt: str, end_of_image: bool = False) -> TokenSequence:
+        """Returns the sequence of a prompt and its target image, without the image. See `generation_sequence`."""
+        ids, special = self._prompt_ids(prompt), self.tokenizer.special
+        start, end = len(ids), len(ids) + self.num_gen_tokens
+        tokens = np.full(end + end_of_image, special.image_placeholder, np.int32)
+        tokens[:start] = ids
+        tokens[end:] = special.end_of_image
         gen_token_index = np.full(len(tokens), NO_IMAGE, np.int32)
-        gen_token_index[len(start) : len(start) + self.num_gen_tokens] = np.arange(self.num_gen_tokens)
-        return self._sequence(
-            Task.GENERATION,
-            tokens,
-            np.zeros(len(tokens), bool),
-            gen_token_index=gen_token_index,
-            gen_images=[prepare_generation(one, self.gen_image_size, rng) for one in opened],
-        )
+        gen_token_index[start:end] = np.arange(self.num_gen_tokens)
+        answer_mask = np.zeros(len(tokens), bool)
+        return self._sequence(Task.GENERATION, tokens, answer_mask, gen_token_index=gen_token_index)
+
+    def with_target_image(
+        self,
+        sequence: TokenSequence,
+        image: ImageSource,
+        rng: np.random.Generator | None = None,
+        *,
+        background: Background = "none",
+    ) -> TokenSequence:
+        """Returns a sequence from `generation_tokens` with its image. See `generation_sequence`.
+
+        Raises:
+          JanusError: The image is unreadable.
+        """
+        prepared = prepare_generation(open_image(image, background=background), self.gen_image_size, rng)
+        return dataclasses.replace(sequence, gen_images=prepared[None])
 
     def unconditional_sequence(self, sequence: TokenSequence) -> TokenSequence:
         """Returns the unconditional sequence of a generation sequence, for classifier-free guidance.
@@ -270,6 +302,10 @@ class Processor:
             batch.gen_images[index, : len(sequence.gen_images)] = sequence.gen_images
         return batch
 
+    def _prompt_ids(self, prompt: str) -> list[int]:
+        messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+        return self.tokenizer.encode(self.template.render(messages).text + BEGIN_OF_IMAGE)
+
     def _expand_images(
         self, tokens: Int[np.ndarray, "T"], is_answer: Bool[np.ndarray, "T"], is_image: Bool[np.ndarray, "T"]
     ) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], Int[np.ndarray, "L"]]:
@@ -293,9 +329,8 @@ class Processor:
         *,
         und_patch_index: Int[np.ndarray, "L"] | None = None,
         gen_token_index: Int[np.ndarray, "L"] | None = None,
-        und_images: Sequence[UInt8[np.ndarray, "H W 3"]] = (),
-        gen_images: Sequence[UInt8[np.ndarray, "H W 3"]] = (),
     ) -> TokenSequence:
+        """Returns a sequence without images."""
         no_image = np.full(len(tokens), NO_IMAGE, np.int32)
         return TokenSequence(
             task=task,
@@ -303,8 +338,8 @@ class Processor:
             answer_mask=answer_mask,
             und_patch_index=no_image if und_patch_index is None else und_patch_index,
             gen_token_index=no_image if gen_token_index is None else gen_token_index,
-            und_images=_stack_images(und_images, self.und_image_size),
-            gen_images=_stack_images(gen_images, self.gen_image_size),
+            und_images=_blank_images(self.und_image_size, 0),
+            gen_images=_blank_images(self.gen_image_size, 0),
         )
 
 

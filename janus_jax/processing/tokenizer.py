@@ -7,6 +7,7 @@ from typing import NamedTuple, Self
 
 import tokenizers
 
+from janus_jax.buckets import as_path
 from janus_jax.errors import JanusError
 from janus_jax.files import read_text, reading
 
@@ -84,7 +85,7 @@ class Tokenizer:
         Raises:
           JanusError: The file is missing, is not a tokenizer, or cannot encode every text.
         """
-        file = Path(path) / "tokenizer.json"
+        file = as_path(path) / "tokenizer.json"
         with reading(file):
             if not file.exists():
                 raise JanusError(f"{file} is missing; copy it there from the released checkpoint.")
@@ -132,7 +133,7 @@ class Tokenizer:
         Raises:
           JanusError: The text is not valid Unicode (it contains half of a surrogate pair).
         """
-        ids: list[int] = self._encode(text).ids
+        ids: list[int] = self._encode(text, with_spans=False).ids
         return [self.special.bos, *ids] if add_bos else ids
 
     def encode_with_spans(self, text: str, add_bos: bool = True) -> Encoded:
@@ -142,9 +143,12 @@ class Tokenizer:
             return Encoded(encoding.ids, encoding.offsets)
         return Encoded([self.special.bos, *encoding.ids], [(0, 0), *encoding.offsets])
 
-    def _encode(self, text: str) -> tokenizers.Encoding:
+    def _encode(self, text: str, with_spans: bool = True) -> tokenizers.Encoding:
         try:
-            return self._backend.encode(text, add_special_tokens=False)
+            if with_spans:
+                return self._backend.encode(text, add_special_tokens=False)
+            # Computes no spans, which takes a quarter less time.
+            return self._backend.encode_batch_fast([text], add_special_tokens=False)[0]
         except TypeError:
             raise JanusError(f"The text {text!r:.80} is not valid Unicode; remove the invalid characters.") from None
 

@@ -2,7 +2,8 @@
 
     DIR/1200/state/          arrays in Orbax format
     DIR/1200/run/            JSON: config, data positions, metrics, and the shapes of the arrays
-    DIR/1200/checksums.json  size and CRC-32 of every file in state/ and run/
+    DIR/1200/checksums.json  size and CRC-32 of every file in state/ and run/; on a bucket, size and CRC-32C, which the
+                             bucket provides without reading the objects
 
 With several processes, all processes call every function, and all raise if one of them finds damage.
 """
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any, Self, TypeVar, cast
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
 from etils import epath  # type: ignore[import-untyped]
 from flax.traverse_util import flatten_dict, unflatten_dict
-from jax.experimental import multihost_utils
 
-from janus_jax.errors import JanusError
+from janus_jax.buckets import bucket_errors, is_remote, object_checksums
+from janus_jax.coordination import gather
+from janus_jax.errors import JanusError, StorageUnavailable
 from janus_jax.training.param_paths import path_name
 
 _log = logging.getLogger(__name__)
@@ -45,6 +46,8 @@ _NO_ACCESS = (
 
 _MAX_REASON = 160
 _CHECKSUMS = "checksums.json"
+_COMMITTED = "commit_success.txt"
+"""Marker that Orbax writes last on a bucket."""
 _CHECKSUM_THREADS = 4
 _CHUNK = 2**24  # bytes
 
@@ -122,9 +125,7 @@ class SavedCheckpoint:
             item=item, restore_args=ocp.checkpoint_utils.construct_restore_args(item), partial_restore=True
         )
         try:
-            tree = read_on_all_processes(
-                lambda: ocp.PyTreeCheckpointHandler().restore(self.path / STATE, args=arguments)
-            )
+            tree = read_on_all_processes(lambda: _restore(ocp.PyTreeCheckpointHandler(), self.path / STATE, arguments))
         except DamagedCheckpointError as error:
             raise JanusError(f"{self.path} cannot be read ({error}).") from error
         read = flatten_dict(tree, sep="/")
@@ -137,10 +138,22 @@ def saved_steps(directory: str | Path) -> list[int]:
     Raises:
       JanusError: The folder has no checkpoint.
     """
-    steps = sorted(int(path.name) for path in absolute_path(directory).glob("*") if path.name.isdecimal())
-    if not steps:
+    if not (steps := finished_steps(directory)):
         raise JanusError(f"{directory} has no checkpoint; give the folder in which a run saved its checkpoints.")
     return steps
+
+
+def finished_steps(directory: str | Path) -> list[int]:
+    """Returns the steps of the checkpoints in a folder, without those of interrupted saves. The folder may not exist.
+
+    Raises:
+      JanusError: The folder is on a bucket that does not exist or denies access.
+      StorageUnavailable: The bucket does not answer.
+    """
+    with bucket_errors(directory):
+        paths = [path for path in absolute_path(directory).glob("*") if path.name.isdecimal()]
+        # On a bucket, the folder of an unfinished save has its final name, and a marker is written last.
+        return sorted(int(path.name) for path in paths if not is_remote(path) or (path / _COMMITTED).exists())
 
 
 def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
@@ -165,9 +178,12 @@ def read_state(path: epath.Path, abstract: T) -> tuple[dict[str, Any], T]:
             )
     # Only the handler: Orbax's manager waits for all processes, and a process that finds damage does not arrive.
     handler = ocp.StandardCheckpointHandler()
-    return content, read_on_all_processes(
-        lambda: handler.restore(path / STATE, args=ocp.args.StandardRestore(abstract))
-    )
+    return content, read_on_all_processes(lambda: _restore(handler, path / STATE, ocp.args.StandardRestore(abstract)))
+
+
+def _restore(handler: Any, path: epath.Path, arguments: Any) -> Any:
+    with bucket_errors(path):
+        return handler.restore(path, args=arguments)
 
 
 def read_verified_run(path: epath.Path) -> dict[str, Any]:
@@ -182,7 +198,7 @@ def read_verified_run(path: epath.Path) -> dict[str, Any]:
 
 def read_run(path: epath.Path) -> dict[str, Any]:
     """Reads the run's JSON without verifying it."""
-    content: dict[str, Any] = ocp.JsonCheckpointHandler().restore(path / RUN)
+    content: dict[str, Any] = _restore(ocp.JsonCheckpointHandler(), path / RUN, None)
     return content
 
 
@@ -198,8 +214,9 @@ def read_on_all_processes(read: Callable[[], T]) -> T:
     Raises:
       DamagedCheckpointError: `read` raised an exception in this or another process.
       JanusError: A file could not be accessed in this or another process.
+      StorageUnavailable: A bucket does not answer to this or another process.
     """
-    reason, is_damage, value = "", True, None
+    reason, kind, value = "", "", None
     try:
         value = read()
     except MemoryError:
@@ -209,40 +226,38 @@ def read_on_all_processes(read: Callable[[], T]) -> T:
         # Running out of memory does not mean that the file is damaged.
         if any(words in reason for words in _OUT_OF_MEMORY):
             raise
-        is_damage = not (isinstance(error, OSError) and error.errno in _NO_ACCESS)
-    for one in gather({"reason": reason, "is_damage": is_damage}):
+        kind = "damage"
+        if isinstance(error, StorageUnavailable):
+            kind = "unavailable"
+        elif isinstance(error, JanusError) or (isinstance(error, OSError) and error.errno in _NO_ACCESS):
+            kind = "access"
+    for one in gather("read", {"reason": reason, "kind": kind}):
         if reason := one["reason"]:
-            if not one["is_damage"]:
+            if one["kind"] == "unavailable":
+                raise StorageUnavailable(reason)
+            if one["kind"] == "access":
                 raise JanusError(f"A checkpoint cannot be read ({reason}); make it readable and repeat the command.")
             raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
     return cast(T, value)
 
 
-def gather(value: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Gathers a JSON value from every process, in process order. Also acts as a barrier."""
-    text = json.dumps(value).encode()
-    if jax.process_count() == 1:
-        return [json.loads(text)]
-    sizes = np.asarray(multihost_utils.process_allgather(np.array(len(text))))
-    padded = np.zeros(sizes.max(), np.uint8)
-    padded[: len(text)] = np.frombuffer(text, np.uint8)
-    texts = np.asarray(multihost_utils.process_allgather(padded))
-    return [json.loads(row[:size].tobytes()) for row, size in zip(texts, sizes, strict=True)]
-
-
 def absolute_path(directory: str | Path) -> epath.Path:
     """Returns the absolute path of a folder, as Orbax requires. A URL stays unchanged."""
-    return epath.Path(directory if "://" in str(directory) else os.path.abspath(directory))
+    return epath.Path(directory if is_remote(directory) else os.path.abspath(directory))
 
 
 def write_checksums(folder: epath.Path) -> None:
-    """Writes size and CRC-32 of every file of a checkpoint to its `checksums.json`."""
-    files = [*_files(folder / STATE), *_files(folder / RUN)]
-    with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
-        checksums = {
-            str(file.relative_to(folder)): entry for file, entry in zip(files, pool.map(_checksum, files), strict=True)
-        }
-    (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
+    """Writes size and checksum of every file of a checkpoint to its `checksums.json`."""
+    if is_remote(folder):
+        stored = object_checksums(folder)
+        checksums = {name: entry for name, entry in stored.items() if name.startswith((f"{STATE}/", f"{RUN}/"))}
+    else:
+        files = [*_files(folder / STATE), *_files(folder / RUN)]
+        with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
+            found = zip(files, pool.map(_checksum, files), strict=True)
+            checksums = {str(file.relative_to(folder)): entry for file, entry in found}
+    with bucket_errors(folder):
+        (folder / _CHECKSUMS).write_text(json.dumps(checksums, indent=1))
 
 
 def _verify_checksums(folder: epath.Path, index: int, count: int) -> None:
@@ -251,14 +266,25 @@ def _verify_checksums(folder: epath.Path, index: int, count: int) -> None:
     Raises:
       ValueError: A file has changed.
       OSError: A file is missing.
+      StorageUnavailable: The checkpoint is on a bucket that does not answer.
     """
-    checksums = sorted(json.loads((folder / _CHECKSUMS).read_text()).items())[index::count]
+    with bucket_errors(folder):
+        checksums = sorted(json.loads((folder / _CHECKSUMS).read_text()).items())[index::count]
+    stored = object_checksums(folder) if is_remote(folder) else None
     with ThreadPoolExecutor(_CHECKSUM_THREADS) as pool:
-        found = pool.map(_checksum, [folder / name for name, _ in checksums])
-        for (name, expected), actual in zip(checksums, found, strict=True):
-            if actual != expected:
-                now, then = (f"{one['bytes']} bytes, CRC-32 {one['crc32']:08x}" for one in (actual, expected))
-                raise ValueError(f"{name} has {now}; it was written with {then}")
+
+        def find(name: str) -> dict[str, Any]:
+            return _checksum(folder / name) if stored is None else stored.get(name, {"bytes": 0})
+
+        for (name, expected), actual in zip(checksums, pool.map(find, (name for name, _ in checksums)), strict=True):
+            # A checkpoint that was copied between a disk and a bucket has the other kind of checksum.
+            compared = expected.keys() & actual.keys()
+            if any(actual[key] != expected[key] for key in compared):
+                raise ValueError(f"{name} has {_describe(actual)}; it was written with {_describe(expected)}")
+
+
+def _describe(entry: Mapping[str, Any]) -> str:
+    return ", ".join(f"{value} bytes" if key == "bytes" else f"{key} {value}" for key, value in entry.items())
 
 
 def _files(folder: epath.Path) -> Iterator[epath.Path]:

@@ -3,8 +3,8 @@
     DIR/1200/           checkpoint of step 1200, see `checkpoint_files`
     DIR/damaged/1300/   damaged checkpoint that a resumed run skipped
 
-A checkpoint receives its final name only when it is complete, including its checksums. The next run removes the
-files of an interrupted save.
+A checkpoint receives its final name only when it is complete, including its checksums. On a bucket, Orbax writes the
+marker commit_success.txt last instead. The next run removes the files of an interrupted save.
 """
 
 import contextlib
@@ -20,17 +20,20 @@ from typing import Any, Generic, Literal, Self, TypeVar, get_args
 
 import jax
 import orbax.checkpoint as ocp  # type: ignore[import-untyped]
+from absl import flags
 from orbax.checkpoint import checkpoint_managers as policies
 
-from janus_jax.errors import JanusError, StorageFull
-from janus_jax.storage import hide_disk_full_traces, is_disk_full
+from janus_jax.buckets import bucket_errors, is_remote, move_folder, remove_folder
+from janus_jax.coordination import barrier, gather
+from janus_jax.errors import JanusError, RunStopped, StorageFull
+from janus_jax.storage import hide_storage_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
     RUN,
     STATE,
     DamagedCheckpointError,
     absolute_path,
     describe_arrays,
-    gather,
+    finished_steps,
     read_run,
     read_state,
     write_checksums,
@@ -42,6 +45,9 @@ _log = logging.getLogger(__name__)
 _DAMAGED = "damaged"
 _UNFINISHED = ".orbax-checkpoint-tmp"
 _SAVE_TIMEOUT = 1800  # seconds
+
+# Orbax otherwise runs collective operations on the devices as barriers, which have no limit.
+flags.FLAGS.set_default("experimental_orbax_use_distributed_barrier", True)
 
 S = TypeVar("S")
 BestIs = Literal["min", "max"]
@@ -159,12 +165,16 @@ class Checkpoints:
                 timeout_secs=_SAVE_TIMEOUT, post_finalization_callback=self._write_checksums
             ),
         )
-        self._show_traces = hide_disk_full_traces()
+        self._show_traces = hide_storage_traces()
         try:
             # Orbax would do this in the background, and might not finish before a short run ends.
-            self._remove_unfinished()
-            gather({})
-            self._manager = _Manager(self._directory, options=options)
+            with bucket_errors(self._directory):
+                self._remove_unfinished()
+                barrier("remove_unfinished")
+                self._manager = _Manager(self._directory, options=options, item_handlers=_handlers())
+        except (JanusError, RunStopped):
+            self._show_traces()
+            raise
         except OSError as error:
             self._show_traces()
             if is_disk_full(error):
@@ -205,10 +215,11 @@ class Checkpoints:
 
         Raises:
           StorageFull: This or the previous save found the disk full. Older checkpoints are intact.
+          StorageUnavailable: The bucket did not answer to this or the previous save. Older checkpoints are intact.
         """
         if step in self.steps:
             return
-        gathered = gather({"time": time.time(), "data": data_state})
+        gathered = gather("save", {"time": time.time(), "data": data_state})
         content = {
             "step": step,
             "time": gathered[0]["time"],
@@ -217,13 +228,13 @@ class Checkpoints:
             "data": [one["data"] for one in gathered],
             "arrays": describe_arrays(state),
         }
-        with self._disk_full_handled():
+        with self._storage_errors_handled():
             self._manager.wait_until_finished()
             self._infos[step] = self._info(step, content)
             self._saving = step
             self._manager.save(
                 step,
-                args=ocp.args.Composite(**{STATE: ocp.args.StandardSave(state), RUN: ocp.args.JsonSave(content)}),
+                args=ocp.args.Composite(**{STATE: ocp.args.PyTreeSave(state), RUN: ocp.args.JsonSave(content)}),
                 force=True,
             )
 
@@ -231,9 +242,9 @@ class Checkpoints:
         """Waits for the current save.
 
         Raises:
-          StorageFull: See `save`.
+          StorageFull, StorageUnavailable: See `save`.
         """
-        with self._disk_full_handled():
+        with self._storage_errors_handled():
             self._manager.wait_until_finished()
 
     def restore(self, abstract: S) -> Restored[S] | None:
@@ -269,20 +280,21 @@ class Checkpoints:
         """Waits for the current save and releases the folder.
 
         Raises:
-          StorageFull: See `save`.
+          StorageFull, StorageUnavailable: See `save`.
         """
         try:
             self.wait()
         finally:
             # `close` raises what failed in the background while `save` failed.
-            with self._disk_full_handled():
+            with self._storage_errors_handled():
                 self._manager.close()
             self._show_traces()
 
     def _write_checksums(self) -> None:
         # Orbax calls this in a background thread of the first process, after all files are written and before the final
         # rename. Object stores cannot rename: there the folder has its final name, and a marker file is written last.
-        unfinished = list(self._directory.glob(f"{self._saving}{_UNFINISHED}*"))
+        remote = is_remote(self._directory)
+        unfinished = [] if remote else list(self._directory.glob(f"{self._saving}{_UNFINISHED}*"))
         write_checksums(unfinished[0] if unfinished else self._directory / str(self._saving))
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -306,26 +318,38 @@ class Checkpoints:
         if not steps:
             return
         if jax.process_index() == 0:
-            (self._directory / _DAMAGED).mkdir(exist_ok=True)
             for step in steps:
-                target = self._directory / _DAMAGED / str(step)
-                if target.exists():
-                    target.rmtree()
-                (self._directory / str(step)).rename(target)
-        gather({})  # No process lists the folder before the move.
+                source, target = self._directory / str(step), self._directory / _DAMAGED / str(step)
+                remove_folder(target)
+                if is_remote(target):
+                    move_folder(source, target)
+                else:
+                    target.parent.mkdir(exist_ok=True)
+                    source.rename(target)
+        barrier("move_damaged")  # No process lists the folder before the move.
         self._manager.reload()
 
     def _remove_unfinished(self) -> None:
-        if jax.process_index() == 0:
-            for path in self._directory.glob(f"*{_UNFINISHED}*"):
-                with contextlib.suppress(OSError):
-                    path.rmtree()
+        if jax.process_index() != 0:
+            return
+        if is_remote(self._directory):
+            finished = set(map(str, finished_steps(self._directory)))
+            for path in self._directory.glob("*"):
+                if path.name.isdecimal() and path.name not in finished:
+                    remove_folder(path)
+            return
+        for path in self._directory.glob(f"*{_UNFINISHED}*"):
+            with contextlib.suppress(OSError):
+                path.rmtree()
 
     @contextlib.contextmanager
-    def _disk_full_handled(self) -> Iterator[None]:
-        """If the disk is full, removes the unfinished save and raises `StorageFull`."""
+    def _storage_errors_handled(self) -> Iterator[None]:
+        """If the disk is full, removes the unfinished save and raises `StorageFull`. Reports errors of a bucket."""
         try:
-            yield
+            with bucket_errors(self._directory):
+                yield
+        except (JanusError, RunStopped):
+            raise
         except Exception as error:
             if not is_disk_full(error):
                 raise
@@ -335,6 +359,11 @@ class Checkpoints:
             raise StorageFull(
                 f"{self._directory} has no space for a checkpoint ({newest}); free some space and repeat the command."
             ) from error
+
+
+def _handlers() -> dict[str, ocp.CheckpointHandler]:
+    # Trained weights hardly compress, and compressing them takes several times as long as writing them.
+    return {STATE: ocp.PyTreeCheckpointHandler(use_compression=False), RUN: ocp.JsonCheckpointHandler()}
 
 
 class _Manager(ocp.CheckpointManager):

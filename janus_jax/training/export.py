@@ -11,6 +11,7 @@ from checkpoints_convert import open_checkpoint, save_checkpoint
 from checkpoints_convert.adapter import LowRank, write_adapter
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
+from janus_jax.files import reading
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.storage import atomic_folder
 from janus_jax.training.checkpoint_files import SavedCheckpoint
@@ -27,7 +28,8 @@ def last_stage(workdir: Path) -> int:
     Raises:
       JanusError: The workdir has no stage.
     """
-    names = [path.parent.name.removeprefix("stage_") for path in workdir.glob("stage_*/checkpoints")]
+    with reading(workdir):
+        names = [path.parent.name.removeprefix("stage_") for path in workdir.glob("stage_*/checkpoints")]
     if not (stages := [int(name) for name in names if name.isdecimal()]):
         raise JanusError(f"{workdir} has no checkpoints of a stage; give the workdir of janus-train.")
     return max(stages)

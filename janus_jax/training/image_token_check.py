@@ -13,7 +13,7 @@ from janus_jax.config import JanusConfig
 from janus_jax.data.prepare.encode_images import open_image_encoder
 from janus_jax.data.prepare.shard_writer import tokenizer_fingerprint
 from janus_jax.errors import JanusError
-from janus_jax.files import read_json
+from janus_jax.files import read_json_if_exists
 from janus_jax.processing import Task
 from janus_jax.storage import write_json
 from janus_jax.training.init_from import OpenedStage, tokenizer_folder
@@ -45,15 +45,13 @@ def find_image_tokenizer(start: OpenedStage, workdir: str | Path) -> Fingerprint
     if not start.is_resumed and start.recipe.current.initialisation.source != "stage":
         return _RANDOM
     file = tokenizer_folder(workdir) / _FILE
-    return read_json(file) if file.exists() else None
+    return read_json_if_exists(file) or None
 
 
 def save_image_tokenizer(fingerprint: Fingerprint | None, workdir: str | Path) -> None:
     """Writes the fingerprint to the workdir, in the first process."""
     if fingerprint is not None and jax.process_index() == 0:
-        folder = tokenizer_folder(workdir)
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / _FILE, fingerprint)
+        write_json(tokenizer_folder(workdir) / _FILE, fingerprint)
 
 
 def check_image_tokens(recipe: Recipe, fingerprint: Fingerprint | None) -> None:

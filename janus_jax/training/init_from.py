@@ -24,11 +24,12 @@ from checkpoints_convert import Checkpoint, open_checkpoint
 from checkpoints_convert.hub import local_path
 from checkpoints_convert.parameters import model_parameters
 from checkpoints_convert.sidecars import copy_sidecars
+from janus_jax.buckets import as_path, bucket_errors, is_remote
 from janus_jax.config import ModelConfig
-from janus_jax.errors import JanusError
+from janus_jax.errors import JanusError, RunStopped
 from janus_jax.models.backbone import Params
 from janus_jax.models.factory import abstract_params, params_from_leaves
-from janus_jax.training.checkpoint_files import SavedCheckpoint, absolute_path, read_run, saved_steps
+from janus_jax.training.checkpoint_files import SavedCheckpoint, absolute_path, finished_steps, read_run, saved_steps
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.lora import ADAPTER_NAMES, init_adapters, merge_adapters, split_adapters
 from janus_jax.training.losses.rectified_flow import ALIGNER
@@ -43,12 +44,12 @@ _log = logging.getLogger(__name__)
 
 def checkpoints_folder(workdir: str | Path, stage: int) -> Path:
     """Returns the folder of a stage's checkpoints."""
-    return Path(workdir) / f"stage_{stage}" / "checkpoints"
+    return as_path(workdir) / f"stage_{stage}" / "checkpoints"
 
 
 def tokenizer_folder(workdir: str | Path) -> Path:
     """Returns the folder in which a run keeps its tokenizer for later stages and exports."""
-    return Path(workdir) / "tokenizer"
+    return as_path(workdir) / "tokenizer"
 
 
 def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
@@ -62,17 +63,17 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
     folders = recipe.current.initialisation.folders(recipe.model_config)
     initial = [folders[name] for name in ("model", "llm") if name in folders]
     for path in (str(tokenizer_folder(workdir)), *initial):
-        folder = local_path(path, weights=False)
-        if (folder / "tokenizer.json").exists():
-            return folder
+        folder = as_path(path) if is_remote(path) else local_path(path, weights=False)
+        with bucket_errors(folder):
+            if (folder / "tokenizer.json").exists():
+                return folder
     raise JanusError("config.tokenizer is empty, and no initial checkpoint has a tokenizer; set it to a folder.")
 
 
 def copy_tokenizer(source: Path, workdir: str | Path) -> None:
     """Copies the files of a tokenizer to the workdir, in the first process."""
     target = tokenizer_folder(workdir)
-    if source.resolve() != target.resolve() and jax.process_index() == 0:
-        target.mkdir(parents=True, exist_ok=True)
+    if source.absolute() != target.absolute() and jax.process_index() == 0:
         copy_sidecars(source, target)
 
 
@@ -142,10 +143,11 @@ def _with_model(recipe: Recipe, other: Recipe | ModelConfig) -> Recipe:
 
 def _saved_recipe(checkpoints: Path) -> Recipe | None:
     """Returns the recipe in the newest readable checkpoint of a stage; None if there is none."""
-    steps = (path.name for path in checkpoints.glob("*") if path.name.isdecimal())
-    for step in sorted(steps, key=int, reverse=True):
+    for step in reversed(finished_steps(checkpoints)):
         try:
-            return from_config(Recipe, read_run(absolute_path(checkpoints) / step)["config"])
+            return from_config(Recipe, read_run(absolute_path(checkpoints) / str(step))["config"])
+        except RunStopped:
+            raise
         # The trainer reports a damaged checkpoint. Its reader raises errors of many types.
         except Exception as error:
             _log.debug("The recipe of %s/%s cannot be read: %s", checkpoints, step, error)
@@ -222,7 +224,7 @@ def _check_previous_stage(recipe: Recipe, workdir: str | Path, where: str) -> No
     if not previous:
         raise JanusError(f"{where}.source is 'stage', but stage 1 has no previous stage; use parts, model or random.")
     folder = checkpoints_folder(workdir, previous)
-    if not any(path.name.isdecimal() for path in absolute_path(folder).glob("*")):
+    if not finished_steps(folder):
         raise JanusError(
             f"{where}.source is 'stage', but {folder} has no checkpoint; run --config.stage={previous} in {workdir} "
             f"first."

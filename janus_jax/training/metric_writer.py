@@ -14,9 +14,12 @@ import jax
 import numpy as np
 from jaxtyping import UInt8
 
+from janus_jax.buckets import Mirror, as_path, is_remote
 from janus_jax.storage import write_bytes, write_json, writing
 from janus_jax.training.console import Console
 from janus_jax.training.trackers import DEFAULT_TRACKERS, TrackedRun, Tracker, TrackerThreads, find_trackers
+
+_UPLOAD_SECONDS = 60.0
 
 
 class RateMeter:
@@ -65,7 +68,8 @@ class MetricWriter:
     Trackers show the same metrics, and texts, images and answers.
 
     Args:
-      workdir: Local or mounted folder; None for the console only.
+      workdir: Folder of the run; None for the console only. If it is on a bucket, the files are written locally and
+        uploaded at intervals and by `flush`.
       console: Console of the run.
       start_step: Step at which the run starts or resumes. Metrics of later steps, which an interrupted run wrote, are
         removed.
@@ -89,12 +93,20 @@ class MetricWriter:
         self._console = console
         self._metrics: _MetricLines | None = None
         self._trackers: TrackerThreads | None = None
+        self._mirror: Mirror | None = None
         if workdir is not None and jax.process_index() == 0:
-            found, folder = find_trackers(trackers), Path(workdir)
-            with writing(folder):
-                self._metrics = _MetricLines(folder / "metrics.jsonl", start_step)
+            found, folder = find_trackers(trackers), as_path(workdir)
+            files = folder
+            if is_remote(folder):
+                self._mirror = Mirror(folder, _UPLOAD_SECONDS)
+                for name in ("metrics.jsonl", "run.json"):
+                    self._mirror.fetch(name)
+                files = self._mirror.folder
+            with writing(files):
+                self._metrics = _MetricLines(files / "metrics.jsonl", start_step)
             if found:
-                run = TrackedRun(_run_id(folder / "run.json"), folder, config or {}, start_step, console.message)
+                id = _run_id(files / "run.json")
+                run = TrackedRun(id, folder, config or {}, start_step, console.message, files=files)
                 self._trackers = TrackerThreads(found, run)
 
     def __enter__(self) -> Self:
@@ -114,6 +126,8 @@ class MetricWriter:
         if self._metrics:
             self._metrics.write(step, scalars)
         self._track(lambda tracker: tracker.scalars(step, scalars))
+        if self._mirror:
+            self._mirror.upload_if_due()
 
     def texts(self, step: int, texts: Mapping[str, str]) -> None:
         """Shows Markdown texts in the trackers."""
@@ -137,6 +151,15 @@ class MetricWriter:
         """Prints a line. See `Console.message`."""
         self._console.message(text)
 
+    def flush(self) -> None:
+        """Returns after all metrics are in the folder of the run. Every process may call it.
+
+        Raises:
+          StorageUnavailable: The folder is on a bucket that does not answer.
+        """
+        if self._mirror:
+            self._mirror.upload()
+
     def close(self, succeeded: bool = True) -> None:
         """Closes the file and finishes the trackers. See `Tracker.finish`."""
         trackers, self._trackers = self._trackers, None
@@ -146,6 +169,8 @@ class MetricWriter:
         finally:
             if trackers:
                 trackers.finish(succeeded)
+            if self._mirror:
+                self._mirror.close()
 
     def _track(self, call: Callable[[Tracker], None]) -> None:
         if self._trackers:

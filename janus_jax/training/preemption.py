@@ -11,8 +11,8 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
+from janus_jax.coordination import gather, has_preemption_service
 from janus_jax.errors import ExitCode, Interrupted, Preempted, RunStopped
-from janus_jax.training.checkpoint_files import gather
 
 _PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
 _NOTICE = "Ctrl-C: the run saves a checkpoint after this step and stops. Press Ctrl-C again to stop at once."
@@ -32,7 +32,8 @@ class Preemption:
                     raise preemption.stopped(step)
 
     With several processes, a signal to one of them stops all at the same step. A second SIGINT ends the process that
-    receives it at once, even while it compiles or waits for a device. Enter the context in the main thread, after
+    receives it at once, even while it compiles or waits for a device. If jax's preemption service is off, several
+    processes cannot agree on a step, and a signal ends the process. Enter the context in the main thread, after
     `jax.distributed.initialize`.
 
     Args:
@@ -63,6 +64,8 @@ class Preemption:
         """Returns whether to save and stop now. Every process calls it at every step and gets the same result."""
         if jax.process_count() == 1:
             return self._received
+        if not has_preemption_service():
+            return False
         reached: bool = multihost_utils.reached_preemption_sync_point(step)
         return reached
 
@@ -71,7 +74,7 @@ class Preemption:
 
         All processes get the same type.
         """
-        if any(process["interrupted"] for process in gather({"interrupted": self._interrupted})):
+        if any(process["interrupted"] for process in gather("stop", {"interrupted": self._interrupted})):
             return Interrupted(f"Interrupted at step {step}; a checkpoint is saved. Repeat the command to continue.")
         return Preempted(f"Preempted at step {step}; a checkpoint is saved. Repeat the command to continue.")
 

@@ -24,6 +24,7 @@ from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.trackers import DEFAULT_TRACKERS
 from janus_jax.training.train_step import Microbatching
+from janus_jax.training.watchdog import Limits
 
 ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
 """Parameters that stage 1 trains.
@@ -313,7 +314,7 @@ class Intervals:
 
 
 @dataclass(frozen=True)
-class Resources:
+class Resources(Limits):
     """Use of the hardware. These values do not change the result, up to rounding.
 
     Attributes:
@@ -334,7 +335,7 @@ class Resources:
     data: int = 1
     fsdp: int = -1
     tensor: int = 1
-    attention: AttentionKernel = "xla"
+    attention: AttentionKernel = "auto"
     remat: RematPolicy = "full"
     scan_unroll: int = 1
     microbatches: int = 1
@@ -344,6 +345,7 @@ class Resources:
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         is_valid = self.peak_flops is None or 0 < self.peak_flops < math.inf
         check_values(
             self, "config.resources", ("peak_flops", is_valid, "above 0, or None"), data_workers=0, data_threads=0

@@ -1,16 +1,16 @@
 """Loads batches of arrays from prepared datasets. The arrays of a record depend on the seed, epoch and record only."""
 
+import functools
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Self
 
-import grain
 import numpy as np
 from PIL import Image
 
 from janus_jax.data.pipeline.dataset import Component, RecordSource, derive_seed, shard_records
-from janus_jax.data.pipeline.loading import Loaded, LoadedExamples, iterate
+from janus_jax.data.pipeline.loading import Loaded, LoadedExamples, Ungrouped, complete, iterate
 from janus_jax.data.pipeline.workers import WorkerWatch
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectCounter, RejectedRecord, RejectReason
@@ -35,10 +35,13 @@ class _MakeArrays:
     make: MakeArrays
     seed: int
 
-    def __call__(self, record: Record, example_id: str, epoch: int) -> Arrays:
+    def __call__(self, record: Record, example_id: str, epoch: int) -> Callable[[], Arrays]:
+        return functools.partial(self._arrays, record, epoch)
+
+    def _arrays(self, record: Record, epoch: int) -> Arrays:
         rng = np.random.default_rng((self.seed, epoch, derive_seed(record.key)))
         try:
-            return self.make(record, rng)
+            return self.make(record.for_epoch(epoch), rng)
         except PARSE_ERRORS as error:
             raise RejectedRecord(RejectReason.BAD_IMAGE, describe_error(error)) from error
 
@@ -75,7 +78,7 @@ class RecordBatches:
         tries = self._rejects.max_in_a_row
         self._arrays = LoadedExamples(records, _MakeArrays(make, split.seed), name="images", max_tries=tries).repeat()
         self._position = 0
-        self._iterator: grain.DatasetIterator[Loaded[Arrays]] | None = None
+        self._iterator: Ungrouped[Loaded[Arrays]] | None = None
         self._watch: WorkerWatch | None = None
 
     def __iter__(self) -> Self:
@@ -84,7 +87,7 @@ class RecordBatches:
     def __next__(self) -> Arrays:
         if self._iterator is None:
             prefetch = self._split.local_size * _READ_AHEAD
-            self._iterator = iterate(self._arrays[self._position :], workers=self._workers, prefetch=prefetch)
+            self._iterator = iterate(self._arrays[self._position :], complete, workers=self._workers, prefetch=prefetch)
             self._watch = WorkerWatch() if self._workers else None
         examples = itertools.islice(self._iterator, self._split.local_size)
         loaded = list(examples) if self._watch is None else self._watch.call(lambda: list(examples))

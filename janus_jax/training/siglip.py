@@ -4,7 +4,6 @@ Prefer a released SigLIP. Train an encoder only for images unlike those of its t
 """
 
 import functools
-import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +19,7 @@ from jaxtyping import Array, Float, Int, UInt8
 
 from checkpoints_convert.convert import save_checkpoint
 from checkpoints_convert.hub import local_path
+from janus_jax.buckets import as_path, remove_folder
 from janus_jax.config import Execution, SiglipConfig
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
@@ -234,9 +234,9 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
     initialize_devices()
     mesh = make_mesh() if jax.device_count() > 1 else None
     state = train(siglip_task(recipe, make_data, mesh=mesh), workdir).state
-    folder = Path(workdir) / "und_encoder"
+    folder = as_path(workdir) / "und_encoder"
     if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         save_checkpoint(folder, {"und_encoder": state.params["und_encoder"]}, recipe.encoder)
         print(f"The understanding encoder is in {folder}.")
     return folder

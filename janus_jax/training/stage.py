@@ -20,6 +20,7 @@ from janus_jax.batch import Batch
 from janus_jax.data.pipeline.dataset import shard_records
 from janus_jax.data.pipeline.stream import Stream, open_stream, shard_states
 from janus_jax.devices import initialize_devices
+from janus_jax.errors import DataChanged
 from janus_jax.processing import Processor
 from janus_jax.sharding import make_mesh
 from janus_jax.training.callbacks.base import Callback
@@ -110,6 +111,7 @@ def stage_task(
         save_image_tokenizer(image_tokenizer, workdir)
         # A run keeps its number of data shards, also if it resumes with another number of processes.
         saved = shard_states(start.positions or [])
+        _check_shards(len(saved), jax.process_count(), recipe.stream.batch_size)
         with open_stream(
             replace(recipe.stream, seed=start.seed(recipe.seed), first_step=start.step),
             processor,
@@ -158,6 +160,7 @@ def stage_task(
         abstract_state=setup.abstract,
         initial_state=lambda data: initial_state(recipe, workdir, setup, start.checkpoints),
         step=lambda state, batch: setup.step(state, batch[0]),
+        compile=lambda state, batch: setup.step.lower(state, batch[0]).compile(),
         mesh=mesh,
         open_data=open_data,
         restart_data=recipe.data.restart,
@@ -172,6 +175,7 @@ def stage_task(
         trackers=recipe.trackers,
         learning_rate=make_schedule(stage.optimizer, stage.steps),
         max_skipped=recipe.max_skipped,
+        limits=resources,
         peak_flops=device_flops and device_flops * grid.size,
     )
 
@@ -186,3 +190,11 @@ def _facts(recipe: Recipe) -> dict[str, str]:
     if missing:
         fact += f" (to add {missing[0]}, set config.sources.{missing[0]}.held_out)"
     return {"batch": size, "data": ", ".join(component.name for component in stream.components), "held out": fact}
+
+
+def _check_shards(shards: int, processes: int, batch_size: int) -> None:
+    """Checks that the processes can continue with the data shards of a checkpoint; 0 without a checkpoint."""
+    if shards % processes:
+        raise DataChanged(f"The data has {shards} shards, which {processes} processes cannot share evenly")
+    if shards and batch_size % shards:
+        raise DataChanged(f"The data has {shards} shards, which cannot share a batch of {batch_size} sequences evenly")

@@ -20,17 +20,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, TypeVar
 
+import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from janus_jax.buckets import as_path
+from janus_jax.coordination import barrier
 from janus_jax.errors import DataChanged
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
 from janus_jax.training.console import Console, changed_fields, describe_state
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.metrics import StepMetrics
+from janus_jax.training.phases import Phases
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.trackers import DEFAULT_TRACKERS
+from janus_jax.training.watchdog import Limits, Watchdog
 
 S = TypeVar("S")
 D = TypeVar("D", bound="DataIterator")
@@ -82,6 +87,8 @@ class TrainingTask(Generic[S, D]):
         position.
       step: Compiled step from a state and a batch of this process to the next state and scalar metrics. It may donate
         the state. A metric `finite` of 0 means that the step skipped its update because of a non-finite gradient.
+      compile: Compiles the step for these arguments, so that the next call of `step` runs at once; None if the step
+        compiles when it is called first.
       open_data: Opens the data. It raises `DataChanged` if the saved positions belong to other data.
       counts: Work done for one batch by all processes, for example tokens, samples and FLOPs. The trainer reports each
         as a rate.
@@ -98,6 +105,7 @@ class TrainingTask(Generic[S, D]):
       progress_metrics: Names of the first metrics of the progress line. Their parts, such as `loss/TASK`, follow.
       facts: Facts that the trainer prints at the start, such as the size of a batch, by name.
       steps_field: Name of the setting that determines `last_step`, for messages.
+      limits: When the run is stuck and ends.
       restart_data: Whether a resumed run starts a new order of the data if the saved positions belong to other data.
     """
 
@@ -110,6 +118,7 @@ class TrainingTask(Generic[S, D]):
     last_step: int
     save_every: int
     report_every: int
+    compile: Callable[[S, Any], Any] | None = None
     mesh: Mesh | None = None
     make_callbacks: Callable[[D], Sequence[Callback]] = lambda data: ()
     keep: RetentionPolicy = field(default_factory=RetentionPolicy)
@@ -120,6 +129,7 @@ class TrainingTask(Generic[S, D]):
     progress_metrics: tuple[str, ...] = ("loss",)
     facts: Mapping[str, str] = field(default_factory=dict)
     steps_field: str = "config.steps"
+    limits: Limits = field(default_factory=Limits)
     restart_data: bool = False
 
 
@@ -136,7 +146,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
 
     Args:
       task: The training task.
-      folder: Folder of the run, created if missing and shared by all processes.
+      folder: Folder of the run, created if missing and shared by all processes; it can be on a bucket (gs://).
 
     Raises:
       JanusError: The folder cannot be used, or its checkpoints belong to another model or to other data.
@@ -144,84 +154,119 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       Preempted: The machine is about to be preempted; a checkpoint is saved.
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
+      StorageUnavailable: The folder is on a bucket that does not answer.
+      Stalled: Other processes of the cluster did not start, restore or save in time.
     """
-    folder = Path(folder)
-    with contextlib.ExitStack() as stack:
-        checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
-        console = stack.enter_context(Console(task.last_step))
-        console.facts(describe_state(task.abstract_state, task.mesh) | dict(task.facts))
-        with console.timed("restoring the newest checkpoint") if checkpoints.steps else contextlib.nullcontext():
-            restored = checkpoints.restore(task.abstract_state)
-        start, changed = DataStart(), None
-        if restored is not None:
-            positions = [saved["data"] for saved in restored.data_states]
-            start = DataStart(restored.step, restored.data_state["order"], positions)
+    folder, phases = as_path(folder), Phases()
+    with Watchdog(phases, task.limits, folder) as watchdog, contextlib.ExitStack() as stack:
         try:
-            data = stack.enter_context(task.open_data(start))
-        except DataChanged as error:
-            if not task.restart_data:
-                raise
-            # Without the saved positions, the same error is not raised again.
-            start, changed = DataStart(start.step, start.order + 1), error.difference
-            data = stack.enter_context(task.open_data(start))
-        if restored is None:
-            with console.timed("initializing the parameters"):
-                state, step, skipped = task.initial_state(data), 0, 0
-        else:
-            state, step, skipped = restored.state, restored.step, restored.data_state["skipped"]
-            console.message(f"resuming after step {step:,} of {task.last_step:,}, saved in {folder}/checkpoints/{step}")
-            for change in changed_fields(restored.config, json.loads(json.dumps(task.config))):
-                console.message(f"changed since this checkpoint: {change}")
+            return _train(task, folder, stack, phases)
+        except BaseException as error:
+            # Here, because the stack waits for the other processes.
+            if stalled := watchdog.report(error):
+                raise stalled from error
+            raise
 
-        writer = stack.enter_context(MetricWriter(folder, console, step, trackers=task.trackers, config=task.config))
-        if changed is not None:
-            console.message(f"starting order {start.order} of the data: {changed}")
-            writer.scalars(step, {"data/order": start.order})
-            writer.texts(step, {"data/order": changed})
-        preemption = stack.enter_context(Preemption(console.message))
-        callbacks = task.make_callbacks(data)
-        for callback in callbacks:
-            stack.callback(callback.close)
-        metrics = StepMetrics(
-            writer=writer,
-            folder=folder,
-            is_due=lambda step: is_due(step, task.report_every, task.last_step),
-            learning_rate=task.learning_rate,
-            max_skipped=task.max_skipped,
-            skipped=skipped,
-            peak_flops=task.peak_flops,
-            progress_metrics=task.progress_metrics,
+
+def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack, phases: Phases) -> TrainingResult[S]:
+    barrier("start", task.limits.seconds("start"))
+    checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
+    console = stack.enter_context(Console(task.last_step))
+    console.facts(describe_state(task.abstract_state, task.mesh) | dict(task.facts))
+    timed = console.timed("restoring the newest checkpoint") if checkpoints.steps else contextlib.nullcontext()
+    with phases("restore"), timed:
+        restored = checkpoints.restore(task.abstract_state)
+    start, changed = DataStart(), None
+    if restored is not None:
+        positions = [saved["data"] for saved in restored.data_states]
+        start = DataStart(restored.step, restored.data_state["order"], positions)
+    try:
+        data = stack.enter_context(task.open_data(start))
+    except DataChanged as error:
+        if not task.restart_data:
+            raise
+        # Without the saved positions, the same error is not raised again.
+        start, changed = DataStart(start.step, start.order + 1), error.difference
+        data = stack.enter_context(task.open_data(start))
+    if restored is None:
+        with phases("restore"), console.timed("initializing the parameters"):
+            state, step, skipped = task.initial_state(data), 0, 0
+    else:
+        state, step, skipped = restored.state, restored.step, restored.data_state["skipped"]
+        console.message(f"resuming after step {step:,} of {task.last_step:,}, saved in {folder}/checkpoints/{step}")
+        for change in changed_fields(restored.config, json.loads(json.dumps(task.config))):
+            console.message(f"changed since this checkpoint: {change}")
+
+    writer = stack.enter_context(MetricWriter(folder, console, step, trackers=task.trackers, config=task.config))
+    if changed is not None:
+        console.message(f"starting order {start.order} of the data: {changed}")
+        writer.scalars(step, {"data/order": start.order})
+        writer.texts(step, {"data/order": changed})
+    preemption = stack.enter_context(Preemption(console.message))
+    callbacks = task.make_callbacks(data)
+    for callback in callbacks:
+        stack.callback(callback.close)
+    metrics = StepMetrics(
+        writer=writer,
+        folder=folder,
+        is_due=lambda step: is_due(step, task.report_every, task.last_step),
+        learning_rate=task.learning_rate,
+        max_skipped=task.max_skipped,
+        skipped=skipped,
+        peak_flops=task.peak_flops,
+        progress_metrics=task.progress_metrics,
+    )
+    run = TrainingRun(state, step, task.last_step, writer, task.mesh)
+    del state, restored  # The first step donates these arrays.
+    for callback in callbacks:
+        callback.on_start(run)
+
+    if run.step >= task.last_step:
+        console.message(
+            f"The run is finished, nothing is left to train. To train longer, raise {task.steps_field}; to start "
+            f"again, choose another folder."
         )
-        run = TrainingRun(state, step, task.last_step, writer, task.mesh)
-        del state, restored  # The first step donates these arrays.
-        for callback in callbacks:
-            callback.on_start(run)
-
-        if run.step >= task.last_step:
-            console.message(
-                f"The run is finished, nothing is left to train. To train longer, raise {task.steps_field}; to start "
-                f"again, choose another folder."
-            )
+    with phases("step"):
+        is_compiled = False
         while run.step < task.last_step:
-            with metrics.meter.waiting():
+            phases.begin_step(run.step + 1)
+            with phases("data"), metrics.meter.waiting():
                 batch = next(data)
+            if task.limits.step_barrier:
+                with phases("barrier"):
+                    barrier("step", task.limits.seconds("barrier"))
             for callback in callbacks:
                 callback.before_step(run.step + 1)
-            with console.stepping(run.step + 1):
+            with phases("step" if is_compiled else "compile"), console.stepping(run.step + 1):
+                if not is_compiled and task.compile is not None:
+                    task.compile(run.state, batch)
+                    # The network between the devices does not wait for a process that compiles longer.
+                    barrier("compile", task.limits.seconds("compile"))
                 run.state, run.metrics = task.step(run.state, batch)
+                if not is_compiled:
+                    jax.block_until_ready(run.metrics)
+            is_compiled = True
             run.step += 1
             metrics.add(run.step, run.metrics, data.example_ids, task.counts(batch, data))
-            for callback in callbacks:
-                callback.after_step(run)
+            with phases("evaluate"):
+                for callback in callbacks:
+                    callback.after_step(run)
             is_preempted = preemption.reached(run.step)
             if is_preempted or run.is_due(task.save_every):
-                metrics.flush()  # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                # Metrics of a saved step must be written, because a resumed run does not repeat it.
+                metrics.flush()
+                writer.flush()
                 position = {"data": data.get_state(), "order": start.order, "skipped": metrics.skipped}
-                checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
+                with phases("save"):
+                    checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
             if is_preempted:
-                checkpoints.wait()
+                with phases("save"):
+                    checkpoints.wait()
                 raise preemption.stopped(run.step)
             if run.step == task.last_step:
-                checkpoints.wait()
+                with phases("save"):
+                    checkpoints.wait()
                 console.message(f"finished: step {run.step:,} is saved in {folder}/checkpoints/{run.step}")
-        return TrainingResult(run.state, metrics.last | run.scores)
+    with phases("save"):
+        barrier("end", task.limits.seconds("save"))
+    return TrainingResult(run.state, metrics.last | run.scores)

@@ -1,7 +1,7 @@
 # For NVIDIA GPUs. The host provides the driver (580 or newer); CUDA 13 comes with jax.
 #
 #   docker build -f launch/docker/gpu.Dockerfile -t janus-gpu .
-#   docker run --gpus all -v /shared:/shared janus-gpu janus-train --config finetune --workdir /shared/runs/mine
+#   docker run --gpus all -v /data:/data:ro janus-gpu janus-train --config finetune --workdir gs://BUCKET/runs/mine
 FROM python:3.11-slim-bookworm
 
 WORKDIR /opt/janus_jax
@@ -9,7 +9,7 @@ WORKDIR /opt/janus_jax
 COPY setup.py pyproject.toml constraints.txt README.md LICENSE ./
 COPY janus_jax/__init__.py janus_jax/
 COPY configs configs
-RUN pip install --no-cache-dir -c constraints.txt '.[cuda]'
+RUN pip install --no-cache-dir -c constraints.txt '.[cuda,gcs]'
 COPY . .
 RUN pip install --no-cache-dir --no-deps --force-reinstall . && useradd --create-home --uid 1000 janus
 USER 1000

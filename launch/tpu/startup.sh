@@ -3,7 +3,7 @@
 # /var/lib/janus/exit_code. If the machine still exists after a preemption notice, training resumes.
 set -euo pipefail
 
-readonly PREEMPTED=75 # janus_jax.errors.ExitCode
+readonly PREEMPTED=75 STALLED=76 UNAVAILABLE=69 # janus_jax.errors.ExitCode
 readonly STATE="${STATE:-/var/lib/janus}"
 
 attribute() {
@@ -11,11 +11,24 @@ attribute() {
     "http://metadata.google.internal/computeMetadata/v1/instance/attributes/$1"
 }
 
+install_gcsfuse() {
+  local keys=/usr/share/keyrings/cloud.google.asc source
+  curl --silent --fail --show-error https://packages.cloud.google.com/apt/doc/apt-key.gpg >"$keys"
+  source="https://packages.cloud.google.com/apt gcsfuse-$(lsb_release -cs) main"
+  echo "deb [signed-by=$keys] $source" >/etc/apt/sources.list.d/gcsfuse.list
+  apt-get update --quiet
+  apt-get install --yes --quiet gcsfuse
+}
+
 mkdir -p "$STATE"
 rm -f "$STATE/exit_code"
 image=$(attribute janus-image)
-mkdir -p /shared
-mountpoint -q /shared || mount -t nfs -o nofail "$(attribute janus-share)" /shared
+mkdir -p /data
+if ! mountpoint -q /data; then
+  command -v gcsfuse >/dev/null || install_gcsfuse
+  gcsfuse -o ro,allow_other --implicit-dirs --file-cache-max-size-mb=-1 --cache-dir=/var/cache/gcsfuse \
+    --metadata-cache-ttl-secs=-1 --only-dir=data "$(attribute janus-bucket)" /data
+fi
 # launch/tpu/train.sh quoted the arguments for a shell.
 eval "arguments=($(attribute janus-arguments))"
 gcloud auth configure-docker --quiet "${image%%/*}"
@@ -24,9 +37,9 @@ docker pull "$image"
 while :; do
   code=0
   # shellcheck disable=SC2154 # eval sets `arguments`
-  docker run --rm --name janus --privileged --network=host --volume=/shared:/shared --stop-timeout=600 --log-driver=gcplogs "$image" \
+  docker run --rm --name janus --privileged --network=host --volume=/data:/data:ro --stop-timeout=600 --log-driver=gcplogs "$image" \
     janus-train --distributed "${arguments[@]}" || code=$?
-  [[ $code == "$PREEMPTED" ]] || break
+  [[ $code =~ ^($PREEMPTED|$STALLED|$UNAVAILABLE)$ ]] || break
   sleep "${PAUSE:-10}"
 done
 echo "$code" >"$STATE/exit_code"

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 # Requests queued TPUs from Google Cloud, trains on them, and requests them again after a preemption:
 #
-#   PROJECT=mine ZONE=us-west4-a IMAGE=us-docker.pkg.dev/mine/janus/tpu SHARE=10.0.0.2:/janus \
+#   PROJECT=mine ZONE=us-west4-a IMAGE=us-docker.pkg.dev/mine/janus/tpu BUCKET=mine-janus \
 #       launch/tpu/train.sh pro-7b v5litepod-256 \
-#       --config janus_pro_7b --config.stage=2 --workdir /shared/runs/pro_7b ...
+#       --config janus_pro_7b --config.stage=2 --workdir gs://mine-janus/runs/pro_7b ...
 #
 # The arguments are a name, the accelerator type, and the arguments of janus-train. IMAGE is built from
-# launch/docker/tpu.Dockerfile. SHARE is the NFS export (for example Filestore) that every machine mounts as /shared.
+# launch/docker/tpu.Dockerfile. Every machine mounts the folder data/ of BUCKET as /data, read-only, with Cloud Storage
+# FUSE. Runs are written to a bucket directly.
 #
 #   SLICES=2                         several slices of that type, connected by the data-center network
 #   RUNTIME=v2-alpha-tpuv5-lite      system image of the machines; the default depends on the type
@@ -16,11 +17,11 @@
 # again, repeat the command. At the end the script deletes the machines and exits with janus-train's exit code.
 set -euo pipefail
 
-readonly PREEMPTED=75 # janus_jax.errors.ExitCode
+readonly PREEMPTED=75 STALLED=76 UNAVAILABLE=69 # janus_jax.errors.ExitCode
 readonly PAUSE="${PAUSE:-60}"
 
-if [[ $# -lt 3 || -z ${PROJECT:-} || -z ${ZONE:-} || -z ${IMAGE:-} || -z ${SHARE:-} ]]; then
-  echo "usage: PROJECT=... ZONE=... IMAGE=... SHARE=... $0 NAME TYPE --config FILE --workdir DIR ..." >&2
+if [[ $# -lt 3 || -z ${PROJECT:-} || -z ${ZONE:-} || -z ${IMAGE:-} || -z ${BUCKET:-} ]]; then
+  echo "usage: PROJECT=... ZONE=... IMAGE=... BUCKET=... $0 NAME TYPE --config FILE --workdir DIR ..." >&2
   exit 2
 fi
 readonly name=$1 type=$2
@@ -54,7 +55,7 @@ printf '%s' "$arguments" >"$metadata"
 queue() {
   gcloud compute tpus queued-resources create "$name" "${location[@]}" "${nodes[@]}" \
     --accelerator-type="$type" --runtime-version="$runtime" ${SPOT:+--spot} \
-    --metadata="janus-image=$IMAGE,janus-share=$SHARE" \
+    --metadata="janus-image=$IMAGE,janus-bucket=$BUCKET" \
     --metadata-from-file="startup-script=$here/startup.sh,janus-arguments=$metadata"
 }
 
@@ -87,7 +88,7 @@ while :; do
       ;;
     ACTIVE)
       code=$(exit_code)
-      if [[ $code =~ ^[0-9]+$ && $code != "$PREEMPTED" ]]; then
+      if [[ $code =~ ^[0-9]+$ && ! $code =~ ^($PREEMPTED|$STALLED|$UNAVAILABLE)$ ]]; then
         echo "$name: janus-train exited with $code."
         delete
         exit "$code"

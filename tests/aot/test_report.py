@@ -93,7 +93,7 @@ def test_recomputation_counts_as_hardware_flops_only(kind, trained):
         current = replace(stage.current, trained=(f"{trained}/*",))
         stage = replace(stage, stages=(stage.stages[0], current), resources=replace(stage.resources, remat=remat))
         setup = set_up_stage(stage, None)
-        model_flops, hardware_flops = step_flops(stage, flatten_dict(setup.abstract.params, sep="/"))
+        model_flops, hardware_flops = step_flops(stage, flatten_dict(setup.abstract.params, sep="/"), "xla")
         model.append(model_flops)
         hardware.append(hardware_flops)
         traced.append(traced_flops(setup.step, setup.abstract, training_batch(stage, make_mesh(1, 8, 1))))

@@ -20,13 +20,13 @@ def test_step_compiles_for_detached_tpus(tmp_path, topology, device):
     done = run(
         "launch.compile",
         *(CONFIG, "--config.stage=2", "--config.stages.stage_2.batch_size=16", f"--topology={topology}"),
-        *("--config.stages.stage_2.precision.compute=bfloat16", "--config.resources.attention=splash"),
+        "--config.stages.stage_2.precision.compute=bfloat16",
         f"--json={file}",
     )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "fits"
     report = json.loads(file.read_text())
-    assert (report["devices"], report["device"]) == (16, device)
+    assert (report["devices"], report["device"], report["attention"]) == (16, device, "splash")
     assert report["programs"][0]["traffic"]
 
 

@@ -89,6 +89,7 @@ def test_a_card_has_base_model_recipe_and_scores(tmp_path, monkeypatch):
     assert str(workdir) not in text
 
 
+@pytest.mark.slow
 def test_commands_train_export_push_and_generate_with_janusflow(tmp_path, monkeypatch):
     config = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}:flow"
     steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")

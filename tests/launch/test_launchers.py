@@ -61,8 +61,11 @@ SHOWS = '[[ $1 != show ]] || echo "JobId=17 JobName=janus JobState={} Reason=Non
 JOB = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node[1-4]"}
 
 
+RETRIED = (ExitCode.PREEMPTED, ExitCode.STALLED)
+
+
 @pytest.mark.parametrize("code", ExitCode)
-def test_job_is_requeued_only_after_preemption(code, fake, start, calls):
+def test_job_is_requeued_only_after_preemption_and_stalls(code, fake, start, calls):
     fake("srun", f"exit {int(code)}")
     fake("scontrol", SHOWS.format("RUNNING"))
     job = start("slurm/train.sbatch", "--config", "c.py", **JOB)
@@ -70,9 +73,16 @@ def test_job_is_requeued_only_after_preemption(code, fake, start, calls):
     assert job.returncode == code
     srun, *rest = calls()
     assert srun.endswith("janus-train --distributed --config c.py")
-    assert [call for call in rest if "show" not in call] == (
-        ["scontrol requeue 17"] if code is ExitCode.PREEMPTED else []
-    )
+    assert [call for call in rest if "show" not in call] == (["scontrol requeue 17"] if code in RETRIED else [])
+
+
+@pytest.mark.parametrize(("restarts", "is_requeued"), [("19", True), ("20", False)])
+def test_job_with_a_killed_process_is_requeued_a_limited_number_of_times(restarts, is_requeued, fake, start, calls):
+    fake("srun", "exit 137")
+    fake("scontrol", SHOWS.format("RUNNING"))
+    job = start("slurm/train.sbatch", SLURM_RESTART_COUNT=restarts, **JOB)
+    job.communicate(timeout=60)
+    assert any("requeue" in call for call in calls()) == is_requeued
 
 
 def test_cancelled_job_is_not_requeued(fake, start, calls):
@@ -116,13 +126,13 @@ case "$*" in
 esac
 exit 0
 """
-POD = {"PROJECT": "p", "ZONE": "z", "IMAGE": "host/image", "SHARE": "s:/", "PAUSE": "0"}
+POD = {"PROJECT": "p", "ZONE": "z", "IMAGE": "host/image", "BUCKET": "b", "PAUSE": "0"}
 
 
 @pytest.mark.parametrize("code", [ExitCode.SUCCESS, ExitCode.USER_ERROR])
 def test_preempted_pod_is_requested_again(code, fake, start, calls):
     fake("gcloud", GCLOUD.replace("CODE", str(int(code))))
-    pod = start("tpu/train.sh", "mine", "v5litepod-16", "--workdir", "/shared/a b", **POD)
+    pod = start("tpu/train.sh", "mine", "v5litepod-16", "--workdir", "gs://b/a b", **POD)
     out, err = pod.communicate(timeout=60)
     assert (pod.returncode, err) == (code, "")
     assert out.splitlines()[-1] == f"mine: janus-train exited with {int(code)}."
@@ -131,15 +141,15 @@ def test_preempted_pod_is_requested_again(code, fake, start, calls):
 
 
 CURL = """
-case "$*" in *image) echo host/image ;; *share) echo s:/ ;; *arguments) printf '%q ' --workdir '/shared/a b' ;; esac
+case "$*" in *image) echo host/image ;; *bucket) echo b ;; *arguments) printf '%q ' --workdir 'gs://b/a b' ;; esac
 """
 
 
-@pytest.mark.parametrize(("codes", "ended"), [("75 0", 0), ("2", 2)])
+@pytest.mark.parametrize(("codes", "ended"), [("75 76 69 0", 0), ("2", 2)])
 def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, calls, tmp_path):
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     fake("curl", CURL)
-    for name in ("gcloud", "mkdir", "mountpoint"):
+    for name in ("gcloud", "gcsfuse", "mkdir", "mountpoint"):
         fake(name)
     fake(
         "docker",
@@ -150,12 +160,13 @@ def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, ca
     _, err = machine.communicate(timeout=60)
     assert (machine.returncode, err) == (0, "")
     assert (tmp_path / "exit_code").read_text() == f"{ended}\n"
-    assert (tmp_path / "given").read_text() == "<--workdir></shared/a b>" * len(codes.split())
+    assert (tmp_path / "given").read_text() == "<--workdir><gs://b/a b>" * len(codes.split())
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_use_the_exit_code_of_preemption(script):
-    assert re.findall(r"PREEMPTED=(\d+)", script.read_text()) == [str(int(ExitCode.PREEMPTED))]
+    for code in RETRIED:
+        assert re.findall(rf"{code.name}=(\d+)", script.read_text()) == [str(int(code))]
 
 
 @pytest.mark.parametrize("manifest", MANIFESTS, ids=lambda path: path.name)
@@ -195,5 +206,5 @@ def test_docker_images_copy_existing_files():
     for file in LAUNCH.glob("docker/*.Dockerfile"):
         for names in re.findall(r"^COPY (.+) \S+$", file.read_text(), re.M):
             assert all((ROOT / name).exists() for name in names.split()), (file, names)
-        extra = re.search(r"'\.\[(\w+)\]'", file.read_text())[1]
-        assert f'"{extra}": [' in Path(ROOT / "setup.py").read_text()
+        extras = re.search(r"'\.\[([\w,]+)\]'", file.read_text())[1]
+        assert all(f'"{extra}": [' in Path(ROOT / "setup.py").read_text() for extra in extras.split(","))

@@ -1,11 +1,14 @@
+from types import SimpleNamespace
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from janus_jax.models import attention
 from janus_jax.models.attention import apply_rotary, attend, rotary_angles
 from janus_jax.models.masks import Mask
-from janus_jax.models.target_platform import target_platform
+from janus_jax.models.target_platform import default_attention, target_platform
 from janus_jax.sharding import make_mesh, use_mesh
 
 
@@ -99,6 +102,39 @@ def test_unsupported_shapes_use_xla(kernel, shape):
     with target_platform("gpu"):
         out = attend(query, key, value, Mask(causal=True), kernel)
     np.testing.assert_array_equal(out, attend(query, key, value, Mask(causal=True)))
+
+
+@pytest.mark.parametrize(
+    ("platform", "length", "kernel"),
+    [("cpu", 128, "xla"), ("gpu", 128, "cudnn"), ("tpu", 128, "splash"), ("gpu", 1, "xla"), ("tpu", 8, "xla")],
+)
+def test_automatic_kernel_is_that_of_the_platform(monkeypatch, platform, length, kernel):
+    calls = []
+    record = {name: lambda *_, name=name: calls.append(name) for name in ("xla", "cudnn", "splash")}
+    monkeypatch.setattr(attention, "_KERNELS", record)
+    query, key = arrays(11, (1, 2, length, 64), (1, 2, 128, 64))
+    with target_platform(platform):
+        attend(query, key, key, kernel="auto")
+    assert calls == [kernel]
+
+
+@pytest.mark.parametrize(
+    ("capability", "kernel"), [("7.5", "xla"), ("8.0", "cudnn"), ("10.3", "cudnn"), ("gfx942", "xla")]
+)
+def test_automatic_kernel_suits_the_attached_gpu(monkeypatch, capability, kernel):
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "local_devices", lambda: [SimpleNamespace(compute_capability=capability)])
+    assert default_attention() == kernel
+
+
+def test_unsupported_shapes_are_logged_once(monkeypatch, caplog):
+    attention._log_fallback.cache_clear()
+    query, key, value = arrays(12, *[(1, 2, 100, 64)] * 3)
+    with caplog.at_level("INFO", logger="absl"), target_platform("tpu"):
+        for _ in range(2):
+            attend(query, key, value, kernel="auto")
+    (line,) = (record.getMessage() for record in caplog.records)
+    assert line.startswith("The attention kernel splash lacks")
 
 
 def test_splash_gradients_equal_those_of_xla():

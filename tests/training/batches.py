@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from janus_jax.data.pipeline.examples import Example, Supervision, text_targets
+from janus_jax.data.pipeline.examples import Example, Supervision, text_positions, text_targets
 from janus_jax.data.pipeline.packing import Budget, pack
 from tests import tiny
 
@@ -16,7 +16,8 @@ QUESTION = [
 
 def example(sequence, supervision=Supervision.TEXT):
     starts = np.flatnonzero(sequence.gen_token_index == 0)
-    return Example("test", sequence, text_targets(sequence, supervision), starts.astype(np.int32))
+    targets = text_targets(sequence, supervision, text_positions(sequence))
+    return Example("test", sequence, targets, starts.astype(np.int32))
 
 
 def text(seed=0, config=tiny.CONFIG):

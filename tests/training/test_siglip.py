@@ -1,6 +1,7 @@
 """Training of an understanding encoder on images and captions."""
 
 import dataclasses
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -114,6 +115,24 @@ def test_captions_are_texts_or_last_answers(captions):
     # Other records replace the two without a caption. Captions are cut to four tokens.
     read = [*tokens.tolist(), *(ids for _ in range(3) for ids in next(batches)[1].tolist())]
     assert set(map(tuple, read)) == {tuple(ids[:4]) for ids in expected}
+
+
+def test_each_epoch_uses_another_caption_of_an_image(captions, tmp_path):
+    records = [prepared.generation(n, caption="a.") for n in range(8)]
+    records = [dataclasses.replace(one, alternatives=(f"{n} b.", f"{n} c.")) for n, one in enumerate(records)]
+    prepared.write(tmp_path / "data", records)
+    data = CaptionedImages((str(tmp_path / "data"),), workers=0)
+    open_captions = _open_captions(dataclasses.replace(captions, data=data, caption_length=9))
+
+    def read():
+        batches = open_captions(DataStart())
+        return [sorted(map(tuple, next(batches)[1].tolist())) for _ in range(3)]  # An epoch is a batch.
+
+    epochs, encode = read(), Tokenizer.from_directory(captions.tokenizer).encode
+    assert sorted(itertools.chain(*epochs)) == sorted(
+        tuple([*encode(f"{n} {caption}.", add_bos=False), *[0] * 9][:9]) for n in range(8) for caption in "abc"
+    )
+    assert read() == epochs
 
 
 def test_the_encoder_is_written_as_a_converted_folder(captions, tmp_path):

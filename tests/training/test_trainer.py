@@ -51,7 +51,7 @@ def preempted(recipe, workdir, monkeypatch, at):
             runs.run(recipe, workdir)
 
 
-@pytest.mark.parametrize("kind", runs.CONFIGS)
+@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.slow)])
 def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
     preempted(recipe, tmp_path, monkeypatch, at=3)
@@ -177,6 +177,8 @@ def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
     recipe = replace(runs.recipe(), data_shards=2)
     undisturbed = runs.run(recipe, tmp_path / "undisturbed")
     preempted(recipe, tmp_path / "disturbed", monkeypatch, at=3)
+    with pytest.raises(DataChanged, match=r"2 shards, which cannot share a batch of 3 .*config\.data\.restart=True"):
+        runs.run(runs.recipe(batch_size=3), tmp_path / "disturbed")
     assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import grain
 
+from janus_jax.buckets import require_local
 from janus_jax.data.records import Record
 from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
@@ -139,6 +140,8 @@ def _imported(name: str, what: str) -> Any:
 def _open(component: Component) -> tuple[int, Callable[[int], Record]]:
     """Returns the number of records of a component and a function that reads one."""
     source = component.source
+    if isinstance(source, str):
+        require_local(source, f"the source of component {component.name!r}")
     if isinstance(source, str) and ":" in source and not Path(source).exists():
         source = _imported(source, f"source of component {component.name!r}")()
     if not isinstance(source, str | os.PathLike):

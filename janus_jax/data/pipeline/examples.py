@@ -1,9 +1,12 @@
 """Builds training examples from records: token sequence, images and supervised positions."""
 
+import dataclasses
 import enum
+import functools
 import hashlib
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,7 +16,7 @@ from janus_jax.batch import NO_IMAGE
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.processing import Message, Processor, Task, TokenSequence, TooManyPixels, open_image
+from janus_jax.processing import Message, Processor, Task, TokenSequence, TooManyPixels
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 # Punctuation with closing quotes or brackets, then white space. Ideographic punctuation needs no white space.
@@ -53,14 +56,16 @@ class Example:
     gen_latents: Float[np.ndarray, "G h w C"] | None = None
     truncated: int = 0
 
-    @property
+    @functools.cached_property
     def size(self) -> Int[np.ndarray, "4"]:
         """Numbers of tokens, input images, target images and text targets, which a `Budget` limits."""
         sequence = self.sequence
         return np.array([len(sequence), len(sequence.und_images), len(self.gen_starts), len(self.text_targets)])
 
 
-def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.ndarray, " T"]:
+def text_targets(
+    sequence: TokenSequence, supervision: Supervision, is_text: Bool[np.ndarray, " L"]
+) -> Int[np.ndarray, " T"]:
     """Returns the positions of the text targets. A target is predicted from the position before it.
 
     A generation example has no text targets. Its targets are the image tokens (Janus, §3.3), see `Batch.gen_starts`. In
@@ -69,13 +74,11 @@ def text_targets(sequence: TokenSequence, supervision: Supervision) -> Int[np.nd
     """
     if sequence.task is Task.GENERATION:
         return np.zeros(0, np.int32)
-    is_target = _is_text(sequence)
-    if supervision is Supervision.ANSWERS:
-        is_target &= sequence.answer_mask
+    is_target = is_text & sequence.answer_mask if supervision is Supervision.ANSWERS else is_text
     return np.flatnonzero(is_target).astype(np.int32)
 
 
-def _is_text(sequence: TokenSequence) -> Bool[np.ndarray, " L"]:
+def text_positions(sequence: TokenSequence) -> Bool[np.ndarray, " L"]:
     """Returns the mask of positions that hold text: no begin-of-sentence token, image, or token next to an image."""
     image = (sequence.und_patch_index != NO_IMAGE) | (sequence.gen_token_index != NO_IMAGE)
     excluded = image.copy()
@@ -151,38 +154,68 @@ class ExampleBuilder:
         Raises:
           RejectedRecord: The record is not valid for the model, or has no targets.
         """
+        return self.start(record, epoch, example_id)()
+
+    def start(self, record: Record, epoch: int = 0, example_id: str = "") -> Callable[[], Example]:
+        """Builds an example except for its images. Returns a function that decodes them and returns the example.
+
+        Both raise `RejectedRecord`, see `__call__`.
+        """
         record = record.for_epoch(epoch)
-        sequence = self._sequence(record, _RecordRandom(self.seed, record.key, epoch))
-        targets = text_targets(sequence, self.supervision)
-        gen_index = sequence.gen_token_index
-        is_start = (gen_index != NO_IMAGE) & (gen_index % self.processor.num_gen_tokens == 0)
-        starts = np.flatnonzero(is_start).astype(np.int32)
-        if not len(targets) and not len(starts):
-            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no targets.")
+        random = _RecordRandom(self.seed, record.key, epoch)
+        sequence = self._sequence(record, random)
+        is_text = text_positions(sequence)
+        self._check_special_tokens(sequence.tokens[is_text])
+        targets, starts = text_targets(sequence, self.supervision, is_text), np.zeros(0, np.int32)
         gen_ids = gen_latents = None
-        if self.precomputed_image_tokens and sequence.task is Task.GENERATION:
-            if self.processor.latent_shape is None:
+        if record.task is Task.GENERATION:
+            starts = np.flatnonzero(sequence.gen_token_index == 0).astype(np.int32)
+            if random.uniform("drop_condition") < self.drop_condition:
+                sequence = self.processor.unconditional_sequence(sequence)
+            if self.precomputed_image_tokens and self.processor.latent_shape is None:
                 gen_ids = record.image_tokens[None]
-            else:
-                gen_latents = record.image_latents.reshape(1, *self.processor.latent_shape)
-        return Example(example_id or record.key, sequence, targets, starts, gen_ids, gen_latents)
+            elif self.precomputed_image_tokens:
+                gen_latents = record.image_latents.reshape(1, *(self.processor.latent_shape or ()))
+        elif not len(targets):
+            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no targets.")
+        example = Example(example_id or record.key, sequence, targets, starts, gen_ids, gen_latents)
+        return functools.partial(self._with_images, example, record, random)
+
+    def _with_images(self, example: Example, record: Record, random: _RecordRandom) -> Example:
+        sequence = example.sequence
+        try:
+            if sequence.task is Task.UNDERSTANDING:
+                sequence = self.processor.with_input_images(sequence, record.images)
+            elif sequence.task is Task.GENERATION and example.gen_ids is None:
+                random_crop = self.random_crop and not self.precomputed_image_tokens
+                rng = np.random.default_rng(random.bits("crop")) if random_crop else None
+                sequence = self.processor.with_target_image(sequence, record.images[0], rng)
+        except JanusError as error:
+            reason = RejectReason.IMAGE_TOO_LARGE if isinstance(error, TooManyPixels) else RejectReason.BAD_IMAGE
+            raise RejectedRecord(reason, str(error)) from error
+        return dataclasses.replace(example, sequence=sequence)
 
     def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         try:
             if record.task is Task.EDITING:
                 raise RejectedRecord(RejectReason.WRONG_TASK, "its task is editing, which training does not support.")
             if record.task is Task.GENERATION:
-                sequence = self._generation_sequence(record, random)
-            elif record.task is Task.TEXT and not record.messages:
-                sequence = self._text_sequence(record)
-            else:
-                sequence = self._conversation_sequence(record)
+                return self._generation_sequence(record, random)
+            if record.task is Task.TEXT and not record.messages:
+                return self._text_sequence(record)
+            return self._conversation_sequence(record)
         except JanusError as error:
-            raise RejectedRecord(_reason(record), str(error)) from error
-        self._check_special_tokens(sequence)
-        if record.task is Task.GENERATION and random.uniform("drop_condition") < self.drop_condition:
-            return self.processor.unconditional_sequence(sequence)
-        return sequence
+            reason = RejectReason.BAD_CONVERSATION if record.messages else RejectReason.MALFORMED
+            raise RejectedRecord(reason, str(error)) from error
+
+    @functools.cached_property
+    def _is_special(self) -> Bool[np.ndarray, " V"]:
+        special = self.processor.tokenizer.special
+        table = np.zeros(len(self.processor.tokenizer), bool)
+        table[[special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder]] = (
+            True
+        )
+        return table
 
     def _text_sequence(self, record: Record) -> TokenSequence:
         if not record.text.strip():
@@ -200,7 +233,7 @@ class ExampleBuilder:
                 RejectReason.NO_IMAGE if expected > len(record.images) else RejectReason.IMAGE_COUNT,
                 f"it has {len(record.images)} images; its messages need {expected}.",
             )
-        return self.processor.understanding_sequence(messages, record.images)
+        return self.processor.understanding_tokens(messages, len(record.images))
 
     def _generation_sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         shorten = random.uniform("first_sentence") < self.first_sentence
@@ -209,17 +242,14 @@ class ExampleBuilder:
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its caption is empty.")
         if self.precomputed_image_tokens and self.processor.latent_shape is None:
             self._check_image_tokens(record)
-            return self.processor.generation_sequence(caption, None)
-        if len(record.images) != 1:
+        elif len(record.images) != 1:
             raise RejectedRecord(
                 RejectReason.IMAGE_COUNT if record.images else RejectReason.NO_IMAGE,
                 f"it has {len(record.images)} target images; it needs one.",
             )
-        if self.precomputed_image_tokens:
+        elif self.precomputed_image_tokens:
             self._check_latents(record)
-        random_crop = self.random_crop and not self.precomputed_image_tokens
-        rng = np.random.default_rng(random.bits("crop")) if random_crop else None
-        return self.processor.generation_sequence(caption, record.images[0], rng)
+        return self.processor.generation_tokens(caption)
 
     def _check_image_tokens(self, record: Record) -> None:
         n = self.processor.num_gen_tokens
@@ -238,13 +268,9 @@ class ExampleBuilder:
                 f"with --tokenizer, a JanusFlow or its VAE.",
             )
 
-    def _check_special_tokens(self, sequence: TokenSequence) -> None:
+    def _check_special_tokens(self, text: Int[np.ndarray, " T"]) -> None:
         # Text that contains a special token would be treated as an image or as padding.
-        special = self.processor.tokenizer.special
-        markers = (special.bos, special.pad, special.begin_of_image, special.end_of_image, special.image_placeholder)
-        text = sequence.tokens[_is_text(sequence)]
-        # Several times as fast as np.isin.
-        if (found := np.logical_or.reduce([text == marker for marker in markers])).any():
+        if (found := self._is_special[text]).any():
             token = self.processor.tokenizer.decode([int(text[found.argmax()])], skip_special_tokens=False)
             raise RejectedRecord(RejectReason.SPECIAL_TOKEN, f"its text contains the special token {token}.")
 
@@ -256,15 +282,3 @@ def _text_of_message(index: int, message: object) -> Message:
             RejectReason.BAD_CONVERSATION, f'message {index} is not an object with strings "role" and "content".'
         )
     return {"role": message["role"], "content": message["content"]}
-
-
-def _reason(record: Record) -> RejectReason:
-    """Returns the reason of a `JanusError` that the processor raised for the record."""
-    for image in record.images:
-        try:
-            open_image(image)
-        except TooManyPixels:
-            return RejectReason.IMAGE_TOO_LARGE
-        except JanusError:
-            return RejectReason.BAD_IMAGE
-    return RejectReason.BAD_CONVERSATION if record.messages else RejectReason.MALFORMED

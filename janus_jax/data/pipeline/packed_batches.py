@@ -2,7 +2,7 @@
 
 import functools
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 
 from janus_jax.data.pipeline.dataset import Component, shard_records
 from janus_jax.data.pipeline.examples import Example, ExampleBuilder
-from janus_jax.data.pipeline.loading import Loaded, LoadedExamples, iterate
+from janus_jax.data.pipeline.loading import Loaded, LoadedExamples, Ungrouped, complete, iterate
 from janus_jax.data.pipeline.mixture import Mixture
 from janus_jax.data.pipeline.packing import Budget, pack, select_examples, truncate
 from janus_jax.data.pipeline.stream_config import StreamConfig
@@ -29,16 +29,17 @@ _NOTHING = (-1, -1)
 
 @dataclass(frozen=True)
 class _LoadExample:
-    """Builds the example of a record, truncated to the budget. It is pickled for each data worker."""
+    """Starts the example of a record, truncated to the budget. It is pickled for each data worker."""
 
     component: Component
     builder: ExampleBuilder
     budget: Budget
 
-    def __call__(self, record: Record, example_id: str, epoch: int) -> Example:
+    def __call__(self, record: Record, example_id: str, epoch: int) -> Callable[[], Example]:
         if self.component.task not in (None, record.task):
             raise RejectedRecord(RejectReason.WRONG_TASK, f"its task is {record.task.value}.")
-        return truncate(self.builder(record, epoch, example_id), self.budget)
+        complete = self.builder.start(record, epoch, example_id)
+        return lambda: truncate(complete(), self.budget)
 
 
 class PackingReport(NamedTuple):
@@ -124,7 +125,7 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
             for index, component in enumerate(config.components)
         ]
         prefetch = max(_PREFETCH_PER_WORKER * max(workers, threads), _PREFETCH_PER_SEQUENCE * self.sequences)
-        self.iterate = functools.partial(iterate, workers=workers, threads=threads, prefetch=prefetch)
+        self.iterate = functools.partial(iterate, group=complete, workers=workers, threads=threads, prefetch=prefetch)
         super().__init__(components)
 
     def __iter__(self) -> "PackingIterator":
@@ -163,9 +164,8 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
             raise DataChanged(f"The data state has the format {state.get('format')!r}; this version reads {_FORMAT}")
         index, count = state["shard"]
         if count != self.shard_count:
-            raise JanusError(
-                f"The data state has {count} data shards and this stream has {self.shard_count}; open it with {count} "
-                f"shards, or drop the data state and set another StreamConfig.seed to start a new order."
+            raise DataChanged(
+                f"The data state was saved with {count} data shards, and now there are {self.shard_count}"
             )
         if index != self.shard_index:
             raise JanusError(
@@ -195,7 +195,7 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
         self._rejects = dataset.rejects.with_state(dataset.rejects.get_state())
         self._sequences, self._truncated, self._filled = 0, 0, np.zeros(4, np.int64)
         # Examples of the current phase.
-        self._examples: grain.DatasetIterator[Loaded[Example]] | None = None
+        self._examples: Ungrouped[Loaded[Example]] | None = None
         self._phase = 0
 
     def __next__(self) -> PackedBatch:

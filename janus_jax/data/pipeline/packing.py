@@ -120,6 +120,11 @@ def _best_group(
     sizes: Int[np.ndarray, "S 4"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, "4"], full: float
 ) -> Int[np.ndarray, " C"]:
     """Returns the group that leaves the fewest tokens free, or the oldest example if a larger group would fit."""
+    if len(fit) >= _MAX_GROUP:
+        longest = sizes[fit[np.argpartition(sizes[fit, 0], -_MAX_GROUP)[-_MAX_GROUP:]]].sum(axis=0)
+        # All groups fit less than this one, which is not full. Saves most of the time.
+        if free[0] - longest[0] > full and (longest <= free).all():
+            return fit[:1]
     first, second, third = groups = _groups(len(fit))
     # The added zero size stands for "no example" in groups of fewer than three.
     columns = np.vstack([sizes[fit], np.zeros_like(free)]).T

@@ -66,6 +66,8 @@ def start_worker(index: int, count: int) -> None:
         signal.signal(number, signal.SIG_IGN)
     # grain imports jax. A worker must not take memory of an accelerator.
     os.environ["JAX_PLATFORMS"] = "cpu"
+    # A worker encodes one text at a time.
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     if "jax" in sys.modules:
         sys.modules["jax"].config.update("jax_platforms", "cpu")
     threading.Thread(target=_exit_with_parent, name="parent watch", daemon=True).start()

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import jax
 
+from janus_jax.buckets import staged_folder
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Benchmark, Options, Question
@@ -101,9 +102,8 @@ class RunBenchmarks(Callback):
 
     def _write(self, folder: Path, selected: _Selected, answers: dict[str, str]) -> None:
         predictions = folder / "predictions"
-        with writing(predictions):
-            predictions.mkdir(parents=True, exist_ok=True)
-            selected.benchmark.write_predictions(selected.questions, answers, predictions)
+        with writing(predictions), staged_folder(predictions) as staged:
+            selected.benchmark.write_predictions(selected.questions, answers, staged)
         write_json(folder / "answers.json", answers)
 
 

@@ -1,9 +1,11 @@
 """Profiler trace of a few steps, for TensorBoard's profiler or https://ui.perfetto.dev."""
 
+import contextlib
 from pathlib import Path
 
 import jax
 
+from janus_jax.buckets import staged_folder
 from janus_jax.storage import writing
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 
@@ -21,11 +23,12 @@ class Profiling(Callback):
         self._folder = folder
         self._first, self._last = first, first + count - 1
         self._is_tracing = False
+        self._staged = contextlib.ExitStack()
 
     def before_step(self, step: int) -> None:
         """Starts the trace before its first step."""
         if self._first == step <= self._last and jax.process_index() == 0:
-            jax.profiler.start_trace(self._folder)
+            jax.profiler.start_trace(self._staged.enter_context(staged_folder(self._folder)))
             self._is_tracing = True
 
     def after_step(self, run: TrainingRun) -> None:
@@ -38,5 +41,5 @@ class Profiling(Callback):
         """Stops a trace that is still running."""
         if self._is_tracing:
             self._is_tracing = False
-            with writing(self._folder):
+            with writing(self._folder), self._staged:
                 jax.profiler.stop_trace()

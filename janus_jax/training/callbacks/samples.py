@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
+from janus_jax.buckets import staged_folder
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.generation.text import answer_limits
@@ -65,7 +66,6 @@ class GenerateSamples(Callback):
         if not run.is_due(self._interval):
             return
         params = merge(run.state.params, run.state.frozen)
-        # Always XLA attention: other kernels do not support every prompt length.
         dtype = self._recipe.on_platform(jax.default_backend()).execution.dtype
         network = make_model(self._config, Execution(dtype, layers="scanned"))
         model = Pretrained(self._config, params, self._processor, network, run.mesh)
@@ -104,12 +104,11 @@ class GenerateSamples(Callback):
         return [image for (image,) in model.generate(s.prompts, 1, s.seed, **settings)]
 
     def _write(self, folder: Path, answers: Sequence[str], images: Sequence[Image.Image]) -> None:
-        with writing(folder):
-            folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder), staged_folder(folder) as staged:
             if answers:
                 entries = (f"{title}\n{answer}\n" for title, answer in zip(self._titles, answers, strict=True))
-                (folder / "answers.txt").write_text("\n".join(entries), encoding="utf-8")
+                (staged / "answers.txt").write_text("\n".join(entries), encoding="utf-8")
             for number, (prompt, image) in enumerate(zip(self._samples.prompts, images, strict=True), 1):
                 info = PngInfo()
                 info.add_itxt("prompt", prompt)
-                image.save(folder / f"{number}.png", pnginfo=info)
+                image.save(staged / f"{number}.png", pnginfo=info)

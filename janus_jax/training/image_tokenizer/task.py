@@ -1,6 +1,5 @@
 """Trains VQ tokenizers and VAEs by the trainer."""
 
-import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from jax.sharding import Mesh
 
 from checkpoints_convert.convert import save_checkpoint
 from checkpoints_convert.tensor_files import open_tensors
+from janus_jax.buckets import as_path, remove_folder
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.metrics.inception import inception_params
@@ -202,9 +202,9 @@ def train_tokenizer(
     mesh = make_mesh() if jax.device_count() > 1 else None
     task = tokenizer_task(recipe, mesh=mesh, networks=networks, extensions=extensions)
     state = train(task, workdir).state
-    folder = Path(workdir) / "tokenizer"
+    folder = as_path(workdir) / "tokenizer"
     if jax.process_index() == 0:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_folder(folder)
         part = "gen_encoder" if isinstance(recipe, VQRecipe) else "vae"
         save_checkpoint(folder, {part: tokenizer_params(state)}, recipe.model)
         print(f"The image tokenizer is in {folder}.")

@@ -39,6 +39,7 @@ class TrackedRun:
       start_step: Step at which the run starts or resumes. The values of later steps, which an interrupted run has shown
         already, follow once more.
       message: Prints a line to the console.
+      files: Local folder for the tracker's files: `folder`, or one that is uploaded if `folder` is on a bucket.
     """
 
     id: str
@@ -46,6 +47,7 @@ class TrackedRun:
     config: Mapping[str, Any]
     start_step: int
     message: Callable[[str], None]
+    files: Path
 
     @functools.cached_property
     def versions(self) -> Mapping[str, str]:

@@ -28,7 +28,7 @@ class TensorBoard(Tracker):
 
         self._summary = summary
         self._event = proto.event_pb2.Event
-        self._path = run.folder / "tensorboard"
+        self._path = run.files / "tensorboard"
         with writing(self._path):
             self._path.mkdir(parents=True, exist_ok=True)
             # The process id distinguishes runs that start in the same second.

@@ -17,7 +17,7 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.data.pipeline.stream import open_stream, shard_states
 from janus_jax.data.pipeline.stream_config import StreamConfig
 from janus_jax.data.rejects import RejectedRecord, RejectReason
-from janus_jax.errors import JanusError
+from janus_jax.errors import DataChanged, JanusError
 from tests import tiny
 from tests.data.prepared import generation, text, understanding, write
 from tests.data.samples import image, png
@@ -300,7 +300,7 @@ def test_a_state_of_another_shard_raises_with_the_remedy(config):
         state = stream.get_state()
     with (
         open_stream(config, P) as stream,
-        pytest.raises(JanusError, match=r"has 2 data shards and this stream has 1; open it with 2 shards, or"),
+        pytest.raises(DataChanged, match=r"saved with 2 data shards, .* there are 1; .* --config\.data\.restart=True"),
     ):
         stream.set_state(shard_states([state]))
     with (

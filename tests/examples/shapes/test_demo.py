@@ -112,6 +112,7 @@ def test_shipped_models_have_the_config_of_their_recipe_and_are_small(folder, mo
     assert Processor.from_directory(folder, open_checkpoint(folder).config).system_prompt == ""
 
 
+@pytest.mark.slow
 @SHIPPED
 def test_shipped_models_score_above_chance(folder, model, tmp_path):
     loaded, protocol = janus_jax.load(folder, "float32"), ShapesProtocol(per_topic=20, per_category=4)

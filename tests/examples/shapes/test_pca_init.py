@@ -141,6 +141,7 @@ def test_the_patchwise_encoder_has_the_same_output(training, params, pixels, fea
     np.testing.assert_allclose(found, features(pixels), atol=1e-4 * float(jnp.max(jnp.abs(found))))
 
 
+@pytest.mark.slow
 def test_vae_latents_are_uncorrelated_with_variance_one_and_constant_deviation(pixels):
     model = VAE(VAE_CONFIG)
     random = random_params(lambda: nn.unbox(model.init(jax.random.key(0), pixels[:1])["params"]))

@@ -66,6 +66,7 @@ def test_average_follows_the_parameters():
     np.testing.assert_allclose(ema, 0.1 * before + 0.9 * after, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_codebook_starts_with_all_codes_in_use_and_frozen_parts_keep_their_values():
     training, state, step = compiled("moving average")
     state = jax.jit(training.init_codebook)(state, images(16))

@@ -17,7 +17,7 @@ def messages():
 def run_with(tracker, messages, calls=(), seconds=20.0):
     """Runs one tracker and returns the seconds that its calls and its end took."""
     begin = time.monotonic()
-    found = TrackerThreads({"mine": tracker}, TrackedRun("id", Path("run"), {}, 0, messages.append))
+    found = TrackerThreads({"mine": tracker}, TrackedRun("id", Path("run"), {}, 0, messages.append, files=Path("run")))
     for call in calls:
         found.put(call)
     found.finish(True, seconds)

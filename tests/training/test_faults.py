@@ -1,0 +1,67 @@
+"""Four processes of a run, one of which fails."""
+
+import numpy as np
+import pytest
+
+from benchmarks.fault_injection import KINDS, Fault
+from benchmarks.fault_runs import is_named, newest_checkpoint, run_cluster, steps_logged
+from janus_jax.errors import ExitCode
+from tests.commands.conftest import ROOT
+from tests.training import runs
+
+PROCESSES = 4
+# The processes that wait, and the one that fails if it is alive.
+EXPECTED = dict.fromkeys(KINDS, ExitCode.STALLED) | {
+    "loader_crawls": ExitCode.SUCCESS,
+    "bucket_error": ExitCode.INTERNAL_ERROR,
+    "disk_full": ExitCode.DISK_FULL,
+}
+
+
+def arguments(workdir, **resources):
+    start = "--config.stages.stage_1"
+    limits = {"lost_seconds": 10, "watchdog_minutes": 0.5} | resources
+    return [
+        f"--config={ROOT / 'tests' / 'training' / 'runs.py'}",
+        f"--workdir={workdir}",
+        *runs.flags(),
+        *(f"{start}.initialisation.source=model", f"{start}.initialisation.model={runs.models() / 'model'}"),
+        *(f"{start}.batch_size=8", f"{start}.steps=8", "--config.intervals.save=2"),
+        *(f"--config.resources.{name}={value}" for name, value in limits.items()),
+    ]
+
+
+def assert_ends(kind, folder):
+    """Lets a run fail at step 4; checks exit codes and culprit, and returns the workdir."""
+    workdir, process = folder / "run", 0 if kind == "coordinator_killed" else 2
+    if kind == "kill_in_restore":
+        run_cluster([*arguments(workdir), "--config.stages.stage_1.stop_at=4"], PROCESSES, folder / "first")
+    delay = 4.0 if kind.startswith("loader") else 0.0
+    fault = Fault(kind, process, 4, delay, str(folder / "mark"))
+    ends = run_cluster(arguments(workdir), PROCESSES, folder / "logs", fault=fault)
+    others = [end for index, end in enumerate(ends) if index != process]
+    assert [end.code for end in others] == [EXPECTED[kind]] * 3, [end.log for end in ends]
+    if EXPECTED[kind] == ExitCode.STALLED:
+        assert is_named(fault, ends, PROCESSES), [end.log for end in ends]
+    return workdir
+
+
+@pytest.mark.slow
+def test_sleeping_loader_ends_the_run_which_names_its_process(tmp_path):
+    workdir = assert_ends("loader_sleeps", tmp_path)
+    (stacks,) = (workdir / "stage_1" / "stalls").glob("*.process_2.txt")
+    assert "fault_injection.py" in stacks.read_text()
+
+
+@pytest.mark.nightly
+def test_runs_with_any_fault_resume_with_the_losses_of_an_undisturbed_run(tmp_path):
+    for end in run_cluster(arguments(tmp_path / "undisturbed"), PROCESSES, tmp_path / "logs"):
+        assert end.code == 0, end.log
+    expected = steps_logged(tmp_path / "undisturbed")
+    for kind in KINDS:
+        workdir = assert_ends(kind, tmp_path / kind)
+        for end in run_cluster(arguments(workdir), PROCESSES, tmp_path / kind / "last"):
+            assert end.code == 0, end.log
+        assert newest_checkpoint(workdir) == 8
+        found = steps_logged(workdir)
+        np.testing.assert_allclose([found[step] for step in expected], list(expected.values()), rtol=1e-4)

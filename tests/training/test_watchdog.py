@@ -1,0 +1,50 @@
+"""A process that is stuck ends; tests/training/test_faults.py runs several processes."""
+
+import subprocess
+import sys
+
+import pytest
+
+from janus_jax.errors import ExitCode, JanusError
+from janus_jax.training.watchdog import Limits
+from tests.commands.conftest import environment
+
+STUCK = """
+import sys, time
+from pathlib import Path
+from janus_jax.training.phases import Phases
+from janus_jax.training.watchdog import Limits, Watchdog
+
+def next_batch_of_a_broken_loader():
+    time.sleep(600)
+
+phases = Phases()
+with Watchdog(phases, Limits(watchdog_minutes=0.01), Path(sys.argv[1])), phases("step"):
+    phases.begin_step(7)
+    with phases("data"):
+        next_batch_of_a_broken_loader()
+"""
+
+
+def test_stuck_process_ends_with_its_stacks_and_a_retryable_code(tmp_path):
+    command = [sys.executable, "-c", STUCK, str(tmp_path)]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=120, env=environment(), check=False)
+    assert ended.returncode == ExitCode.STALLED
+    assert ended.stderr.splitlines()[-1] == (
+        "janus-train: The run is stuck at step 7: no step was completed for 1 s; this process is waiting for its data. "
+        "Repeat the command."
+    )
+    (file,) = (tmp_path / "stalls").iterdir()
+    assert file.name.endswith(".process_0.txt")
+    assert "next_batch_of_a_broken_loader" in file.read_text()
+
+
+def test_each_phase_has_its_limit():
+    limits = Limits(watchdog_minutes=1, compile_minutes=2, restore_minutes=3, save_minutes=4, evaluate_minutes=0)
+    seconds = {"data": 60, "step": 60, "compile": 120, "start": 180, "save": 240, "evaluate": float("inf")}
+    assert {phase: limits.seconds(phase) for phase in seconds} == seconds
+
+
+def test_limits_are_checked():
+    with pytest.raises(JanusError, match=r"config\.resources\.lost_seconds is 1000"):
+        Limits(lost_seconds=1000)
