@@ -88,8 +88,8 @@ class Janus(Backbone):
             x = insert_images(x, self.embed_image_tokens(ids.reshape(len(ids), -1)), batch.gen_token_index)
         return x
 
-    def target_image_tokens(self, batch: Batch) -> Int[Array, "B G N"]:
-        """Returns the tokens of the target images: precomputed, or from the image tokenizer."""
+    def target_image_tokens(self, batch: Batch) -> Int[Array, "B M N"]:
+        """Returns the tokens of the target and context images: precomputed, or from the image tokenizer."""
         if batch.gen_ids is not None:
             return batch.gen_ids
         batch_size, images = batch.gen_images.shape[:2]
