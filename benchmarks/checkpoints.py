@@ -2,10 +2,9 @@
 
     python -m benchmarks.checkpoints --folder /mnt/disk
 
-A round saves a state, copies the checkpoint's files (read, write, fsync), restores the checkpoint, copies the files
-again, and reads them into new memory, which a restore has to do, too. So all see the same load of the machine. Medians are
-compared. The page cache is not dropped: copy and restore both read files that were just written. The last line is one JSON
-object.
+A round saves a state, copies the files of the checkpoint (read, write, fsync), restores it, copies the files again, and
+reads them into new memory, which a restore has to do, too. So all see the same load of the machine. Medians are
+compared. The page cache is not dropped: all read files that were just written. The last line is one JSON object.
 """
 
 import json
