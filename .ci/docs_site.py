@@ -1,5 +1,6 @@
-"""mkdocs hooks: add pages from outside `docs/`, and check that the site loads no files from other hosts."""
+"""mkdocs hooks: add pages from outside `docs/` and from notebooks; check that no page loads files from other hosts."""
 
+import json
 import re
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ EXTERNAL = re.compile(
 
 
 def on_files(files: Files, config: Any) -> Files:
-    """Adds the pages of `PAGES` with links that work in the site, and the images in their folders."""
+    """Adds the pages of `PAGES` with links that work in the site, the images in their folders, and the notebooks."""
     for page, source in PAGES.items():
         path = ROOT / source
         text = re.sub(r"\]\((?:\.\./)*docs/", "](", path.read_text(encoding="utf-8"))
@@ -25,14 +26,26 @@ def on_files(files: Files, config: Any) -> Files:
         files.append(File.generated(config, page, content=text))
         for image in path.parent.glob("*.svg"):
             files.append(File.generated(config, image.name, abs_src_path=str(image)))
+    for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
+        files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=_notebook_page(notebook)))
     return files
+
+
+def _notebook_page(notebook: Path) -> str:
+    """Returns the cells of a notebook as Markdown. Its outputs are not stored."""
+    parts = [f'<a href="{notebook.name}" download>Download this page as a notebook</a>']
+    for cell in json.loads(notebook.read_text(encoding="utf-8"))["cells"]:
+        text = "".join(cell["source"])
+        parts.append(text if cell["cell_type"] == "markdown" else f"```python\n{text}\n```")
+    title = parts.pop(1)
+    return "\n\n".join([title, *parts]) + "\n"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Changes links to files outside `docs/` to the pages made from them."""
     for page, source in {**PAGES, "index.md": "README.md"}.items():
         markdown = markdown.replace(f"](../{source}", f"]({page}")
-    return markdown
+    return re.sub(r"\]\(([^):]+)\.ipynb", r"](\1.md", markdown)
 
 
 def on_post_build(config: Any) -> None:

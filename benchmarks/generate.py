@@ -20,24 +20,27 @@ from collections.abc import Iterator, Sequence
 from statistics import median
 from typing import Any, NamedTuple, cast, get_args
 
+import jax
 import numpy as np
 from absl import flags
 
 from benchmarks.shared import (
     PROMPT_LENGTH,
     SMALL,
+    bytes_per_token,
     guided_batch,
-    load_weights,
     machine,
     median_ratio,
     prompt_batch,
     random_prompt,
+    random_weights,
     timed,
     use_cores,
 )
+from janus_jax.accelerators import ACCELERATORS
 from janus_jax.batch import Batch
 from janus_jax.commands import cli
-from janus_jax.config import Dtype, Execution, JanusConfig, janus_preset
+from janus_jax.config import Dtype, Execution, JanusConfig, Quantization, janus_preset
 from janus_jax.generation.image_tokens import image_token_decoder
 from janus_jax.generation.parallel_decode import ParallelDecoder
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
@@ -48,6 +51,7 @@ from janus_jax.pretrained import load
 _MODEL = flags.DEFINE_string("model", None, "checkpoint folder (default: random weights)")
 _PRESET = flags.DEFINE_string("preset", None, "released model whose shape is used (default: a small model)")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
+_QUANTIZATION = flags.DEFINE_enum("quantization", "none", get_args(Quantization), "weights of 8 bits")
 _IMAGE_TOKENS = flags.DEFINE_integer("image_tokens", 144, "tokens per image of the small model, a square number", 4)
 _WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8"], "windows to measure")
 _BATCHES = flags.DEFINE_list("batches", ["1"], "numbers of images per batch")
@@ -91,19 +95,19 @@ class Generator(NamedTuple):
 
 def _generator() -> tuple[str, Generator]:
     """Returns the name of the model, and the model with its prompts."""
-    dtype = cast(Dtype, _DTYPE.value)
+    dtype, quantization = cast(Dtype, _DTYPE.value), cast(Quantization, _QUANTIZATION.value)
     guided = _SCALE.value != 1
     if _MODEL.value is not None:
-        loaded = load(_MODEL.value, dtype)
+        loaded = load(_MODEL.value, dtype, quantization=quantization)
         prompt = loaded.processor.generation_prompt("a red circle above a blue square")
         sequences = [prompt, loaded.processor.unconditional_sequence(prompt)] if guided else [prompt]
         batch = loaded.processor.left_pad(sequences, PROMPT_LENGTH)
         return loaded.config.name, Generator(cast(Janus, loaded.model), loaded.params, batch)
     config = _small_config() if _PRESET.value is None else janus_preset(_PRESET.value)
-    execution = Execution(dtype, dtype, layers="unrolled")
+    execution = Execution(dtype, dtype, layers="unrolled", quantization=quantization)
     tokens = random_prompt(np.random.default_rng(0), config)
     batch = guided_batch(tokens) if guided else prompt_batch(tokens)
-    return config.name, Generator(Janus(config, execution), load_weights(config, execution), batch)
+    return config.name, Generator(Janus(config, execution), random_weights(config, execution), batch)
 
 
 def _small_config() -> JanusConfig:
@@ -142,8 +146,10 @@ def main(_: Sequence[str]) -> None:
     """Prints a table and a line of JSON."""
     cores = use_cores(_CORES.value)
     name, generator = _generator()
-    total = generator.model.config.num_gen_tokens
+    total, kind = generator.model.config.num_gen_tokens, jax.devices()[0].device_kind
     print(f"{name}, {total} tokens per image, guidance scale {_SCALE.value:g}, temperature {_TEMPERATURE.value:g}")
+    weights = bytes_per_token(generator.model.config, generator.model.execution)
+    bandwidth = next((chip.memory_bandwidth for chip in ACCELERATORS.values() if chip.kind == kind), None)
     print(f"{'batch':>5} {'window':>6} {'passes':>6} {'seconds':>8} {'ratio':>6} {'different':>9}")
     rows = []
     for batch_size in map(int, _BATCHES.value):
@@ -153,8 +159,12 @@ def main(_: Sequence[str]) -> None:
                 f"{row['different']:9.1e}",
                 flush=True,
             )
+            if bandwidth is not None:
+                # Share of the time that reading the weights alone takes.
+                row["weights_share"] = row["passes"] * weights / bandwidth / row["seconds"]
             rows.append(row)
-    report = {"model": name, "dtype": _DTYPE.value, "tokens": total, "cores": cores, "runs": rows, **machine()}
+    report = {"model": name, "dtype": _DTYPE.value, "quantization": _QUANTIZATION.value, "tokens": total}
+    report |= {"cores": cores, "weight_bytes": weights, "runs": rows, **machine()}
     print(json.dumps(report))
 
 

@@ -21,7 +21,6 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any, NamedTuple, cast, get_args
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,6 +33,7 @@ from benchmarks.shared import (
     PAD,
     SMALL,
     alternate,
+    bytes_per_token,
     copy_weights,
     guided_batch,
     has_torch,
@@ -49,7 +49,6 @@ from janus_jax.commands import cli
 from janus_jax.config import AttentionKernel, Dtype, Execution, JanusConfig, janus_preset
 from janus_jax.generation.image_tokens import sample_image_tokens, tokens_to_images
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
-from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.models.layers import project
 
@@ -260,14 +259,6 @@ class TorchJanus:
             return array
 
         return run
-
-
-def bytes_per_token(config: JanusConfig, execution: Execution) -> int:
-    """Returns the size of the weights that a decode step of image generation reads."""
-    params = nn.unbox(abstract_params(make_model(config, execution)))
-    layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
-    leaves = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
-    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def _torch_device() -> str | None:

@@ -15,8 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from benchmarks.inference import bytes_per_token
-from benchmarks.shared import markdown_table
+from benchmarks.shared import bytes_per_token, markdown_table
 from janus_jax.accelerators import ACCELERATORS, Accelerator, peak_flops
 from janus_jax.commands import cli
 from janus_jax.config import Execution, JanusConfig, janus_preset

@@ -1,5 +1,6 @@
 """Helpers of the benchmarks: random weights for jax and PyTorch, timing, tables, and a description of the machine."""
 
+import functools
 import gc
 import math
 import os
@@ -12,7 +13,9 @@ from importlib.util import find_spec
 from statistics import median
 from typing import Any, TypeVar
 
+import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from checkpoints_convert.layout import Layout, MappedParameter
@@ -22,6 +25,8 @@ from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution, JanusConfig, LlamaConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
+from janus_jax.models.factory import abstract_params, make_model
+from janus_jax.models.layers import WEIGHT_SCALE
 from janus_jax.pretrained import load_params
 
 SMALL = JanusConfig(
@@ -57,6 +62,38 @@ def load_weights(config: ModelConfig, execution: Execution, layout: Layout = LAY
     """Returns the values of `weights` as a model's parameters on the device."""
     leaves = ((unit.parameter.keys, unit.layer, array) for unit, array in weights(config, layout))
     return load_params(leaves, config, execution, mesh=None)
+
+
+def random_weights(config: ModelConfig, execution: Execution) -> Params:
+    """Returns random parameters that are made on the device, which takes seconds for a model of any size."""
+    abstract = nn.unbox(abstract_params(make_model(config, execution)))
+
+    @functools.partial(jax.jit, static_argnums=(1, 2, 3))
+    def sample(key: jax.Array, shape: tuple[int, ...], dtype: Any, scale: float) -> jax.Array:
+        return (scale * jax.random.normal(key, shape)).astype(dtype)
+
+    def make(path: Any, leaf: Any) -> jax.Array:
+        names = [entry.key for entry in path]
+        if names[-1] in ("scale", "bias"):
+            return jnp.full(leaf.shape, names[-1] == "scale", leaf.dtype)
+        inputs = leaf.shape[:-1] if names[-1] == "kernel" else leaf.shape[-2 if names[-2] == "out" else -1 :]
+        if names[-1] == WEIGHT_SCALE:
+            return jnp.full(leaf.shape, 1 / (32 * math.sqrt(config.llm.width)), leaf.dtype)
+        # The standard deviation of 32 of a weight of 8 bits belongs to its scale.
+        quantized = leaf.dtype.itemsize == 1
+        key = jax.random.key(zlib.crc32("/".join(names).encode()))
+        return sample(key, leaf.shape, leaf.dtype, 32.0 if quantized else 1 / math.sqrt(math.prod(inputs)))
+
+    params: Params = jax.tree_util.tree_map_with_path(make, abstract)
+    return params
+
+
+def bytes_per_token(config: JanusConfig, execution: Execution) -> int:
+    """Returns the size of the weights that a decode step of image generation reads."""
+    params = nn.unbox(abstract_params(make_model(config, execution)))
+    layers = [block for name, block in params["llm"].items() if name.startswith("layers")]
+    leaves = jax.tree.leaves([layers, params["gen_adaptor"], params["gen_head"]])
+    return sum(leaf.size * leaf.dtype.itemsize for leaf in leaves)
 
 
 def copy_weights(module: Any, config: ModelConfig, layout: Layout = LAYOUT) -> None:

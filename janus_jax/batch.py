@@ -1,7 +1,8 @@
 """The batch type that the data pipeline and the processor pass to the model.
 
 A batch holds packed token sequences and their images. A position holds a text token, a patch of an input image
-(understanding), or a token of a target image (generation). Training, evaluation and sampling use the same type.
+(understanding), or a token of a target image (generation) or of a context image. Training, evaluation and sampling use
+the same type.
 
 The batch is a named tuple, which is a pytree in jax and does not need jax: `processing` does not import it.
 """
@@ -32,17 +33,18 @@ class Batch(NamedTuple):
         attends to earlier positions with the same segment id only.
       positions: Rotary positions, restarting at 0 in each segment.
       und_patch_index: Index of the input-image patch at this position, or `NO_IMAGE`.
-      gen_token_index: Index of the target-image token (or patch of latents) at this position, or `NO_IMAGE`.
+      gen_token_index: Index of the image token (or patch of latents) at this position, or `NO_IMAGE`.
       und_images: Input images, uint8 RGB, zero-padded to U per sequence.
-      gen_images: Target images, uint8 RGB, zero-padded to G per sequence.
+      gen_images: Target images, uint8 RGB, zero-padded to G per sequence, then context images, zero-padded to C. The
+        tokens of context images, such as the source of an edit, are read but not predicted. M = G + C.
       text_targets: Positions of the text tokens that are targets. Each is predicted from the previous position. Padded
         to T per sequence with `NO_POSITION`. Training only.
       gen_starts: Position of the first token of each target image, padded with `NO_POSITION`. All its tokens are
         targets. Training only.
-      gen_ids: Precomputed tokens of the target images; `gen_images` may then be empty (G = 0). None: the image
+      gen_ids: Precomputed tokens of the target and context images; `gen_images` may then be empty. None: the image
         tokenizer runs on `gen_images`.
-      gen_latents: Latents of the target images, interpolated between noise and image (JanusFlow). None: the VAE runs
-        on `gen_images`.
+      gen_latents: Latents of the target images, interpolated between noise and image (JanusFlow, which has no context
+        images). None: the VAE runs on `gen_images`.
       gen_times: Time of the latents: 0 is noise, 1 is the image. None: the time of all latents is 1.
     """
 
@@ -52,10 +54,10 @@ class Batch(NamedTuple):
     und_patch_index: Int[Any, "B L"]
     gen_token_index: Int[Any, "B L"]
     und_images: UInt8[Any, "B U H W 3"]
-    gen_images: UInt8[Any, "B G H2 W2 3"]
+    gen_images: UInt8[Any, "B M H2 W2 3"]
     text_targets: Int[Any, "B T"] | None = None
     gen_starts: Int[Any, "B G"] | None = None
-    gen_ids: Int[Any, "B G N"] | None = None
+    gen_ids: Int[Any, "B M N"] | None = None
     gen_latents: Float[Any, "B G h w C"] | None = None
     gen_times: Float[Any, "B G"] | None = None
 

@@ -1,21 +1,22 @@
 """Pretrained models: `load` reads a checkpoint folder, `Pretrained` answers questions and generates images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key, UInt8
 from PIL import Image
 
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig
+from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig, Quantization
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
@@ -34,8 +35,11 @@ def load(
     mesh: Mesh | None = None,
     *,
     attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
+    adapter: str | Path | None = None,
+    merge_adapter: bool = True,
 ) -> "Pretrained":
     """Loads a model from a checkpoint folder in the released, transformers' or converted layout, or from the hub.
 
@@ -45,18 +49,31 @@ def load(
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
       conversation: Conversation template, for a folder that does not identify its release.
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
         images.
+      adapter: Folder or hub id of a LoRA adapter in peft's layout. If `path` itself is an adapter, its base model is
+        loaded.
+      merge_adapter: Whether the adapter is added to its matrices, in float32 before the cast to `dtype`. False: it is
+        computed next to them, as in training, which is slower.
 
     Raises:
       JanusError: The folder is missing, damaged or in an unknown layout, the hub does not provide the model, the model
         cannot be sharded over the mesh, the mesh has devices of other processes, or the devices cannot be used.
     """
-    checkpoint = open_checkpoint(path, conversation, vae)
+    checkpoint = open_checkpoint(path, conversation, vae, adapter=adapter)
     processor = Processor.from_directory(checkpoint.folder, checkpoint.model_config)
-    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention)
+    return load_checkpoint(
+        checkpoint,
+        processor,
+        dtype,
+        mesh,
+        attention=attention,
+        quantization=quantization,
+        merge_adapter=merge_adapter,
+    )
 
 
 def load_checkpoint(
@@ -66,10 +83,16 @@ def load_checkpoint(
     mesh: Mesh | None = None,
     *,
     attention: AttentionKernel = "auto",
+    quantization: Quantization = "none",
+    merge_adapter: bool = True,
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
+    if quantization not in get_args(Quantization):
+        raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
+    if quantization != "none" and checkpoint.adapter is not None and not merge_adapter:
+        raise JanusError("A quantized model needs a merged adapter; set merge_adapter=True or quantization='none'.")
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -79,8 +102,17 @@ def load_checkpoint(
                 "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
             )
         check_mesh(config, mesh)
-    execution = Execution(dtype=dtype, param_dtype=dtype, attention=attention, layers="unrolled")
-    params = load_params(checkpoint.params(dtype), config, execution, mesh)
+    adapter = None if merge_adapter else checkpoint.adapter
+    # Fused matrices have no place for an adapter.
+    layers: Literal["scanned", "unrolled"] = "unrolled" if adapter is None else "scanned"
+    execution = Execution(dtype, dtype, attention, layers=layers, quantization=quantization)
+    source = checkpoint if adapter is None else replace(checkpoint, adapter=None)
+    params = load_params(source.params(dtype), config, execution, mesh)
+    if adapter is not None:
+        # Replicated on a mesh, because adapters are small.
+        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        stacked = jax.device_put(adapter.stacked(checkpoint.parameters), sharding)
+        params = unflatten_dict(flatten_dict(params) | stacked)
     return Pretrained(config, params, processor, make_model(config, execution), mesh)
 
 
@@ -129,8 +161,8 @@ class Pretrained:
 
     Attributes:
       config: Architecture.
-      params: Parameters of `model`, with a subtree per layer. `models.backbone.scan_params` stacks the layers for
-        training.
+      params: Parameters of `model`, with a subtree per layer, or stacked with an adapter that is not merged.
+        `models.backbone.scan_params` stacks the layers for training.
       processor: Converts messages and images to arrays.
       model: The network, called as `model.apply({"params": params}, ...)`.
       mesh: Mesh over which the parameters are sharded. None: a single device.

@@ -136,15 +136,17 @@ def step_flops(recipe: Recipe, trained: Collection[str], attention: AttentionKer
     sequences, budget = stage.batch_size, stage.budget
     examples = budget.und_images + budget.gen_images + 1
     example_length = budget.tokens / examples
-    image_tokens = budget.und_images * config.und_encoder.num_patches + budget.gen_images * config.num_gen_tokens
+    gen_images = budget.gen_images + budget.context_images
+    image_tokens = budget.und_images * config.und_encoder.num_patches + gen_images * config.num_gen_tokens
     text_targets = min(budget.text_targets, max(0, budget.tokens - image_tokens))
     needed = ItemCounts(
         tokens=sequences * budget.tokens,
         pairs=sequences * budget.tokens * (example_length + 1) / 2,
         und_images=sequences * budget.und_images,
         gen_images=sequences * budget.gen_images,
-        encoded_images=0 if recipe.precomputed_image_tokens else sequences * budget.gen_images,
+        encoded_images=0 if recipe.precomputed_image_tokens else sequences * gen_images,
         text_targets=sequences * text_targets,
+        context_images=sequences * budget.context_images,
     )
     per_item = flops_per_item(config, trained)
     # Kernels skip later positions, exactly or in four blocks, but not the positions of other examples.

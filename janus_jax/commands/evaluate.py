@@ -99,11 +99,13 @@ def main(_: Sequence[str]) -> None:
         # Mesh, batch size and parallel window are omitted, so that a run can continue with other values of them.
         common = {
             "model": model_fingerprint(opened.checkpoint.path),
+            **({"adapter": model_fingerprint(adapter.path)} if (adapter := opened.checkpoint.adapter) else {}),
             "dtype": models.resolve_dtype(models.DTYPE.value),
             "conversation": config.conversation,
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
             "max_new_tokens": _MAX_NEW_TOKENS.value,
+            **models.quantization_setting(),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)

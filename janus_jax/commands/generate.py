@@ -76,7 +76,11 @@ def main(_: Sequence[str]) -> None:
         common = {
             "seed": model_flags.SEED.value,
             "model": f"{model.config.name} ({model_flags.MODEL.value})",
-            "settings": json.dumps(settings | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}),
+            "settings": json.dumps(
+                settings
+                | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
+                | model_flags.quantization_setting()
+            ),
             "Software": "janus_jax",
         }
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value

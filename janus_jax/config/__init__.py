@@ -9,7 +9,7 @@ Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXi
 """
 
 from janus_jax.config.autoencoders import AutoencoderConfig, VAEConfig, VQConfig
-from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, RematPolicy
+from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, Quantization, RematPolicy
 from janus_jax.config.fields import config_from_dict
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.models import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, VisualEncoder
@@ -30,6 +30,7 @@ __all__ = [
     "LayerLoop",
     "LlamaConfig",
     "ModelConfig",
+    "Quantization",
     "RematPolicy",
     "SiglipConfig",
     "UViTConfig",

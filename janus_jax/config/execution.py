@@ -1,5 +1,6 @@
 """Settings of a model's execution that do not depend on its weights."""
 
+import dataclasses
 from dataclasses import dataclass
 from typing import Literal
 
@@ -9,6 +10,7 @@ AttentionKernel = Literal["auto", "xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 LayerLoop = Literal["scanned", "unrolled"]
 Dtype = Literal["float32", "bfloat16", "float16"]
+Quantization = Literal["none", "int8", "fp8"]
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,8 @@ class Execution:
         depth. "unrolled" is for sampling: each block has its own parameter tree, so that a decode step does not copy
         matrices out of a stack, and matrices with the same input are fused.
         `models.backbone.unroll_params` and `scan_params` convert one form into the other.
+      quantization: "int8" or "fp8" (e4m3) stores the matrices of the language model, its text head and SigLIP in 8
+        bits, with a scale for each output. It is for sampling, with "unrolled" layers.
       scan_unroll: Blocks per iteration of the loop over "scanned" layers. For small models on a CPU, one iteration for
         all blocks is about 10% faster, but takes longer to compile.
     """
@@ -36,7 +40,13 @@ class Execution:
     attention: AttentionKernel = "auto"
     remat: RematPolicy = "none"
     layers: LayerLoop = "scanned"
+    quantization: Quantization = "none"
     scan_unroll: int = 1
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def unquantized(self) -> "Execution":
+        """The same settings with weights that are not quantized."""
+        return dataclasses.replace(self, quantization="none")

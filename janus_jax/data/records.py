@@ -16,7 +16,8 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from janus_jax.errors import JanusError
-from janus_jax.processing import Message, Task
+from janus_jax.processing import Message, Task, is_assistant
+from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,9 +30,10 @@ class Record:
       text: Document (text), caption (generation) or instruction (editing); "" for conversations.
       messages: Turns of a conversation, with one `<image_placeholder>` per image.
       images: Encoded image files, in the order of their placeholders. A generation record has one, its target image.
-        An editing record has its input images, then its target image.
+        An editing record has its source images, then its target image. In an interleaved record, images in turns of the
+        assistant are target images.
       alternatives: Further captions of the image, which `for_epoch` selects. In a conversation, further last answers.
-      image_tokens: Precomputed tokens of the target image, or empty.
+      image_tokens: Precomputed tokens of the images `tokenized_images`, one image after the other, or empty.
       image_latents: Precomputed latents of the target image for JanusFlow, or empty. They are the scaled means of the
         VAE in row-major order.
       unused: Names of the input's fields that the record does not use, for the report. Not stored.
@@ -47,6 +49,18 @@ class Record:
     image_latents: Float[np.ndarray, " h*w*C"] = field(default_factory=lambda: np.zeros(0, np.float32))
 
     unused: tuple[str, ...] = ()
+
+    @property
+    def tokenized_images(self) -> list[int]:
+        """Indices of the images that are read as image tokens: target images, and the source images of an edit."""
+        if self.task is Task.INTERLEAVED:
+            roles = [
+                message["role"] for message in self.messages for _ in range(message["content"].count(IMAGE_PLACEHOLDER))
+            ]
+            return [index for index, role in enumerate(roles) if is_assistant(role)]
+        if self.task is Task.EDITING:
+            return list(range(len(self.images)))
+        return [0] if self.task is Task.GENERATION else []
 
     def for_epoch(self, epoch: int) -> "Record":
         """Returns the record with the caption that an epoch uses, without alternatives.

@@ -14,7 +14,9 @@ from janus_jax.config import Execution, JanusConfig, ModelConfig
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
+from janus_jax.models.layers import WEIGHT_SCALE, quantize
 from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
+from janus_jax.models.target_platform import target_platform
 
 
 def make_model(config: ModelConfig, execution: Execution = Execution()) -> Backbone:
@@ -43,8 +45,10 @@ def init_params(model: Backbone, key: Key[Array, ""]) -> Params:
 
 def abstract_params(model: Backbone) -> Params:
     """Returns shapes, dtypes and logical axis names of the parameters without computing them."""
-    key = jax.eval_shape(jax.random.key, 0)  # A real key would initialize the devices.
-    params: Params = jax.eval_shape(lambda key: init_params(model, key), key)
+    # A real key, or the choice of kernels for the devices, would initialize the devices.
+    with target_platform("cpu"):
+        key = jax.eval_shape(jax.random.key, 0)
+        params: Params = jax.eval_shape(lambda key: init_params(model, key), key)
     return params
 
 
@@ -54,7 +58,8 @@ def params_from_leaves(
     """Builds a parameter tree on the devices from arrays that are read one by one.
 
     To save host memory, an array is put on its devices as soon as it is complete. The host holds one stacked parameter
-    (stacked layers) or the parameters of one transformer block (unrolled layers) at a time.
+    (stacked layers) or the parameters of one transformer block (unrolled layers) at a time. A weight for which
+    `abstract` has scales is quantized.
 
     Args:
       leaves: For each array its keys in the stacked tree, its layer (None outside stacks) and its values, in the order
@@ -68,6 +73,10 @@ def params_from_leaves(
 
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
         leaf = wanted[keys]
+        scale_keys = (*keys[:-1], WEIGHT_SCALE)
+        if keys[-1] == "weight" and scale_keys in wanted:
+            array, scale = quantize(array, len(wanted[scale_keys].shape), leaf.dtype)
+            put(scale_keys, scale)
         array = array.astype(leaf.dtype, copy=False)
         if leaf.sharding is None:
             params[keys] = jax.device_put(array)

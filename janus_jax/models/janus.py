@@ -51,7 +51,8 @@ class Janus(Backbone):
 
     def setup(self) -> None:
         super().setup()
-        c, e = self.config, self.execution
+        # The heads and adaptors, and the image tokenizer or the networks of latents, are not quantized.
+        c, e = self.config, self.execution.unquantized
         width = c.llm.width
         self.und_adaptor = TwoLayerMLP(width, width, ("embed", "mlp", "embed"), e)
         self.gen_encoder = VQTokenizer(c.gen_encoder, e)
@@ -87,8 +88,8 @@ class Janus(Backbone):
             x = insert_images(x, self.embed_image_tokens(ids.reshape(len(ids), -1)), batch.gen_token_index)
         return x
 
-    def target_image_tokens(self, batch: Batch) -> Int[Array, "B G N"]:
-        """Returns the tokens of the target images: precomputed, or from the image tokenizer."""
+    def target_image_tokens(self, batch: Batch) -> Int[Array, "B M N"]:
+        """Returns the tokens of the target and context images: precomputed, or from the image tokenizer."""
         if batch.gen_ids is not None:
             return batch.gen_ids
         batch_size, images = batch.gen_images.shape[:2]

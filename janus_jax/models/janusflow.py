@@ -54,7 +54,8 @@ class JanusFlow(Backbone):
 
     def setup(self) -> None:
         super().setup()
-        c, e = self.config, self.execution
+        # The heads and adaptors, and the image tokenizer or the networks of latents, are not quantized.
+        c, e = self.config, self.execution.unquantized
         self.und_adaptor = Linear((c.llm.width,), ("embed", None), e)
         self.beg_of_und = Embedding(1, c.llm.width, (None, "embed"), e)
         self.gen_encoder = LatentEncoder(c.gen_encoder, c.llm.width, e)

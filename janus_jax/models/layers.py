@@ -13,9 +13,10 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Int, Shaped
 
 from janus_jax.config import Execution
 
@@ -31,12 +32,18 @@ LORA_A, LORA_B, LORA_SCALE = "lora_a", "lora_b", "lora_scale"
 
 
 def parameter(
-    module: nn.Module, name: str, init: Initializer, shape: tuple[int, ...], axes: Axes, execution: Execution
+    module: nn.Module,
+    name: str,
+    init: Initializer,
+    shape: tuple[int, ...],
+    axes: Axes,
+    execution: Execution,
+    dtype: DTypeLike | None = None,
 ) -> Array:
-    """Creates or reads a parameter of `module` with logical axis names."""
+    """Creates or reads a parameter of `module` with logical axis names. Default dtype: `execution.param_dtype`."""
     # Any, because flax's annotation says that `param` returns the box; it returns the array.
     boxed_init: Any = nn.with_logical_partitioning(init, axes)
-    array: Array = module.param(name, boxed_init, shape, execution.param_dtype)
+    array: Array = module.param(name, boxed_init, shape, dtype or execution.param_dtype)
     return array
 
 
@@ -125,11 +132,43 @@ def fan_in_normal(num_inputs: int = 1) -> Initializer:
     return init
 
 
+QUANTIZED_DTYPES: Mapping[str, Any] = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+"""dtype of quantized weights, by `Execution.quantization`."""
+
+WEIGHT_SCALE = "weight_scale"
+"""Name of the scales of a quantized weight, one for each output."""
+
+
+def quantize(weight: Shaped[np.ndarray, "..."], num_outputs: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Quantizes a weight of `num_outputs` output axes, then input axes.
+
+    Returns:
+      The weight in `dtype`, and the float32 scale of each output, so that weight times scale is about the argument. The
+      largest weight of an output becomes the largest number of `dtype`.
+    """
+    weight = weight.astype(np.float32)
+    limit, inputs = _limit(dtype), tuple(range(num_outputs, weight.ndim))
+    scale = np.maximum(np.abs(weight).max(axis=inputs) / np.float32(limit), np.finfo(np.float32).tiny)
+    scaled = weight / np.expand_dims(scale, inputs)
+    if jnp.issubdtype(dtype, jnp.integer):
+        scaled = np.rint(scaled)
+    return scaled.astype(dtype), scale
+
+
+def _limit(dtype: Any) -> float:
+    return float(jnp.iinfo(dtype).max if jnp.issubdtype(dtype, jnp.integer) else jnp.finfo(dtype).max)
+
+
+def _quantized_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
+    limit = _limit(dtype)
+    return jax.random.uniform(key, shape, jnp.float32, -limit, limit).astype(dtype)
+
+
 class Linear(nn.Module):
     """y = W x + b with W of shape (*outputs, *inputs), plus s B A x if the parameters contain a low-rank adapter.
 
     In the adapter (LoRA, arXiv 2106.09685, eq. 3) A has the shape (rank, *inputs), B has the shape (*outputs, rank),
-    and s is a scalar.
+    and s is a scalar. With `Execution.quantization` W has 8 bits and one scale for each output.
 
     Attributes:
       outputs: Sizes of the output axes.
@@ -150,9 +189,12 @@ class Linear(nn.Module):
     def __call__(self, x: Float[Array, "*batch_and_inputs"]) -> Float[Array, "*batch_and_outputs"]:
         e = self.execution
         shape = (*self.outputs, *x.shape[x.ndim - self.num_inputs :])
-        weight = parameter(self, "weight", fan_in_normal(self.num_inputs), shape, self.axes, e)
         x = x.astype(e.dtype)
-        y = project(x, weight.astype(e.dtype), self.num_inputs, self.output_dtype)
+        if e.quantization == "none":
+            weight = parameter(self, "weight", fan_in_normal(self.num_inputs), shape, self.axes, e)
+            y = project(x, weight.astype(e.dtype), self.num_inputs, self.output_dtype)
+        else:
+            y = self._quantized(x, shape)
         if self.has_variable("params", LORA_A):
             # Does not compute W + s B A, because the sum and its gradient would be as large as W.
             a, b, s = (self._adapter(name) for name in (LORA_A, LORA_B, LORA_SCALE))
@@ -161,6 +203,17 @@ class Linear(nn.Module):
             axes = self.axes[: len(self.outputs)]
             y += parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, e).astype(y.dtype)
         return y
+
+    def _quantized(self, x: Float[Array, "*batch_and_inputs"], shape: tuple[int, ...]) -> Array:
+        """Returns the product with a weight of 8 bits. The scale of an output multiplies the sum, not the weights."""
+        e, dtype = self.execution, QUANTIZED_DTYPES[self.execution.quantization]
+        fan_in = math.prod(shape[len(self.outputs) :])
+        scale_init = nn.initializers.constant(1 / (_limit(dtype) * math.sqrt(fan_in)))
+        weight = parameter(self, "weight", _quantized_init, shape, self.axes, e, dtype)
+        axes = self.axes[: len(self.outputs)]
+        scale = parameter(self, WEIGHT_SCALE, scale_init, self.outputs, axes, e, jnp.float32)
+        y = project(x, weight.astype(e.dtype), self.num_inputs, jnp.float32) * scale
+        return y.astype(self.output_dtype or e.dtype)
 
     def _adapter(self, name: str) -> Array:
         array: Array = self.get_variable("params", name)

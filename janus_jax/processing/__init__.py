@@ -1,6 +1,15 @@
 """Converts messages and images to token sequences and batches. Uses numpy only; does not import jax."""
 
-from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message
+from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message, is_assistant
+from janus_jax.processing.editing import (
+    EDITING_STYLES,
+    Edit,
+    EditingFormat,
+    EditingStyle,
+    editing_sequence,
+    editing_style,
+    guidance_sequences,
+)
 from janus_jax.processing.images import (
     DamagedImage,
     ImageSource,
@@ -10,16 +19,21 @@ from janus_jax.processing.images import (
     prepare_generation,
     prepare_understanding,
 )
-from janus_jax.processing.processor import Processor, Task, TokenSequence
+from janus_jax.processing.processor import Processor
+from janus_jax.processing.sequences import Task, TokenSequence
 from janus_jax.processing.tokenizer import StreamDecoder, Tokenizer
 from janus_jax.processing.tokenizer_training import make_byte_level_tokenizer
 from janus_jax.processing.transparency import Background
 
 __all__ = [
+    "EDITING_STYLES",
     "TEMPLATES",
     "UNDERSTANDING_SYSTEM_PROMPT",
     "Background",
     "DamagedImage",
+    "Edit",
+    "EditingFormat",
+    "EditingStyle",
     "ImageSource",
     "Message",
     "Processor",
@@ -29,6 +43,10 @@ __all__ = [
     "Tokenizer",
     "TooManyPixels",
     "decode_image",
+    "editing_sequence",
+    "editing_style",
+    "guidance_sequences",
+    "is_assistant",
     "make_byte_level_tokenizer",
     "open_image",
     "prepare_generation",

@@ -106,6 +106,11 @@ _ROLES = {
 }
 
 
+def is_assistant(role: str) -> bool:
+    """Returns whether a role of a message is the assistant's."""
+    return _ROLES.get(role) == "assistant"
+
+
 def _turn(index: int, message: Message) -> tuple[str, str]:
     try:
         role, content = message["role"], message["content"]

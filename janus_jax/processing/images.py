@@ -7,7 +7,7 @@ import io
 import os
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
@@ -122,7 +122,10 @@ def prepare_understanding(
 
 
 def prepare_generation(
-    image: Image.Image, size: int = 384, rng: np.random.Generator | None = None
+    image: Image.Image,
+    size: int = 384,
+    rng: np.random.Generator | None = None,
+    rounding: Callable[[float], int] = int,
 ) -> UInt8[np.ndarray, "{size} {size} 3"]:
     """Scales an image so that its short side is `size`, and crops a square. The model normalizes the pixels.
 
@@ -130,9 +133,10 @@ def prepare_generation(
       image: An image from `open_image`.
       size: Image size of the image tokenizer.
       rng: Samples the position of the crop. None: the center.
+      rounding: Rounds the length of the long side after scaling. Default: down, as in the released models.
     """
     shortest = min(image.size)
-    scaled = [int(side / shortest * size) for side in image.size]
+    scaled = [rounding(side / shortest * size) for side in image.size]
     room = [side - size for side in scaled]
     left, top = (side // 2 if rng is None else int(rng.integers(side + 1)) for side in room)
     # Scales only the cropped part: an image of 1 x 100,000 pixels would not fit into memory after scaling. The pixels

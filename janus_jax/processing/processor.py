@@ -1,14 +1,13 @@
 """Converts messages and images to token sequences, and token sequences to batches."""
 
 import dataclasses
-import enum
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 import numpy as np
-from jaxtyping import Bool, Int, UInt8
+from jaxtyping import Bool, Int
 
 from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
 from janus_jax.buckets import as_path
@@ -20,49 +19,24 @@ from janus_jax.processing.conversation import (
     UNDERSTANDING_SYSTEM_PROMPT,
     ConversationTemplate,
     Message,
+    Rendered,
 )
 from janus_jax.processing.images import ImageSource, open_image, prepare_generation, prepare_understanding
+from janus_jax.processing.sequences import (
+    ImageLayout,
+    ImageSpan,
+    Span,
+    Task,
+    TextSpan,
+    TokenSequence,
+    blank_images,
+    stack_images,
+)
 from janus_jax.processing.tokenizer import BEGIN_OF_IMAGE, IMAGE_PLACEHOLDER, Tokenizer
 from janus_jax.processing.transparency import Background
 
 IMAGE_MEAN = 0.5
 """Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
-
-
-class Task(enum.Enum):
-    """Task of a training example: text, image understanding, image generation, or editing of input images."""
-
-    TEXT = "text"
-    UNDERSTANDING = "understanding"
-    GENERATION = "generation"
-    EDITING = "editing"
-
-
-@dataclass(frozen=True, eq=False)
-class TokenSequence:
-    """One example: L tokens, U input images and G target images.
-
-    Attributes:
-      task: Task of the example.
-      tokens: Text token ids. Image positions have the image placeholder's id.
-      answer_mask: True at the text tokens to predict: the assistant's answers with their end-of-sentence. Image
-        positions are False. The mask marks the predicted tokens, not the positions that predict them.
-      und_patch_index: See `Batch`.
-      gen_token_index: See `Batch`. All tokens of target images are predicted.
-      und_images: Input images, uint8 RGB.
-      gen_images: Target images, uint8 RGB.
-    """
-
-    task: Task
-    tokens: Int[np.ndarray, "L"]
-    answer_mask: Bool[np.ndarray, "L"]
-    und_patch_index: Int[np.ndarray, "L"]
-    gen_token_index: Int[np.ndarray, "L"]
-    und_images: UInt8[np.ndarray, "U H W 3"]
-    gen_images: UInt8[np.ndarray, "G H2 W2 3"]
-
-    def __len__(self) -> int:
-        return len(self.tokens)
 
 
 @dataclass(frozen=True)
@@ -94,6 +68,18 @@ class Processor:
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
     masks_padding: bool = False
     latent_shape: tuple[int, int, int] | None = None
+
+    @property
+    def layout(self) -> ImageLayout:
+        """How images are written in the model's token sequences."""
+        return ImageLayout(
+            self.tokenizer.special,
+            num_und_tokens=self.num_und_tokens,
+            num_gen_tokens=self.num_gen_tokens,
+            und_image_size=self.und_image_size,
+            gen_image_size=self.gen_image_size,
+            has_latents=self.latent_shape is not None,
+        )
 
     @classmethod
     def from_directory(cls, path: str | Path, config: ModelConfig) -> Self:
@@ -155,24 +141,9 @@ class Processor:
           JanusError: The number of placeholders is not `num_images`, or a message is malformed.
         """
         prompt = self.system_prompt if system_prompt is None else system_prompt
-        text, answers = self.template.render(messages, prompt)
-        ids, spans = self.tokenizer.encode_with_spans(text)
-        tokens = np.array(ids, np.int32)
-        is_image = tokens == self.tokenizer.special.image_placeholder
-        if (count := np.count_nonzero(is_image)) != num_images:
-            raise JanusError(
-                f"The messages contain {count} {IMAGE_PLACEHOLDER}, but {num_images} images are given; put "
-                f"one {IMAGE_PLACEHOLDER} per image into the content."
-            )
-
-        is_answer = np.zeros(len(tokens), bool)
-        starts, ends = np.array(spans, np.int32).T
-        for start, end in answers:
-            is_answer |= (starts < end) & (ends > start)
-        if not num_images:
-            return self._sequence(Task.TEXT, tokens, is_answer)
-        tokens, is_answer, und_patch_index = self._expand_images(tokens, is_answer & ~is_image, is_image)
-        return self._sequence(Task.UNDERSTANDING, tokens, is_answer, und_patch_index=und_patch_index)
+        rendered = self.template.render(messages, prompt)
+        spans = self.spans(rendered, num_images, lambda number, is_answer: [ImageSpan("input")])
+        return self.layout.sequence(Task.UNDERSTANDING if num_images else Task.TEXT, spans)
 
     def with_input_images(
         self, sequence: TokenSequence, images: Sequence[ImageSource], background: Background = "none"
@@ -184,17 +155,86 @@ class Processor:
         """
         opened = (open_image(image, background=background) for image in images)
         prepared = [prepare_understanding(image, self.und_image_size, self.min_side) for image in opened]
-        return dataclasses.replace(sequence, und_images=_stack_images(prepared, self.und_image_size))
+        return dataclasses.replace(sequence, und_images=stack_images(prepared, self.und_image_size))
+
+    def interleaved_sequence(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageSource | None],
+        system_prompt: str | None = None,
+        *,
+        features: bool = False,
+    ) -> TokenSequence:
+        """Tokenizes a conversation in which the assistant generates images, for training.
+
+        Images in turns of the user are input images. Images in turns of the assistant are target images; the
+        assistant's begin-of-image tokens are predicted.
+
+        Args:
+          messages: The messages.
+          images: Images in the order of their placeholders. None for a target image whose tokens are precomputed.
+          system_prompt: Replaces the processor's system prompt. "" removes it.
+          features: Whether an input image, with the features of the understanding encoder, repeats each target image
+            after it.
+
+        Raises:
+          JanusError: See `understanding_sequence`. Or the model is a JanusFlow, and a target image is not the end.
+        """
+
+        def image_spans(number: int, is_answer: bool) -> list[ImageSpan]:
+            source = images[number]
+            opened = None if source is None else open_image(source)
+            spans = []
+            if is_answer:
+                target = None if opened is None else prepare_generation(opened, self.gen_image_size)
+                spans.append(ImageSpan("target", target, is_answer=True))
+            if opened is not None and (features or not is_answer):
+                spans.append(ImageSpan("input", prepare_understanding(opened, self.und_image_size, self.min_side)))
+            return spans
+
+        prompt = self.system_prompt if system_prompt is None else system_prompt
+        spans = self.spans(self.template.render(messages, prompt), len(images), image_spans)
+        return self.layout.sequence(Task.INTERLEAVED, spans)
+
+    def spans(
+        self, rendered: Rendered, num_images: int, image_spans: Callable[[int, bool], Sequence[ImageSpan]]
+    ) -> list[Span]:
+        """Tokenizes a rendered conversation, and replaces each placeholder with spans of its image.
+
+        Args:
+          rendered: The conversation.
+          num_images: Number of images.
+          image_spans: Returns the spans of an image, given its number and whether it is in an answer.
+
+        Raises:
+          JanusError: The numbers of placeholders and images differ.
+        """
+        ids, ranges = self.tokenizer.encode_with_spans(rendered.text)
+        tokens, is_answer = np.array(ids, np.int32), overlaps(ranges, rendered.answers)
+        places = np.flatnonzero(tokens == self.tokenizer.special.image_placeholder)
+        if len(places) != num_images:
+            raise JanusError(
+                f"The messages contain {len(places)} {IMAGE_PLACEHOLDER}, but {num_images} images are given; put "
+                f"one {IMAGE_PLACEHOLDER} per image into the content."
+            )
+        spans: list[Span] = []
+        start = 0
+        for number, place in enumerate(places.tolist()):
+            spans.append(TextSpan(tokens[start:place], is_answer[start:place]))
+            spans.extend(image_spans(number, bool(is_answer[place])))
+            start = place + 1
+        return [*spans, TextSpan(tokens[start:], is_answer[start:])]
 
     def text_sequence(self, text: str) -> TokenSequence:
         """Tokenizes a document, with begin-of-sentence and end-of-sentence. All tokens but the first are predicted."""
         tokens = np.array([*self.tokenizer.encode(text), self.tokenizer.special.eos], np.int32)
-        return self._sequence(Task.TEXT, tokens, np.arange(len(tokens)) > 0)
+        return self.layout.sequence(Task.TEXT, [TextSpan(tokens, np.arange(len(tokens)) > 0)])
 
     def generation_prompt(self, prompt: str) -> TokenSequence:
         """Tokenizes the description of an image to generate. The sequence ends with begin-of-image."""
-        tokens = np.array(self._prompt_ids(prompt), np.int32)
-        return self._sequence(Task.GENERATION, tokens, np.zeros(len(tokens), bool))
+        messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
+        tokens = np.array(self.tokenizer.encode(self.template.render(messages).text + BEGIN_OF_IMAGE), np.int32)
+        return self.layout.sequence(Task.GENERATION, [TextSpan(tokens, np.zeros(len(tokens), bool))])
 
     def generation_sequence(
         self,
@@ -222,15 +262,10 @@ class Processor:
 
     def generation_tokens(self, prompt: str, end_of_image: bool = False) -> TokenSequence:
         """Returns the sequence of a prompt and its target image, without the image. See `generation_sequence`."""
-        ids, special = self._prompt_ids(prompt), self.tokenizer.special
-        start, end = len(ids), len(ids) + self.num_gen_tokens
-        tokens = np.full(end + end_of_image, special.image_placeholder, np.int32)
-        tokens[:start] = ids
-        tokens[end:] = special.end_of_image
-        gen_token_index = np.full(len(tokens), NO_IMAGE, np.int32)
-        gen_token_index[start:end] = np.arange(self.num_gen_tokens)
-        answer_mask = np.zeros(len(tokens), bool)
-        return self._sequence(Task.GENERATION, tokens, answer_mask, gen_token_index=gen_token_index)
+        # Begin-of-image is the end of the prompt and the start of the image.
+        text = self.generation_prompt(prompt).tokens[:-1]
+        spans: list[Span] = [TextSpan(text, np.zeros(len(text), bool)), ImageSpan("target", end=end_of_image)]
+        return self.layout.sequence(Task.GENERATION, spans)
 
     def with_target_image(
         self,
@@ -288,8 +323,8 @@ class Processor:
             positions=filled(0),
             und_patch_index=filled(NO_IMAGE),
             gen_token_index=filled(NO_IMAGE),
-            und_images=_blank_images(self.und_image_size, len(sequences), num_und_images),
-            gen_images=_blank_images(self.gen_image_size, len(sequences), num_gen_images),
+            und_images=blank_images(self.und_image_size, len(sequences), num_und_images),
+            gen_images=blank_images(self.gen_image_size, len(sequences), num_gen_images),
         )
         for index, sequence in enumerate(sequences):
             unpadded = np.s_[index, length - len(sequence) :]
@@ -302,54 +337,14 @@ class Processor:
             batch.gen_images[index, : len(sequence.gen_images)] = sequence.gen_images
         return batch
 
-    def _prompt_ids(self, prompt: str) -> list[int]:
-        messages: list[Message] = [{"role": "user", "content": prompt}, {"role": "assistant", "content": ""}]
-        return self.tokenizer.encode(self.template.render(messages).text + BEGIN_OF_IMAGE)
 
-    def _expand_images(
-        self, tokens: Int[np.ndarray, "T"], is_answer: Bool[np.ndarray, "T"], is_image: Bool[np.ndarray, "T"]
-    ) -> tuple[Int[np.ndarray, "L"], Bool[np.ndarray, "L"], Int[np.ndarray, "L"]]:
-        """Expands each placeholder to the positions of its image. Returns tokens, is_answer and und_patch_index."""
-        n, special = self.num_und_tokens, self.tokenizer.special
-        widths = np.where(is_image, n + 2, 1)
-        starts = (np.cumsum(widths) - widths)[is_image]
-        tokens, is_answer = np.repeat(tokens, widths), np.repeat(is_answer, widths)
-        tokens[starts] = special.begin_of_image
-        tokens[starts + n + 1] = special.end_of_image
-        und_patch_index = np.full(len(tokens), NO_IMAGE, np.int32)
-        patches = np.arange(n)
-        und_patch_index[starts[:, None] + 1 + patches] = np.arange(len(starts))[:, None] * n + patches
-        return tokens, is_answer, und_patch_index
-
-    def _sequence(
-        self,
-        task: Task,
-        tokens: Int[np.ndarray, "L"],
-        answer_mask: Bool[np.ndarray, "L"],
-        *,
-        und_patch_index: Int[np.ndarray, "L"] | None = None,
-        gen_token_index: Int[np.ndarray, "L"] | None = None,
-    ) -> TokenSequence:
-        """Returns a sequence without images."""
-        no_image = np.full(len(tokens), NO_IMAGE, np.int32)
-        return TokenSequence(
-            task=task,
-            tokens=tokens,
-            answer_mask=answer_mask,
-            und_patch_index=no_image if und_patch_index is None else und_patch_index,
-            gen_token_index=no_image if gen_token_index is None else gen_token_index,
-            und_images=_blank_images(self.und_image_size, 0),
-            gen_images=_blank_images(self.gen_image_size, 0),
-        )
-
-
-def _blank_images(side: int, *counts: int) -> UInt8[np.ndarray, "... H W 3"]:
-    return np.zeros((*counts, side, side, 3), np.uint8)
-
-
-def _stack_images(images: Sequence[UInt8[np.ndarray, "H W 3"]], side: int) -> UInt8[np.ndarray, "U H W 3"]:
-    # A single image, the usual case, is not copied.
-    return images[0][None] if len(images) == 1 else np.stack(images) if images else _blank_images(side, 0)
+def overlaps(ranges: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]]) -> Bool[np.ndarray, "T"]:
+    """Returns for each character range whether it has a character in one of the other ranges."""
+    starts, ends = np.array(ranges, np.int32).T
+    found = np.zeros(len(ranges), bool)
+    for start, end in others:
+        found |= (starts < end) & (ends > start)
+    return found & (starts < ends)
 
 
 def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:

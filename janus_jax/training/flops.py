@@ -36,8 +36,9 @@ class ItemCounts(NamedTuple):
       pairs: Pairs of a position and a position that it attends to, including itself.
       und_images: Input images.
       gen_images: Target images; the step embeds them and computes their loss.
-      encoded_images: Target images whose tokens or latents the step computes.
+      encoded_images: Target and context images whose tokens or latents the step computes.
       text_targets: Supervised text positions.
+      context_images: Context images; the step embeds them.
     """
 
     tokens: float
@@ -46,6 +47,7 @@ class ItemCounts(NamedTuple):
     gen_images: float
     encoded_images: float
     text_targets: float
+    context_images: float = 0.0
 
     def flops(self, per_item: "ItemCounts") -> float:
         """Returns the FLOPs of all items, given the FLOPs of one item of each kind."""
@@ -59,13 +61,17 @@ def count_items(batch: Batch, config: ModelConfig) -> ItemCounts:
     segments = (batch.segment_ids + sequence_offsets)[batch.segment_ids != PADDING_SEGMENT]
     lengths = np.bincount(segments).astype(np.int64)
     gen_images = 0 if batch.gen_starts is None else np.sum(batch.gen_starts != NO_POSITION)
+    context_images = np.sum(batch.gen_token_index != NO_IMAGE) / config.num_gen_tokens - gen_images
     return ItemCounts(
         tokens=float(lengths.sum()),
         pairs=float(np.sum(lengths * (lengths + 1) // 2)),
         und_images=float(np.sum(batch.und_patch_index != NO_IMAGE) / config.und_encoder.num_patches),
         gen_images=float(gen_images),
-        encoded_images=float(gen_images) if batch.gen_ids is None and batch.gen_latents is None else 0.0,
+        encoded_images=float(gen_images + context_images)
+        if batch.gen_ids is None and batch.gen_latents is None
+        else 0.0,
         text_targets=0.0 if batch.text_targets is None else float(np.sum(batch.text_targets != NO_POSITION)),
+        context_images=float(context_images),
     )
 
 
@@ -138,6 +144,7 @@ def flops_per_item(config: ModelConfig, trained: Collection[str]) -> ItemCounts:
         gen_images=generation.flops + image.flops,
         encoded_images=_encoder_flops(config),
         text_targets=text.flops,
+        context_images=generation.flops,
     )
 
 

@@ -9,14 +9,23 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-from janus_jax.config import PRESETS, AttentionKernel, Dtype, Execution, ModelConfig, RematPolicy, preset
+from janus_jax.config import (
+    PRESETS,
+    AttentionKernel,
+    Dtype,
+    Execution,
+    JanusFlowConfig,
+    ModelConfig,
+    RematPolicy,
+    preset,
+)
 from janus_jax.data.pipeline.dataset import Component
 from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.data.pipeline.stream_config import StreamConfig
 from janus_jax.errors import JanusError
-from janus_jax.processing import Task
+from janus_jax.processing import EditingFormat, EditingStyle, Task, editing_style
 from janus_jax.training.checkpointing import RetentionPolicy
 from janus_jax.training.config_dicts import check_values
 from janus_jax.training.lora import Lora
@@ -136,6 +145,39 @@ class Precision:
 
 
 @dataclass(frozen=True)
+class Editing:
+    """Sequences of edits, and of conversations in which the assistant generates images.
+
+    Attributes:
+      style: Format of edits (`processing.editing`): "janus_4o" writes a source image as features of the understanding
+        encoder and as image tokens, "janus_pro_r1_edit" as image tokens only.
+      drop_source: Fraction of source images whose image tokens are replaced with padding. None for the published value
+        of the style: 0.5 and 0.
+      drop_instruction: Fraction of edits whose instruction is replaced with padding. None for the published value of
+        the style: 0 and 0.1.
+      interleaved_features: In conversations, repeats each image that the assistant generates as an input image.
+    """
+
+    style: EditingFormat = "janus_4o"
+    drop_source: float | None = None
+    drop_instruction: float | None = None
+    interleaved_features: bool = False
+
+    def __post_init__(self) -> None:
+        _ = self.format
+        for name in ("drop_source", "drop_instruction"):
+            share = getattr(self, name)
+            check_values(self, "stage.editing", (name, share is None or 0 <= share <= 1, "from 0 to 1, or None"))
+
+    @property
+    def format(self) -> EditingStyle:
+        """The format with the probabilities of this config."""
+        names = ("drop_source", "drop_instruction")
+        given = {name: share for name in names if (share := getattr(self, name)) is not None}
+        return replace(editing_style(self.style), **given)
+
+
+@dataclass(frozen=True)
 class Stage:
     """A training stage.
 
@@ -150,6 +192,7 @@ class Stage:
       drop_condition: Fraction of generation examples whose prompt is replaced with padding.
       first_sentence: Fraction of captions cut to their first sentence.
       random_crop: Crops target images at a random position along their long side instead of the center.
+      editing: Sequences of edits.
       budget: Capacity of a sequence.
       precision: Dtypes.
       initialisation: Initial parameters.
@@ -167,6 +210,7 @@ class Stage:
     drop_condition: float = 0.1
     first_sentence: float = 0.25
     random_crop: bool = False
+    editing: Editing = field(default_factory=Editing)
     budget: Budget = field(default_factory=Budget)
     precision: Precision = field(default_factory=Precision)
     initialisation: Initialisation = field(default_factory=Initialisation)
@@ -428,6 +472,27 @@ class Recipe:
         weights = [phase.weights for phase in self.current.phases]
         return {name: source for name, source in self.sources.items() if any(one.get(name) for one in weights)}
 
+    def check_tasks(self) -> None:
+        """Checks that the model supports the tasks of the current stage.
+
+        Raises:
+          JanusError: The model is a JanusFlow, and a source has edits or conversations with generated images, or the
+            budget has context images.
+        """
+        if not isinstance(self.model_config, JanusFlowConfig):
+            return
+        reason = (
+            "A sequence of JanusFlow ends with its target image and has no images as latents in its context; use a "
+            "Janus or Janus-Pro model."
+        )
+        for name, source in self.used_sources.items():
+            if source.task in (Task.EDITING, Task.INTERLEAVED):
+                task = source.task.value
+                raise JanusError(f"config.sources.{name}.task is {task}, which JanusFlow does not support. {reason}")
+        if self.current.budget.context_images:
+            where = f"config.stages.stage_{self.stage}.budget.context_images"
+            raise JanusError(f"{where} is {self.current.budget.context_images}; JanusFlow needs 0. {reason}")
+
     def replace_current(self, **fields: Any) -> "Recipe":
         """Replaces fields of the current stage."""
         stages = list(self.stages)
@@ -487,6 +552,8 @@ class Recipe:
             drop_condition=stage.drop_condition,
             first_sentence=stage.first_sentence,
             random_crop=stage.random_crop,
+            editing=stage.editing.format,
+            interleaved_features=stage.editing.interleaved_features,
         )
 
     @property
@@ -502,7 +569,9 @@ class Recipe:
         if not components:
             return None
         phase = Phase(None, {component.name: weights[component.name] for component in components})
-        return replace(stream, components=components, phases=(phase,), drop_condition=0.0, first_sentence=0.0)
+        editing = replace(stream.editing, drop_source=0.0, drop_instruction=0.0)
+        undropped = replace(stream, drop_condition=0.0, first_sentence=0.0, editing=editing)
+        return replace(undropped, components=components, phases=(phase,))
 
 
 def concrete(dtype: AutoDtype) -> Dtype:

@@ -21,7 +21,7 @@ from janus_jax.data.pipeline.dataset import shard_records
 from janus_jax.data.pipeline.stream import Stream, open_stream, shard_states
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import DataChanged
-from janus_jax.processing import Processor
+from janus_jax.processing import Processor, Task
 from janus_jax.sharding import make_mesh
 from janus_jax.training.callbacks.base import Callback
 from janus_jax.training.callbacks.evaluation import RunBenchmarks
@@ -86,6 +86,7 @@ def stage_task(
     start = open_initialisation(recipe, workdir)
     recipe = start.recipe
     check_unused_fields(recipe, given)
+    recipe.check_tasks()
     image_tokenizer = find_image_tokenizer(start, workdir)
     check_image_tokens(recipe, image_tokenizer)
     for config in (recipe.stream, recipe.held_out):
@@ -143,7 +144,10 @@ def stage_task(
                 shards=len(shard_states([data.get_state()])) * jax.process_count(),
                 threads=max(resources.data_threads, resources.data_workers),
             )
-            tasks = sorted({component.task.value for component in recipe.held_out.components if component.task})
+            # The image tokens of edits are targets of generation; text in conversations has several terms.
+            terms = {Task.EDITING: Task.GENERATION, Task.INTERLEAVED: Task.GENERATION}
+            given_tasks = [component.task for component in recipe.held_out.components if component.task]
+            tasks = sorted({terms.get(task, task).value for task in given_tasks})
             callbacks.append(HeldOutLoss(held_out, loss, intervals.evaluate_batches, intervals.evaluate, tasks=tasks))
         return [*callbacks, samples, benchmarks]
 

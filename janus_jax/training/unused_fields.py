@@ -72,9 +72,12 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
     stage, stage_name = recipe.current, f"stages.stage_{recipe.stage}"
     is_janus = isinstance(recipe.model_config, JanusConfig)
     tasks = {source.task for source in recipe.used_sources.values()}
-    generates = bool(tasks & {Task.GENERATION, None})
-    understands = bool(tasks & {Task.UNDERSTANDING, None})
-    reads_text = understands or Task.TEXT in tasks
+    edits, interleaves = bool(tasks & {Task.EDITING, None}), bool(tasks & {Task.INTERLEAVED, None})
+    prompts = bool(tasks & {Task.GENERATION, None})
+    generates = prompts or edits or interleaves
+    reads_features = edits and stage.editing.format.features
+    understands = bool(tasks & {Task.UNDERSTANDING, Task.INTERLEAVED, None}) or reads_features
+    reads_text = bool(tasks & {Task.TEXT, Task.UNDERSTANDING, Task.INTERLEAVED, None})
     samples, evaluation, start = recipe.samples, recipe.evaluation, stage.initialisation
     held_out = [
         name for name, source in recipe.sources.items() if source.held_out and stage.phases[-1].weights.get(name)
@@ -103,8 +106,15 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
     yield Rule(f"{stage_name}.supervision", reads_text, text, in_advance=True)
     yield Rule(f"{stage_name}.budget.text_targets", reads_text, text, in_advance=True)
     yield Rule(f"{stage_name}.budget.und_images", understands, "data of the task understanding", in_advance=True)
-    for name in ("drop_condition", "first_sentence", "random_crop", "budget.gen_images", "precision.tokenizer"):
+    for name in ("drop_condition", "first_sentence", "random_crop"):
+        yield Rule(f"{stage_name}.{name}", prompts, generation, in_advance=True)
+    for name in ("budget.gen_images", "precision.tokenizer"):
         yield Rule(f"{stage_name}.{name}", generates, generation, in_advance=True)
+    editing = "data of the task editing"
+    for name in ("budget.context_images", "editing.style", "editing.drop_source", "editing.drop_instruction"):
+        yield Rule(f"{stage_name}.{name}", edits, editing, in_advance=True)
+    interleaved = "data of the task interleaved"
+    yield Rule(f"{stage_name}.editing.interleaved_features", interleaves, interleaved, in_advance=True)
     yield Rule("precomputed_image_tokens", generates, generation, in_advance=True)
     pixels = "config.precomputed_image_tokens=False"
     yield Rule(f"{stage_name}.random_crop", not recipe.precomputed_image_tokens, pixels, in_advance=True)

@@ -69,7 +69,7 @@ class ShapesDataset:
         Raises:
           JanusError: The vocabulary allows no such scene, or the dataset has no records of this task.
         """
-        if task is Task.EDITING:
+        if task in (Task.EDITING, Task.INTERLEAVED):
             raise JanusError("The shapes dataset has no records of the task editing; use another task.")
         rng = self._rng(task, index)
         key = self.key(task, index)

@@ -16,7 +16,19 @@ from janus_jax.batch import NO_IMAGE
 from janus_jax.data.records import Record
 from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
-from janus_jax.processing import Message, Processor, Task, TokenSequence, TooManyPixels
+from janus_jax.processing import (
+    EDITING_STYLES,
+    DamagedImage,
+    Edit,
+    EditingStyle,
+    Message,
+    Processor,
+    Task,
+    TokenSequence,
+    TooManyPixels,
+    editing_sequence,
+    open_image,
+)
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 # Punctuation with closing quotes or brackets, then white space. Ideographic punctuation needs no white space.
@@ -43,7 +55,7 @@ class Example:
       sequence: Tokens and images.
       text_targets: See `Batch`. Positions are counted within the example.
       gen_starts: See `Batch`. Positions are counted within the example.
-      gen_ids: See `Batch`. None without precomputed image tokens.
+      gen_ids: Tokens of the target images, then of the context images. None without precomputed image tokens.
       gen_latents: See `Batch`. None without precomputed latents.
       truncated: Number of tokens that `truncate` removed.
     """
@@ -52,13 +64,13 @@ class Example:
     sequence: TokenSequence
     text_targets: Int[np.ndarray, " T"]
     gen_starts: Int[np.ndarray, " G"]
-    gen_ids: Int[np.ndarray, "G N"] | None = None
+    gen_ids: Int[np.ndarray, "M N"] | None = None
     gen_latents: Float[np.ndarray, "G h w C"] | None = None
     truncated: int = 0
 
     @functools.cached_property
     def size(self) -> Int[np.ndarray, "4"]:
-        """Numbers of tokens, input images, target images and text targets, which a `Budget` limits."""
+        """Numbers of tokens, input images, target images and text targets, see `packing.Budget.measure`."""
         sequence = self.sequence
         return np.array([len(sequence), len(sequence.und_images), len(self.gen_starts), len(self.text_targets)])
 
@@ -68,13 +80,14 @@ def text_targets(
 ) -> Int[np.ndarray, " T"]:
     """Returns the positions of the text targets. A target is predicted from the position before it.
 
-    A generation example has no text targets. Its targets are the image tokens (Janus, §3.3), see `Batch.gen_starts`. In
-    other examples, all tokens except the begin-of-sentence token, image positions and the begin-of-image and
-    end-of-image tokens around them can be targets.
+    An example of generation or editing has no text targets. Its targets are the image tokens (Janus, §3.3), see
+    `Batch.gen_starts`. In other examples, all tokens except the begin-of-sentence token, image positions and the
+    begin-of-image and end-of-image tokens around them can be targets, and the begin-of-image tokens that the assistant
+    writes.
     """
-    if sequence.task is Task.GENERATION:
+    if sequence.task in (Task.GENERATION, Task.EDITING):
         return np.zeros(0, np.int32)
-    is_target = is_text & sequence.answer_mask if supervision is Supervision.ANSWERS else is_text
+    is_target = sequence.answer_mask if supervision is Supervision.ANSWERS else is_text | sequence.answer_mask
     return np.flatnonzero(is_target).astype(np.int32)
 
 
@@ -133,6 +146,8 @@ class ExampleBuilder:
       precomputed_image_tokens: Whether to use the image tokens of the records instead of the pixels of target images.
         For JanusFlow: whether to use the latents of the records, in addition to the pixels of the center crop.
       seed: Seed of the randomness.
+      editing: Format of edits, with the probabilities of dropping source images and instructions.
+      interleaved_features: Whether an input image repeats each image that the assistant generates in a conversation.
     """
 
     processor: Processor
@@ -142,6 +157,8 @@ class ExampleBuilder:
     random_crop: bool = False
     precomputed_image_tokens: bool = False
     seed: int = 0
+    editing: EditingStyle = EDITING_STYLES["janus_4o"]
+    interleaved_features: bool = False
 
     def __call__(self, record: Record, epoch: int = 0, example_id: str = "") -> Example:
         """Builds the example of a record.
@@ -163,6 +180,8 @@ class ExampleBuilder:
         """
         record = record.for_epoch(epoch)
         random = _RecordRandom(self.seed, record.key, epoch)
+        if record.task in (Task.EDITING, Task.INTERLEAVED):
+            return functools.partial(self._example_with_context, record, random, example_id or record.key)
         sequence = self._sequence(record, random)
         is_text = text_positions(sequence)
         self._check_special_tokens(sequence.tokens[is_text])
@@ -172,7 +191,7 @@ class ExampleBuilder:
             starts = np.flatnonzero(sequence.gen_token_index == 0).astype(np.int32)
             if random.uniform("drop_condition") < self.drop_condition:
                 sequence = self.processor.unconditional_sequence(sequence)
-            if self.precomputed_image_tokens and self.processor.latent_shape is None:
+            if self._reads_image_tokens:
                 gen_ids = record.image_tokens[None]
             elif self.precomputed_image_tokens:
                 gen_latents = record.image_latents.reshape(1, *(self.processor.latent_shape or ()))
@@ -195,10 +214,38 @@ class ExampleBuilder:
             raise RejectedRecord(reason, str(error)) from error
         return dataclasses.replace(example, sequence=sequence)
 
+    def _example_with_context(self, record: Record, random: _RecordRandom, example_id: str) -> Example:
+        """Builds the example of an edit, or of a conversation in which the assistant generates images."""
+        is_edit = record.task is Task.EDITING
+        if self.processor.latent_shape is not None:
+            message = f"its task is {record.task.value}, which JanusFlow does not support: its context has no latents."
+            raise RejectedRecord(RejectReason.WRONG_TASK, message)
+        try:
+            if is_edit:
+                sequence = self._editing_sequence(record, random)
+                # The sequence has padding in place of dropped images, so only the instruction is checked.
+                text = np.array(self.processor.tokenizer.encode(record.text, add_bos=False), np.int32)
+            else:
+                sequence = self._conversation_sequence(record)
+                text = sequence.tokens[text_positions(sequence)]
+        except (TooManyPixels, DamagedImage) as error:
+            reason = RejectReason.IMAGE_TOO_LARGE if isinstance(error, TooManyPixels) else RejectReason.BAD_IMAGE
+            raise RejectedRecord(reason, str(error)) from error
+        except JanusError as error:
+            reason = RejectReason.MALFORMED if is_edit else RejectReason.BAD_CONVERSATION
+            raise RejectedRecord(reason, str(error)) from error
+        self._check_special_tokens(text)
+        index, num_tokens = sequence.gen_token_index, self.processor.num_gen_tokens
+        is_start = (index != NO_IMAGE) & (index % num_tokens == 0) & (index // num_tokens < sequence.num_target_images)
+        starts = np.flatnonzero(is_start).astype(np.int32)
+        targets = text_targets(sequence, self.supervision, text_positions(sequence))
+        if not len(targets) and not len(starts):
+            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no targets.")
+        gen_ids = self._image_tokens(record, random) if self._reads_image_tokens and len(starts) else None
+        return Example(example_id, sequence, targets, starts, gen_ids)
+
     def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         try:
-            if record.task is Task.EDITING:
-                raise RejectedRecord(RejectReason.WRONG_TASK, "its task is editing, which training does not support.")
             if record.task is Task.GENERATION:
                 return self._generation_sequence(record, random)
             if record.task is Task.TEXT and not record.messages:
@@ -233,14 +280,64 @@ class ExampleBuilder:
                 RejectReason.NO_IMAGE if expected > len(record.images) else RejectReason.IMAGE_COUNT,
                 f"it has {len(record.images)} images; its messages need {expected}.",
             )
-        return self.processor.understanding_tokens(messages, len(record.images))
+        if record.task is not Task.INTERLEAVED:
+            return self.processor.understanding_tokens(messages, len(record.images))
+        images: list[bytes | None] = list(record.images)
+        if self._reads_image_tokens:
+            self._check_image_tokens(record)
+            if not self.interleaved_features:
+                for index in record.tokenized_images:
+                    images[index] = None
+        return self.processor.interleaved_sequence(messages, images, features=self.interleaved_features)
+
+    @property
+    def _reads_image_tokens(self) -> bool:
+        return self.precomputed_image_tokens and self.processor.latent_shape is None
+
+    def _editing_sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
+        if not record.text.strip():
+            raise RejectedRecord(RejectReason.EMPTY_TEXT, "its instruction is empty.")
+        if len(record.images) < 2:
+            raise RejectedRecord(
+                RejectReason.NO_IMAGE, f"it has {len(record.images)} images; it needs source images and a target image."
+            )
+        if self._reads_image_tokens:
+            self._check_image_tokens(record)
+        *sources, target = record.images
+        # Images whose tokens are precomputed and whose features are not read are not opened.
+        is_read = not self._reads_image_tokens
+        edit = Edit(
+            record.text,
+            [open_image(source) if is_read or self.editing.features else None for source in sources],
+            open_image(target) if is_read else None,
+        )
+        return editing_sequence(
+            self.processor,
+            self.editing,
+            edit,
+            kept=self._kept_sources(record, random),
+            drop_instruction=random.uniform("drop_instruction") < self.editing.drop_instruction,
+            precomputed=self._reads_image_tokens,
+        )
+
+    def _kept_sources(self, record: Record, random: _RecordRandom) -> list[bool]:
+        """Returns which source images of an edit keep their image tokens."""
+        sources = range(len(record.images) - 1)
+        return [random.uniform(f"drop_source/{number}") >= self.editing.drop_source for number in sources]
+
+    def _image_tokens(self, record: Record, random: _RecordRandom) -> Int[np.ndarray, "M N"]:
+        """Returns the precomputed tokens of the target images, then of the context images."""
+        tokens = record.image_tokens.reshape(-1, self.processor.num_gen_tokens)
+        if record.task is not Task.EDITING:
+            return tokens
+        return np.concatenate([tokens[-1:], tokens[:-1][self._kept_sources(record, random)]])
 
     def _generation_sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
         shorten = random.uniform("first_sentence") < self.first_sentence
         caption = first_sentence(record.text) if shorten else record.text
         if not caption.strip():
             raise RejectedRecord(RejectReason.EMPTY_TEXT, "its caption is empty.")
-        if self.precomputed_image_tokens and self.processor.latent_shape is None:
+        if self._reads_image_tokens:
             self._check_image_tokens(record)
         elif len(record.images) != 1:
             raise RejectedRecord(
@@ -252,8 +349,8 @@ class ExampleBuilder:
         return self.processor.generation_tokens(caption)
 
     def _check_image_tokens(self, record: Record) -> None:
-        n = self.processor.num_gen_tokens
-        if len(record.image_tokens) != n or record.image_tokens.min() < 0:
+        n = self.processor.num_gen_tokens * len(record.tokenized_images)
+        if len(record.image_tokens) != n or record.image_tokens.min(initial=0) < 0:
             raise RejectedRecord(
                 RejectReason.BAD_IMAGE_TOKENS,
                 f"it has {len(record.image_tokens)} image tokens; the model needs {n}. Prepare it with --tokenizer.",

@@ -1,5 +1,6 @@
 """Packs the examples of one data shard into batches: a grain dataset whose state is small."""
 
+import dataclasses
 import functools
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -47,7 +48,7 @@ class PackingReport(NamedTuple):
 
     Attributes:
       sequences: Packed sequences since the stream was opened or restored.
-      filled: Their total size, in the order of `Example.size`.
+      filled: Their total size, in the order of `Budget.limits`.
       truncated: Truncated examples of the whole run.
       read: Records of the whole run, including rejected ones.
       rejected: Rejected records of the whole run.
@@ -113,6 +114,8 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
             random_crop=config.random_crop,
             precomputed_image_tokens=config.precomputed_image_tokens,
             seed=config.seed,
+            editing=config.editing,
+            interleaved_features=config.interleaved_features,
         )
         components = [
             LoadedExamples(
@@ -135,7 +138,9 @@ class PackedBatches(grain.IterDataset[PackedBatch]):
     def fingerprint(self) -> dict[str, Any]:
         """The values that determine the batches, by name, as JSON values."""
         config, p = self.config, self.processor
-        return {
+        # Left out of the states of other data, which earlier versions also saved.
+        editing = dataclasses.asdict(config.editing) | {"interleaved_features": config.interleaved_features}
+        return ({"editing": editing} if config.has_context_images else {}) | {
             "components": [
                 [one.name, len(loaded), one.split, one.task.value if one.task else None, list(one.transforms)]
                 for one, loaded in zip(config.components, self.parents, strict=True)
@@ -193,7 +198,7 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
         self.waiting: list[Loaded[Example]] = []
         self._to_reload: list[tuple[int, int]] = []
         self._rejects = dataset.rejects.with_state(dataset.rejects.get_state())
-        self._sequences, self._truncated, self._filled = 0, 0, np.zeros(4, np.int64)
+        self._sequences, self._truncated, self._filled = 0, 0, np.zeros_like(self._config.budget.limits)
         # Examples of the current phase.
         self._examples: Ungrouped[Loaded[Example]] | None = None
         self._phase = 0
@@ -246,7 +251,8 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
         self.waiting = []
         self._to_reload = [tuple(origin) for origin in state["waiting"] if tuple(origin) != _NOTHING]
         self._rejects = self._rejects.with_state(state["records"])
-        self._sequences, self._truncated, self._filled = 0, state["truncated"], np.zeros(4, np.int64)
+        self._sequences, self._truncated = 0, state["truncated"]
+        self._filled = np.zeros_like(self._config.budget.limits)
 
     def close(self) -> None:
         """Ends threads and workers."""
@@ -287,7 +293,7 @@ class PackingIterator(grain.DatasetIterator[PackedBatch]):
         while len(self.waiting) < self._config.lookahead:
             self.waiting.append(self._next_example())
         waiting = [loaded.example for loaded in self.waiting if loaded.example is not None]
-        sizes = np.stack([example.size for example in waiting])
+        sizes = np.stack([self._config.budget.measure(example) for example in waiting])
         selected = select_examples(sizes, self._config.budget.limits)
         taken = set(selected)
         self.waiting = [loaded for index, loaded in enumerate(self.waiting) if index not in taken]

@@ -31,21 +31,38 @@ class Budget:
       und_images: Input images U.
       gen_images: Target images G.
       text_targets: Supervised text positions T.
+      context_images: Images C whose image tokens are read but not predicted, such as the sources of edits.
     """
 
     tokens: int = 4096
     und_images: int = 3
     gen_images: int = 5
     text_targets: int = 4096
+    context_images: int = 0
 
     def __post_init__(self) -> None:
-        if self.tokens < 2 or min(self.und_images, self.gen_images, self.text_targets) < 0:
+        if self.tokens < 2 or min(self.limits[1:]) < 0:
             raise JanusError(f"{self} is not valid: tokens must be at least 2, the other fields at least 0.")
 
     @property
-    def limits(self) -> Int[np.ndarray, "4"]:
-        """The limits as a vector, in the order of `Example.size`."""
-        return np.array([self.tokens, self.und_images, self.gen_images, self.text_targets])
+    def limits(self) -> Int[np.ndarray, " K"]:
+        """The limits as a vector, in the order of `names`."""
+        return np.array([getattr(self, name) for name in self.names])
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the limited quantities. The last, `context_images`, is left out if no context images are allowed."""
+        names = tuple(self.__dataclass_fields__)
+        return names if self.context_images else names[:-1]
+
+    def measure(self, example: Example) -> Int[np.ndarray, " K"]:
+        """Returns the size of an example in the order of `limits`."""
+        return np.array([*example.size, example.sequence.num_context_images][: len(self.names)])
+
+    def fits(self, example: Example) -> bool:
+        """Returns whether an empty sequence has room for an example."""
+        has_room = example.sequence.num_context_images <= self.context_images
+        return has_room and bool((self.measure(example) <= self.limits).all())
 
 
 def truncate(example: Example, budget: Budget) -> Example:
@@ -56,7 +73,7 @@ def truncate(example: Example, budget: Budget) -> Example:
     Raises:
       RejectedRecord: The example has too many images, an image would be cut, or no targets would be left.
     """
-    if (example.size <= budget.limits).all():
+    if budget.fits(example):
         return example
     sequence = example.sequence
     length = min(budget.tokens, len(sequence))
@@ -79,20 +96,21 @@ def truncate(example: Example, budget: Budget) -> Example:
         text_targets=targets,
         truncated=len(sequence) - length,
     )
-    if cuts_image or not (len(targets) or len(example.gen_starts)) or not (shorter.size <= budget.limits).all():
+    if cuts_image or not (len(targets) or len(example.gen_starts)) or not budget.fits(shorter):
         raise RejectedRecord(
             RejectReason.TOO_LONG,
-            f"it has {_describe(example.size)}; a packed sequence has room for {_describe(budget.limits)}.",
+            f"it has {_describe([*example.size, sequence.num_context_images])}; a packed sequence has room for "
+            f"{_describe([*budget.limits, 0])}.",
         )
     return shorter
 
 
-def _describe(size: Int[np.ndarray, "4"]) -> str:
-    names = ("tokens", "input images", "target images", "text targets")
-    return ", ".join(f"{n} {name}" for n, name in zip(size, names, strict=True))
+def _describe(size: Sequence[int]) -> str:
+    names = ("tokens", "input images", "target images", "text targets", "context images")
+    return ", ".join(f"{n} {name}" for n, name in zip(size, names, strict=False) if n or name != "context images")
 
 
-def select_examples(sizes: Int[np.ndarray, "S 4"], limits: Int[np.ndarray, "4"]) -> list[int]:
+def select_examples(sizes: Int[np.ndarray, "S K"], limits: Int[np.ndarray, " K"]) -> list[int]:
     """Returns the waiting examples that fill the next sequence.
 
     The oldest example is always selected, so no example waits indefinitely. The oldest examples that fit follow, until
@@ -117,7 +135,7 @@ def select_examples(sizes: Int[np.ndarray, "S 4"], limits: Int[np.ndarray, "4"])
 
 
 def _best_group(
-    sizes: Int[np.ndarray, "S 4"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, "4"], full: float
+    sizes: Int[np.ndarray, "S K"], fit: Int[np.ndarray, " F"], free: Int[np.ndarray, " K"], full: float
 ) -> Int[np.ndarray, " C"]:
     """Returns the group that leaves the fewest tokens free, or the oldest example if a larger group would fit."""
     if len(fit) >= _MAX_GROUP:
@@ -181,6 +199,7 @@ def empty_batch(sequences: int, budget: Budget, images: ImageShapes, pad: int = 
         return np.full((sequences, width), value, np.int32)
 
     und, gen, tokens, latents = images
+    num_gen = budget.gen_images + budget.context_images
     return Batch(
         tokens=filled(budget.tokens, pad),
         segment_ids=filled(budget.tokens, PADDING_SEGMENT),
@@ -188,10 +207,10 @@ def empty_batch(sequences: int, budget: Budget, images: ImageShapes, pad: int = 
         und_patch_index=filled(budget.tokens, NO_IMAGE),
         gen_token_index=filled(budget.tokens, NO_IMAGE),
         und_images=np.zeros((sequences, budget.und_images, und, und, 3), np.uint8),
-        gen_images=np.zeros((sequences, 0 if tokens else budget.gen_images, gen, gen, 3), np.uint8),
+        gen_images=np.zeros((sequences, 0 if tokens else num_gen, gen, gen, 3), np.uint8),
         text_targets=filled(budget.text_targets, NO_POSITION),
         gen_starts=filled(budget.gen_images, NO_POSITION),
-        gen_ids=np.zeros((sequences, budget.gen_images, tokens), np.int32) if tokens else None,
+        gen_ids=np.zeros((sequences, num_gen, tokens), np.int32) if tokens else None,
         gen_latents=None if latents is None else np.zeros((sequences, budget.gen_images, *latents), np.float32),
     )
 
@@ -203,9 +222,9 @@ def pack(
 
     Args:
       sequences: Examples of each of the B sequences. The examples of a sequence must fit the budget.
-      budget: L, U, G and T of the batch.
+      budget: L, U, G, T and C of the batch.
       processor: Processor that made the examples.
-      precomputed_image_tokens: Whether to fill `gen_ids` and leave `gen_images` empty (G = 0). For JanusFlow: whether
+      precomputed_image_tokens: Whether to fill `gen_ids` and leave `gen_images` empty. For JanusFlow: whether
         to fill `gen_latents` in addition to `gen_images`, which SigLIP encodes.
     """
     n_und, n_gen = processor.num_und_tokens, processor.num_gen_tokens
@@ -216,6 +235,7 @@ def pack(
     assert batch.text_targets is not None
     for index, examples in enumerate(sequences):
         start, und, gen, targets = 0, 0, 0, 0
+        context = budget.gen_images  # Context images follow the room for target images.
         for segment, example in enumerate(examples, start=PADDING_SEGMENT + 1):
             sequence, size = example.sequence, example.size
             here = np.s_[index, start : start + size[0]]
@@ -224,20 +244,27 @@ def pack(
             batch.segment_ids[here] = np.where(masked, PADDING_SEGMENT, segment)
             batch.positions[here] = np.arange(size[0])
             batch.und_patch_index[here] = _shifted(sequence.und_patch_index, und * n_und)
-            batch.gen_token_index[here] = _shifted(sequence.gen_token_index, gen * n_gen)
+            num_targets, num_contexts = int(size[2]), sequence.num_context_images
+            is_context = sequence.gen_token_index >= num_targets * n_gen
+            offset = np.where(is_context, context - num_targets, gen) * n_gen
+            batch.gen_token_index[here] = _shifted(sequence.gen_token_index, offset)
             batch.und_images[index, und : und + size[1]] = sequence.und_images
-            gens = np.s_[index, gen : gen + size[2]]
+            gens = np.s_[index, gen : gen + num_targets]
+            contexts = np.s_[index, context : context + num_contexts]
             if batch.gen_ids is None:
-                batch.gen_images[gens] = sequence.gen_images
+                batch.gen_images[gens] = sequence.gen_images[:num_targets]
+                batch.gen_images[contexts] = sequence.gen_images[num_targets:]
             elif example.gen_ids is not None:
-                batch.gen_ids[gens] = example.gen_ids
+                batch.gen_ids[gens] = example.gen_ids[:num_targets]
+                batch.gen_ids[contexts] = example.gen_ids[num_targets:]
             if batch.gen_latents is not None and example.gen_latents is not None:
                 batch.gen_latents[gens] = example.gen_latents
             batch.gen_starts[gens] = example.gen_starts + start
             batch.text_targets[index, targets : targets + size[3]] = example.text_targets + start
             start, und, gen, targets = np.add((start, und, gen, targets), size)
+            context += num_contexts
     return batch
 
 
-def _shifted(image_index: Int[np.ndarray, " L"], offset: int) -> Int[np.ndarray, " L"]:
+def _shifted(image_index: Int[np.ndarray, " L"], offset: int | Int[np.ndarray, " L"]) -> Int[np.ndarray, " L"]:
     return np.where(image_index == NO_IMAGE, NO_IMAGE, image_index + offset)

@@ -166,10 +166,10 @@ class Stream(Iterator[Any]):
         if self._report is None:
             return {}
         sequences, filled, truncated, read, rejected = self._report
-        capacity = np.maximum(self._datasets[0].config.budget.limits * sequences, 1)
-        names = ("tokens", "und_images", "gen_images", "text_targets")
+        budget = self._datasets[0].config.budget
+        capacity = np.maximum(budget.limits * sequences, 1)
         return {
-            **{f"fill/{name}": float(fill) for name, fill in zip(names, filled / capacity, strict=True)},
+            **{f"fill/{name}": float(fill) for name, fill in zip(budget.names, filled / capacity, strict=True)},
             "records/read": read,
             "records/truncated": truncated,
             **{f"records/rejected/{reason.value}": count for reason, count in rejected.items()},

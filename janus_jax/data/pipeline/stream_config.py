@@ -7,6 +7,7 @@ from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.data.pipeline.mixture import Phase, check_phases
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.errors import JanusError
+from janus_jax.processing import EDITING_STYLES, EditingStyle, Task
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,8 @@ class StreamConfig:
       drop_condition: See `ExampleBuilder`.
       first_sentence: See `ExampleBuilder`.
       random_crop: See `ExampleBuilder`.
+      editing: See `ExampleBuilder`.
+      interleaved_features: See `ExampleBuilder`.
       lookahead: Number of examples among which the packer selects those of the next sequence.
       max_rejected: Largest share of each `recent` records that may be rejected before the run stops, in [0, 1).
       recent: Number of records to which `max_rejected` applies.
@@ -42,6 +45,8 @@ class StreamConfig:
     drop_condition: float = 0.1
     first_sentence: float = 0.25
     random_crop: bool = False
+    editing: EditingStyle = EDITING_STYLES["janus_4o"]
+    interleaved_features: bool = False
     lookahead: int = 24
     max_rejected: float = 0.1
     recent: int = 1000
@@ -61,6 +66,12 @@ class StreamConfig:
             if not 0 <= (value := getattr(self, name)) <= below:
                 raise JanusError(f"StreamConfig.{name} is {value}; it must be a share from 0 to {round(below)}.")
         check_phases(self.all_phases, names)
+
+    @property
+    def has_context_images(self) -> bool:
+        """Whether examples may be edits or conversations with generated images."""
+        tasks = {component.task for component in self.components}
+        return self.budget.context_images > 0 or bool(tasks & {Task.EDITING, Task.INTERLEAVED})
 
     @property
     def all_phases(self) -> tuple[Phase, ...]:

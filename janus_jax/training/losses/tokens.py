@@ -114,10 +114,12 @@ def token_loss(model: Janus, params: Params, batch: Batch, scales: Float[Array, 
     """
     hidden = apply(model.__call__, params, batch)
     value, sums = text_loss(model, params, batch, hidden, scales, chunk=chunk)
-    if batch.gen_starts is not None and batch.gen_ids is not None and batch.gen_ids.shape[1]:
+    if batch.gen_starts is not None and batch.gen_ids is not None and batch.gen_starts.shape[1]:
         starts = batch.gen_starts[..., None]
         positions = jnp.where(starts != NO_POSITION, starts + jnp.arange(batch.gen_ids.shape[2]), NO_POSITION)
-        positions, tokens = (x.reshape(batch.shape[0], -1) for x in (positions, batch.gen_ids))
+        # Context images follow the target images and are not predicted.
+        target_ids = batch.gen_ids[:, : batch.gen_starts.shape[1]]
+        positions, tokens = (x.reshape(batch.shape[0], -1) for x in (positions, target_ids))
         is_target = positions != NO_POSITION
         targets = HeadTargets(positions, tokens, is_target * scales[TASKS.index(Task.GENERATION)])
         loss = _head_loss(model.image_logits, IMAGE_HEAD, params, hidden, targets, chunk=chunk)
