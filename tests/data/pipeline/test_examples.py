@@ -166,7 +166,6 @@ def talk(*messages):
         (Record("r", Task.GENERATION, text="", images=(PICTURE,)), RejectReason.EMPTY_TEXT),
         (Record("r", Task.GENERATION, text="A <begin_of_image> cat", images=(PICTURE,)), RejectReason.SPECIAL_TOKEN),
         (Record("r", Task.GENERATION, text="A cat"), RejectReason.NO_IMAGE),
-        (Record("r", Task.EDITING, text="Make it blue", images=(PICTURE,) * 2), RejectReason.WRONG_TASK),
         (Record("r", Task.GENERATION, text="A cat", images=(PICTURE,) * 2), RejectReason.IMAGE_COUNT),
         (Record("r", Task.GENERATION, text="A cat", images=(PICTURE[:100],)), RejectReason.BAD_IMAGE),
     ],
