@@ -59,6 +59,7 @@ def test_settings_change_the_edit():
         assert not np.array_equal(first, edited(model, EDITS[:1], **settings))
 
 
+@pytest.mark.slow
 def test_the_source_image_changes_the_edit():
     model = tiny.pretrained()
     images = [model.edit(tiny.picture(seed), "Add a boat.", temperature=0.0)[0] for seed in (0, 1)]
