@@ -90,7 +90,7 @@ setup(
             "wandb>=0.31,<0.32",
         ],
         # PyTorch models that the parity tests and the benchmarks compare with.
-        "parity": ["diffusers>=0.42,<0.43", "torch==2.13.*", "transformers>=5.23,<6"],
+        "parity": ["diffusers>=0.42,<0.43", "peft>=0.21,<0.22", "torch==2.13.*", "transformers>=5.23,<6"],
         # For tests/parity/test_fid.py. Apart from `parity`, because transformers imports torchvision if it is installed
         # and fails if it was not built for the installed torch.
         "fid": ["clean-fid>=0.1.35,<0.2", "pytorch-fid>=0.3,<0.4", "scipy<1.18", "torchvision==0.28.*"],

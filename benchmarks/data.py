@@ -13,12 +13,15 @@ The pipeline, without threads and worker processes, and PIL alternate in one pro
 batch; then PIL decodes and resizes the images of this batch, with its own default of memory reuse. `ratio` is PIL's
 processor time divided by the pipeline's, which other programs hardly affect; `ratio_wall` compares wall times. The
 pipeline also reads, tokenizes and packs, so its time is longer. Both ratios are measured on the two components with
-images, and `mixture_ratio` on all components. Results with threads and worker processes are wall times and need an idle
-machine. The last line is a JSON object with all results.
+images, and `mixture_ratio` on all components. Results with threads and worker processes are wall times, which need an
+idle machine, and examples per second of processor time of all processes. The last line is a JSON object with all
+results.
 """
 
+import contextlib
 import io
 import json
+import multiprocessing
 import os
 import subprocess
 import sys
@@ -168,19 +171,32 @@ def decode_with_pil(file: bytes, kind: str) -> Image.Image:
     return image.resize((384, 384), Image.Resampling.BICUBIC, (left, 0, left + height, height))
 
 
+def processor_seconds() -> float:
+    """Returns the processor time of this process and its worker processes."""
+    seconds = time.process_time()
+    for worker in multiprocessing.active_children():
+        with contextlib.suppress(OSError):  # It has ended, or this is not Linux.
+            fields = Path(f"/proc/{worker.pid}/stat").read_text().rpartition(")")[2].split()
+            seconds += (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+    return seconds
+
+
 @dataclass
 class Clock:
-    """Context manager that adds up the wall time and this process's processor time of the blocks it encloses."""
+    """Context manager that adds up the wall time and the processor time of the blocks it encloses.
+
+    The processor time is that of this process and its worker processes.
+    """
 
     wall: float = 0.0
     cpu: float = 0.0
 
     def __enter__(self) -> None:
-        self._begin = time.perf_counter(), time.process_time()
+        self._begin = time.perf_counter(), processor_seconds()
 
     def __exit__(self, *_: object) -> None:
         self.wall += time.perf_counter() - self._begin[0]
-        self.cpu += time.process_time() - self._begin[1]
+        self.cpu += processor_seconds() - self._begin[1]
 
 
 def measure(stream: Stream, files: dict[str, bytes], rounds: int) -> dict[str, float]:
@@ -225,7 +241,7 @@ def measure_workers(stream: Stream, rounds: int, name: str) -> dict[str, float]:
     return {
         f"workers_{name}_examples_per_second": examples / clock.wall,
         f"workers_{name}_images_per_second": images / clock.wall,
-        f"workers_{name}_main_process_share": clock.cpu / clock.wall,
+        f"workers_{name}_examples_per_second_per_core": examples / clock.cpu,
     }
 
 

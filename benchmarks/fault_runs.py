@@ -104,5 +104,5 @@ def is_named(fault: Fault, ends: Sequence[Ended], count: int) -> bool:
     """Returns whether the log of a process that did not fail names the process that did."""
     logs = " ".join(end.log for index, end in enumerate(ends) if index != fault.process)
     own = ends[fault.process].log
-    names = (f"Process {fault.process} of {count}", f"rocess {fault.process} (", f"process {fault.process} ")
+    names = (f"Process {fault.process} of ", f"rocess {fault.process} (", f"process {fault.process} ")
     return any(name in logs for name in names) or (fault.kind.startswith("loader") and names[1] in own)

@@ -9,7 +9,7 @@ import os
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
 
@@ -17,6 +17,7 @@ import ml_dtypes
 import numpy as np
 
 from checkpoints_convert import hub, released, released_flow, transformers_janus
+from checkpoints_convert.adapter import Adapter, is_adapter, open_adapter
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.layout import Layout, MappedParameter, Shapes
 from checkpoints_convert.parameters import PARTS, Config, Parameter, layer_by_layer, model_parameters
@@ -48,6 +49,15 @@ REMEDY = "convert it again"
 KINDS: dict[str, type[Config]] = {"janus": JanusConfig, "janusflow": JanusFlowConfig, **PARTS}
 """Config class by the value of `part` in the config.json of an Orbax folder."""
 
+_WRAPPERS = ("module.", "model.", "_orig_mod.", "base_model.model.")
+"""Prefixes of DistributedDataParallel, of training frameworks, of torch.compile, and of peft."""
+_MARKERS = (
+    "language_model.model.embed_tokens.weight",
+    "model.language_model.embed_tokens.weight",
+    *(layout.marker for layout in PART_LAYOUTS),
+)
+"""Names of tensors, of which a file without wrappers has one."""
+
 _DTYPES = {"bfloat16": ml_dtypes.bfloat16, "float16": np.float16, "float32": np.float32, "float64": np.float64}
 _log = logging.getLogger(__name__)
 
@@ -61,13 +71,16 @@ class Checkpoint(ABC):
       layout: Name of the layout.
       config: Config of the model, or of the only part that the checkpoint holds.
       metadata: Facts about the original checkpoint, all optional: its `layout`, the `name` of its folder, its
-        `image_token_id`, and `dtypes`, the dtype by name of each tensor that has a narrower dtype than its parameter.
+        `image_token_id`, `tied` (whether the output head is the embedding table), and `dtypes`, the dtype by name of
+        each tensor that has a narrower dtype than its parameter.
+      adapter: LoRA adapter that `read` and `params` merge into the parameters; None for none.
     """
 
     path: Path
     layout: str
     config: Config
     metadata: Mapping[str, Any]
+    adapter: Adapter | None = field(default=None, kw_only=True)
 
     @property
     def folder(self) -> Path:
@@ -120,9 +133,17 @@ class Checkpoint(ABC):
     def dtypes(self) -> dict[str, np.dtype]:
         """Returns the narrowest dtype that holds all layers of a parameter exactly, by parameter path."""
 
-    @abstractmethod
     def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
-        """Returns one layer, or a parameter that is not stacked (layer None), in the dtype of the file."""
+        """Returns one layer, or a parameter that is not stacked (layer None).
+
+        The dtype is that of the file, or float32 for a matrix that the adapter changes.
+        """
+        array = self._read(parameter, layer)
+        return array if self.adapter is None else self.adapter.merge(parameter.path, layer, array)
+
+    @abstractmethod
+    def _read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+        """Returns what `read` returns without the adapter."""
 
     @abstractmethod
     def unused(self) -> Mapping[str, np.ndarray]:
@@ -150,7 +171,7 @@ class TorchCheckpoint(Checkpoint):
     def dtypes(self) -> dict[str, np.dtype]:
         return _common_dtypes(self.mapped, self.tensors)
 
-    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+    def _read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
         return self._by_parameter[parameter.path, layer].read(self.tensors)
 
     def unused(self) -> Mapping[str, np.ndarray]:
@@ -170,7 +191,7 @@ class OrbaxCheckpoint(Checkpoint):
     def dtypes(self) -> dict[str, np.dtype]:
         return {parameter.path: self._stored.dtype(parameter) for parameter in self.parameters}
 
-    def read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
+    def _read(self, parameter: Parameter, layer: int | None) -> np.ndarray:
         return self._stored.read(parameter, layer)
 
     def unused(self) -> Mapping[str, np.ndarray]:
@@ -197,7 +218,11 @@ def is_converted(path: Path) -> bool:
 
 
 def open_checkpoint(
-    path: StrPath, conversation: ConversationStyle | None = None, vae: StrPath | None = None
+    path: StrPath,
+    conversation: ConversationStyle | None = None,
+    vae: StrPath | None = None,
+    *,
+    adapter: StrPath | None = None,
 ) -> Checkpoint:
     """Opens a checkpoint in any layout.
 
@@ -206,11 +231,13 @@ def open_checkpoint(
 
     Args:
       path: The folder, the file of a part that consists of a single file, or a hub id. Of a model on the hub or on a
-        bucket, a local copy is opened (`hub.local_path`).
+        bucket, a local copy is opened (`hub.local_path`). The folder of a LoRA adapter stands for its base model with
+        this adapter.
       conversation: Role strings that the model was trained with. None: they are detected. The configs of Janus-1.3B
         and Janus-Pro-1B differ only in their role strings.
       vae: Folder or hub id of JanusFlow's VAE in diffusers' layout. None: the folder `vae/` of the checkpoint, if it
         exists; for a checkpoint from the hub that has none, the VAE that its config names.
+      adapter: Folder or hub id of a LoRA adapter in peft's layout, which is merged into the parameters.
 
     Raises:
       JanusError: The path does not exist, the hub does not provide the model, a file is corrupt or missing, the layout
@@ -220,6 +247,21 @@ def open_checkpoint(
     if conversation is not None and conversation not in get_args(ConversationStyle):
         raise JanusError(f"--conversation is {conversation!r}; it must be one of {get_args(ConversationStyle)}.")
     path = hub.local_path(os.fspath(path))
+    opened = None if adapter is None else open_adapter(hub.local_path(os.fspath(adapter)))
+    if is_adapter(path):
+        if adapter is not None:
+            raise JanusError(f"{path} is an adapter, and {adapter} another one; give a base model and one adapter.")
+        opened = open_adapter(path)
+        if not opened.base:
+            raise JanusError(f"{path} names no base model; give that model, and the adapter with --adapter {path}.")
+        path = hub.local_path(opened.base)
+    checkpoint = _open(path, conversation, vae)
+    if opened is not None:
+        opened.check(checkpoint.parameters)
+    return replace(checkpoint, adapter=opened)
+
+
+def _open(path: Path, conversation: ConversationStyle | None, vae: StrPath | None) -> Checkpoint:
     if not is_converted(path):
         return _open_torch(path, conversation, vae)
     if vae is not None:
@@ -245,7 +287,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         weights = find_weights(path)
     file = weights.parent / "config.json"
     json = JsonObject(read_json_if_exists(file), str(file))
-    tensors = open_tensors(weights)
+    tensors = _without_wrappers(open_tensors(weights))
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config_source = file if json.values else path
     with reading(config_source), prefix_errors(config_source):
@@ -260,8 +302,8 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     if isinstance(config, ModelConfig):
         config = replace(config, conversation=conversation or _detect_conversation(path, json, config))
         config = replace(config, name=_model_name(path, config))
-    # In transformers' Janus, embeddings are tied unless config.json states otherwise.
-    if json.get("tie_word_embeddings", json.values.get("model_type") == "janus"):
+    is_tied = _is_tied(json) and bool(layout.tied.keys() - tensors.keys())
+    if is_tied:
         tensors = layout.with_tied(tensors)
     unused = [name for name in tensors if layout.is_unused(name)]
     with reading(config_source), prefix_errors(config_source):
@@ -273,9 +315,30 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         "name": hub.folder_name(path),
         "dtypes": _narrower_dtypes(mapped, tensors),
     }
+    if is_tied:
+        metadata["tied"] = True
     if image_token_id := json.get("image_token_id", 0):
         metadata["image_token_id"] = image_token_id
     return TorchCheckpoint(path, layout.name, config, metadata, mapped, tensors, unused)
+
+
+def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Removes prefixes that wrappers of PyTorch put before every name, if the rest are the names of a known layout."""
+    found = tensors
+    while found and not any(marker in found for marker in _MARKERS):
+        prefix = next((one for one in _WRAPPERS if all(name.startswith(one) for name in found)), None)
+        if prefix is None:
+            return tensors
+        found = {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+    return found
+
+
+def _is_tied(json: JsonObject) -> bool:
+    """Returns whether config.json says that the output head is the embedding table."""
+    # In transformers' Janus, embeddings are tied unless config.json states otherwise. Its text_config has no effect.
+    if json.values.get("model_type") == "janus":
+        return json.get("tie_word_embeddings", True)
+    return json.get("tie_word_embeddings", json.object("language_config").get("tie_word_embeddings", False))
 
 
 def _common_dtypes(mapped: Collection[MappedParameter], tensors: Mapping[str, np.ndarray]) -> dict[str, np.dtype]:

@@ -57,6 +57,7 @@ _WRITE_SIDECARS = {
     "released": sidecars.write_released_sidecars,
     "transformers": sidecars.write_transformers_sidecars,
 }
+_EMBEDDING, _HEAD = "llm/embed/embedding", "llm/head/weight"
 _IMAGE_TOKEN_ID = 100581
 """Id of the image placeholder in Janus-Pro-1B, used if neither the tokenizer nor the source states it."""
 
@@ -284,6 +285,11 @@ def _to_torch(
         notes.append(f"{len(unused)} tensors that released files hold, but that no network uses, are zeros.")
     specs |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
     json = layout.write_config(config, main, _image_token_id(checkpoint))
+    if _is_tied(checkpoint):
+        mapped = [one for one in mapped if one.parameter.path != _HEAD]
+        specs = {name: spec for name, spec in specs.items() if name not in layout.tied}
+        for part in (json, *(json[name] for name in ("language_config", "text_config") if name in json)):
+            part["tie_word_embeddings"] = True
     if "image_token_id" in json and not sidecars.token_ids(checkpoint.folder):
         notes.append(f"There is no tokenizer.json, so the image placeholder's id is {json['image_token_id']}.")
     num_bytes = sum(math.prod(shape) * dtype.itemsize for shape, dtype in specs.values())
@@ -308,6 +314,14 @@ def _to_torch(
             sidecars.copy_system_prompt(checkpoint.folder, folder)
     parameters = sum(parameter.size for parameter in checkpoint.parameters)
     return layout_name, len(specs), parameters, num_bytes, tuple(notes)
+
+
+def _is_tied(checkpoint: Checkpoint) -> bool:
+    """Returns whether embeddings were tied in the original checkpoint, and have not been trained to differ since."""
+    if not checkpoint.metadata.get("tied"):
+        return False
+    both = {one.path: checkpoint.read(one, None) for one in checkpoint.parameters if one.path in (_EMBEDDING, _HEAD)}
+    return np.array_equal(both[_EMBEDDING], both[_HEAD])
 
 
 def _tensor_specs(

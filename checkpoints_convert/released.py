@@ -263,4 +263,5 @@ LAYOUT = Layout(
     config_to_json,
     unused=(r"vision_model\.vision_tower\.attn_pool\..*", r"gen_vision_model\.quantize\.codebook_used", r".*inv_freq"),
     unused_shapes=unused_shapes,
+    tied={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},
 )

@@ -213,5 +213,6 @@ LAYOUT = Layout(
     config_to_json,
     unused=(r"vision_und_enc_model\.vision_tower\.attn_pool\..*", r".*inv_freq"),
     unused_shapes=unused_shapes,
+    tied={"language_model.lm_head.weight": "language_model.model.embed_tokens.weight"},
     renamed=DIFFUSERS_VAE.renamed,
 )

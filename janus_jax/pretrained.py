@@ -1,15 +1,16 @@
 """Pretrained models: `load` reads a checkpoint folder, `Pretrained` answers questions and generates images."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
+from flax.traverse_util import flatten_dict, unflatten_dict
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Array, Bool, Int, Key, UInt8
 from PIL import Image
 
@@ -56,6 +57,8 @@ def load(
     quantization: Quantization = "none",
     conversation: ConversationStyle | None = None,
     vae: str | Path | None = None,
+    adapter: str | Path | None = None,
+    merge_adapter: bool = True,
 ) -> "Pretrained":
     """Loads a model from a checkpoint folder in the released, transformers' or converted layout, or from the hub.
 
@@ -70,14 +73,26 @@ def load(
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
         images.
+      adapter: Folder or hub id of a LoRA adapter in peft's layout. If `path` itself is an adapter, its base model is
+        loaded.
+      merge_adapter: Whether the adapter is added to its matrices, in float32 before the cast to `dtype`. False: it is
+        computed next to them, as in training, which is slower.
 
     Raises:
       JanusError: The folder is missing, damaged or in an unknown layout, the hub does not provide the model, the model
         cannot be sharded over the mesh, the mesh has devices of other processes, or the devices cannot be used.
     """
-    checkpoint = open_checkpoint(path, conversation, vae)
+    checkpoint = open_checkpoint(path, conversation, vae, adapter=adapter)
     processor = Processor.from_directory(checkpoint.folder, checkpoint.model_config)
-    return load_checkpoint(checkpoint, processor, dtype, mesh, attention=attention, quantization=quantization)
+    return load_checkpoint(
+        checkpoint,
+        processor,
+        dtype,
+        mesh,
+        attention=attention,
+        quantization=quantization,
+        merge_adapter=merge_adapter,
+    )
 
 
 def load_checkpoint(
@@ -88,12 +103,15 @@ def load_checkpoint(
     *,
     attention: AttentionKernel = "auto",
     quantization: Quantization = "none",
+    merge_adapter: bool = True,
 ) -> "Pretrained":
     """Loads the model of an opened checkpoint. See `load`."""
     if dtype not in get_args(Dtype):
         raise JanusError(f"dtype is {dtype!r}; it must be one of {', '.join(get_args(Dtype))}.")
     if quantization not in get_args(Quantization):
         raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
+    if quantization != "none" and checkpoint.adapter is not None and not merge_adapter:
+        raise JanusError("A quantized model needs a merged adapter; set merge_adapter=True or quantization='none'.")
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -103,8 +121,17 @@ def load_checkpoint(
                 "load's mesh has devices of other processes; give each process one of its jax.local_devices()."
             )
         check_mesh(config, mesh)
-    execution = Execution(dtype, dtype, attention, layers="unrolled", quantization=quantization)
-    params = load_params(checkpoint.params(dtype), config, execution, mesh)
+    adapter = None if merge_adapter else checkpoint.adapter
+    # Fused matrices have no place for an adapter.
+    layers: Literal["scanned", "unrolled"] = "unrolled" if adapter is None else "scanned"
+    execution = Execution(dtype, dtype, attention, layers=layers, quantization=quantization)
+    source = checkpoint if adapter is None else replace(checkpoint, adapter=None)
+    params = load_params(source.params(dtype), config, execution, mesh)
+    if adapter is not None:
+        # Replicated on a mesh, because adapters are small.
+        sharding = None if mesh is None else NamedSharding(mesh, PartitionSpec())
+        stacked = jax.device_put(adapter.stacked(checkpoint.parameters), sharding)
+        params = unflatten_dict(flatten_dict(params) | stacked)
     return Pretrained(config, params, processor, make_model(config, execution), mesh)
 
 
@@ -153,8 +180,8 @@ class Pretrained:
 
     Attributes:
       config: Architecture.
-      params: Parameters of `model`, with a subtree per layer. `models.backbone.scan_params` stacks the layers for
-        training.
+      params: Parameters of `model`, with a subtree per layer, or stacked with an adapter that is not merged.
+        `models.backbone.scan_params` stacks the layers for training.
       processor: Converts messages and images to arrays.
       model: The network, called as `model.apply({"params": params}, ...)`.
       mesh: Mesh over which the parameters are sharded. None: a single device.

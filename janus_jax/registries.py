@@ -1,8 +1,9 @@
-"""Looks up registered objects by NAME, or by MODULE:NAME, which first imports the user's module MODULE."""
+"""Finds objects by NAME in a registry, or by MODULE:NAME in the user's module MODULE."""
 
 import importlib
 from collections.abc import Mapping
-from typing import TypeVar
+from types import ModuleType
+from typing import Any, TypeVar
 
 from janus_jax.errors import JanusError
 
@@ -22,12 +23,33 @@ def find_registered(registry: Mapping[str, T], name: str, field: str) -> T:
     """
     module, colon, short_name = name.rpartition(":")
     if colon:
-        if not all(part.isidentifier() for part in module.split(".")):
-            raise JanusError(f"{field} {name}: {module!r} is not the name of a module; give MODULE:NAME.")
-        try:
-            importlib.import_module(module)
-        except ImportError as error:
-            raise JanusError(f"{field} {name}: {error}; give an importable module before the colon.") from error
+        _import(module, f"{field} {name}")
     if short_name not in registry:
         raise JanusError(f"{field} {name} is unknown; use {', '.join(registry)}, or MODULE:NAME.")
     return registry[short_name]
+
+
+def find_attribute(name: str, field: str) -> Any:
+    """Returns the object `MODULE:NAME`.
+
+    Args:
+      name: `MODULE:NAME`.
+      field: Flag or config field that contains the name, for messages.
+
+    Raises:
+      JanusError: The module cannot be imported, or it has no such object.
+    """
+    module_name, _, attribute = name.rpartition(":")
+    module = _import(module_name, f"{field} {name}")
+    if not hasattr(module, attribute):
+        raise JanusError(f"{field} {name}: the module {module_name} has no {attribute!r}; give MODULE:NAME.")
+    return getattr(module, attribute)
+
+
+def _import(module: str, where: str) -> ModuleType:
+    if not all(part.isidentifier() for part in module.split(".")):
+        raise JanusError(f"{where}: {module!r} is not the name of a module; give MODULE:NAME.")
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise JanusError(f"{where}: {error}; give an importable module before the colon.") from error

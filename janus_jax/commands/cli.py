@@ -59,6 +59,12 @@ def define_action(name: str, text: str, action: Callable[[], None], needs: str) 
     _actions[name] = _Action(action, needs)
 
 
+def define_value_action(name: str, text: str, action: Callable[[str], None]) -> None:
+    """Defines a flag with a value that makes a command call a function of the value and exit. No flags are required."""
+    holder = flags.DEFINE_string(name, None, text)
+    _actions[name] = _Action(lambda: action(holder.value or ""), needs=name)
+
+
 def run(
     main: Callable[[Sequence[str]], None],
     *,
@@ -138,17 +144,20 @@ def use_cpu() -> None:
     jax.config.update("jax_platforms", "cpu")
 
 
-def enable_compilation_cache() -> None:
+def enable_compilation_cache(folder: Path | None = None) -> None:
     """Makes JAX store programs that took at least one second to compile, so that later runs load them.
 
-    The cache is `$JAX_COMPILATION_CACHE_DIR`, by default `janus_jax/xla` in `$XDG_CACHE_HOME` (`~/.cache`).
-    `JAX_ENABLE_COMPILATION_CACHE=0` disables it. If the folder cannot be made, a warning is logged.
+    The cache is `$JAX_COMPILATION_CACHE_DIR`, if it is set. `JAX_ENABLE_COMPILATION_CACHE=0` disables it. If the folder
+    cannot be made, a warning is logged.
+
+    Args:
+      folder: The cache; None for `janus_jax/xla` in `$XDG_CACHE_HOME` (`~/.cache`).
     """
     import jax  # Imported here so that commands without arrays start quickly.
 
     if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
         try:
-            folder = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
+            folder = folder or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "janus_jax" / "xla"
             folder.mkdir(parents=True, exist_ok=True)
         # RuntimeError: the user has no home directory, as in some containers.
         except (OSError, RuntimeError) as error:
@@ -159,7 +168,7 @@ def enable_compilation_cache() -> None:
 
 def _parse_and_run(main: Callable[[Sequence[str]], None], module: ModuleType, positional: Sequence[str]) -> None:
     for name, action in _actions.items():
-        if f"--{name}" in sys.argv:
+        if any(argument.partition("=")[0] == f"--{name}" for argument in sys.argv):
             for other in flags.FLAGS:
                 if other != action.needs:
                     flags.FLAGS[other].validators.clear()

@@ -99,6 +99,7 @@ def main(_: Sequence[str]) -> None:
         # Mesh, batch size and parallel window are omitted, so that a run can continue with other values of them.
         common = {
             "model": model_fingerprint(opened.checkpoint.path),
+            **({"adapter": model_fingerprint(adapter.path)} if (adapter := opened.checkpoint.adapter) else {}),
             "dtype": models.resolve_dtype(models.DTYPE.value),
             "conversation": config.conversation,
             "seed": models.SEED.value,

@@ -33,6 +33,10 @@ VAE = flags.DEFINE_string(
     None,
     "folder or hub id of a released JanusFlow's VAE (default: vae/ in the model's folder; for hub ids, SDXL's)",
 )
+ADAPTER = flags.DEFINE_string("adapter", None, "folder or hub id of a LoRA adapter in peft's layout")
+MERGE_ADAPTER = flags.DEFINE_bool(
+    "merge_adapter", True, "add the adapter to its matrices, in float32; otherwise it is computed next to them"
+)
 MESH = flags.DEFINE_string(
     "mesh", None, "sizes of the mesh axes DATA,FSDP,TENSOR; -1: all remaining devices (default: one device)"
 )
@@ -54,7 +58,8 @@ TOP_K = flags.DEFINE_integer(
 TOP_P = flags.DEFINE_float("top_p", 1.0, "sample from the fewest tokens that have a total probability of p")
 SEED = flags.DEFINE_integer("seed", 0, "random seed of sampling", lower_bound=0, upper_bound=2**32 - 1)
 
-cli.flag_group("Model", MODEL, DTYPE, VAE, MESH, CONVERSATION, ATTENTION, QUANTIZATION)
+_MODEL_FLAGS = (MODEL, DTYPE, VAE, ADAPTER, MERGE_ADAPTER, MESH, CONVERSATION, ATTENTION, QUANTIZATION)
+cli.flag_group("Model", *_MODEL_FLAGS)
 cli.flag_group("Sampling", TOP_K, TOP_P, SEED)
 
 flags.register_validator("top_p", lambda p: 0 < p <= 1, "it must be above 0 and at most 1")
@@ -114,7 +119,9 @@ def open_model() -> OpenedModel:
     Raises:
       JanusError: The folder is missing, damaged or in an unknown layout.
     """
-    checkpoint = open_checkpoint(MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value)
+    checkpoint = open_checkpoint(
+        MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value, adapter=ADAPTER.value
+    )
     return OpenedModel(checkpoint, Processor.from_directory(checkpoint.folder, checkpoint.model_config))
 
 
@@ -135,9 +142,14 @@ def load_model(opened: OpenedModel) -> "Pretrained":
         # In a run of several processes, each process has its own copy of the model.
         mesh = make_mesh(data, fsdp, tensor, jax.local_devices())
     attention = cast(AttentionKernel, ATTENTION.value)
-    quantization = cast(Quantization, QUANTIZATION.value)
     model = load_checkpoint(
-        opened.checkpoint, opened.processor, dtype, mesh, attention=attention, quantization=quantization
+        opened.checkpoint,
+        opened.processor,
+        dtype,
+        mesh,
+        attention=attention,
+        quantization=cast(Quantization, QUANTIZATION.value),
+        merge_adapter=MERGE_ADAPTER.value,
     )
     jax.block_until_ready(model.params)
     _print_progress(f" {time.monotonic() - begin:.1f} s\n")

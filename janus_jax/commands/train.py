@@ -9,7 +9,11 @@ encoders write to WORKDIR itself. To continue an interrupted run, repeat the com
 docs/tokenizer.md. janus-export exports the model.
 """
 
+import os
+import sys
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 
 from absl import flags
 
@@ -17,6 +21,7 @@ from janus_jax.buckets import as_path, check_bucket
 from janus_jax.commands import cli
 from janus_jax.commands.recipe_flag import define_recipe_flag, overridden_fields, recipe_class
 from janus_jax.distributed import join_cluster
+from janus_jax.errors import ExitCode
 from janus_jax.training.config_dicts import from_config
 
 _CONFIG = define_recipe_flag()
@@ -28,6 +33,7 @@ _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "train with all proces
 
 def main(_: Sequence[str]) -> None:
     """Trains to the last step. The recipe's fields select a stage, an image tokenizer or an encoder."""
+    from janus_jax.training.goodput import count_from_process_start
     from janus_jax.training.image_tokenizer.task import train_tokenizer
     from janus_jax.training.recipe import Recipe
     from janus_jax.training.siglip import SiglipRecipe, train_siglip
@@ -35,17 +41,53 @@ def main(_: Sequence[str]) -> None:
     from janus_jax.training.unused_fields import check_unused_fields
     from janus_jax.training.watchdog import sharing_errors
 
+    count_from_process_start()
     recipe = from_config(recipe_class(_CONFIG.value), _CONFIG.value)
     check_bucket(as_path(_WORKDIR.value))
     if _DISTRIBUTED.value:
         join_cluster()
-    cli.enable_compilation_cache()
+    cli.enable_compilation_cache(_compilation_cache(recipe))
     with sharing_errors():
         if isinstance(recipe, Recipe):
             train_stage(recipe, _WORKDIR.value, given=overridden_fields())
         else:
             check_unused_fields(recipe, overridden_fields())
             (train_siglip if isinstance(recipe, SiglipRecipe) else train_tokenizer)(recipe, _WORKDIR.value)
+
+
+def _compilation_cache(recipe: object) -> Path | None:
+    """Returns the folder for compiled programs in the workdir, or None for the user's."""
+    where = getattr(getattr(recipe, "resources", None), "compilation_cache", "auto")
+    if where == "auto":
+        where = "workdir" if _DISTRIBUTED.value else "user"
+    return as_path(_WORKDIR.value) / "compiled" if where == "workdir" else None
+
+
+def _report(workdir: str) -> None:
+    from janus_jax.training.goodput import report
+
+    print(report(as_path(workdir)))
+
+
+def _replay(folder: str) -> None:
+    from janus_jax.training.recipe import Recipe
+    from janus_jax.training.replay import read_incident, replay
+    from janus_jax.training.stage import stage_task
+
+    incident = read_incident(as_path(folder if "://" in folder else os.path.abspath(folder)))
+    if _DISTRIBUTED.value:
+        join_cluster()
+    cli.enable_compilation_cache()
+    recipe = from_config(Recipe, incident.config)
+    # The data of the run were divided among its processes.
+    recipe = replace(recipe, data_shards=recipe.data_shards or incident.processes)
+    task = stage_task(recipe, incident.run_folder.parent, is_new=incident.checkpoint() is None)
+    if not replay(task, incident):
+        sys.exit(ExitCode.INTERNAL_ERROR)
+
+
+cli.define_value_action("replay", "repeat the step of this incident folder, and exit", _replay)
+cli.define_value_action("report", "print how the runs in this workdir have spent their time, and exit", _report)
 
 
 def run() -> None:

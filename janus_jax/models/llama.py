@@ -14,8 +14,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from janus_jax.config import Execution, LlamaConfig
+from janus_jax.errors import JanusError
 from janus_jax.models.attention import Angles, apply_rotary, attend, rotary_angles, update_cache
-from janus_jax.models.layers import Embedding, Linear, RMSNorm, repeated_block, stack_params, unstack_params
+from janus_jax.models.layers import (
+    WEIGHT_SCALE,
+    Embedding,
+    Linear,
+    RMSNorm,
+    repeated_block,
+    stack_params,
+    unstack_params,
+)
 from janus_jax.models.masks import Mask
 
 LayerCache = tuple[Float[Array, "B KV S K"], Float[Array, "B KV S K"]]
@@ -302,8 +311,14 @@ def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
 
 
 def split_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Splits `qkv` and `gate_up` of a block: the inverse of `fuse_block`."""
+    """Splits `qkv` and `gate_up` of a block: the inverse of `fuse_block`.
+
+    Raises:
+      JanusError: The weights are quantized.
+    """
     attn, mlp = block["attn"], block["mlp"]
+    if WEIGHT_SCALE in mlp["down"]:
+        raise JanusError("The parameters are quantized, for sampling only; load the model without quantization.")
     qkv, gate_up = attn["qkv"]["weight"], mlp["gate_up"]["weight"]
     query = qkv[:, :-2].reshape(config.num_heads, config.head_dim, config.width)
     return {

@@ -147,14 +147,17 @@ class Checkpoints:
     Args:
       directory: Folder of the checkpoints, created if missing.
       keep: Which checkpoints are kept.
+      keep_before: Steps; the newest checkpoint before each of them is also kept. The caller may append to it.
 
     Raises:
       JanusError: The folder cannot be created or read.
     """
 
-    def __init__(self, directory: str | Path, keep: RetentionPolicy | None = None) -> None:
+    def __init__(
+        self, directory: str | Path, keep: RetentionPolicy | None = None, *, keep_before: Sequence[int] = ()
+    ) -> None:
         self._directory = absolute_path(directory)
-        self._keep = keep or RetentionPolicy()
+        self._keep, self._keep_before = keep or RetentionPolicy(), keep_before
         self._infos: dict[int, CheckpointInfo] = {}
         self._saving: int | None = None
         options = ocp.CheckpointManagerOptions(
@@ -307,7 +310,9 @@ class Checkpoints:
                 except Exception:  # A checkpoint that cannot be read has no metrics and counts as old.
                     content = {"time": 0.0, "metrics": {}}
                 self._infos[step] = self._info(step, content)
-        return self._keep.is_kept([self._infos[step] for step in steps])
+        needed = {max((step for step in steps if step < later), default=None) for later in self._keep_before}
+        kept = self._keep.is_kept([self._infos[step] for step in steps])
+        return [is_kept or step in needed for step, is_kept in zip(steps, kept, strict=True)]
 
     def _info(self, step: int, content: Mapping[str, Any]) -> CheckpointInfo:
         score = content["metrics"].get(self._keep.best_by, math.nan)

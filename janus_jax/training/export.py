@@ -3,16 +3,21 @@
 from pathlib import Path
 
 import jax
+import numpy as np
+from flax.traverse_util import flatten_dict, unflatten_dict
 from jax.sharding import SingleDeviceSharding
 
-from checkpoints_convert import save_checkpoint
+from checkpoints_convert import open_checkpoint, save_checkpoint
+from checkpoints_convert.adapter import LowRank, write_adapter
 from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.files import reading
 from janus_jax.models.factory import abstract_params, make_model
+from janus_jax.storage import atomic_folder
 from janus_jax.training.checkpoint_files import SavedCheckpoint
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import checkpoints_folder, read_stage, tokenizer_folder
+from janus_jax.training.lora import ADAPTER_NAMES
 from janus_jax.training.param_paths import unbox
 from janus_jax.training.recipe import Recipe
 
@@ -59,4 +64,56 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool
     )
     params = read_stage(saved, shapes)
     save_checkpoint(out, params, config, sidecars_from=tokenizer_folder(workdir), progress=progress)
+    return saved.step
+
+
+def export_adapter(workdir: Path, stage: int, out: Path) -> int:
+    """Writes the newest adapters of a stage as a LoRA adapter in peft's layout.
+
+    If the stage has a moving average, it is written instead of the last parameters. The modules have the names of the
+    base model's layout: those of transformers' Janus, or of the released code.
+
+    Args:
+      workdir: Workdir of the run.
+      stage: Number of the stage.
+      out: Folder to create. It gets this name when it is complete.
+
+    Returns:
+      The step of the parameters.
+
+    Raises:
+      JanusError: The stage has no undamaged checkpoint or no adapters, trained other parameters too, did not start from
+        a model folder or hub id, or the folder cannot be written.
+    """
+    saved = SavedCheckpoint.newest(checkpoints_folder(workdir, stage))
+    settings = from_config(Recipe, saved.config).current
+    shapes, where = saved.shapes(ADAPTER_NAMES), f"Stage {stage} in {workdir}"
+    if not shapes:
+        raise JanusError(f"{where} has no adapters (lora.rank is 0); export the whole model, without --adapter.")
+    if settings.trained:
+        raise JanusError(
+            f"{where} trained {', '.join(settings.trained)} too, which an adapter does not hold; export the whole "
+            f"model, without --adapter."
+        )
+    base = settings.initialisation.model
+    if settings.initialisation.source != "model":
+        raise JanusError(f"{where} did not start from a published model; export the whole model, without --adapter.")
+    opened = open_checkpoint(base)
+    if opened.adapter is not None:
+        raise JanusError(f"{where} started from the adapter {base}; export the whole model, without --adapter.")
+    layout = "transformers" if opened.metadata.get("layout") == "transformers" else "released"
+    cpu = SingleDeviceSharding(jax.devices("cpu")[0])
+    wanted = {path: jax.ShapeDtypeStruct(shape, np.float32, sharding=cpu) for path, shape in shapes.items()}
+    found = flatten_dict(saved.params(unflatten_dict(wanted), average=True))
+    arrays = {path: np.asarray(array) for path, array in found.items()}
+    matrices = {}
+    for module in sorted({path[:-1] for path in arrays}):
+        a, b, scales = (arrays[*module, name] for name in ADAPTER_NAMES)
+        rank = a.shape[1]
+        for layer, scale in enumerate(scales):
+            change = LowRank(a[layer].reshape(rank, -1), b[layer].reshape(-1, rank), float(scale))
+            matrices["/".join((*module, "weight")), layer] = change
+    with atomic_folder(out) as folder:
+        # The folder of the base model may be relative to the folder of the run.
+        write_adapter(folder, matrices, str(Path(base).resolve()) if Path(base).exists() else base, layout)
     return saved.step

@@ -92,7 +92,7 @@ class OpenedStage(NamedTuple):
     is_resumed: bool = False
 
 
-def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedStage:
+def open_initialisation(recipe: Recipe, workdir: str | Path | None, *, is_new: bool = False) -> OpenedStage:
     """Finds the model of a stage, and opens the checkpoints that it starts from without reading their parameters.
 
     If the recipe names no model, the stage trains the model in `initialisation.model`, or that of the previous stage. A
@@ -101,11 +101,13 @@ def open_initialisation(recipe: Recipe, workdir: str | Path | None) -> OpenedSta
     Args:
       recipe: The recipe.
       workdir: Workdir of the run. None: only finds the model, and opens no folder but `initialisation.model`.
+      is_new: Ignores checkpoints of the stage itself.
 
     Raises:
       JanusError: No model is named, a folder is missing or holds another model, or the previous stage is not finished.
     """
-    if workdir is not None and (saved := _saved_recipe(checkpoints_folder(workdir, recipe.stage))) is not None:
+    saved = None if workdir is None or is_new else _saved_recipe(checkpoints_folder(workdir, recipe.stage))
+    if saved is not None:
         precision = recipe.current.precision.replace_auto(saved.current.precision)
         return OpenedStage(_with_model(recipe, saved).replace_current(precision=precision), {}, is_resumed=True)
     start, where = recipe.current.initialisation, f"config.stages.stage_{recipe.stage}.initialisation"

@@ -10,6 +10,7 @@ import jax
 
 from janus_jax.errors import Diverged
 from janus_jax.storage import write_json
+from janus_jax.training.incidents import Incidents
 from janus_jax.training.metric_writer import MetricWriter, RateMeter
 
 _SPEEDS = ("tokens/s", "images/s")
@@ -22,6 +23,7 @@ class _Pending:
     metrics: Mapping[str, Any]
     example_ids: Sequence[Sequence[str]]
     counts: Mapping[str, float]
+    batch: Any
 
 
 @dataclass(kw_only=True)
@@ -38,6 +40,8 @@ class StepMetrics:
       skipped: Steps skipped so far.
       peak_flops: FLOP/s of all devices together, the reference of `mfu`; None omits `mfu`.
       progress_metrics: Names of the first metrics of the progress line. Their parts, such as `loss/TASK`, follow.
+      incidents: Records steps to replay; None for none.
+      more: Returns further metrics for the report of a step.
       meter: Measures the rates since the last report.
       last: Metrics of the last finished step.
     """
@@ -50,6 +54,8 @@ class StepMetrics:
     skipped: int = 0
     peak_flops: float | None = None
     progress_metrics: tuple[str, ...] = ("loss",)
+    incidents: Incidents | None = None
+    more: Callable[[int], Mapping[str, float]] = lambda step: {}
     meter: RateMeter = field(default_factory=RateMeter)
     last: dict[str, float] = field(default_factory=dict)
     _pending: _Pending | None = None
@@ -60,6 +66,7 @@ class StepMetrics:
         metrics: Mapping[str, Any],
         example_ids: Sequence[Sequence[str]],
         counts: Mapping[str, float],
+        batch: Any = None,
     ) -> None:
         """Stores the metrics of a step that was started, and reports those of the step before.
 
@@ -68,12 +75,13 @@ class StepMetrics:
           metrics: Scalars on their devices, possibly not computed yet. `finite` is 0 if the update was skipped.
           example_ids: Ids of this process's examples, by sequence.
           counts: Work of the step, for example tokens, samples and FLOPs.
+          batch: Batch of the step, kept until the next one for `incidents`.
 
         Raises:
           Diverged: The gradient of the step before is not finite, and no more steps may be skipped.
         """
         self.flush()
-        self._pending = _Pending(step, metrics, example_ids, counts)
+        self._pending = _Pending(step, metrics, example_ids, counts, batch)
 
     def flush(self) -> None:
         """Waits for the last step and reports its metrics. Raises the same errors as `add`."""
@@ -82,6 +90,9 @@ class StepMetrics:
             return
         values = {name: float(value) for name, value in jax.device_get(pending.metrics).items()}
         self.meter.add(1, **pending.counts)
+        loss = values.get("loss", values.get(self.progress_metrics[0]))
+        if self.incidents and (incident := self.incidents.check(pending.step, values, loss, pending.batch)):
+            self.writer.message(incident)
         extra: dict[str, float] = {}
         if "finite" in values:
             if not values.pop("finite"):
@@ -100,7 +111,7 @@ class StepMetrics:
                 rates["mfu"] = rates["flops/s"] / self.peak_flops
             if self.learning_rate is not None:
                 extra["learning_rate"] = float(self.learning_rate(pending.step - 1))
-            self.writer.scalars(pending.step, self.last | extra | rates)
+            self.writer.scalars(pending.step, self.last | extra | rates | dict(self.more(pending.step)))
             self.writer.progress(pending.step, self._shown(self.last | rates))
 
     def _shown(self, values: Mapping[str, float]) -> dict[str, float]:

@@ -14,7 +14,7 @@ STEPPING: tuple[PhaseName, ...] = ("data", "barrier", "step")
 """Phases in which the next step must complete within a limit. The other phases have their own limits."""
 
 DESCRIPTIONS: dict[PhaseName, str] = {
-    "start": "starting",
+    "start": "starting or ending",
     "restore": "restoring or initializing the state",
     "compile": "compiling or running the first step",
     "data": "waiting for its data",

@@ -28,6 +28,7 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import EditingFormat, EditingStyle, Task, editing_style
 from janus_jax.training.checkpointing import RetentionPolicy
 from janus_jax.training.config_dicts import check_values
+from janus_jax.training.incidents import IncidentOptions
 from janus_jax.training.lora import Lora
 from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
@@ -373,6 +374,11 @@ class Resources(Limits):
       logits_chunk: See `Microbatching`.
       data_workers: Processes per host that read, decode and tokenize; 0 for none.
       data_threads: Threads that do so, in each of these processes, or in the training process if there are none.
+      compilation_cache: Folder of compiled programs, which shorten the next start: "workdir" for `compiled` in the
+        workdir, which all processes share; "user" for one in the user's cache folder; "auto" for "workdir" with
+        --distributed and "user" without. $JAX_COMPILATION_CACHE_DIR replaces it.
+      check_replicas: Steps between comparisons of the state's replicas (`callbacks.replicas`), which find devices that
+        compute wrong values; they then also run before each save. 0 disables them.
       peak_flops: FLOP/s of one device, the reference of MFU; None for the value in `accelerators.peak_flops`.
     """
 
@@ -386,13 +392,20 @@ class Resources(Limits):
     logits_chunk: int = 512
     data_workers: int = 8
     data_threads: int = 1
+    compilation_cache: Literal["auto", "workdir", "user"] = "auto"
+    check_replicas: int = 0
     peak_flops: float | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         is_valid = self.peak_flops is None or 0 < self.peak_flops < math.inf
         check_values(
-            self, "config.resources", ("peak_flops", is_valid, "above 0, or None"), data_workers=0, data_threads=0
+            self,
+            "config.resources",
+            ("peak_flops", is_valid, "above 0, or None"),
+            data_workers=0,
+            data_threads=0,
+            check_replicas=0,
         )
 
 
@@ -418,6 +431,7 @@ class Recipe:
       samples: Questions and prompts that the model answers during training.
       evaluation: Benchmarks that run during training.
       keep: Retention policy of the checkpoints.
+      incidents: Which steps are recorded, so that `janus-train --replay` can repeat them.
       trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
       resources: Use of the hardware.
       architecture: Config of a model that is not a preset, in place of `model`.
@@ -438,6 +452,7 @@ class Recipe:
     samples: Samples = field(default_factory=Samples)
     evaluation: Evaluation = field(default_factory=Evaluation)
     keep: RetentionPolicy = field(default_factory=RetentionPolicy)
+    incidents: IncidentOptions = field(default_factory=IncidentOptions)
     trackers: tuple[str, ...] = DEFAULT_TRACKERS
     resources: Resources = field(default_factory=Resources)
     architecture: ModelConfig | None = None

@@ -27,6 +27,7 @@ from janus_jax.training.callbacks.base import Callback
 from janus_jax.training.callbacks.evaluation import RunBenchmarks
 from janus_jax.training.callbacks.held_out import HeldOutLoss
 from janus_jax.training.callbacks.profiling import Profiling
+from janus_jax.training.callbacks.replicas import ReplicaCheck
 from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.flops import ItemCounts, count_items, flops_per_item
@@ -75,15 +76,24 @@ def train_stage(
 
 
 def stage_task(
-    recipe: Recipe, workdir: str | Path, devices: Sequence[jax.Device] | None = None, given: Collection[str] = ()
+    recipe: Recipe,
+    workdir: str | Path,
+    devices: Sequence[jax.Device] | None = None,
+    given: Collection[str] = (),
+    *,
+    is_new: bool = False,
 ) -> TrainingTask[TrainState, Stream]:
-    """Checks all inputs of a stage and assembles its training task. Arguments and errors are those of `train_stage`."""
+    """Checks all inputs of a stage and assembles its training task.
+
+    Arguments and errors are those of `train_stage`. With `is_new` the task can initialize the state although the stage
+    has checkpoints.
+    """
     resources, intervals = recipe.resources, recipe.intervals
     folder = checkpoints_folder(workdir, recipe.stage).parent
 
     # All inputs are checked before the first device is used.
     find_trackers(recipe.trackers)
-    start = open_initialisation(recipe, workdir)
+    start = open_initialisation(recipe, workdir, is_new=is_new)
     recipe = start.recipe
     check_unused_fields(recipe, given)
     recipe.check_tasks()
@@ -132,7 +142,10 @@ def stage_task(
         return put_batch(batch, mesh), count_items(batch, recipe.model_config)
 
     def make_callbacks(data: Stream) -> Sequence[Callback]:
-        callbacks: list[Callback] = [Profiling(folder / "profile", *intervals.profile)]
+        callbacks: list[Callback] = [
+            ReplicaCheck(setup.abstract, mesh, resources.check_replicas),
+            Profiling(folder / "profile", *intervals.profile),
+        ]
         if recipe.held_out is not None:
             loss = make_evaluation_step(setup.objective, recipe.microbatching, setup.abstract, mesh, seed=recipe.seed)
             # The few batches of an evaluation are read in threads: starting processes would take longer.
@@ -180,6 +193,7 @@ def stage_task(
         learning_rate=make_schedule(stage.optimizer, stage.steps),
         max_skipped=recipe.max_skipped,
         limits=resources,
+        incidents=recipe.incidents,
         peak_flops=device_flops and device_flops * grid.size,
     )
 

@@ -10,6 +10,9 @@ Files, below the folder of the run:
     metrics.jsonl   metrics, one JSON object per line
     run.json        id of the run
     tensorboard/    the same metrics, with texts and images of the callbacks; other trackers have other files
+    goodput/        how the time was spent, one JSON file for each start of the run
+    stalls/         Python stacks of processes that were stuck
+    incidents/      steps to replay, see `training.incidents`
     not_finite/     example ids of batches with a non-finite gradient
 """
 
@@ -30,10 +33,13 @@ from janus_jax.errors import DataChanged
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
 from janus_jax.training.console import Console, changed_fields, describe_state
+from janus_jax.training.goodput import Goodput
+from janus_jax.training.incidents import IncidentOptions, Incidents
 from janus_jax.training.metric_writer import MetricWriter
 from janus_jax.training.metrics import StepMetrics
 from janus_jax.training.phases import Phases
 from janus_jax.training.preemption import Preemption
+from janus_jax.training.stragglers import Stragglers
 from janus_jax.training.trackers import DEFAULT_TRACKERS
 from janus_jax.training.watchdog import Limits, Watchdog
 
@@ -105,6 +111,7 @@ class TrainingTask(Generic[S, D]):
       progress_metrics: Names of the first metrics of the progress line. Their parts, such as `loss/TASK`, follow.
       facts: Facts that the trainer prints at the start, such as the size of a batch, by name.
       steps_field: Name of the setting that determines `last_step`, for messages.
+      incidents: Which steps are recorded for `training.replay`.
       limits: When the run is stuck and ends.
       restart_data: Whether a resumed run starts a new order of the data if the saved positions belong to other data.
     """
@@ -129,6 +136,7 @@ class TrainingTask(Generic[S, D]):
     progress_metrics: tuple[str, ...] = ("loss",)
     facts: Mapping[str, str] = field(default_factory=dict)
     steps_field: str = "config.steps"
+    incidents: IncidentOptions = field(default_factory=IncidentOptions)
     limits: Limits = field(default_factory=Limits)
     restart_data: bool = False
 
@@ -158,9 +166,13 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       Stalled: Other processes of the cluster did not start, restore or save in time.
     """
     folder, phases = as_path(folder), Phases()
-    with Watchdog(phases, task.limits, folder) as watchdog, contextlib.ExitStack() as stack:
+    with (
+        Goodput(phases, folder) as goodput,
+        Watchdog(phases, task.limits, folder) as watchdog,
+        contextlib.ExitStack() as stack,
+    ):
         try:
-            return _train(task, folder, stack, phases)
+            return _train(task, folder, stack, phases, goodput)
         except BaseException as error:
             # Here, because the stack waits for the other processes.
             if stalled := watchdog.report(error):
@@ -168,9 +180,12 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
             raise
 
 
-def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack, phases: Phases) -> TrainingResult[S]:
+def _train(
+    task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack, phases: Phases, goodput: Goodput
+) -> TrainingResult[S]:
     barrier("start", task.limits.seconds("start"))
-    checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep))
+    incidents = Incidents(folder, task.incidents, task.config)
+    checkpoints = stack.enter_context(Checkpoints(folder / "checkpoints", task.keep, keep_before=incidents.steps))
     console = stack.enter_context(Console(task.last_step))
     console.facts(describe_state(task.abstract_state, task.mesh) | dict(task.facts))
     timed = console.timed("restoring the newest checkpoint") if checkpoints.steps else contextlib.nullcontext()
@@ -202,6 +217,7 @@ def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack
         console.message(f"starting order {start.order} of the data: {changed}")
         writer.scalars(step, {"data/order": start.order})
         writer.texts(step, {"data/order": changed})
+    stragglers = Stragglers(phases)
     preemption = stack.enter_context(Preemption(console.message))
     callbacks = task.make_callbacks(data)
     for callback in callbacks:
@@ -209,13 +225,16 @@ def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack
     metrics = StepMetrics(
         writer=writer,
         folder=folder,
+        incidents=incidents,
         is_due=lambda step: is_due(step, task.report_every, task.last_step),
         learning_rate=task.learning_rate,
         max_skipped=task.max_skipped,
         skipped=skipped,
         peak_flops=task.peak_flops,
         progress_metrics=task.progress_metrics,
+        more=lambda step: goodput.shares() | stragglers.report(step),
     )
+    goodput.resumed(step)
     run = TrainingRun(state, step, task.last_step, writer, task.mesh)
     del state, restored  # The first step donates these arrays.
     for callback in callbacks:
@@ -245,9 +264,12 @@ def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack
                 run.state, run.metrics = task.step(run.state, batch)
                 if not is_compiled:
                     jax.block_until_ready(run.metrics)
-            is_compiled = True
             run.step += 1
-            metrics.add(run.step, run.metrics, data.example_ids, task.counts(batch, data))
+            goodput.took(run.step)
+            if not is_compiled:
+                stragglers.start(run.step)
+            is_compiled = True
+            metrics.add(run.step, run.metrics, data.example_ids, task.counts(batch, data), batch)
             with phases("evaluate"):
                 for callback in callbacks:
                     callback.after_step(run)
@@ -257,6 +279,9 @@ def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack
                 metrics.flush()
                 writer.flush()
                 position = {"data": data.get_state(), "order": start.order, "skipped": metrics.skipped}
+                for callback in callbacks:
+                    callback.before_save(run)
+                goodput.saved(run.step)
                 with phases("save"):
                     checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
             if is_preempted:
@@ -269,4 +294,5 @@ def _train(task: TrainingTask[S, Any], folder: Path, stack: contextlib.ExitStack
                 console.message(f"finished: step {run.step:,} is saved in {folder}/checkpoints/{run.step}")
     with phases("save"):
         barrier("end", task.limits.seconds("save"))
+    console.message(goodput.summary())
     return TrainingResult(run.state, metrics.last | run.scores)

@@ -1,15 +1,19 @@
 import json
 import logging
+import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
-from checkpoints_convert import open_checkpoint, released, released_flow, transformers_janus
+from checkpoints_convert import convert, open_checkpoint, released, released_flow, transformers_janus
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.parameters import model_parameters
+from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.config import PRESETS, JanusFlowConfig
 from janus_jax.errors import JanusError
+from janus_jax.processing import Processor, make_byte_level_tokenizer
 from tests.checkpoints_convert.checkpoints import (
     BFLOAT16,
     FLOAT16,
@@ -23,6 +27,8 @@ from tests.checkpoints_convert.checkpoints import (
     save_transformers,
 )
 from tests.golden.pseudo_weights import tensor
+
+DATA = Path(__file__).parent / "data"
 
 
 @pytest.mark.parametrize("config", [*PRESETS.values(), SMALL, SMALL_FLOW], ids=lambda config: config.name)
@@ -269,3 +275,62 @@ def test_only_tied_embeddings_replace_an_absent_head(tmp_path):
     tied = open_checkpoint(save(tmp_path / "tied", tensors, config))
     found = {keys: array for keys, _, array in tied.params(parts=("llm",))}
     np.testing.assert_array_equal(found["llm", "head", "weight"], found["llm", "embed", "embedding"])
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "base_model.model.", "module._orig_mod.", "model."])
+def test_prefixes_of_wrappers_are_removed(tmp_path, released_folder, prefix):
+    plain = open_checkpoint(released_folder)
+    config = json.loads((released_folder / "config.json").read_text())
+    wrapped = {prefix + name: tensor for name, tensor in plain.tensors.items()}
+    opened = open_checkpoint(save(tmp_path / "wrapped", wrapped, config))
+    assert opened.tensors.keys() == plain.tensors.keys()
+    # One name without the prefix: none is changed, and the message has the names of the file.
+    wrapped["gen_embed.weight"] = wrapped.pop(f"{prefix}gen_embed.weight")
+    with pytest.raises(JanusError, match=rf"surplus: .*{prefix.replace('.', '[.]')}"):
+        open_checkpoint(save(tmp_path / "mixed", wrapped, config))
+
+
+@pytest.mark.parametrize("layout", ["released", "transformers"])
+def test_tied_embeddings_are_read_and_written(tmp_path, layout):
+    folder = (save_released if layout == "released" else save_transformers)(tmp_path / "Janus-Pro-1B")
+    head, part = (
+        ("language_model.lm_head.weight", "language_config")
+        if layout == "released"
+        else ("lm_head.weight", "text_config")
+    )
+    config = json.loads((folder / "config.json").read_text())
+    config.pop("tie_word_embeddings", None)
+    config[part]["tie_word_embeddings"] = True
+    tensors = dict(open_checkpoint(folder).tensors)
+    del tensors[head]
+    tied = save(tmp_path / "tied", tensors, config)
+    convert(tied, tmp_path / "converted")
+    convert(tmp_path / "converted", tmp_path / "back", layout)
+    found = open_tensors(tmp_path / "back")
+    assert found.keys() == tensors.keys()
+    for name, expected in tensors.items():
+        np.testing.assert_array_equal(found[name], expected)
+    assert json.loads((tmp_path / "back" / "config.json").read_text())[part]["tie_word_embeddings"] is True
+    both = {keys: array for keys, _, array in open_checkpoint(tmp_path / "back").params(parts=("llm",))}
+    np.testing.assert_array_equal(both["llm", "head", "weight"], both["llm", "embed", "embedding"])
+
+
+def test_files_of_transformers_5_are_read(tmp_path):
+    config = json.loads((DATA / "transformers5_config.json").read_text())
+    model = transformers_janus.config_from_json(JsonObject(config, "config.json"), {})
+    assert (model.llm.rope_theta, model.llm.max_positions, model.gen_encoder.image_size) == (50000.0, 512, 48)
+    folder = save(tmp_path / "Janus-Pro", pseudo(transformers_janus.LAYOUT.manifest(model_parameters(model))), config)
+    make_byte_level_tokenizer(folder, ["A boat."], model.llm.vocab_size, "janus_pro")
+    (folder / "preprocessor_config.json").unlink()
+    shutil.copy(DATA / "transformers5_processor_config.json", folder / "processor_config.json")
+    processor = Processor.from_directory(folder, open_checkpoint(folder).model_config)
+    assert (processor.und_image_size, processor.num_und_tokens, processor.min_side) == (48, 9, 14)
+
+
+def test_a_resized_vocabulary_is_read(tmp_path):
+    larger = replace(SMALL, llm=replace(SMALL.llm, vocab_size=136))
+    folder = save_released(tmp_path / "Janus-Pro-1B", larger)
+    assert open_checkpoint(folder).config.llm.vocab_size == 136
+    change_config(folder, lambda content: content["language_config"].update(vocab_size=128))
+    with pytest.raises(JanusError, match=r"embed_tokens\.weight is \[136, 64\], not \[128, 64\]"):
+        open_checkpoint(folder)

@@ -8,6 +8,7 @@ import pytest
 from tests.commands.conftest import environment
 
 SCRIPT = "from janus_jax.commands.train import run\n\nrun()\n"
+PREPARE_SCRIPT = "from janus_jax.commands.prepare import run\n\nif __name__ == '__main__':\n    run()\n"
 WORKER_SCRIPT = """
 import grain
 
@@ -46,3 +47,15 @@ def test_data_workers_find_our_modules(folder):
     script.write_text(WORKER_SCRIPT)
     done = subprocess.run([sys.executable, str(script)], cwd=folder, env=environment(), capture_output=True, text=True)
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
+
+
+@pytest.mark.slow
+def test_processes_of_janus_prepare_find_our_modules(folder):
+    script, documents = folder.parent / "janus-prepare", folder.parent / "documents.jsonl"
+    script.write_text(PREPARE_SCRIPT)
+    documents.write_text('{"text": "A boat."}\n' * 2)
+    options = ["--source=text", f"--input={documents}", "--output=prepared", "--workers=2", "--shard_records=1"]
+    command = [sys.executable, str(script), *options]
+    done = subprocess.run(command, cwd=folder, env=environment(), capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(list((folder / "prepared").glob("*.array_record-*"))) == 2

@@ -79,3 +79,16 @@ def test_non_finite_gradient_exits_with_diverged(tmp_path):
 )
 def test_user_errors_exit_before_device_use(refuses, tmp_path, flags, words):
     assert words in refuses(*command(tmp_path, *flags), cwd=ROOT)
+
+
+def test_report_prints_how_the_time_of_a_run_was_spent(tmp_path):
+    folder = tmp_path / "stage_1" / "goodput"
+    folder.mkdir(parents=True)
+    seconds = {"start": 10.0, "step": 90.0}
+    start = {"started": 1000.0, "ended": 1100.0, "step": 9, "seconds": seconds, "to_first_step": 20.0}
+    (folder / "0001.json").write_text(json.dumps(start))
+    done = run("launch.train", f"--report={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "goodput: 90.0% of 1 min 40 s in 1 start; start, end 10.0%" in done.stdout
+    last = " ".join(done.stdout.splitlines()[-1].split())
+    assert last == "1 1970-01-01 00:16:40 0 to 9 20.0 s compiled 1 min 40 s"

@@ -81,3 +81,10 @@ def make_imagenet(workspace):
 def test_an_example_prepares_its_records(workspace, name):
     records = read_back(workspace / "prepared" / name)
     assert [record.text or record.messages[-1]["content"] for record in records] == TEXTS[name]
+
+
+def test_the_tests_of_the_guarantees_exist():
+    rows = re.findall(r"`(tests/\S+\.py)::(\w+)`", PAGE)
+    assert len(rows) == 14
+    for file, name in rows:
+        assert f"def {name}(" in (ROOT / file).read_text(), name

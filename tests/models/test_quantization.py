@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 from janus_jax.config import PRESETS, Execution
+from janus_jax.errors import JanusError
+from janus_jax.models.backbone import scan_params
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.layers import WEIGHT_SCALE, Linear, quantize
 from janus_jax.pretrained import load_params
@@ -40,6 +42,7 @@ def test_linear_layer_multiplies_by_the_restored_weight(rows):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("preset", "limit"), [("janus_pro_1b", 2.5e9), ("janus_pro_7b", 8.5e9)])
 def test_quantized_parameters_fit_in_the_memory_of_small_gpus(preset, limit):
     model = make_model(PRESETS[preset], Execution("bfloat16", "bfloat16", layers="unrolled", quantization="int8"))
@@ -65,5 +68,7 @@ def test_quantized_model_computes_nearly_the_same_logits(quantization):
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params["llm"]["layers_0"]["mlp"])}
     assert len(dtypes) == 2
     assert params["gen_head"]["fc1"]["weight"].dtype == jnp.float32
+    with pytest.raises(JanusError, match="parameters are quantized"):
+        scan_params(params, tiny.CONFIG)
     sharded, _ = log_probabilities(execution, make_mesh(2, 2, 2))
     np.testing.assert_allclose(sharded, quantized, atol=1e-4)

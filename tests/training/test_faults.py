@@ -1,12 +1,15 @@
 """Four processes of a run, one of which fails."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 
 from benchmarks.fault_injection import KINDS, Fault
 from benchmarks.fault_runs import is_named, newest_checkpoint, run_cluster, steps_logged
 from janus_jax.errors import ExitCode
-from tests.commands.conftest import ROOT
+from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
 PROCESSES = 4
@@ -65,3 +68,24 @@ def test_runs_with_any_fault_resume_with_the_losses_of_an_undisturbed_run(tmp_pa
         assert newest_checkpoint(workdir) == 8
         found = steps_logged(workdir)
         np.testing.assert_allclose([found[step] for step in expected], list(expected.values()), rtol=1e-4)
+
+
+@pytest.mark.nightly
+def test_incident_of_four_processes_is_repeated_in_one(tmp_path):
+    """The small losses of the run are spikes, because the threshold is low."""
+    options = [f"--config.incidents.{name}={value}" for name, value in (("z_score", 1e-6), ("window", 4), ("keep", 1))]
+    for end in run_cluster([*arguments(tmp_path / "run"), *options], PROCESSES, tmp_path / "logs"):
+        assert end.code == 0, end.log
+    (incident,) = (tmp_path / "run" / "stage_1" / "incidents").iterdir()
+    ended = subprocess.run(
+        [sys.executable, "-m", "launch.train", f"--replay={incident}"],
+        env=environment(XLA_FLAGS=f"--xla_force_host_platform_device_count={PROCESSES}"),
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert "the batch is that of the incident" in ended.stdout, ended.stderr
+    values = [line.partition(": ")[2].split(", recorded ") for line in ended.stdout.splitlines() if "recorded" in line]
+    found, recorded = np.transpose([[float(one.removesuffix(", differs")) for one in pair] for pair in values])
+    np.testing.assert_allclose(found, recorded, rtol=1e-5)

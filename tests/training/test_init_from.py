@@ -6,6 +6,7 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
+from checkpoints_convert import save_checkpoint
 from janus_jax import load_recipe
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import open_initialisation
@@ -13,6 +14,7 @@ from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.recipe import Initialisation, Precision, Recipe
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.unused_fields import check_unused_fields
+from tests import tiny
 from tests.training import runs
 
 
@@ -26,6 +28,15 @@ def test_a_whole_folder_gives_the_architecture(kind, tmp_path):
     folder = opened.recipe.stages[0].initialisation.model
     assert opened.recipe.model_config == opened.checkpoints["model"].config == runs.CONFIGS[kind]
     assert str(opened.checkpoints["model"].path) == folder
+
+
+def test_a_resized_vocabulary_of_the_folder_is_taken(tmp_path):
+    config = replace(runs.MODEL, llm=replace(runs.MODEL.llm, vocab_size=runs.MODEL.llm.vocab_size + 8))
+    save_checkpoint(tmp_path / "model", tiny.stacked_params(config), config)
+    recipe = from_config(Recipe, load_recipe("finetune"))
+    start = replace(recipe.current.initialisation, model=str(tmp_path / "model"))
+    opened = open_initialisation(recipe.replace_current(initialisation=start), tmp_path / "run")
+    assert opened.recipe.model_config == config
 
 
 def test_the_previous_stage_gives_the_architecture(monkeypatch):

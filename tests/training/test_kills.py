@@ -39,8 +39,11 @@ def compilation_cache():
 class Run:
     """Runs of janus-train in one workdir, and the files there. Every second step is saved."""
 
-    def __init__(self, folder, name, *flags):
-        self.workdir, self.stage = folder / name, folder / name / "stage_1"
+    command = COMMAND
+
+    def __init__(self, folder, name, *flags, workdir=None):
+        self.workdir = workdir or folder / name
+        self.stage = self.workdir / "stage_1"
         self.checkpoints = self.stage / "checkpoints"
         self.log = folder / f"{name}.log"
         start = "--config.stages.stage_1.initialisation"
@@ -48,7 +51,7 @@ class Run:
             *("--config.intervals.save=2", *runs.flags()),
             *(f"{start}.source=model", f"{start}.model={runs.models() / 'model'}", *flags),
         )
-        self._command = [sys.executable, "-c", COMMAND, CONFIG, f"--workdir={self.workdir}", *settings]
+        self._command = [sys.executable, "-c", self.command, CONFIG, f"--workdir={self.workdir}", *settings]
         self._environment = environment(
             XLA_FLAGS="--xla_force_host_platform_device_count=1",
             JAX_COMPILATION_CACHE_DIR=compilation_cache().name,

@@ -11,13 +11,14 @@ import pytest
 from flax.traverse_util import flatten_dict
 
 import janus_jax
+from checkpoints_convert import open_checkpoint
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import apply
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
-from janus_jax.training.export import export
+from janus_jax.training.export import export, export_adapter
 from janus_jax.training.flops import traced_flops
 from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_adapters
@@ -210,6 +211,26 @@ def test_exported_model_equals_the_trained_one(finished, average, tmp_path):
     np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
     base = logits(Janus(runs.MODEL, Execution()), tiny.stacked_params())
     assert np.abs(expected - base).max() > 1e-2
+
+
+def test_adapters_next_to_other_trained_parameters_are_not_exported_alone(finished, tmp_path):
+    with pytest.raises(JanusError, match=r"Stage 1 in .* trained und_adaptor/\* too, which an adapter does not hold"):
+        export_adapter(finished[0], 1, tmp_path / "adapter")
+
+
+@pytest.mark.slow
+def test_an_exported_adapter_with_its_base_is_the_exported_model(tmp_path):
+    runs.run(runs.recipe(lora=EVERYWHERE, trained=(), ema_decay=0.5), tmp_path / "run")
+    assert export_adapter(tmp_path / "run", 1, tmp_path / "adapter") == runs.STEPS
+    export(tmp_path / "run", 1, tmp_path / "model", "float32")
+    assert {path.name for path in (tmp_path / "adapter").iterdir()} == {
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    }
+    merged, adapted = open_checkpoint(tmp_path / "model"), open_checkpoint(tmp_path / "adapter")
+    assert adapted.adapter is not None
+    for (keys, layer, expected), (_, _, found) in zip(merged.params("float32"), adapted.params("float32"), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6, err_msg=f"{keys} {layer}")
 
 
 @pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])], ids=["one device", "a mesh"])

@@ -143,3 +143,18 @@ def test_full_disk_raises_storage_full(tmp_path, console, monkeypatch):
     monkeypatch.setattr(module.json, "dumps", fail)
     with pytest.raises(StorageFull, match=r"metrics.jsonl cannot be written, the disk is full; free some space"):
         writer.scalars(1, {"loss": 1.0})
+
+
+def test_files_on_a_bucket_are_uploaded_and_continued(bucket, console):
+    with MetricWriter(bucket, console) as writer:
+        for step in (1, 2, 3):
+            writer.scalars(step, {"loss": step / 2})
+        assert not (bucket / "metrics.jsonl").exists()
+        writer.flush()
+        assert len(lines(bucket)) == 3
+    id = (bucket / "run.json").read_text()
+    with MetricWriter(bucket, console, start_step=2) as writer:
+        writer.scalars(3, {"loss": 5.0})
+    assert [(line["step"], line["loss"]) for line in lines(bucket)] == [(1, 0.5), (2, 1.0), (3, 5.0)]
+    assert (bucket / "run.json").read_text() == id
+    assert len(list((bucket / "tensorboard").glob("events*"))) == 2

@@ -2,7 +2,6 @@
 
 import functools
 import hashlib
-import importlib
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from janus_jax.data.splits import check_split
 from janus_jax.errors import JanusError
 from janus_jax.files import describe_error, reading
 from janus_jax.processing import Task
+from janus_jax.registries import find_attribute
 
 # How TFDS stores `records.features` in a tf.train.Example.
 _KINDS = {
@@ -113,7 +113,7 @@ def derive_seed(*values: object) -> int:
 
 def _transformed(records: grain.MapDataset[Any], component: Component, seed: int) -> grain.MapDataset[Any]:
     for number, name in enumerate(component.transforms):
-        transform = _imported(name, f"transform of component {component.name!r}")
+        transform = find_attribute(name, f"The transform of component {component.name!r}")
         if isinstance(transform, type):
             transform = transform()
         if isinstance(transform, grain.transforms.RandomMap):
@@ -128,22 +128,13 @@ def _transformed(records: grain.MapDataset[Any], component: Component, seed: int
     return records
 
 
-def _imported(name: str, what: str) -> Any:
-    """Returns the object `MODULE:NAME`."""
-    module, _, attribute = name.partition(":")
-    try:
-        return getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise JanusError(f"{name}, the {what}, cannot be imported ({error}); give MODULE:NAME.") from error
-
-
 def _open(component: Component) -> tuple[int, Callable[[int], Record]]:
     """Returns the number of records of a component and a function that reads one."""
     source = component.source
     if isinstance(source, str):
         require_local(source, f"the source of component {component.name!r}")
     if isinstance(source, str) and ":" in source and not Path(source).exists():
-        source = _imported(source, f"source of component {component.name!r}")()
+        source = find_attribute(source, f"The source of component {component.name!r}")()
     if not isinstance(source, str | os.PathLike):
         if component.split != "train":
             raise JanusError(

@@ -39,6 +39,11 @@ def prepare_main_process() -> None:
         resource_tracker.ensure_running()
 
 
+def safe_path() -> contextlib.AbstractContextManager[None]:
+    """Returns a context in which files in the working folder hide no modules from the processes that are started."""
+    return _variable("PYTHONSAFEPATH", "1")
+
+
 @contextlib.contextmanager
 def _variable(name: str, value: str) -> Iterator[None]:
     """Context in which processes start with an environment variable."""
@@ -134,8 +139,7 @@ class WorkerWatch:
         while (call := self._calls.get()) is not None:
             future, function = call
             try:
-                # Files in the working folder hide no modules from workers that the function starts.
-                with _variable("PYTHONSAFEPATH", "1"):
+                with safe_path():  # For workers that the function starts.
                     result = function()
                 future.set_result(result)
             except BaseException as error:

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from janus_jax.data.pipeline.workers import safe_path
 from janus_jax.data.prepare.shard_writer import MIN_ENTRIES, ShardWriter
 from janus_jax.errors import JanusError
 from janus_jax.progress import Report
@@ -109,7 +110,8 @@ def _write_in_processes(writer: ShardWriter, indices: Sequence[int], workers: in
     counts = _SharedCounts(context, len(writer.parts))
     pool = ProcessPoolExecutor(workers, context, _start_worker, (writer, counts))
     try:
-        futures = {pool.submit(_write_shard, index) for index in indices}
+        with safe_path():
+            futures = {pool.submit(_write_shard, index) for index in indices}
         pending = futures
         while pending:
             done, pending = wait(pending, _SECONDS_BETWEEN_REPORTS, FIRST_COMPLETED)

@@ -58,5 +58,8 @@ class Callback:
     def after_step(self, run: TrainingRun) -> None:
         """Runs after each step, before its checkpoint is saved."""
 
+    def before_save(self, run: TrainingRun) -> None:
+        """Runs before each checkpoint is saved."""
+
     def close(self) -> None:
         """Releases resources. Runs when training ends, including by an error."""
