@@ -51,7 +51,8 @@ class Start:
 
     Attributes:
       started: Seconds since the epoch.
-      first_step: Steps that earlier starts had taken.
+      first_step: Steps that earlier starts had taken; None if the start ended before it had restored or initialized the
+        state.
       ended: Time of the last update.
       step: Steps taken.
       seconds: Seconds by phase. Their sum is `ended - started`.
@@ -61,7 +62,7 @@ class Start:
     """
 
     started: float
-    first_step: int = 0
+    first_step: int | None = None
     ended: float = 0.0
     step: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
@@ -175,7 +176,8 @@ def time_spent(starts: Sequence[Start]) -> dict[str, float]:
         later = starts[number + 1 :]
         for phase, seconds in start.seconds.items():
             spent[phase] += seconds
-        lost = _lost_seconds(start, min((one.first_step for one in later), default=start.step))
+        resumed = [one.first_step for one in later if one.first_step is not None]
+        lost = _lost_seconds(start, min(resumed, default=start.step))
         spent["step"] -= lost
         spent[_LOST] += lost
         if later:
@@ -223,7 +225,7 @@ def _tables(folder: Path, starts: Sequence[Start]) -> str:
     lines.append("start  at                   steps              time to first step  programs  duration")
     for number, start in enumerate(starts, 1):
         at = time.strftime("%Y-%m-%d %H:%M:%S", time.gmtime(start.started))
-        steps = f"{start.first_step:,} to {start.step:,}"
+        steps = "-" if start.first_step is None else f"{start.first_step:,} to {start.step:,}"
         first = "-" if start.to_first_step is None else _duration(start.to_first_step)
         programs = "-" if start.to_first_step is None else "cached" if start.is_warm else "compiled"
         duration = _duration(start.ended - start.started)

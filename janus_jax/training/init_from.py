@@ -62,8 +62,11 @@ def find_tokenizer(recipe: Recipe, workdir: str | Path) -> Path:
         return local_path(recipe.tokenizer, weights=False)
     folders = recipe.current.initialisation.folders(recipe.model_config)
     initial = [folders[name] for name in ("model", "llm") if name in folders]
-    for path in (str(tokenizer_folder(workdir)), *initial):
-        folder = as_path(path) if is_remote(path) else local_path(path, weights=False)
+    candidates: list[str | Path] = [tokenizer_folder(workdir), *initial]
+    for path in candidates:
+        # A relative workdir looks like a model id of the hub, but is always a folder.
+        is_folder = isinstance(path, Path) or is_remote(path)
+        folder = as_path(path) if is_folder else local_path(path, weights=False)
         with bucket_errors(folder):
             if (folder / "tokenizer.json").exists():
                 return folder

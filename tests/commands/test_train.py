@@ -85,7 +85,7 @@ def test_report_prints_how_the_time_of_a_run_was_spent(tmp_path):
     folder = tmp_path / "stage_1" / "goodput"
     folder.mkdir(parents=True)
     seconds = {"start": 10.0, "step": 90.0}
-    start = {"started": 1000.0, "ended": 1100.0, "step": 9, "seconds": seconds, "to_first_step": 20.0}
+    start = {"started": 1000.0, "first_step": 0, "ended": 1100.0, "step": 9, "seconds": seconds, "to_first_step": 20.0}
     (folder / "0001.json").write_text(json.dumps(start))
     done = run("launch.train", f"--report={tmp_path}")
     assert done.returncode == 0, done.stderr

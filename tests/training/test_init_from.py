@@ -8,8 +8,9 @@ from flax.traverse_util import flatten_dict
 
 from checkpoints_convert import save_checkpoint
 from janus_jax import load_recipe
+from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
-from janus_jax.training.init_from import open_initialisation
+from janus_jax.training.init_from import find_tokenizer, open_initialisation
 from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.recipe import Initialisation, Precision, Recipe
 from janus_jax.training.setup import set_up_stage
@@ -55,6 +56,12 @@ def test_a_recipe_without_a_run_takes_the_architecture_of_its_first_stage():
 def test_a_preset_is_kept_without_opening_the_folder():
     recipe = replace(without_model(initialisation=Initialisation("model", model="absent")), model="janus_pro_1b")
     assert open_initialisation(recipe, None)[:2] == (recipe, {})
+
+
+def test_a_relative_workdir_is_no_model_id_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(JanusError, match=r"config\.tokenizer is empty, and no initial checkpoint has a tokenizer"):
+        find_tokenizer(replace(runs.recipe(), tokenizer=""), "run")
 
 
 def test_a_resumed_run_keeps_its_model_and_dtypes():
