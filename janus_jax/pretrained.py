@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import flax.linen as nn
 import jax
@@ -16,17 +16,36 @@ from PIL import Image
 
 from checkpoints_convert import Checkpoint, open_checkpoint
 from janus_jax.batch import Batch
-from janus_jax.config import AttentionKernel, ConversationStyle, Dtype, Execution, ModelConfig, Quantization
+from janus_jax.config import (
+    AttentionKernel,
+    ConversationStyle,
+    Dtype,
+    Execution,
+    ModelConfig,
+    Quantization,
+)
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
+from janus_jax.generation.edit_sampler import make_edit_sampler
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
 from janus_jax.generation.padding import bucket_length, round_up
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import answer_limits, generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model, params_from_leaves
-from janus_jax.processing import ImageSource, Message, Processor, StreamDecoder, TokenSequence
+from janus_jax.processing import (
+    Background,
+    Edit,
+    ImageSource,
+    Message,
+    Processor,
+    StreamDecoder,
+    TokenSequence,
+    guidance_sequences,
+)
 from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, to_host, use_mesh
+
+T = TypeVar("T")
 
 
 def load(
@@ -344,20 +363,8 @@ class Pretrained:
         _check_count("images_per_prompt", images_per_prompt)
         _check_count("batch_size", batch_size)
         sequences = [self.processor.generation_prompt(prompt) for prompt in prompts]
-        longest = max(map(len, sequences), default=0)
-        for owners, numbers in _batches(len(sequences), images_per_prompt, batch_size):
-            count = len(owners) * len(numbers)
-            keys = jnp.stack([sampling_keys(seed, owner, numbers) for owner in owners])
-            each = list(owners)
-            if len(each) % num_data_shards(self.mesh):
-                # The prompts cannot be split over the data shards: each image gets its own copy of its prompt.
-                each, keys = [owner for owner in owners for _ in numbers], keys.reshape(-1, 1)
-            report_batch = None if report is None else lambda steps, count=count: report(steps * count)
-            pixels = self._sample([sequences[owner] for owner in each], keys, sampler, longest, report_batch)
-            indices = ((owner, number) for owner in owners for number in numbers)
-            # The images of padding prompts come last and are dropped.
-            for (owner, number), image in zip(indices, pixels, strict=False):
-                yield GeneratedImage(owner, number, Image.fromarray(image))
+        groups = [sampler.prompt_sequences(self.processor, [sequence]) for sequence in sequences]
+        yield from self._sample_all(groups, sampler, images_per_prompt, seed, batch_size=batch_size, report=report)
 
     def sample_images(
         self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = 0, **settings: Any
@@ -376,10 +383,65 @@ class Pretrained:
         """
         if not prompts:
             return []
+        sampler = self.image_sampler(**settings)
         sequences = [self.processor.generation_prompt(prompt) for prompt in prompts]
+        groups = [sampler.prompt_sequences(self.processor, [sequence]) for sequence in sequences]
         keys = jnp.stack([sampling_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
-        pixels = self._sample(sequences, keys, self.image_sampler(**settings))
+        pixels = self._sample(groups, keys, sampler)
         return [Image.fromarray(image) for image in pixels[: len(sequences)]]
+
+    def edit(
+        self,
+        image: ImageSource | Sequence[ImageSource],
+        instruction: str,
+        n: int = 1,
+        seed: int = 0,
+        **options: Any,
+    ) -> list[Image.Image]:
+        """Edits an image. The model must have been trained on edits, such as Janus-4o.
+
+        Args:
+          image: The source image, or several.
+          instruction: What to change.
+          n: Number of edited images.
+          seed: Random seed.
+          **options: `batch_size` (number of images generated at a time), `background` (see `chat`), and settings of
+            `EditSampler`: `style`, `guidance_scale`, `image_guidance_scale`, `temperature`, `top_k`, `top_p`,
+            `parallel_window`.
+
+        Returns:
+          The edited images.
+
+        Raises:
+          JanusError: An image or a setting is invalid, the model is a JanusFlow, or the sequence is longer than the
+            model's context.
+        """
+        sources = list(image) if isinstance(image, Sequence) and not isinstance(image, str | bytes) else [image]
+        return [edited.image for edited in self.edit_stream([(sources, instruction)], n, seed, **options)]
+
+    def edit_stream(
+        self,
+        edits: Sequence[tuple[Sequence[ImageSource], str]],
+        n: int = 1,
+        seed: int = 0,
+        *,
+        batch_size: int = 16,
+        background: Background = "none",
+        report: Callable[[int], object] | None = None,
+        **settings: Any,
+    ) -> Iterator[GeneratedImage]:
+        """Yields `n` edited images of each edit in order, batch by batch. See `edit`.
+
+        Args:
+          edits: Source images and instruction of each edit.
+          report: See `generate_stream`.
+        """
+        sampler = make_edit_sampler(self.config, **settings)
+        _check_count("n", n)
+        _check_count("batch_size", batch_size)
+        opened = [Edit.open(instruction, sources, background=background) for sources, instruction in edits]
+        groups = [guidance_sequences(self.processor, sampler.format, one) for one in opened]
+        yield from self._sample_all(groups, sampler, n, seed, batch_size=batch_size, report=report)
 
     @property
     def sampler_settings(self) -> tuple[str, ...]:
@@ -390,9 +452,35 @@ class Pretrained:
         """Returns the model's image sampler. See `generation.image_sampler.make_image_sampler`."""
         return make_image_sampler(self.config, **settings)
 
+    def _sample_all(
+        self,
+        prompts: Sequence[Sequence[TokenSequence]],
+        sampler: ImageSampler,
+        per_prompt: int,
+        seed: int,
+        *,
+        batch_size: int,
+        report: Callable[[int], object] | None,
+    ) -> Iterator[GeneratedImage]:
+        """Yields `per_prompt` images of each prompt in order, batch by batch. See `_sample` and `generate_stream`."""
+        longest = max((len(sequence) for prompt in prompts for sequence in prompt), default=0)
+        for owners, numbers in _batches(len(prompts), per_prompt, batch_size):
+            count = len(owners) * len(numbers)
+            keys = jnp.stack([sampling_keys(seed, owner, numbers) for owner in owners])
+            each = list(owners)
+            if len(each) % num_data_shards(self.mesh):
+                # The prompts cannot be split over the data shards: each image gets its own copy of its prompt.
+                each, keys = [owner for owner in owners for _ in numbers], keys.reshape(-1, 1)
+            report_batch = None if report is None else lambda steps, count=count: report(steps * count)
+            pixels = self._sample([prompts[owner] for owner in each], keys, sampler, longest, report_batch)
+            indices = ((owner, number) for owner in owners for number in numbers)
+            # The images of padding prompts come last and are dropped.
+            for (owner, number), image in zip(indices, pixels, strict=False):
+                yield GeneratedImage(owner, number, Image.fromarray(image))
+
     def _sample(
         self,
-        prompts: Sequence[TokenSequence],
+        prompts: Sequence[Sequence[TokenSequence]],
         keys: Key[Array, "P N"],
         sampler: ImageSampler,
         longest: int = 0,
@@ -400,19 +488,21 @@ class Pretrained:
     ) -> list[UInt8[np.ndarray, "H W 3"]]:
         """Returns N images of each of P prompts, then the images of padding prompts.
 
+        A prompt is the sequences that guidance combines (`ImageSampler.prompt_sequences`).
         Prompts are padded to a multiple of the number of data shards, and to the length `longest`.
         """
         multiple = num_data_shards(self.mesh)
         padded = _pad(prompts, multiple)
         keys = jnp.concatenate([keys, jnp.repeat(keys[-1:], len(padded) - len(prompts), axis=0)])
-        longest = max(longest, *map(len, padded))
+        sequences = [sequence for group in padded for sequence in group]
+        longest = max(longest, *map(len, sequences))
         limit, num_new = self.config.llm.max_positions, self.config.num_gen_tokens
         if longest + num_new > limit:
             raise JanusError(
                 f"The prompt has {longest} tokens and the image {num_new}, but the model's context is {limit}; shorten "
                 f"the prompt."
             )
-        batch = self._left_pad(sampler.prompt_sequences(self.processor, padded), longest)
+        batch = self._left_pad(sequences, longest)
         with use_mesh(self.mesh):
             samples = sampler.sample(self.model, self.params, batch, keys, report)
             size = round_up(min(8, samples.shape[0]), multiple)
@@ -447,7 +537,7 @@ def _check_count(name: str, number: int) -> None:
         raise JanusError(f"{name} is {number!r}; it must be a positive whole number.")
 
 
-def _pad(sequences: Sequence[TokenSequence], multiple: int) -> list[TokenSequence]:
+def _pad(sequences: Sequence[T], multiple: int) -> list[T]:
     return [*sequences, *[sequences[-1]] * (round_up(len(sequences), multiple) - len(sequences))]
 
 

@@ -1,6 +1,7 @@
-"""Generates images from prompts.
+"""Generates images from prompts, or edits images.
 
     janus-generate --model DIR --prompt TEXT --num_images N --seed S --out DIR
+    janus-generate --model DIR --image FILE --prompt TEXT --out DIR
 
 Image i of prompt p is written to OUT/p_i.png (00000_0.png ...), with prompt, seed and settings in its metadata. The
 same model, prompts (in the same order), seed and settings give the same images. --batch_size changes an image by
@@ -28,6 +29,9 @@ _PROMPT = flags.DEFINE_multi_string("prompt", [], "description of an image; may 
 _PROMPTS_FILE = flags.DEFINE_string(
     "prompts_file", None, "text file with one prompt per line; its prompts follow those of --prompt"
 )
+_IMAGE = flags.DEFINE_multi_string(
+    "image", [], "image to edit as the prompt says; if repeated, each prompt edits all images together"
+)
 _NUM_IMAGES = flags.DEFINE_integer("num_images", 1, "number of images per prompt", lower_bound=1)
 _OUT = flags.DEFINE_string(
     "out", None, "folder to which the images are written; it is created if missing", required=True
@@ -38,6 +42,12 @@ _GUIDANCE_SCALE = model_flags.define_scale(
 _TEMPERATURE = model_flags.define_scale(
     "temperature", None, "Janus: sampling temperature; 0 takes the most likely token (default: 1)"
 )
+_IMAGE_GUIDANCE_SCALE = model_flags.define_scale(
+    "image_guidance_scale", None, "edits: weight of the sequence without the source's image tokens (default: 5)"
+)
+_EDITING_STYLE = flags.DEFINE_string(
+    "editing_style", "janus_4o", "edits: format that the model was trained with, janus_4o or janus_pro_r1_edit"
+)
 _STEPS = flags.DEFINE_integer("steps", None, "JanusFlow: steps from noise to image (default: 30)", lower_bound=1)
 _SAMPLER = flags.DEFINE_string(
     "sampler", None, "JanusFlow: ODE solver; euler, or midpoint or heun, which take twice as long (default: euler)"
@@ -45,6 +55,7 @@ _SAMPLER = flags.DEFINE_string(
 _PARALLEL_WINDOW = model_flags.define_parallel_window()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "number of images generated at a time", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
+cli.flag_group("Editing", _IMAGE, _EDITING_STYLE, _IMAGE_GUIDANCE_SCALE)
 cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER, _PARALLEL_WINDOW)
 
 
@@ -65,12 +76,24 @@ def main(_: Sequence[str]) -> None:
     )
     given = {holder.name: holder.value for holder in holders if holder.present}
     given |= model_flags.window_setting(_PARALLEL_WINDOW)
+    edits = bool(_IMAGE.value)
+    for holder in (_IMAGE_GUIDANCE_SCALE, _EDITING_STYLE):
+        if holder.present and not edits:
+            raise JanusError(f"--{holder.name} needs --image, the image to edit.")
+    if edits:
+        given["style"] = _EDITING_STYLE.value
+        if _IMAGE_GUIDANCE_SCALE.present:
+            given[_IMAGE_GUIDANCE_SCALE.name] = _IMAGE_GUIDANCE_SCALE.value
+    from janus_jax.generation.edit_sampler import make_edit_sampler
     from janus_jax.generation.image_sampler import make_image_sampler
+    from janus_jax.processing import open_image
+
+    images = [open_image(image) for image in _IMAGE.value]
 
     with output_folder(as_path(_OUT.value)) as out:
         opened = model_flags.open_model()
         # Made before the parameters are loaded, so that unknown settings and a missing VAE are reported at once.
-        sampler = make_image_sampler(opened.config, **given)
+        sampler = (make_edit_sampler if edits else make_image_sampler)(opened.config, **given)
         settings = dict(vars(sampler))
         model = model_flags.load_model(opened)
         common = {
@@ -86,14 +109,13 @@ def main(_: Sequence[str]) -> None:
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value
         with progress_bar(total=total, unit=sampler.unit, desc="generating", smoothing=0.1) as bar:
             # Images are saved after each batch, so that a killed run keeps them.
-            for prompt, number, image in model.generate_stream(
-                prompts,
-                _NUM_IMAGES.value,
-                seed=model_flags.SEED.value,
-                batch_size=_BATCH_SIZE.value,
-                report=bar.update,
-                **settings,
-            ):
+            options = {"batch_size": _BATCH_SIZE.value, "report": bar.update, **settings}
+            seed, count = model_flags.SEED.value, _NUM_IMAGES.value
+            if edits:
+                generated = model.edit_stream([(images, prompt) for prompt in prompts], count, seed, **options)
+            else:
+                generated = model.generate_stream(prompts, count, seed, **options)
+            for prompt, number, image in generated:
                 path = out / f"{prompt:05}_{number}.png"
                 indices = {"prompt_number": prompt, "image_number": number}
                 save_png(image, path, {"prompt": prompts[prompt], **indices, **common})

@@ -45,12 +45,12 @@ class DecodeParams(NamedTuple):
 
     Attributes:
       sampling: Temperature, top-k and top-p.
-      guidance_scale: Guidance scale s of `guide`. Not used without unconditional sequences.
+      guidance_scale: Guidance scale s, or the weights, of `guide`. Not used without unconditional sequences.
       stop_tokens: Tokens that finish a sequence.
     """
 
     sampling: SamplingParams
-    guidance_scale: Float[Array, ""] | float = 1.0
+    guidance_scale: Float[Any, "#Q"] | float = 1.0
     stop_tokens: Int[Any, " S"] = np.zeros(0, np.int32)
 
 
@@ -201,14 +201,17 @@ def check_guidance(guidance_scale: float) -> None:
 
 
 def guide(outputs: Float[Array, "R*Q ..."], num_sequences: int, guidance_scale: Any) -> Float[Array, "R ..."]:
-    """Returns the guided outputs u + s (c - u), where s is the guidance scale.
+    """Returns the guided outputs u + s (c - u), where s is the guidance scale, or a weighted sum of Q outputs.
 
     Args:
       outputs: Alternately c, the output of a sequence, and u, the output of its unconditional sequence. Without
         unconditional sequences (Q = 1), the outputs are returned unchanged.
       num_sequences: R.
-      guidance_scale: s.
+      guidance_scale: s; or the weights of the outputs of Q sequences, which replace c and u.
     """
+    if jnp.ndim(guidance_scale):
+        groups = outputs.reshape(num_sequences, -1, *outputs.shape[1:])
+        return jnp.tensordot(jnp.asarray(guidance_scale, outputs.dtype), groups, axes=((0,), (1,)), precision="highest")
     if outputs.shape[0] == num_sequences:
         return outputs
     pairs = outputs.reshape(num_sequences, 2, *outputs.shape[1:])

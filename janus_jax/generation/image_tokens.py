@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import jax
 from jaxtyping import Array, Int, Key, UInt8
@@ -51,6 +51,11 @@ class TokenSampler:
         """Settings for sampling one token."""
         return SamplingConfig(self.temperature, self.top_k, self.top_p)
 
+    @property
+    def guidance(self) -> Any:
+        """The argument `guidance_scale` of `guide`."""
+        return self.guidance_scale
+
     def num_steps(self, config: ModelConfig) -> int:
         """See `ImageSampler`."""
         return config.num_gen_tokens
@@ -81,7 +86,7 @@ class TokenSampler:
             prompts,
             keys,
             self.sampling,
-            guidance_scale=self.guidance_scale,
+            guidance_scale=self.guidance,
             parallel_window=self.parallel_window,
             report=report,
         )
@@ -101,7 +106,7 @@ def sample_image_tokens(
     keys: Key[Array, "P N"],
     sampling: SamplingConfig,
     *,
-    guidance_scale: float,
+    guidance_scale: Any,
     parallel_window: ParallelWindow = 0,
     report: Callable[[int], object] | None = None,
     report_every: int = 24,
@@ -115,7 +120,7 @@ def sample_image_tokens(
         follows it: 2 P sequences. With a guidance scale of 1, P sequences.
       keys: Random key of each image.
       sampling: Settings for sampling one token.
-      guidance_scale: Guidance scale.
+      guidance_scale: Guidance scale, or the weights of the Q sequences of each prompt (`decode.guide`).
       parallel_window: See `TokenSampler`.
       report: Called about every `report_every` tokens with the number of tokens per image since its last call.
 
@@ -152,7 +157,7 @@ def image_token_decoder(
     keys: Key[Array, "P N"],
     sampling: SamplingConfig,
     *,
-    guidance_scale: float,
+    guidance_scale: Any,
     parallel_window: ParallelWindow,
 ) -> Decoder:
     """Returns the decoder of `sample_image_tokens`, with the first token of each image."""

@@ -21,6 +21,7 @@ from checkpoints_convert.released import LAYOUT, config_from_json, unused_shapes
 from janus_jax.config import Execution
 from janus_jax.data.pipeline.examples import Example
 from janus_jax.data.pipeline.packing import Budget, pack
+from janus_jax.generation.decode import guide
 from janus_jax.models.backbone import apply, scan_params
 from janus_jax.models.janus import Janus
 from janus_jax.processing import EDITING_STYLES, TEMPLATES, Edit, Processor, editing_sequence, guidance_sequences
@@ -120,12 +121,15 @@ class GoldenEdits:
         ids, unconditional = self.r1[f"r1_ids_{number}"], self.r1[f"r1_unconditional_ids_{number}"]
         return ids[unconditional != ids]
 
-    def r1_sequence(self, number, precomputed=False):
-        """Returns the training sequence of Janus-Pro-R1-Edit with this number."""
+    def r1_edit(self, number):
+        """Returns the edit of Janus-Pro-R1-Edit with this number, with its target."""
         row = self.layouts["janus_pro_r1_edit"]["rows"][number]
         source, target = (int(re.findall(r"\d+", row[name])[0]) for name in ("source", "target"))
-        edit = self.edit(self.r1_instruction(number), [source], target)
-        return editing_sequence(self.processor, R1, edit, precomputed=precomputed)
+        return self.edit(self.r1_instruction(number), [source], target)
+
+    def r1_sequence(self, number, precomputed=False):
+        """Returns the training sequence of Janus-Pro-R1-Edit with this number."""
+        return editing_sequence(self.processor, R1, self.r1_edit(number), precomputed=precomputed)
 
     def embeddings_and_losses(self, batch):
         """Returns embeddings `[:, :, ::128]`, and the cross-entropy of each token of the target images.
@@ -143,6 +147,30 @@ class GoldenEdits:
             return embeddings[:, :, ::128], jax.nn.logsumexp(logits, axis=-1) - picked
 
         return jax.tree.map(np.asarray, jax.jit(compute)(self.params, batch))
+
+    def logits_after(self, groups, gen_ids, tokens):
+        """Returns the image logits of each sequence after its prompt and after each given token, but the last."""
+        prompts = self.processor.left_pad([sequence for group in groups for sequence in group])
+        prompts = prompts._replace(gen_ids=np.repeat(gen_ids[:, None], len(groups[0]), axis=0))
+        prompts = prompts._replace(gen_images=prompts.gen_images[:, :0])
+        inputs = np.repeat(tokens, len(groups[0]), axis=0)
+        model, steps = self.model, tokens.shape[1] - 1
+
+        def compute(params, prompts, inputs):
+            embeddings = apply(model.embed, params, prompts)
+            hidden, cache = apply(model.prefill, params, prompts, prompts.shape[1] + steps)
+
+            def step(carry, token):
+                cache, positions = carry
+                x = apply(model.embed_image_tokens, params, token[:, None])
+                hidden, cache = apply(model.extend, params, x, positions, jnp.ones_like(positions), cache)
+                return (cache, positions + 1), apply(model.image_logits, params, hidden[:, 0])
+
+            start = (cache, prompts.positions[:, -1:] + 1)
+            _, logits = jax.lax.scan(step, start, inputs[:, :-1].T)
+            return embeddings[:, :, ::64], jnp.stack([apply(model.image_logits, params, hidden[:, -1]), *logits])
+
+        return jax.tree.map(np.asarray, jax.jit(compute)(self.params, prompts, inputs))
 
     def tensors(self, tree):
         """Yields name and value of each released tensor whose parameter is in the tree."""
@@ -209,6 +237,56 @@ def test_edit_source_pixels_of_janus_pro_r1(golden):
     pixels = np.stack([golden.r1_sequence(number).gen_images[-1] for number in (0, 1)])
     actual = (pixels.astype(np.float32) * (2 / 255) - 1).transpose(0, 3, 1, 2)[:, :, ::13, ::13]
     assert_close(actual, golden.r1["r1_source_pixels"], 1e-6)
+
+
+@pytest.fixture(scope="module")
+def janus_4o_groups(golden):
+    edits = [golden.edit(golden.expected[f"edit_instruction_{number}"], [number]) for number in (0, 1)]
+    return [guidance_sequences(golden.processor, JANUS_4O, edit) for edit in edits]
+
+
+def assert_guided_logits(expected, kind, weights, logits):
+    """Compares logits [T, R * Q, V] with guided logits at some steps."""
+    for step in (0, 1, 11, 23):
+        if (values := expected.get(f"{kind}_cfg_logits_step{step}")) is not None:
+            guided = guide(jnp.asarray(logits[step]), len(values), weights)
+            assert_close(guided[:, ::16], values, 1e-4)
+
+
+def test_edit_guided_logits_of_given_tokens(golden, janus_4o_groups):
+    """Batches both edits, which are padded to one length; the golden values were computed one by one."""
+    expected = golden.expected
+    embeddings, logits = golden.logits_after(janus_4o_groups, expected["source_vq_ids"], expected["edit_forced_tokens"])
+    for number in (0, 1):
+        values = expected[f"edit_embeds_{number}"]
+        assert_close(embeddings[3 * number : 3 * number + 3, -values.shape[1] :], values, 2e-5)
+    weights = np.array(JANUS_4O.guidance_weights(*expected["edit_forced_weights"]), np.float32)
+    assert_guided_logits(expected, "edit_forced", weights, logits)
+    for step in (0, 23):
+        rows = expected[f"edit_forced_row_logits_step{step}"]
+        assert_close(logits[step].reshape(2, 3, -1)[..., ::64], rows, 1e-4)
+
+
+@pytest.mark.slow
+def test_edit_guided_logits_of_greedy_tokens(golden, janus_4o_groups):
+    expected = golden.expected
+    _, logits = golden.logits_after(janus_4o_groups, expected["source_vq_ids"], expected["edit_greedy_tokens"])
+    weights = np.array(JANUS_4O.guidance_weights(*expected["edit_weights"]), np.float32)
+    assert_guided_logits(expected, "edit", weights, logits)
+    guided = np.stack([guide(jnp.asarray(step), 2, weights) for step in logits], axis=1)
+    clear = expected["edit_margins"] > 1e-3 * np.ptp(guided, axis=-1)
+    assert clear.mean() > 0.5
+    np.testing.assert_array_equal(guided.argmax(-1)[clear], expected["edit_greedy_tokens"][clear])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["greedy", "forced"])
+def test_edit_guided_logits_of_janus_pro_r1(golden, kind):
+    r1 = golden.r1
+    groups = [guidance_sequences(golden.processor, R1, golden.r1_edit(number)) for number in (0, 1)]
+    _, logits = golden.logits_after(groups, r1["r1_source_vq_ids"], r1[f"r1_{kind}_tokens"])
+    weights = np.array(R1.guidance_weights(float(r1["r1_weight"]), 0.0), np.float32)
+    assert_guided_logits(r1, f"r1_{kind}", weights, logits)
 
 
 VARIANTS = pytest.mark.parametrize("variant", ["kept", "dropped"])
