@@ -59,6 +59,7 @@ def test_exported_folder_converts(exported, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
+@pytest.mark.slow
 def test_janusflow_export_has_the_moving_average_without_the_aligner(tmp_path):
     workdir, state = runs.finished("flow")
     export(workdir, 1, tmp_path / "model", "float32")

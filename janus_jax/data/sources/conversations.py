@@ -16,7 +16,7 @@ from janus_jax.data.sources.tables import TABLE_ENDINGS, Columns, TableReader
 from janus_jax.processing import Task
 
 
-@register_source("conversations", Task.UNDERSTANDING, Task.TEXT, endings=TABLE_ENDINGS)
+@register_source("conversations", Task.UNDERSTANDING, Task.TEXT, Task.INTERLEAVED, endings=TABLE_ENDINGS)
 def conversations(options: SourceOptions) -> Iterator[Part]:
     """Reads tables of conversations."""
     named = (*field_names(options.text_field, TURN_FIELDS), *field_names(options.image_field, CHAT_IMAGE_FIELDS))

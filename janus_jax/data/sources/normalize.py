@@ -135,7 +135,8 @@ def chat_record(
     """Returns the record of a conversation and its images.
 
     `<image>` in a text, or an image part without an image, marks the position of the next image. Without marks, the
-    images come before the text of the first user turn. The task is text if there are no images.
+    images come before the text of the first user turn. The task is interleaved if the options ask for it; otherwise it
+    is text if there are no images.
 
     Args:
       folder: Folder of image paths; None rejects paths.
@@ -168,6 +169,8 @@ def chat_record(
     if encoded and options.task is Task.TEXT:
         raise RejectedRecord(RejectReason.IMAGE_COUNT, f"it has {len(encoded)} images, but the task is text.")
     task = Task.UNDERSTANDING if encoded else Task.TEXT
+    if options.task is Task.INTERLEAVED:
+        task = Task.INTERLEAVED
     return Record(key, task, messages=tuple(messages), images=encoded, unused=(*raw.unused, *marks.unused))
 
 

@@ -31,8 +31,9 @@ class TensorBoard(Tracker):
         self._path = run.files / "tensorboard"
         with writing(self._path):
             self._path.mkdir(parents=True, exist_ok=True)
-            # The process id distinguishes runs that start in the same second.
-            self._file = event_file_writer.EventsWriter(str(self._path / "events"), f".{os.getpid()}")
+            # Distinguishes runs that start in the same second: on a bucket, one would replace the file of the other.
+            suffix = f".{os.getpid()}.{run.start_step}"
+            self._file = event_file_writer.EventsWriter(str(self._path / "events"), suffix)
             # TensorBoard then discards what an earlier run wrote for this and later steps.
             log = proto.event_pb2.SessionLog(status=proto.event_pb2.SessionLog.START)
             self._put(run.start_step + 1, session_log=log)

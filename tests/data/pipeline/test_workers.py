@@ -89,6 +89,7 @@ def sleep(index):
     return index
 
 
+@pytest.mark.slow
 def test_workers_use_no_accelerator_and_ignore_preemption_notices():
     with Reader(report, workers=2) as reader:
         reports = [next(reader) for _ in range(6)]

@@ -21,6 +21,8 @@ from janus_jax.training.image_tokenizer.task import tokenizer_params
 from janus_jax.training.image_tokenizer.vq import VQTraining
 from tests.training.image_tokenizer.recipes import MOVING_AVERAGE
 
+pytestmark = pytest.mark.slow
+
 CONFIG = replace(
     MOVING_AVERAGE.model,
     base_channels=12,
@@ -141,7 +143,6 @@ def test_the_patchwise_encoder_has_the_same_output(training, params, pixels, fea
     np.testing.assert_allclose(found, features(pixels), atol=1e-4 * float(jnp.max(jnp.abs(found))))
 
 
-@pytest.mark.slow
 def test_vae_latents_are_uncorrelated_with_variance_one_and_constant_deviation(pixels):
     model = VAE(VAE_CONFIG)
     random = random_params(lambda: nn.unbox(model.init(jax.random.key(0), pixels[:1])["params"]))
