@@ -35,6 +35,7 @@ _CHECK_SECONDS = 0.5
 _LATE_SECONDS = 30.0
 _GRACE_SECONDS = 5.0  # for processes that fail together to report it themselves
 _WRITE_SECONDS = 60.0
+_STDERR = 2
 _COMMUNICATION = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "CANCELLED", "ABORTED", "onnection")
 """Words in the errors of collective operations."""
 
@@ -139,9 +140,10 @@ class Watchdog:
         while not self._stop.wait(_CHECK_SECONDS):
             moment = self._phases.moment()
             limit = self._limits.seconds(moment.phase)
-            # If code in C keeps the interpreter's lock, this thread cannot run. One in C then ends the process.
+            # If code in C keeps the interpreter's lock, this thread cannot run. One in C then ends the process. It needs
+            # a file descriptor, which `sys.stderr` of a notebook does not have.
             if math.isfinite(limit):
-                faulthandler.dump_traceback_later(limit + _WRITE_SECONDS, exit=True)
+                faulthandler.dump_traceback_later(limit + _WRITE_SECONDS, exit=True, file=_STDERR)
             if self._peers is not None:
                 self._check_peers(self._peers, moment)
             stuck = moment.stalled if moment.phase in STEPPING else moment.seconds
