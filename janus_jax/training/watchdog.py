@@ -140,8 +140,8 @@ class Watchdog:
         while not self._stop.wait(_CHECK_SECONDS):
             moment = self._phases.moment()
             limit = self._limits.seconds(moment.phase)
-            # If code in C keeps the interpreter's lock, this thread cannot run. One in C then ends the process. It needs
-            # a file descriptor, which `sys.stderr` of a notebook does not have.
+            # If code in C keeps the interpreter's lock, this thread cannot run. One in C then ends the process. It
+            # needs a file descriptor, which `sys.stderr` of a notebook does not have.
             if math.isfinite(limit):
                 faulthandler.dump_traceback_later(limit + _WRITE_SECONDS, exit=True, file=_STDERR)
             if self._peers is not None:

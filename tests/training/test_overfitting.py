@@ -96,7 +96,7 @@ def test_memorized_image_tokens_are_reproduced(trained):
     assert (np.asarray(generated) == expected).mean() >= 0.99
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memorized_latents_are_reproduced():
     make = tiny.processor(tiny.FLOW)
     sequences = [make.generation_sequence(f"A {word}.", tiny.picture(number)) for number, word in enumerate(WORDS[:4])]

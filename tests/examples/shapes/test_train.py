@@ -19,13 +19,8 @@ def command(workdir, model, *flags):
     ]
 
 
-@pytest.mark.parametrize(
-    ("model", "flags"),
-    [
-        pytest.param("janus", ("--ablation",), marks=pytest.mark.nightly),
-        pytest.param("janusflow", (), marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize(("model", "flags"), [("janus", ("--ablation",)), ("janusflow", ())])
 def test_training_makes_a_model_and_a_report_and_is_not_repeated(model, flags, tmp_path):
     environ = environment(XLA_FLAGS="")
     subprocess.run(command(tmp_path, model, *flags), cwd=ROOT, env=environ, check=True)
