@@ -1,4 +1,4 @@
-"""Starts the processes of a training run on this machine, one of which may fail, and reads what the run has written."""
+"""Runs a training command in several processes on this machine, with a fault in one of them, and reads its results."""
 
 import json
 import os

@@ -50,7 +50,7 @@ def process_index() -> int:
 
 
 def has_preemption_service() -> bool:
-    """Returns whether jax tells all processes when one of them is about to be preempted."""
+    """Returns whether jax notifies all processes when one of them is about to be preempted."""
     return _state().preemption_sync_manager is not None
 
 
@@ -90,7 +90,7 @@ def gather(name: str, value: Mapping[str, Any], seconds: float = SECONDS) -> lis
 
 
 def publish(name: str, value: Mapping[str, Any]) -> None:
-    """Makes a JSON value of this process readable by the others, in place of the earlier one."""
+    """Publishes a JSON value of this process for the others, replacing the earlier one."""
     _client().key_value_set(f"{_PREFIX}/{name}/{process_index()}", json.dumps(value), allow_overwrite=True)
 
 
@@ -100,7 +100,7 @@ def published(name: str) -> dict[int, dict[str, Any]]:
 
 
 def report_failure(code: int, message: str) -> None:
-    """Tells all processes that the run has failed. Only the first report counts.
+    """Reports to all processes that the run has failed. Only the first report counts.
 
     Args:
       code: Exit code for all processes.

@@ -13,6 +13,7 @@ from jaxtyping import Array, Int, Key
 from janus_jax.batch import Batch
 from janus_jax.config import JanusConfig, ModelConfig
 from janus_jax.errors import JanusError
+from janus_jax.generation.image_sampler import check_settings
 from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.janus import Janus
@@ -74,9 +75,7 @@ def make_edit_sampler(config: ModelConfig, **settings: Any) -> EditSampler:
             f"{config.name} cannot edit images: JanusFlow reads no images as latents in its context; use a Janus or "
             f"Janus-Pro model that was trained on edits."
         )
-    known = [setting.name for setting in fields(EditSampler)]
-    if unknown := [name for name in settings if name not in known]:
-        raise JanusError(f"Editing has no setting {unknown[0]}; its settings are {', '.join(known)}.")
+    check_settings("Editing", [setting.name for setting in fields(EditSampler)], settings)
     return EditSampler(**settings)
 
 

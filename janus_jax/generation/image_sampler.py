@@ -1,7 +1,7 @@
 """The interface of image samplers, and the sampler class of each model type."""
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Protocol
 
 from jaxtyping import Array, Key, Shaped, UInt8
@@ -70,15 +70,26 @@ def sampler_settings(config: ModelConfig) -> tuple[str, ...]:
     return tuple(setting.name for setting in dataclasses.fields(IMAGE_SAMPLERS[type(config)]))
 
 
+def check_settings(owner: str, known: Sequence[str], settings: Iterable[str]) -> None:
+    """Checks the names of settings.
+
+    Args:
+      owner: Subject of the message.
+
+    Raises:
+      JanusError: A name is unknown.
+    """
+    if unknown := [name for name in settings if name not in known]:
+        raise JanusError(f"{owner} has no setting {unknown[0]}; its settings are {', '.join(known)}.")
+
+
 def make_image_sampler(config: ModelConfig, **settings: Any) -> ImageSampler:
     """Returns the image sampler of a model. Settings that are not given have the values of the model's paper.
 
     Raises:
       JanusError: The sampler has no such setting, a setting is out of range, or a JanusFlow model has no VAE.
     """
-    known = sampler_settings(config)
-    if unknown := [name for name in settings if name not in known]:
-        raise JanusError(f"{config.name} has no setting {unknown[0]}; its settings are {', '.join(known)}.")
+    check_settings(config.name, sampler_settings(config), settings)
     if isinstance(config, JanusFlowConfig) and config.vae is None:
         raise JanusError(
             f"{config.name} has no VAE to decode images with; put SDXL's VAE into its folder as vae/, or name its "

@@ -79,7 +79,7 @@ class ImageSpan:
 
     Attributes:
       kind: "input": patches for the understanding encoder. "context": image tokens that are not predicted. "target":
-        image tokens that are predicted. "padding": pad tokens in place of image tokens, without an image.
+        image tokens that are predicted. "padding": pad tokens instead of image tokens, without an image.
       image: The image at the size of its encoder, uint8 RGB; None if it is added later or its tokens are precomputed.
       end: Whether end-of-image follows the image.
       is_answer: Whether begin-of-image is predicted, because the assistant writes it.

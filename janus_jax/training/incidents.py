@@ -32,7 +32,7 @@ class IncidentOptions:
     Attributes:
       z_score: Smallest distance of a loss from the mean of earlier losses, in standard deviations, that is a spike; 0
         for no spikes.
-      window: Number of earlier losses. There are no spikes in the first half of it.
+      window: Number of earlier losses. No spike is found before half of them are known.
       keep: Number of incidents to record in a stage; 0 records none.
     """
 

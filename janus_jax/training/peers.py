@@ -50,7 +50,7 @@ class Peers:
         self._thread.start()
 
     def stop(self) -> None:
-        """Stops the thread, and tells the others that this process ends as it should."""
+        """Stops the thread, and publishes that this process has ended normally."""
         self._stop.set()
         self._thread.join(self.interval)
         if not self._thread.is_alive():
@@ -63,7 +63,7 @@ class Peers:
         return time.monotonic() - self._answered
 
     def read(self, timeout: float) -> Mapping[int, Mapping[str, Any]]:
-        """Returns what the processes have published last, or nothing if process 0 does not answer in time."""
+        """Returns the last published values by process; none if process 0 does not answer in time."""
         self._table_is_read.clear()
         self._table_is_wanted.set()
         return self.table if self._table_is_read.wait(timeout) else {}
@@ -106,7 +106,7 @@ class Peers:
 
 
 def describe_state(state: Mapping[str, Any]) -> str:
-    """Returns a phrase about what a process has published."""
+    """Returns a phrase that describes the published value of a process."""
     return f"at step {state['step']}, {DESCRIPTIONS[state['phase']]} for {state['seconds']:.0f} s"
 
 

@@ -1,4 +1,4 @@
-"""Tracks what a process is doing, for the watchdog and for goodput."""
+"""Tracks the phase that a process is in, for the watchdog and for goodput."""
 
 import contextlib
 import threading
@@ -27,7 +27,7 @@ DESCRIPTIONS: dict[PhaseName, str] = {
 
 @dataclass(frozen=True)
 class Moment:
-    """What a process is doing.
+    """Phase and progress of a process.
 
     Attributes:
       phase: The current phase.
@@ -79,7 +79,7 @@ class Phases:
             self._step, self._progressed = step, time.monotonic()
 
     def moment(self) -> Moment:
-        """Returns what the process is doing."""
+        """Returns the current phase of the process."""
         with self._lock:
             now = time.monotonic()
             return Moment(self._stack[-1], self._step, now - self._entered, now - self._progressed)

@@ -117,7 +117,7 @@ class Watchdog:
             self._peers.stop()
 
     def report(self, error: BaseException) -> Stalled | None:
-        """Tells the other processes that this one fails. Must be called before this process waits for them.
+        """Reports to the other processes that this one fails. Must be called before this process waits for them.
 
         If the devices could not communicate, another process may be lost. Then waits until it is known. The thread ends
         this process with its name.
@@ -216,7 +216,7 @@ class Watchdog:
 
 @contextlib.contextmanager
 def sharing_errors() -> Iterator[None]:
-    """Context manager that tells the other processes of a cluster about an error in its block (`report_error`)."""
+    """Context manager that reports an error in its block to the other processes of a cluster (`report_error`)."""
     try:
         yield
     except BaseException as error:
@@ -225,7 +225,7 @@ def sharing_errors() -> Iterator[None]:
 
 
 def report_error(error: BaseException) -> None:
-    """Tells the other processes that this one ends with an error, and makes it end without waiting for them."""
+    """Reports an error of this process to the others, and makes this process end without waiting for them."""
     if not coordination.is_joined() or isinstance(error, (Preempted, Interrupted)):
         return
     code = ExitCode.INTERNAL_ERROR

@@ -223,7 +223,7 @@ class ExampleBuilder:
         try:
             if is_edit:
                 sequence = self._editing_sequence(record, random)
-                # The sequence has padding in place of dropped images, so only the instruction is checked.
+                # Dropped images are padding in the sequence, so only the instruction is checked.
                 text = np.array(self.processor.tokenizer.encode(record.text, add_bos=False), np.int32)
             else:
                 sequence = self._conversation_sequence(record)

@@ -33,8 +33,9 @@ T = TypeVar("T")
 Load = Callable[[Any, str, int], Callable[[], T]]
 """Function from record, example id and epoch to a function that completes the example, such as by decoding its images.
 
-Both raise `RejectedRecord` for an invalid record. The first one does what uses little memory. Doing it for a group of
-examples before any of them is completed takes less time, because images displace code and tables from the CPU caches.
+Both raise `RejectedRecord` for an invalid record. The first one does the work that needs little memory. Running it for
+a group of examples before the first of them is completed takes less time, because images displace code and tables from
+the CPU caches.
 """
 
 

@@ -65,7 +65,7 @@ class Tracker:
 
     @classmethod
     def check(cls, field: str) -> None:
-        """Checks what the tracker needs, such as packages, before any device is used.
+        """Checks the requirements of the tracker, such as packages, before any device is used.
 
         Args:
           field: Config field that names the tracker, for messages.

@@ -1,4 +1,4 @@
-"""Runs each tracker in a thread of its own, so that a tracker that blocks or fails neither slows nor stops the run."""
+"""Runs each tracker in a separate thread, so that a tracker that blocks or fails neither slows nor stops the run."""
 
 import queue
 import threading
