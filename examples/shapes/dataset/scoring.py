@@ -82,7 +82,7 @@ def score_images(prompts: Sequence[Prompt], images: Iterable[UInt8[np.ndarray, "
       JanusError: The numbers of images and prompts differ, or are 0.
     """
     images = list(images)
-    _check_count("images", len(images), "prompts", len(prompts))
+    check_count("images", len(images), "prompts", len(prompts))
     return score_verdicts(prompts, [check_image(prompt, image) for prompt, image in zip(prompts, images, strict=True)])
 
 
@@ -101,7 +101,7 @@ def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Scor
     Raises:
       JanusError: The numbers of answers and questions differ, or are 0.
     """
-    _check_count("answers", len(answers), "questions", len(questions))
+    check_count("answers", len(answers), "questions", len(questions))
     correct = [is_correct(question, answer) for question, answer in zip(questions, answers, strict=True)]
     return _scores([question.topic.value for question in questions], correct)
 
@@ -127,7 +127,7 @@ def chance_of_images(
 
 def chance_of_answers(questions: Sequence[Question]) -> Scores:
     """Returns the expected scores of random guesses among the choices of each question."""
-    _check_count("answers", len(questions), "questions", len(questions))
+    check_count("answers", len(questions), "questions", len(questions))
     return _scores(
         [question.topic.value for question in questions], [1 / len(question.choices) for question in questions]
     )
@@ -179,6 +179,6 @@ def _scores(categories: Sequence[str], correct: Sequence[float]) -> Scores:
     return Scores({category: fmean(values) for category, values in by_category.items()})
 
 
-def _check_count(what: str, count: int, of_what: str, expected: int) -> None:
+def check_count(what: str, count: int, of_what: str, expected: int) -> None:
     if count != expected or not count:
         raise JanusError(f"There are {count} {what} for {expected} {of_what}; give one for each, and at least one.")
