@@ -1,7 +1,6 @@
 """Scores edited images: whether the request is met, and whether everything else is kept."""
 
-from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from statistics import fmean
 
@@ -9,10 +8,10 @@ import numpy as np
 from jaxtyping import Bool, UInt8
 
 from examples.shapes.dataset.detector import UNKNOWN, Detection, detect
-from examples.shapes.dataset.edits import EditKind, EditRequest, Limits, SceneEdit, cell_of, edit_scene
+from examples.shapes.dataset.edits import EditKind, EditRequest, Limits, SceneEdit, cell_of, edit_scene, sample_edit
 from examples.shapes.dataset.render import render
 from examples.shapes.dataset.scene import GRID, SIZES, TEXTURES, TINTS, Background, Relation, Scene, SceneObject
-from examples.shapes.dataset.scoring import Scores, check_count, relations
+from examples.shapes.dataset.scoring import Scores, check_count, mean_scores, relations
 from examples.shapes.dataset.vocabulary import DEFAULT_VOCABULARY, MAX_OBJECTS, Vocabulary
 
 MAX_DIFFERENCE = 32
@@ -101,8 +100,6 @@ class EditScores:
 
 def sample_edits(edits_per_kind: int, limits: Limits, seed: int = 0) -> list[SceneEdit]:
     """Returns random edits for an evaluation, the same number of each kind."""
-    from examples.shapes.dataset.edits import sample_edit
-
     return [
         sample_edit(np.random.default_rng((seed, number, index)), limits, kind)
         for number, kind in enumerate(EditKind)
@@ -130,10 +127,10 @@ def expectation(request: EditRequest, scene: Scene) -> Expectation | None:
             else:
                 goals = [Goal(first.shape, first.color)] * more
         case EditKind.ADD:
-            cells = None if request.cell is None else frozenset({request.cell})
             if request.relation and one is None:
                 return None
-            goals = [Goal(request.shape, request.color, cells, request.relation, one if request.relation else None)]
+            at = None if request.cell is None else frozenset({request.cell})
+            goals = [Goal(request.shape, request.color, at, request.relation, one if request.relation else None)]
         case EditKind.SWAP:
             others = request.other.matching(scene)
             if one is None or len(others) != 1:
@@ -180,10 +177,11 @@ def check_edit(
         if match := next((one for one in left if _meets(goal, one, None)), None):
             kept[index] = match
             left.remove(match)
-    reason = ""
+    reason, new = "", list[Detection]()
     for goal in expected.goals:
         reference = kept.get(expected.kept.index(goal.reference)) if goal.reference else None
         if match := next((one for one in left if _meets(goal, one, reference)), None):
+            new.append(match)
             left.remove(match)
         else:
             reason = reason or f"no {' '.join(filter(None, (goal.color, goal.shape)))} as asked for"
@@ -200,7 +198,7 @@ def check_edit(
     elif surplus:
         reason = reason or f"{surplus} more than asked for"
     share = len(kept) / len(expected.kept) if expected.kept else 1.0
-    mask = _other_pixels(edit, source, expected, [one for one in found if one not in kept.values()], len(after))
+    mask = _other_pixels(edit, source, expected, new, len(after))
     same = np.abs(after.astype(np.int16) - before).max(-1) <= MAX_DIFFERENCE
     unchanged = float(same[mask].mean()) if mask.any() else 1.0
     return EditVerdict(met, share, bool(expected.kept), unchanged, surplus, reason, found)
@@ -312,8 +310,4 @@ def _other_pixels(
 
 
 def _by_kind(requests: Sequence[EditRequest], values: Sequence[float]) -> Scores:
-    found: dict[str, list[float]] = defaultdict(list)
-    for request, value in zip(requests, values, strict=True):
-        found[request.kind.value].append(value)
-    table: Mapping[str, float] = {kind: fmean(some) for kind, some in found.items()}
-    return Scores(table)
+    return mean_scores([request.kind.value for request in requests], values)
