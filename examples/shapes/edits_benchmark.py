@@ -82,7 +82,7 @@ def read(data: Path, options: Options) -> list[ShapesEdit]:
 
 def answer(model: EditModel, items: Sequence[ShapesEdit], settings: AnswerSettings) -> Iterator[Mapping[str, str]]:
     """Edits the images in batches and saves them as PNG. Yields the file names of a batch by request id."""
-    sampling = {
+    sampling: dict[str, Any] = {
         name: float(settings.options[name]) for name in ("guidance_scale", "image_guidance_scale", "temperature")
     }
     size = settings.batch_size
