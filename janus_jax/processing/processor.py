@@ -39,6 +39,9 @@ from janus_jax.processing.transparency import Background
 IMAGE_MEAN = 0.5
 """Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
 
+DEFAULT_MIN_SIDE = 14
+"""Minimum length of the short side of an input image, if the model's files have no other."""
+
 
 @dataclass(frozen=True)
 class Processor:
@@ -65,7 +68,7 @@ class Processor:
     num_und_tokens: int = 576
     gen_image_size: int = 384
     num_gen_tokens: int = 576
-    min_side: int = 14
+    min_side: int = DEFAULT_MIN_SIDE
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
     masks_padding: bool = False
     latent_shape: tuple[int, int, int] | None = None
@@ -422,7 +425,7 @@ def _read_settings(directory: Path, config: ModelConfig) -> tuple[int, str]:
         _check_agreement(file, "image_size", found, side)
     for name in ("image_mean", "image_std"):
         _check_agreement(file, name, values.get(name) or [IMAGE_MEAN] * 3, [IMAGE_MEAN] * 3)
-    min_side = values.get("min_size", min(14, side))
+    min_side = values.get("min_size", min(DEFAULT_MIN_SIDE, side))
     if not isinstance(min_side, int) or not 0 < min_side <= side:
         raise JanusError(f"{file}: min_size is {min_side!r}; it must be a whole number from 1 to {side}.")
     return min_side, prompt
