@@ -15,7 +15,8 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import Task
 from janus_jax.training.image_token_check import check_image_tokens, find_image_tokenizer, save_image_tokenizer
 from janus_jax.training.init_from import OpenedStage, open_initialisation
-from janus_jax.training.recipe import RANDOM, Editing, Initialisation, PreparedDataset
+from janus_jax.training.recipe import PreparedDataset
+from janus_jax.training.stage_config import RANDOM, Editing, Initialisation
 from tests import tiny
 from tests.data.samples import image, json_lines, spec
 from tests.training import runs
