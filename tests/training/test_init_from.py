@@ -14,8 +14,9 @@ from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import find_tokenizer, open_initialisation
 from janus_jax.training.losses.rectified_flow import ALIGNER
-from janus_jax.training.recipe import Initialisation, Precision, Recipe
+from janus_jax.training.recipe import Recipe
 from janus_jax.training.setup import set_up_stage
+from janus_jax.training.stage_config import Initialisation, Precision
 from janus_jax.training.unused_fields import check_unused_fields
 from tests import tiny
 from tests.training import runs
