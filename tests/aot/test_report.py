@@ -17,7 +17,6 @@ from janus_jax.aot.topologies import find_topology
 from janus_jax.data.pipeline.packing import Example, pack
 from janus_jax.sharding import make_mesh
 from janus_jax.training.flops import traced_flops
-
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.stage_config import Initialisation
 from tests import tiny
