@@ -26,6 +26,7 @@ from janus_jax.config import (
 )
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
+from janus_jax.generation.answers import AnswerDecoder, safe_length
 from janus_jax.generation.edit_sampler import make_edit_sampler
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
 from janus_jax.generation.padding import bucket_length, round_up
@@ -39,7 +40,6 @@ from janus_jax.processing import (
     ImageSource,
     Message,
     Processor,
-    StreamDecoder,
     TokenSequence,
     guidance_sequences,
 )
@@ -68,7 +68,8 @@ def load(
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
-      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded. For a folder that
+        `janus-convert --quantization` wrote, "none" keeps its weights of 8 bits, and "int8_dynamic" works with int8.
       conversation: Conversation template, for a folder that does not identify its release.
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
@@ -112,6 +113,7 @@ def load_checkpoint(
         raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
     if quantization != "none" and checkpoint.adapter is not None and not merge_adapter:
         raise JanusError("A quantized model needs a merged adapter; set merge_adapter=True or quantization='none'.")
+    quantization = checkpoint.sampling_quantization(quantization)
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -237,7 +239,7 @@ class Pretrained:
         shown = 0
         for (text,), finished in self._answers([prompt], max_new_tokens, temperature, chunk=4, **options):
             # The start of a possible stop string is held back.
-            end = len(text) if finished else _safe_length(text, options.get("stop", ()))
+            end = len(text) if finished else safe_length(text, options.get("stop", ()))
             if end > shown:
                 yield text[shown:end]
                 shown = end
@@ -284,13 +286,13 @@ class Pretrained:
         limits = answer_limits([len(prompt) for prompt in prompts], max_new_tokens, self.config.llm.max_positions)
         padded = _pad(prompts, num_data_shards(self.mesh))
         batch = self._left_pad(padded)
-        decoders = [_AnswerDecoder(self.processor, stop, limit) for limit in limits]
+        decoders = [AnswerDecoder(self.processor.tokenizer, stop, limit) for limit in limits]
         read = 0
 
         def is_finished(tokens: Int[np.ndarray, "B T"]) -> Bool[np.ndarray, " B"]:
             nonlocal read
             for decoder, new in zip(decoders, tokens[:, read:], strict=False):
-                decoder.read(new)
+                decoder.read(new.tolist())
             read = tokens.shape[1]
             return np.array([decoder.finished for decoder in decoders] + [True] * (len(padded) - len(prompts)))
 
@@ -539,46 +541,3 @@ def _check_count(name: str, number: int) -> None:
 
 def _pad(sequences: Sequence[T], multiple: int) -> list[T]:
     return [*sequences, *[sequences[-1]] * (round_up(len(sequences), multiple) - len(sequences))]
-
-
-class _AnswerDecoder:
-    """Decodes one answer, up to end-of-sentence, the first stop string or `limit` tokens."""
-
-    def __init__(self, processor: Processor, stop: str | Sequence[str], limit: int) -> None:
-        self.text = ""
-        self.finished = False
-        self._left = limit
-        self._decoder = StreamDecoder(processor.tokenizer)
-        self._eos = processor.tokenizer.special.eos
-        self._stop = (stop,) if isinstance(stop, str) else tuple(stop)
-
-    def read(self, tokens: Int[np.ndarray, " T"]) -> None:
-        for token in tokens.tolist():
-            if not self.finished and (token == self._eos or not self._left):
-                self.finish()
-            if self.finished:
-                return
-            self._left -= 1
-            self._append(self._decoder.push(token))
-        if not self._left:
-            self.finish()
-
-    def finish(self) -> str:
-        if not self.finished:
-            self._append(self._decoder.finish())
-            self.finished = True
-        return self.text
-
-    def _append(self, piece: str) -> None:
-        self.text += piece
-        ends = [end for stop in self._stop if (end := self.text.find(stop)) >= 0]
-        if ends:
-            self.text = self.text[: min(ends)]
-            self.finished = True
-
-
-def _safe_length(text: str, stop: str | Sequence[str]) -> int:
-    """Returns the length of the text up to an end that may be the start of a stop string."""
-    stops = (stop,) if isinstance(stop, str) else stop
-    pending = (size for one in stops for size in range(1, len(one)) if text.endswith(one[:size]))
-    return len(text) - max(pending, default=0)
