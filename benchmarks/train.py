@@ -47,8 +47,8 @@ from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.recipe import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
 from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.stage_config import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
 from janus_jax.training.state import random_params, state_from_params
 from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
 

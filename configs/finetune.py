@@ -22,7 +22,8 @@ from janus_jax.training.config_dicts import to_config
 from janus_jax.training.lora import Lora
 from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import SOURCES, Initialisation, Intervals, Recipe, Stage
+from janus_jax.training.recipe import SOURCES, Intervals, Recipe
+from janus_jax.training.stage_config import Initialisation, Stage
 
 STAGE = Stage(
     trained=(),

@@ -23,14 +23,12 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import (
+from janus_jax.training.recipe import SAMPLES, SOURCES, Recipe
+from janus_jax.training.stage_config import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     ALL_BUT_TOKENIZER,
-    SAMPLES,
-    SOURCES,
     Initialisation,
-    Recipe,
     Stage,
 )
 

@@ -24,19 +24,10 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import from_config, to_config
 from janus_jax.training.image_tokenizer.recipe import VQRecipe
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import (
-    ALL_BUT_ENCODERS,
-    RANDOM,
-    SOURCES,
-    Initialisation,
-    Intervals,
-    Recipe,
-    Resources,
-    Samples,
-    Stage,
-)
+from janus_jax.training.recipe import SOURCES, Intervals, Recipe, Resources, Samples
 from janus_jax.training.recipe_files import load_recipe
 from janus_jax.training.siglip import SiglipRecipe
+from janus_jax.training.stage_config import ALL_BUT_ENCODERS, RANDOM, Initialisation, Stage
 
 MODEL = JanusConfig(
     name="janus_small",

@@ -24,15 +24,12 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import (
+from janus_jax.training.recipe import SAMPLES, SOURCES, Recipe, Samples
+from janus_jax.training.stage_config import (
     FLOW_ALL_BUT_ENCODER,
     FLOW_ALL_BUT_VAE,
     LINEAR_LAYERS_AND_FLOW,
-    SAMPLES,
-    SOURCES,
     Initialisation,
-    Recipe,
-    Samples,
     Stage,
 )
 

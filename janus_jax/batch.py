@@ -46,6 +46,8 @@ class Batch(NamedTuple):
       gen_latents: Latents of the target images, interpolated between noise and image (JanusFlow, which has no context
         images). None: the VAE runs on `gen_images`.
       gen_times: Time of the latents: 0 is noise, 1 is the image. None: the time of all latents is 1.
+      und_features: Precomputed embeddings of the input images; `und_images` may then be empty. None: the understanding
+        encoder runs on `und_images`.
     """
 
     tokens: Int[Any, "B L"]
@@ -60,11 +62,18 @@ class Batch(NamedTuple):
     gen_ids: Int[Any, "B M N"] | None = None
     gen_latents: Float[Any, "B G h w C"] | None = None
     gen_times: Float[Any, "B G"] | None = None
+    und_features: Float[Any, "B U N D"] | None = None
 
     @property
     def is_token(self) -> Bool[Any, "B L"]:
         """True at positions that are not padding."""
         return self.segment_ids != PADDING_SEGMENT
+
+    @property
+    def num_input_images(self) -> int:
+        """U."""
+        images: int = (self.und_images if self.und_features is None else self.und_features).shape[1]
+        return images
 
     @property
     def shape(self) -> tuple[int, int]:

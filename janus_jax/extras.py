@@ -6,9 +6,14 @@ from janus_jax.errors import JanusError
 
 EXTRAS = {
     "apache_beam": "beam",
+    "fastapi": "serve",
     "fsspec": "gcs",
     "gcsfs": "gcs",
+    "gradio": "serve",
+    "prometheus_client": "serve",
     "pyarrow": "parquet",
+    "transformers": "parity",
+    "uvicorn": "serve",
     "huggingface_hub": "hub",
     "jinja2": "demo",
     "matplotlib": "demo",

@@ -29,6 +29,18 @@ def find_registered(registry: Mapping[str, T], name: str, field: str) -> T:
     return registry[short_name]
 
 
+def find_registered_or_attribute(registry: Mapping[str, T], name: str, field: str) -> T | Any:
+    """Returns a registered object, or the attribute NAME of MODULE if the registry has no object of this name.
+
+    See `find_registered`.
+    """
+    module, colon, short_name = name.rpartition(":")
+    imported = _import(module, f"{field} {name}") if colon else None
+    if short_name not in registry and hasattr(imported, short_name):
+        return getattr(imported, short_name)
+    return find_registered(registry, name, field)
+
+
 def find_attribute(name: str, field: str) -> Any:
     """Returns the object `MODULE:NAME`.
 

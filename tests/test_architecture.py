@@ -75,6 +75,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints_convert",
     ),
     "janus_jax.evaluation.metrics": (*SHARED, "janus_jax.evaluation", "checkpoints_convert"),
+    "janus_jax.rewards": ("janus_jax.rewards",),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*SHARED, "checkpoints_convert"),
@@ -97,6 +98,7 @@ WITHOUT_ARRAYS = (
     "janus_jax.evaluation.results",
     "janus_jax.evaluation.runner",
     "janus_jax.evaluation.understanding",
+    "janus_jax.rewards",
     "janus_jax.commands.cli",
     "janus_jax.commands.evaluate",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from janus_jax.config import JanusConfig, VisualEncoder
-from janus_jax.training.recipe import RANDOM
+from janus_jax.training.stage_config import RANDOM
 
 TEXTS = 4_000
 """Number of plain text records in every budget."""

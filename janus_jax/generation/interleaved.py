@@ -17,7 +17,7 @@ from PIL import Image
 
 from janus_jax.config import JanusConfig, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.generation.answers import AnswerDecoder, safe_length
+from janus_jax.generation.answers import AnswerDecoder
 from janus_jax.generation.context import Context, ContextReader, Ids, interleave_caches, separate_caches
 from janus_jax.generation.decode import ContextEnd, DecodeParams, DecodeSpec, DecodeState, begin, decode, grow
 from janus_jax.generation.image_sampler import check_settings
@@ -157,6 +157,8 @@ class InterleavedAnswer:
         stops = np.array([self._special.eos, self._special.begin_of_image], np.int32)
         settings = DecodeParams(options.text.params, stop_tokens=stops)
         limit = min(self._left, self._reader.max_positions - self._context.length)
+        if limit < 1:
+            return False
         decoder = AnswerDecoder(reader.processor.tokenizer, options.stop, limit)
         read = shown = 0
         with use_mesh(reader.mesh):
@@ -168,7 +170,7 @@ class InterleavedAnswer:
             decoder.read(tokens[read : len(tokens) - is_image])
             draws, read = is_image and not decoder.finished, len(tokens)
             text = decoder.finish() if draws else decoder.text
-            safe = len(text) if decoder.finished else safe_length(text, options.stop)
+            safe = decoder.safe_length
             if safe > shown:
                 yield text[shown:safe]
                 shown = safe

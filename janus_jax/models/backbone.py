@@ -77,17 +77,23 @@ class Backbone(nn.Module):
         """Returns embeddings of text tokens."""
         return self.llm.embed(ids)
 
+    def input_image_features(self, batch: Batch) -> Float[Array, "B U N D"]:
+        """Returns the embeddings of the input images: precomputed, or from the understanding encoder."""
+        if batch.und_features is not None:
+            return batch.und_features
+        batch_size, images = batch.und_images.shape[:2]
+        features = self.embed_input_images(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
+        return features.reshape(batch_size, images, *features.shape[1:])
+
     def embed_text_and_input_images(self, batch: Batch) -> Float[Array, "B L D"]:
         """Returns embeddings of text and input images.
 
         At the positions of target images it returns the embedding of the placeholder token.
         """
         x = self.embed_text(batch.tokens)
-        if batch.und_images.shape[1]:
-            batch_size, images = batch.und_images.shape[:2]
-            features = self.embed_input_images(to_pixels(batch.und_images.reshape(-1, *batch.und_images.shape[2:])))
-            features = features.reshape(batch_size, images * features.shape[1], -1)
-            x = insert_images(x, features, batch.und_patch_index)
+        if batch.num_input_images:
+            features = self.input_image_features(batch)
+            x = insert_images(x, features.reshape(len(features), -1, features.shape[-1]), batch.und_patch_index)
         return x
 
     def __call__(self, batch: Batch) -> Float[Array, "B L D"]:

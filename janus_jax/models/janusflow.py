@@ -142,7 +142,7 @@ class JanusFlow(Backbone):
 
     def _embed(self, batch: Batch) -> tuple[Float[Array, "B L D"], EncodedLatents | None]:
         x = self.embed_text_and_input_images(batch)
-        if batch.und_images.shape[1]:
+        if batch.num_input_images:
             next_image = next_image_index(batch.und_patch_index, self.config.und_encoder.num_patches)
             x = jnp.where((next_image != NO_IMAGE)[..., None], self.beg_of_und(jnp.zeros((), jnp.int32)), x)
         latents = self.target_latents(batch)

@@ -1,6 +1,6 @@
 """Converts messages and images to token sequences and batches. Uses numpy only; does not import jax."""
 
-from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message, is_assistant
+from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message, assistant_images
 from janus_jax.processing.editing import (
     EDITING_STYLES,
     Edit,
@@ -8,7 +8,9 @@ from janus_jax.processing.editing import (
     EditingStyle,
     editing_sequence,
     editing_style,
+    editing_tokens,
     guidance_sequences,
+    with_editing_images,
 )
 from janus_jax.processing.images import (
     DamagedImage,
@@ -59,6 +61,7 @@ __all__ = [
     "TooManyPixels",
     "Unconditional",
     "answer_message",
+    "assistant_images",
     "check_unconditional",
     "conversation_prompt",
     "decode_image",
@@ -66,8 +69,8 @@ __all__ = [
     "drawing_piece",
     "editing_sequence",
     "editing_style",
+    "editing_tokens",
     "guidance_sequences",
-    "is_assistant",
     "make_byte_level_tokenizer",
     "open_image",
     "prepare_generation",
@@ -75,4 +78,5 @@ __all__ = [
     "tail",
     "text_piece",
     "unconditional_conversation",
+    "with_editing_images",
 ]

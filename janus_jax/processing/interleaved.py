@@ -11,9 +11,9 @@ from PIL import Image
 
 from janus_jax.errors import JanusError
 from janus_jax.processing.conversation import Message
-from janus_jax.processing.images import Drawing, ImageSource, open_image
+from janus_jax.processing.images import Drawing, ImageSource, open_image, prepare_understanding
 from janus_jax.processing.processor import Processor, image_sources, overlaps
-from janus_jax.processing.sequences import ImageSpan, Span, Task, TextSpan, TokenSequence
+from janus_jax.processing.sequences import ImageSpan, Task, TextSpan, TokenSequence
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 from janus_jax.processing.transparency import Background
 
@@ -78,7 +78,7 @@ def conversation_prompt(
         if is_answer:
             source = sources[number]
             drawn.append(_checked_tokens(processor, source.tokens) if isinstance(source, Drawing) else None)
-        return processor.image_spans(opened[number], is_answer, features=processor.interleaved_features)
+        return processor.interleaved_spans(is_answer, features=processor.interleaved_features)
 
     spans = processor.spans(rendered, len(opened), image_spans)
     content = messages[-1]["content"].strip()
@@ -90,7 +90,10 @@ def conversation_prompt(
     is_text = np.concatenate([np.full(layout.num_positions(span), isinstance(span, TextSpan)) for span in spans])
     is_message = np.zeros(len(is_text), bool)
     is_message[is_text] = in_message
-    return ConversationPrompt(layout.sequence(Task.INTERLEAVED, spans), drawn, is_message)
+    sequence = processor.with_interleaved_images(
+        layout.sequence(Task.INTERLEAVED, spans), messages, opened, features=processor.interleaved_features
+    )
+    return ConversationPrompt(sequence, drawn, is_message)
 
 
 def unconditional_conversation(
@@ -124,15 +127,19 @@ def text_piece(processor: Processor, tokens: Sequence[int] | Int[np.ndarray, "T"
 def drawing_piece(processor: Processor, image: Image.Image) -> TokenSequence:
     """Returns an image that the assistant generates as a part of a conversation, from begin-of-image on.
 
-    `gen_token_index` counts from 0.
+    `gen_token_index` counts from 0. The image tokens are not computed.
     """
-    spans: list[Span] = [*processor.image_spans(image, True, features=processor.interleaved_features)]
-    return processor.layout.sequence(Task.INTERLEAVED, spans)
+    features = processor.interleaved_features
+    piece = processor.layout.sequence(Task.INTERLEAVED, processor.interleaved_spans(True, features=features))
+    if not features:
+        return piece
+    pixels = prepare_understanding(image, processor.und_image_size, processor.min_side)
+    return dataclasses.replace(piece, und_images=pixels[None])
 
 
 def drawing_length(processor: Processor) -> int:
     """Returns the number of positions of `drawing_piece`."""
-    spans = [ImageSpan("target"), *([ImageSpan("input")] if processor.interleaved_features else [])]
+    spans = processor.interleaved_spans(True, features=processor.interleaved_features)
     return sum(map(processor.layout.num_positions, spans))
 
 

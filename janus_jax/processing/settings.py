@@ -11,6 +11,9 @@ from janus_jax.processing.conversation import UNDERSTANDING_SYSTEM_PROMPT
 IMAGE_MEAN = 0.5
 """Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
 
+DEFAULT_MIN_SIDE = 14
+"""Minimum length of the short side of an input image, if the model's files have no other."""
+
 
 class ProcessorSettings(NamedTuple):
     """Settings of `Processor` that no config of the model has, see there."""
@@ -45,7 +48,7 @@ def read_settings(directory: Path, config: ModelConfig) -> ProcessorSettings:
         _check_agreement(file, "image_size", found, side)
     for name in ("image_mean", "image_std"):
         _check_agreement(file, name, values.get(name) or [IMAGE_MEAN] * 3, [IMAGE_MEAN] * 3)
-    min_side = values.get("min_size", min(14, side))
+    min_side = values.get("min_size", min(DEFAULT_MIN_SIDE, side))
     if not isinstance(min_side, int) or not 0 < min_side <= side:
         raise JanusError(f"{file}: min_size is {min_side!r}; it must be a whole number from 1 to {side}.")
     return ProcessorSettings(min_side, prompt, features)

@@ -16,7 +16,8 @@ from janus_jax.training.lora import Lora, init_adapters
 from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.recipe import Recipe, concrete
+from janus_jax.training.recipe import Recipe
+from janus_jax.training.stage_config import concrete
 from janus_jax.training.state import TrainState, abstract_state, create_state
 from janus_jax.training.train_step import CompiledStep, make_train_step
 

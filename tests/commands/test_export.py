@@ -21,7 +21,7 @@ from janus_jax.training import export as exporting
 from janus_jax.training import model_card
 from janus_jax.training.export import export, last_stage
 from janus_jax.training.param_paths import merge
-from janus_jax.training.recipe import Editing, Initialisation
+from janus_jax.training.stage_config import Editing, Initialisation
 from tests.commands.conftest import ROOT, run
 from tests.commands.test_train import ONE_DEVICE
 from tests.hub_server import TOKEN, connect, serve, variables

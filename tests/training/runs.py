@@ -14,20 +14,17 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.processing import Task, make_byte_level_tokenizer
 from janus_jax.training.config_dicts import from_config, to_config
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import (
+from janus_jax.training.recipe import Intervals, PreparedDataset, Recipe, Resources
+from janus_jax.training.stage import train_stage
+from janus_jax.training.stage_config import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     FLOW_ALL_BUT_ENCODER,
     LINEAR_LAYERS_AND_FLOW,
     Initialisation,
-    Intervals,
     Precision,
-    PreparedDataset,
-    Recipe,
-    Resources,
     Stage,
 )
-from janus_jax.training.stage import train_stage
 from tests import tiny
 from tests.data import prepared
 from tests.training import stages

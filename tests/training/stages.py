@@ -13,7 +13,8 @@ from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.objectives import TokenObjective, make_objective
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import partition
-from janus_jax.training.recipe import (
+from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.stage_config import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     ALL_BUT_TOKENIZER,
@@ -21,7 +22,6 @@ from janus_jax.training.recipe import (
     FLOW_ALL_BUT_VAE,
     LINEAR_LAYERS_AND_FLOW,
 )
-from janus_jax.training.setup import abstract_train_state
 from janus_jax.training.state import state_from_params
 from janus_jax.training.train_step import Microbatching, compute_gradients, make_train_step
 from tests import tiny

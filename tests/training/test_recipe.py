@@ -14,7 +14,8 @@ from janus_jax.data.pipeline.examples import Supervision
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config, to_config, to_json
 from janus_jax.training.optimizers import make_schedule
-from janus_jax.training.recipe import Initialisation, Precision, Recipe
+from janus_jax.training.recipe import Recipe
+from janus_jax.training.stage_config import Initialisation, Precision
 
 # Tables of the papers: learning rate, schedule, decay, warmup, steps, last step, batch size, and the ratio of
 # understanding, text and generation.

@@ -18,7 +18,8 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.processing import Task
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import Initialisation, Intervals, PreparedDataset
+from janus_jax.training.recipe import Intervals, PreparedDataset
+from janus_jax.training.stage_config import Initialisation
 
 STAGE = replace(
     janus.STAGE_3,

@@ -25,19 +25,9 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.processing import Task
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import (
-    ALL_BUT_ENCODERS,
-    RANDOM,
-    SOURCES,
-    Initialisation,
-    Intervals,
-    Precision,
-    PreparedDataset,
-    Recipe,
-    Resources,
-    Stage,
-)
+from janus_jax.training.recipe import SOURCES, Intervals, PreparedDataset, Recipe, Resources
 from janus_jax.training.siglip import SiglipRecipe
+from janus_jax.training.stage_config import ALL_BUT_ENCODERS, RANDOM, Initialisation, Precision, Stage
 
 MODEL = JanusConfig(
     name="janus_shapes",
