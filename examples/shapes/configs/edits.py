@@ -17,7 +17,8 @@ from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.processing import Task
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.recipe import Editing, Initialisation, PreparedDataset
+from janus_jax.training.recipe import PreparedDataset
+from janus_jax.training.stage_config import Editing, Initialisation
 
 STAGE = replace(
     janus.STAGE_3,
