@@ -110,7 +110,7 @@ def main(_: Sequence[str]) -> None:
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
             "max_new_tokens": _MAX_NEW_TOKENS.value,
-            **models.quantization_setting(),
+            **models.quantization_setting(opened.checkpoint),
             **_BEST_OF.setting(),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.

@@ -109,7 +109,7 @@ def main(_: Sequence[str]) -> None:
             "settings": json.dumps(
                 settings
                 | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
-                | model_flags.quantization_setting()
+                | model_flags.quantization_setting(opened.checkpoint)
                 | _BEST_OF.setting()
             ),
             "Software": "janus_jax",
