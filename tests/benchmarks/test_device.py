@@ -39,6 +39,7 @@ def test_script_measures_all_parts_without_the_packages_of_training(tmp_path):
     assert len(rows) == 2 * 2 + 1 + 4
 
 
+@pytest.mark.slow
 def test_a_part_over_its_budget_is_stopped_and_named(tmp_path):
     python = tmp_path / "python"
     python.write_text(
@@ -62,10 +63,10 @@ def test_a_part_over_its_budget_is_stopped_and_named(tmp_path):
     assert "Incomplete parts: `train_tiny_1` (stopped after 2 s)" in done.stdout
 
 
-def test_the_budgets_fit_the_limit():
+def test_the_budgets_fit_the_limit(tmp_path):
     """Sums the budgets that the script prints if every part ends at once."""
     settings = {"PYTHON": "true", "LIMIT": "100000"}
-    done = subprocess.run([SCRIPT, "/dev/null/out"], env=os.environ | settings, capture_output=True, text=True)
+    done = subprocess.run([SCRIPT, tmp_path], env=os.environ | settings, capture_output=True, text=True)
     budgets = [int(number) for number in re.findall(r"at most (\d+) s", done.stdout)]
     assert len(budgets) == 10
     assert sum(budgets) <= 530
