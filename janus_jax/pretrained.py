@@ -68,7 +68,8 @@ def load(
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
-      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded. For a folder that
+        `janus-convert --quantization` wrote, "none" keeps its weights of 8 bits, and "int8_dynamic" works with int8.
       conversation: Conversation template, for a folder that does not identify its release.
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
@@ -112,6 +113,7 @@ def load_checkpoint(
         raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
     if quantization != "none" and checkpoint.adapter is not None and not merge_adapter:
         raise JanusError("A quantized model needs a merged adapter; set merge_adapter=True or quantization='none'.")
+    quantization = checkpoint.sampling_quantization(quantization)
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:

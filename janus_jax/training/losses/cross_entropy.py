@@ -109,7 +109,7 @@ def _weighted_sum(head: Head, params: Params, chunks: _Chunks) -> tuple[Float[Ar
     def read(number: Array, losses: Array) -> Array:
         chunk = chunks(number)
         logits = _logits(head, copies, chunk.states)
-        return _put(losses, number, jax.nn.logsumexp(logits, axis=-1) - _target_logits(logits, chunk.tokens))
+        return _put(losses, number, jax.nn.logsumexp(logits, axis=-1) - target_logits(logits, chunk.tokens))
 
     losses = lax.fori_loop(0, chunks.num_used, read, _constrained(jnp.zeros_like(chunks.weights)))
     return (losses * chunks.weights).sum(), losses
@@ -151,7 +151,7 @@ def _forward(head: Head, params: Any, chunks: Any) -> tuple[tuple[Array, Array],
         logit_grads = (jnp.exp(logits - normalizer) - _is_target(logits, chunk.tokens)) * chunk.weights[..., None]
         head_grads, *state_grads = vjp(logit_grads)
         return _Carry(
-            _put(carry.losses, number, normalizer[..., 0] - _target_logits(logits, chunk.tokens)),
+            _put(carry.losses, number, normalizer[..., 0] - target_logits(logits, chunk.tokens)),
             [total + part for total, part in zip(carry.head_grads, head_grads, strict=True)],
             [_put(all_, number, part) for all_, part in zip(carry.state_grads, state_grads, strict=True)],
         )
@@ -196,10 +196,11 @@ def _put(chunks: Float[Array, "N ..."], number: Array, one: Float[Array, "..."])
     return lax.dynamic_update_index_in_dim(chunks, one, number, axis=0)
 
 
-def _is_target(logits: Float[Array, "G B C V"], tokens: Int[Array, "G B C"]) -> Array:
+def _is_target(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Array:
     return lax.broadcasted_iota(jnp.int32, logits.shape, logits.ndim - 1) == tokens[..., None]
 
 
-def _target_logits(logits: Float[Array, "G B C V"], tokens: Int[Array, "G B C"]) -> Float[Array, "G B C"]:
+def target_logits(logits: Float[Array, "*B V"], tokens: Int[Array, "*B"]) -> Float[Array, "*B"]:
+    """Returns the logit of each token."""
     # A sum instead of a gather, because the vocabulary may be sharded.
     return jnp.where(_is_target(logits, tokens), logits, 0).sum(axis=-1)

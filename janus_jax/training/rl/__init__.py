@@ -1,0 +1,1 @@
+"""Policy optimization of image generation: rollouts, rewards and the objective."""
