@@ -65,7 +65,7 @@ class Load:
     complete: list[float]
 
 
-def main(_: Sequence[str]) -> None:
+def main(_argv: Sequence[str]) -> None:
     """Prints a table and a line of JSON."""
     import jax
 
@@ -75,14 +75,14 @@ def main(_: Sequence[str]) -> None:
     requests = make_requests(_REQUESTS.value)
     clients = [int(number) for number in _CLIENTS.value]
     options = EngineOptions(slots=_SLOTS.value, rows=(2, 8, 16), steps_per_call=_STEPS.value)
-    seconds, _ = timed(lambda: one_by_one(model, requests[:8]))  # Compiles.
+    one_by_one(model, requests[:8])  # Compiles.
     with Engine(model, options) as engine:
         print(f"{model.config.name}, {dtype}, {jax.device_count()} device(s), {len(requests)} requests")
         for number in clients:
             serve(engine, requests, number)
         rounds: list[tuple[float, dict[int, Load]]] = []
         for _ in range(_ROUNDS.value):
-            seconds, _ = timed(lambda: one_by_one(model, requests))
+            seconds = timed(lambda: one_by_one(model, requests))[0]
             rounds.append((seconds, {number: serve(engine, requests, number) for number in clients}))
     rows = []
     results: dict[str, Any] = {"one_by_one_seconds": float(np.median([seconds for seconds, _ in rounds]))}
