@@ -175,8 +175,9 @@ def image_token_decoder(
 
 
 @functools.partial(jax.jit, static_argnames=("model",))
-def images_to_tokens(model: Janus, params: Params, images: UInt8[Array, "M H W 3"]) -> Int[Array, "M T"]:
-    """Returns the image tokens of images, computed in float32 because neighboring codes differ by little."""
+def images_to_tokens(model: Janus, params: Params, images: UInt8[Array, "R H W 3"]) -> Int[Array, "R T"]:
+    """Encodes RGB images of the size of target images as image tokens."""
+    # float32, because neighboring codes differ by little.
     tokenizer = Janus(model.config, replace(model.execution, dtype="float32"))
     return apply(tokenizer.tokenize, params, to_pixels(images))
 
