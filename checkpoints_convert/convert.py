@@ -171,6 +171,7 @@ def save_checkpoint(
     config: Config,
     *,
     sidecars_from: StrPath | None = None,
+    processor_fields: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> None:
     """Writes a parameter tree to a folder in the Orbax layout.
@@ -180,6 +181,7 @@ def save_checkpoint(
       params: Nested dicts of numpy arrays or fully addressable jax arrays, with stacked blocks.
       config: Config of the model, or of the only part in `params`.
       sidecars_from: Folder to copy tokenizer and processor files from.
+      processor_fields: Fields of processor_config.json that replace those of the copied file.
       progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -200,6 +202,9 @@ def save_checkpoint(
     with atomic_folder(as_path(target)) as folder:
         _write_params(folder, parameters, dtypes, read, progress=progress)
         copied = [] if sidecars_from is None else sidecars.copy_sidecars(as_path(sidecars_from), folder)
+        if processor_fields:
+            sidecars.set_processor_fields(folder, processor_fields)
+            copied = [*dict.fromkeys([*copied, sidecars.PROCESSOR])]
         _write_config(folder, config, _main_dtype(dtypes, parameters), {"files": copied})
 
 
@@ -346,7 +351,7 @@ def _to_torch(
         else:
             sidecars.copy_sidecars(checkpoint.folder, folder, sidecars.TOKENIZER_FILES)
             _WRITE_SIDECARS[layout_name](folder, config)
-            sidecars.copy_system_prompt(checkpoint.folder, folder)
+            sidecars.copy_own_fields(checkpoint.folder, folder)
     parameters = sum(parameter.size for parameter in checkpoint.parameters)
     return layout_name, len(specs), parameters, num_bytes, tuple(notes)
 
