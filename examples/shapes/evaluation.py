@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from examples.shapes import edits_benchmark, generation_benchmark, understanding_benchmark
+from examples.shapes import drawings_benchmark, edits_benchmark, generation_benchmark, understanding_benchmark
 from examples.shapes.dataset import (
     DEFAULT_VOCABULARY,
     EditScores,
@@ -21,17 +21,21 @@ from examples.shapes.dataset import (
     SceneEdit,
     Scores,
     Split,
+    Transcript,
     Verdict,
     Vocabulary,
     chance_of_answers,
+    chance_of_drawings,
     chance_of_edits,
     chance_of_images,
     is_correct,
+    sample_drawing_tasks,
     sample_edits,
     sample_prompts,
     sample_questions,
     score_answers,
     score_edit_verdicts,
+    score_transcripts,
     score_verdicts,
 )
 from janus_jax.evaluation.benchmark import AnswerSettings, Benchmark, ItemT
@@ -49,6 +53,7 @@ class ShapesProtocol:
       per_topic: Questions per topic.
       per_category: Prompts per category of GenEval. One image is generated for each prompt.
       per_kind: Edits per kind.
+      per_plot: Conversations about drawings per plot.
       guidance_scale: Guidance scale of image generation.
       temperature: Temperature of image generation. Answers are sampled greedily.
       vocabulary: Vocabulary of questions and prompts.
@@ -61,6 +66,7 @@ class ShapesProtocol:
     per_topic: int = 100
     per_category: int = 50
     per_kind: int = 50
+    per_plot: int = 50
     guidance_scale: float = generation_benchmark.GUIDANCE_SCALE
     temperature: float = generation_benchmark.TEMPERATURE
     vocabulary: Vocabulary = DEFAULT_VOCABULARY
@@ -109,6 +115,15 @@ class EditingResult:
     verdicts: Sequence[EditVerdict]
     scores: EditScores
     chance: EditScores
+
+
+@dataclass(frozen=True)
+class DrawingResult:
+    """Conversations about drawings, their scores, and the scores of random replies."""
+
+    transcripts: Sequence[Transcript]
+    scores: Scores
+    chance: Scores
 
 
 def evaluate_understanding(
@@ -210,6 +225,30 @@ def evaluate_editing(
     images = [np.asarray(Image.open(files[request.id])) for request in requests]
     scores = score_edit_verdicts([edit.request for edit in edits], verdicts)
     return EditingResult(edits, images, verdicts, scores, chance_of_edits(edits, protocol.vocabulary))
+
+
+def evaluate_drawing(
+    model: drawings_benchmark.DrawingModel,
+    folder: Path,
+    protocol: ShapesProtocol = ShapesProtocol(),
+    *,
+    fingerprint: str = "",
+    on_progress: OnProgress = lambda done, total: None,
+    **sampling: float,
+) -> DrawingResult:
+    """Returns conversations in which a model draws, with scores. The arguments are those of `evaluate_editing`.
+
+    Raises:
+      JanusError: The folder contains an evaluation of another model or with other settings.
+    """
+    tasks = sample_drawing_tasks(protocol.split, protocol.per_plot, protocol.sample_seed, protocol.vocabulary)
+    items = drawings_benchmark.drawing_items(tasks)
+    benchmark = drawings_benchmark.BENCHMARK
+    options = benchmark.resolve_options({name: str(value) for name, value in sampling.items()})
+    run = AnswerSettings(folder, options, protocol.seed, protocol.batch_size)
+    answers = _answers(benchmark, model, items, run, fingerprint, on_progress)
+    transcripts = [drawings_benchmark.transcript(item, answers[item.id]) for item in items]
+    return DrawingResult(transcripts, score_transcripts(transcripts), chance_of_drawings(tasks))
 
 
 def score_table(understanding: UnderstandingResult, generation: GenerationResult) -> Mapping[str, float]:
