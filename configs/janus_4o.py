@@ -7,7 +7,7 @@ GEN and EDITS are prepared from `text_to_image.json` (`--source captions`) and `
 edits`) of ShareGPT-4o-Image, 45,700 and 46,500 records.
 
 The hyperparameters are those of the published code, which trains three epochs in batches of 64 or 128 examples. Here a
-batch has 40 packed sequences, about 120 examples. As in that code, SigLIP trains; to freeze it, remove "und_encoder/*"
+batch has 32 packed sequences, about 96 examples. As in that code, SigLIP trains; to freeze it, remove "und_encoder/*"
 from `trained`. The loss also has the first token of each target image, which that code leaves out. Target images of
 captions are cropped to a square, those of edits are padded.
 
@@ -36,10 +36,10 @@ SOURCES = {"generation": PreparedDataset(task=Task.GENERATION), "edits": Prepare
 STAGE = Stage(
     trained=ALL_BUT_TOKENIZER,
     optimizer=OptimizerConfig(
-        learning_rate=5e-6, schedule="cosine", floor=0.15, warmup_steps=115, weight_decay=0.1, b2=0.999
+        learning_rate=5e-6, schedule="cosine", floor=0.15, warmup_steps=144, weight_decay=0.1, b2=0.999
     ),
-    steps=2_305,
-    batch_size=40,
+    steps=2_881,
+    batch_size=32,
     phases=(Phase(None, {"generation": 45_700, "edits": 46_500}),),
     drop_condition=0.1,
     first_sentence=0.0,
