@@ -4,6 +4,7 @@ GPT-4o grades the results, outside this command.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from janus_jax.errors import JanusError
@@ -19,7 +20,18 @@ SCORES = "average_score.json"
 _FILES = {"basic": ("basic_edit.json", "singleturn.json"), "uge": ("UGE_edit.json", "hard.json")}
 
 
-def read(data: Path, options: Options) -> list[EditRequest]:
+@dataclass(frozen=True, kw_only=True)
+class ImgEditRequest(EditRequest):
+    """A request for an edited image of ImgEdit-Bench.
+
+    Attributes:
+      edit_type: One of `TYPES`; "" in the suite "uge".
+    """
+
+    edit_type: str
+
+
+def read(data: Path, options: Options) -> list[ImgEditRequest]:
     """Reads the instructions of the suite, in the order of the file. The names of images are relative to the folder."""
     names = _FILES[options["suite"]]
     file = next((file for name in names if (file := data / name).exists()), data / names[0])
@@ -29,9 +41,9 @@ def read(data: Path, options: Options) -> list[EditRequest]:
             raise JanusError(f"{entry.where}: the key {key!r:.80} is not a file name; download the file again.")
         name = entry.text("id", "the name of an image")
         requests.append(
-            EditRequest(
+            ImgEditRequest(
                 id=key,
-                group=entry.one_of("edit_type", TYPES) if options["suite"] == "basic" else "",
+                group=key,
                 prompt=entry.text("prompt"),
                 prompt_index=number,
                 image_index=0,
@@ -39,12 +51,13 @@ def read(data: Path, options: Options) -> list[EditRequest]:
                 data=data,
                 source=entry.image_path(data, name),
                 source_name=name,
+                edit_type=entry.one_of("edit_type", TYPES) if options["suite"] == "basic" else "",
             )
         )
     return requests
 
 
-def score(requests: Sequence[EditRequest], answers: Answers, options: Options) -> Scores:
+def score(requests: Sequence[ImgEditRequest], answers: Answers, options: Options) -> Scores:
     """Returns the mean grade (1 to 5) of all edits as `overall`, and of each type of edits.
 
     Returns no scores if average_score.json does not exist yet.
@@ -62,8 +75,8 @@ def score(requests: Sequence[EditRequest], answers: Answers, options: Options) -
         if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value <= 5:
             raise JanusError(f"{file}: {request.id} is {value!r:.80}; expected a number from 1 to 5.")
         grades.setdefault("overall", []).append(value)
-        if request.group:
-            grades.setdefault(request.group, []).append(value)
+        if request.edit_type:
+            grades.setdefault(request.edit_type, []).append(value)
     means = {name: sum(values) / len(values) for name, values in grades.items()}
     return {name: means[name] for name in ("overall", *TYPES) if name in means}
 
