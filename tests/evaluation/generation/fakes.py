@@ -1,5 +1,6 @@
 """Helpers of the image benchmark tests: a fake image model, and a function that runs a benchmark with it."""
 
+import dataclasses
 import zlib
 from types import SimpleNamespace
 
@@ -52,7 +53,7 @@ class FakeEditModel:
     def __init__(self, stop_at=None):
         self.batches = []
         self.settings = []
-        self.processor = tiny.processor()
+        self.processor = dataclasses.replace(tiny.processor(), min_side=4)
         self._stop_at = stop_at
 
     def sample_edits(self, edits, numbers, seed, **settings):
