@@ -27,20 +27,25 @@ from janus_jax.config import (
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.answers import AnswerDecoder, safe_length
+from janus_jax.generation.context import ContextReader
 from janus_jax.generation.edit_sampler import make_edit_sampler
 from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
+from janus_jax.generation.interleaved import AnswerOptions, InterleavedAnswer, make_drawing_sampler
 from janus_jax.generation.padding import bucket_length, round_up
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import answer_limits, generate_text
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model, params_from_leaves
+from janus_jax.models.janus import Janus
 from janus_jax.processing import (
     Background,
+    Drawing,
     Edit,
     ImageSource,
     Message,
     Processor,
     TokenSequence,
+    conversation_prompt,
     guidance_sequences,
 )
 from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, to_host, use_mesh
@@ -68,7 +73,8 @@ def load(
       dtype: Dtype of parameters and computation. On a CPU, float32 is about ten times as fast as bfloat16.
       mesh: Mesh over which the model is sharded (`janus_jax.sharding.make_mesh`). Default: the default device only.
       attention: See `Execution.attention`.
-      quantization: See `Execution.quantization`. The weights are quantized while they are loaded.
+      quantization: See `Execution.quantization`. The weights are quantized while they are loaded. For a folder that
+        `janus-convert --quantization` wrote, "none" keeps its weights of 8 bits, and "int8_dynamic" works with int8.
       conversation: Conversation template, for a folder that does not identify its release.
       vae: Folder or hub id of SDXL's VAE in diffusers' layout, for a released JanusFlow folder without `vae/`. A model
         from the hub fetches its VAE by default. Without a VAE, a JanusFlow model answers questions but generates no
@@ -112,6 +118,7 @@ def load_checkpoint(
         raise JanusError(f"quantization is {quantization!r}; it must be one of {', '.join(get_args(Quantization))}.")
     if quantization != "none" and checkpoint.adapter is not None and not merge_adapter:
         raise JanusError("A quantized model needs a merged adapter; set merge_adapter=True or quantization='none'.")
+    quantization = checkpoint.sampling_quantization(quantization)
     initialize_devices(attention)
     config = checkpoint.model_config
     if mesh is not None:
@@ -253,6 +260,41 @@ class Pretrained:
         chosen = _prompt_options(options)
         prompts = [self.processor.understanding_sequence(messages, None, **chosen) for messages in conversations]
         return self.answer(prompts, max_new_tokens, temperature, **options)
+
+    def converse(
+        self,
+        messages: Sequence[Message],
+        images: Sequence[ImageSource] | None = None,
+        max_new_tokens: int | None = None,
+        temperature: float = 0.0,
+        **options: Any,
+    ) -> Iterator[str | Drawing]:
+        """Yields an answer with images: pieces of text, and each image when it is complete.
+
+        When the model writes begin-of-image, it generates an image and continues with the image in its context. The
+        model must have been trained on conversations with generated images. `processing.answer_message` makes the next
+        message of the conversation from the pieces.
+
+        Args:
+          messages: See `chat`. Images in messages of the assistant are images that it generated.
+          images: Images in the order of their placeholders, if the messages contain no images.
+          max_new_tokens: Maximum number of text tokens. See `chat`.
+          temperature: Sampling temperature of text; 0 decodes greedily.
+          **options: See `chat`; `top_k` and `top_p` are for text. Also `drawing`, a dict of settings of
+            `DrawingSampler`: `guidance_scale`, `temperature`, `top_k`, `top_p`, `parallel_window`, `unconditional`,
+            `max_images`.
+
+        Raises:
+          JanusError: See `chat`. Or the model is a JanusFlow, or an image does not fit into the model's context.
+        """
+        prompt = conversation_prompt(self.processor, messages, images, **_prompt_options(options))
+        drawing = make_drawing_sampler(self.config, **options.pop("drawing", {}))
+        names = ("top_k", "top_p")
+        sampling = SamplingConfig(temperature, **{name: options.pop(name) for name in names if name in options})
+        answer_options = AnswerOptions(sampling, drawing, max_new_tokens=max_new_tokens, **options)
+        assert isinstance(self.model, Janus)
+        reader = ContextReader(self.model, self.params, self.processor, self.config.llm.max_positions, self.mesh)
+        return iter(InterleavedAnswer(reader, prompt, answer_options))
 
     def answer(
         self,

@@ -111,7 +111,7 @@ def main(_: Sequence[str]) -> None:
             "seed": models.SEED.value,
             "limit": _LIMIT.value,
             "max_new_tokens": _MAX_NEW_TOKENS.value,
-            **models.quantization_setting(),
+            **models.quantization_setting(opened.checkpoint),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)

@@ -102,7 +102,7 @@ def main(_: Sequence[str]) -> None:
             "settings": json.dumps(
                 settings
                 | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
-                | model_flags.quantization_setting()
+                | model_flags.quantization_setting(opened.checkpoint)
             ),
             "Software": "janus_jax",
         }

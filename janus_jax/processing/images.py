@@ -8,18 +8,35 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from janus_jax.errors import JanusError
 from janus_jax.processing.transparency import GRAY, Background, blend, check_background, raw_mode, read_alpha
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
-"""A path, a `data:image/...;base64,` URL, the bytes of a file, or a PIL image."""
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """An image that the model generated in a conversation.
+
+    In a message of the assistant, a drawing keeps its image tokens, which encoding the image again would change.
+
+    Attributes:
+      image: The image.
+      tokens: Its N image tokens.
+    """
+
+    image: Image.Image
+    tokens: Int[np.ndarray, "N"]
+
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | Drawing
+"""A path, a `data:image/...;base64,` URL, the bytes of a file, a PIL image, or a generated image."""
 
 MAX_PIXELS = 2**28
 """Default maximum number of pixels of an image (16384 x 16384). A larger image needs more than 1 GiB of memory."""
@@ -85,6 +102,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Ba
 def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> DecodedImage:
     """Reads an image as `open_image` does, and reports whether it has transparent pixels."""
     check_background(background)
+    source = source.image if isinstance(source, Drawing) else source
     name = _name(source)
     try:
         if isinstance(source, Image.Image):

@@ -136,6 +136,20 @@ def test_edited_images_equal_those_of_the_library(checkpoint, tmp_path):
     assert json.loads(metadata["settings"])["style"] == "janus_4o"
 
 
+@pytest.mark.slow
+def test_a_folder_with_weights_of_8_bits_generates_the_images_of_its_source(checkpoint, tmp_path):
+    done = run("launch.convert", checkpoint, tmp_path / "int8", "--quantization=int8")
+    assert done.returncode == 0, done.stderr
+    assert "in the released layout" in done.stdout
+    for model, out, quantization in ((checkpoint, "a", "int8"), ("int8", "b", "none")):
+        options = (f"--model={model}", f"--quantization={quantization}", f"--out={out}", "--dtype=float32")
+        done = run("launch.generate", *options, "--prompt=the sea", cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    expected, image = (Image.open(tmp_path / out / "00000_0.png") for out in "ab")
+    np.testing.assert_array_equal(np.array(image), np.array(expected))
+    assert json.loads(image.info["settings"])["quantization"] == "int8"
+
+
 def test_missing_prompts_are_reported(refuses, spoiled, checkpoint):
     assert "no prompts" in refuses("launch.generate", f"--model={checkpoint}", "--out=pictures", cwd=spoiled)
 

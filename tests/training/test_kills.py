@@ -57,7 +57,7 @@ class Run:
         self._environment = environment(
             XLA_FLAGS="--xla_force_host_platform_device_count=1",
             JAX_COMPILATION_CACHE_DIR=compilation_cache().name,
-            JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS="0",
+            JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
         )
 
     def start(self):
