@@ -29,7 +29,8 @@ from janus_jax.processing import Task
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import SAMPLES, PreparedDataset, Recipe
-from janus_jax.training.stage_config import ALL_BUT_TOKENIZER, Editing, Initialisation, Stage
+from janus_jax.training.stage_config import Editing, Initialisation, Stage
+from janus_jax.training.trained_params import ALL_BUT_TOKENIZER
 
 SOURCES = {"generation": PreparedDataset(task=Task.GENERATION), "edits": PreparedDataset(task=Task.EDITING)}
 

@@ -15,8 +15,8 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.optimizers import make_schedule
 from janus_jax.training.recipe import Recipe
-from janus_jax.training.stage_config import ALL_BUT_TOKENIZER
 from janus_jax.training.train_step import Microbatching, put_batch
+from janus_jax.training.trained_params import ALL_BUT_TOKENIZER
 from tests import tiny
 from tests.data import prepared
 from tests.training import stages

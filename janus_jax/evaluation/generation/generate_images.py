@@ -5,7 +5,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -15,6 +15,9 @@ from janus_jax.files import prefix_errors
 from janus_jax.generation.padding import bucket_length
 from janus_jax.image_files import save_png
 from janus_jax.processing import Processor
+
+if TYPE_CHECKING:
+    from janus_jax.generation.best_of import BestOf
 
 _WRITERS = min(8, os.cpu_count() or 1)
 
@@ -41,6 +44,7 @@ def generate_images(
     options: Options,
     seed: int,
     batch_size: int,
+    best_of: "BestOf | None" = None,
     **settings: Any,
 ) -> Iterator[Mapping[str, str]]:
     """Generates images in batches and saves them as PNG.
@@ -52,6 +56,8 @@ def generate_images(
       folder: The run's folder.
       options: Options of the benchmark. Sampling options that the model does not have are ignored; JanusFlow, for
         example, has no temperature.
+      batch_size: Number of images generated at a time.
+      best_of: Selects each image from several candidates. None: no selection.
       **settings: Further settings of the model's image sampler, such as `parallel_window`.
 
     Yields:
@@ -66,7 +72,11 @@ def generate_images(
 
     def sample(batch: Sequence[ImageRequest]) -> list[Image.Image]:
         numbers = [(request.prompt_index, request.image_index) for request in batch]
-        return model.sample_images([request.prompt for request in batch], numbers, seed, **settings)
+        prompts = [request.prompt for request in batch]
+        if best_of is None:
+            return model.sample_images(prompts, numbers, seed, **settings)
+        metadata = [request.prompt_metadata for request in batch]
+        return best_of.sample(model, prompts, numbers, metadata, seed, **settings)
 
     batches = batch_requests(requests, functools.partial(prompt_length, model.processor), batch_size)
     yield from save_batches(batches, sample, folder, batch_size)
