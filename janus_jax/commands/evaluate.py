@@ -24,7 +24,7 @@ from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question
+from janus_jax.evaluation.benchmark import MODEL_DEFAULT, AnswerSettings, Benchmark, Options, Question
 from janus_jax.evaluation.generation.edit_requests import EditRequest, edit_settings, generate_edits
 from janus_jax.evaluation.generation.generate_images import generate_images
 from janus_jax.evaluation.generation.image_requests import PREDICTIONS, SAMPLING_OPTIONS, ImageRequest
@@ -261,6 +261,9 @@ def _answer_items(run: BenchmarkRun, items: Sequence[Any], model: _Model) -> Ite
     if not items:
         return  # All items have answers, so the model is not loaded.
     seed, batch_size = models.SEED.value, _BATCH_SIZE.value
+    if run.benchmark.answer is not None:
+        yield from run.benchmark.answer(model.load(), items, AnswerSettings(run.out, run.options, seed, batch_size))
+        return
     if run.generates_images:
         common: dict[str, Any] = {"options": run.options, "seed": seed, "batch_size": batch_size}
         common |= models.window_setting(_PARALLEL_WINDOW)
