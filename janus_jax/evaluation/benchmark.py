@@ -36,6 +36,7 @@ class Item(Protocol):
       group: Name of the group. Items of a group are scored together, so a limit selects all of them or none. An item
         with the group "" is alone in its group.
       inputs: Everything that the answer depends on, except the model.
+      image_files: Paths of the images that the item needs.
     """
 
     @property
@@ -46,6 +47,9 @@ class Item(Protocol):
 
     @property
     def inputs(self) -> Sequence[str | bytes]: ...
+
+    @property
+    def image_files(self) -> Sequence[Path]: ...
 
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -237,9 +241,8 @@ class Benchmark(Generic[ItemT]):
             numbers = " or ".join(f"{number:,}" for number in official)
             warn(f"{self.name} has {len(items):,} {kind} in {data}; the official number is {numbers}.")
         items = limit_items(items, limit, seed)
-        questions = [item for item in items if isinstance(item, Question)]
-        for file in missing_files(file for question in questions for file in question.image_files):
-            id = next(question.id for question in questions if file in question.image_files)
+        for file in missing_files(file for item in items for file in item.image_files):
+            id = next(item.id for item in items if file in item.image_files)
             raise JanusError(f"{file}, the image of question {id}, is missing; --list shows the layout.")
         return items
 
