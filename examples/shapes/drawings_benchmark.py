@@ -54,6 +54,11 @@ class ShapesDrawing:
         """See `benchmark.Item`."""
         return [self.task.drawing.text, self.task.plot, str(self.task.seed)]
 
+    @property
+    def image_files(self) -> list[Path]:
+        """See `benchmark.Item`. The conversation needs no files."""
+        return []
+
 
 @dataclass
 class ModelAssistant:

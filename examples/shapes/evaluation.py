@@ -38,7 +38,8 @@ from examples.shapes.dataset import (
     score_transcripts,
     score_verdicts,
 )
-from janus_jax.evaluation.benchmark import AnswerSettings, Benchmark, ItemT
+from janus_jax.evaluation.benchmark import AnswerSettings, Benchmark, Item, Options
+from janus_jax.evaluation.generation.edit_requests import EditModel, generate_edits
 from janus_jax.evaluation.generation.generate_images import ImageModel, generate_images
 from janus_jax.evaluation.results import items_digest
 from janus_jax.evaluation.runner import ChatModel, OnProgress, answer_questions, collect_answers
@@ -198,7 +199,7 @@ def evaluate_generation(
 
 
 def evaluate_editing(
-    model: edits_benchmark.EditModel,
+    model: EditModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
     *,
@@ -216,11 +217,17 @@ def evaluate_editing(
     limits = Limits(protocol.vocabulary, protocol.split)
     edits = sample_edits(protocol.per_kind, limits, protocol.sample_seed)
     requests = edits_benchmark.edit_requests(edits)
-    benchmark = edits_benchmark.BENCHMARK
-    options = benchmark.resolve_options({name: str(value) for name, value in sampling.items()})
-    run = AnswerSettings(folder, options, protocol.seed, protocol.batch_size)
-    answers = _answers(benchmark, model, requests, run, fingerprint, on_progress)
-    files = {id: str(folder / file) for id, file in answers.items()}
+    options = _options(edits_benchmark.BENCHMARK, sampling)
+    found = collect_answers(
+        requests,
+        lambda left: generate_edits(
+            model, left, folder, options=options, seed=protocol.seed, batch_size=protocol.batch_size
+        ),
+        folder,
+        _settings(fingerprint, requests, options, protocol),
+        on_progress=on_progress,
+    )
+    files = {id: str(folder / file) for id, file in (found or {}).items()}
     verdicts = edits_benchmark.verdicts(requests, files)
     images = [np.asarray(Image.open(files[request.id])) for request in requests]
     scores = score_edit_verdicts([edit.request for edit in edits], verdicts)
@@ -243,10 +250,16 @@ def evaluate_drawing(
     """
     tasks = sample_drawing_tasks(protocol.split, protocol.per_plot, protocol.sample_seed, protocol.vocabulary)
     items = drawings_benchmark.drawing_items(tasks)
-    benchmark = drawings_benchmark.BENCHMARK
-    options = benchmark.resolve_options({name: str(value) for name, value in sampling.items()})
+    options = _options(drawings_benchmark.BENCHMARK, sampling)
     run = AnswerSettings(folder, options, protocol.seed, protocol.batch_size)
-    answers = _answers(benchmark, model, items, run, fingerprint, on_progress)
+    found = collect_answers(
+        items,
+        lambda left: drawings_benchmark.answer(model, left, run),
+        folder,
+        _settings(fingerprint, items, options, protocol),
+        on_progress=on_progress,
+    )
+    answers = found or {}
     transcripts = [drawings_benchmark.transcript(item, answers[item.id]) for item in items]
     return DrawingResult(transcripts, score_transcripts(transcripts), chance_of_drawings(tasks))
 
@@ -272,19 +285,9 @@ def _named_scores(answers: Scores, images: ImageScores) -> dict[str, float]:
     }
 
 
-def _answers(
-    benchmark: Benchmark[ItemT],
-    model: Any,
-    items: Sequence[ItemT],
-    run: AnswerSettings,
-    fingerprint: str,
-    on_progress: OnProgress,
-) -> Mapping[str, str]:
-    """Returns the answers of a model to the items of a benchmark that answers its items itself."""
-    assert benchmark.answer is not None, "the benchmark answers its items itself"
-    answer = benchmark.answer
-    settings = {"model": fingerprint, "questions": items_digest(items), "options": run.options, "seed": run.seed}
-    return (
-        collect_answers(items, lambda left: answer(model, left, run), run.folder, settings, on_progress=on_progress)
-        or {}
-    )
+def _options(benchmark: Benchmark[Any], given: Mapping[str, float]) -> Options:
+    return benchmark.resolve_options({name: str(value) for name, value in given.items()})
+
+
+def _settings(fingerprint: str, items: Sequence[Item], options: Options, protocol: ShapesProtocol) -> dict[str, Any]:
+    return {"model": fingerprint, "questions": items_digest(items), "options": options, "seed": protocol.seed}
