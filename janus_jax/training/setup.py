@@ -17,6 +17,7 @@ from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.rl.objective import REFERENCE, make_policy_objective
 from janus_jax.training.stage_config import concrete
 from janus_jax.training.state import TrainState, abstract_state, create_state
 from janus_jax.training.train_step import CompiledStep, make_train_step
@@ -52,11 +53,15 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
     stage = recipe.current
     if mesh is not None:
         check_mesh(recipe.model_config, mesh)
-    recipe.microbatching.check(stage.batch_size, mesh)
-
-    objective = make_objective(recipe.model_config, recipe.execution, recipe.flow)
+    objective: Objective
+    if stage.rl is None:
+        recipe.microbatching.check(stage.batch_size, mesh)
+        objective, updates = make_objective(recipe.model_config, recipe.execution, recipe.flow), 1
+    else:
+        recipe.microbatching.check(stage.batch_size // stage.rl.minibatches, mesh)
+        objective, updates = make_policy_objective(recipe.model_config, recipe.execution, stage.rl), stage.rl.updates
     trained, _ = partition(abstract_params(objective.model), stage.trained)
-    optimizer = make_optimizer(stage.optimizer, stage.steps, trained)
+    optimizer = make_optimizer(stage.optimizer, stage.steps * updates, trained)
     abstract = abstract_train_state(
         objective,
         stage.trained,
@@ -65,6 +70,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         frozen_dtype=concrete(stage.precision.frozen),
         ema=stage.ema_decay > 0,
         lora=stage.lora,
+        reference=stage.rl is not None and stage.rl.loss.beta > 0,
     )
     step = make_train_step(
         objective, optimizer, recipe.microbatching, abstract, mesh, ema_decay=stage.ema_decay, seed=recipe.seed
@@ -81,6 +87,7 @@ def abstract_train_state(
     frozen_dtype: Dtype = "bfloat16",
     ema: bool = False,
     lora: Lora | None = None,
+    reference: bool = False,
 ) -> TrainState:
     """Derives shapes, dtypes and shardings of a train state. Trained parameters are float32.
 
@@ -92,6 +99,7 @@ def abstract_train_state(
       frozen_dtype: Dtype of frozen parameters.
       ema: Whether the state has a moving average of the parameters.
       lora: Adapters that are trained in addition; None for none.
+      reference: Whether the frozen parameters include a copy of the trained ones, except adapters (`rl.objective`).
 
     Raises:
       JanusError: A pattern matches nothing, or the image tokenizer or VAE; see also `lora.init_adapters`.
@@ -106,6 +114,7 @@ def abstract_train_state(
                 f"exclude it. A recipe such as configs/vq_16.py trains image tokenizers."
             )
         adapters, scales = init_adapters(lora or Lora(), params, frozen, jax.random.key(0))
-        return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
+        frozen = merge(frozen, scales) | ({REFERENCE: kept} if reference and kept else {})
+        return create_state(merge(kept, adapters), frozen, optimizer, frozen_dtype=frozen_dtype, ema=ema)
 
     return abstract_state(make, mesh, abstract_params(objective.model))
