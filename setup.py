@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
-COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "train")
+COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "rewards", "train")
 
 setup(
     name="janus_jax",
@@ -50,6 +50,7 @@ setup(
         "optax>=0.2.8,<0.3",
         "orbax-checkpoint>=0.12,<0.13",
         "pillow>=11,<13",
+        "requests>=2.32,<3",
         "safetensors>=0.5,<0.9",
         "scipy>=1.14,<2",
         "tensorboardX>=2.6,<3",

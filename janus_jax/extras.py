@@ -12,6 +12,7 @@ EXTRAS = {
     "gradio": "serve",
     "prometheus_client": "serve",
     "pyarrow": "parquet",
+    "transformers": "parity",
     "uvicorn": "serve",
     "huggingface_hub": "hub",
     "jinja2": "demo",

@@ -23,7 +23,7 @@ from janus_jax.data.sources.class_names import read_class_names
 from janus_jax.devices import initialize_devices
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.processing import Background, Task
+from janus_jax.processing import Background, EditingFormat, Task
 
 _SOURCE = flags.DEFINE_string(
     "source", None, f"kind of input: {', '.join(sorted(SOURCES))}, or MODULE:NAME of your own source", required=True
@@ -83,6 +83,12 @@ _BEAM = flags.DEFINE_string(
 _TOKENIZER = flags.DEFINE_string(
     "tokenizer", None, "checkpoint of a model, image tokenizer or VAE that precomputes image tokens or latents"
 )
+_EDITING_STYLE = flags.DEFINE_enum(
+    "editing_style",
+    "janus_4o",
+    get_args(EditingFormat),
+    "editing style of the training that reads the precomputed image tokens of edits",
+)
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "images that the tokenizer encodes at a time", lower_bound=1)
 _DISTRIBUTED = flags.DEFINE_boolean("distributed", False, "share the work with the processes of a cluster")
 
@@ -90,7 +96,7 @@ flags.register_validator("max_rejected", lambda share: 0 <= share <= 1, "it must
 cli.flag_group("Input", _SOURCE, _INPUT, _TASK, _INPUT_SPLIT, _IMAGES, _PROMPT, _TEXT_FIELD, _IMAGE_FIELD)
 cli.flag_group("Input", _CLASS_NAMES, _CAPTION_FROM, _TEXT_UNIT, _DATA_DIR, _BACKGROUND)
 cli.flag_group("Output", _OUTPUT, _SPLIT, _SHARD_RECORDS, _MAX_REJECTED)
-cli.flag_group("Image tokens and latents", _TOKENIZER, _BATCH_SIZE)
+cli.flag_group("Image tokens and latents", _TOKENIZER, _EDITING_STYLE, _BATCH_SIZE)
 cli.flag_group("Execution", _WORKERS, _BEAM, _DISTRIBUTED)
 
 
@@ -142,6 +148,7 @@ def _spec() -> DatasetSpec:
         split=_SPLIT.value,
         tokenizer=_TOKENIZER.value,
         background=cast(Background, _BACKGROUND.value),
+        editing=cast(EditingFormat, _EDITING_STYLE.value),
     )
 
 

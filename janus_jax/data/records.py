@@ -16,8 +16,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from janus_jax.errors import JanusError
-from janus_jax.processing import Message, Task, is_assistant
-from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
+from janus_jax.processing import Message, Task, assistant_images
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,10 +53,7 @@ class Record:
     def tokenized_images(self) -> list[int]:
         """Indices of the images that are read as image tokens: target images, and the source images of an edit."""
         if self.task is Task.INTERLEAVED:
-            roles = [
-                message["role"] for message in self.messages for _ in range(message["content"].count(IMAGE_PLACEHOLDER))
-            ]
-            return [index for index, role in enumerate(roles) if is_assistant(role)]
+            return assistant_images(self.messages)
         if self.task is Task.EDITING:
             return list(range(len(self.images)))
         return [0] if self.task is Task.GENERATION else []

@@ -1,6 +1,6 @@
 """Converts messages and images to token sequences and batches. Uses numpy only; does not import jax."""
 
-from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message, is_assistant
+from janus_jax.processing.conversation import TEMPLATES, UNDERSTANDING_SYSTEM_PROMPT, Message, assistant_images
 from janus_jax.processing.editing import (
     EDITING_STYLES,
     Edit,
@@ -8,7 +8,9 @@ from janus_jax.processing.editing import (
     EditingStyle,
     editing_sequence,
     editing_style,
+    editing_tokens,
     guidance_sequences,
+    with_editing_images,
 )
 from janus_jax.processing.images import (
     DamagedImage,
@@ -42,13 +44,15 @@ __all__ = [
     "TokenSequence",
     "Tokenizer",
     "TooManyPixels",
+    "assistant_images",
     "decode_image",
     "editing_sequence",
     "editing_style",
+    "editing_tokens",
     "guidance_sequences",
-    "is_assistant",
     "make_byte_level_tokenizer",
     "open_image",
     "prepare_generation",
     "prepare_understanding",
+    "with_editing_images",
 ]

@@ -7,7 +7,7 @@ from typing import NamedTuple, NotRequired, TypedDict
 from janus_jax.config import ConversationStyle
 from janus_jax.errors import JanusError
 from janus_jax.processing.images import ImageSource
-from janus_jax.processing.tokenizer import END_OF_SENTENCE
+from janus_jax.processing.tokenizer import END_OF_SENTENCE, IMAGE_PLACEHOLDER
 
 UNDERSTANDING_SYSTEM_PROMPT = (
     "You are a helpful language and vision assistant. You are able to understand the visual content that the user "
@@ -106,9 +106,10 @@ _ROLES = {
 }
 
 
-def is_assistant(role: str) -> bool:
-    """Returns whether a role of a message is the assistant's."""
-    return _ROLES.get(role) == "assistant"
+def assistant_images(messages: Sequence[Message]) -> list[int]:
+    """Returns the numbers of the images of a conversation that are in messages of the assistant, counted from 0."""
+    roles = [message["role"] for message in messages for _ in range(message["content"].count(IMAGE_PLACEHOLDER))]
+    return [number for number, role in enumerate(roles) if _ROLES.get(role) == "assistant"]
 
 
 def _turn(index: int, message: Message) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from PIL import Image
 from janus_jax.errors import JanusError
 from janus_jax.processing.images import ImageSource, open_image, prepare_generation, prepare_understanding
 from janus_jax.processing.processor import Processor, overlaps
-from janus_jax.processing.sequences import ImageSpan, Span, Task, TextSpan, TokenSequence
+from janus_jax.processing.sequences import ImageSpan, Span, Task, TextSpan, TokenSequence, stack_images
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 from janus_jax.processing.transparency import Background
 
@@ -147,11 +147,58 @@ def editing_sequence(
     Raises:
       JanusError: The instruction contains an image placeholder, or the model is a JanusFlow.
     """
-    spans = _prompt_spans(processor, style, edit, kept, drop_instruction=drop_instruction, precomputed=precomputed)
-    target = None
-    if edit.target is not None and not precomputed:
-        target = style.square(edit.target, processor.gen_image_size, processor.min_side)
-    return processor.layout.sequence(Task.EDITING, [*spans, ImageSpan("target", target, end=False)])
+    kept = kept or [True] * len(edit.sources)
+    sequence = editing_tokens(processor, style, edit.instruction, kept, drop_instruction=drop_instruction)
+    return with_editing_images(processor, style, sequence, edit, kept=() if precomputed else kept)
+
+
+def editing_tokens(
+    processor: Processor, style: EditingStyle, instruction: str, kept: Sequence[bool], *, drop_instruction: bool = False
+) -> TokenSequence:
+    """Returns the sequence of an edit and its target image, without the images. See `editing_sequence`.
+
+    Args:
+      processor: Processor of the model.
+      style: Format of the sequence.
+      instruction: The instruction.
+      kept: One element per source image: whether it keeps its image tokens.
+      drop_instruction: Whether pad tokens replace the instruction.
+
+    Raises:
+      JanusError: See `editing_sequence`.
+    """
+    spans = _prompt_spans(processor, style, instruction, kept, drop_instruction=drop_instruction)
+    return processor.layout.sequence(Task.EDITING, [*spans, ImageSpan("target", end=False)])
+
+
+def with_editing_images(
+    processor: Processor, style: EditingStyle, sequence: TokenSequence, edit: Edit, *, kept: Sequence[bool]
+) -> TokenSequence:
+    """Returns a sequence of an edit with its images.
+
+    Args:
+      processor: Processor of the model.
+      style: Format of the sequence.
+      sequence: Sequence from `editing_tokens` or a prompt.
+      edit: The edit.
+      kept: Whether each source image keeps its image tokens. (): image tokens are precomputed or not read, so only the
+        images of the understanding encoder are added.
+    """
+    size, min_side = processor.gen_image_size, processor.min_side
+    features = [
+        prepare_understanding(source, processor.und_image_size, min_side)
+        for source in edit.sources
+        if style.features and source is not None
+    ]
+    read = [source for source, is_kept in zip(edit.sources, kept, strict=False) if is_kept]
+    if kept and edit.target is not None:
+        read = [edit.target, *read]
+    squares = [style.square(image, size, min_side) for image in read if image is not None]
+    return dataclasses.replace(
+        sequence,
+        und_images=stack_images(features, processor.und_image_size),
+        gen_images=stack_images(squares, size),
+    )
 
 
 def guidance_sequences(processor: Processor, style: EditingStyle, edit: Edit) -> list[TokenSequence]:
@@ -165,50 +212,38 @@ def guidance_sequences(processor: Processor, style: EditingStyle, edit: Edit) ->
     """
     layout = processor.layout
     start = TextSpan(np.array([layout.special.begin_of_image], np.int32), np.zeros(1, bool))
+    kept = [True] * len(edit.sources)
 
-    def prompt(kept: Sequence[bool] = (), drop_instruction: bool = False) -> TokenSequence:
-        spans = _prompt_spans(processor, style, edit, kept, drop_instruction=drop_instruction)
-        return layout.sequence(Task.EDITING, [*spans, start])
+    def prompt(kept: Sequence[bool], drop_instruction: bool = False) -> TokenSequence:
+        spans = _prompt_spans(processor, style, edit.instruction, kept, drop_instruction=drop_instruction)
+        sequence = layout.sequence(Task.EDITING, [*spans, start])
+        return with_editing_images(processor, style, sequence, edit, kept=kept)
 
-    full = prompt()
+    full = prompt(kept)
     if not style.features:
-        return [full, prompt(drop_instruction=True)]
+        return [full, prompt(kept, drop_instruction=True)]
     tokens = np.full(len(full), layout.special.pad, np.int32)
     tokens[0], tokens[-1] = full.tokens[0], full.tokens[-1]
     unconditional = layout.sequence(Task.EDITING, [TextSpan(tokens, np.zeros(len(tokens), bool))])
-    return [full, prompt(kept=[False] * len(edit.sources)), unconditional]
+    return [full, prompt([False] * len(kept)), unconditional]
 
 
 def _prompt_spans(
-    processor: Processor,
-    style: EditingStyle,
-    edit: Edit,
-    kept: Sequence[bool],
-    *,
-    drop_instruction: bool,
-    precomputed: bool = False,
+    processor: Processor, style: EditingStyle, instruction: str, kept: Sequence[bool], *, drop_instruction: bool
 ) -> list[Span]:
-    """Returns the spans before the target image."""
-    if IMAGE_PLACEHOLDER in edit.instruction:
+    """Returns the spans before the target image, without images. See `editing_tokens`."""
+    if IMAGE_PLACEHOLDER in instruction:
         raise JanusError(f"The instruction contains {IMAGE_PLACEHOLDER}; leave it out, the images come first.")
-    sources = IMAGE_PLACEHOLDER * len(edit.sources)
+    sources = IMAGE_PLACEHOLDER * len(kept)
     rendered = processor.template.render(
-        [{"role": "user", "content": f"{sources}{edit.instruction.strip()}{style.request}"}]
+        [{"role": "user", "content": f"{sources}{instruction.strip()}{style.request}"}]
     )
 
     def image_spans(number: int, is_answer: bool) -> list[ImageSpan]:
-        source, spans = edit.sources[number], []
-        size, min_side = processor.und_image_size, processor.min_side
-        if style.features and source is not None:
-            spans.append(ImageSpan("input", prepare_understanding(source, size, min_side)))
-        if kept and not kept[number]:
-            return [*spans, ImageSpan("padding")]
-        pixels = None
-        if source is not None and not precomputed:
-            pixels = style.square(source, processor.gen_image_size, min_side)
-        return [*spans, ImageSpan("context", pixels)]
+        features = [ImageSpan("input")] if style.features else []
+        return [*features, ImageSpan("context" if kept[number] else "padding")]
 
-    spans = processor.spans(rendered, len(edit.sources), image_spans)
+    spans = processor.spans(rendered, len(kept), image_spans)
     if drop_instruction:
         spans[-1] = _without_instruction(processor, rendered.text, style.request, spans[-1])
     return spans

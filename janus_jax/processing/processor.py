@@ -20,6 +20,7 @@ from janus_jax.processing.conversation import (
     ConversationTemplate,
     Message,
     Rendered,
+    assistant_images,
 )
 from janus_jax.processing.images import ImageSource, open_image, prepare_generation, prepare_understanding
 from janus_jax.processing.sequences import (
@@ -37,6 +38,9 @@ from janus_jax.processing.transparency import Background
 
 IMAGE_MEAN = 0.5
 """Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
+
+DEFAULT_MIN_SIDE = 14
+"""Minimum length of the short side of an input image, if the model's files have no other."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ class Processor:
     num_und_tokens: int = 576
     gen_image_size: int = 384
     num_gen_tokens: int = 576
-    min_side: int = 14
+    min_side: int = DEFAULT_MIN_SIDE
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
     masks_padding: bool = False
     latent_shape: tuple[int, int, int] | None = None
@@ -160,7 +164,7 @@ class Processor:
     def interleaved_sequence(
         self,
         messages: Sequence[Message],
-        images: Sequence[ImageSource | None],
+        images: Sequence[ImageSource],
         system_prompt: str | None = None,
         *,
         features: bool = False,
@@ -172,7 +176,7 @@ class Processor:
 
         Args:
           messages: The messages.
-          images: Images in the order of their placeholders. None for a target image whose tokens are precomputed.
+          images: Images in the order of their placeholders.
           system_prompt: Replaces the processor's system prompt. "" removes it.
           features: Whether an input image, with the features of the understanding encoder, repeats each target image
             after it.
@@ -181,20 +185,64 @@ class Processor:
           JanusError: See `understanding_sequence`. Or the model is a JanusFlow, and a target image is not the end.
         """
 
+        sequence = self.interleaved_tokens(messages, len(images), system_prompt, features=features)
+        return self.with_interleaved_images(sequence, messages, images, features=features)
+
+    def interleaved_tokens(
+        self, messages: Sequence[Message], num_images: int, system_prompt: str | None = None, *, features: bool = False
+    ) -> TokenSequence:
+        """Returns the sequence of a conversation without its images. See `interleaved_sequence`.
+
+        Raises:
+          JanusError: See `interleaved_sequence`.
+        """
+
         def image_spans(number: int, is_answer: bool) -> list[ImageSpan]:
-            source = images[number]
-            opened = None if source is None else open_image(source)
-            spans = []
-            if is_answer:
-                target = None if opened is None else prepare_generation(opened, self.gen_image_size)
-                spans.append(ImageSpan("target", target, is_answer=True))
-            if opened is not None and (features or not is_answer):
-                spans.append(ImageSpan("input", prepare_understanding(opened, self.und_image_size, self.min_side)))
-            return spans
+            target = [ImageSpan("target", is_answer=True)] if is_answer else []
+            return [*target, ImageSpan("input")] if features or not is_answer else target
 
         prompt = self.system_prompt if system_prompt is None else system_prompt
-        spans = self.spans(self.template.render(messages, prompt), len(images), image_spans)
+        spans = self.spans(self.template.render(messages, prompt), num_images, image_spans)
         return self.layout.sequence(Task.INTERLEAVED, spans)
+
+    def with_interleaved_images(
+        self,
+        sequence: TokenSequence,
+        messages: Sequence[Message],
+        images: Sequence[ImageSource],
+        *,
+        features: bool = False,
+        precomputed: bool = False,
+    ) -> TokenSequence:
+        """Returns a sequence from `interleaved_tokens` with its images. See `interleaved_sequence`.
+
+        Args:
+          sequence: The sequence.
+          messages: Its messages.
+          images: Images in the order of their placeholders.
+          features: Whether an input image repeats each target image.
+          precomputed: Whether the tokens of target images are precomputed, so that only input images need pixels.
+
+        Raises:
+          JanusError: An image is unreadable.
+        """
+        in_answers = set(assistant_images(messages))
+        inputs, targets = [], []
+        for number, source in enumerate(images):
+            is_input = features or number not in in_answers
+            is_target = number in in_answers and not precomputed
+            if not (is_input or is_target):
+                continue
+            opened = open_image(source)
+            if is_input:
+                inputs.append(prepare_understanding(opened, self.und_image_size, self.min_side))
+            if is_target:
+                targets.append(prepare_generation(opened, self.gen_image_size))
+        return dataclasses.replace(
+            sequence,
+            und_images=stack_images(inputs, self.und_image_size),
+            gen_images=stack_images(targets, self.gen_image_size),
+        )
 
     def spans(
         self, rendered: Rendered, num_images: int, image_spans: Callable[[int, bool], Sequence[ImageSpan]]
@@ -377,7 +425,7 @@ def _read_settings(directory: Path, config: ModelConfig) -> tuple[int, str]:
         _check_agreement(file, "image_size", found, side)
     for name in ("image_mean", "image_std"):
         _check_agreement(file, name, values.get(name) or [IMAGE_MEAN] * 3, [IMAGE_MEAN] * 3)
-    min_side = values.get("min_size", min(14, side))
+    min_side = values.get("min_size", min(DEFAULT_MIN_SIDE, side))
     if not isinstance(min_side, int) or not 0 < min_side <= side:
         raise JanusError(f"{file}: min_size is {min_side!r}; it must be a whole number from 1 to {side}.")
     return min_side, prompt

@@ -1,12 +1,15 @@
 """Rewards: functions that score generated images, registered in `REWARDS`. RL and best of N use them."""
 
-from janus_jax.rewards.base import REWARDS, Reward, make_reward, register_reward
+from janus_jax.rewards.base import REWARDS, Reward, RewardFailed, make_reward, register_reward
+from janus_jax.rewards.http import HTTPReward
 from janus_jax.rewards.weighted import RewardConfig, RewardValues, WeightedRewards
 
 __all__ = [
     "REWARDS",
+    "HTTPReward",
     "Reward",
     "RewardConfig",
+    "RewardFailed",
     "RewardValues",
     "WeightedRewards",
     "make_reward",

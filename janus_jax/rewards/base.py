@@ -32,6 +32,10 @@ from janus_jax.errors import JanusError, RunStopped, did_you_mean, similar_names
 from janus_jax.registries import find_registered_or_attribute
 
 
+class RewardFailed(JanusError):
+    """The code of a reward has raised an exception."""
+
+
 class Reward(Protocol):
     """Scores images."""
 
@@ -122,7 +126,7 @@ def checked(reward: Reward, name: str) -> Reward:
         except Exception as error:
             last = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            raise JanusError(f"The reward {name} failed at {last.filename}:{last.lineno} ({reason}).") from error
+            raise RewardFailed(f"The reward {name} failed at {last.filename}:{last.lineno} ({reason}).") from error
         return check_values(returned, prompts, name)
 
     return call

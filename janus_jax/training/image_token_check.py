@@ -11,10 +11,10 @@ import jax
 
 from janus_jax.config import JanusConfig
 from janus_jax.data.prepare.encode_images import open_image_encoder
-from janus_jax.data.prepare.shard_writer import tokenizer_fingerprint
+from janus_jax.data.prepare.shard_writer import WITH_IMAGE_TOKENS, stored_tokens
 from janus_jax.errors import JanusError
 from janus_jax.files import read_json_if_exists
-from janus_jax.processing import Task
+from janus_jax.processing import editing_style
 from janus_jax.storage import write_json
 from janus_jax.training.init_from import OpenedStage, tokenizer_folder
 from janus_jax.training.recipe import Recipe
@@ -71,9 +71,15 @@ def check_image_tokens(recipe: Recipe, fingerprint: Fingerprint | None) -> None:
     is_janus = isinstance(recipe.model_config, JanusConfig)
     values, part = ("image tokens", "image tokenizer") if is_janus else ("latents", "VAE")
     for name, source in recipe.used_sources.items():
-        if source.task not in (Task.GENERATION, None):
+        if source.task not in (*WITH_IMAGE_TOKENS, None):
             continue
-        found = tokenizer_fingerprint(Path(source.directory))
+        found, style = stored_tokens(Path(source.directory))
+        if style is not None and editing_style(style).crops != recipe.current.editing.format.crops:
+            raise JanusError(
+                f"config.sources.{name}.directory is {source.directory}, which has image tokens for the editing style "
+                f"{style}; prepare it with --editing_style {recipe.current.editing.style}, or set "
+                f"config.precomputed_image_tokens=False."
+            )
         if found is None or found == fingerprint:
             continue
         if fingerprint == _RANDOM:

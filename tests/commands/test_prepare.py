@@ -141,7 +141,10 @@ USER_ERRORS = {
     "no such folder of images": (["--images=nowhere"], "--images nowhere is not a folder"),
     "an impossible share": (["--max_rejected=1.5"], "--max_rejected"),
     "an empty prompt": (["--prompt= "], "--prompt is empty"),
-    "no target images": (["--task=understanding", "--tokenizer=x"], "--tokenizer needs --task generation"),
+    "no target images": (
+        ["--task=understanding", "--tokenizer=x"],
+        "--tokenizer needs --task generation or editing or interleaved",
+    ),
     "no such tokenizer": (["--tokenizer=absent"], "absent does not exist"),
     "too many rejected records": (["--max_rejected=0.1"], "1 of 5 records were rejected, missing_file 1"),
 }

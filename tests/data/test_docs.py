@@ -24,6 +24,8 @@ TEXTS = {
     "described": ["A cat, on a mat."],
     "parquet": ["A cat.", "A dog."],
     "chat": ["A cat.", "A cat and a dog."],
+    "edits": ["Turn the cat into a dog.", "Put both into a boat."],
+    "edit_tars": ["Turn the cat into a dog."],
     "folder": ["red", "cat", "dog"],
     "pairs": ["A cat on a mat.", "A dog in the grass."],
     "imagenet": ["tench, Tinca tinca", "goldfish, Carassius auratus"],

@@ -191,13 +191,9 @@ class TestCaptions:
         records = [Record(f"{i}", Task.GENERATION, "a", alternatives=("b", "c")) for i in range(30)]
         assert {record.for_epoch(0).text for record in records} == {"a", "b", "c"}
 
-    def test_an_input_image_needs_the_task_editing(self, folder):
-        value = {"input_image": ["cat.jpg"], "input_prompt": "Blue.", "output_image": "dog.jpg"}
-        file = json_lines(folder / "a.jsonl", [value])
-        (record,) = read("captions", file, task=Task.EDITING).records
-        assert (record.text, record.images) == ("Blue.", (image(0), image(1)))
-        (error,) = read("captions", file).rejected.values()
-        assert (error.reason.value, "--task editing" in str(error)) == ("wrong_task", True)
+    def test_an_edit_is_rejected_with_the_source_that_reads_it(self, folder):
+        (error,) = read("captions", json_lines(folder / "a.jsonl", [EDIT])).rejected.values()
+        assert (error.reason.value, "--source edits" in str(error)) == ("wrong_task", True)
 
     def test_class_labels_of_a_hub_dataset_become_captions(self, folder):
         import pyarrow as pa
@@ -220,6 +216,99 @@ class TestCaptions:
         (folder / "names.txt").write_text("\ufeffgreat tit\r\nrobin\r\n")
         result = read("captions", file, class_names=str(folder / "names.txt"))
         assert (result.texts, result.reasons) == (["great tit"], {"a.csv:2": "missing_field"})
+
+
+EDIT = {"input_image": ["cat.jpg"], "input_prompt": "Make it blue.", "output_image": "dog.jpg"}
+
+
+class TestEdits:
+    read = staticmethod(functools.partial(read, "edits"))
+
+    @pytest.mark.parametrize("form", ["array", "indented array", "lines", "BOM", "gzip", "one object"])
+    def test_json(self, folder, form):
+        several = EDIT | {"input_image": ["dog.jpg", "cat.jpg"], "id": 7}
+        values = [EDIT, EDIT | {"input_image": "cat.jpg"}, several]
+        text = "\n".join(map(json.dumps, values)) if form == "lines" else json.dumps(values, indent=2 * ("in" in form))
+        if form == "one object":
+            text = json.dumps(EDIT, indent=2)
+        content = b"\xef\xbb\xbf" * (form == "BOM") + text.encode()
+        file = folder / f"a.json{'.gz' * (form == 'gzip')}"
+        file.write_bytes(gzip.compress(content) if form == "gzip" else content)
+        result = self.read(file)
+        images = [record.images for record in result.records]
+        single = (image(0), image(1))
+        assert images == ([single] if form == "one object" else [single, single, (image(1), image(0), image(1))])
+        assert {(record.task, record.text) for record in result.records} == {(Task.EDITING, "Make it blue.")}
+        assert not result.rejected
+        assert form == "one object" or result.records[2].unused == ("id",)
+
+    @pytest.mark.parametrize("as_list", [False, True])
+    def test_images_in_parquet(self, folder, as_list):
+        source, target = ({"bytes": image(number, "PNG"), "path": f"{number}.png"} for number in range(2))
+        columns = {
+            "input_image": [[source] if as_list else source],
+            "input_prompt": ["Blue."],
+            "output_image": [target],
+        }
+        (record,) = self.read(parquet(folder / "a.parquet", columns)).records
+        assert (record.text, record.images) == ("Blue.", (image(0, "PNG"), image(1, "PNG")))
+
+    def test_texts_to_images_are_rejected_with_the_source_that_reads_them(self, folder):
+        values = [{"input_prompt": "A cat.", "output_image": "cat.jpg"}, EDIT | {"input_image": []}, EDIT]
+        result = self.read(json_lines(folder / "a.jsonl", values))
+        assert result.reasons == {"a.jsonl:1": "wrong_task", "a.jsonl:2": "wrong_task"}
+        assert all("--source captions --task generation" in str(error) for error in result.rejected.values())
+
+    def test_a_table_without_edited_images_raises(self, folder):
+        file = table(folder / "a.csv", [("input_image", "input_prompt"), ("cat.jpg", "Blue.")])
+        with pytest.raises(JanusError, match=r"a\.csv has no column output_image .* --image_field"):
+            self.read(file)
+
+    @pytest.mark.parametrize("ending", ["tar", "tar.gz"])
+    def test_tars(self, folder, ending):
+        members = [
+            *(("0.input.jpg", image(0)), ("0.output.jpg", image(1)), ("0.instruction.txt", b"\xef\xbb\xbfBlue.\n")),
+            *(("._1.input.jpg", b"\x00\x05"), ("1.input_10.png", image(2, "PNG")), ("1.input_2.jpeg", image(3))),
+            *(("1.output.jpg", image(1)), ("1.json", b'{"instruction": "Red.", "id": 7}'), ("1.mask.jpg", image(4))),
+            *(("a/2.source_img.jpg", image(5)), ("a/2.target_img.jpg", image(6)), ("a/2.txt", b"Green.")),
+        ]
+        result = self.read(tar(folder / f"a.{ending}", members, "w:gz" if "gz" in ending else "w"))
+        assert list(result.reasons.values()) == []
+        assert result.texts == ["Blue.", "Red.", "Green."]
+        assert [record.images for record in result.records] == [
+            (image(0), image(1)),
+            (image(3), image(2, "PNG"), image(1)),
+            (image(5), image(6)),
+        ]
+        assert [record.unused for record in result.records] == [(), ("id", ".mask.jpg"), ()]
+
+    def test_named_members_of_a_tar(self, folder):
+        members = [("0.input.jpg", image(0)), ("0.after.jpg", image(1)), ("0.short.txt", b"Blue."), ("0.txt", b"No.")]
+        file = tar(folder / "a.tar", members)
+        (error,) = self.read(file).rejected.values()
+        assert "it has no output.jpg, only input.jpg, after.jpg" in str(error)
+        (record,) = self.read(file, image_field="after.jpg", text_field="short.txt").records
+        assert (record.text, record.images, record.unused) == ("Blue.", (image(0), image(1)), (".txt",))
+
+    def test_hostile_samples_of_a_tar_are_rejected(self, folder):
+        good = [("input.jpg", image(0)), ("output.jpg", image(1)), ("instruction.txt", b"Blue.")]
+        cases = [
+            (good[1:], "no_image"),
+            ([good[0], good[2]], "no_image"),
+            (good[:2], "missing_field"),
+            ([*good[:2], ("instruction.txt", b" ")], "empty_text"),
+            ([*good[:2], ("instruction.txt", b"\xff\xfe")], "malformed"),
+            ([*good[:2], ("json", b"{")], "malformed"),
+            ([*good, ("output.png", image(2, "PNG"))], "image_count"),
+            ([*good, ("prompt.txt", b"Red.")], "missing_field"),
+            ([("input.jpg", image(0)[:100]), *good[1:]], "bad_image"),
+            ([*good[:2], ("json", b'{"instruction": "Blue.", "output_image": "/etc/passwd"}')], None),
+            (good, None),
+        ]
+        members = [(f"{i:02}.{name}", content) for i, (sample, _) in enumerate(cases) for name, content in sample]
+        result = self.read(tar(folder / "a.tar", members))
+        assert result.reasons == {f"a.tar/{i:02}": reason for i, (_, reason) in enumerate(cases) if reason}
+        assert {record.images for record in result.records} == {(image(0), image(1))}
 
 
 ROWS = [{"image": "cat.jpg", "caption": "Eine Katze, 猫."}, {"image": "dog.jpg", "caption": "A dog."}]
@@ -343,11 +432,11 @@ class TestFolders:
     @pytest.mark.parametrize(
         ("kind", "name", "words"),
         [
-            ("captions", "a.tar", "--source webdataset reads .tar files"),
+            ("captions", "a.tar", "--source edits or webdataset reads .tar files"),
             ("captions", "cat.jpg", "--source folder reads .jpg files"),
             ("captions", "a.txt", "--source text reads .txt files"),
-            ("webdataset", "a.jsonl", "--source captions or conversations or text reads .jsonl files"),
-            ("folder", "a.jsonl", "--source captions or conversations or text reads .jsonl files"),
+            ("webdataset", "a.jsonl", "--source captions or conversations or edits or text reads .jsonl files"),
+            ("folder", "a.jsonl", "--source captions or conversations or edits or text reads .jsonl files"),
             ("captions", "", "is a folder without .* files; --source folder reads .jpg files"),
         ],
     )

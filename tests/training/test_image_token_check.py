@@ -8,12 +8,15 @@ import numpy as np
 import pytest
 
 from checkpoints_convert import save_checkpoint
+from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.data.prepare.encode_images import open_image_encoder
 from janus_jax.data.prepare.prepare import PrepareOptions, prepare
 from janus_jax.errors import JanusError
+from janus_jax.processing import Task
 from janus_jax.training.image_token_check import check_image_tokens, find_image_tokenizer, save_image_tokenizer
 from janus_jax.training.init_from import OpenedStage, open_initialisation
-from janus_jax.training.stage_config import RANDOM, Initialisation
+from janus_jax.training.recipe import PreparedDataset
+from janus_jax.training.stage_config import RANDOM, Editing, Initialisation
 from tests import tiny
 from tests.data.samples import image, json_lines, spec
 from tests.training import runs
@@ -129,3 +132,30 @@ def test_a_run_writes_the_fingerprint_of_its_tokenizer():
     workdir, _ = runs.finished()
     saved = json.loads((workdir / "tokenizer" / "image_tokenizer.json").read_text())
     assert saved == fingerprint(runs.models() / "model")
+
+
+def test_tokens_of_edits_of_another_editing_style_are_refused(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.jpg").write_bytes(image(0))
+    row = {"input_image": "a.jpg", "input_prompt": "Blue.", "output_image": "b.jpg"}
+    given = replace(spec(tmp_path / "out", "edits", json_lines(tmp_path / "e.jsonl", [row])), tokenizer="model")
+    opened = open_image_encoder(runs.models() / "model")
+    prepare(given, PrepareOptions(1, 0.0, batch_size=1), opened)
+    edits = PreparedDataset(str(tmp_path / "out"), task=Task.EDITING)
+    base = replace(runs.recipe(), sources={"edits": edits}, precomputed_image_tokens=True)
+    base = base.replace_current(phases=(Phase(None, {"edits": 1}),))
+    check_image_tokens(base, opened.fingerprint())
+    other = base.replace_current(editing=Editing("janus_pro_r1_edit"))
+    with pytest.raises(JanusError, match=r"sources\.edits.*for the editing style janus_4o; .*--editing_style"):
+        check_image_tokens(other, opened.fingerprint())
+    with pytest.raises(JanusError, match="image tokens of another image tokenizer"):
+        check_image_tokens(base, {"parameters": "other"})
+
+
+def test_latents_of_edits_are_refused(tmp_path):
+    (tmp_path / "a.jpg").write_bytes(image(0))
+    row = {"input_image": "a.jpg", "input_prompt": "Blue.", "output_image": "a.jpg"}
+    given = replace(spec(tmp_path / "out", "edits", json_lines(tmp_path / "e.jsonl", [row])), tokenizer="flow")
+    with pytest.raises(JanusError, match=r"--tokenizer flow computes latents, which --task editing does not use"):
+        prepare(given, PrepareOptions(1, 0.0), open_image_encoder(runs.models() / "flow"))
+    assert not (tmp_path / "out").exists()

@@ -18,7 +18,6 @@ from janus_jax.data.rejects import RejectedRecord, RejectReason
 from janus_jax.errors import JanusError
 from janus_jax.processing import (
     EDITING_STYLES,
-    DamagedImage,
     Edit,
     EditingStyle,
     Message,
@@ -26,8 +25,9 @@ from janus_jax.processing import (
     Task,
     TokenSequence,
     TooManyPixels,
-    editing_sequence,
+    editing_tokens,
     open_image,
+    with_editing_images,
 )
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
@@ -180,19 +180,21 @@ class ExampleBuilder:
         """
         record = record.for_epoch(epoch)
         random = _RecordRandom(self.seed, record.key, epoch)
-        if record.task in (Task.EDITING, Task.INTERLEAVED):
-            return functools.partial(self._example_with_context, record, random, example_id or record.key)
         sequence = self._sequence(record, random)
         is_text = text_positions(sequence)
-        self._check_special_tokens(sequence.tokens[is_text])
-        targets, starts = text_targets(sequence, self.supervision, is_text), np.zeros(0, np.int32)
+        # An edit may have padding in place of its instruction.
+        self._check_special_tokens(
+            np.array(self.processor.tokenizer.encode(record.text, add_bos=False), np.int32)
+            if record.task is Task.EDITING
+            else sequence.tokens[is_text]
+        )
+        targets, starts = text_targets(sequence, self.supervision, is_text), self._gen_starts(sequence)
         gen_ids = gen_latents = None
-        if record.task is Task.GENERATION:
-            starts = np.flatnonzero(sequence.gen_token_index == 0).astype(np.int32)
-            if random.uniform("drop_condition") < self.drop_condition:
-                sequence = self.processor.unconditional_sequence(sequence)
+        if record.task is Task.GENERATION and random.uniform("drop_condition") < self.drop_condition:
+            sequence = self.processor.unconditional_sequence(sequence)
+        if len(starts):
             if self._reads_image_tokens:
-                gen_ids = record.image_tokens[None]
+                gen_ids = self._image_tokens(record, random)
             elif self.precomputed_image_tokens:
                 gen_latents = record.image_latents.reshape(1, *(self.processor.latent_shape or ()))
         elif not len(targets):
@@ -209,43 +211,34 @@ class ExampleBuilder:
                 random_crop = self.random_crop and not self.precomputed_image_tokens
                 rng = np.random.default_rng(random.bits("crop")) if random_crop else None
                 sequence = self.processor.with_target_image(sequence, record.images[0], rng)
+            elif sequence.task is Task.EDITING:
+                sequence = self._with_editing_images(sequence, record, random)
+            elif sequence.task is Task.INTERLEAVED:
+                sequence = self.processor.with_interleaved_images(
+                    sequence,
+                    record.messages,
+                    record.images,
+                    features=self.interleaved_features,
+                    precomputed=self._reads_image_tokens,
+                )
         except JanusError as error:
             reason = RejectReason.IMAGE_TOO_LARGE if isinstance(error, TooManyPixels) else RejectReason.BAD_IMAGE
             raise RejectedRecord(reason, str(error)) from error
         return dataclasses.replace(example, sequence=sequence)
 
-    def _example_with_context(self, record: Record, random: _RecordRandom, example_id: str) -> Example:
-        """Builds the example of an edit, or of a conversation in which the assistant generates images."""
-        is_edit = record.task is Task.EDITING
-        if self.processor.latent_shape is not None:
+    def _gen_starts(self, sequence: TokenSequence) -> Int[np.ndarray, " G"]:
+        """Returns the positions of the first tokens of the target images, see `Batch.gen_starts`."""
+        image, token = np.divmod(sequence.gen_token_index, self.processor.num_gen_tokens)
+        is_start = (image >= 0) & (image < sequence.num_target_images) & (token == 0)
+        return np.flatnonzero(is_start).astype(np.int32)
+
+    def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
+        if record.task in (Task.EDITING, Task.INTERLEAVED) and self.processor.latent_shape is not None:
             message = f"its task is {record.task.value}, which JanusFlow does not support: its context has no latents."
             raise RejectedRecord(RejectReason.WRONG_TASK, message)
         try:
-            if is_edit:
-                sequence = self._editing_sequence(record, random)
-                # Dropped images are padding in the sequence, so only the instruction is checked.
-                text = np.array(self.processor.tokenizer.encode(record.text, add_bos=False), np.int32)
-            else:
-                sequence = self._conversation_sequence(record)
-                text = sequence.tokens[text_positions(sequence)]
-        except (TooManyPixels, DamagedImage) as error:
-            reason = RejectReason.IMAGE_TOO_LARGE if isinstance(error, TooManyPixels) else RejectReason.BAD_IMAGE
-            raise RejectedRecord(reason, str(error)) from error
-        except JanusError as error:
-            reason = RejectReason.MALFORMED if is_edit else RejectReason.BAD_CONVERSATION
-            raise RejectedRecord(reason, str(error)) from error
-        self._check_special_tokens(text)
-        index, num_tokens = sequence.gen_token_index, self.processor.num_gen_tokens
-        is_start = (index != NO_IMAGE) & (index % num_tokens == 0) & (index // num_tokens < sequence.num_target_images)
-        starts = np.flatnonzero(is_start).astype(np.int32)
-        targets = text_targets(sequence, self.supervision, text_positions(sequence))
-        if not len(targets) and not len(starts):
-            raise RejectedRecord(RejectReason.NO_TARGETS, "it has no targets.")
-        gen_ids = self._image_tokens(record, random) if self._reads_image_tokens and len(starts) else None
-        return Example(example_id, sequence, targets, starts, gen_ids)
-
-    def _sequence(self, record: Record, random: _RecordRandom) -> TokenSequence:
-        try:
+            if record.task is Task.EDITING:
+                return self._editing_sequence(record, random)
             if record.task is Task.GENERATION:
                 return self._generation_sequence(record, random)
             if record.task is Task.TEXT and not record.messages:
@@ -282,13 +275,9 @@ class ExampleBuilder:
             )
         if record.task is not Task.INTERLEAVED:
             return self.processor.understanding_tokens(messages, len(record.images))
-        images: list[bytes | None] = list(record.images)
         if self._reads_image_tokens:
             self._check_image_tokens(record)
-            if not self.interleaved_features:
-                for index in record.tokenized_images:
-                    images[index] = None
-        return self.processor.interleaved_sequence(messages, images, features=self.interleaved_features)
+        return self.processor.interleaved_tokens(messages, len(record.images), features=self.interleaved_features)
 
     @property
     def _reads_image_tokens(self) -> bool:
@@ -303,22 +292,25 @@ class ExampleBuilder:
             )
         if self._reads_image_tokens:
             self._check_image_tokens(record)
-        *sources, target = record.images
-        # Images whose tokens are precomputed and whose features are not read are not opened.
-        is_read = not self._reads_image_tokens
-        edit = Edit(
-            record.text,
-            [open_image(source) if is_read or self.editing.features else None for source in sources],
-            open_image(target) if is_read else None,
-        )
-        return editing_sequence(
+        return editing_tokens(
             self.processor,
             self.editing,
-            edit,
-            kept=self._kept_sources(record, random),
+            record.text,
+            self._kept_sources(record, random),
             drop_instruction=random.uniform("drop_instruction") < self.editing.drop_instruction,
-            precomputed=self._reads_image_tokens,
         )
+
+    def _with_editing_images(self, sequence: TokenSequence, record: Record, random: _RecordRandom) -> TokenSequence:
+        # Images whose tokens are precomputed and whose features are not read are not opened.
+        *sources, target = record.images
+        reads_tokens = not self._reads_image_tokens
+        edit = Edit(
+            record.text,
+            [open_image(source) if reads_tokens or self.editing.features else None for source in sources],
+            open_image(target) if reads_tokens else None,
+        )
+        kept = self._kept_sources(record, random) if reads_tokens else ()
+        return with_editing_images(self.processor, self.editing, sequence, edit, kept=kept)
 
     def _kept_sources(self, record: Record, random: _RecordRandom) -> list[bool]:
         """Returns which source images of an edit keep their image tokens."""

@@ -1,10 +1,12 @@
-"""Precomputes the tokens or latents of target images, so that training does not run the image tokenizer or the VAE.
+"""Precomputes image tokens or latents, so that training does not run the image tokenizer or the VAE.
 
-Images are cropped to their center square. Random crops would need new tokens in each epoch.
+Images are cropped to their center square, because random crops would need new tokens in each epoch. The images of edits
+are made square as their editing style does it.
 """
 
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -27,7 +29,8 @@ from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, apply, to_pixels
 from janus_jax.models.vae import VAE
 from janus_jax.models.vq import VQTokenizer
-from janus_jax.processing import open_image, prepare_generation
+from janus_jax.processing import Task, editing_style, open_image, prepare_generation
+from janus_jax.processing.processor import DEFAULT_MIN_SIDE
 from janus_jax.sharding import batch_sharding, make_mesh, num_data_shards, use_mesh
 
 # float32 on every device, because neighboring codes differ by less than the resolution of bfloat16.
@@ -178,44 +181,61 @@ def open_image_encoder(source: Path | Checkpoint) -> OpenedEncoder:
     return OpenedEncoder(checkpoint, encoding)
 
 
-def encode_target_images(
+def encode_shards(
     writer: ShardWriter,
     indices: Sequence[int],
     encoder: ImageEncoder,
-    report: Callable[[int], None] = lambda images: None,
+    report: Callable[[int], None] = lambda records: None,
 ) -> None:
-    """Adds image tokens or latents to the records of finished shards.
+    """Adds image tokens or latents to the records of finished shards, see `Record.tokenized_images`.
 
     Args:
       writer: Writer of the dataset.
       indices: Indices of the shards. Each process of a cluster passes different ones.
       encoder: Encoder of the model to train.
-      report: Called after each batch with the number of images encoded so far.
+      report: Called after each batch with the number of records encoded so far.
     """
-    encoding = encoder.encoding
+    encoding, style = encoder.encoding, editing_style(writer.spec.editing)
+    size = encoding.image_size
     total = 0
 
-    def pixels(record: Record) -> UInt8[np.ndarray, "H W 3"]:
-        return prepare_generation(open_image(record.images[0]), encoding.image_size)
-
-    def finish(records: list[Record], vectors: Shaped[Array, "B N"]) -> Iterator[Record]:
-        nonlocal total
-        # The vectors of padding images come last and are dropped.
-        for record, vector in zip(records, np.asarray(vectors), strict=False):
-            yield replace(record, **{encoding.field: vector})
-        total += len(records)
-        report(total)
+    def pixels(image: tuple[Record, int]) -> UInt8[np.ndarray, "H W 3"]:
+        record, number = image
+        opened = open_image(record.images[number])
+        if record.task is Task.EDITING:
+            return style.square(opened, size, min(DEFAULT_MIN_SIDE, size))
+        return prepare_generation(opened, size)
 
     def encode(records: Iterator[Record]) -> Iterator[Record]:
+        waiting: deque[Record] = deque()
+        vectors: deque[Shaped[np.ndarray, " N"]] = deque()
+
+        def images() -> Iterator[tuple[Record, int]]:
+            for record in records:
+                waiting.append(record)
+                yield from ((record, number) for number in record.tokenized_images)
+
+        def complete() -> Iterator[Record]:
+            nonlocal total
+            while waiting and len(vectors) >= (count := len(waiting[0].tokenized_images)):
+                record, own = waiting.popleft(), [vectors.popleft() for _ in range(count)]
+                total += 1
+                fields: dict[str, Any] = {encoding.field: np.concatenate(own)} if own else {}
+                yield replace(record, **fields)
+            report(total)
+
         # The devices encode one batch while the threads decode the next.
-        running: tuple[list[Record], Any] | None = None
-        while group := list(islice(records, encoder.batch_size)):
-            started = group, encoder(np.stack(list(threads.map(pixels, group))))
+        running: tuple[int, Any] | None = None
+        unread = images()
+        while group := list(islice(unread, encoder.batch_size)):
+            started = len(group), encoder(np.stack(list(threads.map(pixels, group))))
             if running is not None:
-                yield from finish(*running)
+                vectors.extend(np.asarray(running[1])[: running[0]])  # Without those of padding images.
+                yield from complete()
             running = started
         if running is not None:
-            yield from finish(*running)
+            vectors.extend(np.asarray(running[1])[: running[0]])
+        yield from complete()
 
     with ThreadPoolExecutor(os.cpu_count()) as threads:
         for index in indices:

@@ -11,6 +11,7 @@ from janus_jax.data.prepare.shard_writer import DatasetSpec, ShardWriter, Summar
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
 from janus_jax.extras import require
+from janus_jax.processing import Task
 from janus_jax.progress import count_bar
 from janus_jax.storage import exclusive_lock
 
@@ -59,6 +60,11 @@ def prepare(
     if options.beam is not None:
         require("--beam", "apache_beam")
     if make_encoder is not None:
+        if spec.options.task is not Task.GENERATION and make_encoder.encoding.field == "image_latents":
+            raise JanusError(
+                f"--tokenizer {spec.tokenizer} computes latents, which --task {spec.options.task.value} does not use; "
+                f"give a Janus or Janus-Pro model, or its image tokenizer."
+            )
         spec = replace(spec, image_tokenizer=make_encoder.fingerprint())
     cluster = cluster or Cluster()
     with contextlib.ExitStack() as stack:
@@ -105,10 +111,10 @@ def _write_shards(writer: ShardWriter, cluster: Cluster, options: PrepareOptions
 
 
 def _encode_images(writer: ShardWriter, cluster: Cluster, make_encoder: "OpenedEncoder", batch_size: int) -> None:
-    from janus_jax.data.prepare.encode_images import encode_target_images
+    from janus_jax.data.prepare.encode_images import encode_shards
 
     if indices := cluster.share(writer.without_image_tokens()):
         encoder = make_encoder(batch_size)
         total = sum(writer.stats(index).records for index in indices)
-        with count_bar(encoder.encoding.field.replace("_", " "), "images", disable=not cluster.is_primary) as report:
-            encode_target_images(writer, indices, encoder, lambda images: report(images, total))
+        with count_bar(encoder.encoding.field.replace("_", " "), "records", disable=not cluster.is_primary) as report:
+            encode_shards(writer, indices, encoder, lambda records: report(records, total))

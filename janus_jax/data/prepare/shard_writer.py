@@ -20,7 +20,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tqdm import tqdm
 
@@ -31,12 +31,15 @@ from janus_jax.data.shards import read_shard, shard_path, write_metadata, write_
 from janus_jax.data.sources import Entry, Part, SourceOptions, get_source
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error, read_json, read_json_if_exists, reading
-from janus_jax.processing import Background, Task
+from janus_jax.processing import Background, EditingFormat, Task, editing_style
 from janus_jax.storage import write_bytes
 
 SUMMARY = "preparation.json"
 QUARANTINE = "quarantine.jsonl"
 _SCRATCH = ".prepare"
+
+WITH_IMAGE_TOKENS = (Task.GENERATION, Task.EDITING, Task.INTERLEAVED)
+"""Tasks whose records can have precomputed image tokens."""
 
 MIN_ENTRIES = 1000
 """Number of entries after which a run stops if too many of them are rejected."""
@@ -64,6 +67,8 @@ class DatasetSpec:
       image_tokenizer: Fingerprint of that image tokenizer or VAE (`encode_images.OpenedEncoder.fingerprint`). Set by
         `prepare`.
       background: Background of transparent pixels, see `Background`.
+      editing: Editing style whose training reads the image tokens of edits. Styles differ in how they make images
+        square.
     """
 
     source: str
@@ -73,6 +78,7 @@ class DatasetSpec:
     tokenizer: str | None = None
     image_tokenizer: Mapping[str, Any] | None = None
     background: Background = "none"
+    editing: EditingFormat = "janus_4o"
 
     def __post_init__(self) -> None:
         task = self.options.task
@@ -83,8 +89,12 @@ class DatasetSpec:
                 f"--task {task.value} is not supported by --source {self.source}; "
                 f"use {' or '.join(task.value for task in tasks)}."
             )
-        if self.tokenizer is not None and task is not Task.GENERATION:
-            raise JanusError(f"--tokenizer needs --task generation, not {task.value}; leave it out.")
+        if self.tokenizer is not None and task not in WITH_IMAGE_TOKENS:
+            raise JanusError(
+                f"--tokenizer needs --task {' or '.join(one.value for one in WITH_IMAGE_TOKENS)}, not {task.value}; "
+                f"leave it out."
+            )
+        editing_style(self.editing)
 
     @property
     def scratch(self) -> Path:
@@ -92,10 +102,24 @@ class DatasetSpec:
         return self.output / _SCRATCH
 
 
-def tokenizer_fingerprint(dataset: Path) -> dict[str, Any] | None:
-    """Returns the fingerprint of the image tokenizer or VAE that encoded a prepared dataset; None if it is unknown."""
+class StoredTokens(NamedTuple):
+    """Origin of the image tokens or latents of a prepared dataset.
+
+    Attributes:
+      fingerprint: Fingerprint of the image tokenizer or VAE that encoded it; None if it is unknown.
+      editing: Editing style of the image tokens of edits; None for other tasks.
+    """
+
+    fingerprint: dict[str, Any] | None
+    editing: str | None
+
+
+def stored_tokens(dataset: Path) -> StoredTokens:
+    """Returns the origin of the image tokens or latents of a prepared dataset."""
     job = read_json_if_exists(dataset / SUMMARY).get("job")
-    return job.get("image_tokenizer") if isinstance(job, dict) else None
+    if not isinstance(job, dict):
+        return StoredTokens(None, None)
+    return StoredTokens(job.get("image_tokenizer"), job.get("editing_style"))
 
 
 @dataclass(frozen=True)
@@ -416,6 +440,7 @@ def _fingerprint(spec: DatasetSpec, parts: tuple[Part, ...]) -> Mapping[str, Any
         "tokenizer": spec.tokenizer,
         "image_tokenizer": spec.image_tokenizer,
         "background": spec.background,
+        "editing_style": spec.editing if spec.tokenizer and spec.options.task is Task.EDITING else None,
         "content": content.hexdigest(),
     }
     return json.loads(json.dumps(values))

@@ -1,7 +1,7 @@
 """Sources of records, one module per format, registered in `SOURCES`."""
 
 from janus_jax.data.rejects import RejectedRecord, RejectReason
-from janus_jax.data.sources import captions, conversations, folder, text, tfds, webdataset
+from janus_jax.data.sources import captions, conversations, edits, folder, text, tfds, webdataset
 from janus_jax.data.sources.base import (
     SOURCES,
     Entry,
@@ -24,6 +24,7 @@ __all__ = [
     "SourceOptions",
     "captions",
     "conversations",
+    "edits",
     "folder",
     "get_source",
     "register_source",

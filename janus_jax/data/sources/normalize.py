@@ -32,8 +32,8 @@ CAPTION_FIELDS = ("caption", "captions", "text", "input_prompt", "prompt", *CLAS
 IMAGE_FIELDS = ("image", "images", "image_path", "file_name", "path", "jpg", "output_image")
 
 EDIT_FIELDS = ("input_prompt", "instruction", "edit_prompt", "prompt", "caption", "text")
-EDIT_INPUT_FIELDS = ("input_image", "input_images", "source_image", "source_img", "original_image")
-EDIT_OUTPUT_FIELDS = ("output_image", "edited_image", "target_image", "target_img", "image")
+EDIT_INPUT_FIELDS = ("input_image", "input_images", "source_image", "source_img", "src_img", "original_image")
+EDIT_OUTPUT_FIELDS = ("output_image", "edited_image", "edited_img", "target_image", "target_img")
 
 TURN_FIELDS = ("conversations", "messages")
 CHAT_IMAGE_FIELDS = ("images", "image", "image_path", "image_paths")
@@ -74,21 +74,40 @@ def text_record(options: SourceOptions, key: str, values: Mapping[str, Any]) -> 
     return Record(key, Task.TEXT, text=text, unused=raw.unused)
 
 
-def caption_or_edit_record(folder: ImageFolder, options: SourceOptions, key: str, values: Mapping[str, Any]) -> Record:
-    """Returns the record of an image with captions, or of an edit: input images, an instruction, and the edited image.
+def image_caption_record(folder: ImageFolder, options: SourceOptions, key: str, values: Mapping[str, Any]) -> Record:
+    """Returns the record of an image with one or more captions.
 
     Raises:
-      RejectedRecord: A field is missing or invalid, or the form does not match the task.
+      RejectedRecord: A field is missing or invalid, or the raw record is an edit.
     """
     raw = RawRecord(values)
-    if options.task is Task.EDITING:
-        return _edit_record(folder, options, key, raw)
     if raw.has(EDIT_INPUT_FIELDS[:2]):
-        message = f"it has an input image, which --task {options.task.value} does not use; give --task editing."
+        message = f"it has an input image, which --source captions does not use{_hint(raw, 'edits')}."
         raise RejectedRecord(RejectReason.WRONG_TASK, message)
     captions = get_captions(raw, options)
     image = get_image(_single(raw.get(field_names(options.image_field, IMAGE_FIELDS))), folder)
     return caption_record(key, captions, image, options, raw.unused)
+
+
+def edit_record(folder: ImageFolder | None, options: SourceOptions, key: str, values: Mapping[str, Any]) -> Record:
+    """Returns the record of an edit: one or more input images, an instruction, and the edited image.
+
+    `folder` is the folder of image paths; None rejects paths.
+
+    Raises:
+      RejectedRecord: A field is missing or invalid, or there is no input image.
+    """
+    raw = RawRecord(values)
+    inputs = _as_list(raw.find(EDIT_INPUT_FIELDS))
+    if not inputs:
+        message = (
+            f"it has no {EDIT_INPUT_FIELDS[0]}; --source captions --task generation reads images without input images."
+        )
+        raise RejectedRecord(RejectReason.WRONG_TASK, message)
+    instruction = get_text(raw.get(field_names(options.text_field, EDIT_FIELDS)))
+    target = _single(raw.get(field_names(options.image_field, EDIT_OUTPUT_FIELDS)))
+    images = tuple(get_image(value, folder) for value in (*inputs, target))
+    return Record(key, Task.EDITING, text=instruction, images=images, unused=raw.unused)
 
 
 def get_captions(raw: RawRecord, options: SourceOptions) -> tuple[str, ...]:
@@ -115,14 +134,6 @@ def _single(value: Any) -> Any:
     if len(value) != 1:
         raise RejectedRecord(RejectReason.IMAGE_COUNT, f"it has {len(value)} images; a caption needs one.")
     return value[0]
-
-
-def _edit_record(folder: ImageFolder, options: SourceOptions, key: str, raw: RawRecord) -> Record:
-    instruction = get_text(raw.get(field_names(options.text_field, EDIT_FIELDS)))
-    inputs = _as_list(raw.get(EDIT_INPUT_FIELDS))
-    target = _single(raw.get(field_names(options.image_field, EDIT_OUTPUT_FIELDS)))
-    images = tuple(get_image(value, folder) for value in (*inputs, target))
-    return Record(key, Task.EDITING, text=instruction, images=images, unused=raw.unused)
 
 
 def chat_record(
@@ -327,5 +338,9 @@ def _as_list(value: Any) -> list[Any]:
 
 def _hint(raw: RawRecord, source: str) -> str:
     """Returns the end of a message that names the source for a raw record of another form."""
-    names = {"conversations": (*TURN_FIELDS, "query"), "captions": ("caption", "captions")}[source]
+    names = {
+        "conversations": (*TURN_FIELDS, "query"),
+        "captions": ("caption", "captions"),
+        "edits": EDIT_INPUT_FIELDS,
+    }[source]
     return f"; --source {source} reads these fields" if raw.has(names) else ""

@@ -1,0 +1,1 @@
+"""Example of a reward service: GenEval's rule with an object detector in PyTorch."""
