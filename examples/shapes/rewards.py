@@ -27,13 +27,13 @@ def held_out_prompts() -> list[dict[str, Any]]:
 @register_reward("shapes")
 @dataclass(frozen=True)
 class DetectorReward:
-    """Verdict of the dataset's detector: 1 for an image that is correct by the strict rule, 0 for a wrong image.
+    """Verdict of the dataset's detector: 1 for an image that is correct by the strict rule.
 
     Attributes:
-      additional: Reward of an image that meets all requirements and has additional objects.
+      additional: Reward of an image that meets all requirements and has additional objects. All other images have 0.
     """
 
-    additional: float = 0.3
+    additional: float = 0.0
 
     def __call__(
         self, prompts: Sequence[str], images: UInt8[np.ndarray, "B H W 3"], metadata: Sequence[Mapping[str, Any]]

@@ -1,6 +1,7 @@
 """Reinforcement learning of the small Janus, with the detector of the shapes dataset as reward.
 
-    janus-train --config examples/shapes/configs/grpo.py --workdir DIR
+    janus-train --config examples/shapes/configs/grpo.py --workdir DIR \\
+        --config.stages.stage_1.initialisation.model=examples/shapes/models/Janus-shapes
 
 docs/reinforcement_learning.md has the results. The prompts ask for combinations that occur in training. Images are
 sampled with the guidance scale and temperature of the evaluation, and the log-probabilities are those of this
@@ -12,7 +13,6 @@ from dataclasses import replace
 from ml_collections import ConfigDict
 
 from examples.shapes.configs import janus
-from examples.shapes.models import JANUS
 from janus_jax.rewards import RewardConfig
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
@@ -23,11 +23,11 @@ from janus_jax.training.stage_config import Initialisation, Stage
 STAGE = Stage(
     trained=("llm/*", "gen_adaptor/*", "gen_head/*"),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=5),
-    steps=200,
+    steps=150,
     batch_size=128,
     phases=(),
     precision=janus.STAGE_1.precision,
-    initialisation=Initialisation("model", model=str(JANUS)),
+    initialisation=Initialisation("model"),
     rl=PolicyOptimization(
         prompts="examples.shapes.rewards:training_prompts",
         held_out="examples.shapes.rewards:held_out_prompts",
@@ -44,7 +44,7 @@ STAGE = Stage(
 RECIPE = Recipe(
     (STAGE,),
     {},
-    intervals=Intervals(report=1, evaluate=50, sample=50, save=25),
+    intervals=Intervals(report=1, evaluate=50, sample=50, save=10),
     resources=replace(janus.RECIPE.resources, microbatches=2),
 )
 
