@@ -115,8 +115,12 @@ class PromptBatches:
         return int(self._orders[epoch][offset])
 
     def get_state(self) -> dict[str, Any]:
-        """Returns the number of batches read, and a digest of the prompts."""
-        return {"batch": self._next, "prompts": self._digest}
+        """Returns the position after the last batch."""
+        return self.position(self._next)
+
+    def position(self, number: int) -> dict[str, Any]:
+        """Returns the position before batch `number`."""
+        return {"batch": number, "prompts": self._digest}
 
     def set_state(self, state: dict[str, Any]) -> None:
         """Moves to a saved position.

@@ -20,7 +20,7 @@ from janus_jax.batch import Batch
 from janus_jax.config import Execution, JanusConfig, ModelConfig
 from janus_jax.config.execution import LayerLoop
 from janus_jax.coordination import gather
-from janus_jax.errors import JanusError
+from janus_jax.errors import JanusError, RewardUnavailable
 from janus_jax.generation.decode import repeat_prompts
 from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import bucket_length
@@ -77,9 +77,7 @@ class RolloutSampler:
     def model(self) -> Janus:
         """The network for sampling."""
         assert isinstance(self.config, JanusConfig)
-        layers: LayerLoop = "unrolled" if self.rl.rollout_params == "copied" else "scanned"
-        execution = Execution(self.execution.dtype, self.execution.dtype, self.execution.attention, layers=layers)
-        return Janus(self.config, execution)
+        return Janus(self.config, rollout_execution(self.execution, self.rl))
 
     def sampling_params(self, params: Params) -> Params:
         """Returns the parameters for sampling (`PolicyOptimization.rollout_params`)."""
@@ -98,10 +96,7 @@ class RolloutSampler:
 
         shardings = None
         if self.mesh is not None:
-            # Gathered along fsdp, because a decode step would gather every matrix for each token.
-            rules = [(name, "tensor" if axis == "tensor" else None) for name, axis in LOGICAL_RULES]
-            specs = nn.get_partition_spec(abstract_params(self.model))
-            shardings = nn.logical_to_mesh_sharding(specs, self.mesh, rules)
+            shardings = gathered_shardings(abstract_params(self.model), self.mesh)
         compiled = jax.jit(copy, out_shardings=shardings)
 
         def run(params: Params) -> Params:
@@ -149,6 +144,21 @@ class RolloutSampler:
             sequences = _with_images(batch, tokens, per_prompt, rl.sequences_per_image)
             rollout = Rollout(sequences, images)
             return rollout if self.mesh is None else _shard(self.mesh)(rollout)
+
+
+def rollout_execution(execution: Execution, rl: PolicyOptimization) -> Execution:
+    """Returns how the model is computed in rollouts, given how it is computed in training."""
+    layers: LayerLoop = "unrolled" if rl.rollout_params == "copied" else "scanned"
+    return Execution(execution.dtype, execution.dtype, execution.attention, layers=layers)
+
+
+def gathered_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Returns shardings of copied parameters, which `tensor` splits and `fsdp` does not.
+
+    With parameters that `fsdp` splits, a decode step would gather every matrix for each token.
+    """
+    rules = [(name, "tensor" if axis == "tensor" else None) for name, axis in LOGICAL_RULES]
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
 
 
 @functools.partial(jax.jit, static_argnames=("per_prompt", "per_image"))
@@ -199,11 +209,21 @@ def compute_rewards(
     per_prompt = len(images) // len(prompts)
     rows, local = local_images(images)
     chosen = [prompts[row // per_prompt] for row in rows]
-    found = rewards(texts(chosen), local, [prompt.metadata for prompt in chosen])
-    values = {"total": found.total, **{f"/{name}": value for name, value in found.by_source.items()}}
+    values: dict[str, Float[np.ndarray, " b"]] = {}
+    unavailable = ""
+    try:
+        found = rewards(texts(chosen), local, [prompt.metadata for prompt in chosen])
+        values = {"total": found.total, **{f"/{name}": value for name, value in found.by_source.items()}}
+    except RewardUnavailable as error:
+        unavailable = str(error)
     columns = {name: np.zeros(len(images), np.float32) for name in values}
     own = {"rows": rows.tolist(), "values": {name: value.tolist() for name, value in values.items()}}
-    for part in gather("rewards", own):
+    parts = gather("rewards", own | {"unavailable": unavailable})
+    for part in parts:
+        if part["unavailable"]:
+            # In all processes, which then save the state together.
+            raise RewardUnavailable(part["unavailable"])
+    for part in parts:
         for name, column in columns.items():
             column[part["rows"]] = part["values"][name]
     return RewardValues(columns.pop("total"), {name[1:]: column for name, column in columns.items()})

@@ -266,6 +266,7 @@ def policy_fields(
         "make_callbacks": lambda data: callbacks(),
         "counts": lambda batch, data: {"images": batch_size, "samples": batch_size},
         "facts": {"batch": size, "rewards": ", ".join(reward.curve for reward in rl.rewards)},
+        "position_before": lambda batch, data: data.position(batch.number),
         "progress_metrics": ("reward", "kl"),
         # That of the first update of the step.
         "learning_rate": lambda number: schedule(number * rl.updates),

@@ -1,9 +1,6 @@
 """A recipe of policy optimization with the tiny model, and its prompts and rewards. `get_config` is for commands."""
 
-import os
-import time
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 
@@ -63,10 +60,3 @@ def recipe(**settings):
 def get_config():
     """Returns the recipe as a config, with two updates per step and rollouts in two parts."""
     return to_config(recipe(minibatches=2, rollout_size=8, log_probs="guided"))
-
-
-def wait_for_kill(marker):
-    """Creates a file and sleeps, if the environment variable MARKER names this file."""
-    if os.environ.get("MARKER") == marker:
-        Path(os.environ["MARKER_FOLDER"], marker).touch()
-        time.sleep(600)

@@ -10,7 +10,7 @@ import pytest
 from flax.traverse_util import flatten_dict
 from PIL import Image
 
-from janus_jax.errors import JanusError, Preempted
+from janus_jax.errors import JanusError, Preempted, RewardUnavailable
 from janus_jax.processing import Processor
 from janus_jax.rewards import RewardConfig, RewardValues
 from janus_jax.training.lora import Lora
@@ -122,6 +122,29 @@ def test_the_reward_rises(tmp_path):
     runs.run(recipe, tmp_path)
     rewards = [line["reward"] for line in logged(tmp_path, "reward")]
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05
+
+
+@pytest.mark.slow
+def test_a_dead_service_loses_no_step(tmp_path, monkeypatch):
+    """The service dies in step 2, and no checkpoint is due before step 4."""
+    calls = 0
+
+    def dying(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise RewardUnavailable("The service at http://host does not answer.")
+        return recipes.brightness(*arguments)
+
+    monkeypatch.setattr(recipes, "dying", dying, raising=False)
+    recipe = recipes.recipe(rewards=(RewardConfig("tests.training.rl.recipes:dying", label="brightness"),))
+    recipe = replace(recipe, intervals=replace(recipe.intervals, save=0))
+    with pytest.raises(RewardUnavailable):
+        runs.run(recipe, tmp_path)
+    assert [path.name for path in (tmp_path / "stage_1" / "checkpoints").iterdir()] == ["1"]
+    workdir, state = finished("one update")
+    assert_equal(runs.run(recipe, tmp_path), state)
+    assert logged(tmp_path, *NAMES) == logged(workdir, *NAMES)
 
 
 def sampler(mesh=None, **settings):
