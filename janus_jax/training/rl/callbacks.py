@@ -57,6 +57,8 @@ class RolloutPictures(Callback):
             for word, row in zip(("best", "worst"), (ranked[0], ranked[-1]) if ranked else (), strict=False):
                 shown.append(images[row])
                 captions.append(f"{word}, reward {total[row]:.3g}: {prompt.text}")
+        if not shown:
+            return
         run.writer.images(run.step, "rollouts", shown, captions)
         rows_of_sheet = [np.concatenate(shown[i : i + 2], axis=1) for i in range(0, len(shown), 2)]
         folder = self._folder / f"step_{run.step}"
