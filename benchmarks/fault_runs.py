@@ -2,16 +2,17 @@
 
 import json
 import os
-import signal
-import socket
 import subprocess
 import sys
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
-from benchmarks.fault_injection import Fault
+from benchmarks.fault_injection import BUCKET_KINDS, Fault
+from janus_jax.training.checkpoint_files import finished_steps
+from tests.bucket_server import BucketServer
 
 TIMEOUT = 600.0  # seconds until a run counts as hanging
 
@@ -25,65 +26,87 @@ class Ended:
     log: str
 
 
-def run_cluster(
-    arguments: Sequence[str], count: int, logs: Path, *, fault: Fault | None = None, timeout: float = TIMEOUT
-) -> list[Ended]:
-    """Runs `janus-train --distributed` in several processes with one device each until all have ended.
+class Cluster:
+    """Context manager that runs `janus-train --distributed` in several processes with one device each.
 
-    A process that is stopped is killed when all others have ended.
+    The processes are forks of one that has imported the packages (`benchmarks.fault_injection`).
 
     Args:
-      arguments: Arguments of the command.
       count: Number of processes.
-      logs: Folder for the output.
-      fault: Fault of one of the processes.
-      timeout: Seconds after which all processes are killed.
     """
-    logs.mkdir(parents=True, exist_ok=True)
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        address = f"localhost:{free.getsockname()[1]}"
-    variables = {
-        "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
-        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1",
-        "JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS": "0",
-        "JAX_COORDINATOR_ADDRESS": address,
-        "JAX_NUM_PROCESSES": str(count),
-    }
-    if fault is not None:
-        variables["JANUS_FAULT"] = json.dumps(asdict(fault))
-    command = [sys.executable, "-m", "benchmarks.fault_injection", "--distributed", *arguments]
-    files = [logs / f"process_{index}.log" for index in range(count)]
-    processes = []
-    for index, file in enumerate(files):
-        with file.open("w") as log:
-            environment = os.environ | variables | {"JAX_PROCESS_ID": str(index)}
-            processes.append(
-                subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=_restore_signals)
-            )
-    ends: dict[int, float] = {}
-    deadline = time.time() + timeout
-    try:
-        while len(ends) < count and time.time() < deadline:
-            for index, process in enumerate(processes):
-                if index not in ends and process.poll() is not None:
-                    ends[index] = time.time()
-            if fault is not None and fault.kind == "stop" and len(ends) == count - 1:
-                break
-            time.sleep(0.05)
-    finally:
-        for process in processes:
-            process.kill()
-            process.wait()
-    return [
-        Ended(process.returncode, ends.get(index, time.time()), file.read_text(errors="replace"))
-        for index, (process, file) in enumerate(zip(processes, files, strict=True))
-    ]
 
+    def __init__(self, count: int) -> None:
+        self._count = count
+        variables = {
+            "PYTHONPATH": os.pathsep.join([str(Path(__file__).parents[1]), *sys.path]),
+            "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count=1",
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "JAX_NUM_PROCESSES": str(count),
+        }
+        self._server = subprocess.Popen(
+            [sys.executable, "-m", "benchmarks.fault_injection"],
+            env=os.environ | variables,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
 
-def _restore_signals() -> None:
-    # A background shell ignores SIGINT, and its children inherit this.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._server.stdin.close()  # type: ignore[union-attr]
+        self._server.wait()
+
+    def run(
+        self,
+        arguments: Sequence[str],
+        logs: Path,
+        *,
+        fault: Fault | None = None,
+        bucket: BucketServer | None = None,
+        timeout: float = TIMEOUT,
+    ) -> list[Ended]:
+        """Runs the command until all processes have ended.
+
+        A process that is stopped is killed when all others have ended.
+
+        Args:
+          arguments: Arguments of the command.
+          logs: Folder for the output.
+          fault: Fault of one of the processes.
+          bucket: Server of the bucket, for faults of a bucket. After the fault, it answers the process with errors.
+          timeout: Seconds after which all processes are killed.
+        """
+        variables: list[dict[str, str]] = [{} for _ in range(self._count)]
+        if fault is not None and fault.kind in BUCKET_KINDS and bucket is not None:
+            with bucket.door(fails_if=Path(fault.mark).exists) as variables[fault.process]:
+                return self._run(arguments, logs, fault, variables, timeout)
+        return self._run(arguments, logs, fault, variables, timeout)
+
+    def _run(
+        self,
+        arguments: Sequence[str],
+        logs: Path,
+        fault: Fault | None,
+        variables: Sequence[Mapping[str, str]],
+        timeout: float,
+    ) -> list[Ended]:
+        logs.mkdir(parents=True, exist_ok=True)
+        files = [logs / f"process_{index}.log" for index in range(self._count)]
+        job: dict[str, Any] = {
+            "arguments": list(arguments),
+            "logs": list(map(str, files)),
+            "environments": list(variables),
+            "fault": asdict(fault) if fault else None,
+            "timeout": timeout,
+        }
+        self._server.stdin.write(json.dumps(job) + "\n")  # type: ignore[union-attr]
+        self._server.stdin.flush()  # type: ignore[union-attr]
+        ends = json.loads(self._server.stdout.readline())  # type: ignore[union-attr]
+        return [
+            Ended(code, time, file.read_text(errors="replace")) for (code, time), file in zip(ends, files, strict=True)
+        ]
 
 
 def steps_logged(workdir: Path) -> dict[int, float]:
@@ -95,12 +118,10 @@ def steps_logged(workdir: Path) -> dict[int, float]:
 
 def newest_checkpoint(workdir: Path) -> int:
     """Returns the step of the newest complete checkpoint of stage 1; 0 for none."""
-    folder = workdir / "stage_1" / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    return max((int(name) for name in names if name.isdecimal()), default=0)
+    return max(finished_steps(workdir / "stage_1" / "checkpoints"), default=0)
 
 
-def is_named(fault: Fault, ends: Sequence[Ended], count: int) -> bool:
+def is_named(fault: Fault, ends: Sequence[Ended]) -> bool:
     """Returns whether the log of a process that did not fail names the process that did."""
     logs = " ".join(end.log for index, end in enumerate(ends) if index != fault.process)
     own = ends[fault.process].log

@@ -22,6 +22,7 @@ from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.layout import Layout, MappedParameter, Shapes
 from checkpoints_convert.parameters import PARTS, Config, Parameter, layer_by_layer, model_parameters
 from checkpoints_convert.parts import PART_LAYOUTS
+from checkpoints_convert.quantized import read_quantization
 from checkpoints_convert.tensor_files import find_weights, open_tensors
 from janus_jax.config import (
     PRESETS,
@@ -29,6 +30,8 @@ from janus_jax.config import (
     JanusConfig,
     JanusFlowConfig,
     ModelConfig,
+    Quantization,
+    StoredQuantization,
     VAEConfig,
     config_from_dict,
 )
@@ -74,6 +77,7 @@ class Checkpoint(ABC):
         `image_token_id`, `tied` (whether the output head is the embedding table), and `dtypes`, the dtype by name of
         each tensor that has a narrower dtype than its parameter.
       adapter: LoRA adapter that `read` and `params` merge into the parameters; None for none.
+      quantization: Format of the weights of 8 bits, or "none".
     """
 
     path: Path
@@ -81,6 +85,7 @@ class Checkpoint(ABC):
     config: Config
     metadata: Mapping[str, Any]
     adapter: Adapter | None = field(default=None, kw_only=True)
+    quantization: StoredQuantization = field(default="none", kw_only=True)
 
     @property
     def folder(self) -> Path:
@@ -104,7 +109,34 @@ class Checkpoint(ABC):
     @property
     def parameters(self) -> tuple[Parameter, ...]:
         """All parameters that the checkpoint holds."""
-        return model_parameters(self.config)
+        return model_parameters(self.config, self.quantization)
+
+    def check_unquantized(self, purpose: str) -> None:
+        """Checks that the weights have not been quantized.
+
+        Raises:
+          JanusError: They have 8 bits. The message names the purpose for which they do not suffice.
+        """
+        if self.quantization != "none":
+            raise JanusError(
+                f"{self.path} has weights of 8 bits ({self.quantization}), which are for sampling only; {purpose} "
+                f"needs the checkpoint that they were made from."
+            )
+
+    def sampling_quantization(self, requested: Quantization) -> Quantization:
+        """Returns the quantization of a model that samples: the requested one, or that of the checkpoint if "none".
+
+        Raises:
+          JanusError: The checkpoint stores other weights of 8 bits than the request needs.
+        """
+        if self.quantization == "none" or requested.removesuffix("_dynamic") == self.quantization:
+            return requested
+        if requested != "none":
+            raise JanusError(
+                f"{self.path} has weights of 8 bits in the format {self.quantization}, and quantization is "
+                f"{requested!r}; leave it out, or give the checkpoint that they were made from."
+            )
+        return self.quantization
 
     def params(
         self, dtype: np.dtype | str | None = None, parts: Collection[str] | None = None
@@ -115,7 +147,8 @@ class Checkpoint(ABC):
         that need neither a cast nor a transposition are views of the memory-mapped files.
 
         Args:
-          dtype: Dtype of the arrays. None: for each parameter, the dtype that `dtypes` returns.
+          dtype: Dtype of the arrays. None: for each parameter, the dtype that `dtypes` returns. Quantized weights and
+            their scales keep their dtypes.
           parts: First keys of the parameters to read; None for all.
 
         Yields:
@@ -126,7 +159,7 @@ class Checkpoint(ABC):
         for parameter, layer in layer_by_layer(self.parameters):
             if parts is None or parameter.keys[0] in parts:
                 # Not assigned to a variable, which would hold this array while the next one is read.
-                target = dtypes.get(parameter.path, wanted)
+                target = parameter.dtype or dtypes.get(parameter.path, wanted)
                 yield parameter.keys, layer, self.read(parameter, layer).astype(target, copy=False)
 
     @abstractmethod
@@ -257,6 +290,7 @@ def open_checkpoint(
         path = hub.local_path(opened.base)
     checkpoint = _open(path, conversation, vae)
     if opened is not None:
+        checkpoint.check_unquantized("merging an adapter")
         opened.check(checkpoint.parameters)
     return replace(checkpoint, adapter=opened)
 
@@ -291,6 +325,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
     shapes = {name: tensor.shape for name, tensor in tensors.items()}
     config_source = file if json.values else path
     with reading(config_source), prefix_errors(config_source):
+        quantization = read_quantization(json)
         layout = _detect_layout(path, json, shapes)
         config: Config = layout.read_config(json, shapes)
     tensors = {layout.current_name(name): tensor for name, tensor in tensors.items()}
@@ -307,7 +342,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         tensors = layout.with_tied(tensors)
     unused = [name for name in tensors if layout.is_unused(name)]
     with reading(config_source), prefix_errors(config_source):
-        parameters = model_parameters(config)
+        parameters = model_parameters(config, quantization)
     mapped = layout.map(parameters)
     layout.check(mapped, {name: tensor for name, tensor in tensors.items() if name not in unused}, str(path))
     metadata: dict[str, Any] = {
@@ -319,7 +354,7 @@ def _open_torch(path: Path, conversation: ConversationStyle | None, vae: StrPath
         metadata["tied"] = True
     if image_token_id := json.get("image_token_id", 0):
         metadata["image_token_id"] = image_token_id
-    return TorchCheckpoint(path, layout.name, config, metadata, mapped, tensors, unused)
+    return TorchCheckpoint(path, layout.name, config, metadata, mapped, tensors, unused, quantization=quantization)
 
 
 def _without_wrappers(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

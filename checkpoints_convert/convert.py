@@ -35,9 +35,17 @@ from checkpoints_convert.diffusers_vae import WEIGHTS_STEM, vae_to_json
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.layout import Layout, MappedParameter
 from checkpoints_convert.parameters import Config, Parameter, Shape, model_parameters
+from checkpoints_convert.quantized import quantization_entry, quantized
 from checkpoints_convert.safetensors_writer import SafetensorsWriter
 from janus_jax.buckets import as_path
-from janus_jax.config import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, SiglipConfig
+from janus_jax.config import (
+    ConversationStyle,
+    JanusConfig,
+    JanusFlowConfig,
+    ModelConfig,
+    SiglipConfig,
+    StoredQuantization,
+)
 from janus_jax.errors import JanusError
 from janus_jax.files import prefix_errors, reading
 from janus_jax.progress import progress_bar
@@ -93,9 +101,10 @@ class Summary:
 def convert(
     source: StrPath,
     target: StrPath,
-    layout: LayoutName = "orbax",
+    layout: LayoutName | None = None,
     *,
     dtype: StoredDtype = "keep",
+    quantization: StoredQuantization = "none",
     conversation: ConversationStyle | None = None,
     vae: StrPath | None = None,
     shard_bytes: int = SHARD_BYTES,
@@ -106,8 +115,10 @@ def convert(
     Args:
       source: Folder in any layout. A single part of a model can only be converted to "orbax".
       target: Folder to create. It exists only when it is complete.
-      layout: Layout of the target.
+      layout: Layout of the target. None: "orbax", or "released" with quantization.
       dtype: Dtype of the stored parameters. "keep" keeps the dtype of every tensor, so that converting back is exact.
+      quantization: Stores the matrices of the language model, its text head and SigLIP in 8 bits
+        (`Execution.quantization`). The target is for sampling only. It has one of PyTorch's layouts.
       conversation: See `open_checkpoint`.
       vae: See `open_checkpoint`.
       shard_bytes: Largest size of one weight file in bytes.
@@ -118,18 +129,40 @@ def convert(
         written, or an option has an invalid value.
     """
     start = time.monotonic()
-    for flag, value, allowed in (("dtype", dtype, get_args(StoredDtype)), ("layout", layout, get_args(LayoutName))):
-        if value not in allowed:
-            raise JanusError(f"--{flag} is {value!r}; it must be one of {', '.join(allowed)}.")
+    layout = default_layout(quantization) if layout is None else layout
+    options = {
+        "dtype": (dtype, StoredDtype),
+        "layout": (layout, LayoutName),
+        "quantization": (quantization, StoredQuantization),
+    }
+    for flag, (value, allowed) in options.items():
+        if value not in get_args(allowed):
+            raise JanusError(f"--{flag} is {value!r}; it must be one of {', '.join(get_args(allowed))}.")
+    if quantization != "none" and layout == ORBAX:
+        raise JanusError("Weights of 8 bits are not stored in the layout orbax; use --layout released or transformers.")
     checkpoint = open_checkpoint(source, conversation, vae)
+    checkpoint.check_unquantized("conversion")
     wanted = None if dtype == "keep" else numpy_dtype(dtype)
     if layout == ORBAX:
         if not isinstance(checkpoint, TorchCheckpoint):
             raise JanusError(f"{source} is converted already; give the checkpoint that it was converted from.")
         summary = _to_orbax(checkpoint, as_path(target), wanted, progress)
     else:
-        summary = _to_torch(checkpoint, as_path(target), layout, wanted, shard_bytes=shard_bytes, progress=progress)
+        summary = _to_torch(
+            checkpoint,
+            as_path(target),
+            layout,
+            wanted,
+            quantization=quantization,
+            shard_bytes=shard_bytes,
+            progress=progress,
+        )
     return Summary(*summary, time.monotonic() - start)
+
+
+def default_layout(quantization: StoredQuantization) -> LayoutName:
+    """Returns the layout that `convert` writes by default."""
+    return "orbax" if quantization == "none" else "released"
 
 
 def save_checkpoint(
@@ -138,6 +171,7 @@ def save_checkpoint(
     config: Config,
     *,
     sidecars_from: StrPath | None = None,
+    processor_fields: Mapping[str, Any] | None = None,
     progress: bool = False,
 ) -> None:
     """Writes a parameter tree to a folder in the Orbax layout.
@@ -147,6 +181,7 @@ def save_checkpoint(
       params: Nested dicts of numpy arrays or fully addressable jax arrays, with stacked blocks.
       config: Config of the model, or of the only part in `params`.
       sidecars_from: Folder to copy tokenizer and processor files from.
+      processor_fields: Fields of processor_config.json that replace those of the copied file.
       progress: Whether to show a progress bar on stderr.
 
     Raises:
@@ -167,6 +202,9 @@ def save_checkpoint(
     with atomic_folder(as_path(target)) as folder:
         _write_params(folder, parameters, dtypes, read, progress=progress)
         copied = [] if sidecars_from is None else sidecars.copy_sidecars(as_path(sidecars_from), folder)
+        if processor_fields:
+            sidecars.set_processor_fields(folder, processor_fields)
+            copied = [*dict.fromkeys([*copied, sidecars.PROCESSOR])]
         _write_config(folder, config, _main_dtype(dtypes, parameters), {"files": copied})
 
 
@@ -265,6 +303,7 @@ def _to_torch(
     layout_name: str,
     dtype: np.dtype | None,
     *,
+    quantization: StoredQuantization,
     shard_bytes: int,
     progress: bool,
 ) -> tuple[str, int, int, int, tuple[str, ...]]:
@@ -275,7 +314,7 @@ def _to_torch(
             f"The {layout_name} layout does not support {type(config).__name__.removesuffix('Config')} models such as "
             f"{config.name}; use --layout released."
         )
-    mapped, dtypes = layout.map(checkpoint.parameters), checkpoint.dtypes()
+    mapped, dtypes = layout.map(model_parameters(config, quantization)), checkpoint.dtypes()
     main = _main_dtype(dtypes, checkpoint.parameters) if dtype is None else dtype.name
     specs = _tensor_specs(checkpoint, mapped, dtypes, dtype)
     same_layout = checkpoint.metadata.get("layout") == layout_name
@@ -284,8 +323,9 @@ def _to_torch(
         unused = {name: np.zeros(shape, numpy_dtype(main)) for name, shape in shapes.items()}
         notes.append(f"{len(unused)} tensors that released files hold, but that no network uses, are zeros.")
     specs |= {name: (tensor.shape, tensor.dtype) for name, tensor in unused.items()}
-    json = layout.write_config(config, main, _image_token_id(checkpoint))
-    if _is_tied(checkpoint):
+    json = layout.write_config(config, main, _image_token_id(checkpoint)) | quantization_entry(quantization)
+    # The head is quantized, the embedding table is not.
+    if quantization == "none" and _is_tied(checkpoint):
         mapped = [one for one in mapped if one.parameter.path != _HEAD]
         specs = {name: spec for name, spec in specs.items() if name not in layout.tied}
         for part in (json, *(json[name] for name in ("language_config", "text_config") if name in json)):
@@ -301,9 +341,9 @@ def _to_torch(
                     write(name, array)
                     report(array.size * specs[name][1].itemsize)
 
-            for one in mapped:
-                # The array is freed when the call returns, before the next one is read.
-                write_all(one.write(checkpoint.read(one.parameter, one.layer)))
+            for one, array in quantized(mapped, checkpoint.read):
+                write_all(one.write(array))
+                del array  # Freed before the next one is read.
             write_all(unused.items())
         write_json(folder / "config.json", json)
         if same_layout:
@@ -311,7 +351,7 @@ def _to_torch(
         else:
             sidecars.copy_sidecars(checkpoint.folder, folder, sidecars.TOKENIZER_FILES)
             _WRITE_SIDECARS[layout_name](folder, config)
-            sidecars.copy_system_prompt(checkpoint.folder, folder)
+            sidecars.copy_own_fields(checkpoint.folder, folder)
     parameters = sum(parameter.size for parameter in checkpoint.parameters)
     return layout_name, len(specs), parameters, num_bytes, tuple(notes)
 
@@ -336,7 +376,10 @@ def _tensor_specs(
         narrower = JsonObject(checkpoint.metadata, "source").object("dtypes").values
         kept = {name: numpy_dtype(kind) for name, kind in narrower.items()}
     return {
-        tensor.name: (tensor.shape, dtype or kept.get(tensor.name, dtypes[one.parameter.path]))
+        tensor.name: (
+            tensor.shape,
+            one.parameter.dtype or dtype or kept.get(tensor.name) or dtypes[one.parameter.path],
+        )
         for one in mapped
         for tensor in one.tensors
     }

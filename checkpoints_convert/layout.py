@@ -12,9 +12,12 @@ import numpy as np
 
 from checkpoints_convert.json_object import JsonObject
 from checkpoints_convert.parameters import Parameter, Shape, layer_by_layer
+from janus_jax.config import WEIGHT_SCALE
 from janus_jax.errors import JanusError
 
 _SUFFIXES = {"kernel": "weight", "weight": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"}
+_SUFFIXES |= {WEIGHT_SCALE: WEIGHT_SCALE}
+_SCALE_SUFFIX = WEIGHT_SCALE.removeprefix("weight")
 _DEFAULT_PATTERNS = {1: "a -> a", 2: "a b -> a b", 4: "h w i o -> o i h w"}
 """Default pattern by number of axes. Files store the output channels of convolution kernels first."""
 
@@ -54,6 +57,14 @@ class Rearrangement:
         return array.transpose([names.index(name) for name in order]).reshape(self.file_shape(array.shape))
 
 
+def _scale_pattern(pattern: str, num_outputs: int) -> str:
+    """Returns the pattern of a weight's scales. They have the first `num_outputs` axes of the weight."""
+    names, groups = _axes(pattern)
+    outputs = names[:num_outputs]
+    kept = [" ".join(name for name in group if name in outputs) for group in groups]
+    return f"{' '.join(outputs)} -> {' '.join(f'({group})' for group in kept if group)}"
+
+
 @functools.cache
 def _axes(pattern: str) -> tuple[list[str], list[list[str]]]:
     parameter, file = pattern.split("->")
@@ -79,7 +90,8 @@ Table = Mapping[str, str | Tensor]
 
 If the value is a `Tensor`, the key is the path of a parameter. If the value is a string, the key is the path of a
 module, and the string is the name of the module in the file. The file calls the module's `kernel`, `weight`, `scale` or
-`embedding` "weight" and stores it with the default pattern.
+`embedding` "weight" and stores it with the default pattern. The scales of a quantized weight are in a tensor with the
+name of the weight's tensor and the suffix "_scale".
 
 In a key, `{x}` matches any component of a path. In a name, `{x}` is replaced by that component, and `{layer}` by the
 layer of a stacked parameter. The first matching key is used.
@@ -189,17 +201,20 @@ class Layout:
 
     def _tensors(self, parameter: Parameter, layer: int | None) -> tuple[FileTensor, ...]:
         module, _, last = parameter.path.rpartition("/")
+        # The entry of a weight is also that of its scales.
+        path, suffix = (f"{module}/weight", _SCALE_SUFFIX) if last == WEIGHT_SCALE else (parameter.path, "")
         for key, entry in self._patterns:
-            match = key.fullmatch(parameter.path if isinstance(entry, Tensor) else module)
+            match = key.fullmatch(path if isinstance(entry, Tensor) else module)
             if not match:
                 continue
             if isinstance(entry, str):
-                entry = Tensor(f"{entry}.{_SUFFIXES[last]}", _DEFAULT_PATTERNS[len(parameter.shape)])
-            rearrangement, names = Rearrangement(entry.pattern), entry.name
+                entry, suffix = Tensor(f"{entry}.{_SUFFIXES[last]}", _DEFAULT_PATTERNS[len(parameter.shape)]), ""
+            names, pattern = entry.name, entry.pattern
             shape = parameter.shape if isinstance(names, str) else parameter.shape[1:]
+            rearrangement = Rearrangement(_scale_pattern(pattern, len(shape)) if suffix else pattern)
             file_shape, fields = rearrangement.file_shape(shape), {**match.groupdict(), "layer": layer}
             names = (names,) if isinstance(names, str) else names
-            return tuple(FileTensor(name.format(**fields), file_shape, rearrangement) for name in names)
+            return tuple(FileTensor(name.format(**fields) + suffix, file_shape, rearrangement) for name in names)
         raise LookupError(f"The {self.name} layout has no name for {parameter.path}; add it to the layout's table.")
 
     def with_tied(self, tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -211,25 +226,34 @@ class Layout:
         """Checks that a checkpoint has the tensors of the model.
 
         Raises:
-          JanusError: Tensors are missing, surplus, misshapen, or not floating-point. One message lists all of them.
+          JanusError: Tensors are missing, surplus, misshapen or of a wrong dtype. One message lists all of them.
         """
+        dtypes = {tensor.name: one.parameter.dtype for one in mapped for tensor in one.tensors}
         expected = {tensor.name: tensor.shape for one in mapped for tensor in one.tensors}
         missing = [name for name in expected if name not in tensors]
         surplus = [name for name in tensors if name not in expected]
         misshapen = [n for n, shape in expected.items() if n in tensors and tensors[n].shape != shape]
-        # The floating-point types of ml_dtypes have numpy's kind "V".
-        integers = [n for n in expected if n in tensors and tensors[n].dtype.kind not in "fV"]
+        present = {name: tensors[name].dtype for name in expected if name in tensors}
+        integers = [n for n, dtype in present.items() if dtypes[n] is None and not _is_floating(dtype)]
+        wrong = [n for n, dtype in present.items() if dtypes[n] not in (None, dtype)]
         mismatches = [
             _list("missing", missing, lambda n: f"{n}{_nearest(n, surplus)}"),
             _list("surplus", surplus, lambda n: f"{n}{_nearest(n, missing)}"),
             _list("misshapen", misshapen, lambda n: f"{n} is {list(tensors[n].shape)}, not {list(expected[n])}"),
-            _list("not floating-point", integers, lambda n: f"{n} is {tensors[n].dtype}"),
+            _list("not floating-point of 16 bits or more", integers, lambda n: f"{n} is {tensors[n].dtype}"),
+            _list("of another dtype", wrong, lambda n: f"{n} is {tensors[n].dtype}, not {dtypes[n]}"),
         ]
         if found := [mismatch for mismatch in mismatches if mismatch]:
             raise JanusError(
                 f"{where} does not hold the model that its config describes, in the {self.name} layout: "
                 f"{'; '.join(found)}. Check that config and weights belong together and that no file is missing."
             )
+
+
+def _is_floating(dtype: np.dtype) -> bool:
+    """Returns whether a dtype is a floating-point type of at least 16 bits. Narrower ones need scales."""
+    # The floating-point types of ml_dtypes have numpy's kind "V".
+    return dtype.kind in "fV" and dtype.itemsize > 1
 
 
 def _nearest(name: str, others: list[str]) -> str:

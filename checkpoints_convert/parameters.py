@@ -11,10 +11,15 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from janus_jax.config import (
+    WEIGHT_SCALE,
+    Execution,
     LlamaConfig,
     ModelConfig,
     SiglipConfig,
+    StoredQuantization,
     VAEConfig,
     VQConfig,
     flow_preset,
@@ -42,11 +47,13 @@ class Parameter:
       path: Keys from the root, joined by "/".
       shape: Shape of one layer if the parameter is stacked, else of the whole array.
       layers: Number of stacked layers (the leading axis in the tree); None if the parameter is not stacked.
+      dtype: Dtype that every checkpoint stores, of a quantized weight and its scales. None: any floating-point dtype.
     """
 
     path: str
     shape: Shape
     layers: int | None = None
+    dtype: np.dtype | None = None
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -66,9 +73,9 @@ class Parameter:
 
 
 @functools.lru_cache(maxsize=8)
-def model_parameters(config: Config) -> tuple[Parameter, ...]:
+def model_parameters(config: Config, quantization: StoredQuantization = "none") -> tuple[Parameter, ...]:
     """Returns the parameters of a model, or of one part. Paths start with the key of the part."""
-    return tree_parameters(_abstract_tree(config))
+    return tree_parameters(_abstract_tree(config, Execution(quantization=quantization)))
 
 
 def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
@@ -82,17 +89,19 @@ def tree_parameters(tree: Any) -> tuple[Parameter, ...]:
     leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=lambda leaf: isinstance(leaf, nn.Partitioned))
     parameters = []
     for keys, leaf in leaves:
-        path, shape, is_stacked = "/".join(key.key for key in keys), leaf.value.shape, leaf.names[:1] == ("layers",)
-        parameters.append(Parameter(path, shape[1:], shape[0]) if is_stacked else Parameter(path, shape))
+        path, shape, dtype = "/".join(key.key for key in keys), leaf.value.shape, np.dtype(leaf.value.dtype)
+        fixed = dtype if dtype.itemsize == 1 or keys[-1].key == WEIGHT_SCALE else None
+        layers, shape = (shape[0], shape[1:]) if leaf.names[:1] == ("layers",) else (None, shape)
+        parameters.append(Parameter(path, shape, layers, fixed))
     return tuple(parameters)
 
 
-def _abstract_tree(config: Config) -> Any:
+def _abstract_tree(config: Config, execution: Execution) -> Any:
     # jax takes a second to import.
     from janus_jax.models.factory import abstract_params, make_model
 
     if isinstance(config, ModelConfig):
-        return abstract_params(make_model(config))
+        return abstract_params(make_model(config, execution))
     # The parameters of a part do not depend on the other parts, so the part is put into a small model.
     part = next(name for name, kind in PARTS.items() if isinstance(config, kind))
     model: ModelConfig = janus_preset("tiny")
@@ -100,7 +109,7 @@ def _abstract_tree(config: Config) -> Any:
         flow = flow_preset("tiny_flow")
         model = replace(flow, gen_encoder=replace(flow.gen_encoder, latent_channels=config.latent_channels), vae=None)
     fields: dict[str, Any] = {part: config}
-    return {part: abstract_params(make_model(replace(model, **fields)))[part]}
+    return {part: abstract_params(make_model(replace(model, **fields), execution))[part]}
 
 
 def layer_by_layer(parameters: Iterable[Parameter]) -> Iterator[tuple[Parameter, int | None]]:

@@ -16,8 +16,8 @@ TOKENIZER_FILES = (
     "added_tokens.json",
 )
 PROCESSOR = "processor_config.json"
-_SYSTEM_PROMPT = "system_prompt"
-"""Field of processor_config.json that only janus_jax uses."""
+_OWN_FIELDS = ("system_prompt", "interleaved_features")
+"""Fields of processor_config.json that only janus_jax uses."""
 PROCESSOR_FILES = (
     "preprocessor_config.json",
     PROCESSOR,
@@ -61,12 +61,16 @@ def copy_sidecars(source: Path, target: Path, names: tuple[str, ...] = TOKENIZER
     return found
 
 
-def copy_system_prompt(source: Path, target: Path) -> None:
-    """Copies the system prompt from the source's to the target's processor_config.json, if the source has one."""
-    own = read_json_if_exists(source / PROCESSOR)
-    if _SYSTEM_PROMPT in own:
-        file = target / PROCESSOR
-        write_json(file, {**read_json(file), _SYSTEM_PROMPT: own[_SYSTEM_PROMPT]})
+def copy_own_fields(source: Path, target: Path) -> None:
+    """Copies the fields that only janus_jax uses from the source's to the target's processor_config.json."""
+    content = read_json_if_exists(source / PROCESSOR)
+    if own := {name: content[name] for name in _OWN_FIELDS if name in content}:
+        set_processor_fields(target, own)
+
+
+def set_processor_fields(folder: Path, fields: Mapping[str, Any]) -> None:
+    """Sets fields of processor_config.json."""
+    write_json(folder / PROCESSOR, {**read_json_if_exists(folder / PROCESSOR), **fields})
 
 
 def token_ids(folder: Path) -> dict[str, int]:

@@ -36,7 +36,8 @@ _handlers: list[Any] = []  # Functions that C code calls.
 
 def is_joined() -> bool:
     """Returns whether this process has joined a cluster of several processes."""
-    return _state().client is not None and _state().num_processes > 1
+    # Commands without jax have not.
+    return "jax" in sys.modules and _state().client is not None and _state().num_processes > 1
 
 
 def process_count() -> int:

@@ -14,8 +14,8 @@ class ExitCode(enum.IntEnum):
       INTERNAL_ERROR: Unexpected exception, printed with its traceback.
       USER_ERROR: Invalid input. The same command fails again.
       DIVERGED: Training has failed: the loss or the gradient is not finite.
-      STORAGE_UNAVAILABLE: A bucket or a reward service has not answered for minutes. Everything saved before is
-        intact: run the command again later. The value is EX_UNAVAILABLE of sysexits.h.
+      STORAGE_UNAVAILABLE: A bucket or a reward service has not answered for minutes, or a disk fails. Everything saved
+        before is intact: run the command again later. The value is EX_UNAVAILABLE of sysexits.h.
       DISK_FULL: A disk is full. Everything saved before is intact: free some space and run the command again.
       PREEMPTED: The machine was preempted and everything is saved, or some processes of a cluster did not join in
         time. Run the command again. The value is EX_TEMPFAIL of sysexits.h.
@@ -77,7 +77,7 @@ class StorageFull(RunStopped):
 
 
 class StorageUnavailable(RunStopped):
-    """A bucket does not answer. Everything saved before is intact, and the same command continues the run."""
+    """A bucket or disk fails. Everything saved before is intact, and the same command continues the run."""
 
     exit_code = ExitCode.STORAGE_UNAVAILABLE
 

@@ -8,6 +8,7 @@ import json
 import logging
 import os
 import platform
+import re
 import shutil
 import sys
 import tempfile
@@ -18,10 +19,16 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.buckets import bucket_errors, check_bucket, is_remote, is_unavailable, upload_folder, write_object
-from janus_jax.errors import JanusError, RunStopped, StorageFull
+from janus_jax.errors import JanusError, RunStopped, StorageFull, StorageUnavailable
+
+CHECK_DISK = "what was saved before is intact, check the disk or its mount, and repeat the command."
+"""Advice in the messages about failed disks."""
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _FULL_MESSAGES = tuple(os.strerror(number) for number in _FULL)
+_QUOTED_PATH = re.compile(r"[\"'`](/[^\"'`]+)[\"'`]")
+_FAILED = (errno.EIO, errno.ENODEV, errno.ENOTCONN, errno.ENXIO, errno.EREMOTEIO, errno.ESTALE, errno.ETIMEDOUT)
+_FAILED_MESSAGES = tuple(os.strerror(number) for number in (errno.EIO, errno.ENODEV, errno.EREMOTEIO, errno.ESTALE))
 _USER_ERRORS = (
     errno.EACCES,
     errno.EEXIST,
@@ -43,8 +50,26 @@ def is_disk_full(error: BaseException | None) -> bool:
     return False
 
 
+def failed_disk(error: BaseException | None) -> str | None:
+    """Returns a phrase if an error or one of its causes is an I/O error, such as one of a broken disk or a lost mount.
+
+    The phrase has the file, if it is known, and the reason of the system. Libraries report some errors by their message
+    only.
+    """
+    while error is not None:
+        reason = next((message for message in _FAILED_MESSAGES if message in str(error)), None)
+        if isinstance(error, OSError) and error.errno in _FAILED:
+            reason = error.strerror
+        if reason is not None:
+            file = getattr(error, "filename", None) or next(iter(_QUOTED_PATH.findall(str(error))), None)
+            return f"{file}: {reason}" if file else reason
+        error = error.__cause__ or error.__context__
+    return None
+
+
 def hide_storage_traces() -> Callable[[], None]:
-    """Suppresses the tracebacks of threads, tasks and destructors for a full disk or a bucket that does not answer.
+    """Suppresses the tracebacks of threads, tasks and destructors for a full or failed disk or a bucket that does
+    not answer.
 
     The caller reports these errors.
 
@@ -69,7 +94,7 @@ def hide_storage_traces() -> Callable[[], None]:
 
 
 def _is_reported(error: BaseException | None) -> bool:
-    return is_disk_full(error) or is_unavailable(error)
+    return is_disk_full(error) or is_unavailable(error) or failed_disk(error) is not None
 
 
 def _call_unless_reported(hook: Callable[..., object], *arguments: Any) -> None:
@@ -87,11 +112,9 @@ def _call_unless_reported(hook: Callable[..., object], *arguments: Any) -> None:
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
     """Context manager that turns errors in writing `path` into `RunStopped` or `JanusError`.
 
-    I/O errors that the user did not cause, such as a failing disk, pass unchanged.
-
     Raises:
       StorageFull: The disk or quota is full.
-      StorageUnavailable: The path is on a bucket that does not answer.
+      StorageUnavailable: The path is on a bucket that does not answer, or on a disk that fails.
       JanusError: The path cannot be written: permissions, a file where a folder is needed, a name that is too long.
     """
     try:
@@ -106,6 +129,8 @@ def writing(path: str | os.PathLike[str]) -> Iterator[None]:
         if isinstance(error, OSError) and error.errno in _USER_ERRORS:
             message = f"{path} cannot be written ({error.strerror}); choose another path or fix this one."
             raise JanusError(message) from error
+        if reason := failed_disk(error):
+            raise StorageUnavailable(f"{path} cannot be written ({reason}); {CHECK_DISK}") from error
         raise
 
 

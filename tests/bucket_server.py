@@ -1,5 +1,6 @@
 """An emulator of Google Cloud Storage that answers with errors on request."""
 
+import contextlib
 import functools
 import re
 import socket
@@ -24,22 +25,24 @@ class BucketServer:
     """
 
     def __init__(self, port=None):
-        if port is None:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-        url = f"http://localhost:{port}"
-        self.environment = {
-            "STORAGE_EMULATOR_HOST": url,
-            "TENSORSTORE_GCS_HTTP_URL": url,
-            "TENSORSTORE_GOOGLE_AUTH_MODE": "anonymous",
-            # Otherwise gcsfs asks Google for the type of the bucket.
-            "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
-        }
+        port = port or _free_port()
+        self.environment = _environment(port)
         self.reset()
         self._server = emulator.create_server("localhost", port, in_memory=True, default_bucket=BUCKET)
         self._server._api = _Thread("localhost", port, self._server._storage, self)
         self._server.start()
+
+    @contextlib.contextmanager
+    def door(self, fails_if):
+        """Yields environment variables of another address of the bucket, which fails while `fails_if()` is true."""
+        port = _free_port()
+        thread = _Thread("localhost", port, self._server._storage, self, fails_if)
+        thread.start()
+        thread.is_running.wait()
+        try:
+            yield _environment(port)
+        finally:
+            thread.join(timeout=1)
 
     def reset(self):
         """Makes the server answer correctly and forgets earlier requests."""
@@ -57,13 +60,30 @@ class BucketServer:
         self._server.stop()
 
 
+def _free_port():
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        return free.getsockname()[1]
+
+
+def _environment(port):
+    url = f"http://localhost:{port}"
+    return {
+        "STORAGE_EMULATOR_HOST": url,
+        "TENSORSTORE_GCS_HTTP_URL": url,
+        "TENSORSTORE_GOOGLE_AUTH_MODE": "anonymous",
+        # Otherwise gcsfs asks Google for the type of the bucket.
+        "GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false",
+    }
+
+
 class _Thread(emulator.APIThread):
-    def __init__(self, host, port, storage, owner):
+    def __init__(self, host, port, storage, owner, fails_if=lambda: False):
         super().__init__(host, port, storage, daemon=True)
-        self._owner = owner
+        self._owner, self._fails_if = owner, fails_if
 
     def run(self):
-        handler = type("Handler", (_Handler,), {"owner": self._owner})
+        handler = type("Handler", (_Handler,), {"owner": self._owner, "fails_if": staticmethod(self._fails_if)})
         self._httpd = _Server((self._host, self._port), functools.partial(handler, self._storage))
         self.is_running.set()
         self._httpd.serve_forever()
@@ -84,17 +104,19 @@ class _Handler(emulator.RequestHandler):
         owner.requests.append((self.command, self.path))
         if owner.failures > 0:
             owner.failures -= 1
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(owner.status)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._refuse(owner.status)
+        elif self.fails_if():
+            self._refuse(503)
         elif self._precondition_fails():
-            self.rfile.read(int(self.headers.get("Content-Length") or 0))
-            self.send_response(412)
-            self.send_header("Content-Length", "0")
-            self.end_headers()
+            self._refuse(412)
         else:
             emulator.Router(self).handle(self.command)
+
+    def _refuse(self, status):
+        self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        self.send_response(status)
+        self.send_header("Content-Length", "0")
+        self.end_headers()
 
     def end_headers(self):
         # The emulator sends no generation with a download, and checks none before an upload. TensorStore needs both.

@@ -14,6 +14,8 @@ from janus_jax.aot.compile import RL_PROMPT_LENGTH, Program, compile_training
 from janus_jax.aot.roofline import device_peak_flops, estimate_step
 from janus_jax.aot.sampling import SAMPLING_SHAPES, SamplingWorkload, compile_rollout, compile_sampling
 from janus_jax.aot.topologies import Topology
+from janus_jax.config import Quantization
+from janus_jax.errors import JanusError
 from janus_jax.sharding import make_mesh, num_data_shards
 from janus_jax.training.init_from import open_initialisation
 from janus_jax.training.recipe import Recipe
@@ -22,8 +24,14 @@ from janus_jax.training.setup import set_up_stage
 Workload = Literal["train"] | SamplingWorkload
 
 
-def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "train") -> dict[str, Any]:
+def compile_report(
+    recipe: Recipe, topology: Topology, workload: Workload = "train", *, quantization: Quantization = "none"
+) -> dict[str, Any]:
     """Compiles a training step or a sampling workload for a topology.
+
+    Args:
+      quantization: Quantization of the weights for sampling. If the recipe starts from a folder with weights of 8 bits,
+        "none" stands for their format.
 
     Returns:
       A report that can be written as JSON. Sizes are in bytes on each device.
@@ -39,7 +47,14 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
         is not known.
     """
     accelerator = topology.accelerator
-    recipe = open_initialisation(recipe, None).recipe.on_platform(accelerator.platform)
+    opened = open_initialisation(recipe, None)
+    recipe = opened.recipe.on_platform(accelerator.platform)
+    for checkpoint in opened.checkpoints.values():
+        if workload == "train":
+            checkpoint.check_unquantized("training")
+        quantization = checkpoint.sampling_quantization(quantization)
+    if workload == "train" and quantization != "none":
+        raise JanusError("--quantization is for sampling; use it with --workload generate, chat or evaluate.")
     resources, stage = recipe.resources, recipe.current
     mesh = make_mesh(resources.data, resources.fsdp, resources.tensor, topology.devices())
     roofline, checkpoint_bytes = None, 0
@@ -54,7 +69,7 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
             trained = flatten_dict(setup.abstract.params, sep="/")
             roofline = estimate_step(recipe, accelerator, mesh, program=program, trained=trained, peak=peak)
     else:
-        programs = compile_sampling(recipe, mesh, topology, workload)
+        programs = compile_sampling(recipe, mesh, topology, workload, quantization)
     reason = memory_problem(programs, accelerator.usable_memory)
     fixes = ", or ".join(remedies(recipe, topology, mesh, programs, workload)) if reason else ""
     return {
@@ -70,6 +85,7 @@ def compile_report(recipe: Recipe, topology: Topology, workload: Workload = "tra
         "sequence_length": _sequence_length(recipe),
         "microbatches": resources.microbatches,
         "remat": resources.remat,
+        "quantization": quantization,
         "attention": resolve_attention(resources.attention, accelerator),
         "memory_limit": accelerator.usable_memory,
         "checkpoint_bytes": checkpoint_bytes,
@@ -122,6 +138,7 @@ def _heading(report: Mapping[str, Any]) -> Iterator[str]:
         shape = SAMPLING_SHAPES[report["workload"]]
         workload = f"{report['workload']}: {shape.prompts} prompts of {shape.prompt_length} tokens on each device, "
         workload += f"{shape.new_tokens} new tokens"
+        workload += "" if report["quantization"] == "none" else f", weights in {report['quantization']}"
     slices = f" in {report['slices']} slices" if report["slices"] > 1 else ""
     yield f"{report['model']}, {workload}, on {report['topology']}: {report['devices']} x {report['device']}{slices}"
     axes = " x ".join(f"{name} {size}" for name, size in report["mesh"].items())

@@ -20,7 +20,7 @@ from janus_jax.aot.compile import (
 )
 from janus_jax.aot.topologies import Topology
 from janus_jax.batch import Batch
-from janus_jax.config import Execution
+from janus_jax.config import Execution, Quantization
 from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
 from janus_jax.generation import rectified_flow
 from janus_jax.generation.decode import DecodeParams, DecodeSpec, DecodeState, decode, prefill
@@ -89,7 +89,9 @@ class _Sampler(NamedTuple):
     lower_decode: Callable[[Any], tuple[Any, Any]]
 
 
-def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: SamplingWorkload) -> list[Program]:
+def compile_sampling(
+    recipe: Recipe, mesh: Mesh, topology: Topology, workload: SamplingWorkload, quantization: Quantization = "none"
+) -> list[Program]:
     """Compiles prefill and decode. If prefill needs more memory than a device has, decode is not compiled.
 
     Raises:
@@ -97,7 +99,8 @@ def compile_sampling(recipe: Recipe, mesh: Mesh, topology: Topology, workload: S
     """
     check_mesh(recipe.model_config, mesh)
     dtype = recipe.execution.dtype
-    execution = Execution(dtype, dtype, recipe.resources.attention, layers="unrolled")
+    attention = recipe.resources.attention
+    execution = Execution(dtype, dtype, attention, layers="unrolled", quantization=quantization)
     boxed = abstract_params(make_model(recipe.model_config, execution))
     params = jax.tree.map(with_sharding, nn.unbox(boxed), param_shardings(boxed, mesh))
     model, shape = make_model(recipe.model_config, execution), SAMPLING_SHAPES[workload]

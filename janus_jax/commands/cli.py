@@ -23,8 +23,9 @@ from typing import Any, NamedTuple, NoReturn
 from absl import flags, logging
 
 import janus_jax
+from janus_jax.coordination import leave
 from janus_jax.errors import ExitCode, JanusError, RunStopped, did_you_mean, similar_names
-from janus_jax.storage import hide_storage_traces, is_disk_full
+from janus_jax.storage import CHECK_DISK, failed_disk, hide_storage_traces, is_disk_full
 
 _REQUIRED = "must have a value other than None."  # absl's message for a required flag without a value
 
@@ -108,9 +109,11 @@ def run(
     except BrokenPipeError:
         _exit(ExitCode.BROKEN_PIPE)
     except Exception as error:
-        if not is_disk_full(error):
-            raise
-        _exit(ExitCode.DISK_FULL, f"{name}: {_full_disk(error)}")
+        if is_disk_full(error):
+            _exit(ExitCode.DISK_FULL, f"{name}: {_full_disk(error)}")
+        if reason := failed_disk(error):
+            _exit(ExitCode.STORAGE_UNAVAILABLE, f"{name}: A file cannot be read or written ({reason}); {CHECK_DISK}")
+        raise
     _exit(ExitCode.SUCCESS)
 
 
@@ -125,7 +128,7 @@ def _exit(code: ExitCode, message: str = "") -> NoReturn:
             # The interpreter flushes it again at shutdown: to the null device, which raises no error.
             os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
     if code == ExitCode.STORAGE_UNAVAILABLE:
-        os._exit(code)  # Threads that still wait for the bucket would delay the exit by minutes.
+        leave(code)  # Threads that still wait for the storage would delay the exit by minutes.
     sys.exit(code)
 
 

@@ -1,11 +1,13 @@
 """Converts a checkpoint folder to another layout.
 
     janus-convert SRC DST [--layout orbax|released|transformers] [--dtype keep|bfloat16|float32]
+    janus-convert SRC DST --quantization int8|fp8
 
 SRC is a released Janus, Janus-Pro or JanusFlow, transformers' Janus, a folder that this command or janus-export wrote,
 or a part that training starts from (DeepSeek-LLM, SigLIP, LlamaGen's VQ-16, SDXL's VAE); or the hub id of one of them,
 OWNER/NAME[@REVISION]. DST is created and appears
-when it is complete. The layout orbax is for training; released and transformers are for PyTorch.
+when it is complete. The layout orbax is for training; released and transformers are for PyTorch. Weights of 8 bits are
+for sampling with janus_jax only.
 """
 
 import math
@@ -14,13 +16,21 @@ from typing import cast, get_args
 
 from absl import flags
 
-from checkpoints_convert.convert import SHARD_BYTES, LayoutName, StoredDtype, convert
+from checkpoints_convert.convert import SHARD_BYTES, LayoutName, StoredDtype, convert, default_layout
 from janus_jax.commands import cli
-from janus_jax.config import ConversationStyle
+from janus_jax.config import ConversationStyle, StoredQuantization
 
-_LAYOUT = flags.DEFINE_enum("layout", "orbax", get_args(LayoutName), "layout of DST")
+_LAYOUT = flags.DEFINE_enum(
+    "layout", None, get_args(LayoutName), "layout of DST (default: orbax, or released with --quantization)"
+)
 _DTYPE = flags.DEFINE_enum(
     "dtype", "keep", get_args(StoredDtype), "dtype of the stored parameters; keep: the dtype of each tensor in SRC"
+)
+_QUANTIZATION = flags.DEFINE_enum(
+    "quantization",
+    "none",
+    get_args(StoredQuantization),
+    "store the matrices of the language model and SigLIP in 8 bits, for sampling",
 )
 _CONVERSATION = flags.DEFINE_enum(
     "conversation", None, get_args(ConversationStyle), "role strings of the model (default: detected from SRC)"
@@ -34,17 +44,20 @@ def main(arguments: Sequence[str]) -> None:
     """Converts SRC to DST and prints a summary."""
     source, target = arguments
     cli.use_cpu()
+    quantization = cast(StoredQuantization, _QUANTIZATION.value)
+    layout = cast(LayoutName, _LAYOUT.value or default_layout(quantization))
     summary = convert(
         source,
         target,
-        cast(LayoutName, _LAYOUT.value),
+        layout,
+        quantization=quantization,
         dtype=cast(StoredDtype, _DTYPE.value),
         conversation=cast(ConversationStyle | None, _CONVERSATION.value),
         vae=_VAE.value,
         shard_bytes=int(_SHARD.value * 1e9),
         progress=True,
     )
-    print(f"{target}: {'from' if _LAYOUT.value == 'orbax' else 'in'} the {summary}")
+    print(f"{target}: {'from' if layout == 'orbax' else 'in'} the {summary}")
 
 
 def run() -> None:

@@ -50,7 +50,11 @@ ATTENTION = flags.DEFINE_enum(
     "attention kernel; auto: cudnn on NVIDIA GPUs, splash on TPUs, xla elsewhere",
 )
 QUANTIZATION = flags.DEFINE_enum(
-    "quantization", "none", get_args(Quantization), "weights of 8 bits, which need about half of the memory"
+    "quantization",
+    "none",
+    get_args(Quantization),
+    "weights of 8 bits, which need about half of the memory; int8_dynamic also multiplies in integers of 8 bits; none: "
+    "as the folder stores them",
 )
 TOP_K = flags.DEFINE_integer(
     "top_k", 0, "sample from the k most likely tokens; 0: from all", lower_bound=0, upper_bound=2**31 - 1
@@ -108,20 +112,23 @@ def window_setting(holder: "flags.FlagHolder[Any]") -> dict[str, Any]:
     return {} if text is None else {"parallel_window": text if text == "auto" else int(text)}
 
 
-def quantization_setting() -> dict[str, str]:
-    """Returns `--quantization` by its name; empty without quantization."""
-    return {} if QUANTIZATION.value == "none" else {"quantization": QUANTIZATION.value}
+def quantization_setting(checkpoint: Checkpoint) -> dict[str, str]:
+    """Returns the quantization of the model that `load_model` returns, by its name; empty without quantization."""
+    quantization = checkpoint.sampling_quantization(cast(Quantization, QUANTIZATION.value))
+    return {} if quantization == "none" else {"quantization": quantization}
 
 
 def open_model() -> OpenedModel:
     """Opens the checkpoint folder given by the flags. Does not import jax.
 
     Raises:
-      JanusError: The folder is missing, damaged or in an unknown layout.
+      JanusError: The folder is missing, damaged or in an unknown layout, or has weights of 8 bits in another format
+        than `--quantization` requests.
     """
     checkpoint = open_checkpoint(
         MODEL.value, cast(ConversationStyle | None, CONVERSATION.value), VAE.value, adapter=ADAPTER.value
     )
+    checkpoint.sampling_quantization(cast(Quantization, QUANTIZATION.value))
     return OpenedModel(checkpoint, Processor.from_directory(checkpoint.folder, checkpoint.model_config))
 
 

@@ -9,7 +9,16 @@ Sources: Janus (arXiv 2410.13848), Janus-Pro (arXiv 2501.17811), JanusFlow (arXi
 """
 
 from janus_jax.config.autoencoders import AutoencoderConfig, VAEConfig, VQConfig
-from janus_jax.config.execution import AttentionKernel, Dtype, Execution, LayerLoop, Quantization, RematPolicy
+from janus_jax.config.execution import (
+    WEIGHT_SCALE,
+    AttentionKernel,
+    Dtype,
+    Execution,
+    LayerLoop,
+    Quantization,
+    RematPolicy,
+    StoredQuantization,
+)
 from janus_jax.config.fields import config_from_dict
 from janus_jax.config.llama import LlamaConfig
 from janus_jax.config.models import ConversationStyle, JanusConfig, JanusFlowConfig, ModelConfig, VisualEncoder
@@ -19,6 +28,7 @@ from janus_jax.config.uvit import UViTConfig
 
 __all__ = [
     "PRESETS",
+    "WEIGHT_SCALE",
     "AttentionKernel",
     "AutoencoderConfig",
     "ConversationStyle",
@@ -33,6 +43,7 @@ __all__ = [
     "Quantization",
     "RematPolicy",
     "SiglipConfig",
+    "StoredQuantization",
     "UViTConfig",
     "VAEConfig",
     "VQConfig",

@@ -10,7 +10,13 @@ AttentionKernel = Literal["auto", "xla", "cudnn", "splash"]
 RematPolicy = Literal["none", "dots", "full"]
 LayerLoop = Literal["scanned", "unrolled"]
 Dtype = Literal["float32", "bfloat16", "float16"]
-Quantization = Literal["none", "int8", "fp8"]
+Quantization = Literal["none", "int8", "fp8", "int8_dynamic"]
+
+StoredQuantization = Literal["none", "int8", "fp8"]
+"""How a checkpoint stores the weights."""
+
+WEIGHT_SCALE = "weight_scale"
+"""Name of the scales of a quantized weight, one for each output."""
 
 
 @dataclass(frozen=True)
@@ -30,7 +36,9 @@ class Execution:
         matrices out of a stack, and matrices with the same input are fused.
         `models.backbone.unroll_params` and `scan_params` convert one form into the other.
       quantization: "int8" or "fp8" (e4m3) stores the matrices of the language model, its text head and SigLIP in 8
-        bits, with a scale for each output. It is for sampling, with "unrolled" layers.
+        bits, with a scale for each output. "int8_dynamic" stores the same weights as "int8". It also rounds the input
+        of each product to 8 bits, with a scale for each vector, and multiplies in integers. It is for sampling, with
+        "unrolled" layers.
       scan_unroll: Blocks per iteration of the loop over "scanned" layers. For small models on a CPU, one iteration for
         all blocks is about 10% faster, but takes longer to compile.
     """
@@ -45,6 +53,11 @@ class Execution:
 
     def __post_init__(self) -> None:
         check_fields(self)
+
+    @property
+    def quantizes_inputs(self) -> bool:
+        """Whether the products with quantized weights are products of integers."""
+        return self.quantization == "int8_dynamic"
 
     @property
     def unquantized(self) -> "Execution":

@@ -23,7 +23,7 @@ from janus_jax.generation.sampling import SamplingParams, Strategy, sample_token
 from janus_jax.models.backbone import Backbone, Params, apply
 from janus_jax.models.llama import KVCache, grow_cache
 
-_KV_AXES = ("batch", "kv_heads", "length", "head_dim")
+KV_AXES = ("batch", "kv_heads", "length", "head_dim")
 
 
 class DecodeSpec(NamedTuple):
@@ -149,14 +149,42 @@ def prefill(
     """
     hidden, cache = apply(model.prefill, params, prompts, slots)
     num_prompts, per_prompt = keys.shape
-    keys = keys.reshape(-1)
     cache = repeat_cache(cache, num_prompts, per_prompt)
     positions = repeat_prompts(prompts.positions[:, -1] + 1, num_prompts, per_prompt)
     last = repeat_prompts(hidden[:, -1], num_prompts, per_prompt)
-    first = _sample(model, params, last, keys, 0, settings, spec)
-    tokens = jnp.zeros((keys.shape[0], slots), jnp.int32).at[:, 0].set(first)
+    end = ContextEnd(last, cache, positions)
+    return begin(model, params, end, keys.reshape(-1), settings, spec=spec)
+
+
+class ContextEnd(NamedTuple):
+    """The end of R*Q contexts, from which generation starts.
+
+    Attributes:
+      hidden: Hidden state of the last position.
+      cache: Keys and values of all positions.
+      positions: Rotary position of the next token.
+    """
+
+    hidden: Float[Array, "R*Q D"]
+    cache: KVCache
+    positions: Int[Array, " R*Q"]
+
+
+@functools.partial(jax.jit, static_argnames=("model", "spec"))
+def begin(
+    model: Backbone,
+    params: Params,
+    end: ContextEnd,
+    keys: Key[Array, " R"],
+    settings: DecodeParams,
+    *,
+    spec: DecodeSpec,
+) -> DecodeState:
+    """Samples the first token after each context."""
+    first = _sample(model, params, end.hidden, keys, 0, settings, spec)
+    tokens = jnp.zeros((keys.shape[0], end.cache.num_slots), jnp.int32).at[:, 0].set(first)
     finished = jnp.isin(first, settings.stop_tokens)
-    return DecodeState(tokens, jnp.asarray(1, jnp.int32), finished, cache, positions, keys)
+    return DecodeState(tokens, jnp.asarray(1, jnp.int32), finished, end.cache, end.positions, keys)
 
 
 @functools.partial(jax.jit, static_argnames=("model", "spec"), donate_argnames=("state",))
@@ -232,7 +260,7 @@ def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:
     def repeat(x: Array) -> Array:
         return repeat_prompts(x, num_prompts, per_prompt)
 
-    layers = jax.tree.map(lambda kv: nn.with_logical_constraint(repeat(kv), _KV_AXES), cache.layers)
+    layers = jax.tree.map(lambda kv: nn.with_logical_constraint(repeat(kv), KV_AXES), cache.layers)
     return KVCache(layers, repeat(cache.segment_ids), cache.length)
 
 

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import jax
@@ -14,8 +14,8 @@ from janus_jax.batch import Batch
 from janus_jax.config import JanusConfig, ModelConfig
 from janus_jax.errors import JanusError
 from janus_jax.generation.image_sampler import check_settings
-from janus_jax.generation.image_tokens import TokenSampler
-from janus_jax.models.backbone import Backbone, Params, apply
+from janus_jax.generation.image_tokens import TokenSampler, images_to_tokens
+from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.janus import Janus
 from janus_jax.processing import EditingFormat, EditingStyle, editing_style
 
@@ -81,7 +81,7 @@ def make_edit_sampler(config: ModelConfig, **settings: Any) -> EditSampler:
 
 @functools.partial(jax.jit, static_argnames=("model", "num_sequences"))
 def _context_tokens(model: Janus, params: Params, prompts: Batch, num_sequences: int) -> Int[Array, "P*Q M N"]:
-    # The first sequence of each prompt has all images. float32, because neighboring codes differ by little.
-    tokenizer = Janus(model.config, replace(model.execution, dtype="float32"))
-    full = jax.tree.map(lambda leaf: leaf[::num_sequences], prompts)
-    return jnp.repeat(apply(tokenizer.target_image_tokens, params, full), num_sequences, axis=0)
+    # The first sequence of each prompt has all images.
+    images = prompts.gen_images[::num_sequences]
+    ids = images_to_tokens(model, params, images.reshape(-1, *images.shape[2:]))
+    return jnp.repeat(ids.reshape(*images.shape[:2], -1), num_sequences, axis=0)

@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import jax
@@ -13,7 +13,7 @@ from janus_jax.config import ModelConfig
 from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec, check_guidance
 from janus_jax.generation.parallel_decode import ParallelDecoder, ParallelWindow, auto_window, check_window
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
-from janus_jax.models.backbone import Backbone, Params, apply, to_images
+from janus_jax.models.backbone import Backbone, Params, apply, to_images, to_pixels
 from janus_jax.models.janus import Janus
 from janus_jax.processing import Processor, TokenSequence
 from janus_jax.sharding import to_host
@@ -172,6 +172,14 @@ def image_token_decoder(
         )
     max_slots = prompts.shape[1] + num_tokens - 1
     return Decoder(model, params, prompts, keys, spec=spec, settings=settings, max_slots=max_slots)
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def images_to_tokens(model: Janus, params: Params, images: UInt8[Array, "R H W 3"]) -> Int[Array, "R T"]:
+    """Encodes RGB images of the size of target images as image tokens."""
+    # float32, because neighboring codes differ by little.
+    tokenizer = Janus(model.config, replace(model.execution, dtype="float32"))
+    return apply(tokenizer.tokenize, params, to_pixels(images))
 
 
 @functools.partial(jax.jit, static_argnames=("model",))

@@ -95,7 +95,7 @@ class ParallelDecoder(Decoder):
         super().__init__(model, params, prompts, keys, spec=spec, settings=settings, max_slots=max_slots)
         self._window, self._total = window, total
         self.num_passes = 0
-        self.state = _begin(self.state, window)
+        self.state = begin_windows(self.state, window)
 
     def advance(self, max_steps: int) -> None:
         """Runs passes until every sequence has at least `max_steps` more tokens.
@@ -120,7 +120,7 @@ class ParallelDecoder(Decoder):
 
 
 @functools.partial(jax.jit, static_argnames=("window",))
-def _begin(state: DecodeState, window: int) -> DecodeState:
+def begin_windows(state: DecodeState, window: int) -> DecodeState:
     """Returns the state after prefill with lengths for each sequence, and with drafts of the next tokens."""
     (num_sequences, _), per_sequence = state.tokens.shape, state.positions.shape[0] // state.tokens.shape[0]
     # With a single length, XLA updates the cache by a slice instead of a scatter.

@@ -10,12 +10,12 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jaxtyping import Array, Key
 
 from janus_jax.batch import Batch
-from janus_jax.config import Execution, JanusConfig, ModelConfig
+from janus_jax.config import WEIGHT_SCALE, Execution, JanusConfig, ModelConfig
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.janus import Janus
 from janus_jax.models.janusflow import JanusFlow
-from janus_jax.models.layers import WEIGHT_SCALE, quantize
-from janus_jax.models.llama import PARAMS_PER_BLOCK, fuse_block
+from janus_jax.models.layers import quantize
+from janus_jax.models.llama import PARAMS_PER_BLOCK, PARAMS_PER_QUANTIZED_BLOCK, fuse_block
 from janus_jax.models.target_platform import target_platform
 
 
@@ -59,7 +59,7 @@ def params_from_leaves(
 
     To save host memory, an array is put on its devices as soon as it is complete. The host holds one stacked parameter
     (stacked layers) or the parameters of one transformer block (unrolled layers) at a time. A weight for which
-    `abstract` has scales is quantized.
+    `abstract` has scales is quantized, if its values are not quantized already.
 
     Args:
       leaves: For each array its keys in the stacked tree, its layer (None outside stacks) and its values, in the order
@@ -74,7 +74,7 @@ def params_from_leaves(
     def put(keys: tuple[str, ...], array: np.ndarray) -> None:
         leaf = wanted[keys]
         scale_keys = (*keys[:-1], WEIGHT_SCALE)
-        if keys[-1] == "weight" and scale_keys in wanted:
+        if keys[-1] == "weight" and scale_keys in wanted and array.dtype != leaf.dtype:
             array, scale = quantize(array, len(wanted[scale_keys].shape), leaf.dtype)
             put(scale_keys, scale)
         array = array.astype(leaf.dtype, copy=False)
@@ -88,7 +88,9 @@ def params_from_leaves(
             put(keys, array)
         elif keys in wanted:
             if layer == 0:
-                stacks[keys] = np.empty(wanted[keys].shape, wanted[keys].dtype)
+                # A weight that is quantized as a stack keeps its dtype until then.
+                leaf = wanted[keys]
+                stacks[keys] = np.empty(leaf.shape, array.dtype if leaf.dtype.itemsize == 1 else leaf.dtype)
             stack = stacks[keys]
             stack[layer] = array
             if layer == len(stack) - 1:
@@ -96,7 +98,8 @@ def params_from_leaves(
         elif keys[:2] == ("llm", "layers"):
             block = blocks.setdefault(layer, {})
             block[keys[2:]] = array
-            if len(block) == PARAMS_PER_BLOCK:
+            is_quantized = any(path[-1] == WEIGHT_SCALE for path in block)
+            if len(block) == (PARAMS_PER_QUANTIZED_BLOCK if is_quantized else PARAMS_PER_BLOCK):
                 fused = flatten_dict(fuse_block(unflatten_dict(blocks.pop(layer)), config.llm))
                 for path, matrix in fused.items():
                     put(("llm", f"layers_{layer}", *path), matrix)

@@ -8,7 +8,7 @@ input times weight. Every parameter has logical axis names, which `janus_jax.sha
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -18,7 +18,7 @@ from jax import lax
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int, Shaped
 
-from janus_jax.config import Execution
+from janus_jax.config import WEIGHT_SCALE, Execution
 
 Axes = tuple[str | None, ...]
 Initializer = Callable[..., Array]
@@ -132,11 +132,11 @@ def fan_in_normal(num_inputs: int = 1) -> Initializer:
     return init
 
 
-QUANTIZED_DTYPES: Mapping[str, Any] = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn}
+QUANTIZED_DTYPES: Mapping[str, Any] = {"int8": jnp.int8, "fp8": jnp.float8_e4m3fn, "int8_dynamic": jnp.int8}
 """dtype of quantized weights, by `Execution.quantization`."""
 
-WEIGHT_SCALE = "weight_scale"
-"""Name of the scales of a quantized weight, one for each output."""
+_BLOCK_SIZE = 1 << 24
+"""Largest number of weights that `quantize` holds in float32."""
 
 
 def quantize(weight: Shaped[np.ndarray, "..."], num_outputs: int, dtype: Any) -> tuple[np.ndarray, np.ndarray]:
@@ -146,13 +146,19 @@ def quantize(weight: Shaped[np.ndarray, "..."], num_outputs: int, dtype: Any) ->
       The weight in `dtype`, and the float32 scale of each output, so that weight times scale is about the argument. The
       largest weight of an output becomes the largest number of `dtype`.
     """
-    weight = weight.astype(np.float32)
-    limit, inputs = _limit(dtype), tuple(range(num_outputs, weight.ndim))
-    scale = np.maximum(np.abs(weight).max(axis=inputs) / np.float32(limit), np.finfo(np.float32).tiny)
-    scaled = weight / np.expand_dims(scale, inputs)
-    if jnp.issubdtype(dtype, jnp.integer):
-        scaled = np.rint(scaled)
-    return scaled.astype(dtype), scale
+    outputs = weight.shape[:num_outputs]
+    matrix = weight.reshape(math.prod(outputs), -1)
+    quantized, scales = np.empty(matrix.shape, dtype), np.empty(len(matrix), np.float32)
+    # In blocks, because the float32 copy of a large text head takes gigabytes.
+    rows = max(1, _BLOCK_SIZE // max(1, matrix.shape[1]))
+    for start in range(0, len(matrix), rows):
+        block = slice(start, start + rows)
+        values = matrix[block].astype(np.float32)
+        scale = np.maximum(np.abs(values).max(axis=1) / np.float32(_limit(dtype)), np.finfo(np.float32).tiny)
+        values /= scale[:, None]
+        quantized[block] = np.rint(values) if jnp.issubdtype(dtype, jnp.integer) else values
+        scales[block] = scale
+    return quantized.reshape(weight.shape), scales.reshape(outputs)
 
 
 def _limit(dtype: Any) -> float:
@@ -162,6 +168,64 @@ def _limit(dtype: Any) -> float:
 def _quantized_init(key: Array, shape: tuple[int, ...], dtype: DTypeLike) -> Array:
     limit = _limit(dtype)
     return jax.random.uniform(key, shape, jnp.float32, -limit, limit).astype(dtype)
+
+
+class Matrix(NamedTuple):
+    """A weight, and its scales if it is quantized."""
+
+    weight: Array
+    scale: Array | None
+
+
+def matrix(module: nn.Module, shape: tuple[int, ...], axes: Axes, num_inputs: int, execution: Execution) -> Matrix:
+    """Creates or reads the weight of `module` and, with quantization, its scales.
+
+    Args:
+      shape: Sizes of the output axes, then of `num_inputs` input axes.
+      axes: Logical names of the axes.
+    """
+    init = fan_in_normal(num_inputs)
+    if execution.quantization == "none":
+        return Matrix(parameter(module, "weight", init, shape, axes, execution).astype(execution.dtype), None)
+    dtype, num_outputs = QUANTIZED_DTYPES[execution.quantization], len(shape) - num_inputs
+    scale_init = nn.initializers.constant(1 / (_limit(dtype) * math.sqrt(math.prod(shape[num_outputs:]))))
+    weight = parameter(module, "weight", _quantized_init, shape, axes, execution, dtype)
+    outputs, output_axes = shape[:num_outputs], axes[:num_outputs]
+    return Matrix(weight, parameter(module, WEIGHT_SCALE, scale_init, outputs, output_axes, execution, jnp.float32))
+
+
+def multiply(
+    x: Float[Array, "*batch_and_inputs"],
+    matrix: Matrix,
+    num_inputs: int,
+    execution: Execution,
+    output_dtype: DTypeLike | None = None,
+) -> Float[Array, "*batch_and_outputs"]:
+    """Returns `project` for a weight that may be quantized. The scales multiply the sums, not the weights.
+
+    Args:
+      output_dtype: dtype of the result; None stands for `execution.dtype`.
+    """
+    x, (weight, scale) = x.astype(execution.dtype), matrix
+    if scale is None:
+        return project(x, weight, num_inputs, output_dtype)
+    if execution.quantizes_inputs:
+        x, x_scale = _quantize_inputs(x, num_inputs)
+        y = project(x, weight, num_inputs, jnp.int32).astype(jnp.float32)
+        y *= x_scale.reshape(*x_scale.shape, *(1 for _ in scale.shape))
+    else:
+        y = project(x, weight.astype(execution.dtype), num_inputs, jnp.float32)
+    return (y * scale).astype(output_dtype or execution.dtype)
+
+
+def _quantize_inputs(
+    x: Float[Array, "*batch_and_inputs"], num_inputs: int
+) -> tuple[Int[Array, "*batch_and_inputs"], Float[Array, "*batch"]]:
+    """Rounds each vector of inputs to int8. Returns it, and the scale of each vector."""
+    axes, limit = tuple(range(x.ndim - num_inputs, x.ndim)), _limit(jnp.int8)
+    x = x.astype(jnp.float32)
+    scale = jnp.maximum(jnp.abs(x).max(axis=axes) / limit, jnp.finfo(jnp.float32).tiny)
+    return jnp.round(x / jnp.expand_dims(scale, axes)).astype(jnp.int8), scale
 
 
 class Linear(nn.Module):
@@ -190,11 +254,7 @@ class Linear(nn.Module):
         e = self.execution
         shape = (*self.outputs, *x.shape[x.ndim - self.num_inputs :])
         x = x.astype(e.dtype)
-        if e.quantization == "none":
-            weight = parameter(self, "weight", fan_in_normal(self.num_inputs), shape, self.axes, e)
-            y = project(x, weight.astype(e.dtype), self.num_inputs, self.output_dtype)
-        else:
-            y = self._quantized(x, shape)
+        y = multiply(x, matrix(self, shape, self.axes, self.num_inputs, e), self.num_inputs, e, self.output_dtype)
         if self.has_variable("params", LORA_A):
             # Does not compute W + s B A, because the sum and its gradient would be as large as W.
             a, b, s = (self._adapter(name) for name in (LORA_A, LORA_B, LORA_SCALE))
@@ -203,17 +263,6 @@ class Linear(nn.Module):
             axes = self.axes[: len(self.outputs)]
             y += parameter(self, "bias", nn.initializers.zeros, self.outputs, axes, e).astype(y.dtype)
         return y
-
-    def _quantized(self, x: Float[Array, "*batch_and_inputs"], shape: tuple[int, ...]) -> Array:
-        """Returns the product with a weight of 8 bits. The scale of an output multiplies the sum, not the weights."""
-        e, dtype = self.execution, QUANTIZED_DTYPES[self.execution.quantization]
-        fan_in = math.prod(shape[len(self.outputs) :])
-        scale_init = nn.initializers.constant(1 / (_limit(dtype) * math.sqrt(fan_in)))
-        weight = parameter(self, "weight", _quantized_init, shape, self.axes, e, dtype)
-        axes = self.axes[: len(self.outputs)]
-        scale = parameter(self, WEIGHT_SCALE, scale_init, self.outputs, axes, e, jnp.float32)
-        y = project(x, weight.astype(e.dtype), self.num_inputs, jnp.float32) * scale
-        return y.astype(self.output_dtype or e.dtype)
 
     def _adapter(self, name: str) -> Array:
         array: Array = self.get_variable("params", name)

@@ -13,11 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from janus_jax.config import Execution, LlamaConfig
+from janus_jax.config import WEIGHT_SCALE, Execution, LlamaConfig
 from janus_jax.errors import JanusError
 from janus_jax.models.attention import Angles, apply_rotary, attend, rotary_angles, update_cache
 from janus_jax.models.layers import (
-    WEIGHT_SCALE,
     Embedding,
     Linear,
     RMSNorm,
@@ -287,26 +286,36 @@ class Llama(nn.Module):
         return x if self.capture_block is None else CapturingCarry(x, jnp.zeros((), jnp.int32), jnp.zeros_like(x))
 
 
-PARAMS_PER_BLOCK = len(("attn_norm", "q", "k", "v", "out", "mlp_norm", "gate", "up", "down"))
+_NORMS, _MATRICES = ("attn_norm", "mlp_norm"), ("q", "k", "v", "out", "gate", "up", "down")
+
+PARAMS_PER_BLOCK = len(_NORMS) + len(_MATRICES)
 """Number of arrays in the parameter tree of one block before `fuse_block`."""
+
+PARAMS_PER_QUANTIZED_BLOCK = len(_NORMS) + 2 * len(_MATRICES)
+"""The same number if each matrix has scales."""
 
 
 def fuse_block(block: Mapping[str, Any], config: LlamaConfig) -> dict[str, Any]:
-    """Fuses the matrices `q`, `k`, `v` of a block to `qkv`, and `gate`, `up` to `gate_up`.
+    """Fuses the matrices `q`, `k`, `v` of a block to `qkv`, and `gate`, `up` to `gate_up`; their scales too.
 
     Args:
       block: Parameters of one block, numpy or jax arrays.
     """
     attn, mlp = block["attn"], block["mlp"]
     xp = np if isinstance(attn["q"]["weight"], np.ndarray) else jnp
-    grouped = (config.num_kv_heads, -1, config.head_dim, config.width)
-    qkv = xp.concatenate([attn[name]["weight"].reshape(grouped) for name in "qkv"], axis=1)
-    gate_up = xp.stack([mlp["gate"]["weight"], mlp["up"]["weight"]], axis=1)
+    heads = (config.num_kv_heads, -1, config.head_dim)
+
+    def fuse_heads(kind: str) -> Any:
+        return xp.concatenate([(one := attn[name][kind]).reshape(*heads, *one.shape[2:]) for name in "qkv"], axis=1)
+
+    def fuse_units(kind: str) -> Any:
+        return xp.stack([mlp["gate"][kind], mlp["up"][kind]], axis=1)
+
     return {
         "attn_norm": block["attn_norm"],
-        "attn": {"qkv": {"weight": qkv}, "out": attn["out"]},
+        "attn": {"qkv": {kind: fuse_heads(kind) for kind in attn["q"]}, "out": attn["out"]},
         "mlp_norm": block["mlp_norm"],
-        "mlp": {"gate_up": {"weight": gate_up}, "down": mlp["down"]},
+        "mlp": {"gate_up": {kind: fuse_units(kind) for kind in mlp["gate"]}, "down": mlp["down"]},
     }
 
 

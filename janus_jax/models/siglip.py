@@ -10,10 +10,11 @@ from janus_jax.models.layers import (
     CONV_INIT,
     LayerNorm,
     Linear,
-    fan_in_normal,
+    Matrix,
+    matrix,
+    multiply,
     parameter,
     precision,
-    project,
     repeated_block,
 )
 
@@ -28,11 +29,11 @@ class QKV(nn.Module):
     def __call__(self, x: Float[Array, "B N D"]) -> tuple[Float[Array, "B H N K"], ...]:
         c, e = self.config, self.execution
         axes = (None, "heads", "head_dim", "embed")
-        weight = parameter(self, "weight", fan_in_normal(), (3, c.num_heads, c.head_dim, c.width), axes, e)
+        weight, scale = matrix(self, (3, c.num_heads, c.head_dim, c.width), axes, 1, e)
         bias = parameter(self, "bias", nn.initializers.zeros, (3, c.num_heads, c.head_dim), axes[:3], e)
         # Computes three products. A merged product would make the mesh split queries, keys and values, not heads.
-        maps = zip(weight.astype(e.dtype), bias.astype(e.dtype), strict=True)
-        return tuple((project(x.astype(e.dtype), w) + b).swapaxes(1, 2) for w, b in maps)
+        maps = zip(weight, (None,) * 3 if scale is None else scale, bias.astype(e.dtype), strict=True)
+        return tuple((multiply(x, Matrix(w, s), 1, e) + b).swapaxes(1, 2) for w, s, b in maps)
 
 
 class Attention(nn.Module):

@@ -14,12 +14,25 @@ from janus_jax.processing.editing import (
 )
 from janus_jax.processing.images import (
     DamagedImage,
+    Drawing,
     ImageSource,
     TooManyPixels,
     decode_image,
     open_image,
     prepare_generation,
     prepare_understanding,
+)
+from janus_jax.processing.interleaved import (
+    ConversationPrompt,
+    Unconditional,
+    answer_message,
+    check_unconditional,
+    conversation_prompt,
+    drawing_length,
+    drawing_piece,
+    tail,
+    text_piece,
+    unconditional_conversation,
 )
 from janus_jax.processing.processor import Processor
 from janus_jax.processing.sequences import Task, TokenSequence
@@ -32,7 +45,9 @@ __all__ = [
     "TEMPLATES",
     "UNDERSTANDING_SYSTEM_PROMPT",
     "Background",
+    "ConversationPrompt",
     "DamagedImage",
+    "Drawing",
     "Edit",
     "EditingFormat",
     "EditingStyle",
@@ -44,8 +59,14 @@ __all__ = [
     "TokenSequence",
     "Tokenizer",
     "TooManyPixels",
+    "Unconditional",
+    "answer_message",
     "assistant_images",
+    "check_unconditional",
+    "conversation_prompt",
     "decode_image",
+    "drawing_length",
+    "drawing_piece",
     "editing_sequence",
     "editing_style",
     "editing_tokens",
@@ -54,5 +75,8 @@ __all__ = [
     "open_image",
     "prepare_generation",
     "prepare_understanding",
+    "tail",
+    "text_piece",
+    "unconditional_conversation",
     "with_editing_images",
 ]

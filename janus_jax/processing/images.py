@@ -8,18 +8,35 @@ import os
 import threading
 import warnings
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
-from jaxtyping import Shaped, UInt8
+from jaxtyping import Int, Shaped, UInt8
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from janus_jax.errors import JanusError
 from janus_jax.processing.transparency import GRAY, Background, blend, check_background, raw_mode, read_alpha
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image
-"""A path, a `data:image/...;base64,` URL, the bytes of a file, or a PIL image."""
+
+@dataclass(frozen=True, eq=False)
+class Drawing:
+    """An image that the model generated in a conversation.
+
+    In a message of the assistant, a drawing keeps its image tokens, which encoding the image again would change.
+
+    Attributes:
+      image: The image.
+      tokens: Its N image tokens.
+    """
+
+    image: Image.Image
+    tokens: Int[np.ndarray, "N"]
+
+
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | Drawing
+"""A path, a `data:image/...;base64,` URL, the bytes of a file, a PIL image, or a generated image."""
 
 MAX_PIXELS = 2**28
 """Default maximum number of pixels of an image (16384 x 16384). A larger image needs more than 1 GiB of memory."""
@@ -85,6 +102,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Ba
 def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> DecodedImage:
     """Reads an image as `open_image` does, and reports whether it has transparent pixels."""
     check_background(background)
+    source = source.image if isinstance(source, Drawing) else source
     name = _name(source)
     try:
         if isinstance(source, Image.Image):
@@ -112,13 +130,25 @@ def prepare_understanding(
       size: Image size of the understanding encoder.
       min_size: Minimum length of the short side after scaling, so that a very thin image stays visible.
     """
-    longest = max(image.size)
-    # Rounds down, as in the training of the released models.
-    width, height = (max(int(side / longest * size), min_size) for side in image.size)
-    left, top = (size - width) // 2, (size - height) // 2
+    left, top, right, bottom = padded_box(image.size, size, min_size)
     square = np.full((size, size, 3), GRAY, np.uint8)
-    square[top : top + height, left : left + width] = np.asarray(_resize(image, width, height))
+    square[top:bottom, left:right] = np.asarray(_resize(image, right - left, bottom - top))
     return square
+
+
+def padded_box(image_size: tuple[int, int], size: int = 384, min_size: int = 14) -> tuple[int, int, int, int]:
+    """Returns left, top, right and bottom of an image in the square of `prepare_understanding`.
+
+    Args:
+      image_size: Width and height of the image.
+      size: See `prepare_understanding`.
+      min_size: See `prepare_understanding`.
+    """
+    longest = max(image_size)
+    # Rounds down, as in the training of the released models.
+    width, height = (max(int(side / longest * size), min_size) for side in image_size)
+    left, top = (size - width) // 2, (size - height) // 2
+    return left, top, left + width, top + height
 
 
 def prepare_generation(

@@ -13,7 +13,6 @@ from janus_jax.batch import NO_IMAGE, PADDING_SEGMENT, Batch
 from janus_jax.buckets import as_path
 from janus_jax.config import JanusFlowConfig, ModelConfig
 from janus_jax.errors import JanusError
-from janus_jax.files import read_json_if_exists
 from janus_jax.processing.conversation import (
     TEMPLATES,
     UNDERSTANDING_SYSTEM_PROMPT,
@@ -33,14 +32,9 @@ from janus_jax.processing.sequences import (
     blank_images,
     stack_images,
 )
+from janus_jax.processing.settings import DEFAULT_MIN_SIDE, read_settings
 from janus_jax.processing.tokenizer import BEGIN_OF_IMAGE, IMAGE_PLACEHOLDER, Tokenizer
 from janus_jax.processing.transparency import Background
-
-IMAGE_MEAN = 0.5
-"""Mean and standard deviation with which every released model normalizes pixels in [0, 1]."""
-
-DEFAULT_MIN_SIDE = 14
-"""Minimum length of the short side of an input image, if the model's files have no other."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +52,8 @@ class Processor:
       system_prompt: Default system prompt of conversations.
       masks_padding: An unconditional sequence has padding in place of its prompt. True: that padding is masked
         (JanusFlow). False: it is attended to (Janus).
+      interleaved_features: Whether an input image repeats each image that the assistant generates in a conversation, as
+        in the model's training data (`interleaved_sequence`).
       latent_shape: Height, width and channels of a target image's latents (JanusFlow). None: the model generates image
         tokens (Janus).
     """
@@ -71,6 +67,7 @@ class Processor:
     min_side: int = DEFAULT_MIN_SIDE
     system_prompt: str = UNDERSTANDING_SYSTEM_PROMPT
     masks_padding: bool = False
+    interleaved_features: bool = False
     latent_shape: tuple[int, int, int] | None = None
 
     @property
@@ -89,16 +86,16 @@ class Processor:
     def from_directory(cls, path: str | Path, config: ModelConfig) -> Self:
         """Reads a processor from a model folder.
 
-        `tokenizer.json` is required; `preprocessor_config.json` and `processor_config.json` are optional. The field
-        `system_prompt` of `processor_config.json` is specific to this project: it replaces the released models' system
-        prompt.
+        `tokenizer.json` is required; `preprocessor_config.json` and `processor_config.json` are optional. Two
+        fields of `processor_config.json` are specific to this project: `system_prompt` replaces the released models'
+        system prompt, and `interleaved_features` is the attribute of this name.
 
         Raises:
           JanusError: The tokenizer is missing or corrupt, or a file contradicts `config`.
         """
         tokenizer = Tokenizer.from_directory(path)
         tokenizer.check_vocabulary(config.llm.vocab_size)
-        min_side, system_prompt = _read_settings(as_path(path), config)
+        settings = read_settings(as_path(path), config)
         return cls(
             tokenizer,
             TEMPLATES[config.conversation],
@@ -106,9 +103,10 @@ class Processor:
             num_und_tokens=config.und_encoder.num_patches,
             gen_image_size=config.gen_image_size,
             num_gen_tokens=config.num_gen_tokens,
-            min_side=min_side,
-            system_prompt=system_prompt,
+            min_side=settings.min_side,
+            system_prompt=settings.system_prompt,
             masks_padding=isinstance(config, JanusFlowConfig),
+            interleaved_features=settings.interleaved_features,
             latent_shape=config.latent_shape,
         )
 
@@ -132,7 +130,7 @@ class Processor:
         Raises:
           JanusError: The numbers of placeholders and images differ, an image is unreadable, or a message is malformed.
         """
-        sources = _image_sources(messages, images)
+        sources = image_sources(messages, images)
         sequence = self.understanding_tokens(messages, len(sources), system_prompt)
         return self.with_input_images(sequence, sources, background)
 
@@ -198,12 +196,21 @@ class Processor:
         """
 
         def image_spans(number: int, is_answer: bool) -> list[ImageSpan]:
-            target = [ImageSpan("target", is_answer=True)] if is_answer else []
-            return [*target, ImageSpan("input")] if features or not is_answer else target
+            return self.interleaved_spans(is_answer, features=features)
 
         prompt = self.system_prompt if system_prompt is None else system_prompt
         spans = self.spans(self.template.render(messages, prompt), num_images, image_spans)
         return self.layout.sequence(Task.INTERLEAVED, spans)
+
+    def interleaved_spans(self, is_answer: bool, *, features: bool) -> list[ImageSpan]:
+        """Returns the spans of an image in a conversation in which the assistant generates images.
+
+        Args:
+          is_answer: Whether the image is in a turn of the assistant.
+          features: See `interleaved_sequence`.
+        """
+        target = [ImageSpan("target", is_answer=True)] if is_answer else []
+        return [*target, ImageSpan("input")] if features or not is_answer else target
 
     def with_interleaved_images(
         self,
@@ -395,7 +402,12 @@ def overlaps(ranges: Sequence[tuple[int, int]], others: Sequence[tuple[int, int]
     return found & (starts < ends)
 
 
-def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:
+def image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | None) -> list[ImageSource]:
+    """Returns the images of a conversation, from its messages or from `images`.
+
+    Raises:
+      JanusError: Images are not a list, or both contain images.
+    """
     given = [images or (), *(message.get("images") or () for message in messages)]
     if any(isinstance(group, str | bytes) or not isinstance(group, Sequence) for group in given):
         raise JanusError("Images must be a list; put a single image into a list.")
@@ -405,32 +417,3 @@ def _image_sources(messages: Sequence[Message], images: Sequence[ImageSource] | 
             f"The messages contain {len(in_messages)} images and `images` {len(images)} more; use one of the two."
         )
     return in_messages or list(images or ())
-
-
-def _read_settings(directory: Path, config: ModelConfig) -> tuple[int, str]:
-    """Reads `min_side` and `system_prompt`, and checks that the other settings of the files agree with the config."""
-    side, patches = config.und_encoder.image_size, config.und_encoder.num_patches
-    remedy = "copy it from the released checkpoint again"
-    processor_file, file = directory / "processor_config.json", directory / "preprocessor_config.json"
-    processor, values = read_json_if_exists(processor_file, remedy), read_json_if_exists(file, remedy)
-    prompt = processor.get("system_prompt", UNDERSTANDING_SYSTEM_PROMPT)
-    if not isinstance(prompt, str):
-        raise JanusError(f"{processor_file}: system_prompt is {prompt!r:.80}; it must be text.")
-    _check_agreement(processor_file, "num_image_tokens", processor.get("num_image_tokens", patches), patches)
-    # transformers 5 writes the image settings into processor_config.json.
-    if isinstance(nested := processor.get("image_processor"), dict) and not values:
-        file, values = processor_file, nested
-    size = values.get("size")  # transformers' name for image_size; an object.
-    for found in (values.get("image_size", side), *(size.values() if isinstance(size, dict) else ())):
-        _check_agreement(file, "image_size", found, side)
-    for name in ("image_mean", "image_std"):
-        _check_agreement(file, name, values.get(name) or [IMAGE_MEAN] * 3, [IMAGE_MEAN] * 3)
-    min_side = values.get("min_size", min(DEFAULT_MIN_SIDE, side))
-    if not isinstance(min_side, int) or not 0 < min_side <= side:
-        raise JanusError(f"{file}: min_size is {min_side!r}; it must be a whole number from 1 to {side}.")
-    return min_side, prompt
-
-
-def _check_agreement(file: Path, name: str, found: object, expected: object) -> None:
-    if found != expected:
-        raise JanusError(f"{file}: {name} is {found!r}, but {expected!r} in the model's config; correct the wrong one.")

@@ -149,13 +149,19 @@ class ImageLayout:
             num_context_images=len(images["context"]),
         )
 
+    def num_positions(self, span: Span) -> int:
+        """Returns the number of positions of a span."""
+        if isinstance(span, TextSpan):
+            return len(span.tokens)
+        return (self.num_und_tokens if span.kind == "input" else self.num_gen_tokens) + 1 + span.end
+
     def _piece(self, span: Span, counts: dict[str, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Returns tokens, answer mask, `und_patch_index` and `gen_token_index` of a span, and counts its image."""
         if isinstance(span, TextSpan):
             no_image = np.full(len(span.tokens), NO_IMAGE, np.int32)
             return np.asarray(span.tokens, np.int32), np.asarray(span.is_answer, bool), no_image, no_image
         n = self.num_und_tokens if span.kind == "input" else self.num_gen_tokens
-        length = n + 1 + span.end
+        length = self.num_positions(span)
         filler = self.special.pad if span.kind == "padding" else self.special.image_placeholder
         tokens = np.full(length, filler, np.int32)
         tokens[0] = self.special.begin_of_image

@@ -10,7 +10,7 @@ from tokenizers import decoders, models, pre_tokenizers, processors, trainers
 from janus_jax.config import ConversationStyle
 from janus_jax.errors import JanusError
 from janus_jax.processing.conversation import TEMPLATES
-from janus_jax.processing.processor import IMAGE_MEAN
+from janus_jax.processing.settings import IMAGE_MEAN
 from janus_jax.processing.tokenizer import (
     BEGIN_OF_SENTENCE,
     END_OF_SENTENCE,

@@ -25,8 +25,8 @@ from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.buckets import bucket_errors, is_remote, move_folder, remove_folder
 from janus_jax.coordination import barrier, gather
-from janus_jax.errors import JanusError, RunStopped, StorageFull
-from janus_jax.storage import hide_storage_traces, is_disk_full
+from janus_jax.errors import JanusError, RunStopped, StorageFull, StorageUnavailable
+from janus_jax.storage import CHECK_DISK, failed_disk, hide_storage_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
     RUN,
     STATE,
@@ -218,7 +218,8 @@ class Checkpoints:
 
         Raises:
           StorageFull: This or the previous save found the disk full. Older checkpoints are intact.
-          StorageUnavailable: The bucket did not answer to this or the previous save. Older checkpoints are intact.
+          StorageUnavailable: The bucket did not answer to this or the previous save, or the disk has failed. Older
+            checkpoints are intact.
         """
         if step in self.steps:
             return
@@ -349,7 +350,10 @@ class Checkpoints:
 
     @contextlib.contextmanager
     def _storage_errors_handled(self) -> Iterator[None]:
-        """If the disk is full, removes the unfinished save and raises `StorageFull`. Reports errors of a bucket."""
+        """Raises `StorageFull` or `StorageUnavailable` for errors of the disk or bucket.
+
+        If the disk is full, first removes the unfinished save.
+        """
         try:
             with bucket_errors(self._directory):
                 yield
@@ -357,6 +361,9 @@ class Checkpoints:
             raise
         except Exception as error:
             if not is_disk_full(error):
+                if reason := failed_disk(error):
+                    path = f"{self._directory}/{self._saving}"
+                    raise StorageUnavailable(f"{path} cannot be written ({reason}); {CHECK_DISK}") from error
                 raise
             self._remove_unfinished()
             self._manager.reload()

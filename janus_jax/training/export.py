@@ -13,6 +13,7 @@ from janus_jax.config import Dtype
 from janus_jax.errors import JanusError
 from janus_jax.files import reading
 from janus_jax.models.factory import abstract_params, make_model
+from janus_jax.processing import Task
 from janus_jax.storage import atomic_folder
 from janus_jax.training.checkpoint_files import SavedCheckpoint
 from janus_jax.training.config_dicts import from_config
@@ -56,14 +57,25 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool
     if out.exists():
         raise JanusError(f"{out} exists; give a new folder, or remove it.")
     saved = SavedCheckpoint.newest(checkpoints_folder(workdir, stage))
-    config = from_config(Recipe, saved.config).model_config
+    recipe = from_config(Recipe, saved.config)
+    config = recipe.model_config
     # In host memory, because the model may not fit on one accelerator.
     cpu = SingleDeviceSharding(jax.devices("cpu")[0])
     shapes = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=cpu), unbox(abstract_params(make_model(config)))
     )
     params = read_stage(saved, shapes)
-    save_checkpoint(out, params, config, sidecars_from=tokenizer_folder(workdir), progress=progress)
+    # Conversations that draw are sampled in the layout that they were trained in.
+    draws = any(source.task is Task.INTERLEAVED for source in recipe.used_sources.values())
+    fields = {"interleaved_features": recipe.current.editing.interleaved_features} if draws else {}
+    save_checkpoint(
+        out,
+        params,
+        config,
+        sidecars_from=tokenizer_folder(workdir),
+        processor_fields=fields,
+        progress=progress,
+    )
     return saved.step
 
 

@@ -134,6 +134,7 @@ def open_initialisation(recipe: Recipe, workdir: str | Path | None, *, is_new: b
     start.check(where, config)
     opened |= {name: open_checkpoint(path) for name, path in start.folders(config).items() if name not in opened}
     for name, checkpoint in opened.items():
+        checkpoint.check_unquantized(f"{where}.{name}")
         _check_model(f"{where}.{name}", checkpoint, name, config)
     return OpenedStage(recipe, opened)
 

@@ -24,7 +24,7 @@ import jax
 
 from janus_jax import coordination
 from janus_jax.errors import ExitCode, Interrupted, JanusError, Preempted, RunStopped, Stalled
-from janus_jax.storage import is_disk_full, write_bytes
+from janus_jax.storage import failed_disk, is_disk_full, write_bytes
 from janus_jax.training.config_dicts import check_values
 from janus_jax.training.peers import Peers, describe_state, late_processes
 from janus_jax.training.phases import DESCRIPTIONS, STEPPING, Moment, PhaseName, Phases
@@ -233,6 +233,8 @@ def report_error(error: BaseException) -> None:
         code = error.exit_code
     elif is_disk_full(error):
         code = ExitCode.DISK_FULL
+    elif failed_disk(error):
+        code = ExitCode.STORAGE_UNAVAILABLE
     elif isinstance(error, JanusError):
         code = ExitCode.USER_ERROR
     elif isinstance(error, KeyboardInterrupt):

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
 # Startup script of every machine of a TPU pod, set by launch/tpu/train.sh. It trains, and writes the exit code to
-# /var/lib/janus/exit_code. If the machine still exists after a preemption notice, training resumes.
+# /var/lib/janus/exit_code. If the machine still exists after a preemption notice, training resumes. A full disk is retried
+# up to JANUS_MAX_RESTARTS (20) times.
 set -euo pipefail
 
-readonly PREEMPTED=75 STALLED=76 UNAVAILABLE=69 # janus_jax.errors.ExitCode
+readonly PREEMPTED=75 STALLED=76 STORAGE_UNAVAILABLE=69 DISK_FULL=74 # janus_jax.errors.ExitCode
 readonly STATE="${STATE:-/var/lib/janus}"
 
 attribute() {
@@ -34,12 +35,17 @@ eval "arguments=($(attribute janus-arguments))"
 gcloud auth configure-docker --quiet "${image%%/*}"
 docker pull "$image"
 
+full=0
 while :; do
   code=0
   # shellcheck disable=SC2154 # eval sets `arguments`
   docker run --rm --name janus --privileged --network=host --volume=/data:/data:ro --stop-timeout=600 --log-driver=gcplogs "$image" \
     janus-train --distributed "${arguments[@]}" || code=$?
-  [[ $code =~ ^($PREEMPTED|$STALLED|$UNAVAILABLE)$ ]] || break
+  if [[ $code == "$DISK_FULL" && $full -lt ${JANUS_MAX_RESTARTS:-20} ]]; then
+    full=$((full + 1))
+  elif [[ ! $code =~ ^($PREEMPTED|$STALLED|$STORAGE_UNAVAILABLE)$ ]]; then
+    break
+  fi
   sleep "${PAUSE:-10}"
 done
 echo "$code" >"$STATE/exit_code"

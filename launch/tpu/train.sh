@@ -17,7 +17,7 @@
 # again, repeat the command. At the end the script deletes the machines and exits with janus-train's exit code.
 set -euo pipefail
 
-readonly PREEMPTED=75 STALLED=76 UNAVAILABLE=69 # janus_jax.errors.ExitCode
+readonly PREEMPTED=75 STALLED=76 STORAGE_UNAVAILABLE=69 # janus_jax.errors.ExitCode
 readonly PAUSE="${PAUSE:-60}"
 
 if [[ $# -lt 3 || -z ${PROJECT:-} || -z ${ZONE:-} || -z ${IMAGE:-} || -z ${BUCKET:-} ]]; then
@@ -88,7 +88,7 @@ while :; do
       ;;
     ACTIVE)
       code=$(exit_code)
-      if [[ $code =~ ^[0-9]+$ && ! $code =~ ^($PREEMPTED|$STALLED|$UNAVAILABLE)$ ]]; then
+      if [[ $code =~ ^[0-9]+$ && ! $code =~ ^($PREEMPTED|$STALLED|$STORAGE_UNAVAILABLE)$ ]]; then
         echo "$name: janus-train exited with $code."
         delete
         exit "$code"

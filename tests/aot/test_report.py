@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
+from checkpoints_convert import convert
 from janus_jax.aot.collectives import Collective
 from janus_jax.aot.compile import Program, bytes_per_device, training_batch
 from janus_jax.aot.report import compile_report, memory_problem, remedies, report_text
@@ -17,8 +18,10 @@ from janus_jax.data.pipeline.packing import Example, pack
 from janus_jax.sharding import make_mesh
 from janus_jax.training.flops import traced_flops
 from janus_jax.training.setup import set_up_stage
+from janus_jax.training.stage_config import Initialisation
 from tests import tiny
 from tests.aot.test_plan import recipe
+from tests.training import runs
 from tests.training.rl import recipes
 
 GB = 10**9
@@ -63,6 +66,8 @@ def test_suggested_microbatches_divide_the_sequences_of_a_device(mesh):
 @pytest.mark.parametrize("kind", ["janus", "flow"])
 def test_abstract_batch_has_the_shapes_of_a_packed_batch(mesh, kind, precomputed_image_tokens):
     stage = replace(recipe(1, 8, 1, kind), precomputed_image_tokens=precomputed_image_tokens)
+    if kind == "janus":
+        stage = stage.replace_current(budget=replace(stage.current.budget, context_images=2))
     packed = pack(
         [list[Example]()] * 8, stage.current.budget, tiny.processor(stage.model_config), precomputed_image_tokens
     )
@@ -143,3 +148,20 @@ def test_report_of_reinforcement_learning(rollout_params):
     assert ("parameters of training" in decode["inputs"]) == (rollout_params == "copied")
     assert report["verdict"] == "fits"
     assert f"{64 + tiny.CONFIG.num_gen_tokens} tokens" in report_text(report)
+
+
+@pytest.mark.slow
+def test_a_folder_with_weights_of_8_bits_is_compiled_as_such(tmp_path):
+    convert(runs.recipe().current.initialisation.model, tmp_path / "int8", quantization="int8")
+    stored = replace(
+        runs.recipe(initialisation=Initialisation("model", model=str(tmp_path / "int8"))), architecture=None
+    )
+    reports = [compile_report(stored, find_topology("cpu:1x1"), "generate")]
+    reports += [
+        compile_report(runs.recipe(), find_topology("cpu:1x1"), "generate", quantization=one)
+        for one in ("int8", "none")
+    ]
+    assert [report["quantization"] for report in reports] == ["int8", "int8", "none"]
+    small, same, full = (report["programs"][1]["inputs"]["parameters"] for report in reports)
+    assert small == same < 0.7 * full
+    assert "weights in int8" in report_text(reports[0])

@@ -114,7 +114,7 @@ def test_one_message_lists_all_mismatches_with_the_nearest_names(tmp_path):
     assert "1 missing: language_model.model.norm.weight (nearest: language_model.model.norms.weight)" in message
     assert "1 surplus: language_model.model.norms.weight (nearest: language_model.model.norm.weight)" in message
     assert "1 misshapen: gen_embed.weight is [96, 7], not [96, 8]" in message
-    assert "1 not floating-point: aligner.layers.0.bias is int8" in message
+    assert "1 not floating-point of 16 bits or more: aligner.layers.0.bias is int8" in message
 
 
 @pytest.mark.parametrize(

@@ -102,13 +102,16 @@ def test_tokenizer_and_processor_files_are_copied(released_folder, tmp_path):
 
 
 @pytest.mark.parametrize("layout", ["released", "transformers"])
-def test_the_system_prompt_is_written_in_every_layout(converted_folder, tmp_path, layout):
+def test_own_fields_of_the_processor_are_written_in_every_layout(converted_folder, tmp_path, layout):
     folder = shutil.copytree(converted_folder, tmp_path / "trained")
     change_config(folder, lambda content: content.update(source={}))  # As in a folder that training exports.
-    (folder / "processor_config.json").write_text('{"system_prompt": "", "sft_format": "deepseek"}')
+    (folder / "processor_config.json").write_text(
+        '{"system_prompt": "", "interleaved_features": true, "sft_format": "deepseek"}'
+    )
     convert(folder, tmp_path / "exported", layout)
     written = json.loads((tmp_path / "exported" / "processor_config.json").read_text())
     assert written["system_prompt"] == ""
+    assert written["interleaved_features"] is True
     assert written["num_image_tokens"] == SMALL.und_encoder.num_patches
 
 

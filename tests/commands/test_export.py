@@ -1,5 +1,6 @@
 """`janus-export`: a workdir is exported as a model folder."""
 
+import dataclasses
 import functools
 import json
 import shutil
@@ -15,10 +16,12 @@ from checkpoints_convert import convert, open_checkpoint
 from janus_jax.config import Execution
 from janus_jax.models.backbone import apply
 from janus_jax.models.janus import Janus
+from janus_jax.processing import Task
+from janus_jax.training import export as exporting
 from janus_jax.training import model_card
 from janus_jax.training.export import export, last_stage
 from janus_jax.training.param_paths import merge
-from janus_jax.training.stage_config import Initialisation
+from janus_jax.training.stage_config import Editing, Initialisation
 from tests.commands.conftest import ROOT, run
 from tests.commands.test_train import ONE_DEVICE
 from tests.hub_server import TOKEN, connect, serve, variables
@@ -132,3 +135,18 @@ def test_commands_train_export_push_and_generate_with_janusflow(tmp_path, monkey
 )
 def test_user_errors_are_reported(refuses, tmp_path, flags, words):
     assert words in refuses("launch.export", *flags, cwd=tmp_path)
+
+
+def test_the_layout_of_drawn_images_is_exported(tmp_path, monkeypatch):
+    workdir, _ = runs.finished()
+    read = exporting.from_config
+
+    def with_conversations(kind, content):
+        recipe = read(kind, content)
+        sources = {name: dataclasses.replace(source, task=Task.INTERLEAVED) for name, source in recipe.sources.items()}
+        recipe = dataclasses.replace(recipe, sources=sources)
+        return recipe.replace_current(editing=Editing(interleaved_features=True))
+
+    monkeypatch.setattr(exporting, "from_config", with_conversations)
+    export(workdir, 1, tmp_path / "model", "float32")
+    assert janus_jax.load(tmp_path / "model").processor.interleaved_features

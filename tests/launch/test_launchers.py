@@ -61,11 +61,11 @@ SHOWS = '[[ $1 != show ]] || echo "JobId=17 JobName=janus JobState={} Reason=Non
 JOB = {"SLURM_JOB_ID": "17", "SLURM_JOB_NODELIST": "node[1-4]"}
 
 
-RETRIED = (ExitCode.PREEMPTED, ExitCode.STALLED)
+RETRIED = (ExitCode.PREEMPTED, ExitCode.STALLED, ExitCode.STORAGE_UNAVAILABLE, ExitCode.DISK_FULL)
 
 
 @pytest.mark.parametrize("code", ExitCode)
-def test_job_is_requeued_only_after_preemption_and_stalls(code, fake, start, calls):
+def test_job_is_requeued_only_after_failures_that_can_pass(code, fake, start, calls):
     fake("srun", f"exit {int(code)}")
     fake("scontrol", SHOWS.format("RUNNING"))
     job = start("slurm/train.sbatch", "--config", "c.py", **JOB)
@@ -77,8 +77,9 @@ def test_job_is_requeued_only_after_preemption_and_stalls(code, fake, start, cal
 
 
 @pytest.mark.parametrize(("restarts", "is_requeued"), [("19", True), ("20", False)])
-def test_job_with_a_killed_process_is_requeued_a_limited_number_of_times(restarts, is_requeued, fake, start, calls):
-    fake("srun", "exit 137")
+@pytest.mark.parametrize("code", [137, ExitCode.STORAGE_UNAVAILABLE, ExitCode.DISK_FULL])
+def test_job_is_requeued_a_limited_number_of_times(code, restarts, is_requeued, fake, start, calls):
+    fake("srun", f"exit {int(code)}")
     fake("scontrol", SHOWS.format("RUNNING"))
     job = start("slurm/train.sbatch", SLURM_RESTART_COUNT=restarts, **JOB)
     job.communicate(timeout=60)
@@ -145,8 +146,8 @@ case "$*" in *image) echo host/image ;; *bucket) echo b ;; *arguments) printf '%
 """
 
 
-@pytest.mark.parametrize(("codes", "ended"), [("75 76 69 0", 0), ("2", 2)])
-def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, calls, tmp_path):
+@pytest.mark.parametrize(("codes", "ended"), [("75 76 69 74 0", 0), ("2", 2), ("74 74 74", 74)])
+def test_pod_machine_resumes_only_after_failures_that_can_pass(codes, ended, fake, start, calls, tmp_path):
     (tmp_path / "codes").write_text("".join(f"{code}\n" for code in codes.split()))
     fake("curl", CURL)
     for name in ("gcloud", "gcsfuse", "mkdir", "mountpoint"):
@@ -156,7 +157,7 @@ def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, ca
         '[[ $1 == run ]] || exit 0\nprintf "<%s>" "${@: -2}" >> "$HOME/given"\n'
         'code=$(head -1 "$HOME/codes"); sed -i 1d "$HOME/codes"; exit "$code"',
     )
-    machine = start("tpu/startup.sh", STATE=str(tmp_path), PAUSE="0")
+    machine = start("tpu/startup.sh", STATE=str(tmp_path), PAUSE="0", JANUS_MAX_RESTARTS="2")
     _, err = machine.communicate(timeout=60)
     assert (machine.returncode, err) == (0, "")
     assert (tmp_path / "exit_code").read_text() == f"{ended}\n"
@@ -165,7 +166,7 @@ def test_pod_machine_resumes_only_after_preemption(codes, ended, fake, start, ca
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
 def test_scripts_use_the_exit_code_of_preemption(script):
-    for code in RETRIED:
+    for code in (ExitCode.PREEMPTED, ExitCode.STALLED, ExitCode.STORAGE_UNAVAILABLE):
         assert re.findall(rf"{code.name}=(\d+)", script.read_text()) == [str(int(code))]
 
 
@@ -179,7 +180,7 @@ def test_manifests_retry_preemption_but_no_permanent_failure(manifest):
         [rule] = job["template"]["spec"]["podFailurePolicy"]["rules"]
         codes = rule["onExitCodes"]
         assert (rule["action"], codes["operator"]) == ("FailJob", "In")
-        assert codes["values"] == [ExitCode.USER_ERROR, ExitCode.DIVERGED, ExitCode.DISK_FULL]
+        assert codes["values"] == [ExitCode.USER_ERROR, ExitCode.DIVERGED]
         [container] = job["template"]["spec"]["template"]["spec"]["containers"]
         assert codes["containerName"] == container["name"]
 

@@ -6,11 +6,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from janus_jax.config import PRESETS, Execution
+from janus_jax.config import PRESETS, WEIGHT_SCALE, Execution
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import scan_params
 from janus_jax.models.factory import abstract_params, make_model
-from janus_jax.models.layers import WEIGHT_SCALE, Linear, quantize
+from janus_jax.models.layers import Linear, quantize
 from janus_jax.pretrained import load_params
 from janus_jax.sharding import make_mesh
 from tests import tiny
@@ -42,6 +42,33 @@ def test_linear_layer_multiplies_by_the_restored_weight(rows):
     np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5)
 
 
+# Each factor has an error of half a step of its scale, and the errors of the products add up at random.
+@pytest.mark.parametrize("rows", [1, 40])
+def test_products_of_integers_are_close_to_products_of_floats(rows):
+    weight, x = random_weight(6, 2, 16, 8), np.random.default_rng(1).standard_normal((3, rows, 16, 8), np.float32)
+    x[0, 0] *= 1000
+    x[1, 0] = 0
+    quantized, scale = quantize(weight, 2, jnp.int8)
+    layer = Linear((6, 2), (None,) * 4, Execution(quantization="int8_dynamic"), num_inputs=2, use_bias=False)
+    params = {"params": {"weight": quantized, WEIGHT_SCALE: scale}}
+    expected = np.einsum("brik,ogik->brog", x, weight)
+    error = np.abs(layer.apply(params, x) - expected).max(axis=(2, 3)) / np.maximum(np.abs(x).max(axis=(2, 3)), 1e-9)
+    assert 0 < error.max() < 0.06
+    assert error[1, 0] == 0
+    assert "i32" in next(line for line in str(jax.make_jaxpr(layer.apply)(params, x)).splitlines() if "dot_" in line)
+
+
+def test_stacked_layers_are_quantized_from_their_values():
+    execution = Execution(quantization="int8")
+    params = load_params(tiny.leaves_of(tiny.stacked_params()), tiny.CONFIG, execution, None)
+    down, exact = (
+        params["llm"]["layers"]["mlp"]["down"],
+        tiny.stacked_params()["llm"]["layers"]["mlp"]["down"]["weight"],
+    )
+    restored = down["weight"].astype(np.float32) * down[WEIGHT_SCALE][..., None]
+    np.testing.assert_allclose(restored, exact, atol=float(down[WEIGHT_SCALE].max()) * 0.51)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(("preset", "limit"), [("janus_pro_1b", 2.5e9), ("janus_pro_7b", 8.5e9)])
 def test_quantized_parameters_fit_in_the_memory_of_small_gpus(preset, limit):
@@ -50,7 +77,7 @@ def test_quantized_parameters_fit_in_the_memory_of_small_gpus(preset, limit):
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) <= limit
 
 
-@pytest.mark.parametrize("quantization", ["int8", "fp8"])
+@pytest.mark.parametrize("quantization", ["int8", "fp8", "int8_dynamic"])
 def test_quantized_model_computes_nearly_the_same_logits(quantization):
     execution = Execution(layers="unrolled", quantization=quantization)
     batch = tiny.processor().left_pad([tiny.processor().generation_prompt("A red boat")])
@@ -68,6 +95,7 @@ def test_quantized_model_computes_nearly_the_same_logits(quantization):
     dtypes = {str(leaf.dtype) for leaf in jax.tree.leaves(params["llm"]["layers_0"]["mlp"])}
     assert len(dtypes) == 2
     assert params["gen_head"]["fc1"]["weight"].dtype == jnp.float32
+    assert params["und_encoder"]["blocks_0"]["attn"]["qkv"]["weight"].dtype.itemsize == 1
     with pytest.raises(JanusError, match="parameters are quantized"):
         scan_params(params, tiny.CONFIG)
     sharded, _ = log_probabilities(execution, make_mesh(2, 2, 2))

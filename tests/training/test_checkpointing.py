@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from janus_jax.errors import JanusError, StorageFull
+from janus_jax.errors import JanusError, StorageFull, StorageUnavailable
 from janus_jax.sharding import make_mesh
 from janus_jax.training import checkpoint_files
 from janus_jax.training import checkpointing as module
@@ -275,6 +275,41 @@ def test_full_disk_keeps_older_checkpoints(tmp_path, state, abstract, monkeypatc
     # No traceback of a background thread is logged.
     assert not [record for record in caplog.records if record.exc_info]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["1", "2"]
+    assert restore(tmp_path, abstract).step == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (
+            OSError(errno.EIO, os.strerror(errno.EIO), "state/d/0"),
+            r"3 cannot be written \(state/d/0: Input/output error",
+        ),
+        (ValueError('Error writing "/mnt/a/d": [OS error 5: EIO Input/output error]'), "/mnt/a/d: Input/output error"),
+    ],
+    ids=["operating system", "tensorstore"],
+)
+@pytest.mark.parametrize("name", ["write_checksums", "_Manager.save"])
+def test_failing_disk_names_the_file_and_keeps_older_checkpoints(
+    tmp_path, state, abstract, monkeypatch, capfd, fault, words, name
+):
+    save(tmp_path, state, [1, 2])
+
+    def fail(*arguments, **named):
+        raise fault
+
+    monkeypatch.setattr(f"{module.__name__}.{name}", fail)
+    checkpoints = Checkpoints(tmp_path)
+
+    def save_again():
+        checkpoints.save(3, state, {}, RUN)
+        checkpoints.wait()
+
+    with pytest.raises(StorageUnavailable, match=words):
+        save_again()
+    with contextlib.suppress(StorageUnavailable):
+        checkpoints.close()
+    assert "Traceback" not in capfd.readouterr().err
     assert restore(tmp_path, abstract).step == 2
 
 

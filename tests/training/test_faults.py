@@ -6,19 +6,26 @@ import sys
 import numpy as np
 import pytest
 
-from benchmarks.fault_injection import KINDS, Fault
-from benchmarks.fault_runs import is_named, newest_checkpoint, run_cluster, steps_logged
+from benchmarks.fault_injection import BUCKET_KINDS, KINDS, Fault
+from benchmarks.fault_runs import Cluster, is_named, newest_checkpoint, steps_logged
 from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
 PROCESSES = 4
-# The processes that wait, and the one that fails if it is alive.
+# Exit codes of the processes that do not fail.
 EXPECTED = dict.fromkeys(KINDS, ExitCode.STALLED) | {
     "loader_crawls": ExitCode.SUCCESS,
-    "bucket_error": ExitCode.INTERNAL_ERROR,
+    "bucket_error": ExitCode.STORAGE_UNAVAILABLE,
+    "disk_error": ExitCode.STORAGE_UNAVAILABLE,
     "disk_full": ExitCode.DISK_FULL,
 }
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with Cluster(PROCESSES) as cluster:
+        yield cluster
 
 
 def arguments(workdir, **resources):
@@ -34,47 +41,49 @@ def arguments(workdir, **resources):
     ]
 
 
-def assert_ends(kind, folder):
-    """Lets a run fail at step 4; checks exit codes and culprit, and returns the workdir."""
-    workdir, process = folder / "run", 0 if kind == "coordinator_killed" else 2
+def assert_ends(cluster, kind, folder, workdir, bucket=None):
+    """Lets a run fail at step 4; checks exit codes and culprit."""
+    process = 0 if kind == "coordinator_killed" else 2
     if kind == "kill_in_restore":
-        run_cluster([*arguments(workdir), "--config.stages.stage_1.stop_at=4"], PROCESSES, folder / "first")
+        cluster.run([*arguments(workdir), "--config.stages.stage_1.stop_at=4"], folder / "first")
     delay = 4.0 if kind.startswith("loader") else 0.0
     fault = Fault(kind, process, 4, delay, str(folder / "mark"))
-    ends = run_cluster(arguments(workdir), PROCESSES, folder / "logs", fault=fault)
+    ends = cluster.run(arguments(workdir), folder / "logs", fault=fault, bucket=bucket)
     others = [end for index, end in enumerate(ends) if index != process]
     assert [end.code for end in others] == [EXPECTED[kind]] * 3, [end.log for end in ends]
-    if EXPECTED[kind] == ExitCode.STALLED:
-        assert is_named(fault, ends, PROCESSES), [end.log for end in ends]
-    return workdir
+    if EXPECTED[kind] != ExitCode.SUCCESS:
+        assert is_named(fault, ends), [end.log for end in ends]
 
 
 @pytest.mark.slow
-def test_sleeping_loader_ends_the_run_which_names_its_process(tmp_path):
-    workdir = assert_ends("loader_sleeps", tmp_path)
-    (stacks,) = (workdir / "stage_1" / "stalls").glob("*.process_2.txt")
+def test_sleeping_loader_ends_the_run_which_names_its_process(tmp_path, cluster):
+    assert_ends(cluster, "loader_sleeps", tmp_path, tmp_path / "run")
+    (stacks,) = (tmp_path / "run" / "stage_1" / "stalls").glob("*.process_2.txt")
     assert "fault_injection.py" in stacks.read_text()
 
 
 @pytest.mark.nightly
-def test_runs_with_any_fault_resume_with_the_losses_of_an_undisturbed_run(tmp_path):
-    for end in run_cluster(arguments(tmp_path / "undisturbed"), PROCESSES, tmp_path / "logs"):
-        assert end.code == 0, end.log
-    expected = steps_logged(tmp_path / "undisturbed")
-    for kind in KINDS:
-        workdir = assert_ends(kind, tmp_path / kind)
-        for end in run_cluster(arguments(workdir), PROCESSES, tmp_path / kind / "last"):
+def test_runs_with_any_fault_resume_with_the_losses_of_an_undisturbed_run(tmp_path, bucket_server, bucket):
+    # Its processes use the bucket's server.
+    with Cluster(PROCESSES) as cluster:
+        for end in cluster.run(arguments(tmp_path / "undisturbed"), tmp_path / "logs"):
             assert end.code == 0, end.log
-        assert newest_checkpoint(workdir) == 8
-        found = steps_logged(workdir)
-        np.testing.assert_allclose([found[step] for step in expected], list(expected.values()), rtol=1e-4)
+        expected = steps_logged(tmp_path / "undisturbed")
+        for kind in KINDS:
+            folder = tmp_path / kind
+            workdir = (bucket if kind in BUCKET_KINDS else folder) / "run"
+            assert_ends(cluster, kind, folder, workdir, bucket_server)
+            for end in cluster.run(arguments(workdir), folder / "last"):
+                assert end.code == 0, end.log
+            assert newest_checkpoint(workdir) == 8
+            assert steps_logged(workdir) == expected
 
 
 @pytest.mark.nightly
-def test_incident_of_four_processes_is_repeated_in_one(tmp_path):
+def test_incident_of_four_processes_is_repeated_in_one(tmp_path, cluster):
     """The small losses of the run are spikes, because the threshold is low."""
     options = [f"--config.incidents.{name}={value}" for name, value in (("z_score", 1e-6), ("window", 4), ("keep", 1))]
-    for end in run_cluster([*arguments(tmp_path / "run"), *options], PROCESSES, tmp_path / "logs"):
+    for end in cluster.run([*arguments(tmp_path / "run"), *options], tmp_path / "logs"):
         assert end.code == 0, end.log
     (incident,) = (tmp_path / "run" / "stage_1" / "incidents").iterdir()
     ended = subprocess.run(

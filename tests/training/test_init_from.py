@@ -6,8 +6,10 @@ import jax
 import pytest
 from flax.traverse_util import flatten_dict
 
-from checkpoints_convert import save_checkpoint
+from checkpoints_convert import convert, save_checkpoint
 from janus_jax import load_recipe
+from janus_jax.aot.report import compile_report
+from janus_jax.aot.topologies import find_topology
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import find_tokenizer, open_initialisation
@@ -63,6 +65,21 @@ def test_a_relative_workdir_is_no_model_id_of_the_hub(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(JanusError, match=r"config\.tokenizer is empty, and no initial checkpoint has a tokenizer"):
         find_tokenizer(replace(runs.recipe(), tokenizer=""), "run")
+
+
+@pytest.mark.parametrize(
+    "start",
+    [
+        lambda recipe: open_initialisation(recipe, "run"),
+        lambda recipe: compile_report(recipe, find_topology("cpu:1x1")),
+    ],
+    ids=["train", "compile"],
+)
+def test_training_does_not_start_from_weights_of_8_bits(tmp_path, start):
+    convert(runs.recipe().current.initialisation.model, tmp_path / "int8", quantization="int8")
+    recipe = without_model(initialisation=Initialisation("model", model=str(tmp_path / "int8")))
+    with pytest.raises(JanusError, match=r"weights of 8 bits \(int8\), which are for sampling only"):
+        start(recipe)
 
 
 def test_a_resumed_run_keeps_its_model_and_dtypes():

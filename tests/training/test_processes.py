@@ -78,7 +78,7 @@ def run_processes(count, *command, is_expected=lambda codes: not any(codes)):
             [sys.executable, *map(str, command)],
             env=environment(
                 XLA_FLAGS="--xla_force_host_platform_device_count=1",
-                JAX_PERSISTENT_COMPILATION_CACHE_MIN_COMPILE_TIME_SECS="0",
+                JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0",
                 JAX_COORDINATOR_ADDRESS=address,
                 JAX_NUM_PROCESSES=str(count),
                 JAX_PROCESS_ID=str(rank),

@@ -30,7 +30,7 @@ from janus_jax.models.backbone import Params, apply, to_pixels
 from janus_jax.models.vae import VAE
 from janus_jax.models.vq import VQTokenizer
 from janus_jax.processing import Task, editing_style, open_image, prepare_generation
-from janus_jax.processing.processor import DEFAULT_MIN_SIDE
+from janus_jax.processing.settings import DEFAULT_MIN_SIDE
 from janus_jax.sharding import batch_sharding, make_mesh, num_data_shards, use_mesh
 
 # float32 on every device, because neighboring codes differ by less than the resolution of bfloat16.
