@@ -19,7 +19,7 @@ from jaxtyping import Array, Float, Int, Key, UInt8
 from janus_jax.batch import Batch
 from janus_jax.config import Execution, JanusConfig, ModelConfig
 from janus_jax.config.execution import LayerLoop
-from janus_jax.coordination import gather
+from janus_jax.coordination import combine
 from janus_jax.errors import JanusError, RewardUnavailable
 from janus_jax.generation.decode import repeat_prompts
 from janus_jax.generation.image_tokens import TokenSampler
@@ -216,17 +216,23 @@ def compute_rewards(
         values = {"total": found.total, **{f"/{name}": value for name, value in found.by_source.items()}}
     except RewardUnavailable as error:
         unavailable = str(error)
-    columns = {name: np.zeros(len(images), np.float32) for name in values}
     own = {"rows": rows.tolist(), "values": {name: value.tolist() for name, value in values.items()}}
-    parts = gather("rewards", own | {"unavailable": unavailable})
-    for part in parts:
-        if part["unavailable"]:
-            # In all processes, which then save the state together.
-            raise RewardUnavailable(part["unavailable"])
-    for part in parts:
-        for name, column in columns.items():
-            column[part["rows"]] = part["values"][name]
+    joined = combine("rewards", own | {"unavailable": unavailable}, _join)
+    if joined["unavailable"]:
+        # In all processes, which then save the state together.
+        raise RewardUnavailable(joined["unavailable"])
+    columns = {name: np.array(column, np.float32) for name, column in joined["values"].items()}
     return RewardValues(columns.pop("total"), {name[1:]: column for name, column in columns.items()})
+
+
+def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the values of the images of all processes, in order, or why a service is not available."""
+    if unavailable := next((part["unavailable"] for part in parts if part["unavailable"]), ""):
+        return {"unavailable": unavailable, "values": {}}
+    order = np.argsort([row for part in parts for row in part["rows"]])
+    names = parts[0]["values"]
+    joined = {name: [value for part in parts for value in part["values"][name]] for name in names}
+    return {"unavailable": "", "values": {name: [column[row] for row in order] for name, column in joined.items()}}
 
 
 def local_images(images: UInt8[Array, "B H W 3"]) -> tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b H W 3"]]:

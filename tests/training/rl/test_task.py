@@ -227,7 +227,7 @@ def test_unusable_settings_are_refused(settings, message, tmp_path):
 
 def test_long_prompts_are_refused(tmp_path):
     file = tmp_path / "prompts.txt"
-    file.write_text("short\n" + "boat " * 600)
+    file.write_text("short\n" + "boat " * tiny.CONFIG.llm.max_positions)
     with pytest.raises(JanusError, match=r"rl\.prompts, number 2, has \d+ tokens"):
         stage_task(recipes.recipe(prompts=str(file)), tmp_path)
 
