@@ -22,6 +22,7 @@ from janus_jax.training.stage_config import Initialisation
 from tests import tiny
 from tests.aot.test_plan import recipe
 from tests.training import runs
+from tests.training.rl import recipes
 
 GB = 10**9
 CPUS = find_topology("cpu:1x8")
@@ -131,6 +132,22 @@ def test_report_of_training_and_sampling(kind):
         sampling = compile_report(stage, CPUS, workload)
         assert [one["name"] for one in sampling["programs"]] == ["prefill", "decode"]
         assert sampling["verdict"] == "fits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rollout_params", ["shared", "copied"])
+def test_report_of_reinforcement_learning(rollout_params):
+    stage = recipes.recipe(log_probs="guided", minibatches=2, rollout_params=rollout_params)
+    stage = replace(stage, architecture=tiny.CONFIG, resources=replace(stage.resources, peak_flops=1e11))
+    report = compile_report(stage, CPUS)
+    update, prefill, decode = report["programs"]
+    assert [one["name"] for one in (update, prefill, decode)] == ["step", "rollout prefill", "rollout decode"]
+    assert {"trained parameters", "reference", "optimizer state", "batch"} <= set(update["inputs"])
+    # The state of training stays on the devices.
+    assert decode["inputs"]["optimizer state"] == update["inputs"]["optimizer state"]
+    assert ("parameters of training" in decode["inputs"]) == (rollout_params == "copied")
+    assert report["verdict"] == "fits"
+    assert f"{64 + tiny.CONFIG.num_gen_tokens} tokens" in report_text(report)
 
 
 @pytest.mark.slow
