@@ -33,6 +33,7 @@ from examples.shapes.evaluation import (
 from examples.shapes.models import JANUS
 from janus_jax.evaluation.benchmark import AnswerSettings
 from janus_jax.processing import Drawing, Processor
+from tests.commands.conftest import ROOT, run
 
 PROTOCOL = ShapesProtocol(per_topic=6, per_category=4, per_kind=2, per_plot=3, batch_size=5)
 SEED = understanding.SEED
@@ -216,3 +217,16 @@ def test_the_benchmark_of_conversations_gives_the_same_scores(tmp_path):
     first = lines[0]["turns"][0]
     expected = render(items[0].task.drawing.scene)
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / first["assistant"])), expected)
+
+
+@pytest.mark.slow
+def test_janus_evaluate_runs_edits_and_conversations(tmp_path):
+    names = {"shapes_edits": "edits", "shapes_drawings": "drawings"}
+    benchmarks = ",".join(f"examples.shapes.{module}_benchmark:{name}" for name, module in names.items())
+    flags = (f"--model={JANUS}", f"--benchmark={benchmarks}", f"--out={tmp_path}", "--limit=2", "--batch_size=2")
+    finished = run("launch.evaluate", *flags, "--dtype=float32", cwd=ROOT)
+    assert finished.returncode == 0, finished.stderr
+    for name in names:
+        results = json.loads((tmp_path / name / "results.json").read_text())
+        assert {"overall", "chance"} <= set(results["scores"])
+        assert (tmp_path / name / "predictions" / "shapes.jsonl").read_text().count("\n") == 2
