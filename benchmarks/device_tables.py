@@ -1,7 +1,7 @@
 """Makes the tables of docs/performance.md from the results of benchmarks/device.sh.
 
     python -m benchmarks.device_tables OUT/device.json
-    python -m benchmarks.device_tables OUT/device.json --write
+    python -m benchmarks.device_tables OUT/device.json --write_docs
 
 The first command prints the tables, the second writes them to docs/performance.md. The tables compare training steps
 with reports of janus-compile in device_estimates.jsonl, for the same device, model, stage and batch:
@@ -22,7 +22,7 @@ from absl import flags
 from benchmarks.shared import insert_table, markdown_table
 from janus_jax.commands import cli
 
-_WRITE = flags.DEFINE_bool("write", False, "write the tables to docs/performance.md instead of the terminal")
+_WRITE = flags.DEFINE_bool("write_docs", False, "write the tables to docs/performance.md instead of the terminal")
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 MARKER = "device"
