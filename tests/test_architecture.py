@@ -53,6 +53,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "janus_jax.training",
         "checkpoints_convert",
     ),
+    "janus_jax.training.rl": (
+        *SHARED,
+        "janus_jax.generation",
+        "janus_jax.pretrained",
+        "janus_jax.rewards",
+        "janus_jax.training",
+    ),
     "janus_jax.training.siglip": (*SHARED, "janus_jax.data", "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.init_from": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.callbacks": (
@@ -75,7 +82,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints_convert",
     ),
     "janus_jax.evaluation.metrics": (*SHARED, "janus_jax.evaluation", "checkpoints_convert"),
-    "janus_jax.rewards": ("janus_jax.rewards",),
+    "janus_jax.rewards": (
+        "janus_jax.evaluation.metrics",
+        "janus_jax.generation",
+        "janus_jax.rewards",
+        "checkpoints_convert.tensor_files",
+    ),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*SHARED, "checkpoints_convert"),

@@ -14,17 +14,18 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
 
 from janus_jax.buckets import as_path, local_copy, require_local, staged_folder
-from janus_jax.commands import cli
+from janus_jax.commands import best_of_flags, cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question
+from janus_jax.evaluation.benchmark import MODEL_DEFAULT, AnswerSettings, Benchmark, Options, Question
+from janus_jax.evaluation.generation.edit_requests import EditRequest, edit_settings, generate_edits
 from janus_jax.evaluation.generation.generate_images import generate_images
 from janus_jax.evaluation.generation.image_requests import PREDICTIONS, SAMPLING_OPTIONS, ImageRequest
 from janus_jax.evaluation.journal import claim_folder
@@ -37,6 +38,7 @@ from janus_jax.storage import output_folder, write_json, writing
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
+    from janus_jax.generation.best_of import BestOf
 
 _BENCHMARK = flags.DEFINE_list(
     "benchmark", None, "benchmarks separated by commas, each as NAME or MODULE:NAME", required=True
@@ -47,6 +49,7 @@ flags.DEFINE_bool("list", False, "show all benchmarks and exit")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE, an option of a benchmark; can be repeated")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
 _PARALLEL_WINDOW = models.define_parallel_window()
+_BEST_OF = best_of_flags.define_best_of()
 _LIMIT = flags.DEFINE_integer("limit", None, "answer about this many questions, selected by --seed", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "maximum length of an answer in tokens (default: that of the benchmark)", lower_bound=1
@@ -54,6 +57,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 _SKIP_DAMAGED = flags.DEFINE_bool("skip_damaged", False, "skip questions with a damaged image, and count them")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
+flags.adopt_module_key_flags(best_of_flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,6 +79,11 @@ class BenchmarkRun:
         """Whether the items are image requests, not questions."""
         return isinstance(self.items[0], ImageRequest)
 
+    @property
+    def edits_images(self) -> bool:
+        """Whether the items are requests for edited images."""
+        return isinstance(self.items[0], EditRequest)
+
     def settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """Returns everything that the answers depend on.
 
@@ -94,6 +103,8 @@ def main(_: Sequence[str]) -> None:
         opened = models.open_model()
         config = opened.config
         _check_sampling_options(runs, config)
+        load = functools.cache(lambda: models.load_model(opened))
+        model = _Model(load, _BEST_OF.make(load))
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         models.initialize_devices()
         # Mesh, batch size and parallel window are omitted, so that a run can continue with other values of them.
@@ -106,15 +117,15 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
             "max_new_tokens": _MAX_NEW_TOKENS.value,
             **models.quantization_setting(opened.checkpoint),
+            **_BEST_OF.setting(),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
         for warning in (warning for run in runs for warning in run.warnings if cluster.is_primary):
             logging.warning("%s", warning)
         _use_all_devices()
-        load = functools.cache(lambda: models.load_model(opened))
         for run in runs:
-            _run(run, load, config, run.settings(common), cluster)
+            _run(run, model, config, run.settings(common), cluster)
 
 
 def list_benchmarks() -> None:
@@ -157,6 +168,9 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
     if _MAX_NEW_TOKENS.value and all(run.generates_images for run in runs):
         names = ", ".join(benchmark.name for benchmark in benchmarks)
         raise JanusError(f"--max_new_tokens has no effect on {names}, which generate images; omit it.")
+    if _BEST_OF.setting() and not any(run.generates_images for run in runs):
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        raise JanusError(f"--best_of has no effect on {names}, which generate no images; omit it.")
     return runs
 
 
@@ -188,12 +202,19 @@ def _check_sampling_options(runs: Sequence[BenchmarkRun], config: ModelConfig) -
     """Raises if a flag gives a setting that the model's image sampler does not have."""
     if not any(run.generates_images for run in runs):
         return
+    from janus_jax.generation.edit_sampler import make_edit_sampler
     from janus_jax.generation.image_sampler import make_image_sampler
 
+    window = models.window_setting(_PARALLEL_WINDOW)
     given = _parse_options(_OPTION.value, [run.benchmark for run in runs])
     names = [name for name in SAMPLING_OPTIONS if given.get(name, MODEL_DEFAULT) != MODEL_DEFAULT]
-    settings = {name: float(given[name]) for name in names}
-    make_image_sampler(config, **settings, **models.window_setting(_PARALLEL_WINDOW))
+    for run in runs:
+        if run.edits_images:
+            if _BEST_OF.setting():
+                raise JanusError(f"--best_of has no effect on {run.benchmark.name}, which edits images; omit it.")
+            make_edit_sampler(config, **edit_settings(run.options), **window)
+        elif run.generates_images:
+            make_image_sampler(config, **{name: float(given[name]) for name in names}, **window)
 
 
 def _claim_folders(runs: Sequence[BenchmarkRun], common: Mapping[str, Any]) -> None:
@@ -208,9 +229,16 @@ def _use_all_devices() -> None:
         flags.FLAGS["mesh"].value = "-1,1,1"
 
 
+class _Model(NamedTuple):
+    """The model, which is loaded if there are items without an answer, and the selection of its images."""
+
+    load: Callable[[], "Pretrained"]
+    best_of: "BestOf | None"
+
+
 def _run(
     run: BenchmarkRun,
-    load: Callable[[], "Pretrained"],
+    model: _Model,
     config: ModelConfig,
     settings: Mapping[str, Any],
     cluster: Cluster,
@@ -218,7 +246,7 @@ def _run(
     with count_bar(run.benchmark.name, disable=not cluster.is_primary) as on_progress:
         answers = collect_answers(
             run.items,
-            lambda items: _answer_items(run, items, load),
+            lambda items: _answer_items(run, items, model),
             run.out,
             settings,
             keep_skipped=_SKIP_DAMAGED.value,
@@ -229,25 +257,23 @@ def _run(
         _report(run, answers, config, settings, cluster.count)
 
 
-def _answer_items(
-    run: BenchmarkRun, items: Sequence[Any], load: Callable[[], "Pretrained"]
-) -> Iterator[Mapping[str, str | None]]:
+def _answer_items(run: BenchmarkRun, items: Sequence[Any], model: _Model) -> Iterator[Mapping[str, str | None]]:
     if not items:
         return  # All items have answers, so the model is not loaded.
     seed, batch_size = models.SEED.value, _BATCH_SIZE.value
+    if run.benchmark.answer is not None:
+        yield from run.benchmark.answer(model.load(), items, AnswerSettings(run.out, run.options, seed, batch_size))
+        return
     if run.generates_images:
-        yield from generate_images(
-            load(),
-            items,
-            run.out,
-            options=run.options,
-            seed=seed,
-            batch_size=batch_size,
-            **models.window_setting(_PARALLEL_WINDOW),
-        )
+        common: dict[str, Any] = {"options": run.options, "seed": seed, "batch_size": batch_size}
+        common |= models.window_setting(_PARALLEL_WINDOW)
+        if run.edits_images:
+            yield from generate_edits(model.load(), items, run.out, **common)
+        else:
+            yield from generate_images(model.load(), items, run.out, best_of=model.best_of, **common)
         return
     try:
-        yield from answer_questions(load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
+        yield from answer_questions(model.load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
     except DamagedImage as error:
         reason = str(error).removesuffix(".")
         raise JanusError(f"{reason}; fetch the image again, or skip its questions with --skip_damaged.") from error

@@ -155,7 +155,16 @@ def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
     Raises:
       JanusError: A token was sampled from NaN logits.
     """
-    if (tokens == INVALID_TOKEN).any():
+    check_not_nan(tokens == INVALID_TOKEN)
+
+
+def check_not_nan(is_nan: Bool[np.ndarray, "..."]) -> None:
+    """Checks that no logits were NaN.
+
+    Raises:
+      JanusError: Some were.
+    """
+    if is_nan.any():
         raise JanusError(
             "The logits are NaN: a weight is not finite, because the training diverged or the file is damaged, or "
             "values exceed the range of the dtype; try float32, or convert or fetch the weights again."

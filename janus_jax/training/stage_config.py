@@ -12,41 +12,8 @@ from janus_jax.errors import JanusError
 from janus_jax.processing import EditingFormat, EditingStyle, editing_style
 from janus_jax.training.config_dicts import check_values
 from janus_jax.training.lora import Lora
-from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.optimizers import OptimizerConfig
-
-ADAPTORS_AND_HEAD = ("und_adaptor/*", "gen_embed/*", "gen_adaptor/*", "gen_head/*")
-"""Parameters that stage 1 trains.
-
-The papers do not state whether `gen_embed` is trained. It is, because no earlier training exists for it.
-"""
-
-ALL_BUT_ENCODERS = (*ADAPTORS_AND_HEAD, "llm/*")
-"""Parameters that stage 2 trains: everything except SigLIP and the image tokenizer."""
-
-ALL_BUT_TOKENIZER = (*ALL_BUT_ENCODERS, "und_encoder/*")
-"""Parameters that stage 3 trains."""
-
-LINEAR_LAYERS_AND_FLOW = (
-    "und_adaptor/*",
-    "beg_of_und/*",
-    "gen_encoder/*",
-    "gen_adaptor/*",
-    "gen_decoder_adaptor/*",
-    "gen_decoder/*",
-    f"{ALIGNER}/*",
-)
-"""Parameters that stage 1 of JanusFlow trains: its linear layers, generation encoder and decoder.
-
-The paper does not state whether the embedding before an input image is trained. It is, because no earlier training
-exists for it.
-"""
-
-FLOW_ALL_BUT_ENCODER = (*LINEAR_LAYERS_AND_FLOW, "llm/*")
-"""Parameters that stage 2 of JanusFlow trains: everything except SigLIP and the VAE."""
-
-FLOW_ALL_BUT_VAE = (*FLOW_ALL_BUT_ENCODER, "und_encoder/*")
-"""Parameters that stage 3 of JanusFlow trains."""
+from janus_jax.training.rl.config import PolicyOptimization
 
 RANDOM = "random"
 """Value of a folder in `Initialisation` for parameters that are initialized randomly."""
@@ -176,7 +143,7 @@ class Stage:
       trained: Patterns of trained parameters (`param_paths.partition`). All others are frozen.
       optimizer: Optimizer and learning rate schedule.
       steps: Length of the schedule.
-      batch_size: Sequences per batch, each with `budget.tokens` tokens.
+      batch_size: Sequences per batch, each with `budget.tokens` tokens. With `rl`: images per step.
       phases: Mixture weights of the data by step.
       stop_at: Step at which training ends; None for `steps`.
       supervision: Which text tokens are targets.
@@ -189,6 +156,8 @@ class Stage:
       initialisation: Initial parameters.
       ema_decay: Decay of the moving average of the parameters; 0 disables it.
       lora: Adapters that are trained in addition; rank 0 disables them.
+      rl: Settings of reinforcement learning on image generation, which replaces training on data; None for training on
+        data.
     """
 
     trained: tuple[str, ...]
@@ -207,6 +176,7 @@ class Stage:
     initialisation: Initialisation = field(default_factory=Initialisation)
     ema_decay: float = 0.0
     lora: Lora = field(default_factory=Lora)
+    rl: PolicyOptimization | None = None
 
     def __post_init__(self) -> None:
         check_values(
@@ -219,6 +189,8 @@ class Stage:
         )
         if not self.trained and not self.lora.rank:
             raise JanusError("stage.trained is empty and its lora.rank is 0; set one of them.")
+        if self.rl is not None:
+            self.rl.check_batch(self.batch_size)
 
     @property
     def last_step(self) -> int:

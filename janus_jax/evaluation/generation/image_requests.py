@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Answers, Number, missing_files
@@ -41,9 +42,19 @@ class ImageRequest:
     data: Path = field(repr=False)
 
     @property
+    def prompt_metadata(self) -> Mapping[str, Any]:
+        """Metadata of the prompt, for the judge of best of N."""
+        return {}
+
+    @property
     def inputs(self) -> list[str]:
         """Everything that the answer depends on, except the model."""
         return [self.prompt, *map(str, (self.prompt_index, self.image_index, self.file, self.size))]
+
+    @property
+    def image_files(self) -> list[Path]:
+        """Paths of the images that the request needs."""
+        return []
 
 
 def requests_for_prompt(
