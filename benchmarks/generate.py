@@ -10,7 +10,10 @@ model.
 
 Sequential decoding and all windows run in turn, so that other load on the machine affects all of them. For each batch
 and window the benchmark prints the passes of the model per image, the time, its ratio to sequential decoding (median
-over turns), and the share of tokens that differ from those of sequential decoding. The last line is a JSON object.
+over turns), the share of tokens that differ from those of sequential decoding, the share of images with such a token,
+and the differences per token up to the first one of an image, which are those that rounding itself causes. After each
+batch it prints all results so far as a JSON object. Fewer tokens per image need fewer programs: one for each size of
+the cache.
 """
 
 import dataclasses
@@ -52,7 +55,9 @@ _MODEL = flags.DEFINE_string("model", None, "checkpoint folder (default: random 
 _PRESET = flags.DEFINE_string("preset", None, "released model whose shape is used (default: a small model)")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", get_args(Dtype), "dtype of parameters and computation")
 _QUANTIZATION = flags.DEFINE_enum("quantization", "none", get_args(Quantization), "weights of 8 bits")
-_IMAGE_TOKENS = flags.DEFINE_integer("image_tokens", 144, "tokens per image of the small model, a square number", 4)
+_IMAGE_TOKENS = flags.DEFINE_integer(
+    "image_tokens", None, "tokens per image, a square number (default: 144, or those of the preset)", 4
+)
 _WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8"], "windows to measure")
 _BATCHES = flags.DEFINE_list("batches", ["1"], "numbers of images per batch")
 _SCALE = flags.DEFINE_float("guidance_scale", 5.0, "guidance scale; 1 disables guidance")
@@ -103,17 +108,22 @@ def _generator() -> tuple[str, Generator]:
         sequences = [prompt, loaded.processor.unconditional_sequence(prompt)] if guided else [prompt]
         batch = loaded.processor.left_pad(sequences, PROMPT_LENGTH)
         return loaded.config.name, Generator(cast(Janus, loaded.model), loaded.params, batch)
-    config = _small_config() if _PRESET.value is None else janus_preset(_PRESET.value)
+    if _PRESET.value is None:
+        config = _with_tokens(SMALL, _IMAGE_TOKENS.value or 144)
+    else:
+        config = janus_preset(_PRESET.value)
+        config = config if _IMAGE_TOKENS.value is None else _with_tokens(config, _IMAGE_TOKENS.value)
     execution = Execution(dtype, dtype, layers="unrolled", quantization=quantization)
     tokens = random_prompt(np.random.default_rng(0), config)
     batch = guided_batch(tokens) if guided else prompt_batch(tokens)
     return config.name, Generator(Janus(config, execution), random_weights(config, execution), batch)
 
 
-def _small_config() -> JanusConfig:
-    side = round(_IMAGE_TOKENS.value**0.5)
-    gen_encoder = dataclasses.replace(SMALL.gen_encoder, image_size=side * SMALL.gen_encoder.downsampling)
-    return dataclasses.replace(SMALL, gen_encoder=gen_encoder)
+def _with_tokens(config: JanusConfig, num_tokens: int) -> JanusConfig:
+    """Returns the config of a model with another number of tokens per image."""
+    side = round(num_tokens**0.5)
+    gen_encoder = dataclasses.replace(config.gen_encoder, image_size=side * config.gen_encoder.downsampling)
+    return dataclasses.replace(config, gen_encoder=gen_encoder)
 
 
 def measure(generator: Generator, batch_size: int, windows: Sequence[int], repeats: int) -> Iterator[dict[str, Any]]:
@@ -139,7 +149,19 @@ def measure(generator: Generator, batch_size: int, windows: Sequence[int], repea
             "seconds": median(seconds[window]),
             "ratio": median_ratio(seconds[window], seconds[0]),
             "different": float((tokens != expected).mean()),
+            **_first_changes(tokens != expected),
         }
+
+
+def _first_changes(different: np.ndarray) -> dict[str, float]:
+    """Returns the share of images with a changed token, and the changes per token up to the first one of an image.
+
+    Rounding changes the first of these tokens; the later ones follow from it.
+    """
+    different = different.reshape(-1, different.shape[-1])
+    changed = different.any(axis=1)
+    compared = np.where(changed, different.argmax(axis=1) + 1, different.shape[1])
+    return {"images": different.shape[0], "changed": float(changed.mean()), "first": float(changed.sum() / compared.sum())}
 
 
 def main(_: Sequence[str]) -> None:
@@ -150,22 +172,23 @@ def main(_: Sequence[str]) -> None:
     print(f"{name}, {total} tokens per image, guidance scale {_SCALE.value:g}, temperature {_TEMPERATURE.value:g}")
     weights = bytes_per_token(generator.model.config, generator.model.execution)
     bandwidth = next((chip.memory_bandwidth for chip in ACCELERATORS.values() if chip.kind == kind), None)
-    print(f"{'batch':>5} {'window':>6} {'passes':>6} {'seconds':>8} {'ratio':>6} {'different':>9}")
-    rows = []
+    columns = {"batch": 5, "window": 6, "passes": 6, "seconds": 8, "ratio": 6, "different": 9, "changed": 8, "first": 8}
+    print(*(f"{name:>{width}}" for name, width in columns.items()))
+    rows: list[dict[str, Any]] = []
+    report = {"model": name, "dtype": _DTYPE.value, "quantization": _QUANTIZATION.value, "tokens": total}
+    report |= {"cores": cores, "weight_bytes": weights, "runs": rows, **machine()}
     for batch_size in map(int, _BATCHES.value):
         for row in measure(generator, batch_size, [int(window) for window in _WINDOWS.value], _REPEATS.value):
             print(
                 f"{row['batch']:5} {row['window']:6} {row['passes']:6g} {row['seconds']:8.2f} {row['ratio']:6.2f} "
-                f"{row['different']:9.1e}",
+                f"{row['different']:9.1e} {row['changed']:8.3f} {row['first']:8.1e}",
                 flush=True,
             )
             if bandwidth is not None:
                 # Share of the time that reading the weights alone takes.
                 row["weights_share"] = row["passes"] * weights / bandwidth / row["seconds"]
             rows.append(row)
-    report = {"model": name, "dtype": _DTYPE.value, "quantization": _QUANTIZATION.value, "tokens": total}
-    report |= {"cores": cores, "weight_bytes": weights, "runs": rows, **machine()}
-    print(json.dumps(report))
+        print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

@@ -2,15 +2,16 @@
 
     python -m benchmarks.train
     python -m benchmarks.train --model janus_pro_1b --stages 1,2,3
+    python -m benchmarks.train --model janus_pro_7b --stages 1 --rows 4
 
 The first command uses a small model in float32 on two cores. Steps of this project and of PyTorch (`train_torch.py`)
 alternate. Both have the same weights, text and understanding examples, trained parameters, clipping and AdamW. This
 project packs examples into sequences; PyTorch has one example per sequence, padded to the longest one. The losses of
 the first steps must agree.
 
-The second command is for an accelerator: it uses a released model's shape with random weights, bfloat16 and sequences
-of 4096 tokens, without PyTorch. docs/performance.md explains the figures. The last line is a JSON object with all
-results.
+The other commands are for an accelerator: they use a released model's shape with random weights, bfloat16 and sequences
+of 4096 tokens, without PyTorch. They also report the largest memory in use, next to the size that the compiler computes
+(as `janus-compile` does). docs/performance.md explains the figures. The last line is a JSON object with all results.
 """
 
 import itertools
@@ -47,13 +48,13 @@ from janus_jax.training.flops import count_items, flops_per_item
 from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import MomentsDtype, OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.setup import abstract_train_state
-from janus_jax.training.stage_config import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
-from janus_jax.training.state import random_params, state_from_params
+from janus_jax.training.state import abstract_train_state, random_params, state_from_params
 from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
+from janus_jax.training.trained_params import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
 
 _MODEL = flags.DEFINE_string("model", None, "released model whose shape is used (default: a small model)")
 _STAGES = flags.DEFINE_list("stages", ["1", "2", "3"], "stages whose step is measured")
+_LENGTH = flags.DEFINE_integer("length", 4096, "tokens per sequence of a released model", lower_bound=128)
 _ROWS = flags.DEFINE_integer("rows", 8, "sequences per batch", lower_bound=1)
 _MICROBATCHES = flags.DEFINE_integer("microbatches", 1, "number of microbatches", lower_bound=1)
 _DTYPE = flags.DEFINE_enum(
@@ -167,6 +168,8 @@ def measure(
         "compile_s": jax_step.compile_seconds,
         "filled": float(batch.is_token.mean()),
     }
+    if in_use := (jax.devices()[0].memory_stats() or {}).get("peak_bytes_in_use"):
+        found["used_gib"] = in_use / 2**30
     if peak is not None:
         found["mfu"] = jax_step.flops / median(seconds) / peak
     if torch_step is not None:
@@ -205,8 +208,8 @@ def main(_: Sequence[str]) -> None:
         batches = {"equal": make_batch(config, equal, length)}
         batches["unequal"] = make_batch(config, unequal_sequences(config, rows, length), length)
     else:
-        config, length = janus_preset(_MODEL.value), 4096
-        equal = equal_sequences(config, rows, length, und_images=2, gen_images=3, prompt=32, answer=96)
+        config, length = janus_preset(_MODEL.value), _LENGTH.value
+        equal = equal_sequences(config, rows, length, und_images=2, gen_images=3, prompt=length // 128, answer=96)
         batches = {"equal": make_batch(config, equal, length)}
     device = jax.devices()[0]
     dtype = cast(Dtype, _DTYPE.value or ("float32" if device.platform == "cpu" else "bfloat16"))

@@ -24,13 +24,8 @@ from janus_jax.data.pipeline.packing import Budget
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import SAMPLES, SOURCES, Recipe
-from janus_jax.training.stage_config import (
-    ADAPTORS_AND_HEAD,
-    ALL_BUT_ENCODERS,
-    ALL_BUT_TOKENIZER,
-    Initialisation,
-    Stage,
-)
+from janus_jax.training.stage_config import Initialisation, Stage
+from janus_jax.training.trained_params import ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS, ALL_BUT_TOKENIZER
 
 STAGE_1 = Stage(
     trained=ADAPTORS_AND_HEAD,

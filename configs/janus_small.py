@@ -27,7 +27,8 @@ from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import SOURCES, Intervals, Recipe, Resources, Samples
 from janus_jax.training.recipe_files import load_recipe
 from janus_jax.training.siglip import SiglipRecipe
-from janus_jax.training.stage_config import ALL_BUT_ENCODERS, RANDOM, Initialisation, Stage
+from janus_jax.training.stage_config import RANDOM, Initialisation, Stage
+from janus_jax.training.trained_params import ALL_BUT_ENCODERS
 
 MODEL = JanusConfig(
     name="janus_small",

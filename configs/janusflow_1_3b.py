@@ -25,13 +25,8 @@ from janus_jax.training.config_dicts import to_config
 from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import SAMPLES, SOURCES, Recipe, Samples
-from janus_jax.training.stage_config import (
-    FLOW_ALL_BUT_ENCODER,
-    FLOW_ALL_BUT_VAE,
-    LINEAR_LAYERS_AND_FLOW,
-    Initialisation,
-    Stage,
-)
+from janus_jax.training.stage_config import Initialisation, Stage
+from janus_jax.training.trained_params import FLOW_ALL_BUT_ENCODER, FLOW_ALL_BUT_VAE, LINEAR_LAYERS_AND_FLOW
 
 EMA = 0.99
 

@@ -66,11 +66,13 @@ ACCELERATORS = {
         Accelerator("v5p", "TPU v5", "tpu", 95 * _GIB, 2765e9, 100e9, 6, 6.2e9),
         Accelerator("v6e", "TPU v6 lite", "tpu", 32 * _GIB, 1640e9, 112e9, 4, 12.5e9, ((1, 1), (2, 4))),
         Accelerator("tpu7x", "TPU7x", "tpu", 96 * _GIB, 3690e9, 50e9, 6, 6.2e9),
-        # Source: NVIDIA's data sheets of A100 (SXM4), H100 (SXM5) and H200 (SXM5). They list memory, memory bandwidth
-        # and NVLink bandwidth (sum of both directions). Each GPU has one port to other nodes: 200 Gbit/s in DGX A100,
-        # 400 Gbit/s in DGX H100 and H200.
+        # Source: NVIDIA's data sheets of A100 (SXM4), L4, H100 (SXM5) and H200 (SXM5). They list memory, memory
+        # bandwidth and NVLink bandwidth (sum of both directions). Each GPU has one port to other nodes: 200 Gbit/s in
+        # DGX A100, 400 Gbit/s in DGX H100 and H200.
         Accelerator("a100", "NVIDIA A100-SXM4-40GB", "gpu", 40e9, 1555e9, 300e9, 1, 25e9),
         Accelerator("a100-80", "NVIDIA A100-SXM4-80GB", "gpu", 80e9, 2039e9, 300e9, 1, 25e9),
+        # A card without NVLink: PCIe 4.0 x16. Eight of them share 100 Gbit/s in a g2-standard-96 of Google Cloud.
+        Accelerator("l4", "NVIDIA L4", "gpu", 24e9, 300e9, 32e9, 1, 1.6e9),
         Accelerator("h100", "NVIDIA H100 80GB HBM3", "gpu", 80e9, 3352e9, 450e9, 1, 50e9),
         Accelerator("h200", "NVIDIA H200", "gpu", 141e9, 4800e9, 450e9, 1, 50e9),
         # For tests without the compilers of other platforms. The numbers are invented.
@@ -85,6 +87,8 @@ _PEAK_FLOPS: dict[str, dict[Dtype, float]] = {
     "NVIDIA H100 PCIe": {"bfloat16": 756e12, "float32": 51e12},
     "NVIDIA H100 NVL": {"bfloat16": 836e12, "float32": 60e12},
     "NVIDIA H100": {"bfloat16": 989e12, "float32": 67e12},
+    "NVIDIA L40": {},
+    "NVIDIA L4": {"bfloat16": 121e12, "float32": 30.3e12},
     "NVIDIA A100": {"bfloat16": 312e12, "float32": 19.5e12},
     "TPU v4": {"bfloat16": 275e12},
     "TPU v5 lite": {"bfloat16": 197e12},

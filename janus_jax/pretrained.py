@@ -1,9 +1,9 @@
 """Pretrained models: `load` reads a checkpoint folder, `Pretrained` answers questions and generates images."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar, get_args
+from typing import Any, Literal, TypeVar, get_args
 
 import flax.linen as nn
 import jax
@@ -27,9 +27,10 @@ from janus_jax.config import (
 from janus_jax.devices import initialize_devices
 from janus_jax.errors import JanusError
 from janus_jax.generation.answers import AnswerDecoder, safe_length
+from janus_jax.generation.best_of import BestOf, Judge
 from janus_jax.generation.context import ContextReader
 from janus_jax.generation.edit_sampler import make_edit_sampler
-from janus_jax.generation.image_sampler import ImageSampler, make_image_sampler, sampler_settings
+from janus_jax.generation.image_sampler import GeneratedImage, ImageSampler, make_image_sampler, sampler_settings
 from janus_jax.generation.interleaved import AnswerOptions, InterleavedAnswer, make_drawing_sampler
 from janus_jax.generation.padding import bucket_length, round_up
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
@@ -48,6 +49,7 @@ from janus_jax.processing import (
     conversation_prompt,
     guidance_sequences,
 )
+from janus_jax.rewards import checked, make_reward
 from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, to_host, use_mesh
 
 T = TypeVar("T")
@@ -165,20 +167,6 @@ def load_params(
             param_shardings(boxed, mesh),
         )
     return params_from_leaves(leaves, abstract, config)
-
-
-class GeneratedImage(NamedTuple):
-    """A generated image.
-
-    Attributes:
-      prompt: Index of its prompt.
-      number: Index of the image among the images of its prompt.
-      image: The image.
-    """
-
-    prompt: int
-    number: int
-    image: Image.Image
 
 
 @dataclass(frozen=True, eq=False)
@@ -367,9 +355,9 @@ class Pretrained:
           prompts: Descriptions of images.
           images_per_prompt: Number of images of each prompt.
           seed: Random seed.
-          **options: `batch_size` and `report` (see `generate_stream`), and settings of the model's image sampler:
-            `guidance_scale`, `temperature`, `top_k`, `top_p` for Janus (`TokenSampler`), `guidance_scale`, `steps`,
-            `sampler` for JanusFlow (`FlowSampler`).
+          **options: `batch_size`, `report`, `best_of`, `judge` and `metadata` (see `generate_stream`), and settings of
+            the model's image sampler: `guidance_scale`, `temperature`, `top_k`, `top_p` for Janus (`TokenSampler`),
+            `guidance_scale`, `steps`, `sampler` for JanusFlow (`FlowSampler`).
 
         Returns:
           The images of each prompt.
@@ -392,6 +380,9 @@ class Pretrained:
         *,
         batch_size: int = 16,
         report: Callable[[int], object] | None = None,
+        best_of: int = 1,
+        judge: str | Judge = "self",
+        metadata: Sequence[Mapping[str, Any]] | None = None,
         **settings: Any,
     ) -> Iterator[GeneratedImage]:
         """Yields the images of `generate` in order, batch by batch.
@@ -399,14 +390,30 @@ class Pretrained:
         Args:
           batch_size: Number of images generated at a time.
           report: Called with the number of steps since its last call, summed over images. The total is
-            `image_sampler(...).num_steps(config)` per image.
+            `image_sampler(...).num_steps(config)` per image, times `best_of`.
+          best_of: Number of candidates for each image, of which the judge selects one. 1: no selection.
+          judge: Name of a reward (`rewards.make_reward`), or a function of prompts, images and metadata. "self": the
+            model answers whether a picture shows its prompt.
+          metadata: Metadata of each prompt, for the judge.
         """
         sampler = self.image_sampler(**settings)
         _check_count("images_per_prompt", images_per_prompt)
         _check_count("batch_size", batch_size)
         sequences = [self.processor.generation_prompt(prompt) for prompt in prompts]
         groups = [sampler.prompt_sequences(self.processor, [sequence]) for sequence in sequences]
-        yield from self._sample_all(groups, sampler, images_per_prompt, seed, batch_size=batch_size, report=report)
+        select = BestOf(best_of, self._reward(judge))
+        candidates = self._sample_all(
+            groups, sampler, images_per_prompt * best_of, seed, batch_size=batch_size, report=report
+        )
+        if best_of == 1:
+            yield from candidates
+        else:
+            yield from select.stream(candidates, prompts, metadata or [{}] * len(prompts), batch_size)
+
+    def _reward(self, judge: str | Judge) -> Judge:
+        if isinstance(judge, str):
+            return make_reward(judge, field="judge", model=lambda: self)
+        return checked(judge, getattr(judge, "__name__", "judge"))
 
     def sample_images(
         self, prompts: Sequence[str], numbers: Sequence[tuple[int, int]], seed: int = 0, **settings: Any

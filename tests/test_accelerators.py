@@ -14,6 +14,8 @@ from janus_jax.accelerators import ACCELERATORS, peak_flops
         ("TPU v5p", "bfloat16", 459e12),
         ("TPU v5 lite", "bfloat16", 197e12),
         ("TPU v4", "float32", None),
+        ("NVIDIA L4", "bfloat16", 121e12),
+        ("NVIDIA L40S", "bfloat16", None),
         ("NVIDIA GeForce RTX 4090", "bfloat16", None),
     ],
 )

@@ -1,9 +1,10 @@
 """Benchmark: prompts of GenEval's six categories about the shapes dataset, scored by the dataset's detector."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -18,6 +19,7 @@ from examples.shapes.dataset import (
     score_verdicts,
 )
 from examples.shapes.understanding_benchmark import SEED
+from examples.shapes.verification import verification_metadata
 from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Scores
 from janus_jax.evaluation.generation.image_requests import (
     PREDICTIONS,
@@ -36,6 +38,11 @@ class ShapesImage(ImageRequest):
     """An image request with the prompt and its requirements."""
 
     scene_prompt: Prompt = field(repr=False)
+
+    @property
+    def prompt_metadata(self) -> Mapping[str, Any]:
+        """Questions with which a model checks its image."""
+        return verification_metadata(self.scene_prompt)
 
 
 def image_requests(prompts: Sequence[Prompt]) -> list[ShapesImage]:

@@ -4,9 +4,9 @@
         --config.resources.attention=splash
 
 A topology is a TPU slice, given by the sides of its torus (v4, v5e, v5p, v6e, tpu7x), or a number of nodes times the
-GPUs per node (h100:4x8, h200:1x8, a100:16x8 with 40 GB, a100-80:16x8 with 80 GB). Two TPU slices are 2xv5e:16x16, or
---slices 2. TPUs need the package jax[tpu] ('.[tpu]') and GPUs jax[cuda13] ('.[cuda]'), but no device. The last line of
-the output says whether the recipe fits; the exit code is 0 in both cases. See docs/scaling.md.
+GPUs per node (h100:4x8, h200:1x8, l4:1x1, a100:16x8 with 40 GB, a100-80:16x8 with 80 GB). Two TPU slices are
+2xv5e:16x16, or --slices 2. TPUs need the package jax[tpu] ('.[tpu]') and GPUs jax[cuda13] ('.[cuda]'), but no device.
+The last line of the output says whether the recipe fits; the exit code is 0 in both cases. See docs/scaling.md.
 """
 
 import json

@@ -14,12 +14,12 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from absl import flags, logging
 
 from janus_jax.buckets import as_path, local_copy, require_local, staged_folder
-from janus_jax.commands import cli
+from janus_jax.commands import best_of_flags, cli
 from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
@@ -37,6 +37,7 @@ from janus_jax.storage import output_folder, write_json, writing
 
 if TYPE_CHECKING:
     from janus_jax import Pretrained
+    from janus_jax.generation.best_of import BestOf
 
 _BENCHMARK = flags.DEFINE_list(
     "benchmark", None, "benchmarks separated by commas, each as NAME or MODULE:NAME", required=True
@@ -47,6 +48,7 @@ flags.DEFINE_bool("list", False, "show all benchmarks and exit")
 _OPTION = flags.DEFINE_multi_string("option", [], "NAME=VALUE, an option of a benchmark; can be repeated")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "questions or images per batch", lower_bound=1)
 _PARALLEL_WINDOW = models.define_parallel_window()
+_BEST_OF = best_of_flags.define_best_of()
 _LIMIT = flags.DEFINE_integer("limit", None, "answer about this many questions, selected by --seed", lower_bound=1)
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "maximum length of an answer in tokens (default: that of the benchmark)", lower_bound=1
@@ -54,6 +56,7 @@ _MAX_NEW_TOKENS = flags.DEFINE_integer(
 _SKIP_DAMAGED = flags.DEFINE_bool("skip_damaged", False, "skip questions with a damaged image, and count them")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
+flags.adopt_module_key_flags(best_of_flags)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,6 +97,8 @@ def main(_: Sequence[str]) -> None:
         opened = models.open_model()
         config = opened.config
         _check_sampling_options(runs, config)
+        load = functools.cache(lambda: models.load_model(opened))
+        model = _Model(load, _BEST_OF.make(load))
         cluster = join_cluster() if _DISTRIBUTED.value else Cluster()
         models.initialize_devices()
         # Mesh, batch size and parallel window are omitted, so that a run can continue with other values of them.
@@ -106,15 +111,15 @@ def main(_: Sequence[str]) -> None:
             "limit": _LIMIT.value,
             "max_new_tokens": _MAX_NEW_TOKENS.value,
             **models.quantization_setting(opened.checkpoint),
+            **_BEST_OF.setting(),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
         for warning in (warning for run in runs for warning in run.warnings if cluster.is_primary):
             logging.warning("%s", warning)
         _use_all_devices()
-        load = functools.cache(lambda: models.load_model(opened))
         for run in runs:
-            _run(run, load, config, run.settings(common), cluster)
+            _run(run, model, config, run.settings(common), cluster)
 
 
 def list_benchmarks() -> None:
@@ -157,6 +162,9 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
     if _MAX_NEW_TOKENS.value and all(run.generates_images for run in runs):
         names = ", ".join(benchmark.name for benchmark in benchmarks)
         raise JanusError(f"--max_new_tokens has no effect on {names}, which generate images; omit it.")
+    if _BEST_OF.setting() and not any(run.generates_images for run in runs):
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        raise JanusError(f"--best_of has no effect on {names}, which generate no images; omit it.")
     return runs
 
 
@@ -208,9 +216,16 @@ def _use_all_devices() -> None:
         flags.FLAGS["mesh"].value = "-1,1,1"
 
 
+class _Model(NamedTuple):
+    """The model, which is loaded if there are items without an answer, and the selection of its images."""
+
+    load: Callable[[], "Pretrained"]
+    best_of: "BestOf | None"
+
+
 def _run(
     run: BenchmarkRun,
-    load: Callable[[], "Pretrained"],
+    model: _Model,
     config: ModelConfig,
     settings: Mapping[str, Any],
     cluster: Cluster,
@@ -218,7 +233,7 @@ def _run(
     with count_bar(run.benchmark.name, disable=not cluster.is_primary) as on_progress:
         answers = collect_answers(
             run.items,
-            lambda items: _answer_items(run, items, load),
+            lambda items: _answer_items(run, items, model),
             run.out,
             settings,
             keep_skipped=_SKIP_DAMAGED.value,
@@ -229,25 +244,24 @@ def _run(
         _report(run, answers, config, settings, cluster.count)
 
 
-def _answer_items(
-    run: BenchmarkRun, items: Sequence[Any], load: Callable[[], "Pretrained"]
-) -> Iterator[Mapping[str, str | None]]:
+def _answer_items(run: BenchmarkRun, items: Sequence[Any], model: _Model) -> Iterator[Mapping[str, str | None]]:
     if not items:
         return  # All items have answers, so the model is not loaded.
     seed, batch_size = models.SEED.value, _BATCH_SIZE.value
     if run.generates_images:
         yield from generate_images(
-            load(),
+            model.load(),
             items,
             run.out,
             options=run.options,
             seed=seed,
             batch_size=batch_size,
+            best_of=model.best_of,
             **models.window_setting(_PARALLEL_WINDOW),
         )
         return
     try:
-        yield from answer_questions(load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
+        yield from answer_questions(model.load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
     except DamagedImage as error:
         reason = str(error).removesuffix(".")
         raise JanusError(f"{reason}; fetch the image again, or skip its questions with --skip_damaged.") from error

@@ -8,6 +8,7 @@ same model, prompts (in the same order), seed and settings give the same images.
 rounding only.
 """
 
+import functools
 import json
 import sys
 from collections.abc import Sequence
@@ -18,7 +19,7 @@ import tqdm
 from absl import flags
 
 from janus_jax.buckets import as_path
-from janus_jax.commands import cli, model_flags
+from janus_jax.commands import best_of_flags, cli, model_flags
 from janus_jax.errors import JanusError
 from janus_jax.files import read_lines
 from janus_jax.image_files import save_png
@@ -53,8 +54,10 @@ _SAMPLER = flags.DEFINE_string(
     "sampler", None, "JanusFlow: ODE solver; euler, or midpoint or heun, which take twice as long (default: euler)"
 )
 _PARALLEL_WINDOW = model_flags.define_parallel_window()
+_BEST_OF = best_of_flags.define_best_of()
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 16, "number of images generated at a time", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
+flags.adopt_module_key_flags(best_of_flags)
 cli.flag_group("Editing", _IMAGE, _EDITING_STYLE, _IMAGE_GUIDANCE_SCALE)
 cli.flag_group("Sampling", _GUIDANCE_SCALE, _TEMPERATURE, _STEPS, _SAMPLER, _PARALLEL_WINDOW)
 
@@ -80,6 +83,8 @@ def main(_: Sequence[str]) -> None:
     for holder in (_IMAGE_GUIDANCE_SCALE, _EDITING_STYLE):
         if holder.present and not edits:
             raise JanusError(f"--{holder.name} needs --image, the image to edit.")
+    if edits and _BEST_OF.setting():
+        raise JanusError("--best_of selects generated images, not edits; omit it or --image.")
     if edits:
         given["style"] = _EDITING_STYLE.value
         if _IMAGE_GUIDANCE_SCALE.present:
@@ -95,7 +100,9 @@ def main(_: Sequence[str]) -> None:
         # Made before the parameters are loaded, so that unknown settings and a missing VAE are reported at once.
         sampler = (make_edit_sampler if edits else make_image_sampler)(opened.config, **given)
         settings = dict(vars(sampler))
-        model = model_flags.load_model(opened)
+        load = functools.cache(lambda: model_flags.load_model(opened))
+        best = _BEST_OF.make(load)
+        model = load()
         common = {
             "seed": model_flags.SEED.value,
             "model": f"{model.config.name} ({model_flags.MODEL.value})",
@@ -103,10 +110,11 @@ def main(_: Sequence[str]) -> None:
                 settings
                 | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
                 | model_flags.quantization_setting(opened.checkpoint)
+                | _BEST_OF.setting()
             ),
             "Software": "janus_jax",
         }
-        total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value
+        total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value * _BEST_OF.best_of.value
         with progress_bar(total=total, unit=sampler.unit, desc="generating", smoothing=0.1) as bar:
             # Images are saved after each batch, so that a killed run keeps them.
             options = {"batch_size": _BATCH_SIZE.value, "report": bar.update, **settings}
@@ -114,11 +122,13 @@ def main(_: Sequence[str]) -> None:
             if edits:
                 generated = model.edit_stream([(images, prompt) for prompt in prompts], count, seed, **options)
             else:
+                if best is not None:
+                    options |= {"best_of": best.number, "judge": best.judge}
                 generated = model.generate_stream(prompts, count, seed, **options)
-            for prompt, number, image in generated:
+            for prompt, number, image, score in generated:
                 path = out / f"{prompt:05}_{number}.png"
-                indices = {"prompt_number": prompt, "image_number": number}
-                save_png(image, path, {"prompt": prompts[prompt], **indices, **common})
+                own = {"prompt": prompts[prompt], "prompt_number": prompt, "image_number": number}
+                save_png(image, path, own | ({} if score is None else {"score": score}) | common)
                 tqdm.tqdm.write(str(path), file=sys.stdout)
 
 

@@ -2,9 +2,10 @@
 
 import dataclasses
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 from jaxtyping import Array, Key, Shaped, UInt8
+from PIL import Image
 
 from janus_jax.batch import Batch
 from janus_jax.config import JanusConfig, JanusFlowConfig, ModelConfig
@@ -13,6 +14,22 @@ from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.rectified_flow import FlowSampler
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.processing import Processor, TokenSequence
+
+
+class GeneratedImage(NamedTuple):
+    """A generated image.
+
+    Attributes:
+      prompt: Index of its prompt.
+      number: Index of the image among the images of its prompt.
+      image: The image.
+      score: Score of the judge that selected it (`best_of`). None: it was not selected.
+    """
+
+    prompt: int
+    number: int
+    image: Image.Image
+    score: float | None = None
 
 
 class ImageSampler(Protocol):

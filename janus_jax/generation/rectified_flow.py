@@ -86,17 +86,26 @@ class FlowSampler:
         """
         assert isinstance(model, JanusFlow)
         latents = sample_latents(model, params, prompts, keys, self, report=report)
-        if not np.isfinite(to_host(latents)).all():
-            raise JanusError(
-                "The latents are not finite: a weight is not finite, because the training diverged or the file is "
-                "damaged, or values exceed the range of the dtype; try float32, or convert or fetch the weights again."
-            )
+        check_latents(latents)
         return latents
 
     def to_images(self, model: Backbone, params: Params, samples: Float[Array, "R h w C"]) -> UInt8[Array, "R H W 3"]:
         """See `ImageSampler`."""
         assert isinstance(model, JanusFlow)
         return latents_to_images(model, params, samples)
+
+
+def check_latents(latents: Float[Array, "R h w C"]) -> None:
+    """Checks that latents are finite.
+
+    Raises:
+      JanusError: They are not finite.
+    """
+    if not np.isfinite(to_host(latents)).all():
+        raise JanusError(
+            "The latents are not finite: a weight is not finite, because the training diverged or the file is "
+            "damaged, or values exceed the range of the dtype; try float32, or convert or fetch the weights again."
+        )
 
 
 class PromptCache(NamedTuple):

@@ -1,7 +1,7 @@
 """Sampling of tokens from logits: temperature, top-k and top-p, with a random key per sequence."""
 
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,9 +23,9 @@ INVALID_TOKEN = -1
 class SamplingParams(NamedTuple):
     """The numbers of a `SamplingConfig`. They are traced: a new value does not compile a new program."""
 
-    temperature: float
-    top_k: int
-    top_p: float
+    temperature: Any
+    top_k: Any
+    top_p: Any
 
 
 @dataclass(frozen=True)
@@ -114,13 +114,57 @@ def sample_tokens(
     return jnp.where(jnp.isnan(logits.max(axis=-1)), INVALID_TOKEN, tokens.astype(jnp.int32))
 
 
+def sample_each(
+    logits: Float[Array, "B V"], keys: Key[Array, " B"], steps: Int[Array, " B"], params: SamplingParams
+) -> Int[Array, " B"]:
+    """Samples a token for each sequence with its own settings.
+
+    A token equals that of `sample_tokens` with the same settings. Settings that no sequence has take no time.
+
+    Args:
+      logits: Logits in float32.
+      keys: Random key of each sequence, the same at every step.
+      steps: Index of the token in each sequence.
+      params: Numbers of the `SamplingConfig` of each sequence, arrays of length B. Temperature 0 is greedy.
+
+    Returns:
+      The tokens. `INVALID_TOKEN` where logits are NaN.
+    """
+    greedy = sample_tokens(logits, keys, steps, params, "greedy")
+    is_random = params.temperature > 0
+    has_filter = is_random & ((params.top_k > 0) | (params.top_p < 1))
+    columns = SamplingParams(jnp.where(is_random, params.temperature, 1)[:, None], *(x[:, None] for x in params[1:]))
+
+    def filtered() -> Int[Array, " B"]:
+        return sample_tokens(logits, keys, steps, columns, "filtered")
+
+    def unfiltered() -> Int[Array, " B"]:
+        return sample_tokens(logits, keys, steps, columns, "all")
+
+    def sampled() -> Int[Array, " B"]:
+        # Rounding in the cumulative sum can drop tokens, so rows without filters do not pass through it.
+        some = jax.lax.cond(has_filter.any(), filtered, unfiltered)
+        return jnp.where(has_filter, some, jax.lax.cond((is_random & ~has_filter).any(), unfiltered, lambda: greedy))
+
+    return jnp.where(is_random, jax.lax.cond(is_random.any(), sampled, lambda: greedy), greedy)
+
+
 def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
     """Checks that no token was sampled from NaN logits.
 
     Raises:
       JanusError: A token was sampled from NaN logits.
     """
-    if (tokens == INVALID_TOKEN).any():
+    check_not_nan(tokens == INVALID_TOKEN)
+
+
+def check_not_nan(is_nan: Bool[np.ndarray, "..."]) -> None:
+    """Checks that no logits were NaN.
+
+    Raises:
+      JanusError: Some were.
+    """
+    if is_nan.any():
         raise JanusError(
             "The logits are NaN: a weight is not finite, because the training diverged or the file is damaged, or "
             "values exceed the range of the dtype; try float32, or convert or fetch the weights again."

@@ -40,7 +40,7 @@ class Reward(Protocol):
     """Scores images."""
 
     def __call__(
-        self, prompts: Sequence[str], images: UInt8[np.ndarray, "B H W 3"], metadata: Sequence[Mapping[str, Any]]
+        self, prompts: Sequence[str], images: UInt8[np.ndarray, "B H W 3"], metadata: Sequence[Mapping[str, Any]], /
     ) -> Float[np.ndarray, " B"]:
         """Returns one finite number for each image; higher is better.
 

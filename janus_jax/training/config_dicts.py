@@ -11,17 +11,20 @@ import operator
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, TypeVar
-
-from ml_collections import ConfigDict, config_dict
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from janus_jax.errors import JanusError, did_you_mean, similar_names
+
+if TYPE_CHECKING:
+    from ml_collections import ConfigDict
 
 T = TypeVar("T")
 
 
-def to_config(value: Any) -> ConfigDict:
+def to_config(value: Any) -> "ConfigDict":
     """Converts a dataclass to a config."""
+    from ml_collections import ConfigDict  # The dataclasses themselves do not need it.
+
     return ConfigDict(_to_plain("", value, type(value), placeholders=True))
 
 
@@ -42,6 +45,8 @@ def from_config(cls: type[T], values: Mapping[str, Any], where: str = "config") 
     Raises:
       JanusError: A field is missing, unknown or of another type.
     """
+    from ml_collections import ConfigDict
+
     if isinstance(values, ConfigDict):
         values = values.to_dict()
     return _dataclass(cls, values, where)
@@ -97,6 +102,8 @@ def no_such_field(where: str, name: str, fields: Iterable[str], elsewhere: Mappi
 def _to_plain(name: str, value: Any, kind: Any, placeholders: bool) -> Any:
     """Converts a field to JSON values. With `placeholders`, None becomes a placeholder that flags can set."""
     if value is None:
+        from ml_collections import config_dict
+
         # A config field that holds None would reject all other values.
         return config_dict.placeholder(without_none(kind)) if placeholders and without_none(kind) in _PLAIN else None
     kind = without_none(kind)

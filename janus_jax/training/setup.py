@@ -1,24 +1,18 @@
 """Assembles a training stage: objective, optimizer, state shapes and compiled step, in this order."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
-import jax
 import optax
 from jax.sharding import Mesh
 
-from janus_jax.config import Dtype
-from janus_jax.errors import JanusError
-from janus_jax.models.backbone import Params
 from janus_jax.models.factory import abstract_params
 from janus_jax.sharding import check_mesh
-from janus_jax.training.lora import Lora, init_adapters
 from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
-from janus_jax.training.param_paths import merge, partition
+from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.stage_config import concrete
-from janus_jax.training.state import TrainState, abstract_state, create_state
+from janus_jax.training.state import TrainState, abstract_train_state
 from janus_jax.training.train_step import CompiledStep, make_train_step
 
 
@@ -70,42 +64,3 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         objective, optimizer, recipe.microbatching, abstract, mesh, ema_decay=stage.ema_decay, seed=recipe.seed
     )
     return StageSetup(objective, optimizer, abstract, step)
-
-
-def abstract_train_state(
-    objective: Objective,
-    trained: Sequence[str],
-    optimizer: optax.GradientTransformation,
-    mesh: Mesh | None,
-    *,
-    frozen_dtype: Dtype = "bfloat16",
-    ema: bool = False,
-    lora: Lora | None = None,
-) -> TrainState:
-    """Derives shapes, dtypes and shardings of a train state. Trained parameters are float32.
-
-    Args:
-      objective: The model and its frozen part.
-      trained: Patterns of trained parameters (`param_paths.partition`).
-      optimizer: Optimizer of the trained parameters.
-      mesh: See `set_up_stage`.
-      frozen_dtype: Dtype of frozen parameters.
-      ema: Whether the state has a moving average of the parameters.
-      lora: Adapters that are trained in addition; None for none.
-
-    Raises:
-      JanusError: A pattern matches nothing, or the image tokenizer or VAE; see also `lora.init_adapters`.
-    """
-
-    def make(params: Params) -> TrainState:
-        kept, frozen = partition(params, trained)
-        if objective.frozen_part in kept:
-            part = {"gen_encoder": "the image tokenizer", "vae": "the VAE"}[objective.frozen_part]
-            raise JanusError(
-                f"The patterns in trained match {objective.frozen_part}, {part}. This loss has no gradient for it; "
-                f"exclude it. A recipe such as configs/vq_16.py trains image tokenizers."
-            )
-        adapters, scales = init_adapters(lora or Lora(), params, frozen, jax.random.key(0))
-        return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
-
-    return abstract_state(make, mesh, abstract_params(objective.model))

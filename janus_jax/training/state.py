@@ -1,6 +1,6 @@
 """The train state and its sharded initialization."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Self
 
 import flax.linen as nn
@@ -11,10 +11,14 @@ import optax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
 from jaxtyping import Array, Int, Key
 
+from janus_jax.config import Dtype
+from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Backbone, Params
-from janus_jax.models.factory import init_params
+from janus_jax.models.factory import abstract_params, init_params
 from janus_jax.sharding import LOGICAL_RULES
-from janus_jax.training.param_paths import unbox
+from janus_jax.training.lora import Lora, init_adapters
+from janus_jax.training.objectives import Objective
+from janus_jax.training.param_paths import merge, partition, unbox
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -168,3 +172,42 @@ def _cast(tree: Params, dtype: str) -> Params:
 
     # A box is a node of the tree, so its content is cast and its axis names stay.
     return jax.tree.map(cast, tree)
+
+
+def abstract_train_state(
+    objective: Objective,
+    trained: Sequence[str],
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh | None,
+    *,
+    frozen_dtype: Dtype = "bfloat16",
+    ema: bool = False,
+    lora: Lora | None = None,
+) -> TrainState:
+    """Derives shapes, dtypes and shardings of a train state. Trained parameters are float32.
+
+    Args:
+      objective: The model and its frozen part.
+      trained: Patterns of trained parameters (`param_paths.partition`).
+      optimizer: Optimizer of the trained parameters.
+      mesh: Mesh. Its devices need not be attached. None for the default device.
+      frozen_dtype: Dtype of frozen parameters.
+      ema: Whether the state has a moving average of the parameters.
+      lora: Adapters that are trained in addition; None for none.
+
+    Raises:
+      JanusError: A pattern matches nothing, or the image tokenizer or VAE; see also `lora.init_adapters`.
+    """
+
+    def make(params: Params) -> TrainState:
+        kept, frozen = partition(params, trained)
+        if objective.frozen_part in kept:
+            part = {"gen_encoder": "the image tokenizer", "vae": "the VAE"}[objective.frozen_part]
+            raise JanusError(
+                f"The patterns in trained match {objective.frozen_part}, {part}. This loss has no gradient for it; "
+                f"exclude it. A recipe such as configs/vq_16.py trains image tokenizers."
+            )
+        adapters, scales = init_adapters(lora or Lora(), params, frozen, jax.random.key(0))
+        return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
+
+    return abstract_state(make, mesh, abstract_params(objective.model))

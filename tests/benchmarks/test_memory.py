@@ -10,7 +10,7 @@ from janus_jax.config import Execution, JanusConfig, LlamaConfig, SiglipConfig, 
 from janus_jax.data.pipeline.packing import Budget
 from janus_jax.models.janus import Janus
 from janus_jax.training.objectives import TokenObjective
-from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import abstract_train_state
 from janus_jax.training.train_step import Microbatching, make_train_step
 from tests.training import stages
 

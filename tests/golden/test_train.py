@@ -21,8 +21,7 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import partition
-from janus_jax.training.setup import abstract_train_state
-from janus_jax.training.state import state_from_params
+from janus_jax.training.state import abstract_train_state, state_from_params
 from janus_jax.training.train_step import Microbatching, make_train_step, put_batch
 from tests.golden.conftest import assert_close, golden_set
 

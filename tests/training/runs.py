@@ -16,14 +16,12 @@ from janus_jax.training.config_dicts import from_config, to_config
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import Intervals, PreparedDataset, Recipe, Resources
 from janus_jax.training.stage import train_stage
-from janus_jax.training.stage_config import (
+from janus_jax.training.stage_config import Initialisation, Precision, Stage
+from janus_jax.training.trained_params import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     FLOW_ALL_BUT_ENCODER,
     LINEAR_LAYERS_AND_FLOW,
-    Initialisation,
-    Precision,
-    Stage,
 )
 from tests import tiny
 from tests.data import prepared

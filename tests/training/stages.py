@@ -13,8 +13,9 @@ from janus_jax.training.losses.rectified_flow import ALIGNER, FlowLossConfig
 from janus_jax.training.objectives import TokenObjective, make_objective
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import partition
-from janus_jax.training.setup import abstract_train_state
-from janus_jax.training.stage_config import (
+from janus_jax.training.state import abstract_train_state, state_from_params
+from janus_jax.training.train_step import Microbatching, compute_gradients, make_train_step
+from janus_jax.training.trained_params import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
     ALL_BUT_TOKENIZER,
@@ -22,8 +23,6 @@ from janus_jax.training.stage_config import (
     FLOW_ALL_BUT_VAE,
     LINEAR_LAYERS_AND_FLOW,
 )
-from janus_jax.training.state import state_from_params
-from janus_jax.training.train_step import Microbatching, compute_gradients, make_train_step
 from tests import tiny
 
 FLOW_LOSS = FlowLossConfig(align_block=2, align_width=32, align_weight=0.5)

@@ -13,7 +13,7 @@ from janus_jax.training.config_dicts import from_config
 from janus_jax.training.objectives import TokenObjective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.recipe import Recipe
-from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import abstract_train_state
 from tests.pseudo import CORPUS, make_checkpoint
 from tests.tiny import picture
 from tests.training.doc_commands import ROOT, run_blocks

@@ -13,7 +13,7 @@ from janus_jax.models.janus import Janus
 from janus_jax.sharding import make_mesh
 from janus_jax.training.flops import traced_flops
 from janus_jax.training.objectives import RngStreams, TokenObjective
-from janus_jax.training.setup import abstract_train_state
+from janus_jax.training.state import abstract_train_state
 from janus_jax.training.train_step import Microbatching, compute_gradients
 from tests import tiny
 from tests.training import batches, stages

@@ -25,8 +25,8 @@ from janus_jax.training.lora import Lora, init_adapters, merge_adapters, split_a
 from janus_jax.training.losses.tokens import token_loss
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition, unbox
-from janus_jax.training.setup import abstract_train_state, set_up_stage
-from janus_jax.training.state import state_from_params
+from janus_jax.training.setup import set_up_stage
+from janus_jax.training.state import abstract_train_state, state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
     compute_gradients,

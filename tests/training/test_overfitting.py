@@ -16,8 +16,7 @@ from janus_jax.pretrained import Pretrained
 from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer
 from janus_jax.training.param_paths import merge, partition
-from janus_jax.training.setup import abstract_train_state
-from janus_jax.training.state import state_from_params
+from janus_jax.training.state import abstract_train_state, state_from_params
 from janus_jax.training.train_step import make_train_step, put_batch
 from tests import tiny
 from tests.training import batches, stages

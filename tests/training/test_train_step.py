@@ -15,8 +15,7 @@ from janus_jax.sharding import make_mesh
 from janus_jax.training.flops import equations
 from janus_jax.training.objectives import RngStreams, TokenObjective
 from janus_jax.training.param_paths import merge
-from janus_jax.training.setup import abstract_train_state
-from janus_jax.training.state import random_params, state_from_params
+from janus_jax.training.state import abstract_train_state, random_params, state_from_params
 from janus_jax.training.train_step import (
     Microbatching,
     compute_gradients,

@@ -22,7 +22,8 @@ from janus_jax.training.config_dicts import to_config
 from janus_jax.training.image_tokenizer.recipe import Intervals, VAELossWeights, VAERecipe
 from janus_jax.training.losses.rectified_flow import FlowLossConfig
 from janus_jax.training.optimizers import OptimizerConfig
-from janus_jax.training.stage_config import FLOW_ALL_BUT_ENCODER, RANDOM, Initialisation
+from janus_jax.training.stage_config import RANDOM, Initialisation
+from janus_jax.training.trained_params import FLOW_ALL_BUT_ENCODER
 
 __all__ = ["ENCODER", "MODEL", "RECIPE", "TOKENIZER", "get_config"]
 

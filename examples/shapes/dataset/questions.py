@@ -297,7 +297,7 @@ def _counts(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
         ("objects", len(scene.objects), frozenset[str]()),
     ]
     return [
-        Question(scene, Topic.COUNT, f"How many {what} are there?", NUMBERS[count], tuple(NUMBERS.values()), named)
+        Question(scene, Topic.COUNT, count_text(what), NUMBERS[count], tuple(NUMBERS.values()), named)
         for what, count, named in counts
     ]
 
@@ -323,22 +323,40 @@ def _relations(scene: Scene, vocabulary: Vocabulary) -> list[Question]:
     for one, other in related_pairs(scene):
         where = relation(one, other)
         assert where, "they are related"
-        axis = next(axis for axis in _AXES if where in axis)
+        axis = axis_of(where)
         named = frozenset({one.shape, other.shape})
 
         def question(text: str, answer: str, choices: Sequence[str], named: frozenset[str] = named) -> Question:
             return Question(scene, Topic.POSITION, text, answer, tuple(choices), named)
 
         found.append(question(f"Where is the {one.shape}, seen from the {other.shape}?", where.value, tuple(Relation)))
-        found.append(
-            question(f"Is the {one.shape} {axis[0]} or {axis[1].phrase} the {other.shape}?", where.value, axis)
-        )
+        found.append(question(relation_text(one.shape, axis, other.shape), where.value, axis))
         if not any(relation(third, other) is where for third in scene.objects if third not in (one, other)):
             found.append(question(f"What shape is {where.phrase} the {other.shape}?", one.shape, vocabulary.shapes))
     return found
 
 
 _AXES = ((Relation.LEFT, Relation.RIGHT), (Relation.ABOVE, Relation.BELOW))
+
+
+def axis_of(where: Relation) -> tuple[Relation, Relation]:
+    """Returns a relation and its opposite, in the order of questions."""
+    return next(axis for axis in _AXES if where in axis)
+
+
+def existence_text(shape: str, color: str | None) -> str:
+    """Returns the question whether the image shows a shape, or a shape in a color."""
+    return f"Is there {count_phrase(1, f'{color} {shape}' if color else shape)}?"
+
+
+def count_text(plural_words: str) -> str:
+    """Returns the question for the number of objects."""
+    return f"How many {plural_words} are there?"
+
+
+def relation_text(shape: str, axis: tuple[Relation, Relation], other: str) -> str:
+    """Returns the question for the position of a shape relative to another one, along an axis (`axis_of`)."""
+    return f"Is the {shape} {axis[0]} or {axis[1].phrase} the {other}?"
 
 
 @dataclass(frozen=True)
@@ -381,7 +399,7 @@ def _existence(scene: Scene, variant: _ExistenceVariant, limits: _Limits) -> lis
         Question(
             scene,
             Topic.EXISTENCE,
-            f"Is there {count_phrase(1, f'{color} {shape}' if color else shape)}?",
+            existence_text(shape, color),
             "yes" if variant.is_present else "no",
             ("yes", "no"),
             frozenset(filter(None, (shape, color))),

@@ -4,7 +4,7 @@ import os
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from PIL import Image
 
@@ -14,6 +14,9 @@ from janus_jax.files import prefix_errors
 from janus_jax.generation.padding import bucket_length
 from janus_jax.image_files import save_png
 from janus_jax.processing import Processor
+
+if TYPE_CHECKING:
+    from janus_jax.generation.best_of import BestOf
 
 _WRITERS = min(8, os.cpu_count() or 1)
 
@@ -40,6 +43,7 @@ def generate_images(
     options: Options,
     seed: int,
     batch_size: int,
+    best_of: "BestOf | None" = None,
     **settings: Any,
 ) -> Iterator[Mapping[str, str]]:
     """Generates images in batches and saves them as PNG.
@@ -51,6 +55,8 @@ def generate_images(
       folder: The run's folder.
       options: Options of the benchmark. Sampling options that the model does not have are ignored; JanusFlow, for
         example, has no temperature.
+      batch_size: Number of images generated at a time.
+      best_of: Selects each image from several candidates. None: no selection.
       **settings: Further settings of the model's image sampler, such as `parallel_window`.
 
     Yields:
@@ -65,12 +71,13 @@ def generate_images(
     with ThreadPoolExecutor(_WRITERS) as writers:
         for batch in batch_requests(model.processor, requests, batch_size):
             padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-            images = model.sample_images(
-                [request.prompt for request in padded],
-                [(request.prompt_index, request.image_index) for request in padded],
-                seed,
-                **settings,
-            )
+            prompts = [request.prompt for request in padded]
+            numbers = [(request.prompt_index, request.image_index) for request in padded]
+            if best_of is None:
+                images = model.sample_images(prompts, numbers, seed, **settings)
+            else:
+                metadata = [request.prompt_metadata for request in padded]
+                images = best_of.sample(model, prompts, numbers, metadata, seed, **settings)
             files = [folder / request.file for request in batch]
             sizes = [request.size for request in batch]
             list(writers.map(_save, images[: len(batch)], files, sizes))

@@ -5,9 +5,10 @@ JSON per image. The function `score` reads this file from OUT/predictions/result
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Answers, Benchmark, Number, Options, Scores
@@ -45,6 +46,11 @@ class GenEvalRequest(ImageRequest):
 
     tag: str
     metadata: str = field(repr=False)
+
+    @property
+    def prompt_metadata(self) -> Mapping[str, Any]:
+        """Line of the prompt file."""
+        return json.loads(self.metadata)
 
 
 def read(data: Path, options: Options) -> list[GenEvalRequest]:

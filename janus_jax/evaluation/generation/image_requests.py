@@ -3,6 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Answers, Number, missing_files
@@ -39,6 +40,11 @@ class ImageRequest:
     file: str
     size: int | None = None
     data: Path = field(repr=False)
+
+    @property
+    def prompt_metadata(self) -> Mapping[str, Any]:
+        """Metadata of the prompt, for the judge of best of N."""
+        return {}
 
     @property
     def inputs(self) -> list[str]:

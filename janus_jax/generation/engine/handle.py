@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from absl import logging
 from PIL import Image
 
 from janus_jax.generation.engine.requests import Event, Failed, Finished, Picture, TextPiece
@@ -31,6 +32,7 @@ class Handle:
 
     Attributes:
       submitted: Time of the submission in seconds, as `time.monotonic` gives it.
+      last_event: `Finished` or `Failed`; None before it was sent.
     """
 
     def __init__(self, on_event: Callable[[Event], object] | None = None) -> None:
@@ -41,10 +43,10 @@ class Handle:
             `loop.call_soon_threadsafe(queue.put_nowait, event)` does.
         """
         self.submitted = time.monotonic()
+        self.last_event: Finished | Failed | None = None
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._on_event = on_event or self._events.put
         self._cancelled = threading.Event()
-        self._done = threading.Event()
 
     def events(self, timeout: float | None = None) -> Iterator[Event]:
         """Yields the events of the request. The last one is `Finished` or `Failed`. Call it once.
@@ -98,10 +100,14 @@ class Handle:
     @property
     def is_done(self) -> bool:
         """Whether the last event was sent."""
-        return self._done.is_set()
+        return self.last_event is not None
 
     def send(self, event: Event) -> None:
         """Passes an event to the caller. Called by the engine."""
         if isinstance(event, Finished | Failed):
-            self._done.set()
-        self._on_event(event)
+            self.last_event = event
+        try:
+            self._on_event(event)
+        except Exception:
+            logging.exception("The receiver of an event has failed; its request is cancelled.")
+            self.cancel()

@@ -1,0 +1,145 @@
+"""Prompts and groups of sequences on the host, and their rows in the numbers of a decode call."""
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Int, UInt32
+
+from janus_jax.generation.engine.slots import NO_TOKEN, Prefilled, Rows
+from janus_jax.generation.sampling import SamplingConfig, sampling_keys
+from janus_jax.processing import TokenSequence
+
+MAX_SEQUENCES = 3
+"""Maximum number of sequences that guidance combines."""
+
+
+@dataclass(eq=False)
+class Prompt:
+    """A prompt whose keys and values are computed once for all groups that share it.
+
+    Attributes:
+      sequence: The tokens and images.
+      prefilled: Its keys and values, as an entry of a batch of prompts; None before they are computed.
+    """
+
+    sequence: TokenSequence
+    prefilled: tuple[Prefilled, int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.sequence)
+
+    @property
+    def has_images(self) -> bool:
+        """Whether the prompt contains input images or context images."""
+        return len(self.sequence.und_images) + len(self.sequence.gen_images) > 0
+
+    @property
+    def digest(self) -> bytes:
+        """Hash of the content. Prompts with equal hashes have equal keys and values."""
+        s = self.sequence
+        content = hashlib.sha256()
+        for array in (s.tokens, s.und_patch_index, s.gen_token_index, s.und_images, s.gen_images):
+            content.update(np.ascontiguousarray(array).data)
+        return content.digest()
+
+
+@dataclass(frozen=True)
+class GroupSettings:
+    """How the tokens of a group are sampled.
+
+    Attributes:
+      is_image: Whether the group generates image tokens.
+      sampling: Settings for sampling one token.
+      guidance: The argument `guidance_scale` of `decode.guide`.
+      stop_tokens: At most two tokens that end the sequence.
+    """
+
+    is_image: bool
+    sampling: SamplingConfig
+    guidance: Any = 1.0
+    stop_tokens: tuple[int, ...] = ()
+
+
+@dataclass(eq=False)
+class Group:
+    """One sequence to generate, with the further sequences that guidance needs.
+
+    Attributes:
+      prompts: The prompt, then those of the further sequences.
+      settings: How its tokens are sampled.
+      key: Data of its random key.
+      limit: Maximum number of tokens.
+      receive: Called with new tokens. Returns True if the group needs no more tokens.
+      fail: Called with an error that ends the group.
+      rows: Rows of its sequences; () before it has any.
+      steps: Number of generated tokens.
+    """
+
+    prompts: tuple[Prompt, ...]
+    settings: GroupSettings
+    key: UInt32[np.ndarray, " K"]
+    limit: int
+    receive: Callable[[Sequence[int]], bool]
+    fail: Callable[[Exception], object]
+    rows: tuple[int, ...] = ()
+    steps: int = 0
+    prompt_lengths: tuple[int, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.prompt_lengths = tuple(map(len, self.prompts))
+
+    @property
+    def num_rows(self) -> int:
+        """Number of rows that the group needs."""
+        return len(self.prompt_lengths)
+
+    @property
+    def length(self) -> int:
+        """Number of positions of the longest sequence."""
+        return max(self.prompt_lengths) + self.steps
+
+    @property
+    def left(self) -> int:
+        """Number of tokens that the group still needs at most."""
+        return self.limit - self.steps
+
+    def fill(self, rows: Rows) -> None:
+        """Writes the numbers of the group's rows."""
+        first, last = self.rows[0], self.rows[-1]
+        settings = self.settings
+        index = list(self.rows)
+        rows.lengths[index] = [length + self.steps for length in self.prompt_lengths]
+        rows.left[index], rows.steps[index] = self.left, self.steps
+        rows.is_image[index], rows.leaders[index] = settings.is_image, first
+        rows.others[first] = self.rows[len(self.rows) // 2], last
+        if np.ndim(settings.guidance):
+            # Two sequences: the second is the last.
+            rows.weights[first] = 0
+            rows.weights[first, [0, -1] if len(index) == 2 else slice(None)] = settings.guidance
+        elif len(index) == 2:
+            rows.is_pair[first], rows.guidance_scale[first] = True, settings.guidance
+        for column, value in zip(rows.sampling, settings.sampling.params, strict=True):
+            column[first] = value
+        rows.keys[first] = self.key
+        rows.stop_tokens[index] = NO_TOKEN
+        rows.stop_tokens[first, : len(settings.stop_tokens)] = settings.stop_tokens
+
+
+def key_data(seed: int, prompt: int, samples: range) -> UInt32[np.ndarray, "N K"]:
+    """Returns the data of the keys of `sampling_keys`."""
+    return np.asarray(jax.random.key_data(sampling_keys(seed, prompt, samples)))
+
+
+def key_size() -> int:
+    """Returns the number of words of a random key."""
+    shape: tuple[int, ...] = jax.eval_shape(lambda: jax.random.key_data(jax.random.key(0))).shape
+    return shape[-1]
+
+
+def valid_tokens(tokens: Int[np.ndarray, " M"]) -> list[int]:
+    """Returns the tokens of one row of the result of `decode`, without the steps in which the row did not run."""
+    return [token for token in tokens.tolist() if token != NO_TOKEN]
