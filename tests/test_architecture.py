@@ -76,6 +76,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     ),
     "janus_jax.evaluation.metrics": (*SHARED, "janus_jax.evaluation", "checkpoints_convert"),
     "janus_jax.rewards": ("janus_jax.generation", "janus_jax.rewards"),
+    "janus_jax.serving": ("janus_jax.processing", "janus_jax.generation", "janus_jax.serving"),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*SHARED, "checkpoints_convert"),

@@ -20,7 +20,7 @@ from janus_jax.extras import require
 _HOST = flags.DEFINE_string("host", "127.0.0.1", "address to listen on; 0.0.0.0 accepts other machines")
 _PORT = flags.DEFINE_integer("port", 8000, "port to listen on; 0 takes a free one", lower_bound=0, upper_bound=65535)
 _NAME = flags.DEFINE_string("name", None, "name of the model for clients (default: the name of its folder, or its id)")
-_KEYS = flags.DEFINE_string("api_keys_file", None, "file with API keys, one a line (default: JANUS_API_KEYS, or no keys)")
+_KEYS = flags.DEFINE_string("api_keys_file", None, "file with API keys, one a line; JANUS_API_KEYS may hold more")
 _ORIGIN = flags.DEFINE_multi_string("cors_origin", [], "origin of web pages that may call the server; may be repeated")
 _REMOTE = flags.DEFINE_bool("allow_remote_images", False, "accept image URLs on the web; private addresses are refused")
 _LOG_PROMPTS = flags.DEFINE_bool("log_prompts", False, "log the prompts of requests")

@@ -34,8 +34,9 @@ def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fa
     add_handlers(app)
     for one in (router, chat.router, pictures.router):
         app.include_router(one)
-    app.middleware("http")(_guard)
+    # The middleware added first is the innermost: its errors reach the handlers above.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.middleware("http")(_guard)
     if options.cors_origins:
         app.add_middleware(
             CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]

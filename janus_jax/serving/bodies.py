@@ -69,9 +69,7 @@ async def read_form(request: fastapi.Request, options: ServerOptions) -> tuple[d
         raise ApiError(415, "The content type must be multipart/form-data.", code="content_type")
     fields: dict[str, Any] = {}
     files: list[tuple[str, bytes]] = []
-    async with request.form(
-        max_files=_MAX_FILES, max_fields=_MAX_FILES, max_part_size=options.max_body_bytes
-    ) as form:
+    async with request.form(max_files=_MAX_FILES, max_fields=_MAX_FILES, max_part_size=options.max_body_bytes) as form:
         for name, value in form.multi_items():
             if isinstance(value, UploadFile):
                 files.append((name, await value.read()))

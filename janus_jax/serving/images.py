@@ -51,7 +51,10 @@ def read_image(url: str, files: Mapping[str, bytes], options: ServerOptions, par
         raise ApiError(400, f"{param}: the image is not a data URL; send data:image/png;base64,...", param=param)
     if not options.allow_remote_images:
         raise ApiError(
-            400, f"{param}: this server reads no images from the web; send a data URL.", param=param, code="remote_image"
+            400,
+            f"{param}: this server reads no images from the web; send a data URL.",
+            param=param,
+            code="remote_image",
         )
     return decode(download(url, options, param), options, param)
 

@@ -37,10 +37,7 @@ async def edits(request: fastapi.Request) -> Response:
     options, pictures = service.options, list[bytes]()
     if request.headers.get("content-type", "").startswith("application/json"):
         body = await read_json(request, PictureBody)
-        given = (body.model_extra or {}).get("images")
-        if not isinstance(given, list) or not all(isinstance(one, dict) and isinstance(one.get("image_url"), str) for one in given):
-            raise ApiError(400, 'images must be a list of {"image_url": URL}.', param="images")
-        urls = [one["image_url"] for one in given]
+        urls = [one.image_url for one in body.images or ()]
     else:
         fields, files = await read_form(request, options)
         if unknown := sorted({name for name, _ in files} - {"image", "image[]"}):

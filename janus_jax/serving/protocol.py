@@ -140,8 +140,14 @@ class ChatBody(_Body):
         return {"role": _ROLES[message.role], "content": content, "images": images}
 
 
+class EditedImage(BaseModel):
+    """An image to edit, as a URL."""
+
+    image_url: str
+
+
 class PictureBody(_Body):
-    """Fields of /v1/images/generations and /v1/images/edits. Those from `seed` on extend OpenAI's fields."""
+    """Fields of /v1/images/generations and /v1/images/edits. Fields from `seed` to `editing_style` extend OpenAI's."""
 
     prompt: str
     n: int | None = Field(default=None, ge=1)
@@ -159,6 +165,8 @@ class PictureBody(_Body):
     sampler: str | None = None
     image_guidance_scale: float | None = None
     editing_style: str | None = None
+
+    images: list[EditedImage] | None = None
 
     def check(self, side: int, options: ServerOptions) -> None:
         """Checks the fields that both routes have.

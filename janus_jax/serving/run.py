@@ -28,8 +28,9 @@ def serve(app: fastapi.FastAPI, engine: Engine, listener: socket.socket, options
     Raises:
       Exception: The engine cannot start.
     """
+    drain = int(options.drain_seconds)
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, timeout_graceful_shutdown=int(options.drain_seconds), server_header=False
+        app, log_level="warning", access_log=False, server_header=False, timeout_graceful_shutdown=drain
     )
     server = uvicorn.Server(config)
     errors: list[Exception] = []

@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass
 
 import fastapi
@@ -42,7 +42,7 @@ class EventStream:
     deadline: float
     timer: RequestTimer
 
-    async def events(self, client: fastapi.Request | None = None) -> AsyncIterator[Event]:
+    async def events(self, client: fastapi.Request | None = None) -> AsyncGenerator[Event]:
         """Yields the events of the request; cancels it if the caller stops.
 
         Args:
