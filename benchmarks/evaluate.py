@@ -13,6 +13,7 @@ prepared prompts, and its images are discarded. The overhead is the median, over
 minus 1.
 """
 
+import functools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from examples.shapes.configs import tokenizer as shapes_tokenizer
 from examples.shapes.models import JANUS
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
-from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images
+from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images, prompt_length
 from janus_jax.evaluation.runner import answer_questions, batch_questions, collect_answers, estimate_length
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
@@ -106,7 +107,7 @@ def _images(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
     """Returns the number of images, and functions that generate them with the runner and with the model alone."""
     options = {"split": "test", "per_category": str(_IMAGES.value // 6), "guidance_scale": "2", "temperature": "0.7"}
     requests, size = generation_benchmark.read(Path(), options), _BATCH_SIZE.value
-    batches = batch_requests(model.processor, requests, size)
+    batches = batch_requests(requests, functools.partial(prompt_length, model.processor), size)
 
     def bare() -> None:
         for batch in batches:

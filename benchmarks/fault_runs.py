@@ -14,7 +14,7 @@ from benchmarks.fault_injection import BUCKET_KINDS, Fault
 from janus_jax.training.checkpoint_files import finished_steps
 from tests.bucket_server import BucketServer
 
-TIMEOUT = 600.0  # seconds until a run counts as hanging
+TIMEOUT = 1500.0  # seconds until a run counts as hanging
 
 
 @dataclass

@@ -161,7 +161,11 @@ def _first_changes(different: np.ndarray) -> dict[str, float]:
     different = different.reshape(-1, different.shape[-1])
     changed = different.any(axis=1)
     compared = np.where(changed, different.argmax(axis=1) + 1, different.shape[1])
-    return {"images": different.shape[0], "changed": float(changed.mean()), "first": float(changed.sum() / compared.sum())}
+    return {
+        "images": different.shape[0],
+        "changed": float(changed.mean()),
+        "first": float(changed.sum() / compared.sum()),
+    }
 
 
 def main(_: Sequence[str]) -> None:

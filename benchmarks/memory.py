@@ -1,4 +1,4 @@
-"""Estimates how many sequences of 4096 tokens fit on each accelerator, by stage of Janus-Pro.
+"""Estimates how many sequences of 4096 tokens fit on each accelerator, by stage of Janus-Pro and Janus-4o.
 
     python -m benchmarks.memory
     python -m benchmarks.memory --write
@@ -22,7 +22,7 @@ from absl import flags
 from flax.traverse_util import flatten_dict
 
 from benchmarks.shared import insert_table, markdown_table
-from configs import janus_pro_1b, janus_pro_7b
+from configs import janus_4o, janus_pro_1b, janus_pro_7b
 from janus_jax.aot.compile import bytes_per_device
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, JanusConfig
@@ -38,7 +38,11 @@ DEVICE_MEMORY = {"A100 40 GB": 40, "A100, H100 80 GB": 80, "H200": 141, "TPU v5e
 """Memory in 10^9 bytes."""
 DEVICES = (1, 8)
 USABLE_FRACTION = 0.9
-MODELS = {"Janus-Pro-1B": janus_pro_1b.get_config(), "Janus-Pro-7B": janus_pro_7b.get_config()}
+MODELS = {
+    "Janus-Pro-1B": janus_pro_1b.get_config(),
+    "Janus-Pro-7B": janus_pro_7b.get_config(),
+    "Janus-4o": janus_4o.get_config(),
+}
 DOCUMENT = Path(__file__).parents[1] / "docs" / "training.md"
 _FLOAT32 = 4
 _BYTES: dict[Dtype, int] = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -117,8 +121,9 @@ def activation_bytes(config: JanusConfig, trained: Collection[str], budget: Budg
         (1 + und_trains) * size * patches * (8 * und.width + 2 * und.mlp_dim),
         # Logits, their softmax and their gradient.
         3 * _FLOAT32 * min(chunk, budget.text_targets) * llm.vocab_size,
+        3 * _FLOAT32 * min(chunk, budget.gen_images * gen.num_tokens) * gen.codebook_size,
         # A residual block of the image tokenizer at full resolution: input, and two normalized copies in float32.
-        budget.gen_images * gen.image_size**2 * gen.base_channels * (2 * _FLOAT32 + size),
+        (budget.gen_images + budget.context_images) * gen.image_size**2 * gen.base_channels * (2 * _FLOAT32 + size),
     )
     return block_inputs + embeddings + max(temporaries)
 
@@ -126,7 +131,8 @@ def activation_bytes(config: JanusConfig, trained: Collection[str], budget: Budg
 def table() -> str:
     """Returns the table in Markdown."""
     rows = []
-    for name, stage, devices in itertools.product(MODELS, (1, 2, 3), DEVICES):
+    cases = [(name, stage) for name, config in MODELS.items() for stage in range(1, len(config.stages) + 1)]
+    for (name, stage), devices in itertools.product(cases, DEVICES):
         needs = memory_needs(stage_recipe(name, stage), devices)
         sizes = (f"{size / 1e9:.1f}" for size in (needs.state, needs.gradients, needs.sequence))
         fitting = (needs.max_sequences(gigabytes) or "-" for gigabytes in DEVICE_MEMORY.values())

@@ -34,6 +34,7 @@ from janus_jax.config import RematPolicy
 from janus_jax.errors import JanusError
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.stage_config import Stage
 
 _PUBLISH = flags.DEFINE_bool("publish", False, "write the tables to docs/scaling_tables.md instead of the terminal")
 _COMPILE = flags.DEFINE_bool("compile", True, "compile missing cases")
@@ -210,7 +211,7 @@ def data_table(reports: Mapping[Case, dict[str, Any]]) -> str:
         if not report.get("fits") or not report["roofline"]:
             continue
         stage = from_config(Recipe, MODELS[case.model]).stages[case.stage - 1]
-        images = stage.batch_size * (stage.budget.und_images + stage.budget.gen_images)
+        images = stage.batch_size * images_read(stage)
         images_per_second = images / report["roofline"]["step_seconds"]["overlapped"]
         checkpoint = report["checkpoint_bytes"]
         cells = [case.topology, case.model, case.stage]
@@ -218,6 +219,15 @@ def data_table(reports: Mapping[Case, dict[str, Any]]) -> str:
         cells += [f"{checkpoint / 1e9:.1f}", f"{checkpoint / _CHECKPOINT_SECONDS / 1e9:.2f}"]
         rows.append(cells)
     return markdown_table(columns, rows)
+
+
+def images_read(stage: Stage) -> int:
+    """Returns the number of images that a full sequence reads from the data.
+
+    A source image of an edit that is written as features and as image tokens is read once.
+    """
+    budget = stage.budget
+    return budget.und_images + budget.gen_images + (0 if stage.editing.format.features else budget.context_images)
 
 
 def insert_tables(page: str, tables: Mapping[str, str]) -> str:

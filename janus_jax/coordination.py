@@ -15,10 +15,12 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping
-from typing import Any, NoReturn
+from collections.abc import Callable, Mapping
+from typing import Any, NoReturn, TypeVar
 
 from janus_jax.errors import ExitCode, Stalled
+
+_T = TypeVar("_T")
 
 SECONDS = 1800.0
 """Default limit of a barrier. Thousands of hosts do not start or finish a save at the same time."""
@@ -30,7 +32,7 @@ _MAX_SECONDS = 30 * 86400.0
 _CONNECT_SECONDS = 5.0
 _MAX_NAMES = 8
 
-_rounds: dict[str, int] = {}  # Number of gathers by name.
+_rounds: dict[str, int] = {}  # Number of calls of `combine` by name.
 _handlers: list[Any] = []  # Functions that C code calls.
 
 
@@ -66,28 +68,53 @@ def barrier(name: str, seconds: float = SECONDS) -> None:
     if not is_joined():
         return
     try:
-        _client().wait_at_barrier(f"{_PREFIX}/{name}", int(min(seconds, _MAX_SECONDS) * 1000))
+        _client().wait_at_barrier(f"{_PREFIX}/{name}", _milliseconds(seconds))
     except jax.errors.JaxRuntimeError as error:
         raise Stalled(_explain(name, seconds, str(error))) from error
 
 
-def gather(name: str, value: Mapping[str, Any], seconds: float = SECONDS) -> list[dict[str, Any]]:
-    """Gathers a JSON value from every process, in process order. Also acts as a barrier.
+def combine(
+    name: str, value: Mapping[str, Any], function: Callable[[list[dict[str, Any]]], _T], seconds: float = SECONDS
+) -> _T:
+    """Combines JSON values of all processes. Also acts as a barrier.
+
+    Only process 0 reads all values, because thousands of processes would overload the service.
+
+    Args:
+      name: Name of the values. It can be used repeatedly.
+      value: Value of this process.
+      function: Maps the values, in process order, to a small JSON value. Called in process 0.
+      seconds: Limit of the barrier.
+
+    Returns:
+      The result of `function`, in every process.
 
     Raises:
       Stalled: See `barrier`.
     """
+    import jax
+
     text = json.dumps(value)
     if not is_joined():
-        return [json.loads(text)]
+        return _copy(function([json.loads(text)]))
     number = _rounds[name] = _rounds.get(name, 0) + 1
-    folder, own = f"{_PREFIX}/gather/{name}", process_index()
-    _client().key_value_set(f"{folder}/{number}/{own}", text)
-    barrier(f"gather/{name}", seconds)
-    # All processes have read the round before this one.
-    _client().key_value_delete(f"{folder}/{number - 1}/{own}")
-    values = _read_folder(f"gather/{name}/{number}")
-    return [values[index] for index in range(process_count())]
+    folder = f"combine/{name}/{number}"
+    _client().key_value_set(f"{_PREFIX}/{folder}/{process_index()}", text)
+    barrier(f"combine/{name}", seconds)
+    combined = f"{_PREFIX}/combined/{name}"
+    if process_index() == 0:
+        values = _read_folder(folder)
+        _client().key_value_delete(f"{_PREFIX}/{folder}/")
+        result = function([values[index] for index in range(process_count())])
+        _client().key_value_set(f"{combined}/{number}", json.dumps(result))
+        # All processes have read the round before this one.
+        _client().key_value_delete(f"{combined}/{number - 1}")
+        return _copy(result)
+    try:
+        found: _T = json.loads(_client().blocking_key_value_get(f"{combined}/{number}", _milliseconds(seconds)))
+    except jax.errors.JaxRuntimeError as error:
+        raise Stalled(f"Process 0 of {process_count()} has not combined {name!r}; repeat the command.") from error
+    return found
 
 
 def publish(name: str, value: Mapping[str, Any]) -> None:
@@ -187,6 +214,16 @@ def describe_processes(indices: list[int]) -> str:
     if len(names) == 1:
         return f"Process {names[0]}"
     return f"Processes {', '.join(names[:-1])} and {names[-1]}"
+
+
+def _milliseconds(seconds: float) -> int:
+    return int(min(seconds, _MAX_SECONDS) * 1000)
+
+
+def _copy(value: _T) -> _T:
+    """Returns a value as another process reads it."""
+    copied: _T = json.loads(json.dumps(value))
+    return copied
 
 
 def _explain(name: str, seconds: float, error: str) -> str:

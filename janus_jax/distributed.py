@@ -10,13 +10,14 @@
 If none is set, jax asks the metadata server of a TPU VM.
 """
 
+import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
-from janus_jax.coordination import explain_aborts
+from janus_jax.coordination import combine, explain_aborts
 from janus_jax.errors import JanusError, Preempted
 
 _Result = TypeVar("_Result")
@@ -75,21 +76,24 @@ class JaxCluster(Cluster):
         self.index, self.count = jax.process_index(), jax.process_count()
 
     def run_on_all(self, action: Callable[[], _Result]) -> _Result:
-        import numpy as np
-        from jax.experimental.multihost_utils import process_allgather
-
         failure = None
         try:
             result = action()
-        # Catches any exception, because the other processes wait until this process reaches the gather below.
+        # Catches any exception, because the other processes wait until this process calls `combine`.
         except Exception as error:
             failure = error
-        failed = np.flatnonzero(process_allgather(np.array(failure is not None)))
+        # No limit, because an action may take hours. jax ends all processes if one is lost.
+        reason = None if failure is None else " ".join(str(failure).split()) or type(failure).__name__
+        failed = combine("run_on_all", {"index": self.index, "reason": reason}, _first_failure, math.inf)
         if failure is not None:
             raise failure
-        if failed.size:
-            raise JanusError(f"Process {failed[0]} of the cluster failed; its own log has the reason.")
+        if failed:
+            raise JanusError(f"Process {failed['index']} of the cluster has failed: {failed['reason']:.500}")
         return result
+
+
+def _first_failure(processes: Sequence[Mapping[str, Any]]) -> Mapping[str, Any]:
+    return next((process for process in processes if process["reason"]), {})
 
 
 def join_cluster() -> Cluster:

@@ -435,9 +435,44 @@ class Pretrained:
         sampler = self.image_sampler(**settings)
         sequences = [self.processor.generation_prompt(prompt) for prompt in prompts]
         groups = [sampler.prompt_sequences(self.processor, [sequence]) for sequence in sequences]
+        return self._sample_numbered(groups, numbers, seed, sampler)
+
+    def sample_edits(
+        self,
+        edits: Sequence[tuple[Sequence[ImageSource], str]],
+        numbers: Sequence[tuple[int, int]],
+        seed: int = 0,
+        **settings: Any,
+    ) -> list[Image.Image]:
+        """Generates one edited image of each edit, in one batch.
+
+        Args:
+          edits: Source images and instruction of each edit.
+          numbers: See `sample_images`. The image equals image i of edit p in `edit_stream`.
+          seed: Random seed.
+          **settings: Settings of `EditSampler`.
+
+        Raises:
+          JanusError: See `edit`.
+        """
+        if not edits:
+            return []
+        sampler = make_edit_sampler(self.config, **settings)
+        opened = [Edit.open(instruction, sources) for sources, instruction in edits]
+        groups = [guidance_sequences(self.processor, sampler.format, one) for one in opened]
+        return self._sample_numbered(groups, numbers, seed, sampler)
+
+    def _sample_numbered(
+        self,
+        prompts: Sequence[Sequence[TokenSequence]],
+        numbers: Sequence[tuple[int, int]],
+        seed: int,
+        sampler: ImageSampler,
+    ) -> list[Image.Image]:
+        """Returns one image of each prompt. See `_sample` and `sample_images`."""
         keys = jnp.stack([sampling_keys(seed, prompt, range(number, number + 1)) for prompt, number in numbers])
-        pixels = self._sample(groups, keys, sampler)
-        return [Image.fromarray(image) for image in pixels[: len(sequences)]]
+        pixels = self._sample(prompts, keys, sampler)
+        return [Image.fromarray(image) for image in pixels[: len(prompts)]]
 
     def edit(
         self,

@@ -53,6 +53,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "janus_jax.training",
         "checkpoints_convert",
     ),
+    "janus_jax.training.rl": (
+        *SHARED,
+        "janus_jax.generation",
+        "janus_jax.pretrained",
+        "janus_jax.rewards",
+        "janus_jax.training",
+    ),
     "janus_jax.training.siglip": (*SHARED, "janus_jax.data", "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.init_from": (*SHARED, "janus_jax.training", "checkpoints_convert"),
     "janus_jax.training.callbacks": (

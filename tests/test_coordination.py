@@ -22,7 +22,7 @@ join_cluster()
 index, found = coordination.process_index(), {}
 for round in range(3):
     coordination.barrier("meet", 60)
-    found["gathered"] = coordination.gather("values", {"process": index, "round": round}, 60)
+    found["combined"] = coordination.combine("values", {"process": index, "round": round}, list, 60)
 if index == 0:
     try:
         coordination.barrier("late", 1)
@@ -70,9 +70,9 @@ def processes():
     return [(process.returncode, json.loads(out), err) for process, (out, err) in zip(started, ends, strict=True)]
 
 
-def test_processes_gather_values_in_order(processes):
+def test_processes_combine_values_in_order(processes):
     expected = [{"process": 0, "round": 2}, {"process": 1, "round": 2}]
-    assert [found["gathered"] for _, found, _ in processes] == [expected] * 2
+    assert [found["combined"] for _, found, _ in processes] == [expected] * 2
 
 
 def test_barrier_names_the_process_that_is_late(processes):
@@ -91,7 +91,7 @@ def test_loss_of_the_coordinator_ends_the_others_with_a_sentence(processes):
 
 def test_a_single_process_does_not_wait():
     coordination.barrier("alone", 0)
-    assert coordination.gather("alone", {"a": (1,)}) == [{"a": [1]}]
+    assert coordination.combine("alone", {"a": (1,)}, list) == [{"a": [1]}]
 
 
 @pytest.mark.parametrize(

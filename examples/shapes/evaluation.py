@@ -3,29 +3,38 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from examples.shapes import generation_benchmark, understanding_benchmark
+from examples.shapes import edits_benchmark, generation_benchmark, understanding_benchmark
 from examples.shapes.dataset import (
     DEFAULT_VOCABULARY,
+    EditScores,
+    EditVerdict,
     ImageScores,
+    Limits,
     Prompt,
     Question,
+    SceneEdit,
     Scores,
     Split,
     Verdict,
     Vocabulary,
     chance_of_answers,
+    chance_of_edits,
     chance_of_images,
     is_correct,
+    sample_edits,
     sample_prompts,
     sample_questions,
     score_answers,
+    score_edit_verdicts,
     score_verdicts,
 )
+from janus_jax.evaluation.benchmark import AnswerSettings, Benchmark, ItemT
 from janus_jax.evaluation.generation.generate_images import ImageModel, generate_images
 from janus_jax.evaluation.results import items_digest
 from janus_jax.evaluation.runner import ChatModel, OnProgress, answer_questions, collect_answers
@@ -39,6 +48,7 @@ class ShapesProtocol:
       split: TEST uses held-out combinations only. TRAIN is for choosing settings of training and sampling.
       per_topic: Questions per topic.
       per_category: Prompts per category of GenEval. One image is generated for each prompt.
+      per_kind: Edits per kind.
       guidance_scale: Guidance scale of image generation.
       temperature: Temperature of image generation. Answers are sampled greedily.
       vocabulary: Vocabulary of questions and prompts.
@@ -50,6 +60,7 @@ class ShapesProtocol:
     split: Split = Split.TEST
     per_topic: int = 100
     per_category: int = 50
+    per_kind: int = 50
     guidance_scale: float = generation_benchmark.GUIDANCE_SCALE
     temperature: float = generation_benchmark.TEMPERATURE
     vocabulary: Vocabulary = DEFAULT_VOCABULARY
@@ -87,6 +98,17 @@ class GenerationResult:
     verdicts: Sequence[Verdict]
     scores: ImageScores
     chance: ImageScores
+
+
+@dataclass(frozen=True)
+class EditingResult:
+    """Edits, the images of the model, their verdicts and scores, and the scores of random edits."""
+
+    edits: Sequence[SceneEdit]
+    images: Sequence[UInt8[np.ndarray, "S S 3"]]
+    verdicts: Sequence[EditVerdict]
+    scores: EditScores
+    chance: EditScores
 
 
 def evaluate_understanding(
@@ -160,6 +182,36 @@ def evaluate_generation(
     return GenerationResult(prompts, images, verdicts, score_verdicts(prompts, verdicts), chance)
 
 
+def evaluate_editing(
+    model: edits_benchmark.EditModel,
+    folder: Path,
+    protocol: ShapesProtocol = ShapesProtocol(),
+    *,
+    fingerprint: str = "",
+    on_progress: OnProgress = lambda done, total: None,
+    **sampling: float,
+) -> EditingResult:
+    """Returns the images that a model makes of sampled edits, with scores.
+
+    The arguments are those of `evaluate_understanding`, and options of the benchmark.
+
+    Raises:
+      JanusError: The folder contains an evaluation of another model or with other settings.
+    """
+    limits = Limits(protocol.vocabulary, protocol.split)
+    edits = sample_edits(protocol.per_kind, limits, protocol.sample_seed)
+    requests = edits_benchmark.edit_requests(edits)
+    benchmark = edits_benchmark.BENCHMARK
+    options = benchmark.resolve_options({name: str(value) for name, value in sampling.items()})
+    run = AnswerSettings(folder, options, protocol.seed, protocol.batch_size)
+    answers = _answers(benchmark, model, requests, run, fingerprint, on_progress)
+    files = {id: str(folder / file) for id, file in answers.items()}
+    verdicts = edits_benchmark.verdicts(requests, files)
+    images = [np.asarray(Image.open(files[request.id])) for request in requests]
+    scores = score_edit_verdicts([edit.request for edit in edits], verdicts)
+    return EditingResult(edits, images, verdicts, scores, chance_of_edits(edits, protocol.vocabulary))
+
+
 def score_table(understanding: UnderstandingResult, generation: GenerationResult) -> Mapping[str, float]:
     """Returns all scores by name: `understanding`, `understanding.TOPIC`, `generation.overall`, and so on.
 
@@ -179,3 +231,21 @@ def _named_scores(answers: Scores, images: ImageScores) -> dict[str, float]:
         **{f"generation.{category}": score for category, score in images.geneval.by_category.items()},
         "generation.strict": images.strict.overall,
     }
+
+
+def _answers(
+    benchmark: Benchmark[ItemT],
+    model: Any,
+    items: Sequence[ItemT],
+    run: AnswerSettings,
+    fingerprint: str,
+    on_progress: OnProgress,
+) -> Mapping[str, str]:
+    """Returns the answers of a model to the items of a benchmark that answers its items itself."""
+    assert benchmark.answer is not None, "the benchmark answers its items itself"
+    answer = benchmark.answer
+    settings = {"model": fingerprint, "questions": items_digest(items), "options": run.options, "seed": run.seed}
+    return (
+        collect_answers(items, lambda left: answer(model, left, run), run.folder, settings, on_progress=on_progress)
+        or {}
+    )

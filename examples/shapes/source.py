@@ -11,6 +11,7 @@ import functools
 from collections.abc import Iterator
 from pathlib import Path
 
+from examples.shapes.dataset.edits import EditKind
 from examples.shapes.dataset.questions import Focus
 from examples.shapes.dataset.records import ShapesDataset
 from examples.shapes.dataset.scene import Category
@@ -25,9 +26,11 @@ _ALL_OBJECTS = "all"
 """Name, in the input, of scenes of any kind with captions that name every object."""
 
 
-@register_source("shapes", Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, shard_records=2048)
+@register_source(
+    "shapes", Task.GENERATION, Task.UNDERSTANDING, Task.TEXT, Task.EDITING, Task.INTERLEAVED, shard_records=2048
+)
 def shapes(options: SourceOptions) -> Iterator[Part]:
-    """Inputs are SPLIT:COUNT, followed by comma-separated image_size=, seed=, about=, categories= and focus=."""
+    """Inputs are SPLIT:COUNT, followed by comma-separated settings of `ShapesDataset`, such as seed=7."""
     for given in options.inputs:
         dataset, count = _parse(given)
         for first in range(0, count, options.shard_records):
@@ -45,7 +48,7 @@ def _parse(given: str) -> tuple[ShapesDataset, int]:
     split, _, count = head.partition(":")
     values = dict(setting.partition("=")[::2] for setting in settings)
     try:
-        if unknown := set(values) - {"image_size", "seed", "about", "categories", "focus"}:
+        if unknown := set(values) - {"image_size", "seed", "about", "categories", "focus", "edits"}:
             raise ValueError(f"unknown setting {min(unknown)!r}")
         about = tuple(filter(None, values.get("about", "").split("+")))
         names = filter(None, values.get("categories", "").split("+"))
@@ -58,6 +61,7 @@ def _parse(given: str) -> tuple[ShapesDataset, int]:
             about=frozenset(about),
             categories=categories or ShapesDataset.categories,
             focus=Focus(values.get("focus", ShapesDataset.focus)),
+            edits=tuple(map(EditKind, filter(None, values.get("edits", "").split("+")))),
         )
         if int(count) < 1:
             raise ValueError("the count must be 1 or more")

@@ -7,16 +7,20 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from janus_jax.accelerators import Platform
 from janus_jax.aot.collectives import Collective, read_collectives
 from janus_jax.aot.topologies import Topology
 from janus_jax.batch import Batch
-from janus_jax.data.pipeline.packing import ImageShapes, empty_batch
+from janus_jax.data.pipeline.packing import Budget, ImageShapes, empty_batch
 from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import batch_sharding
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.rl.config import PolicyOptimization
+from janus_jax.training.rl.log_probs import append_images
+from janus_jax.training.rl.objective import REFERENCE, PolicyBatch
 from janus_jax.training.setup import StageSetup
 
 
@@ -54,6 +58,10 @@ class Program:
         return (sum(self.inputs.values()) if self.arguments is None else self.arguments) + self.temporaries
 
 
+RL_PROMPT_LENGTH = 64
+"""Tokens of the prompts that reinforcement learning is compiled for."""
+
+
 def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: Topology) -> Program:
     """Compiles the training step of the recipe's current stage."""
     state, batch = setup.abstract, training_batch(recipe, mesh)
@@ -61,7 +69,8 @@ def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: To
         lowered = setup.step.lower(state, batch)
     inputs = {
         "trained parameters": state.params,
-        "frozen parameters": state.frozen,
+        "frozen parameters": {name: part for name, part in state.frozen.items() if name != REFERENCE},
+        "reference": state.frozen.get(REFERENCE, {}),
         "optimizer state": state.opt_state,
         "parameter average": state.ema,
         "batch": batch,
@@ -69,12 +78,30 @@ def compile_training(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: To
     return compile_lowered("step", lowered, inputs, mesh, topology)[0]
 
 
-def training_batch(recipe: Recipe, mesh: Mesh) -> Batch:
+def training_batch(recipe: Recipe, mesh: Mesh) -> Any:
     """Returns the shapes and shardings of a batch of the recipe's current stage."""
     config, stage = recipe.model_config, recipe.current
+    if stage.rl is not None:
+        return _policy_batch(recipe, stage.rl, mesh)
     sizes = config.und_encoder.image_size, config.gen_image_size
     images = ImageShapes.of(sizes, config.num_gen_tokens, config.latent_shape, recipe.precomputed_image_tokens)
     return abstract_batch(empty_batch(1, stage.budget, images), stage.batch_size, mesh)
+
+
+def _policy_batch(recipe: Recipe, rl: PolicyOptimization, mesh: Mesh) -> PolicyBatch:
+    """Returns the shapes of the images of one update, with prompts of `RL_PROMPT_LENGTH` tokens."""
+    config, count, sharding = recipe.model_config, recipe.current.batch_size // rl.minibatches, batch_sharding(mesh)
+    sizes = ImageShapes(config.und_encoder.image_size, config.gen_image_size)
+
+    def make() -> PolicyBatch:
+        prompt = empty_batch(1, Budget(RL_PROMPT_LENGTH, 0, 0, 0), sizes)._replace(text_targets=None, gen_starts=None)
+        prompts = jax.tree.map(lambda x: jnp.repeat(x, count * rl.sequences_per_image, axis=0), prompt)
+        sequences = append_images(prompts, jnp.zeros((count, config.num_gen_tokens), jnp.int32))
+        log_probs = jnp.zeros((count, config.num_gen_tokens)) if rl.updates > 1 else None
+        return PolicyBatch(sequences, jnp.zeros(count), log_probs, log_probs if rl.loss.beta else None)
+
+    batch: PolicyBatch = jax.tree.map(lambda leaf: with_sharding(leaf, sharding), jax.eval_shape(make))
+    return batch
 
 
 def abstract_batch(example: Batch, batch_size: int, mesh: Mesh) -> Batch:

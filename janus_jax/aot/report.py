@@ -10,9 +10,9 @@ from jax.sharding import Mesh
 
 from janus_jax.accelerators import resolve_attention
 from janus_jax.aot.collectives import Collective
-from janus_jax.aot.compile import Program, compile_training
+from janus_jax.aot.compile import RL_PROMPT_LENGTH, Program, compile_training
 from janus_jax.aot.roofline import device_peak_flops, estimate_step
-from janus_jax.aot.sampling import SAMPLING_SHAPES, SamplingWorkload, compile_sampling
+from janus_jax.aot.sampling import SAMPLING_SHAPES, SamplingWorkload, compile_rollout, compile_sampling
 from janus_jax.aot.topologies import Topology
 from janus_jax.config import Quantization
 from janus_jax.errors import JanusError
@@ -37,7 +37,8 @@ def compile_report(
       A report that can be written as JSON. Sizes are in bytes on each device.
         programs: Memory and traffic of each program. Collectives are summed over kind, axes and dtype; they run `count`
           times per step and send `ici_bytes` within a slice or node and `dcn_bytes` to other slices or nodes.
-        roofline: Fields of `Roofline`; None for sampling, and if the program needs more memory than a device has.
+        roofline: Fields of `Roofline`; None for sampling and reinforcement learning, and if the program needs more
+          memory than a device has.
         verdict: `fits`, or the reason why the workload does not fit and what to change.
       The other fields repeat the settings.
 
@@ -62,7 +63,9 @@ def compile_report(
         checkpoint_bytes = sum(leaf.size * leaf.dtype.itemsize for leaf in jax.tree.leaves(setup.abstract))
         program = compile_training(recipe, setup, mesh, topology)
         programs = [program]
-        if not program.error:
+        if stage.rl is not None:
+            programs += compile_rollout(recipe, setup, mesh, topology)
+        elif not program.error:
             trained = flatten_dict(setup.abstract.params, sep="/")
             roofline = estimate_step(recipe, accelerator, mesh, program=program, trained=trained, peak=peak)
     else:
@@ -79,7 +82,7 @@ def compile_report(
         "slices": topology.num_slices,
         "mesh": dict(mesh.shape),
         "batch_size": stage.batch_size,
-        "sequence_length": stage.budget.tokens,
+        "sequence_length": _sequence_length(recipe),
         "microbatches": resources.microbatches,
         "remat": resources.remat,
         "quantization": quantization,
@@ -102,6 +105,12 @@ def compile_report(
         "fits": not reason,
         "verdict": f"does not fit: {reason}; {fixes}" if reason else "fits",
     }
+
+
+def _sequence_length(recipe: Recipe) -> int:
+    if recipe.current.rl is None:
+        return recipe.current.budget.tokens
+    return RL_PROMPT_LENGTH + recipe.model_config.num_gen_tokens
 
 
 def _traffic(collectives: Sequence[Collective]) -> list[dict[str, Any]]:

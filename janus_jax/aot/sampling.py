@@ -1,7 +1,7 @@
 """Compiles the two programs of sampling, prefill and decode, for devices that need not be attached."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 import flax.linen as nn
@@ -10,7 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from janus_jax.aot.compile import Program, abstract_batch, compile_lowered, with_sharding
+from janus_jax.aot.compile import (
+    RL_PROMPT_LENGTH,
+    Program,
+    abstract_batch,
+    bytes_per_device,
+    compile_lowered,
+    with_sharding,
+)
 from janus_jax.aot.topologies import Topology
 from janus_jax.batch import Batch
 from janus_jax.config import Execution, Quantization
@@ -27,7 +34,11 @@ from janus_jax.models.janusflow import JanusFlow
 from janus_jax.models.llama import KVCache
 from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, use_mesh
+from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.rl.objective import REFERENCE
+from janus_jax.training.rl.rollouts import gathered_shardings, rollout_execution
+from janus_jax.training.setup import StageSetup
 
 SamplingWorkload = Literal["generate", "chat", "evaluate"]
 
@@ -97,18 +108,57 @@ def compile_sampling(
         make_sampler = _text_sampler
     else:
         make_sampler = _flow_sampler if isinstance(model, JanusFlow) else _token_sampler
-    sampler = make_sampler(model, params, shape, mesh)
+    return _compile_sampler(make_sampler(model, params, shape, mesh), params, mesh, topology)
+
+
+def _compile_sampler(
+    sampler: "_Sampler", params: Params, mesh: Mesh, topology: Topology, *, prefix: str = ""
+) -> list[Program]:
     with target_platform(topology.accelerator.platform), use_mesh(mesh):
         traced = sampler.prefill.trace(*sampler.arguments, **sampler.options)
         inputs = {"parameters": params, "batch": sampler.arguments[2]}
-        prefill_program, executable = compile_lowered("prefill", traced.lower(), inputs, mesh, topology)
+        prefill_program, executable = compile_lowered(f"{prefix}prefill", traced.lower(), inputs, mesh, topology)
         if executable is None:
             return [prefill_program]
         outputs = jax.tree.map(with_sharding, traced.out_info, executable.output_shardings)
         lowered, state = sampler.lower_decode(outputs)
         inputs = {"parameters": params, "state": state}
-        decode_program, _ = compile_lowered("decode", lowered, inputs, mesh, topology)
+        decode_program, _ = compile_lowered(f"{prefix}decode", lowered, inputs, mesh, topology)
         return [prefill_program, decode_program]
+
+
+def compile_rollout(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: Topology) -> list[Program]:
+    """Compiles the rollout of reinforcement learning: prefill and decode of all images that are sampled at a time.
+
+    The inputs include the state of training, which stays on the devices. Each image has its own copy of its prompt.
+    """
+    rl, state = recipe.current.rl, setup.abstract
+    assert rl is not None
+    count = (rl.rollout_size or recipe.current.batch_size) // num_data_shards(mesh)
+    shape = SamplingShape(count, RL_PROMPT_LENGTH, 0, recipe.model_config.num_gen_tokens)
+    model = make_model(recipe.model_config, rollout_execution(recipe.execution, rl))
+    if rl.rollout_params == "copied":
+        boxed = abstract_params(model)
+        params = jax.tree.map(with_sharding, nn.unbox(boxed), gathered_shardings(boxed, mesh))
+    else:
+        frozen = {name: part for name, part in state.frozen.items() if name != REFERENCE}
+        params = merge(state.params, frozen)
+    sampler = _token_sampler(model, params, shape, mesh, TokenSampler(rl.guidance_scale, rl.temperature))
+    programs = _compile_sampler(sampler, params, mesh, topology, prefix="rollout ")
+    others = {"optimizer state": state.opt_state, "parameter average": state.ema}
+    if rl.rollout_params == "copied":
+        others |= {"parameters of training": state.params, "frozen parameters": state.frozen}
+    else:
+        others |= {"reference": state.frozen.get(REFERENCE, {})}
+    resident = {name: size for name, tree in others.items() if (size := bytes_per_device(tree))}
+    return [
+        replace(
+            program,
+            inputs={**program.inputs, **resident},
+            arguments=program.arguments and program.arguments + sum(resident.values()),
+        )
+        for program in programs
+    ]
 
 
 def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
@@ -120,13 +170,16 @@ def _text_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
     return _decoder(arguments, spec, shape, _TEXT_CHUNK)
 
 
-def _token_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh) -> _Sampler:
-    sampler = TokenSampler()
+def _token_sampler(
+    model: Backbone, params: Params, shape: SamplingShape, mesh: Mesh, sampler: TokenSampler | None = None
+) -> _Sampler:
+    sampler = sampler or TokenSampler()
     spec = DecodeSpec(Janus.embed_image_tokens, Janus.image_logits, sampler.sampling.strategy)
     settings = DecodeParams(sampler.sampling.params, sampler.guidance_scale)
-    # Each prompt has an unconditional sequence.
-    prompts = _prompts(model, shape, mesh, per_prompt=2)
-    arguments = (model, params, prompts, _keys(prompts.shape[0] // 2), settings)
+    # With guidance, each prompt has an unconditional sequence.
+    per_prompt = 1 if sampler.guidance_scale == 1 else 2
+    prompts = _prompts(model, shape, mesh, per_prompt=per_prompt)
+    arguments = (model, params, prompts, _keys(prompts.shape[0] // per_prompt), settings)
     return _decoder(arguments, spec, shape, CACHE_STEP)
 
 

@@ -24,7 +24,8 @@ from janus_jax.commands import model_flags as models
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
-from janus_jax.evaluation.benchmark import MODEL_DEFAULT, Benchmark, Options, Question
+from janus_jax.evaluation.benchmark import MODEL_DEFAULT, AnswerSettings, Benchmark, Options, Question
+from janus_jax.evaluation.generation.edit_requests import EditRequest, edit_settings, generate_edits
 from janus_jax.evaluation.generation.generate_images import generate_images
 from janus_jax.evaluation.generation.image_requests import PREDICTIONS, SAMPLING_OPTIONS, ImageRequest
 from janus_jax.evaluation.journal import claim_folder
@@ -77,6 +78,11 @@ class BenchmarkRun:
     def generates_images(self) -> bool:
         """Whether the items are image requests, not questions."""
         return isinstance(self.items[0], ImageRequest)
+
+    @property
+    def edits_images(self) -> bool:
+        """Whether the items are requests for edited images."""
+        return isinstance(self.items[0], EditRequest)
 
     def settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """Returns everything that the answers depend on.
@@ -196,12 +202,19 @@ def _check_sampling_options(runs: Sequence[BenchmarkRun], config: ModelConfig) -
     """Raises if a flag gives a setting that the model's image sampler does not have."""
     if not any(run.generates_images for run in runs):
         return
+    from janus_jax.generation.edit_sampler import make_edit_sampler
     from janus_jax.generation.image_sampler import make_image_sampler
 
+    window = models.window_setting(_PARALLEL_WINDOW)
     given = _parse_options(_OPTION.value, [run.benchmark for run in runs])
     names = [name for name in SAMPLING_OPTIONS if given.get(name, MODEL_DEFAULT) != MODEL_DEFAULT]
-    settings = {name: float(given[name]) for name in names}
-    make_image_sampler(config, **settings, **models.window_setting(_PARALLEL_WINDOW))
+    for run in runs:
+        if run.edits_images:
+            if _BEST_OF.setting():
+                raise JanusError(f"--best_of has no effect on {run.benchmark.name}, which edits images; omit it.")
+            make_edit_sampler(config, **edit_settings(run.options), **window)
+        elif run.generates_images:
+            make_image_sampler(config, **{name: float(given[name]) for name in names}, **window)
 
 
 def _claim_folders(runs: Sequence[BenchmarkRun], common: Mapping[str, Any]) -> None:
@@ -248,17 +261,16 @@ def _answer_items(run: BenchmarkRun, items: Sequence[Any], model: _Model) -> Ite
     if not items:
         return  # All items have answers, so the model is not loaded.
     seed, batch_size = models.SEED.value, _BATCH_SIZE.value
+    if run.benchmark.answer is not None:
+        yield from run.benchmark.answer(model.load(), items, AnswerSettings(run.out, run.options, seed, batch_size))
+        return
     if run.generates_images:
-        yield from generate_images(
-            model.load(),
-            items,
-            run.out,
-            options=run.options,
-            seed=seed,
-            batch_size=batch_size,
-            best_of=model.best_of,
-            **models.window_setting(_PARALLEL_WINDOW),
-        )
+        common: dict[str, Any] = {"options": run.options, "seed": seed, "batch_size": batch_size}
+        common |= models.window_setting(_PARALLEL_WINDOW)
+        if run.edits_images:
+            yield from generate_edits(model.load(), items, run.out, **common)
+        else:
+            yield from generate_images(model.load(), items, run.out, best_of=model.best_of, **common)
         return
     try:
         yield from answer_questions(model.load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)

@@ -2,7 +2,7 @@
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from absl import flags
@@ -81,7 +81,7 @@ def _names_by_path(node: ConfigDict, where: str = "config") -> Iterator[tuple[st
             yield from _names_by_path(node[name], f"{where}.{name}")
 
 
-def recipe_class(config: ConfigDict) -> type[Any]:
+def recipe_class(config: Mapping[str, Any]) -> type[Any]:
     """Returns the recipe dataclass that has the most fields in common with the config."""
     # Imported here, because these modules import jax.
     from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
@@ -94,5 +94,5 @@ def recipe_class(config: ConfigDict) -> type[Any]:
 def _print_config() -> None:
     from janus_jax.training.config_docs import describe_config
 
-    config = flags.FLAGS["config"].value
+    config: Any = flags.FLAGS["config"].value
     print(describe_config(recipe_class(config), config))

@@ -14,6 +14,7 @@ import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from absl import flags
 
@@ -23,6 +24,10 @@ from janus_jax.commands.recipe_flag import define_recipe_flag, overridden_fields
 from janus_jax.distributed import join_cluster
 from janus_jax.errors import ExitCode
 from janus_jax.training.config_dicts import from_config
+
+if TYPE_CHECKING:
+    from janus_jax.training.replay import Incident
+    from janus_jax.training.trainer import TrainingTask
 
 _CONFIG = define_recipe_flag()
 _WORKDIR = flags.DEFINE_string(
@@ -70,20 +75,29 @@ def _report(workdir: str) -> None:
 
 
 def _replay(folder: str) -> None:
-    from janus_jax.training.recipe import Recipe
     from janus_jax.training.replay import read_incident, replay
-    from janus_jax.training.stage import stage_task
 
     incident = read_incident(as_path(folder if "://" in folder else os.path.abspath(folder)))
     if _DISTRIBUTED.value:
         join_cluster()
     cli.enable_compilation_cache()
-    recipe = from_config(Recipe, incident.config)
-    # The data of the run were divided among its processes.
-    recipe = replace(recipe, data_shards=recipe.data_shards or incident.processes)
-    task = stage_task(recipe, incident.run_folder.parent, is_new=incident.checkpoint() is None)
-    if not replay(task, incident):
+    if not replay(_task_of(incident), incident):
         sys.exit(ExitCode.INTERNAL_ERROR)
+
+
+def _task_of(incident: "Incident") -> "TrainingTask[Any, Any]":
+    """Returns the task of the run that recorded an incident."""
+    from janus_jax.training.image_tokenizer.task import open_tokenizer_task
+    from janus_jax.training.recipe import Recipe
+    from janus_jax.training.siglip import SiglipRecipe, open_siglip_task
+    from janus_jax.training.stage import stage_task
+
+    recipe = from_config(recipe_class(incident.config), incident.config)
+    if isinstance(recipe, Recipe):
+        # The data of the run were divided among its processes.
+        recipe = replace(recipe, data_shards=recipe.data_shards or incident.processes)
+        return stage_task(recipe, incident.run_folder.parent, is_new=incident.checkpoint() is None)
+    return open_siglip_task(recipe) if isinstance(recipe, SiglipRecipe) else open_tokenizer_task(recipe)
 
 
 cli.define_value_action("replay", "repeat the step of this incident folder, and exit", _replay)

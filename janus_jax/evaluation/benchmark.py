@@ -4,7 +4,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from absl import logging
@@ -36,6 +36,7 @@ class Item(Protocol):
       group: Name of the group. Items of a group are scored together, so a limit selects all of them or none. An item
         with the group "" is alone in its group.
       inputs: Everything that the answer depends on, except the model.
+      image_files: Paths of the images that the item needs.
     """
 
     @property
@@ -46,6 +47,9 @@ class Item(Protocol):
 
     @property
     def inputs(self) -> Sequence[str | bytes]: ...
+
+    @property
+    def image_files(self) -> Sequence[Path]: ...
 
 
 ItemT = TypeVar("ItemT", bound=Item)
@@ -140,6 +144,27 @@ def _canonical(value: float) -> str:
     return str(int(value)) if float(value).is_integer() else repr(value)
 
 
+@dataclass(frozen=True)
+class AnswerSettings:
+    """Settings of a run, for a benchmark that answers its items itself.
+
+    Attributes:
+      folder: The run's folder.
+      options: Options of the benchmark.
+      seed: Random seed of the run.
+      batch_size: Number of items per batch.
+    """
+
+    folder: Path
+    options: Options
+    seed: int
+    batch_size: int
+
+
+AnswerItems = Callable[[Any, Sequence[ItemT], AnswerSettings], Iterator[Mapping[str, str | None]]]
+"""Function of a model (`Pretrained`), items and settings that yields answers by item id, one batch at a time."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Benchmark(Generic[ItemT]):
     """A benchmark.
@@ -157,6 +182,8 @@ class Benchmark(Generic[ItemT]):
       scoring_options: Names of the options that affect the scores but not the answers. A finished run can be scored
         again with other values of these options.
       published: Scores from the papers by name, one per model of `PUBLISHED_MODELS`; None where a paper has no score.
+      answer: Answers items that are neither questions nor image requests, or in another way. By default, questions are
+        answered greedily, and the images of image requests are generated from their prompts.
       official_sizes: Number of items in each version of the official data, which may depend on the options; () if it is
         unknown.
     """
@@ -171,6 +198,7 @@ class Benchmark(Generic[ItemT]):
     options: Mapping[str, Choice | Number] = field(default_factory=dict)
     scoring_options: tuple[str, ...] = ()
     published: Mapping[str, tuple[float | None, float | None, float | None, float | None]] = field(default_factory=dict)
+    answer: AnswerItems[ItemT] | None = None
     official_sizes: tuple[int, ...] | Callable[[Options], tuple[int, ...]] = ()
 
     def published_scores(self, model: str) -> Scores:
@@ -213,9 +241,8 @@ class Benchmark(Generic[ItemT]):
             numbers = " or ".join(f"{number:,}" for number in official)
             warn(f"{self.name} has {len(items):,} {kind} in {data}; the official number is {numbers}.")
         items = limit_items(items, limit, seed)
-        questions = [item for item in items if isinstance(item, Question)]
-        for file in missing_files(file for question in questions for file in question.image_files):
-            id = next(question.id for question in questions if file in question.image_files)
+        for file in missing_files(file for item in items for file in item.image_files):
+            id = next(item.id for item in items if file in item.image_files)
             raise JanusError(f"{file}, the image of question {id}, is missing; --list shows the layout.")
         return items
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from janus_jax.errors import JanusError
+from janus_jax.extras import require
 from janus_jax.files import read_text, reading
 
 
@@ -108,6 +109,23 @@ def read_named_entries(file: Path) -> Iterator[tuple[str, Entry]]:
     """Yields names and values of a JSON object whose values are objects."""
     for name, value in read_json_entry(file).values.items():
         yield name, _entry(f"{file}, entry {name}", value)
+
+
+def read_parquet(file: Path, columns: Sequence[str] | None = None) -> Iterator[Entry]:
+    """Yields the rows of a Parquet file, with the given columns that it has, or with all."""
+    require(str(file), "pyarrow")
+    import pyarrow.parquet
+
+    try:
+        with reading(file):
+            names = pyarrow.parquet.read_schema(file).names
+            wanted = None if columns is None else [name for name in columns if name in names]
+            rows = pyarrow.parquet.read_table(file, columns=wanted).to_pylist()
+    # Not all errors of pyarrow derive from the types that `reading` handles.
+    except pyarrow.ArrowException as error:
+        raise JanusError(f"{file} is damaged or of another format ({str(error)[:100]}); download it again.") from error
+    for number, row in enumerate(rows, 1):
+        yield Entry(f"{file}, row {number}", row)
 
 
 def entries(where: str, values: Any) -> Iterator[Entry]:

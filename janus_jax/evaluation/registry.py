@@ -4,7 +4,7 @@ from typing import Any
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Benchmark
-from janus_jax.evaluation.generation import coco, dpg, geneval, mjhq
+from janus_jax.evaluation.generation import coco, dpg, gedit, geneval, imgedit, mjhq
 from janus_jax.evaluation.understanding import gqa, mmbench, mme, mmmu, mmvet, pope, seed, vqav2
 from janus_jax.registries import find_registered
 
@@ -29,5 +29,5 @@ def find_benchmark(name: str, field: str = "--benchmark") -> Benchmark[Any]:
     return find_registered(BENCHMARKS, name, field)
 
 
-for _module in (pope, mme, gqa, vqav2, mmbench, seed, mmmu, mmvet, geneval, dpg, coco, mjhq):
+for _module in (pope, mme, gqa, vqav2, mmbench, seed, mmmu, mmvet, geneval, dpg, coco, mjhq, imgedit, gedit):
     register_benchmark(_module.BENCHMARK)

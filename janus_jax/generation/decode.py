@@ -249,8 +249,9 @@ def guide(outputs: Float[Array, "R*Q ..."], num_sequences: int, guidance_scale: 
 
 def repeat_prompts(x: Shaped[Array, "P*Q ..."], num_prompts: int, per_prompt: int) -> Shaped[Array, "P*N*Q ..."]:
     """Repeats the Q entries of each of P prompts N times along the first axis."""
-    x = x.reshape(num_prompts, 1, -1, *x.shape[1:])
-    return jnp.broadcast_to(x, (num_prompts, per_prompt, *x.shape[2:])).reshape(-1, *x.shape[3:])
+    total, tail = x.shape[0] * per_prompt, x.shape[1:]
+    x = x.reshape(num_prompts, 1, x.shape[0] // num_prompts, *tail)
+    return jnp.broadcast_to(x, (num_prompts, per_prompt, *x.shape[2:])).reshape(total, *tail)
 
 
 def repeat_cache(cache: KVCache, num_prompts: int, per_prompt: int) -> KVCache:

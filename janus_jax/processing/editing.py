@@ -15,7 +15,7 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.processing.images import ImageSource, open_image, prepare_generation, prepare_understanding
+from janus_jax.processing.images import ImageSource, open_image, padded_box, prepare_generation, prepare_understanding
 from janus_jax.processing.processor import Processor, overlaps
 from janus_jax.processing.sequences import ImageSpan, Span, Task, TextSpan, TokenSequence, stack_images
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
@@ -53,6 +53,16 @@ class EditingStyle:
             # Janus-Pro-R1's code rounds the long side to the nearest pixel.
             return prepare_generation(image, size, rounding=round)
         return prepare_understanding(image, size, min_side)
+
+    def without_padding(self, edited: Image.Image, source_size: tuple[int, int], min_side: int) -> Image.Image:
+        """Returns the part of an edited image that shows its source image, without the padding.
+
+        Args:
+          edited: The edited image, a square.
+          source_size: Width and height of the source image.
+          min_side: See `Processor`.
+        """
+        return edited if self.crops else edited.crop(padded_box(source_size, edited.width, min_side))
 
     def guidance_weights(self, guidance_scale: float, image_guidance_scale: float) -> tuple[float, ...]:
         """Returns the weights with which guidance adds the logits of the sequences of `guidance_sequences`.

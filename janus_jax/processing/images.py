@@ -130,13 +130,25 @@ def prepare_understanding(
       size: Image size of the understanding encoder.
       min_size: Minimum length of the short side after scaling, so that a very thin image stays visible.
     """
-    longest = max(image.size)
-    # Rounds down, as in the training of the released models.
-    width, height = (max(int(side / longest * size), min_size) for side in image.size)
-    left, top = (size - width) // 2, (size - height) // 2
+    left, top, right, bottom = padded_box(image.size, size, min_size)
     square = np.full((size, size, 3), GRAY, np.uint8)
-    square[top : top + height, left : left + width] = np.asarray(_resize(image, width, height))
+    square[top:bottom, left:right] = np.asarray(_resize(image, right - left, bottom - top))
     return square
+
+
+def padded_box(image_size: tuple[int, int], size: int = 384, min_size: int = 14) -> tuple[int, int, int, int]:
+    """Returns left, top, right and bottom of an image in the square of `prepare_understanding`.
+
+    Args:
+      image_size: Width and height of the image.
+      size: See `prepare_understanding`.
+      min_size: See `prepare_understanding`.
+    """
+    longest = max(image_size)
+    # Rounds down, as in the training of the released models.
+    width, height = (max(int(side / longest * size), min_size) for side in image_size)
+    left, top = (size - width) // 2, (size - height) // 2
+    return left, top, left + width, top + height
 
 
 def prepare_generation(

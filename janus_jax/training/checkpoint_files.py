@@ -13,7 +13,7 @@ import json
 import logging
 import os
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +25,7 @@ from etils import epath  # type: ignore[import-untyped]
 from flax.traverse_util import flatten_dict, unflatten_dict
 
 from janus_jax.buckets import bucket_errors, is_remote, object_checksums
-from janus_jax.coordination import gather
+from janus_jax.coordination import combine
 from janus_jax.errors import JanusError, StorageUnavailable
 from janus_jax.training.param_paths import path_name
 
@@ -231,14 +231,19 @@ def read_on_all_processes(read: Callable[[], T]) -> T:
             kind = "unavailable"
         elif isinstance(error, JanusError) or (isinstance(error, OSError) and error.errno in _NO_ACCESS):
             kind = "access"
-    for one in gather("read", {"reason": reason, "kind": kind}):
-        if reason := one["reason"]:
-            if one["kind"] == "unavailable":
-                raise StorageUnavailable(reason)
-            if one["kind"] == "access":
-                raise JanusError(f"A checkpoint cannot be read ({reason}); make it readable and repeat the command.")
-            raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
+    failed = combine("read", {"reason": reason, "kind": kind}, _first_failure)
+    if failed and failed["kind"] == "unavailable":
+        raise StorageUnavailable(failed["reason"])
+    if failed and failed["kind"] == "access":
+        raise JanusError(f"A checkpoint cannot be read ({failed['reason']}); make it readable and repeat the command.")
+    if failed:
+        reason = failed["reason"]
+        raise DamagedCheckpointError(reason if len(reason) <= _MAX_REASON else f"{reason[:_MAX_REASON]}…")
     return cast(T, value)
+
+
+def _first_failure(processes: Sequence[Mapping[str, str]]) -> Mapping[str, str]:
+    return next((process for process in processes if process["reason"]), {})
 
 
 def absolute_path(directory: str | Path) -> epath.Path:

@@ -12,7 +12,7 @@ import datetime
 import logging
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -24,7 +24,7 @@ from absl import flags
 from orbax.checkpoint import checkpoint_managers as policies
 
 from janus_jax.buckets import bucket_errors, is_remote, move_folder, remove_folder
-from janus_jax.coordination import barrier, gather
+from janus_jax.coordination import barrier, combine
 from janus_jax.errors import JanusError, RunStopped, StorageFull, StorageUnavailable
 from janus_jax.storage import CHECK_DISK, failed_disk, hide_storage_traces, is_disk_full
 from janus_jax.training.checkpoint_files import (
@@ -39,6 +39,7 @@ from janus_jax.training.checkpoint_files import (
     write_checksums,
 )
 from janus_jax.training.config_dicts import check_values
+from janus_jax.training.watchdog import report_error
 
 _log = logging.getLogger(__name__)
 
@@ -175,6 +176,7 @@ class Checkpoints:
                 self._remove_unfinished()
                 barrier("remove_unfinished")
                 self._manager = _Manager(self._directory, options=options, item_handlers=_handlers())
+                self._manager.on_error = self._report
         except (JanusError, RunStopped):
             self._show_traces()
             raise
@@ -223,13 +225,19 @@ class Checkpoints:
         """
         if step in self.steps:
             return
-        gathered = gather("save", {"time": time.time(), "data": data_state})
+        # Only process 0, which writes them, needs the positions of all processes.
+        positions: list[Any] = []
+
+        def first_time(processes: Sequence[Mapping[str, Any]]) -> float:
+            positions.extend(process["data"] for process in processes)
+            return float(processes[0]["time"])
+
         content = {
             "step": step,
-            "time": gathered[0]["time"],
+            "time": combine("save", {"time": time.time(), "data": data_state}, first_time),
             "metrics": {name: float(value) for name, value in (metrics or {}).items()},
             "config": config,
-            "data": [one["data"] for one in gathered],
+            "data": positions,
             "arrays": describe_arrays(state),
         }
         with self._storage_errors_handled():
@@ -355,22 +363,38 @@ class Checkpoints:
         If the disk is full, first removes the unfinished save.
         """
         try:
+            with self._storage_errors_explained():
+                yield
+        except StorageFull:
+            self._remove_unfinished()
+            self._manager.reload()
+            raise
+
+    @contextlib.contextmanager
+    def _storage_errors_explained(self) -> Iterator[None]:
+        try:
             with bucket_errors(self._directory):
                 yield
         except (JanusError, RunStopped):
             raise
         except Exception as error:
-            if not is_disk_full(error):
-                if reason := failed_disk(error):
-                    path = f"{self._directory}/{self._saving}"
-                    raise StorageUnavailable(f"{path} cannot be written ({reason}); {CHECK_DISK}") from error
-                raise
-            self._remove_unfinished()
-            self._manager.reload()
-            newest = f"the newest is that of step {self.steps[-1]}" if self.steps else "there is none before it"
-            raise StorageFull(
-                f"{self._directory} has no space for a checkpoint ({newest}); free some space and repeat the command."
-            ) from error
+            if is_disk_full(error):
+                newest = f"the newest is that of step {self.steps[-1]}" if self.steps else "there is none before it"
+                raise StorageFull(
+                    f"{self._directory} has no space for a checkpoint ({newest}); free some space and repeat the "
+                    f"command."
+                ) from error
+            if reason := failed_disk(error):
+                path = f"{self._directory}/{self._saving}"
+                raise StorageUnavailable(f"{path} cannot be written ({reason}); {CHECK_DISK}") from error
+            raise
+
+    def _report(self, error: Exception) -> None:
+        try:
+            with self._storage_errors_explained():
+                raise error
+        except Exception as explained:
+            report_error(explained)
 
 
 def _handlers() -> dict[str, ocp.CheckpointHandler]:
@@ -379,6 +403,18 @@ def _handlers() -> dict[str, ocp.CheckpointHandler]:
 
 
 class _Manager(ocp.CheckpointManager):
+    """Orbax's manager, which passes errors of saves in the background to `on_error`, in one of its threads."""
+
+    on_error: Callable[[Exception], None]
+
+    def _wait_for_checkpointers(self) -> None:
+        try:
+            super()._wait_for_checkpointers()
+        except Exception as error:
+            # The caller then waits for the saves of the other processes, and these wait for this one.
+            self.on_error(error)
+            raise
+
     def reached_preemption(self, step: int) -> bool:
         """Returns False, because the trainer checks for preemption and jax reports it to only one caller per step."""
         return False

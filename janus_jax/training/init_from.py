@@ -35,6 +35,7 @@ from janus_jax.training.lora import ADAPTER_NAMES, init_adapters, merge_adapters
 from janus_jax.training.losses.rectified_flow import ALIGNER
 from janus_jax.training.param_paths import merge, partition, unbox
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.rl.objective import REFERENCE
 from janus_jax.training.setup import StageSetup
 from janus_jax.training.state import TrainState, random_params, state_from_params
 
@@ -177,7 +178,8 @@ def initial_state(
       JanusError: A checkpoint cannot be read.
     """
     start, abstract = recipe.current.initialisation, setup.abstract
-    shapes, adapter_shapes = split_adapters(merge(abstract.params, abstract.frozen))
+    model_frozen = {part: tree for part, tree in abstract.frozen.items() if part != REFERENCE}
+    shapes, adapter_shapes = split_adapters(merge(abstract.params, model_frozen))
     key = jax.random.key(recipe.seed)
     if start.source == "stage":
         params = read_stage(SavedCheckpoint.newest(checkpoints_folder(workdir, recipe.stage - 1)), shapes)
@@ -199,7 +201,11 @@ def initial_state(
     def select(part: Params) -> Params:
         return unflatten_dict({name: values[name] for name in flatten_dict(part)})
 
-    return state_from_params(select(abstract.params), select(abstract.frozen), setup.optimizer, abstract)
+    frozen = select(model_frozen)
+    if REFERENCE in abstract.frozen:
+        # Copies, because a step donates the trained parameters.
+        frozen[REFERENCE] = jax.tree.map(jnp.copy, select(abstract.frozen[REFERENCE]))
+    return state_from_params(select(abstract.params), frozen, setup.optimizer, abstract)
 
 
 def read_stage(saved: SavedCheckpoint, shapes: Params) -> Params:

@@ -107,6 +107,15 @@ def merge_adapters(params: Params) -> Params:
     return unflatten_dict(model)
 
 
+def merged_params(params: Params) -> Params:
+    """Returns the parameters with adapters merged, for use under jit."""
+    model, adapters = (flatten_dict(tree) for tree in split_adapters(params))
+    for parent in {name[:-1] for name in adapters}:
+        factors = (adapters[*parent, name] for name in ADAPTER_NAMES)
+        model[*parent, "weight"] = _merge_matrix(model[*parent, "weight"], *factors)
+    return unflatten_dict(model)
+
+
 def _merge_matrix(
     weight: Float[Array, "layers *outputs_and_inputs"],
     a: Float[Array, "layers rank *inputs"],

@@ -104,7 +104,9 @@ class StepMetrics:
                 f"restart from the last checkpoint."
             )
         # A term without supervised positions has no loss.
-        self.last = {name: value for name, value in values.items() if values.get(name.replace("loss/", "tokens/"), 1)}
+        empty = [name.removeprefix("tokens/") for name, value in values.items() if name[:7] == "tokens/" and not value]
+        dropped = {f"{kind}/{term}" for term in empty for kind in ("tokens", "loss")}
+        self.last = {name: value for name, value in values.items() if name not in dropped}
         if self.is_due(pending.step):
             rates = self.meter.rates()
             if self.peak_flops is not None:

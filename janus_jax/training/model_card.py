@@ -12,6 +12,7 @@ from janus_jax.training.checkpoint_files import absolute_path, read_run
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.init_from import checkpoints_folder
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.stage_config import Stage
 
 _PIPELINE_TAG = "any-to-any"
 _TAGS = ["janus", "janus_jax", "jax", "image-text-to-text", "text-to-image"]
@@ -91,23 +92,31 @@ def _base_models(recipe: Recipe, workdir: Path) -> Iterator[str]:
 
 def _settings(recipe: Recipe, step: int, bases: list[str]) -> Mapping[str, Any]:
     stage, optimizer = recipe.current, recipe.current.optimizer
-    weights = stage.phases[-1].weights
     settings: dict[str, Any] = {
         "initial parameters": ", ".join(bases) or stage.initialisation.source,
         "stage": f"{recipe.stage} of {len(recipe.stages)}",
         "step": f"{step:,} of {stage.steps:,}",
-        "batch": f"{stage.batch_size} sequences of {stage.budget.tokens:,} tokens",
+        "batch": f"{stage.batch_size} images" if stage.rl else _batch_of_data(stage),
         "learning rate": f"{optimizer.learning_rate:g}",
         "weight decay": f"{optimizer.weight_decay:g}",
         "trained parameters": ", ".join(f"`{pattern}`" for pattern in stage.trained) or "adapters only",
-        "data, by weight": ", ".join(f"{name} {weight:g}" for name, weight in sorted(weights.items()) if weight),
         "seed": recipe.seed,
     }
+    if stage.rl:
+        settings["rewards of reinforcement learning"] = ", ".join(reward.curve for reward in stage.rl.rewards)
+        settings["images per prompt"] = stage.rl.group_size
+    else:
+        weights = sorted(stage.phases[-1].weights.items())
+        settings["data, by weight"] = ", ".join(f"{name} {weight:g}" for name, weight in weights if weight)
     if stage.lora.rank:
         settings["LoRA"] = f"rank {stage.lora.rank}, alpha {stage.lora.alpha:g}"
     if stage.ema_decay:
         settings["moving average"] = f"decay {stage.ema_decay:g}"
     return settings
+
+
+def _batch_of_data(stage: Stage) -> str:
+    return f"{stage.batch_size} sequences of {stage.budget.tokens:,} tokens"
 
 
 def _scores(metrics: Path, step: int) -> dict[tuple[str, str], float]:

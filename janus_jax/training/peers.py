@@ -18,6 +18,7 @@ from janus_jax.errors import ExitCode
 from janus_jax.training.phases import DESCRIPTIONS, Phases
 
 _NAME = "process"
+_STOPPED_SECONDS = 10.0
 _INTERVALS = 12  # in the time after which a process is lost
 
 
@@ -68,9 +69,16 @@ class Peers:
         self._table_is_wanted.set()
         return self.table if self._table_is_read.wait(timeout) else {}
 
+    def resume(self) -> None:
+        """Forgets when the others last gave a sign of life, because this process was stopped since then."""
+        self._answered = time.monotonic()
+        self._changed = {}
+
     def _run(self) -> None:
         count = 0
-        while not self._stop.wait(self.interval if count else 0):
+        while (stopped := wait(self._stop, self.interval if count else 0)) is not None:
+            if stopped:
+                self.resume()
             count += 1
             # An error means that the service is gone. jax then aborts the process, see `coordination.explain_aborts`.
             with contextlib.suppress(jax.errors.JaxRuntimeError):
@@ -103,6 +111,19 @@ class Peers:
                 f"command."
             )
             coordination.report_failure(ExitCode.STALLED, message)
+
+
+def wait(event: threading.Event, seconds: float) -> float | None:
+    """Waits for an event.
+
+    Returns:
+      None if the event has happened; otherwise the seconds for which the whole process was stopped, or 0.
+    """
+    begin = time.monotonic()
+    if event.wait(seconds):
+        return None
+    excess = time.monotonic() - begin - seconds
+    return excess if excess > _STOPPED_SECONDS else 0.0
 
 
 def describe_state(state: Mapping[str, Any]) -> str:

@@ -78,6 +78,12 @@ class Phases:
         with self._lock:
             self._step, self._progressed = step, time.monotonic()
 
+    def skip(self, seconds: float) -> None:
+        """Excludes a time in which the process was stopped (Ctrl-Z) from the times that have a limit."""
+        with self._lock:
+            self._entered += seconds
+            self._progressed += seconds
+
     def moment(self) -> Moment:
         """Returns the current phase of the process."""
         with self._lock:

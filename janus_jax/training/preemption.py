@@ -11,7 +11,7 @@ from typing import Self
 import jax
 from jax.experimental import multihost_utils
 
-from janus_jax.coordination import gather, has_preemption_service
+from janus_jax.coordination import combine, has_preemption_service
 from janus_jax.errors import ExitCode, Interrupted, Preempted, RunStopped
 
 _PREEMPTION = (signal.SIGTERM, signal.SIGUSR1)
@@ -74,7 +74,7 @@ class Preemption:
 
         All processes get the same type.
         """
-        if any(process["interrupted"] for process in gather("stop", {"interrupted": self._interrupted})):
+        if combine("stop", {"is": self._interrupted}, lambda processes: any(one["is"] for one in processes)):
             return Interrupted(f"Interrupted at step {step}; a checkpoint is saved. Repeat the command to continue.")
         return Preempted(f"Preempted at step {step}; a checkpoint is saved. Repeat the command to continue.")
 

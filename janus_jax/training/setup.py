@@ -11,6 +11,7 @@ from janus_jax.training.objectives import Objective, make_objective
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.param_paths import partition
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.rl.objective import make_policy_objective
 from janus_jax.training.stage_config import concrete
 from janus_jax.training.state import TrainState, abstract_train_state
 from janus_jax.training.train_step import CompiledStep, make_train_step
@@ -46,11 +47,15 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
     stage = recipe.current
     if mesh is not None:
         check_mesh(recipe.model_config, mesh)
-    recipe.microbatching.check(stage.batch_size, mesh)
-
-    objective = make_objective(recipe.model_config, recipe.execution, recipe.flow)
+    objective: Objective
+    if stage.rl is None:
+        recipe.microbatching.check(stage.batch_size, mesh)
+        objective, updates = make_objective(recipe.model_config, recipe.execution, recipe.flow), 1
+    else:
+        recipe.microbatching.check(stage.batch_size // stage.rl.minibatches, mesh)
+        objective, updates = make_policy_objective(recipe.model_config, recipe.execution, stage.rl), stage.rl.updates
     trained, _ = partition(abstract_params(objective.model), stage.trained)
-    optimizer = make_optimizer(stage.optimizer, stage.steps, trained)
+    optimizer = make_optimizer(stage.optimizer, stage.steps * updates, trained)
     abstract = abstract_train_state(
         objective,
         stage.trained,
@@ -59,6 +64,7 @@ def set_up_stage(recipe: Recipe, mesh: Mesh | None) -> StageSetup:
         frozen_dtype=concrete(stage.precision.frozen),
         ema=stage.ema_decay > 0,
         lora=stage.lora,
+        reference=stage.rl is not None and stage.rl.loss.beta > 0,
     )
     step = make_train_step(
         objective, optimizer, recipe.microbatching, abstract, mesh, ema_decay=stage.ema_decay, seed=recipe.seed

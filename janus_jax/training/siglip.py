@@ -215,6 +215,14 @@ def siglip_task(
     )
 
 
+def open_siglip_task(recipe: SiglipRecipe) -> TrainingTask[TrainState, Any]:
+    """Returns the task that trains an encoder on all devices. Errors are those of `train_siglip`."""
+    find_trackers(recipe.trackers)
+    make_data = _open_captions(recipe)
+    initialize_devices()
+    return siglip_task(recipe, make_data, mesh=make_mesh() if jax.device_count() > 1 else None)
+
+
 def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
     """Trains an encoder on all devices and writes it to `WORKDIR/und_encoder`, a converted folder.
 
@@ -229,11 +237,7 @@ def train_siglip(recipe: SiglipRecipe, workdir: str | Path) -> Path:
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
-    find_trackers(recipe.trackers)
-    make_data = _open_captions(recipe)
-    initialize_devices()
-    mesh = make_mesh() if jax.device_count() > 1 else None
-    state = train(siglip_task(recipe, make_data, mesh=mesh), workdir).state
+    state = train(open_siglip_task(recipe), workdir).state
     folder = as_path(workdir) / "und_encoder"
     if jax.process_index() == 0:
         remove_folder(folder)

@@ -13,6 +13,7 @@ from janus_jax.processing import EditingFormat, EditingStyle, editing_style
 from janus_jax.training.config_dicts import check_values
 from janus_jax.training.lora import Lora
 from janus_jax.training.optimizers import OptimizerConfig
+from janus_jax.training.rl.config import PolicyOptimization
 
 RANDOM = "random"
 """Value of a folder in `Initialisation` for parameters that are initialized randomly."""
@@ -142,7 +143,7 @@ class Stage:
       trained: Patterns of trained parameters (`param_paths.partition`). All others are frozen.
       optimizer: Optimizer and learning rate schedule.
       steps: Length of the schedule.
-      batch_size: Sequences per batch, each with `budget.tokens` tokens.
+      batch_size: Sequences per batch, each with `budget.tokens` tokens. With `rl`: images per step.
       phases: Mixture weights of the data by step.
       stop_at: Step at which training ends; None for `steps`.
       supervision: Which text tokens are targets.
@@ -155,6 +156,8 @@ class Stage:
       initialisation: Initial parameters.
       ema_decay: Decay of the moving average of the parameters; 0 disables it.
       lora: Adapters that are trained in addition; rank 0 disables them.
+      rl: Settings of reinforcement learning on image generation, which replaces training on data; None for training on
+        data.
     """
 
     trained: tuple[str, ...]
@@ -173,6 +176,7 @@ class Stage:
     initialisation: Initialisation = field(default_factory=Initialisation)
     ema_decay: float = 0.0
     lora: Lora = field(default_factory=Lora)
+    rl: PolicyOptimization | None = None
 
     def __post_init__(self) -> None:
         check_values(
@@ -185,6 +189,8 @@ class Stage:
         )
         if not self.trained and not self.lora.rank:
             raise JanusError("stage.trained is empty and its lora.rank is 0; set one of them.")
+        if self.rl is not None:
+            self.rl.check_batch(self.batch_size)
 
     @property
     def last_step(self) -> int:

@@ -19,6 +19,7 @@ from janus_jax.sharding import LOGICAL_RULES
 from janus_jax.training.lora import Lora, init_adapters
 from janus_jax.training.objectives import Objective
 from janus_jax.training.param_paths import merge, partition, unbox
+from janus_jax.training.rl.objective import REFERENCE
 
 
 class TrainState(flax.struct.PyTreeNode):
@@ -183,6 +184,7 @@ def abstract_train_state(
     frozen_dtype: Dtype = "bfloat16",
     ema: bool = False,
     lora: Lora | None = None,
+    reference: bool = False,
 ) -> TrainState:
     """Derives shapes, dtypes and shardings of a train state. Trained parameters are float32.
 
@@ -194,6 +196,7 @@ def abstract_train_state(
       frozen_dtype: Dtype of frozen parameters.
       ema: Whether the state has a moving average of the parameters.
       lora: Adapters that are trained in addition; None for none.
+      reference: Whether the frozen parameters include a copy of the trained ones, except adapters (`rl.objective`).
 
     Raises:
       JanusError: A pattern matches nothing, or the image tokenizer or VAE; see also `lora.init_adapters`.
@@ -208,6 +211,7 @@ def abstract_train_state(
                 f"exclude it. A recipe such as configs/vq_16.py trains image tokenizers."
             )
         adapters, scales = init_adapters(lora or Lora(), params, frozen, jax.random.key(0))
-        return create_state(merge(kept, adapters), merge(frozen, scales), optimizer, frozen_dtype=frozen_dtype, ema=ema)
+        frozen = merge(frozen, scales) | ({REFERENCE: kept} if reference and kept else {})
+        return create_state(merge(kept, adapters), frozen, optimizer, frozen_dtype=frozen_dtype, ema=ema)
 
     return abstract_state(make, mesh, abstract_params(objective.model))

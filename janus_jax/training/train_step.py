@@ -69,11 +69,11 @@ class CompiledStep:
     function: Any
     mesh: Mesh | None
 
-    def __call__(self, state: TrainState, batch: Batch) -> Any:
+    def __call__(self, state: TrainState, batch: Any) -> Any:
         with use_mesh(self.mesh):
             return self.function(state, batch)
 
-    def lower(self, state: TrainState, batch: Batch) -> Any:
+    def lower(self, state: TrainState, batch: Any) -> Any:
         """Lowers the function for these arrays or shapes."""
         with use_mesh(self.mesh):
             return self.function.lower(state, batch)
@@ -193,11 +193,11 @@ def compute_gradients(
 
     zeros = jnp.zeros(len(objective.terms.names), jnp.float32)
     start = jax.tree.map(jnp.zeros_like, trained), LossSums(zeros, zeros, objective.terms)
-    total, _ = lax.scan(accumulate, start, _split_batch((batch, indices), microbatching.microbatches))
+    total, _ = lax.scan(accumulate, start, split_batch((batch, indices), microbatching.microbatches))
     return total
 
 
-def _split_batch(batch: T, microbatches: int) -> T:
+def split_batch(batch: T, microbatches: int) -> T:
     """Splits the leading axis into interleaved microbatches, each with an equal share of every device's sequences."""
 
     def split(x: Array) -> Array:

@@ -29,7 +29,7 @@ from jax.sharding import Mesh
 
 from janus_jax.buckets import as_path
 from janus_jax.coordination import barrier
-from janus_jax.errors import DataChanged
+from janus_jax.errors import DataChanged, RewardUnavailable
 from janus_jax.training.callbacks.base import Callback, TrainingRun, is_due
 from janus_jax.training.checkpointing import Checkpoints, RetentionPolicy
 from janus_jax.training.console import Console, changed_fields, describe_state
@@ -114,6 +114,8 @@ class TrainingTask(Generic[S, D]):
       incidents: Which steps are recorded for `training.replay`.
       limits: When the run is stuck and ends.
       restart_data: Whether a resumed run starts a new order of the data if the saved positions belong to other data.
+      position_before: Returns the position of the data before a batch whose step raised `RewardUnavailable`, so that
+        this state can be saved; None if no step raises it.
     """
 
     config: Mapping[str, Any]
@@ -139,6 +141,7 @@ class TrainingTask(Generic[S, D]):
     incidents: IncidentOptions = field(default_factory=IncidentOptions)
     limits: Limits = field(default_factory=Limits)
     restart_data: bool = False
+    position_before: Callable[[Any, D], Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -161,6 +164,7 @@ def train(task: TrainingTask[S, Any], folder: str | Path) -> TrainingResult[S]:
       Diverged: More gradients than `max_skipped` are not finite; or a metric is not finite, if there is no `finite`.
       Preempted: The machine is about to be preempted; a checkpoint is saved.
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
+      RewardUnavailable: A reward service does not answer; a checkpoint is saved.
       StorageFull: The disk is full.
       StorageUnavailable: The folder is on a bucket that does not answer.
       Stalled: Other processes of the cluster did not start, restore or save in time.
@@ -240,6 +244,17 @@ def _train(
     for callback in callbacks:
         callback.on_start(run)
 
+    def save(position: Any) -> None:
+        # Metrics of a saved step must be written, because a resumed run does not repeat it.
+        metrics.flush()
+        writer.flush()
+        saved = {"data": position, "order": start.order, "skipped": metrics.skipped}
+        for callback in callbacks:
+            callback.before_save(run)
+        goodput.saved(run.step)
+        with phases("save"):
+            checkpoints.save(run.step, run.state, saved, task.config, metrics.last | run.scores)
+
     if run.step >= task.last_step:
         console.message(
             f"The run is finished, nothing is left to train. To train longer, raise {task.steps_field}; to start "
@@ -261,7 +276,14 @@ def _train(
                     task.compile(run.state, batch)
                     # The network between the devices does not wait for a process that compiles longer.
                     barrier("compile", task.limits.seconds("compile"))
-                run.state, run.metrics = task.step(run.state, batch)
+                try:
+                    run.state, run.metrics = task.step(run.state, batch)
+                except RewardUnavailable:
+                    # Raised before the update, in all processes: the state is that of the step before.
+                    if task.position_before is not None:
+                        save(task.position_before(batch, data))
+                        checkpoints.wait()
+                    raise
                 if not is_compiled:
                     jax.block_until_ready(run.metrics)
             run.step += 1
@@ -275,15 +297,7 @@ def _train(
                     callback.after_step(run)
             is_preempted = preemption.reached(run.step)
             if is_preempted or run.is_due(task.save_every):
-                # Metrics of a saved step must be written, because a resumed run does not repeat it.
-                metrics.flush()
-                writer.flush()
-                position = {"data": data.get_state(), "order": start.order, "skipped": metrics.skipped}
-                for callback in callbacks:
-                    callback.before_save(run)
-                goodput.saved(run.step)
-                with phases("save"):
-                    checkpoints.save(run.step, run.state, position, task.config, metrics.last | run.scores)
+                save(data.get_state())
             if is_preempted:
                 with phases("save"):
                     checkpoints.wait()

@@ -80,8 +80,10 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
     reads_text = bool(tasks & {Task.TEXT, Task.UNDERSTANDING, Task.INTERLEAVED, None})
     samples, evaluation, start = recipe.samples, recipe.evaluation, stage.initialisation
     held_out = [
-        name for name, source in recipe.sources.items() if source.held_out and stage.phases[-1].weights.get(name)
-    ]
+        name
+        for name, source in recipe.sources.items()
+        if source.held_out and stage.phases and stage.phases[-1].weights.get(name)
+    ] or (stage.rl is not None and stage.rl.held_out)
 
     yield Rule("model", recipe.architecture is None, "an empty config.architecture")
     yield Rule("flow*", not is_janus, "a JanusFlow model", in_advance=True)
@@ -126,7 +128,7 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
         is_read = any(phase.weights.get(name) for phase in all_phases)
         needs = f"a weight in config.{stage_name}.phases.phase_1.weights.{name}"
         yield Rule(f"sources.{name}.*", is_read, needs, in_advance=True)
-        is_last = any(one.phases[-1].weights.get(name) for one in recipe.stages)
+        is_last = any(one.phases[-1].weights.get(name) for one in recipe.stages if one.phases)
         needs = "a weight in the last phase of a stage"
         yield Rule(f"sources.{name}.held_out", is_last, needs, in_advance=True)
 
@@ -134,7 +136,8 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
     yield Rule("intervals.evaluate", bool(held_out), needs, in_advance=True)
     yield Rule("intervals.evaluate_batches", bool(held_out), needs, in_advance=True)
     needs = "config.samples.questions or config.samples.prompts"
-    yield Rule("intervals.sample", bool(samples.questions or samples.prompts), needs, in_advance=True)
+    is_sampled = bool(samples.questions or samples.prompts or stage.rl)
+    yield Rule("intervals.sample", is_sampled, needs, in_advance=True)
     yield Rule("samples.max_new_tokens", bool(samples.questions), "config.samples.questions", in_advance=True)
     for name in ("guidance_scale", "temperature", "steps", "seed"):
         yield Rule(f"samples.{name}", bool(samples.prompts), "config.samples.prompts", in_advance=True)

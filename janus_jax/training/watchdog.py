@@ -9,6 +9,8 @@ import faulthandler
 import logging
 import math
 import multiprocessing
+import os
+import signal
 import sys
 import tempfile
 import threading
@@ -17,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
+from types import FrameType, TracebackType
 from typing import Self
 
 import jax
@@ -26,7 +28,7 @@ from janus_jax import coordination
 from janus_jax.errors import ExitCode, Interrupted, JanusError, Preempted, RunStopped, Stalled
 from janus_jax.storage import failed_disk, is_disk_full, write_bytes
 from janus_jax.training.config_dicts import check_values
-from janus_jax.training.peers import Peers, describe_state, late_processes
+from janus_jax.training.peers import Peers, describe_state, late_processes, wait
 from janus_jax.training.phases import DESCRIPTIONS, STEPPING, Moment, PhaseName, Phases
 
 _log = logging.getLogger(__name__)
@@ -103,16 +105,22 @@ class Watchdog:
         self._thread = threading.Thread(target=self._run, name="watchdog", daemon=True)
         self._logged_step = -1
         self._error: BaseException | None = None
+        self._stack = contextlib.ExitStack()
 
     def __enter__(self) -> Self:
         if self._peers:
             self._peers.start()
+        is_main = threading.current_thread() is threading.main_thread()
+        if is_main and signal.getsignal(signal.SIGTSTP) is signal.SIG_DFL:
+            signal.signal(signal.SIGTSTP, _suspend)
+            self._stack.callback(signal.signal, signal.SIGTSTP, signal.SIG_DFL)
         self._thread.start()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._stop.set()
         self._thread.join()
+        self._stack.close()
         if self._peers:
             self._peers.stop()
 
@@ -137,7 +145,11 @@ class Watchdog:
         return stalled
 
     def _run(self) -> None:
-        while not self._stop.wait(_CHECK_SECONDS):
+        while (stopped := wait(self._stop, _CHECK_SECONDS)) is not None:
+            if stopped:
+                self._phases.skip(stopped)
+                if self._peers is not None:
+                    self._peers.resume()
             moment = self._phases.moment()
             limit = self._limits.seconds(moment.phase)
             # If code in C keeps the interpreter's lock, this thread cannot run. One in C then ends the process. It
@@ -212,6 +224,12 @@ class Watchdog:
             file.seek(0)
             write_bytes(path, file.read())
         print(f"The stacks of process {index} are in {path}.", file=sys.stderr)
+
+
+def _suspend(number: int, frame: FrameType | None) -> None:
+    """Stops this process after Ctrl-Z. Its thread in C would otherwise end it when it continues."""
+    faulthandler.cancel_dump_traceback_later()
+    os.kill(os.getpid(), signal.SIGSTOP)
 
 
 @contextlib.contextmanager

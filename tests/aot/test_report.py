@@ -22,6 +22,7 @@ from janus_jax.training.stage_config import Initialisation
 from tests import tiny
 from tests.aot.test_plan import recipe
 from tests.training import runs
+from tests.training.rl import recipes
 
 GB = 10**9
 CPUS = find_topology("cpu:1x8")
@@ -65,6 +66,8 @@ def test_suggested_microbatches_divide_the_sequences_of_a_device(mesh):
 @pytest.mark.parametrize("kind", ["janus", "flow"])
 def test_abstract_batch_has_the_shapes_of_a_packed_batch(mesh, kind, precomputed_image_tokens):
     stage = replace(recipe(1, 8, 1, kind), precomputed_image_tokens=precomputed_image_tokens)
+    if kind == "janus":
+        stage = stage.replace_current(budget=replace(stage.current.budget, context_images=2))
     packed = pack(
         [list[Example]()] * 8, stage.current.budget, tiny.processor(stage.model_config), precomputed_image_tokens
     )
@@ -129,6 +132,22 @@ def test_report_of_training_and_sampling(kind):
         sampling = compile_report(stage, CPUS, workload)
         assert [one["name"] for one in sampling["programs"]] == ["prefill", "decode"]
         assert sampling["verdict"] == "fits"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rollout_params", ["shared", "copied"])
+def test_report_of_reinforcement_learning(rollout_params):
+    stage = recipes.recipe(log_probs="guided", minibatches=2, rollout_params=rollout_params)
+    stage = replace(stage, architecture=tiny.CONFIG, resources=replace(stage.resources, peak_flops=1e11))
+    report = compile_report(stage, CPUS)
+    update, prefill, decode = report["programs"]
+    assert [one["name"] for one in (update, prefill, decode)] == ["step", "rollout prefill", "rollout decode"]
+    assert {"trained parameters", "reference", "optimizer state", "batch"} <= set(update["inputs"])
+    # The state of training stays on the devices.
+    assert decode["inputs"]["optimizer state"] == update["inputs"]["optimizer state"]
+    assert ("parameters of training" in decode["inputs"]) == (rollout_params == "copied")
+    assert report["verdict"] == "fits"
+    assert f"{64 + tiny.CONFIG.num_gen_tokens} tokens" in report_text(report)
 
 
 @pytest.mark.slow

@@ -10,6 +10,7 @@ from janus_jax.errors import StorageFull
 from janus_jax.image_files import save_png
 from janus_jax.storage import output_folder
 from tests.commands.conftest import run
+from tests.tiny import picture
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +86,8 @@ USER_ERRORS = {
     "an unknown window": (["--parallel_window=many"], "--parallel_window=many"),
     "a window that is too large": (["--parallel_window=1000"], "parallel_window is 1000"),
     "a negative top-k": (["--top_k=-1"], "--top_k=-1"),
+    "no such image": (["--image=absent.png"], "absent.png does not exist"),
+    "an editing style without an image": (["--editing_style=janus_4o"], "--editing_style needs --image"),
     "an output folder that is a file": (["--out=taken"], "taken cannot be written"),
     "an output folder in a file": (["--out=taken/pictures"], "taken/pictures cannot be written"),
 }
@@ -98,6 +101,39 @@ def test_user_error_is_one_sentence_before_devices_are_initialized(refuses, spoi
     arguments = [*arguments, *(f"{flag}={value}" for flag, value in usual.items() if flag not in given)]
     assert words in refuses("launch.generate", *arguments, cwd=spoiled)
     assert not (spoiled / "pictures").exists()
+
+
+@pytest.mark.slow
+def test_edited_images_equal_those_of_the_library(checkpoint, tmp_path):
+    picture(0, (60, 40)).save(tmp_path / "a.png")
+    picture(1, (40, 60)).save(tmp_path / "b.png")
+    images, prompts = ("a.png", "b.png"), ("add a boat", "make it blue")
+    done = run(
+        "launch.generate",
+        f"--model={checkpoint}",
+        *(f"--image={image}" for image in images),
+        *(f"--prompt={prompt}" for prompt in prompts),
+        "--num_images=2",
+        "--seed=5",
+        "--guidance_scale=3",
+        "--image_guidance_scale=2",
+        "--dtype=float32",
+        "--out=edited",
+        cwd=tmp_path,
+    )
+    assert done.returncode == 0, done.stderr
+    names = [f"{prompt:05}_{number}.png" for prompt in range(2) for number in range(2)]
+    assert done.stdout.split() == [f"edited/{name}" for name in names]
+    model, sources = load(checkpoint, "float32"), [tmp_path / image for image in images]
+    settings = {"guidance_scale": 3.0, "image_guidance_scale": 2.0}
+    for generated in model.edit_stream([(sources, prompt) for prompt in prompts], 2, 5, **settings):
+        file = tmp_path / "edited" / f"{generated.prompt:05}_{generated.number}.png"
+        np.testing.assert_array_equal(np.array(Image.open(file)), np.array(generated.image))
+    (one,) = model.sample_edits([(sources, prompts[1])], [(1, 1)], 5, **settings)
+    np.testing.assert_array_equal(np.array(Image.open(tmp_path / "edited" / "00001_1.png")), np.array(one))
+    metadata = Image.open(tmp_path / "edited" / "00001_0.png").info
+    assert metadata["prompt"] == "make it blue"
+    assert json.loads(metadata["settings"])["style"] == "janus_4o"
 
 
 @pytest.mark.slow

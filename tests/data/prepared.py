@@ -28,6 +28,11 @@ def generation(number, caption="A red boat. It lies on a lake.", tokens=()):
     )
 
 
+def edit(number, sources=1, tokens=()):
+    images = tuple(image(1000 * number + i) for i in range(sources + 1))
+    return Record(f"e{number}", Task.EDITING, "Add a boat.", images=images, image_tokens=np.array(tokens, np.int32))
+
+
 def write(folder, examples):
     """Writes a prepared dataset of records. An example given as a dict is written with only the fields of the dict."""
     import tensorflow_datasets as tfds

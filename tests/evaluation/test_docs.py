@@ -8,6 +8,7 @@ import pytest
 
 from janus_jax.evaluation import registry
 from janus_jax.evaluation.benchmark import Choice
+from janus_jax.evaluation.generation.edit_requests import EDIT_OPTIONS
 from janus_jax.evaluation.generation.image_requests import SAMPLING_OPTIONS
 from janus_jax.evaluation.registry import BENCHMARKS
 from janus_jax.evaluation.runner import answer_questions, collect_answers
@@ -40,6 +41,6 @@ BUILT_IN = [one for one in BENCHMARKS.values() if one.read.__module__.startswith
 def test_docs_list_every_benchmark_with_its_options(benchmark):
     row = next(line for line in TEXT.splitlines() if line.startswith(f"| `{benchmark.name}`")).replace("\\|", "|")
     for name, option in benchmark.options.items():
-        if name not in SAMPLING_OPTIONS:
+        if name not in {**SAMPLING_OPTIONS, **EDIT_OPTIONS}:
             values = "|".join(option.values) if isinstance(option, Choice) else option.default
             assert f"`{name}={values}`" in row

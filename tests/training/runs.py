@@ -20,6 +20,7 @@ from janus_jax.training.stage_config import Initialisation, Precision, Stage
 from janus_jax.training.trained_params import (
     ADAPTORS_AND_HEAD,
     ALL_BUT_ENCODERS,
+    ALL_BUT_TOKENIZER,
     FLOW_ALL_BUT_ENCODER,
     LINEAR_LAYERS_AND_FLOW,
 )
@@ -44,14 +45,18 @@ STAGE = Stage(
 _FOLDERS: list[tempfile.TemporaryDirectory[str]] = []
 
 TRAINED = {"janus": (ADAPTORS_AND_HEAD, ALL_BUT_ENCODERS), "flow": (LINEAR_LAYERS_AND_FLOW, FLOW_ALL_BUT_ENCODER)}
+SOURCES = {"understanding": Task.UNDERSTANDING, "generation": Task.GENERATION, "edits": Task.EDITING}
 
 
 def get_config(kind="janus"):
-    """Returns the recipe as a config. `runs.py:flow` is a JanusFlow recipe with a moving average."""
-    sources = {
-        "understanding": PreparedDataset(task=Task.UNDERSTANDING),
-        "generation": PreparedDataset(task=Task.GENERATION),
-    }
+    """Returns the recipe as a config.
+
+    `runs.py:flow` is a JanusFlow recipe with a moving average. `runs.py:edit` trains on captions and edits, whose image
+    tokens the step computes.
+    """
+    if kind == "edit":
+        return _editing_config()
+    sources = {name: PreparedDataset(task=SOURCES[name]) for name in ("understanding", "generation")}
     first, second = (replace(STAGE, trained=trained) for trained in TRAINED[kind])
     if kind == "flow":
         first, second = (replace(stage, ema_decay=0.9) for stage in (first, second))
@@ -68,15 +73,28 @@ def get_config(kind="janus"):
     )
 
 
+def _editing_config():
+    stage = replace(
+        STAGE,
+        trained=ALL_BUT_TOKENIZER,
+        phases=(Phase(None, {"generation": 1, "edits": 1}),),
+        budget=Budget(256, und_images=2, gen_images=3, text_targets=0, context_images=2),
+    )
+    recipe = from_config(Recipe, get_config())
+    sources = {name: PreparedDataset(task=SOURCES[name]) for name in ("generation", "edits")}
+    return to_config(replace(recipe, stages=(stage,), sources=sources, precomputed_image_tokens=False))
+
+
 @functools.cache
 def data():
-    """A folder with two prepared datasets and a tokenizer."""
+    """A folder with prepared datasets and a tokenizer."""
     folder = _kept_folder()
     prepared.write(folder / "understanding", [prepared.understanding(number) for number in range(12)])
     ids = np.random.default_rng(0).integers(0, MODEL.gen_encoder.codebook_size, (12, MODEL.gen_encoder.num_tokens))
     prepared.write(
         folder / "generation", [prepared.generation(number, tokens=tokens) for number, tokens in enumerate(ids)]
     )
+    prepared.write(folder / "edits", [prepared.edit(number, sources=1 + number % 2) for number in range(12)])
     make_byte_level_tokenizer(
         folder / "tokenizer",
         tiny.CORPUS,
@@ -88,10 +106,10 @@ def data():
     return folder
 
 
-def flags():
+def flags(kind="janus"):
     """Command-line flags for the data."""
     return (
-        *(f"--config.sources.{name}.directory={data() / name}" for name in ("understanding", "generation")),
+        *(f"--config.sources.{name}.directory={data() / name}" for name in get_config(kind).sources),
         f"--config.tokenizer={data() / 'tokenizer'}",
     )
 

@@ -20,7 +20,7 @@ from janus_jax.errors import ExitCode
 from tests.commands.conftest import ROOT, environment
 from tests.training import runs
 
-CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
+CONFIG = ROOT / "tests" / "training" / "runs.py"
 # `python -m launch.train` without PyTorch, which TensorBoard's writer would import for seconds.
 COMMAND = """
 import runpy, sys
@@ -40,6 +40,7 @@ class Run:
     """Runs of janus-train in one workdir, and the files there. Every second step is saved."""
 
     command = COMMAND
+    kind = "janus"
 
     def __init__(self, folder, name, *flags, workdir=None):
         self.workdir = workdir or folder / name
@@ -48,10 +49,11 @@ class Run:
         self.log = folder / f"{name}.log"
         start = "--config.stages.stage_1.initialisation"
         settings = (
-            *("--config.intervals.save=2", *runs.flags()),
+            *("--config.intervals.save=2", *runs.flags(self.kind)),
             *(f"{start}.source=model", f"{start}.model={runs.models() / 'model'}", *flags),
         )
-        self._command = [sys.executable, "-c", self.command, CONFIG, f"--workdir={self.workdir}", *settings]
+        config = f"--config={CONFIG}:{self.kind}"
+        self._command = [sys.executable, "-c", self.command, config, f"--workdir={self.workdir}", *settings]
         self._environment = environment(
             XLA_FLAGS="--xla_force_host_platform_device_count=1",
             JAX_COMPILATION_CACHE_DIR=compilation_cache().name,
@@ -129,9 +131,15 @@ def while_saving(run, process, rng):
     time.sleep(rng.uniform(0, 0.02))
 
 
-def assert_killed_runs_match(folder, moments, steps, *flags):
+class EditingRun(Run):
+    """Runs of janus-train on edits."""
+
+    kind = "edit"
+
+
+def assert_killed_runs_match(folder, moments, steps, *flags, make=Run):
     flags = (f"--config.stages.stage_1.steps={steps}", *flags)
-    undisturbed, rng = Run(folder, "undisturbed", *flags), np.random.default_rng(0)
+    undisturbed, rng = make(folder, "undisturbed", *flags), np.random.default_rng(0)
     undisturbed.finish()
     assert sorted(undisturbed.curve) == list(range(1, steps + 1))
     expected = undisturbed.last(steps)
@@ -139,7 +147,7 @@ def assert_killed_runs_match(folder, moments, steps, *flags):
     moments, interrupted, number = list(moments), 0, 0
     while moments:
         number += 1
-        run = Run(folder, f"killed_{number}", *flags)
+        run = make(folder, f"killed_{number}", *flags)
         while moments:
             interrupted_a_save = run.kill(moments[0], rng)
             if interrupted_a_save is None:
@@ -153,7 +161,7 @@ def assert_killed_runs_match(folder, moments, steps, *flags):
         assert data == expected[1]
         assert not (run.checkpoints / "damaged").exists()
         assert not run.unfinished
-    assert interrupted
+    return interrupted
 
 
 def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
@@ -177,4 +185,10 @@ def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
 def test_run_killed_ten_times_resumes_bit_for_bit(tmp_path):
     moments = [while_saving, while_stepping] * 4 + [while_starting, while_saving]
     np.random.default_rng(1).shuffle(moments)
-    assert_killed_runs_match(tmp_path, moments, 50, "--config.resources.data_workers=1")
+    interrupted = assert_killed_runs_match(tmp_path, moments, 50, "--config.resources.data_workers=1")
+    assert interrupted
+
+
+@pytest.mark.slow
+def test_run_on_edits_killed_during_steps_and_saves_resumes_bit_for_bit(tmp_path):
+    assert_killed_runs_match(tmp_path, [while_saving, while_stepping], 8, make=EditingRun)

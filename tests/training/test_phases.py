@@ -31,6 +31,17 @@ def test_every_second_counts_for_the_innermost_phase(clock):
     assert sum(spent.values()) == 16
 
 
+def test_time_in_which_the_process_was_stopped_has_no_limit(clock):
+    phases = Phases()
+    with phases("step"):
+        clock[0] = 3
+        phases.begin_step(1)
+        clock[0] = 100
+        phases.skip(95)
+        assert (phases.moment().seconds, phases.moment().stalled) == (5, 2)
+        assert phases.seconds()["step"] == 100
+
+
 def test_steps_and_phases_with_their_own_limit_are_progress(clock):
     phases = Phases()
     with phases("step"):

@@ -1,7 +1,10 @@
 """A process that is stuck ends; tests/training/test_faults.py runs several processes."""
 
+import os
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 
@@ -37,6 +40,35 @@ def test_stuck_process_ends_with_its_stacks_and_a_retryable_code(tmp_path):
     (file,) = (tmp_path / "stalls").iterdir()
     assert file.name.endswith(".process_0.txt")
     assert "next_batch_of_a_broken_loader" in file.read_text()
+
+
+CONTINUED = """
+import sys, time
+from pathlib import Path
+from janus_jax.training.phases import Phases
+from janus_jax.training.watchdog import Limits, Watchdog
+
+phases = Phases()
+with Watchdog(phases, Limits(watchdog_minutes=0.05), Path(sys.argv[1])), phases("step"):
+    phases.begin_step(7)
+    print("started", flush=True)
+    time.sleep(2)
+    print("ended", flush=True)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGSTOP])
+def test_time_in_which_the_job_was_stopped_does_not_count(tmp_path, number):
+    command = [sys.executable, "-c", CONTINUED, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment()) as process:
+        assert process.stdout.readline() == "started\n"
+        process.send_signal(number)
+        assert os.WIFSTOPPED(os.waitpid(process.pid, os.WUNTRACED)[1])
+        time.sleep(12)
+        process.send_signal(signal.SIGCONT)
+        assert process.stdout.readline() == "ended\n"
+    assert process.returncode == 0
 
 
 def test_each_phase_has_its_limit():

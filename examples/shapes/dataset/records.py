@@ -9,6 +9,8 @@ from jaxtyping import UInt8
 from PIL import Image
 
 from examples.shapes.dataset.captions import caption, document
+from examples.shapes.dataset.drawings import sample_drawing_conversation
+from examples.shapes.dataset.edits import EditKind, Limits, sample_edit
 from examples.shapes.dataset.questions import Focus, sample_conversation
 from examples.shapes.dataset.render import MIN_IMAGE_SIZE, render
 from examples.shapes.dataset.scene import Category, Scene, sample_scene
@@ -19,7 +21,7 @@ from janus_jax.processing import Message, Task
 
 # Counts and relations, the hardest categories, are twice as frequent.
 _CAPTION_CATEGORIES = (*Category, Category.COUNTING, Category.POSITION, None, None)
-_STREAMS = {Task.TEXT: 0, Task.UNDERSTANDING: 1, Task.GENERATION: 2}
+_STREAMS = {Task.TEXT: 0, Task.UNDERSTANDING: 1, Task.GENERATION: 2, Task.EDITING: 3, Task.INTERLEAVED: 4}
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,7 @@ class ShapesDataset:
         that name every object. If empty, all categories occur, and harder ones are more frequent. Categories with one
         object are used early in training, like ImageNet for Janus (arXiv 2410.13848, §3.3).
       focus: Topics of the conversations.
+      edits: Kinds of edits, equally frequent. If empty, all kinds.
 
     Raises:
       JanusError: `image_size` is too small, or `about` is not in the vocabulary.
@@ -48,6 +51,7 @@ class ShapesDataset:
     about: frozenset[str] = frozenset()
     categories: tuple[Category | None, ...] = ()
     focus: Focus = Focus.EVERYTHING
+    edits: tuple[EditKind, ...] = ()
 
     def __post_init__(self) -> None:
         if self.image_size < MIN_IMAGE_SIZE:
@@ -67,10 +71,8 @@ class ShapesDataset:
         """Returns a record.
 
         Raises:
-          JanusError: The vocabulary allows no such scene, or the dataset has no records of this task.
+          JanusError: The vocabulary allows no such scene.
         """
-        if task in (Task.EDITING, Task.INTERLEAVED):
-            raise JanusError("The shapes dataset has no records of the task editing; use another task.")
         rng = self._rng(task, index)
         key = self.key(task, index)
         match task:
@@ -78,10 +80,17 @@ class ShapesDataset:
                 return Record(key, task, text=document(rng, self.vocabulary, self.split, self.about))
             case Task.UNDERSTANDING:
                 scene, messages = self._conversation(rng)
-                return Record(key, task, messages=messages, images=(encode_png(render(scene, self.image_size)),))
+                return Record(key, task, messages=messages, images=self._images(scene))
             case Task.GENERATION:
                 scene, text = self._captioned_scene(rng)
-                return Record(key, task, text=text, images=(encode_png(render(scene, self.image_size)),))
+                return Record(key, task, text=text, images=self._images(scene))
+            case Task.EDITING:
+                kinds = self.edits or tuple(EditKind)
+                edit = sample_edit(rng, self._limits, kinds[rng.integers(len(kinds))], self.about)
+                return Record(key, task, text=edit.request.text, images=self._images(edit.source, edit.target))
+            case Task.INTERLEAVED:
+                scenes, messages = sample_drawing_conversation(rng, self._limits, about=self.about)
+                return Record(key, task, messages=messages, images=self._images(*scenes))
 
     def texts(self, count: int) -> Iterator[str]:
         """Yields the texts of the first `count` records of every task, for example to train a tokenizer."""
@@ -94,6 +103,13 @@ class ShapesDataset:
     def records(self, task: Task, count: int) -> Iterator[Record]:
         """Yields the first `count` records of a task."""
         return (self.record(task, index) for index in range(count))
+
+    @property
+    def _limits(self) -> Limits:
+        return Limits(self.vocabulary, self.split)
+
+    def _images(self, *scenes: Scene) -> tuple[bytes, ...]:
+        return tuple(encode_png(render(scene, self.image_size)) for scene in scenes)
 
     def _conversation(self, rng: np.random.Generator) -> tuple[Scene, tuple[Message, ...]]:
         return sample_conversation(

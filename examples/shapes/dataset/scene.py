@@ -33,7 +33,9 @@ ROWS = ("top", "middle", "bottom")
 COLUMNS = ("left", "middle", "right")
 
 _LINES = (1 / 6, 1 / 2, 5 / 6)
-_GRID = tuple((x, y) for y in _LINES for x in _LINES)
+GRID = tuple((x, y) for y in _LINES for x in _LINES)
+"""Centers of the cells of the 3x3 grid, in reading order."""
+
 _MIN_GAP = 0.04
 _SIZE_NAMES = tuple(SIZES)
 _POPULARITY = 1.5
@@ -281,13 +283,14 @@ def _fits(kinds: Sequence[Kind], split: Split | None, category: Category | None)
 def _sample_centers(rng: np.random.Generator, sizes: Sequence[str], aligned: bool) -> list[tuple[float, float]]:
     """Returns random centers on the grid for objects of these sizes. If `aligned`, all are in one row or column."""
     while True:
-        centers = [_GRID[i] for i in rng.permutation(len(_GRID))[: len(sizes)]]
-        if _are_separate(tuple(centers), tuple(sizes)) and (not aligned or _are_aligned(centers)):
+        centers = [GRID[i] for i in rng.permutation(len(GRID))[: len(sizes)]]
+        if are_separate(tuple(centers), tuple(sizes)) and (not aligned or _are_aligned(centers)):
             return centers
 
 
 @functools.lru_cache(maxsize=1 << 16)
-def _are_separate(centers: tuple[tuple[float, float], ...], sizes: tuple[str, ...]) -> bool:
+def are_separate(centers: tuple[tuple[float, float], ...], sizes: tuple[str, ...]) -> bool:
+    """Returns whether objects of these sizes at these centers have a gap between them."""
     circles = [(*center, SIZES[size] / 2) for center, size in zip(centers, sizes, strict=True)]
     return all(
         math.dist(first[:2], second[:2]) >= first[2] + second[2] + _MIN_GAP

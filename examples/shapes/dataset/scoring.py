@@ -82,7 +82,7 @@ def score_images(prompts: Sequence[Prompt], images: Iterable[UInt8[np.ndarray, "
       JanusError: The numbers of images and prompts differ, or are 0.
     """
     images = list(images)
-    _check_count("images", len(images), "prompts", len(prompts))
+    check_count("images", len(images), "prompts", len(prompts))
     return score_verdicts(prompts, [check_image(prompt, image) for prompt, image in zip(prompts, images, strict=True)])
 
 
@@ -90,8 +90,8 @@ def score_verdicts(prompts: Sequence[Prompt], verdicts: Sequence[Verdict]) -> Im
     """Returns the scores for verdicts on images, one per prompt."""
     categories = [prompt.category.value for prompt in prompts]
     return ImageScores(
-        _scores(categories, [verdict.correct for verdict in verdicts]),
-        _scores(categories, [verdict.strict for verdict in verdicts]),
+        mean_scores(categories, [verdict.correct for verdict in verdicts]),
+        mean_scores(categories, [verdict.strict for verdict in verdicts]),
     )
 
 
@@ -101,9 +101,9 @@ def score_answers(questions: Sequence[Question], answers: Sequence[str]) -> Scor
     Raises:
       JanusError: The numbers of answers and questions differ, or are 0.
     """
-    _check_count("answers", len(answers), "questions", len(questions))
+    check_count("answers", len(answers), "questions", len(questions))
     correct = [is_correct(question, answer) for question, answer in zip(questions, answers, strict=True)]
-    return _scores([question.topic.value for question in questions], correct)
+    return mean_scores([question.topic.value for question in questions], correct)
 
 
 def is_correct(question: Question, answer: str) -> bool:
@@ -127,10 +127,28 @@ def chance_of_images(
 
 def chance_of_answers(questions: Sequence[Question]) -> Scores:
     """Returns the expected scores of random guesses among the choices of each question."""
-    _check_count("answers", len(questions), "questions", len(questions))
-    return _scores(
+    check_count("answers", len(questions), "questions", len(questions))
+    return mean_scores(
         [question.topic.value for question in questions], [1 / len(question.choices) for question in questions]
     )
+
+
+def mean_scores(categories: Sequence[str], correct: Sequence[float]) -> Scores:
+    """Returns the mean of the values of each category."""
+    by_category: dict[str, list[float]] = defaultdict(list)
+    for category, value in zip(categories, correct, strict=True):
+        by_category[category].append(value)
+    return Scores({category: fmean(values) for category, values in by_category.items()})
+
+
+def check_count(what: str, count: int, of_what: str, expected: int) -> None:
+    """Checks that there is one of a thing for each other thing, and at least one.
+
+    Raises:
+      JanusError: The numbers differ, or are 0.
+    """
+    if count != expected or not count:
+        raise JanusError(f"There are {count} {what} for {expected} {of_what}; give one for each, and at least one.")
 
 
 def _unmet(prompt: Prompt, found: Sequence[Detection]) -> str:
@@ -170,15 +188,3 @@ def relations(one: Detection, other: Detection) -> set[Relation]:
     dx, dy = (offset / distance for offset in offsets)
     sines = {Relation.LEFT: -dx, Relation.RIGHT: dx, Relation.ABOVE: -dy, Relation.BELOW: dy}
     return {relation for relation, sine in sines.items() if sine > _MIN_SINE}
-
-
-def _scores(categories: Sequence[str], correct: Sequence[float]) -> Scores:
-    by_category: dict[str, list[float]] = defaultdict(list)
-    for category, value in zip(categories, correct, strict=True):
-        by_category[category].append(value)
-    return Scores({category: fmean(values) for category, values in by_category.items()})
-
-
-def _check_count(what: str, count: int, of_what: str, expected: int) -> None:
-    if count != expected or not count:
-        raise JanusError(f"There are {count} {what} for {expected} {of_what}; give one for each, and at least one.")

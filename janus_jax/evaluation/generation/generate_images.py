@@ -1,10 +1,11 @@
 """Generates the images of a benchmark. Each image is saved before its answer is recorded."""
 
+import functools
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from PIL import Image
 
@@ -68,34 +69,66 @@ def generate_images(
     """
     names = [name for name in SAMPLING_OPTIONS if name in model.sampler_settings]
     settings |= {name: float(options[name]) for name in names if options[name] != MODEL_DEFAULT}
-    with ThreadPoolExecutor(_WRITERS) as writers:
-        for batch in batch_requests(model.processor, requests, batch_size):
-            padded = [*batch, *[batch[-1]] * (batch_size - len(batch))]
-            prompts = [request.prompt for request in padded]
-            numbers = [(request.prompt_index, request.image_index) for request in padded]
-            if best_of is None:
-                images = model.sample_images(prompts, numbers, seed, **settings)
-            else:
-                metadata = [request.prompt_metadata for request in padded]
-                images = best_of.sample(model, prompts, numbers, metadata, seed, **settings)
-            files = [folder / request.file for request in batch]
-            sizes = [request.size for request in batch]
-            list(writers.map(_save, images[: len(batch)], files, sizes))
-            yield {request.id: request.file for request in batch}
+
+    def sample(batch: Sequence[ImageRequest]) -> list[Image.Image]:
+        numbers = [(request.prompt_index, request.image_index) for request in batch]
+        prompts = [request.prompt for request in batch]
+        if best_of is None:
+            return model.sample_images(prompts, numbers, seed, **settings)
+        metadata = [request.prompt_metadata for request in batch]
+        return best_of.sample(model, prompts, numbers, metadata, seed, **settings)
+
+    batches = batch_requests(requests, functools.partial(prompt_length, model.processor), batch_size)
+    yield from save_batches(batches, sample, folder, batch_size)
 
 
-def batch_requests(processor: Processor, requests: Sequence[ImageRequest], batch_size: int) -> list[list[ImageRequest]]:
+def prompt_length(processor: Processor, request: ImageRequest) -> int:
+    """Returns the padded length of the prompt of a request."""
+    with prefix_errors(f"The prompt of {request.id}"):
+        return bucket_length(len(processor.generation_prompt(request.prompt)))
+
+
+RequestT = TypeVar("RequestT", bound=ImageRequest)
+
+
+def batch_requests(
+    requests: Sequence[RequestT], length: Callable[[RequestT], int], batch_size: int
+) -> list[list[RequestT]]:
     """Groups requests with equal padded prompt length into batches, the longest first."""
-    by_length: dict[int, list[ImageRequest]] = {}
+    by_length: dict[int, list[RequestT]] = {}
     for request in requests:
-        with prefix_errors(f"The prompt of {request.id}"):
-            length = bucket_length(len(processor.generation_prompt(request.prompt)))
-        by_length.setdefault(length, []).append(request)
+        by_length.setdefault(length(request), []).append(request)
     return [
         group[start : start + batch_size]
         for _, group in sorted(by_length.items(), reverse=True)
         for start in range(0, len(group), batch_size)
     ]
+
+
+def save_batches(
+    batches: Sequence[Sequence[RequestT]],
+    sample: Callable[[Sequence[RequestT]], list[Image.Image]],
+    folder: Path,
+    batch_size: int,
+) -> Iterator[Mapping[str, str]]:
+    """Samples the images of batches of requests, and saves them as PNG.
+
+    Args:
+      batches: The batches.
+      sample: Returns the images of a batch. It gets full batches: the last request is repeated.
+      folder: The run's folder.
+      batch_size: Number of images of a full batch.
+
+    Yields:
+      File names of a batch by request id.
+    """
+    with ThreadPoolExecutor(_WRITERS) as writers:
+        for batch in batches:
+            images = sample([*batch, *[batch[-1]] * (batch_size - len(batch))])
+            files = [folder / request.file for request in batch]
+            sizes = [request.size for request in batch]
+            list(writers.map(_save, images[: len(batch)], files, sizes))
+            yield {request.id: request.file for request in batch}
 
 
 def _save(image: Image.Image, file: Path, size: int | None) -> None:

@@ -51,6 +51,11 @@ class ImageRequest:
         """Everything that the answer depends on, except the model."""
         return [self.prompt, *map(str, (self.prompt_index, self.image_index, self.file, self.size))]
 
+    @property
+    def image_files(self) -> list[Path]:
+        """Paths of the images that the request needs."""
+        return []
+
 
 def requests_for_prompt(
     prompt: str, prompt_index: int, files: Sequence[str], data: Path, size: int | None = None

@@ -15,7 +15,7 @@ from typing import Any
 
 from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Options, Question, Scores, accuracy_by, percent
-from janus_jax.evaluation.benchmark_files import Entry, entries, read_json_lines, read_json_value
+from janus_jax.evaluation.benchmark_files import Entry, entries, read_json_lines, read_json_value, read_parquet
 from janus_jax.evaluation.understanding.mmmu_answers import SEED, is_correct, parse_letter
 from janus_jax.evaluation.understanding.prompts import (
     LETTER_ANSWER,
@@ -25,8 +25,6 @@ from janus_jax.evaluation.understanding.prompts import (
     short_answer_prompt,
     user_message,
 )
-from janus_jax.extras import require
-from janus_jax.files import reading
 from janus_jax.processing import ImageSource, Message
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
@@ -63,22 +61,8 @@ def read(data: Path, options: Options) -> list[MmmuQuestion]:
 
 def _read_entries(file: Path) -> Iterator[Entry]:
     if file.suffix == ".parquet":
-        return _read_parquet(file)
+        return read_parquet(file)
     return read_json_lines(file) if file.suffix == ".jsonl" else entries(str(file), read_json_value(file))
-
-
-def _read_parquet(file: Path) -> Iterator[Entry]:
-    require(str(file), "pyarrow")
-    import pyarrow.parquet
-
-    try:
-        with reading(file):
-            rows = pyarrow.parquet.read_table(file).to_pylist()
-    # Not all errors of pyarrow derive from the types that `reading` handles.
-    except pyarrow.ArrowException as error:
-        raise JanusError(f"{file} is damaged or of another format ({str(error)[:100]}); download it again.") from error
-    for number, row in enumerate(rows, 1):
-        yield Entry(f"{file}, row {number}", row)
 
 
 def _question(entry: Entry, folder: Path, prompt: str) -> MmmuQuestion:

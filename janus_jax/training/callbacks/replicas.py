@@ -10,7 +10,7 @@ import numpy as np
 from jax.sharding import Mesh, PartitionSpec
 from jaxtyping import Array, UInt32
 
-from janus_jax.coordination import gather
+from janus_jax.coordination import combine
 from janus_jax.errors import Stalled
 from janus_jax.training.callbacks.base import Callback, TrainingRun
 
@@ -52,9 +52,7 @@ class ReplicaCheck(Callback):
         self._checked = run.step
         shards = self._checksums(run.state).addressable_shards
         own = {str(shard.index[0].start or 0): np.asarray(shard.data)[0].tolist() for shard in shards}
-        rows = {int(row): sums for one in gather("replicas", own) for row, sums in one.items()}
-        wrong = disagreeing(rows, self._axes, self._mesh)
-        if wrong:
+        if wrong := combine("replicas", own, self._disagreeing):
             devices = [self._mesh.devices.flat[row] for row in wrong[:_MAX_NAMES]]
             names = ", ".join(f"{device} of process {device.process_index}" for device in devices)
             more = f" and {len(wrong) - _MAX_NAMES} more" if len(wrong) > _MAX_NAMES else ""
@@ -62,6 +60,11 @@ class ReplicaCheck(Callback):
                 f"At step {run.step} the parameters on {names}{more} differ from their replicas, so a device computes "
                 f"wrong values; replace its machine and repeat the command, which resumes from the checkpoint before."
             )
+
+    def _disagreeing(self, processes: Sequence[Mapping[str, Sequence[int]]]) -> list[int]:
+        assert self._mesh is not None
+        rows = {int(row): sums for one in processes for row, sums in one.items()}
+        return disagreeing(rows, self._axes, self._mesh)
 
 
 def make_checksums(

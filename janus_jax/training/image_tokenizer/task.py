@@ -173,6 +173,18 @@ def tokenizer_task(
     )
 
 
+def open_tokenizer_task(
+    recipe: VQRecipe | VAERecipe, *, extensions: Extensions = _NO_EXTENSIONS
+) -> TrainingTask[Any, Any]:
+    """Returns the task that trains an image tokenizer on all devices. Arguments and errors are those of
+    `train_tokenizer`."""
+    find_trackers(recipe.trackers)
+    initialize_devices()
+    networks = read_networks(recipe.networks)
+    mesh = make_mesh() if jax.device_count() > 1 else None
+    return tokenizer_task(recipe, mesh=mesh, networks=networks, extensions=extensions)
+
+
 def tokenizer_params(state: Any) -> Params:
     """Returns the tokenizer's parameters: their moving average if the train state has one, else the parameters."""
     return all_params(getattr(state, "tokenizer", state), average=True)
@@ -196,12 +208,7 @@ def train_tokenizer(
       Interrupted: The user pressed Ctrl-C; a checkpoint is saved.
       StorageFull: The disk is full.
     """
-    find_trackers(recipe.trackers)
-    initialize_devices()
-    networks = read_networks(recipe.networks)
-    mesh = make_mesh() if jax.device_count() > 1 else None
-    task = tokenizer_task(recipe, mesh=mesh, networks=networks, extensions=extensions)
-    state = train(task, workdir).state
+    state = train(open_tokenizer_task(recipe, extensions=extensions), workdir).state
     folder = as_path(workdir) / "tokenizer"
     if jax.process_index() == 0:
         remove_folder(folder)

@@ -18,12 +18,14 @@ from jax import lax
 from jaxtyping import Array, Float
 
 from janus_jax.batch import Batch
-from janus_jax.config import Dtype
+from janus_jax.config import Dtype, Execution, JanusConfig, ModelConfig
+from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
+from janus_jax.models.janus import Janus
 from janus_jax.training.lora import split_adapters
 from janus_jax.training.losses.tokens import Loss, LossSums, LossTerms
 from janus_jax.training.objectives import Objective, RngStreams
-from janus_jax.training.rl.config import PolicyLoss
+from janus_jax.training.rl.config import PolicyLoss, PolicyOptimization
 from janus_jax.training.rl.log_probs import TokenDistribution, score_image_tokens
 
 REFERENCE = "reference"
@@ -152,6 +154,22 @@ class PolicyObjective(Objective):
         sums = jnp.stack([x.sum() for x in (terms.policy, terms.kl, scores.entropy, terms.clipped)])
         reported = LossSums(lax.stop_gradient(sums), self.target_counts(batch), self.terms)
         return Loss((sums * scales).sum(), reported)
+
+
+def make_policy_objective(config: ModelConfig, execution: Execution, rl: PolicyOptimization) -> PolicyObjective:
+    """Makes the objective of a stage with reinforcement learning.
+
+    Raises:
+      JanusError: The model is a JanusFlow, whose images have no log-probabilities.
+    """
+    if not isinstance(config, JanusConfig):
+        raise JanusError(
+            f"{config.name} is a JanusFlow, whose images have no log-probabilities; use a Janus or Janus-Pro model for "
+            f"reinforcement learning."
+        )
+    is_guided = rl.log_probs == "guided"
+    distribution = TokenDistribution(rl.guidance_scale, rl.temperature) if is_guided else TokenDistribution()
+    return PolicyObjective(Janus(config, execution), rl.loss, distribution)
 
 
 def reference_params(params: Params) -> Params:

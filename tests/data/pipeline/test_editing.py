@@ -18,6 +18,7 @@ from janus_jax.models.backbone import apply
 from janus_jax.models.factory import make_model
 from janus_jax.processing import EDITING_STYLES, Task, open_image
 from tests import tiny
+from tests.data import prepared
 from tests.data.prepared import generation
 from tests.data.samples import image
 
@@ -29,9 +30,8 @@ KEEP = dataclasses.replace(JANUS_4O, drop_source=0.0)
 
 def edit(number, sources=1, tokens=False):
     """Returns an edit. Image i has the precomputed tokens `100 * number + i`, modulo the size of the codebook."""
-    images = tuple(image(1000 * number + i) for i in range(sources + 1))
-    ids = np.repeat((100 * number + np.arange(sources + 1)) % 16, N) if tokens else np.zeros(0)
-    return Record(f"e{number}", Task.EDITING, "Add a boat.", images=images, image_tokens=ids.astype(np.int32))
+    ids = np.repeat((100 * number + np.arange(sources + 1)) % 16, N) if tokens else ()
+    return prepared.edit(number, sources, ids)
 
 
 def conversation(number=0, tokens=False):

@@ -1,5 +1,6 @@
 """Helpers of the image benchmark tests: a fake image model, and a function that runs a benchmark with it."""
 
+import dataclasses
 import zlib
 from types import SimpleNamespace
 
@@ -8,6 +9,7 @@ from PIL import Image
 
 from janus_jax.evaluation.generation.generate_images import generate_images
 from janus_jax.evaluation.runner import collect_answers
+from tests import tiny
 
 SIZE = 12
 
@@ -41,14 +43,38 @@ class FakeImageModel:
         return [Image.fromarray(expected_pixels(*pair, seed)) for pair in pairs]
 
 
-def run_benchmark(benchmark, data, out, model=None, options=(), batch_size=4):
+class FakeEditModel:
+    """Model whose edited images depend on source, instruction, indices and seed. It records the batches.
+
+    Args:
+      stop_at: See `FakeImageModel`.
+    """
+
+    def __init__(self, stop_at=None):
+        self.batches = []
+        self.settings = []
+        self.processor = dataclasses.replace(tiny.processor(), min_side=4)
+        self._stop_at = stop_at
+
+    def sample_edits(self, edits, numbers, seed, **settings):
+        if len(self.batches) == self._stop_at:
+            raise KeyboardInterrupt
+        self.batches.append([instruction for _, instruction in edits])
+        self.settings.append(settings)
+        return [
+            Image.fromarray(expected_pixels(f"{instruction} {np.asarray(source).sum()}", number, seed))
+            for ([source], instruction), number in zip(edits, numbers, strict=True)
+        ]
+
+
+def run_benchmark(benchmark, data, out, model=None, options=(), batch_size=4, generate=generate_images):
     """Runs a benchmark as `janus-evaluate` does. Returns the requests, and the paths of the images by request id."""
     options = benchmark.resolve_options(dict(options))
     requests = benchmark.read(data, options)
     model = model or FakeImageModel()
     answers = collect_answers(
         requests,
-        lambda items: generate_images(model, items, out, options=options, seed=0, batch_size=batch_size),
+        lambda items: generate(model, items, out, options=options, seed=0, batch_size=batch_size),
         out,
         {"benchmark": benchmark.name},
     )

@@ -8,12 +8,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from examples.shapes import edits_benchmark as edits
 from examples.shapes import generation_benchmark as generation
 from examples.shapes import understanding_benchmark as understanding
-from examples.shapes.dataset import Split, render, sample_prompts, sample_questions
-from examples.shapes.evaluation import ShapesProtocol, evaluate_generation, evaluate_understanding, score_table
+from examples.shapes.dataset import Limits, Split, render, sample_edits, sample_prompts, sample_questions
+from examples.shapes.evaluation import (
+    ShapesProtocol,
+    evaluate_editing,
+    evaluate_generation,
+    evaluate_understanding,
+    score_table,
+)
 
-PROTOCOL = ShapesProtocol(per_topic=6, per_category=4, batch_size=5)
+PROTOCOL = ShapesProtocol(per_topic=6, per_category=4, per_kind=2, batch_size=5)
 SEED = understanding.SEED
 
 
@@ -34,6 +41,9 @@ class FakeModel:
         self._answers = {}
         for question in sample_questions(Split.TEST, PROTOCOL.per_topic, SEED):
             self._answers[question.text, render(question.scene).tobytes()] = question.answer
+        self._edits = {}
+        for edit in sample_edits(PROTOCOL.per_kind, Limits(split=Split.TEST), SEED):
+            self._edits[edit.request.text, render(edit.source).tobytes()] = edit.target
         self._scenes = {prompt.text: prompt.scene for prompt in sample_prompts(Split.TEST, PROTOCOL.per_category, SEED)}
 
     def answer(self, rows, max_new_tokens, temperature):
@@ -51,6 +61,15 @@ class FakeModel:
         self.batches += 1
         scenes = [self._scenes[text] if self.knows else next(iter(self._scenes.values())) for text in texts]
         return [Image.fromarray(render(scene)) for scene in scenes]
+
+    def edit_stream(self, edits, seed, batch_size, **settings):
+        self.batches += 1
+        assert len(edits) == batch_size
+        for (source,), text in edits:
+            image = np.asarray(Image.open(io.BytesIO(source)))
+            if self.knows:
+                image = render(self._edits[text, image.tobytes()])
+            yield SimpleNamespace(image=Image.fromarray(image))
 
 
 def evaluate(model, folder):
@@ -98,3 +117,27 @@ def test_benchmarks_give_the_same_scores(tmp_path):
     understanding.write_predictions(items, answers, tmp_path)
     lines = [json.loads(line) for line in (tmp_path / "shapes.jsonl").read_text().splitlines()]
     assert [line["correct"] for line in lines] == [False] + [True] * 29
+
+
+def test_edits_are_scored_and_not_repeated(tmp_path):
+    result = evaluate_editing(FakeModel(), tmp_path / "edits", PROTOCOL)
+    assert result.scores.correct.overall == result.scores.kept == 1
+    assert result.chance.correct.overall < 0.7
+    again = FakeModel()
+    assert evaluate_editing(again, tmp_path / "edits", PROTOCOL).scores == result.scores
+    assert again.batches == 0
+    unchanged = evaluate_editing(FakeModel(knows=False), tmp_path / "unchanged", PROTOCOL)
+    assert (unchanged.scores.correct.overall, unchanged.scores.kept, unchanged.scores.unchanged) == (0, 1, 1)
+
+
+def test_the_benchmark_of_edits_gives_the_same_scores(tmp_path):
+    result = evaluate_editing(FakeModel(), tmp_path, PROTOCOL)
+    options = edits.BENCHMARK.resolve_options({"per_kind": "2"})
+    items = edits.read(tmp_path, options)
+    scores = edits.score(items, {item.id: str(tmp_path / item.file) for item in items}, options)
+    assert scores["overall"] == result.scores.correct.overall
+    assert scores["chance"] == result.chance.correct.overall
+    (tmp_path / "predictions").mkdir(exist_ok=True)
+    edits.write_predictions(items, {item.id: str(tmp_path / item.file) for item in items}, tmp_path)
+    lines = [json.loads(line) for line in (tmp_path / "shapes.jsonl").read_text().splitlines()]
+    assert [line["correct"] for line in lines] == [True] * len(items)

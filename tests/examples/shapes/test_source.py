@@ -17,7 +17,7 @@ def test_prepared_records_are_those_of_the_dataset(tmp_path):
     assert [record.text for record in read.records] == [dataset.record(Task.GENERATION, i).text for i in range(7)]
 
 
-@pytest.mark.parametrize("task", [Task.TEXT, Task.UNDERSTANDING, Task.GENERATION])
+@pytest.mark.parametrize("task", Task)
 def test_every_task_can_be_prepared(tmp_path, task):
     read = prepare(tmp_path / "out", SOURCE, "test:2", task=task)
     assert {record.task for record in read.records} == {task}
@@ -32,7 +32,7 @@ def test_settings_restrict_the_scenes(tmp_path):
     "given",
     [
         *("train", "train:none", "train:0", "dev:3", "train:3,side=4", "train:3,about=dog"),
-        *("train:3,categories=none", "train:3,focus=none"),
+        *("train:3,categories=none", "train:3,focus=none", "train:3,edits=none"),
     ],
 )
 def test_invalid_inputs_are_refused(tmp_path, given):

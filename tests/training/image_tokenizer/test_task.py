@@ -22,6 +22,7 @@ from janus_jax.training.image_tokenizer.vq import VQTraining
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe_files import load_recipe
 from janus_jax.training.trainer import DataStart, train
+from tests.commands.conftest import run as run_command
 from tests.data.prepared import write
 from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, encoded, images
 
@@ -38,6 +39,12 @@ def compiled(name):
 
 def differ(before, after):
     return any(bool(jnp.any(a != b)) for a, b in zip(*map(jax.tree.leaves, (before, after)), strict=True))
+
+
+def write_images(folder, count):
+    records = [Record(f"{i}", Task.GENERATION, "x", images=(encoded(one),)) for i, one in enumerate(images(count))]
+    write(folder, records)
+    return folder
 
 
 def run(recipe, workdir, **options):
@@ -125,11 +132,10 @@ def test_training_writes_a_tokenizer_folder_once(recipe, tmp_path):
 
 @pytest.mark.parametrize("count", [562, 12])
 def test_a_small_set_of_images_trains_with_the_default_split(tmp_path, count):
-    records = [Record(f"{i}", Task.GENERATION, "x", images=(encoded(one),)) for i, one in enumerate(images(count))]
-    write(tmp_path / "pictures", records)
+    pictures = write_images(tmp_path / "pictures", count)
     # All defaults of the recipe, except those that take long.
     published = from_config(VQRecipe, load_recipe("vq_16"))
-    data = replace(published.data, directories=(str(tmp_path / "pictures"),), workers=0)
+    data = replace(published.data, directories=(str(pictures),), workers=0)
     recipe = replace(published, data=data, model=VQ.model)
     task = tokenizer_task(recipe)
     with task.open_data(DataStart()) as batches:
@@ -158,9 +164,14 @@ def test_eight_devices_train_like_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+def test_a_loss_that_is_not_finite_stops_the_run_and_can_be_replayed(tmp_path):
+    data = replace(VQ.data, directories=(str(write_images(tmp_path / "pictures", 32)),), workers=0)
+    task = tokenizer_task(replace(VQ, data=data, losses=replace(VQ.losses, l2=float("inf"))))
     with pytest.raises(Diverged, match="learning rate"):
-        run(replace(VQ, losses=replace(VQ.losses, l2=float("inf"))), tmp_path)
+        train(task, tmp_path / "run")
+    done = run_command("launch.train", f"--replay={tmp_path / 'run' / 'incidents' / 'step_1'}")
+    assert "the batch is that of the incident" in done.stdout, done.stderr
+    assert "loss/total: inf, recorded inf\n" in done.stdout
 
 
 def test_invalid_recipes_are_refused(tmp_path):

@@ -1,0 +1,266 @@
+"""Rollouts: images that the trained model samples, and their rewards.
+
+Images are sampled on the mesh of the training run, from the same parameters. Each process computes the rewards of the
+images on its own devices.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Array, Float, Int, Key, UInt8
+
+from janus_jax.batch import Batch
+from janus_jax.config import Execution, JanusConfig, ModelConfig
+from janus_jax.config.execution import LayerLoop
+from janus_jax.coordination import combine
+from janus_jax.errors import JanusError, RewardUnavailable
+from janus_jax.generation.decode import repeat_prompts
+from janus_jax.generation.image_tokens import TokenSampler
+from janus_jax.generation.padding import bucket_length
+from janus_jax.models.backbone import Params, unroll_params
+from janus_jax.models.factory import abstract_params
+from janus_jax.models.janus import Janus
+from janus_jax.processing import Processor
+from janus_jax.rewards import RewardValues
+from janus_jax.sharding import LOGICAL_RULES, batch_sharding, num_data_shards, use_mesh
+from janus_jax.training.lora import merged_params
+from janus_jax.training.rl.config import PolicyOptimization
+from janus_jax.training.rl.log_probs import append_images
+from janus_jax.training.rl.objective import REFERENCE
+from janus_jax.training.rl.prompts import RewardPrompt, texts
+
+_DECODED_AT_ONCE = 32
+
+ComputeRewards = Callable[[Sequence[str], UInt8[np.ndarray, "B H W 3"], Sequence[Any]], RewardValues]
+
+
+class Rollout(NamedTuple):
+    """G sampled images for each of P prompts, B = P * G.
+
+    Attributes:
+      sequences: Prompts with the image tokens, see `log_probs.score_image_tokens`.
+      images: The images, sharded like a batch.
+    """
+
+    sequences: Batch
+    images: UInt8[Array, "B H W 3"]
+
+
+@dataclass(frozen=True)
+class RolloutSampler:
+    """Samples groups of images.
+
+    Attributes:
+      config: Config of the model.
+      execution: How the model is computed; its layers and remat are not used.
+      processor: Tokenizes the prompts.
+      rl: Settings.
+      mesh: Mesh of the run; None for a single device.
+      prompt_length: Length to which all prompts are padded.
+    """
+
+    config: ModelConfig
+    execution: Execution
+    processor: Processor
+    rl: PolicyOptimization
+    mesh: Mesh | None
+    prompt_length: int
+
+    @property
+    def model(self) -> Janus:
+        """The network for sampling."""
+        assert isinstance(self.config, JanusConfig)
+        return Janus(self.config, rollout_execution(self.execution, self.rl))
+
+    def sampling_params(self, params: Params) -> Params:
+        """Returns the parameters for sampling (`PolicyOptimization.rollout_params`)."""
+        params = {name: part for name, part in params.items() if name != REFERENCE}
+        if self.rl.rollout_params == "shared":
+            return params
+        return self._copy(params)
+
+    @functools.cached_property
+    def _copy(self) -> Callable[[Params], Params]:
+        dtype = self.execution.dtype
+
+        def copy(params: Params) -> Params:
+            cast = jax.tree.map(lambda leaf: leaf.astype(dtype), merged_params(params))
+            return unroll_params(cast, self.config)
+
+        shardings = None
+        if self.mesh is not None:
+            shardings = gathered_shardings(abstract_params(self.model), self.mesh)
+        compiled = jax.jit(copy, out_shardings=shardings)
+
+        def run(params: Params) -> Params:
+            with use_mesh(self.mesh):
+                return compiled(params)
+
+        return run
+
+    def __call__(self, params: Params, prompts: Sequence[RewardPrompt], keys: Key[Array, "P G"]) -> Rollout:
+        """Samples the images of a step.
+
+        Args:
+          params: All parameters of the train state.
+          prompts: The prompts, the same in all processes.
+          keys: Random key of each image. An image depends on its prompt and its key, not on the rest of the batch.
+
+        Raises:
+          JanusError: The logits are NaN.
+        """
+        sampling = self.sampling_params(params)
+        per_part = max(1, self.rl.rollout_size // keys.shape[1]) if self.rl.rollout_size else len(prompts)
+        starts = range(0, len(prompts), per_part)
+        parts = [self._sample(sampling, texts(prompts[i : i + per_part]), keys[i : i + per_part]) for i in starts]
+        if len(parts) == 1:
+            return parts[0]
+        with use_mesh(self.mesh):
+            joined: Rollout = _concatenate(parts)
+            return joined
+
+    def _sample(self, params: Params, prompts: Sequence[str], keys: Key[Array, "P G"]) -> Rollout:
+        rl, shards, group = self.rl, num_data_shards(self.mesh), keys.shape[1]
+        if len(prompts) % shards:
+            # The prompts cannot be split over the data shards: each image gets its own copy of its prompt.
+            prompts, keys = [prompt for prompt in prompts for _ in range(group)], keys.reshape(-1, 1)
+        sampler = TokenSampler(rl.guidance_scale, rl.temperature)
+        sequences = [self.processor.generation_prompt(prompt) for prompt in prompts]
+        batch = self.processor.left_pad(sampler.prompt_sequences(self.processor, sequences), self.prompt_length)
+        with use_mesh(self.mesh):
+            batch = jax.device_put(batch) if self.mesh is None else jax.device_put(batch, batch_sharding(self.mesh))
+            tokens = sampler.sample(self.model, params, batch, keys)
+            size = max(_DECODED_AT_ONCE // shards, 1) * shards
+            pieces = [tokens[i : i + size] for i in range(0, len(tokens), size)]
+            images = jnp.concatenate([sampler.to_images(self.model, params, piece) for piece in pieces])
+            per_prompt = keys.shape[1]
+            sequences = _with_images(batch, tokens, per_prompt, rl.sequences_per_image)
+            rollout = Rollout(sequences, images)
+            return rollout if self.mesh is None else _shard(self.mesh)(rollout)
+
+
+def rollout_execution(execution: Execution, rl: PolicyOptimization) -> Execution:
+    """Returns how the model is computed in rollouts, given how it is computed in training."""
+    layers: LayerLoop = "unrolled" if rl.rollout_params == "copied" else "scanned"
+    return Execution(execution.dtype, execution.dtype, execution.attention, layers=layers)
+
+
+def gathered_shardings(boxed: Any, mesh: Mesh) -> Any:
+    """Returns shardings of copied parameters, which `tensor` splits and `fsdp` does not.
+
+    With parameters that `fsdp` splits, a decode step would gather every matrix for each token.
+    """
+    rules = [(name, "tensor" if axis == "tensor" else None) for name, axis in LOGICAL_RULES]
+    return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
+
+
+@functools.partial(jax.jit, static_argnames=("per_prompt", "per_image"))
+def _with_images(batch: Batch, tokens: Int[Array, "B N"], per_prompt: int, per_image: int) -> Batch:
+    """Appends the images to their prompts; without unconditional sequences if `per_image` is 1."""
+    num_prompts = len(tokens) // per_prompt
+    read = batch.tokens.shape[0] // num_prompts
+    batch = jax.tree.map(lambda x: repeat_prompts(x, num_prompts, per_prompt)[:: read // per_image], batch)
+    return append_images(batch, tokens)
+
+
+@functools.cache
+def _shard(mesh: Mesh) -> Callable[[Any], Any]:
+    return jax.jit(lambda tree: tree, out_shardings=batch_sharding(mesh))
+
+
+@jax.jit
+def _concatenate(parts: Sequence[Any]) -> Any:
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *parts)
+
+
+def step_keys(seed: int, number: int, num_prompts: int, per_prompt: int) -> Key[Array, "P G"]:
+    """Returns the random key of each image of a step.
+
+    Args:
+      seed: Seed of the run.
+      number: Number of the step's batch.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), number)
+    keys: Key[Array, "P G"] = jax.random.split(key, (num_prompts, per_prompt))
+    return keys
+
+
+def compute_rewards(
+    rewards: ComputeRewards, prompts: Sequence[RewardPrompt], images: UInt8[Array, "B H W 3"]
+) -> RewardValues:
+    """Computes the rewards of all images. Each process computes those of the images on its own devices.
+
+    Args:
+      prompts: Prompts of the images, the same number of images for each.
+
+    Returns:
+      Rewards of all images, equal in all processes.
+
+    Raises:
+      JanusError, RewardUnavailable: See `Reward`.
+    """
+    per_prompt = len(images) // len(prompts)
+    rows, local = local_images(images)
+    chosen = [prompts[row // per_prompt] for row in rows]
+    values: dict[str, Float[np.ndarray, " b"]] = {}
+    unavailable = ""
+    try:
+        found = rewards(texts(chosen), local, [prompt.metadata for prompt in chosen])
+        values = {"total": found.total, **{f"/{name}": value for name, value in found.by_source.items()}}
+    except RewardUnavailable as error:
+        unavailable = str(error)
+    own = {"rows": rows.tolist(), "values": {name: value.tolist() for name, value in values.items()}}
+    joined = combine("rewards", own | {"unavailable": unavailable}, _join)
+    if joined["unavailable"]:
+        # In all processes, which then save the state together.
+        raise RewardUnavailable(joined["unavailable"])
+    columns = {name: np.array(column, np.float32) for name, column in joined["values"].items()}
+    return RewardValues(columns.pop("total"), {name[1:]: column for name, column in columns.items()})
+
+
+def _join(parts: list[dict[str, Any]]) -> dict[str, Any]:
+    """Returns the values of the images of all processes, in order, or why a service is not available."""
+    if unavailable := next((part["unavailable"] for part in parts if part["unavailable"]), ""):
+        return {"unavailable": unavailable, "values": {}}
+    order = np.argsort([row for part in parts for row in part["rows"]])
+    names = parts[0]["values"]
+    joined = {name: [value for part in parts for value in part["values"][name]] for name in names}
+    return {"unavailable": "", "values": {name: [column[row] for row in order] for name, column in joined.items()}}
+
+
+def local_images(images: UInt8[Array, "B H W 3"]) -> tuple[Int[np.ndarray, " b"], UInt8[np.ndarray, "b H W 3"]]:
+    """Returns the images on this process's devices and their numbers."""
+    shards = {shard.index[0].start or 0: shard.data for shard in images.addressable_shards}
+    parts = [(start, np.asarray(shards[start])) for start in sorted(shards)]
+    rows = np.concatenate([np.arange(start, start + len(part)) for start, part in parts])
+    return rows, np.concatenate([part for _, part in parts])
+
+
+def padded_prompt_length(processor: Processor, prompts: Sequence[RewardPrompt], config: ModelConfig, where: str) -> int:
+    """Returns the length to which all prompts are padded, so that one program is compiled.
+
+    Raises:
+      JanusError: A prompt with its image is longer than the model's context.
+    """
+    lengths = [len(processor.generation_prompt(prompt.text)) for prompt in prompts]
+    number, limit = int(np.argmax(lengths)), config.llm.max_positions - config.num_gen_tokens
+    if lengths[number] > limit:
+        raise JanusError(
+            f"{where}, number {number + 1}, has {lengths[number]} tokens and {config.num_gen_tokens} follow, but the "
+            f"model's context is {config.llm.max_positions} tokens; shorten it."
+        )
+    return min(bucket_length(lengths[number]), limit)
+
+
+def put_rewards(values: Float[np.ndarray, " B"], mesh: Mesh | None) -> Float[Array, " B"]:
+    """Puts one value for each image on the devices, sharded like a batch."""
+    if mesh is None:
+        return jax.device_put(values)
+    return jax.make_array_from_callback(values.shape, batch_sharding(mesh), values.__getitem__)
