@@ -1,9 +1,9 @@
-"""Serves a model over HTTP with OpenAI's API, and a web page.
+"""Serves a model over HTTP with OpenAI's API.
 
     janus-serve --model DIR_OR_ID --port 8000
 
-Clients of OpenAI's API use the base URL http://HOST:PORT/v1; http://HOST:PORT shows the page. API keys come from
---api_keys_file or the environment variable JANUS_API_KEYS. After SIGTERM the server refuses new requests and ends when
+Clients of OpenAI's API use the base URL http://HOST:PORT/v1. API keys come from --api_keys_file or the environment
+variable JANUS_API_KEYS. After SIGTERM the server refuses new requests and ends when
 the others have finished. Needs the extra `serve`.
 """
 

@@ -1,1 +1,1 @@
-"""HTTP server with OpenAI's API, and a web page, over the engine (`janus_jax.generation.engine`)."""
+"""HTTP server with OpenAI's API over the engine (`janus_jax.generation.engine`)."""

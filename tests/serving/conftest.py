@@ -2,6 +2,7 @@
 
 import base64
 import contextlib
+import functools
 import io
 import socket
 import threading
@@ -19,6 +20,7 @@ from janus_jax.serving.options import ServerOptions
 from tests import tiny
 
 KEY = "sk-test"
+model = functools.cache(tiny.pretrained)
 OPTIONS = ServerOptions(api_keys=("sk-other", KEY), max_body_bytes=2**20, max_images=4, max_pixels=10_000)
 
 
@@ -32,14 +34,14 @@ def running(engine, options=OPTIONS):
         thread.start()
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         client = openai.OpenAI(base_url=f"{url}/v1", api_key=KEY, max_retries=0, timeout=300)
-        yield SimpleNamespace(engine=engine, url=url, client=client, model=tiny.pretrained())
+        yield SimpleNamespace(engine=engine, url=url, client=client, model=model())
         server.should_exit = True
         thread.join(30)
 
 
 @pytest.fixture(scope="session")
 def server():
-    engine = Engine(tiny.pretrained(), EngineOptions(slots=6, max_length=384, buckets=(64, 256), max_queue=8))
+    engine = Engine(model(), EngineOptions(slots=6, max_length=384, buckets=(64, 256), max_queue=8))
     engine.start(warm_up=False)
     with running(engine) as found:
         yield found
