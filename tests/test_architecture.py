@@ -82,7 +82,12 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "checkpoints_convert",
     ),
     "janus_jax.evaluation.metrics": (*SHARED, "janus_jax.evaluation", "checkpoints_convert"),
-    "janus_jax.rewards": ("janus_jax.generation", "janus_jax.rewards"),
+    "janus_jax.rewards": (
+        "janus_jax.evaluation.metrics",
+        "janus_jax.generation",
+        "janus_jax.rewards",
+        "checkpoints_convert.tensor_files",
+    ),
     "janus_jax.serving": ("janus_jax.processing", "janus_jax.generation", "janus_jax.serving"),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),

@@ -5,11 +5,14 @@ import io
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
 from janus_jax.evaluation import registry
 from janus_jax.processing import Task
+from janus_jax.rewards import REWARDS, make_reward
 from janus_jax.training.config_dicts import from_config
 from janus_jax.training.console import Console
 from janus_jax.training.image_tokenizer import task
@@ -29,7 +32,7 @@ def folder(tmp_path, monkeypatch):
         (tmp_path / name).write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(registry, "BENCHMARKS", dict(registry.BENCHMARKS))
-    for registered, name in ((SOURCES, "poems"), (TRACKERS, "losses")):
+    for registered, name in ((SOURCES, "poems"), (TRACKERS, "losses"), (REWARDS, "closeness")):
         monkeypatch.delitem(registered, name, raising=False)
     return tmp_path
 
@@ -43,6 +46,16 @@ def test_the_source_reads_records(folder):
 def test_the_benchmark_scores_answers(folder):
     benchmark = registry.find_benchmark("capitals:capitals")
     assert benchmark.score(benchmark.read(folder, {}), {"france": "Paris."}, {}) == {"accuracy": 1}
+
+
+def test_the_rewards_score_images(folder):
+    images = np.zeros((2, 4, 6, 3), np.uint8)
+    images[1, :, ::2] = 100
+    Image.fromarray(images[1]).save(folder / "map.png")
+    sharpness = make_reward("sharpness:sharpness", ["scale=2"])
+    assert sharpness(["a", "b"], images, [{}, {}]).tolist() == [0, 200]
+    closeness = make_reward("closeness:closeness", [f"image={folder / 'map.png'}"])
+    assert closeness(["a", "b"], images, [{}, {}]).tolist() == [-50, 0]
 
 
 def test_the_recipe_changes_a_field(folder):

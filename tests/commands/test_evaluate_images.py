@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -65,3 +66,24 @@ def test_a_run_with_other_sampling_options_is_refused(finished):
     process = evaluate(folder, "--option=guidance_scale=3")
     assert process.returncode == 2
     assert "belongs to a run with options" in process.stderr
+
+
+@pytest.mark.slow
+def test_the_judge_selects_by_the_metadata_of_the_prompt(finished, tmp_path, monkeypatch):
+    folder, _ = finished
+    (tmp_path / "mine.py").write_text(
+        "def wanted(prompts, images, metadata):\n"
+        "    signs = [1 if one['tag'] == 'counting' else -1 for one in metadata]\n"
+        "    return [sign * image.mean() for sign, image in zip(signs, images)]\n"
+    )
+    monkeypatch.chdir(tmp_path)
+    out = f"--out={tmp_path / 'out'}"
+    process = evaluate(folder, out, "--option=images=1", "--best_of=2", "--judge=mine:wanted")
+    assert process.returncode == 0, process.stderr
+    for prompt, select in enumerate((min, max)):
+        candidates = folder / "out" / "predictions" / f"{prompt:05}" / "samples"
+        images = [Image.open(candidates / f"{number:04}.png") for number in range(2)]
+        best = Image.open(tmp_path / "out" / "predictions" / f"{prompt:05}" / "samples" / "0000.png")
+        assert best.tobytes() == select(images, key=np.mean).tobytes()
+    assert json.loads((tmp_path / "out" / "results.json").read_text())["run"]["best_of"] == 2
+    assert "belongs to a run with" in evaluate(folder, out, "--option=images=1").stderr

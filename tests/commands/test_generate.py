@@ -150,6 +150,35 @@ def test_a_folder_with_weights_of_8_bits_generates_the_images_of_its_source(chec
     assert json.loads(image.info["settings"])["quantization"] == "int8"
 
 
+@pytest.mark.slow
+def test_the_best_images_are_those_that_the_judge_prefers(checkpoint, tmp_path):
+    (tmp_path / "mine.py").write_text("def light(prompts, images, metadata):\n    return images.mean(axis=(1, 2, 3))\n")
+    flags = [f"--model={checkpoint}", "--prompt=the sea", "--prompt=a map", "--dtype=float32"]
+    candidates = run("launch.generate", *flags, "--num_images=2", "--out=all", cwd=tmp_path)
+    best = run("launch.generate", *flags, "--best_of=2", "--judge=mine:light", "--out=best", cwd=tmp_path)
+    assert candidates.returncode == best.returncode == 0, best.stderr
+    for prompt in range(2):
+        chosen = Image.open(tmp_path / "best" / f"{prompt:05}_0.png")
+        images = [np.array(Image.open(tmp_path / "all" / f"{prompt:05}_{number}.png")) for number in range(2)]
+        np.testing.assert_array_equal(np.array(chosen), max(images, key=np.mean))
+        assert float(chosen.info["score"]) == pytest.approx(np.mean(np.array(chosen)), rel=1e-5)
+        assert json.loads(chosen.info["settings"])["judge"] == "mine:light"
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--judge=self"], "--judge needs --best_of"),
+        (["--best_of=2", "--judge=nobody"], "--judge nobody is unknown; use"),
+        (["--best_of=2", "--judge_option=size=3"], "--judge self has no option 'size'"),
+        (["--best_of=2", "--image=half.jpg"], "--best_of selects generated images, not edits"),
+    ],
+)
+def test_a_judge_is_checked_before_devices_are_initialized(refuses, spoiled, checkpoint, flags, message):
+    flags = [f"--model={checkpoint}", "--prompt=the sea", "--out=out", *flags]
+    assert message in refuses("launch.generate", *flags, cwd=spoiled)
+
+
 def test_missing_prompts_are_reported(refuses, spoiled, checkpoint):
     assert "no prompts" in refuses("launch.generate", f"--model={checkpoint}", "--out=pictures", cwd=spoiled)
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tokenizers
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 from PIL import Image
 
 from checkpoints_convert.tensor_files import open_tensors
@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 FOLDER = "clip"
 LAYOUT = f"""for the CLIP score, optional:
 {FOLDER}/{{config.json,model.safetensors,tokenizer.json,preprocessor_config.json}}, in the layout of transformers"""
+
+OPEN_CLIP_CONFIG = "open_clip_config.json"
 
 _BATCH_SIZE = 32
 _READERS = min(8, os.cpu_count() or 1)
@@ -56,7 +58,7 @@ def check_model(data: Path) -> None:
     if folder.is_dir():
         read_json(folder / "config.json")
         open_tensors(folder / "model.safetensors")
-        _read_tokenizer(folder / "tokenizer.json")
+        read_tokenizer(folder / "tokenizer.json")
 
 
 @dataclass(frozen=True)
@@ -73,9 +75,13 @@ class ImagePreprocessor:
     std: tuple[float, ...]
 
     def __call__(self, file: Path) -> Float[np.ndarray, "S S 3"]:
-        """Reads an image, resizes it (bicubic, shorter side to `size`), crops the center, normalizes the channels."""
+        """Reads an image and prepares it."""
         with reading(file), Image.open(file) as opened:
             image = opened.convert("RGB")
+        return self.prepare(image)
+
+    def prepare(self, image: Image.Image) -> Float[np.ndarray, "S S 3"]:
+        """Resizes an RGB image (bicubic, shorter side to `size`), crops the center, normalizes the channels."""
         scale = self.size / min(image.size)
         width, height = (int(side * scale + 1e-6) for side in image.size)
         image = image.resize((width, height), Image.Resampling.BICUBIC)
@@ -85,28 +91,28 @@ class ImagePreprocessor:
 
 
 class CLIPScorer:
-    """CLIP model that scores images and prompts.
+    """CLIP model that compares images with prompts.
 
     Args:
-      folder: Model folder in the layout of Hugging Face transformers.
+      folder: Folder with `tokenizer.json`, in the layout of Hugging Face transformers. Without `weights` it also has
+        `config.json` and `model.safetensors`.
+      weights: Weight file of open_clip. If `open_clip_config.json` is next to it, it describes the architecture;
+        otherwise the file is a ViT-H/14, such as HPSv2.1.
 
     Raises:
       JanusError: A file is missing or malformed.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, weights: Path | None = None) -> None:
         import jax
 
-        from janus_jax.evaluation.metrics.clip import CLIP, clip_config, clip_params
+        from janus_jax.evaluation.metrics.clip import CLIP
 
-        with prefix_errors(folder / "config.json"):
-            self.config: CLIPConfig = clip_config(read_json(folder / "config.json"))
-        tensors = open_tensors(folder / "model.safetensors")
-        with prefix_errors(folder / "model.safetensors"):
-            self._params = jax.device_put(clip_params(tensors, self.config))
+        self.config, params = _read_transformers(folder) if weights is None else _read_open_clip(weights)
+        self._params = jax.device_put(params)
         self._apply = jax.jit(CLIP(self.config).apply)
         self.preprocess = _read_preprocessor(folder / "preprocessor_config.json", self.config.image_size)
-        self._tokenizer = _read_tokenizer(folder / "tokenizer.json")
+        self._tokenizer = read_tokenizer(folder / "tokenizer.json")
         # Truncation keeps the special tokens, so the last token is always the end-of-text token.
         self._tokenizer.enable_truncation(self.config.max_positions)
         self._tokenizer.no_padding()
@@ -115,10 +121,22 @@ class CLIPScorer:
         """Returns 100 max(cos, 0) for each image and its prompt. There are at most `_BATCH_SIZE` images."""
         with ThreadPoolExecutor(_READERS) as readers:
             pixels = np.stack(list(readers.map(self.preprocess, files)))
+        return 100 * np.maximum(self._cosines(pixels, prompts), 0)
+
+    def cosines(self, images: UInt8[np.ndarray, "B H W 3"], prompts: Sequence[str]) -> Float[np.ndarray, " B"]:
+        """Returns the cosine of the embeddings of each RGB image and its prompt."""
+        parts = [np.zeros(0, np.float32)]
+        with ThreadPoolExecutor(_READERS) as threads:
+            for start in range(0, len(prompts), _BATCH_SIZE):
+                part = slice(start, start + _BATCH_SIZE)
+                pixels = threads.map(self.preprocess.prepare, map(Image.fromarray, images[part]))
+                parts.append(self._cosines(np.stack(list(pixels)), prompts[part]))
+        return np.concatenate(parts)
+
+    def _cosines(self, pixels: Float[np.ndarray, "B S S 3"], prompts: Sequence[str]) -> Float[np.ndarray, " B"]:
         ids, last = self._tokenize(prompts)
         images, texts = self._apply({"params": self._params}, *map(_pad_batch, (pixels, ids, last)))
-        cosines = np.asarray((images * texts).sum(axis=-1))[: len(files)]
-        return 100 * np.maximum(cosines, 0)
+        return np.asarray((images * texts).sum(axis=-1))[: len(prompts)]
 
     def _tokenize(self, prompts: Sequence[str]) -> tuple[Int[np.ndarray, "B L"], Int[np.ndarray, " B"]]:
         sequences = [encoding.ids for encoding in self._tokenizer.encode_batch(list(prompts))]
@@ -128,7 +146,33 @@ class CLIPScorer:
         return ids, np.array([len(sequence) - 1 for sequence in sequences], np.int32)
 
 
-def _read_tokenizer(file: Path) -> tokenizers.Tokenizer:
+def _read_transformers(folder: Path) -> tuple["CLIPConfig", dict[str, Any]]:
+    from janus_jax.evaluation.metrics.clip import clip_config, clip_params
+
+    with prefix_errors(folder / "config.json"):
+        config = clip_config(read_json(folder / "config.json"))
+    tensors = open_tensors(folder / "model.safetensors")
+    with prefix_errors(folder / "model.safetensors"):
+        return config, clip_params(tensors, config)
+
+
+def _read_open_clip(weights: Path) -> tuple["CLIPConfig", dict[str, Any]]:
+    from janus_jax.evaluation.metrics.open_clip import VIT_H_14, open_clip_config, open_clip_params
+
+    file = weights.parent / OPEN_CLIP_CONFIG
+    with prefix_errors(file):
+        config = open_clip_config(read_json(file).get("model_cfg", {}) if file.exists() else VIT_H_14)
+    tensors = open_tensors(weights)
+    with prefix_errors(weights):
+        return config, open_clip_params(tensors, config)
+
+
+def read_tokenizer(file: Path) -> tokenizers.Tokenizer:
+    """Returns CLIP's tokenizer.
+
+    Raises:
+      JanusError: The file is missing or malformed.
+    """
     content = read_text(file)
     try:
         return tokenizers.Tokenizer.from_str(content)
