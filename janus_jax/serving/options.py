@@ -63,7 +63,7 @@ def read_api_keys(file: str | None) -> tuple[str, ...]:
     if file is not None:
         path = Path(file)
         with reading(path):
-            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").splitlines()]
+            lines = [line.strip() for line in path.read_text(encoding="utf-8-sig").split("\n")]
         found = [line for line in lines if line and not line.startswith("#")]
         if not found:
             raise JanusError(f"{file} has no API key; write one a line.")
