@@ -159,6 +159,7 @@ def sample(count=2, mesh=None, **settings):
     return sampler(mesh, **settings)(tiny.stacked_params(), prompts, step_keys(0, 3, count, 4))
 
 
+@pytest.mark.slow
 def test_rollouts_do_not_depend_on_their_division():
     whole, parts = sample(), sample(rollout_size=4)
     np.testing.assert_array_equal(whole.images, parts.images)
