@@ -95,8 +95,8 @@ def test_hps_needs_its_weights(folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "model_cfg has no valid 'vision_cfg'"),
-        (VALUES | {"vision_cfg": {"timm_model_name": "vit"}}, "not a CLIP with two plain transformers"),
+        ({}, "model_cfg has no valid 'width'"),
+        (VALUES | {"vision_cfg": {"timm_model_name": "vit"}}, "^The model is not a CLIP with two plain transformers"),
         (VALUES | {"vision_cfg": VALUES["vision_cfg"] | {"layers": [3, 4, 6, 3]}}, "not a CLIP with two plain"),
     ],
 )
