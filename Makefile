@@ -59,7 +59,7 @@ lint: $(VENV)/.test ## style, format and types, and the launchers of clusters
 	@$(PY) -m mypy
 	@$(VENV)/bin/shellcheck .ci/run .ci/wheel_test launch/*/*.sh launch/*/*.sbatch
 	@$(VENV)/bin/hadolint launch/docker/*.Dockerfile
-	@$(PY) .ci/manifests.py launch/gke/*.yaml
+	@$(PY) .ci/manifests.py launch/gke/*.yaml launch/kubernetes/*.yaml
 
 format: $(VENV)/.test ## fix style and format where a tool can
 	@$(PY) -m ruff check --fix

@@ -6,7 +6,7 @@ from setuptools import find_packages, setup
 
 ROOT = Path(__file__).parent
 VERSION = (ROOT / "janus_jax" / "__init__.py").read_text(encoding="utf-8").split('__version__ = "')[1].split('"')[0]
-COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "rewards", "train")
+COMMANDS = ("chat", "compile", "convert", "evaluate", "export", "generate", "prepare", "rewards", "serve", "train")
 
 setup(
     name="janus_jax",
@@ -73,7 +73,9 @@ setup(
             "fastapi>=0.165,<0.170",
             "gradio>=6.31,<7",
             "prometheus-client>=0.26,<0.27",
+            "pydantic>=2.14,<3",
             "python-multipart>=0.0.34,<0.1",
+            "starlette>=1.10,<2",
             "uvicorn>=0.54,<0.60",
         ],
         "gcs": ["fsspec>=2026.9,<2027", "gcsfs>=2026.9,<2027"],  # buckets: --workdir gs://...

@@ -1,4 +1,4 @@
-"""Validates JobSet manifests: python .ci/manifests.py FILE...
+"""Validates manifests of Kubernetes: python .ci/manifests.py FILE...
 
 kubernetes-validate has the schemas of Kubernetes but not of JobSet, so this file lists the JobSet fields that our
 manifests use (sigs.k8s.io/jobset, api/jobset/v1alpha2/jobset_types.go). The jobs in a JobSet are validated as batch/v1.
@@ -31,7 +31,9 @@ VALUES = {
 
 
 def errors(document: dict[str, Any]) -> list[str]:
-    """Returns the errors of a JobSet."""
+    """Returns the errors of a manifest."""
+    if document.get("kind") != "JobSet":
+        return invalid(document, str(document.get("kind")))
     found = [] if document.get("apiVersion") == "jobset.x-k8s.io/v1alpha2" else ["apiVersion is not that of a JobSet"]
 
     def check(value: Any, where: str) -> None:
@@ -49,14 +51,21 @@ def errors(document: dict[str, Any]) -> list[str]:
     check(document, "")
     for job in document["spec"]["replicatedJobs"]:
         manifest = {"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": job["name"]}} | job["template"]
-        try:
-            kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
-        except kubernetes_validate.ValidationError as error:
-            found.append(f"{job['name']}: {'.'.join(map(str, error.path))}: {error.message}")
+        found += invalid(manifest, job["name"])
     return found
 
 
+def invalid(manifest: dict[str, Any], name: str) -> list[str]:
+    """Returns the errors of a manifest whose schema kubernetes-validate has."""
+    try:
+        kubernetes_validate.validate(manifest, kubernetes_validate.latest_version(), strict=True)
+    except kubernetes_validate.ValidationError as error:
+        return [f"{name}: {'.'.join(map(str, error.path))}: {error.message}"]
+    return []
+
+
 if __name__ == "__main__":
-    found = [f"{file}: {error}" for file in sys.argv[1:] for error in errors(yaml.safe_load(Path(file).read_text()))]
+    documents = [(file, one) for file in sys.argv[1:] for one in yaml.safe_load_all(Path(file).read_text())]
+    found = [f"{file}: {error}" for file, document in documents for error in errors(document)]
     print("\n".join(found) or "All manifests are valid.")
     sys.exit(bool(found))

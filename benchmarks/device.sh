@@ -11,7 +11,7 @@
 # Each part has a budget in seconds and ends after it. The budgets add up to less than LIMIT; for other models or slower
 # machines, BUDGET_PERCENT scales them. OUT receives a log per part, device.json (one line of JSON with the results and
 # the state of every part, also printed at the end) and tables.md. `python -m benchmarks.device_tables OUT/device.json
-# --write` writes the tables to docs/performance.md. The parts need jax, flax, optax and the packages of inference only.
+# --write_docs` writes the tables to docs/performance.md. The parts need jax, flax, optax and the packages of inference only.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 out=${1:?usage: benchmarks/device.sh OUT}

@@ -1,11 +1,17 @@
 """Makes the tables of docs/performance.md from the results of benchmarks/device.sh.
 
     python -m benchmarks.device_tables OUT/device.json
-    python -m benchmarks.device_tables OUT/device.json --write
+    python -m benchmarks.device_tables OUT/device.json --write_docs
 
-The first command prints the tables, the second writes them to docs/performance.md.
+The first command prints the tables, the second writes them to docs/performance.md. The tables compare training steps
+with reports of janus-compile in device_estimates.jsonl, for the same device, model, stage and batch:
+
+    janus-compile --config janus_pro_1b --config.stage=1 --config.stages.stage_1.batch_size=8 \\
+        --config.stages.stage_1.budget.und_images=2 --config.stages.stage_1.budget.gen_images=3 \\
+        --config.resources.remat=full --config.resources.microbatches=1 --topology h200:1x1 --json REPORT
 """
 
+import functools
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -16,10 +22,11 @@ from absl import flags
 from benchmarks.shared import insert_table, markdown_table
 from janus_jax.commands import cli
 
-_WRITE = flags.DEFINE_bool("write", False, "write the tables to docs/performance.md instead of the terminal")
+_WRITE = flags.DEFINE_bool("write_docs", False, "write the tables to docs/performance.md instead of the terminal")
 
 DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 MARKER = "device"
+REPORTS = Path(__file__).parent / "device_estimates.jsonl"
 
 Part = Mapping[str, Any]
 
@@ -48,16 +55,42 @@ def training(parts: Sequence[Part]) -> Iterator[Sequence[str]]:
         prefixes = (name.removesuffix("_ms") for name in part if name.startswith("stage_") and name.endswith("l_ms"))
         for prefix in prefixes:
             found = {name: part.get(f"{prefix}_{name}") for name in ("mfu", "used_gib")}
+            mfu, used = ("" if value is None else f"{value:.2f}" for value in found.values())
+            stage = prefix.split("_")[1]
+            estimate = estimates().get((part["device"], part["model"], int(stage), part["rows"], part["length"]), {})
             yield (
                 part["model"],
-                prefix.split("_")[1],
+                stage,
                 f"{part['rows']} x {part['length']}",
                 f"{part[f'{prefix}_ms']:.0f}",
+                estimate.get("ms", ""),
+                mfu,
+                estimate.get("mfu", ""),
                 f"{part[f'{prefix}_tokens_per_second']:,.0f}",
-                *("" if value is None else f"{value:.2f}" for value in found.values()),
-                f"{part[f'{prefix}_peak_gib']:.2f}",
+                used,
+                f"{part[f'{prefix}_peak_gib']:.1f}",
+                estimate.get("gib", ""),
                 f"{part[f'{prefix}_compile_s']:.0f}",
             )
+
+
+@functools.cache
+def estimates() -> dict[tuple[Any, ...], dict[str, str]]:
+    """Returns the estimates of janus-compile by device, model, stage, sequences and their length."""
+    found = {}
+    for report in map(json.loads, REPORTS.read_text().splitlines()):
+        step, mfu = (report["roofline"][name] for name in ("step_seconds", "mfu"))
+        key = tuple(report[name] for name in ("device", "model", "stage", "batch_size", "sequence_length"))
+        found[key] = {
+            "ms": _range(f"{1e3 * step['overlapped']:.0f}", f"{1e3 * step['serial']:.0f}"),
+            "mfu": _range(f"{mfu['serial']:.2f}", f"{mfu['overlapped']:.2f}"),
+            "gib": f"{sum(program['total'] for program in report['programs']) / 2**30:.1f}",
+        }
+    return found
+
+
+def _range(low: str, high: str) -> str:
+    return low if low == high else f"{low} to {high}"
 
 
 def comparison(parts: Sequence[Part]) -> Iterator[Sequence[str]]:
@@ -89,7 +122,8 @@ def tables(parts: Sequence[Part]) -> str:
         "share of the bound",
     ]
     lines += [markdown_table(columns, generation(measured)), ""]
-    columns = ["model", "stage", "batch", "ms", "tokens/s", "MFU", "GiB in use", "GiB by the compiler", "compile s"]
+    columns = ["model", "stage", "batch", "ms", "estimate", "MFU", "estimate", "tokens/s"]
+    columns += ["GiB in use", "by the compiler", "estimate", "compile s"]
     lines += [markdown_table(columns, training(measured)), ""]
     lines += [markdown_table(["model", "figure", "ms", "PyTorch ms", "ratio"], comparison(measured))]
     incomplete = [f"`{part['part']}` ({part['state']})" for part in parts if part["state"] != "done"]

@@ -10,13 +10,14 @@ smaller models.
 The runner and the model alternately process the same batches of questions and prompts from the shapes dataset. The
 runner decodes input images, builds prompts, writes answers to the disk and saves PNG files. The model alone gets
 prepared prompts, and its images are discarded. The overhead is the median, over rounds, of the ratio of both times,
-minus 1.
+minus 1. The serving engine processes the same questions and prompts, also alternately with the runner.
 """
 
 import functools
 import json
 import tempfile
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,6 +33,7 @@ from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig
 from janus_jax.evaluation.generation.generate_images import batch_requests, generate_images, prompt_length
 from janus_jax.evaluation.runner import answer_questions, batch_questions, collect_answers, estimate_length
+from janus_jax.generation.engine import ChatRequest, Engine, EngineOptions, GenerateRequest
 from janus_jax.models.factory import make_model
 from janus_jax.pretrained import Pretrained
 from janus_jax.processing import Processor
@@ -60,19 +62,32 @@ def main(_: Sequence[str]) -> None:
     cli.enable_compilation_cache()
     dtype: Dtype = "float32" if jax.default_backend() == "cpu" else "bfloat16"
     model = janus_jax.load(_MODEL.value, dtype) if _MODEL.value else _random(dtype)
-    sides = {"questions": _questions(model), "images": _images(model)}
+    options = EngineOptions(slots=2 * _BATCH_SIZE.value, rows=(_BATCH_SIZE.value,), steps_per_call=4)
     print(f"{model.config.name}, {dtype}, {jax.device_count()} device(s), batches of {_BATCH_SIZE.value}\n")
-    print(f"{'per second':12}{'runner':>10}{'model alone':>12}{'overhead':>10}")
+    print(f"{'per second':12}{'runner':>10}{'model alone':>12}{'overhead':>10}{'engine':>10}{'engine / runner':>17}")
     results: dict[str, Any] = {}
-    for name, (count, runner, bare) in sides.items():
+    engine = Engine(model, options)
+    engine.start(warm_up=False)
+    sides = {
+        "questions": (*_questions(model), _engine_questions(engine)),
+        "images": (*_images(model), _engine_images(engine)),
+    }
+    for name, (count, runner, bare, served) in sides.items():
         alternate(runner, bare, 1)  # Compiles.
+        served()
         times = alternate(runner, bare, _ROUNDS.value)
         rates = [count / median(seconds) for seconds in times]
         overhead = median_ratio(*times) - 1
-        print(f"{name:12}{rates[0]:10.1f}{rates[1]:12.1f}{overhead:10.1%}")
+        served_times = alternate(served, runner, _ROUNDS.value)
+        rates.append(count / median(served_times[0]))
+        share = 1 / median_ratio(*served_times)
+        print(f"{name:12}{rates[0]:10.1f}{rates[1]:12.1f}{overhead:10.1%}{rates[2]:10.1f}{share:17.2f}")
         results[f"{name}_overhead"] = round(overhead, 4)
-        results |= {f"{name}_per_second_{side}": round(rates[i], 2) for i, side in enumerate(("runner", "bare"))}
+        results[f"{name}_engine_to_runner"] = round(share, 4)
+        names = ("runner", "bare", "engine")
+        results |= {f"{name}_per_second_{side}": round(rates[i], 2) for i, side in enumerate(names)}
         results[f"{name}_count"] = count
+    engine.stop()
     print("\n" + json.dumps(results | machine()))
 
 
@@ -101,6 +116,40 @@ def _questions(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:
         return collect_answers(questions, lambda items: answer_questions(model, items, size), folder, {})
 
     return len(questions), _in_new_folder(runner), bare
+
+
+def _engine_questions(engine: Engine) -> Run:
+    """Returns a function that answers the questions with the engine."""
+    questions = understanding_benchmark.read(Path(), {"split": "test", "per_topic": str(_QUESTIONS.value // 5)})
+    return lambda: _serve(
+        engine,
+        [
+            ChatRequest(
+                messages=question.messages, system_prompt=question.system_prompt, max_new_tokens=question.max_new_tokens
+            )
+            for question in questions
+        ],
+    )
+
+
+def _engine_images(engine: Engine) -> Run:
+    """Returns a function that generates the images with the engine."""
+    requests = generation_benchmark.read(Path(), {"split": "test", "per_category": str(_IMAGES.value // 6)})
+    settings = {"guidance_scale": 2.0, "temperature": 0.7}
+    return lambda: _serve(
+        engine,
+        [
+            GenerateRequest(prompt=request.prompt, prompt_index=request.prompt_index, settings=settings)
+            for request in requests
+        ],
+    )
+
+
+def _serve(engine: Engine, requests: Sequence[ChatRequest | GenerateRequest]) -> None:
+    # Some threads decode images and tokenize prompts while the devices work.
+    with ThreadPoolExecutor(2) as readers:
+        for handle in list(readers.map(engine.submit, requests)):
+            handle.result()
 
 
 def _images(model: janus_jax.Pretrained) -> tuple[int, Run, Run]:

@@ -106,12 +106,15 @@ class Benchmark:
             if not those:
                 continue
             codes = sorted({code for one in those for i, code in enumerate(one["codes"]) if i != one["process"]})
-            seconds, lost = [one["seconds"] for one in those], [one["lost_steps"] for one in those]
+            ended = [one["seconds"] for one in those if not one["went_on"]]
+            seconds = f"{median(ended):>8.1f} {max(ended):>8.1f}" if ended else " " * 17
+            lost = mean(one["lost_steps"] for one in those)
             print(
-                f"{kind:<19} {len(those):>6}  {sum(one['went_on'] for one in those):>7}  {codes!s:<20}  "
-                f"{sum(one['named'] for one in those):>5}  {median(seconds):>8.1f} {max(seconds):>8.1f}        "
-                f"{mean(lost):>5.1f}"
+                f"{kind:<19} {len(those):>6}  {len(those) - len(ended):>7}  {codes!s:<20}  "
+                f"{sum(one['named'] for one in those):>5}  {seconds}        {lost:>5.1f}"
             )
+        early = [one["codes"] for one in self.results if one["seconds"] is None]
+        print(f"starts that ended before their fault: {len(early)} {early or ''}")
 
     @property
     def _bucket_workdir(self) -> Path:

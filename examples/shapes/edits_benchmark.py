@@ -1,10 +1,9 @@
 """Benchmark: edits of scenes of the shapes dataset, scored by the dataset's detector."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
 
 import numpy as np
 from PIL import Image
@@ -22,55 +21,33 @@ from examples.shapes.dataset import (
 )
 from examples.shapes.dataset.records import encode_png
 from examples.shapes.understanding_benchmark import SEED
-from janus_jax.evaluation.benchmark import Answers, AnswerSettings, Benchmark, Choice, Number, Options, Scores
-from janus_jax.evaluation.generation.image_requests import PREDICTIONS, ImageRequest, generated_files
+from janus_jax.evaluation.benchmark import Answers, Benchmark, Choice, Number, Options, Scores
+from janus_jax.evaluation.generation.edit_requests import EDIT_OPTIONS, EditRequest
+from janus_jax.evaluation.generation.image_requests import PREDICTIONS, generated_files, requests_for_prompt
 from janus_jax.evaluation.registry import register_benchmark
-from janus_jax.image_files import save_png
 
-STYLE = "janus_4o"
 GUIDANCE_SCALE, IMAGE_GUIDANCE_SCALE, TEMPERATURE = 1.0, 0.0, 0.5
 """Settings of edits."""
 
 
-class EditModel(Protocol):
-    """A model that edits images, such as `Pretrained`."""
-
-    def edit_stream(
-        self, edits: Sequence[tuple[Sequence[Any], str]], n: int = ..., seed: int = ..., **settings: Any
-    ) -> Iterator[Any]: ...
-
-
 @dataclass(frozen=True, kw_only=True)
-class ShapesEdit(ImageRequest):
-    """A request for one edited image."""
+class ShapesEdit(EditRequest):
+    """A request for one edited image, with the scenes before and after."""
 
     edit: SceneEdit = field(repr=False)
 
-    @property
-    def inputs(self) -> list[Any]:
-        """See `ImageRequest`."""
-        return [*super().inputs, self.source]
-
-    @property
-    def source(self) -> bytes:
-        """The source image as a PNG file."""
-        return encode_png(render(self.edit.source))
-
 
 def edit_requests(edits: Sequence[SceneEdit]) -> list[ShapesEdit]:
-    """Returns one request per edit."""
+    """Returns one request per edit; the source images are rendered."""
     return [
         ShapesEdit(
-            id=f"{number:05}",
-            group=str(number),
-            prompt=edit.request.text,
-            prompt_index=number,
-            image_index=0,
-            file=f"{PREDICTIONS}/{number:05}.png",
-            data=Path(),
+            **vars(request),
+            source=encode_png(render(edit.source)),
+            source_name=f"{number:05}",
             edit=edit,
         )
         for number, edit in enumerate(edits)
+        for request in requests_for_prompt(edit.request.text, number, [f"{PREDICTIONS}/{number:05}.png"], Path())
     ]
 
 
@@ -78,25 +55,6 @@ def read(data: Path, options: Options) -> list[ShapesEdit]:
     """Returns random edits, the same number per kind. The results of "test" are held-out combinations."""
     limits = Limits(split=Split(options["split"]))
     return edit_requests(sample_edits(int(options["per_kind"]), limits, SEED))
-
-
-def answer(model: EditModel, items: Sequence[ShapesEdit], settings: AnswerSettings) -> Iterator[Mapping[str, str]]:
-    """Edits the images in batches and saves them as PNG. Yields the file names of a batch by request id."""
-    sampling: dict[str, Any] = {
-        name: float(settings.options[name]) for name in ("guidance_scale", "image_guidance_scale", "temperature")
-    }
-    size = settings.batch_size
-    for start in range(0, len(items), size):
-        batch = items[start : start + size]
-        padded = [*batch, *[batch[-1]] * (size - len(batch))]
-        edits = [([item.source], item.prompt) for item in padded]
-        # The seed of a batch differs, because the images of a batch are numbered from 0.
-        edited = model.edit_stream(
-            edits, seed=settings.seed + batch[0].prompt_index, batch_size=size, style=STYLE, **sampling
-        )
-        for item, result in zip(batch, edited, strict=False):
-            save_png(result.image, settings.folder / item.file, compress_level=1)
-        yield {item.id: item.file for item in batch}
 
 
 def verdicts(items: Sequence[ShapesEdit], answers: Answers) -> list[EditVerdict]:
@@ -142,12 +100,12 @@ BENCHMARK = register_benchmark(
         layout="",
         source="generated",
         read=read,
-        answer=answer,
         score=score,
         write_predictions=write_predictions,
         options={
             "split": Choice("test", "train"),
             "per_kind": Number(50, 1, 10_000, integer=True),
+            **EDIT_OPTIONS,
             "guidance_scale": Number(GUIDANCE_SCALE),
             "image_guidance_scale": Number(IMAGE_GUIDANCE_SCALE),
             "temperature": Number(TEMPERATURE),

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import UInt8
 from PIL import Image
 
-from examples.shapes import edits_benchmark, generation_benchmark, understanding_benchmark
+from examples.shapes import drawings_benchmark, edits_benchmark, generation_benchmark, understanding_benchmark
 from examples.shapes.dataset import (
     DEFAULT_VOCABULARY,
     EditScores,
@@ -21,20 +21,25 @@ from examples.shapes.dataset import (
     SceneEdit,
     Scores,
     Split,
+    Transcript,
     Verdict,
     Vocabulary,
     chance_of_answers,
+    chance_of_drawings,
     chance_of_edits,
     chance_of_images,
     is_correct,
+    sample_drawing_tasks,
     sample_edits,
     sample_prompts,
     sample_questions,
     score_answers,
     score_edit_verdicts,
+    score_transcripts,
     score_verdicts,
 )
-from janus_jax.evaluation.benchmark import AnswerSettings, Benchmark, ItemT
+from janus_jax.evaluation.benchmark import AnswerSettings, Benchmark, Item, Options
+from janus_jax.evaluation.generation.edit_requests import EditModel, generate_edits
 from janus_jax.evaluation.generation.generate_images import ImageModel, generate_images
 from janus_jax.evaluation.results import items_digest
 from janus_jax.evaluation.runner import ChatModel, OnProgress, answer_questions, collect_answers
@@ -49,6 +54,7 @@ class ShapesProtocol:
       per_topic: Questions per topic.
       per_category: Prompts per category of GenEval. One image is generated for each prompt.
       per_kind: Edits per kind.
+      per_plot: Conversations about drawings per plot.
       guidance_scale: Guidance scale of image generation.
       temperature: Temperature of image generation. Answers are sampled greedily.
       vocabulary: Vocabulary of questions and prompts.
@@ -61,6 +67,7 @@ class ShapesProtocol:
     per_topic: int = 100
     per_category: int = 50
     per_kind: int = 50
+    per_plot: int = 50
     guidance_scale: float = generation_benchmark.GUIDANCE_SCALE
     temperature: float = generation_benchmark.TEMPERATURE
     vocabulary: Vocabulary = DEFAULT_VOCABULARY
@@ -109,6 +116,15 @@ class EditingResult:
     verdicts: Sequence[EditVerdict]
     scores: EditScores
     chance: EditScores
+
+
+@dataclass(frozen=True)
+class DrawingResult:
+    """Conversations about drawings, their scores, and the scores of random replies."""
+
+    transcripts: Sequence[Transcript]
+    scores: Scores
+    chance: Scores
 
 
 def evaluate_understanding(
@@ -183,7 +199,7 @@ def evaluate_generation(
 
 
 def evaluate_editing(
-    model: edits_benchmark.EditModel,
+    model: EditModel,
     folder: Path,
     protocol: ShapesProtocol = ShapesProtocol(),
     *,
@@ -201,15 +217,51 @@ def evaluate_editing(
     limits = Limits(protocol.vocabulary, protocol.split)
     edits = sample_edits(protocol.per_kind, limits, protocol.sample_seed)
     requests = edits_benchmark.edit_requests(edits)
-    benchmark = edits_benchmark.BENCHMARK
-    options = benchmark.resolve_options({name: str(value) for name, value in sampling.items()})
-    run = AnswerSettings(folder, options, protocol.seed, protocol.batch_size)
-    answers = _answers(benchmark, model, requests, run, fingerprint, on_progress)
-    files = {id: str(folder / file) for id, file in answers.items()}
+    options = _options(edits_benchmark.BENCHMARK, sampling)
+    found = collect_answers(
+        requests,
+        lambda left: generate_edits(
+            model, left, folder, options=options, seed=protocol.seed, batch_size=protocol.batch_size
+        ),
+        folder,
+        _settings(fingerprint, requests, options, protocol),
+        on_progress=on_progress,
+    )
+    files = {id: str(folder / file) for id, file in (found or {}).items()}
     verdicts = edits_benchmark.verdicts(requests, files)
     images = [np.asarray(Image.open(files[request.id])) for request in requests]
     scores = score_edit_verdicts([edit.request for edit in edits], verdicts)
     return EditingResult(edits, images, verdicts, scores, chance_of_edits(edits, protocol.vocabulary))
+
+
+def evaluate_drawing(
+    model: drawings_benchmark.DrawingModel,
+    folder: Path,
+    protocol: ShapesProtocol = ShapesProtocol(),
+    *,
+    fingerprint: str = "",
+    on_progress: OnProgress = lambda done, total: None,
+    **sampling: float,
+) -> DrawingResult:
+    """Returns conversations in which a model draws, with scores. The arguments are those of `evaluate_editing`.
+
+    Raises:
+      JanusError: The folder contains an evaluation of another model or with other settings.
+    """
+    tasks = sample_drawing_tasks(protocol.split, protocol.per_plot, protocol.sample_seed, protocol.vocabulary)
+    items = drawings_benchmark.drawing_items(tasks)
+    options = _options(drawings_benchmark.BENCHMARK, sampling)
+    run = AnswerSettings(folder, options, protocol.seed, protocol.batch_size)
+    found = collect_answers(
+        items,
+        lambda left: drawings_benchmark.answer(model, left, run),
+        folder,
+        _settings(fingerprint, items, options, protocol),
+        on_progress=on_progress,
+    )
+    answers = found or {}
+    transcripts = [drawings_benchmark.transcript(item, answers[item.id]) for item in items]
+    return DrawingResult(transcripts, score_transcripts(transcripts), chance_of_drawings(tasks))
 
 
 def score_table(understanding: UnderstandingResult, generation: GenerationResult) -> Mapping[str, float]:
@@ -233,19 +285,9 @@ def _named_scores(answers: Scores, images: ImageScores) -> dict[str, float]:
     }
 
 
-def _answers(
-    benchmark: Benchmark[ItemT],
-    model: Any,
-    items: Sequence[ItemT],
-    run: AnswerSettings,
-    fingerprint: str,
-    on_progress: OnProgress,
-) -> Mapping[str, str]:
-    """Returns the answers of a model to the items of a benchmark that answers its items itself."""
-    assert benchmark.answer is not None, "the benchmark answers its items itself"
-    answer = benchmark.answer
-    settings = {"model": fingerprint, "questions": items_digest(items), "options": run.options, "seed": run.seed}
-    return (
-        collect_answers(items, lambda left: answer(model, left, run), run.folder, settings, on_progress=on_progress)
-        or {}
-    )
+def _options(benchmark: Benchmark[Any], given: Mapping[str, float]) -> Options:
+    return benchmark.resolve_options({name: str(value) for name, value in given.items()})
+
+
+def _settings(fingerprint: str, items: Sequence[Item], options: Options, protocol: ShapesProtocol) -> dict[str, Any]:
+    return {"model": fingerprint, "questions": items_digest(items), "options": options, "seed": protocol.seed}

@@ -20,9 +20,9 @@ def test_script_measures_all_parts_without_the_packages_of_training(tmp_path):
     for name in ABSENT:
         (blocked / f"{name}.py").write_text("raise ImportError")
     settings = {"MODELS": "tiny", "BATCHES": "1", "WINDOWS": "2", "TOKENS": "16", "DTYPE": "float32", "STAGES": "1"}
-    settings |= {"LENGTH": "384", "LIMIT": "110", "TORCH": "false"}
+    settings |= {"LENGTH": "512", "LIMIT": "300", "BUDGET_PERCENT": "300", "TORCH": "false"}
     environment = os.environ | settings | {"PYTHON": sys.executable, "PYTHONPATH": str(blocked)}
-    done = subprocess.run([SCRIPT, tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=180)
+    done = subprocess.run([SCRIPT, tmp_path / "out"], env=environment, capture_output=True, text=True, timeout=330)
     errors = "".join(file.read_text() for file in (tmp_path / "out").glob("*.err"))
     parts = json.loads(done.stdout.splitlines()[-1])
     names = ["generate_tiny_none", "generate_tiny_int8", "train_tiny_1", "inference_tiny", "image_tiny"]

@@ -9,6 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from checkpoints_convert import convert, open_checkpoint
+from checkpoints_convert.adapter import LowRank, write_adapter
 from checkpoints_convert.tensor_files import open_tensors
 from janus_jax.config import Execution
 from janus_jax.errors import JanusError
@@ -134,6 +135,13 @@ def test_a_folder_with_8_bits_is_not_converted_again(int8_folder, tmp_path, opti
     ):
         convert(int8_folder, tmp_path / "again", **options)
     assert not (tmp_path / "again").exists()
+
+
+def test_an_adapter_is_not_merged_into_8_bits(int8_folder, tmp_path):
+    change = LowRank(np.ones((1, 64), np.float32), np.ones((64, 1), np.float32), 1.0)
+    write_adapter(tmp_path, {("llm/layers/attn/q/weight", 0): change}, str(int8_folder), "released")
+    with pytest.raises(JanusError, match="merging an adapter needs the checkpoint that they were made from"):
+        open_checkpoint(tmp_path)
 
 
 def test_requests_that_do_not_fit_are_refused(released_folder, int8_folder, tmp_path):

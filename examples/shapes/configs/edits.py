@@ -23,21 +23,21 @@ from janus_jax.training.stage_config import Editing, Initialisation
 STAGE = replace(
     janus.STAGE_3,
     optimizer=OptimizerConfig(
-        learning_rate=5e-4, schedule="cosine", warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.008
+        learning_rate=6e-4, schedule="cosine", warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.01
     ),
-    steps=1800,
+    steps=1900,
     phases=(
         Phase(
             None,
             {
-                "editing": 12,
-                "conversations": 5,
-                "understanding": 2.5,
-                "positions": 0.7,
-                "relations": 1.3,
+                "editing": 16,
+                "conversations": 6,
+                "understanding": 2,
+                "positions": 0.6,
+                "relations": 1.2,
                 "text": 0.2,
-                "generation": 3,
-                "hard_prompts": 1.3,
+                "generation": 2.5,
+                "hard_prompts": 1.2,
             },
         ),
     ),

@@ -23,7 +23,7 @@ from janus_jax.training.stage_config import Initialisation, Stage
 STAGE = Stage(
     trained=("llm/*", "gen_adaptor/*", "gen_head/*"),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=5),
-    steps=150,
+    steps=20,
     batch_size=128,
     phases=(),
     precision=janus.STAGE_1.precision,
@@ -44,7 +44,7 @@ STAGE = Stage(
 RECIPE = Recipe(
     (STAGE,),
     {},
-    intervals=Intervals(report=1, evaluate=50, sample=50, save=10),
+    intervals=Intervals(report=1, evaluate=10, sample=10, save=10),
     resources=replace(janus.RECIPE.resources, microbatches=2),
 )
 

@@ -5,6 +5,7 @@ from janus_jax.generation.engine.handle import Completion, Handle
 from janus_jax.generation.engine.options import EngineOptions
 from janus_jax.generation.engine.requests import (
     ChatRequest,
+    ConverseRequest,
     EditRequest,
     Event,
     Failed,
@@ -21,6 +22,7 @@ from janus_jax.generation.engine.requests import (
 __all__ = [
     "ChatRequest",
     "Completion",
+    "ConverseRequest",
     "EditRequest",
     "Engine",
     "EngineClosed",

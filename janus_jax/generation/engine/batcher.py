@@ -255,7 +255,7 @@ class Batcher:
         padded = [*prompts, *[prompts[-1]] * (size - len(prompts))]
         batch = self._right_pad([prompt.sequence for prompt in padded], bucket)
         if has_images:
-            batch = self._with_encoded_images(batch, [prompt.sequence for prompt in padded])
+            batch = self._with_encoded_images(batch, padded)
         lengths = np.array(list(map(len, padded)), np.int32)
         prefilled = device.prefill(self._model.model, self._model.params, batch, lengths)
         for index, prompt in enumerate(prompts):
@@ -277,12 +277,12 @@ class Batcher:
         names = ("tokens", "segment_ids", "positions", "und_patch_index", "gen_token_index")
         return batch._replace(**{name: shift(getattr(batch, name)) for name in names})
 
-    def _with_encoded_images(self, batch: Batch, sequences: Sequence[TokenSequence]) -> Batch:
+    def _with_encoded_images(self, batch: Batch, prompts: Sequence[Prompt]) -> Batch:
         """Adds the embeddings of input images and the tokens of context images, padded to the most that fit."""
         config = self._model.config
         length, num_patches = batch.shape[1], config.und_encoder.num_patches
-        encoded = [self._encode(sequence.und_images, "input") for sequence in sequences]
-        shape = (len(sequences), length // (num_patches + 1), num_patches, config.llm.width)
+        encoded = [self._encode(prompt.sequence.und_images, "input") for prompt in prompts]
+        shape = (len(prompts), length // (num_patches + 1), num_patches, config.llm.width)
         features = np.zeros(shape, self._model.model.execution.dtype)
         for row, images in zip(features, encoded, strict=True):
             for number, image in enumerate(images):
@@ -290,10 +290,16 @@ class Batcher:
         batch = batch._replace(und_features=features)
         if not isinstance(self._model.model, Janus):
             return batch
-        ids = np.zeros((len(sequences), length // (config.num_gen_tokens + 1), config.num_gen_tokens), np.int32)
-        for row, sequence in zip(ids, sequences, strict=True):
-            for number, tokens in enumerate(self._encode(sequence.gen_images, "context")):
-                row[number] = tokens
+        ids = np.zeros((len(prompts), length // (config.num_gen_tokens + 1), config.num_gen_tokens), np.int32)
+        for row, prompt in zip(ids, prompts, strict=True):
+            known = dict(enumerate(prompt.image_tokens))
+            for number in range(prompt.num_token_images):
+                tokens = known.get(number)
+                row[number] = (
+                    self._encode(prompt.sequence.gen_images[number : number + 1], "context")[0]
+                    if tokens is None
+                    else tokens
+                )
         return batch._replace(gen_ids=ids)
 
     def _encode(self, images: UInt8[np.ndarray, "M H W 3"], kind: str) -> list[np.ndarray]:

@@ -18,8 +18,8 @@ from janus_jax.generation.engine.batcher import Batcher, Model
 from janus_jax.generation.engine.flow_job import FlowJob
 from janus_jax.generation.engine.groups import MAX_SEQUENCES, Group
 from janus_jax.generation.engine.handle import Handle
-from janus_jax.generation.engine.job import Job
-from janus_jax.generation.engine.jobs import TokenImageJob, make_job
+from janus_jax.generation.engine.job import ImageJob, Job
+from janus_jax.generation.engine.jobs import make_job
 from janus_jax.generation.engine.options import EngineOptions
 from janus_jax.generation.engine.requests import Event, Failed, Finished, Request
 from janus_jax.sharding import num_data_shards, use_mesh
@@ -230,7 +230,7 @@ class Engine:
                 self._jobs[job] = None
                 if isinstance(job, FlowJob):
                     self._flows.append((job, job.run()))
-                self._waiting.extend((job, group) for group in job.groups)
+                self._waiting.extend((job, group) for group in job.take_new())
             return not self._stops
 
     def _step(self, batcher: Batcher) -> None:
@@ -240,6 +240,9 @@ class Engine:
         self._guard(batcher, batcher.decode)
         self._send_pictures(batcher)
         self._run_flow()
+        with self._changed:
+            # The next part of a conversation comes before requests that have not started.
+            self._waiting.extendleft((job, group) for job in self._jobs for group in job.take_new())
         self._remove_ended(batcher)
 
     def _guard(self, batcher: Batcher, run: Callable[[], object]) -> None:
@@ -276,13 +279,15 @@ class Engine:
 
     def _send_pictures(self, batcher: Batcher) -> None:
         for job in list(self._jobs):
-            if isinstance(job, TokenImageJob):
-                for picture in job.take_pictures():
-                    try:
-                        (image,) = batcher.to_images([picture.tokens])
-                        job.send_picture(picture, image)
-                    except Exception as error:
-                        job.fail(error)
+            if not isinstance(job, ImageJob) or not job.pending:
+                continue
+            pending, job.pending = job.pending, []
+            for picture in pending:
+                try:
+                    (image,) = batcher.to_images([picture.tokens])
+                    job.send_picture(picture, image)
+                except Exception as error:
+                    job.fail(error)
 
     def _run_flow(self) -> None:
         if not self._flows:

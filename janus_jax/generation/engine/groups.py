@@ -1,6 +1,5 @@
 """Prompts and groups of sequences on the host, and their rows in the numbers of a decode call."""
 
-import hashlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,10 +22,12 @@ class Prompt:
 
     Attributes:
       sequence: The tokens and images.
+      image_tokens: Tokens of the sequence's target images as far as they are known. The others are encoded.
       prefilled: Its keys and values, as an entry of a batch of prompts; None before they are computed.
     """
 
     sequence: TokenSequence
+    image_tokens: Sequence[Int[np.ndarray, " N"] | None] = ()
     prefilled: tuple[Prefilled, int] | None = None
 
     def __len__(self) -> int:
@@ -34,17 +35,13 @@ class Prompt:
 
     @property
     def has_images(self) -> bool:
-        """Whether the prompt contains input images or context images."""
-        return len(self.sequence.und_images) + len(self.sequence.gen_images) > 0
+        """Whether the prompt contains images."""
+        return bool((self.sequence.und_patch_index >= 0).any() or (self.sequence.gen_token_index >= 0).any())
 
     @property
-    def digest(self) -> bytes:
-        """Hash of the content. Prompts with equal hashes have equal keys and values."""
-        s = self.sequence
-        content = hashlib.sha256()
-        for array in (s.tokens, s.und_patch_index, s.gen_token_index, s.und_images, s.gen_images):
-            content.update(np.ascontiguousarray(array).data)
-        return content.digest()
+    def num_token_images(self) -> int:
+        """Number of images that the model reads as image tokens."""
+        return max(len(self.sequence.gen_images), len(self.image_tokens))
 
 
 @dataclass(frozen=True)

@@ -1,8 +1,15 @@
-"""Base class of requests in progress."""
+"""Base classes of requests in progress."""
+
+from typing import TYPE_CHECKING
+
+from PIL import Image
 
 from janus_jax.generation.engine.groups import Group
 from janus_jax.generation.engine.handle import Handle
 from janus_jax.generation.engine.requests import Failed, Finished, FinishReason, Usage
+
+if TYPE_CHECKING:
+    from janus_jax.generation.engine.pictures import PendingPicture
 
 
 class Job:
@@ -10,7 +17,7 @@ class Job:
 
     Attributes:
       handle: Receives the events.
-      groups: Groups that wait for rows, or have rows.
+      groups: All groups of the request so far.
       usage: Tokens so far.
     """
 
@@ -18,11 +25,22 @@ class Job:
         self.handle = handle
         self.groups: list[Group] = []
         self.usage = Usage()
+        self._new: list[Group] = []
 
     @property
     def is_done(self) -> bool:
         """Whether the last event was sent."""
         return self.handle.is_done
+
+    def add(self, group: Group) -> None:
+        """Adds a group, which waits for rows."""
+        self.groups.append(group)
+        self._new.append(group)
+
+    def take_new(self) -> list[Group]:
+        """Returns the groups that were added since the last call."""
+        new, self._new = self._new, []
+        return new
 
     def finish(self, reason: FinishReason) -> None:
         """Sends the last event of a request that did not fail."""
@@ -33,3 +51,19 @@ class Job:
         """Sends the last event of a request that failed."""
         if not self.is_done:
             self.handle.send(Failed(error))
+
+
+class ImageJob(Job):
+    """A request that generates image tokens.
+
+    Attributes:
+      pending: Image tokens to decode.
+    """
+
+    def __init__(self, handle: Handle) -> None:
+        super().__init__(handle)
+        self.pending: list[PendingPicture] = []
+
+    def send_picture(self, pending: "PendingPicture", image: Image.Image) -> None:
+        """Sends a decoded image."""
+        raise NotImplementedError

@@ -4,19 +4,21 @@ from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int
 from PIL import Image
 
 from janus_jax.errors import JanusError
 from janus_jax.generation.answers import AnswerDecoder
 from janus_jax.generation.edit_sampler import make_edit_sampler
 from janus_jax.generation.engine.batcher import Model
+from janus_jax.generation.engine.converse_job import ConverseJob
 from janus_jax.generation.engine.flow_job import FlowJob
 from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key_data
 from janus_jax.generation.engine.handle import Handle
-from janus_jax.generation.engine.job import Job
+from janus_jax.generation.engine.job import ImageJob, Job
+from janus_jax.generation.engine.pictures import PendingPicture, ProgressOfImage
 from janus_jax.generation.engine.requests import (
     ChatRequest,
+    ConverseRequest,
     EditRequest,
     PartialPicture,
     Picture,
@@ -34,20 +36,6 @@ from janus_jax.processing import Edit, TokenSequence, guidance_sequences
 _MAX_IMAGES = 256
 
 
-class PendingPicture:
-    """Image tokens to decode.
-
-    Attributes:
-      job: Its request.
-      number: Index of the image in its request.
-      tokens: The image tokens.
-      progress: 1 for a finished image; otherwise the finished part, and `tokens` ends with repeated tokens.
-    """
-
-    def __init__(self, job: "TokenImageJob", number: int, tokens: Int[np.ndarray, " T"], progress: float) -> None:
-        self.job, self.number, self.tokens, self.progress = job, number, tokens, progress
-
-
 class ChatJob(Job):
     """An answer in progress."""
 
@@ -61,18 +49,16 @@ class ChatJob(Job):
         processor = model.processor
         sampling = SamplingConfig(request.temperature, request.top_k, request.top_p)
         (key,) = key_data(request.seed, 0, range(1))
-        stop = (request.stop,) if isinstance(request.stop, str) else tuple(request.stop)
-        if any(not isinstance(one, str) or not one for one in stop):
-            raise JanusError(f"stop is {request.stop!r:.80}; it must be texts that are not empty.")
+        check_stop(request.stop)
         sequence = processor.understanding_sequence(
             request.messages, request.images, request.system_prompt, request.background
         )
         (limit,) = answer_limits([len(sequence)], request.max_new_tokens, max_length)
-        self._decoder = AnswerDecoder(processor.tokenizer, stop, limit)
+        self._decoder = AnswerDecoder(processor.tokenizer, request.stop, limit)
         self._sent = 0
         self.usage = Usage(prompt_tokens=len(sequence))
         settings = GroupSettings(False, sampling, stop_tokens=(processor.tokenizer.special.eos,))
-        self.groups = [Group((Prompt(sequence),), settings, key, limit, self._receive, self.fail)]
+        self.add(Group((Prompt(sequence),), settings, key, limit, self._receive, self.fail))
 
     def _receive(self, tokens: Sequence[int]) -> bool:
         self._decoder.read(tokens)
@@ -85,7 +71,7 @@ class ChatJob(Job):
         return self._decoder.finished
 
 
-class TokenImageJob(Job):
+class TokenImageJob(ImageJob):
     """Images of Janus in progress."""
 
     def __init__(
@@ -108,58 +94,27 @@ class TokenImageJob(Job):
           partial_images: Number of unfinished pictures of each image.
         """
         super().__init__(handle)
-        config = model.config
-        self._num_tokens = config.num_gen_tokens
-        self._grid = int(self._num_tokens**0.5)
-        self._partial_images = partial_images
-        self._tokens: list[list[int]] = [[] for _ in keys]
-        self._pending: list[PendingPicture] = []
-        self._sent = 0
+        self._left = len(keys)
         self.usage = Usage(prompt_tokens=len(sequences[0]))
         settings = GroupSettings(True, sampler.sampling, sampler.guidance)
         # The prompts are shared, so that they are computed once.
         prompts = tuple(map(Prompt, sequences))
-        self.groups = [
-            Group(prompts, settings, key, self._num_tokens, self._receiver(number), self.fail)
-            for number, key in enumerate(keys)
-        ]
-
-    def take_pictures(self) -> list[PendingPicture]:
-        """Returns the images whose tokens were completed since the last call."""
-        pending, self._pending = self._pending, []
-        return pending
+        count = model.config.num_gen_tokens
+        for number, key in enumerate(keys):
+            progress = ProgressOfImage(self, number, count, partial_images)
+            self.add(Group(prompts, settings, key, count, progress.receive, self.fail))
 
     def send_picture(self, pending: PendingPicture, image: Image.Image) -> None:
-        """Sends a decoded image."""
+        """See `ImageJob`."""
         if self.is_done:
             return
         if pending.progress < 1:
             self.handle.send(PartialPicture(pending.number, image, pending.progress))
             return
-        self.handle.send(Picture(pending.number, image))
-        self._sent += 1
-        if self._sent == len(self._tokens):
+        self.handle.send(Picture(pending.number, image, pending.tokens))
+        self._left -= 1
+        if not self._left:
             self.finish("stop")
-
-    def _receiver(self, number: int) -> Any:
-        def receive(new: Sequence[int]) -> bool:
-            tokens = self._tokens[number]
-            part = len(tokens) * (self._partial_images + 1) // self._num_tokens
-            tokens.extend(new)
-            self.usage += Usage(completion_tokens=len(new))
-            finished = len(tokens) == self._num_tokens
-            if finished or len(tokens) * (self._partial_images + 1) // self._num_tokens > part:
-                self._pending.append(PendingPicture(self, number, self._filled(tokens), len(tokens) / self._num_tokens))
-            return finished
-
-        return receive
-
-    def _filled(self, tokens: list[int]) -> Int[np.ndarray, " T"]:
-        """Returns the tokens followed by tokens that repeat those above."""
-        filled = list(tokens)
-        for position in range(len(tokens), self._num_tokens):
-            filled.append(filled[position - self._grid] if position >= self._grid else filled[position - 1])
-        return np.array(filled, np.int32)
 
 
 def make_job(request: Request, model: Model, handle: Handle, max_length: int) -> Job:
@@ -174,12 +129,15 @@ def make_job(request: Request, model: Model, handle: Handle, max_length: int) ->
     Raises:
       JanusError: The request is invalid, or longer than `max_length`.
     """
+    if isinstance(request, ConverseRequest):
+        check_stop(request.stop)
+        _check_partial_images(request.partial_images)
+        return ConverseJob(request, model, handle, max_length)
     if isinstance(request, ChatRequest):
         return ChatJob(request, model, handle, max_length)
     if not isinstance(request.n, int) or not 1 <= request.n <= _MAX_IMAGES:
         raise JanusError(f"n is {request.n!r}; it must be a whole number from 1 to {_MAX_IMAGES}.")
-    if not isinstance(request.partial_images, int) or request.partial_images < 0:
-        raise JanusError(f"partial_images is {request.partial_images!r}; it must be a whole number from 0 on.")
+    _check_partial_images(request.partial_images)
     sampler: Any
     if isinstance(request, EditRequest):
         sampler = make_edit_sampler(model.config, **request.settings)
@@ -201,3 +159,18 @@ def make_job(request: Request, model: Model, handle: Handle, max_length: int) ->
         return FlowJob(sequences[0], sampler, random_keys, model, handle, request.partial_images)
     keys = key_data(request.seed, prompt, numbers)
     return TokenImageJob(sequences, sampler, keys, model, handle, request.partial_images)
+
+
+def check_stop(stop: str | Sequence[str]) -> None:
+    """Checks the stop strings of a request.
+
+    Raises:
+      JanusError: One of them is empty.
+    """
+    if any(not isinstance(one, str) or not one for one in ((stop,) if isinstance(stop, str) else stop)):
+        raise JanusError(f"stop is {stop!r:.80}; it must be texts that are not empty.")
+
+
+def _check_partial_images(number: int) -> None:
+    if not isinstance(number, int) or number < 0:
+        raise JanusError(f"partial_images is {number!r}; it must be a whole number from 0 on.")

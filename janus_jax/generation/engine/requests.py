@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
+from jaxtyping import Int
 from PIL import Image
 
-from janus_jax.processing import Background, ImageSource, Message
+from janus_jax.processing import Background, Drawing, ImageSource, Message
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """Why a request has finished.
@@ -94,7 +96,20 @@ class EditRequest:
     partial_images: int = 0
 
 
-Request = ChatRequest | GenerateRequest | EditRequest
+@dataclass(frozen=True, kw_only=True)
+class ConverseRequest(ChatRequest):
+    """A conversation in which the model may draw. The answer equals that of `Pretrained.converse`.
+
+    Attributes:
+      drawing: Settings of `DrawingSampler`.
+      partial_images: See `GenerateRequest`.
+    """
+
+    drawing: Mapping[str, Any] = field(default_factory=dict)
+    partial_images: int = 0
+
+
+Request = ChatRequest | ConverseRequest | GenerateRequest | EditRequest
 
 
 @dataclass(frozen=True)
@@ -139,17 +154,25 @@ class PartialPicture:
     progress: float
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Picture:
     """A finished image.
 
     Attributes:
       number: Index of the image in its request. Images may finish in any order.
       image: The image.
+      tokens: Its image tokens. None for JanusFlow.
     """
 
     number: int
     image: Image.Image
+    tokens: Int[np.ndarray, " T"] | None = None
+
+    @property
+    def drawing(self) -> Drawing:
+        """The image with its tokens, for the next turn of a conversation that draws."""
+        assert self.tokens is not None
+        return Drawing(self.image, self.tokens)
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,103 @@
+"""The application: routes, authentication, limits and errors."""
+
+from collections.abc import Awaitable, Callable
+
+import fastapi
+from fastapi.middleware.cors import CORSMiddleware
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
+
+from janus_jax.generation.engine import Engine
+from janus_jax.serving import chat, pictures
+from janus_jax.serving.bodies import BodyLimit
+from janus_jax.serving.errors import ApiError, add_handlers, to_api_error
+from janus_jax.serving.images import PictureStore
+from janus_jax.serving.metrics import Metrics
+from janus_jax.serving.options import ServerOptions
+from janus_jax.serving.service import Service
+
+router = fastapi.APIRouter()
+
+
+def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fastapi.FastAPI:
+    """Returns the application of a server. The caller starts and stops the engine.
+
+    Args:
+      engine: The engine.
+      name: Name of the model for clients.
+      side: Side of the model's pictures in pixels.
+      options: Options of the server.
+    """
+    # The documentation pages load scripts from the web.
+    app = fastapi.FastAPI(title="janus_jax", docs_url=None, redoc_url=None)
+    metrics = Metrics(engine)
+    app.state.service = Service(engine, name, side, options, metrics, PictureStore(options.kept_pictures))
+    add_handlers(app)
+    for one in (router, chat.router, pictures.router):
+        app.include_router(one)
+    # The middleware added first is the innermost: its errors reach the handlers above.
+    app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
+    app.middleware("http")(_guard)
+    if options.cors_origins:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+        )
+    return app
+
+
+async def _guard(request: fastapi.Request, call: Callable[[fastapi.Request], Awaitable[Response]]) -> Response:
+    """Checks the API key, and counts responses."""
+    service = Service.of(request)
+    try:
+        if request.url.path.startswith("/v1/"):
+            _check_key(request, service.options)
+        response = await call(request)
+    except Exception as error:
+        response = to_api_error(error).response()
+    route = getattr(request.scope.get("route"), "path", "other")
+    service.metrics.responses.labels(route, response.status_code).inc()
+    return response
+
+
+def _check_key(request: fastapi.Request, options: ServerOptions) -> None:
+    if not options.api_keys:
+        return
+    scheme, _, key = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not options.accepts(key.strip()):
+        raise ApiError(401, "The API key is missing or wrong; send Authorization: Bearer KEY.", code="invalid_api_key")
+
+
+@router.get("/v1/models")
+async def models(request: fastapi.Request) -> JSONResponse:
+    """Lists the model."""
+    return JSONResponse({"object": "list", "data": [_model(Service.of(request))]})
+
+
+@router.get("/v1/models/{name:path}")
+async def model(name: str, request: fastapi.Request) -> JSONResponse:
+    """Returns the model."""
+    service = Service.of(request)
+    service.check_model(name)
+    return JSONResponse(_model(service))
+
+
+def _model(service: Service) -> dict[str, str | int]:
+    return {"id": service.name, "object": "model", "created": service.created, "owned_by": "janus_jax"}
+
+
+@router.get("/health")
+async def health() -> PlainTextResponse:
+    """Answers while the process runs."""
+    return PlainTextResponse("ok")
+
+
+@router.get("/ready")
+async def ready(request: fastapi.Request) -> PlainTextResponse:
+    """Answers with 200 while the engine accepts requests, and with 503 before and after."""
+    is_ready = Service.of(request).engine.is_ready
+    return PlainTextResponse("ready" if is_ready else "not ready", 200 if is_ready else 503)
+
+
+@router.get("/metrics")
+async def metrics(request: fastapi.Request) -> Response:
+    """Returns the metrics for Prometheus."""
+    return Response(Service.of(request).metrics.page(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,125 @@
+"""Events of the engine in the server's event loop."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
+from dataclasses import dataclass
+
+import fastapi
+
+from janus_jax.generation.engine import (
+    Engine,
+    Event,
+    Failed,
+    Finished,
+    Handle,
+    PartialPicture,
+    Picture,
+    Request,
+    TextPiece,
+    Usage,
+)
+from janus_jax.serving.errors import ApiError, failed
+from janus_jax.serving.metrics import RequestTimer
+
+_POLL_SECONDS = 0.5
+"""Time between two looks at whether a client is still connected."""
+
+
+@dataclass(eq=False)
+class EventStream:
+    """Events of one submitted request.
+
+    Attributes:
+      handle: Handle of the request.
+      queue: Its events.
+      deadline: Time of the event loop at which the request is cancelled.
+      timer: Measures the request.
+    """
+
+    handle: Handle
+    queue: "asyncio.Queue[Event]"
+    deadline: float
+    timer: RequestTimer
+
+    async def events(self, client: fastapi.Request | None = None) -> AsyncGenerator[Event]:
+        """Yields the events of the request; cancels it if the caller stops.
+
+        Args:
+          client: The HTTP request of a client that waits for the whole answer. The request is cancelled when the client
+            disconnects. The server itself ends an answer that is streamed.
+
+        Raises:
+          ApiError: The request failed or took too long, or the client disconnected.
+        """
+        loop = asyncio.get_running_loop()
+        try:
+            while True:
+                remaining = self.deadline - loop.time()
+                if remaining <= 0:
+                    raise ApiError(504, "The request took longer than the server allows.", code="timeout")
+                try:
+                    event = await asyncio.wait_for(self.queue.get(), min(_POLL_SECONDS, remaining))
+                except TimeoutError:
+                    if client is not None and await client.is_disconnected():
+                        raise ApiError(499, "The client closed the connection.", code="disconnected") from None
+                    continue
+                self.timer.saw(event)
+                if isinstance(event, Failed):
+                    raise failed(event.error)
+                yield event
+                if isinstance(event, Finished):
+                    return
+        finally:
+            self.handle.cancel()
+            self.timer.end()
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A whole answer: its text, its pictures in order, and its last event."""
+
+    text: str
+    pictures: list[Picture]
+    finished: Finished
+
+
+async def submit(engine: Engine, request: Request, timeout: float, timer: RequestTimer) -> EventStream:
+    """Submits a request. It is checked and tokenized in a thread, so that other requests go on.
+
+    Raises:
+      JanusError, Overloaded, EngineClosed: See `Engine.submit`.
+    """
+    loop = asyncio.get_running_loop()
+    queue: asyncio.Queue[Event] = asyncio.Queue()
+
+    def receive(event: Event) -> None:
+        # After the loop has ended nobody waits for the event.
+        with contextlib.suppress(RuntimeError):
+            loop.call_soon_threadsafe(queue.put_nowait, event)
+
+    deadline = loop.time() + timeout
+    handle = await asyncio.to_thread(engine.submit, request, receive)
+    return EventStream(handle, queue, deadline, timer)
+
+
+async def collect(streams: Sequence[EventStream], client: fastapi.Request) -> Answer:
+    """Waits for the end of requests, and returns their text and pictures together.
+
+    Raises:
+      ApiError: See `EventStream.events`.
+    """
+    text, pictures, usage, reason = "", [], Usage(), None
+    for stream in streams:
+        async with contextlib.aclosing(stream.events(client)) as events:
+            async for event in events:
+                if isinstance(event, TextPiece):
+                    text += event.text
+                elif isinstance(event, Picture):
+                    pictures.append(event)
+                elif isinstance(event, Finished):
+                    usage, reason = usage + event.usage, event.reason
+                else:
+                    assert isinstance(event, PartialPicture)
+    assert reason is not None
+    return Answer(text, sorted(pictures, key=lambda picture: picture.number), Finished(reason, usage))
