@@ -102,7 +102,7 @@ def dead_url():
 
 
 def score(*urls, **options):
-    options = {"urls": urls, "batch_size": 2, "wait_seconds": 10, **options}
+    options = {"urls": urls, "batch_size": 2, "wait_seconds": 60, **options}
     return make_reward("http", options)(PROMPTS, IMAGES, METADATA)
 
 
@@ -184,7 +184,7 @@ def test_a_dead_service_ends_the_call_with_a_retryable_error():
     begin = time.monotonic()
     with pytest.raises(RewardUnavailable, match=rf"at {urls[0]}, {urls[1]} has not answered for .*ConnectionError"):
         score(*urls, wait_seconds=0.3)
-    assert 0.3 < time.monotonic() - begin < 5
+    assert 0.3 < time.monotonic() - begin < 30
     assert RewardUnavailable.exit_code == ExitCode.STORAGE_UNAVAILABLE
 
 
@@ -208,7 +208,7 @@ def test_an_error_in_one_batch_does_not_wait_for_a_dead_replica():
     begin = time.monotonic()
     with Service((400, {"detail": "no"}, 0)) as service, pytest.raises(JanusError, match="status 400"):
         score(service.url, dead_url(), wait_seconds=60)
-    assert time.monotonic() - begin < 5
+    assert time.monotonic() - begin < 30
 
 
 @pytest.mark.parametrize(

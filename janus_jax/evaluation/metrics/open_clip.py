@@ -50,10 +50,10 @@ def open_clip_config(values: Mapping[str, Any]) -> CLIPConfig:
     Raises:
       JanusError: A field is missing or not a number, or the architecture is not a plain CLIP with a vision transformer.
     """
+    vision, text = values.get("vision_cfg", {}), values.get("text_cfg", {})
+    if "timm_model_name" in vision or "hf_model_name" in text or not isinstance(vision.get("layers", 0), int):
+        raise JanusError("The model is not a CLIP with two plain transformers; use a ViT model of open_clip.")
     try:
-        vision, text = values["vision_cfg"], values["text_cfg"]
-        if "timm_model_name" in vision or "hf_model_name" in text or not isinstance(vision["layers"], int):
-            raise JanusError("The model is not a CLIP with two plain transformers; use a ViT model of open_clip.")
         activation = "quick_gelu" if values.get("quick_gelu") else "gelu"
         vision_heads = int(vision["width"]) // int(vision.get("head_width", 64))
         return CLIPConfig(

@@ -14,7 +14,7 @@ from janus_jax.evaluation.metrics import open_clip
 from janus_jax.evaluation.metrics.clip import CLIP, clip_shapes
 from janus_jax.evaluation.metrics.clip_score import CLIPScorer
 from janus_jax.evaluation.metrics.open_clip import VIT_H_14, open_clip_config, open_clip_params
-from janus_jax.rewards import make_reward
+from janus_jax.rewards import clip, make_reward
 from tests.golden.make_open_clip import FOLDER, pseudo_weight
 from tests.golden.pseudo_weights import uniform
 
@@ -70,7 +70,9 @@ def test_the_rewards_are_cosines(folder, monkeypatch):
     for name in ("clip_score", "hps"):
         reward = make_reward(name, {"folder": str(folder), "weights": str(weights)})
         np.testing.assert_allclose(reward(prompts, images, [{}] * 3), expected, rtol=1e-4, atol=1e-5)
+        # Without the config, the architecture is the built-in one.
         (folder / "open_clip_config.json").unlink(missing_ok=True)
+        clip._scorer.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -93,8 +95,8 @@ def test_hps_needs_its_weights(folder):
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({}, "model_cfg has no valid 'vision_cfg'"),
-        (VALUES | {"vision_cfg": {"timm_model_name": "vit"}}, "not a CLIP with two plain transformers"),
+        ({}, "model_cfg has no valid 'width'"),
+        (VALUES | {"vision_cfg": {"timm_model_name": "vit"}}, "^The model is not a CLIP with two plain transformers"),
         (VALUES | {"vision_cfg": VALUES["vision_cfg"] | {"layers": [3, 4, 6, 3]}}, "not a CLIP with two plain"),
     ],
 )

@@ -48,8 +48,9 @@ def check(variant):
     lines = logged(workdir, *NAMES)
     assert [line["step"] for line in lines] == [1, 2, 3, 4]
     assert all(line["reward"] == line["reward/brightness"] for line in lines)
-    # The policy starts as the reference, and its updates move it away.
-    assert lines[0]["kl"] < (1e-8 if variant != "guided, four updates" else 0.1)
+    # The policy starts as the reference, and its updates move it away. The metric is a mean over the updates of a step.
+    if VARIANTS[variant].get("minibatches", 1) == 1:
+        assert lines[0]["kl"] < 1e-8
     assert lines[-1]["kl"] > 1e-5
     return lines, state
 
