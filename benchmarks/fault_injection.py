@@ -173,7 +173,7 @@ def _later(seconds: float, action: Callable[..., None], *arguments: Any) -> None
 
 
 def main() -> None:
-    """Runs jobs until the standard input ends. A job is a JSON line; the answer are exit codes and times of its end."""
+    """Runs jobs until the standard input ends. Reads a JSON line for each job; prints exit codes and end times."""
     import janus_jax.training.stage  # noqa: F401
     from janus_jax.commands.train import run
 

@@ -152,7 +152,7 @@ def _answer_tokens(processor: Processor, choices: Sequence[str]) -> _AnswerToken
                 f"The answers {other!r} and {choices[index]!r} begin with the same token; choose answers that the "
                 f"model's tokenizer distinguishes."
             )
-    # The same word with the other case of its first letter, if it begins with a token of its own.
+    # The same word with the other case of its first letter, if it begins with another token.
     others = [tokens_of(choice[:1].swapcase() + choice[1:]) for choice in choices]
     others = [answer[len(prefix) :][:1] if answer[: len(prefix)] == prefix else [] for answer in others]
     counts = Counter([*first, *(token for answer in others for token in answer)])

@@ -19,7 +19,7 @@ from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key
 from janus_jax.generation.engine.handle import Handle
 from janus_jax.generation.engine.job import ImageJob
 from janus_jax.generation.engine.pictures import PendingPicture, ProgressOfImage
-from janus_jax.generation.engine.requests import ConverseRequest, PartialPicture, Picture, TextPiece, Usage
+from janus_jax.generation.engine.requests import ConverseRequest, TextPiece, Usage
 from janus_jax.generation.interleaved import make_drawing_sampler
 from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.generation.text import answer_limits
@@ -78,14 +78,8 @@ class ConverseJob(ImageJob):
         self.usage = Usage(prompt_tokens=len(prompt.sequence))
         self._write()
 
-    def send_picture(self, pending: PendingPicture, image: Image.Image) -> None:
-        """See `ImageJob`. After a finished image, the text goes on."""
-        if self.is_done:
-            return
-        if pending.progress < 1:
-            self.handle.send(PartialPicture(pending.number, image, pending.progress))
-            return
-        self.handle.send(Picture(pending.number, image, pending.tokens))
+    def continue_after(self, pending: PendingPicture, image: Image.Image) -> None:
+        """See `ImageJob`. The text goes on."""
         piece = drawing_piece(self._processor, image)
         self._conversation.parts.append(piece)
         self._conversation.image_tokens.append(pending.tokens)

@@ -6,7 +6,7 @@ from PIL import Image
 
 from janus_jax.generation.engine.groups import Group
 from janus_jax.generation.engine.handle import Handle
-from janus_jax.generation.engine.requests import Failed, Finished, FinishReason, Usage
+from janus_jax.generation.engine.requests import Failed, Finished, FinishReason, PartialPicture, Picture, Usage
 
 if TYPE_CHECKING:
     from janus_jax.generation.engine.pictures import PendingPicture
@@ -65,5 +65,15 @@ class ImageJob(Job):
         self.pending: list[PendingPicture] = []
 
     def send_picture(self, pending: "PendingPicture", image: Image.Image) -> None:
-        """Sends a decoded image."""
+        """Sends a decoded image, and continues after a finished one."""
+        if self.is_done:
+            return
+        if pending.progress < 1:
+            self.handle.send(PartialPicture(pending.number, image, pending.progress))
+            return
+        self.handle.send(Picture(pending.number, image, pending.tokens))
+        self.continue_after(pending, image)
+
+    def continue_after(self, pending: "PendingPicture", image: Image.Image) -> None:
+        """Continues after a finished image."""
         raise NotImplementedError

@@ -20,8 +20,6 @@ from janus_jax.generation.engine.requests import (
     ChatRequest,
     ConverseRequest,
     EditRequest,
-    PartialPicture,
-    Picture,
     Request,
     TextPiece,
     Usage,
@@ -104,14 +102,8 @@ class TokenImageJob(ImageJob):
             progress = ProgressOfImage(self, number, count, partial_images)
             self.add(Group(prompts, settings, key, count, progress.receive, self.fail))
 
-    def send_picture(self, pending: PendingPicture, image: Image.Image) -> None:
+    def continue_after(self, pending: PendingPicture, image: Image.Image) -> None:
         """See `ImageJob`."""
-        if self.is_done:
-            return
-        if pending.progress < 1:
-            self.handle.send(PartialPicture(pending.number, image, pending.progress))
-            return
-        self.handle.send(Picture(pending.number, image, pending.tokens))
         self._left -= 1
         if not self._left:
             self.finish("stop")
