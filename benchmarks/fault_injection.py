@@ -87,7 +87,7 @@ def inject(fault: Fault) -> None:
             lambda self, step, *_: _later(fault.delay, end, signal.SIGKILL) if step >= fault.step else None,
         )
     elif fault.kind in ("loader_sleeps", "loader_crawls"):
-        seconds, steps = (1e6, 1) if fault.kind == "loader_sleeps" else (4.0, 6)
+        seconds, steps = (1e6, 1) if fault.kind == "loader_sleeps" else (4.0, 10)
         wait = _Wait(fault, seconds, steps)
         _before(Stream, "__next__", wait)
     elif fault.kind == "bucket_error":

@@ -65,6 +65,7 @@ class Benchmark:
         self._arguments = (
             *arguments,
             f"--config.intervals.save={_EVERY.value}",
+            "--config.intervals.report=1",
             f"--config.stages.stage_1.steps={_STEPS.value}",
             f"--config.resources.lost_seconds={_LOST.value}",
             f"--config.resources.watchdog_minutes={_WATCHDOG.value / 60}",
@@ -143,8 +144,8 @@ class Benchmark:
             delay = float(rng.randint(2, 2 * every))
         logs = self._folder / "logs" / f"{number:03d}_{kind}"
         fault = Fault(kind, process, step, delay, str(logs / "mark"))
-        # A start whose fault does not end it would run to the last step.
-        ends = self._run(workdir, begin + 3 * every, logs, fault)
+        # A start whose fault does not end it would run to the last step. A slow process is named after three reports.
+        ends = self._run(workdir, begin + (6 if kind == "loader_crawls" else 3) * every, logs, fault)
         mark = Path(fault.mark)
         happened = float(mark.read_text()) if mark.exists() else None
         others = [end for index, end in enumerate(ends) if index != process]
