@@ -69,7 +69,7 @@ def test_a_truncated_file_is_named(folder, size):
         {"dtype": "F32", "shape": [3], "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]},
         {"dtype": "F32", "shape": "2", "data_offsets": [0, "x"]},
-        {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]},
+        {"dtype": "F8_E8M0", "shape": [8], "data_offsets": [0, 8]},
         {"dtype": "F32", "shape": [2], "data_offsets": [0, 4, 8]},
         {"dtype": "F32", "shape": [2], "data_offsets": [0, float("inf")]},
         {"dtype": [1], "shape": [2], "data_offsets": [0, 8]},

@@ -118,7 +118,7 @@ def test_the_processes_of_a_cluster_share_the_work(workspace, checkpoint, unused
 def test_a_failing_process_of_a_cluster_ends_the_others(workspace, unused_port):
     codes, outputs = cluster(workspace, unused_port, [], ["--input=empty.jsonl"])
     assert codes == [2, 2], outputs
-    assert "Process 1 of the cluster failed" in outputs[0][1]
+    assert "Process 1 of the cluster has failed" in outputs[0][1]
     assert "was prepared with inputs" in outputs[1][1]
 
 

@@ -16,7 +16,7 @@ from janus_jax.config import PRESETS
 from janus_jax.data.pipeline.mixture import Phase
 from janus_jax.errors import DataChanged, Diverged, Interrupted, JanusError, Preempted
 from janus_jax.sharding import make_mesh
-from janus_jax.training import stage
+from janus_jax.training import data_task
 from janus_jax.training.array_batches import opened
 from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.param_paths import merge
@@ -285,7 +285,7 @@ def test_non_finite_step_is_skipped(tmp_path, monkeypatch):
         unknown = np.full_like(batch.tokens, runs.MODEL.llm.vocab_size)
         return put_batch(batch._replace(tokens=unknown) if next(steps) == 2 else batch, mesh)
 
-    monkeypatch.setattr(stage, "put_batch", spoil)
+    monkeypatch.setattr(data_task, "put_batch", spoil)
     state = runs.run(replace(runs.recipe(), max_skipped=1), tmp_path)
     assert int(state.step) == runs.STEPS
     assert [line["skipped"] for line in logged(tmp_path, "skipped")] == [0, 1, 1, 1]
