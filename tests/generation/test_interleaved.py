@@ -108,10 +108,8 @@ def test_text_equals_that_of_the_whole_sequence_in_one_pass(features):
     np.testing.assert_array_equal(logits[written - 1].argmax(-1), np.concatenate(text_tokens))
 
 
-@pytest.mark.parametrize(
-    ("features", "unconditional"),
-    [(True, "message"), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((False, "message"), (True, "all")))],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("features", "unconditional"), [(True, "message"), (False, "message"), (True, "all")])
 def test_images_equal_those_of_the_equivalent_prompts(features, unconditional):
     model = drawing_model(features=features)
     prompt, pieces, text_tokens = pieces_of(model, drawing={"unconditional": unconditional})

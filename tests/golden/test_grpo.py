@@ -215,7 +215,7 @@ def test_grpo_log_probabilities(golden, length):
         np.testing.assert_allclose(found, golden.per_image(f"{name}_logps", length), atol=2e-4)
 
 
-@LENGTHS
+@pytest.mark.parametrize("length", [SHORT, pytest.param(576, marks=pytest.mark.nightly)])
 def test_grpo_clipped_loss_and_gradients(golden, length):
     prefix, old = short(length), golden.per_image("old_logps", length)
     sums, grads = golden.gradients(policy_loss(golden, 0.01), length, old=old)
@@ -224,8 +224,15 @@ def test_grpo_clipped_loss_and_gradients(golden, length):
     golden.assert_gradients(grads, f"{prefix}clip_beta0.01")
 
 
-@LENGTHS
-@pytest.mark.parametrize("beta", [0.01, pytest.param(0.03, marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    ("length", "beta"),
+    [
+        (SHORT, 0.01),
+        pytest.param(SHORT, 0.03, marks=pytest.mark.slow),
+        pytest.param(576, 0.01, marks=pytest.mark.nightly),
+        pytest.param(576, 0.03, marks=pytest.mark.nightly),
+    ],
+)
 def test_grpo_loss_and_gradients_of_one_update(golden, length, beta):
     prefix = short(length)
     sums, grads = golden.gradients(policy_loss(golden, beta), length)
@@ -234,8 +241,9 @@ def test_grpo_loss_and_gradients_of_one_update(golden, length, beta):
     golden.assert_gradients(grads, f"{prefix}beta{beta}")
 
 
-@pytest.mark.slow
-@LENGTHS
+@pytest.mark.parametrize(
+    "length", [pytest.param(SHORT, marks=pytest.mark.slow), pytest.param(576, marks=pytest.mark.nightly)]
+)
 def test_grpo_gradients_without_reference_and_of_the_kl_alone(golden, length):
     prefix = short(length)
     sums, grads = golden.gradients(policy_loss(golden, 0.0), length)

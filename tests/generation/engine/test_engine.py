@@ -51,6 +51,9 @@ REQUESTS = {
 }
 
 
+FAST = ("greedy", "picture", "image", "edit")
+
+
 @pytest.fixture(scope="module")
 def janus():
     return tiny.pretrained()
@@ -98,11 +101,14 @@ def assert_equal(completion, expected):
         assert np.abs(np.asarray(image, np.int32) - np.asarray(other)).max() <= 1
 
 
-@pytest.mark.parametrize("name", REQUESTS)
+@pytest.mark.parametrize(
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in REQUESTS]
+)
 def test_single_request_equals_the_request_alone(engine, alone, name):
     assert_equal(engine.submit(REQUESTS[name]).result(TIMEOUT), alone(name))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [0, 1])
 def test_random_arrivals_and_cancellations(engine, alone, seed):
     rng = np.random.default_rng(seed)
@@ -158,6 +164,7 @@ def test_images_of_a_prompt_share_their_prompt(engine):
     assert engine.stats().prefilled == before + 2
 
 
+@pytest.mark.slow
 def test_images_equal_those_of_a_call_with_several_prompts(engine, janus):
     expected = janus.generate(["A tree", "A lake"], 2, seed=7)[1][1]
     request = GenerateRequest(prompt="A lake", seed=7, prompt_index=1, first_number=1)
