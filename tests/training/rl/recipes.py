@@ -43,20 +43,22 @@ def brightness(prompts, images, metadata):
     return np.asarray(images, np.float32).mean(axis=(1, 2, 3)) / 255
 
 
-def recipe(**settings):
-    """The recipe that starts from the tiny model, with changed fields of `RL`, or of the stage."""
+def recipe(model=None, tokenizer=None, **settings):
+    """The recipe that starts from a model, by default the tiny one, with changed fields of `RL`, or of the stage."""
+    model = str(runs.models() / "model") if model is None else model
+    tokenizer = str(runs.data() / "tokenizer") if tokenizer is None else tokenizer
     rl = {name: settings.pop(name) for name in list(settings) if hasattr(RL, name)}
-    start = Initialisation("model", model=str(runs.models() / "model"))
+    start = Initialisation("model", model=model)
     stage: Stage = replace(STAGE, **{"initialisation": start, "rl": replace(RL, **rl), **settings})
     return Recipe(
         (stage,),
         {},
-        tokenizer=str(runs.data() / "tokenizer"),
+        tokenizer=tokenizer,
         resources=Resources(remat="none", data_workers=0),
         intervals=Intervals(report=1, evaluate=2, sample=2, save=2),
     )
 
 
 def get_config():
-    """Returns the recipe as a config, with two updates per step and rollouts in two parts."""
-    return to_config(recipe(minibatches=2, rollout_size=8, log_probs="guided"))
+    """Returns the recipe as a config, with two updates per step and rollouts in two parts. Flags name the folders."""
+    return to_config(recipe("", "", minibatches=2, rollout_size=8, log_probs="guided"))
