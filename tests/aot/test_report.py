@@ -163,5 +163,6 @@ def test_a_folder_with_weights_of_8_bits_is_compiled_as_such(tmp_path):
     ]
     assert [report["quantization"] for report in reports] == ["int8", "int8", "none"]
     small, same, full = (report["programs"][1]["inputs"]["parameters"] for report in reports)
-    assert small == same < 0.7 * full
+    # Half of the tiny model is its image tokenizer, which keeps its dtype.
+    assert small == same < 0.75 * full
     assert "weights in int8" in report_text(reports[0])
