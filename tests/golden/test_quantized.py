@@ -10,8 +10,6 @@ from janus_jax.models.janus import Janus
 from tests.golden.conftest import DATA, GoldenSet
 from tests.golden.test_janus import GoldenModel
 
-pytestmark = pytest.mark.slow
-
 # Largest mean divergence in nats, of text logits and of image logits with guidance 5 (docs/performance.md).
 LIMITS = {"int8": (1e-3, 5e-3), "int8_dynamic": (2e-3, 1e-2), "fp8": (2e-2, 1e-1)}
 
@@ -29,7 +27,10 @@ def divergence(expected, logits):
     return (np.exp(p) * (p - q)).sum(axis=-1), (p.argmax(axis=-1) == q.argmax(axis=-1)).mean()
 
 
-@pytest.mark.parametrize("quantization", LIMITS)
+@pytest.mark.parametrize(
+    "quantization",
+    [pytest.param(name, marks=pytest.mark.slow if name == "int8" else pytest.mark.nightly) for name in LIMITS],
+)
 def test_logits_stay_close_to_those_of_float32(quantization):
     model = GoldenModel(GoldenSet(DATA / "janus_small"))
     model.model = Janus(model.config, dataclasses.replace(model.model.execution, quantization=quantization))
