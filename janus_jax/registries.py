@@ -1,4 +1,4 @@
-"""Finds objects by NAME in a registry, or by MODULE:NAME in the user's module MODULE."""
+"""Registers objects by name, and finds them by NAME in a registry, or by MODULE:NAME in the user's module MODULE."""
 
 import importlib
 from collections.abc import Mapping
@@ -8,6 +8,23 @@ from typing import Any, TypeVar
 from janus_jax.errors import JanusError
 
 T = TypeVar("T")
+
+
+def register(registry: dict[str, Any], name: str, item: object, kind: str) -> None:
+    """Adds an object to a registry.
+
+    Args:
+      registry: Registered objects by name.
+      name: Name of the object.
+      item: The object.
+      kind: Kind of the objects, such as "reward", for messages.
+
+    Raises:
+      JanusError: An object of this name is registered already.
+    """
+    if name in registry:
+        raise JanusError(f"A {kind} named {name} is registered already; choose another name.")
+    registry[name] = item
 
 
 def find_registered(registry: Mapping[str, T], name: str, field: str) -> T:

@@ -243,7 +243,7 @@ def evaluate_drawing(
     on_progress: OnProgress = lambda done, total: None,
     **sampling: float,
 ) -> DrawingResult:
-    """Returns conversations in which a model draws, with scores. The arguments are those of `evaluate_editing`.
+    """Returns conversations with generated images, and their scores. The arguments are those of `evaluate_editing`.
 
     Raises:
       JanusError: The folder contains an evaluation of another model or with other settings.

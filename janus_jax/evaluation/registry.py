@@ -2,11 +2,10 @@
 
 from typing import Any
 
-from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import Benchmark
 from janus_jax.evaluation.generation import coco, dpg, gedit, geneval, imgedit, mjhq
 from janus_jax.evaluation.understanding import gqa, mmbench, mme, mmmu, mmvet, pope, seed, vqav2
-from janus_jax.registries import find_registered
+from janus_jax.registries import find_registered, register
 
 BENCHMARKS: dict[str, Benchmark[Any]] = {}
 """All registered benchmarks by name. Built-in benchmarks are in the order of the papers' tables."""
@@ -18,9 +17,7 @@ def register_benchmark(benchmark: Benchmark[Any]) -> Benchmark[Any]:
     Raises:
       JanusError: A benchmark of this name is registered already.
     """
-    if benchmark.name in BENCHMARKS:
-        raise JanusError(f"A benchmark named {benchmark.name} is registered already; choose another name.")
-    BENCHMARKS[benchmark.name] = benchmark
+    register(BENCHMARKS, benchmark.name, benchmark, "benchmark")
     return benchmark
 
 

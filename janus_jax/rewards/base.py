@@ -29,7 +29,7 @@ import numpy as np
 from jaxtyping import Float, UInt8
 
 from janus_jax.errors import JanusError, RunStopped, did_you_mean, similar_names
-from janus_jax.registries import find_registered_or_attribute
+from janus_jax.registries import find_registered_or_attribute, register
 
 
 class RewardFailed(JanusError):
@@ -73,13 +73,11 @@ def register_reward(name: str) -> Callable[[T], T]:
       JanusError: A reward of this name is registered already.
     """
 
-    def register(factory: T) -> T:
-        if name in REWARDS:
-            raise JanusError(f"A reward named {name} is registered already; choose another name.")
-        REWARDS[name] = factory
+    def decorate(factory: T) -> T:
+        register(REWARDS, name, factory, "reward")
         return factory
 
-    return register
+    return decorate
 
 
 def make_reward(

@@ -65,7 +65,7 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype, sharding=cpu), unbox(abstract_params(make_model(config)))
     )
     params = read_stage(saved, shapes)
-    # Conversations that draw are sampled in the layout that they were trained in.
+    # Sampling uses the layout of generated images that training used.
     draws = any(source.task is Task.INTERLEAVED for source in recipe.used_sources.values())
     fields = {"interleaved_features": recipe.current.editing.interleaved_features} if draws else {}
     save_checkpoint(

@@ -1,4 +1,4 @@
-"""Continues stage 3 of the small Janus with edits and with conversations in which it draws.
+"""Continues stage 3 of the small Janus with edits and with conversations in which it generates images.
 
     janus-train --config examples/shapes/configs/edits.py --workdir DIR \\
         --config.stages.stage_1.initialisation.model=Janus-shapes --config.sources.NAME.directory=...

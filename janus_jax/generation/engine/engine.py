@@ -25,7 +25,7 @@ from janus_jax.generation.engine.requests import Event, Failed, Finished, Reques
 from janus_jax.sharding import num_data_shards, use_mesh
 
 _PREFILL_TOKENS = 2048
-"""Number of prompt tokens after which decoding goes on before further prompts are computed."""
+"""Number of prompt tokens after which a decode call comes before further prompts."""
 
 
 class Overloaded(RuntimeError):

@@ -20,8 +20,7 @@ from typing import Any, TypeVar
 import numpy as np
 from jaxtyping import UInt8
 
-from janus_jax.errors import JanusError
-from janus_jax.registries import find_registered
+from janus_jax.registries import find_registered, register
 
 DEFAULT_TRACKERS = ("tensorboard",)
 
@@ -116,13 +115,11 @@ def register_tracker(name: str) -> Callable[[T], T]:
       JanusError: A tracker of this name is registered already.
     """
 
-    def register(tracker: T) -> T:
-        if name in TRACKERS:
-            raise JanusError(f"A tracker named {name} is registered already; choose another name.")
-        TRACKERS[name] = tracker
+    def decorate(tracker: T) -> T:
+        register(TRACKERS, name, tracker, "tracker")
         return tracker
 
-    return register
+    return decorate
 
 
 def find_trackers(names: Sequence[str]) -> Mapping[str, type[Tracker]]:
