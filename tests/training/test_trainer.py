@@ -22,6 +22,7 @@ from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.param_paths import merge
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe import DataOptions
+from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.stage_config import Initialisation
 from janus_jax.training.train_step import put_batch
@@ -149,7 +150,7 @@ def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):
         if step == 2:
             os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(stage.GenerateSamples, "before_step", interrupt)
+    monkeypatch.setattr(GenerateSamples, "before_step", interrupt)
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         with pytest.raises(Interrupted, match=r"^Interrupted at step 2; a checkpoint is saved\."):
