@@ -18,11 +18,11 @@ from janus_jax.errors import DataChanged, Diverged, Interrupted, JanusError, Pre
 from janus_jax.sharding import make_mesh
 from janus_jax.training import data_task
 from janus_jax.training.array_batches import opened
+from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.init_from import initial_state, open_initialisation
 from janus_jax.training.param_paths import merge
 from janus_jax.training.preemption import Preemption
 from janus_jax.training.recipe import DataOptions
-from janus_jax.training.callbacks.samples import GenerateSamples
 from janus_jax.training.setup import set_up_stage
 from janus_jax.training.stage_config import Initialisation
 from janus_jax.training.train_step import put_batch
