@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import fastapi
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 
 from janus_jax.generation.engine import ChatRequest, Finished, TextPiece, Usage
 from janus_jax.serving.bodies import parse, read_form, read_json
@@ -17,7 +17,7 @@ from janus_jax.serving.errors import ApiError, to_api_error
 from janus_jax.serving.images import read_image
 from janus_jax.serving.protocol import ChatBody
 from janus_jax.serving.service import Service
-from janus_jax.serving.streams import EventStream, collect
+from janus_jax.serving.streams import EventResponse, EventStream, collect
 
 router = fastapi.APIRouter()
 
@@ -47,7 +47,7 @@ async def chat_completions(request: fastapi.Request) -> Response:
     if body.stream:
         wants_usage = bool(body.stream_options and body.stream_options.include_usage)
         chunks = _chunks(stream, head | {"object": "chat.completion.chunk"}, wants_usage)
-        return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return EventResponse(chunks, stream)
     answer = await collect([stream], request)
     choice = {
         "index": 0,

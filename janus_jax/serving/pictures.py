@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from typing import Any, Literal
 
 import fastapi
-from fastapi.responses import JSONResponse, Response, StreamingResponse
+from fastapi.responses import JSONResponse, Response
 from PIL import Image
 
 from janus_jax.generation.engine import EditRequest, Finished, GenerateRequest, PartialPicture, Picture, Usage
@@ -17,7 +17,7 @@ from janus_jax.serving.errors import ApiError, to_api_error
 from janus_jax.serving.images import decode, encode, read_image, to_base64
 from janus_jax.serving.protocol import PictureBody
 from janus_jax.serving.service import Service
-from janus_jax.serving.streams import EventStream, collect
+from janus_jax.serving.streams import EventResponse, EventStream, collect
 
 router = fastapi.APIRouter()
 
@@ -83,7 +83,7 @@ async def _answer(
     stream = await service.submit(engine_request, kind)
     if body.stream:
         chunks = _chunks(stream, service, body, kind)
-        return StreamingResponse(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        return EventResponse(chunks, stream)
     answer = await collect([stream], request)
     base = str(request.base_url)
     data = await asyncio.to_thread(lambda: [_item(service, body, picture, base) for picture in answer.pictures])

@@ -2,10 +2,12 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from dataclasses import dataclass
 
 import fastapi
+from fastapi.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
 
 from janus_jax.generation.engine import (
     Engine,
@@ -71,8 +73,27 @@ class EventStream:
                 if isinstance(event, Finished):
                     return
         finally:
-            self.handle.cancel()
-            self.timer.end()
+            self.end()
+
+    def end(self) -> None:
+        """Cancels the request, unless it has finished."""
+        self.handle.cancel()
+        self.timer.end()
+
+
+class EventResponse(StreamingResponse):
+    """A streamed answer. Its request ends with it, also if the client disconnects before the first event."""
+
+    def __init__(self, chunks: AsyncIterator[str], stream: EventStream) -> None:
+        super().__init__(chunks, media_type="text/event-stream", headers={"Cache-Control": "no-cache"})
+        self._stream = stream
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Sends the answer."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._stream.end()
 
 
 @dataclass(frozen=True)
@@ -87,6 +108,8 @@ class Answer:
 async def submit(engine: Engine, request: Request, timeout: float, timer: RequestTimer) -> EventStream:
     """Submits a request. It is checked and tokenized in a thread, so that other requests go on.
 
+    If the caller is cancelled meanwhile, the request is cancelled.
+
     Raises:
       JanusError, Overloaded, EngineClosed: See `Engine.submit`.
     """
@@ -99,8 +122,18 @@ async def submit(engine: Engine, request: Request, timeout: float, timer: Reques
             loop.call_soon_threadsafe(queue.put_nowait, event)
 
     deadline = loop.time() + timeout
-    handle = await asyncio.to_thread(engine.submit, request, receive)
+    submission = asyncio.ensure_future(asyncio.to_thread(engine.submit, request, receive))
+    try:
+        handle = await asyncio.shield(submission)
+    except asyncio.CancelledError:
+        submission.add_done_callback(_cancel)
+        raise
     return EventStream(handle, queue, deadline, timer)
+
+
+def _cancel(submission: "asyncio.Future[Handle]") -> None:
+    if not submission.cancelled() and submission.exception() is None:
+        submission.result().cancel()
 
 
 async def collect(streams: Sequence[EventStream], client: fastapi.Request) -> Answer:
