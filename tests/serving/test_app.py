@@ -1,15 +1,21 @@
 """Health, metrics, limits and failures of the server."""
 
+import asyncio
+import threading
+
 import httpx
 import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
+from starlette.requests import ClientDisconnect
 
 from janus_jax.errors import JanusError
 from janus_jax.generation.engine import Engine, EngineClosed, EngineOptions, Failed, Handle, Overloaded
 from janus_jax.serving.errors import ApiError
 from janus_jax.serving.images import _is_public, download
+from janus_jax.serving.metrics import Metrics
 from janus_jax.serving.options import ServerOptions, read_api_keys
+from janus_jax.serving.streams import EventResponse, submit
 from tests.serving.conftest import model, running
 
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -86,6 +92,52 @@ def test_a_request_that_takes_too_long_is_cancelled():
         assert caught.value.status_code == 504
         assert handles[0].is_cancelled
         assert httpx.get(f"{server.url}/ready").status_code == 503
+
+
+def test_a_client_that_disconnects_before_the_stream_starts_ends_its_request():
+    engine = FakeEngine(lambda handle: handle)
+
+    async def respond():
+        stream = await submit(engine, None, 60, Metrics(engine).timer("chat"))
+        chunks = stream.events()  # Not started when the client has gone.
+
+        async def send(_):
+            raise OSError("The client has gone.")
+
+        async def receive():
+            return {"type": "http.disconnect"}
+
+        scope = {"type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}}
+        with pytest.raises(ClientDisconnect):
+            await EventResponse(chunks, stream)(scope, receive, send)
+        return stream.handle
+
+    assert asyncio.run(respond()).is_cancelled
+
+
+def test_a_caller_that_is_cancelled_while_it_submits_cancels_the_request():
+    begun, goes_on, handles = threading.Event(), threading.Event(), []
+
+    def slow(handle):
+        handles.append(handle)
+        begun.set()
+        goes_on.wait(60)
+        return handle
+
+    engine = FakeEngine(slow)
+
+    async def cancel():
+        task = asyncio.ensure_future(submit(engine, None, 60, Metrics(engine).timer("chat")))
+        await asyncio.to_thread(begun.wait, 60)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        assert not handles[0].is_cancelled
+        goes_on.set()
+        while not handles[0].is_cancelled:
+            await asyncio.sleep(0.01)
+
+    asyncio.run(asyncio.wait_for(cancel(), 60))
 
 
 def test_web_pages_of_other_origins_are_refused_by_default(server):
