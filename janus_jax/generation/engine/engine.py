@@ -8,8 +8,9 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
+from concurrent.futures import Future
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self, TypeVar
 
 from absl import logging
 
@@ -23,6 +24,8 @@ from janus_jax.generation.engine.jobs import make_job
 from janus_jax.generation.engine.options import EngineOptions
 from janus_jax.generation.engine.requests import Event, Failed, Finished, Request
 from janus_jax.sharding import num_data_shards, use_mesh
+
+T = TypeVar("T")
 
 _PREFILL_TOKENS = 2048
 """Number of prompt tokens after which a decode call comes before further prompts."""
@@ -78,6 +81,10 @@ class Engine:
 
     Text and image tokens are those that the request alone would get from `Pretrained`, except where rounding changes a
     token.
+
+    Attributes:
+      model: The model.
+      options: Options with all sizes resolved for the model.
     """
 
     def __init__(self, model: Model, options: EngineOptions | None = None) -> None:
@@ -92,12 +99,13 @@ class Engine:
         """
         sequences = 1 if isinstance(model.config, JanusFlowConfig) else MAX_SEQUENCES
         self.options = (options or EngineOptions()).resolve(model.config, num_data_shards(model.mesh), sequences)
-        self._model = model
+        self.model = model
         self._changed = threading.Condition()
         self._inbox: deque[Job] = deque()
         self._jobs: dict[Job, None] = {}
         self._waiting: deque[tuple[Job, Group]] = deque()
         self._flows: deque[tuple[FlowJob, object]] = deque()
+        self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
         self._counts = dict.fromkeys(("finished", "cancelled", "failed", "rejected", "prompt_tokens"), 0)
         self._accepts = self._stops = False
         self._batcher: Batcher | None = None
@@ -135,12 +143,34 @@ class Engine:
         """
         self._check_accepts()
         handle = Handle(on_event)
-        job = make_job(request, self._model, handle, self.options.max_length)
+        job = make_job(request, self.model, handle, self.options.max_length)
         with self._changed:
             self._check_accepts()
             self._inbox.append(job)
             self._changed.notify_all()
         return handle
+
+    def call(self, function: Callable[[], T]) -> Future[T]:
+        """Runs a function in the engine's thread before the next decode call, such as a reward that runs the model.
+
+        On a mesh, programs that several threads start at once could wait for each other forever.
+
+        Args:
+          function: It should be short, because all requests wait for it.
+
+        Returns:
+          The result. It is cancelled if the engine stops before.
+
+        Raises:
+          EngineClosed: The engine is not running.
+        """
+        future: Future[T] = Future()
+        with self._changed:
+            if not self._accepts:
+                raise EngineClosed("The engine is not running, or it is being stopped.")
+            self._calls.append((function, future))
+            self._changed.notify_all()
+        return future
 
     def drain(self, timeout: float | None = None) -> bool:
         """Refuses further requests, and waits until all others have ended.
@@ -150,7 +180,7 @@ class Engine:
         """
         with self._changed:
             self._accepts = False
-            return self._changed.wait_for(lambda: not self._inbox and not self._jobs, timeout)
+            return self._changed.wait_for(lambda: not (self._inbox or self._jobs or self._calls), timeout)
 
     def stop(self) -> None:
         """Cancels all requests and ends the engine's thread."""
@@ -198,9 +228,9 @@ class Engine:
 
     def _run(self, warm_up: bool) -> None:
         try:
-            with use_mesh(self._model.mesh):
+            with use_mesh(self.model.mesh):
                 begin = time.monotonic()
-                self._batcher = Batcher(self._model, self.options)
+                self._batcher = Batcher(self.model, self.options)
                 if warm_up:
                     self._batcher.warm_up()
                     logging.info("The engine compiled its programs in %.0f seconds.", time.monotonic() - begin)
@@ -216,15 +246,18 @@ class Engine:
                 self._accepts = False
                 for job in (*self._inbox, *self._jobs):
                     job.finish("cancelled") if self._error is None else job.fail(EngineClosed("The engine has failed."))
+                for _, future in self._calls:
+                    future.cancel()
                 self._inbox.clear()
                 self._jobs.clear()
+                self._calls.clear()
                 self._changed.notify_all()
             self._started.set()
 
     def _wait_for_work(self) -> bool:
         """Waits for a request. Returns False if the engine is to stop."""
         with self._changed:
-            self._changed.wait_for(lambda: self._inbox or self._jobs or self._stops)
+            self._changed.wait_for(lambda: self._inbox or self._jobs or self._calls or self._stops)
             while self._inbox:
                 job = self._inbox.popleft()
                 self._jobs[job] = None
@@ -235,6 +268,7 @@ class Engine:
 
     def _step(self, batcher: Batcher) -> None:
         """Gives rows to waiting requests, and runs one decode call and one step of JanusFlow."""
+        self._run_calls()
         self._remove_ended(batcher)
         self._guard(batcher, lambda: self._admit(batcher))
         self._guard(batcher, batcher.decode)
@@ -302,6 +336,18 @@ class Engine:
             job.fail(error)
         if not job.is_done:
             self._flows.append((job, steps))
+
+    def _run_calls(self) -> None:
+        while self._calls:
+            function, future = self._calls[0]
+            if future.set_running_or_notify_cancel():
+                try:
+                    future.set_result(function())
+                except Exception as error:
+                    future.set_exception(error)
+            with self._changed:
+                self._calls.popleft()
+                self._changed.notify_all()
 
     def _remove_ended(self, batcher: Batcher) -> None:
         """Sends the last event of cancelled requests, and removes all requests that have ended."""

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import pytest
 
+from janus_jax.config import Execution
 from janus_jax.errors import JanusError
 from janus_jax.generation.engine import (
     ChatRequest,
@@ -23,6 +24,8 @@ from janus_jax.generation.engine import (
     TextPiece,
 )
 from janus_jax.generation.engine import slots as device
+from janus_jax.models.factory import make_model
+from janus_jax.pretrained import Pretrained, load_params
 from janus_jax.sharding import make_mesh
 from tests import tiny
 
@@ -269,6 +272,24 @@ def test_a_receiver_that_fails_cancels_its_request_only(engine, alone):
     while not handle.is_done and time.monotonic() < deadline:
         time.sleep(0.01)
     assert handle.last_event == Finished("cancelled", handle.last_event.usage)
+
+
+def test_weights_of_8_bits_give_the_answer_of_the_model_alone():
+    execution = Execution(layers="unrolled", quantization="int8")
+    params = load_params(tiny.leaves_of(tiny.stacked_params()), tiny.CONFIG, execution, None)
+    model = Pretrained(tiny.CONFIG, params, tiny.processor(), make_model(tiny.CONFIG, execution))
+    engine = Engine(model, EngineOptions(slots=3, max_length=128, buckets=(64,)))
+    engine.start(warm_up=False)
+    assert_equal(engine.submit(REQUESTS["greedy"]).result(TIMEOUT), run_alone(model, REQUESTS["greedy"]))
+    engine.stop()
+
+
+def test_calls_run_between_decode_calls_and_their_errors_reach_the_caller(engine):
+    running = engine.submit(ChatRequest(messages=user("Hello"), max_new_tokens=30, temperature=1.0))
+    assert engine.call(threading.current_thread).result(TIMEOUT).name == "engine"
+    with pytest.raises(ZeroDivisionError):
+        engine.call(lambda: 1 // 0).result(TIMEOUT)
+    running.result(TIMEOUT)
 
 
 def test_full_queue_drain_and_stop(janus):
