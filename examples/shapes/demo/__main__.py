@@ -129,6 +129,8 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     write_page(page, before, after, flow=flow, tuning=tuning, report=results, words=plan.finetune.words)
     _say(f"Page: {page}. Scores: {out / 'report.json'}. Fine-tuned model: {out / 'finetuned'}.")
     print(f"\nDone in {results['minutes']:.1f} minutes.\n")
+    print("To chat, generate and edit with this model in a browser, run this command and open http://127.0.0.1:8000:")
+    print(f"   {sys.executable} -m launch.serve --model {out / 'finetuned'} --dtype float32\n")
     return results
 
 
