@@ -88,7 +88,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "janus_jax.rewards",
         "checkpoints_convert.tensor_files",
     ),
-    "janus_jax.serving": ("janus_jax.processing", "janus_jax.generation", "janus_jax.serving"),
+    "janus_jax.serving": ("janus_jax.processing", "janus_jax.generation", "janus_jax.rewards", "janus_jax.serving"),
     "janus_jax.commands": ("janus_jax", "checkpoints_convert"),
     "janus_jax": ("janus_jax", "checkpoints_convert"),
     "checkpoints_convert": (*SHARED, "checkpoints_convert"),

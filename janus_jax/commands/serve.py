@@ -2,9 +2,9 @@
 
     janus-serve --model DIR_OR_ID --port 8000
 
-Clients of OpenAI's API use the base URL http://HOST:PORT/v1. API keys come from --api_keys_file or the environment
-variable JANUS_API_KEYS. After SIGTERM the server refuses new requests and ends when
-the others have finished. Needs the extra `serve`.
+Clients of OpenAI's API use the base URL http://HOST:PORT/v1. A browser opens the page http://HOST:PORT/. API keys come
+from --api_keys_file or the environment variable JANUS_API_KEYS. After SIGTERM the server refuses new requests and ends
+when the others have finished. Needs the extra `serve`.
 """
 
 import socket
@@ -23,6 +23,7 @@ _NAME = flags.DEFINE_string("name", None, "name of the model for clients (defaul
 _KEYS = flags.DEFINE_string("api_keys_file", None, "file with API keys, one a line; JANUS_API_KEYS may hold more")
 _ORIGIN = flags.DEFINE_multi_string("cors_origin", [], "origin of web pages that may call the server; may be repeated")
 _REMOTE = flags.DEFINE_bool("allow_remote_images", False, "accept image URLs on the web; private addresses are refused")
+_PAGE = flags.DEFINE_bool("page", True, "serve a web page at /; with API keys, the browser asks for one as a password")
 _LOG_PROMPTS = flags.DEFINE_bool("log_prompts", False, "log the prompts of requests")
 _SLOTS = flags.DEFINE_integer(
     "slots", 16, "sequences decoded together: an answer takes one, an image two, an edit up to three", lower_bound=3
@@ -35,13 +36,15 @@ _MAX_BODY = flags.DEFINE_integer("max_body_mb", 32, "megabytes of the body of a 
 _TIMEOUT = flags.DEFINE_integer("timeout", 600, "seconds from a request to its end", lower_bound=1)
 _DRAIN = flags.DEFINE_integer("drain_seconds", 60, "seconds that running requests have after SIGTERM", lower_bound=1)
 flags.adopt_module_key_flags(model_flags)
-cli.flag_group("Server", _HOST, _PORT, _NAME, _KEYS, _ORIGIN, _REMOTE, _LOG_PROMPTS, _DRAIN)
+cli.flag_group("Server", _HOST, _PORT, _NAME, _KEYS, _ORIGIN, _REMOTE, _PAGE, _LOG_PROMPTS, _DRAIN)
 cli.flag_group("Limits", _SLOTS, _MAX_LENGTH, _MAX_QUEUE, _MAX_BODY, _TIMEOUT)
 
 
 def main(_: Sequence[str]) -> None:
     """Serves the model until the process is stopped."""
     require("janus-serve", "fastapi", "uvicorn", "prometheus_client", "python_multipart")
+    if _PAGE.value:
+        require("The page of janus-serve (--nopage omits it)", "gradio")
     from janus_jax.serving.options import ServerOptions, read_api_keys
 
     options = ServerOptions(
@@ -52,6 +55,7 @@ def main(_: Sequence[str]) -> None:
         allow_remote_images=_REMOTE.value,
         cors_origins=tuple(_ORIGIN.value),
         log_prompts=_LOG_PROMPTS.value,
+        page=_PAGE.value,
     )
     opened = model_flags.open_model()
     try:

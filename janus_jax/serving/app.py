@@ -1,5 +1,7 @@
 """The application: routes, authentication, limits and errors."""
 
+import base64
+import binascii
 from collections.abc import Awaitable, Callable
 
 import fastapi
@@ -16,6 +18,15 @@ from janus_jax.serving.options import ServerOptions
 from janus_jax.serving.service import Service
 
 router = fastapi.APIRouter()
+
+_OPEN = ("/health", "/ready", "/metrics", "/files/")
+"""Routes that need no key. The names of files cannot be guessed."""
+
+# The browser contacts no other host, whatever an answer of the model contains.
+_PAGE_HEADERS = {
+    "Content-Security-Policy": "default-src 'self' data: blob: 'unsafe-inline' 'unsafe-eval'; frame-ancestors 'self'",
+    "Referrer-Policy": "no-referrer",
+}
 
 
 def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fastapi.FastAPI:
@@ -37,23 +48,41 @@ def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fa
     # The middleware added first is the innermost: its errors reach the handlers above.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
     app.middleware("http")(_guard)
-    if options.cors_origins:
-        app.add_middleware(
-            CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
-        )
+    # Also without origins, because gradio has rules of its own for an app without this middleware.
+    app.add_middleware(
+        CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
+    )
+    if options.page:
+        from janus_jax.serving.page import add_page
+
+        # The page takes all paths that are left, so unknown paths of the API need a route.
+        app.add_api_route("/v1/{path:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
+        add_page(app, app.state.service)
     return app
+
+
+async def _unknown(request: fastapi.Request) -> Response:
+    raise ApiError(404, f"There is no route {request.method} {request.url.path}.", code="not_found")
 
 
 async def _guard(request: fastapi.Request, call: Callable[[fastapi.Request], Awaitable[Response]]) -> Response:
     """Checks the API key, and counts responses."""
-    service = Service.of(request)
+    service, path = Service.of(request), request.url.path
+    is_page = not path.startswith(("/v1/", *_OPEN))
     try:
-        if request.url.path.startswith("/v1/"):
-            _check_key(request, service.options)
-        response = await call(request)
+        if not is_page:
+            if path.startswith("/v1/"):
+                _check_key(request, service.options)
+            response = await call(request)
+        elif _has_password(request, service.options):
+            response = await call(request)
+            response.headers.update(_PAGE_HEADERS)
+        else:
+            text = "Log in with any user name and an API key as the password."
+            response = PlainTextResponse(text, 401, {"WWW-Authenticate": 'Basic realm="janus-serve"'})
     except Exception as error:
         response = to_api_error(error).response()
-    route = getattr(request.scope.get("route"), "path", "other")
+    route = "page" if is_page else getattr(request.scope.get("route"), "path", "other")
     service.metrics.responses.labels(route, response.status_code).inc()
     return response
 
@@ -64,6 +93,18 @@ def _check_key(request: fastapi.Request, options: ServerOptions) -> None:
     scheme, _, key = request.headers.get("authorization", "").partition(" ")
     if scheme.lower() != "bearer" or not options.accepts(key.strip()):
         raise ApiError(401, "The API key is missing or wrong; send Authorization: Bearer KEY.", code="invalid_api_key")
+
+
+def _has_password(request: fastapi.Request, options: ServerOptions) -> bool:
+    """Whether a browser sends one of the API keys as the password of HTTP basic authentication."""
+    if not options.api_keys:
+        return True
+    scheme, _, encoded = request.headers.get("authorization", "").partition(" ")
+    try:
+        _, _, key = base64.b64decode(encoded).decode("utf-8", "surrogateescape").partition(":")
+    except (binascii.Error, ValueError):
+        return False
+    return scheme.lower() == "basic" and options.accepts(key)
 
 
 @router.get("/v1/models")

@@ -29,6 +29,7 @@ class ServerOptions:
       cors_origins: Origins of web pages that may call the server. (): none.
       log_prompts: Whether prompts are logged.
       kept_pictures: Number of pictures that the server keeps for their URLs.
+      page: Whether the server has a web page.
     """
 
     api_keys: tuple[str, ...] = ()
@@ -43,6 +44,7 @@ class ServerOptions:
     cors_origins: tuple[str, ...] = ()
     log_prompts: bool = False
     kept_pictures: int = 256
+    page: bool = False
 
     def accepts(self, key: str) -> bool:
         """Returns whether a client with this key may use the server. Takes equally long for all keys of one length."""
