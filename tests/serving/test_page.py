@@ -153,7 +153,7 @@ def refuses_web_addresses(url):
     """Sends an event whose file is on the web, which gradio would download."""
     client = httpx.Client(base_url=url, auth=("user", KEY), timeout=60)
     dependencies = client.get("/config").json()["dependencies"]
-    number = next(one["id"] for one in dependencies if len(one["inputs"]) > 8)
+    number = next(one["id"] for one in dependencies if len(one["inputs"]) > 9)
     file = {"path": "http://example.org/a.png", "meta": {"_type": "gradio.FileData"}}
     values = [file, "Make it red.", 1, 0, False, *[None] * (len(dependencies[number]["inputs"]) - 5)]
     event = {"data": values, "fn_index": number, "session_hash": "abc"}
