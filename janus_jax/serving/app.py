@@ -68,7 +68,7 @@ async def _unknown(request: fastapi.Request) -> Response:
 async def _guard(request: fastapi.Request, call: Callable[[fastapi.Request], Awaitable[Response]]) -> Response:
     """Checks the API key, and counts responses."""
     service, path = Service.of(request), request.url.path
-    is_page = not path.startswith(("/v1/", *_OPEN))
+    is_page = service.options.page and not path.startswith(("/v1/", *_OPEN))
     try:
         if not is_page:
             if path.startswith("/v1/"):

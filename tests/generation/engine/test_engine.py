@@ -278,7 +278,7 @@ def test_weights_of_8_bits_give_the_answer_of_the_model_alone():
     execution = Execution(layers="unrolled", quantization="int8")
     params = load_params(tiny.leaves_of(tiny.stacked_params()), tiny.CONFIG, execution, None)
     model = Pretrained(tiny.CONFIG, params, tiny.processor(), make_model(tiny.CONFIG, execution))
-    engine = Engine(model, EngineOptions(slots=3, max_length=128, buckets=(64,)))
+    engine = Engine(model, EngineOptions(slots=3, max_length=384, buckets=(64, 256)))
     engine.start(warm_up=False)
     assert_equal(engine.submit(REQUESTS["greedy"]).result(TIMEOUT), run_alone(model, REQUESTS["greedy"]))
     engine.stop()
