@@ -130,11 +130,11 @@ def _edits(result: "EditingResult") -> Iterator[dict[str, Any]]:
 
 def _turns(transcript: "Transcript") -> Iterator[dict[str, Any]]:
     for turn in transcript.turns:
-        is_text = isinstance(turn.reply, str)
+        reply = turn.reply
         yield {
             "request": turn.text,
-            "answer": (turn.reply or "(nothing)") if is_text else None,
-            "image": None if is_text else _enlarged(turn.reply),
+            "answer": (reply or "(nothing)") if isinstance(reply, str) else None,
+            "image": None if isinstance(reply, str) else _enlarged(reply),
             "correct": not turn.reason,
             "reason": turn.reason,
         }
