@@ -90,9 +90,9 @@ def main(_: Sequence[str]) -> None:
     generates = isinstance(opened.config, JanusConfig)
     if generates or settings:
         # Checked before the parameters are loaded.
-        from janus_jax.generation.interleaved import make_drawing_sampler
+        from janus_jax.generation.interleaved import make_conversation_image_sampler
 
-        options["drawing"] = vars(make_drawing_sampler(opened.config, **settings))
+        options["image_sampling"] = vars(make_conversation_image_sampler(opened.config, **settings))
     if prompt is not None:
         from janus_jax.generation.text import answer_limits
 
@@ -107,7 +107,7 @@ def main(_: Sequence[str]) -> None:
     model = model_flags.load_model(opened)
     respond = model.converse if generates else model.chat_stream
     conversation = Conversation(respond, options, background, images)
-    output = ImageOutput(out, protocol, model_flags.image_metadata(opened, options.get("drawing", {})))
+    output = ImageOutput(out, protocol, model_flags.image_metadata(opened, options.get("image_sampling", {})))
     if prompt is None:
         print(f"{HELP}\nCtrl-C interrupts an answer. The first answer takes longer, as programs are compiled.\n")
         chat(conversation, output)
@@ -116,7 +116,7 @@ def main(_: Sequence[str]) -> None:
 
 
 def _image_settings() -> dict[str, Any]:
-    """Returns the settings of `DrawingSampler` that the flags give."""
+    """Returns the settings of `ConversationImageSampler` that the flags give."""
     holders: dict[str, flags.FlagHolder[Any]] = {
         "guidance_scale": _GUIDANCE_SCALE,
         "temperature": _IMAGE_TEMPERATURE,

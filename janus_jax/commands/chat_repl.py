@@ -15,7 +15,7 @@ from PIL import Image
 from janus_jax.commands.terminal_images import Protocol, image_sequence
 from janus_jax.errors import JanusError
 from janus_jax.image_files import save_png
-from janus_jax.processing import Background, Drawing, ImageSource, Message, answer_message, open_image
+from janus_jax.processing import Background, ImageSource, ImageWithTokens, Message, answer_message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 HELP = (
@@ -24,7 +24,7 @@ HELP = (
 )
 
 
-Responder = Callable[..., Iterator[str | Drawing]]
+Responder = Callable[..., Iterator[str | ImageWithTokens]]
 """Function that streams an answer to messages: `Pretrained.converse` or `Pretrained.chat_stream`."""
 
 _NUM_SEEDS = 2**32
@@ -108,7 +108,7 @@ class Conversation:
         self.pending_images.append(image)
         return image
 
-    def ask(self, text: str) -> Iterator[str | Drawing]:
+    def ask(self, text: str) -> Iterator[str | ImageWithTokens]:
         """Yields the answer to a message in pieces, and records message and answer.
 
         If generation fails, the answer so far is recorded with the message; if there is none yet, nothing is recorded.
@@ -121,7 +121,7 @@ class Conversation:
         options = dict(self.options)
         if "seed" in options:
             options["seed"] = (options["seed"] + len(self.messages) // 2) % _NUM_SEEDS
-        answer: list[str | Drawing] = []
+        answer: list[str | ImageWithTokens] = []
         complete = False
         try:
             for piece in self.respond(messages, **options):
@@ -168,7 +168,7 @@ class ImageOutput:
         print(path, flush=True)
 
 
-def print_answer(pieces: Iterable[str | Drawing], prompt: str, images: ImageOutput) -> None:
+def print_answer(pieces: Iterable[str | ImageWithTokens], prompt: str, images: ImageOutput) -> None:
     """Prints an answer while it is generated, with images on their own lines."""
     is_line_start = True
     for piece in pieces:

@@ -14,7 +14,7 @@ from janus_jax.commands import chat_repl
 from janus_jax.commands.chat_repl import Conversation, ImageOutput, question, typed_paths
 from janus_jax.config import preset
 from janus_jax.errors import JanusError
-from janus_jax.processing import Drawing, Processor
+from janus_jax.processing import ImageWithTokens, Processor
 from tests.commands.conftest import run
 
 
@@ -200,16 +200,21 @@ def test_interrupted_answer_is_kept(capsys):
 
 
 class FakePainter:
-    """A model that draws a gray level, which each message raises by one."""
+    """A model that generates a gray level, which each message raises by one."""
 
     def __init__(self):
         self.seen = []
 
     def respond(self, messages, **options):
-        drawings = [image for message in messages for image in message.get("images", ())]
-        self.seen.append(drawings)
-        level = len(drawings) + 1
-        yield from [" Here: ", Drawing(Image.new("RGB", (64, 32), (level,) * 3), np.full(4, level)), "  ", "Good?"]
+        images = [image for message in messages for image in message.get("images", ())]
+        self.seen.append(images)
+        level = len(images) + 1
+        yield from [
+            " Here: ",
+            ImageWithTokens(Image.new("RGB", (64, 32), (level,) * 3), np.full(4, level)),
+            "  ",
+            "Good?",
+        ]
 
 
 def test_generated_images_are_saved_shown_and_kept_in_the_conversation(capsys, tmp_path):
@@ -232,7 +237,7 @@ def test_generated_images_are_saved_shown_and_kept_in_the_conversation(capsys, t
         )
     assert (folder / "00001.png").read_text() == "another file"
     # The model reads its image tokens.
-    assert [[drawing.tokens[0] for drawing in seen] for seen in painter.seen] == [[], [1]]
+    assert [[image.tokens[0] for image in seen] for seen in painter.seen] == [[], [1]]
     assert [message["content"] for message in conversation.messages] == [
         "Draw it.",
         "Here: <image_placeholder>  Good?",
@@ -279,17 +284,17 @@ def test_command_saves_and_shows_the_images_of_the_library(painter, photo, tmp_p
     done = run("launch.chat", f"--model={painter}", f"--image={photo}", "--prompt=What is it?", *arguments)
     assert done.returncode == 0, done.stderr
     model, ask = load(painter, "float32"), [question("What is it?", [photo])]
-    drawing = {"temperature": 0.7, "unconditional": "message"}
-    pieces = list(model.converse(ask, max_new_tokens=8, temperature=1.0, seed=4, drawing=drawing))
-    drawings = [piece for piece in pieces if isinstance(piece, Drawing)]
+    sampling = {"temperature": 0.7, "unconditional": "message"}
+    pieces = list(model.converse(ask, max_new_tokens=8, temperature=1.0, seed=4, image_sampling=sampling))
+    images = [piece for piece in pieces if isinstance(piece, ImageWithTokens)]
     files = sorted((tmp_path / "images").iterdir())
-    assert 1 <= len(drawings) == len(files)
+    assert 1 <= len(images) == len(files)
     text = re.sub(r"\x1bP[^\x1b]*\x1b\\\n", "", done.stdout)
     assert len(text) < len(done.stdout)
     written = iter(files)
     expected = "".join(piece if isinstance(piece, str) else f"{next(written)}" for piece in pieces)
     assert "".join(text.split()) == "".join(expected.split())
-    for file, piece in zip(files, drawings, strict=True):
+    for file, piece in zip(files, images, strict=True):
         np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(piece.image))
     assert json.loads(Image.open(files[0]).info["settings"])["unconditional"] == "message"
 
