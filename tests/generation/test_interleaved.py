@@ -44,7 +44,7 @@ def conversation_model(mesh=None, features=False):
 def pieces_of(model, messages=ASK, image_sampling=(), **options):
     """Returns prompt, pieces and text tokens of an answer."""
     prompt = conversation_prompt(model.processor, messages)
-    sampler = ConversationImageSampler(**({"max_images": 2} | dict(image)))
+    sampler = ConversationImageSampler(**({"max_images": 2} | dict(image_sampling)))
     options = {"max_new_tokens": 40, "text": SamplingConfig(), "seed": 3} | options
     reader = ContextReader(model.model, model.params, model.processor, model.config.llm.max_positions, model.mesh)
     answer = InterleavedAnswer(reader, prompt, AnswerOptions(image_sampling=sampler, **options))
@@ -169,7 +169,7 @@ def test_without_images_the_answer_is_that_of_chat():
     assert text.strip() == model.chat(ASK, max_new_tokens=12)
 
 
-def test_the_next_turn_has_the_image_tokens_of_the_drawing():
+def test_the_next_turn_has_the_image_tokens_of_the_image():
     model = conversation_model()
     _, pieces, _ = pieces_of(model, image_sampling={"max_images": 1})
     again = [*ASK, answer_message(pieces), {"role": "user", "content": "In red."}]
