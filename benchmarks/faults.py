@@ -31,6 +31,7 @@ from absl import flags
 
 from benchmarks.fault_injection import BUCKET_KINDS, KINDS, Fault
 from benchmarks.fault_runs import Cluster, Ended, is_named, newest_checkpoint, steps_logged
+from benchmarks.shared import machine
 from janus_jax.buckets import as_path
 from janus_jax.commands import cli
 from janus_jax.errors import JanusError
@@ -99,23 +100,23 @@ class Benchmark:
             for name, losses in found.items()
         }
 
-    def print_table(self) -> None:
-        """Prints the results by kind."""
-        print("kind                faults  went on  codes of the others   named  seconds (median, most)  lost steps")
+    def figures(self) -> dict[str, Any]:
+        """Returns the figures of each kind of fault, and the starts that ended before their fault."""
+        kinds = {}
         for kind in KINDS:
             those = [one for one in self.results if one["kind"] == kind and one["seconds"] is not None]
             if not those:
                 continue
-            codes = sorted({code for one in those for i, code in enumerate(one["codes"]) if i != one["process"]})
             ended = [one["seconds"] for one in those if not one["went_on"]]
-            seconds = f"{median(ended):>8.1f} {max(ended):>8.1f}" if ended else " " * 17
-            lost = mean(one["lost_steps"] for one in those)
-            print(
-                f"{kind:<19} {len(those):>6}  {len(those) - len(ended):>7}  {codes!s:<20}  "
-                f"{sum(one['named'] for one in those):>5}  {seconds}        {lost:>5.1f}"
-            )
-        early = [one["codes"] for one in self.results if one["seconds"] is None]
-        print(f"starts that ended before their fault: {len(early)} {early or ''}")
+            kinds[kind] = {
+                "faults": len(those),
+                "went_on": len(those) - len(ended),
+                "codes": sorted({code for one in those for i, code in enumerate(one["codes"]) if i != one["process"]}),
+                "named": sum(one["named"] for one in those),
+                "seconds": {"least": min(ended), "median": median(ended), "most": max(ended)} if ended else None,
+                "lost_steps": {"mean": mean(lost := [one["lost_steps"] for one in those]), "most": max(lost)},
+            }
+        return {"kinds": kinds, "ended_early": [one["codes"] for one in self.results if one["seconds"] is None]}
 
     @property
     def _bucket_workdir(self) -> Path:
@@ -166,6 +167,18 @@ class Benchmark:
         }
 
 
+def print_table(figures: dict[str, Any]) -> None:
+    """Prints the results by kind."""
+    print("kind                faults  went on  codes of the others   named  seconds (median, most)  lost steps")
+    for kind, row in figures["kinds"].items():
+        seconds = f"{row['seconds']['median']:>8.1f} {row['seconds']['most']:>8.1f}" if row["seconds"] else " " * 17
+        print(
+            f"{kind:<19} {row['faults']:>6}  {row['went_on']:>7}  {row['codes']!s:<20}  "
+            f"{row['named']:>5}  {seconds}        {row['lost_steps']['mean']:>5.1f}"
+        )
+    print(f"starts that ended before their fault: {len(figures['ended_early'])} {figures['ended_early'] or ''}")
+
+
 @contextlib.contextmanager
 def _bucket() -> Iterator[BucketServer]:
     """Context manager of a server of a bucket. This process and its children use it for gs:// paths."""
@@ -178,13 +191,16 @@ def _bucket() -> Iterator[BucketServer]:
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Runs the faults and prints the table."""
+    """Runs the faults and prints the table and the figures."""
     with _bucket() as bucket, Cluster(_PROCESSES.value) as cluster:
         benchmark = Benchmark(arguments, cluster, bucket)
         benchmark.run_faults()
-        benchmark.print_table()
-        for name, difference in benchmark.differences().items():
+        figures = benchmark.figures()
+        print_table(figures)
+        differences = benchmark.differences()
+        for name, difference in differences.items():
             print(f"{name}: largest difference of a loss from the undisturbed run: {difference:.3g}")
+        print(json.dumps(figures | {"loss_differences": differences} | machine()))
 
 
 def run() -> None:

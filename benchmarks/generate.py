@@ -9,11 +9,11 @@ weights are a hard case: their tokens depend on all earlier ones as if by chance
 model.
 
 Sequential decoding and all windows run in turn, so that other load on the machine affects all of them. For each batch
-and window the benchmark prints the passes of the model per image, the time, its ratio to sequential decoding (median
-over turns), the share of tokens that differ from those of sequential decoding, the share of images with such a token,
-and the differences per token up to the first one of an image, which are those that rounding itself causes. After each
-batch it prints all results so far as a JSON object. Fewer tokens per image need fewer programs: one for each size of
-the cache.
+and window the benchmark prints the passes of the model per image, the time, images per second without the VQ decoder,
+the ratio of the time to that of sequential decoding (median over turns), the share of tokens that differ from those of
+sequential decoding, the share of images with such a token, and the differences per token up to the first one of an
+image, which are those that rounding itself causes. After each batch it prints all results so far as a JSON object.
+Fewer tokens per image need fewer programs: one for each size of the cache.
 """
 
 import dataclasses
@@ -58,7 +58,7 @@ _QUANTIZATION = flags.DEFINE_enum("quantization", "none", get_args(Quantization)
 _IMAGE_TOKENS = flags.DEFINE_integer(
     "image_tokens", None, "tokens per image, a square number (default: 144, or those of the preset)", 4
 )
-_WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8"], "windows to measure")
+_WINDOWS = flags.DEFINE_list("windows", ["2", "4", "8"], "windows to measure; empty: sequential decoding only")
 _BATCHES = flags.DEFINE_list("batches", ["1"], "numbers of images per batch")
 _SCALE = flags.DEFINE_float("guidance_scale", 5.0, "guidance scale; 1 disables guidance")
 _TEMPERATURE = flags.DEFINE_float("temperature", 1.0, "sampling temperature")
@@ -140,13 +140,15 @@ def measure(generator: Generator, batch_size: int, windows: Sequence[int], repea
             seconds[window].append(duration)
             results[window].append(generation)
     for window in all_windows:
+        median_seconds = median(seconds[window])
         expected = np.stack([generation.tokens for generation in results[0]])
         tokens = np.stack([generation.tokens for generation in results[window]])
         yield {
             "batch": batch_size,
             "window": window,
             "passes": median(generation.passes for generation in results[window]),
-            "seconds": median(seconds[window]),
+            "seconds": median_seconds,
+            "images_per_second": batch_size / median_seconds,
             "ratio": median_ratio(seconds[window], seconds[0]),
             "different": float((tokens != expected).mean()),
             **_first_changes(tokens != expected),
@@ -176,7 +178,8 @@ def main(_: Sequence[str]) -> None:
     print(f"{name}, {total} tokens per image, guidance scale {_SCALE.value:g}, temperature {_TEMPERATURE.value:g}")
     weights = bytes_per_token(generator.model.config, generator.model.execution)
     bandwidth = next((chip.memory_bandwidth for chip in ACCELERATORS.values() if chip.kind == kind), None)
-    columns = {"batch": 5, "window": 6, "passes": 6, "seconds": 8, "ratio": 6, "different": 9, "changed": 8, "first": 8}
+    columns = {"batch": 5, "window": 6, "passes": 6, "seconds": 8, "images/s": 8, "ratio": 6}
+    columns |= {"different": 9, "changed": 8, "first": 8}
     print(*(f"{name:>{width}}" for name, width in columns.items()))
     rows: list[dict[str, Any]] = []
     report = {"model": name, "dtype": _DTYPE.value, "quantization": _QUANTIZATION.value, "tokens": total}
@@ -184,7 +187,8 @@ def main(_: Sequence[str]) -> None:
     for batch_size in map(int, _BATCHES.value):
         for row in measure(generator, batch_size, [int(window) for window in _WINDOWS.value], _REPEATS.value):
             print(
-                f"{row['batch']:5} {row['window']:6} {row['passes']:6g} {row['seconds']:8.2f} {row['ratio']:6.2f} "
+                f"{row['batch']:5} {row['window']:6} {row['passes']:6g} {row['seconds']:8.2f} "
+                f"{row['images_per_second']:8.3g} {row['ratio']:6.2f} "
                 f"{row['different']:9.1e} {row['changed']:8.3f} {row['first']:8.1e}",
                 flush=True,
             )

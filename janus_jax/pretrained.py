@@ -31,7 +31,7 @@ from janus_jax.generation.best_of import BestOf, Judge
 from janus_jax.generation.context import ContextReader
 from janus_jax.generation.edit_sampler import make_edit_sampler
 from janus_jax.generation.image_sampler import GeneratedImage, ImageSampler, make_image_sampler, sampler_settings
-from janus_jax.generation.interleaved import AnswerOptions, InterleavedAnswer, make_drawing_sampler
+from janus_jax.generation.interleaved import AnswerOptions, InterleavedAnswer, make_conversation_image_sampler
 from janus_jax.generation.padding import bucket_length, round_up
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.generation.text import answer_limits, generate_text
@@ -40,9 +40,9 @@ from janus_jax.models.factory import abstract_params, make_model, params_from_le
 from janus_jax.models.janus import Janus
 from janus_jax.processing import (
     Background,
-    Drawing,
     Edit,
     ImageSource,
+    ImageWithTokens,
     Message,
     Processor,
     TokenSequence,
@@ -256,7 +256,7 @@ class Pretrained:
         max_new_tokens: int | None = None,
         temperature: float = 0.0,
         **options: Any,
-    ) -> Iterator[str | Drawing]:
+    ) -> Iterator[str | ImageWithTokens]:
         """Yields an answer with images: pieces of text, and each image when it is complete.
 
         When the model writes begin-of-image, it generates an image and continues with the image in its context. The
@@ -268,18 +268,18 @@ class Pretrained:
           images: Images in the order of their placeholders, if the messages contain no images.
           max_new_tokens: Maximum number of text tokens. See `chat`.
           temperature: Sampling temperature of text; 0 decodes greedily.
-          **options: See `chat`; `top_k` and `top_p` are for text. Also `drawing`, a dict of settings of
-            `DrawingSampler`: `guidance_scale`, `temperature`, `top_k`, `top_p`, `parallel_window`, `unconditional`,
-            `max_images`.
+          **options: See `chat`; `top_k` and `top_p` are for text. Also `image_sampling`, a dict of settings of
+            `ConversationImageSampler`: `guidance_scale`, `temperature`, `top_k`, `top_p`, `parallel_window`,
+            `unconditional`, `max_images`.
 
         Raises:
           JanusError: See `chat`. Or the model is a JanusFlow, or an image does not fit into the model's context.
         """
         prompt = conversation_prompt(self.processor, messages, images, **_prompt_options(options))
-        drawing = make_drawing_sampler(self.config, **options.pop("drawing", {}))
+        image_sampling = make_conversation_image_sampler(self.config, **options.pop("image_sampling", {}))
         names = ("top_k", "top_p")
         sampling = SamplingConfig(temperature, **{name: options.pop(name) for name in names if name in options})
-        answer_options = AnswerOptions(sampling, drawing, max_new_tokens=max_new_tokens, **options)
+        answer_options = AnswerOptions(sampling, image_sampling, max_new_tokens=max_new_tokens, **options)
         assert isinstance(self.model, Janus)
         reader = ContextReader(self.model, self.params, self.processor, self.config.llm.max_positions, self.mesh)
         return iter(InterleavedAnswer(reader, prompt, answer_options))

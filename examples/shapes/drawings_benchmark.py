@@ -1,4 +1,4 @@
-"""Benchmark: conversations in which the model draws, looks at its drawing and changes it, scored by the detector."""
+"""Benchmark: conversations in which the model generates images and changes them, scored by the detector."""
 
 import base64
 import io
@@ -80,8 +80,10 @@ class ModelAssistant:
         """Returns the first picture of the model's reply, or else its text. See `drawing_scoring.Assistant`."""
         self.messages.append({"role": "user", "content": text})
         seed = self.seed + len(self.messages)
-        drawing = {**self.options, "max_images": 1}
-        pieces = list(self.model.converse(self.messages, max_new_tokens=_MAX_TOKENS, seed=seed, drawing=drawing))
+        sampling = {**self.options, "max_images": 1}
+        pieces = list(
+            self.model.converse(self.messages, max_new_tokens=_MAX_TOKENS, seed=seed, image_sampling=sampling)
+        )
         self.messages.append(answer_message(pieces))
         pictures = [np.asarray(piece.image) for piece in pieces if not isinstance(piece, str)]
         words = "".join(piece for piece in pieces if isinstance(piece, str)).strip()

@@ -19,8 +19,7 @@ from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import batch_sharding
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.rl.config import PolicyOptimization
-from janus_jax.training.rl.log_probs import append_images
-from janus_jax.training.rl.objective import REFERENCE, PolicyBatch
+from janus_jax.training.rl.objective import REFERENCE, PolicyBatch, make_policy
 from janus_jax.training.setup import StageSetup
 
 
@@ -95,10 +94,12 @@ def _policy_batch(recipe: Recipe, rl: PolicyOptimization, mesh: Mesh) -> PolicyB
 
     def make() -> PolicyBatch:
         prompt = empty_batch(1, Budget(RL_PROMPT_LENGTH, 0, 0, 0), sizes)._replace(text_targets=None, gen_starts=None)
-        prompts = jax.tree.map(lambda x: jnp.repeat(x, count * rl.sequences_per_image, axis=0), prompt)
-        sequences = append_images(prompts, jnp.zeros((count, config.num_gen_tokens), jnp.int32))
-        log_probs = jnp.zeros((count, config.num_gen_tokens)) if rl.updates > 1 else None
-        return PolicyBatch(sequences, jnp.zeros(count), log_probs, log_probs if rl.loss.beta else None)
+        policy = make_policy(config, rl)
+        trajectories, distributions = policy.example(config, jax.tree.map(jnp.asarray, prompt), count)
+        if rl.updates == 1:
+            return PolicyBatch(trajectories, jnp.zeros(count))
+        old = jnp.zeros((count, policy.num_actions(trajectories)))
+        return PolicyBatch(trajectories, jnp.zeros(count), old, distributions if rl.loss.beta else None)
 
     batch: PolicyBatch = jax.tree.map(lambda leaf: with_sharding(leaf, sharding), jax.eval_shape(make))
     return batch

@@ -27,6 +27,7 @@ from janus_jax.generation.decode import DecodeParams, DecodeSpec, DecodeState, d
 from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import CACHE_STEP, round_up
 from janus_jax.generation.sampling import SamplingConfig
+from janus_jax.generation.stochastic_flow import integrate_path
 from janus_jax.models.backbone import Backbone, Params
 from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.models.janus import Janus
@@ -36,6 +37,7 @@ from janus_jax.models.target_platform import target_platform
 from janus_jax.sharding import batch_sharding, check_mesh, num_data_shards, param_shardings, use_mesh
 from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
+from janus_jax.training.rl.config import PolicyOptimization
 from janus_jax.training.rl.objective import REFERENCE
 from janus_jax.training.rl.rollouts import gathered_shardings, rollout_execution
 from janus_jax.training.setup import StageSetup
@@ -143,7 +145,10 @@ def compile_rollout(recipe: Recipe, setup: StageSetup, mesh: Mesh, topology: Top
     else:
         frozen = {name: part for name, part in state.frozen.items() if name != REFERENCE}
         params = merge(state.params, frozen)
-    sampler = _token_sampler(model, params, shape, mesh, TokenSampler(rl.guidance_scale, rl.temperature))
+    if isinstance(model, JanusFlow):
+        sampler = _path_sampler(model, params, shape, mesh, rl)
+    else:
+        sampler = _token_sampler(model, params, shape, mesh, TokenSampler(rl.guidance_scale, rl.temperature))
     programs = _compile_sampler(sampler, params, mesh, topology, prefix="rollout ")
     others = {"optimizer state": state.opt_state, "parameter average": state.ema}
     if rl.rollout_params == "copied":
@@ -222,6 +227,28 @@ def _flow_sampler(model: Backbone, params: Params, shape: SamplingShape, mesh: M
         return lowered, (prompt_cache, latents)
 
     return _Sampler(rectified_flow.prefill, (model, params, prompts, 1, True), {}, lower_decode)
+
+
+def _path_sampler(
+    model: JanusFlow, params: Params, shape: SamplingShape, mesh: Mesh, rl: PolicyOptimization
+) -> _Sampler:
+    """Returns the sampler of the rollouts of a JanusFlow model."""
+    prompts = _prompts(model, shape, mesh)
+    keys = jax.ShapeDtypeStruct(prompts.tokens.shape[:1], jax.random.key(0).dtype)
+
+    def lower_decode(prompt_cache: rectified_flow.PromptCache) -> tuple[Any, Any]:
+        lowered = integrate_path.lower(
+            model,
+            params,
+            prompt_cache,
+            keys,
+            steps=rl.flow.rollout,
+            guidance_scale=rl.guidance_scale,
+            noise_level=rl.flow.noise_level,
+        )
+        return lowered, prompt_cache
+
+    return _Sampler(rectified_flow.prefill, (model, params, prompts, 1, rl.guidance_scale != 1), {}, lower_decode)
 
 
 def _prompts(model: Backbone, shape: SamplingShape, mesh: Mesh, per_prompt: int = 1) -> Batch:

@@ -6,16 +6,24 @@ With --prompt, the command prints the answer and exits. Without --prompt, it rea
 FILE, or a file dropped onto the terminal, adds an image to the next message, /reset starts a new conversation, /quit or
 Ctrl-D ends the chat. The images of a message come before its text. To insert them into the text, write one
 <image_placeholder> per image.
+
+A Janus that was trained on conversations with generated images can generate images in its answers. They are written to
+OUT/00000.png, OUT/00001.png ..., and shown in terminals with the graphics protocol of kitty or with sixels.
 """
 
+import os
+import sys
 from collections.abc import Sequence
 from typing import Any, cast, get_args
 
 from absl import flags
 
+from janus_jax.buckets import as_path
 from janus_jax.commands import cli, model_flags
-from janus_jax.commands.chat_repl import HELP, Conversation, chat, expand_path, question
-from janus_jax.processing import Background, open_image
+from janus_jax.commands.chat_repl import HELP, Conversation, ImageOutput, chat, expand_path, print_answer, question
+from janus_jax.commands.terminal_images import Protocol, detect_protocol
+from janus_jax.config import JanusConfig
+from janus_jax.processing import Background, Unconditional, open_image
 
 _IMAGE = flags.DEFINE_multi_string("image", [], "image file that the question is about; may be repeated")
 _BACKGROUND = flags.DEFINE_enum(
@@ -35,8 +43,32 @@ _TEMPERATURE = model_flags.define_scale("temperature", 0.0, "sampling temperatur
 _SYSTEM_PROMPT = flags.DEFINE_string(
     "system_prompt", None, "system prompt that replaces the model's; an empty text removes it"
 )
+_OUT = flags.DEFINE_string("out", "chat_images", "folder to which generated images are written; created when needed")
+_SHOW_IMAGES = flags.DEFINE_enum(
+    "show_images",
+    "auto",
+    ["auto", *get_args(Protocol)],
+    "how generated images are shown; auto: as the terminal can",
+)
+_GUIDANCE_SCALE = model_flags.define_scale(
+    "guidance_scale", None, "guidance scale of images; 1 disables guidance (default: 5)"
+)
+_IMAGE_TEMPERATURE = model_flags.define_scale(
+    "image_temperature", None, "sampling temperature of image tokens; 0 takes the most likely token (default: 1)"
+)
+_UNCONDITIONAL = flags.DEFINE_enum(
+    "unconditional",
+    None,
+    get_args(Unconditional),
+    "what guidance removes: all of the conversation, or the last message, which suits requests to change an image "
+    "(default: all)",
+)
+_PARALLEL_WINDOW = model_flags.define_parallel_window()
 flags.adopt_module_key_flags(model_flags)
 cli.flag_group("Sampling", _MAX_NEW_TOKENS, _TEMPERATURE)
+cli.flag_group(
+    "Generated images", _OUT, _SHOW_IMAGES, _GUIDANCE_SCALE, _IMAGE_TEMPERATURE, _UNCONDITIONAL, _PARALLEL_WINDOW
+)
 
 
 def main(_: Sequence[str]) -> None:
@@ -52,21 +84,46 @@ def main(_: Sequence[str]) -> None:
         "seed": model_flags.SEED.value,
         "system_prompt": _SYSTEM_PROMPT.value,
     }
+    out = as_path(_OUT.value)
     opened = model_flags.open_model()
-    if prompt is not None:
+    settings = _image_settings()
+    generates = isinstance(opened.config, JanusConfig)
+    if generates or settings:
         # Checked before the parameters are loaded.
+        from janus_jax.generation.interleaved import make_conversation_image_sampler
+
+        options["image_sampling"] = vars(make_conversation_image_sampler(opened.config, **settings))
+    if prompt is not None:
         from janus_jax.generation.text import answer_limits
 
         tokens = opened.processor.understanding_sequence([question(prompt, images)], None, _SYSTEM_PROMPT.value)
         answer_limits([len(tokens)], _MAX_NEW_TOKENS.value, opened.config.llm.max_positions)
-    conversation = Conversation(model_flags.load_model(opened), options, background, images)
+    protocol: Protocol = "none"
+    if _SHOW_IMAGES.value != "auto":
+        protocol = cast(Protocol, _SHOW_IMAGES.value)
+    elif generates:
+        # Before the first message, because the terminal's answer comes where the user types.
+        protocol = detect_protocol(sys.stdin, sys.stdout, os.environ)
+    model = model_flags.load_model(opened)
+    respond = model.converse if generates else model.chat_stream
+    conversation = Conversation(respond, options, background, images)
+    output = ImageOutput(out, protocol, model_flags.image_metadata(opened, options.get("image_sampling", {})))
     if prompt is None:
         print(f"{HELP}\nCtrl-C interrupts an answer. The first answer takes longer, as programs are compiled.\n")
-        chat(conversation)
-        return
-    for piece in conversation.ask(prompt):
-        print(piece, end="", flush=True)
-    print()
+        chat(conversation, output)
+    else:
+        print_answer(conversation.ask(prompt), prompt, output)
+
+
+def _image_settings() -> dict[str, Any]:
+    """Returns the settings of `ConversationImageSampler` that the flags give."""
+    holders: dict[str, flags.FlagHolder[Any]] = {
+        "guidance_scale": _GUIDANCE_SCALE,
+        "temperature": _IMAGE_TEMPERATURE,
+        "unconditional": _UNCONDITIONAL,
+    }
+    given = {name: holder.value for name, holder in holders.items() if holder.value is not None}
+    return given | model_flags.window_setting(_PARALLEL_WINDOW)
 
 
 def run() -> None:

@@ -5,14 +5,17 @@ import os
 import shlex
 import sys
 import urllib.parse
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
+from janus_jax.commands.terminal_images import Protocol, image_sequence
 from janus_jax.errors import JanusError
-from janus_jax.processing import Background, ImageSource, Message, open_image
+from janus_jax.image_files import save_png
+from janus_jax.processing import Background, ImageSource, ImageWithTokens, Message, answer_message, open_image
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 
 HELP = (
@@ -21,10 +24,10 @@ HELP = (
 )
 
 
-class ChatModel(Protocol):
-    """A model that streams answers: `janus_jax.Pretrained`."""
+Responder = Callable[..., Iterator[str | ImageWithTokens]]
+"""Function that streams an answer to messages: `Pretrained.converse` or `Pretrained.chat_stream`."""
 
-    def chat_stream(self, messages: Sequence[Message], **options: Any) -> Iterator[str]: ...
+_NUM_SEEDS = 2**32
 
 
 def question(text: str, images: Sequence[ImageSource] = ()) -> Message:
@@ -79,14 +82,14 @@ class Conversation:
     """A conversation with a model.
 
     Attributes:
-      model: The model that answers.
-      options: Options of `Pretrained.chat_stream`.
+      respond: Streams the model's answers.
+      options: Options of `respond`. `seed` is that of the first answer; each further answer has the next one.
       background: Background of transparent pixels, see `Background`.
       pending_images: Images that the next message will contain.
       messages: The messages so far.
     """
 
-    model: ChatModel
+    respond: Responder
     options: Mapping[str, Any] = field(default_factory=dict)
     background: Background = "none"
     pending_images: list[Image.Image] = field(default_factory=list)
@@ -105,7 +108,7 @@ class Conversation:
         self.pending_images.append(image)
         return image
 
-    def ask(self, text: str) -> Iterator[str]:
+    def ask(self, text: str) -> Iterator[str | ImageWithTokens]:
         """Yields the answer to a message in pieces, and records message and answer.
 
         If generation fails, the answer so far is recorded with the message; if there is none yet, nothing is recorded.
@@ -115,25 +118,78 @@ class Conversation:
             not one per image.
         """
         messages = [*self.messages, question(text, self.pending_images)]
-        answer, complete = "", False
+        options = dict(self.options)
+        if "seed" in options:
+            options["seed"] = (options["seed"] + len(self.messages) // 2) % _NUM_SEEDS
+        answer: list[str | ImageWithTokens] = []
+        complete = False
         try:
-            for piece in self.model.chat_stream(messages, **self.options):
-                shown = piece if answer else piece.lstrip()
+            for piece in self.respond(messages, **options):
+                shown = piece.lstrip() if isinstance(piece, str) and not answer else piece
                 if shown:
-                    answer += shown
+                    answer.append(shown)
                     yield shown
             complete = True
         finally:
             if complete or answer:
-                self.messages = [*messages, {"role": "assistant", "content": answer}]
+                self.messages = [*messages, answer_message(answer)]
                 self.pending_images = []
 
 
-def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> None:
+@dataclass
+class ImageOutput:
+    """Saves and shows the images of a chat.
+
+    Attributes:
+      folder: Folder of the images, which are 00000.png, 00001.png, ... Files that exist are kept.
+      protocol: How the terminal shows images.
+      metadata: Metadata of the files.
+    """
+
+    folder: Path
+    protocol: Protocol = "none"
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+    _next: int = 0
+
+    def write(self, image: Image.Image, prompt: str) -> None:
+        """Prints an image, saves it and prints its path.
+
+        Args:
+          image: The image.
+          prompt: Message of the user, for the file's metadata.
+
+        Raises:
+          JanusError, RunStopped: The file cannot be written, see `storage.writing`.
+        """
+        print(end=image_sequence(image, self.protocol), flush=True)
+        while (path := self.folder / f"{self._next:05}.png").exists():
+            self._next += 1
+        save_png(image, path, {"prompt": prompt, **self.metadata})
+        print(path, flush=True)
+
+
+def print_answer(pieces: Iterable[str | ImageWithTokens], prompt: str, images: ImageOutput) -> None:
+    """Prints an answer while it is generated, with images on their own lines."""
+    is_line_start = True
+    for piece in pieces:
+        if isinstance(piece, str):
+            print(piece, end="", flush=True)
+            is_line_start = piece.endswith("\n")
+            continue
+        if not is_line_start:
+            print()
+        images.write(piece.image, prompt)
+        is_line_start = True
+    if not is_line_start:
+        print()
+
+
+def chat(conversation: Conversation, images: ImageOutput, read: Callable[[], str] | None = None) -> None:
     """Reads lines and streams answers to stdout until the input ends.
 
     Args:
       conversation: The conversation to continue.
+      images: Output of images that the model generates.
       read: Returns the next line, or raises EOFError at the end of the input. Default: reads from the terminal.
     """
     read = read or _terminal_reader()
@@ -156,7 +212,7 @@ def chat(conversation: Conversation, read: Callable[[], str] | None = None) -> N
             elif command.startswith("/"):
                 print(f"({HELP})")
             elif line:
-                _answer(conversation, line)
+                _answer(conversation, line, images)
         except JanusError as error:
             print(f"({error})")
 
@@ -176,12 +232,11 @@ def _add_images(conversation: Conversation, typed: str) -> None:
         print(f"({path}, {image.width} x {image.height}, is added to your next message)")
 
 
-def _answer(conversation: Conversation, line: str) -> None:
+def _answer(conversation: Conversation, line: str, images: ImageOutput) -> None:
     with contextlib.closing(conversation.ask(line)) as pieces:  # type: ignore[type-var]
         try:
-            for piece in pieces:
-                print(piece, end="", flush=True)
-            print("\n")
+            print_answer(pieces, line, images)
+            print()
         except KeyboardInterrupt:
             print(" ...\n")
 

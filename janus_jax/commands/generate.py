@@ -9,7 +9,6 @@ rounding only.
 """
 
 import functools
-import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -103,17 +102,7 @@ def main(_: Sequence[str]) -> None:
         load = functools.cache(lambda: model_flags.load_model(opened))
         best = _BEST_OF.make(load)
         model = load()
-        common = {
-            "seed": model_flags.SEED.value,
-            "model": f"{model.config.name} ({model_flags.MODEL.value})",
-            "settings": json.dumps(
-                settings
-                | {"dtype": model_flags.resolve_dtype(model_flags.DTYPE.value)}
-                | model_flags.quantization_setting(opened.checkpoint)
-                | _BEST_OF.setting()
-            ),
-            "Software": "janus_jax",
-        }
+        common = model_flags.image_metadata(opened, settings | _BEST_OF.setting())
         total = sampler.num_steps(model.config) * len(prompts) * _NUM_IMAGES.value * _BEST_OF.best_of.value
         with progress_bar(total=total, unit=sampler.unit, desc="generating", smoothing=0.1) as bar:
             # Images are saved after each batch, so that a killed run keeps them.

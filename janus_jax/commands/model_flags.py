@@ -1,7 +1,9 @@
 """Flags that select a model, its dtype and its devices, and functions that load this model."""
 
+import json
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, cast, get_args
 
 from absl import flags
@@ -161,6 +163,17 @@ def load_model(opened: OpenedModel) -> "Pretrained":
     jax.block_until_ready(model.params)
     _print_progress(f" {time.monotonic() - begin:.1f} s\n")
     return model
+
+
+def image_metadata(opened: OpenedModel, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns metadata of an image file: the seed, the model and all settings of sampling."""
+    everything = dict(settings) | {"dtype": resolve_dtype(DTYPE.value)} | quantization_setting(opened.checkpoint)
+    return {
+        "seed": SEED.value,
+        "model": f"{opened.config.name} ({MODEL.value})",
+        "settings": json.dumps(everything),
+        "Software": "janus_jax",
+    }
 
 
 def initialize_devices() -> str:

@@ -29,12 +29,12 @@ from janus_jax.generation.text import answer_limits
 from janus_jax.models.janus import Janus
 from janus_jax.processing import (
     ConversationPrompt,
-    Drawing,
+    ImageWithTokens,
     TokenSequence,
     Unconditional,
     check_unconditional,
-    drawing_length,
-    drawing_piece,
+    generated_image_length,
+    generated_image_piece,
     tail,
     text_piece,
     unconditional_conversation,
@@ -43,7 +43,7 @@ from janus_jax.sharding import to_host, use_mesh
 
 
 @dataclass(frozen=True)
-class DrawingSampler(TokenSampler):
+class ConversationImageSampler(TokenSampler):
     """Image sampler of conversations.
 
     Attributes:
@@ -63,7 +63,7 @@ class DrawingSampler(TokenSampler):
             raise JanusError(f"max_images is {self.max_images!r}; it must be a whole number, 0 or more.")
 
 
-def make_drawing_sampler(config: ModelConfig, **settings: Any) -> DrawingSampler:
+def make_conversation_image_sampler(config: ModelConfig, **settings: Any) -> ConversationImageSampler:
     """Returns the image sampler of conversations.
 
     Raises:
@@ -74,8 +74,10 @@ def make_drawing_sampler(config: ModelConfig, **settings: Any) -> DrawingSampler
             f"{config.name} cannot generate images in a conversation: JanusFlow reads no images as latents in its "
             f"context; use a Janus or Janus-Pro model, or `generate`."
         )
-    check_settings("Drawing", [setting.name for setting in fields(DrawingSampler)], settings)
-    return DrawingSampler(**settings)
+    check_settings(
+        "The image sampler of conversations", [setting.name for setting in fields(ConversationImageSampler)], settings
+    )
+    return ConversationImageSampler(**settings)
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class AnswerOptions:
 
     Attributes:
       text: Sampling of text.
-      drawing: Sampling of images.
+      image_sampling: Sampling of images.
       seed: Seed. Part p of an answer (text, image, text, ...) has the random key of prompt p (`sampling_keys`).
       max_new_tokens: Maximum number of text tokens. None: `DEFAULT_NEW_TOKENS`.
       stop: Strings that end the answer.
@@ -92,7 +94,7 @@ class AnswerOptions:
     """
 
     text: SamplingConfig
-    drawing: DrawingSampler
+    image_sampling: ConversationImageSampler
     seed: int = 0
     max_new_tokens: int | None = None
     stop: str | Sequence[str] = ()
@@ -119,21 +121,21 @@ class InterleavedAnswer:
         # Raises for an invalid seed.
         self._keys(0)
 
-    def __iter__(self) -> Iterator[str | Drawing]:
+    def __iter__(self) -> Iterator[str | ImageWithTokens]:
         # The mesh is not in use at a `yield`, so that it does not affect the caller's code.
         with use_mesh(self._reader.mesh):
             end = self._read_prompt()
         for number in itertools.count():
-            draws = yield from self._write(end, self._keys(2 * number))
-            if not draws or number == self._options.drawing.max_images:
+            begins_image = yield from self._write(end, self._keys(2 * number))
+            if not begins_image or number == self._options.image_sampling.max_images:
                 return
             with use_mesh(self._reader.mesh):
-                drawing = self._draw(self._keys(2 * number + 1))
-            yield drawing
+                image = self._generate_image(self._keys(2 * number + 1))
+            yield image
             if self._left <= 0:
                 return
             with use_mesh(self._reader.mesh):
-                end = self._read_drawing(drawing)
+                end = self._read_image(image)
 
     def _keys(self, part: int) -> Key[Array, " R"]:
         return jnp.repeat(sampling_keys(self._options.seed, part, range(1)), self._reader.copies)
@@ -147,7 +149,7 @@ class InterleavedAnswer:
                 tokens = to_host(images_to_tokens(reader.model, reader.params, image))[0]
             ids[index] = tokens
         self._context, end = reader.read_prompt(sequence, ids)
-        self._unconditional = _Unconditional(reader, self._prompt, ids, self._options.drawing.unconditional)
+        self._unconditional = _Unconditional(reader, self._prompt, ids, self._options.image_sampling.unconditional)
         return end
 
     def _write(self, end: ContextEnd, keys: Key[Array, " R"]) -> Generator[str, None, bool]:
@@ -168,8 +170,8 @@ class InterleavedAnswer:
             check_sampled(tokens)
             is_image = bool(tokens[-1] == self._special.begin_of_image)
             decoder.read(tokens[read : len(tokens) - is_image])
-            draws, read = is_image and not decoder.finished, len(tokens)
-            text = decoder.finish() if draws else decoder.text
+            begins_image, read = is_image and not decoder.finished, len(tokens)
+            text = decoder.finish() if begins_image else decoder.text
             safe = decoder.safe_length
             if safe > shown:
                 yield text[shown:safe]
@@ -183,7 +185,7 @@ class InterleavedAnswer:
         # All tokens but the last are in the cache.
         self._context = self._context._replace(cache=state.cache, length=self._context.length + len(tokens) - 1)
         self._unconditional.append_text(tokens[:-1])
-        return draws
+        return begins_image
 
     def _advance(
         self, state: DecodeState, num_tokens: int, max_steps: int, how: tuple[DecodeParams, DecodeSpec]
@@ -196,9 +198,9 @@ class InterleavedAnswer:
         steps = min(max_steps, slots - used)
         return decode(self._reader.model, self._reader.params, state, settings, steps, spec=spec)
 
-    def _draw(self, keys: Key[Array, " R"]) -> Drawing:
+    def _generate_image(self, keys: Key[Array, " R"]) -> ImageWithTokens:
         """Samples an image after begin-of-image, which is not in the cache yet."""
-        reader, sampler, before = self._reader, self._options.drawing, self._context
+        reader, sampler, before = self._reader, self._options.image_sampling, self._context
         model, params, count = reader.model, reader.params, reader.processor.num_gen_tokens
         self._check_room()
         guided = sampler.guidance_scale != 1
@@ -226,18 +228,18 @@ class InterleavedAnswer:
         if guided:
             self._unconditional.drew(separate[1])
         pixels = to_host(tokens_to_images(model, params, jnp.asarray(tokens)[None]))[0]
-        return Drawing(Image.fromarray(pixels), tokens)
+        return ImageWithTokens(Image.fromarray(pixels), tokens)
 
-    def _read_drawing(self, drawing: Drawing) -> ContextEnd:
+    def _read_image(self, image: ImageWithTokens) -> ContextEnd:
         """Reads the end of an image: its last token, which is not in the cache yet, and the positions after it."""
-        piece, ids = drawing_piece(self._reader.processor, drawing.image), drawing.tokens[None]
-        rest = tail(piece, len(drawing.tokens))
-        self._unconditional.append_drawing(piece, rest, ids)
+        piece, ids = generated_image_piece(self._reader.processor, image.image), image.tokens[None]
+        rest = tail(piece, len(image.tokens))
+        self._unconditional.append_image(piece, rest, ids)
         self._context, end = self._reader.read(self._context, rest, ids, pad=False)
         return end
 
     def _check_room(self) -> None:
-        needed = self._context.length + drawing_length(self._reader.processor)
+        needed = self._context.length + generated_image_length(self._reader.processor)
         if needed > self._reader.max_positions:
             raise JanusError(
                 f"The conversation and its next image have {needed} tokens, but the model's context is "
@@ -264,7 +266,7 @@ class _Unconditional:
         """Appends text that the model wrote."""
         self._append(text_piece(self._reader.processor, tokens), self._reader.no_ids)
 
-    def append_drawing(self, piece: TokenSequence, rest: TokenSequence, ids: Ids) -> None:
+    def append_image(self, piece: TokenSequence, rest: TokenSequence, ids: Ids) -> None:
         """Appends an image, or its rest if the image is in the context already (`drew`)."""
         self._append(*((piece, self._reader.no_ids) if self._is_padding else (rest, ids)))
 

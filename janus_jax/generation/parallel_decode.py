@@ -175,10 +175,8 @@ def decode_windows(
         logits = guide(call_model(model, params, spec.logits, hidden), num_sequences, settings.guidance_scale)
         steps = state.num_tokens[:, None] + offsets
         samples = _sample(logits, state.keys, steps, settings, spec)
-        matches = samples[:, :-1] == inputs[:, 1:]
-        accepted = 1 + jnp.cumprod(matches.astype(jnp.int32), axis=1).sum(axis=1)
         # A sequence that has all tokens accepts none.
-        accepted = jnp.minimum(accepted, total - state.num_tokens)
+        accepted = jnp.minimum(_count_accepted(samples, inputs[:, 1:]), total - state.num_tokens)
         # The positions after the window have no logits yet. The last ones, with the noise of each position, give better
         # drafts than the token on the left or the token above (docs/performance.md).
         last = jnp.repeat(logits[:, -1:], window - 1, axis=1)
@@ -195,6 +193,12 @@ def decode_windows(
         return state, passes + 1
 
     return jax.lax.while_loop(is_running, run_pass, (state, jnp.zeros((), jnp.int32)))
+
+
+def _count_accepted(samples: Int[Array, "R W"], drafts: Int[Array, "R W-1"]) -> Int[Array, " R"]:
+    """Returns the number of samples up to the first one whose draft differs, that one included."""
+    matches = samples[:, :-1] == drafts
+    return 1 + jnp.cumprod(matches.astype(jnp.int32), axis=1).sum(axis=1)
 
 
 def _sample(

@@ -21,10 +21,10 @@ from janus_jax.processing.transparency import GRAY, Background, blend, check_bac
 
 
 @dataclass(frozen=True, eq=False)
-class Drawing:
+class ImageWithTokens:
     """An image that the model generated in a conversation.
 
-    In a message of the assistant, a drawing keeps its image tokens, which encoding the image again would change.
+    In a message of the assistant, it keeps the image tokens, which encoding the image again would change.
 
     Attributes:
       image: The image.
@@ -35,7 +35,7 @@ class Drawing:
     tokens: Int[np.ndarray, "N"]
 
 
-ImageSource = str | os.PathLike[str] | bytes | Image.Image | Drawing
+ImageSource = str | os.PathLike[str] | bytes | Image.Image | ImageWithTokens
 """A path, a `data:image/...;base64,` URL, the bytes of a file, a PIL image, or a generated image."""
 
 MAX_PIXELS = 2**28
@@ -102,7 +102,7 @@ def open_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Ba
 def decode_image(source: ImageSource, max_pixels: int = MAX_PIXELS, background: Background = "none") -> DecodedImage:
     """Reads an image as `open_image` does, and reports whether it has transparent pixels."""
     check_background(background)
-    source = source.image if isinstance(source, Drawing) else source
+    source = source.image if isinstance(source, ImageWithTokens) else source
     name = _name(source)
     try:
         if isinstance(source, Image.Image):

@@ -11,7 +11,7 @@ from PIL import Image
 
 from janus_jax.errors import JanusError
 from janus_jax.processing.conversation import Message
-from janus_jax.processing.images import Drawing, ImageSource, open_image, prepare_understanding
+from janus_jax.processing.images import ImageSource, ImageWithTokens, open_image, prepare_understanding
 from janus_jax.processing.processor import Processor, image_sources, overlaps
 from janus_jax.processing.sequences import ImageSpan, Task, TextSpan, TokenSequence
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
@@ -27,7 +27,7 @@ class ConversationPrompt:
 
     Attributes:
       sequence: The token sequence, in the layout of training (`Processor.interleaved_sequence`).
-      image_tokens: Image tokens of each image of the assistant; None for an image that is not a `Drawing`.
+      image_tokens: Image tokens of each image of the assistant; None for an image that is not an `ImageWithTokens`.
       is_message: True at the text of the last message of the user.
     """
 
@@ -72,12 +72,13 @@ def conversation_prompt(
     rendered = processor.template.render(messages, processor.system_prompt if system_prompt is None else system_prompt)
     if rendered.answers and rendered.answers[-1][1] == len(rendered.text):
         raise JanusError("The last message is the assistant's; add a message of the user for it to answer.")
-    drawn: list[np.ndarray | None] = []
+    image_tokens: list[np.ndarray | None] = []
 
     def image_spans(number: int, is_answer: bool) -> list[ImageSpan]:
         if is_answer:
             source = sources[number]
-            drawn.append(_checked_tokens(processor, source.tokens) if isinstance(source, Drawing) else None)
+            tokens = source.tokens if isinstance(source, ImageWithTokens) else None
+            image_tokens.append(None if tokens is None else _checked_tokens(processor, tokens))
         return processor.interleaved_spans(is_answer, features=processor.interleaved_features)
 
     spans = processor.spans(rendered, len(opened), image_spans)
@@ -93,7 +94,7 @@ def conversation_prompt(
     sequence = processor.with_interleaved_images(
         layout.sequence(Task.INTERLEAVED, spans), messages, opened, features=processor.interleaved_features
     )
-    return ConversationPrompt(sequence, drawn, is_message)
+    return ConversationPrompt(sequence, image_tokens, is_message)
 
 
 def unconditional_conversation(
@@ -124,7 +125,7 @@ def text_piece(processor: Processor, tokens: Sequence[int] | Int[np.ndarray, "T"
     return processor.layout.sequence(Task.INTERLEAVED, [TextSpan(array, np.zeros(len(array), bool))])
 
 
-def drawing_piece(processor: Processor, image: Image.Image) -> TokenSequence:
+def generated_image_piece(processor: Processor, image: Image.Image) -> TokenSequence:
     """Returns an image that the assistant generates as a part of a conversation, from begin-of-image on.
 
     `gen_token_index` counts from 0. The image tokens are not computed.
@@ -137,8 +138,8 @@ def drawing_piece(processor: Processor, image: Image.Image) -> TokenSequence:
     return dataclasses.replace(piece, und_images=pixels[None])
 
 
-def drawing_length(processor: Processor) -> int:
-    """Returns the number of positions of `drawing_piece`."""
+def generated_image_length(processor: Processor) -> int:
+    """Returns the number of positions of `generated_image_piece`."""
     spans = processor.interleaved_spans(True, features=processor.interleaved_features)
     return sum(map(processor.layout.num_positions, spans))
 
@@ -149,18 +150,18 @@ def tail(piece: TokenSequence, start: int) -> TokenSequence:
     return dataclasses.replace(piece, **{name: getattr(piece, name)[start:] for name in names})
 
 
-def answer_message(pieces: Iterable["str | Drawing"]) -> Message:
-    """Returns the message of an answer from its pieces of text and its drawings, to continue the conversation."""
+def answer_message(pieces: Iterable["str | ImageWithTokens"]) -> Message:
+    """Returns the message of an answer from its pieces of text and its images, to continue the conversation."""
     pieces = list(pieces)
     text = "".join(piece if isinstance(piece, str) else IMAGE_PLACEHOLDER for piece in pieces)
-    drawings = [piece for piece in pieces if isinstance(piece, Drawing)]
-    return {"role": "assistant", "content": text.strip(), "images": drawings}
+    images = [piece for piece in pieces if isinstance(piece, ImageWithTokens)]
+    return {"role": "assistant", "content": text.strip(), "images": images}
 
 
 def _checked_tokens(processor: Processor, tokens: Int[np.ndarray, "N"]) -> Int[np.ndarray, "N"]:
     if np.shape(tokens) != (processor.num_gen_tokens,):
         raise JanusError(
-            f"A drawing has {np.size(tokens)} image tokens, but an image of this model has {processor.num_gen_tokens}; "
-            f"pass drawings to the model that generated them, or give their images."
+            f"A generated image has {np.size(tokens)} image tokens, but this model has {processor.num_gen_tokens}; "
+            f"pass it to the model that generated it, or give its `image` without the tokens."
         )
     return tokens

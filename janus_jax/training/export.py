@@ -66,8 +66,8 @@ def export(workdir: Path, stage: int, out: Path, dtype: Dtype, *, progress: bool
     )
     params = read_stage(saved, shapes)
     # Sampling uses the layout of generated images that training used.
-    draws = any(source.task is Task.INTERLEAVED for source in recipe.used_sources.values())
-    fields = {"interleaved_features": recipe.current.editing.interleaved_features} if draws else {}
+    has_conversations = any(source.task is Task.INTERLEAVED for source in recipe.used_sources.values())
+    fields = {"interleaved_features": recipe.current.editing.interleaved_features} if has_conversations else {}
     save_checkpoint(
         out,
         params,

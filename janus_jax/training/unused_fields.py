@@ -98,6 +98,10 @@ def _stage_rules(recipe: Recipe) -> Iterator[Rule]:
         yield Rule(f"{where}.{name}", start.source == "parts", f"config.{where}.source=parts")
         yield Rule(f"{where}.{name}", name in recipe.model_config.pretrained_parts, f"a model with the part {name}")
 
+    for name in ("temperature", "log_probs"):
+        yield Rule(f"{stage_name}.rl.{name}", is_janus, "a Janus model")
+    yield Rule(f"{stage_name}.rl.flow.*", not is_janus, "a JanusFlow model")
+
     where = f"{stage_name}.lora"
     yield Rule(f"{where}.*", stage.lora.rank > 0, f"config.{where}.rank above 0")
     yield from _optimizer_rules(f"{stage_name}.optimizer", stage.optimizer)

@@ -135,10 +135,13 @@ def test_report_of_training_and_sampling(kind):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("rollout_params", ["shared", "copied"])
-def test_report_of_reinforcement_learning(rollout_params):
-    stage = recipes.recipe(log_probs="guided", minibatches=2, rollout_params=rollout_params)
-    stage = replace(stage, architecture=tiny.CONFIG, resources=replace(stage.resources, peak_flops=1e11))
+@pytest.mark.parametrize(
+    ("settings", "rollout_params"),
+    [({"log_probs": "guided"}, "shared"), ({"log_probs": "guided"}, "copied"), (recipes.FLOW, "copied")],
+)
+def test_report_of_reinforcement_learning(settings, rollout_params):
+    stage = recipes.recipe(**settings, minibatches=2, rollout_params=rollout_params)
+    stage = replace(stage, resources=replace(stage.resources, peak_flops=1e11))
     report = compile_report(stage, CPUS)
     update, prefill, decode = report["programs"]
     assert [one["name"] for one in (update, prefill, decode)] == ["step", "rollout prefill", "rollout decode"]
@@ -147,7 +150,8 @@ def test_report_of_reinforcement_learning(rollout_params):
     assert decode["inputs"]["optimizer state"] == update["inputs"]["optimizer state"]
     assert ("parameters of training" in decode["inputs"]) == (rollout_params == "copied")
     assert report["verdict"] == "fits"
-    assert f"{64 + tiny.CONFIG.num_gen_tokens} tokens" in report_text(report)
+    tokens = tiny.FLOW.num_gen_tokens if settings is recipes.FLOW else tiny.CONFIG.num_gen_tokens
+    assert f"{64 + tokens} tokens" in report_text(report)
 
 
 @pytest.mark.slow

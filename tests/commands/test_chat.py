@@ -1,14 +1,20 @@
 import json
 import re
 import shlex
+import shutil
+from pathlib import Path
 
+import numpy as np
 import pytest
+import safetensors.numpy
 from PIL import Image
 
 from janus_jax import load
 from janus_jax.commands import chat_repl
-from janus_jax.commands.chat_repl import Conversation, question, typed_paths
+from janus_jax.commands.chat_repl import Conversation, ImageOutput, question, typed_paths
+from janus_jax.config import preset
 from janus_jax.errors import JanusError
+from janus_jax.processing import ImageWithTokens, Processor
 from tests.commands.conftest import run
 
 
@@ -18,14 +24,14 @@ class FakeModel:
     def __init__(self):
         self.asked = []
 
-    def chat_stream(self, messages, **options):
+    def respond(self, messages, **options):
         self.asked.append((messages, options))
         if any("too long" in message["content"] for message in messages):
             raise JanusError("The prompt is too long.")
         yield from ["  ", f"turn {len(messages)},", f" {sum(len(m.get('images', ())) for m in messages)} images"]
 
 
-def chat(lines, conversation, capsys):
+def chat(lines, conversation, capsys, images=None):
     """Runs the chat on these input lines and returns its output. An exception among the lines is raised."""
     rest = iter(lines)
 
@@ -38,7 +44,7 @@ def chat(lines, conversation, capsys):
             raise line
         return line
 
-    chat_repl.chat(conversation, read)
+    chat_repl.chat(conversation, images or ImageOutput(Path("unused")), read)
     return capsys.readouterr().out
 
 
@@ -62,7 +68,7 @@ def test_wrong_number_of_placeholders_is_reported(images):
 def test_images_stay_attached_if_the_placeholders_are_wrong(capsys, photo):
     lines = [f"/image {photo}", "<image_placeholder><image_placeholder> What?", "<image_placeholder> What is it?"]
     fake = FakeModel()
-    shown = chat(lines, Conversation(fake), capsys)
+    shown = chat(lines, Conversation(fake.respond), capsys)
     assert "contains 2 <image_placeholder>, but 1 images are given" in shown
     ((messages, _),) = fake.asked
     assert [message["content"] for message in messages] == ["<image_placeholder> What is it?"]
@@ -109,7 +115,9 @@ def test_several_dropped_files_are_several_paths(tmp_path):
 
 def test_files_dropped_without_a_command_are_added(capsys, photo):
     fake = FakeModel()
-    shown = chat([f"'{photo}'", str(photo), photo.as_uri(), "/etc/nothing.png", "What?"], Conversation(fake), capsys)
+    shown = chat(
+        [f"'{photo}'", str(photo), photo.as_uri(), "/etc/nothing.png", "What?"], Conversation(fake.respond), capsys
+    )
     assert shown.count("is added to your next message") == 3
     assert "turn 1, 3 images" in shown
     assert "(The image /etc/nothing.png does not exist" in shown
@@ -118,23 +126,27 @@ def test_files_dropped_without_a_command_are_added(capsys, photo):
 def test_transparent_images_are_blended(tmp_path):
     path = tmp_path / "clear.png"
     Image.new("RGBA", (4, 4), (255, 0, 0, 0)).save(path)
-    assert Conversation(FakeModel()).add_image(str(path)).getpixel((0, 0)) == (255, 0, 0)
-    assert Conversation(FakeModel(), background="white").add_image(str(path)).getpixel((0, 0)) == (255, 255, 255)
+    assert Conversation(FakeModel().respond).add_image(str(path)).getpixel((0, 0)) == (255, 0, 0)
+    assert Conversation(FakeModel().respond, background="white").add_image(str(path)).getpixel((0, 0)) == (
+        255,
+        255,
+        255,
+    )
 
 
 def test_later_questions_include_earlier_turns_and_images(capsys, photo):
     fake = FakeModel()
-    shown = chat([f"/image {photo}", "What is it?", "And now?"], Conversation(fake, {"seed": 7}), capsys)
+    shown = chat([f"/image {photo}", "What is it?", "And now?"], Conversation(fake.respond, {"seed": 7}), capsys)
     assert "turn 1, 1 images" in shown
     assert "turn 3, 1 images" in shown
-    messages, options = fake.asked[-1]
+    messages, _ = fake.asked[-1]
     assert [message["role"] for message in messages] == ["user", "assistant", "user"]
     assert [message["content"] for message in messages[1:]] == ["turn 1, 1 images", "And now?"]
-    assert options == {"seed": 7}
+    assert [options for _, options in fake.asked] == [{"seed": 7}, {"seed": 8}]
 
 
 def test_initial_image_is_added_to_the_first_question(capsys):
-    conversation = Conversation(FakeModel(), pending_images=[Image.new("RGB", (4, 4))])
+    conversation = Conversation(FakeModel().respond, pending_images=[Image.new("RGB", (4, 4))])
     assert "turn 1, 1 images" in chat(["What is it?"], conversation, capsys)
     assert conversation.pending_images == []
 
@@ -142,7 +154,7 @@ def test_initial_image_is_added_to_the_first_question(capsys):
 def test_bad_image_is_reported_and_the_chat_continues(capsys, spoiled):
     shown = chat(
         [f"/image {spoiled / 'half.jpg'}", "/image", "/image 'no where.png'", "hello"],
-        Conversation(FakeModel()),
+        Conversation(FakeModel().respond),
         capsys,
     )
     complaints = [line for line in shown.splitlines() if line.startswith("(")]
@@ -153,38 +165,106 @@ def test_bad_image_is_reported_and_the_chat_continues(capsys, spoiled):
 
 
 def test_failed_question_is_not_recorded(capsys, photo):
-    conversation = Conversation(FakeModel())
+    conversation = Conversation(FakeModel().respond)
     shown = chat([f"/image {photo}", "a too long one", "a short one"], conversation, capsys)
     assert "(The prompt is too long.)" in shown
     assert "turn 1, 1 images" in shown
 
 
 def test_reset_starts_a_new_conversation(capsys, photo):
-    shown = chat(["hello", f"/image {photo}", "/reset", "hello"], Conversation(FakeModel()), capsys)
+    shown = chat(["hello", f"/image {photo}", "/reset", "hello"], Conversation(FakeModel().respond), capsys)
     assert "turn 3" not in shown
     assert shown.count("turn 1, 0 images") == 2
 
 
 @pytest.mark.parametrize("end", ["/quit", "/exit"])
 def test_quit_ends_the_chat(capsys, end):
-    assert "turn" not in chat([end, "hello"], Conversation(FakeModel()), capsys)
+    assert "turn" not in chat([end, "hello"], Conversation(FakeModel().respond), capsys)
 
 
 def test_unknown_command_shows_help(capsys):
-    shown = chat(["/imgae photo.jpg", "  "], Conversation(FakeModel()), capsys)
+    shown = chat(["/imgae photo.jpg", "  "], Conversation(FakeModel().respond), capsys)
     assert "/image FILE" in shown
     assert "turn" not in shown
 
 
 def test_interrupted_answer_is_kept(capsys):
     class Interrupted(FakeModel):
-        def chat_stream(self, messages, **options):
+        def respond(self, messages, **options):
             yield "It is a"
             raise KeyboardInterrupt
 
-    conversation = Conversation(Interrupted())
+    conversation = Conversation(Interrupted().respond)
     assert "It is a ..." in chat(["What is it?"], conversation, capsys)
     assert [message["content"] for message in conversation.messages] == ["What is it?", "It is a"]
+
+
+class FakePainter:
+    """A model that generates a gray level, which each message raises by one."""
+
+    def __init__(self):
+        self.seen = []
+
+    def respond(self, messages, **options):
+        images = [image for message in messages for image in message.get("images", ())]
+        self.seen.append(images)
+        level = len(images) + 1
+        yield from [
+            " Here: ",
+            ImageWithTokens(Image.new("RGB", (64, 32), (level,) * 3), np.full(4, level)),
+            "  ",
+            "Good?",
+        ]
+
+
+def test_generated_images_are_saved_shown_and_kept_in_the_conversation(capsys, tmp_path):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    (folder / "00001.png").write_text("another file")
+    painter = FakePainter()
+    conversation = Conversation(painter.respond)
+    images = ImageOutput(folder, "kitty", {"seed": 5})
+    shown = chat(["Draw it.", "Make it brighter."], conversation, capsys, images)
+    first, second = folder / "00000.png", folder / "00002.png"
+    pattern = rf"Here: \n\x1b_G[^\n]*\x1b\\\n{first}\n  Good\?\n\n"
+    assert re.fullmatch(pattern + pattern.replace(first.name, second.name), shown)
+    for level, (file, prompt) in enumerate(((first, "Draw it."), (second, "Make it brighter.")), 1):
+        image = Image.open(file)
+        assert (image.size, image.getpixel((0, 0)), image.info) == (
+            (64, 32),
+            (level,) * 3,
+            {"prompt": prompt, "seed": "5"},
+        )
+    assert (folder / "00001.png").read_text() == "another file"
+    # The model reads its image tokens.
+    assert [[image.tokens[0] for image in seen] for seen in painter.seen] == [[], [1]]
+    assert [message["content"] for message in conversation.messages] == [
+        "Draw it.",
+        "Here: <image_placeholder>  Good?",
+        "Make it brighter.",
+        "Here: <image_placeholder>  Good?",
+    ]
+
+
+def test_image_that_cannot_be_saved_is_reported_and_kept_in_the_conversation(capsys, spoiled):
+    painter = FakePainter()
+    images = ImageOutput(spoiled / "taken" / "images")
+    shown = chat(["Draw it.", "And now?"], Conversation(painter.respond), capsys, images)
+    assert shown.count(f"({spoiled / 'taken'}") == 2
+    assert "cannot be written" in shown
+    assert [len(seen) for seen in painter.seen] == [0, 1]
+
+
+@pytest.fixture(scope="module")
+def painter(checkpoint, tmp_path_factory):
+    """The checkpoint with a head that often prefers begin-of-image."""
+    folder = shutil.copytree(checkpoint, tmp_path_factory.mktemp("models") / checkpoint.name)
+    special = Processor.from_directory(folder, preset("tiny")).tokenizer.special
+    tensors = safetensors.numpy.load_file(folder / "model.safetensors")
+    head = tensors["language_model.lm_head.weight"].copy()
+    head[special.begin_of_image] *= 3
+    safetensors.numpy.save_file(tensors | {"language_model.lm_head.weight": head}, folder / "model.safetensors")
+    return folder
 
 
 def test_command_prints_the_answer_of_the_library(checkpoint, photo):
@@ -195,6 +275,28 @@ def test_command_prints_the_answer_of_the_library(checkpoint, photo):
     answer = model.chat([question("What is it?", [photo])], max_new_tokens=12, temperature=1.0, seed=3)
     assert done.stdout.strip() == answer
     assert answer
+
+
+@pytest.mark.slow
+def test_command_saves_and_shows_the_images_of_the_library(painter, photo, tmp_path):
+    arguments = ["--max_new_tokens=8", "--temperature=1", "--seed=4", "--dtype=float32", "--image_temperature=0.7"]
+    arguments += [f"--out={tmp_path / 'images'}", "--show_images=sixel", "--unconditional=message"]
+    done = run("launch.chat", f"--model={painter}", f"--image={photo}", "--prompt=What is it?", *arguments)
+    assert done.returncode == 0, done.stderr
+    model, ask = load(painter, "float32"), [question("What is it?", [photo])]
+    sampling = {"temperature": 0.7, "unconditional": "message"}
+    pieces = list(model.converse(ask, max_new_tokens=8, temperature=1.0, seed=4, image_sampling=sampling))
+    images = [piece for piece in pieces if isinstance(piece, ImageWithTokens)]
+    files = sorted((tmp_path / "images").iterdir())
+    assert 1 <= len(images) == len(files)
+    text = re.sub(r"\x1bP[^\x1b]*\x1b\\\n", "", done.stdout)
+    assert len(text) < len(done.stdout)
+    written = iter(files)
+    expected = "".join(piece if isinstance(piece, str) else f"{next(written)}" for piece in pieces)
+    assert "".join(text.split()) == "".join(expected.split())
+    for file, piece in zip(files, images, strict=True):
+        np.testing.assert_array_equal(np.asarray(Image.open(file)), np.asarray(piece.image))
+    assert json.loads(Image.open(files[0]).info["settings"])["unconditional"] == "message"
 
 
 USER_ERRORS = {
@@ -216,6 +318,8 @@ USER_ERRORS = {
     "a temperature that is not a number": (["--temperature=nan"], "--temperature=nan"),
     "a probability above one": (["--top_p=1.5"], "--top_p=1.5"),
     "a negative seed": (["--seed=-1"], "--seed=-1"),
+    "an unknown protocol": (["--show_images=ascii"], "--show_images=ascii"),
+    "a negative guidance scale": (["--guidance_scale=-1"], "--guidance_scale=-1"),
     "two mesh sizes": (["--mesh=1,2"], "--mesh=1,2"),
     "an unknown dtype": (["--dtype=int8"], "--dtype=int8"),
     "an argument without a flag": (["photo.jpg"], "photo.jpg"),

@@ -137,7 +137,7 @@ def test_user_errors_are_reported(refuses, tmp_path, flags, words):
     assert words in refuses("launch.export", *flags, cwd=tmp_path)
 
 
-def test_the_layout_of_drawn_images_is_exported(tmp_path, monkeypatch):
+def test_the_layout_of_generated_images_is_exported(tmp_path, monkeypatch):
     workdir, _ = runs.finished()
     read = exporting.from_config
 

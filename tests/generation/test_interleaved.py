@@ -11,14 +11,14 @@ from janus_jax.errors import JanusError
 from janus_jax.generation import context, decode
 from janus_jax.generation.context import ContextReader
 from janus_jax.generation.image_tokens import sample_image_tokens
-from janus_jax.generation.interleaved import AnswerOptions, DrawingSampler, InterleavedAnswer
+from janus_jax.generation.interleaved import AnswerOptions, ConversationImageSampler, InterleavedAnswer
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
 from janus_jax.models.backbone import apply
 from janus_jax.processing import (
-    Drawing,
+    ImageWithTokens,
     answer_message,
     conversation_prompt,
-    drawing_piece,
+    generated_image_piece,
     text_piece,
     unconditional_conversation,
 )
@@ -31,7 +31,7 @@ PLAIN = [{"role": "user", "content": "Draw it in ink."}]
 FEATURES = pytest.mark.parametrize("features", [False, pytest.param(True, marks=pytest.mark.slow)])
 
 
-def drawing_model(mesh=None, features=False):
+def conversation_model(mesh=None, features=False):
     """Returns the tiny model with a head that sometimes prefers begin-of-image and rarely end-of-sentence."""
     model = tiny.pretrained(mesh)
     weight = model.params["llm"]["head"]["weight"]
@@ -41,13 +41,13 @@ def drawing_model(mesh=None, features=False):
     return dataclasses.replace(model, params=params, processor=processor)
 
 
-def pieces_of(model, messages=ASK, drawing=(), **options):
+def pieces_of(model, messages=ASK, image_sampling=(), **options):
     """Returns prompt, pieces and text tokens of an answer."""
     prompt = conversation_prompt(model.processor, messages)
-    sampler = DrawingSampler(**({"max_images": 2} | dict(drawing)))
+    sampler = ConversationImageSampler(**({"max_images": 2} | dict(image_sampling)))
     options = {"max_new_tokens": 40, "text": SamplingConfig(), "seed": 3} | options
     reader = ContextReader(model.model, model.params, model.processor, model.config.llm.max_positions, model.mesh)
-    answer = InterleavedAnswer(reader, prompt, AnswerOptions(drawing=sampler, **options))
+    answer = InterleavedAnswer(reader, prompt, AnswerOptions(image_sampling=sampler, **options))
     pieces = list(answer)
     return prompt, pieces, answer.text_tokens
 
@@ -71,16 +71,16 @@ def joined(parts):
 
 def whole_sequence(model, prompt, pieces, text_tokens):
     """Returns the conversation with its answer in one sequence, its image tokens, and the positions of its text."""
-    drawings = [piece for piece in pieces if isinstance(piece, Drawing)]
+    images = [piece for piece in pieces if isinstance(piece, ImageWithTokens)]
     parts, ids, written = [prompt.sequence], [], []
     for number, tokens in enumerate(text_tokens):
-        # A drawing starts with the begin-of-image that the model wrote.
+        # An image starts with the begin-of-image that the model wrote.
         written.append(sum(map(len, parts)) + np.arange(len(tokens)))
-        has_image = number < len(drawings)
+        has_image = number < len(images)
         parts.append(text_piece(model.processor, tokens[:-1] if has_image else tokens))
         if has_image:
-            parts.append(drawing_piece(model.processor, drawings[number].image))
-            ids.append(drawings[number].tokens)
+            parts.append(generated_image_piece(model.processor, images[number].image))
+            ids.append(images[number].tokens)
     return joined(parts), np.array(ids), np.concatenate(written)
 
 
@@ -97,9 +97,9 @@ def forward(model, sequence, ids):
 
 @FEATURES
 def test_text_equals_that_of_the_whole_sequence_in_one_pass(features):
-    model = drawing_model(features=features)
+    model = conversation_model(features=features)
     prompt, pieces, text_tokens = pieces_of(model, ASK if features else PLAIN)
-    assert sum(isinstance(piece, Drawing) for piece in pieces) == 2
+    assert sum(isinstance(piece, ImageWithTokens) for piece in pieces) == 2
     assert len(text_tokens) == 3
     sequence, ids, written = whole_sequence(model, prompt, pieces, text_tokens)
     logits = forward(model, sequence, ids)
@@ -111,12 +111,12 @@ def test_text_equals_that_of_the_whole_sequence_in_one_pass(features):
 @pytest.mark.slow
 @pytest.mark.parametrize(("features", "unconditional"), [(True, "message"), (False, "message"), (True, "all")])
 def test_images_equal_those_of_the_equivalent_prompts(features, unconditional):
-    model = drawing_model(features=features)
-    prompt, pieces, text_tokens = pieces_of(model, drawing={"unconditional": unconditional})
-    drawings = [piece for piece in pieces if isinstance(piece, Drawing)]
+    model = conversation_model(features=features)
+    prompt, pieces, text_tokens = pieces_of(model, image_sampling={"unconditional": unconditional})
+    images = [piece for piece in pieces if isinstance(piece, ImageWithTokens)]
     special = model.processor.tokenizer.special
     parts = [(prompt.sequence, unconditional_conversation(model.processor, prompt, unconditional))]
-    for number, drawing in enumerate(drawings):
+    for number, image in enumerate(images):
         text = text_piece(model.processor, text_tokens[number][:-1])
         begin = text_piece(model.processor, [BEGIN])
         pairs = [*parts, (text, text), (begin, begin)]
@@ -128,17 +128,17 @@ def test_images_equal_those_of_the_equivalent_prompts(features, unconditional):
                 conditional, tokens=tokens, und_patch_index=tokens * 0 - 1, gen_token_index=tokens * 0 - 1
             )
         batch = model.processor.left_pad([conditional, without], 32 * (len(conditional) // 32 + 1))
-        ids = np.array([one.tokens for one in drawings]).reshape(len(drawings), -1)[:number]
+        ids = np.array([one.tokens for one in images]).reshape(len(images), -1)[:number]
         batch = batch._replace(gen_ids=np.stack([ids, ids]).astype(np.int32))
         keys = sampling_keys(3, 2 * number + 1, range(1))[:, None]
         sampled = sample_image_tokens(model.model, model.params, batch, keys, SamplingConfig(1.0), guidance_scale=5.0)
-        np.testing.assert_array_equal(np.asarray(sampled)[0], drawing.tokens)
-        parts += [(text, text), (drawing_piece(model.processor, drawing.image),) * 2]
+        np.testing.assert_array_equal(np.asarray(sampled)[0], image.tokens)
+        parts += [(text, text), (generated_image_piece(model.processor, image.image),) * 2]
 
 
 @pytest.mark.slow
 def test_answers_are_reproducible_and_depend_on_the_seed():
-    model = drawing_model()
+    model = conversation_model()
     options = {"max_new_tokens": 20, "temperature": 1.0}
     first, again, other = (list(model.converse(ASK, seed=seed, **options)) for seed in (1, 1, 2))
     assert summary(first) == summary(again) != summary(other)
@@ -151,16 +151,16 @@ def summary(pieces):
 @pytest.mark.slow
 @pytest.mark.parametrize("window", [4, "auto"])
 def test_parallel_decoding_gives_the_same_answer(window):
-    model = drawing_model(features=True)
+    model = conversation_model(features=True)
     expected = summary(pieces_of(model)[1])
-    assert summary(pieces_of(model, drawing={"parallel_window": window})[1]) == expected
+    assert summary(pieces_of(model, image_sampling={"parallel_window": window})[1]) == expected
 
 
 @pytest.mark.slow
 def test_an_answer_on_a_mesh_equals_that_of_one_device():
     mesh = make_mesh(2, 1, 2, jax.devices()[:4])
-    expected = summary(pieces_of(drawing_model(features=True))[1])
-    assert summary(pieces_of(drawing_model(mesh, features=True))[1]) == expected
+    expected = summary(pieces_of(conversation_model(features=True))[1])
+    assert summary(pieces_of(conversation_model(mesh, features=True))[1]) == expected
 
 
 def test_without_images_the_answer_is_that_of_chat():
@@ -169,56 +169,56 @@ def test_without_images_the_answer_is_that_of_chat():
     assert text.strip() == model.chat(ASK, max_new_tokens=12)
 
 
-def test_the_next_turn_has_the_image_tokens_of_the_drawing():
-    model = drawing_model()
-    _, pieces, _ = pieces_of(model, drawing={"max_images": 1})
+def test_the_next_turn_has_the_image_tokens_of_the_image():
+    model = conversation_model()
+    _, pieces, _ = pieces_of(model, image_sampling={"max_images": 1})
     again = [*ASK, answer_message(pieces), {"role": "user", "content": "In red."}]
     prompt = conversation_prompt(model.processor, again)
-    (drawing,) = (piece for piece in pieces if isinstance(piece, Drawing))
-    assert prompt.image_tokens == [drawing.tokens]
+    (image,) = (piece for piece in pieces if isinstance(piece, ImageWithTokens))
+    assert prompt.image_tokens == [image.tokens]
     assert prompt.sequence.num_target_images == 1
     assert len(list(model.converse(again, max_new_tokens=4))) > 0
     # A file has no tokens: the image tokenizer computes them.
-    again[1] = {**again[1], "images": [drawing.image]}
+    again[1] = {**again[1], "images": [image.image]}
     assert conversation_prompt(model.processor, again).image_tokens == [None]
     assert len(list(model.converse(again, max_new_tokens=4))) > 0
 
 
 def test_another_answer_in_the_same_buckets_compiles_nothing():
-    model = drawing_model()
+    model = conversation_model()
     programs = context._extend, context._read_prompt, decode.decode, decode.begin
     pieces_of(model)
     compiled = [program._cache_size() for program in programs]
     other = [{**ASK[0], "content": "<image_placeholder>\nDraw it in red.", "images": [tiny.picture(2)]}]
-    pieces_of(model, other, seed=5, drawing={"guidance_scale": 2.0})
+    pieces_of(model, other, seed=5, image_sampling={"guidance_scale": 2.0})
     assert [program._cache_size() for program in programs] == compiled
 
 
 def test_an_answer_ends_after_its_last_image():
-    _, pieces, text_tokens = pieces_of(drawing_model(), drawing={"max_images": 0})
-    assert not any(isinstance(piece, Drawing) for piece in pieces)
+    _, pieces, text_tokens = pieces_of(conversation_model(), image_sampling={"max_images": 0})
+    assert not any(isinstance(piece, ImageWithTokens) for piece in pieces)
     assert text_tokens[-1][-1] == BEGIN
 
 
 @pytest.mark.slow
 def test_guidance_of_one_has_no_unconditional_sequence():
-    model = drawing_model()
-    _, pieces, _ = pieces_of(model, drawing={"guidance_scale": 1.0})
-    assert sum(isinstance(piece, Drawing) for piece in pieces) == 2
+    model = conversation_model()
+    _, pieces, _ = pieces_of(model, image_sampling={"guidance_scale": 1.0})
+    assert sum(isinstance(piece, ImageWithTokens) for piece in pieces) == 2
 
 
 def test_errors_of_conversations():
-    model = drawing_model()
+    model = conversation_model()
     with pytest.raises(JanusError, match="last message is the assistant's"):
         model.converse([*ASK, {"role": "assistant", "content": "Done."}])
     with pytest.raises(JanusError, match="unconditional"):
-        model.converse(ASK, drawing={"unconditional": "half"})
+        model.converse(ASK, image_sampling={"unconditional": "half"})
     with pytest.raises(JanusError, match="no setting steps"):
-        model.converse(ASK, drawing={"steps": 3})
+        model.converse(ASK, image_sampling={"steps": 3})
     with pytest.raises(JanusError, match="cannot generate images in a conversation"):
         tiny.pretrained(config=tiny.FLOW).converse(ASK)
     with pytest.raises(JanusError, match="next image have"):
         list(tiny.with_context(model, len(conversation_prompt(model.processor, ASK).sequence) + 20).converse(ASK))
-    wrong = Drawing(tiny.picture(1), np.zeros(3, np.int32))
+    wrong = ImageWithTokens(tiny.picture(1), np.zeros(3, np.int32))
     with pytest.raises(JanusError, match="3 image tokens"):
         model.converse([*ASK, answer_message([wrong]), ASK[0]])

@@ -24,15 +24,14 @@ from janus_jax.config import Execution
 from janus_jax.models.janus import Janus
 from janus_jax.pretrained import load_params
 from janus_jax.training.rl.config import PolicyLoss
-from janus_jax.training.rl.log_probs import TokenDistribution, append_images
 from janus_jax.training.rl.objective import (
     REFERENCE,
     PolicyBatch,
     PolicyObjective,
+    action_terms,
     group_advantages,
-    kl_estimate,
-    token_terms,
 )
+from janus_jax.training.rl.token_policy import TokenPolicy, append_images
 from janus_jax.training.train_step import Microbatching, compute_gradients
 from tests.golden.conftest import DATA, GoldenSet, assert_close
 from tests.golden.pseudo_weights import uniform
@@ -119,7 +118,7 @@ class GoldenPolicy:
             advantages = self.expected["advantages"].reshape(-1)
         batch = PolicyBatch(self.sequences(length), advantages, old)
         objective, microbatching = (
-            PolicyObjective(self.model, loss, TokenDistribution()),
+            PolicyObjective(self.model, loss, TokenPolicy()),
             Microbatching(2, logits_chunk=100),
         )
         run = jax.jit(lambda params, frozen, batch: compute_gradients(objective, microbatching, params, frozen, batch))
@@ -185,7 +184,7 @@ def test_grpo_advantages(golden):
 
 
 def test_grpo_kl_of_given_log_probabilities(golden):
-    kl = kl_estimate(golden.expected["policy_logps"], golden.expected["reference_logps"])
+    kl = TokenPolicy().kl(golden.expected["policy_logps"], golden.expected["reference_logps"])
     np.testing.assert_allclose(kl, golden.expected["kl"], rtol=1e-5, atol=2e-6)
     np.testing.assert_allclose(kl.mean(), golden.expected["mean_kl"], rtol=1e-5)
 
@@ -195,7 +194,7 @@ def test_grpo_clip_of_given_log_probabilities(golden):
     policy, old, reference = (golden.per_image(f"{name}_logps") for name in ("policy", "old", "reference"))
     for beta in (0.0, 0.01):
         loss = policy_loss(golden, beta)
-        terms = token_terms(policy, old, reference, expected["advantages"].reshape(-1), loss)
+        terms = action_terms(policy, old, TokenPolicy().kl(policy, reference), expected["advantages"].reshape(-1), loss)
         np.testing.assert_allclose(
             (terms.policy + beta * terms.kl).mean(), expected[f"clip_loss_beta{beta}"], rtol=1e-5
         )
@@ -207,11 +206,11 @@ def test_grpo_clip_of_given_log_probabilities(golden):
 @LENGTHS
 def test_grpo_log_probabilities(golden, length):
     """The golden values were computed prompt by prompt without padding; here one batch has both padded prompts."""
-    objective = PolicyObjective(golden.model, policy_loss(golden, 0.0), TokenDistribution())
+    objective = PolicyObjective(golden.model, policy_loss(golden, 0.0), TokenPolicy())
     trained, frozen = golden.params
-    run = jax.jit(objective.log_probs, static_argnames="chunk")
+    run = jax.jit(objective.score, static_argnames="chunk")
     for name, llm in (("policy", trained["llm"]), ("reference", frozen[REFERENCE]["llm"])):
-        found = run(frozen | {"llm": llm}, golden.sequences(length), chunk=100)
+        found = run(frozen | {"llm": llm}, golden.sequences(length), chunk=100).log_probs
         np.testing.assert_allclose(found, golden.per_image(f"{name}_logps", length), atol=2e-4)
 
 
@@ -256,8 +255,8 @@ def test_grpo_gradients_without_reference_and_of_the_kl_alone(golden, length):
 
 @pytest.mark.slow
 def test_grpo_log_probabilities_do_not_depend_on_the_padding(golden):
-    objective = PolicyObjective(golden.model, policy_loss(golden, 0.0), TokenDistribution())
+    objective = PolicyObjective(golden.model, policy_loss(golden, 0.0), TokenPolicy())
     trained, frozen = golden.params
-    run = jax.jit(objective.log_probs)
-    one, other = (run(frozen | trained, golden.sequences(SHORT, padded)) for padded in (21, 40))
+    run = jax.jit(objective.score)
+    one, other = (run(frozen | trained, golden.sequences(SHORT, padded)).log_probs for padded in (21, 40))
     np.testing.assert_allclose(one, other, atol=2e-5)

@@ -133,7 +133,8 @@ def test_our_recipes_have_an_effect_in_every_stage(name):
     if not isinstance(recipe, Recipe):
         check_unused_fields(recipe)
         return
-    model = recipe.model or ("janus_pro_1b" if recipe.architecture is None else "")
+    preset = "janusflow_1.3b" if name.startswith("janusflow") else "janus_pro_1b"
+    model = recipe.model or (preset if recipe.architecture is None else "")
     for stage in range(1, len(recipe.stages) + 1):
         check_unused_fields(replace(recipe, model=model, stage=stage))
 

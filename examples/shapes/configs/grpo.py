@@ -20,6 +20,18 @@ from janus_jax.training.recipe import Intervals, Recipe
 from janus_jax.training.rl.config import PolicyLoss, PolicyOptimization
 from janus_jax.training.stage_config import Initialisation, Stage
 
+RL = PolicyOptimization(
+    prompts="examples.shapes.rewards:training_prompts",
+    held_out="examples.shapes.rewards:held_out_prompts",
+    rewards=(RewardConfig("examples.shapes.rewards:shapes"),),
+    group_size=8,
+    guidance_scale=2.0,
+    temperature=0.7,
+    log_probs="guided",
+    loss=PolicyLoss(beta=0.01),
+    rollout_params="copied",
+)
+
 STAGE = Stage(
     trained=("llm/*", "gen_adaptor/*", "gen_head/*"),
     optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=5),
@@ -28,17 +40,7 @@ STAGE = Stage(
     phases=(),
     precision=janus.STAGE_1.precision,
     initialisation=Initialisation("model"),
-    rl=PolicyOptimization(
-        prompts="examples.shapes.rewards:training_prompts",
-        held_out="examples.shapes.rewards:held_out_prompts",
-        rewards=(RewardConfig("examples.shapes.rewards:shapes"),),
-        group_size=8,
-        guidance_scale=2.0,
-        temperature=0.7,
-        log_probs="guided",
-        loss=PolicyLoss(beta=0.01),
-        rollout_params="copied",
-    ),
+    rl=RL,
 )
 
 RECIPE = Recipe(

@@ -1,13 +1,14 @@
-"""Runs the demo of this example: conversion, answers, images, scores and fine-tuning of the small Janus.
+"""Runs the demo of this example: conversion, answers, images, edits, scores and fine-tuning of the small Janus.
 
     python -m examples.shapes.demo
 
 1. Imports the shipped PyTorch checkpoint and verifies the conversion bitwise.
 2. Answers questions about new images and generates images, on all devices of the host.
 3. Scores answers and images on combinations that training never showed alone, and prints the chance level.
-4. Fine-tunes on a shape and a color that the model has never seen, kills and resumes the run, and scores again.
-5. Generates images with the small JanusFlow, which uses a flow instead of image tokens.
-6. Writes a page with all results, OUT/index.html, and the scores, OUT/report.json.
+4. Edits images, and holds conversations in which the model generates an image and changes it or answers about it.
+5. Fine-tunes on a shape and a color that the model has never seen, kills and resumes the run, and scores again.
+6. Generates images with the small JanusFlow, which uses a flow instead of image tokens.
+7. Writes a page with all results, OUT/index.html, and the scores, OUT/report.json.
 """
 
 import json
@@ -24,7 +25,7 @@ from typing import TYPE_CHECKING
 from absl import flags
 
 from examples.shapes.demo.finetune import FineTuneSpec, finetune
-from examples.shapes.demo.scores import DemoScores, report
+from examples.shapes.demo.scores import ContextScores, DemoScores, report
 from janus_jax.commands import cli
 from janus_jax.errors import JanusError
 from janus_jax.extras import require
@@ -49,6 +50,8 @@ class DemoPlan:
       per_category: Prompts per category.
       new_per_topic: Questions per topic about the new words.
       new_per_category: Prompts per category with the new words.
+      per_kind: Edits per kind.
+      per_plot: Conversations with generated images per plot.
       finetune: Words, records and steps of the fine-tuning.
       flow_per_category: Prompts per category for JanusFlow.
     """
@@ -57,6 +60,8 @@ class DemoPlan:
     per_category: int = 40
     new_per_topic: int = 40
     new_per_category: int = 20
+    per_kind: int = 5
+    per_plot: int = 3
     finetune: FineTuneSpec = field(default_factory=FineTuneSpec)
     flow_per_category: int = 4
 
@@ -91,7 +96,7 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     from janus_jax.sharding import make_mesh
 
     start = time.monotonic()
-    for folder in ("converted", "finetuned", "data", "run", "before", "after", "flow"):
+    for folder in ("converted", "finetuned", "data", "run", "before", "after", "context", "flow"):
         shutil.rmtree(out / folder, ignore_errors=True)
 
     _step(1, f"Import {janus.name}, a PyTorch checkpoint")
@@ -107,7 +112,11 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     _step(3, "Scores, with the chance level")
     _print_table({"now": before.table()})
 
-    _step(4, f"Fine-tune on new words: {' and '.join(plan.finetune.words)}")
+    _step(4, "Edit images, and generate images in conversations")
+    context = _evaluate_context(model, out / "context", plan)
+    _show_context(context)
+
+    _step(5, f"Fine-tune on new words: {' and '.join(plan.finetune.words)}")
     tuning = finetune(plan.finetune, out, _say)
     _say(
         f"Killed after step {tuning.killed_at}, resumed from step {tuning.resumed_at}: {tuning.repeated} losses were "
@@ -117,16 +126,18 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     after = _evaluate(model, out / "after", plan)
     _print_table({"before": before.table(), "after": after.table()})
 
-    _step(5, f"Generate images with {janusflow.name}, by a flow")
+    _step(6, f"Generate images with {janusflow.name}, by a flow")
     flow = _generate_with_flow(janusflow, out / "flow", plan)
 
-    results = report(before, after, (time.monotonic() - start) / 60)
+    results = report(before, after, context, (time.monotonic() - start) / 60)
     (out / "report.json").write_text(json.dumps(results, indent=2) + "\n")
-    _step(6, "Write the page")
+    _step(7, "Write the page")
     from examples.shapes.demo.page import write_page
 
     page = out / "index.html"
-    write_page(page, before, after, flow=flow, tuning=tuning, report=results, words=plan.finetune.words)
+    write_page(
+        page, before, after, context=context, flow=flow, tuning=tuning, report=results, words=plan.finetune.words
+    )
     _say(f"Page: {page}. Scores: {out / 'report.json'}. Fine-tuned model: {out / 'finetuned'}.")
     print(f"\nDone in {results['minutes']:.1f} minutes.\n")
     print("To chat, generate and edit with this model in a browser, run this command and open http://127.0.0.1:8000:")
@@ -188,6 +199,29 @@ def _evaluate(model: "Pretrained", folder: Path, plan: DemoPlan) -> DemoScores:
         with count_bar(f"   generating, {name} words", "images") as bar:
             generation.append(evaluate_generation(model, folder / f"{name}_images", protocol, on_progress=bar))
     return DemoScores(understanding[0], generation[0], understanding[1], generation[1])
+
+
+def _evaluate_context(model: "Pretrained", folder: Path, plan: DemoPlan) -> ContextScores:
+    """Returns the edits and conversations of a model; its images are stored in the folder."""
+    from examples.shapes.evaluation import ShapesProtocol, evaluate_drawing, evaluate_editing
+    from janus_jax.progress import count_bar
+
+    protocol = ShapesProtocol(per_kind=plan.per_kind, per_plot=plan.per_plot)
+    with count_bar("   editing", "images") as bar:
+        editing = evaluate_editing(model, folder / "edits", protocol, on_progress=bar)
+    with count_bar("   talking", "conversations") as bar:
+        drawing = evaluate_drawing(model, folder / "conversations", protocol, on_progress=bar)
+    return ContextScores(editing, drawing)
+
+
+def _show_context(context: ContextScores) -> None:
+    edits = context.editing
+    for index in range(0, len(edits.edits), max(len(edits.edits) // 4, 1)):
+        _say(f"{edits.edits[index].request.text}: {edits.verdicts[index].reason or 'as asked for'}")
+    for turn in context.longest_conversation().turns:
+        _say(f"> {turn.text}")
+        _say((turn.reply if isinstance(turn.reply, str) else "(an image)") + (f"  ({turn.reason})" * bool(turn.reason)))
+    _print_table({"now": context.table()})
 
 
 def _show(scores: DemoScores) -> None:

@@ -13,14 +13,16 @@ from PIL import Image
 from examples.shapes.dataset import render
 
 if TYPE_CHECKING:
+    from examples.shapes.dataset import Transcript
     from examples.shapes.demo.finetune import FineTuning
-    from examples.shapes.demo.scores import DemoScores
-    from examples.shapes.evaluation import GenerationResult, UnderstandingResult
+    from examples.shapes.demo.scores import ContextScores, DemoScores
+    from examples.shapes.evaluation import EditingResult, GenerationResult, UnderstandingResult
 
 _TEMPLATE = Path(__file__).with_name("page.html")
 _SCALE = 4  # The small images are enlarged here, because browsers blur them.
 _MAX_ITEMS = 24
 _MAX_NEW_ITEMS = 12
+_MAX_EDITS = 8
 _CURVES = {"loss/understanding": "understanding", "loss/generation": "generation"}
 
 
@@ -29,6 +31,7 @@ def write_page(
     before: "DemoScores",
     after: "DemoScores",
     *,
+    context: "ContextScores",
     flow: "GenerationResult",
     tuning: "FineTuning",
     report: Mapping[str, float],
@@ -39,6 +42,7 @@ def write_page(
     Args:
       before: Scores of Janus before fine-tuning.
       after: Scores of Janus after fine-tuning.
+      context: Edits and conversations of Janus before fine-tuning.
       flow: Images of JanusFlow.
       tuning: Record of the fine-tuning run.
       report: Content of report.json.
@@ -49,6 +53,8 @@ def write_page(
     facts = {
         "questions answered correctly": report["understanding"],
         "prompts generated correctly": report["generation.overall"],
+        "edits made correctly": report["edits"],
+        "conversations without an error": report["conversations"],
         "questions about the new words": report["new.understanding"],
         "prompts with the new words": report["new.generation"],
     }
@@ -63,6 +69,9 @@ def write_page(
                 {"name": "minutes in total", "value": f"{report['minutes']:.1f}"},
             ],
             scores=list(_scores(before.table(), after.table())),
+            context_scores=list(_scores(context.table())),
+            edits=_subset([*_edits(context.editing)], _MAX_EDITS),
+            turns=[*_turns(context.longest_conversation())],
             tuning=tuning,
             curves=_curves(tuning),
             answers=_subset([*_answers(before.understanding)], _MAX_ITEMS),
@@ -74,14 +83,15 @@ def write_page(
     )
 
 
-def _scores(before: Mapping[str, float], after: Mapping[str, float]) -> Iterator[dict[str, Any]]:
+def _scores(before: Mapping[str, float], after: Mapping[str, float] | None = None) -> Iterator[dict[str, Any]]:
+    totals = ("understanding", "generation.overall", "edits", "conversations")
     for name in before:
         if f"chance.{name}" in before:
             yield {
                 "name": name.replace(".", ": ", 1).replace("_", " "),
-                "total": name in ("understanding", "generation.overall") or name.startswith("new."),
+                "total": name in totals or name.startswith("new."),
                 "before": before[name],
-                "after": after[name],
+                "after": None if after is None else after[name],
                 "chance": before[f"chance.{name}"],
             }
 
@@ -99,15 +109,40 @@ def _answers(result: "UnderstandingResult") -> Iterator[dict[str, Any]]:
 
 def _images(result: "GenerationResult") -> Iterator[dict[str, Any]]:
     for prompt, image, verdict in zip(result.prompts, result.images, result.verdicts, strict=True):
-        enlarged = Image.fromarray(image).resize(
-            [side * _SCALE for side in image.shape[1::-1]], Image.Resampling.BICUBIC
-        )
         yield {
-            "image": _data_url(np.asarray(enlarged)),
+            "image": _enlarged(image),
             "prompt": prompt.text,
             "correct": verdict.correct,
             "reason": verdict.reason,
         }
+
+
+def _edits(result: "EditingResult") -> Iterator[dict[str, Any]]:
+    for edit, image, verdict in zip(result.edits, result.images, result.verdicts, strict=True):
+        yield {
+            "source": _enlarged(render(edit.source)),
+            "image": _enlarged(image),
+            "request": edit.request.text,
+            "correct": verdict.correct,
+            "reason": verdict.reason,
+        }
+
+
+def _turns(transcript: "Transcript") -> Iterator[dict[str, Any]]:
+    for turn in transcript.turns:
+        reply = turn.reply
+        yield {
+            "request": turn.text,
+            "answer": (reply or "(nothing)") if isinstance(reply, str) else None,
+            "image": None if isinstance(reply, str) else _enlarged(reply),
+            "correct": not turn.reason,
+            "reason": turn.reason,
+        }
+
+
+def _enlarged(image: UInt8[np.ndarray, "H W 3"]) -> str:
+    size = [side * _SCALE for side in image.shape[1::-1]]
+    return _data_url(np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BICUBIC)))
 
 
 def _subset(items: Sequence[Any], count: int) -> list[Any]:

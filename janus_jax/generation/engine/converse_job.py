@@ -1,4 +1,4 @@
-"""Conversations that draw, in progress.
+"""Conversations with generated images, in progress.
 
 The parts of an answer (text, image, text, ...) are groups that follow each other. Each part starts with a prompt of the
 whole conversation so far, which gives the same tokens as a cache that is kept (`generation.interleaved`).
@@ -20,14 +20,14 @@ from janus_jax.generation.engine.handle import Handle
 from janus_jax.generation.engine.job import ImageJob
 from janus_jax.generation.engine.pictures import PendingPicture, ProgressOfImage
 from janus_jax.generation.engine.requests import ConverseRequest, TextPiece, Usage
-from janus_jax.generation.interleaved import make_drawing_sampler
+from janus_jax.generation.interleaved import make_conversation_image_sampler
 from janus_jax.generation.sampling import SamplingConfig
 from janus_jax.generation.text import answer_limits
 from janus_jax.processing import (
     TokenSequence,
     conversation_prompt,
-    drawing_length,
-    drawing_piece,
+    generated_image_length,
+    generated_image_piece,
     text_piece,
     unconditional_conversation,
 )
@@ -51,7 +51,7 @@ class _Sequence:
 
 
 class ConverseJob(ImageJob):
-    """A conversation that draws."""
+    """A conversation with generated images."""
 
     def __init__(self, request: ConverseRequest, model: Model, handle: Handle, max_length: int) -> None:
         """Checks and tokenizes the request.
@@ -61,7 +61,7 @@ class ConverseJob(ImageJob):
         """
         super().__init__(handle)
         self._request, self._processor, self._max_length = request, model.processor, max_length
-        self._drawing = make_drawing_sampler(model.config, **request.drawing)
+        self._image_sampling = make_conversation_image_sampler(model.config, **request.image_sampling)
         self._sampling = SamplingConfig(request.temperature, request.top_k, request.top_p)
         self._key(0)
         prompt = conversation_prompt(
@@ -70,8 +70,8 @@ class ConverseJob(ImageJob):
         (self._left,) = answer_limits([len(prompt.sequence)], request.max_new_tokens, max_length)
         tokens = list(prompt.image_tokens)
         self._conversation = _Sequence([prompt.sequence], tokens)
-        unconditional = unconditional_conversation(model.processor, prompt, self._drawing.unconditional)
-        self._is_padding = self._drawing.unconditional == "all"
+        unconditional = unconditional_conversation(model.processor, prompt, self._image_sampling.unconditional)
+        self._is_padding = self._image_sampling.unconditional == "all"
         self._unconditional = _Sequence([unconditional], [] if self._is_padding else list(tokens))
         self._part = 0
         self._image: ProgressOfImage | None = None
@@ -80,7 +80,7 @@ class ConverseJob(ImageJob):
 
     def continue_after(self, pending: PendingPicture, image: Image.Image) -> None:
         """See `ImageJob`. The text goes on."""
-        piece = drawing_piece(self._processor, image)
+        piece = generated_image_piece(self._processor, image)
         self._conversation.parts.append(piece)
         self._conversation.image_tokens.append(pending.tokens)
         if self._is_padding:
@@ -111,45 +111,45 @@ class ConverseJob(ImageJob):
             written.extend(tokens)
             is_image = bool(tokens) and tokens[-1] == special.begin_of_image
             decoder.read(tokens[: len(tokens) - is_image])
-            draws = is_image and not decoder.finished
-            text = decoder.finish() if draws else decoder.text
+            begins_image = is_image and not decoder.finished
+            text = decoder.finish() if begins_image else decoder.text
             if (end := decoder.safe_length) > sent:
                 self.handle.send(TextPiece(text[sent:end]))
                 sent = end
             self.usage += Usage(completion_tokens=len(tokens))
             if decoder.finished:
-                self._end_text(written, draws=draws, reached_limit=decoder.reached_limit)
+                self._end_text(written, begins_image=begins_image, reached_limit=decoder.reached_limit)
             return decoder.finished
 
         settings = GroupSettings(False, self._sampling, stop_tokens=(special.eos, special.begin_of_image))
         self.add(Group((self._conversation.prompt(),), settings, self._key(self._part), limit, receive, self.fail))
 
-    def _end_text(self, written: list[int], *, draws: bool, reached_limit: bool) -> None:
+    def _end_text(self, written: list[int], *, begins_image: bool, reached_limit: bool) -> None:
         self._left -= len(written)
-        if not draws or self._part // 2 == self._drawing.max_images:
+        if not begins_image or self._part // 2 == self._image_sampling.max_images:
             self.finish("length" if reached_limit else "stop")
             return
         text = text_piece(self._processor, written[:-1])
         if len(text):
             self._conversation.parts.append(text)
             self._unconditional.parts.append(self._padding(len(text)) if self._is_padding else text)
-        needed = len(self._conversation) + drawing_length(self._processor)
+        needed = len(self._conversation) + generated_image_length(self._processor)
         if needed > self._max_length:
             raise JanusError(
                 f"The conversation and its next image have {needed} tokens, but the maximum length is "
                 f"{self._max_length}; shorten the conversation."
             )
-        self._draw()
+        self._generate_image()
 
-    def _draw(self) -> None:
+    def _generate_image(self) -> None:
         """Starts an image."""
         start = text_piece(self._processor, [self._processor.tokenizer.special.begin_of_image])
         sequences = [self._conversation]
-        if self._drawing.guidance_scale != 1:
+        if self._image_sampling.guidance_scale != 1:
             sequences.append(self._unconditional)
         number, count = self._part // 2, self._processor.num_gen_tokens
         progress = ProgressOfImage(self, number, count, self._request.partial_images)
-        settings = GroupSettings(True, self._drawing.sampling, self._drawing.guidance)
+        settings = GroupSettings(True, self._image_sampling.sampling, self._image_sampling.guidance)
         prompts = tuple(sequence.prompt(start) for sequence in sequences)
         self.add(Group(prompts, settings, self._key(self._part + 1), count, progress.receive, self.fail))
 

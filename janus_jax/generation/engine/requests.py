@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Int
 from PIL import Image
 
-from janus_jax.processing import Background, Drawing, ImageSource, Message
+from janus_jax.processing import Background, ImageSource, ImageWithTokens, Message
 
 FinishReason = Literal["stop", "length", "cancelled"]
 """Why a request has finished.
@@ -98,14 +98,14 @@ class EditRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class ConverseRequest(ChatRequest):
-    """A conversation in which the model may draw. The answer equals that of `Pretrained.converse`.
+    """A conversation in which the model may generate images. The answer equals that of `Pretrained.converse`.
 
     Attributes:
-      drawing: Settings of `DrawingSampler`.
+      image_sampling: Settings of `ConversationImageSampler`.
       partial_images: See `GenerateRequest`.
     """
 
-    drawing: Mapping[str, Any] = field(default_factory=dict)
+    image_sampling: Mapping[str, Any] = field(default_factory=dict)
     partial_images: int = 0
 
 
@@ -169,10 +169,10 @@ class Picture:
     tokens: Int[np.ndarray, " T"] | None = None
 
     @property
-    def drawing(self) -> Drawing:
-        """The image with its tokens, for the next turn of a conversation that draws."""
+    def with_tokens(self) -> ImageWithTokens:
+        """The image with its tokens, for the next turn of a conversation."""
         assert self.tokens is not None
-        return Drawing(self.image, self.tokens)
+        return ImageWithTokens(self.image, self.tokens)
 
 
 @dataclass(frozen=True)

@@ -17,8 +17,8 @@ class PolicyLoss:
         forward pass.
       clip: The ratio of new to old probabilities is clipped to 1 - clip and 1 + clip. Without effect for a single
         update per step, whose ratio is 1.
-      ratio: "token" for a ratio per token (GRPO), "sequence" for the geometric mean of an image's ratios (GSPO, arXiv
-        2507.18071).
+      ratio: "token" for a ratio per token, or per step of JanusFlow (GRPO); "sequence" for the geometric mean of an
+        image's ratios (GSPO, arXiv 2507.18071).
       normalize: Divides the advantages of a group by the standard deviation of its rewards.
       epsilon: Added to this standard deviation.
     """
@@ -37,6 +37,39 @@ class PolicyLoss:
             ("clip", 0 < self.clip < 1, "between 0 and 1"),
             ("epsilon", self.epsilon > 0, "above 0"),
         )
+
+
+@dataclass(frozen=True)
+class FlowSteps:
+    """Steps of the images of JanusFlow (Flow-GRPO, arXiv 2505.05470).
+
+    Attributes:
+      rollout: Steps from noise to image in rollouts. They may be few, because the images only need a reward.
+      evaluation: Steps of the held-out images, which are sampled without noise in the steps.
+      noise_level: Noise level of the steps of rollouts (`generation.stochastic_flow`).
+      trained: Number of first steps of an image that the loss reads; 0 for all steps of a rollout.
+    """
+
+    rollout: int = 10
+    evaluation: int = 40
+    noise_level: float = 0.7
+    trained: int = 0
+
+    def __post_init__(self) -> None:
+        check_values(
+            self,
+            "stage.rl.flow",
+            ("noise_level", 0 < self.noise_level <= 100, "above 0 and at most 100"),
+            ("trained", self.trained <= self.rollout, f"at most rollout, {self.rollout}"),
+            rollout=1,
+            evaluation=1,
+            trained=0,
+        )
+
+    @property
+    def num_trained(self) -> int:
+        """Number of steps of an image that the loss reads."""
+        return self.trained or self.rollout
 
 
 @dataclass(frozen=True)
@@ -59,7 +92,7 @@ class Collapse:
 
 @dataclass(frozen=True)
 class PolicyOptimization:
-    """Reinforcement learning on image generation (GRPO).
+    """Reinforcement learning on image generation (GRPO; Flow-GRPO for JanusFlow).
 
     A step samples a group of images for each of `batch_size / group_size` prompts, computes their rewards, and updates
     the parameters.
@@ -71,10 +104,11 @@ class PolicyOptimization:
       rewards: Rewards, summed by weight.
       group_size: Images per prompt.
       guidance_scale: Guidance scale of the sampled images.
-      temperature: Temperature of the sampled images.
+      temperature: Temperature of the sampled images. Janus only.
+      flow: Steps of the sampled images. JanusFlow only, whose log-probabilities are those of the guided steps.
       log_probs: "conditional": log-probabilities of the conditional sequence at temperature 1, as in the published
         trainers. "guided": those of the distribution that the images are sampled from, which costs a second sequence
-        per image.
+        per image. Janus only.
       loss: Settings of the loss.
       minibatches: Number of parts into which the images of a step are divided, with one update for each.
       epochs: Passes over the images of a step.
@@ -91,6 +125,7 @@ class PolicyOptimization:
     group_size: int = 8
     guidance_scale: float = 5.0
     temperature: float = 1.0
+    flow: FlowSteps = field(default_factory=FlowSteps)
     log_probs: Literal["conditional", "guided"] = "conditional"
     loss: PolicyLoss = field(default_factory=PolicyLoss)
     minibatches: int = 1
@@ -119,16 +154,6 @@ class PolicyOptimization:
     def updates(self) -> int:
         """Optimizer updates per step."""
         return self.minibatches * self.epochs
-
-    @property
-    def is_guided(self) -> bool:
-        """Whether each image has an unconditional sequence."""
-        return self.guidance_scale != 1
-
-    @property
-    def sequences_per_image(self) -> int:
-        """Sequences of an image in the loss: 2 for log-probabilities of the guided distribution."""
-        return 2 if self.log_probs == "guided" and self.is_guided else 1
 
     def check_batch(self, batch_size: int) -> None:
         """Checks that the images of a step can be divided into groups and minibatches.

@@ -1,12 +1,12 @@
-"""The objective of policy optimization: GRPO on image tokens.
+"""The objective of policy optimization: GRPO on the actions of images.
 
 GRPO (DeepSeekMath, arXiv 2402.03300, section 4.1, eq. 3 and 4) samples a group of images for each prompt. The advantage
-of an image is its reward relative to its group. The loss of a token with ratio r of the new to the old probability,
-advantage A and reference log-probability is
+of an image is its reward relative to its group. The loss of an action (a token, or a step of a flow: `rl.policy`) with
+ratio r of the new to the old probability, advantage A and KL divergence from the reference is
 
-    -(min(r A, clip(r, 1 - c, 1 + c) A) - beta KL),    KL = exp(ref - new) - (ref - new) - 1.
+    -(min(r A, clip(r, 1 - c, 1 + c) A) - beta KL).
 
-All images have the same number of tokens, so the mean over all tokens equals the mean over images of their means.
+All images have the same number of actions, so the mean over all actions equals the mean over images of their means.
 """
 
 from dataclasses import dataclass
@@ -17,48 +17,51 @@ from flax.traverse_util import flatten_dict, unflatten_dict
 from jax import lax
 from jaxtyping import Array, Float
 
-from janus_jax.batch import Batch
 from janus_jax.config import Dtype, Execution, JanusConfig, ModelConfig
-from janus_jax.errors import JanusError
+from janus_jax.generation.image_sampler import make_image_sampler
+from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.models.backbone import Params
-from janus_jax.models.janus import Janus
+from janus_jax.models.factory import make_model
 from janus_jax.training.lora import split_adapters
 from janus_jax.training.losses.tokens import Loss, LossSums, LossTerms
 from janus_jax.training.objectives import Objective, RngStreams
 from janus_jax.training.rl.config import PolicyLoss, PolicyOptimization
-from janus_jax.training.rl.log_probs import TokenDistribution, score_image_tokens
+from janus_jax.training.rl.flow_policy import FlowPolicy
+from janus_jax.training.rl.policy import ImagePolicy, Scores
+from janus_jax.training.rl.token_policy import TokenDistribution, TokenPolicy
 
 REFERENCE = "reference"
 """Key of the reference among the frozen parameters: the initial values of the trained parameters."""
 
 TERMS = ("policy", "kl", "entropy", "clipped")
-"""Terms of the loss. Entropy and the share of clipped tokens are reported only."""
+"""Terms of the loss. Entropy and the share of clipped actions are reported only."""
 
 
 class PolicyBatch(NamedTuple):
     """B sampled images.
 
     Attributes:
-      sequences: Prompts with the image tokens, see `log_probs.score_image_tokens`.
+      trajectories: Prompts with the actions of the images (`policy.Samples`).
       advantages: Advantage of each image.
       old_log_probs: Log-probabilities under the parameters that sampled the images. None: those of the current
         parameters, for a single update.
-      reference_log_probs: Log-probabilities under the reference. None: computed from the parameters.
+      reference: `policy.Scores.distributions` under the reference. None: computed from the parameters.
     """
 
-    sequences: Batch
+    trajectories: Any
     advantages: Float[Any, " B"]
     old_log_probs: Float[Any, "B N"] | None = None
-    reference_log_probs: Float[Any, "B N"] | None = None
+    reference: Float[Any, "B N ..."] | None = None
 
     @property
-    def shape(self) -> tuple[int, int]:
-        """B, and the number of tokens per sequence."""
-        return self.sequences.tokens.shape[0], self.sequences.tokens.shape[2]
+    def shape(self) -> tuple[int, ...]:
+        """B."""
+        shape: tuple[int, ...] = self.advantages.shape
+        return shape
 
 
-class TokenTerms(NamedTuple):
-    """Terms of the loss for each token, see `TERMS`."""
+class ActionTerms(NamedTuple):
+    """Terms of the loss for each action, see `TERMS`."""
 
     policy: Float[Array, "B N"]
     kl: Float[Array, "B N"]
@@ -76,24 +79,19 @@ def group_advantages(rewards: Float[Array, "P G"], loss: PolicyLoss) -> Float[Ar
     return centered / (jnp.std(rewards, axis=1, keepdims=True, ddof=1) + loss.epsilon)
 
 
-def kl_estimate(log_probs: Float[Array, "B N"], reference: Float[Array, "B N"]) -> Float[Array, "B N"]:
-    """Returns the unbiased, non-negative estimate of the KL divergence from the reference (eq. 4)."""
-    return jnp.expm1(reference - log_probs) - (reference - log_probs)
-
-
-def token_terms(
+def action_terms(
     log_probs: Float[Array, "B N"],
     old: Float[Array, "B N"],
-    reference: Float[Array, "B N"] | None,
+    kl: Float[Array, "B N"] | None,
     advantages: Float[Array, " B"],
     loss: PolicyLoss,
-) -> TokenTerms:
-    """Computes the terms of the loss for each token.
+) -> ActionTerms:
+    """Computes the terms of the loss for each action.
 
     Args:
       log_probs: Log-probabilities under the trained parameters, with a gradient.
-      old: Log-probabilities under the parameters that sampled the tokens.
-      reference: Log-probabilities under the reference; None for a KL term of 0.
+      old: Log-probabilities under the parameters that sampled the actions.
+      kl: KL divergence from the reference; None for 0.
       advantages: Advantage of each image.
       loss: Settings.
     """
@@ -105,8 +103,7 @@ def token_terms(
     bounded = jnp.clip(ratios, 1 - loss.clip, 1 + loss.clip)
     policy = -jnp.minimum(ratios * gains, bounded * gains)
     clipped = ((ratios > 1 + loss.clip) & (gains > 0)) | ((ratios < 1 - loss.clip) & (gains < 0))
-    kl = jnp.zeros_like(policy) if reference is None else kl_estimate(log_probs, reference)
-    return TokenTerms(policy, kl, clipped.astype(jnp.float32))
+    return ActionTerms(policy, jnp.zeros_like(policy) if kl is None else kl, clipped.astype(jnp.float32))
 
 
 @dataclass(frozen=True)
@@ -115,13 +112,16 @@ class PolicyObjective(Objective):
 
     Attributes:
       settings: Settings of the loss.
-      distribution: The distribution whose log-probabilities are optimized.
+      policy: How images are sampled and scored.
     """
 
     settings: PolicyLoss
-    distribution: TokenDistribution
+    policy: ImagePolicy
 
-    frozen_part = "gen_encoder"
+    @property
+    def frozen_part(self) -> str:  # type: ignore[override]
+        """See `Objective`."""
+        return self.policy.frozen_part
 
     @property
     def terms(self) -> LossTerms:
@@ -130,46 +130,57 @@ class PolicyObjective(Objective):
 
     def target_counts(self, batch: Any) -> Float[Array, " K"]:
         """See `Objective`."""
-        ids = batch.sequences.gen_ids
-        return jnp.full(len(TERMS), float(ids.shape[0] * ids.shape[-1]))
+        return jnp.full(len(TERMS), float(batch.shape[0] * self.policy.num_actions(batch.trajectories)))
 
     def prepare_targets(self, params: Params, batch: Any, rngs: RngStreams, dtype: Dtype) -> PolicyBatch:
-        """Adds the log-probabilities under the reference, if the loss needs them."""
+        """Adds the distributions under the reference, if the loss needs them."""
         targets: PolicyBatch = batch
-        if not self.settings.beta or targets.reference_log_probs is not None:
+        if not self.settings.beta or targets.reference is not None:
             return targets
-        return targets._replace(reference_log_probs=self.log_probs(reference_params(params), targets.sequences))
+        return targets._replace(reference=self.score_reference(params, targets.trajectories).distributions)
 
-    def log_probs(self, params: Params, sequences: Batch, chunk: int = 512) -> Float[Array, "B N"]:
-        """Returns log-probabilities, see `log_probs.score_image_tokens`."""
-        return score_image_tokens(self.model, params, sequences, self.distribution, chunk=chunk).log_probs
+    def score(self, params: Params, trajectories: Any, chunk: int = 512) -> Scores:
+        """Returns the scores under some parameters, see `ImagePolicy.score`."""
+        return self.policy.score(self.model, params, trajectories, chunk)
+
+    def score_reference(self, params: Params, trajectories: Any, chunk: int = 512) -> Scores:
+        """Returns the scores under the reference."""
+        return self.score(reference_params(params), trajectories, chunk)
 
     def loss(self, params: Params, targets: Any, scales: Float[Array, " K"], chunk: int) -> Loss:
         """See `Objective`."""
         batch: PolicyBatch = targets
-        scores = score_image_tokens(self.model, params, batch.sequences, self.distribution, chunk=chunk)
+        scores = self.score(params, batch.trajectories, chunk)
         old = lax.stop_gradient(scores.log_probs) if batch.old_log_probs is None else batch.old_log_probs
-        reference = batch.reference_log_probs if self.settings.beta else None
-        terms = token_terms(scores.log_probs, old, reference, batch.advantages, self.settings)
+        kl = None if batch.reference is None else self.policy.kl(scores.distributions, batch.reference)
+        terms = action_terms(scores.log_probs, old, kl, batch.advantages, self.settings)
         sums = jnp.stack([x.sum() for x in (terms.policy, terms.kl, scores.entropy, terms.clipped)])
         reported = LossSums(lax.stop_gradient(sums), self.target_counts(batch), self.terms)
         return Loss((sums * scales).sum(), reported)
+
+
+def make_policy(config: ModelConfig, rl: PolicyOptimization) -> ImagePolicy:
+    """Makes the policy of a model family.
+
+    Raises:
+      JanusError: A JanusFlow model has no VAE.
+    """
+    if isinstance(config, JanusConfig):
+        distribution = TokenDistribution()
+        if rl.log_probs == "guided":
+            distribution = TokenDistribution(rl.guidance_scale, rl.temperature)
+        return TokenPolicy(distribution, TokenSampler(rl.guidance_scale, rl.temperature))
+    make_image_sampler(config)
+    return FlowPolicy(rl.guidance_scale, rl.flow)
 
 
 def make_policy_objective(config: ModelConfig, execution: Execution, rl: PolicyOptimization) -> PolicyObjective:
     """Makes the objective of a stage with reinforcement learning.
 
     Raises:
-      JanusError: The model is a JanusFlow, whose images have no log-probabilities.
+      JanusError: A JanusFlow model has no VAE.
     """
-    if not isinstance(config, JanusConfig):
-        raise JanusError(
-            f"{config.name} is a JanusFlow, whose images have no log-probabilities; use a Janus or Janus-Pro model for "
-            f"reinforcement learning."
-        )
-    is_guided = rl.log_probs == "guided"
-    distribution = TokenDistribution(rl.guidance_scale, rl.temperature) if is_guided else TokenDistribution()
-    return PolicyObjective(Janus(config, execution), rl.loss, distribution)
+    return PolicyObjective(make_model(config, execution), rl.loss, make_policy(config, rl))
 
 
 def reference_params(params: Params) -> Params:

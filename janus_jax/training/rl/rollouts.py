@@ -7,34 +7,33 @@ images on its own devices.
 import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, Key, UInt8
+from jaxtyping import Array, Float, Int, Key, Shaped, UInt8
 
 from janus_jax.batch import Batch
-from janus_jax.config import Execution, JanusConfig, ModelConfig
+from janus_jax.config import Execution, ModelConfig
 from janus_jax.config.execution import LayerLoop
 from janus_jax.coordination import combine
 from janus_jax.errors import JanusError, RewardUnavailable
-from janus_jax.generation.decode import repeat_prompts
-from janus_jax.generation.image_tokens import TokenSampler
 from janus_jax.generation.padding import bucket_length
-from janus_jax.models.backbone import Params, unroll_params
-from janus_jax.models.factory import abstract_params
-from janus_jax.models.janus import Janus
+from janus_jax.models.backbone import Backbone, Params, unroll_params
+from janus_jax.models.factory import abstract_params, make_model
 from janus_jax.processing import Processor
 from janus_jax.rewards import RewardValues
 from janus_jax.sharding import LOGICAL_RULES, batch_sharding, num_data_shards, use_mesh
 from janus_jax.training.lora import merged_params
 from janus_jax.training.rl.config import PolicyOptimization
-from janus_jax.training.rl.log_probs import append_images
-from janus_jax.training.rl.objective import REFERENCE
+from janus_jax.training.rl.objective import REFERENCE, make_policy
+from janus_jax.training.rl.policy import ImagePolicy
 from janus_jax.training.rl.prompts import RewardPrompt, texts
+
+T = TypeVar("T")
 
 _DECODED_AT_ONCE = 32
 
@@ -45,11 +44,11 @@ class Rollout(NamedTuple):
     """G sampled images for each of P prompts, B = P * G.
 
     Attributes:
-      sequences: Prompts with the image tokens, see `log_probs.score_image_tokens`.
+      trajectories: Prompts with the actions of the images (`policy.Samples`).
       images: The images, sharded like a batch.
     """
 
-    sequences: Batch
+    trajectories: Any
     images: UInt8[Array, "B H W 3"]
 
 
@@ -74,10 +73,14 @@ class RolloutSampler:
     prompt_length: int
 
     @property
-    def model(self) -> Janus:
+    def model(self) -> Backbone:
         """The network for sampling."""
-        assert isinstance(self.config, JanusConfig)
-        return Janus(self.config, rollout_execution(self.execution, self.rl))
+        return make_model(self.config, rollout_execution(self.execution, self.rl))
+
+    @property
+    def policy(self) -> ImagePolicy:
+        """How the images are sampled."""
+        return make_policy(self.config, self.rl)
 
     def sampling_params(self, params: Params) -> Params:
         """Returns the parameters for sampling (`PolicyOptimization.rollout_params`)."""
@@ -114,36 +117,63 @@ class RolloutSampler:
           keys: Random key of each image. An image depends on its prompt and its key, not on the rest of the batch.
 
         Raises:
-          JanusError: The logits are NaN.
+          JanusError: The model computes NaN.
         """
+        rollout: Rollout = self._in_parts(self._sample, params, prompts, keys)
+        return rollout
+
+    def evaluate(
+        self, params: Params, prompts: Sequence[RewardPrompt], keys: Key[Array, "P G"]
+    ) -> UInt8[Array, "B H W 3"]:
+        """Samples images for an evaluation, with `ImagePolicy.sampler`. Arguments and errors are those of a call."""
+        images: UInt8[Array, "B H W 3"] = self._in_parts(self._evaluate, params, prompts, keys)
+        return images
+
+    def _in_parts(
+        self, sample: Callable[..., Any], params: Params, prompts: Sequence[RewardPrompt], keys: Key[Array, "P G"]
+    ) -> Any:
         sampling = self.sampling_params(params)
         per_part = max(1, self.rl.rollout_size // keys.shape[1]) if self.rl.rollout_size else len(prompts)
         starts = range(0, len(prompts), per_part)
-        parts = [self._sample(sampling, texts(prompts[i : i + per_part]), keys[i : i + per_part]) for i in starts]
+        parts = [sample(sampling, texts(prompts[i : i + per_part]), keys[i : i + per_part]) for i in starts]
         if len(parts) == 1:
             return parts[0]
         with use_mesh(self.mesh):
-            joined: Rollout = _concatenate(parts)
-            return joined
+            return _concatenate(parts)
 
     def _sample(self, params: Params, prompts: Sequence[str], keys: Key[Array, "P G"]) -> Rollout:
-        rl, shards, group = self.rl, num_data_shards(self.mesh), keys.shape[1]
-        if len(prompts) % shards:
+        batch, keys = self._prompts(prompts, keys)
+        with use_mesh(self.mesh):
+            trajectories, outputs = self.policy.sample(self.model, params, batch, keys)
+            return self._shard(Rollout(trajectories, self._decode(params, outputs)))
+
+    def _evaluate(self, params: Params, prompts: Sequence[str], keys: Key[Array, "P G"]) -> UInt8[Array, "B H W 3"]:
+        batch, keys = self._prompts(prompts, keys)
+        with use_mesh(self.mesh):
+            return self._shard(self._decode(params, self.policy.sampler.sample(self.model, params, batch, keys)))
+
+    def _prompts(self, prompts: Sequence[str], keys: Key[Array, "P G"]) -> tuple[Batch, Key[Array, "P2 G2"]]:
+        """Returns prompts on the devices, and their keys."""
+        group = keys.shape[1]
+        if len(prompts) % num_data_shards(self.mesh):
             # The prompts cannot be split over the data shards: each image gets its own copy of its prompt.
             prompts, keys = [prompt for prompt in prompts for _ in range(group)], keys.reshape(-1, 1)
-        sampler = TokenSampler(rl.guidance_scale, rl.temperature)
         sequences = [self.processor.generation_prompt(prompt) for prompt in prompts]
-        batch = self.processor.left_pad(sampler.prompt_sequences(self.processor, sequences), self.prompt_length)
+        prepared = self.policy.sampler.prompt_sequences(self.processor, sequences)
+        batch = self.processor.left_pad(prepared, self.prompt_length)
         with use_mesh(self.mesh):
-            batch = jax.device_put(batch) if self.mesh is None else jax.device_put(batch, batch_sharding(self.mesh))
-            tokens = sampler.sample(self.model, params, batch, keys)
-            size = max(_DECODED_AT_ONCE // shards, 1) * shards
-            pieces = [tokens[i : i + size] for i in range(0, len(tokens), size)]
-            images = jnp.concatenate([sampler.to_images(self.model, params, piece) for piece in pieces])
-            per_prompt = keys.shape[1]
-            sequences = _with_images(batch, tokens, per_prompt, rl.sequences_per_image)
-            rollout = Rollout(sequences, images)
-            return rollout if self.mesh is None else _shard(self.mesh)(rollout)
+            placed: Batch = jax.device_put(batch, None if self.mesh is None else batch_sharding(self.mesh))
+            return placed, keys
+
+    def _decode(self, params: Params, outputs: Shaped[Array, "B ..."]) -> UInt8[Array, "B H W 3"]:
+        shards = num_data_shards(self.mesh)
+        size = max(_DECODED_AT_ONCE // shards, 1) * shards
+        pieces = [outputs[i : i + size] for i in range(0, len(outputs), size)]
+        return jnp.concatenate([self.policy.sampler.to_images(self.model, params, piece) for piece in pieces])
+
+    def _shard(self, tree: T) -> T:
+        sharded: T = tree if self.mesh is None else _shard(self.mesh)(tree)
+        return sharded
 
 
 def rollout_execution(execution: Execution, rl: PolicyOptimization) -> Execution:
@@ -159,15 +189,6 @@ def gathered_shardings(boxed: Any, mesh: Mesh) -> Any:
     """
     rules = [(name, "tensor" if axis == "tensor" else None) for name, axis in LOGICAL_RULES]
     return nn.logical_to_mesh_sharding(nn.get_partition_spec(boxed), mesh, rules)
-
-
-@functools.partial(jax.jit, static_argnames=("per_prompt", "per_image"))
-def _with_images(batch: Batch, tokens: Int[Array, "B N"], per_prompt: int, per_image: int) -> Batch:
-    """Appends the images to their prompts; without unconditional sequences if `per_image` is 1."""
-    num_prompts = len(tokens) // per_prompt
-    read = batch.tokens.shape[0] // num_prompts
-    batch = jax.tree.map(lambda x: repeat_prompts(x, num_prompts, per_prompt)[:: read // per_image], batch)
-    return append_images(batch, tokens)
 
 
 @functools.cache

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 from jax.sharding import Mesh
-from jaxtyping import Array, Float, Int, UInt8
+from jaxtyping import Array, Int, UInt8
 
 from janus_jax.errors import JanusError
 from janus_jax.models.backbone import Params
@@ -30,10 +30,9 @@ from janus_jax.training.param_paths import merge
 from janus_jax.training.recipe import Recipe
 from janus_jax.training.rl.callbacks import CollapseWatch, HeldOutReward, RolloutPictures
 from janus_jax.training.rl.config import PolicyOptimization
-from janus_jax.training.rl.objective import REFERENCE, PolicyBatch, PolicyObjective, group_advantages, reference_params
+from janus_jax.training.rl.objective import REFERENCE, PolicyBatch, PolicyObjective, group_advantages
 from janus_jax.training.rl.prompts import PromptBatch, PromptBatches, RewardPrompt, read_prompts
 from janus_jax.training.rl.rollouts import (
-    Rollout,
     RolloutSampler,
     compute_rewards,
     local_images,
@@ -151,21 +150,23 @@ class PolicyStep:
         prompts = [self._inputs.prompts[index] for index in batch.indices]
         keys = step_keys(self._recipe.seed, batch.number, len(prompts), self._group)
         rollout = self.sampler(merge(state.params, state.frozen), prompts, keys)
-        rewards = self.rewards(state, prompts, rollout)
+        rewards = self.rewards(state, prompts, rollout.images)
         self.last = ScoredRollout(prompts, *local_images(rollout.images), rewards)
         grouped = rewards.total.reshape(-1, self._group)
         advantages = np.asarray(group_advantages(jnp.asarray(grouped), self._rl.loss)).reshape(-1)
-        policy_batch = PolicyBatch(rollout.sequences, put_rewards(advantages, self._mesh))
+        policy_batch = PolicyBatch(rollout.trajectories, put_rewards(advantages, self._mesh))
         state, metrics = self._update(state, policy_batch, batch.number)
         return state, metrics | reward_metrics(rewards, self._group)
 
-    def rewards(self, state: TrainState, prompts: Sequence[RewardPrompt], rollout: Rollout) -> RewardValues:
-        """Returns the rewards of a rollout."""
+    def rewards(
+        self, state: TrainState, prompts: Sequence[RewardPrompt], images: UInt8[Array, "B H W 3"]
+    ) -> RewardValues:
+        """Returns the rewards of images, the same number for each prompt."""
         params = {name: part for name, part in merge(state.params, state.frozen).items() if name != REFERENCE}
         network = self._setup.objective.model
         self._inputs.model = Pretrained(self._recipe.model_config, params, self._processor, network, self._mesh)
         try:
-            return compute_rewards(self._inputs.rewards, prompts, rollout.images)
+            return compute_rewards(self._inputs.rewards, prompts, images)
         finally:
             self._inputs.model = None  # The update donates the parameters.
 
@@ -179,7 +180,7 @@ class PolicyStep:
             # The last batch is filled up, so that no further program is compiled.
             filled = [*some, *[some[-1]] * (size - len(some))]
             rows = np.minimum(np.arange(start, start + size), len(prompts) - 1)
-            values = self.rewards(state, filled, self.sampler(params, filled, keys[rows]))
+            values = self.rewards(state, filled, self.sampler.evaluate(params, filled, keys[rows]))
             found.append(
                 RewardValues(values.total[: len(some)], {k: v[: len(some)] for k, v in values.by_source.items()})
             )
@@ -194,8 +195,8 @@ class PolicyStep:
             state, metrics = self._setup.step(state, batch)
             return state, _renamed(metrics)
         with use_mesh(self._mesh):
-            old, reference = self._score(state.params, state.frozen, batch.sequences)
-        batch = batch._replace(old_log_probs=old, reference_log_probs=reference)
+            old, reference = self._score(state.params, state.frozen, batch.trajectories)
+        batch = batch._replace(old_log_probs=old, reference=reference)
         rng, all_metrics = np.random.default_rng((self._recipe.seed, number)), []
         for _ in range(rl.epochs):
             for rows in np.split(rng.permutation(self._batch_size), rl.minibatches):
@@ -209,21 +210,18 @@ class PolicyStep:
 
     @functools.cached_property
     def _score(self) -> Any:
-        """Compiled function that returns log-probabilities under the current parameters and the reference."""
+        """Compiled function that returns log-probabilities, and the distributions under the reference."""
         objective, microbatching = self._setup.objective, self._recipe.microbatching
         assert isinstance(objective, PolicyObjective)
 
-        def score(trained: Params, frozen: Params, sequences: Any) -> tuple[Array, Array | None]:
-            params = merge(trained, frozen)
-
-            def log_probs(params: Params, part: Any) -> Float[Array, "b N"]:
-                return objective.log_probs(params, part, microbatching.logits_chunk)
+        def score(trained: Params, frozen: Params, trajectories: Any) -> tuple[Array, Array | None]:
+            params, chunk = merge(trained, frozen), microbatching.logits_chunk
 
             def of_part(part: Any) -> tuple[Array, Array | None]:
-                reference = log_probs(reference_params(params), part) if self._rl.loss.beta else None
-                return log_probs(params, part), reference
+                reference = objective.score_reference(params, part, chunk).distributions if self._rl.loss.beta else None
+                return objective.score(params, part, chunk).log_probs, reference
 
-            parts = lax.map(of_part, split_batch(sequences, microbatching.microbatches))
+            parts = lax.map(of_part, split_batch(trajectories, microbatching.microbatches))
             joined: tuple[Array, Array | None] = jax.tree.map(
                 lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:]), parts
             )

@@ -32,7 +32,7 @@ from examples.shapes.evaluation import (
 )
 from examples.shapes.models import JANUS
 from janus_jax.evaluation.benchmark import AnswerSettings
-from janus_jax.processing import Drawing, Processor
+from janus_jax.processing import ImageWithTokens, Processor
 from tests.commands.conftest import ROOT, run
 
 PROTOCOL = ShapesProtocol(per_topic=6, per_category=4, per_kind=2, per_plot=3, batch_size=5)
@@ -176,8 +176,8 @@ class Painter:
             task.drawing.text: task.drawing.scene for task in sample_drawing_tasks(Split.TEST, PROTOCOL.per_plot, SEED)
         }
 
-    def converse(self, messages, max_new_tokens, seed, drawing):
-        assert drawing["max_images"] == 1
+    def converse(self, messages, max_new_tokens, seed, image_sampling):
+        assert image_sampling["max_images"] == 1
         if len(messages) > 1:
             assert messages[1]["content"] == "<image_placeholder>"
             (picture,) = messages[1]["images"]
@@ -185,7 +185,7 @@ class Painter:
             return iter([self.reply[:2], self.reply[2:]])
         self.conversations += 1
         image = Image.fromarray(render(self.scenes[messages[0]["content"]]))
-        return iter([" ", Drawing(image, np.zeros(36, np.int32)), ""])
+        return iter([" ", ImageWithTokens(image, np.zeros(36, np.int32)), ""])
 
 
 def test_conversations_are_scored_and_not_repeated(tmp_path):

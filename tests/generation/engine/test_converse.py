@@ -1,4 +1,4 @@
-"""Conversations that draw, in the engine, with a tiny model that often writes begin-of-image."""
+"""Conversations with generated images, in the engine, with a tiny model that often writes begin-of-image."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import pytest
 
 from janus_jax.errors import JanusError
 from janus_jax.generation.engine import ChatRequest, ConverseRequest, Engine, EngineOptions, Picture, TextPiece
-from janus_jax.processing import Drawing, answer_message
+from janus_jax.processing import ImageWithTokens, answer_message
 from tests import tiny
 
 TIMEOUT = 300
@@ -16,7 +16,7 @@ PLAIN = [{"role": "user", "content": "Draw it in ink."}]
 WITH_IMAGE = [{"role": "user", "content": "<image_placeholder>\nDraw it in ink.", "images": [tiny.picture(0)]}]
 
 
-def drawing_model(features):
+def conversation_model(features):
     """Returns the tiny model with a head that sometimes prefers begin-of-image and rarely end-of-sentence."""
     model = tiny.pretrained()
     weight = model.params["llm"]["head"]["weight"]
@@ -33,35 +33,35 @@ def start(model):
 
 
 def run_alone(model, request):
-    options = {"seed": request.seed, "drawing": dict(request.drawing)}
+    options = {"seed": request.seed, "image_sampling": dict(request.image_sampling)}
     return list(model.converse(request.messages, None, request.max_new_tokens, request.temperature, **options))
 
 
 def assert_equal(events, pieces):
-    drawings = [piece for piece in pieces if isinstance(piece, Drawing)]
+    images = [piece for piece in pieces if isinstance(piece, ImageWithTokens)]
     pictures = [event for event in events if isinstance(event, Picture)]
     assert "".join(event.text for event in events if isinstance(event, TextPiece)) == "".join(
         piece for piece in pieces if isinstance(piece, str)
     )
-    assert [picture.number for picture in pictures] == list(range(len(drawings)))
-    for picture, drawing in zip(pictures, drawings, strict=True):
-        np.testing.assert_array_equal(picture.tokens, drawing.tokens)
+    assert [picture.number for picture in pictures] == list(range(len(images)))
+    for picture, image in zip(pictures, images, strict=True):
+        np.testing.assert_array_equal(picture.tokens, image.tokens)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("features", [False, True])
 def test_answers_equal_those_of_the_conversation_alone(features):
-    model = drawing_model(features)
+    model = conversation_model(features)
     requests = [
-        ConverseRequest(messages=WITH_IMAGE, max_new_tokens=40, seed=3, drawing={"max_images": 2}),
+        ConverseRequest(messages=WITH_IMAGE, max_new_tokens=40, seed=3, image_sampling={"max_images": 2}),
         ConverseRequest(
             messages=PLAIN,
             max_new_tokens=40,
             seed=3,
             temperature=0.7,
-            drawing={"max_images": 2, "unconditional": "message", "guidance_scale": 3.0},
+            image_sampling={"max_images": 2, "unconditional": "message", "guidance_scale": 3.0},
         ),
-        ConverseRequest(messages=PLAIN, max_new_tokens=30, drawing={"max_images": 1, "guidance_scale": 1.0}),
+        ConverseRequest(messages=PLAIN, max_new_tokens=30, image_sampling={"max_images": 1, "guidance_scale": 1.0}),
     ]
     engine = start(model)
     chat = engine.submit(ChatRequest(messages=PLAIN, max_new_tokens=60))
@@ -70,20 +70,20 @@ def test_answers_equal_those_of_the_conversation_alone(features):
         assert_equal(events, run_alone(model, request))
     assert any(isinstance(event, Picture) for event in answers[0])
     assert "".join(model.chat_stream(PLAIN, max_new_tokens=60)) == chat.result(TIMEOUT).text
-    # The next turn has the image tokens of the drawings in its context.
+    # The next turn has the image tokens of the images in its context.
     pieces = [
-        event.text if isinstance(event, TextPiece) else event.drawing
+        event.text if isinstance(event, TextPiece) else event.with_tokens
         for event in answers[0]
         if isinstance(event, TextPiece | Picture)
     ]
     messages = [*WITH_IMAGE, answer_message(pieces), {"role": "user", "content": "Again."}]
-    following = ConverseRequest(messages=messages, max_new_tokens=20, seed=4, drawing={"max_images": 1})
+    following = ConverseRequest(messages=messages, max_new_tokens=20, seed=4, image_sampling={"max_images": 1})
     assert_equal(list(engine.submit(following).events(TIMEOUT)), run_alone(model, following))
     engine.stop()
 
 
 def test_an_image_without_room_fails_its_request_only():
-    model = drawing_model(False)
+    model = conversation_model(False)
     engine = start(model)
     long = [{"role": "user", "content": "Draw it in ink. " * 35}]
     with pytest.raises(JanusError, match="next image have"):

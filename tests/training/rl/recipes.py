@@ -8,7 +8,7 @@ from janus_jax.rewards import RewardConfig
 from janus_jax.training.config_dicts import to_config
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.recipe import Intervals, Recipe, Resources
-from janus_jax.training.rl.config import PolicyLoss, PolicyOptimization
+from janus_jax.training.rl.config import FlowSteps, PolicyLoss, PolicyOptimization
 from janus_jax.training.stage_config import Initialisation, Stage
 from tests.training import runs
 
@@ -30,6 +30,12 @@ STAGE = replace(
     initialisation=Initialisation("model"),
     rl=RL,
 )
+FLOW = {
+    "trained": ("llm/*", "gen_decoder/*"),
+    "model": "flow",
+    "flow": FlowSteps(rollout=3, evaluation=5, trained=2),
+}
+"""Settings of a recipe with the tiny JanusFlow."""
 
 
 def prompts():
@@ -43,9 +49,12 @@ def brightness(prompts, images, metadata):
     return np.asarray(images, np.float32).mean(axis=(1, 2, 3)) / 255
 
 
-def recipe(model=None, tokenizer=None, **settings):
-    """The recipe that starts from a model, by default the tiny one, with changed fields of `RL`, or of the stage."""
-    model = str(runs.models() / "model") if model is None else model
+def recipe(model="model", tokenizer=None, **settings):
+    """The recipe that starts from a model, by default the tiny one, with changed fields of `RL`, or of the stage.
+
+    A model is the name of one of `runs.models`, or "" for none.
+    """
+    model = model and str(runs.models() / model)
     tokenizer = str(runs.data() / "tokenizer") if tokenizer is None else tokenizer
     rl = {name: settings.pop(name) for name in list(settings) if hasattr(RL, name)}
     start = Initialisation("model", model=model)

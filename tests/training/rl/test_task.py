@@ -16,7 +16,7 @@ from janus_jax.rewards import RewardConfig, RewardValues
 from janus_jax.training.lora import Lora
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.preemption import Preemption
-from janus_jax.training.rl.config import PolicyLoss
+from janus_jax.training.rl.config import FlowSteps, PolicyLoss
 from janus_jax.training.rl.objective import REFERENCE
 from janus_jax.training.rl.prompts import read_prompts
 from janus_jax.training.rl.rollouts import RolloutSampler, step_keys
@@ -32,6 +32,16 @@ VARIANTS = {
     "one update": {},
     "guided, four updates": {"log_probs": "guided", "minibatches": 2, "epochs": 2, "rollout_size": 8},
     "adapters": {"trained": (), "lora": LORA, "rollout_params": "copied"},
+    "flow": recipes.FLOW,
+    "flow, four updates": recipes.FLOW
+    | {
+        "minibatches": 2,
+        "epochs": 2,
+        "rollout_size": 8,
+        "guidance_scale": 1.0,
+        "loss": PolicyLoss(beta=0.1, clip=1e-3),
+    },
+    "flow, adapters": recipes.FLOW | {"trained": (), "lora": LORA, "rollout_params": "copied"},
 }
 NAMES = ("loss", "kl", "entropy", "clip_share", "reward", "grad_norm")
 
@@ -41,6 +51,10 @@ def finished(variant):
     """Workdir and last state of a run on one device."""
     workdir = runs._kept_folder()
     return workdir, runs.run(recipes.recipe(**VARIANTS[variant]), workdir)
+
+
+def reference_of(state):
+    return flatten_dict(state.frozen[REFERENCE])
 
 
 def check(variant):
@@ -68,22 +82,34 @@ def test_a_run_has_metrics_and_pictures():
 
 
 @pytest.mark.slow
-def test_a_run_with_several_updates_per_step_clips_ratios():
-    lines, state = check("guided, four updates")
+def test_a_flow_model_is_trained():
+    lines, state = check("flow")
+    assert all(line["clip_share"] == 0 for line in lines)
+    changed = {
+        path[0] for path, value in flatten_dict(state.params).items() if np.any(value != reference_of(state)[path])
+    }
+    assert changed == {"llm", "gen_decoder"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("variant", ["guided, four updates", "flow, four updates"])
+def test_a_run_with_several_updates_per_step_clips_ratios(variant):
+    lines, state = check(variant)
     assert any(line["clip_share"] > 0 for line in lines)
     assert int(state.step) == 4 * recipes.STEPS
 
 
 @pytest.mark.slow
-def test_adapters_have_the_model_as_reference():
-    _, state = check("adapters")
+@pytest.mark.parametrize("variant", ["adapters", "flow, adapters"])
+def test_adapters_have_the_model_as_reference(variant):
+    _, state = check(variant)
     assert REFERENCE not in state.frozen
     assert all("lora" in "/".join(path) for path in flatten_dict(state.params))
 
 
 def test_the_reference_keeps_its_initial_values():
     _, state = finished("one update")
-    initial, reference = flatten_dict(tiny.stacked_params()), flatten_dict(state.frozen[REFERENCE])
+    initial, reference = flatten_dict(tiny.stacked_params()), reference_of(state)
     assert reference.keys() == flatten_dict(state.params).keys()
     for path, value in reference.items():
         np.testing.assert_array_equal(value, initial[path])
@@ -105,10 +131,13 @@ def test_preempted_run_resumes_bit_for_bit(variant, tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("sizes", [(8, 1, 1), (1, 8, 1), (2, 2, 2)])
-def test_meshes_agree_to_rounding(sizes, tmp_path):
-    workdir, _ = finished("one update")
-    recipe = recipes.recipe(steps=2)
+@pytest.mark.parametrize(
+    ("variant", "sizes"),
+    [("one update", (8, 1, 1)), ("one update", (1, 8, 1)), ("one update", (2, 2, 2)), ("flow", (2, 2, 2))],
+)
+def test_meshes_agree_to_rounding(variant, sizes, tmp_path):
+    workdir, _ = finished(variant)
+    recipe = recipes.recipe(**VARIANTS[variant], steps=2)
     names = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
     train_stage(replace(recipe, resources=replace(recipe.resources, **names)), tmp_path)
     for one, other in zip(logged(tmp_path, *NAMES), logged(workdir, *NAMES), strict=False):
@@ -164,27 +193,27 @@ def sample(count=2, mesh=None, **settings):
 def test_rollouts_do_not_depend_on_their_division():
     whole, parts = sample(), sample(rollout_size=4)
     np.testing.assert_array_equal(whole.images, parts.images)
-    jax.tree.map(np.testing.assert_array_equal, whole.sequences, parts.sequences)
+    jax.tree.map(np.testing.assert_array_equal, whole.trajectories, parts.trajectories)
 
 
 @pytest.mark.slow
 def test_copied_parameters_sample_the_same_images():
-    one, other = sample().sequences.gen_ids, sample(rollout_params="copied").sequences.gen_ids
+    one, other = sample().trajectories.gen_ids, sample(rollout_params="copied").trajectories.gen_ids
     # Both sum in another order, which may change a token and those after it.
     assert np.mean(np.asarray(one) == np.asarray(other)) > 0.9
 
 
 def test_guided_sequences_have_an_unconditional_sequence():
     rollout = sample(log_probs="guided")
-    tokens, pad = np.asarray(rollout.sequences.tokens), sampler().processor.tokenizer.special.pad
+    tokens, pad = np.asarray(rollout.trajectories.tokens), sampler().processor.tokenizer.special.pad
     assert tokens.shape[:2] == (8, 2)
     for conditional, unconditional, segments in zip(
-        tokens[:, 0], tokens[:, 1], np.asarray(rollout.sequences.segment_ids)[:, 0], strict=True
+        tokens[:, 0], tokens[:, 1], np.asarray(rollout.trajectories.segment_ids)[:, 0], strict=True
     ):
         prompt = np.flatnonzero(segments)[: -tiny.CONFIG.num_gen_tokens]
         assert (unconditional[prompt[1:-1]] == pad).all()
         assert not (conditional[prompt[1:-1]] == pad).any()
-    ids = np.asarray(rollout.sequences.gen_ids)
+    ids = np.asarray(rollout.trajectories.gen_ids)
     np.testing.assert_array_equal(ids[:, 0], ids[:, 1])
 
 
@@ -196,11 +225,11 @@ def test_guided_log_probabilities_are_those_of_the_sampled_distribution():
     from janus_jax.training.rl.objective import make_policy_objective
 
     objective = make_policy_objective(tiny.CONFIG, sampler().execution, recipe.current.rl)
-    certain = np.asarray(jax.jit(objective.log_probs)(tiny.stacked_params(), rollout.sequences))
+    certain = np.asarray(jax.jit(objective.score)(tiny.stacked_params(), rollout.trajectories).log_probs)
     assert np.exp(certain).mean() > 0.95
     conditional = make_policy_objective(tiny.CONFIG, sampler().execution, replace(recipes.RL, temperature=1e-4))
-    single = jax.tree.map(lambda x: x[:, :1], rollout.sequences)
-    assert np.asarray(jax.jit(conditional.log_probs)(tiny.stacked_params(), single)).mean() < -0.5
+    single = jax.tree.map(lambda x: x[:, :1], rollout.trajectories)
+    assert np.asarray(jax.jit(conditional.score)(tiny.stacked_params(), single).log_probs).mean() < -0.5
 
 
 def test_metrics_of_rewards():
@@ -220,6 +249,8 @@ def test_metrics_of_rewards():
         ({"batch_size": 18}, r"batch_size is 18; it must be a multiple of rl\.group_size, 4"),
         ({"rollout_size": 6}, "must be a multiple of group_size 4"),
         ({"group_size": 1}, "group_size is 1"),
+        (recipes.FLOW | {"temperature": 0.5}, r"rl\.temperature is 0\.5, but it has no effect without a Janus model"),
+        ({"flow": FlowSteps(noise_level=0.5)}, r"rl\.flow\.noise_level is 0\.5, .* without a JanusFlow model"),
     ],
 )
 def test_unusable_settings_are_refused(settings, message, tmp_path):
@@ -232,14 +263,6 @@ def test_long_prompts_are_refused(tmp_path):
     file.write_text("short\n" + "boat " * tiny.CONFIG.llm.max_positions)
     with pytest.raises(JanusError, match=r"rl\.prompts, number 2, has \d+ tokens"):
         stage_task(recipes.recipe(prompts=str(file)), tmp_path)
-
-
-def test_flow_models_are_refused(tmp_path):
-    recipe = replace(recipes.recipe(), architecture=tiny.FLOW).replace_current(
-        initialisation=replace(recipes.STAGE.initialisation, model=str(runs.models() / "flow"))
-    )
-    with pytest.raises(JanusError, match="JanusFlow"):
-        stage_task(recipe, tmp_path)
 
 
 @pytest.mark.slow
