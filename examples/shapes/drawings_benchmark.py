@@ -29,7 +29,7 @@ from janus_jax.evaluation.benchmark import Answers, AnswerSettings, Benchmark, C
 from janus_jax.evaluation.registry import register_benchmark
 from janus_jax.processing import Message, answer_message
 
-GUIDANCE_SCALE, TEMPERATURE = 1.0, 0.5
+GUIDANCE_SCALE, TEMPERATURE = 1.5, 0.25
 """Settings of drawings."""
 
 _MAX_TOKENS = 8

@@ -71,20 +71,21 @@ def main(_: Sequence[str]) -> None:
     require("The page of the demo", "jinja2", "matplotlib")
     import jax
 
-    from examples.shapes.models import JANUS, JANUSFLOW
+    from examples.shapes.models import JANUS, JANUS_EDITS, JANUSFLOW
 
     # On a host without an accelerator, each core is a device.
     jax.config.update("jax_num_cpu_devices", min(os.cpu_count() or 1, _MAX_CPU_DEVICES))
     cli.enable_compilation_cache()
     with output_folder(Path(_OUT.value)) as out:
-        run(out, JANUS, JANUSFLOW, DemoPlan())
+        run(out, JANUS, JANUS_EDITS, JANUSFLOW, DemoPlan())
 
 
-def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, float]:
+def run(out: Path, janus: Path, editor: Path, janusflow: Path, plan: DemoPlan) -> dict[str, float]:
     """Runs all steps of the demo.
 
     Args:
       janus: Folder of a Janus in the released layout.
+      editor: Folder of a Janus that edits images and generates images in conversations.
       janusflow: Folder of a JanusFlow in the released layout.
 
     Returns:
@@ -112,8 +113,8 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     _step(3, "Scores, with the chance level")
     _print_table({"now": before.table()})
 
-    _step(4, "Edit images, and generate images in conversations")
-    context = _evaluate_context(model, out / "context", plan)
+    _step(4, f"Edit images, and generate images in conversations, with {editor.name}")
+    context = _evaluate_context(editor, out / "context", plan)
     _show_context(context)
 
     _step(5, f"Fine-tune on new words: {' and '.join(plan.finetune.words)}")
@@ -140,8 +141,8 @@ def run(out: Path, janus: Path, janusflow: Path, plan: DemoPlan) -> dict[str, fl
     )
     _say(f"Page: {page}. Scores: {out / 'report.json'}. Fine-tuned model: {out / 'finetuned'}.")
     print(f"\nDone in {results['minutes']:.1f} minutes.\n")
-    print("To chat, generate and edit with this model in a browser, run this command and open http://127.0.0.1:8000:")
-    print(f"   {sys.executable} -m launch.serve --model {out / 'finetuned'} --dtype float32\n")
+    print("To chat, generate and edit in a browser, run this command and open http://127.0.0.1:8000:")
+    print(f"   {sys.executable} -m launch.serve --model {editor} --dtype float32\n")
     return results
 
 
@@ -201,11 +202,14 @@ def _evaluate(model: "Pretrained", folder: Path, plan: DemoPlan) -> DemoScores:
     return DemoScores(understanding[0], generation[0], understanding[1], generation[1])
 
 
-def _evaluate_context(model: "Pretrained", folder: Path, plan: DemoPlan) -> ContextScores:
+def _evaluate_context(editor: Path, folder: Path, plan: DemoPlan) -> ContextScores:
     """Returns the edits and conversations of a model; its images are stored in the folder."""
+    import janus_jax
     from examples.shapes.evaluation import ShapesProtocol, evaluate_drawing, evaluate_editing
     from janus_jax.progress import count_bar
+    from janus_jax.sharding import make_mesh
 
+    model = janus_jax.load(editor, "float32", make_mesh(data=-1, fsdp=1))
     protocol = ShapesProtocol(per_kind=plan.per_kind, per_plot=plan.per_plot)
     with count_bar("   editing", "images") as bar:
         editing = evaluate_editing(model, folder / "edits", protocol, on_progress=bar)

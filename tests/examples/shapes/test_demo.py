@@ -43,10 +43,12 @@ from examples.shapes.evaluation import (
     GenerationResult,
     ShapesProtocol,
     UnderstandingResult,
+    evaluate_drawing,
+    evaluate_editing,
     evaluate_generation,
     evaluate_understanding,
 )
-from examples.shapes.models import JANUS, JANUSFLOW
+from examples.shapes.models import JANUS, JANUS_EDITS, JANUSFLOW
 from janus_jax.errors import JanusError
 from janus_jax.processing import Processor
 from tests.pseudo import CORPUS, make_checkpoint
@@ -163,7 +165,9 @@ def test_a_changed_weight_is_detected(tmp_path):
         demo.compare_checkpoints(tmp_path / "before", tmp_path / "after")
 
 
-SHIPPED = pytest.mark.parametrize(("folder", "model"), [(JANUS, janus.MODEL), (JANUSFLOW, janusflow.MODEL)])
+SHIPPED = pytest.mark.parametrize(
+    ("folder", "model"), [(JANUS, janus.MODEL), (JANUS_EDITS, janus.MODEL), (JANUSFLOW, janusflow.MODEL)]
+)
 
 
 @SHIPPED
@@ -184,6 +188,16 @@ def test_shipped_models_score_above_chance(folder, model, tmp_path):
 
 
 @pytest.mark.slow
+def test_the_shipped_editor_edits_and_converses(tmp_path):
+    loaded, protocol = janus_jax.load(JANUS_EDITS, "float32"), ShapesProtocol(per_kind=5, per_plot=4)
+    edits = evaluate_editing(loaded, tmp_path / "edits", protocol)
+    assert edits.scores.correct.overall > 0.7
+    assert edits.scores.kept > 0.9
+    conversations = evaluate_drawing(loaded, tmp_path / "conversations", protocol)
+    assert conversations.scores.overall > 0.5
+
+
+@pytest.mark.slow
 def test_the_whole_demo(tmp_path):
     spec = FineTuneSpec(new_records=256, old_records=256, steps=40, killed_at=28)
     plan = demo.DemoPlan(
@@ -196,7 +210,7 @@ def test_the_whole_demo(tmp_path):
         finetune=spec,
         flow_per_category=1,
     )
-    scores = demo.run(tmp_path, JANUS, JANUSFLOW, plan)
+    scores = demo.run(tmp_path, JANUS, JANUS_EDITS, JANUSFLOW, plan)
     assert json.loads((tmp_path / "report.json").read_text()) == scores
     names = {"understanding", "generation.overall", "generation.position", "generation.strict", "new.understanding"}
     names |= {"edits", "edits.met", "conversations", "conversations.edit_question", "chance.edits"}
