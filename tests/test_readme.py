@@ -50,6 +50,7 @@ def test_snippets_run(workspace, monkeypatch):
     assert (workspace / "lighthouse.png").is_file()
 
 
+@pytest.mark.slow
 def test_commands_run(workspace):
     assert COMMANDS
     environment = os.environ | {

@@ -91,7 +91,7 @@ def test_bytes_per_device_are_those_of_its_shards(mesh):
 
 
 @pytest.mark.parametrize("trained", ["llm", "und_encoder"])
-@pytest.mark.parametrize("kind", ["janus", "flow"])
+@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.slow)])
 def test_recomputation_counts_as_hardware_flops_only(kind, trained):
     model, hardware, traced = [], [], []
     for remat in ("none", "dots", "full"):

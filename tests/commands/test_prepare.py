@@ -69,6 +69,7 @@ def test_image_tokens_of_a_converted_checkpoint(workspace, checkpoint):
     np.testing.assert_array_equal([record.image_tokens for record in records], expected_tokens(checkpoint, records))
 
 
+@pytest.mark.slow
 def test_latents_of_a_janusflow(workspace):
     save_checkpoint(workspace / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     done = run("launch.prepare", *USUAL, f"--tokenizer={workspace / 'flow'}", cwd=workspace)

@@ -56,7 +56,7 @@ def sample_without_cache(prompt, noise, sampler):
     return latents
 
 
-@pytest.mark.parametrize("sampler", ["euler", "heun"])
+@pytest.mark.parametrize("sampler", ["euler", pytest.param("heun", marks=pytest.mark.slow)])
 def test_cached_prompt_equals_computation_without_cache(sampler):
     sampler = FlowSampler(steps=3, sampler=sampler)
     keys = sampling_keys(0, 0, range(1))

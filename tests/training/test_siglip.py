@@ -135,6 +135,7 @@ def test_each_epoch_uses_another_caption_of_an_image(captions, tmp_path):
     assert read() == epochs
 
 
+@pytest.mark.slow
 def test_the_encoder_is_written_as_a_converted_folder(captions, tmp_path):
     folder = train_siglip(captions, tmp_path)
     assert folder == tmp_path / "und_encoder"

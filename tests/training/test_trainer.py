@@ -174,6 +174,7 @@ def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):
     assert "\r" not in first + second
 
 
+@pytest.mark.slow
 def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
     """The config of the resumed run has no effect on it."""
     recipe = replace(runs.recipe(), data_shards=2)

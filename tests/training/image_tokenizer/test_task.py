@@ -27,7 +27,6 @@ from tests.data.prepared import write
 from tests.training.image_tokenizer.recipes import ADAM, DATA, MOVING_AVERAGE, VAE, VQ, encoded, images
 
 RECIPES = {"gradient": VQ, "moving average": MOVING_AVERAGE, "vae": VAE}
-SLOW = [pytest.param("gradient", marks=pytest.mark.slow), "moving average", pytest.param("vae", marks=pytest.mark.slow)]
 
 
 @functools.cache
@@ -95,7 +94,8 @@ def test_kl_moves_latents_to_a_standard_normal():
     assert kl[-1] < kl[0] / 3
 
 
-@pytest.mark.parametrize("name", SLOW)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_resumes_bitwise(name, tmp_path, monkeypatch):
     whole = run(RECIPES[name], tmp_path / "whole")
 
