@@ -139,11 +139,13 @@ def test_meshes_agree_to_rounding(variant, sizes, tmp_path):
     workdir, _ = finished(variant)
     recipe = recipes.recipe(**VARIANTS[variant], steps=2)
     names = dict(zip(("data", "fsdp", "tensor"), sizes, strict=True))
+    # The steps of a flow divide differences of latents by the noise, which enlarges rounding.
+    atol = 2e-5 if variant == "flow" else 2e-6
     train_stage(replace(recipe, resources=replace(recipe.resources, **names)), tmp_path)
     for one, other in zip(logged(tmp_path, *NAMES), logged(workdir, *NAMES), strict=False):
         assert one.keys() == other.keys()
         for name in one:
-            np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=2e-6, err_msg=name)
+            np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=atol, err_msg=name)
 
 
 @pytest.mark.slow
