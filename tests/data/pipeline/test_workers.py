@@ -103,6 +103,8 @@ def test_workers_use_no_accelerator_and_ignore_preemption_notices():
         assert [next(reader)["platforms"] for _ in range(10)] == ["cpu"] * 10
         workers = reader.workers
     assert len(workers) == 2
+    for worker in workers:
+        worker.join(20)
     assert not any(worker.is_alive() for worker in workers)
 
 

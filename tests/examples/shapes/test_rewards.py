@@ -62,6 +62,7 @@ def test_two_steps_of_the_small_janusflow(tmp_path):
         stage,
         steps=2,
         batch_size=8,
+        optimizer=replace(stage.optimizer, warmup_steps=1),
         initialisation=replace(stage.initialisation, model=str(JANUSFLOW)),
         rl=replace(stage.rl, held_out="", group_size=4, flow=flow),
     )
