@@ -31,7 +31,7 @@ class FlowTrajectories(NamedTuple):
 
     Attributes:
       prompts: Left-padded prompt of each image, which ends with begin-of-image.
-      latents: Latents before each of the first N steps, and after the last of them.
+      latents: Latents before each of the first N steps, and after step N.
     """
 
     prompts: Batch
