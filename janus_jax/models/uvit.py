@@ -68,7 +68,9 @@ class DepthwiseConv(nn.Module):
         kernel = parameter(self, "kernel", CONV_INIT, (size, size, 1, channels), (None, None, None, "embed"), e)
         bias = parameter(self, "bias", nn.initializers.zeros, (channels,), ("embed",), e)
         x, kernel = x.astype(e.dtype), kernel.astype(e.dtype)
-        return lax.platform_dependent(x, kernel, cpu=_by_shifts, default=_by_convolution) + bias.astype(e.dtype)
+        # A matrix of positions has more elements than the shifted copies, but products are ten times as fast.
+        on_cpu = _by_matrix if x.shape[1] * x.shape[2] <= 8 * size**2 else _by_shifts
+        return lax.platform_dependent(x, kernel, cpu=on_cpu, default=_by_convolution) + bias.astype(e.dtype)
 
 
 def _by_convolution(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
@@ -99,6 +101,19 @@ def _by_shifts(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> F
         for column in range(size)
     )
     return sum(windows, start=jnp.zeros_like(x))
+
+
+def _by_matrix(x: Float[Array, "M H W C"], kernel: Float[Array, "P P 1 C"]) -> Float[Array, "M H W C"]:
+    size, (images, height, width, channels) = kernel.shape[0], x.shape
+    row, column = np.divmod(np.arange(height * width), width)
+    # Offsets of each input position from each output position, counted from the corner of the kernel.
+    down, right = (axis[None] - axis[:, None] + size // 2 for axis in (row, column))
+    is_inside = (np.minimum(down, right) >= 0) & (np.maximum(down, right) < size)
+    taps = kernel.reshape(size**2, channels)[np.where(is_inside, down * size + right, 0)]
+    matrix = jnp.where(is_inside[..., None], taps, 0)
+    inputs = x.reshape(images, height * width, channels)
+    y = jnp.einsum("mqc,pqc->cmp", inputs, matrix, precision=precision(x.dtype), preferred_element_type=jnp.float32)
+    return y.transpose(1, 2, 0).reshape(x.shape).astype(x.dtype)
 
 
 class GlobalResponseNorm(nn.Module):
