@@ -127,12 +127,18 @@ def tokenizer_task(
 
     def initial_state(data: Any) -> Any:
         state = parallel.jit(training.init)()
-        if not kmeans_images:
-            return state
-        start = data.get_state()
-        batches = [next(data)[0] for _ in range(-(-kmeans_images // recipe.batch_size))]
-        data.set_state(start)
-        return parallel.jit(training.init_codebook)(state, parallel.local_batch(np.concatenate(batches)))
+
+        def first_images(count: int) -> Any:
+            start = data.get_state()
+            batches = [next(data)[0] for _ in range(-(-count // recipe.batch_size))]
+            data.set_state(start)
+            return parallel.local_batch(np.concatenate(batches))
+
+        if recipe.pca_images:
+            state = parallel.jit(training.init_encoder)(state, first_images(recipe.pca_images))
+        if kmeans_images:
+            state = parallel.jit(training.init_codebook)(state, first_images(kmeans_images))
+        return state
 
     def train_step(state: Any, batch: tuple[np.ndarray, ...]) -> tuple[Any, dict[str, Any]]:
         state, metrics = step(state, parallel.local_batch(batch[0]), lpips)
