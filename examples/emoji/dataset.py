@@ -19,7 +19,7 @@ from typing import Any
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.files import PARSE_ERRORS
+from janus_jax.files import PARSE_ERRORS, describe_error
 
 PACKAGE, VERSION = "emoji-datasource-google", "16.0.0"
 
@@ -75,21 +75,26 @@ def read_package(package: Path, folder: Path) -> list[Emoji]:
     Raises:
       JanusError: The file is not this package, or it is damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     try:
         with tarfile.open(package) as tar:
             # In one pass, because a compressed archive is slow to search.
             files = {member.name: _content(tar, member) for member in tar if _is_used(member.name)}
         found = list(_read_table(json.loads(files[_TABLE])))
-        for emoji in found:
-            picture = Image.open(BytesIO(files[_PICTURES + emoji.file])).convert("RGBA")
-            white = Image.new("RGBA", picture.size, "white")
-            Image.alpha_composite(white, picture).convert("RGB").save(folder / emoji.file)
-    except (*PARSE_ERRORS, tarfile.TarError, KeyError, OSError) as error:
+        pictures = {emoji.file: _on_white(files[_PICTURES + emoji.file]) for emoji in found}
+    except (*PARSE_ERRORS, tarfile.TarError, zlib.error) as error:
         raise JanusError(
-            f"{package} is not a readable package of emoji ({error}); fetch it with npm pack {PACKAGE}@{VERSION}."
+            f"{package} is not a readable package of emoji ({describe_error(error)}); fetch it with npm pack "
+            f"{PACKAGE}@{VERSION}."
         ) from error
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, picture in pictures.items():
+        picture.save(folder / name)
     return found
+
+
+def _on_white(content: bytes) -> Image.Image:
+    picture = Image.open(BytesIO(content)).convert("RGBA")
+    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _is_used(name: str) -> bool:

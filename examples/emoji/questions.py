@@ -12,6 +12,7 @@ NAME, CATEGORY = "What is this?", "Which category is it?"
 
 _CHOICES = {"choice of 4": 4, "choice of 2": 2}
 _KINDS = ("name", "category", *_CHOICES, "yes or no")
+_NAMING = ("name", "choice of 4", "choice of 2", "name", "choice of 4")
 
 
 class Question(NamedTuple):
@@ -58,11 +59,13 @@ class Questions:
     def conversation(self, emoji: Emoji, number: int) -> dict[str, Any]:
         """Returns one of many conversations about a picture, as an object for `janus-prepare --source conversations`.
 
-        It asks for the name or the category, for a choice, and other questions, in random order.
+        It asks for the name in one of several ways, for the category, and a question with yes or no, in random order.
+        A second name would be answered from the first, without the picture.
         """
         rng = np.random.default_rng((number, *emoji.name.encode()))
         turns = []
-        for position, kind in enumerate(rng.permutation(_KINDS)[:4]):
+        kinds = [_NAMING[number % len(_NAMING)], "category", "yes or no"]
+        for position, kind in enumerate(rng.permutation(kinds)):
             question = self.ask(emoji, str(kind), rng)
             text = question.text if position else f"<image>\n{question.text}"
             turns += [{"from": "human", "value": text}, {"from": "gpt", "value": question.answer}]

@@ -28,7 +28,7 @@ from examples.emoji.questions import CATEGORY, NAME, Questions, chat
 from janus_jax.commands import cli
 from janus_jax.processing import make_byte_level_tokenizer
 
-_CONVERSATIONS = 4
+_CONVERSATIONS = 5
 """Conversations about each training picture."""
 
 _PROMPTS = 100

@@ -44,7 +44,7 @@ STAGE_1 = Stage(
     phases=(Phase(None, {"understanding": 10, "text": 1}),),
     supervision=Supervision.ANSWERS,
     first_sentence=0.0,  # A name is not a sentence.
-    budget=Budget(tokens=256, und_images=2, gen_images=0, text_targets=96),
+    budget=Budget(tokens=256, und_images=3, gen_images=0, text_targets=96),
     initialisation=Initialisation("parts", llm=RANDOM, image_tokens_from_codebook=True),
     ema_decay=0.98,
 )

@@ -75,7 +75,7 @@ def test_janus_prepare_reads_the_tables(workdir):
     assert first.text == "left-facing fist"
     assert first.alternatives == ("left facing fist",)
     conversations = records(workdir, "conversations", "questions.jsonl", Task.UNDERSTANDING)
-    assert {len(record.messages) for record in conversations} == {8}
+    assert {len(record.messages) for record in conversations} == {6}
     chat = records(workdir, "conversations", "chat.jsonl", Task.TEXT)
     assert chat[1].messages[1]["content"] == "animals & nature"
 
