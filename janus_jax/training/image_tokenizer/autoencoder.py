@@ -23,9 +23,6 @@ from janus_jax.training.state import TrainState, create_state
 Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]
 """Maps parameters, images and reconstructions (pixels in [-1, 1]) to the mean perceptual distance."""
 
-Initialize = Callable[[Params], Params]
-"""Maps random parameters to the initial parameters of a training."""
-
 
 class AutoencoderTraining:
     """Parameters, optimizer and reconstruction losses of a recipe.
@@ -35,7 +32,6 @@ class AutoencoderTraining:
       key: Random key of the initial parameters.
       perceptual: Perceptual distance; None omits the term.
       pixel_losses: Computes the reconstruction losses on pixels.
-      initialize: Maps the random parameters to the initial ones. None uses the random parameters.
 
     Raises:
       JanusError: The warm-up is longer than the training, or `recipe.trained` matches no parameter.
@@ -50,11 +46,10 @@ class AutoencoderTraining:
         key: Key[Array, ""],
         perceptual: Perceptual | None = None,
         pixel_losses: PixelLosses = losses.pixel_losses,
-        initialize: Initialize | None = None,
     ) -> None:
         self.model = model
         self._recipe, self._image_size, self._key = recipe, image_size, key
-        self._perceptual, self._pixel_losses, self._initialize = perceptual, pixel_losses, initialize
+        self._perceptual, self._pixel_losses = perceptual, pixel_losses
         trained, frozen = partition(jax.eval_shape(self._boxed_params), recipe.trained)
         # The kernels of a trained encoder do not stay zero outside the patch.
         self.is_patchwise = bool(recipe.pca_images) and "encoder" in frozen and "encoder" not in trained
@@ -62,8 +57,7 @@ class AutoencoderTraining:
 
     def init_tokenizer(self) -> TrainState:
         """Returns the initial state of the autoencoder."""
-        params = nn.unbox(self._boxed_params())
-        return self._tokenizer_state(params if self._initialize is None else self._initialize(params))
+        return self._tokenizer_state(nn.unbox(self._boxed_params()))
 
     def init_encoder(self, state: TrainState, images: UInt8[Array, "N S S 3"]) -> TrainState:
         """Returns the initial state with an encoder that computes the principal components of these images' patches.

@@ -21,7 +21,7 @@ from janus_jax.training.array_batches import ArrayBatches, BatchSplit, opened
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import losses
-from janus_jax.training.image_tokenizer.autoencoder import Initialize, all_params
+from janus_jax.training.image_tokenizer.autoencoder import all_params
 from janus_jax.training.image_tokenizer.evaluation import Reconstruction, ReconstructionMetrics
 from janus_jax.training.image_tokenizer.images import Images, evaluation_images, hold_out, image_batches
 from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
@@ -67,14 +67,12 @@ class Extensions:
       images: Training images. None uses `recipe.data`.
       eval_images: Evaluation images. None uses `recipe.data`; if it names no datasets, the first 5% of `images` are
         held out.
-      initialize: Maps the random parameters to the initial ones.
       pixel_losses: Computes the reconstruction losses on pixels.
       metrics: Computes additional evaluation metrics.
     """
 
     images: Images | None = None
     eval_images: Images | None = None
-    initialize: Initialize | None = None
     pixel_losses: losses.PixelLosses = losses.pixel_losses
     metrics: ReconstructionMetrics | None = None
 
@@ -112,7 +110,6 @@ def tokenizer_task(
     options = {
         "perceptual": None if networks.lpips is None else _perceptual,
         "pixel_losses": extensions.pixel_losses,
-        "initialize": extensions.initialize,
     }
     training: Any = VQTraining(recipe, **options) if isinstance(recipe, VQRecipe) else VAETraining(recipe, **options)
     kmeans_images = recipe.codebook.kmeans_images if isinstance(recipe, VQRecipe) else 0

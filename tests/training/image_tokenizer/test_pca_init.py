@@ -22,8 +22,9 @@ from janus_jax.training.image_tokenizer.pca_init import (
     initialize_vq,
     principal_components,
 )
-from janus_jax.training.image_tokenizer.task import tokenizer_params
+from janus_jax.training.image_tokenizer.task import Extensions, tokenizer_params, tokenizer_task
 from janus_jax.training.image_tokenizer.vq import VQTraining
+from janus_jax.training.trainer import DataStart
 from tests.training.image_tokenizer.recipes import MOVING_AVERAGE
 
 pytestmark = pytest.mark.slow
@@ -179,3 +180,12 @@ def test_architectures_without_enough_channels_are_refused(wrong, message):
 def test_too_many_vae_latents_are_refused():
     with pytest.raises(JanusError, match="latent_channels 11, but its last norm passes 10"):
         initialize_vae(replace(VAE_CONFIG, latent_channels=11), IMAGES)
+
+
+def test_a_recipe_starts_from_the_components_of_its_images(training, pixels):
+    recipe = replace(RECIPE, pca_images=64, codebook=replace(RECIPE.codebook, kmeans_images=0))
+    task = tokenizer_task(recipe, extensions=Extensions(images=IMAGES, eval_images=IMAGES[:2]))
+    with task.open_data(DataStart()) as data:
+        found = encode(training.model, tokenizer_params(task.initial_state(data)), pixels)
+        assert next(data)[0].shape == (recipe.batch_size, *IMAGES.shape[1:])
+    assert unexplained(patches(pixels), found.reshape(-1, CONFIG.z_channels)) < 0.03
