@@ -160,6 +160,7 @@ def test_unusable_recipes_are_refused(captions, fields, message, tmp_path):
         train_siglip(dataclasses.replace(captions, **fields), tmp_path)
 
 
+@pytest.mark.slow
 def test_evaluation_reports_retrieval_and_the_towers_match_captions(captions, tmp_path):
     data = dataclasses.replace(captions.data, eval_directories=captions.data.directories)
     recipe = dataclasses.replace(captions, data=data, eval_images=3, trackers=())

@@ -77,7 +77,7 @@ def test_janus_prepare_reads_the_tables(workdir):
     conversations = records(workdir, "conversations", "questions.jsonl", Task.UNDERSTANDING)
     assert {len(record.messages) for record in conversations} == {6}
     chat = records(workdir, "conversations", "chat.jsonl", Task.TEXT)
-    assert chat[1].messages[1]["content"] == "animals & nature"
+    assert {record.messages[1]["content"] for record in chat} >= {"animals & nature", "food & drink"}
 
 
 def test_the_text_tokenizer_encodes_the_names(workdir):
