@@ -69,9 +69,8 @@ def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fa
 async def _unknown(request: fastapi.Request) -> Response:
     path = request.url.path
     routes = [route for one in _ROUTERS for route in one.routes if isinstance(route, APIRoute)]
-    allowed = {
-        method for route in routes if route.matches(request.scope)[0] is not Match.NONE for method in route.methods or ()
-    }
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = {method for route in matching for method in route.methods or ()}
     if not allowed:
         raise ApiError(404, f"There is no route {request.method} {path}.", code="not_found")
     message = f"{path} does not accept {request.method}; use {' or '.join(sorted(allowed))}."
