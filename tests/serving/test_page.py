@@ -215,6 +215,7 @@ def visit(page, url, file, folder):
     page.get_by_placeholder("Message").fill("What is in the picture?")
     page.get_by_placeholder("Message").press("Enter")
     page.get_by_label("Retry").wait_for()
+    assert not any(button.is_visible() for button in page.get_by_label("Share").all())
     page.screenshot(path=folder / "chat.png")
     page.get_by_role("tab", name="Generate").click()
     page.get_by_label("Prompt").fill("a red circle")

@@ -12,7 +12,7 @@ from jaxtyping import Int
 from PIL import Image
 
 from janus_jax.batch import NO_IMAGE
-from janus_jax.errors import JanusError
+from janus_jax.errors import ContextExceeded
 from janus_jax.generation.answers import AnswerDecoder
 from janus_jax.generation.engine.batcher import Model
 from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key_data
@@ -135,7 +135,7 @@ class ConverseJob(ImageJob):
             self._unconditional.parts.append(self._padding(len(text)) if self._is_padding else text)
         needed = len(self._conversation) + generated_image_length(self._processor)
         if needed > self._max_length:
-            raise JanusError(
+            raise ContextExceeded(
                 f"The conversation and its next image have {needed} tokens, but the maximum length is "
                 f"{self._max_length}; shorten the conversation."
             )
