@@ -272,8 +272,9 @@ class Batcher:
         return -(-(len(prompt) - prompt.num_shared) // self._options.tokens_per_prefill)
 
     def _shares_prefix(self, prompt: Prompt) -> bool:
-        """Whether a kept system prompt saves at least half of the prompt."""
-        return 2 * self._calls_after_prefix(prompt) * self._options.tokens_per_prefill <= len(prompt)
+        """Whether a kept system prompt saves at least half of the padded prompt."""
+        computed = self._calls_after_prefix(prompt) * self._options.tokens_per_prefill
+        return computed <= min(len(prompt), self._bucket(len(prompt)) // 2)
 
     def _prefill(self, prompts: Sequence[Prompt]) -> None:
         """Computes prompts of one kind, or one prompt with a system prompt to share."""
