@@ -9,10 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
+from janus_jax.generation.best_of import BestOf
 from janus_jax.generation.engine import EditRequest, GenerateRequest, PartialPicture, Picture, TextPiece
+from janus_jax.generation.image_sampler import GeneratedImage
 from janus_jax.rewards import make_reward
 from janus_jax.serving.bodies import parse
 from janus_jax.serving.errors import ApiError, to_api_error
@@ -151,12 +152,11 @@ class PageHandlers:
 
     async def _select(self, candidates: Sequence[str], prompt: str, best_of: int) -> Pictures:
         engine = self.service.engine
-        judge = make_reward("self", field="judge", model=lambda: engine.model)
-        pixels, prompts = np.stack([np.asarray(Image.open(one)) for one in candidates]), [prompt] * len(candidates)
-        scores = await asyncio.wrap_future(engine.call(lambda: judge(prompts, pixels, [{}] * len(candidates))))
-        groups = np.reshape(scores, (-1, best_of))
-        chosen = np.argmax(groups, axis=1) + np.arange(len(groups)) * best_of
-        return [(candidates[number], f"score {scores[number]:.2f}") for number in chosen.tolist()]
+        select = BestOf(best_of, make_reward("self", field="judge", model=lambda: engine.model))
+        images = [GeneratedImage(0, number, Image.open(file)) for number, file in enumerate(candidates)]
+        best = engine.call(lambda: list(select.stream(images, [prompt], [{}], len(images))))
+        files = dict[int | None, str](enumerate(candidates))
+        return [(files[one.candidate], f"score {one.score:.2f}") for one in await asyncio.wrap_future(best)]
 
 
 @contextlib.contextmanager

@@ -146,6 +146,10 @@ def test_the_page_needs_a_key_if_the_server_has_keys(server):
         assert httpx.get(f"{own.url}/v1/models", auth=("user", KEY)).status_code == 401
         unknown = httpx.get(f"{own.url}/v1/absent", headers={"Authorization": f"Bearer {KEY}"})
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+        headers = {"Authorization": f"Bearer {KEY}"}
+        wrong = httpx.get(f"{own.url}/v1/images/edits", headers=headers)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert wrong.json()["error"]["code"] == "method_not_allowed"
         refuses_web_addresses(own.url)
 
 
