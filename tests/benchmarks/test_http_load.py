@@ -1,9 +1,9 @@
-"""The server under clients that fail, as a process, with the code of `benchmarks.serve_http`."""
+"""The server under clients that fail, as a process, as in `benchmarks.serve_http`."""
 
 import pytest
 
+from benchmarks.http_load import measure
 from benchmarks.http_requests import mixed_requests
-from benchmarks.serve_http import measure
 from examples.shapes.models import JANUS_EDITS
 
 
