@@ -25,6 +25,7 @@ PACKAGE, VERSION = "emoji-datasource-google", "16.0.0"
 
 _TABLE = "package/emoji.json"
 _PICTURES = "package/img/google/64/"
+_DAMAGE: tuple[type[Exception], ...] = (*PARSE_ERRORS, tarfile.TarError, zlib.error)
 _TONES = {"1F3FB": "light", "1F3FC": "medium-light", "1F3FD": "medium", "1F3FE": "medium-dark", "1F3FF": "dark"}
 _HAIR = re.compile(r": (red|curly|white|blond) hair$|: bald$")
 _DIRECTION = re.compile(r" facing right$")
@@ -81,7 +82,7 @@ def read_package(package: Path, folder: Path) -> list[Emoji]:
             files = {member.name: _content(tar, member) for member in tar if _is_used(member.name)}
         found = list(_read_table(json.loads(files[_TABLE])))
         pictures = {emoji.file: _on_white(files[_PICTURES + emoji.file]) for emoji in found}
-    except (*PARSE_ERRORS, tarfile.TarError, zlib.error) as error:
+    except _DAMAGE as error:
         raise JanusError(
             f"{package} is not a readable package of emoji ({describe_error(error)}); fetch it with npm pack "
             f"{PACKAGE}@{VERSION}."
