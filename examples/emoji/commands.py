@@ -13,8 +13,9 @@ from examples.emoji.dataset import PACKAGE, VERSION
 from janus_jax.errors import JanusError
 
 _SMOKE = {
-    "tokenizer": "--config.steps=2 --config.pca_images=16 --config.codebook.kmeans_images=16 --config.batch_size=4",
-    "encoder": "--config.steps=2 --config.batch_size=4",
+    "tokenizer": "--config.steps=2 --config.batch_size=4 --config.optimizer.warmup_steps=1 --config.pca_images=16 "
+    "--config.codebook.kmeans_images=16",
+    "encoder": "--config.steps=2 --config.batch_size=4 --config.optimizer.warmup_steps=1",
     "janus": "".join(
         f"--config.stages.stage_{n}.steps=2 --config.stages.stage_{n}.batch_size=2 "
         f"--config.stages.stage_{n}.optimizer.warmup_steps=1 "
