@@ -54,7 +54,7 @@ STAGE_2 = replace(
     # All except the encoders and the embeddings and output weights of image tokens, which come from the codebook.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
     steps=250,
-    phases=(Phase(None, {"understanding": 1, "generation": 3}),),
+    phases=(Phase(None, {"understanding": 10, "generation": 30, "text": 1}),),
     budget=Budget(tokens=256, und_images=2, gen_images=4, text_targets=64),
     initialisation=Initialisation(),
 )
@@ -64,7 +64,6 @@ STAGE_3 = replace(
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(STAGE_1.optimizer, schedule="cosine"),
     steps=1200,
-    phases=(Phase(None, {"understanding": 10, "generation": 30, "text": 1}),),
     ema_decay=0.99,
 )
 
