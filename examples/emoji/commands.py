@@ -105,7 +105,12 @@ def run(workdir: Path, budget: str, package: Path | None = None) -> None:
             continue
         print(f"\n$ {step.command}", flush=True)
         start = time.monotonic()
-        code = subprocess.run(_arguments(step.command), check=False).returncode
+        try:
+            code = subprocess.run(_arguments(step.command), check=False).returncode
+        except FileNotFoundError as error:
+            raise JanusError(
+                f"{error.filename} is not installed; install it, or give the package with --package."
+            ) from None
         # An interrupted command has used time, too.
         minutes[step.name] = minutes.get(step.name, 0.0) + (time.monotonic() - start) / 60
         minutes_file.write_text(json.dumps(minutes, indent=2) + "\n")
