@@ -13,8 +13,9 @@ from examples.emoji.dataset import PACKAGE, VERSION
 from janus_jax.errors import JanusError
 
 _SMOKE = {
-    "tokenizer": "--config.steps=2 --config.pca_images=16 --config.codebook.kmeans_images=16 --config.batch_size=4",
-    "encoder": "--config.steps=2 --config.batch_size=4",
+    "tokenizer": "--config.steps=2 --config.batch_size=4 --config.optimizer.warmup_steps=1 --config.pca_images=16 "
+    "--config.codebook.kmeans_images=16",
+    "encoder": "--config.steps=2 --config.batch_size=4 --config.optimizer.warmup_steps=1",
     "janus": "".join(
         f"--config.stages.stage_{n}.steps=2 --config.stages.stage_{n}.batch_size=2 "
         f"--config.stages.stage_{n}.optimizer.warmup_steps=1 "
@@ -104,7 +105,12 @@ def run(workdir: Path, budget: str, package: Path | None = None) -> None:
             continue
         print(f"\n$ {step.command}", flush=True)
         start = time.monotonic()
-        code = subprocess.run(_arguments(step.command), check=False).returncode
+        try:
+            code = subprocess.run(_arguments(step.command), check=False).returncode
+        except FileNotFoundError as error:
+            raise JanusError(
+                f"{error.filename} is not installed; install it, or give the package with --package."
+            ) from None
         # An interrupted command has used time, too.
         minutes[step.name] = minutes.get(step.name, 0.0) + (time.monotonic() - start) / 60
         minutes_file.write_text(json.dumps(minutes, indent=2) + "\n")

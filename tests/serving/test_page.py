@@ -186,7 +186,7 @@ def test_a_browser_chats_generates_and_edits(server, tmp_path, file, width):
             http_credentials={"username": "user", "password": KEY},
         )
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         requests, problems = [], []
         context.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: problems.append(str(error)))

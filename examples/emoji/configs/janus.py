@@ -28,7 +28,7 @@ from janus_jax.training.trained_params import ALL_BUT_ENCODERS
 
 MODEL = JanusConfig(
     name="janus_emoji",
-    und_encoder=SiglipConfig(image_size=64, patch_size=16, width=256, depth=4, num_heads=4, mlp_dim=1024),
+    und_encoder=SiglipConfig(image_size=64, patch_size=16, width=192, depth=4, num_heads=4, mlp_dim=768),
     gen_encoder=TOKENIZER.model,
     llm=LlamaConfig(
         vocab_size=1024, width=256, depth=4, num_heads=4, num_kv_heads=4, head_dim=64, mlp_dim=704, max_positions=512
@@ -39,7 +39,7 @@ MODEL = JanusConfig(
 STAGE_1 = Stage(
     trained=("und_adaptor/*", "llm/*"),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.01),
-    steps=400,
+    steps=300,
     batch_size=16,
     phases=(Phase(None, {"understanding": 10, "text": 1}),),
     supervision=Supervision.ANSWERS,
@@ -53,8 +53,8 @@ STAGE_2 = replace(
     STAGE_1,
     # All except the encoders and the embeddings and output weights of image tokens, which come from the codebook.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
-    steps=300,
-    phases=(Phase(None, {"understanding": 1, "generation": 3}),),
+    steps=250,
+    phases=(Phase(None, {"understanding": 10, "generation": 30, "text": 1}),),
     budget=Budget(tokens=256, und_images=2, gen_images=4, text_targets=64),
     initialisation=Initialisation(),
 )
@@ -63,8 +63,7 @@ STAGE_3 = replace(
     STAGE_2,
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(STAGE_1.optimizer, schedule="cosine"),
-    steps=1300,
-    phases=(Phase(None, {"understanding": 10, "generation": 30, "text": 1}),),
+    steps=1200,
     ema_decay=0.99,
 )
 

@@ -49,6 +49,12 @@ def test_a_failed_command_is_repeated_and_completed_ones_are_not(tmp_path, monke
     assert "$ npm pack emoji-datasource-google" in capsys.readouterr().out
 
 
+def test_missing_npm_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(JanusError, match=r"npm is not installed; .* give the package with --package"):
+        commands.run(tmp_path / "emoji", "smoke")
+
+
 @pytest.mark.slow
 def test_all_commands_run_on_a_dozen_pictures(package, tmp_path):
     command = [sys.executable, "-m", "examples.emoji.train", "--budget=smoke", f"--package={package}"]
