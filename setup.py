@@ -94,6 +94,7 @@ setup(
             "nbclient>=0.11,<0.12",
             "nbformat>=5.10,<6",
             "openai>=3.57,<4",
+            "playwright>=1.65,<2",  # drives an installed chromium
             "pre-commit>=4,<5",
             "prometheus-client>=0.26,<0.27",
             "pyarrow>=20,<26",

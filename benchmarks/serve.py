@@ -8,6 +8,9 @@ Without --model the benchmark uses a model with random weights: 8 layers of widt
 Each client sends a request, waits for its result and sends the next one. Of eight requests, three are questions about a
 picture, three are questions without a picture, and two ask for an image with guidance. The reference is the same
 requests one after the other with `Pretrained`, in the same run.
+
+Then one client asks questions with a long system prompt. The time to the first token of a new system prompt and of one
+that the engine has seen are measured alternately.
 """
 
 import json
@@ -47,6 +50,8 @@ RANDOM = JanusConfig(
     gen_head_width=512,
 )
 
+_SYSTEM_TOKENS = 300
+
 Request = ChatRequest | GenerateRequest
 
 
@@ -74,7 +79,9 @@ def main(_argv: Sequence[str]) -> None:
     model = janus_jax.load(_MODEL.value, dtype) if _MODEL.value else random_model(dtype)
     requests = make_requests(_REQUESTS.value)
     clients = [int(number) for number in _CLIENTS.value]
-    options = EngineOptions(slots=_SLOTS.value, rows=(2, 8, 16), steps_per_call=_STEPS.value)
+    # Few sizes, because each is a program to compile.
+    sizes: dict[str, Any] = {} if _MODEL.value else {"max_length": 384, "buckets": (64, 256)}
+    options = EngineOptions(slots=_SLOTS.value, rows=(4, 12), steps_per_call=_STEPS.value, **sizes)
     one_by_one(model, requests[:8])  # Compiles.
     with Engine(model, options) as engine:
         print(f"{model.config.name}, {dtype}, {jax.device_count()} device(s), {len(requests)} requests")
@@ -84,6 +91,7 @@ def main(_argv: Sequence[str]) -> None:
         for _ in range(_ROUNDS.value):
             seconds = timed(lambda: one_by_one(model, requests))[0]
             rounds.append((seconds, {number: serve(engine, requests, number) for number in clients}))
+        new, equal = first_tokens(engine, 1 + 4 * _ROUNDS.value)
     rows = []
     results: dict[str, Any] = {"one_by_one_seconds": float(np.median([seconds for seconds, _ in rounds]))}
     for number in clients:
@@ -104,6 +112,8 @@ def main(_argv: Sequence[str]) -> None:
         "complete p95 s",
     )
     print(markdown_table(columns, rows))
+    print(f"\nsystem prompt of {_SYSTEM_TOKENS} tokens, first token: new {new:.3f} s, seen before {equal:.3f} s")
+    results |= {"first_token_new_system_seconds": round(new, 3), "first_token_equal_system_seconds": round(equal, 3)}
     print("\n" + json.dumps(results | machine() | {"load": os.getloadavg()[0]}))
 
 
@@ -175,6 +185,28 @@ def serve(engine: Engine, requests: Sequence[Request], clients: int) -> Load:
         thread.join()
     load.seconds = time.perf_counter() - begin
     return load
+
+
+def first_tokens(engine: Engine, questions: int) -> tuple[float, float]:
+    """Returns the median seconds to the end of an answer of one token, for new and for equal system prompts.
+
+    Args:
+      engine: The engine.
+      questions: Number of questions of each kind. The first ones compile and do not count.
+    """
+    encode = engine.model.processor.tokenizer.encode
+    text = "You answer questions about the weather, the sea and the birds. " * _SYSTEM_TOKENS
+    # Tokens may have several characters.
+    length = next(length for length in range(len(text)) if len(encode(text[:length])) >= _SYSTEM_TOKENS - 5)
+
+    def ask(system_prompt: str, question: int) -> float:
+        messages: list[Message] = [{"role": "user", "content": f"Question {question}?"}]
+        request = ChatRequest(messages=messages, system_prompt=system_prompt, max_new_tokens=1)
+        return timed(lambda: engine.submit(request).result())[0]
+
+    pairs = [(ask(f"{number:04} {text[:length]}", number), ask(text[:length], number)) for number in range(questions)]
+    new, equal = np.median(pairs[1:], axis=0)
+    return float(new), float(equal)
 
 
 if __name__ == "__main__":

@@ -43,6 +43,10 @@ class JanusError(ValueError):
     """
 
 
+class ContextExceeded(JanusError):
+    """A conversation is too long for the model's context."""
+
+
 class DataChanged(JanusError):
     """The data, or the settings that determine its batches, differ from those of a saved position.
 

@@ -114,10 +114,10 @@ def main(_: Sequence[str]) -> None:
                 if best is not None:
                     options |= {"best_of": best.number, "judge": best.judge}
                 generated = model.generate_stream(prompts, count, seed, **options)
-            for prompt, number, image, score in generated:
-                path = out / f"{prompt:05}_{number}.png"
-                own = {"prompt": prompts[prompt], "prompt_number": prompt, "image_number": number}
-                save_png(image, path, own | ({} if score is None else {"score": score}) | common)
+            for one in generated:
+                path = out / f"{one.prompt:05}_{one.number}.png"
+                own = {"prompt": prompts[one.prompt], "prompt_number": one.prompt, "image_number": one.number}
+                save_png(one.image, path, own | ({} if one.score is None else {"score": one.score}) | common)
                 tqdm.tqdm.write(str(path), file=sys.stdout)
 
 

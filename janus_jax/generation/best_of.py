@@ -55,7 +55,7 @@ class BestOf:
         metadata: Sequence[Mapping[str, Any]],
         batch_size: int,
     ) -> Iterator[GeneratedImage]:
-        """Yields the best candidates, with their scores.
+        """Yields the best candidates, with their scores and the numbers that they had as candidates.
 
         Args:
           candidates: The candidates of all images, in order.
@@ -84,7 +84,8 @@ class BestOf:
         for start in range(0, len(candidates), self.number):
             best = start + int(np.argmax(scores[start : start + self.number]))
             chosen = candidates[best]
-            yield chosen._replace(number=chosen.number // self.number, score=float(scores[best]))
+            number = chosen.number
+            yield chosen._replace(number=number // self.number, score=float(scores[best]), candidate=number)
 
     def sample(
         self,

@@ -24,12 +24,14 @@ class GeneratedImage(NamedTuple):
       number: Index of the image among the images of its prompt.
       image: The image.
       score: Score of the judge that selected it (`best_of`). None: it was not selected.
+      candidate: Number that it had among the candidates before the selection. None: it was not selected.
     """
 
     prompt: int
     number: int
     image: Image.Image
     score: float | None = None
+    candidate: int | None = None
 
 
 class ImageSampler(Protocol):

@@ -16,7 +16,7 @@ from jaxtyping import Array, Int, Key
 from PIL import Image
 
 from janus_jax.config import JanusConfig, ModelConfig
-from janus_jax.errors import JanusError
+from janus_jax.errors import ContextExceeded, JanusError
 from janus_jax.generation.answers import AnswerDecoder
 from janus_jax.generation.context import Context, ContextReader, Ids, interleave_caches, separate_caches
 from janus_jax.generation.decode import ContextEnd, DecodeParams, DecodeSpec, DecodeState, begin, decode, grow
@@ -241,7 +241,7 @@ class InterleavedAnswer:
     def _check_room(self) -> None:
         needed = self._context.length + generated_image_length(self._reader.processor)
         if needed > self._reader.max_positions:
-            raise JanusError(
+            raise ContextExceeded(
                 f"The conversation and its next image have {needed} tokens, but the model's context is "
                 f"{self._reader.max_positions}; shorten the conversation."
             )

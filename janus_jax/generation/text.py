@@ -8,7 +8,7 @@ from absl import logging
 from jaxtyping import Array, Bool, Int, Key
 
 from janus_jax.batch import Batch
-from janus_jax.errors import JanusError
+from janus_jax.errors import ContextExceeded, JanusError
 from janus_jax.generation.decode import DecodeParams, Decoder, DecodeSpec
 from janus_jax.generation.sampling import SamplingConfig, check_sampled
 from janus_jax.models.backbone import Backbone, Params
@@ -29,14 +29,15 @@ def answer_limits(prompt_lengths: Sequence[int], max_new_tokens: int | None, con
       context: Number of positions of the model.
 
     Raises:
-      JanusError: `max_new_tokens` is not positive, or a prompt leaves no room for an answer.
+      JanusError: `max_new_tokens` is not positive.
+      ContextExceeded: A prompt leaves no room for an answer.
     """
     wanted = DEFAULT_NEW_TOKENS if max_new_tokens is None else max_new_tokens
     if not isinstance(wanted, int) or wanted < 1:
         raise JanusError(f"max_new_tokens is {wanted!r}; it must be a positive whole number.")
     longest = max(prompt_lengths)
     if longest >= context:
-        raise JanusError(
+        raise ContextExceeded(
             f"The prompt has {longest} tokens, which leaves no room for an answer in the model's context of {context}; "
             f"shorten the prompt or the conversation."
         )

@@ -7,6 +7,8 @@ from collections.abc import Awaitable, Callable
 import fastapi
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.routing import APIRoute
+from starlette.routing import Match
 
 from janus_jax.generation.engine import Engine
 from janus_jax.serving import chat, pictures
@@ -18,9 +20,12 @@ from janus_jax.serving.options import ServerOptions
 from janus_jax.serving.service import Service
 
 router = fastapi.APIRouter()
+_ROUTERS = (router, chat.router, pictures.router)
 
 _OPEN = ("/health", "/ready", "/metrics", "/files/")
 """Routes that need no key. The names of files cannot be guessed."""
+
+_METHODS = ("DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "TRACE")
 
 # The browser contacts no other host, whatever an answer of the model contains.
 _PAGE_HEADERS = {
@@ -43,7 +48,7 @@ def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fa
     metrics = Metrics(engine)
     app.state.service = Service(engine, name, side, options, metrics, PictureStore(options.kept_pictures))
     add_handlers(app)
-    for one in (router, chat.router, pictures.router):
+    for one in _ROUTERS:
         app.include_router(one)
     # The middleware added first is the innermost: its errors reach the handlers above.
     app.add_middleware(BodyLimit, max_bytes=options.max_body_bytes)
@@ -52,17 +57,26 @@ def make_app(engine: Engine, name: str, side: int, options: ServerOptions) -> fa
     app.add_middleware(
         CORSMiddleware, allow_origins=options.cors_origins, allow_methods=["GET", "POST"], allow_headers=["*"]
     )
+    # After all other routes, because the page takes the paths that are left.
+    app.add_api_route("/v1/{path:path}", _unknown, methods=[*_METHODS])
     if options.page:
         from janus_jax.serving.page import add_page
 
-        # The page takes all paths that are left, so unknown paths of the API need a route.
-        app.add_api_route("/v1/{path:path}", _unknown, methods=["GET", "POST", "PUT", "PATCH", "DELETE"])
         add_page(app, app.state.service)
     return app
 
 
 async def _unknown(request: fastapi.Request) -> Response:
-    raise ApiError(404, f"There is no route {request.method} {request.url.path}.", code="not_found")
+    path = request.url.path
+    routes = [route for one in _ROUTERS for route in one.routes if isinstance(route, APIRoute)]
+    matching = [route for route in routes if route.matches(request.scope)[0] is not Match.NONE]
+    allowed = {method for route in matching for method in route.methods or ()}
+    if not allowed:
+        raise ApiError(404, f"There is no route {request.method} {path}.", code="not_found")
+    message = f"{path} does not accept {request.method}; use {' or '.join(sorted(allowed))}."
+    response = ApiError(405, message, code="method_not_allowed").response()
+    response.headers["Allow"] = ", ".join(sorted(allowed))
+    return response
 
 
 async def _guard(request: fastapi.Request, call: Callable[[fastapi.Request], Awaitable[Response]]) -> Response:

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from janus_jax.errors import JanusError
+from janus_jax.errors import ContextExceeded, JanusError
 from janus_jax.generation.engine import EngineClosed, Overloaded
 
 _TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}
@@ -56,7 +56,8 @@ def to_api_error(error: Exception) -> ApiError:
     if isinstance(error, ApiError):
         return error
     if isinstance(error, JanusError):
-        return ApiError(400, str(error))
+        code = "context_length_exceeded" if isinstance(error, ContextExceeded) else None
+        return ApiError(400, str(error), code=code)
     if isinstance(error, Overloaded):
         return ApiError(429, str(error), code="queue_full", retry_after=2)
     if isinstance(error, EngineClosed):
@@ -66,7 +67,9 @@ def to_api_error(error: Exception) -> ApiError:
 
 
 def failed(error: Exception) -> ApiError:
-    """Converts the error of a request that failed on the device, which is not the client's fault."""
+    """Converts the error of a request that failed while it was computed. Only a full context is the client's fault."""
+    if isinstance(error, ContextExceeded):
+        return to_api_error(error)
     logging.error("A request has failed on the device: %s", error)
     return ApiError(500, "The model failed to compute this request.", code="model_error")
 

@@ -1,6 +1,7 @@
 """Images of requests: data URLs, uploaded files and, if allowed, addresses on the web; pictures of answers."""
 
 import base64
+import hashlib
 import http.client
 import io
 import ipaddress
@@ -13,10 +14,11 @@ from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Literal
 
+import numpy as np
 from PIL import Image
 
 from janus_jax.errors import JanusError
-from janus_jax.processing import open_image
+from janus_jax.processing import ImageWithTokens, open_image
 from janus_jax.serving.errors import ApiError
 from janus_jax.serving.options import ServerOptions
 
@@ -133,6 +135,40 @@ def encode(image: Image.Image, kind: PictureFormat) -> bytes:
 def to_base64(content: bytes) -> str:
     """Returns bytes as text in base64."""
     return base64.b64encode(content).decode()
+
+
+def data_url(image: Image.Image) -> str:
+    """Returns a picture as a data URL, without loss."""
+    return f"data:image/png;base64,{to_base64(encode(image, 'png'))}"
+
+
+class TokenStore:
+    """Image tokens of pictures of conversations, which encoding the pictures again would change.
+
+    A client sends the whole conversation with each message. The tokens are found by the pixels of a picture, so that
+    clients need not know of them. The oldest are dropped first; such a picture is encoded again.
+    """
+
+    def __init__(self, count: int) -> None:
+        self._count, self._lock = count, threading.Lock()
+        self._tokens: OrderedDict[bytes, np.ndarray] = OrderedDict()
+
+    def add(self, picture: ImageWithTokens) -> None:
+        """Stores the tokens of a picture."""
+        with self._lock:
+            self._tokens[_digest(picture.image)] = picture.tokens
+            while len(self._tokens) > self._count:
+                self._tokens.popitem(last=False)
+
+    def restore(self, image: Image.Image) -> Image.Image | ImageWithTokens:
+        """Returns a picture with its tokens, if they are stored."""
+        with self._lock:
+            tokens = self._tokens.get(_digest(image))
+        return image if tokens is None else ImageWithTokens(image, tokens)
+
+
+def _digest(image: Image.Image) -> bytes:
+    return hashlib.sha256(b"%d %d %s" % (*image.size, image.convert("RGB").tobytes())).digest()
 
 
 class PictureStore:

@@ -26,6 +26,9 @@ _CSS = """
 .gradio-container button[role="tab"] { padding-inline: 0.6rem; }
 .gradio-container .prose table { width: 100%; }
 .gradio-container .prose :is(table, th, td) { border-color: var(--border-color-primary) !important; text-align: left; }
+/* Gradio shares pictures with a host on the web. */
+.gradio-container button[aria-label="Share"] { display: none; }
+.gradio-container :is(a, button):has(+ button[aria-label="Share"])::after { display: none !important; }
 .gallery .grid-wrap { max-height: none !important; min-height: 12rem; }
 .gallery .grid-container { grid-template-columns: repeat(auto-fill, minmax(min(45%, 13rem), 1fr)) !important; }
 """

@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import gradio as gr
-import numpy as np
 from PIL import Image
 
+from janus_jax.config import JanusConfig
+from janus_jax.generation.best_of import BestOf
 from janus_jax.generation.engine import EditRequest, GenerateRequest, PartialPicture, Picture, TextPiece
+from janus_jax.generation.image_sampler import GeneratedImage
+from janus_jax.processing import ImageSource
 from janus_jax.rewards import make_reward
 from janus_jax.serving.bodies import parse
 from janus_jax.serving.errors import ApiError, to_api_error
@@ -46,8 +49,8 @@ class PageHandlers:
         temperature: float,
         max_tokens: float | None,
         seed: float | None,
-    ) -> AsyncGenerator[str]:
-        """Yields an answer, each time with all of its text so far.
+    ) -> AsyncGenerator[str | dict[str, Any]]:
+        """Yields an answer, each time with all of its text so far, as a message if it has images.
 
         Args:
           message: The new message: its `text` and the paths of its `files`.
@@ -57,22 +60,28 @@ class PageHandlers:
           seed: Random seed.
         """
         with _errors():
-            fields = {"temperature": temperature, "max_tokens": max_tokens or None, "seed": seed or 0}
+            is_janus = isinstance(self.service.engine.model.config, JanusConfig)
+            fields: dict[str, Any] = {"temperature": temperature, "max_tokens": max_tokens or None, "seed": seed or 0}
+            fields["modalities"] = ["text", "image"] if is_janus else ["text"]
             body = parse(fields | {"messages": _messages(message, history)}, ChatBody)
-            options = self.service.options
+            options, tokens = self.service.options, self.service.tokens
 
-            def read(path: str, param: str) -> Image.Image:
-                return decode(Path(path).read_bytes(), options, "The image")
+            def read(path: str, param: str) -> ImageSource:
+                return tokens.restore(decode(Path(path).read_bytes(), options, "The image"))
 
             request = await asyncio.to_thread(body.request, read, options)
             self.service.log("chat", [one["content"] for one in request.messages])
             stream = await self.service.submit(request, "chat")
-            text = ""
+            content: list[str | dict[str, str]] = [""]
             async with contextlib.aclosing(stream.events()) as events:
                 async for event in events:
                     if isinstance(event, TextPiece):
-                        text += event.text
-                        yield text.strip()
+                        content[-1] = f"{content[-1]}{event.text}"
+                    elif isinstance(event, Picture):
+                        tokens.add(event.with_tokens)
+                        content += [{"path": await self._save(event.image)}, ""]
+                    if isinstance(event, TextPiece | Picture):
+                        yield str(content[0]).strip() if len(content) == 1 else {"content": [*filter(None, content)]}
 
     async def generate(
         self, prompt: str, n: int, best_of: int, seed: float | None, is_random: bool, settings: Mapping[str, Any]
@@ -143,20 +152,22 @@ class PageHandlers:
         async with contextlib.aclosing(stream.events()) as events:
             async for event in events:
                 if isinstance(event, PartialPicture | Picture):
-                    # Each image is a new file, because a browser may be reading the one before.
-                    path = self.folder / f"{secrets.token_hex(16)}.png"
-                    await asyncio.to_thread(event.image.save, path)
-                    files[event.number] = str(path)
+                    files[event.number] = await self._save(event.image)
                     yield files
+
+    async def _save(self, image: Image.Image) -> str:
+        """Writes an image to a new file, because a browser may be reading the one before."""
+        path = self.folder / f"{secrets.token_hex(16)}.png"
+        await asyncio.to_thread(image.save, path)
+        return str(path)
 
     async def _select(self, candidates: Sequence[str], prompt: str, best_of: int) -> Pictures:
         engine = self.service.engine
-        judge = make_reward("self", field="judge", model=lambda: engine.model)
-        pixels, prompts = np.stack([np.asarray(Image.open(one)) for one in candidates]), [prompt] * len(candidates)
-        scores = await asyncio.wrap_future(engine.call(lambda: judge(prompts, pixels, [{}] * len(candidates))))
-        groups = np.reshape(scores, (-1, best_of))
-        chosen = np.argmax(groups, axis=1) + np.arange(len(groups)) * best_of
-        return [(candidates[number], f"score {scores[number]:.2f}") for number in chosen.tolist()]
+        select = BestOf(best_of, make_reward("self", field="judge", model=lambda: engine.model))
+        images = [GeneratedImage(0, number, Image.open(file)) for number, file in enumerate(candidates)]
+        best = engine.call(lambda: list(select.stream(images, [prompt], [{}], len(images))))
+        files = dict[int | None, str](enumerate(candidates))
+        return [(files[one.candidate], f"score {one.score:.2f}") for one in await asyncio.wrap_future(best)]
 
 
 @contextlib.contextmanager

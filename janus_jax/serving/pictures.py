@@ -84,7 +84,7 @@ async def _answer(
     if body.stream:
         chunks = _chunks(stream, service, body, kind)
         return EventResponse(chunks, stream)
-    answer = await collect([stream], request)
+    answer = await collect(stream, request)
     base = str(request.base_url)
     data = await asyncio.to_thread(lambda: [_item(service, body, picture, base) for picture in answer.pictures])
     return JSONResponse(_head(service, body) | {"data": data, "usage": _usage(answer.finished.usage)})

@@ -6,15 +6,16 @@ from typing import Annotated, Any, Literal
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field
 
-from janus_jax.generation.engine import ChatRequest, EditRequest, GenerateRequest
-from janus_jax.processing import Message
+from janus_jax.generation.engine import ChatRequest, ConverseRequest, EditRequest, GenerateRequest
+from janus_jax.generation.interleaved import ConversationImageSampler
+from janus_jax.processing import ImageSource, Message
 from janus_jax.processing.tokenizer import IMAGE_PLACEHOLDER
 from janus_jax.serving.errors import ApiError
 from janus_jax.serving.images import PictureFormat
 from janus_jax.serving.options import ServerOptions
 
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-ReadImage = Callable[[str, str], Image.Image]
+ReadImage = Callable[[str, str], ImageSource]
 """Reads the image of a URL, given the name of its field."""
 
 _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
@@ -54,11 +55,35 @@ class Part(BaseModel):
     image_url: ImageUrl | None = None
 
 
+class GeneratedImage(BaseModel):
+    """A picture that the model generated in an earlier answer, as the answer contained it.
+
+    Attributes:
+      text_offset: Number of characters of the message's text before the picture. None: it is after the text.
+    """
+
+    image_url: ImageUrl
+    text_offset: int | None = Field(default=None, ge=0)
+
+
 class ChatMessage(BaseModel):
     """A message of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"]
     content: str | list[Part] | None = None
+    images: list[GeneratedImage] | None = None
+
+    def parts(self) -> list[Part]:
+        """Returns the content with the pictures of `images` at their positions."""
+        if not self.images:
+            return [Part(type="text", text=self.content)] if isinstance(self.content, str) else self.content or []
+        text = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content or ())
+        parts, end = [], 0
+        for image in sorted(self.images, key=lambda one: len(text) if one.text_offset is None else one.text_offset):
+            begin, end = end, len(text) if image.text_offset is None else image.text_offset
+            parts.append(Part(type="text", text=text[begin:end]))
+            parts.append(Part(type="image_url", image_url=image.image_url))
+        return [*parts, Part(type="text", text=text[end:])]
 
 
 class StreamOptions(BaseModel):
@@ -67,8 +92,25 @@ class StreamOptions(BaseModel):
     include_usage: bool = False
 
 
+class ImageConfig(BaseModel):
+    """Settings of the pictures of an answer. See `ConversationImageSampler`."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    top_k: int | None = None
+    top_p: float | None = None
+    unconditional: str | None = None
+    max_images: int | None = Field(default=None, ge=0)
+
+
 class ChatBody(_Body):
-    """Body of /v1/chat/completions. `top_k` extends OpenAI's fields."""
+    """Body of /v1/chat/completions. `top_k` and `image_config` extend OpenAI's fields.
+
+    Attributes:
+      modalities: With "image" the model may generate pictures in its answer.
+    """
 
     messages: list[ChatMessage] = Field(min_length=1)
     max_tokens: int | None = Field(default=None, ge=1)
@@ -80,6 +122,8 @@ class ChatBody(_Body):
     stop: str | list[str] | None = None
     stream: bool = False
     stream_options: StreamOptions | None = None
+    modalities: list[Literal["text", "image"]] | None = None
+    image_config: ImageConfig | None = None
 
     def request(self, read_image: ReadImage, options: ServerOptions) -> ChatRequest:
         """Returns the request of the engine.
@@ -95,7 +139,6 @@ class ChatBody(_Body):
                 "logprobs": (False,),
                 "response_format": ({"type": "text"},),
                 "audio": (),
-                "modalities": (["text"],),
                 "presence_penalty": (0,),
                 "frequency_penalty": (0,),
                 "logit_bias": ({},),
@@ -111,23 +154,38 @@ class ChatBody(_Body):
         stop = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ())
         if len(stop) > 4 or not all(stop):
             raise ApiError(400, "stop must be at most 4 texts, none of them empty.", param="stop")
-        return ChatRequest(
-            messages=messages,
-            max_new_tokens=self.max_completion_tokens or self.max_tokens,
-            temperature=self.temperature or 0.0,
-            top_k=self.top_k or 0,
-            top_p=1.0 if self.top_p is None else self.top_p,
-            seed=self.seed or 0,
-            stop=stop,
-        )
+        fields: dict[str, Any] = {
+            "messages": messages,
+            "max_new_tokens": self.max_completion_tokens or self.max_tokens,
+            "temperature": self.temperature or 0.0,
+            "top_k": self.top_k or 0,
+            "top_p": 1.0 if self.top_p is None else self.top_p,
+            "seed": self.seed or 0,
+            "stop": stop,
+        }
+        if "image" in (self.modalities or ()):
+            return ConverseRequest(**fields, image_sampling=self._image_sampling(options))
+        if self.image_config is not None:
+            raise ApiError(400, 'image_config needs modalities ["text", "image"].', param="image_config")
+        return ChatRequest(**fields)
+
+    def _image_sampling(self, options: ServerOptions) -> dict[str, Any]:
+        given = {} if self.image_config is None else self.image_config.model_dump(exclude_none=True)
+        count = given.setdefault("max_images", min(ConversationImageSampler.max_images, options.max_images))
+        if count > options.max_images:
+            name = "image_config.max_images"
+            raise ApiError(400, f"{name} is {count}; this server allows {options.max_images}.", param=name)
+        return given
 
     def _message(self, index: int, message: ChatMessage, read_image: ReadImage) -> Message:
         where = f"messages.{index}.content"
-        parts = message.content or ""
-        if isinstance(parts, str):
-            parts = [Part(type="text", text=parts)]
-        content, images = "", []
-        for number, part in enumerate(parts):
+        if message.images and message.role != "assistant":
+            name = f"messages.{index}.images"
+            raise ApiError(400, f"{name}: only messages of the assistant have images; use image_url.", param=name)
+        # Text follows an image of the user on a new line, as in training. The model's own images have no such line.
+        line = "" if message.role == "assistant" else "\n"
+        content, images = "", list[ImageSource]()
+        for number, part in enumerate(message.parts()):
             if part.type == "text":
                 if IMAGE_PLACEHOLDER in part.text:
                     raise ApiError(400, f"{where}: the text contains {IMAGE_PLACEHOLDER}.", param=where)
@@ -136,7 +194,7 @@ class ChatBody(_Body):
             if part.image_url is None:
                 raise ApiError(400, f"{where}.{number}: image_url is missing.", param=where)
             images.append(read_image(part.image_url.url, f"{where}.{number}.image_url"))
-            content += f"{IMAGE_PLACEHOLDER}\n"
+            content += IMAGE_PLACEHOLDER + line
         return {"role": _ROLES[message.role], "content": content, "images": images}
 
 

@@ -10,10 +10,13 @@ from absl import logging
 
 from janus_jax.generation.engine import Engine, Request
 from janus_jax.serving.errors import ApiError
-from janus_jax.serving.images import PictureStore
+from janus_jax.serving.images import PictureStore, TokenStore
 from janus_jax.serving.metrics import Metrics
 from janus_jax.serving.options import ServerOptions
 from janus_jax.serving.streams import EventStream, submit
+
+_KEPT_TOKENS = 4096
+"""Number of pictures of conversations whose image tokens are kept, about 10 MB."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -27,6 +30,7 @@ class Service:
       options: Options of the server.
       metrics: Metrics of the server.
       pictures: Pictures of answers that clients fetch.
+      tokens: Image tokens of pictures of conversations.
       created: Time of the start.
     """
 
@@ -36,6 +40,7 @@ class Service:
     options: ServerOptions
     metrics: Metrics
     pictures: PictureStore
+    tokens: TokenStore = field(default_factory=lambda: TokenStore(_KEPT_TOKENS))
     created: int = field(default_factory=lambda: int(time.time()))
 
     @classmethod

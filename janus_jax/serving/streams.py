@@ -2,7 +2,7 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator
 from dataclasses import dataclass
 
 import fastapi
@@ -15,11 +15,9 @@ from janus_jax.generation.engine import (
     Failed,
     Finished,
     Handle,
-    PartialPicture,
     Picture,
     Request,
     TextPiece,
-    Usage,
 )
 from janus_jax.serving.errors import ApiError, failed
 from janus_jax.serving.metrics import RequestTimer
@@ -98,11 +96,16 @@ class EventResponse(StreamingResponse):
 
 @dataclass(frozen=True)
 class Answer:
-    """A whole answer: its text, its pictures in order, and its last event."""
+    """A whole answer: its pieces of text and its pictures in the order of their events, and its last event."""
 
-    text: str
-    pictures: list[Picture]
+    pieces: list[TextPiece | Picture]
     finished: Finished
+
+    @property
+    def pictures(self) -> list[Picture]:
+        """The pictures by their numbers."""
+        found = [piece for piece in self.pieces if isinstance(piece, Picture)]
+        return sorted(found, key=lambda picture: picture.number)
 
 
 async def submit(engine: Engine, request: Request, timeout: float, timer: RequestTimer) -> EventStream:
@@ -136,23 +139,17 @@ def _cancel(submission: "asyncio.Future[Handle]") -> None:
         submission.result().cancel()
 
 
-async def collect(streams: Sequence[EventStream], client: fastapi.Request) -> Answer:
-    """Waits for the end of requests, and returns their text and pictures together.
+async def collect(stream: EventStream, client: fastapi.Request) -> Answer:
+    """Waits for the end of a request, and returns its text and pictures.
 
     Raises:
       ApiError: See `EventStream.events`.
     """
-    text, pictures, usage, reason = "", [], Usage(), None
-    for stream in streams:
-        async with contextlib.aclosing(stream.events(client)) as events:
-            async for event in events:
-                if isinstance(event, TextPiece):
-                    text += event.text
-                elif isinstance(event, Picture):
-                    pictures.append(event)
-                elif isinstance(event, Finished):
-                    usage, reason = usage + event.usage, event.reason
-                else:
-                    assert isinstance(event, PartialPicture)
-    assert reason is not None
-    return Answer(text, sorted(pictures, key=lambda picture: picture.number), Finished(reason, usage))
+    pieces: list[TextPiece | Picture] = []
+    async with contextlib.aclosing(stream.events(client)) as events:
+        async for event in events:
+            if isinstance(event, TextPiece | Picture):
+                pieces.append(event)
+            elif isinstance(event, Finished):
+                return Answer(pieces, event)
+    raise AssertionError("the last event is Finished")

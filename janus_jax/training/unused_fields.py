@@ -61,11 +61,13 @@ def check_unused_fields(recipe: Recipe | AutoencoderRecipe | SiglipRecipe, given
 def _rules(recipe: Recipe | AutoencoderRecipe | SiglipRecipe) -> Iterable[Rule]:
     if isinstance(recipe, Recipe):
         return _stage_rules(recipe)
-    return (
-        _tokenizer_rules(recipe)
-        if isinstance(recipe, AutoencoderRecipe)
-        else _optimizer_rules("optimizer", recipe.optimizer)
-    )
+    return _tokenizer_rules(recipe) if isinstance(recipe, AutoencoderRecipe) else _encoder_rules(recipe)
+
+
+def _encoder_rules(recipe: SiglipRecipe) -> Iterator[Rule]:
+    yield from _optimizer_rules("optimizer", recipe.optimizer)
+    for name in ("data.eval_split", "evaluate_every", "eval_images"):
+        yield Rule(name, bool(recipe.data.eval_directories), "config.data.eval_directories", in_advance=True)
 
 
 def _stage_rules(recipe: Recipe) -> Iterator[Rule]:

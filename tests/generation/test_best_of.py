@@ -33,6 +33,7 @@ def test_the_best_candidate_of_each_image_is_selected():
         found = list(BestOf(3, brightness).stream(candidates, PROMPTS, METADATA, batch_size))
         assert [(one.prompt, one.number, one.score) for one in found] == [(0, 0, 9), (0, 1, 7), (1, 0, 8), (1, 1, 1)]
         assert [np.asarray(one.image)[0, 0, 0] for one in found] == [9, 7, 8, 1]
+        assert [one.candidate for one in found] == [1, 5, 0, 5]
 
 
 def test_candidates_are_yielded_as_soon_as_they_are_scored():

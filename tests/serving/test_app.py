@@ -16,7 +16,7 @@ from janus_jax.serving.images import _is_public, download
 from janus_jax.serving.metrics import Metrics
 from janus_jax.serving.options import ServerOptions, read_api_keys
 from janus_jax.serving.streams import EventResponse, submit
-from tests.serving.conftest import model, running
+from tests.serving.conftest import KEY, model, running
 
 HELLO = [{"role": "user", "content": "Hello"}]
 
@@ -61,6 +61,26 @@ def test_models_health_and_metrics(server):
     assert after[times] - before.get(times, 0) == 1
     assert after["janus_queue",] == 0
     assert after["janus_slots",] == 6
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "allowed"),
+    [
+        ("GET", "chat/completions", "POST"),
+        ("PUT", "images/generations", "POST"),
+        ("HEAD", "images/edits", "POST"),
+        ("POST", "models", "GET"),
+        ("DELETE", "models/tiny", "GET"),
+        ("POST", "embeddings", None),
+    ],
+)
+def test_wrong_methods_and_unknown_routes_are_errors_of_openai(server, method, path, allowed):
+    response = httpx.request(method, f"{server.url}/v1/{path}", headers={"Authorization": f"Bearer {KEY}"})
+    assert response.status_code == (404 if allowed is None else 405)
+    assert response.headers.get("allow") == allowed
+    if method != "HEAD":
+        code = "not_found" if allowed is None else "method_not_allowed"
+        assert response.json()["error"]["code"] == code
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from tests import tiny
 from tests.serving.conftest import KEY, data_url, until
 
 HELLO = [{"role": "user", "content": "Hello"}]
+IMAGES = {"modalities": ["text", "image"]}
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
@@ -78,6 +79,12 @@ def test_images_come_as_data_urls_or_as_files_of_a_form(server):
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools is not supported"),
         ({"stop": ["a", "b", "c", "d", "e"]}, "at most 4"),
         ({"max_tokens": 0}, "max_tokens"),
+        ({"modalities": ["audio"]}, "modalities"),
+        ({"extra_body": {"image_config": {"top_k": 3}}}, "needs modalities"),
+        ({"extra_body": IMAGES | {"image_config": {"aspect_ratio": "1:1"}}}, "image_config.aspect_ratio"),
+        ({"extra_body": IMAGES | {"image_config": {"max_images": 5}}}, "allows 4"),
+        ({"extra_body": IMAGES | {"image_config": {"unconditional": "x"}}}, "unconditional"),
+        ({"messages": [HELLO[0] | {"images": [{"image_url": {"url": "data:,"}}]}]}, "only messages of the assistant"),
     ],
 )
 def test_bad_requests_are_errors_of_openai(server, changes, message):

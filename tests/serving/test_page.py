@@ -146,6 +146,10 @@ def test_the_page_needs_a_key_if_the_server_has_keys(server):
         assert httpx.get(f"{own.url}/v1/models", auth=("user", KEY)).status_code == 401
         unknown = httpx.get(f"{own.url}/v1/absent", headers={"Authorization": f"Bearer {KEY}"})
         assert (unknown.status_code, unknown.json()["error"]["code"]) == (404, "not_found")
+        headers = {"Authorization": f"Bearer {KEY}"}
+        wrong = httpx.get(f"{own.url}/v1/images/edits", headers=headers)
+        assert (wrong.status_code, wrong.headers["allow"]) == (405, "POST")
+        assert wrong.json()["error"]["code"] == "method_not_allowed"
         refuses_web_addresses(own.url)
 
 
@@ -182,7 +186,7 @@ def test_a_browser_chats_generates_and_edits(server, tmp_path, file, width):
             http_credentials={"username": "user", "password": KEY},
         )
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(300_000)
         requests, problems = [], []
         context.on("request", lambda request: requests.append(request.url))
         page.on("pageerror", lambda error: problems.append(str(error)))
@@ -211,6 +215,7 @@ def visit(page, url, file, folder):
     page.get_by_placeholder("Message").fill("What is in the picture?")
     page.get_by_placeholder("Message").press("Enter")
     page.get_by_label("Retry").wait_for()
+    assert not any(button.is_visible() for button in page.get_by_label("Share").all())
     page.screenshot(path=folder / "chat.png")
     page.get_by_role("tab", name="Generate").click()
     page.get_by_label("Prompt").fill("a red circle")

@@ -2,11 +2,13 @@
 
 import dataclasses
 import itertools
+import json
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from checkpoints_convert import open_checkpoint
 from janus_jax.config import SiglipConfig
@@ -18,7 +20,9 @@ from janus_jax.training.array_batches import ArrayBatches, BatchSplit
 from janus_jax.training.optimizers import OptimizerConfig
 from janus_jax.training.siglip import (
     CaptionedImages,
+    CaptionMatcher,
     SiglipRecipe,
+    _evaluation_pairs,
     _open_captions,
     siglip_task,
     sigmoid_loss,
@@ -154,3 +158,29 @@ def test_the_encoder_is_written_as_a_converted_folder(captions, tmp_path):
 def test_unusable_recipes_are_refused(captions, fields, message, tmp_path):
     with pytest.raises(JanusError, match=message):
         train_siglip(dataclasses.replace(captions, **fields), tmp_path)
+
+
+@pytest.mark.slow
+def test_evaluation_reports_retrieval_and_the_towers_match_captions(captions, tmp_path):
+    data = dataclasses.replace(captions.data, eval_directories=captions.data.directories)
+    recipe = dataclasses.replace(captions, data=data, eval_images=3, trackers=())
+    train_siglip(recipe, tmp_path)
+    lines = map(json.loads, (tmp_path / "metrics.jsonl").read_text().splitlines())
+    (scores,) = [line for line in lines if "eval/retrieval" in line]
+    images, ids = _evaluation_pairs(recipe)
+    assert images.shape == (3, 16, 16, 3)
+    texts = [f"{number} Picture {number}." for number in range(3)]
+    similarity = CaptionMatcher.from_directory(tmp_path / "two_towers").similarity(
+        [Image.fromarray(image) for image in images], texts
+    )
+    assert scores["eval/retrieval"] == pytest.approx(np.mean(similarity.argmax(axis=1) == np.arange(3)))
+    assert scores["eval/image_retrieval"] == pytest.approx(np.mean(similarity.argmax(axis=0) == np.arange(3)))
+    assert np.abs(similarity).max() <= 1 + 1e-5
+    assert ids[0].tolist() != ids[1].tolist()
+
+
+def test_too_few_evaluation_images_are_refused(captions, tmp_path):
+    prepared.write(tmp_path / "one", [prepared.generation(0)])
+    data = dataclasses.replace(captions.data, eval_directories=(str(tmp_path / "one"),))
+    with pytest.raises(JanusError, match="eval_directories have fewer than two images"):
+        _evaluation_pairs(dataclasses.replace(captions, data=data))

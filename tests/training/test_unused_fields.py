@@ -5,6 +5,8 @@ from dataclasses import replace
 
 import pytest
 
+from examples.emoji.configs import janus as emoji_janus
+from examples.emoji.configs import tokenizer as emoji_tokenizer
 from examples.shapes.configs import finetune as shapes_finetune
 from examples.shapes.configs import janus as shapes_janus
 from examples.shapes.configs import janusflow as shapes_janusflow
@@ -145,12 +147,25 @@ def test_an_encoder_recipe_with_an_unused_field_is_refused():
         check_unused_fields(replace(recipe, optimizer=replace(recipe.optimizer, no_decay=("*/bias",))))
 
 
+def test_an_evaluation_without_images_is_refused():
+    recipe = replace(from_config(SiglipRecipe, load_recipe("siglip_small")), evaluate_every=5)
+    check_unused_fields(recipe)
+    with pytest.raises(JanusError, match=r"evaluate_every .* no effect without config\.data\.eval_directories"):
+        check_unused_fields(recipe, given=["config.evaluate_every"])
+
+
 EXAMPLES = [
     shapes_tokenizer.RECIPE,
     shapes_janusflow.TOKENIZER,
+    emoji_tokenizer.RECIPE,
     *(
         replace(recipe, stage=stage)
-        for recipe in (shapes_janus.RECIPE, shapes_janusflow.RECIPE, from_config(Recipe, shapes_finetune.get_config()))
+        for recipe in (
+            emoji_janus.RECIPE,
+            shapes_janus.RECIPE,
+            shapes_janusflow.RECIPE,
+            from_config(Recipe, shapes_finetune.get_config()),
+        )
         for stage in range(1, len(recipe.stages) + 1)
     ),
     *(runs.recipe(stage, kind) for stage in (1, 2) for kind in ("janus", "flow")),

@@ -41,7 +41,8 @@ TOKENIZER = VAERecipe(
     batch_size=16,
     optimizer=OptimizerConfig(learning_rate=3e-3, schedule="cosine", warmup_steps=20, muon_learning_rate=0.02),
     trained=("decoder/*", "post_quant_conv/*"),
-    losses=VAELossWeights(l1=0.2, perceptual=0.0, kl=0.0),
+    pca_images=1024,
+    losses=VAELossWeights(l1=0.2, edge=0.25, perceptual=0.0, kl=0.0),
     intervals=Intervals(report=50, evaluate=0, save=500, eval_images=256),
     ema_decay=0.98,
 )

@@ -32,8 +32,14 @@ from janus_jax.sharding import num_data_shards, to_host
 _SHRINK_AFTER = 16
 """Number of decode calls that a smaller cache must suffice before the cache shrinks."""
 
+_KEPT_PREFIXES = 4
+"""Number of system prompts whose keys and values are kept on the device, the last used ones."""
+
 _KEPT_IMAGES = 64
 """Number of images whose embeddings or image tokens are kept on the host, so that the next turn has them."""
+
+_PER_TOKEN = ("tokens", "segment_ids", "positions", "und_patch_index", "gen_token_index")
+"""Fields of `Batch` with an entry for each token."""
 
 
 class Model(Protocol):
@@ -79,6 +85,7 @@ class Batcher:
         self._shards = num_data_shards(model.mesh)
         self._key_size = key_size()
         self._encoded: OrderedDict[bytes, np.ndarray] = OrderedDict()
+        self._prefixes: OrderedDict[tuple[bytes, int], device.Slots] = OrderedDict()
         self._small_calls = 0
         self.reset()
 
@@ -86,6 +93,7 @@ class Batcher:
         """Drops all groups and the cache."""
         for group in list(self.groups):
             self.remove(group)
+        self._prefixes.clear()
         self._slots = device.empty_slots(self._model.model, self._options.rows[0], self._options.lengths[0])
 
     def warm_up(self) -> None:
@@ -93,12 +101,17 @@ class Batcher:
         sizes = list(itertools.product(self._options.rows, self._options.lengths))
         for bucket in self._options.buckets:
             for has_images in (False, True) if bucket > self._model.processor.num_und_tokens + 2 else (False,):
-                prompt = Prompt(self._blank(bucket, has_images))
-                self._prefill([prompt])
-                if not has_images:
-                    for rows, length in sizes:
-                        self._resize(rows, length)
-                        self._insert([(prompt, self._slots.shape[0])])
+                prompt = Prompt(self._blank(bucket, has_images), num_shared=bucket - 1)
+                prompts = [prompt]
+                if self._shares_prefix(prompt):
+                    # The first keeps the prefix, and the second uses it.
+                    prompts = [prompt, replace(prompt)]
+                for one in prompts:
+                    self._prefill([one])
+                    if not has_images:
+                        for rows, length in sizes:
+                            self._resize(rows, length)
+                            self._insert([(one, self._slots.shape[0])])
         for old, new in itertools.permutations(sizes, 2):
             self._resize(*old)
             self._resize(*new)
@@ -108,6 +121,7 @@ class Batcher:
         if isinstance(self._model.model, Janus):
             self.to_images([np.zeros(self._model.config.num_gen_tokens, np.int32)])
         self._encoded.clear()
+        self._prefixes.clear()
         self._slots = jax.block_until_ready(device.clear(self._slots, np.ones(self._slots.shape[0], bool)))
         self._resize(*sizes[0])
 
@@ -131,9 +145,12 @@ class Batcher:
         used = {row for group in self.groups for row in group.rows}
         free = (row for row in range(self._slots.shape[0]) if row not in used)
         by_bucket: dict[tuple[int, bool], list[Prompt]] = {}
-        for prompt in {prompt: None for group in groups for prompt in group.prompts if prompt.prefilled is None}:
-            by_bucket.setdefault((self._bucket(len(prompt)), prompt.has_images), []).append(prompt)
         errors: dict[Prompt, Exception] = {}
+        for prompt in {prompt: None for group in groups for prompt in group.prompts if prompt.prefilled is None}:
+            if self._shares_prefix(prompt):
+                errors |= self._try_prefill([prompt])
+            else:
+                by_bucket.setdefault((self._bucket(len(prompt)), prompt.has_images), []).append(prompt)
         for (bucket, has_images), prompts in by_bucket.items():
             size = self._prompts_per_call(bucket, has_images)
             for start in range(0, len(prompts), size):
@@ -144,6 +161,7 @@ class Batcher:
                 group.fail(failed[0])
                 continue
             group.rows = tuple(itertools.islice(free, group.num_rows))
+            group.num_cached = group.prompts[0].num_cached
             copies += zip(group.prompts, group.rows, strict=True)
             # The prompt is freed when no waiting group needs it.
             group.prompts = ()
@@ -249,7 +267,52 @@ class Batcher:
             return functools.reduce(lambda a, b: a | b, (self._try_prefill([prompt]) for prompt in prompts))
         return {}
 
+    def _calls_after_prefix(self, prompt: Prompt) -> int:
+        """Returns the number of calls of `device.extend` that follow the prefix of a prompt."""
+        return -(-(len(prompt) - prompt.num_shared) // self._options.tokens_per_prefill)
+
+    def _shares_prefix(self, prompt: Prompt) -> bool:
+        """Whether a kept system prompt saves at least half of the padded prompt."""
+        computed = self._calls_after_prefix(prompt) * self._options.tokens_per_prefill
+        return computed <= min(len(prompt), self._bucket(len(prompt)) // 2)
+
     def _prefill(self, prompts: Sequence[Prompt]) -> None:
+        """Computes prompts of one kind, or one prompt with a system prompt to share."""
+        if not self._shares_prefix(prompts[0]):
+            self._prefill_whole(prompts)
+            return
+        (prompt,) = prompts
+        bucket = self._bucket(len(prompt))
+        length = next(size for size in self._options.lengths if size >= bucket)
+        key = prompt.sequence.tokens[: prompt.num_shared].tobytes(), length
+        if key in self._prefixes:
+            self._prefixes.move_to_end(key)
+            self._prefill_after(self._prefixes[key], prompt)
+            return
+        self._prefill_whole(prompts)
+        assert prompt.prefilled is not None
+        self._prefixes[key] = device.keep_prefix(
+            *prompt.prefilled, prompt.num_shared, num_rows=self._shards, length=length
+        )
+        if len(self._prefixes) > _KEPT_PREFIXES:
+            self._prefixes.popitem(last=False)
+
+    def _prefill_after(self, prefix: device.Slots, prompt: Prompt) -> None:
+        """Computes a prompt that begins with a kept prefix. All calls have the same number of tokens."""
+        rows, width = [prompt] * self._shards, self._options.tokens_per_prefill
+        batch = self._right_pad([one.sequence for one in rows], prefix.shape[1])
+        if prompt.has_images:
+            batch = self._with_encoded_images(batch, rows)
+        # The last tokens of the prefix are computed again, so that the last call ends with the prompt.
+        prompt.num_cached = len(prompt) - self._calls_after_prefix(prompt) * width
+        slots = prefix
+        for start in range(prompt.num_cached, len(prompt), width):
+            part = {name: getattr(batch, name)[:, start : start + width] for name in _PER_TOKEN}
+            slots = device.extend(self._model.model, self._model.params, slots, batch._replace(**part), start)
+        prompt.prefilled = device.Prefilled(*slots), 0
+        self.num_prefilled += 1
+
+    def _prefill_whole(self, prompts: Sequence[Prompt]) -> None:
         bucket, has_images = self._bucket(max(map(len, prompts))), prompts[0].has_images
         size = self._prompts_per_call(bucket, has_images)
         padded = [*prompts, *[prompts[-1]] * (size - len(prompts))]
@@ -274,8 +337,7 @@ class Batcher:
             rows = zip(array, sequences, strict=True)
             return np.stack([np.roll(row, len(sequence) - length) for row, sequence in rows])
 
-        names = ("tokens", "segment_ids", "positions", "und_patch_index", "gen_token_index")
-        return batch._replace(**{name: shift(getattr(batch, name)) for name in names})
+        return batch._replace(**{name: shift(getattr(batch, name)) for name in _PER_TOKEN})
 
     def _with_encoded_images(self, batch: Batch, prompts: Sequence[Prompt]) -> Batch:
         """Adds the embeddings of input images and the tokens of context images, padded to the most that fit."""

@@ -12,10 +12,10 @@ from jaxtyping import Int
 from PIL import Image
 
 from janus_jax.batch import NO_IMAGE
-from janus_jax.errors import JanusError
+from janus_jax.errors import ContextExceeded
 from janus_jax.generation.answers import AnswerDecoder
 from janus_jax.generation.engine.batcher import Model
-from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key_data
+from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key_data, system_prompt_length
 from janus_jax.generation.engine.handle import Handle
 from janus_jax.generation.engine.job import ImageJob
 from janus_jax.generation.engine.pictures import PendingPicture, ProgressOfImage
@@ -37,17 +37,24 @@ Tokens = Int[np.ndarray, " N"]
 
 @dataclasses.dataclass
 class _Sequence:
-    """A conversation so far: its parts, and the tokens of its generated images; None if they are encoded later."""
+    """A conversation so far.
+
+    Attributes:
+      parts: Its parts.
+      image_tokens: Tokens of its generated images; None if they are encoded later.
+      num_shared: See `Prompt`.
+    """
 
     parts: list[TokenSequence]
     image_tokens: list[Tokens | None]
+    num_shared: int = 0
 
     def __len__(self) -> int:
         return sum(map(len, self.parts))
 
     def prompt(self, *more: TokenSequence) -> Prompt:
         """Returns the conversation, followed by further parts, as a prompt."""
-        return Prompt(_joined([*self.parts, *more]), tuple(self.image_tokens))
+        return Prompt(_joined([*self.parts, *more]), tuple(self.image_tokens), self.num_shared)
 
 
 class ConverseJob(ImageJob):
@@ -69,7 +76,8 @@ class ConverseJob(ImageJob):
         )
         (self._left,) = answer_limits([len(prompt.sequence)], request.max_new_tokens, max_length)
         tokens = list(prompt.image_tokens)
-        self._conversation = _Sequence([prompt.sequence], tokens)
+        shared = system_prompt_length(model.processor, prompt.sequence, request.system_prompt)
+        self._conversation = _Sequence([prompt.sequence], tokens, shared)
         unconditional = unconditional_conversation(model.processor, prompt, self._image_sampling.unconditional)
         self._is_padding = self._image_sampling.unconditional == "all"
         self._unconditional = _Sequence([unconditional], [] if self._is_padding else list(tokens))
@@ -135,7 +143,7 @@ class ConverseJob(ImageJob):
             self._unconditional.parts.append(self._padding(len(text)) if self._is_padding else text)
         needed = len(self._conversation) + generated_image_length(self._processor)
         if needed > self._max_length:
-            raise JanusError(
+            raise ContextExceeded(
                 f"The conversation and its next image have {needed} tokens, but the maximum length is "
                 f"{self._max_length}; shorten the conversation."
             )

@@ -51,6 +51,7 @@ class EngineStats:
       finished, cancelled, failed: Requests by their last event.
       rejected: Requests that were refused because the queue was full.
       prompt_tokens: Tokens of the prompts of requests that have ended.
+      cached_tokens: Those of them whose keys and values were already on the device.
       text_tokens, image_tokens: Generated tokens.
       prefilled: Prompts whose keys and values were computed.
       decode_steps: Decode steps.
@@ -65,6 +66,7 @@ class EngineStats:
     failed: int
     rejected: int
     prompt_tokens: int
+    cached_tokens: int
     text_tokens: int
     image_tokens: int
     prefilled: int
@@ -106,7 +108,8 @@ class Engine:
         self._waiting: deque[tuple[Job, Group]] = deque()
         self._flows: deque[tuple[FlowJob, object]] = deque()
         self._calls: deque[tuple[Callable[[], Any], Future[Any]]] = deque()
-        self._counts = dict.fromkeys(("finished", "cancelled", "failed", "rejected", "prompt_tokens"), 0)
+        names = ("finished", "cancelled", "failed", "rejected", "prompt_tokens", "cached_tokens")
+        self._counts = dict.fromkeys(names, 0)
         self._accepts = self._stops = False
         self._batcher: Batcher | None = None
         self._thread: threading.Thread | None = None
@@ -373,6 +376,7 @@ class Engine:
         outcome = "failed" if isinstance(last, Failed) else "cancelled" if last.reason == "cancelled" else "finished"
         self._counts[outcome] += 1
         self._counts["prompt_tokens"] += job.usage.prompt_tokens
+        self._counts["cached_tokens"] += last.usage.cached_tokens if isinstance(last, Finished) else 0
 
 
 def _groups(jobs: Iterable[Job]) -> list[Group]:

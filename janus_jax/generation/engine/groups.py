@@ -10,7 +10,7 @@ from jaxtyping import Int, UInt32
 
 from janus_jax.generation.engine.slots import NO_TOKEN, Prefilled, Rows
 from janus_jax.generation.sampling import SamplingConfig, sampling_keys
-from janus_jax.processing import TokenSequence
+from janus_jax.processing import Processor, TokenSequence
 
 MAX_SEQUENCES = 3
 """Maximum number of sequences that guidance combines."""
@@ -23,12 +23,16 @@ class Prompt:
     Attributes:
       sequence: The tokens and images.
       image_tokens: Tokens of the sequence's target images as far as they are known. The others are encoded.
+      num_shared: Number of first tokens that other prompts are likely to share: those of the system prompt.
       prefilled: Its keys and values, as an entry of a batch of prompts; None before they are computed.
+      num_cached: Number of first tokens whose keys and values were those of an earlier prompt.
     """
 
     sequence: TokenSequence
     image_tokens: Sequence[Int[np.ndarray, " N"] | None] = ()
+    num_shared: int = 0
     prefilled: tuple[Prefilled, int] | None = None
+    num_cached: int = 0
 
     def __len__(self) -> int:
         return len(self.sequence)
@@ -74,6 +78,7 @@ class Group:
       fail: Called with an error that ends the group.
       rows: Rows of its sequences; () before it has any.
       steps: Number of generated tokens.
+      num_cached: `Prompt.num_cached` of the first prompt.
     """
 
     prompts: tuple[Prompt, ...]
@@ -84,6 +89,7 @@ class Group:
     fail: Callable[[Exception], object]
     rows: tuple[int, ...] = ()
     steps: int = 0
+    num_cached: int = 0
     prompt_lengths: tuple[int, ...] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -124,6 +130,14 @@ class Group:
         rows.keys[first] = self.key
         rows.stop_tokens[index] = NO_TOKEN
         rows.stop_tokens[first, : len(settings.stop_tokens)] = settings.stop_tokens
+
+
+def system_prompt_length(processor: Processor, sequence: TokenSequence, system_prompt: str | None) -> int:
+    """Returns the number of first tokens of a conversation that are those of its system prompt alone."""
+    text = processor.system_prompt if system_prompt is None else system_prompt
+    tokens = np.array(processor.tokenizer.encode(text), np.int32)[: len(sequence)]
+    differs = tokens != sequence.tokens[: len(tokens)]
+    return int(differs.argmax()) if differs.any() else len(tokens)
 
 
 def key_data(seed: int, prompt: int, samples: range) -> UInt32[np.ndarray, "N K"]:

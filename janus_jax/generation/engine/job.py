@@ -1,5 +1,6 @@
 """Base classes of requests in progress."""
 
+import dataclasses
 from typing import TYPE_CHECKING
 
 from PIL import Image
@@ -18,7 +19,7 @@ class Job:
     Attributes:
       handle: Receives the events.
       groups: All groups of the request so far.
-      usage: Tokens so far.
+      usage: Tokens so far, without cached ones.
     """
 
     def __init__(self, handle: Handle) -> None:
@@ -45,7 +46,8 @@ class Job:
     def finish(self, reason: FinishReason) -> None:
         """Sends the last event of a request that did not fail."""
         if not self.is_done:
-            self.handle.send(Finished(reason, self.usage))
+            cached = self.groups[0].num_cached if self.groups else 0
+            self.handle.send(Finished(reason, dataclasses.replace(self.usage, cached_tokens=cached)))
 
     def fail(self, error: Exception) -> None:
         """Sends the last event of a request that failed."""

@@ -12,7 +12,7 @@ from janus_jax.generation.edit_sampler import make_edit_sampler
 from janus_jax.generation.engine.batcher import Model
 from janus_jax.generation.engine.converse_job import ConverseJob
 from janus_jax.generation.engine.flow_job import FlowJob
-from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key_data
+from janus_jax.generation.engine.groups import Group, GroupSettings, Prompt, key_data, system_prompt_length
 from janus_jax.generation.engine.handle import Handle
 from janus_jax.generation.engine.job import ImageJob, Job
 from janus_jax.generation.engine.pictures import PendingPicture, ProgressOfImage
@@ -56,14 +56,15 @@ class ChatJob(Job):
         self._sent = 0
         self.usage = Usage(prompt_tokens=len(sequence))
         settings = GroupSettings(False, sampling, stop_tokens=(processor.tokenizer.special.eos,))
-        self.add(Group((Prompt(sequence),), settings, key, limit, self._receive, self.fail))
+        prompt = Prompt(sequence, num_shared=system_prompt_length(processor, sequence, request.system_prompt))
+        self.add(Group((prompt,), settings, key, limit, self._receive, self.fail))
 
     def _receive(self, tokens: Sequence[int]) -> bool:
         self._decoder.read(tokens)
         if (end := self._decoder.safe_length) > self._sent:
             self.handle.send(TextPiece(self._decoder.text[self._sent : end]))
             self._sent = end
-        self.usage = Usage(self.usage.prompt_tokens, self._decoder.num_tokens, self.usage.cached_tokens)
+        self.usage = Usage(self.usage.prompt_tokens, self._decoder.num_tokens)
         if self._decoder.finished:
             self.finish("length" if self._decoder.reached_limit else "stop")
         return self._decoder.finished

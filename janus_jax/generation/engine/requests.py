@@ -188,7 +188,8 @@ class Failed:
     """Last event of a request that failed on the device. Other requests are not affected.
 
     Attributes:
-      error: `JanusError` if the model computes NaN, or the exception of the device.
+      error: `ContextExceeded` if an image of a conversation has no room, `JanusError` if the model computes NaN, or the
+        exception of the device.
     """
 
     error: Exception

@@ -129,6 +129,45 @@ def prefill(model: Backbone, params: Params, prompts: Batch, lengths: Int[Any, "
     return Prefilled(cache.layers, last)
 
 
+@functools.partial(jax.jit, static_argnames=("num_rows", "length"))
+def keep_prefix(prompts: Prefilled, index: int, num_tokens: int, *, num_rows: int, length: int) -> Slots:
+    """Returns rows that all contain the first tokens of one prompt, without hidden states.
+
+    Args:
+      prompts: The prompts.
+      index: Index of the prompt.
+      num_tokens: Number of tokens; a dynamic argument.
+      num_rows: Number of rows.
+      length: Number of slots of a row.
+    """
+
+    def copy(kv: Array) -> Array:
+        row = jax.lax.dynamic_index_in_dim(kv, index)[:, :, :length]
+        # Later values may not be finite, see `clear`.
+        row = jnp.where(jnp.arange(row.shape[2])[:, None] < num_tokens, row, 0)
+        return jnp.repeat(jnp.pad(row, ((0, 0), (0, 0), (0, length - row.shape[2]), (0, 0))), num_rows, axis=0)
+
+    hidden = jnp.zeros((num_rows, prompts.hidden.shape[1]), prompts.hidden.dtype)
+    return _constrain(Slots(jax.tree.map(copy, prompts.layers), hidden))
+
+
+@functools.partial(jax.jit, static_argnames=("model",))
+def extend(model: Backbone, params: Params, slots: Slots, tokens: Batch, start: int) -> Slots:
+    """Runs the model on further tokens of rows. It does not donate the rows, because they may be a kept prefix.
+
+    Args:
+      model: The network.
+      params: Parameters of the network.
+      slots: The rows, R rows of S slots.
+      tokens: T tokens for each of the R rows.
+      start: Position of the first token, at most S - T; a dynamic argument.
+    """
+    cache = KVCache(slots.layers, jnp.ones(slots.shape, jnp.int32), jnp.asarray(start))
+    embedded = apply(model.embed, params, tokens)
+    hidden, cache = apply(model.extend, params, embedded, tokens.positions, tokens.segment_ids, cache)
+    return _constrain(Slots(cache.layers, hidden[:, -1]))
+
+
 @functools.partial(jax.jit, donate_argnames=("slots",))
 def insert(slots: Slots, prompts: Prefilled, sources: Int[Any, " T"], targets: Int[Any, " T"]) -> Slots:
     """Copies prompts into rows.

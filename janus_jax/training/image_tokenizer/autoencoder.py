@@ -1,25 +1,27 @@
 """Code shared by VQ and VAE training: parameters, optimizer and reconstruction losses."""
 
+import contextlib
 from collections.abc import Callable
+from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Float, Key
+from jaxtyping import Array, Float, Key, UInt8
 
+from janus_jax.config import VQConfig
 from janus_jax.models.backbone import Params
 from janus_jax.training.image_tokenizer import losses
 from janus_jax.training.image_tokenizer.losses import PixelLosses, Terms
-from janus_jax.training.image_tokenizer.recipe import AutoencoderRecipe
+from janus_jax.training.image_tokenizer.patchwise import patchwise_encoder
+from janus_jax.training.image_tokenizer.pca_init import initialize_vae, initialize_vq
+from janus_jax.training.image_tokenizer.recipe import VAERecipe, VQRecipe
 from janus_jax.training.optimizers import make_optimizer
 from janus_jax.training.param_paths import merge, partition
 from janus_jax.training.state import TrainState, create_state
 
 Perceptual = Callable[[Params, Array, Array], Float[Array, ""]]
 """Maps parameters, images and reconstructions (pixels in [-1, 1]) to the mean perceptual distance."""
-
-Initialize = Callable[[Params], Params]
-"""Maps random parameters to the initial parameters of a training."""
 
 
 class AutoencoderTraining:
@@ -30,7 +32,6 @@ class AutoencoderTraining:
       key: Random key of the initial parameters.
       perceptual: Perceptual distance; None omits the term.
       pixel_losses: Computes the reconstruction losses on pixels.
-      initialize: Maps the random parameters to the initial ones. None uses the random parameters.
 
     Raises:
       JanusError: The warm-up is longer than the training, or `recipe.trained` matches no parameter.
@@ -38,25 +39,39 @@ class AutoencoderTraining:
 
     def __init__(
         self,
-        recipe: AutoencoderRecipe,
+        recipe: VQRecipe | VAERecipe,
         model: nn.Module,
         image_size: int,
         *,
         key: Key[Array, ""],
         perceptual: Perceptual | None = None,
         pixel_losses: PixelLosses = losses.pixel_losses,
-        initialize: Initialize | None = None,
     ) -> None:
         self.model = model
         self._recipe, self._image_size, self._key = recipe, image_size, key
-        self._perceptual, self._pixel_losses, self._initialize = perceptual, pixel_losses, initialize
-        trained, _ = partition(jax.eval_shape(self._boxed_params), recipe.trained)
+        self._perceptual, self._pixel_losses = perceptual, pixel_losses
+        trained, frozen = partition(jax.eval_shape(self._boxed_params), recipe.trained)
+        # The kernels of a trained encoder do not stay zero outside the patch.
+        self.is_patchwise = bool(recipe.pca_images) and "encoder" in frozen and "encoder" not in trained
         self._optimizer = make_optimizer(recipe.optimizer, recipe.steps, trained)
 
     def init_tokenizer(self) -> TrainState:
         """Returns the initial state of the autoencoder."""
-        params = nn.unbox(self._boxed_params())
-        return self._tokenizer_state(params if self._initialize is None else self._initialize(params))
+        return self._tokenizer_state(nn.unbox(self._boxed_params()))
+
+    def init_encoder(self, state: TrainState, images: UInt8[Array, "N S S 3"]) -> TrainState:
+        """Returns the initial state with an encoder that computes the principal components of these images' patches.
+
+        Raises:
+          JanusError: The architecture cannot represent them.
+        """
+        config = self._recipe.model
+        initialize = initialize_vq(config, images) if isinstance(config, VQConfig) else initialize_vae(config, images)
+        return self._tokenizer_state(initialize(all_params(state)))
+
+    def _encoding(self) -> contextlib.AbstractContextManager[Any]:
+        """Returns the context in which the encoder of a training step is computed."""
+        return patchwise_encoder() if self.is_patchwise else contextlib.nullcontext()
 
     def _boxed_params(self) -> Params:
         params: Params = self.model.init(self._key, self._blank_image())["params"]

@@ -86,9 +86,19 @@ def kl_loss(latents: Gaussian) -> Float[Array, ""]:
 def pixel_losses(
     weights: LossWeights, images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]
 ) -> Terms:
-    """Returns the weighted L2 and L1 losses."""
+    """Returns the weighted L2 and L1 losses, and the edge loss if it has a weight."""
     error = reconstructions - images
-    return {"l2": weights.l2 * jnp.mean(jnp.square(error)), "l1": weights.l1 * jnp.mean(jnp.abs(error))}
+    terms = {"l2": weights.l2 * jnp.mean(jnp.square(error)), "l1": weights.l1 * jnp.mean(jnp.abs(error))}
+    if weights.edge:
+        terms["edge"] = weights.edge * edge_loss(images, reconstructions)
+    return terms
+
+
+def edge_loss(images: Float[Array, "B H W 3"], reconstructions: Float[Array, "B H W 3"]) -> Float[Array, ""]:
+    """Returns the mean absolute error of the vertical and horizontal differences of neighboring pixels."""
+    error = reconstructions - images
+    vertical, horizontal = error[:, 1:] - error[:, :-1], error[:, :, 1:] - error[:, :, :-1]
+    return jnp.mean(jnp.abs(vertical)) + jnp.mean(jnp.abs(horizontal))
 
 
 def generator_hinge(fake_logits: Float[Array, "B h w"]) -> Float[Array, ""]:

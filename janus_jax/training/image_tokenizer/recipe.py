@@ -18,11 +18,13 @@ class LossWeights:
     Attributes:
       l2: Mean squared error.
       l1: Mean absolute error.
+      edge: Mean absolute error of the differences of neighboring pixels.
       perceptual: LPIPS distance. The term is omitted if `NetworkFiles` has no files for it.
     """
 
     l2: float = 1.0
     l1: float = 0.0
+    edge: float = 0.0
     perceptual: float = 1.0
 
     def __post_init__(self) -> None:
@@ -201,6 +203,8 @@ class AutoencoderRecipe:
       networks: Files of the pretrained networks in losses and metrics.
       intervals: Intervals of reports, evaluations and checkpoints.
       trackers: Trackers that show the run: tensorboard, wandb, or `MODULE:NAME` for one of your own.
+      pca_images: Number of images from whose patches the encoder is initialized, as their principal components
+        (`pca_init`). An encoder trained from random values takes long to keep colors. 0 initializes randomly.
       trained: Patterns of the trained parameters, for example "decoder/*". Other parameters keep their initial values.
       ema_decay: Decay of the moving average of the trained parameters. The average is the result of the training. 0
         disables it.
@@ -216,6 +220,7 @@ class AutoencoderRecipe:
     networks: NetworkFiles = field(default_factory=NetworkFiles)
     intervals: Intervals = field(default_factory=Intervals)
     trackers: tuple[str, ...] = DEFAULT_TRACKERS
+    pca_images: int = 0
     trained: tuple[str, ...] = ("*",)
     ema_decay: float = 0.9999
     seed: int = 0
@@ -224,6 +229,8 @@ class AutoencoderRecipe:
     def __post_init__(self) -> None:
         if self.steps < 1 or self.batch_size < 1:
             raise JanusError(f"config has {self.steps} steps of batch_size {self.batch_size}; both must be positive.")
+        if self.pca_images < 0:
+            raise JanusError(f"config.pca_images is {self.pca_images}; it must be 0 or more.")
         if not 0 <= self.ema_decay < 1:
             raise JanusError(f"config.ema_decay is {self.ema_decay}; it must be at least 0 and below 1.")
 

@@ -21,7 +21,7 @@ from janus_jax.training.array_batches import ArrayBatches, BatchSplit, opened
 from janus_jax.training.config_dicts import to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import losses
-from janus_jax.training.image_tokenizer.autoencoder import Initialize, all_params
+from janus_jax.training.image_tokenizer.autoencoder import all_params
 from janus_jax.training.image_tokenizer.evaluation import Reconstruction, ReconstructionMetrics
 from janus_jax.training.image_tokenizer.images import Images, evaluation_images, hold_out, image_batches
 from janus_jax.training.image_tokenizer.lpips import LPIPS, lpips_params
@@ -67,14 +67,12 @@ class Extensions:
       images: Training images. None uses `recipe.data`.
       eval_images: Evaluation images. None uses `recipe.data`; if it names no datasets, the first 5% of `images` are
         held out.
-      initialize: Maps the random parameters to the initial ones.
       pixel_losses: Computes the reconstruction losses on pixels.
       metrics: Computes additional evaluation metrics.
     """
 
     images: Images | None = None
     eval_images: Images | None = None
-    initialize: Initialize | None = None
     pixel_losses: losses.PixelLosses = losses.pixel_losses
     metrics: ReconstructionMetrics | None = None
 
@@ -112,7 +110,6 @@ def tokenizer_task(
     options = {
         "perceptual": None if networks.lpips is None else _perceptual,
         "pixel_losses": extensions.pixel_losses,
-        "initialize": extensions.initialize,
     }
     training: Any = VQTraining(recipe, **options) if isinstance(recipe, VQRecipe) else VAETraining(recipe, **options)
     kmeans_images = recipe.codebook.kmeans_images if isinstance(recipe, VQRecipe) else 0
@@ -127,12 +124,18 @@ def tokenizer_task(
 
     def initial_state(data: Any) -> Any:
         state = parallel.jit(training.init)()
-        if not kmeans_images:
-            return state
-        start = data.get_state()
-        batches = [next(data)[0] for _ in range(-(-kmeans_images // recipe.batch_size))]
-        data.set_state(start)
-        return parallel.jit(training.init_codebook)(state, parallel.local_batch(np.concatenate(batches)))
+
+        def first_images(count: int) -> Any:
+            start = data.get_state()
+            batches = [next(data)[0] for _ in range(-(-count // recipe.batch_size))]
+            data.set_state(start)
+            return parallel.local_batch(np.concatenate(batches))
+
+        if recipe.pca_images:
+            state = parallel.jit(training.init_encoder)(state, first_images(recipe.pca_images))
+        if kmeans_images:
+            state = parallel.jit(training.init_codebook)(state, first_images(kmeans_images))
+        return state
 
     def train_step(state: Any, batch: tuple[np.ndarray, ...]) -> tuple[Any, dict[str, Any]]:
         state, metrics = step(state, parallel.local_batch(batch[0]), lpips)

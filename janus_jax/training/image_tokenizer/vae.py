@@ -39,7 +39,8 @@ class VAETraining(AutoencoderTraining):
 
         def loss(trained: Params) -> tuple[Float[Array, ""], Terms]:
             params = merge(trained, state.frozen)
-            latents = apply(self.model.encode, params, pixels)
+            with self._encoding():
+                latents = apply(self.model.encode, params, pixels)
             decoded = apply(self.model.decode, params, latents.sample(key)).astype(jnp.float32)
             terms = self._reconstruction_losses(perceptual_params, pixels, decoded)
             if self.recipe.losses.kl:

@@ -58,6 +58,10 @@ class VQTraining(AutoencoderTraining):
         tokenizer = self.init_tokenizer()
         return VQState(tokenizer, discriminator, self._uniform_usage(all_params(tokenizer)["codebook"]["embedding"]))
 
+    def init_encoder(self, state: Any, images: UInt8[Array, "N S S 3"]) -> Any:
+        """Returns the state with an encoder that computes the principal components of these images' patches."""
+        return state.replace(tokenizer=super().init_encoder(state.tokenizer, images))
+
     def init_codebook(self, state: VQState, images: UInt8[Array, "B H W 3"]) -> VQState:
         """Returns the state with a codebook computed by k-means of the latents of these images."""
         params = all_params(state.tokenizer)
@@ -89,7 +93,9 @@ class VQTraining(AutoencoderTraining):
     ) -> tuple[Float[Array, ""], "_Forward"]:
         weights, params = self.recipe.losses, merge(trained, state.tokenizer.frozen)
         table = params["codebook"]["embedding"]
-        quantized = losses.quantize(apply(self.model.latents, params, pixels), table)
+        with self._encoding():
+            latents = apply(self.model.latents, params, pixels)
+        quantized = losses.quantize(latents, table)
         decoded = apply(self.model.decode_codes, params, quantized.decoded).astype(jnp.float32)
         terms = self._reconstruction_losses(perceptual_params, pixels, decoded)
         if self.recipe.codebook.update == "gradient":

@@ -1,5 +1,6 @@
 """The engine returns what each request alone would get, and no request affects another."""
 
+import dataclasses
 import threading
 import time
 
@@ -38,12 +39,18 @@ def user(text, *images):
     return [{"role": "user", "content": "<image_placeholder>\n" * len(images) + text, "images": list(images)}]
 
 
+SYSTEM = "Answer in one short sentence about what you see in the picture. " * 3
+
 REQUESTS = {
     "greedy": ChatRequest(messages=user("Hello"), max_new_tokens=30),
     "sampled": ChatRequest(messages=user("Two birds"), max_new_tokens=40, temperature=1.0, seed=5),
     "filtered": ChatRequest(messages=user("A tree"), max_new_tokens=9, temperature=1.3, top_k=40, top_p=0.9, seed=6),
     "picture": ChatRequest(messages=user("What is in the picture?", tiny.picture(0)), max_new_tokens=20),
     "no system prompt": ChatRequest(messages=user("Hi"), max_new_tokens=5, system_prompt="", temperature=0.7),
+    "system prompt": ChatRequest(messages=user("Hello"), max_new_tokens=12, system_prompt=SYSTEM),
+    "same system prompt": ChatRequest(
+        messages=user("What is it?", tiny.picture(3)), max_new_tokens=20, temperature=1.0, seed=7, system_prompt=SYSTEM
+    ),
     "image": GenerateRequest(prompt="A small red boat on a quiet lake", seed=1),
     "images": GenerateRequest(prompt="A tree", n=3, seed=2, settings={"guidance_scale": 3.0, "temperature": 0.9}),
     "unguided": GenerateRequest(prompt="Two birds", n=2, seed=3, settings={"guidance_scale": 1.0, "top_k": 20}),
@@ -165,6 +172,34 @@ def test_images_of_a_prompt_share_their_prompt(engine):
     completion = engine.submit(GenerateRequest(prompt="A boat", n=5)).result(TIMEOUT)
     assert len(completion.images) == 5
     assert engine.stats().prefilled == before + 2
+
+
+def test_equal_system_prompts_are_computed_once(engine, alone):
+    def ask(name, **changes):
+        completion = engine.submit(dataclasses.replace(REQUESTS[name], **changes)).result(TIMEOUT)
+        return completion, completion.finished.usage.cached_tokens
+
+    names = ("system prompt", "same system prompt")
+    for _ in range(2):
+        handles = {name: engine.submit(REQUESTS[name]) for name in names}
+        for name, handle in handles.items():
+            assert_equal(handle.result(TIMEOUT), alone(name))
+    before = engine.stats().cached_tokens
+    for name in names:
+        completion, cached = ask(name)
+        usage = completion.finished.usage
+        assert usage.prompt_tokens / 2 <= cached <= len(tiny.processor().tokenizer.encode(SYSTEM))
+        assert_equal(completion, alone(name))
+        before += cached
+    assert engine.stats().cached_tokens == before
+    # Four other system prompts, the last ones used, replace it.
+    for number in range(4):
+        assert ask("system prompt", system_prompt=f"{number} {SYSTEM}", max_new_tokens=1)[1] == 0
+    assert ask("system prompt", system_prompt=f"0 {SYSTEM}", max_new_tokens=1)[1] > 0
+    completion, cached = ask("system prompt")
+    assert cached == 0
+    assert_equal(completion, alone("system prompt"))
+    assert ask("no system prompt")[1] == 0
 
 
 @pytest.mark.slow
@@ -322,7 +357,14 @@ def test_stop_cancels_requests(janus):
 @pytest.mark.slow
 def test_no_program_is_compiled_after_warm_up(janus):
     with Engine(janus, OPTIONS) as engine:
-        programs = (device.prefill, device.insert, device.decode, device.resize)
+        programs = (
+            device.prefill,
+            device.keep_prefix,
+            device.extend,
+            device.insert,
+            device.decode,
+            device.resize,
+        )
         sizes = [program._cache_size() for program in programs]
         for handle in [engine.submit(request) for request in REQUESTS.values()]:
             handle.result(TIMEOUT)

@@ -52,3 +52,10 @@ def test_hinge_loss_is_zero_beyond_the_margin():
     assert float(losses.discriminator_hinge(sure, -sure)) == 0
     assert float(losses.discriminator_hinge(unsure, unsure)) == 1
     assert float(losses.generator_hinge(sure)) == -1.5
+
+
+def test_edge_loss_ignores_brightness():
+    image = jax.random.normal(jax.random.key(0), (1, 4, 4, 3))
+    assert float(losses.edge_loss(image, image + 0.5)) == pytest.approx(0, abs=1e-6)
+    step = jnp.zeros((1, 2, 2, 3)).at[:, 1].set(1.0)
+    assert float(losses.edge_loss(jnp.zeros_like(step), step)) == pytest.approx(1)

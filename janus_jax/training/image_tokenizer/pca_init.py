@@ -11,7 +11,6 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float, UInt8
 
 from janus_jax.config import AutoencoderConfig, VAEConfig, VQConfig
@@ -61,7 +60,7 @@ def half_whitening(features: Float[Array, "M Z"], count: int) -> tuple[Float[Arr
     return weight, -weight @ mean
 
 
-def initialize_vq(config: VQConfig, images: UInt8[np.ndarray, "N S S 3"]) -> Callable[[Params], Params]:
+def initialize_vq(config: VQConfig, images: UInt8[Array, "N S S 3"]) -> Callable[[Params], Params]:
     """Returns a function that replaces the encoder and `quant_conv` of a VQ tokenizer by the PCA of these images.
 
     Raises:
@@ -81,7 +80,7 @@ def initialize_vq(config: VQConfig, images: UInt8[np.ndarray, "N S S 3"]) -> Cal
 
 
 def initialize_vae(
-    config: VAEConfig, images: UInt8[np.ndarray, "N S S 3"], deviation: float = 0.1
+    config: VAEConfig, images: UInt8[Array, "N S S 3"], deviation: float = 0.1
 ) -> Callable[[Params], Params]:
     """Returns a function that replaces the encoder and `quant_conv` of a VAE by the PCA of these images.
 
