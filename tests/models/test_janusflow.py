@@ -7,7 +7,7 @@ from janus_jax.batch import NO_IMAGE, Batch
 from janus_jax.config import Execution
 from janus_jax.models.backbone import apply as apply_eagerly
 from janus_jax.models.janusflow import JanusFlow, next_image_index
-from janus_jax.models.uvit import _by_convolution, _by_shifts
+from janus_jax.models.uvit import _by_convolution, _by_matrix, _by_shifts
 from janus_jax.models.vae import VAE, Gaussian
 from tests import tiny
 
@@ -117,15 +117,16 @@ def test_next_image_index_marks_begin_of_image():
     np.testing.assert_array_equal(next_image_index(index, 2), expected)
 
 
+@pytest.mark.parametrize("on_cpu", [_by_matrix, _by_shifts])
 @pytest.mark.parametrize("size", [1, 3, 7])
-def test_depthwise_convolution_by_shifts_equals_convolution(size):
+def test_depthwise_convolution_on_a_cpu_equals_convolution(size, on_cpu):
     rng = np.random.default_rng(0)
     x, kernel = rng.standard_normal((2, 5, 6, 8), np.float32), rng.standard_normal((size, size, 1, 8), np.float32)
     found, expected = (
         jax.jit(jax.value_and_grad(lambda x, kernel, f=f: jnp.sin(f(x, kernel)).sum(), argnums=(0, 1)))(x, kernel)
-        for f in (_by_shifts, _by_convolution)
+        for f in (on_cpu, _by_convolution)
     )
-    np.testing.assert_allclose(jax.jit(_by_shifts)(x, kernel), _by_convolution(x, kernel), atol=1e-4)
+    np.testing.assert_allclose(jax.jit(on_cpu)(x, kernel), _by_convolution(x, kernel), atol=1e-4)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-3), found, expected)
 
 
