@@ -46,6 +46,7 @@ def run(tmp_path, monkeypatch):
     return run
 
 
+@pytest.mark.slow
 def test_first_steps_generate_an_image_and_describe_it(run):
     printed = run("first_steps")
     assert "yellow\n" in printed

@@ -42,6 +42,7 @@ def workspace(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_snippets_run(workspace, monkeypatch):
     monkeypatch.chdir(workspace)
     assert SNIPPETS

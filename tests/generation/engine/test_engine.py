@@ -148,6 +148,7 @@ def test_random_arrivals_and_cancellations(engine, alone, seed):
     assert (stats.waiting, stats.rows_used) == (0, 0)
 
 
+@pytest.mark.slow
 def test_requests_of_many_threads(engine, alone):
     results = {}
 
