@@ -37,7 +37,7 @@ from janus_jax.processing import Tokenizer, prepare_understanding
 from janus_jax.sharding import make_mesh
 from janus_jax.storage import atomic_folder, write_json
 from janus_jax.training.array_batches import BatchSplit, opened
-from janus_jax.training.callbacks.base import Callback, TrainingRun
+from janus_jax.training.callbacks.base import PeriodicEvaluation, TrainingRun
 from janus_jax.training.config_dicts import check_values, from_config, to_json
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.optimizers import OptimizerConfig, make_optimizer, make_schedule
@@ -389,7 +389,7 @@ class _Embedder:
         return np.concatenate(batches)[: len(inputs)]
 
 
-class Retrieval(Callback):
+class Retrieval(PeriodicEvaluation):
     """Callback that reports how many images find their captions, and how many captions their images.
 
     `eval/retrieval` is the fraction of images whose own caption is the most similar one of all, and
@@ -397,20 +397,11 @@ class Retrieval(Callback):
     """
 
     def __init__(self, recipe: SiglipRecipe, pairs: Arrays) -> None:
-        self._interval, self._embedder = recipe.evaluate_every, _Embedder(recipe)
-        self._images, self._captions = pairs
+        super().__init__(recipe.evaluate_every)
+        self._embedder, (self._images, self._captions) = _Embedder(recipe), pairs
 
-    def on_start(self, run: TrainingRun) -> None:
-        """Evaluates if the run was already complete."""
-        if run.step == run.last_step:
-            self._report(run)
-
-    def after_step(self, run: TrainingRun) -> None:
-        """Evaluates at multiples of the interval and at the last step."""
-        if run.is_due(self._interval):
-            self._report(run)
-
-    def _report(self, run: TrainingRun) -> None:
+    def evaluate_run(self, run: TrainingRun) -> None:
+        """Embeds and compares all images and captions."""
         params = run.state.params
         images = self._embedder.images(params, self._images)
         similarity = images @ self._embedder.captions(params, self._captions).T
@@ -419,10 +410,7 @@ class Retrieval(Callback):
             "eval/retrieval": float(np.mean(similarity.argmax(axis=1) == own)),
             "eval/image_retrieval": float(np.mean(similarity.argmax(axis=0) == own)),
         }
-        run.scores |= scores
-        run.writer.scalars(run.step, scores)
-        line = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scores.items())
-        run.writer.message(f"step {run.step}: {line} (chance {1 / len(own):.2g})")
+        self.report(run, scores, f" (chance {1 / len(own):.2g})")
 
 
 _WEIGHTS, _RECIPE = "model.safetensors", "recipe.json"

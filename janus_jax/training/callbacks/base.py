@@ -63,3 +63,36 @@ class Callback:
 
     def close(self) -> None:
         """Releases resources. Runs when training ends, including by an error."""
+
+
+class PeriodicEvaluation(Callback):
+    """Evaluates at multiples of an interval and at the last step.
+
+    Args:
+      interval: Steps between two evaluations; 0 evaluates at the last step only.
+    """
+
+    def __init__(self, interval: int) -> None:
+        self._interval = interval
+
+    def on_start(self, run: TrainingRun) -> None:
+        """Evaluates if the run was already complete."""
+        if run.step == run.last_step:
+            self.evaluate_run(run)
+
+    def after_step(self, run: TrainingRun) -> None:
+        """Evaluates at multiples of the interval and at the last step."""
+        if run.is_due(self._interval):
+            self.evaluate_run(run)
+
+    def evaluate_run(self, run: TrainingRun) -> None:
+        """Evaluates the state of a run, and reports the scores with `report`."""
+        raise NotImplementedError
+
+    @staticmethod
+    def report(run: TrainingRun, scores: Mapping[str, float], note: str = "") -> None:
+        """Stores scores, writes them as metrics, and prints them on one line that ends with a note."""
+        run.scores |= scores
+        run.writer.scalars(run.step, scores)
+        line = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scores.items())
+        run.writer.message(f"step {run.step}: {line}{note}")

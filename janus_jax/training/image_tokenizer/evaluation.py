@@ -13,7 +13,7 @@ from janus_jax.evaluation.metrics.inception import Inception
 from janus_jax.generation.padding import round_up
 from janus_jax.models.backbone import Params, to_pixels
 from janus_jax.sharding import num_data_shards
-from janus_jax.training.callbacks.base import Callback, TrainingRun
+from janus_jax.training.callbacks.base import PeriodicEvaluation, TrainingRun
 from janus_jax.training.data_parallel import DataParallel
 from janus_jax.training.image_tokenizer import codebook
 from janus_jax.training.image_tokenizer import image_metrics as metrics
@@ -26,7 +26,7 @@ ReconstructionMetrics = Callable[[Images, Images, Int[np.ndarray, "N T"] | None]
 """Maps images, reconstructions and code ids (None for a VAE) to metrics by name."""
 
 
-class Reconstruction(Callback):
+class Reconstruction(PeriodicEvaluation):
     """Callback that reconstructs the same images at regular intervals and reports metrics.
 
     Args:
@@ -53,7 +53,8 @@ class Reconstruction(Callback):
         inception: Params | None = None,
         extra_metrics: ReconstructionMetrics | None = None,
     ) -> None:
-        self._params, self._images, self._parallel, self._interval = params, images, parallel, interval
+        super().__init__(interval)
+        self._params, self._images, self._parallel = params, images, parallel
         self._batch_size = round_up(min(batch_size, len(images)), num_data_shards(parallel.mesh))
         self._codebook_size, self._inception, self._extra_metrics = codebook_size, inception, extra_metrics
         self._real: Gaussian | None = None
@@ -66,23 +67,11 @@ class Reconstruction(Callback):
         self._evaluate = parallel.jit(evaluate)
         self._features = parallel.jit(lambda params, images: Inception().apply({"params": params}, to_pixels(images)))
 
-    def on_start(self, run: TrainingRun) -> None:
-        """Evaluates if the run was already complete."""
-        if run.step == run.last_step:
-            self._report(run)
-
-    def after_step(self, run: TrainingRun) -> None:
-        """Evaluates at multiples of the interval and at the last step."""
-        if run.is_due(self._interval):
-            self._report(run)
-
-    def _report(self, run: TrainingRun) -> None:
+    def evaluate_run(self, run: TrainingRun) -> None:
+        """Evaluates the parameters, and also shows the example images."""
         scores, sheet = self.evaluate(self._params(run.state))
-        run.scores |= scores
-        run.writer.scalars(run.step, scores)
         run.writer.images(run.step, "reconstructions", [sheet])
-        line = (f"{name.removeprefix('eval/')} {value:.4g}" for name, value in scores.items())
-        run.writer.message(f"step {run.step}: {', '.join(line)}")
+        self.report(run, scores)
 
     def evaluate(self, params: Params) -> tuple[dict[str, float], UInt8[np.ndarray, "H W 3"]]:
         """Returns the metrics, and one picture of some images with their reconstructions below them."""
