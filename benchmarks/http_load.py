@@ -84,7 +84,7 @@ async def run_mixed(server: Server, alone: dict[bytes, Answer], count: int, clie
 async def _problem(
     client: httpx.AsyncClient, request: HttpRequest, number: int, alone: dict[bytes, Answer]
 ) -> str | None:
-    """Runs a request. Returns what is wrong with its answer."""
+    """Runs a request. Returns the fault of its answer, or None."""
     try:
         if request.fate == "cancelled":
             # From 20 to 200 ms later, in the queue, in the prompt or in the answer.

@@ -27,7 +27,7 @@ class HttpRequest:
     Attributes:
       path: Path of the route after /v1/.
       body: The body.
-      fate: What the client does, or what is wrong with the body.
+      fate: Whether the client cancels the request, or the fault of the body.
     """
 
     path: str

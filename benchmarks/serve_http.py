@@ -6,7 +6,7 @@
 Of 20 requests, 2 are cancelled midway, 2 are malformed and 1 is larger than the server accepts. Each other request must
 have the answer that the same request had alone. At the end the server must have no request and no slot in use, and its
 memory must not have grown since the warm-up. Then clients that read nothing must not delay others, and a server that
-was killed must answer after a restart. The exit code is 1 if something of this does not hold.
+was killed must answer after a restart. The exit code is 1 if one of these checks fails.
 """
 
 import json

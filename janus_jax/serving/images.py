@@ -146,7 +146,7 @@ class TokenStore:
     """Image tokens of pictures of conversations, which encoding the pictures again would change.
 
     A client sends the whole conversation with each message. The tokens are found by the pixels of a picture, so that
-    clients need not know of them. The oldest are dropped first; such a picture is encoded again.
+    clients need not send tokens. The oldest are dropped first; such a picture is encoded again.
     """
 
     def __init__(self, count: int) -> None:

@@ -51,7 +51,7 @@ class EngineStats:
       finished, cancelled, failed: Requests by their last event.
       rejected: Requests that were refused because the queue was full.
       prompt_tokens: Tokens of the prompts of requests that have ended.
-      cached_tokens: Those of them whose keys and values were already on the device.
+      cached_tokens: Prompt tokens whose keys and values were already on the device.
       text_tokens, image_tokens: Generated tokens.
       prefilled: Prompts whose keys and values were computed.
       decode_steps: Decode steps.
