@@ -29,15 +29,17 @@ demo: $(VENV)/.package ## a small model answers, generates, is scored and is fin
 	@$(LARGE_PAGES) $(PY) -m examples.shapes.demo
 
 # The tests spend more time compiling than computing. Without optimization they take a third less time.
-test: $(VENV)/.test ## the tests, except the slow ones and the comparison with PyTorch
-	@XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0" $(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
+QUICK_COMPILER := XLA_FLAGS="$$XLA_FLAGS --xla_backend_optimization_level=0"
 
-test-slow: $(VENV)/.test ## the slow tests; the full-size golden tests run one at a time, because each fills the memory
-	@$(PYTEST) -m slow -n $(WORKERS) --dist loadfile --ignore tests/parity --ignore tests/golden
-	@$(PYTEST) -m slow tests/golden
+test: $(VENV)/.test ## the tests, except slow and nightly ones and the comparison with PyTorch
+	@$(QUICK_COMPILER) $(PYTEST) -n $(WORKERS) --dist loadfile --ignore tests/parity
 
-test-nightly: $(VENV)/.test ## the longest tests, which CI does not run
-	@$(PYTEST) -m nightly --ignore tests/parity
+test-slow: $(VENV)/.test ## the slow tests
+	@$(QUICK_COMPILER) $(PYTEST) -m "slow and not nightly" -n $(WORKERS) --dist loadfile --ignore tests/parity
+
+test-nightly: $(VENV)/.test ## the nightly tests; the golden ones run one at a time, because each fills the memory
+	@$(PYTEST) -m nightly -n $(WORKERS) --dist loadfile --ignore tests/parity --ignore tests/golden
+	@$(PYTEST) -m nightly tests/golden
 
 parity: $(VENV)/.parity ## the comparison with transformers and diffusers on PyTorch
 	@$(PYTEST) -m "" tests/parity

@@ -48,6 +48,7 @@ def test_all_layouts_load_the_same_model(folders):
     assert all((image == images[0]).all() for image in images)
 
 
+@pytest.mark.slow
 def test_default_dtype_is_bfloat16(folders):
     janus = load(folders["converted"])
     assert janus.params["llm"]["head"]["weight"].dtype == "bfloat16"
@@ -108,6 +109,7 @@ def pixels(images):
     return np.stack([np.asarray(image) for group in images for image in group])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2, 3, 16])
 def test_images_do_not_depend_on_the_batch(janus, batch_size):
     expected = janus.generate(["A red boat", "Ink"], images_per_prompt=3, seed=4)

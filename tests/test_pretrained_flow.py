@@ -26,6 +26,7 @@ def pixels(images):
     return np.stack([np.asarray(image) for group in images for image in group])
 
 
+@pytest.mark.slow
 def test_released_and_converted_folders_load_the_same_model(folder):
     vae = folder.parent / "sdxl-vae"
     convert(folder, folder.parent / "converted", vae=vae)
@@ -44,6 +45,7 @@ def test_model_without_vae_answers_and_reports_the_missing_vae(folder):
         model.generate("A red boat")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch_size", [1, 2])
 def test_images_do_not_depend_on_the_batch(flow, batch_size):
     prompts = ["A red boat", "Ink"]

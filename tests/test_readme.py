@@ -51,7 +51,7 @@ def test_snippets_run(workspace, monkeypatch):
     assert (workspace / "lighthouse.png").is_file()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_run(workspace):
     assert COMMANDS
     environment = os.environ | {

@@ -28,13 +28,14 @@ def expected():
     return answers, single.generate(PROMPTS, images_per_prompt=2, seed=3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "sizes",
     [
-        pytest.param((8, 1, 1), id="data", marks=pytest.mark.slow),
-        pytest.param((1, 8, 1), id="fsdp", marks=pytest.mark.slow),
+        pytest.param((8, 1, 1), id="data", marks=pytest.mark.nightly),
+        pytest.param((1, 8, 1), id="fsdp", marks=pytest.mark.nightly),
         pytest.param((2, 2, 2), id="all three"),
-        pytest.param((4, 1, 2), id="data and tensor", marks=pytest.mark.slow),
+        pytest.param((4, 1, 2), id="data and tensor", marks=pytest.mark.nightly),
     ],
 )
 def test_sharded_sampling_equals_single_device(expected, sizes):

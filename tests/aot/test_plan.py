@@ -74,7 +74,7 @@ def largest_parameters():
     return max(in_layers), max(size for name, size in sizes.items() if not name.startswith("llm/layers/"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("mesh", ["fsdp", "fsdp_tensor"])
 def test_parameters_are_gathered_layer_by_layer(mesh):
     """The limits exclude an accidental all-gather of all layers or of the whole model."""
@@ -96,7 +96,7 @@ def test_parameters_are_gathered_layer_by_layer(mesh):
     assert matrices * depth <= 2.1 * weights
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("mesh", ["fsdp", "fsdp_tensor"])
 def test_head_is_gathered_once_for_all_chunks(mesh):
     few, many = (collectives(MESHES[mesh], logits_chunk=chunk) for chunk in (512, 16))

@@ -90,8 +90,9 @@ def test_bytes_per_device_are_those_of_its_shards(mesh):
     assert bytes_per_device(state.params) == on_first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("trained", ["llm", "und_encoder"])
-@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.nightly)])
 def test_recomputation_counts_as_hardware_flops_only(kind, trained):
     model, hardware, traced = [], [], []
     for remat in ("none", "dots", "full"):
@@ -115,7 +116,7 @@ def test_traffic_seconds_follow_the_bandwidths():
     assert seconds == pytest.approx((24 * 15 / 16 / 200, 0.5 / 3.1))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["janus", "flow"])
 def test_report_of_training_and_sampling(kind):
     stage = recipe(1, 8, 1, kind)
@@ -134,7 +135,7 @@ def test_report_of_training_and_sampling(kind):
         assert sampling["verdict"] == "fits"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("settings", "rollout_params"),
     [({"log_probs": "guided"}, "shared"), ({"log_probs": "guided"}, "copied"), (recipes.FLOW, "copied")],
@@ -154,7 +155,7 @@ def test_report_of_reinforcement_learning(settings, rollout_params):
     assert f"{64 + tokens} tokens" in report_text(report)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_with_weights_of_8_bits_is_compiled_as_such(tmp_path):
     convert(runs.recipe().current.initialisation.model, tmp_path / "int8", quantization="int8")
     stored = replace(

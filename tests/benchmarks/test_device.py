@@ -13,7 +13,7 @@ ABSENT = ("ml_collections", "tensorflow_datasets", "array_record", "grain", "ten
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "device.sh"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_script_measures_all_parts_without_the_packages_of_training(tmp_path):
     blocked = tmp_path / "blocked"
     blocked.mkdir()
@@ -39,7 +39,7 @@ def test_script_measures_all_parts_without_the_packages_of_training(tmp_path):
     assert len(rows) == 2 * 2 + 1 + 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_part_over_its_budget_is_stopped_and_named(tmp_path):
     python = tmp_path / "python"
     python.write_text(

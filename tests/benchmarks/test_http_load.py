@@ -12,7 +12,7 @@ def test_a_tenth_of_the_requests_is_cancelled_a_tenth_malformed_and_a_twentieth_
     assert [fates.count(fate) for fate in ("good", "cancelled", "malformed", "oversized")] == [375, 50, 50, 25]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_server_bears_clients_that_fail():
     figures = measure(str(JANUS_EDITS), requests=60, clients=6, restarts=False)
     assert not figures["failures"]

@@ -37,7 +37,7 @@ def xla_bytes(stage, sequences):
     return compiled.memory_analysis().temp_size_in_bytes, flatten_dict(abstract.params, sep="/")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("stage", ["II", "III"])
 def test_activations_of_a_sequence_match_xla(stage):
     (few, trained), (many, _) = (xla_bytes(stage, sequences) for sequences in (4, 12))
@@ -46,6 +46,7 @@ def test_activations_of_a_sequence_match_xla(stage):
     assert (many - few) / 8 == pytest.approx(estimate, rel=0.35)
 
 
+@pytest.mark.slow
 def test_state_is_parameters_and_two_moments():
     recipe = memory.stage_recipe("Janus-Pro-1B", stage=1)
     one = memory.memory_needs(recipe, devices=1)

@@ -167,6 +167,7 @@ def test_adapters_of_other_modules_and_models_are_refused(base, tmp_path):
         open_checkpoint(base, adapter=tmp_path / "deeper")
 
 
+@pytest.mark.slow
 def test_a_loaded_model_computes_the_same_with_a_merged_and_a_separate_adapter(tmp_path):
     import janus_jax
     from janus_jax.config import preset

@@ -3,6 +3,7 @@ import pytest
 from tests.commands.conftest import run
 
 
+@pytest.mark.slow
 def test_the_command_converts_in_both_directions(released_folder, tmp_path):
     # The conversion uses no accelerator.
     there = run(

@@ -35,6 +35,7 @@ def converted(released_flow):
     return target
 
 
+@pytest.mark.slow
 def test_a_round_trip_changes_no_bit(released_flow, converted, tmp_path):
     convert(converted, tmp_path / "back", "released")
     assert_same_tensors(released_flow, tmp_path / "back")

@@ -75,11 +75,13 @@ def test_several_weight_files_without_an_index_are_an_error(server):
         local_path("me/many")
 
 
+@pytest.mark.slow
 def test_a_converted_folder_opens_from_the_hub(server, converted_folder):
     server.add("me/converted", converted_folder)
     assert values(open_checkpoint("me/converted")) == values(open_checkpoint(converted_folder))
 
 
+@pytest.mark.slow
 def test_janusflow_fetches_its_vae(server, tmp_path, caplog):
     server.add("me/flow", save_flow(tmp_path / "flow"))
     assert open_checkpoint("me/flow").config.vae is None
@@ -204,7 +206,7 @@ def wait_until(condition):
         time.sleep(0.02)
 
 
-@pytest.mark.slow  # Three processes import jax.
+@pytest.mark.nightly  # Three processes import jax.
 def test_a_killed_download_goes_on_and_processes_share_it(server, tmp_path):
     folder = save_released(tmp_path / "sharded", shard_bytes=400_000)
     server.add(NAME, folder)

@@ -267,6 +267,7 @@ def painter(checkpoint, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_command_prints_the_answer_of_the_library(checkpoint, photo):
     arguments = ["--max_new_tokens=12", "--temperature=1", "--seed=3", "--dtype=float32"]
     done = run("launch.chat", f"--model={checkpoint}", f"--image={photo}", "--prompt=What is it?", *arguments)
@@ -277,7 +278,7 @@ def test_command_prints_the_answer_of_the_library(checkpoint, photo):
     assert answer
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_saves_and_shows_the_images_of_the_library(painter, photo, tmp_path):
     arguments = ["--max_new_tokens=8", "--temperature=1", "--seed=4", "--dtype=float32", "--image_temperature=0.7"]
     arguments += [f"--out={tmp_path / 'images'}", "--show_images=sixel", "--unconditional=message"]

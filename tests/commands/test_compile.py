@@ -10,7 +10,7 @@ from tests.commands.conftest import ROOT, run
 CONFIG = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.skipif(not HAS_TPU, reason="libtpu is not installed")
 @pytest.mark.parametrize(
     ("topology", "device"), [("v5e:4x4", "TPU v5 lite"), ("v4:2x2x4", "TPU v4"), ("tpu7x:2x2x2", "TPU7x")]
@@ -30,6 +30,7 @@ def test_step_compiles_for_detached_tpus(tmp_path, topology, device):
     assert report["programs"][0]["traffic"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("topology", "message"),
     [

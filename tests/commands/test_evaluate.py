@@ -46,6 +46,7 @@ def finished(checkpoint, tmp_path_factory):
     return folder, process
 
 
+@pytest.mark.slow
 def test_results_contain_scores_and_settings(finished):
     folder, _ = finished
     results = json.loads((folder / "out" / "results.json").read_text())
@@ -74,6 +75,7 @@ def test_scores_and_progress_are_printed(finished):
     assert "6/6" in process.stderr
 
 
+@pytest.mark.slow
 def test_another_seed_is_refused_and_a_finished_run_asks_nothing(finished, checkpoint):
     folder, first = finished
     refused = evaluate(checkpoint, folder, "--seed=1")
@@ -99,6 +101,7 @@ evaluate.run()
 """
 
 
+@pytest.mark.slow
 def test_damaged_images_are_skipped_and_counted_in_a_list_of_benchmarks(checkpoint, tmp_path):
     def evaluate_list(*more):
         flags = [f"--model={checkpoint}", "--data=data", "--out=out", "--benchmark=own_benchmark:mine,pope", *more]
@@ -190,7 +193,7 @@ def same_results(one, other):
     return all(one[name] == other[name] for name in ("scores", "run", "number of questions"))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_killed_run_has_the_results_of_an_uninterrupted_run(finished, checkpoint, tmp_path):
     folder, _ = finished
     write_pope(tmp_path / "data")
@@ -218,7 +221,7 @@ def test_a_killed_run_has_the_results_of_an_uninterrupted_run(finished, checkpoi
     assert same_results(one, two)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eight_devices_have_the_results_of_one(finished, checkpoint, tmp_path):
     folder, _ = finished
     write_pope(tmp_path / "data")

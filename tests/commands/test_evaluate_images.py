@@ -32,6 +32,7 @@ def evaluate(folder, *more):
     return run("launch.evaluate", *paths, *flags, *more)
 
 
+@pytest.mark.slow
 def test_images_are_in_the_official_folders(finished):
     folder, process = finished
     predictions = folder / "out" / "predictions"
@@ -61,6 +62,7 @@ def test_a_second_call_scores_the_official_results_without_generating(finished):
     assert {file: file.stat().st_mtime_ns for file in predictions.rglob("*.png")} == before
 
 
+@pytest.mark.slow
 def test_a_run_with_other_sampling_options_is_refused(finished):
     folder, _ = finished
     process = evaluate(folder, "--option=guidance_scale=3")
@@ -68,7 +70,7 @@ def test_a_run_with_other_sampling_options_is_refused(finished):
     assert "belongs to a run with options" in process.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_judge_selects_by_the_metadata_of_the_prompt(finished, tmp_path, monkeypatch):
     folder, _ = finished
     (tmp_path / "mine.py").write_text(

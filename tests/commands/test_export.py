@@ -47,6 +47,7 @@ def logits(model, params, batch):
     return compute(model, params, batch)
 
 
+@pytest.mark.slow
 def test_exported_folder_loads_as_the_trained_model(exported):
     folder, params = exported
     loaded = janus_jax.load(folder, dtype="float32")
@@ -62,7 +63,7 @@ def test_exported_folder_converts(exported, tmp_path):
     assert {"config.json", "model.safetensors", "tokenizer.json", "preprocessor_config.json"} <= names
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_janusflow_export_has_the_moving_average_without_the_aligner(tmp_path):
     workdir, state = runs.finished("flow")
     export(workdir, 1, tmp_path / "model", "float32")
@@ -93,7 +94,7 @@ def test_a_card_has_base_model_recipe_and_scores(tmp_path, monkeypatch):
     assert str(workdir) not in text
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_commands_train_export_push_and_generate_with_janusflow(tmp_path, monkeypatch):
     config = f"--config={ROOT / 'tests' / 'training' / 'runs.py'}:flow"
     steps = ("--config.stages.stage_1.steps=2", "--config.samples.prompts=('A boat.',)", "--config.samples.steps=2")

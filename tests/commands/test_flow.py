@@ -14,6 +14,7 @@ def folder(tmp_path_factory):
     return save_flow_with_tokenizer(tmp_path_factory.mktemp("models"))
 
 
+@pytest.mark.slow
 def test_commands_generate_images_and_answer(folder, photo, tmp_path):
     vae = f"--vae={folder.parent / 'sdxl-vae'}"
     done = run("launch.generate", f"--model={folder}", vae, "--prompt=a map", "--steps=3", "--out=new", cwd=tmp_path)

@@ -35,6 +35,7 @@ def generated(checkpoint, tmp_path_factory):
     return folder / "new" / "pictures", done
 
 
+@pytest.mark.slow
 def test_all_images_are_written(generated):
     folder, done = generated
     names = [f"{prompt:05}_{image}.png" for prompt in range(3) for image in range(2)]
@@ -48,6 +49,7 @@ def test_progress_bar_reaches_its_end(generated):
     assert "100%" in done.stderr
 
 
+@pytest.mark.slow
 def test_images_equal_those_of_the_library(generated, checkpoint):
     folder, _ = generated
     images = load(checkpoint, "float32").generate(["晚上的湖", "the sea", "a map"], 2, guidance_scale=3.0, seed=5)
@@ -103,7 +105,7 @@ def test_user_error_is_one_sentence_before_devices_are_initialized(refuses, spoi
     assert not (spoiled / "pictures").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edited_images_equal_those_of_the_library(checkpoint, tmp_path):
     picture(0, (60, 40)).save(tmp_path / "a.png")
     picture(1, (40, 60)).save(tmp_path / "b.png")
@@ -136,7 +138,7 @@ def test_edited_images_equal_those_of_the_library(checkpoint, tmp_path):
     assert json.loads(metadata["settings"])["style"] == "janus_4o"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_folder_with_weights_of_8_bits_generates_the_images_of_its_source(checkpoint, tmp_path):
     done = run("launch.convert", checkpoint, tmp_path / "int8", "--quantization=int8")
     assert done.returncode == 0, done.stderr
@@ -150,7 +152,7 @@ def test_a_folder_with_weights_of_8_bits_generates_the_images_of_its_source(chec
     assert json.loads(image.info["settings"])["quantization"] == "int8"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_best_images_are_those_that_the_judge_prefers(checkpoint, tmp_path):
     (tmp_path / "mine.py").write_text("def light(prompts, images, metadata):\n    return images.mean(axis=(1, 2, 3))\n")
     flags = [f"--model={checkpoint}", "--prompt=the sea", "--prompt=a map", "--dtype=float32"]

@@ -59,6 +59,7 @@ def expected_tokens(checkpoint, records):
     return tokenize(model.params)
 
 
+@pytest.mark.slow
 def test_image_tokens_of_a_converted_checkpoint(workspace, checkpoint):
     converted = workspace / "converted"
     done = run("launch.convert", checkpoint, converted)
@@ -69,7 +70,7 @@ def test_image_tokens_of_a_converted_checkpoint(workspace, checkpoint):
     np.testing.assert_array_equal([record.image_tokens for record in records], expected_tokens(checkpoint, records))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_latents_of_a_janusflow(workspace):
     save_checkpoint(workspace / "flow", tiny.stacked_params(tiny.FLOW), tiny.FLOW)
     done = run("launch.prepare", *USUAL, f"--tokenizer={workspace / 'flow'}", cwd=workspace)
@@ -106,6 +107,7 @@ def cluster(workspace, port, *arguments):
     return [process.returncode for process in processes], outputs
 
 
+@pytest.mark.slow
 def test_the_processes_of_a_cluster_share_the_work(workspace, checkpoint, unused_port):
     codes, outputs = cluster(workspace, unused_port, *[[f"--tokenizer={checkpoint}"]] * 2)
     assert codes == [0, 0], outputs

@@ -42,6 +42,7 @@ def test_an_installed_command_finds_our_recipes_and_modules(folder):
     assert "config.stages.stage_1.lora.rank = 16" in done.stdout
 
 
+@pytest.mark.slow
 def test_data_workers_find_our_modules(folder):
     script = folder.parent / "janus-count"
     script.write_text(WORKER_SCRIPT)
@@ -49,7 +50,7 @@ def test_data_workers_find_our_modules(folder):
     assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_of_janus_prepare_find_our_modules(folder):
     script, documents = folder.parent / "janus-prepare", folder.parent / "documents.jsonl"
     script.write_text(PREPARE_SCRIPT)

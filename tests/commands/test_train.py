@@ -51,6 +51,7 @@ def test_signal_saves_and_exits(tmp_path, number, code):
     assert saved == json.loads(metrics.read_text().splitlines()[-1])["step"]
 
 
+@pytest.mark.slow
 def test_non_finite_gradient_exits_with_diverged(tmp_path):
     start = "--config.stages.stage_1.initialisation"
     flags = (f"{start}.source=model", f"{start}.model={runs.models() / 'spoiled'}")

@@ -49,7 +49,7 @@ def train(*arguments):
     )
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_tokenizer_trains_from_a_prepared_dataset(tmp_path):
     records = [Record(f"r{i}", Task.GENERATION, "x", images=(encoded(image),)) for i, image in enumerate(images(16))]
     write(tmp_path / "data", [record.to_example() for record in records])

@@ -79,7 +79,7 @@ def make_imagenet(workspace):
     (workspace / "LOC_synset_mapping.txt").write_text("".join(lines))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", TEXTS)
 def test_an_example_prepares_its_records(workspace, name):
     records = read_back(workspace / "prepared" / name)

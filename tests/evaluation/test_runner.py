@@ -265,6 +265,7 @@ def test_the_first_process_knows_what_the_others_skipped(tmp_path):
     assert first == {id: text for id, text in EXPECTED.items() if len(text) not in (5, 1, 9)}
 
 
+@pytest.mark.slow
 def test_answers_do_not_depend_on_batch_size_or_mesh(tmp_path):
     questions = [
         Question(
@@ -287,6 +288,7 @@ def test_answers_do_not_depend_on_batch_size_or_mesh(tmp_path):
     assert len(set(first.values())) > 1
 
 
+@pytest.mark.slow
 def test_answers_end_where_the_context_ends():
     model = tiny.pretrained()
     questions = [

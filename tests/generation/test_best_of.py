@@ -73,6 +73,7 @@ def test_wrong_numbers_are_refused(number):
         BestOf(number, brightness)
 
 
+@pytest.mark.slow
 def test_a_model_generates_the_best_of_its_images():
     janus = tiny.pretrained()
     candidates = janus.generate(PROMPTS, 4, seed=3)

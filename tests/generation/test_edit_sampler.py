@@ -17,7 +17,7 @@ def edited(model, edits=EDITS, n=1, **settings):
     return [np.asarray(one.image) for one in model.edit_stream(edits, n, seed=3, **settings)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @STYLES
 def test_an_edit_does_not_depend_on_its_batch(style):
     model = tiny.pretrained()
@@ -28,19 +28,20 @@ def test_an_edit_does_not_depend_on_its_batch(style):
     assert len({image.tobytes() for image in together}) == 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @STYLES
 def test_parallel_decoding_gives_the_same_edits(style):
     model = tiny.pretrained()
     np.testing.assert_array_equal(edited(model, style=style), edited(model, style=style, parallel_window=4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edits_on_a_mesh_equal_those_of_one_device():
     mesh = make_mesh(2, 1, 2, jax.devices()[:4])
     np.testing.assert_array_equal(edited(tiny.pretrained()), edited(tiny.pretrained(mesh)))
 
 
+@pytest.mark.slow
 def test_prompts_of_one_bucket_share_a_program():
     model = tiny.pretrained()
     edited(model, EDITS[:1])
@@ -52,6 +53,7 @@ def test_prompts_of_one_bucket_share_a_program():
     assert len(other) == 1
 
 
+@pytest.mark.slow
 def test_settings_change_the_edit():
     model = tiny.pretrained()
     first = edited(model, EDITS[:1])
@@ -59,7 +61,7 @@ def test_settings_change_the_edit():
         assert not np.array_equal(first, edited(model, EDITS[:1], **settings))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_source_image_changes_the_edit():
     model = tiny.pretrained()
     images = [model.edit(tiny.picture(seed), "Add a boat.", temperature=0.0)[0] for seed in (0, 1)]

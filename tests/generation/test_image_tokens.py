@@ -65,6 +65,7 @@ def test_decode_loop_equals_a_pass_without_cache():
     np.testing.assert_array_equal(tokens, greedy_tokens_without_cache(PROMPTS[1], tokens, 5.0))
 
 
+@pytest.mark.slow
 def test_batch_of_different_lengths_equals_single_prompts():
     together = sample(sampling=GREEDY)
     single = [sample([prompt], sampling=GREEDY)[0] for prompt in PROMPTS]
@@ -80,6 +81,7 @@ def test_prompt_runs_once_for_all_its_images(monkeypatch):
     assert len({tuple(tokens) for tokens in tokens.tolist()}) == 4
 
 
+@pytest.mark.slow
 def test_images_of_one_prompt_depend_on_their_keys():
     together = sample(PROMPTS[:1], per_prompt=3)
     np.testing.assert_array_equal(together[:1], sample(PROMPTS[:1], per_prompt=1))
@@ -91,6 +93,7 @@ def test_guidance_scale_1_equals_no_guidance():
     np.testing.assert_array_equal(unguided, nearly)
 
 
+@pytest.mark.slow
 def test_growing_the_cache_does_not_change_tokens(monkeypatch):
     expected = sample(sampling=GREEDY)
     monkeypatch.setattr(decode, "CACHE_STEP", 16)
@@ -123,6 +126,7 @@ def test_image_of_a_single_token():
     assert sample(sampling=GREEDY, model=model).tolist() == sample(sampling=GREEDY)[:, :1].tolist()
 
 
+@pytest.mark.slow
 def test_images_are_those_of_the_tokenizer_in_any_batch():
     tokens = jnp.asarray(sample())
     images = np.concatenate([tokens_to_images(MODEL, tiny.unrolled_params(), tokens[i : i + 1]) for i in range(2)])

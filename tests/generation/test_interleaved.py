@@ -28,7 +28,7 @@ from tests import tiny
 EOS, BEGIN = (getattr(tiny.processor().tokenizer.special, name) for name in ("eos", "begin_of_image"))
 ASK = [{"role": "user", "content": "<image_placeholder>\nDraw it in ink.", "images": [tiny.picture(0)]}]
 PLAIN = [{"role": "user", "content": "Draw it in ink."}]
-FEATURES = pytest.mark.parametrize("features", [False, pytest.param(True, marks=pytest.mark.slow)])
+FEATURES = pytest.mark.parametrize("features", [False, pytest.param(True, marks=pytest.mark.nightly)])
 
 
 def conversation_model(mesh=None, features=False):
@@ -95,6 +95,7 @@ def forward(model, sequence, ids):
     return np.asarray(run(model.model, model.params, batch))
 
 
+@pytest.mark.slow
 @FEATURES
 def test_text_equals_that_of_the_whole_sequence_in_one_pass(features):
     model = conversation_model(features=features)
@@ -108,7 +109,7 @@ def test_text_equals_that_of_the_whole_sequence_in_one_pass(features):
     np.testing.assert_array_equal(logits[written - 1].argmax(-1), np.concatenate(text_tokens))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("features", "unconditional"), [(True, "message"), (False, "message"), (True, "all")])
 def test_images_equal_those_of_the_equivalent_prompts(features, unconditional):
     model = conversation_model(features=features)
@@ -136,7 +137,7 @@ def test_images_equal_those_of_the_equivalent_prompts(features, unconditional):
         parts += [(text, text), (generated_image_piece(model.processor, image.image),) * 2]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_answers_are_reproducible_and_depend_on_the_seed():
     model = conversation_model()
     options = {"max_new_tokens": 20, "temperature": 1.0}
@@ -148,7 +149,7 @@ def summary(pieces):
     return [piece if isinstance(piece, str) else piece.tokens.tolist() for piece in pieces]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("window", [4, "auto"])
 def test_parallel_decoding_gives_the_same_answer(window):
     model = conversation_model(features=True)
@@ -156,7 +157,7 @@ def test_parallel_decoding_gives_the_same_answer(window):
     assert summary(pieces_of(model, image_sampling={"parallel_window": window})[1]) == expected
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_answer_on_a_mesh_equals_that_of_one_device():
     mesh = make_mesh(2, 1, 2, jax.devices()[:4])
     expected = summary(pieces_of(conversation_model(features=True))[1])
@@ -169,6 +170,7 @@ def test_without_images_the_answer_is_that_of_chat():
     assert text.strip() == model.chat(ASK, max_new_tokens=12)
 
 
+@pytest.mark.slow
 def test_the_next_turn_has_the_image_tokens_of_the_image():
     model = conversation_model()
     _, pieces, _ = pieces_of(model, image_sampling={"max_images": 1})
@@ -200,7 +202,7 @@ def test_an_answer_ends_after_its_last_image():
     assert text_tokens[-1][-1] == BEGIN
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_guidance_of_one_has_no_unconditional_sequence():
     model = conversation_model()
     _, pieces, _ = pieces_of(model, image_sampling={"guidance_scale": 1.0})

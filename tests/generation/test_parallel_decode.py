@@ -39,6 +39,7 @@ def sample(window, *, prompts=PROMPTS, per_prompt=1, temperature=1.0, top_k=0, s
     )
 
 
+@pytest.mark.slow
 def test_tokens_equal_those_of_sequential_decoding(monkeypatch):
     # The cache grows while sequences of the batch have different lengths, and some have all tokens.
     monkeypatch.setattr(decode, "CACHE_STEP", 32)
@@ -50,7 +51,7 @@ def test_tokens_equal_those_of_sequential_decoding(monkeypatch):
         assert sum(reports) == NUM_TOKENS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("window", [2, 5, 16, 100])
 @pytest.mark.parametrize(
     "settings",
@@ -68,6 +69,7 @@ def test_every_window_and_batch_gives_the_sequential_tokens(window, settings):
         np.testing.assert_array_equal(sample(window, seed=seed, **settings), sample(0, seed=seed, **settings))
 
 
+@pytest.mark.slow
 def test_sharded_tokens_equal_those_of_a_single_device():
     # Four images on four data shards, each of which accepts another number of tokens per pass.
     sharded = tiny.pretrained(make_mesh(4, 1, 2))
@@ -76,6 +78,7 @@ def test_sharded_tokens_equal_those_of_a_single_device():
     np.testing.assert_allclose(np.asarray(images, int), np.asarray(expected, int), atol=1)
 
 
+@pytest.mark.slow
 def test_passes_are_fewer_than_tokens_where_the_next_token_is_certain():
     # Nearly flat logits: the noise alone decides, so drafts that share it are always right.
     batch = prompt_batch(PROMPTS, True, 64)
@@ -109,7 +112,7 @@ def test_invalid_window_is_reported(window):
         TokenSampler(parallel_window=window)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_bfloat16_changes_few_tokens_and_not_the_distribution_of_images(monkeypatch):
     # Images of 4 tokens from 4 codes: few enough for a count of each of the 256 images.
     num_images, num_codes, num_tokens = 4096, 4, 4

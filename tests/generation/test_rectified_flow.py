@@ -56,7 +56,8 @@ def sample_without_cache(prompt, noise, sampler):
     return latents
 
 
-@pytest.mark.parametrize("sampler", ["euler", pytest.param("heun", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("sampler", ["euler", pytest.param("heun", marks=pytest.mark.nightly)])
 def test_cached_prompt_equals_computation_without_cache(sampler):
     sampler = FlowSampler(steps=3, sampler=sampler)
     keys = sampling_keys(0, 0, range(1))
@@ -70,6 +71,7 @@ def test_solver_step_of_a_linear_velocity(solver, expected):
     assert SOLVERS[solver](lambda z, t: z + 4 * t, jnp.ones(2), 0.5, 0.25) == pytest.approx(expected)
 
 
+@pytest.mark.slow
 def test_batch_of_different_lengths_equals_single_prompts():
     together = sample()
     for index, prompt in enumerate(PROMPTS):

@@ -25,11 +25,13 @@ def path(noise_level, prompts=("A red boat", "Two birds"), per_prompt=1):
     return sample_path(MODEL, params, batch, keys, steps=STEPS, **options), (params, batch, keys)
 
 
+@pytest.mark.slow
 def test_without_noise_the_path_is_that_of_the_ode():
     found, arguments = path(0.0)
     np.testing.assert_allclose(found[:, -1], sample_latents(MODEL, *arguments, FlowSampler(2.0, STEPS)), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_noise_depends_on_image_and_step():
     found, (_, _, keys) = path(0.7)
     quiet, _ = path(0.0)

@@ -76,12 +76,14 @@ def test_chunk_size_does_not_change_tokens(chunk):
     np.testing.assert_array_equal(generate(PROMPTS, chunk=chunk), generate(PROMPTS))
 
 
+@pytest.mark.slow
 def test_growing_the_cache_does_not_change_tokens(monkeypatch):
     expected = generate(PROMPTS)
     monkeypatch.setattr(decode, "CACHE_STEP", 4)
     np.testing.assert_array_equal(generate(PROMPTS), expected)
 
 
+@pytest.mark.slow
 def test_generation_ends_when_all_sequences_have_stopped():
     free = generate(PROMPTS[:2], 20)
     # One token of each sequence.
@@ -104,6 +106,7 @@ def test_single_token():
     np.testing.assert_array_equal(generate(PROMPTS, 1), generate(PROMPTS)[:, :1])
 
 
+@pytest.mark.slow
 def test_sampling_depends_on_the_key_of_the_sequence():
     warm = SamplingConfig(1.5)
     first = generate(PROMPTS, sampling=warm)

@@ -259,6 +259,7 @@ def assert_guided_logits(expected, kind, weights, logits):
         assert_close(guided[:, ::16], values, 1e-4)
 
 
+@pytest.mark.slow
 def test_edit_guided_logits_of_given_tokens(golden, janus_4o_groups):
     """Batches both edits, which are padded to one length; the golden values were computed one by one."""
     expected = golden.expected
@@ -272,7 +273,7 @@ def test_edit_guided_logits_of_given_tokens(golden, janus_4o_groups):
         assert_close(logits[step].reshape(2, 3, -1)[..., ::64], rows, 1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edit_guided_logits_of_greedy_tokens(golden, janus_4o_groups):
     expected = golden.expected
     _, logits = golden.logits_after(janus_4o_groups, expected["source_vq_ids"], expected["edit_greedy_tokens"])
@@ -284,7 +285,7 @@ def test_edit_guided_logits_of_greedy_tokens(golden, janus_4o_groups):
     np.testing.assert_array_equal(guided.argmax(-1)[clear], expected["edit_greedy_tokens"][clear])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("kind", ["greedy", "forced"])
 def test_edit_guided_logits_of_janus_pro_r1(golden, kind):
     r1 = golden.r1
@@ -310,7 +311,7 @@ def test_edit_training_token_losses(golden, variant):
     np.testing.assert_allclose(losses.sum(), golden.train[f"train_loss_sum_{variant}"], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @VARIANTS
 def test_edit_training_gradients(golden, variant):
     """Computes the loss and gradients with the objective, which trains on the first image token too."""
@@ -345,7 +346,7 @@ def test_edit_training_gradients(golden, variant):
     assert_close(special, train[f"train_grad_special_embeds_{variant}"], 1e-4)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edit_training_token_losses_of_janus_pro_r1(golden):
     r1 = golden.r1
     ids = [np.stack(pair) for pair in zip(r1["r1_target_vq_ids"], r1["r1_source_vq_ids"], strict=True)]
@@ -355,7 +356,7 @@ def test_edit_training_token_losses_of_janus_pro_r1(golden):
     np.testing.assert_allclose(losses.mean(), r1["r1_loss"], rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edit_training_token_losses_of_two_sources(golden):
     train = golden.train
     sources, kept = train["train_two_sources"].tolist(), train["train_two_kept"].tolist()

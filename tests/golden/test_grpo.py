@@ -38,7 +38,7 @@ from tests.golden.pseudo_weights import uniform
 
 IMAGES, SHORT = 8, 32
 LLM = "language_model."
-LENGTHS = pytest.mark.parametrize("length", [SHORT, pytest.param(576, marks=pytest.mark.slow)])
+LENGTHS = pytest.mark.parametrize("length", [SHORT, pytest.param(576, marks=pytest.mark.nightly)])
 
 
 @dataclass(frozen=True)
@@ -203,6 +203,7 @@ def test_grpo_clip_of_given_log_probabilities(golden):
     np.testing.assert_allclose(terms.clipped.mean(), expected["clip_fraction"], rtol=1e-6)
 
 
+@pytest.mark.slow
 @LENGTHS
 def test_grpo_log_probabilities(golden, length):
     """The golden values were computed prompt by prompt without padding; here one batch has both padded prompts."""
@@ -214,6 +215,7 @@ def test_grpo_log_probabilities(golden, length):
         np.testing.assert_allclose(found, golden.per_image(f"{name}_logps", length), atol=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("length", [SHORT, pytest.param(576, marks=pytest.mark.nightly)])
 def test_grpo_clipped_loss_and_gradients(golden, length):
     prefix, old = short(length), golden.per_image("old_logps", length)
@@ -227,7 +229,7 @@ def test_grpo_clipped_loss_and_gradients(golden, length):
     ("length", "beta"),
     [
         (SHORT, 0.01),
-        pytest.param(SHORT, 0.03, marks=pytest.mark.slow),
+        pytest.param(SHORT, 0.03, marks=pytest.mark.nightly),
         pytest.param(576, 0.01, marks=pytest.mark.nightly),
         pytest.param(576, 0.03, marks=pytest.mark.nightly),
     ],
@@ -241,7 +243,7 @@ def test_grpo_loss_and_gradients_of_one_update(golden, length, beta):
 
 
 @pytest.mark.parametrize(
-    "length", [pytest.param(SHORT, marks=pytest.mark.slow), pytest.param(576, marks=pytest.mark.nightly)]
+    "length", [pytest.param(SHORT, marks=pytest.mark.nightly), pytest.param(576, marks=pytest.mark.nightly)]
 )
 def test_grpo_gradients_without_reference_and_of_the_kl_alone(golden, length):
     prefix = short(length)
@@ -253,7 +255,7 @@ def test_grpo_gradients_without_reference_and_of_the_kl_alone(golden, length):
     golden.assert_gradients(grads, f"{prefix}kl")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_grpo_log_probabilities_do_not_depend_on_the_padding(golden):
     objective = PolicyObjective(golden.model, policy_loss(golden, 0.0), TokenPolicy())
     trained, frozen = golden.params

@@ -119,7 +119,7 @@ class GoldenModel:
         return np.stack([guide(step, len(tokens), GUIDANCE) for step in logits.swapaxes(0, 1)], axis=1)
 
 
-@pytest.fixture(scope="module", params=["small", pytest.param("true size", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["small", pytest.param("true size", marks=pytest.mark.nightly)])
 def golden(request):
     if request.param == "small":
         return GoldenModel(golden_set("janus", "janus_small"))
@@ -149,11 +149,13 @@ def test_janus_pixels(golden):
     assert_close(pixels[:, :, ::7, ::7], golden.expected["pixels"], 1e-6)
 
 
+@pytest.mark.slow
 def test_janus_vision_features(golden):
     features = golden.apply(lambda model, pixels: model.und_encoder(pixels), to_pixels(golden.images))
     assert_close(features[:, ::48, ::61], golden.expected["vision_features"], 1e-5)
 
 
+@pytest.mark.slow
 def test_janus_aligned_features(golden):
     expected = golden.expected["aligned_features"]
     features = golden.apply(golden.model.embed_input_images, to_pixels(golden.images))
@@ -181,6 +183,7 @@ def test_janus_greedy_answer_after_the_golden_tokens(golden):
     assert_same_unless_near_tie(logits.argmax(-1), golden.expected["und_greedy_tokens"], logits)
 
 
+@pytest.mark.slow
 def test_janus_greedy_answer_of_the_sampler(golden):
     expected, logits = golden.expected["und_greedy_tokens"], golden.understanding_logits[1]
     keys = jax.random.split(jax.random.key(0), len(expected))
@@ -255,6 +258,7 @@ def latents(golden):
     return golden.apply(lambda model, pixels: model.gen_encoder.latents(pixels), to_pixels(golden.images))
 
 
+@pytest.mark.slow
 def test_janus_vq_latents(golden, latents):
     assert_close(channels_first(latents)[:, :, ::3, ::3], golden.expected["vq_latents"], 1e-4)
 
@@ -266,6 +270,7 @@ def test_janus_vq_tokens(golden, latents):
     np.testing.assert_array_equal(np.asarray(ids)[clear], golden.expected["vq_ids"][clear])
 
 
+@pytest.mark.slow
 def test_janus_vq_decoded_pixels(golden):
     pixels = channels_first(golden.apply(golden.model.detokenize, golden.expected["decode_ids"]))
     assert_close(pixels[:, :, ::6, ::6], golden.expected["decoded_pixels"], 1e-4)

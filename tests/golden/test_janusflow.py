@@ -89,6 +89,7 @@ def test_janusflow_noise(golden):
     np.testing.assert_allclose(channels_first(golden.noise)[:, :, ::4, ::4], golden.expected["z0"], rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_janusflow_understanding_logits(golden):
     (path,) = golden.files.images
     image = prepare_understanding(open_image(path), golden.config.und_encoder.image_size)
@@ -115,12 +116,14 @@ def test_janusflow_time_embedding(golden, step):
     assert_close(np.tile(encoded.time, (2, 1))[:, ::16], golden.expected[f"t_emb_step{step}"], 1e-5)
 
 
+@pytest.mark.slow
 def test_janusflow_velocities(golden):
     _, velocities = golden.path
     for step, found in enumerate(velocities):
         assert_close(channels_first(found)[:, :, ::4, ::4], golden.expected[f"v_step{step}"], 1e-4)
 
 
+@pytest.mark.nightly
 def test_janusflow_latents_of_the_sampler(golden):
     sampler = FlowSampler(golden.guidance_scale, golden.steps)
     keys = jax.random.split(jax.random.key(0), (len(golden.noise), 1))

@@ -27,10 +27,8 @@ def divergence(expected, logits):
     return (np.exp(p) * (p - q)).sum(axis=-1), (p.argmax(axis=-1) == q.argmax(axis=-1)).mean()
 
 
-@pytest.mark.parametrize(
-    "quantization",
-    [pytest.param(name, marks=pytest.mark.slow if name == "int8" else pytest.mark.nightly) for name in LIMITS],
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("quantization", LIMITS)
 def test_logits_stay_close_to_those_of_float32(quantization):
     model = GoldenModel(GoldenSet(DATA / "janus_small"))
     model.model = Janus(model.config, dataclasses.replace(model.model.execution, quantization=quantization))

@@ -44,12 +44,14 @@ def autoencoder():
     return Autoencoder(golden_set("vae", "sdxl_vae"))
 
 
+@pytest.mark.slow
 def test_sdxl_vae_latents(autoencoder):
     found = autoencoder.apply(autoencoder.vae.encode, uniform("vae.pixels", (1, 3, 384, 384), autoencoder.files.salt))
     assert_close(channels_first(found.mean)[:, :, ::3, ::3], autoencoder.expected["enc_mean"], 1e-4)
     assert_close(channels_first(found.log_variance)[:, :, ::3, ::3], autoencoder.expected["enc_logvar"], 1e-4)
 
 
+@pytest.mark.slow
 def test_sdxl_vae_decoded_pixels(autoencoder):
     latents = uniform("vae.latents", (1, 4, 48, 48), autoencoder.files.salt) * np.float32(np.sqrt(3))
     decoded = autoencoder.apply(autoencoder.vae.decode, latents)

@@ -145,10 +145,10 @@ def golden():
 @pytest.fixture(
     scope="module",
     params=[
-        pytest.param("two sequences", marks=pytest.mark.slow),
+        pytest.param("two sequences", marks=pytest.mark.nightly),
         "one sequence, on a mesh",
-        pytest.param("one sequence", marks=pytest.mark.slow),
-        pytest.param("two sequences, on a mesh", marks=pytest.mark.slow),
+        pytest.param("one sequence", marks=pytest.mark.nightly),
+        pytest.param("two sequences, on a mesh", marks=pytest.mark.nightly),
     ],
 )
 def stepped(request, golden):
@@ -173,6 +173,7 @@ def named(stepped, prefix):
     return {name.removeprefix(prefix): value for name, value in stepped.expected.items() if name.startswith(prefix)}
 
 
+@pytest.mark.slow
 def test_losses(stepped):
     sums = [
         stepped.metrics[f"loss/{task}"] * stepped.metrics[f"tokens/{task}"] for task in ("understanding", "generation")

@@ -137,6 +137,7 @@ def test_unsupported_shapes_are_logged_once(monkeypatch, caplog):
     assert line.startswith("The attention kernel splash lacks")
 
 
+@pytest.mark.slow
 def test_splash_gradients_equal_those_of_xla():
     query, key, value = arrays(2, *[(2, 2, 256, 128)] * 3)
     mask = Mask(jnp.asarray(SEGMENTS), jnp.asarray(SEGMENTS), causal=True)

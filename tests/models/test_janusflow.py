@@ -58,6 +58,7 @@ def packed(sequences):
     )
 
 
+@pytest.mark.slow
 def test_packed_images_have_the_velocities_of_separate_ones(run):
     sequences, z = [sequence("Ink"), sequence("A red boat on a lake")], latents(0, 1, 2)
     times = np.array([[0.25, 0.75]], np.float32)
@@ -137,6 +138,7 @@ def test_vae_of_a_float16_model_computes_in_float32():
     np.testing.assert_array_equal(apply(half.decode, params, z), apply(full.decode, params, z))
 
 
+@pytest.mark.slow
 def test_bfloat16_velocities_are_close_and_float32(run):
     batch = packed([sequence("Ink")])._replace(gen_latents=latents(0, 1, 1), gen_times=np.array([[0.5]], np.float32))
     model = JanusFlow(tiny.FLOW, Execution(dtype="bfloat16"))

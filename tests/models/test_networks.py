@@ -33,8 +33,9 @@ def test_unrolled_layers_equal_scanned_layers():
     np.testing.assert_allclose(text_logits(Execution(layers="unrolled"), tiny.unrolled_params()), scanned, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["dots", "full"])
-@pytest.mark.parametrize("layers", ["scanned", pytest.param("unrolled", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("layers", ["scanned", pytest.param("unrolled", marks=pytest.mark.nightly)])
 def test_remat_keeps_value_and_gradient(remat, layers):
     params = tiny.stacked_params() if layers == "scanned" else tiny.unrolled_params()
     batch = conversation()
@@ -89,6 +90,7 @@ def test_image_positions_depend_on_their_image_only():
     np.testing.assert_array_equal(differs, batch.und_patch_index != NO_IMAGE)
 
 
+@pytest.mark.slow
 def test_target_images_are_embedded_as_their_tokens():
     processor = tiny.processor()
     batch = processor.left_pad([processor.generation_sequence("A red boat", tiny.picture(3))])
@@ -129,6 +131,7 @@ def equal_encoders(understanding_encoder="gen_encoder"):
     return dataclasses.replace(tiny.CONFIG, und_encoder=patches, understanding_encoder=understanding_encoder)
 
 
+@pytest.mark.slow
 def test_image_tokenizer_can_serve_understanding():
     config = equal_encoders()
     pixels = np.random.default_rng(0).uniform(-1, 1, (2, 32, 32, 3)).astype(np.float32)

@@ -69,7 +69,7 @@ def test_stacked_layers_are_quantized_from_their_values():
     np.testing.assert_allclose(restored, exact, atol=float(down[WEIGHT_SCALE].max()) * 0.51)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("preset", "limit"), [("janus_pro_1b", 2.5e9), ("janus_pro_7b", 8.5e9)])
 def test_quantized_parameters_fit_in_the_memory_of_small_gpus(preset, limit):
     model = make_model(PRESETS[preset], Execution("bfloat16", "bfloat16", layers="unrolled", quantization="int8"))
@@ -77,6 +77,7 @@ def test_quantized_parameters_fit_in_the_memory_of_small_gpus(preset, limit):
     assert sum(leaf.size * leaf.dtype.itemsize for leaf in leaves) <= limit
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("quantization", ["int8", "fp8", "int8_dynamic"])
 def test_quantized_model_computes_nearly_the_same_logits(quantization):
     execution = Execution(layers="unrolled", quantization=quantization)

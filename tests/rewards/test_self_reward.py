@@ -62,12 +62,14 @@ def expected(janus, text, image, variants):
     return np.array(sums) / sum(sums)
 
 
+@pytest.mark.slow
 def test_probabilities_are_those_of_the_next_token(janus):
     image = tiny.picture(0)
     (found,) = probabilities(janus, [ImageQuestion(image, TEXTS[0], CHOICES)])
     np.testing.assert_allclose(found, expected(janus, TEXTS[0], image, [("yes", "Yes"), ("no", "No")]), rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_probabilities_do_not_depend_on_the_batch(janus):
     questions = [ImageQuestion(tiny.picture(index), text, CHOICES) for index, text in enumerate(TEXTS)]
     questions.append(ImageQuestion(tiny.picture(5), "Which one?", ("bird", "lake", "tree")))

@@ -15,6 +15,7 @@ IMAGES = {"modalities": ["text", "image"]}
 HEADERS = {"Authorization": f"Bearer {KEY}"}
 
 
+@pytest.mark.slow
 def test_an_answer_is_that_of_the_model(server):
     answer = server.client.chat.completions.create(model="tiny", messages=HELLO, max_tokens=12)
     assert answer.choices[0].message.content == server.model.chat(HELLO, max_new_tokens=12)
@@ -36,7 +37,7 @@ def parts(url):
     return [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": "What is in the picture?"}]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_images_come_as_data_urls_or_as_files_of_a_form(server):
     image = tiny.picture(0)
     messages = [{"role": "user", "content": parts(data_url(image))}]
@@ -115,7 +116,7 @@ def test_a_body_that_is_not_json_and_one_that_is_too_large_are_refused(server):
     assert httpx.post(url, content=iter([large[: 2**19], large[2**19 :]]), headers=HEADERS).status_code == 413
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_client_that_disconnects_frees_its_slot(server):
     before = server.engine.stats().cancelled
     body = {"messages": HELLO, "max_tokens": 300, "stream": True, "temperature": 1.0}

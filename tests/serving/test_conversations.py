@@ -102,7 +102,7 @@ def test_the_oldest_tokens_are_dropped():
     assert len(store.restore(tiny.picture(2)).tokens) == 2
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_conversation_is_that_of_the_model():
     janus = conversation_model(False)
     settings = {"image_sampling": {"max_images": 1}, "seed": 3, "max_new_tokens": 40}

@@ -50,6 +50,7 @@ def message(text, *files):
     return {"text": text, "files": list(files)}
 
 
+@pytest.mark.slow
 def test_the_chat_streams_the_answer_of_the_model_with_the_history(server, handlers, file):
     history = [
         {"role": "user", "content": [{"type": "file", "file": {"path": file}}, {"type": "text", "text": "A boat?"}]},
@@ -64,7 +65,7 @@ def test_the_chat_streams_the_answer_of_the_model_with_the_history(server, handl
     assert pieces[-1] == server.model.chat(asked, max_new_tokens=8)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_generated_images_are_those_of_the_model(server, handlers):
     results = collected(handlers.generate("A red boat", 2, 1, 5, False, EXTRA))
     images, line, seed = results[-1]
@@ -74,7 +75,7 @@ def test_generated_images_are_those_of_the_model(server, handlers):
     assert (line, seed) == ("seed 5 · guidance scale 3.0", 5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_best_candidates_are_those_of_the_model(server, handlers):
     images, line, _ = collected(handlers.generate("A red boat", 2, 2, 5, False, EXTRA))[-1]
     expected = server.model.generate("A red boat", 2, 5, best_of=2, **EXTRA)[0]
@@ -82,7 +83,7 @@ def test_the_best_candidates_are_those_of_the_model(server, handlers):
     assert line.endswith("best of 2")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edits_are_those_of_the_model(server, handlers, file):
     images, *_ = collected(handlers.edit(file, "Make it red.", 1, 4, False, {}))[-1]
     expected = server.model.edit(tiny.picture(0), "Make it red.", seed=4)

@@ -13,7 +13,7 @@ from tests.serving.conftest import picture
 EXTRA = {"seed": 5, "guidance_scale": 3.0}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pictures_are_those_of_the_model(server):
     answer = server.client.images.generate(model="tiny", prompt="A red boat", n=2, extra_body=EXTRA)
     expected = server.model.generate("A red boat", 2, 5, guidance_scale=3.0)[0]
@@ -23,7 +23,7 @@ def test_pictures_are_those_of_the_model(server):
     assert answer.usage.output_tokens == 2 * tiny.CONFIG.num_gen_tokens
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_pictures_have_urls(server):
     answer = server.client.images.generate(
         model="tiny", prompt="A boat", response_format="url", output_format="webp", extra_body=EXTRA
@@ -40,7 +40,7 @@ def picture_size(content):
     return Image.open(io.BytesIO(content)).size
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_partial_pictures_are_streamed(server):
     events = list(
         server.client.images.generate(model="tiny", prompt="A tree", stream=True, partial_images=2, extra_body=EXTRA)
@@ -52,7 +52,7 @@ def test_partial_pictures_are_streamed(server):
     assert events[-1].usage.output_tokens == tiny.CONFIG.num_gen_tokens
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_edits_are_those_of_the_model(server):
     source = tiny.picture(1)
     stream = io.BytesIO()

@@ -38,7 +38,7 @@ class BucketRun(Run):
         return [name for name in names if name.isdecimal() and int(name) not in finished]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_run_killed_during_saves_and_without_a_bucket_resumes_bit_for_bit(tmp_path, bucket, bucket_server):
     steps, rng = f"--config.stages.stage_1.steps={STEPS}", np.random.default_rng(0)
     undisturbed = Run(tmp_path, "undisturbed", steps)
@@ -68,7 +68,7 @@ def test_run_killed_during_saves_and_without_a_bucket_resumes_bit_for_bit(tmp_pa
     assert not (run.checkpoints / "damaged").exists()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_resume_on_a_bucket(bucket):
     start = "--config.stages.stage_1.initialisation"
     command = (

@@ -360,6 +360,7 @@ def start(code, *arguments, **variables):
     )
 
 
+@pytest.mark.slow
 def test_kill_during_save_leaves_complete_checkpoints(tmp_path):
     here = abstract_state(toy.make, None, 0)
     for saves, seconds in ((2, 0.03), (3, 0.1)):

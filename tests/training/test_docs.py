@@ -61,14 +61,14 @@ def example(tmp_path_factory):
     return folder, run_blocks(folder, COMMANDS, blocks)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_fine_tuning_lowers_the_loss(example):
     lines = (example[0] / "runs" / "mine" / "stage_1" / "metrics.jsonl").read_text().splitlines()
     losses = [json.loads(line)["loss"] for line in lines if '"loss"' in line]
     assert losses[-1] < 0.8 * losses[0]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_exported_model_answers(example):
     _, exported, answer = example[1][-1].partition("mine: stage 1 at step 40\n")
     assert exported

@@ -45,7 +45,7 @@ def two_steps(mesh=None):
     return reports, jax.tree.map(np.asarray, moments(state))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_mesh_takes_the_same_steps_on_edits():
     expected = two_steps()
     targets = int((batch().gen_starts != NO_POSITION).sum())

@@ -40,6 +40,7 @@ def with_benchmarks(*benchmarks, **fields):
     return replace(runs.recipe(), evaluation=Evaluation(benchmarks, **fields), intervals=intervals)
 
 
+@pytest.mark.slow
 def test_scores_match_the_params_of_the_step(data, tmp_path):
     state = runs.run(with_benchmarks(("pope", str(data)), batch_size=4), tmp_path)
     model = Pretrained(tiny.CONFIG, params(state), tiny.processor(), Janus(tiny.CONFIG))

@@ -55,7 +55,7 @@ def assert_ends(cluster, kind, folder, workdir, bucket=None):
         assert is_named(fault, ends), [end.log for end in ends]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_sleeping_loader_ends_the_run_which_names_its_process(tmp_path, cluster):
     assert_ends(cluster, "loader_sleeps", tmp_path, tmp_path / "run")
     (stacks,) = (tmp_path / "run" / "stage_1" / "stalls").glob("*.process_2.txt")

@@ -52,6 +52,7 @@ def test_formula_equals_traced_step(patterns):
     assert computed_items(batch).flops(flops_per_item(CONFIG, flatten_dict(trained, sep="/"))) == traced
 
 
+@pytest.mark.slow
 def test_input_image_costs_tokenizer_and_generation_adaptor_if_these_encode_it():
     two_encoders = replace(CONFIG, und_encoder=replace(CONFIG.und_encoder, patch_size=4))
     one_encoder = replace(two_encoders, understanding_encoder="gen_encoder")
@@ -83,6 +84,7 @@ def test_items_are_counted_without_padding():
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
 def test_token_costs_six_flops_per_trained_weight(name):
     llm = preset(name).llm
@@ -105,6 +107,7 @@ WIDE = JanusConfig(
 )
 
 
+@pytest.mark.slow
 def test_formula_agrees_with_xla_cost_analysis():
     # Only shapes matter, not values.
     batch = batches.batch([(batches.understanding(1),)])._replace(

@@ -18,7 +18,7 @@ from janus_jax.training.train_step import Microbatching, compute_gradients
 from tests import tiny
 from tests.training import batches, stages
 
-SLOW = pytest.mark.slow
+NIGHTLY = pytest.mark.nightly
 RNGS = RngStreams(jax.random.key(0), jax.numpy.arange(1))
 
 # Parts with a gradient for a batch of one example of a task.
@@ -30,7 +30,7 @@ MOVED = {
 
 
 @pytest.mark.parametrize("task", MOVED)
-@pytest.mark.parametrize("stage", ["I", pytest.param("II", marks=SLOW), "III"])
+@pytest.mark.parametrize("stage", ["I", pytest.param("II", marks=NIGHTLY), "III"])
 def test_gradients_reach_exactly_the_trained_parts_of_a_task(stage, task):
     grads, _ = stages.gradient(stage)(batches.batch([(getattr(batches, task)(),)]))
     trained, _ = stages.parts(stage)
@@ -53,6 +53,7 @@ def test_training_the_image_tokenizer_is_rejected():
         abstract_train_state(stages.OBJECTIVE, ["*"], stages.OPTIMIZER, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["janus_pro_1b", "janus_pro_7b"])
 def test_mesh_shards_the_state_of_a_released_model(name):
     config = PRESETS[name]

@@ -81,6 +81,7 @@ def check(recipe, workdir):
     check_image_tokens(start.recipe, find_image_tokenizer(start, workdir))
 
 
+@pytest.mark.slow
 def test_the_dataset_of_the_model_is_accepted(dataset, tmp_path):
     check(recipe(dataset), tmp_path)
     check(recipe(dataset, parts(runs.models() / "gen_encoder")), tmp_path)

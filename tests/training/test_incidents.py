@@ -48,6 +48,7 @@ def run(tmp_path_factory):
     return task, folder
 
 
+@pytest.mark.slow
 def test_recorded_step_is_repeated_bit_for_bit(run, capsys):
     task, folder = run
     (step,) = incident_steps(folder)

@@ -164,6 +164,7 @@ def assert_killed_runs_match(folder, moments, steps, *flags, make=Run):
     return interrupted
 
 
+@pytest.mark.slow
 def test_dead_data_worker_ends_the_run_with_a_message(tmp_path):
     run = Run(tmp_path, "run", "--config.stages.stage_1.steps=100000", "--config.resources.data_workers=1")
     with run.start() as process:
@@ -189,6 +190,6 @@ def test_run_killed_ten_times_resumes_bit_for_bit(tmp_path):
     assert interrupted
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_run_on_edits_killed_during_steps_and_saves_resumes_bit_for_bit(tmp_path):
     assert_killed_runs_match(tmp_path, [while_saving, while_stepping], 8, make=EditingRun)

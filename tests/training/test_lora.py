@@ -74,6 +74,7 @@ def totals(params, batch):
     return token_loss(stages.MODEL, params, batch, jnp.ones(3), 512).sums
 
 
+@pytest.mark.slow
 def test_adapted_model_starts_as_the_model():
     batch = batches.mixed()
     found, expected = totals(merge(*started(EVERYWHERE)), batch), totals(tiny.stacked_params(), batch)
@@ -116,6 +117,7 @@ def test_frozen_matrices_have_no_gradient_computation():
     assert cost(*started(ATTENTION)) - backward == 3 * 2 * batch.tokens.size * numbers
 
 
+@pytest.mark.slow
 def test_training_lowers_the_loss_and_changes_only_adapters():
     losses, state = trained_by()
     assert losses[-1] < losses[0] - 0.1
@@ -124,7 +126,7 @@ def test_training_lowers_the_loss_and_changes_only_adapters():
         assert (leaf != before).mean() > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mesh_matches_one_device():
     (expected, one), (found, four) = trained_by(), trained_by(make_mesh(1, 2, 2, jax.devices()[:4]))
     np.testing.assert_allclose(found, expected, rtol=1e-4)
@@ -188,7 +190,7 @@ def average(finished):
     return jax.tree.map(np.asarray, merge(finished[1].ema, finished[1].frozen))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_run_resumes_bit_for_bit(finished, tmp_path):
     workdir, state = finished
     shutil.copytree(workdir, tmp_path / "run")
@@ -198,6 +200,7 @@ def test_run_resumes_bit_for_bit(finished, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again, state)
 
 
+@pytest.mark.slow
 def test_exported_model_equals_the_trained_one(finished, average, tmp_path):
     export(finished[0], 1, tmp_path / "model", "float32")
     loaded = janus_jax.load(tmp_path / "model", dtype="float32")
@@ -218,7 +221,7 @@ def test_adapters_next_to_other_trained_parameters_are_not_exported_alone(finish
         export_adapter(finished[0], 1, tmp_path / "adapter")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_an_exported_adapter_with_its_base_is_the_exported_model(tmp_path):
     runs.run(runs.recipe(lora=EVERYWHERE, trained=(), ema_decay=0.5), tmp_path / "run")
     assert export_adapter(tmp_path / "run", 1, tmp_path / "adapter") == runs.STEPS
@@ -234,7 +237,7 @@ def test_an_exported_adapter_with_its_base_is_the_exported_model(tmp_path):
 
 
 @pytest.mark.parametrize("mesh", [None, make_mesh(1, 2, 2, jax.devices()[:4])], ids=["one device", "a mesh"])
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_next_stage_starts_from_merged_params(finished, average, mesh):
     recipe = runs.recipe(stage=2)
     setup = set_up_stage(recipe, mesh)

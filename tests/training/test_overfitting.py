@@ -66,13 +66,13 @@ def trained():
     return batch, *train(batch, "janus", stages.TRAINED["III"], STEPS)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("task", ["text", "understanding", "generation"])
 def test_loss_nearly_vanishes(trained, task):
     assert float(trained[1][f"loss/{task}"]) < 0.02
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("seen", [True, False])
 def test_memorized_answers_are_reproduced(trained, seen):
     for number in range(SAMPLES):
@@ -81,7 +81,7 @@ def test_memorized_answers_are_reproduced(trained, seen):
         assert answer == answered["content"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_memorized_image_tokens_are_reproduced(trained):
     batch, _, pretrained = trained
     prompts = pretrained.processor.left_pad(

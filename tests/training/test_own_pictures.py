@@ -46,7 +46,7 @@ def workspace(tmp_path_factory):
     return folder, run_blocks(folder, COMMANDS, blocks)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_all_stages_are_trained(workspace):
     folder, _ = workspace
     for run in ("vq", "siglip", *(f"small/stage_{number}" for number in (1, 2, 3))):
@@ -54,7 +54,7 @@ def test_all_stages_are_trained(workspace):
         assert json.loads(lines[-1])["step"] == STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_model_answers_and_generates(workspace):
     folder, printed = workspace
     assert printed[-1].strip()

@@ -136,7 +136,7 @@ def train(folder, number):
     return [json.loads(out.splitlines()[-1]) for out, _ in ends], ends[0][1]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_processes_stop_at_the_same_step_and_agree_on_damage(tmp_path):
     folder = tmp_path / "checkpoints"
     (one, other), _ = train(folder, "SIGINT")

@@ -98,7 +98,7 @@ def run_processes(count, *command, is_expected=lambda codes: not any(codes)):
     return [out for out, _ in ends]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(("count", "tensor"), [(2, 1), (4, 2)])
 def test_processes_have_the_losses_of_one_process(count, tensor):
     state, expected = stages.state(), []
@@ -112,7 +112,7 @@ def test_processes_have_the_losses_of_one_process(count, tensor):
                 np.testing.assert_allclose(one[name], other[name], rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_command_resumes_with_two_processes(tmp_path):
     """The command finishes, and repeats its last steps bit for bit from an earlier checkpoint."""
     workdir = tmp_path / "run"
@@ -140,7 +140,7 @@ def test_command_resumes_with_two_processes(tmp_path):
     assert (stage / "samples" / "step_4" / "1.png").read_bytes() == image
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_run_resumes_with_fewer_and_more_processes(tmp_path):
     """Four processes are killed, two resume and are preempted, four finish, with the losses of an undisturbed run."""
 

@@ -38,7 +38,7 @@ def test_nothing_is_traced_by_default(tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_interrupted_trace_is_written(tmp_path):
     with pytest.raises(InterruptedError):
         run(tmp_path, first=1, count=3, fails_at=2)

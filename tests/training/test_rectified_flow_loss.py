@@ -54,6 +54,7 @@ def prepared_targets():
     return prepare_targets(params(), batch(), key=key, indices=indices)
 
 
+@pytest.mark.slow
 def test_loss_matches_numpy():
     interpolated, velocities, features = prepared_targets()
 
@@ -110,7 +111,7 @@ def loss_and_gradient(prepared_targets):
     return totals, grads
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_packed_examples_have_the_gradients_of_separate_ones():
     samples, budget = [generation(2), understanding(), generation(3), text()], Budget(320, 1, 2, 96)
     prepare_targets = jax.jit(functools.partial(prepare_flow_targets, MODEL, dtype="float32"))

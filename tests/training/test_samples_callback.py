@@ -53,6 +53,7 @@ def sampled(tmp_path_factory, photo):
     return workdir / "stage_1", runs.run(recipe_with_samples(photo), workdir)
 
 
+@pytest.mark.slow
 def test_sampling_does_not_change_training(sampled):
     undisturbed, state = runs.finished()
     lines = [(folder / "metrics.jsonl").read_text().splitlines() for folder in (sampled[0], undisturbed / "stage_1")]
@@ -64,6 +65,7 @@ def test_sampling_does_not_change_training(sampled):
     assert_equal(sampled[1], state)
 
 
+@pytest.mark.slow
 def test_samples_match_the_params_of_the_step(sampled, photo):
     folder, state = sampled
     pretrained = Pretrained(tiny.CONFIG, params(state), tiny.processor(), Janus(tiny.CONFIG))
@@ -109,7 +111,7 @@ def last_step(params, stream, mesh=None):
     return TrainingRun(SimpleNamespace(params=params, frozen={}), 1, 1, writer, mesh)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mesh_generates_the_same_samples(photo, tmp_path):
     mesh = make_mesh(1, 2, 2, jax.devices()[:4])
     spread = jax.device_put(tiny.stacked_params(), param_shardings(abstract_params(make_model(tiny.CONFIG)), mesh))

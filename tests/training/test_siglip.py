@@ -62,13 +62,15 @@ def test_the_loss_is_a_binary_cross_entropy_over_all_pairs():
     assert sigmoid_loss(logits) == pytest.approx(expected, rel=1e-6)
 
 
-@pytest.mark.parametrize("mesh", [False, pytest.param(True, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("mesh", [False, pytest.param(True, marks=pytest.mark.nightly)])
 def test_images_retrieve_their_captions(mesh, tmp_path):
     params, metrics = run(RECIPE, tmp_path, mesh=make_mesh() if mesh else None)
     assert metrics["retrieval"] == 1.0
     assert set(params) == {"patch_embed", "pos_embed", "blocks", "norm"}
 
 
+@pytest.mark.slow
 def test_patchwise_features_do_not_depend_on_other_patches(tmp_path):
     params, metrics = run(dataclasses.replace(RECIPE, patchwise=True), tmp_path)
     assert metrics["retrieval"] == 1.0
@@ -80,7 +82,7 @@ def test_patchwise_features_do_not_depend_on_other_patches(tmp_path):
     np.testing.assert_array_equal(one[:, 1:], other[:, 1:])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_resumed_run_is_bitwise_equal(tmp_path):
     whole, _ = run(RECIPE, tmp_path / "whole")
     run(dataclasses.replace(RECIPE, steps=30), tmp_path / "parts")
@@ -139,7 +141,7 @@ def test_each_epoch_uses_another_caption_of_an_image(captions, tmp_path):
     assert read() == epochs
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_encoder_is_written_as_a_converted_folder(captions, tmp_path):
     folder = train_siglip(captions, tmp_path)
     assert folder == tmp_path / "und_encoder"
@@ -160,7 +162,7 @@ def test_unusable_recipes_are_refused(captions, fields, message, tmp_path):
         train_siglip(dataclasses.replace(captions, **fields), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_evaluation_reports_retrieval_and_the_towers_match_captions(captions, tmp_path):
     data = dataclasses.replace(captions.data, eval_directories=captions.data.directories)
     recipe = dataclasses.replace(captions, data=data, eval_images=3, trackers=())

@@ -29,6 +29,7 @@ def test_state_is_initialized_sharded_with_moments_like_params(muon):
     assert {leaf.sharding.spec for leaf in moments} == {weight}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("muon", [None, 1e-2], ids=["adamw", "muon"])
 def test_mesh_matches_one_device(muon):
     # With Adam's default eps the sign of an update near zero is rounding noise.

@@ -26,7 +26,7 @@ from janus_jax.training.train_step import (
 from tests import tiny
 from tests.training import batches, stages, toy
 
-SLOW = pytest.mark.slow
+NIGHTLY = pytest.mark.nightly
 
 
 @functools.cache
@@ -56,7 +56,7 @@ def assert_same_steps(actual, expected):
     jax.tree.map(functools.partial(assert_close, relative=1e-4), actual[1], expected[1])
 
 
-@SLOW
+@NIGHTLY
 @pytest.mark.parametrize(
     ("kind", "sizes"),
     [
@@ -75,15 +75,17 @@ def test_meshes_take_the_same_steps(kind, sizes):
 
 
 # Eight sequences with unequal numbers of targets, one without any.
+@pytest.mark.slow
 @pytest.mark.parametrize(
-    ("kind", "microbatches"), [pytest.param("janus", 2, marks=SLOW), ("janus", 4), pytest.param("flow", 4, marks=SLOW)]
+    ("kind", "microbatches"),
+    [pytest.param("janus", 2, marks=NIGHTLY), ("janus", 4), pytest.param("flow", 4, marks=NIGHTLY)],
 )
 def test_microbatches_match_the_whole_batch(kind, microbatches):
     microbatching = dataclasses.replace(stages.MICROBATCHING[kind], microbatches=microbatches)
     assert_same_steps(two_steps(microbatching=microbatching, kind=kind), two_steps(kind=kind))
 
 
-@SLOW
+@NIGHTLY
 def test_microbatches_on_a_mesh_match_the_whole_batch():
     assert_same_steps(two_steps(make_mesh(2, 1, 2, jax.devices()[:4]), Microbatching(microbatches=2)), two_steps())
 
@@ -105,6 +107,7 @@ def test_gradient_is_clipped():
     np.testing.assert_allclose(float(optax.tree.norm(moments(state))) / 0.1, 1, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_evaluation_and_training_losses_are_equal():
     totals = make_evaluation_step(stages.OBJECTIVE, Microbatching(), stages.abstract(), None)(
         stages.state(), batches.mixed()
@@ -130,7 +133,7 @@ def test_step_donates_the_state():
     assert state.params["llm"]["head"]["weight"].is_deleted()
 
 
-@SLOW
+@NIGHTLY
 @pytest.mark.parametrize("remat", ["full", "dots"])
 def test_remat_gradients_match(remat):
     batch = batches.batch([(batches.understanding(1), batches.generation(2))])
@@ -138,6 +141,7 @@ def test_remat_gradients_match(remat):
     jax.tree.map(functools.partial(assert_close, relative=1e-4), *grads)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("remat", ["none", "full"])
 def test_program_size_does_not_grow_with_depth(remat):
     def operations(depth):
@@ -188,7 +192,7 @@ def test_bfloat16_is_used_for_computation_only():
     assert not in_float32
 
 
-@SLOW
+@NIGHTLY
 def test_random_params_are_initialized_sharded():
     mesh = make_mesh(2, 2, 2)
     state = abstract_train_state(stages.OBJECTIVE, stages.TRAINED["II"], stages.OPTIMIZER, mesh)

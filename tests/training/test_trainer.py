@@ -53,7 +53,7 @@ def preempted(recipe, workdir, monkeypatch, at):
             runs.run(recipe, workdir)
 
 
-@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["janus", pytest.param("flow", marks=pytest.mark.nightly)])
 def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     recipe, (workdir, state) = runs.recipe(kind=kind), runs.finished(kind)
     preempted(recipe, tmp_path, monkeypatch, at=3)
@@ -64,7 +64,7 @@ def test_preempted_run_resumes_bit_for_bit(kind, tmp_path, monkeypatch):
     assert [line["step"] for line in curve] == [1, 2, 3, 4]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_stage_with_changed_data_starts_a_new_order_once(tmp_path, monkeypatch):
     preempted(runs.recipe(), tmp_path / "a", monkeypatch, at=2)
     shutil.copytree(tmp_path / "a", tmp_path / "b")
@@ -145,6 +145,7 @@ def test_changed_data_start_a_new_order_once(tmp_path, monkeypatch):
     ]
 
 
+@pytest.mark.slow
 def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):
     def interrupt(self, step):
         if step == 2:
@@ -174,7 +175,7 @@ def test_interrupted_run_saves_and_resumes(tmp_path, monkeypatch, capsys):
     assert "\r" not in first + second
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
     """The config of the resumed run has no effect on it."""
     recipe = replace(runs.recipe(), data_shards=2)
@@ -185,6 +186,7 @@ def test_resumed_run_keeps_its_number_of_data_shards(tmp_path, monkeypatch):
     assert_equal(runs.run(runs.recipe(), tmp_path / "disturbed"), undisturbed)
 
 
+@pytest.mark.slow
 def test_finished_run_is_unchanged(capsys):
     workdir, state = runs.finished()
     capsys.readouterr()
@@ -212,6 +214,7 @@ def second(tmp_path_factory):
     return runs.run(replace(recipe, tokenizer=""), workdir)
 
 
+@pytest.mark.slow
 def test_stage_starts_from_the_previous_one(second):
     first = runs.finished()[1]
     assert set(second.params) - set(first.params) == {"llm"}
@@ -244,6 +247,7 @@ def test_stage_starts_from_a_model(mesh):
     assert_equal(started("model", model=str(runs.models() / "model"), mesh=mesh), tiny.stacked_params())
 
 
+@pytest.mark.slow
 def test_image_tokens_start_from_the_codebook():
     parts = {part: str(runs.models() / part) for part in ("llm", "und_encoder", "gen_encoder")}
     found, random = started("parts", **parts, image_tokens_from_codebook=True), started("parts", **parts)
@@ -267,6 +271,7 @@ def test_stage_starts_from_parts_and_random_params():
     assert np.std(found["gen_adaptor"]["fc2"]["weight"]) > 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("allowed", [0, 1])
 def test_non_finite_gradients_end_the_run(tmp_path, allowed):
     recipe = replace(starting("model", model=str(runs.models() / "spoiled")), max_skipped=allowed)
@@ -279,6 +284,7 @@ def test_non_finite_gradients_end_the_run(tmp_path, allowed):
     assert all(re.match("(understanding|generation)", name) for sequence in head for name in sequence)
 
 
+@pytest.mark.slow
 def test_non_finite_step_is_skipped(tmp_path, monkeypatch):
     steps = itertools.count(1)
 

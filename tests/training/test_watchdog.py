@@ -57,7 +57,7 @@ with Watchdog(phases, Limits(watchdog_minutes=0.05), Path(sys.argv[1])), phases(
 """
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("number", [signal.SIGTSTP, signal.SIGSTOP])
 def test_time_in_which_the_job_was_stopped_does_not_count(tmp_path, number):
     command = [sys.executable, "-c", CONTINUED, str(tmp_path)]

@@ -86,6 +86,7 @@ def state_of(stream):
     return state
 
 
+@pytest.mark.slow
 def test_a_stream_resumes_exactly_after_any_interruptions(config, uninterrupted):
     for seed in range(4):
         rng = random.Random(seed)
@@ -98,7 +99,12 @@ def test_a_stream_resumes_exactly_after_any_interruptions(config, uninterrupted)
 
 
 @pytest.mark.parametrize(
-    ("options", "then"), [({"threads": 3}, {}), ({"workers": 2, "threads": 1}, {}), ({}, {"workers": 1})]
+    ("options", "then"),
+    [
+        ({"threads": 3}, {}),
+        pytest.param({"workers": 2, "threads": 1}, {}, marks=pytest.mark.slow),
+        ({}, {"workers": 1}),
+    ],
 )
 def test_a_stream_resumes_exactly_with_other_workers_and_threads(config, uninterrupted, options, then):
     stop = random.Random(str(options)).randrange(1, 11)

@@ -89,7 +89,7 @@ def sleep(index):
     return index
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_workers_use_no_accelerator_and_ignore_preemption_notices():
     with Reader(report, workers=2) as reader:
         reports = [next(reader) for _ in range(6)]
@@ -126,12 +126,13 @@ def kill_at(moment, function, workers=2):
         return time.monotonic() - begin
 
 
+@pytest.mark.slow
 def test_a_worker_killed_during_a_transfer_raises_within_seconds():
     """grain passes 16 MB per example."""
     assert kill_at(0.05, megabytes) < 15
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_worker_killed_at_twenty_random_moments_raises():
     rng = random.Random(0)
     for number in range(20):
@@ -146,7 +147,7 @@ def test_a_worker_killed_while_it_works_raises():
             next(reader)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_reader_that_grain_blocks_raises_and_closes():
     """Stands for a worker that is killed while it holds a lock of grain."""
     with Reader(identity) as reader:

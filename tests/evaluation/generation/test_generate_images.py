@@ -144,6 +144,7 @@ def test_an_invalid_prompt_is_reported_before_generation(tmp_path):
     assert model.batches == []
 
 
+@pytest.mark.slow
 def test_images_equal_those_of_generate_with_another_batch_size_and_mesh(tmp_path):
     prompts = ["A red boat", "Ink", "A lake and a house"]
     expected = tiny.pretrained().generate(prompts, 2, seed=3)

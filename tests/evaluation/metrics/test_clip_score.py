@@ -49,6 +49,7 @@ def data(tmp_path):
     return folder
 
 
+@pytest.mark.slow
 def test_the_score_is_the_mean_of_nonnegative_cosines(data, tmp_path):
     requests, answers = run_benchmark(mjhq.BENCHMARK, data, tmp_path / "out")
     score = mjhq.BENCHMARK.score(requests, answers, {"fid": "clean"})

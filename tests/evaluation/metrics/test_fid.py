@@ -219,6 +219,7 @@ def test_images_of_the_input_size_are_only_scaled():
     np.testing.assert_allclose(fid.preprocess_pytorch(pixels), pixels / 127.5 - 1, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_features_are_in_the_order_of_the_files(tmp_path, monkeypatch):
     write_images(tmp_path / "real", 3, suffix=".png")
     monkeypatch.setattr(fid, "_BATCH_SIZE", 2)

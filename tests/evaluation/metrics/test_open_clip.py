@@ -54,6 +54,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_the_rewards_are_cosines(folder, monkeypatch):
     monkeypatch.setattr(open_clip, "VIT_H_14", VALUES)
     weights = folder / "open_clip_model.safetensors"

@@ -197,7 +197,7 @@ def test_the_shipped_editor_edits_and_converses(tmp_path):
     assert conversations.scores.overall > 0.5
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_whole_demo(tmp_path):
     spec = FineTuneSpec(new_records=256, old_records=256, steps=40, killed_at=28)
     plan = demo.DemoPlan(

@@ -219,7 +219,7 @@ def test_the_benchmark_of_conversations_gives_the_same_scores(tmp_path):
     np.testing.assert_array_equal(np.asarray(Image.open(tmp_path / first["assistant"])), expected)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_janus_evaluate_runs_edits_and_conversations(tmp_path):
     names = {"shapes_edits": "edits", "shapes_drawings": "drawings"}
     benchmarks = ",".join(f"examples.shapes.{module}_benchmark:{name}" for name, module in names.items())

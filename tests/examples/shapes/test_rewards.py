@@ -54,7 +54,7 @@ def test_prompts_of_the_curve_are_not_those_of_the_evaluation():
     assert [prompt.text for prompt in evaluated] != [one["prompt"] for one in held_out_prompts()][: len(evaluated)]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_steps_of_the_small_janusflow(tmp_path):
     stage = flow_grpo.STAGE
     flow = replace(stage.rl.flow, rollout=4, evaluation=4, trained=2)

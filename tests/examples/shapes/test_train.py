@@ -62,6 +62,7 @@ def test_the_ablation_changes_the_encoder_only(tmp_path):
     assert one.architecture.llm == two.architecture.llm
 
 
+@pytest.mark.slow
 def test_user_errors_are_reported(tmp_path):
     flow = ("examples.shapes.train", "--model=janusflow", f"--workdir={tmp_path}")
     refused = run(*flow, "--ablation", cwd=ROOT)

@@ -48,7 +48,7 @@ def assert_equal(events, pieces):
         np.testing.assert_array_equal(picture.tokens, image.tokens)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("features", [False, True])
 def test_answers_equal_those_of_the_conversation_alone(features):
     model = conversation_model(features)
@@ -82,6 +82,7 @@ def test_answers_equal_those_of_the_conversation_alone(features):
     engine.stop()
 
 
+@pytest.mark.slow
 def test_an_image_without_room_fails_its_request_only():
     model = conversation_model(False)
     engine = start(model)

@@ -119,7 +119,7 @@ def assert_equal(completion, expected):
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.slow) for name in REQUESTS]
+    "name", [name if name in FAST else pytest.param(name, marks=pytest.mark.nightly) for name in REQUESTS]
 )
 def test_single_request_equals_the_request_alone(engine, alone, name):
     assert_equal(engine.submit(REQUESTS[name]).result(TIMEOUT), alone(name))
@@ -148,7 +148,7 @@ def test_random_arrivals_and_cancellations(engine, alone, seed):
     assert (stats.waiting, stats.rows_used) == (0, 0)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_requests_of_many_threads(engine, alone):
     results = {}
 
@@ -175,6 +175,7 @@ def test_stop_strings_and_limits(engine, janus, alone):
     assert (limited.reason, limited.usage.completion_tokens) == ("length", 30)
 
 
+@pytest.mark.slow
 def test_images_of_a_prompt_share_their_prompt(engine):
     before = engine.stats().prefilled
     completion = engine.submit(GenerateRequest(prompt="A boat", n=5)).result(TIMEOUT)
@@ -210,7 +211,7 @@ def test_equal_system_prompts_are_computed_once(engine, alone):
     assert ask("no system prompt")[1] == 0
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_images_equal_those_of_a_call_with_several_prompts(engine, janus):
     expected = janus.generate(["A tree", "A lake"], 2, seed=7)[1][1]
     request = GenerateRequest(prompt="A lake", seed=7, prompt_index=1, first_number=1)
@@ -317,6 +318,7 @@ def test_a_receiver_that_fails_cancels_its_request_only(engine, alone):
     assert handle.last_event == Finished("cancelled", handle.last_event.usage)
 
 
+@pytest.mark.slow
 def test_weights_of_8_bits_give_the_answer_of_the_model_alone():
     execution = Execution(layers="unrolled", quantization="int8")
     params = load_params(tiny.leaves_of(tiny.stacked_params()), tiny.CONFIG, execution, None)
@@ -362,7 +364,7 @@ def test_stop_cancels_requests(janus):
     assert handle.result(TIMEOUT).finished.reason == "cancelled"
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_no_program_is_compiled_after_warm_up(janus):
     with Engine(janus, OPTIONS) as engine:
         programs = (
@@ -379,7 +381,7 @@ def test_no_program_is_compiled_after_warm_up(janus):
         assert [program._cache_size() for program in programs] == sizes
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_mesh_equals_a_single_device(alone):
     model = tiny.pretrained(make_mesh(2, 2, 2, devices=jax.devices()[:8]))
     engine = Engine(model, EngineOptions(slots=8, rows=(4,), max_length=384, buckets=(64, 256)))
@@ -390,7 +392,7 @@ def test_mesh_equals_a_single_device(alone):
     engine.stop()
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_flow_model_serves_images_and_text():
     model = tiny.pretrained(config=tiny.FLOW)
     engine = Engine(model, OPTIONS)

@@ -39,7 +39,7 @@ def resident_bytes():
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_every_good_request_of_many_is_answered_and_memory_is_flat():
     model = tiny.pretrained()
     options = EngineOptions(slots=8, rows=(8,), max_length=256, lengths=(256,), buckets=(64, 256))

@@ -25,6 +25,7 @@ def test_every_tensor_is_converted(lpips):
     np.testing.assert_array_equal(lpips["lin_3"], lins["lin3.model.1.weight"].reshape(-1))
 
 
+@pytest.mark.slow
 def test_distance_is_zero_for_equal_images_and_grows_with_noise(lpips):
     image = jax.random.uniform(jax.random.key(0), (1, 16, 16, 3), minval=-1)
     noise = 0.1 * jax.random.normal(jax.random.key(1), image.shape)

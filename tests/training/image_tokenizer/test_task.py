@@ -50,7 +50,7 @@ def run(recipe, workdir, **options):
     return train(tokenizer_task(recipe, extensions=DATA, **options), workdir)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_discriminator_and_its_loss_start_at_adversarial_start():
     _, state, step = compiled("gradient")
     for number in range(4):
@@ -60,7 +60,7 @@ def test_discriminator_and_its_loss_start_at_adversarial_start():
         assert (float(metrics["loss/adversarial"]) != 0) == (number >= 2)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_average_follows_the_parameters():
     _, state, step = compiled("gradient")
     new, _ = step(state, images(8), {})
@@ -72,7 +72,7 @@ def test_average_follows_the_parameters():
     np.testing.assert_allclose(ema, 0.1 * before + 0.9 * after, rtol=1e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_codebook_starts_with_all_codes_in_use_and_frozen_parts_keep_their_values():
     training, state, step = compiled("moving average")
     state = jax.jit(training.init_codebook)(state, images(16))
@@ -83,7 +83,7 @@ def test_codebook_starts_with_all_codes_in_use_and_frozen_parts_keep_their_value
     assert float(metrics["codes/batch_perplexity"]) > 4
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_kl_moves_latents_to_a_standard_normal():
     recipe = replace(VAE, losses=replace(VAE.losses, l2=0.0, kl=1.0), optimizer=replace(ADAM, learning_rate=1e-2))
     training = VAETraining(recipe)
@@ -94,7 +94,7 @@ def test_kl_moves_latents_to_a_standard_normal():
     assert kl[-1] < kl[0] / 3
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("name", RECIPES)
 def test_a_killed_run_resumes_bitwise(name, tmp_path, monkeypatch):
     whole = run(RECIPES[name], tmp_path / "whole")
@@ -118,7 +118,7 @@ def test_a_killed_run_resumes_bitwise(name, tmp_path, monkeypatch):
         assert resumed.metrics[f"eval/{score}"] == whole.metrics[f"eval/{score}"]
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("recipe", [VQ, VAE])
 def test_training_writes_a_tokenizer_folder_once(recipe, tmp_path):
     few = replace(recipe, steps=1)
@@ -151,7 +151,7 @@ def test_images_in_memory_need_no_evaluation_images():
         assert len(batches._arrays[0]) == 38
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_eight_devices_train_like_one(tmp_path):
     # Adam turns a gradient that is only rounding error (a bias before a norm) into a full step; a large eps does not.
     adam = replace(ADAM, eps=1e-2)
@@ -163,7 +163,7 @@ def test_eight_devices_train_like_one(tmp_path):
         np.testing.assert_allclose(found, expected, atol=2e-5)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_loss_that_is_not_finite_stops_the_run_and_can_be_replayed(tmp_path):
     data = replace(VQ.data, directories=(str(write_images(tmp_path / "pictures", 32)),), workers=0)
     task = tokenizer_task(replace(VQ, data=data, losses=replace(VQ.losses, l2=float("inf"))))

@@ -29,7 +29,8 @@ def sample(policy):
     return policy.sample(MODEL, tiny.stacked_params(tiny.FLOW), processor.left_pad(sequences, 48), keys), keys
 
 
-@pytest.mark.parametrize("guidance_scale", [2.0, pytest.param(1.0, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("guidance_scale", [2.0, pytest.param(1.0, marks=pytest.mark.nightly)])
 def test_log_probabilities_are_those_of_the_sampled_noise(guidance_scale):
     """Sampling reads the prompt from a cache, and scoring computes whole sequences."""
     policy = FlowPolicy(guidance_scale, STEPS)

@@ -83,7 +83,7 @@ def test_runs_killed_in_a_step_resume_bit_for_bit(tmp_path):
     assert found[1] == data
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_two_processes_have_the_metrics_of_one(tmp_path):
     single = launch("-m", "launch.train", *command(tmp_path / "single"))
     assert single.returncode == 0, single.stderr

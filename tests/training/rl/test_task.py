@@ -69,6 +69,7 @@ def check(variant):
     return lines, state
 
 
+@pytest.mark.slow
 def test_a_run_has_metrics_and_pictures():
     lines, _ = check("one update")
     assert all(line["clip_share"] == 0 for line in lines)
@@ -81,7 +82,7 @@ def test_a_run_has_metrics_and_pictures():
     assert best >= worst
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_flow_model_is_trained():
     lines, state = check("flow")
     assert all(line["clip_share"] == 0 for line in lines)
@@ -91,7 +92,7 @@ def test_a_flow_model_is_trained():
     assert changed == {"llm", "gen_decoder"}
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["guided, four updates", "flow, four updates"])
 def test_a_run_with_several_updates_per_step_clips_ratios(variant):
     lines, state = check(variant)
@@ -99,7 +100,7 @@ def test_a_run_with_several_updates_per_step_clips_ratios(variant):
     assert int(state.step) == 4 * recipes.STEPS
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", ["adapters", "flow, adapters"])
 def test_adapters_have_the_model_as_reference(variant):
     _, state = check(variant)
@@ -117,7 +118,7 @@ def test_the_reference_keeps_its_initial_values():
     assert np.mean(changed) > 0.9
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_preempted_run_resumes_bit_for_bit(variant, tmp_path, monkeypatch):
     workdir, state = finished(variant)
@@ -130,7 +131,7 @@ def test_preempted_run_resumes_bit_for_bit(variant, tmp_path, monkeypatch):
     assert logged(tmp_path, *NAMES) == logged(workdir, *NAMES)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 @pytest.mark.parametrize(
     ("variant", "sizes"),
     [("one update", (8, 1, 1)), ("one update", (1, 8, 1)), ("one update", (2, 2, 2)), ("flow", (2, 2, 2))],
@@ -148,7 +149,7 @@ def test_meshes_agree_to_rounding(variant, sizes, tmp_path):
             np.testing.assert_allclose(one[name], other[name], rtol=2e-4, atol=atol, err_msg=name)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_reward_rises(tmp_path):
     recipe = recipes.recipe(steps=25, optimizer=OptimizerConfig(learning_rate=5e-3), loss=PolicyLoss(beta=0.0))
     runs.run(recipe, tmp_path)
@@ -156,7 +157,7 @@ def test_the_reward_rises(tmp_path):
     assert np.mean(rewards[-5:]) > np.mean(rewards[:5]) + 0.05
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_a_dead_service_loses_no_step(tmp_path, monkeypatch):
     """The service dies in step 2, and no checkpoint is due before step 4."""
     calls = 0
@@ -191,20 +192,21 @@ def sample(count=2, mesh=None, **settings):
     return sampler(mesh, **settings)(tiny.stacked_params(), prompts, step_keys(0, 3, count, 4))
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_rollouts_do_not_depend_on_their_division():
     whole, parts = sample(), sample(rollout_size=4)
     np.testing.assert_array_equal(whole.images, parts.images)
     jax.tree.map(np.testing.assert_array_equal, whole.trajectories, parts.trajectories)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_copied_parameters_sample_the_same_images():
     one, other = sample().trajectories.gen_ids, sample(rollout_params="copied").trajectories.gen_ids
     # Both sum in another order, which may change a token and those after it.
     assert np.mean(np.asarray(one) == np.asarray(other)) > 0.9
 
 
+@pytest.mark.slow
 def test_guided_sequences_have_an_unconditional_sequence():
     rollout = sample(log_probs="guided")
     tokens, pad = np.asarray(rollout.trajectories.tokens), sampler().processor.tokenizer.special.pad
@@ -219,7 +221,7 @@ def test_guided_sequences_have_an_unconditional_sequence():
     np.testing.assert_array_equal(ids[:, 0], ids[:, 1])
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_guided_log_probabilities_are_those_of_the_sampled_distribution():
     """At a low temperature every sampled token is almost certain."""
     settings = {"log_probs": "guided", "temperature": 1e-4}
@@ -267,7 +269,7 @@ def test_long_prompts_are_refused(tmp_path):
         stage_task(recipes.recipe(prompts=str(file)), tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_held_out_reward_is_that_of_the_same_images(tmp_path):
     recipe = recipes.recipe(held_out=recipes.RL.prompts, optimizer=OptimizerConfig(learning_rate=1e-9), steps=2)
     runs.run(recipe, tmp_path)
