@@ -53,7 +53,7 @@ def test_first_steps_generate_an_image_and_describe_it(run):
     assert "user | What color is the star?\nassistant | blue\n" in printed
 
 
-@pytest.mark.slow
+@pytest.mark.nightly
 def test_the_fine_tuned_model_knows_a_new_word(run):
     before, after = run("fine_tune", STEPS=30).split("initializing the parameters")
     assert "a pink heart" not in before
