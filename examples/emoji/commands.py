@@ -48,7 +48,8 @@ def steps(workdir: Path, budget: str, package: Path | None = None) -> Iterator[S
     yield Step("tables", tables, data / "text" / "tokenizer.json")
 
     def prepare(name: str, source: str, table: str, more: str = "") -> Step:
-        command = f"janus-prepare --source {source} --input {data / table} --images {data / 'pictures'}{more}"
+        images = f"--images {data / 'pictures'} --background white"
+        command = f"janus-prepare --source {source} --input {data / table} {images}{more}"
         output = prepared / name
         return Step(f"prepare {name}", f"{command} --output {output}", output / "dataset_info.json")
 
@@ -62,13 +63,13 @@ def steps(workdir: Path, budget: str, package: Path | None = None) -> Iterator[S
     yield prepare("questions", "conversations", "questions.jsonl")
     yield prepare("chat", "conversations --task text", "chat.jsonl")
 
-    images = f"--config.data.directories=\"('{prepared}/pictures',)\""
+    pictures = f"--config.data.directories=\"('{prepared}/pictures',)\""
     held_out = f"--config.data.eval_directories=\"('{prepared}/held_out',)\""
     vq, encoder = workdir / "tokenizer", workdir / "und_encoder"
-    yield train("image tokenizer", "tokenizer", vq, vq / "tokenizer" / "config.json", f"{images} {held_out}")
+    yield train("image tokenizer", "tokenizer", vq, vq / "tokenizer" / "config.json", f"{pictures} {held_out}")
     text = f"--config.tokenizer={data}/text"
     result = encoder / "two_towers" / "recipe.json"
-    yield train("understanding encoder", "encoder", encoder, result, f"{text} {images} {held_out}")
+    yield train("understanding encoder", "encoder", encoder, result, f"{text} {pictures} {held_out}")
     yield prepare("encoded", "captions", "train.jsonl", f" --text_field name --tokenizer {vq}/tokenizer")
 
     sources = f"--config.sources.understanding.directory={prepared}/questions "
@@ -88,6 +89,7 @@ def steps(workdir: Path, budget: str, package: Path | None = None) -> Iterator[S
         out = workdir / "evaluation" / name
         command = f"janus-evaluate --model {model} --dtype float32 --data {workdir} --out {out} --batch_size 50"
         command += f" --benchmark examples.emoji.{name}_benchmark:{benchmark}"
+        command += " --background white" if name == "understanding" else ""
         yield Step(f"evaluate {name}", command + (" --limit 4" if budget == "smoke" else ""), out / "results.json")
 
 

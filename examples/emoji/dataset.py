@@ -12,11 +12,8 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from io import BytesIO
 from pathlib import Path
 from typing import Any
-
-from PIL import Image
 
 from janus_jax.errors import JanusError
 from janus_jax.files import PARSE_ERRORS, describe_error
@@ -67,7 +64,7 @@ class Emoji:
 
 
 def read_package(package: Path, folder: Path) -> list[Emoji]:
-    """Reads the emoji of a package, and writes their pictures on white to a folder, as PNG without alpha.
+    """Reads the emoji of a package, and writes their pictures to a folder.
 
     Args:
       package: The .tgz that `npm pack` writes.
@@ -81,7 +78,7 @@ def read_package(package: Path, folder: Path) -> list[Emoji]:
             # In one pass, because a compressed archive is slow to search.
             files = {member.name: _content(tar, member) for member in tar if _is_used(member.name)}
         found = list(_read_table(json.loads(files[_TABLE])))
-        pictures = {emoji.file: _on_white(files[_PICTURES + emoji.file]) for emoji in found}
+        pictures = {emoji.file: files[_PICTURES + emoji.file] for emoji in found}
     except _DAMAGE as error:
         raise JanusError(
             f"{package} is not a readable package of emoji ({describe_error(error)}); fetch it with npm pack "
@@ -89,13 +86,8 @@ def read_package(package: Path, folder: Path) -> list[Emoji]:
         ) from error
     folder.mkdir(parents=True, exist_ok=True)
     for name, picture in pictures.items():
-        picture.save(folder / name)
+        (folder / name).write_bytes(picture)
     return found
-
-
-def _on_white(content: bytes) -> Image.Image:
-    picture = Image.open(BytesIO(content)).convert("RGBA")
-    return Image.alpha_composite(Image.new("RGBA", picture.size, "white"), picture).convert("RGB")
 
 
 def _is_used(name: str) -> bool:

@@ -23,6 +23,7 @@ from janus_jax.evaluation.generation.image_requests import (
     requests_for_prompt,
 )
 from janus_jax.evaluation.registry import register_benchmark
+from janus_jax.processing import open_image
 
 _SHOWN = 12
 """Prompts of each split on the contact sheet."""
@@ -63,7 +64,7 @@ def score(requests: Sequence[EmojiRequest], answers: Answers, options: Options) 
     names = sorted(file.name for file in (data / "data" / "pictures").iterdir())
     training = {entry.text("image") for entry in read_json_lines(data / "data" / "train.jsonl")}
     is_training = np.array([name in training for name in names])
-    pictures = np.stack([_pixels(Image.open(data / "data" / "pictures" / name), size) for name in names])
+    pictures = np.stack([_pixels(_open_real(data, name), size) for name in names])
     scores: dict[str, float] = {}
     for split in dict.fromkeys(request.split for request in requests):
         asked = [request for request in requests if request.split == split]
@@ -100,8 +101,12 @@ def write_predictions(requests: Sequence[EmojiRequest], answers: Answers, folder
 
 def _open(requests: Sequence[EmojiRequest], answers: Answers) -> tuple[list[Image.Image], list[Image.Image]]:
     """Returns the generated and the real pictures."""
-    real: list[Image.Image] = [Image.open(one.data / "data" / "pictures" / one.picture) for one in requests]
+    real: list[Image.Image] = [_open_real(one.data, one.picture) for one in requests]
     return [Image.open(file) for file in generated_files(requests, answers)], real
+
+
+def _open_real(data: Path, name: str) -> Image.Image:
+    return open_image(data / "data" / "pictures" / name, background="white")
 
 
 def _first(similarity: Float[np.ndarray, "N N"]) -> float:

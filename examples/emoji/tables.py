@@ -5,7 +5,7 @@
 
 writes these files, which are what you would write for your own data:
 
-    pictures/          PNG, 64 x 64 pixels, on white
+    pictures/          PNG, 64 x 64 pixels, transparent
     train.jsonl        picture, name and captions, for `janus-prepare --source captions`
     held_out.jsonl     the same for the held-out pictures
     questions.jsonl    conversations about the training pictures, for `janus-prepare --source conversations`

@@ -20,18 +20,14 @@ from absl import flags
 
 from janus_jax.buckets import as_path
 from janus_jax.commands import cli, model_flags
+from janus_jax.commands.background_flag import define_background
 from janus_jax.commands.chat_repl import HELP, Conversation, ImageOutput, chat, expand_path, print_answer, question
 from janus_jax.commands.terminal_images import Protocol, detect_protocol
 from janus_jax.config import JanusConfig
 from janus_jax.processing import Background, Unconditional, open_image
 
 _IMAGE = flags.DEFINE_multi_string("image", [], "image file that the question is about; may be repeated")
-_BACKGROUND = flags.DEFINE_enum(
-    "background",
-    "none",
-    get_args(Background),
-    "background of transparent pixels; none: alpha is dropped, and transparent pixels show their hidden colors",
-)
+_BACKGROUND = define_background()
 _PROMPT = flags.DEFINE_string("prompt", None, "the question (default: chat in the terminal)")
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens",

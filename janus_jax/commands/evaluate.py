@@ -14,13 +14,14 @@ import dataclasses
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from absl import flags, logging
 
 from janus_jax.buckets import as_path, local_copy, require_local, staged_folder
 from janus_jax.commands import best_of_flags, cli
 from janus_jax.commands import model_flags as models
+from janus_jax.commands.background_flag import define_background
 from janus_jax.config import ModelConfig
 from janus_jax.distributed import Cluster, join_cluster
 from janus_jax.errors import JanusError
@@ -32,7 +33,7 @@ from janus_jax.evaluation.journal import claim_folder
 from janus_jax.evaluation.registry import BENCHMARKS, find_benchmark
 from janus_jax.evaluation.results import format_table, items_digest, model_fingerprint, package_versions
 from janus_jax.evaluation.runner import answer_questions, collect_answers
-from janus_jax.processing import DamagedImage
+from janus_jax.processing import Background, DamagedImage
 from janus_jax.progress import count_bar
 from janus_jax.storage import output_folder, write_json, writing
 
@@ -54,6 +55,7 @@ _LIMIT = flags.DEFINE_integer("limit", None, "answer about this many questions, 
 _MAX_NEW_TOKENS = flags.DEFINE_integer(
     "max_new_tokens", None, "maximum length of an answer in tokens (default: that of the benchmark)", lower_bound=1
 )
+_BACKGROUND = define_background()
 _SKIP_DAMAGED = flags.DEFINE_bool("skip_damaged", False, "skip questions with a damaged image, and count them")
 _DISTRIBUTED = flags.DEFINE_bool("distributed", False, "run as one of several processes that share the questions")
 flags.adopt_module_key_flags(models)
@@ -83,6 +85,11 @@ class BenchmarkRun:
     def edits_images(self) -> bool:
         """Whether the items are requests for edited images."""
         return isinstance(self.items[0], EditRequest)
+
+    @property
+    def reads_images(self) -> bool:
+        """Whether the images of the items are read by this command, and not by the benchmark."""
+        return self.benchmark.answer is None and (self.edits_images or not self.generates_images)
 
     def settings(self, common: Mapping[str, Any]) -> dict[str, Any]:
         """Returns everything that the answers depend on.
@@ -118,6 +125,7 @@ def main(_: Sequence[str]) -> None:
             "max_new_tokens": _MAX_NEW_TOKENS.value,
             **models.quantization_setting(opened.checkpoint),
             **_BEST_OF.setting(),
+            **({"background": background} if (background := _BACKGROUND.value) != "none" else {}),
         }
         # `collect_answers` claims a folder too, but only after the model is loaded.
         cluster.run_on_all(lambda: _claim_folders(runs, common) if cluster.is_primary else None)
@@ -171,6 +179,9 @@ def read_benchmarks(data: Path, out: Path) -> list[BenchmarkRun]:
     if _BEST_OF.setting() and not any(run.generates_images for run in runs):
         names = ", ".join(benchmark.name for benchmark in benchmarks)
         raise JanusError(f"--best_of has no effect on {names}, which generate no images; omit it.")
+    if _BACKGROUND.value != "none" and not any(run.reads_images for run in runs):
+        names = ", ".join(benchmark.name for benchmark in benchmarks)
+        raise JanusError(f"--background has no effect on {names}; omit it.")
     return runs
 
 
@@ -260,7 +271,7 @@ def _run(
 def _answer_items(run: BenchmarkRun, items: Sequence[Any], model: _Model) -> Iterator[Mapping[str, str | None]]:
     if not items:
         return  # All items have answers, so the model is not loaded.
-    seed, batch_size = models.SEED.value, _BATCH_SIZE.value
+    seed, batch_size, background = models.SEED.value, _BATCH_SIZE.value, cast(Background, _BACKGROUND.value)
     if run.benchmark.answer is not None:
         yield from run.benchmark.answer(model.load(), items, AnswerSettings(run.out, run.options, seed, batch_size))
         return
@@ -268,12 +279,14 @@ def _answer_items(run: BenchmarkRun, items: Sequence[Any], model: _Model) -> Ite
         common: dict[str, Any] = {"options": run.options, "seed": seed, "batch_size": batch_size}
         common |= models.window_setting(_PARALLEL_WINDOW)
         if run.edits_images:
-            yield from generate_edits(model.load(), items, run.out, **common)
+            yield from generate_edits(model.load(), items, run.out, background=background, **common)
         else:
             yield from generate_images(model.load(), items, run.out, best_of=model.best_of, **common)
         return
     try:
-        yield from answer_questions(model.load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value)
+        yield from answer_questions(
+            model.load(), items, batch_size, skip_damaged=_SKIP_DAMAGED.value, background=background
+        )
     except DamagedImage as error:
         reason = str(error).removesuffix(".")
         raise JanusError(f"{reason}; fetch the image again, or skip its questions with --skip_damaged.") from error

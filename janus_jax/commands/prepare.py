@@ -15,6 +15,7 @@ from absl import flags
 
 from janus_jax.buckets import require_local
 from janus_jax.commands import cli
+from janus_jax.commands.background_flag import define_background
 from janus_jax.data.prepare.prepare import PrepareOptions, prepare
 from janus_jax.data.prepare.shard_writer import DatasetSpec
 from janus_jax.data.sources import SOURCES, SourceOptions, get_source
@@ -62,12 +63,7 @@ _TEXT_UNIT = flags.DEFINE_enum("text_unit", "line", get_args(TextUnit), "for tex
 _INPUT_SPLIT = flags.DEFINE_string(
     "input_split", "train", "split to read: of a TFDS dataset, such as train[:1000], or of a folder with several splits"
 )
-_BACKGROUND = flags.DEFINE_enum(
-    "background",
-    "none",
-    get_args(Background),
-    "background of transparent pixels; none: alpha is dropped, and transparent pixels show their hidden colors",
-)
+_BACKGROUND = define_background()
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "for tfds: folder of TFDS datasets (default: TFDS's own)")
 _SHARD_RECORDS = flags.DEFINE_integer(
     "shard_records",

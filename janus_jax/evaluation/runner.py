@@ -13,7 +13,7 @@ from janus_jax.errors import JanusError
 from janus_jax.evaluation.benchmark import ItemT, Question
 from janus_jax.evaluation.journal import claim_folder, open_journal, read_answers
 from janus_jax.files import prefix_errors
-from janus_jax.processing import DamagedImage, Processor, TokenSequence
+from janus_jax.processing import Background, DamagedImage, Processor, TokenSequence
 
 OnProgress = Callable[[int, int], object]
 """Function of the number of answered items and the total number of items."""
@@ -96,7 +96,12 @@ def collect_answers(
 
 
 def answer_questions(
-    model: ChatModel, questions: Sequence[Question], batch_size: int, *, skip_damaged: bool = False
+    model: ChatModel,
+    questions: Sequence[Question],
+    batch_size: int,
+    *,
+    skip_damaged: bool = False,
+    background: Background = "none",
 ) -> Iterator[Mapping[str, str | None]]:
     """Answers questions with greedy decoding.
 
@@ -105,6 +110,7 @@ def answer_questions(
 
     Args:
       skip_damaged: Whether to skip questions with a damaged image. A warning names the image.
+      background: Background of transparent pixels, see `Background`.
 
     Yields:
       Answers of a batch by question id; None for skipped questions.
@@ -117,7 +123,7 @@ def answer_questions(
     with ThreadPoolExecutor(_READERS) as readers:
 
         def submit(batch: Sequence[Question]) -> list[Future[TokenSequence | None]]:
-            return [readers.submit(_prompt, model.processor, question, skip_damaged) for question in batch]
+            return [readers.submit(_prompt, model.processor, question, skip_damaged, background) for question in batch]
 
         # Images of the next batch are decoded while the devices process this one.
         pending = submit(batches[0]) if batches else []
@@ -157,11 +163,13 @@ def estimate_length(processor: Processor, question: Question) -> int:
     return len(processor.tokenizer.encode(text)) + images * (processor.num_und_tokens + 1)
 
 
-def _prompt(processor: Processor, question: Question, skip_damaged: bool) -> TokenSequence | None:
+def _prompt(
+    processor: Processor, question: Question, skip_damaged: bool, background: Background
+) -> TokenSequence | None:
     name = f"Question {question.id}"
     try:
         with prefix_errors(name):
-            return processor.understanding_sequence(question.messages, None, question.system_prompt)
+            return processor.understanding_sequence(question.messages, None, question.system_prompt, background)
     except DamagedImage as error:
         if not skip_damaged:
             raise

@@ -163,6 +163,10 @@ USER_ERRORS = {
         ["--benchmark=geneval", "--max_new_tokens=4", "--data=both/geneval"],
         "--max_new_tokens has no effect on geneval, which generate images",
     ),
+    "a background for benchmarks without images": (
+        ["--benchmark=geneval", "--background=white", "--data=both/geneval"],
+        "--background has no effect on geneval; omit it.",
+    ),
     "an option of no benchmark": (["--option=prompt=official"], "--option prompt=official is not an option of pope"),
     "an option without a value": (["--option=prompt"], "--option prompt has no value"),
     "an invalid option value": (["--benchmark=mmmu", "--option=prompt=maybe"], "it must be authors|official"),

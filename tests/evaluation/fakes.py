@@ -51,7 +51,7 @@ class FakeModel:
         self.processor = SimpleNamespace(
             num_und_tokens=4,
             tokenizer=SimpleNamespace(encode=lambda text: list(text)),
-            understanding_sequence=lambda messages, images, system_prompt: messages[-1]["content"],
+            understanding_sequence=lambda messages, images, system_prompt, background: messages[-1]["content"],
         )
         self._answer = answer
         self._stop_at = stop_at

@@ -6,6 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import jax
 import pytest
+from PIL import Image
 
 from janus_jax.distributed import Cluster
 from janus_jax.errors import JanusError
@@ -203,6 +204,18 @@ def test_every_kind_of_damage_can_be_skipped(tmp_path, content):
     assert answers == {"whole": "yes", "damaged": None}
 
 
+def test_transparent_pixels_get_the_background(tmp_path):
+    Image.new("RGBA", (8, 8), (0, 0, 0, 0)).save(tmp_path / "transparent.png")
+    message = {"role": "user", "content": "<image_placeholder>\nWhat?", "images": [tmp_path / "transparent.png"]}
+    seen = []
+    model = FakeModel()
+    model.processor = tiny.processor()
+    model.answer = lambda prompts, **options: seen.append(prompts[0].und_images) or ["yes"]
+    for background in ("none", "white"):
+        list(answer_questions(model, [Question(id="q", messages=[message])], 1, background=background))
+    assert [(images.min(), images.max()) for images in seen] == [(0, 0), (255, 255)]
+
+
 def test_a_missing_image_is_not_skipped(tmp_path):
     model = FakeModel()
     model.processor = tiny.processor()
@@ -217,7 +230,7 @@ class DamagedModel(FakeModel):
     def __init__(self, lengths):
         super().__init__()
 
-        def understanding_sequence(messages, images, system_prompt):
+        def understanding_sequence(messages, images, system_prompt, background):
             text = messages[-1]["content"]
             if len(text) in lengths:
                 raise DamagedImage(f"The image {text} is damaged.")

@@ -13,7 +13,15 @@ from janus_jax.evaluation.generation.generate_images import batch_requests, save
 from janus_jax.evaluation.generation.image_requests import ImageRequest
 from janus_jax.files import prefix_errors
 from janus_jax.generation.padding import bucket_length
-from janus_jax.processing import EditingFormat, ImageSource, Processor, editing_style, editing_tokens, open_image
+from janus_jax.processing import (
+    Background,
+    EditingFormat,
+    ImageSource,
+    Processor,
+    editing_style,
+    editing_tokens,
+    open_image,
+)
 
 EDIT_OPTIONS: Mapping[str, Choice | Number] = {
     "style": Choice(*get_args(EditingFormat)),
@@ -79,12 +87,14 @@ def generate_edits(
     options: Options,
     seed: int,
     batch_size: int,
+    background: Background = "none",
     **settings: Any,
 ) -> Iterator[Mapping[str, str]]:
     """Generates edited images in batches and saves them as PNG. See `generate_images`.
 
     Args:
       options: Values of `EDIT_OPTIONS`.
+      background: Background of transparent pixels of the source images, see `Background`.
       **settings: Further settings of `EditSampler`, such as `parallel_window`.
 
     Raises:
@@ -99,7 +109,7 @@ def generate_edits(
         return bucket_length(len(sequence) - processor.num_gen_tokens)
 
     def sample(batch: Sequence[EditRequest]) -> list[Image.Image]:
-        sources = [_open_source(request) for request in batch]
+        sources = [_open_source(request, background) for request in batch]
         edits = [([source], request.prompt) for source, request in zip(sources, batch, strict=True)]
         numbers = [(request.prompt_index, request.image_index) for request in batch]
         images = model.sample_edits(edits, numbers, seed, **settings)
@@ -111,6 +121,6 @@ def generate_edits(
     yield from save_batches(batch_requests(requests, length, batch_size), sample, folder, batch_size)
 
 
-def _open_source(request: EditRequest) -> Image.Image:
+def _open_source(request: EditRequest, background: Background) -> Image.Image:
     with prefix_errors(f"The source image of {request.id}"):
-        return open_image(request.source)
+        return open_image(request.source, background=background)

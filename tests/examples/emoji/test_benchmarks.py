@@ -1,12 +1,11 @@
 """Scores of the benchmarks of the emoji example."""
 
-import shutil
-
 import numpy as np
 import pytest
 from PIL import Image
 
 from examples.emoji import generation_benchmark, understanding_benchmark
+from janus_jax.processing import open_image
 from janus_jax.training.siglip import CaptionMatcher
 
 
@@ -34,7 +33,7 @@ class ByPixels:
 
 
 def _pixels(file):
-    return np.asarray(Image.open(file), float)
+    return np.asarray(open_image(file, background="white"), float)
 
 
 def test_real_pictures_are_ranked_first_and_copies_are_found(workdir, tmp_path, monkeypatch):
@@ -43,7 +42,7 @@ def test_real_pictures_are_ranked_first_and_copies_are_found(workdir, tmp_path, 
     answers = {}
     for request in requests:
         answers[request.id] = str(tmp_path / f"{request.id}.png")
-        shutil.copy(workdir / "data" / "pictures" / request.picture, answers[request.id])
+        open_image(workdir / "data" / "pictures" / request.picture, background="white").save(answers[request.id])
     scores = generation_benchmark.score(requests, answers, {})
     count = sum(request.split == "train" for request in requests)
     assert count == 5

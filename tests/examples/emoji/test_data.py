@@ -4,7 +4,6 @@ import json
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from examples.emoji.dataset import Split, read_package
 from examples.emoji.questions import Questions
@@ -34,11 +33,6 @@ def test_the_split_holds_out_one_variant_and_whole_emoji(emoji):
     assert held_out[Split.VARIANT] == ["left-facing fist, light skin tone"]
     assert held_out[Split.EMOJI] == ["bug", "norway flag"]
     assert len(emoji) == len({one.name for one in emoji}) == len(NAMES) + 5
-
-
-def test_transparent_pixels_are_white(workdir):
-    images = [Image.open(file) for file in (workdir / "data" / "pictures").iterdir()]
-    assert {(image.mode, image.getpixel((0, 0))) for image in images} == {("RGB", (255, 255, 255))}
 
 
 @pytest.mark.parametrize("kind", ["choice of 2", "choice of 4"])
