@@ -91,6 +91,8 @@ def steps(workdir: Path, budget: str, package: Path | None = None) -> Iterator[S
         command += f" --benchmark examples.emoji.{name}_benchmark:{benchmark}"
         command += " --background white" if name == "understanding" else ""
         yield Step(f"evaluate {name}", command + (" --limit 4" if budget == "smoke" else ""), out / "results.json")
+    figures = f"python -m examples.emoji.figures {workdir}"
+    yield Step("figures", figures, workdir / "figures" / "reconstructions.png")
 
 
 def run(workdir: Path, budget: str, package: Path | None = None) -> None:

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from examples.emoji import commands
 from janus_jax.errors import JanusError
@@ -63,6 +64,8 @@ def test_all_commands_run_on_a_dozen_pictures(package, tmp_path):
     report = json.loads((tmp_path / "report.json").read_text())
     assert set(report) == {"minutes", "minutes in all", "understanding", "generation"}
     assert (tmp_path / "evaluation" / "generation" / "predictions" / "sheet.png").exists()
+    assert Image.open(tmp_path / "figures" / "reconstructions.png").size == (3 * 48, 2 * 48)
+    assert (tmp_path / "figures" / "curves.svg").exists()
 
 
 if __name__ == "__main__":
