@@ -1,5 +1,6 @@
 """Sampling of tokens from logits: temperature, top-k and top-p, with a random key per sequence."""
 
+import functools
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -133,20 +134,23 @@ def sample_each(
     greedy = sample_tokens(logits, keys, steps, params, "greedy")
     is_random = params.temperature > 0
     has_filter = is_random & ((params.top_k > 0) | (params.top_p < 1))
-    columns = SamplingParams(jnp.where(is_random, params.temperature, 1)[:, None], *(x[:, None] for x in params[1:]))
+    params = params._replace(temperature=jnp.where(is_random, params.temperature, 1))
 
-    def filtered() -> Int[Array, " B"]:
-        return sample_tokens(logits, keys, steps, columns, "filtered")
+    def sample(strategy: Strategy, chosen: Bool[Array, " B"], otherwise: Int[Array, " B"]) -> Int[Array, " B"]:
+        """Returns `otherwise` with new tokens for the chosen sequences."""
+        return jax.lax.cond(
+            chosen.any(),
+            lambda *rows: jax.lax.platform_dependent(
+                *rows,
+                cpu=functools.partial(_sample_one_by_one, strategy=strategy),
+                default=functools.partial(_sample_together, strategy=strategy),
+            ),
+            lambda *rows: rows[1],
+            *(chosen, otherwise, logits, keys, steps, params),
+        )
 
-    def unfiltered() -> Int[Array, " B"]:
-        return sample_tokens(logits, keys, steps, columns, "all")
-
-    def sampled() -> Int[Array, " B"]:
-        # Rounding in the cumulative sum can drop tokens, so rows without filters do not pass through it.
-        some = jax.lax.cond(has_filter.any(), filtered, unfiltered)
-        return jnp.where(has_filter, some, jax.lax.cond((is_random & ~has_filter).any(), unfiltered, lambda: greedy))
-
-    return jnp.where(is_random, jax.lax.cond(is_random.any(), sampled, lambda: greedy), greedy)
+    # Rounding in the cumulative sum can drop tokens, so rows without filters do not pass through it.
+    return sample("filtered", has_filter, sample("all", is_random & ~has_filter, greedy))
 
 
 def check_sampled(tokens: Int[np.ndarray, "..."]) -> None:
@@ -169,6 +173,34 @@ def check_not_nan(is_nan: Bool[np.ndarray, "..."]) -> None:
             "The logits are NaN: a weight is not finite, because the training diverged or the file is damaged, or "
             "values exceed the range of the dtype; try float32, or convert or fetch the weights again."
         )
+
+
+def _sample_together(
+    chosen: Bool[Array, " B"],
+    otherwise: Int[Array, " B"],
+    logits: Float[Array, "B V"],
+    keys: Key[Array, " B"],
+    steps: Int[Array, " B"],
+    params: SamplingParams,
+    *,
+    strategy: Strategy,
+) -> Int[Array, " B"]:
+    columns = SamplingParams(*(numbers[:, None] for numbers in params))
+    return jnp.where(chosen, sample_tokens(logits, keys, steps, columns, strategy), otherwise)
+
+
+def _sample_one_by_one(*rows: Any, strategy: Strategy) -> Int[Array, " B"]:
+    """Does the same as `_sample_together`. On a CPU, random numbers of a row take as long as its decode step."""
+
+    def sample(row: Any) -> Int[Array, ""]:
+        chosen, otherwise, logits, key, step, params = row
+        return jax.lax.cond(
+            chosen,
+            lambda: sample_tokens(logits[None], key[None], step[None], params, strategy)[0],
+            lambda: otherwise,
+        )
+
+    return jax.lax.map(sample, rows)
 
 
 def _passes_filters(logits: Float[Array, "B V"], params: SamplingParams) -> Bool[Array, "B V"]:
