@@ -39,7 +39,7 @@ MODEL = JanusConfig(
 STAGE_1 = Stage(
     trained=("und_adaptor/*", "llm/*"),
     optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=20, weight_decay=0.01, muon_learning_rate=0.01),
-    steps=300,
+    steps=150,
     batch_size=16,
     phases=(Phase(None, {"understanding": 10, "text": 1}),),
     supervision=Supervision.ANSWERS,
@@ -53,7 +53,7 @@ STAGE_2 = replace(
     STAGE_1,
     # All except the encoders and the embeddings and output weights of image tokens, which come from the codebook.
     trained=("und_adaptor/*", "gen_adaptor/*", "gen_head/fc1/*", "gen_head/fc2/bias", "llm/*"),
-    steps=250,
+    steps=200,
     phases=(Phase(None, {"understanding": 10, "generation": 30, "text": 1}),),
     budget=Budget(tokens=256, und_images=2, gen_images=4, text_targets=64),
     initialisation=Initialisation(),
@@ -63,7 +63,7 @@ STAGE_3 = replace(
     STAGE_2,
     trained=ALL_BUT_ENCODERS,
     optimizer=replace(STAGE_1.optimizer, schedule="cosine"),
-    steps=1200,
+    steps=600,
     ema_decay=0.99,
 )
 
