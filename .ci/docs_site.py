@@ -29,7 +29,7 @@ def on_files(files: Files, config: Any) -> Files:
         for other, file in PAGES.items():
             text = re.sub(rf"\]\((?:\.\./)*{re.escape(file)}", f"]({other}", text)
         files.append(File.generated(config, page, content=text))
-        for image in path.parent.glob("*.svg"):
+        for image in (*path.parent.glob("*.svg"), *path.parent.glob("*.png")):
             files.append(File.generated(config, image.name, abs_src_path=str(image)))
     for notebook in sorted((ROOT / "docs" / "notebooks").glob("*.ipynb")):
         files.append(File.generated(config, f"notebooks/{notebook.stem}.md", content=_notebook_page(notebook)))
