@@ -190,7 +190,7 @@ def _sample_together(
 
 
 def _sample_one_by_one(*rows: Any, strategy: Strategy) -> Int[Array, " B"]:
-    """Does the same as `_sample_together`. On a CPU, random numbers of a row take as long as its decode step."""
+    """Does the same as `_sample_together`, for CPUs, where random numbers for rows that need none are slow."""
 
     def sample(row: Any) -> Int[Array, ""]:
         chosen, otherwise, logits, key, step, params = row
