@@ -50,7 +50,7 @@ class FakeModel:
         self.processor = SimpleNamespace(
             num_und_tokens=36,
             tokenizer=SimpleNamespace(encode=str.split),
-            understanding_sequence=lambda messages, images, system_prompt: messages[0],
+            understanding_sequence=lambda messages, images, system_prompt, background: messages[0],
             generation_prompt=str.split,
         )
         self._answers = {}
