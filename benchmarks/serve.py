@@ -19,7 +19,6 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,6 +26,7 @@ from absl import flags
 from PIL import Image
 
 import janus_jax
+from benchmarks.load import Load, percentiles
 from benchmarks.shared import load_weights, machine, markdown_table, timed
 from janus_jax.commands import cli
 from janus_jax.config import Dtype, Execution, JanusConfig, LlamaConfig, SiglipConfig, VQConfig
@@ -53,21 +53,6 @@ RANDOM = JanusConfig(
 _SYSTEM_TOKENS = 300
 
 Request = ChatRequest | GenerateRequest
-
-
-@dataclass
-class Load:
-    """Result of one measurement.
-
-    Attributes:
-      seconds: Duration of all requests.
-      first: Seconds until the first event of each request.
-      complete: Seconds until the last event of each request.
-    """
-
-    seconds: float
-    first: list[float]
-    complete: list[float]
 
 
 def main(_argv: Sequence[str]) -> None:
@@ -97,10 +82,8 @@ def main(_argv: Sequence[str]) -> None:
     for number in clients:
         loads = [loads[number] for _, loads in rounds]
         ratio = float(np.median([seconds / loads[number].seconds for seconds, loads in rounds]))
-        first, complete = ([one for load in loads for one in getattr(load, name)] for name in ("first", "complete"))
-        cells = [*np.percentile(first, [50, 95]), *np.percentile(complete, [50, 95])]
         median = float(np.median([load.seconds for load in loads]))
-        rows.append([number, f"{len(requests) / median:.2f}", f"{ratio:.2f}", *(f"{cell:.2f}" for cell in cells)])
+        rows.append([number, f"{len(requests) / median:.2f}", f"{ratio:.2f}", *percentiles(loads)])
         results |= {f"clients_{number}_ratio": round(ratio, 3), f"clients_{number}_seconds": round(median, 2)}
     columns = (
         "clients",

@@ -16,7 +16,6 @@ import os
 import tempfile
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,6 +26,7 @@ import safetensors.numpy
 from absl import flags
 
 from benchmarks.http_requests import JSON, Answer, HttpRequest, data_url, read_answer
+from benchmarks.load import Load, percentiles
 from benchmarks.serve_torch import RANDOM
 from benchmarks.server_process import Server, janus_serve
 from benchmarks.shared import LAYOUT, machine, markdown_table, weights
@@ -40,21 +40,6 @@ _CLIENTS = flags.DEFINE_list("clients", ["1", "8"], "numbers of concurrent clien
 _ROUNDS = flags.DEFINE_integer("rounds", 3, "timed rounds; the median counts", lower_bound=1)
 
 NAMES = ("janus-serve", "transformers")
-
-
-@dataclass
-class Load:
-    """Result of one measurement.
-
-    Attributes:
-      seconds: Duration of all requests.
-      first: Seconds until the first text or image of each request.
-      complete: Seconds until the end of each request.
-    """
-
-    seconds: float
-    first: list[float]
-    complete: list[float]
 
 
 def main(_argv: Sequence[str]) -> None:
@@ -85,9 +70,7 @@ def main(_argv: Sequence[str]) -> None:
             ratio = median(loads[NAMES[1], number].seconds / loads[name, number].seconds for loads in rounds)
             loads = [loads[name, number] for loads in rounds]
             rate = len(requests) / median(load.seconds for load in loads)
-            first, complete = ([one for load in loads for one in getattr(load, key)] for key in ("first", "complete"))
-            cells = [*np.percentile(first, [50, 95]), *np.percentile(complete, [50, 95])]
-            rows.append([number, name, f"{rate:.2f}", f"{ratio:.2f}", *(f"{cell:.2f}" for cell in cells)])
+            rows.append([number, name, f"{rate:.2f}", f"{ratio:.2f}", *percentiles(loads)])
             results |= {
                 f"clients_{number}_{name}_{key}": round(one, 3) for key, one in (("rate", rate), ("ratio", ratio))
             }

@@ -23,6 +23,8 @@ from janus_jax.processing import open_image, prepare_generation
 _SHOWN = 12
 """Pictures in a row."""
 
+_LOSSES = {"loss/understanding": "answers", "loss/generation": "image tokens"}
+
 _PLOTS = (
     ("tokenizer/metrics.jsonl", "PSNR of held-out pictures, dB", {"eval/psnr": "image tokenizer"}),
     (
@@ -31,16 +33,8 @@ _PLOTS = (
         {"eval/retrieval": "understanding encoder"},
     ),
     ("janus/stage_1/metrics.jsonl", "stage 1, loss per token", {"loss/understanding": "answers"}),
-    (
-        "janus/stage_2/metrics.jsonl",
-        "stage 2, loss per token",
-        {"loss/understanding": "answers", "loss/generation": "image tokens"},
-    ),
-    (
-        "janus/stage_3/metrics.jsonl",
-        "stage 3, loss per token",
-        {"loss/understanding": "answers", "loss/generation": "image tokens"},
-    ),
+    ("janus/stage_2/metrics.jsonl", "stage 2, loss per token", _LOSSES),
+    ("janus/stage_3/metrics.jsonl", "stage 3, loss per token", _LOSSES),
 )
 """File of the metrics, title, and names of the metrics with their labels."""
 

@@ -242,9 +242,8 @@ def test_grpo_loss_and_gradients_of_one_update(golden, length, beta):
     golden.assert_gradients(grads, f"{prefix}beta{beta}")
 
 
-@pytest.mark.parametrize(
-    "length", [pytest.param(SHORT, marks=pytest.mark.nightly), pytest.param(576, marks=pytest.mark.nightly)]
-)
+@pytest.mark.nightly
+@pytest.mark.parametrize("length", [SHORT, 576])
 def test_grpo_gradients_without_reference_and_of_the_kl_alone(golden, length):
     prefix = short(length)
     sums, grads = golden.gradients(policy_loss(golden, 0.0), length)
